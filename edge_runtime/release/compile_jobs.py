@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -39,8 +40,17 @@ class _Job:
 
 
 class CompileJobs:
-    def __init__(self, artifacts: Path, folder: Path, processes: ZygoteClient, limit: float) -> None:
-        """`folder`: the private cache of AOT files; `limit`: seconds for one artifact that somebody waits for."""
+    def __init__(
+        self,
+        artifacts: Path,
+        folder: Path,
+        processes: ZygoteClient,
+        limit: float,
+        named: Callable[[str], str] = "artifact {}".format,
+    ) -> None:
+        """`folder`: the private cache of AOT files; `limit`: seconds for one artifact that somebody waits for; `named`
+        says what the log calls an artifact."""
+        self._named = named
         self._artifacts = artifacts
         self._folder = folder
         self._processes = processes
@@ -82,7 +92,7 @@ class CompileJobs:
         if self._jobs.get(name) is job:
             del self._jobs[name]
         if not job.task.cancelled() and (error := job.task.exception()) is not None and not job.waiters:
-            log.warning("artifact %s: %s", name[0], error)
+            log.warning("%s: %s", self._named(name[0]), error)
 
     async def _run(self, job: _Job, sha256: str, level: int) -> AotFile:
         """Raises: SyncFailed."""

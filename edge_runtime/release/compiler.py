@@ -54,7 +54,9 @@ class Compiler:
         self._folder = folder
         self._wait = wait
         self._code_memory = code_memory
-        self.compilations = CompileJobs(artifacts, folder, processes, limit)
+        self._names: dict[str, str] = {}
+        """What the functions of each artifact are called, that was planned or served last."""
+        self.compilations = CompileJobs(artifacts, folder, processes, limit, self.named)
         self.best = BEST
         """The level to which functions are compiled in the background."""
         self._known: dict[tuple[str, int], AotFile] = {}
@@ -83,6 +85,10 @@ class Compiler:
         """Return `stored`, each with the code to start on; those without any can't be called."""
         return await self._start(stored, frozenset(), lenient=True)
 
+    def named(self, sha256: str) -> str:
+        """What log and errors call an artifact: the versions of functions that are made of it."""
+        return self._names.get(sha256) or f"artifact {sha256}"
+
     async def compile(self, sha256: str, level: int, *, background: bool = False) -> AotFile:
         """Find the AOT file of an artifact, or compile it in a child. Raises: SyncFailed."""
         aot = await self._find(sha256, level)
@@ -107,7 +113,7 @@ class Compiler:
                 try:
                     better = await self._mend(function.sha256)
                 except SyncFailed as failed:
-                    log.error("%s can't be compiled again: %s", function.name, failed.message)
+                    log.error("%s can't be compiled again: %s", self.named(function.sha256), failed.message)
                     self.give_up({function.sha256}, failed.code)
                     continue
                 if _is_gone(function):
@@ -121,7 +127,7 @@ class Compiler:
                 try:
                     made = await self.compile(function.sha256, level, background=True)
                 except SyncFailed as failed:
-                    log.warning("%s stays %s: %s", function.name, now, failed.message)
+                    log.warning("%s stays %s: %s", self.named(function.sha256), now, failed.message)
                     self.give_up({function.sha256}, failed.code)
                     continue
                 return [self._with_aot(f, made) if f.sha256 == function.sha256 else f for f in functions]
@@ -144,6 +150,8 @@ class Compiler:
         # This runs in a thread, while the loop may add others.
         for known in [k for k in list(self._known) if k[0] not in keep]:
             self._known.pop(known, None)
+        for sha256 in [sha256 for sha256 in list(self._names) if sha256 not in keep]:
+            self._names.pop(sha256, None)
 
     def is_best(self, function: LocalFunction) -> bool:
         """Tell whether a function runs what was compiled at the best level."""
@@ -155,6 +163,8 @@ class Compiler:
         """Return `planned` with the code to start on. Artifacts in `patient` wait for their AOT files; with `lenient`,
         functions without any code are kept."""
         self._hopeless -= {f.sha256 for f in planned}
+        for sha256 in {f.sha256 for f in planned}:
+            self._names[sha256] = ", ".join(sorted(f"{f.name}@{f.version}" for f in planned if f.sha256 == sha256))
         deadline = asyncio.get_running_loop().time() + self._wait
         made: dict[str, AotFile | Path] = {}
         """The code to start on, by artifact."""
@@ -166,7 +176,7 @@ class Compiler:
             except SyncFailed as failed:
                 if not lenient:
                     raise
-                log.error("artifact %s can't be served: %s", sha256, failed.message)
+                log.error("%s can't be served: %s", self.named(sha256), failed.message)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -194,9 +204,9 @@ class Compiler:
             pass
         await self._whole(sha256)
         if too_large:
-            text = f"artifact {sha256} is too large for the interpreter, and still being compiled; wait for that"
+            text = f"{self.named(sha256)} is too large for the interpreter, and still being compiled; wait for that"
             raise SyncFailed("function_uncompiled", text)
-        log.info("artifact %s starts on the interpreter: it takes long to compile", sha256)
+        log.info("%s starts on the interpreter: it takes long to compile", self.named(sha256))
         return path
 
     async def _whole(self, sha256: str) -> Path:
@@ -222,7 +232,7 @@ class Compiler:
         try:
             path = await self._whole(sha256)
         except SyncFailed as failed:
-            log.error("artifact %s can't be served: %s", sha256, failed.message)
+            log.error("%s can't be served: %s", self.named(sha256), failed.message)
             return None
         if memory_estimate(path, compiled=False) <= self._code_memory:
             return path

@@ -52,9 +52,10 @@ class IntegrityCheck:
     async def check(self) -> None:
         """Check all files once. Raises: NotBorn, ChildGone, TimeoutError."""
         release = self._manager.release
-        artifacts, compiled = {}, {}
+        artifacts, compiled, names = {}, {}, {}
         for function in release.functions if release is not None else []:
             artifacts[str(self._artifacts / f"{function.sha256}.wasm")] = function.sha256
+            names[function.sha256] = f"{function.name}@{function.version}"
             if function.aot:
                 compiled[function.aot] = function
         files = [*artifacts.items(), *((path, function.aot_digest) for path, function in compiled.items())]
@@ -65,7 +66,9 @@ class IntegrityCheck:
                 reply = await child.ask(frames.VERIFY, compiler_messages.Verify(files), LIMIT)
             damaged = _decode_verified(reply.body).damaged
         for path in damaged:
-            log.error("%s is damaged or gone: it is %s again", path, "made" if path in compiled else "fetched")
+            of = compiled[path].sha256 if path in compiled else artifacts[path]
+            again = "made" if path in compiled else "fetched"
+            log.error("%s: %s is damaged or gone: it is %s again", names[of], path, again)
         # Another release may have come meanwhile, and brought its own.
         served = {f.sha256 for f in self._manager.release.functions} if self._manager.release is not None else set()
         for sha256 in {compiled[path].sha256 for path in damaged if path in compiled} & served:

@@ -126,7 +126,8 @@ class ReleaseManager:
                     log.error("%s", failure.message)
                 functions = await self._compiler.available(stored.release.functions)
                 await self._begin(stored, functions)
-                log.info("release %d serves (generation %d)", stored.release.number, stored.release.generation)
+                served = ", ".join(f"{f.name}@{f.version}" for f in functions[:20]) or "no functions"
+                log.info("release %d serves: %s", stored.release.number, served)
             else:
                 self._stored = stored
                 log.info("this node has no release yet")

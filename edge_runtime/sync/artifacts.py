@@ -100,7 +100,8 @@ class Artifacts:
                     continue
             except OSError as error:
                 if not isinstance(error, FileNotFoundError):
-                    log.error("artifact %s can't be read, and is fetched again: %s", function.sha256, error)
+                    name = f"{function.name}@{function.version}"
+                    log.error("the artifact of %s can't be read, and is fetched again: %s", name, error)
             try:
                 file.unlink(missing_ok=True)
             except OSError as error:

@@ -3,7 +3,7 @@ polls. `retries` decides when a sync that failed is tried again."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from edge_runtime.sync.attempt import Runtime, text
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.sync.outbox import Outbox, despite_the_disk
 from edge_runtime.sync.retries import FailedSync
+
+SHOWN = 20
+"""Functions that a line of the log has at most."""
 
 log = logging.getLogger("skerry.agent")
 
@@ -70,9 +73,9 @@ class SyncOutcomes:
         if error is None:
             self.failed = None
             update = wire.SyncUpdate(status="succeeded", step="report", inventory=self._runtime.inventory)
-            log.info("release %d serves (generation %d)", plan.release_number, plan.generation)
+            log.info("release %d serves: %s", plan.release_number, listed(plan.functions))
         else:
-            update = self._failure_update(self._fail(plan.generation, error, now))
+            update = self._failure_update(self._fail(plan, error, now))
         faults.reach("edge.sync.report.before")
         try:
             state = await self._tell(client, plan.sync_id, update)
@@ -84,7 +87,7 @@ class SyncOutcomes:
         faults.reach("edge.sync.report.after")
         if error is None and state == "failed":
             error = SyncFailed("not_at_target", "control does not find this node at its target")
-            self._fail(plan.generation, error, now)
+            self._fail(plan, error, now)
         return state == "succeeded"
 
     async def deliver(self, client: ControlClient) -> bool:
@@ -106,12 +109,12 @@ class SyncOutcomes:
             status="failed", error=error, retry_at=failed.retry_at, inventory=self._runtime.inventory
         )
 
-    def _fail(self, generation: int, error: SyncFailed, now: datetime) -> FailedSync:
+    def _fail(self, plan: wire.Plan, error: SyncFailed, now: datetime) -> FailedSync:
         self.failures += 1
-        failed = self.failed = retries.failure(self.failed, generation, error, now, self._jitter())
+        failed = self.failed = retries.failure(self.failed, plan.generation, error, now, self._jitter())
         log.error(
-            "the sync to generation %d failed (%s): %s; next attempt at %s",
-            generation,
+            "the sync to release %d failed (%s): %s; next attempt at %s",
+            plan.release_number,
             error.code,
             error.message,
             text(failed.retry_at),
@@ -128,3 +131,10 @@ class SyncOutcomes:
                 raise
             log.error("control does not take the report of sync %s: %s", sync_id, refusal.message)
             return ""
+
+
+def listed(functions: Sequence[wire.PlannedFunction]) -> str:
+    """Return the functions of a release as the log names them."""
+    names = [f"{function.name}@{function.version}" for function in functions[:SHOWN]]
+    more = f" and {len(functions) - SHOWN} more" if len(functions) > SHOWN else ""
+    return (", ".join(names) or "no functions") + more

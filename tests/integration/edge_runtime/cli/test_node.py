@@ -49,7 +49,10 @@ async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Proce
 
 
 @asynccontextmanager
-async def running_node(state: Path, listen: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running_node(
+    state: Path, listen: str, logged: list[str] | None = None, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a node until the block ends; `logged` gets its log then."""
     process = await start("run", "--state", str(state), "--listen", listen, "--workers", "1", **environment)
     try:
         yield process
@@ -57,8 +60,10 @@ async def running_node(state: Path, listen: str, **environment: str) -> AsyncIte
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(DEADLINE):
-            await process.communicate()
+            _, log = await process.communicate()
         assert process.returncode == 0
+        if logged is not None:
+            logged.append(log.decode())
 
 
 async def status(listen: str, *more: str) -> tuple[int, Any]:
@@ -101,7 +106,8 @@ async def test_a_node_from_its_token_to_its_status(control: Control, tmp_path: P
     assert (found["running"], found["node"]) == (False, "edge-1")
 
     await control.release(functions={"hello": await control.push("hello", version(1), {"sql": "read"})})
-    async with running_node(state, listen):
+    logged: list[str] = []
+    async with running_node(state, listen, logged):
         found = await status_until(listen, 0)
         assert found["at_target"]
         assert [f["name"] for f in found["functions"]] == ["hello"]
@@ -126,6 +132,8 @@ async def test_a_node_from_its_token_to_its_status(control: Control, tmp_path: P
         assert "an operator has revoked it" in text
         assert "skerry-edge join --again" in text
         assert "next try" in text
+    assert "release 1 serves: hello@1" in logged[0]
+    assert "this node was edge-1, and is called tokyo-1 now" in logged[0]
 
 
 async def test_a_join_that_fails_says_why_and_exits_with_1(control: Control, tmp_path: Path) -> None:
