@@ -23,9 +23,11 @@ from hypothesis import strategies as st
 
 from control.manifest_fields import Manifest
 from edge_runtime.guests import http_json
+from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.guests.guest import CallLimits, CallServices, LoadedFunction
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.http_messages import NotFetched
+from edge_runtime.oneshot.check import check_module
 from tests.guests.build import guest, wat
 from tests.support import by_extism, by_wasmtime
 from tests.support.by_extism import Call, End, alike, by_node
@@ -374,6 +376,20 @@ def test_initialization_is_no_function_to_call(reference: Executor, tmp_path: Pa
     assert [by_node(loaded, call).how for call in calls] == ["refused", "refused"]
     loaded.close()
     assert by_reference(reference, calls, wasm) == [End("answer", b"A"), End("code", b"-1")]
+
+
+@page.shows("functions that aren't there")
+def test_functions_that_are_for_hosts(reference: Executor) -> None:
+    others = {"error_get": "(result i64)", "output_length": "(result i64)", "memory_bytes": "(result i64)", "reset": ""}
+    for name, results in others.items():
+        wasm = wat(
+            f'(module (import "extism:host/env" "{name}" (func {results})) (memory (export "memory") 1)'
+            ' (func (export "run")))'
+        )
+        with pytest.raises(ModuleRefused, match=name) as refused:
+            check_module(wasm)
+        assert refused.value.code == "imports_unknown"
+        assert by_reference(reference, [Call("run")], wasm) == [End("answer")]
 
 
 @page.shows("vars")

@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
 from edge_runtime.guests.invocation import GuestFault, Request
 from edge_runtime.guests.wasi import BADF, FAULT, INVAL, NOTCAPABLE, NOTDIR, NOTSUP, SPIPE, SUCCESS
+from edge_runtime.oneshot.check import check_module
 from tests.guests.build import wat
 from tests.support import by_wasmtime, functions, wasi_calls
 from tests.support.different import Differences
@@ -381,6 +383,15 @@ def test_where_a_program_ends(case: str, code: int, reference: Executor, tmp_pat
 
 
 # What is different, by the names in docs/reference/other-hosts.md
+
+
+@page.shows("memory of no page")
+def test_a_memory_of_no_page(reference: Executor) -> None:
+    wasm = wat('(module (memory (export "memory") 0) (func (export "_start")))')
+    with pytest.raises(ModuleRefused) as refused:
+        check_module(wasm)
+    assert refused.value.code == "memory_zero"
+    assert reference.submit(wasi_calls.program_by_wasmtime, wasm, Setup()).result()[0] == 0
 
 
 @page.shows("wrong arguments")
