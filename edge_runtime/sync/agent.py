@@ -29,6 +29,8 @@ from edge_runtime.telemetry.node_agent import AgentFacts
 from edge_runtime.telemetry.poll_numbers import PollNumbers
 from edge_runtime.telemetry.spans import TraceSpan
 
+STOPS = "shutting_down"
+"""Code of the answer of a replica of control that stops."""
 LOOK = 2.0
 """Seconds between two looks at whether the node was joined again, while control refuses it or can't be reached."""
 QUICK_ANSWERS = 3
@@ -73,6 +75,8 @@ class Agent:
         self.watched = WatchedRecords()
         self._quick = 0
         self._troubles = 0
+        self._moves = 0
+        """How often in a row the node was sent to another replica of control."""
         self._problem: dict[str, str | None] | None = None
         self._next_attempt: datetime | None = None
         self._heard_at: datetime | None = None
@@ -112,7 +116,8 @@ class Agent:
             try:
                 await self._turn_with_a_credential()
             except (NoAnswer, ControlRefused) as error:
-                await self._trouble(error)
+                if not await self._move(error):
+                    await self._trouble(error)
             except Exception as error:
                 # The agent's own mistake must not take the serving of functions with it.
                 log.exception("the agent made a mistake; it goes on")
@@ -262,7 +267,7 @@ class Agent:
     def _heard(self) -> None:
         if self._troubles:
             log.info("control answers again")
-        self._troubles = 0
+        self._troubles = self._moves = 0
         self._problem = None
         self._refused = False
         self._next_attempt = None
@@ -274,6 +279,18 @@ class Agent:
         self._quick = self._quick + 1 if took < 1.0 else 0
         if self._quick > QUICK_ANSWERS:
             await asyncio.sleep(0.5 + self._jitter() / 2)
+
+    async def _move(self, error: NoAnswer | ControlRefused) -> bool:
+        """Tell whether the error is only that a replica of control stops, and wait for the moment until the next one is
+        asked: no operator need hear of that."""
+        stops = error.cut if isinstance(error, NoAnswer) else error.code == STOPS
+        if not stops or self._moves == retries.MOVES or self._troubles:
+            return False
+        self._moves += 1
+        log.info("control: %s; the next replica is asked", error.message)
+        retry_after = error.retry_after if isinstance(error, ControlRefused) else None
+        await asyncio.sleep(retries.pause_between_replicas(retry_after, self._jitter()))
+        return True
 
     async def _trouble(self, error: NoAnswer | ControlRefused) -> None:
         """Record what is wrong, and wait as long as the error asks for."""

@@ -5,10 +5,9 @@ is sent to control alone, never along with a redirect or to a presigned URL, whi
 """
 
 import asyncio
-import ipaddress
+import errno
 import re
 import ssl
-import urllib.request
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +24,7 @@ from yarl import URL
 from control import version, wire
 from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import authorities
+from edge_runtime.sync.proxies import is_loopback, proxy_for
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a TCP connection."""
@@ -53,6 +53,11 @@ _ANSWER: msgspec.json.Decoder[wire.Answer] = msgspec.json.Decoder(wire.Answer)
 
 class NoAnswer(CodedError):
     """No HTTP answer came; `code` says how far the request got, the message what to look at."""
+
+    def __init__(self, code: str, message: str, *, cut: bool = False) -> None:
+        super().__init__(code, message)
+        self.cut = cut
+        """There was a connection, and the other side has ended it."""
 
 
 class ControlRefused(CodedError):
@@ -303,37 +308,6 @@ def control_base(url: str) -> URL:
     return base.origin()
 
 
-def is_loopback(host: str | None) -> bool:
-    """Tell whether a name or address never leaves this machine."""
-    if host is None:
-        return False
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def proxy_for(url: URL) -> tuple[URL | None, dict[str, str]]:
-    """Return the proxy that the environment names for `url` (HTTPS_PROXY, NO_PROXY, …), and the headers for it.
-
-    Loopback never has a proxy.
-    """
-    host = url.host or ""
-    if is_loopback(host):
-        return None, {}
-    proxies = urllib.request.getproxies_environment()
-    wanted = proxies.get(url.scheme) or proxies.get("all")
-    if not wanted or urllib.request.proxy_bypass(host, proxies):
-        return None, {}
-    proxy = URL(wanted if "://" in wanted else f"http://{wanted}")
-    headers = {}
-    if proxy.user:
-        headers["Proxy-Authorization"] = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
-    return proxy.with_user(None), headers
-
-
 def _refuse_plain(url: URL) -> None:
     if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.host)):
         raise SyncFailed(
@@ -392,6 +366,9 @@ def unreachable(error: Exception, url: URL, proxy: URL | None) -> NoAnswer:
         case TimeoutError():
             return NoAnswer("timed_out", f"{where} did not answer in time{through}")
         case aiohttp.ClientConnectorError():
-            return NoAnswer("unreachable", f"no connection to {where}{through}: {error.strerror or error.os_error}")
+            text = f"no connection to {where}{through}: {error.strerror or error.os_error}"
+            return NoAnswer("unreachable", text, cut=error.errno == errno.ECONNRESET)
         case _:
-            return NoAnswer("unreachable", f"no answer from {where}{through}: {error or type(error).__name__}")
+            cut = isinstance(error, aiohttp.ServerDisconnectedError) or getattr(error, "errno", 0) == errno.ECONNRESET
+            text = f"no answer from {where}{through}: {error or type(error).__name__}"
+            return NoAnswer("unreachable", text, cut=cut)

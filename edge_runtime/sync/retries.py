@@ -25,6 +25,8 @@ CRASHES = 3
 """After so many processes in a row that ended in the middle of a sync, the sync counts as failed."""
 RECONNECT_BASE = 0.25
 RECONNECT_CAP = 30.0
+MOVES = 3
+"""After so many replicas in a row that send the node away because they stop, that is trouble."""
 REFUSED_BASE = 30.0
 REFUSED_CAP = 300.0
 """Pauses between polls of a node whose credential is refused: it would notice if that changes, and is no burden."""
@@ -120,6 +122,12 @@ def pause_after(status: int | None, retry_after: float | None, attempts: int, ji
     if status is not None and final(status):
         return backoff(attempts, jitter, REFUSED_BASE / 6, REFUSED_CAP)
     return backoff(attempts, jitter, RECONNECT_BASE, RECONNECT_CAP)
+
+
+def pause_between_replicas(retry_after: float | None, jitter: float) -> float:
+    """Return the seconds until the next poll, after a replica that stops has sent the node to another one, or has ended
+    its connection: at once, but nodes that were sent away together don't come to the other one together."""
+    return min(1.0, retry_after or RECONNECT_BASE) * jitter
 
 
 def final(status: int) -> bool:
