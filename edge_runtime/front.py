@@ -5,6 +5,7 @@ import gc
 import logging
 import resource
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -162,6 +163,8 @@ class Front:
             self.ring,
         )
         self.node_socket = NodeSocket(state.path, {"status": self.status})
+        self.handed: socket.socket | None = None
+        """The listening socket that a service manager has handed over, if it has."""
         self.port = 0
         """Port of the local HTTP, once it is bound."""
         self.ready = asyncio.Event()
@@ -184,13 +187,13 @@ class Front:
         self.server.look_now.set()
 
     async def run(self) -> None:
-        """Serve until `stop`.
+        """Serve until `stop`, on the socket `handed` if there is one.
 
         Raises: FileUnfit or EdgeSettingsError, also in an ExceptionGroup, and one of MachineUnfit or DatabaseUnfit,
         when the node can't serve.
         """
         settings = self.settings
-        self.port = self.server.bind()
+        self.port = self.server.bind(self.handed)
         later = asyncio.get_running_loop().call_soon_threadsafe
         kept = self._kept = RingHandler(self.ring.put, later, self.ring.node)
         logging.getLogger().addHandler(kept)

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,9 +18,10 @@ from control import settings_in_force
 from control.settings_in_force import Origin, SettingInForce
 from edge_runtime import logs
 from edge_runtime.files import FileUnfit
-from edge_runtime.settings import EdgeSettings, EdgeSettingsError
+from edge_runtime.settings import LISTEN, EdgeSettings, EdgeSettingsError
 from edge_runtime.state import StateUnfit
 from edge_runtime.sync import identity
+from edge_runtime.web import handed_socket
 
 if TYPE_CHECKING:
     from edge_runtime.release.compiler import Compiler
@@ -120,6 +122,8 @@ def shown_settings(settings: EdgeSettings) -> list[dict[str, str]]:
         ParameterSource.ENVIRONMENT: "environment",
     }
     origins = {name: sources.get(context.get_parameter_source(name), "default") for name in context.params}
+    if origins["listen"] == "default" and settings.listen != LISTEN:
+        origins["listen"] = "program"  # the socket that systemd has handed over
     origins["token_file"] = "default" if settings.token_file is None else "environment"
     origins["token"] = "file" if settings.token_file is not None else "environment" if settings.token else "default"
     found = settings_in_force.in_force(settings, {}, prefix="SKERRY_EDGE_", origins=origins)
@@ -141,13 +145,20 @@ def shown_settings(settings: EdgeSettings) -> list[dict[str, str]]:
 def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
     """Serve the node's functions and keep it at its target, until SIGTERM or SIGINT.
 
-    It starts without any network, with the release that it has.
+    It starts without any network, with the release that it has. Where systemd hands a socket over (a unit
+    skerry-edge.socket), it serves on that: then a restart refuses no call.
     """
     logs.set_up(form, debug=debug)
     # Until the node reads files again at it; without a handler it would end this process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for line in settings_in_force.unknown():
         log.warning("%s", line)
+    try:
+        handed = handed_socket.taken(os.environ)
+        if handed is not None:
+            _listen_on(handed, given)
+    except EdgeSettingsError as error:
+        raise click.UsageError(str(error)) from None
     settings = settings_of(state, given)
     document = {"settings": shown_settings(settings)}
     with _told():
@@ -161,8 +172,24 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
 
         def begin(made: front.Front) -> None:
             made.node_socket.documents["settings"] = lambda: document
+            made.handed = handed
 
         front.run(settings, make_agent, begin, who.name)
+
+
+def _listen_on(handed: socket.socket, given: dict[str, Any]) -> None:
+    """Have `listen` be the address of the socket that is handed over. Raises: EdgeSettingsError, when another one was
+    asked for."""
+    there = handed_socket.address(handed)
+    if click.get_current_context().get_parameter_source("listen") is ParameterSource.DEFAULT:
+        given["listen"] = there
+        return
+    host, _, port = given["listen"].rpartition(":")
+    if not port.isdigit() or not handed_socket.has(handed, host.removeprefix("[").removesuffix("]"), int(port)):
+        raise EdgeSettingsError(
+            f"listen is {given['listen']}, but the socket that systemd hands over has the address {there}: leave "
+            "SKERRY_EDGE_LISTEN and --listen out, or give both the same"
+        )
 
 
 @click.command()

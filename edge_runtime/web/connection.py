@@ -15,21 +15,11 @@ from edge_runtime.telemetry import call_ids
 from edge_runtime.web import answer_head
 from edge_runtime.web.allocator import Allocator
 from edge_runtime.web.answer_head import BODILESS, CLOSES, CONTINUE, KEEPS, LAST, STATUS_LINES
+from edge_runtime.web.connection_waits import FIRST_WAIT, HEAD_WAIT, IDLE, KEEP_ALIVE, LINGER, MOVE_WAIT, UNREAD_WAIT
 from edge_runtime.web.parser import PIECE, BodyMemory, Exchange, Requests
 from edge_runtime.web.site_policy import merged
 from edge_runtime.web.unread_answers import UnreadAnswers
 
-HEAD_WAIT: Final = 10.0
-"""Seconds that a request's head may take to come, the first one counted from the connection's begin."""
-KEEP_ALIVE: Final = 75.0
-"""Seconds that a connection may be idle between two requests."""
-UNREAD_WAIT: Final = 30.0
-"""Seconds within which a client must read some of an answer that waits for it."""
-IDLE: Final = 1.0
-"""Seconds without a request after which a connection may be ended because others need its place."""
-LINGER: Final = 2.0
-"""Seconds that a connection, after its last answer, takes what the client still sends: closed at once it would be
-reset, and the client might not see the answer."""
 CROWD: Final = 8
 """Requests that may wait for their turn while more is read from the connection."""
 NEVER: Final = float("inf")
@@ -69,7 +59,7 @@ class Shared:
         """Set when the server is stopping and has no more connections."""
 
     def stop(self) -> None:
-        """End the connections that have no request, and let the others end after theirs."""
+        """End the connections that have no request, nor get one soon, and let the others end after theirs."""
         self.stopping = True
         for connection in list(self.live):
             connection.stop()
@@ -231,8 +221,14 @@ class HttpConnection(asyncio.Protocol):
         return (HEAD_WAIT if left <= HEAD_WAIT else KEEP_ALIVE) - left
 
     def stop(self) -> None:
-        """Take no more requests."""
-        if not (self._exchanges or self._rest or self._over):
+        """End the connection once it has had no request for a moment; with the answer to one it ends, too."""
+        if self._exchanges or self._rest or self._over:
+            return
+        now = self._loop.time()
+        wait = (FIRST_WAIT if self.deadline - now <= HEAD_WAIT else MOVE_WAIT) - self.idle(now)
+        if wait > 0:
+            self._loop.call_later(wait, self.stop)
+        else:
             self._over = True
             self._transport.close()
 

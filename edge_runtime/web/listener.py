@@ -67,12 +67,18 @@ class Listener:
         self._resume()
 
     def close(self) -> None:
-        """Accept no more connections: clients are refused by the system."""
+        """Accept no more connections. The system refuses clients then, unless another process has the socket, too: then
+        they wait for that one."""
         self._open = False
         self._pause()
         if self._timer is not None:
             self._timer.cancel()
         self._socket.close()
+
+    async def settled(self) -> None:
+        """Wait until each connection that was accepted has its protocol."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     def freed(self) -> None:
         """Accept connections again: there may be room."""

@@ -56,8 +56,9 @@ class EdgeServer:
         self._listener: Listener | None = None
         self._made_room_at = 0.0
 
-    def bind(self) -> int:
-        """Take the address; return its port. Raises: EdgeSettingsError; FileUnfit."""
+    def bind(self, handed: socket.socket | None = None) -> int:
+        """Take the address, by the socket that is handed over if one is; return its port. Raises: EdgeSettingsError;
+        FileUnfit."""
         if self._callers is not None:
             self._callers.start()
         if self._tls is not None:
@@ -73,23 +74,27 @@ class EdgeServer:
             raise EdgeSettingsError(text)
         if self._tls is not None:
             self.limit = min(self.limit, SECURE_MOST)
+        self._socket = handed or self._bound()
+        return int(self._socket.getsockname()[1])
+
+    def _bound(self) -> socket.socket:
+        """Return a socket with the address of the settings. Raises: EdgeSettingsError."""
         host, port = self._settings.address
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             family, _, _, _, address = infos[0]
-            self._socket = socket.socket(family, socket.SOCK_STREAM)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind(address)
+            made = socket.socket(family, socket.SOCK_STREAM)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
         except OSError as error:
             text = (
                 f"the node can't listen on {self._settings.listen}: {error.strerror}; SKERRY_EDGE_LISTEN names another"
             )
             raise EdgeSettingsError(text) from None
-        self._socket.set_inheritable(False)
-        return int(self._socket.getsockname()[1])
+        return made
 
     async def run_until_stopped(self) -> None:
-        """Serve until `stop`, then let running requests end for `stop_limit` seconds. `close` cuts off what is left."""
+        """Serve until `stop`, then let connections end for `stop_limit` seconds. `close` cuts off what is left."""
         assert self._socket is not None  # noqa: S101
         shared = self.shared
         shared.allocator.keep()
@@ -103,6 +108,7 @@ class EdgeServer:
             try:
                 await self._stopping.wait()
                 listener.close()
+                await listener.settled()
                 shared.stop()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(shared.empty.wait(), self._settings.stop_limit)

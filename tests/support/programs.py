@@ -143,6 +143,8 @@ class Program(Service, ABC):
 
     def __init__(self, name: str, folder: Path, settings: Mapping[str, str], lock: int) -> None:
         super().__init__(name, folder / f"{name}.log", lock)
+        self.python = sys.executable
+        """Which version of it runs: that of this Python's packages."""
         self._folder = folder
         self._settings = settings
 
@@ -150,7 +152,7 @@ class Program(Service, ABC):
         """Start it, and wait until it answers."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
         environment = {**kept, "PYTHONUNBUFFERED": "1", **self._settings}
-        process = self.spawn([sys.executable, *self.ARGUMENTS], cwd=self._folder, env=environment)
+        process = self.spawn([self.python, *self.ARGUMENTS], cwd=self._folder, env=environment)
         await self.run_until_ready(process, self.answers)
 
     @abstractmethod
@@ -263,9 +265,10 @@ print(json.dumps(answers))
 
 @asynccontextmanager
 async def control_program(
-    site: Site, folder: Path, faults: Faults | None = None
+    site: Site, folder: Path, faults: Faults | None = None, *, python: str = sys.executable
 ) -> AsyncIterator[tuple[ControlProgram, Replica]]:
-    """Run `skerry serve` on the site until the block ends; yield it and a client of it. `folder` has its log."""
+    """Run `skerry serve` on the site until the block ends; yield it and a client of it. `folder` has its log, `python`
+    is that of the version that runs."""
     folder.mkdir(exist_ok=True)
     port = free_port()
     settings = {
@@ -281,7 +284,7 @@ async def control_program(
     tls = ssl.create_default_context(cafile=str(site.ca))
     with open(folder / "control.lock", "w") as lock:
         program = ControlProgram("control", folder, settings, lock.fileno())
-        program.url = f"https://127.0.0.1:{port}"
+        program.url, program.python = f"https://127.0.0.1:{port}", python
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls, limit=0), timeout=aiohttp.ClientTimeout(60)
         ) as http:
@@ -295,8 +298,11 @@ async def control_program(
 
 
 @asynccontextmanager
-async def edge_program(state: Path, faults: Faults | None = None) -> AsyncIterator[EdgeProgram]:
-    """Run `skerry-edge run` until the block ends, on a state directory that has joined; its log lies beside that."""
+async def edge_program(
+    state: Path, faults: Faults | None = None, *, python: str = sys.executable
+) -> AsyncIterator[EdgeProgram]:
+    """Run `skerry-edge run` until the block ends, on a state directory that has joined; its log lies beside that.
+    `python` is that of the version that runs."""
     folder = state.parent
     port = free_port()
     settings = {
@@ -306,7 +312,7 @@ async def edge_program(state: Path, faults: Faults | None = None) -> AsyncIterat
     }
     with open(folder / f"{state.name}.lock", "w") as lock:
         program = EdgeProgram(state.name, folder, settings, lock.fileno())
-        program.url, program.state = f"http://127.0.0.1:{port}", state
+        program.url, program.state, program.python = f"http://127.0.0.1:{port}", state, python
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as http:
             program.http = http
             try:

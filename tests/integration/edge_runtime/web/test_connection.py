@@ -197,6 +197,26 @@ async def test_a_server_that_stops_answers_what_runs_and_cuts_what_does_not_end(
 
 
 @on_uvloop
+async def test_a_server_that_stops_answers_once_more_on_connections_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that is about to send its next request is told by the answer to come again on another connection."""
+    for wait in ("MOVE_WAIT", "FIRST_WAIT"):  # however busy the machine is
+        monkeypatch.setattr(f"edge_runtime.web.connection.{wait}", 60.0)
+    async with site(tmp_path, stop_limit=60.0) as edge, edge.client() as used, edge.client() as new:
+        used.send(post(body=b"1"))
+        assert b"connection" not in (await used.answer())[1]
+        await until(lambda: len(edge.server.shared.live) == 2)
+        edge.server.stop()
+        await until(lambda: edge.server.shared.stopping)
+        for client in (used, new):
+            client.send(post(body=b"2"))
+            status, headers, _ = await client.answer()
+            assert (status, headers[b"connection"]) == (200, b"close")
+            assert await client.end() == b""
+
+
+@on_uvloop
 async def test_the_last_answer_arrives_though_more_had_been_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
