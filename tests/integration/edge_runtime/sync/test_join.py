@@ -268,4 +268,4 @@ async def test_what_control_is_told_of_a_node_is_plain() -> None:
     told: Any = capabilities.document()
     assert set(told["abi"]) == set(RUNNERS)
     assert {"route", "route.path", "http.hosts", "secrets", "sql"} <= set(told["manifest"])
-    assert set(told) == {"python", "machine", "system", "abi", "manifest", "schema", "questions"}
+    assert set(told) == {"version", "python", "machine", "system", "abi", "manifest", "schema", "questions"}
