@@ -366,8 +366,11 @@ def unreachable(error: Exception, url: URL, proxy: URL | None) -> NoAnswer:
         case TimeoutError():
             return NoAnswer("timed_out", f"{where} did not answer in time{through}")
         case aiohttp.ClientConnectorError():
-            text = f"no connection to {where}{through}: {error.strerror or error.os_error}"
-            return NoAnswer("unreachable", text, cut=error.errno == errno.ECONNRESET)
+            cause = error.os_error
+            text = f"no connection to {where}{through}: {error.strerror or str(cause) or type(cause).__name__}"
+            # Refused is what nobody listens for. Ended within its TLS handshake is a connection to what stops.
+            cut = isinstance(cause, ConnectionError) and not isinstance(cause, ConnectionRefusedError)
+            return NoAnswer("unreachable", text, cut=cut)
         case _:
             cut = isinstance(error, aiohttp.ServerDisconnectedError) or getattr(error, "errno", 0) == errno.ECONNRESET
             text = f"no answer from {where}{through}: {error or type(error).__name__}"

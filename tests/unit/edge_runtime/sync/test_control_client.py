@@ -1,7 +1,9 @@
 """The node's client: what is control's URL, what is loopback, when a proxy is used, whose clock is wrong."""
 
 from datetime import UTC, datetime, timedelta
+from unittest.mock import Mock
 
+import aiohttp
 import pytest
 from yarl import URL
 
@@ -102,3 +104,28 @@ def test_a_held_poll_is_no_clock_that_is_wrong(said: float, held: float, skew: f
     sent = datetime(2026, 11, 24, tzinfo=UTC)
     found = control_client.clock_skew(sent + timedelta(seconds=said), sent, sent + timedelta(seconds=held))
     assert found == skew
+
+
+@pytest.mark.parametrize(
+    ("cause", "cut"),
+    [
+        (ConnectionResetError(), True),
+        (ConnectionAbortedError("SSL handshake is taking longer than 60.0 seconds"), True),
+        (ConnectionRefusedError(111, "Connection refused"), False),
+        (OSError(113, "No route to host"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_connection_that_was_ended_is_told_from_one_that_was_refused(cause: OSError, cut: bool) -> None:
+    """A replica that stops ends connections; where nothing listens there is no replica."""
+    key = Mock(host="control", port=1, ssl=True, is_ssl=True)
+    error = control_client.unreachable(aiohttp.ClientConnectorError(key, cause), URL("https://control:1"), None)
+    assert (error.code, error.cut) == ("unreachable", cut)
+    assert error.message.startswith("no connection to control:1: ")
+    assert not error.message.endswith(": ")
+
+
+def test_a_connection_that_ends_without_an_answer_was_ended() -> None:
+    for cause in (aiohttp.ServerDisconnectedError(), aiohttp.ClientOSError(104, "Connection reset by peer")):
+        assert control_client.unreachable(cause, URL("https://control:1"), None).cut
+    assert not control_client.unreachable(aiohttp.ClientPayloadError("broken"), URL("https://control:1"), None).cut
