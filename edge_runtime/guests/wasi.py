@@ -190,7 +190,8 @@ class Wasi:
         return time.time_ns() if clock == _REALTIME else time.monotonic_ns() - self._started + 1
 
     def random_get(self, start: int, length: int) -> int:
-        self._memory.need(start + length)
+        if length:
+            self._memory.need(start + length)
         for offset in range(0, length, _RANDOM_CHUNK):
             self._memory.write(start + offset, os.urandom(min(_RANDOM_CHUNK, length - offset)))
         return SUCCESS
