@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from control.addresses import Network
@@ -115,6 +115,8 @@ class ControlSettings:
     """A file of headers that the collector asks for, ``NAME: VALUE`` a line."""
     otlp_ca: Path | None = None
     """The CA that the collector's certificate must be of; None: those of the system."""
+    settings_file: Path | None = None
+    """A file of NAME=VALUE lines; those that `control.access.live_settings` names are read again while control runs."""
     trace_share: float = 1.0
     """Which share of requests and syncs is traced, where traces are sent: more than 0, at most 1."""
 
@@ -131,25 +133,29 @@ class ControlSettings:
 
 def from_environment(environ: Mapping[str, str]) -> ControlSettings:
     """Read and check the settings. Raises: ControlSettingsError, when one is missing or wrong."""
-    values: dict[str, object] = {}
-    for name, kind in _KINDS.items():
-        variable = f"SKERRY_{name.upper()}"
-        text = environ.get(variable, "")
-        if not text:
-            continue
-        try:
-            values[name] = kind(text)
-        except ValueError:
-            wanted = _WANTED.get(kind, "valid")
-            raise ControlSettingsError(f"{variable} must be {wanted}, not {text!r}") from None
+    given = {name: environ.get(f"SKERRY_{name.upper()}", "") for name in _KINDS}
+    values = convert({name: text for name, text in given.items() if text})
     for name in ("metadata_url", "artifacts_url"):
         if name not in values:
             raise ControlSettingsError(
                 f"SKERRY_{name.upper()} isn't set: it says where that service is (docs/settings.md)"
             )
-    settings = ControlSettings(**values)  # type: ignore[arg-type]
+    settings = ControlSettings(**values)
     check(settings)
     return settings
+
+
+def convert(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The values of settings, by the names of their fields, from their texts. Raises: ControlSettingsError."""
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        kind = _KINDS[name]
+        try:
+            values[name] = kind(text)
+        except ValueError:
+            wanted = _WANTED.get(kind, "valid")
+            raise ControlSettingsError(f"SKERRY_{name.upper()} must be {wanted}, not {text!r}") from None
+    return values
 
 
 def check(settings: ControlSettings) -> None:
@@ -169,7 +175,10 @@ def check(settings: ControlSettings) -> None:
         raise ControlSettingsError("SKERRY_TRACE_SHARE must be at most 1, which is everything")
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ControlSettingsError("SKERRY_TLS_CERT and SKERRY_TLS_KEY belong together: set both or none")
-    files = ("tls_cert", "tls_key", "ca_cert", "otlp_headers_file", "otlp_ca", "oidc_client_secret", "oidc_grants")
+    files = (
+        *("tls_cert", "tls_key", "ca_cert", "settings_file", "otlp_headers_file", "otlp_ca"),
+        *("oidc_client_secret", "oidc_grants"),
+    )
     for name in files:
         path = getattr(settings, name)
         if path is not None and not path.is_file():
@@ -326,5 +335,6 @@ _KINDS: dict[str, Callable[[str], object]] = {
     "otlp_url": str,
     "otlp_headers_file": Path,
     "otlp_ca": Path,
+    "settings_file": Path,
     "trace_share": float,
 }

@@ -86,10 +86,14 @@ class PollEndpoint:
         self._numbers = numbers
         self._metrics = metrics
         self._clock = clock
-        self._hold_limit = settings.hold
         self._told: dict[tuple[str, int | None, int], Reply] = {}
         """The answers to nodes at their targets, by group, release and generation."""
         self.tell_trust(trust)
+        self.take_settings(settings)
+
+    def take_settings(self, settings: ControlSettings) -> None:
+        """Go by these settings from now on."""
+        self._hold_limit = settings.hold
         self._body_limit = min(request_input.INVENTORY_BODY, settings.body_limit)
 
     def tell_trust(self, digest: str) -> None:

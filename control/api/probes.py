@@ -33,11 +33,13 @@ async def readyz(call: ApiCall) -> Reply:
 
 async def settings(call: ApiCall) -> Reply:
     """GET /v1/settings: those of the replica that answers."""
-    found = settings_in_force.in_force(call.services.settings)
+    live = call.services.live_settings
+    found = settings_in_force.in_force(live.settings, origins=dict.fromkeys(live.named, "file"))
     level, given = logging.getLogger("skerry").getEffectiveLevel(), os.environ.get(LOG_LEVEL, "")
     name = logging.getLevelName(level).lower()
     origin: settings_in_force.Origin = "default" if level == logging.INFO else "flag"
-    found.append(settings_in_force.SettingInForce(LOG_LEVEL, name, "environment" if name == given else origin))
+    origin = "file" if live.has_level else "environment" if name == given else origin
+    found.append(settings_in_force.SettingInForce(LOG_LEVEL, name, origin))
     return Reply(200, responses.Page(sorted(found, key=lambda setting: setting.name)))
 
 

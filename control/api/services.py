@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from control.access.auth import Authenticator, JoinTokenRow
 from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
+from control.access.live_settings import LiveSettings
 from control.access.people import People
 from control.access.provider import Provider
 from control.access.reread_files import RereadFiles
@@ -105,6 +106,8 @@ class Services:
     """What makes and sends traces; None where none are sent."""
     certificates: ControlCertificates
     """Control's own certificate, and the CAs that nodes are to trust."""
+    live_settings: LiveSettings
+    """Those of the settings that can change while control runs."""
     reread: RereadFiles
     """Has files read again that can change while control runs."""
 

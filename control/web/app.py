@@ -142,7 +142,14 @@ class ControlApp:
             services.settings,
             services.certificates.trust.digest,
         )
-        services.reread.changed.append(lambda: self._polls.tell_trust(services.certificates.trust.digest))
+        services.reread.changed.append(self._take_changes)
+
+    def _take_changes(self) -> None:
+        """Go by what was read again of files."""
+        services = self.services
+        services.settings = services.live_settings.settings
+        self._polls.take_settings(services.settings)
+        self._polls.tell_trust(services.certificates.trust.digest)
 
 
 def create_app(settings: ControlSettings, *, clock: Clock | None = None) -> ControlApp:

@@ -11,6 +11,7 @@ from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
 from control.access.group_grants import GrantsError
+from control.access.live_settings import LiveSettings
 from control.access.operator_uses import OperatorUses
 from control.access.people import People
 from control.access.provider import Provider
@@ -69,6 +70,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
     """
     async with AsyncExitStack() as stack:
         metrics = ControlMetrics()
+        live = LiveSettings(settings)
+        settings = live.settings
         # Ends are judged by this machine's own clock, as TLS does.
         certificates = ControlCertificates(settings, SystemClock(), metrics)
         certificates.start()
@@ -129,7 +132,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         provider = _provider(settings, clock)
         if provider is not None:
             stack.push_async_callback(provider.close)
-        parts: dict[str, Reread] = {"certificates": certificates}
+        parts: dict[str, Reread] = {"certificates": certificates, "settings": live}
         if provider is not None:
             parts["oidc"] = provider.files
         for what, part in parts.items():
@@ -165,6 +168,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             tracing=traces,
             certificates=certificates,
             reread=RereadFiles(parts),
+            live_settings=live,
         )
         await fleet.load()
         nodes = (fleet.run, fleet.mark.run, decisions.run, reports.run)

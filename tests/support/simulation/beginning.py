@@ -23,8 +23,17 @@ def fill(t: Tables) -> str:
     token = tokens.new_token("operator")
     operator = {"id": str(token.id), "name": "admin", "role": "admin", "secret_hash": token.secret_hash}
     person = {"issuer": None, "subject": None, "shown_name": ""}
+    token_before = {"old_secret_hash": "", "rotated_at": None, "old_ends_at": None}
     t.insert(
-        "operators", **operator, **person, created_at=START, revoked_at=None, epoch=0, grants=None, expires_at=None
+        "operators",
+        **operator,
+        **person,
+        **token_before,
+        created_at=START,
+        revoked_at=None,
+        epoch=0,
+        grants=None,
+        expires_at=None,
     )
     made = {"created_by": "admin", "created_at": START}
     for number in range(1, FUNCTIONS + 1):
@@ -55,7 +64,7 @@ def join(t: Tables, name: str, group: str) -> tuple[str, str]:
     row |= {"joined_at": START, "removed_at": None, "schema_version": 0, "schema_changes": [], "database_id": ""}
     row |= {"digest": "", "synced_at": None, "confirmed_generation": 0, "failures": 0, "failed_generation": 0}
     row |= {"retry_at": None, "error_code": "", "error_message": "", "error_at": None}
-    t.insert("nodes", **row, capabilities_digest="", syncs_folded=0)
+    t.insert("nodes", **row, capabilities_digest="", syncs_folded=0, ran_generation=0)
     seen = {"last_seen_at": START, "last_sync_at": None, "confirmed_at": START}
     t.insert("node_presence", node_id=id, **seen, offline=False, overdue=False)
     credential = {"id": str(token.id), "node_id": id, "secret_hash": token.secret_hash, "created_at": START}

@@ -20,6 +20,9 @@ _OPERATOR = (
     "issuer",
     "subject",
     "shown_name",
+    "old_secret_hash",
+    "rotated_at",
+    "old_ends_at",
 )
 
 
@@ -30,7 +33,11 @@ def _group(t: Tables, row: dict[str, Any]) -> Row:
 
 def _node(row: dict[str, Any]) -> Row:
     names = ("id", "name", "group_id", "epoch", "generation", "confirmed_generation", "digest", "capabilities_digest")
-    return Row(pick(row, *names).items(), removed=row["removed_at"] is not None, revoked=row["state"] == "revoked")
+    return Row(
+        pick(row, *names, "ran_generation").items(),
+        removed=row["removed_at"] is not None,
+        revoked=row["state"] == "revoked",
+    )
 
 
 @statement("fleet", "epoch")

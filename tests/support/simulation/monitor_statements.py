@@ -272,7 +272,7 @@ def _codes(t: Tables, group_id: str, made: datetime) -> Rows:
 
 def _mark(column: str) -> Callable[[Tables, str, datetime], Rows]:
     def answer(t: Tables, id: str, now: datetime) -> Rows:
-        if t["releases"][id][column] is not None:
+        if id not in t["releases"] or t["releases"][id][column] is not None:
             return []
         t.update("releases", id, **{column: now})
         return [pick(t["releases"][id], "number")]
@@ -286,4 +286,4 @@ statement("arrivals", "mark_failed")(_mark("failed_at"))
 
 @statement("monitor", "names")
 def _names(t: Tables, ids: Sequence[str]) -> Rows:
-    return [Row(name=name) for name in sorted(t["nodes"][id]["name"] for id in ids)]
+    return [Row(name=name) for name in sorted(row["name"] for row in known(t, "nodes", ids))]

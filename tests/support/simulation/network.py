@@ -181,6 +181,7 @@ class NodeClient(ControlClient):
         self.credential = credential
         self.skew = 0.0
         self.release: ToldRelease | None = None
+        self.trust = ""
         self._network = network
         self._process = process
 

@@ -48,9 +48,22 @@ def _found(t: Tables, *_between: int) -> Rows:
     return []
 
 
+@statement("access_lists", "record")
+def _record_access(t: Tables, id: UUID, at: datetime, kind: str, subject: Any, details: dict[str, Any]) -> int:
+    t.insert("access_changes", id=str(id), at=at, kind=kind, subject=str(subject), details=details)
+    return 1
+
+
+@statement("access_lists", "record_all")
+def _record_all_access(t: Tables, ids: Sequence[str], subjects: Sequence[str], at: datetime, kind: str) -> int:
+    for id, subject in zip(ids, subjects, strict=True):
+        t.insert("access_changes", id=id, at=at, kind=kind, subject=subject, details={})
+    return len(ids)
+
+
 @statement("auth", "operator_rights")
 def _operator_rights(t: Tables, id: str) -> Rows:
-    return [pick(t["operators"][id], "role", "grants", "expires_at")]
+    return [pick(t["operators"][id], "role", "grants", "expires_at", "rotated_at")]
 
 
 @statement("auth", "credential_is_valid")

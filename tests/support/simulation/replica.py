@@ -8,6 +8,7 @@ from typing import Any, cast
 from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
+from control.access.live_settings import LiveSettings
 from control.access.operator_uses import OperatorUses
 from control.access.reread_files import RereadFiles
 from control.access.sessions import Sessions
@@ -127,6 +128,7 @@ class Replica:
             tracing=None,
             certificates=ControlCertificates(SETTINGS, clock),
             reread=RereadFiles({}),
+            live_settings=LiveSettings(SETTINGS),
         )
         while True:
             try:

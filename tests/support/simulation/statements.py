@@ -109,7 +109,7 @@ def _nodes(t: Tables, ids: Sequence[str]) -> Rows:
             n,
             *("database_id", "digest", "confirmed_generation", "failures", "failed_generation", "retry_at"),
             *("error_code", "error_message", "error_at", "synced_at", "capabilities_digest", "protocol"),
-            *("syncs_folded", "epoch"),
+            *("syncs_folded", "ran_generation", "epoch"),
         )
         target = max(n["generation"], group["generation"])
         found.append(
@@ -161,6 +161,7 @@ _SAVED: dict[str, Callable[[str], Any]] = {
     "capabilities_digest": str,
     "protocol": int,
     "syncs_folded": int,
+    "ran_generation": int,
 }
 
 

@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "idempotency": ("operator", "key"),
     "leases": ("name",),
     "watches": ("id",),
+    "access_changes": ("id",),
 }
 """The tables that the statements of a run use, in an order in which rows can be inserted, and their primary keys."""
 

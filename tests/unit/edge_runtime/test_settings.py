@@ -82,7 +82,7 @@ def test_a_file_of_callers_opens_other_addresses() -> None:
 
 
 def test_every_setting_has_a_flag() -> None:
-    assert set(OPTIONS) == {field.name for field in dataclasses.fields(EdgeSettings)} - {"state", "token"}
+    assert set(OPTIONS) == {field.name for field in dataclasses.fields(EdgeSettings)} - {"state", "token", "token_file"}
 
 
 def test_run_says_what_is_wrong(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from control.access.certificates import ControlCertificates
+from control.access.live_settings import LiveSettings
 from control.access.reread_files import RereadFiles
 from control.clock import SystemClock
 from control.console import assets, formats, rendering
@@ -31,6 +32,7 @@ class NoDatabase:
         self.metrics, self.settings, self.clock = ControlMetrics(), SETTINGS, SystemClock()
         self.auth = self.fleet = self.heartbeats = self.decisions = self.tracing = self.numbers = None
         self.certificates, self.reread = ControlCertificates(SETTINGS, SystemClock()), RereadFiles({})
+        self.live_settings = LiveSettings(SETTINGS)
 
 
 @pytest.fixture

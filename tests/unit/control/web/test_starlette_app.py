@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from control.access.certificates import ControlCertificates
+from control.access.live_settings import LiveSettings
 from control.access.reread_files import RereadFiles
 from control.access.sessions import Sessions
 from control.clock import SystemClock
@@ -43,6 +44,7 @@ class OnlyCounters:
         self.live = SimpleNamespace(viewers={})
         self.auth = self.fleet = self.heartbeats = self.decisions = self.numbers = None
         self.certificates, self.reread = ControlCertificates(SETTINGS, SystemClock()), RereadFiles({})
+        self.live_settings = LiveSettings(SETTINGS)
 
 
 @pytest.fixture
