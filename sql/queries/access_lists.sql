@@ -79,6 +79,17 @@ RETURNING id::text AS id;
 UPDATE credentials SET revoked_at = $2 WHERE node_id = $1 AND created_at < $2 AND revoked_at IS NULL
 RETURNING id::text AS id;
 
+-- A node is revoked that has no credential that is good.
+-- name: set_revoked
+UPDATE nodes AS n SET state = 'revoked', state_since = $2
+WHERE n.id = $1 AND n.removed_at IS NULL AND n.state <> 'revoked'
+    AND NOT EXISTS (SELECT 1 FROM credentials AS c WHERE c.node_id = n.id AND c.revoked_at IS NULL)
+RETURNING n.id::text AS id;
+
+-- A node that was revoked has got a credential since.
+-- name: end_revoked
+UPDATE nodes SET state = 'online', state_since = $2 WHERE id = $1 AND state = 'revoked' RETURNING id::text AS id;
+
 -- Whether a node is there and wasn't removed.
 -- name: has_node
 SELECT EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND removed_at IS NULL);

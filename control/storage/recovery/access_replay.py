@@ -21,6 +21,8 @@ REVOKE_UNUSED = SQL.value("revoke_unused", str)
 USE = SQL.optional("use", str)
 REVOKE_REPLACED = SQL.value("revoke_replaced", str)
 REVOKE_BEFORE = SQL.value("revoke_before", str)
+SET_REVOKED = SQL.optional("set_revoked", str)
+END_REVOKED = SQL.optional("end_revoked", str)
 HAS_NODE = SQL.value("has_node", bool)
 REVOKE_OPERATOR = SQL.optional("revoke_operator", str)
 ADD_REVOKED = SQL.optional("add_revoked", str)
@@ -71,6 +73,10 @@ async def _remove(conn: Connection, changed: Changed, change: AccessChange) -> b
 async def _revoke_node(conn: Connection, changed: Changed, change: AccessChange) -> bool:
     revoked = await conn.column(REVOKE_BEFORE, change.subject, change.at)
     changed.credentials.update(revoked)
+    if await conn.fetchval(SET_REVOKED, change.subject, change.at) is not None:
+        await conn.execute(NODES["end_syncs"], change.subject, change.at)
+        await conn.execute(NODES["clear_warnings"], change.subject, change.at)
+        changed.nodes.add(change.subject)
     return bool(revoked)
 
 
@@ -83,6 +89,8 @@ async def _make_credential(conn: Connection, changed: Changed, change: AccessCha
     if await conn.fetchval(ADD_CREDENTIAL, *row) is None:
         return False
     changed.credentials.add(change.subject)
+    if await conn.fetchval(END_REVOKED, node, change.at) is not None:
+        changed.nodes.add(node)
     if replaces is not None:
         await conn.fetchval(USE, replaces, change.at)
         changed.credentials.add(replaces)

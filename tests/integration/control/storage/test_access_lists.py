@@ -125,6 +125,8 @@ async def check(live: Replica, before: Before, after: After) -> None:
     for token, status in ((before.token, 401), (before.used, 401), (before.open, 201)):
         body = {"name": "another", "attempt": "00000000-0000-0000-0000-000000000003"}
         assert (await live.call("POST", "/v1/nodes", body, token=token["token"])).status == status
+    for name in ("unwanted", "stolen", "rejoining", "rotating", "new"):
+        assert ((await live.node(name))["state"] == "revoked") == (name in ("unwanted", "stolen")), name
     shown = await live.node("new")
     assert (shown["group"], shown["labels"]) == ("default", {"a": "b"})
     assert (await live.call("GET", "/v1/nodes/removed")).status == 404
