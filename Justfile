@@ -40,6 +40,10 @@ test-fast *ARGS: setup
 test-cockroachdb *ARGS: setup
     @SKERRY_TEST_COCKROACHDB=1 exec {{ pytest }} {{ if ARGS == "" { by_fives } else { "" } }} "$@"
 
+# the tests of this version beside the one before, which tests/previous_version names: they need git's history
+test-upgrades *ARGS: setup
+    @exec {{ pytest }} {{ if ARGS == "" { "--numprocesses=2 --dist=loadfile" } else { "" } }} tests/upgrades "$@"
+
 # the tests with programs of others (Chromium, Prometheus, Alertmanager, an OpenID provider), 4 minutes; `just test-console -k word` for some
 test-console *ARGS: setup
     @scripts/debian-tools
