@@ -149,7 +149,12 @@ class AccessJournal:
             changes = access_list.decode(key, name, found.data)
         except UnverifiedList as error:
             if name not in self.unverified:
-                log.error("the access list %s isn't applied, since %s: look at `skerry recover`", name, error)
+                log.error(
+                    "the access list %s isn't applied, since %s: if the metadata were restored, those revoked since "
+                    "may be good again; look at `skerry operator list` and `skerry node list`",
+                    name,
+                    error,
+                )
                 self.unverified.add(name)
             return None
 

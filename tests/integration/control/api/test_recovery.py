@@ -98,6 +98,7 @@ async def test_the_next_release_is_taken_after_a_restore(control_site: Site, bac
         assert "`skerry recover --yes` does it" in text
         assert orjson.loads(await skerry(live, "recover", "--json"))["generation"] == 1, "nothing was changed"
 
+        assert "the metadata were restored" in await skerry(live, "status")
         text = await skerry(live, "recover", "--yes")
         assert "control was at 1 and goes on above" in text
         [entry] = (await live.call("GET", "/v1/audit?action=metadata.recover")).json()["items"]
@@ -111,6 +112,7 @@ async def test_the_next_release_is_taken_after_a_restore(control_site: Site, bac
         for node in (ahead, quiet):
             assert (await node.ask(report=True)).status == 200
             assert (await node.sync()).generation > plan["generation"]
+        assert "the metadata were restored, as" not in await skerry(live, "status")
         said = orjson.loads(await skerry(live, "recover", "--json"))
         assert (said["jump_to"], said["restored_at"]) == (None, None)
         assert (said["later_versions"], said["unknown_versions"], said["unknown_changes"]) == ([], [], [])
