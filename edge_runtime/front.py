@@ -12,7 +12,7 @@ from typing import Any
 import uvloop
 
 from control import version
-from edge_runtime import mapped_pages, threads, wal
+from edge_runtime import logs, mapped_pages, threads, wal
 from edge_runtime.dispatch import disk_watchdog, memory_watchdog
 from edge_runtime.dispatch.foreign_lock import ForeignLock
 from edge_runtime.dispatch.function_records import FunctionRecords
@@ -174,6 +174,7 @@ class Front:
 
     def _renamed(self, name: str) -> None:
         """What is kept from now on has the node's new name; traces have it from the next start on."""
+        logs.name_node(name)
         self.ring.node = self.guest_log.node = self.call_records.node = name
         if self._kept is not None:
             self._kept.node = name

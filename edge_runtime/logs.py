@@ -36,6 +36,9 @@ _STDERR: Final = 2
 
 
 class JsonLines(logging.Formatter):
+    node = ""
+    """The node's name, which each line has; '' until it is known."""
+
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": _time(record),
@@ -44,6 +47,8 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         own = record.__dict__
+        if self.node:
+            line["node"] = self.node
         line |= {name: own[name] for name in FIELDS if name in own}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -150,6 +155,13 @@ def printable(text: str) -> str:
 def dropped() -> int:
     """Return the lines of the log that were dropped since the start."""
     return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, LogHandler))
+
+
+def name_node(name: str) -> None:
+    """Have each line of JSON say which node's it is, from now on."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, JsonLines):
+            handler.formatter.node = name
 
 
 def set_up(form: Format, *, debug: bool = False) -> None:

@@ -163,6 +163,7 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
     document = {"settings": shown_settings(settings)}
     with _told():
         who = identity.read(state)
+        logs.name_node(who.name)
         # Here, because they take a while to import, and the other commands need neither.
         from edge_runtime import front
         from edge_runtime.sync import agent

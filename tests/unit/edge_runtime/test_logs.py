@@ -6,6 +6,7 @@ import sys
 import orjson
 import pytest
 
+from edge_runtime import logs
 from edge_runtime.logs import JsonLines, Text
 
 HOSTILE = "a\x1b[2Jb\nERROR forged\r\x00c\u2028d\x9b1m é\t."
@@ -38,3 +39,14 @@ def test_an_object_is_a_line(failed: bool) -> None:
     told = orjson.loads(line)
     assert (told["message"], told["level"], told["logger"]) == (f"orders 3: {HOSTILE}", "info", "skerry.guest")
     assert ("exception" in told) == failed
+
+
+def test_a_line_of_json_has_the_nodes_name_once_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    assert "node" not in orjson.loads(handler.format(record("before")))
+    logs.name_node("edge-1")
+    assert orjson.loads(handler.format(record("after")))["node"] == "edge-1"
+    logs.name_node("tokyo-1")
+    assert orjson.loads(handler.format(record("renamed")))["node"] == "tokyo-1"

@@ -276,7 +276,12 @@ async def test_a_nodes_settings_are_those_that_it_runs_with(control: Control, tm
         found = json.loads(out)
         return found["running"], {s["name"]: (s["value"], s["origin"]) for s in found["settings"]}
 
-    given = {"SKERRY_EDGE_HOLD": "1", "SKERRY_EDGE_BODY_LIMIT": "5000", "SKERRY_EDGE_TOKEN_FILE": str(file)}
+    given = {
+        "SKERRY_EDGE_LOG": "json",
+        "SKERRY_EDGE_HOLD": "1",
+        "SKERRY_EDGE_BODY_LIMIT": "5000",
+        "SKERRY_EDGE_TOKEN_FILE": str(file),
+    }
     running, found = await shown(**given)
     assert (running, found["SKERRY_EDGE_BODY_LIMIT"]) == (False, ("5000", "environment"))
     process = await start("run", "--state", str(state), "--listen", listen, "--workers", "1", **given)
@@ -300,6 +305,8 @@ async def test_a_nodes_settings_are_those_that_it_runs_with(control: Control, tm
     assert found["SKERRY_EDGE_TOKEN_FILE"] == (str(file), "environment")
     assert found["SKERRY_EDGE_DEPTH"] == ("8", "default")
     assert "SKERRY_EDGE_HOLD is none of Skerry's" in log.decode()
+    [first] = [json.loads(line) for line in log.decode().splitlines() if "this is skerry-edge" in line]
+    assert first["node"] == "edge-1"
 
 
 async def test_a_misspelt_variable_is_warned_of_and_changes_no_answer(tmp_path: Path) -> None:
