@@ -39,7 +39,10 @@ def wrong(sql: str, tables: Columns) -> list[str]:
             add(source, scope, optional=False)
         columns = {target.name or name_of(target.val): nullable(target.val, scope) for target in node.targetList or ()}
         for key in node.sortClause or ():
-            if nullable(key.node, scope | {"": columns}):
+            largest = isinstance(key.node, ast.FuncCall) and key.node.funcname[-1].sval in ("min", "max")
+            # A group has a row at least.
+            of = key.node.args if largest and node.groupClause else [key.node]
+            if any(nullable(each, scope | {"": columns}) for each in of):
                 found.append(name_of(key.node) or str(key.node))
         for target in node.targetList or ():
             windows(target.val, scope)
@@ -76,7 +79,7 @@ def wrong(sql: str, tables: Columns) -> list[str]:
         if isinstance(node, ast.CaseExpr):
             results = [when.result for when in node.args]
             return node.defresult is None or any(nullable(result, scope) for result in (*results, node.defresult))
-        if isinstance(node, ast.A_Expr) and node.lexpr is not None and node.name[-1].sval in ("+", "-", "*"):
+        if isinstance(node, ast.A_Expr) and node.lexpr is not None and node.name[-1].sval in ("+", "-", "*", "="):
             return nullable(node.lexpr, scope) or nullable(node.rexpr, scope)
         if isinstance(node, ast.FuncCall) and node.funcname[-1].sval == "extract":
             return any(nullable(argument, scope) for argument in node.args)
@@ -125,6 +128,8 @@ async def test_no_list_is_ordered_by_what_may_be_null(tables: Columns) -> None:
         "SELECT CASE WHEN name = 'a' THEN 0 END AS place FROM nodes ORDER BY place",
         "SELECT CASE WHEN name = 'a' THEN 0 ELSE extract(epoch FROM synced_at) * 2 END AS at FROM nodes ORDER BY at",
         "SELECT labels ->> 'site' AS site FROM nodes ORDER BY site",
+        "SELECT max(joined_at) FROM nodes ORDER BY max(joined_at)",
+        "SELECT state FROM nodes GROUP BY state ORDER BY max(synced_at)",
     ],
 )
 async def test_the_rule_finds_what_may_be_null(tables: Columns, sql: str) -> None:
