@@ -84,6 +84,7 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
     revision = {"sql": "CREATE TABLE notes (id INTEGER PRIMARY KEY);"}
     run = {"id": str(uuid4()), "at": "2026-11-27T12:00:00Z", "user": "ada", "kind": "read", "statement": "SELECT 1"}
     joining = {"name": "n", "attempt": str(uuid4())}
+    await control.ok("POST", "/v1/groups", {"name": "west"})
     # In an order in which each finds what it needs.
     tries: dict[tuple[str, str], Callable[[], Awaitable[Reply]]] = {
         ("PUT", "/v1/artifacts/{sha256}"): lambda: put(control, wasm),
@@ -109,8 +110,11 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
         ("POST", "/v1/nodes/{node}/move"): lambda: call("POST", "/v1/nodes/n/move", {"group": "east"}),
         ("POST", "/v1/nodes/{node}/retry"): lambda: call("POST", "/v1/nodes/n/retry"),
         ("POST", "/v1/releases/{group}/{number}/retry"): lambda: call("POST", "/v1/releases/default/1/retry"),
-        ("POST", "/v1/nodes/{node}/revoke"): lambda: call("POST", "/v1/nodes/n/revoke"),
-        ("DELETE", "/v1/nodes/{node}"): lambda: call("DELETE", "/v1/nodes/n"),
+        ("POST", "/v1/nodes/{node}/labels"): lambda: call("POST", "/v1/nodes/n/labels", {"set": {"till": "2"}}),
+        ("POST", "/v1/nodes/{node}/rename"): lambda: call("POST", "/v1/nodes/n/rename", {"name": "m"}),
+        ("POST", "/v1/nodes/{node}/revoke"): lambda: call("POST", "/v1/nodes/m/revoke"),
+        ("DELETE", "/v1/nodes/{node}"): lambda: call("DELETE", "/v1/nodes/m"),
+        ("DELETE", "/v1/groups/{group}"): lambda: call("DELETE", "/v1/groups/west"),
         ("DELETE", "/v1/functions/{name}/versions/{version}"): lambda: call(
             "DELETE", "/v1/functions/f/versions/1?release=true"
         ),

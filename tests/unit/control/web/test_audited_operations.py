@@ -6,6 +6,7 @@ AUDITED = frozenset(
     {
         ("DELETE", "/v1/functions/{name}"),
         ("DELETE", "/v1/functions/{name}/versions/{version}"),
+        ("DELETE", "/v1/groups/{group}"),
         ("DELETE", "/v1/join-tokens/{id}"),
         ("DELETE", "/v1/nodes/{node}"),
         ("DELETE", "/v1/operators/{name}"),
@@ -16,7 +17,9 @@ AUDITED = frozenset(
         ("POST", "/v1/nodes"),
         ("POST", "/v1/nodes/self/credential"),
         ("POST", "/v1/nodes/self/sql"),
+        ("POST", "/v1/nodes/{node}/labels"),
         ("POST", "/v1/nodes/{node}/move"),
+        ("POST", "/v1/nodes/{node}/rename"),
         ("POST", "/v1/nodes/{node}/retry"),
         ("POST", "/v1/nodes/{node}/revoke"),
         ("POST", "/v1/operators"),
