@@ -19,9 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import control
+from control.cli.support import output
 from control.cli.support.client import Failure
 from control.cli.support.project import FunctionSource
 
+SILENT = 1.5
+"""Seconds of a build before a line on a terminal says that it goes on."""
+FIRST_BUILDS = {
+    "zig": "the first build takes up to a minute, since Zig compiles its libraries for WASI and keeps them",
+    "go": "the first build takes up to a minute, since Go compiles its libraries for WASI and keeps them",
+}
+"""Of each compiler whose first build takes much longer than others, why."""
 _TOOL = re.compile(r"\{(\w+)\}")
 
 
@@ -72,15 +80,20 @@ def _go(_folder: Path) -> list[str] | None:
 def _asc(folder: Path) -> list[str] | None:
     # A build runs in the project's folder, where a relative path of the caller's doesn't hold.
     own = folder.absolute() / "node_modules" / ".bin" / "asc"
-    found = str(own) if own.exists() else shutil.which("asc")
+    brought = _checkout() / "lock" / "npm" / "node_modules" / ".bin" / "asc"
+    found = next((str(asc) for asc in (own, brought) if asc.exists()), shutil.which("asc"))
     return [found] if found else None
 
 
+def _checkout() -> Path:
+    """The checkout that this runs in, where `just toolchains` puts asc; where a wheel was installed, no checkout."""
+    return Path(control.__file__).parents[1]
+
+
 def _ziglang() -> str:
-    checkout = Path(control.__file__).parents[1]
-    if (checkout / "Justfile").is_file():
+    if (_checkout() / "Justfile").is_file():
         # The version that the examples are tested with.
-        return f"just setup, in {checkout}"
+        return f"just setup, in {_checkout()}"
     return f"{shlex.quote(sys.executable)} -m pip install ziglang"
 
 
@@ -98,7 +111,8 @@ TOOLCHAINS = {
     ),
     "asc": Toolchain(
         _asc,
-        "install AssemblyScript: npm install, in the project's folder (npm itself: apt-get install nodejs npm)",
+        "install AssemblyScript: npm install, in the project's folder (npm itself: apt-get install nodejs npm)"
+        + (f", or just toolchains, in {_checkout()}" if (_checkout() / "Justfile").is_file() else ""),
     ),
 }
 
@@ -135,6 +149,15 @@ def command(source: FunctionSource) -> tuple[list[str], dict[str, str]]:
     return words, environment
 
 
+async def _say_that_it_builds(source: FunctionSource) -> None:
+    """After `SILENT`, tell a person at a terminal what is being built, and why that may take a while."""
+    await asyncio.sleep(SILENT)
+    if sys.stderr.isatty():
+        tools = [tool[1] for part in source.build.split() if (tool := _TOOL.fullmatch(part))]
+        why = next((f"; {FIRST_BUILDS[tool]}" for tool in tools if tool in FIRST_BUILDS), "")
+        output.note(f"building {source.name}{f' with {tools[0]}' if tools else ''} …{why}", style="dim")
+
+
 async def build(source: FunctionSource) -> float:
     """Build the function's module; return how many seconds that took.
 
@@ -155,9 +178,11 @@ async def build(source: FunctionSource) -> float:
             )
         except OSError as error:
             raise BuildFailed(f"the build command of {source.name} can't be run: {words[0]}: {error}") from None
+        said = asyncio.create_task(_say_that_it_builds(source))
         try:
             out, _ = await process.communicate()
         finally:
+            said.cancel()
             if process.returncode is None:
                 # The build's own children, as of make or cargo, are in its process group.
                 os.killpg(process.pid, signal.SIGKILL)

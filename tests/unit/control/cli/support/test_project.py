@@ -4,8 +4,11 @@ import asyncio
 import importlib.util
 import os
 import re
+import select
 import sqlite3
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +287,40 @@ async def test_a_compiler_in_the_project_is_found_from_anywhere(
     found = project.read(Path("f"))
     await toolchains.build(found.functions[0])
     assert found.functions[0].module.read_text() == "made\n"
+
+
+def test_a_compiler_that_the_checkout_brought_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    brought = tmp_path / "lock" / "npm" / "node_modules" / ".bin" / "asc"
+    brought.parent.mkdir(parents=True)
+    brought.touch()
+    monkeypatch.setattr(toolchains, "_checkout", lambda: tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert toolchains.missing("asc", tmp_path / "project") == ""
+    brought.unlink()
+    assert "npm install, in the project's folder" in toolchains.missing("asc", tmp_path / "project")
+
+
+def test_a_long_build_says_on_a_terminal_what_it_does(folder: Path) -> None:
+    """And says nothing where stderr is a file or a pipe, as in CI."""
+    goes_on = folder / "go"
+    os.mkfifo(goes_on)
+    (folder / project.FILE).write_text(TOML + "build = 'cat go'\n")
+    command = [sys.executable, "-m", "control.cli", "function", "build", str(folder)]
+    ours, theirs = os.openpty()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        shown = ""
+        while "building" not in shown:
+            assert select.select([ours], [], [], 60)[0], shown
+            shown += os.read(ours, 1000).decode()
+        goes_on.write_text("")
+        process.wait(60)
+    os.close(ours)
+    assert "building f …" in shown
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with goes_on.open("w"):  # which the build has begun to read
+            time.sleep(toolchains.SILENT + 0.5)
+        assert "building" not in process.communicate(timeout=60)[1]
 
 
 def test_what_nodes_cannot_run_is_said_after_the_build(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
