@@ -4,10 +4,12 @@ It imports no other module of the project but the messages, since both packages 
 """
 
 import hashlib
-from typing import Annotated, Final, Literal, get_args
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, inspect
 
 from control.wire import MIB, Body, Name, canonical
 
@@ -58,12 +60,66 @@ _SHAPES = {
 }
 
 
-def unfit(error: msgspec.ValidationError) -> str:
-    """The error's text with words in place of the patterns that msgspec shows."""
+_UNKNOWN = re.compile(r"Object contains unknown field `([^`]*)`")
+_AT = re.compile(r" - at `\$([^`]*)`$")
+
+
+def unfit(error: msgspec.ValidationError, kind: Any) -> str:
+    """The error's text, as `kind` was converted: with words in place of the patterns that msgspec shows, the values
+    that there are in place of one that is none of them, and the field that an unknown one is near to."""
     text = str(error)
+    if text.startswith("Invalid enum value"):
+        there_are = sorted({_quoted(value) for type_ in _types_at(kind, text) for value in _values(type_)})
+        text += f"; there {'are' if len(there_are) > 1 else 'is'} {', '.join(there_are)}" if there_are else ""
+    elif unknown := _UNKNOWN.match(text):
+        from difflib import get_close_matches  # here, since hardly any request needs it
+
+        near = get_close_matches(unknown[1], [name for type_ in _types_at(kind, text) for name in _fields(type_)], 1)
+        text += f"; is `{near[0]}` meant?" if near else ""
     for pattern, shape in _SHAPES.items():
         text = text.replace(pattern, shape)
     return text
+
+
+def _quoted(value: object) -> str:
+    return f"`{value}`" if value else '`""`'
+
+
+def _values(found: Any) -> tuple[Any, ...]:
+    return found.values if isinstance(found, inspect.LiteralType) else ()
+
+
+def _fields(found: Any) -> list[str]:
+    return [each.encode_name for each in found.fields] if isinstance(found, inspect.StructType) else []
+
+
+def _types_at(kind: Any, text: str) -> list[Any]:
+    """What may be at the place that an error's text names: the members of a union are several."""
+    place = _AT.search(text)
+    found = list(_members(inspect.type_info(kind)))
+    for name in re.findall(r"\.([^.\[]+)|\[", place[1]) if place else ():
+        found = [member for type_ in found for part in _parts(type_, name) for member in _members(part)]
+    return found
+
+
+def _members(found: Any) -> Iterator[Any]:
+    if isinstance(found, inspect.Metadata):
+        yield from _members(found.type)
+    elif isinstance(found, inspect.UnionType):
+        for each in found.types:
+            yield from _members(each)
+    else:
+        yield found
+
+
+def _parts(found: Any, name: str) -> Iterator[Any]:
+    """What a type has within it: a field's, or with no name an item's."""
+    if isinstance(found, inspect.StructType):
+        yield from (each.type for each in found.fields if each.encode_name == name)
+    elif isinstance(found, inspect.DictType):
+        yield found.value_type
+    elif isinstance(found, inspect.ListType | inspect.VarTupleType):
+        yield found.item_type
 
 
 SqlGrant = Literal["none", "read", "write"]

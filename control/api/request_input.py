@@ -68,7 +68,7 @@ def decode(raw: bytes, type: type[T]) -> T:
     except msgspec.ValidationError as error:
         if len(raw) <= SMALL_BODY / 2:
             _check_syntax(raw)
-        raise _invalid("invalid_body", error) from None
+        raise _invalid("invalid_body", error, type) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProblemError("malformed_json", f"the body isn't JSON: {error}") from None
     if b"\\u0000" in raw:
@@ -88,15 +88,15 @@ def convert(value: object, type: type[T], code: str, *, strict: bool = True) -> 
     try:
         return msgspec.convert(value, type, strict=strict)
     except msgspec.ValidationError as error:
-        raise _invalid(code, error) from None
+        raise _invalid(code, error, type) from None
 
 
-def _invalid(code: str, error: msgspec.ValidationError) -> ProblemError:
+def _invalid(code: str, error: msgspec.ValidationError, type: Any) -> ProblemError:
     text = str(error)
     where = _AT.search(text)
     named = _FIELD.search(text)
     path = [part for part in (where[1] if where else "", named[1] if named else "") if part]
-    return ProblemError(code, unfit(error), field=".".join(path))
+    return ProblemError(code, unfit(error, type), field=".".join(path))
 
 
 class PathTypes(msgspec.Struct):

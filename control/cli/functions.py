@@ -216,7 +216,7 @@ def check_manifest(manifest: Json) -> None:
     try:
         manifests.check(msgspec.convert(manifest, Manifest))
     except msgspec.ValidationError as error:
-        raise click.UsageError(f"the manifest isn't valid: {unfit(error)}") from error
+        raise click.UsageError(f"the manifest isn't valid: {unfit(error, Manifest)}") from error
     except manifests.ManifestUnfit as error:
         raise click.UsageError(f"the manifest isn't valid: {error}") from error
 
@@ -262,12 +262,13 @@ async def list_functions(as_json: bool) -> None:
 
 
 @command.command()
-@click.argument("name", type=options.NAME)
-@click.argument("version", type=int, required=False)
+@click.argument("named", type=options.VERSIONED, metavar="NAME[@VERSION]")
+@click.argument("version", type=click.IntRange(min=1), required=False)
 @options.json_option
 @options.asynchronous
-async def show(name: str, version: int | None, as_json: bool) -> None:
+async def show(named: tuple[str, int | None], version: int | None, as_json: bool) -> None:
     """Show a function's versions, or one of them with its manifest."""
+    name, version = options.one_version(named, version)
     async with options.client() as control:
         if version is None:
             versions = await control.items(path("functions", name, "versions"))
@@ -311,8 +312,8 @@ def _shown(field: str, value: object) -> object:
 
 
 @command.command()
-@click.argument("name", type=options.NAME)
-@click.argument("version", type=int, required=False)
+@click.argument("named", type=options.VERSIONED, metavar="NAME[@VERSION]")
+@click.argument("version", type=click.IntRange(min=1), required=False)
 @click.option("--release", is_flag=True, help="Take it out of the groups' releases first, by a new release of each.")
 @click.option("--force", is_flag=True, help="Also where a rollback would need it.")
 @options.plan_option
@@ -320,9 +321,16 @@ def _shown(field: str, value: object) -> object:
 @options.json_option
 @options.asynchronous
 async def delete(
-    name: str, version: int | None, release: bool, force: bool, plan: bool, yes: bool, as_json: bool
+    named: tuple[str, int | None],
+    version: int | None,
+    release: bool,
+    force: bool,
+    plan: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Delete one version of a function, or all of them; a version's number is never used again."""
+    name, version = options.one_version(named, version)
     what = f"all versions of {name}" if version is None else f"{name}@{version}"
     if not yes and not plan:
         click.confirm(f"Delete {what}?", abort=True, err=True)

@@ -9,6 +9,7 @@ import os
 import sys
 
 import click
+from click.exceptions import NoSuchCommand
 
 from control import settings_in_force
 from control.cli.support import output
@@ -58,6 +59,15 @@ class Verbs(click.Group):
         found = getattr(__import__(module, fromlist=["command"]), name or "command")
         assert isinstance(found, click.Command)  # noqa: S101
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:
+            # Click knows none of the names, as the modules aren't imported yet.
+            raise NoSuchCommand(error.command_name, possibilities=VERBS, ctx=ctx) from None
 
 
 def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:

@@ -91,7 +91,9 @@ async def retry(number: int, group: str, as_json: bool) -> None:
 
 @command.command()
 @options.group_option
-@click.option("--set", "versions", type=options.PAIR, multiple=True, metavar="NAME=VERSION", help="A function to have.")
+@click.option(
+    "--set", "versions", multiple=True, metavar="NAME=VERSION", help="A function to have; NAME@VERSION says the same."
+)
 @click.option("--remove", type=options.NAME, multiple=True, metavar="NAME", help="A function to take out.")
 @click.option("--schema", type=click.IntRange(min=0), metavar="N", help="The schema floor; the newest without it.")
 @click.option(
@@ -107,7 +109,7 @@ async def retry(number: int, group: str, as_json: bool) -> None:
 @options.asynchronous
 async def create(
     group: str,
-    versions: tuple[tuple[str, str], ...],
+    versions: tuple[str, ...],
     remove: tuple[str, ...],
     schema: int | None,
     rollback_to: int | None,
@@ -127,7 +129,7 @@ async def create(
     waited = options.waiting(wait, within, offline_too, plan=plan)
     body = releasing.allowing({"group": group, "reason": reason}, allow_unfit, allow_loss, allow_stall)
     if versions:
-        body["functions"] = {name: _version(name, text) for name, text in versions}
+        body["functions"] = dict(_version(text) for text in versions)
     if remove:
         body["remove"] = list(remove)
     if schema is not None:
@@ -189,8 +191,10 @@ async def rollback(
             await releasing.finish(control, release, waited, shown=True, as_json=as_json)
 
 
-def _version(name: str, text: str) -> int:
+def _version(text: str) -> tuple[str, int]:
+    """Return name and version of `NAME=VERSION`, or of `NAME@VERSION`, as it is printed."""
+    name, _, version = text.replace("@", "=", 1).partition("=")
     options.NAME.convert(name, None, None)
-    if not text.isdecimal() or not text.isascii():
-        raise click.UsageError(f"--set {name}={text}: the version must be a number")
-    return int(text)
+    if not version.isdecimal() or not version.isascii():
+        raise click.UsageError(f"--set {text}: it must be NAME=VERSION, and the version a number")
+    return name, int(version)

@@ -37,7 +37,7 @@ def read_manifest(
         return name, completed(msgspec.convert(fields, Manifest))
     except msgspec.ValidationError as error:
         where = f" in {file}" if file is not None else ""
-        raise click.UsageError(f"the manifest{where} isn't valid: {unfit(error)}") from None
+        raise click.UsageError(f"the manifest{where} isn't valid: {unfit(error, Manifest)}") from None
 
 
 def _content(file: Path | None) -> tuple[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ import gc
 import importlib
 
 import click
+from click.exceptions import NoSuchCommand
 
 COMMANDS = {
     "join": "node:join_command",
@@ -39,6 +40,15 @@ class Commands(click.Group):
         found = getattr(importlib.import_module(f"edge_runtime.cli.{module}"), name)
         assert isinstance(found, click.Command)  # noqa: S101
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:
+            # Click knows none of the names, as the modules aren't imported yet.
+            raise NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
 
 
 def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:

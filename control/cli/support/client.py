@@ -5,6 +5,7 @@ once even where an answer got lost.
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import ssl
@@ -20,7 +21,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import orjson
 
-from control.cli.support import logins
+from control.cli.support import logins, near_names
 from control.settings import is_loopback, is_safe
 
 ATTEMPTS = 5
@@ -292,7 +293,12 @@ class Client:
                     raise self.unreachable(error) from error
             else:
                 if response.status != 503:
-                    return answer_of(method, where, response.status, content)
+                    try:
+                        return answer_of(method, where, response.status, content)
+                    except RequestRefused as refused:
+                        with contextlib.suppress(Failure):  # what was refused matters more
+                            refused.cure = refused.cure or await near_names.cure(refused.code, str(refused), self.items)
+                        raise
                 if attempt == ATTEMPTS:
                     raise problem_of(Unreachable, method, where, response.status, content)
                 pause = max(pause, min(_seconds(response.headers.get("retry-after")), LONGEST_PAUSE))

@@ -32,8 +32,26 @@ class NameType(click.ParamType[str, str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not wire.NAME.fullmatch(value):
+            name, _, version = value.partition("@")
+            if version.isdecimal() and wire.NAME.fullmatch(name):
+                self.fail(f"{value!r} is one version: this takes the function's name alone, {name}", param, ctx)
             self.fail(f"{value!r} is no name: lower case letters, digits and hyphens, 63 at most", param, ctx)
         return value
+
+
+class VersionedType(click.ParamType[tuple[str, int | None], Any]):
+    """A function's name, alone or with a version, NAME@VERSION, as it is printed."""
+
+    name = "name[@version]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | None]:
+        if isinstance(value, tuple):
+            return value[0], value[1]
+        name, at, number = value.partition("@")
+        name = NAME.convert(name, param, ctx)
+        if at and not (number.isdecimal() and number.isascii() and int(number)):
+            self.fail(f"{value!r} has no number of a version behind the @, as in {name}@2", param, ctx)
+        return name, int(number) if at else None
 
 
 class TimeType(click.ParamType[datetime, str]):
@@ -70,7 +88,18 @@ class PairType(click.ParamType[tuple[str, str], Any]):
 
 NAME = NameType()
 TIME = TimeType()
+VERSIONED = VersionedType()
 PAIR = PairType()
+
+
+def one_version(named: tuple[str, int | None], version: int | None) -> tuple[str, int | None]:
+    """Return name and version of `NAME@VERSION`, or of `NAME VERSION`.
+
+    Raises: UsageError, when the two say different versions.
+    """
+    if None not in (named[1], version) and named[1] != version:
+        raise click.UsageError(f"{named[0]}@{named[1]} and version {version} are two versions: name one")
+    return named[0], named[1] if version is None else version
 
 
 def asynchronous(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:

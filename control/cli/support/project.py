@@ -194,7 +194,7 @@ def _function(folder: Path) -> tuple[FunctionSource, str]:
     try:
         manifests.check(msgspec.convert(settings.manifest, Manifest))
     except msgspec.ValidationError as error:
-        raise ProjectInvalid(f"{file} isn't valid: {unfit(error)}", cure=CURE) from None
+        raise ProjectInvalid(f"{file} isn't valid: {unfit(error, Manifest)}", cure=CURE) from None
     except manifests.ManifestUnfit as error:
         raise ProjectInvalid(f"{file} isn't valid: {error}", cure=CURE) from None
     source = FunctionSource(folder, settings.name, settings.build, folder / settings.module, manifest=settings.manifest)
@@ -211,4 +211,4 @@ def _content(file: Path, kind: type[Content]) -> Content:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProjectInvalid(f"{file} can't be read: {error}", cure=CURE) from None
     except msgspec.ValidationError as error:
-        raise ProjectInvalid(f"{file} isn't valid: {unfit(error)}", cure=CURE) from None
+        raise ProjectInvalid(f"{file} isn't valid: {unfit(error, kind)}", cure=CURE) from None

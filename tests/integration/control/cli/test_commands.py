@@ -135,6 +135,28 @@ def test_wait_and_a_nodes_status_tell_the_same_release(skerry: Shell) -> None:
     assert skerry.json("node", "show", node["name"])["generation"] == release["generation"] + 1
 
 
+def test_names_with_a_slip_are_answered_with_the_near_ones(skerry: Shell) -> None:
+    hello = ROOT / "examples" / "hello"
+    pushed = ("function", "push", "greeting", str(hello / "hello.wasm"), "--manifest", str(hello / "manifest.json"))
+    skerry(*pushed, "--no-release")
+    for words, told in (
+        (("node", "show", "egde-1"), "is edge-1 meant?"),
+        (("node", "show", "edge-11"), "is edge-1 meant?"),
+        (("function", "show", "greetnig"), "is greeting meant?"),
+        (("release", "create", "--group", "defualt"), "is default meant?"),
+        (("group", "delete", "quite-another", "--yes"), "`skerry group list` shows"),
+    ):
+        skerry(*words, ends=3)
+        assert told in skerry.err
+    # As it is printed, so it is taken.
+    assert skerry.json("function", "show", "greeting@1") == skerry.json("function", "show", "greeting", "1")
+    assert "greeting@1" in skerry("function", "show", "greeting@1")
+    release = skerry.json("release", "create", "--set", "greeting@1", "--wait")
+    assert ("greeting", 1) in [(f["name"], f["version"]) for f in release["functions"]]
+    skerry("release", "create", "--remove", "greeting", "--wait")
+    skerry("function", "delete", "greeting@1", "--yes", "--force")
+
+
 def test_refusals_name_the_code_and_change_nothing(skerry: Shell, tmp_path: Path) -> None:
     before = skerry.json("release", "list")
     no_module, bad_sql, large = tmp_path / "no.wasm", tmp_path / "bad.sql", tmp_path / "large.wasm"
