@@ -1,4 +1,6 @@
-"""`skerry-edge`: a node's commands. They exit with 0: well, 1: not, 2: wrong call, 3: the node does not run."""
+"""`skerry-edge`: a node's commands. They exit with 0: well, 1: not, 2: wrong call, 3: the node does not run.
+
+`doctor` exits with 4 where there is something to note."""
 
 import gc
 import importlib
@@ -11,6 +13,7 @@ COMMANDS = {
     "run": "run:run",
     "dev": "run:dev",
     "status": "node:status",
+    "doctor": "doctor.node_doctor:doctor",
     "settings": "settings:settings",
     "logs": "logs:logs",
     "calls": "calls:calls",
@@ -71,7 +74,7 @@ def _show_version(context: click.Context, _option: click.Parameter, wanted: bool
 @click.pass_context
 def main(context: click.Context) -> None:
     """A node: it serves functions over local HTTP on its libsql database, and syncs with control."""
-    if context.invoked_subcommand not in ("run", "dev"):  # these say it in their log, or have been told
+    if context.invoked_subcommand not in ("run", "dev", "doctor"):  # these say it themselves, or have been told
         from control import settings_in_force
 
         for line in settings_in_force.unknown():

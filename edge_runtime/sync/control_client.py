@@ -41,6 +41,8 @@ TRUST_HEADER = "X-Skerry-Trust"
 RELEASE_HEADER = "X-Skerry-Release"
 """With the answer to a poll of a node at its target: the release's group, number and generation."""
 
+NO_ARTIFACT = "0" * 64
+"""A digest that no artifact has."""
 PACKED_FROM = 2048
 """Bytes of records from which on they are packed."""
 PACKED = b"\x78\x01"
@@ -176,6 +178,14 @@ class ControlClient:
     async def authorities(self) -> str:
         """Return the CAs that control gives out, in PEM, perhaps with something else between them."""
         return (await self._call("GET", "/v1/ca", None))[1].decode("ascii", "replace")
+
+    async def is_known(self) -> None:
+        """Have control look at the credential, and at nothing else. Raises: ControlRefused, where it refuses it."""
+        try:
+            await self._call("GET", f"/v1/artifacts/{NO_ARTIFACT}", None)
+        except ControlRefused as refused:
+            if refused.code != "unknown_artifact":
+                raise
 
     async def join(self, join: wire.Join) -> wire.Joined:
         """Become a node; the session's credential is the join token."""

@@ -28,9 +28,10 @@ SHARED = {
     "control.addresses",
     "control.version",
     "control.settings_in_force",
+    "control.cli.doctor.findings",
 }
-"""Messages, manifest, fault points, times of calls, public addresses, the version, what is shown of settings: where
-control and the edge meet, and nowhere else."""
+"""Messages, manifest, fault points, times of calls, public addresses, the version, what is shown of settings, findings:
+where control and the edge meet, and nowhere else."""
 
 # What each folder may import of its own package, beside itself and the modules at the package's top.
 LAW: dict[str, set[str]] = {
@@ -81,11 +82,11 @@ BEHIND = (
 
 PURE = (
     *("control.audit_chain", "control.manifest_fields", "control.manifests", "control.wire", "control.problems"),
-    "control.sketch",
+    *("control.sketch", "control.cli.doctor.findings"),
     *("control.sync.plan", "control.sync.requirements", "control.sync.standing", "control.storage.owner_mark"),
     *("edge_runtime.dispatch.breaker", "edge_runtime.sync.plan_check", "edge_runtime.sync.retries"),
     *("edge_runtime.web.routes", "edge_runtime.web.site_policy", "edge_runtime.disk_space"),
-    "edge_runtime.token_bucket",
+    *("edge_runtime.token_bucket", "edge_runtime.cli.doctor.running_node"),
     *("edge_runtime.ipc.http_messages", "edge_runtime.guests.http_json"),
     *("edge_runtime.sql.change_steps", "edge_runtime.sql.tokenizer", "edge_runtime.sql.values"),
 )

@@ -1,0 +1,1 @@
+"""`skerry doctor`, and how it and `skerry-edge doctor` tell what they find: `findings`, which the edge imports, too."""

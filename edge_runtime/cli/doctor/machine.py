@@ -1,0 +1,125 @@
+"""The machine: what the workers' fence needs of its kernel, the libraries, memory, and open files."""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from control import settings_in_force
+from control.cli.doctor.findings import Finding
+from edge_runtime.sandbox import fence
+from edge_runtime.web.server import FEWEST, KEPT, KEPT_PER_WORKER
+
+LOADING: Final = 60.0
+"""Seconds that loading the libraries may take."""
+MEMORY: Final = 256 * 1024 * 1024
+"""Bytes that are available on a machine on which workers start well."""
+FEW_FILES: Final = 4096
+"""Open files of a node below which its connections become few."""
+_LOAD: Final = """
+from edge_runtime.wasmedge import declarations
+import edge_runtime.sql.libsql_connection, importlib.metadata
+print(declarations.VERSION, importlib.metadata.version("libsql-experimental"))
+"""
+
+
+class MachineFacts(NamedTuple):
+    lacking: tuple[str, ...]
+    """Parts of the fence that there aren't, a sentence each."""
+    libraries: str
+    """Their versions; '' where they can't be loaded."""
+    libraries_error: str
+    memory: int
+    """Bytes that are available."""
+    open_files: int
+    """How many files a process may have open: the node where one runs, else what this user starts."""
+    workers: int
+
+
+def look(workers: int, node: int | None) -> MachineFacts:
+    """Return what there is; `node`: the process id of the node, None where none runs."""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-P", "-c", _LOAD], capture_output=True, text=True, timeout=LOADING, check=False
+    )
+    loaded, last = done.returncode == 0, done.stderr.strip().splitlines()[-1:]
+    return MachineFacts(
+        fence.lacking(),
+        done.stdout.strip() if loaded else "",
+        "" if loaded else (last[0] if last else f"the process that loads them ended with status {done.returncode}"),
+        _available(),
+        _open_files(node),
+        workers,
+    )
+
+
+def machine_findings(facts: MachineFacts, *, partial: bool) -> list[Finding]:
+    """Whether a node can run here; `partial`: a machine without all of the fence will do."""
+    return [
+        *fence_findings(facts.lacking, partial=partial),
+        *library_findings(facts.libraries, facts.libraries_error),
+        *memory_findings(facts.memory),
+        *file_findings(facts.open_files, facts.workers),
+    ]
+
+
+def fence_findings(lacking: Iterable[str], *, partial: bool) -> list[Finding]:
+    found = [
+        Finding("fence", "note" if partial else "wrong", text.rstrip("."), "docs/operations.md#the-fence")
+        for text in lacking
+    ]
+    return found or [Finding("fence", "ok", "the kernel has Landlock and seccomp as the fence needs them")]
+
+
+def library_findings(versions: str, error: str) -> list[Finding]:
+    if versions:
+        wasmedge, _, libsql = versions.partition(" ")
+        return [Finding("libraries", "ok", f"WasmEdge {wasmedge} and libsql {libsql} can be loaded")]
+    cure = "sudo apt-get install -y libwasmedge0" if "WasmEdge" in error or "wasmedge" in error else "just setup"
+    return [Finding("libraries", "wrong", f"what runs functions can't be loaded: {error}", cure)]
+
+
+def memory_findings(available: int) -> list[Finding]:
+    text = f"{available >> 20} MiB of memory are available"
+    if available < MEMORY:
+        return [Finding("memory", "note", f"{text}, less than {MEMORY >> 20}", "ps -eo rss,args --sort=-rss | head")]
+    return [Finding("memory", "ok", text)]
+
+
+def file_findings(limit: int, workers: int) -> list[Finding]:
+    needed = KEPT + KEPT_PER_WORKER * workers + FEWEST
+    cure = "LimitNOFILE=65536 in the unit (systemctl edit skerry-edge)"
+    if limit < needed:
+        text = f"a node may have {limit} files open; with {workers} workers it needs {needed}"
+        return [Finding("open_files", "wrong", text, cure)]
+    if limit < FEW_FILES:
+        text = f"a node may have {limit} files open, and each connection of a client takes one"
+        return [Finding("open_files", "note", text, cure)]
+    return [Finding("open_files", "ok", f"a node may have {limit} files open")]
+
+
+def variable_findings() -> list[Finding]:
+    """The variables of this process's environment that look like Skerry's and are none."""
+    cure = "skerry-edge settings"
+    found = [Finding("variables", "note", line, cure) for line in settings_in_force.unknown()]
+    return found or [Finding("variables", "ok", "each variable SKERRY_… is one that there is")]
+
+
+def _available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return sys.maxsize
+
+
+def _open_files(node: int | None) -> int:
+    """The limit of the node, or the one that a node raises its own to."""
+    if node is not None:
+        try:
+            return resource.prlimit(node, resource.RLIMIT_NOFILE)[0]
+        except OSError:
+            pass  # it has ended, or is another user's
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)

@@ -1,0 +1,141 @@
+"""`skerry-edge doctor`."""
+
+import asyncio
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from control import version
+from control.cli.doctor import findings
+from control.cli.doctor.findings import Finding
+from edge_runtime import logs
+from edge_runtime.cli.doctor import control_connection, local_http, machine, running_node, state_files
+from edge_runtime.cli.doctor.local_http import Values
+from edge_runtime.cli.node import JSON, STATE, show
+from edge_runtime.cli.run import run_options, settings_of, shown_settings
+from edge_runtime.settings import WAL_LIMIT, processors
+from edge_runtime.sync import identity
+from edge_runtime.sync.control_trust import check as check_pem
+from edge_runtime.web import node_socket
+from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
+
+EXITS: Final = {"ok": 0, "note": 4, "wrong": 1}
+"""Exit status by the worst level. 2 is wrong use, as of all commands."""
+
+
+@click.command()
+@STATE
+@run_options
+@click.option("--verbose", is_flag=True, help="Show what is as it should be, too.")
+@JSON
+def doctor(state: Path, form: logs.Format, debug: bool, verbose: bool, as_json: bool, **given: Any) -> None:
+    """Look for what is wrong with this machine's node, or will soon be, and say what to do; also while it is down.
+
+    Run it as the node's user, with the environment or the flags of `skerry-edge run`; the settings of a node that runs
+    are asked of it. It changes nothing.
+
+    Exits 0 if all is well, 4 if there is something to note, 1 if something is wrong.
+    """
+    # The node's own code, which looks at files here, logs what it finds: a finding says it.
+    logging.getLogger("skerry").setLevel(logging.CRITICAL + 1)
+    state = state.absolute()
+    found = _look(state, given)
+    if as_json:
+        show(findings.document(found))
+    else:
+        for line in findings.lines(found, verbose=verbose):
+            click.echo(line)
+    sys.exit(EXITS[findings.worst(found)])
+
+
+def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
+    found = machine.variable_findings()
+    try:
+        facts = state_files.look(state, WAL_LIMIT)
+    except OSError as error:
+        cure = f"ls -ld {state} (run this as the node's user)"
+        return [*found, Finding("state", "wrong", f"{state} can't be looked into: {error}", cure)]
+    found += state_files.state_findings(facts, state)
+    status, silent = _status(state)
+    values = _settings(state, given, found, runs=status is not None)
+    if facts is None or facts.owner != facts.user:
+        # What is made or opened by another user would be closed to the node.
+        return found
+    if status is not None:
+        found += running_node.node_findings(status, version.running().short, str(state))
+    else:
+        text = silent or f"no node runs on {state}"
+        found.append(Finding("node", "wrong", text, f"systemctl start skerry-edge (skerry-edge run --state {state})"))
+        # First, while this process has one thread.
+        found += state_files.database_findings(state, facts.sizes)
+    if values is not None:
+        limit = int(values["SKERRY_EDGE_WAL_LIMIT"])
+        facts = facts._replace(log_limit=limit)
+        found += local_http.file_findings(state, values)
+        found += local_http.listen_findings(values, runs=status is not None)
+        found += local_http.risk_findings(values)
+    found += state_files.disk_findings(facts) + state_files.log_findings(facts)
+    workers = int(values["SKERRY_EDGE_WORKERS"]) if values is not None else 2 * processors()
+    seen = machine.look(workers, _pid(state) if status is not None else None)
+    found += machine.machine_findings(seen, partial=values is not None and values["SKERRY_EDGE_FENCE"] == "partial")
+    return found + _control(state, status)
+
+
+def _status(state: Path) -> tuple[dict[str, Any] | None, str]:
+    """The status of the node that runs, or None and why there is none."""
+    try:
+        return node_socket.ask(state, "status"), ""
+    except NodeAbsent:
+        return None, ""
+    except NodeSilent as error:
+        return None, str(error)
+
+
+def _settings(state: Path, given: dict[str, Any], found: list[Finding], *, runs: bool) -> Values | None:
+    """The settings of the node that runs, or those that one would have; None where they don't fit together, of which
+    there is a finding then."""
+    try:
+        settings = node_socket.ask(state, "settings")["settings"] if runs else shown_settings(settings_of(state, given))
+    except click.UsageError as error:
+        found.append(Finding("settings", "wrong", error.message, f"skerry-edge settings --state {state}"))
+        return None
+    except (NodeAbsent, NodeSilent, KeyError) as error:
+        found.append(Finding("settings", "note", f"the node doesn't tell its settings: {error}", "ask again"))
+        return None
+    found.append(Finding("settings", "ok", "the settings fit together"))
+    return {setting["name"]: setting["value"] for setting in settings}
+
+
+def _control(state: Path, status: dict[str, Any] | None) -> list[Finding]:
+    """What there is of control, as the node's identity names it."""
+    try:
+        who = identity.read(state)
+    except (identity.NotJoined, OSError) as error:
+        cure = f"skerry-edge join --control URL --token TOKEN --state {state}"
+        return [Finding("identity", "wrong", str(error).partition(": ask for")[0], cure)]
+    found = [Finding("identity", "ok", f"this is the node {who.name} of {who.control_url}")]
+    facts = asyncio.run(control_connection.look(state, who, ask=True))
+    found += control_connection.control_findings(facts, state)
+    answered = facts if facts.trouble is None else None
+    now = time.time()
+    ca = identity.ca_path(state)
+    try:
+        pem = ca.read_text() if ca is not None else None
+        if pem is not None:
+            check_pem(pem)
+    except (OSError, ValueError):
+        pem = ""
+    found += control_connection.trust_findings(pem, answered.trust if answered else None, now, state)
+    return found + control_connection.credential_findings(who, answered, now, state)
+
+
+def _pid(state: Path) -> int | None:
+    """The process id of the node that has the state directory, as its lock says."""
+    try:
+        return int((state / "lock").read_text().strip())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,25 @@
+"""The page of the checks of `doctor` has each check, in the words of the program; and no finding has another name."""
+
+import re
+from pathlib import Path
+
+from edge_runtime.cli import doctor as node_checks
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "reference" / "doctor.md").read_text("utf-8")
+ROW = re.compile(r"^\| `(\w+)` \| (.+) \|$", re.MULTILINE)
+NAMED = re.compile(r'Finding\(\s*"(\w+)"')
+
+
+def named(folder: Path) -> set[str]:
+    """The names of checks that findings are made with."""
+    return {name for path in folder.glob("*.py") for name in NAMED.findall(path.read_text("utf-8"))}
+
+
+def test_the_page_has_the_checks_of_a_node() -> None:
+    rows = dict(ROW.findall(PAGE.partition("## On a node's machine")[2]))
+    assert rows == node_checks.CHECKS
+
+
+def test_each_check_of_a_node_can_find_something() -> None:
+    assert named(ROOT / "edge_runtime" / "cli" / "doctor") == set(node_checks.CHECKS)
