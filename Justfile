@@ -55,6 +55,10 @@ test-console *ARGS: setup
 toolchains: setup
     @scripts/toolchains
 
+# build the Debian packages skerry-control and skerry-edge of the commit that is checked out, in dist/
+packages: setup
+    @scripts/packages
+
 # build the docs into a site with search, site/index.html; a link that leads nowhere fails it
 docs: setup
     .venv/bin/python -m sphinx -W --keep-going --quiet --fresh-env --builder html --doctree-dir .skerry/docs docs site

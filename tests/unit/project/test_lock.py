@@ -31,6 +31,7 @@ def wanted(*extras: str) -> set[str]:
 
 LOCKS = {
     "edge": ("edge", "build"),
+    "control": ("control", "build"),
     "run": ("control", "local", "build"),
     "dev": ("control", "local", "build", "docs", "dev"),
 }
@@ -43,8 +44,8 @@ def test_a_lock_has_everything_that_is_asked_for(name, extras):
 
 
 def test_what_runs_is_what_is_tested():
-    edge, run, dev = locked("edge"), locked("run"), locked("dev")
-    assert edge.items() < run.items() < dev.items()
+    edge, control, run, dev = (locked(name) for name in LOCKS)
+    assert edge.items() < control.items() < run.items() < dev.items()
     assert not edge.keys() & {"aioboto3", "asyncpg", "starlette", "uvicorn"}
 
 
