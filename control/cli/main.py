@@ -43,6 +43,7 @@ VERBS = {
     "recover": "control.cli.recovery.recover",
     "settings": "control.cli.settings",
     "ca": "control.cli.trust.ca",
+    "completion": "control.cli.support.completion",
 }
 
 

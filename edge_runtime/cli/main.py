@@ -25,6 +25,7 @@ COMMANDS = {
     "check-database": "check_database:check_database",
     "caller": "caller:caller",
     "trust": "trust:trust",
+    "completion": "completion:completion",
 }
 """The module of this folder that has the command, and its name there."""
 

@@ -1,0 +1,58 @@
+"""What a shell completes, in a bash of its own with what `completion bash` prints."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(sys.executable).parent
+
+
+def completed(program: str, *words: str) -> set[str]:
+    """What bash offers where the last word is completed."""
+    function = f"_{program.replace('-', '_')}_completion"
+    script = f"""
+        eval "$({program} completion)"
+        [[ $(complete -p {program}) == *" -F {function} {program}" ]] || exit 9
+        COMP_WORDS=({program} "$@"); COMP_CWORD=$#
+        {function} {program}
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    environment = {**os.environ, "PATH": f"{PROGRAMS}:{os.environ['PATH']}", "SHELL": "/bin/bash"}
+    command = ["bash", "--norc", "-c", script, "bash", *words]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return set(ended.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "offered"),
+    [
+        ("skerry", ["rel"], {"release"}),
+        ("skerry", ["release", "cr"], {"create"}),
+        ("skerry", ["release", "create", "--allow-l"], {"--allow-loss"}),
+        ("skerry", ["function", "push", "notes", "--sql", ""], {"none", "read", "write"}),
+        ("skerry-edge", ["check"], {"check", "check-database"}),
+        ("skerry-edge", ["status", "--sta"], {"--state"}),
+    ],
+)
+def test_a_shell_completes(program: str, words: list[str], offered: set[str]) -> None:
+    assert completed(program, *words) == offered
+
+
+@pytest.mark.parametrize("program", ["skerry", "skerry-edge"])
+def test_other_shells_have_a_script_and_an_unknown_one_is_refused(program: str) -> None:
+    def ran(shell: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(PROGRAMS / program), "completion", *arguments]
+        return subprocess.run(
+            command, env={**os.environ, "SHELL": shell}, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    assert f"{variable}=zsh_complete" in ran("/bin/bash", "zsh").stdout
+    assert f"{variable}=fish_complete" in ran("/usr/bin/fish").stdout
+    refused = ran("/bin/tcsh")
+    assert refused.returncode == 2
+    assert "bash, zsh, fish" in refused.stderr
