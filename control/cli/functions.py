@@ -26,6 +26,7 @@ def command() -> None:
 
 command.add_command(authoring.new)
 command.add_command(authoring.build)
+command.add_command(authoring.schema)
 
 
 @command.command()

@@ -24,6 +24,8 @@ SCHEMA = "schema"
 """The folder of the schema in the templates."""
 BUILD_FILES = ("node_modules", "package-lock.json", "function.wasm")
 """Files of a build that a checkout's template may have in it; they aren't copied."""
+EDITORS_SCHEMA = "function.schema.json"
+"""The file by which editors check and complete function.toml: its JSON Schema."""
 CHECK_LIMIT = 120.0
 """Seconds that the check of a module may take."""
 
@@ -84,6 +86,9 @@ def new(name: str, lang: str, into: Path | None, several: Path | None) -> None:
     )
     if several is not None:
         _share_schema(folder, several, number)
+    (folder / EDITORS_SCHEMA).write_bytes(orjson.dumps(project.file_schema(), option=orjson.OPT_INDENT_2) + b"\n")
+    told = f"#:schema ./{EDITORS_SCHEMA}\n"
+    (folder / project.FILE).write_text(told + (folder / project.FILE).read_text("utf-8"), "utf-8")
     output.say(f"{folder} has a function in {lang}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
     lacking = toolchains.missing(LANGUAGES[lang], folder)
     if lacking:
@@ -181,6 +186,16 @@ async def build(folder: Path, as_json: bool) -> None:
             )
     if as_json:
         output.document(done[0] if len(done) == 1 else done)
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of function.toml, by which editors check and complete it.
+
+    `skerry function new` writes it to function.schema.json; after an upgrade of Skerry, this does so again:
+    `skerry function schema > function.schema.json`.
+    """
+    output.document(project.file_schema())
 
 
 async def check(source: project.FunctionSource) -> Json:

@@ -53,6 +53,21 @@ class FunctionFile(msgspec.Struct, forbid_unknown_fields=True):
     manifest: dict[str, Any] = {}
 
 
+def file_schema() -> dict[str, Any]:
+    """Return the JSON Schema of function.toml, for editors. What one field means beside another isn't in it."""
+    _, kinds = msgspec.json.schema_components([FunctionFile, Manifest], ref_template="#/$defs/{name}")
+    kinds["FunctionFile"]["properties"]["manifest"] = {"$ref": "#/$defs/Manifest"}
+    whole = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"{FILE} of a Skerry function",
+        "$ref": "#/$defs/FunctionFile",
+        "$defs": kinds,
+    }
+    # Python's $ also matches before a line break; that of JSON Schema doesn't.
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(whole).replace(rb"$(?!\\n)", b"$"))
+    return found
+
+
 class SeveralFile(msgspec.Struct, forbid_unknown_fields=True):
     """The content of skerry.toml."""
 
