@@ -5,7 +5,7 @@ Who is refused learns a code that says no more than that; the reason goes to the
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple, NoReturn
 from uuid import UUID
@@ -87,6 +87,8 @@ class Principal:
     """How old that session is; None where it asks by its token."""
     rotated_at: datetime | None = None
     """When its token was last exchanged for another one, as this replica knew it."""
+    exchanged: bool = False
+    """Whether it asks by the token before that one, which is still good for a while."""
 
     def need(self, role: Role, group: str | None, functions: Collection[str] | None = None) -> None:
         """Raises: AuthError, when the operator hasn't `role` for this group and these functions; None: for all."""
@@ -141,12 +143,13 @@ class Authenticator:
         if known is None:
             raise _invalid("unknown")
         now = self._clock.now()
-        if not tokens.same(known.secret_hash, secret_hash):
+        exchanged = not tokens.same(known.secret_hash, secret_hash)
+        if exchanged:
             if not (known.old_secret_hash and tokens.same(known.old_secret_hash, secret_hash)):
                 raise _invalid("wrong_secret")
             if known.old_ends_at is None or known.old_ends_at <= now:
                 raise _invalid("exchanged")
-        found = principal(known, now)
+        found = replace(principal(known, now), exchanged=exchanged)
         self.uses.note(id, now)
         return found
 
@@ -281,6 +284,14 @@ async def refuse_changed(conn: Connection, operator: Principal) -> None:
     if held != (operator.rights, operator.expires_at, operator.rotated_at):
         raise ProblemError(
             "not_ready", f"what {operator.name} may, or its token, was changed just now: nothing was done; ask again"
+        )
+
+
+def refuse_exchanged(operator: Principal) -> None:
+    """Raises: AuthError, when an operator would sign in by a token that was exchanged: a session is good for longer."""
+    if operator.exchanged:
+        raise AuthError(
+            "token_expired", f"this token of {operator.name} was exchanged for another: sign in by that", "exchanged"
         )
 
 

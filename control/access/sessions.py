@@ -265,7 +265,8 @@ class Sessions:
     # Beginning and ending
 
     async def begin(self, scope: Scope, operator: Principal, used_in: UsedIn, by: SignedInBy, **more: Any) -> str:
-        """`add` in a transaction of its own."""
+        """`add` in a transaction of its own, for an operator that isn't recognised by a token that was exchanged."""
+        auth.refuse_exchanged(operator)
         return await self._writes.transaction(lambda conn: self.add(conn, scope, operator, used_in, by, **more))
 
     async def add(

@@ -122,7 +122,8 @@ class SignIns:
     # A browser, by a code of `skerry console`
 
     async def make_code(self, scope: Scope, operator: Principal) -> tuple[str, datetime]:
-        """A code by which a browser is signed in as the operator that asks, and its end."""
+        """A code by which a browser is signed in as the operator that asks, and its end. Raises: AuthError."""
+        auth.refuse_exchanged(operator)
         code = new_code()
         code_hash = await asyncio.to_thread(hash_code, code)
         now = self._clock.now()

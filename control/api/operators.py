@@ -95,7 +95,7 @@ async def create(call: ApiCall) -> Reply:
         return responses.MadeOperator(str(token.id), body.name, _shown(given), expires_at, token.text)
 
     async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
-        return await _renew(conn, call, changed, kept["name"])
+        return await _renew(conn, call, changed, kept)
 
     return await call.write(work, renew=renew)
 
@@ -144,6 +144,8 @@ async def rotate(call: ApiCall) -> Reply:
         _refuse_giving(call.operator, rights.of_row(row.role, row.grants), row.expires_at)
         now = call.services.clock.now()
         token, ends_at = tokens.new_token("operator", row.id), now + timedelta(seconds=body.keep_old)
+        await conn.execute(SQL["end_older_sessions"], row.id, now)
+        await conn.execute(SQL["end_codes"], row.id)
         await conn.execute(SQL["rotate"], row.id, token.secret_hash, now, ends_at)
         told = {"hash": token.secret_hash, "old_ends_at": ends_at}
         await access_changes.record(conn, now, "operator-renewed", row.id, told)
@@ -152,7 +154,7 @@ async def rotate(call: ApiCall) -> Reply:
         return _made(row, token)
 
     async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
-        return await _renew(conn, call, changed, kept["name"])
+        return await _renew(conn, call, changed, kept)
 
     return await call.write(work, status=200, renew=renew)
 
@@ -270,9 +272,14 @@ def _unknown(name: str) -> ProblemError:
     return ProblemError("unknown_operator", f"there is no operator {name}", field="name")
 
 
-async def _renew(conn: Connection, call: ApiCall, changed: Changed, name: str) -> responses.MadeOperator:
-    """Another token in the place of one whose answer may have been lost: a request came again."""
-    row = await _find(conn, call.operator, name)
+async def _renew(conn: Connection, call: ApiCall, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
+    """Another token in the place of one whose answer may have been lost: a request came again.
+
+    Raises: ProblemError unknown_operator, when the operator was revoked since, also where another has its name.
+    """
+    row = await _find(conn, call.operator, kept["name"])
+    if str(row.id) != kept["id"]:
+        raise _unknown(row.name)
     token = tokens.new_token("operator", row.id)
     now, told = call.services.clock.now(), {"hash": token.secret_hash}
     await access_changes.record(conn, now, "operator-renewed", row.id, told)

@@ -140,7 +140,9 @@ async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: 
         known, now = await conn.fetchrow(OPERATOR, name), clock.now()
         token = tokens.new_token("operator", None if known is None else known.id)
         if known is not None:
-            await access_changes.record(conn, now, "operator-renewed", known.id, {"hash": token.secret_hash})
+            # The token before ends, and what was signed in by it.
+            told = {"hash": token.secret_hash, "old_ends_at": now}
+            await access_changes.record(conn, now, "operator-renewed", known.id, told)
         await conn.execute(SQL["put_admin"], token.id, name, token.secret_hash, now)
         action = "operator.create" if known is None else "operator.renew"
         before = None if known is None else dict(zip(known._fields[1:], known[1:], strict=True))

@@ -235,10 +235,11 @@ async def _confirm(ownership: Ownership) -> None:
 
 
 async def _look_back(access: AccessJournal) -> None:
-    """Apply access lists that the metadata don't know; later, where the store doesn't answer in time."""
+    """Apply access lists that the metadata don't know, however many; later, where the store doesn't answer in time."""
+    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(STORE_PATIENCE):
-            await access.apply()
+        async with asyncio.timeout(STORE_PATIENCE) as limit:
+            await access.apply(on_list=lambda: limit.reschedule(loop.time() + STORE_PATIENCE))
     except (ProblemError, TimeoutError) as error:
         log.warning(
             "the bucket's access lists couldn't be read: if the metadata were restored, those revoked since are good "

@@ -34,6 +34,14 @@ SELECT name FROM access_lists WHERE name = ANY($1::text[]);
 -- name: forget
 DELETE FROM access_changes WHERE id = ANY($1::text[]::uuid[]);
 
+-- Forget changes that were waiting when the backup was made, and are in a list: times, kinds and subjects of its changes.
+-- name: forget_listed
+DELETE FROM access_changes WHERE id IN (
+    SELECT a.id FROM access_changes AS a
+    JOIN unnest($1::text[], $2::text[], $3::text[]) AS u (at, kind, subject)
+        ON a.at = u.at::timestamptz AND a.kind = u.kind AND a.subject = u.subject::uuid
+);
+
 -- Make a node known again that joined after the backup; one whose name another node has stays unknown.
 -- name: add_node
 INSERT INTO nodes (id, name, labels, protocol, group_id, state, state_since, joined_at)
@@ -43,6 +51,13 @@ WHERE g.id = coalesce(
         (SELECT h.id FROM groups AS h WHERE h.id = $5::uuid), (SELECT d.id FROM groups AS d WHERE d.name = 'default')
     )
     AND NOT EXISTS (SELECT 1 FROM nodes AS n WHERE n.id = $1::uuid OR n.name = $2::text)
+RETURNING id::text AS id;
+
+-- Give a node the name that it got after the backup; where another node has that, it keeps its own.
+-- name: rename_node
+UPDATE nodes SET name = $2::text
+WHERE id = $1 AND removed_at IS NULL AND name <> $2::text
+    AND NOT EXISTS (SELECT 1 FROM nodes AS n WHERE n.name = $2::text)
 RETURNING id::text AS id;
 
 -- Add the presence of a node that is known again.

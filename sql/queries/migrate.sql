@@ -26,4 +26,4 @@ SELECT id, role, grants, expires_at, revoked_at FROM operators WHERE name = $1;
 -- name: put_admin
 INSERT INTO operators (id, name, role, secret_hash, created_at) VALUES ($1, $2, 'admin', $3, $4)
 ON CONFLICT (id) DO UPDATE SET role = 'admin', grants = NULL, expires_at = NULL, secret_hash = excluded.secret_hash,
-    revoked_at = NULL;
+    old_secret_hash = '', rotated_at = excluded.created_at, old_ends_at = excluded.created_at, revoked_at = NULL;

@@ -23,6 +23,16 @@ UPDATE operators SET secret_hash = $2 WHERE id = $1;
 -- name: rotate
 UPDATE operators SET old_secret_hash = secret_hash, secret_hash = $2, rotated_at = $3, old_ends_at = $4 WHERE id = $1;
 
+-- End the sessions that began with a token before the one that is exchanged at $2.
+-- name: end_older_sessions
+UPDATE sessions SET ended_at = $2
+WHERE operator_id = $1 AND ended_at IS NULL
+    AND made_at < (SELECT o.rotated_at FROM operators AS o WHERE o.id = $1 AND o.rotated_at < $2);
+
+-- End the codes for signing in that nobody has used yet.
+-- name: end_codes
+DELETE FROM sign_in_codes WHERE operator_id = $1 AND used_at IS NULL;
+
 -- Record when operators last asked for something: ids and times.
 -- name: used
 INSERT INTO operator_uses (operator_id, last_used_at)

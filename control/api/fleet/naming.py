@@ -9,6 +9,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
+from control.storage.recovery import access_changes
 from control.sync import requirements
 
 DEFAULT_GROUP = "default"
@@ -34,6 +35,8 @@ async def rename(call: ApiCall) -> Reply:
                 raise ProblemError("name_taken", f"there is a node {name}: choose another name", field="name")
             await conn.execute(SQL["rename"], node.id, name)
             await conn.execute(SQL["rename_in_tokens"], node.id, name)
+            now = call.services.clock.now()
+            await access_changes.record(conn, now, "node-renamed", node.id, {"name": name})
             changed.nodes.add(str(node.id))
             before, after = {"name": node.name}, {"name": name, "id": str(node.id)}
             await call.audit(conn, "node.rename", node.name, before=before, after=after)

@@ -8,6 +8,7 @@ restored from a backup of before, and its changes are applied to them.
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -100,22 +101,24 @@ class AccessJournal:
                 return
             now = self._clock.now()
             name = access_list.name(owner, now, uuid4())
-            changes = [AccessChange(row.at, row.kind, row.subject, row.details) for row in rows]
+            waiting = [AccessChange(row.at, row.kind, row.subject, row.details) for row in rows]
+            changes = access_list.first_of(waiting)
             note = name, now
             await self._db.transaction(lambda conn, note=note: conn.fetchval(NOTE, *note))  # type: ignore[misc]
             try:
                 await self._store.write(name, access_list.encode(key, name, changes), None)
             except WriteConflict:
                 raise ProblemError("store_unavailable", f"the bucket has an object {name} already") from None
-            ids = [row.id for row in rows]
+            ids = [row.id for row in rows[: len(changes)]]
             await self._db.transaction(lambda conn, ids=ids: conn.execute(SQL["forget"], ids))  # type: ignore[misc]
-            if len(rows) < access_list.MOST:
+            if len(ids) == len(rows) < access_list.MOST:
                 return
 
-    async def apply(self, *, restored: bool = False) -> None:
+    async def apply(self, *, restored: bool = False, on_list: Callable[[], None] = lambda: None) -> None:
         """Apply the lists of the bucket that the metadata don't know, which shows that they were restored.
 
-        `restored`: that is known already. Raises: ProblemError, when the store or the database doesn't answer.
+        `restored`: that is known already. `on_list` is called after each list. Raises: ProblemError, when the store or
+        the database doesn't answer.
         """
         async with self._applying:
             owner, key = await self._db.read(lambda conn: conn.one(KEY))
@@ -131,6 +134,7 @@ class AccessJournal:
                             found = await self._apply(key, name)
                             lists += found is not None
                             done.update(found or {})
+                            on_list()
                     after = names[-1] if names else after
             if restored or lists:
                 await self._db.transaction(lambda conn: self._note_restored(conn, lists, done))
@@ -159,9 +163,14 @@ class AccessJournal:
             return None
 
         async def work(conn: Connection) -> Counter[str]:
-            changed = Changed()
-            if await conn.fetchval(NOTE, name, self._clock.now()) is None:
+            changed, now = Changed(), self._clock.now()
+            if await conn.fetchval(NOTE, name, now) is None:
                 return Counter()  # another replica was first
+            if (await bucket_owner.state(conn)).restored_at is None:
+                await conn.execute(bucket_owner.SQL["note_restored"], now)
+            # In the order of time: written again behind later changes, they would take these back.
+            columns = zip(*((change.at.isoformat(), change.kind, change.subject) for change in changes), strict=True)
+            await conn.execute(SQL["forget_listed"], *map(list, columns))
             done = await access_replay.apply(conn, changed, changes)
             await changed.announce(conn)
             return done

@@ -24,6 +24,7 @@ MOST_BYTES = 4 * wire.MIB
 
 Kind = Literal[
     "node-joined",  # it is in the group `details.group`
+    "node-renamed",  # to `details.name`; so that another node may have got the name before
     "node-removed",
     "node-revoked",  # its credentials that were made before
     "credential-made",  # of the node `details.node`
@@ -73,6 +74,17 @@ def encode(key: str, name: str, changes: list[AccessChange]) -> bytes:
     """The bytes of a list's object. `key`: the metadata's secret key."""
     raw = msgspec.json.encode(changes)
     return msgspec.json.encode(_Sealed(_code(key, name, raw), msgspec.Raw(raw)))
+
+
+def first_of(changes: list[AccessChange]) -> list[AccessChange]:
+    """As many of these changes, from the first on, as a list of `MOST_BYTES` has room for; one at least."""
+    size, count = 1000, 0
+    for change in changes:
+        size += len(msgspec.json.encode(change)) + 1
+        if count and size > MOST_BYTES:
+            break
+        count += 1
+    return changes[:count]
 
 
 def decode(key: str, name: str, data: bytes) -> list[AccessChange]:

@@ -16,6 +16,7 @@ from control.storage.recovery.access_list import AccessChange
 
 SQL = queries.load("access_lists")
 ADD_NODE = SQL.optional("add_node", str)
+RENAME = SQL.optional("rename_node", str)
 ADD_CREDENTIAL = SQL.optional("add_credential", str)
 REVOKE_UNUSED = SQL.value("revoke_unused", str)
 USE = SQL.optional("use", str)
@@ -55,6 +56,13 @@ async def _join(conn: Connection, changed: Changed, change: AccessChange) -> boo
     if await conn.fetchval(ADD_NODE, *row) is None:
         return False
     await conn.execute(SQL["add_presence"], change.subject, change.at)
+    changed.nodes.add(change.subject)
+    return True
+
+
+async def _rename(conn: Connection, changed: Changed, change: AccessChange) -> bool:
+    if await conn.fetchval(RENAME, change.subject, change.details["name"]) is None:
+        return False
     changed.nodes.add(change.subject)
     return True
 
@@ -133,6 +141,7 @@ async def _renew_operator(conn: Connection, changed: Changed, change: AccessChan
     told = change.details
     if "old_ends_at" in told:
         ends_at = datetime.fromisoformat(told["old_ends_at"])
+        await conn.execute(OPERATORS["end_older_sessions"], change.subject, change.at)
         found = await conn.fetchval(ROTATE_OPERATOR, change.subject, told["hash"], change.at, ends_at)
     else:
         found = await conn.fetchval(RENEW_OPERATOR, change.subject, told["hash"])
@@ -159,6 +168,7 @@ def _end(told: Mapping[str, Any]) -> datetime | None:
 
 _WORK: dict[str, Callable[[Connection, Changed, AccessChange], Awaitable[bool]]] = {
     "node-joined": _join,
+    "node-renamed": _rename,
     "node-removed": _remove,
     "node-revoked": _revoke_node,
     "credential-made": _make_credential,

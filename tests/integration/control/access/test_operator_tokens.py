@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from control.access.auth import AuthError
-from tests.integration.control.access.test_sessions import ask, both, sign_in
+from control.storage import migrations
+from tests.integration.control.access.test_sessions import ask, asking, both, sign_in
 from tests.support.control import Control, until
 
 __all__ = ["both"]
@@ -59,6 +60,65 @@ async def test_the_old_token_is_kept_for_a_while(both: tuple[Control, Control]) 
             await ask(control, secret)
         assert (await ask(control, newer)).operator.name == "ci"
     assert (await here.ok("GET", "/v1/operators/ci"))["old_token_ends_at"] is None
+
+
+async def test_a_later_exchange_gives_no_ended_session_back(both: tuple[Control, Control]) -> None:
+    here, there = both
+    stolen = await here.operator("ci", "deploy")
+    secret = await sign_in(here, stolen, stays=True)
+    made = await here.ok("POST", "/v1/operators/ci/rotate", {"keep_old": 0})
+    await until(lambda: _is(there, made["token"], 200))
+    newer = await sign_in(here, made["token"], stays=True)
+    here.clock.advance(seconds=60)
+    made = await here.ok("POST", "/v1/operators/ci/rotate", {"keep_old": 3600})
+    await until(lambda: _is(there, made["token"], 200))
+    for control in both:
+        with pytest.raises(AuthError):
+            await ask(control, secret)
+        assert (await ask(control, newer)).operator.name == "ci"
+
+
+async def test_an_exchanged_token_begins_no_session_and_its_codes_end(control: Control) -> None:
+    old = await control.operator("ci", "deploy")
+    code = (await control.ok("POST", "/v1/sign-in-codes", token=old))["code"]
+    made = await control.ok("POST", "/v1/operators/ci/rotate", {"keep_old": 3600})
+    assert await status(control, old) == 200
+    with pytest.raises(AuthError) as found:
+        await control.services.sign_ins.use_code(asking(), code, stays=True)
+    assert found.value.reason == "code_unknown"
+    # It would be good for longer than the token.
+    with pytest.raises(AuthError) as found:
+        await sign_in(control, old, stays=True)
+    assert (found.value.code, found.value.reason) == ("token_expired", "exchanged")
+    assert (await control.call("POST", "/v1/sign-in-codes", token=old)).code == "token_expired"
+    assert (await control.call("POST", "/v1/sign-in-codes", token=made["token"])).status == 201
+
+
+async def test_a_repeated_request_exchanges_no_token_of_a_later_operator(control: Control) -> None:
+    making = {"name": "anna", "role": "deploy"}
+    await control.ok("POST", "/v1/operators", making, key="make")
+    await control.ok("POST", "/v1/operators/anna/rotate", {"keep_old": 0}, key="rotate")
+    await control.ok("DELETE", "/v1/operators/anna")
+    later = (await control.ok("POST", "/v1/operators", making))["token"]
+    again = [
+        await control.call("POST", "/v1/operators", making, key="make"),
+        await control.call("POST", "/v1/operators/anna/rotate", {"keep_old": 0}, key="rotate"),
+    ]
+    assert [reply.code for reply in again] == ["unknown_operator"] * 2
+    assert await status(control, later) == 200
+
+
+async def test_a_new_token_by_migrate_ends_the_one_that_was_kept(control: Control) -> None:
+    kept = await control.ok("POST", "/v1/operators/admin/rotate", {"keep_old": 3600})
+    old, control.token = control.token, kept["token"]
+    secret = await sign_in(control)
+    control.clock.advance(seconds=1)
+    made = await migrations.make_admin(control.services.db, control.clock, again=True)
+    assert made is not None
+    await until(lambda: _is(control, made, 200))
+    assert [await status(control, token) for token in (old, kept["token"])] == [401, 401]
+    with pytest.raises(AuthError):
+        await ask(control, secret)
 
 
 async def test_who_may_exchange_whose(control: Control) -> None:

@@ -9,8 +9,15 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from control.access.auth import AuthError
+from control.access.sessions import COOKIE
 from control.local.seaweedfs import s3_client
+from control.problems import ProblemError
+from control.storage.object_store import Store
 from control.storage.recovery import access_journal, access_list
+from control.storage.recovery.access_journal import AccessJournal
+from control.web import lifespan
+from tests.integration.control.access.test_sessions import asking
 from tests.support import deploy
 from tests.support.backups import Backups, RowBackup
 from tests.support.control import until
@@ -18,6 +25,7 @@ from tests.support.replica import Replica, Site, TestNode
 from tests.support.services import ServerUrls, drop_database
 from tests.support.store_proxy import store_proxy
 
+SCOPE = asking()
 DEADLINE = 60.0
 """Seconds; it takes less than one."""
 
@@ -185,6 +193,112 @@ async def test_who_may_come_in_survives_a_restore_before_a_start(control_site: S
         assert len(entries) == 1
 
 
+async def status(live: Replica, token: str) -> int:
+    return (await live.call("GET", "/v1/nodes", token=token)).status
+
+
+async def rotate(live: Replica, name: str, keep_old: int) -> str:
+    return str((await deploy.ok(live, "POST", f"/v1/operators/{name}/rotate", {"keep_old": keep_old}))["token"])
+
+
+async def test_exchanged_tokens_and_names_that_are_used_again_survive_a_restore(
+    control_site: Site, backups: Backups
+) -> None:
+    async with control_site.running() as live:
+        stolen, kept, first = [await made(live, name) for name in ("stolen", "kept", "anna")]
+        code = (await deploy.ok(live, "POST", "/v1/sign-in-codes", token=stolen))["code"]
+        session = await live.services.sign_ins.use_code(SCOPE, code, stays=True)
+        await live.services.access.write()
+    backup = await backups.take()
+    async with control_site.running() as live:
+        leaked = await rotate(live, "stolen", 0)
+        good = [await rotate(live, "stolen", 3600)]
+        good.append(await rotate(live, "kept", 3600))
+        await deploy.ok(live, "DELETE", "/v1/operators/anna")
+        second = await made(live, "anna")
+        await deploy.ok(live, "DELETE", "/v1/operators/anna")
+        good.append(await made(live, "anna"))
+        await live.services.access.write()
+    for _ in range(2):
+        await backups.restore(backup)
+        async with control_site.running() as live:
+            for token, wanted in ((stolen, 401), (leaked, 200), (kept, 200), (first, 401), (second, 401)):
+                assert await status(live, token) == wanted
+            assert [await status(live, token) for token in good] == [200] * 3
+            with pytest.raises(AuthError):
+                await live.services.sessions.signed_in(asking(cookie=f"{COOKIE}={session}"))
+            listed = (await live.call("GET", "/v1/operators")).json()["items"]
+            ends = {one["name"]: one["old_token_ends_at"] is not None for one in listed}
+            assert ends == {"admin": False, "anna": False, "kept": True, "stolen": True}
+
+
+async def test_a_second_restore_takes_no_later_change_back(control_site: Site, backups: Backups) -> None:
+    """What waited in a backup is in a list already, before what changed later."""
+    async with control_site.running() as live:
+        token = await made(live, "ci")
+        await live.services.access.write()
+    oldest = await backups.take()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(access_journal, "PERIOD", 1e6)
+        async with control_site.running() as live:
+            await deploy.ok(live, "POST", "/v1/operators/ci/change", {"grants": [{"role": "admin"}]})
+        waiting = await backups.take()
+        async with control_site.running() as live:
+            await live.services.access.write()
+            await deploy.ok(live, "POST", "/v1/operators/ci/change", {"grants": [{"role": "read"}]})
+            await live.services.access.write()
+        await backups.restore(waiting)
+        async with control_site.running() as live:
+            assert (await live.call("GET", "/v1/operators", token=token)).status == 403
+            await live.services.access.write()
+        await backups.restore(oldest)
+        async with control_site.running() as live:
+            assert (await live.call("GET", "/v1/operators", token=token)).status == 403
+
+
+async def test_a_node_that_got_a_name_which_another_had_survives_a_restore(
+    control_site: Site, backups: Backups
+) -> None:
+    async with control_site.running() as live:
+        old = await live.join("till")
+        await live.services.access.write()
+    backup = await backups.take()
+    async with control_site.running() as live:
+        await deploy.ok(live, "POST", "/v1/nodes/till/rename", {"name": "till-old"})
+        new = await live.join("till")
+        await live.services.access.write()
+    await backups.restore(backup)
+    async with control_site.running() as live:
+        for node in (old, new):
+            answer = await replace(node, replica=live).ask(report=True)
+            assert answer.status == 204, answer
+        assert (await live.node("till"))["id"] == new.id
+        assert (await live.node("till-old"))["id"] == old.id
+
+
+async def test_changes_with_many_grants_are_lists_that_can_be_read(
+    control_site: Site, backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with control_site.running() as live:
+        token = await made(live, "revoked")
+        await live.services.access.write()
+    backup = await backups.take()
+    grants = [{"role": "push", "group": "default", "functions": [f"f{'x' * 50}{n}" for n in range(20)]}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(access_list, "MOST_BYTES", 3000)
+        patch.setattr(access_journal, "PERIOD", 1e6)
+        async with control_site.running() as live:
+            for number in range(5):
+                await deploy.ok(live, "POST", "/v1/operators", {"name": f"many-{number}", "grants": grants})
+            await deploy.ok(live, "DELETE", "/v1/operators/revoked")
+            await live.services.access.write()
+    await backups.restore(backup)
+    monkeypatch.setattr(access_list, "MOST_BYTES", 3000)
+    async with control_site.running() as live:
+        assert await status(live, token) == 401
+        assert not live.services.access.unverified
+
+
 async def test_a_bucket_that_does_not_answer_holds_no_revocation_up(
     control_site: Site, bucket_url: str, backups: Backups
 ) -> None:
@@ -242,6 +356,55 @@ async def test_a_running_control_lets_nobody_in_until_the_bucket_answers(
 
         await until(answered, DEADLINE)
         assert (await live.call("GET", "/v1/nodes", token=token)).status == 401
+
+
+async def test_a_start_waits_for_all_lists_while_the_store_answers(
+    control_site: Site, backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_list, "MOST", 1)
+    async with control_site.running() as live:
+        tokens = [await made(live, f"o{n}") for n in range(5)]
+        await live.services.access.write()
+    backup = await backups.take()
+    async with control_site.running() as live:
+        for n in range(5):
+            await deploy.ok(live, "DELETE", f"/v1/operators/o{n}")
+        await live.services.access.write()
+    await backups.restore(backup)
+    monkeypatch.setattr(lifespan, "STORE_PATIENCE", 2.0)
+    monkeypatch.setattr(access_journal, "PERIOD", 1e6)
+    read = Store.read
+
+    async def slow(store: Store, *args: Any) -> Any:
+        await asyncio.sleep(0.6)
+        return await read(store, *args)
+
+    monkeypatch.setattr(Store, "read", slow)
+    async with control_site.running() as live:
+        assert live.services.access.looked
+        assert [await status(live, token) for token in tokens] == [401] * 5
+
+
+async def test_a_restore_is_told_of_also_where_control_dies_within_its_lists(
+    control_site: Site, backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with control_site.running() as live:
+        await live.services.access.write()
+    backup = await backups.take()
+    async with control_site.running() as live:
+        await made(live, "later")
+        await live.services.access.write()
+    await backups.restore(backup)
+
+    async def die(*_: object) -> None:
+        raise ProblemError("database_unavailable", "")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AccessJournal, "_note_restored", die)
+        async with control_site.running():
+            pass
+    async with control_site.running() as live:
+        assert (await live.call("GET", "/v1/artifact-store")).json()["restored_at"] is not None
 
 
 async def test_a_list_that_somebody_else_has_written_is_not_applied(
