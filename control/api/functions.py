@@ -104,6 +104,7 @@ ARTIFACT = SQL.rows("artifact", UsableArtifact)
 NEXT_VERSION = SQL.value("next_version", int)
 ADD = SQL.rows("add", VersionRow)
 GROUPS_WITH = SQL.rows("groups_with", GroupName)
+GROUPS_ONCE_WITH = SQL.rows("groups_once_with", release_making.GroupRow)
 NEEDED_BY = SQL.rows("needed_by", NeedingRelease)
 DELETE = SQL.rows("delete", DeletedVersion)
 
@@ -323,7 +324,11 @@ async def delete(call: ApiCall) -> Reply:
 
 async def _refuse_needed(conn: Connection, name: str, version: int | None) -> None:
     """Raises: ProblemError version_needed, when a release that a rollback would go to has the function or version."""
-    needing = await conn.fetch(NEEDED_BY, name, version, TOLD + 1)
+    chosen: dict[str, str] = {}
+    for group in await conn.fetch(GROUPS_ONCE_WITH, name, version):
+        if (number := await release_making.rollback_target(conn, group)) is not None:
+            chosen[str(group.id)] = str(number)
+    needing = await conn.fetch(NEEDED_BY, name, version, TOLD + 1, list(chosen), list(chosen.values()))
     if needing:
         releases = [f"release {row.number} of group {row.group_name} ({name}@{row.version})" for row in needing[:TOLD]]
         others = " and others" if len(needing) > TOLD else ""

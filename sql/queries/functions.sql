@@ -66,30 +66,28 @@ RETURNING name, version, sha256, size, manifest, created_by, created_at;
 SELECT g.id, g.name FROM groups g JOIN release_functions f ON f.release_id = g.release_id
 WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) ORDER BY g.name;
 
+-- The groups with a release, of which this or an earlier one has this version, or any version, of the function.
+-- name: groups_once_with
+SELECT g.id, g.release_id, g.generation FROM groups g
+WHERE g.release_id IS NOT NULL AND EXISTS (
+    SELECT 1 FROM releases r JOIN release_functions f ON f.release_id = r.id
+    WHERE r.group_id = g.id AND f.name = $1 AND ($2::int8 IS NULL OR f.version = $2)
+)
+ORDER BY g.name;
+
 -- The releases that have this version, or any version, of the function, and that a rollback of their group would go to:
--- of those before the target that a node has run, the newest one, and the newest one on which none has failed (`target`
--- in rollbacks.sql).
+-- the newest one before the target that a node has run, and that which `skerry rollback` chooses (groups in $4, numbers
+-- in $5).
 -- name: needed_by
 SELECT g.name AS group_name, r.number, f.version
 FROM release_functions f JOIN releases r ON r.id = f.release_id JOIN groups g ON g.id = r.group_id
     JOIN releases t ON t.id = g.release_id
-WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) AND r.number IN (
-    (SELECT max(p.number) FROM releases p WHERE p.group_id = g.id AND p.number < t.number AND p.reached_at IS NOT NULL),
-    (
+WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) AND (
+    r.number = (
         SELECT max(p.number) FROM releases p
         WHERE p.group_id = g.id AND p.number < t.number AND p.reached_at IS NOT NULL
-            AND (p.failed_at IS NULL OR p.arrived_at IS NOT NULL)
-            AND NOT EXISTS (
-                SELECT 1 FROM syncs s
-                WHERE s.release_id = p.id AND s.status IN ('failed', 'expired')
-                    AND coalesce(s.late_status, '') <> 'succeeded'
-                    AND NOT EXISTS (
-                        SELECT 1 FROM syncs l
-                        WHERE l.node_id = s.node_id AND l.release_id = s.release_id AND l.status = 'succeeded'
-                            AND l.started_at > s.started_at
-                    )
-            )
     )
+    OR (g.id::text, r.number::text) IN (SELECT u.id, u.number FROM unnest($4::text[], $5::text[]) AS u (id, number))
 )
 ORDER BY g.name LIMIT $3;
 

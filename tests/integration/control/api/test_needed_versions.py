@@ -99,3 +99,17 @@ async def test_other_groups_need_versions_too(control_site: Site) -> None:
         # No node of the east has run its first release.
         assert "group west" in told
         assert "group east" not in told
+
+
+async def test_what_a_second_rollback_goes_to_is_kept(control_site: Site) -> None:
+    """It goes further back than the first one, and not to what that one has left."""
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        for version in (1, 2, 3):
+            await seeds.function(replica, "hello")
+            await seeds.release(replica, functions={"hello": version})
+            await node.sync()
+        assert (await replica.call("POST", "/v1/releases", {"rollback": True})).json()["rollback_to"] == 2
+        await node.sync()
+        assert "release 1 of group default (hello@1)" in await delete(replica, "hello/versions/1")
+        assert (await replica.call("POST", "/v1/releases", {"rollback": True})).json()["rollback_to"] == 1
