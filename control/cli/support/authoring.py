@@ -67,10 +67,11 @@ def new(name: str, lang: str, into: Path | None, several: Path | None) -> None:
         raise Failure(f"{folder} is there already and has files in it", cure="name another folder with --into")
     number = 1 if several is None else _begin_project(several)
     table = table_of(name)
+    left = (*BUILD_FILES, toolchains.FLAGS)
     shutil.copytree(
         examples() / lang,
         folder,
-        ignore=lambda _, names: [n for n in names if n in BUILD_FILES or (n.startswith(".") and n != ".gitignore")],
+        ignore=lambda _, names: [n for n in names if n in left or (n.startswith(".") and n != ".gitignore")],
         copy_function=shutil.copyfile,
         dirs_exist_ok=True,
     )
@@ -86,15 +87,22 @@ def new(name: str, lang: str, into: Path | None, several: Path | None) -> None:
     )
     if several is not None:
         _share_schema(folder, several, number)
-    (folder / EDITORS_SCHEMA).write_bytes(orjson.dumps(project.file_schema(), option=orjson.OPT_INDENT_2) + b"\n")
-    told = f"#:schema ./{EDITORS_SCHEMA}\n"
-    (folder / project.FILE).write_text(told + (folder / project.FILE).read_text("utf-8"), "utf-8")
+    _write_editor_files(folder)
     output.say(f"{folder} has a function in {lang}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
     lacking = toolchains.missing(LANGUAGES[lang], folder)
     if lacking:
         output.say(f"  first, {lacking}", style="yellow")
     output.say(f"  skerry dev {several or folder}   builds it, serves it here and follows your changes")
     output.say(f"  skerry test {several or folder}   runs its tests")
+
+
+def _write_editor_files(folder: Path) -> None:
+    """Write what editors need for a new project."""
+    (folder / EDITORS_SCHEMA).write_bytes(orjson.dumps(project.file_schema(), option=orjson.OPT_INDENT_2) + b"\n")
+    told = f"#:schema ./{EDITORS_SCHEMA}\n"
+    (folder / project.FILE).write_text(told + (folder / project.FILE).read_text("utf-8"), "utf-8")
+    for source in project.read(folder).functions:
+        toolchains.write_flags(folder, source.build)
 
 
 def table_of(name: str) -> str:
@@ -175,6 +183,7 @@ async def build(folder: Path, as_json: bool) -> None:
     """
     done: list[Json] = []
     for source in project.read(folder).functions:
+        toolchains.write_flags(source.folder, source.build)
         seconds = await toolchains.build(source)
         checked = await check(source)
         done.append({"name": source.name, "module": str(source.module), "seconds": round(seconds, 3), **checked})

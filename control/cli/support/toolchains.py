@@ -23,6 +23,8 @@ from control.cli.support import output
 from control.cli.support.client import Failure
 from control.cli.support.project import FunctionSource
 
+FLAGS = "compile_flags.txt"
+"""By it clangd finds the C library of WASI that Zig has. It names folders of this machine, so git ignores it."""
 SILENT = 1.5
 """Seconds of a build before a line on a terminal says that it goes on."""
 FIRST_BUILDS = {
@@ -147,6 +149,30 @@ def command(source: FunctionSource) -> tuple[list[str], dict[str, str]]:
         words += found
         environment |= toolchain.environment
     return words, environment
+
+
+def write_flags(folder: Path, build: str) -> None:
+    """Write a C project's `FLAGS`, unless it is there, the project isn't built by `{zig} cc`, or Zig isn't here."""
+    library = _library_of_zig()
+    if not build.startswith("{zig} cc ") or library is None or (folder / FLAGS).exists():
+        return
+    headers = ("include", "libc/include/wasm-wasi-musl", "libc/include/generic-musl")
+    found = [line for path in headers for line in ("-isystem", f"{library}/{path}")]
+    lines = ["--target=wasm32-wasip1", "-nostdinc", *found]
+    (folder / FLAGS).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _library_of_zig() -> Path | None:
+    """The folder of what Zig brings with its compiler."""
+    package = importlib.util.find_spec("ziglang")
+    program = shutil.which("zig")
+    if package is not None and package.origin:
+        beside = Path(package.origin).parent
+    elif program:
+        beside = Path(program).resolve().parent
+    else:
+        return None
+    return beside / "lib" if (beside / "lib" / "libc").is_dir() else None
 
 
 async def _say_that_it_builds(source: FunctionSource) -> None:

@@ -58,6 +58,25 @@ def test_it_takes_the_manifests_that_control_takes(manifest: dict[str, Any]) -> 
     assert VALIDATOR.is_valid({"name": "f", "module": "f.wasm", "manifest": manifest}) == taken(manifest)
 
 
+KINDS = {"": Manifest, "http": HttpGrant, "route": Route, "cors": Cors, "probe": Probe}
+WHOLE = {"": {}, "http": {"hosts": ["a.example"]}, "route": {"path": "/"}, "cors": {"origins": ["*"]}, "probe": {}}
+"""Of each table of a manifest, one that is taken."""
+ENDS = [0, 10, 100, 599, 16_384, 60_000, 65_536, 86_400, 10**6, 2**20, 2**26]
+WORDS = ["", "GET", "get", "a", "read", "wagi", "/", "/{id}", "*", "http://a", "GET\n", "x" * 300, "/" * 1025]
+OTHERS = [None, True, {}, [], ["GET"] * 17, ["a"] * 65, {"KEY": "x"}, {"1": "x"}]
+VALUES = [*OTHERS, *WORDS, *([word] for word in WORDS), *(end + more for end in ENDS for more in (-1, 0, 1))]
+
+
+@pytest.mark.parametrize("table", KINDS)
+def test_it_has_the_limits_of_each_field(table: str) -> None:
+    for field in (each.encode_name for each in msgspec.structs.fields(KINDS[table])):
+        for value in VALUES:
+            inner = {**WHOLE[table], field: value}
+            manifest = {table: inner} if table else inner
+            valid = VALIDATOR.is_valid({"name": "f", "module": "f.wasm", "manifest": manifest})
+            assert valid == taken(manifest), manifest
+
+
 @pytest.mark.parametrize(
     "wrong", [{"module": "f.wasm"}, {"name": "No Name", "module": "f"}, {"name": "f", "module": "f", "biuld": "x"}]
 )
