@@ -84,11 +84,11 @@ async def verify(head: str, as_json: bool) -> None:
     """
     async with options.client() as control:
         whole = await _verify(control, head)
-        unsealed = await _unsealed(control)
+        late = await unsealed(control)
     if as_json:
-        output.document({**msgspec.to_builtins(whole), "unsealed": unsealed})
+        output.document({**msgspec.to_builtins(whole), "unsealed": late})
         return
-    if unsealed:
+    if late:
         output.say(
             f"rows that are older than {UNSEALED_MINUTES} minutes have no seal, so that a change of them wouldn't "
             "show: control's monitor doesn't come to it; its log says why"
@@ -146,7 +146,7 @@ async def _verify(control: Client, head: str) -> WholeChain:
                 raise Failure(f"the audit log isn't whole: {broken}", code="audit_broken") from None
 
 
-async def _unsealed(control: Client) -> bool:
+async def unsealed(control: Client) -> bool:
     """Whether the newest row that should have a seal by now has none."""
     until = datetime.now(UTC) - timedelta(minutes=UNSEALED_MINUTES)
     newest = (await control.get(path("audit"), until=_rfc3339(until), limit=1))["items"]

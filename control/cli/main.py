@@ -1,7 +1,8 @@
 """The command line of `skerry`: its verbs, and what becomes of errors.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 refused by control, 4 control can't be reached, 5 nodes failed or
-were late, 6 nodes weren't waited for because they are offline or revoked, 130 interrupted.
+were late, 6 nodes weren't waited for because they are offline or revoked, 7 `doctor` has something to note, 130
+interrupted.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ VERBS = {
     "logout": "control.cli.signing_in:logout",
     "console": "control.cli.signing_in:console",
     "status": "control.cli.status",
+    "doctor": "control.cli.doctor.fleet_doctor",
     "node": "control.cli.nodes",
     "function": "control.cli.functions",
     "dev": "control.cli.dev",
@@ -95,7 +97,7 @@ def skerry(context: click.Context) -> None:
     Control is found by SKERRY_URL, SKERRY_TOKEN and SKERRY_CA, by what `skerry up` left in SKERRY_HOME (.skerry), or by
     what `skerry login` keeps.
     """
-    if context.invoked_subcommand != "serve":  # which says it in its log
+    if context.invoked_subcommand not in ("serve", "doctor"):  # which say it themselves
         for line in settings_in_force.unknown():
             output.note(f"Warning: {line}")
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from control.cli import doctor as control_checks
 from edge_runtime.cli import doctor as node_checks
 
 ROOT = Path(__file__).parents[3]
@@ -16,10 +17,13 @@ def named(folder: Path) -> set[str]:
     return {name for path in folder.glob("*.py") for name in NAMED.findall(path.read_text("utf-8"))}
 
 
-def test_the_page_has_the_checks_of_a_node() -> None:
-    rows = dict(ROW.findall(PAGE.partition("## On a node's machine")[2]))
-    assert rows == node_checks.CHECKS
+def test_the_page_has_the_checks_of_each_command() -> None:
+    of_both, _, of_a_node = PAGE.partition("## On a node's machine")
+    of_control = of_both.partition("## Control and its nodes")[2]
+    assert dict(ROW.findall(of_control)) == control_checks.CHECKS
+    assert dict(ROW.findall(of_a_node)) == node_checks.CHECKS
 
 
-def test_each_check_of_a_node_can_find_something() -> None:
+def test_each_check_can_find_something() -> None:
+    assert named(ROOT / "control" / "cli" / "doctor") == set(control_checks.CHECKS)
     assert named(ROOT / "edge_runtime" / "cli" / "doctor") == set(node_checks.CHECKS)

@@ -1,0 +1,100 @@
+"""`skerry doctor`."""
+
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+
+import click
+
+from control import settings_in_force, version
+from control.cli import audit
+from control.cli.doctor import access_rules, findings, fleet_rules
+from control.cli.doctor.findings import Finding
+from control.cli.support import options, output
+from control.cli.support.client import Client, RequestRefused, Unreachable, path
+
+EXITS: Final = {"ok": 0, "note": 7, "wrong": 5}
+"""Exit code by the worst level."""
+MOST_DETAILED: Final = 20
+"""Nodes that are offline or warned of, of which the credential and the certificates are asked for, at most."""
+REFUSALS: Final = 100
+"""Rows of refused authentications that are read: the newest."""
+_STYLES: Final = {"wrong": "red", "note": "yellow"}
+
+T = TypeVar("T")
+
+
+@click.command()
+@click.option("--verbose", is_flag=True, help="Show what is as it should be, too.")
+@options.json_option
+@options.asynchronous
+async def command(verbose: bool, as_json: bool) -> int:
+    """Look for what is wrong with control and its nodes, or will soon be, and say what to do. It changes nothing.
+
+    An admin sees all of it. Exits with 0 if all is well, 7 if there is something to note, 5 if something is wrong.
+    """
+    async with options.client() as control:
+        try:
+            found = await _look(control, datetime.now(UTC))
+        except Unreachable as error:
+            found = [
+                Finding("control", "wrong", f"{str(error).rstrip('.')} [{error.code}]", error.cure or "skerry status")
+            ]
+    if as_json:
+        output.document(findings.document(found))
+    else:
+        for line in findings.lines(found, verbose=verbose):
+            output.say(line, style=_STYLES.get(line.split()[0]))
+    return EXITS[findings.worst(found)]
+
+
+async def _look(control: Client, now: datetime) -> list[Finding]:
+    refused: list[str] = []
+
+    async def read(what: str, asked: Awaitable[T]) -> T | None:
+        """The answer, None where this operator may not ask or control is too old to have it."""
+        try:
+            return await asked
+        except RequestRefused as error:
+            if error.code not in ("role_insufficient", "no_such_path"):
+                raise
+            refused.append(what)
+            return None
+
+    ready = await control.get("/readyz")
+    held = await read("certificates", control.get(path("certificates")))
+    found = fleet_rules.ready_findings(ready, [] if held is None else held["notes"])
+    if held is not None:
+        found += fleet_rules.certificate_findings(held)
+    nodes = await control.items(path("nodes"))
+    found += fleet_rules.node_findings(nodes)
+    found += fleet_rules.version_findings(nodes, version.running().short)
+    ailing = [node for node in nodes if node["state"] == "offline" or node["warnings"]][:MOST_DETAILED]
+    details = [await control.get(path("nodes", node["name"])) for node in ailing]
+    found += fleet_rules.detail_findings(details, now)
+    found += fleet_rules.group_findings(await control.items(path("groups")))
+    if (fleet := await read("calls", control.get(path("fleet")))) is not None:
+        found += fleet_rules.clock_findings(fleet_rules.time(fleet["read_at"]), now)
+        found += fleet_rules.release_findings(fleet)
+    if (trust := await read("nodes' trust", control.get(path("certificates", "nodes")))) is not None:
+        found += fleet_rules.trust_findings(trust)
+    if (store := await read("the bucket", control.get(path("artifact-store")))) is not None:
+        found += fleet_rules.store_findings(store, now)
+    if (operators := await read("operators", control.items(path("operators")))) is not None:
+        found += access_rules.operator_findings(operators, now)
+    if (tokens := await read("join tokens", control.items(path("join-tokens"), state="open"))) is not None:
+        found += access_rules.join_token_findings(tokens, now)
+    if (webhooks := await read("webhooks", control.items(path("webhooks")))) is not None:
+        found += access_rules.webhook_findings(webhooks)
+    if (unsealed := await read("the audit log", audit.unsealed(control))) is not None:
+        found += access_rules.audit_findings(unsealed)
+    if (failures := await read("refusals", control.items(path("auth-failures"), most=REFUSALS))) is not None:
+        found += access_rules.refusal_findings(failures, now)
+    settings = await read("settings", control.items(path("settings")))
+    found += access_rules.setting_findings(settings or [], settings_in_force.unknown())
+    if refused:
+        text = f"this operator may not read these, so they weren't looked at: {', '.join(refused)}"
+        found.append(Finding("access", "note", text, "run it with an admin's token"))
+    else:
+        found.append(Finding("access", "ok", "this operator may read all that is looked at"))
+    return found

@@ -1,0 +1,169 @@
+"""What answers of control about nodes, groups, certificates and the store mean. Pure."""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from control.cli.doctor.findings import Finding, Level
+from control.cli.support.client import Json
+
+SOON: Final = timedelta(days=30)
+CLOCKS_DIFFER: Final = timedelta(minutes=1)
+ACCESS_LATE: Final = timedelta(minutes=5)
+"""How long revocations and joins may wait for the bucket."""
+NAMED: Final = 5
+"""Things that are named in one finding; others are counted."""
+
+
+def named(names: list[str]) -> str:
+    """Names as a text, the first few of many."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def time(text: str) -> datetime:
+    """A time of control's."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def ready_findings(ready: Json, told: list[str]) -> list[Finding]:
+    """Of `GET /readyz`. What other checks say isn't repeated: deletions that are held, and the notes in `told`."""
+    return [Finding("control", "ok", f"control is {ready['status']}")] + [
+        Finding("control", "note", note, "skerry status")
+        for note in ready.get("notes", [])
+        if note not in told and not note.startswith("no artifact is deleted")
+    ]
+
+
+def clock_findings(read_at: datetime, now: datetime) -> list[Finding]:
+    """`read_at`: a time of control's of seconds ago."""
+    apart = read_at - now
+    if abs(apart) < CLOCKS_DIFFER:
+        return [Finding("clock", "ok", "this machine's clock goes with control's")]
+    side = "behind" if apart > timedelta() else "ahead of"
+    text = f"this machine's clock is {abs(apart.total_seconds()):.0f} s {side} control's"
+    return [Finding("clock", "note", text, "timedatectl set-ntp true (on the one that is wrong)")]
+
+
+def certificate_findings(held: Json) -> list[Finding]:
+    cure = "put others in place: docs/how-to/set-up-control.md, docs/how-to/change-the-ca.md"
+    found = [Finding("certificates", "wrong", note, cure) for note in held["notes"]]
+    ends = ", ".join(f"{one['what']} until {one['ends_at'][:10]}" for one in held["certificates"])
+    return found or [Finding("certificates", "ok", ends or "control has no certificate of its own")]
+
+
+def trust_findings(trust: Json) -> list[Finding]:
+    if not trust["trust"] or not trust["lacking"]:
+        return [Finding("trust", "ok", f"{trust['have']} of {trust['nodes']} nodes trust control's CAs as given out")]
+    names = [node["name"] for node in trust["lacking"]]
+    text = f"{trust['nodes'] - trust['have']} nodes don't trust, or haven't told it, the CAs given out: {named(names)}"
+    return [Finding("trust", "note", text, "skerry ca (before one of the CAs is dropped)")]
+
+
+def node_findings(nodes: list[Json]) -> list[Finding]:
+    found: list[Finding] = []
+    kinds: tuple[tuple[str, Level, str, str], ...] = (
+        (
+            "revoked",
+            "note",
+            "revoked, and still listed",
+            "skerry node remove NAME (or skerry node token --rejoin NAME)",
+        ),
+        ("offline", "wrong", "offline", "skerry node show NAME; skerry-edge doctor on its machine"),
+        ("failing", "wrong", "failing: their last sync failed", "skerry node show NAME"),
+    )
+    for standing, level, what, cure in kinds:
+        if names := [node["name"] for node in nodes if node["standing"] == standing]:
+            found.append(Finding("nodes", level, f"{len(names)} nodes are {what}: {named(names)}", cure))
+    if names := [f"{n['name']} ({n['warnings'][0]['kind']})" for n in nodes if n["warnings"]]:
+        found.append(Finding("nodes", "wrong", f"{len(names)} nodes have warnings: {named(names)}", "skerry status"))
+    return found or [Finding("nodes", "ok", f"{len(nodes)} nodes are online, and none fails")]
+
+
+def detail_findings(details: list[Json], now: datetime) -> list[Finding]:
+    """Of the nodes that were looked at one by one."""
+    found = []
+    for node in details:
+        credential, numbers = node["credential"], node["numbers"] or {}
+        if credential is not None and time(credential["return_until"]) - now < SOON:
+            until = credential["return_until"]
+            text = f"the credential of {node['name']}, which is {node['state']}, is good until {until}"
+            again = f"skerry node token --rejoin {node['name']} (once that has passed)"
+            found.append(Finding("node_credentials", "note", text, again))
+        for field, what in (("certificate_ends_at", "certificate"), ("trust_ends_at", "last CA of control's")):
+            ends = numbers.get(field)
+            if ends and time(ends) - now < SOON:
+                text = f"the {what} of {node['name']} ends at {ends}"
+                found.append(Finding("node_certificates", "note", text, "skerry-edge doctor on its machine"))
+    return found
+
+
+def version_findings(nodes: list[Json], own: str) -> list[Finding]:
+    """`own`: the version of this command, as nodes tell theirs."""
+    silent = [node["name"] for node in nodes if node["version"] is None]
+    apart = [f"{n['name']} ({n['version']})" for n in nodes if n["version"] and versions_apart(n["version"], own) > 1]
+    found = []
+    cure = "docs/how-to/upgrade.md"
+    if apart:
+        text = f"{len(apart)} nodes are more than one version apart from this command, {own}: {named(apart)}"
+        found.append(Finding("versions", "wrong", text, cure))
+    if silent:
+        text = f"{len(silent)} nodes haven't told their version (they are too old, or haven't polled): {named(silent)}"
+        found.append(Finding("versions", "note", text, cure))
+    return found or [Finding("versions", "ok", f"all nodes are within one version of {own}")]
+
+
+def versions_apart(one: str, other: str) -> int:
+    """How many minor versions lie between two versions, as `0.1.0+commit`; many between two major ones."""
+    first, second = ([int(part) for part in text.partition("+")[0].split(".")[:2]] for text in (one, other))
+    return 100 * abs(first[0] - second[0]) + abs(first[1] - second[1])
+
+
+def group_findings(groups: list[Json]) -> list[Finding]:
+    empty = [group["name"] for group in groups if group["release"] and not group["nodes"]]
+    if empty:
+        text = f"groups with a release and without a node: {named(empty)}"
+        return [Finding("groups", "note", text, "skerry node move NODE GROUP (or skerry group delete GROUP)")]
+    return [Finding("groups", "ok", "each group with a release has nodes")]
+
+
+def release_findings(fleet: Json) -> list[Finding]:
+    found = [
+        Finding(
+            "releases",
+            "wrong",
+            f"all {release['calls']} calls of release {release['release']} of {group['name']} failed in the last "
+            f"{fleet['minutes']} minutes",
+            f"skerry calls --failed --group {group['name']} (skerry rollback {group['name']})",
+        )
+        for group in fleet["groups"]
+        for release in group["releases"]
+        if release["calls"] and release["errors"] == release["calls"]
+    ]
+    return found or [Finding("releases", "ok", "no release has calls that all fail")]
+
+
+def store_findings(store: Json, now: datetime) -> list[Finding]:
+    found = []
+    look = "skerry artifacts show"
+    if store.get("restored_at"):
+        text = f"the metadata were restored, as was noticed at {store['restored_at']}, and nobody has recovered since"
+        found.append(Finding("metadata", "wrong", text, "skerry recover"))
+    else:
+        found.append(Finding("metadata", "ok", "the metadata weren't restored, or were recovered since"))
+    if store["problem"]:
+        found.append(Finding("store", "wrong", f"{store['problem'].rstrip('.')} [{store['state']}]", look))
+    if store["deletions"] == "held":
+        text = f"no artifact is deleted since {store['held_since']}: {store['held_reason']}"
+        found.append(Finding("store", "note", text, "skerry artifacts resume"))
+    waits = store.get("access_waiting_since")
+    if waits and now - time(waits) > ACCESS_LATE:
+        text = f"{store['access_waiting']} revocations, joins and the like aren't in the bucket since {waits}"
+        found.append(Finding("store", "wrong", f"{text}: a restore of a backup of before would undo them", look))
+    if store["sweep_problem"]:
+        found.append(Finding("store", "wrong", f"the last sweep failed: {store['sweep_problem']}", look))
+    if store["keeps_versions"]:
+        text = "the bucket keeps versions, so what is deleted goes on taking room"
+        found.append(Finding("store", "note", text, "have a rule of the store end old versions"))
+    if len(found) == 1:
+        found.append(Finding("store", "ok", f"the bucket {store['bucket']} can be used"))
+    return found
