@@ -212,6 +212,8 @@ def _ask(single_call: SingleCallRequest, limit: float, as_json: bool) -> SingleC
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=(page,),
+        # Ctrl-C is for this process, which ends that one.
+        start_new_session=True,
     )
     single_call = msgspec.structs.replace(single_call, log=page)
     assert child.stdin is not None and child.stdout is not None  # noqa: S101, PT018
@@ -228,6 +230,9 @@ def _ask(single_call: SingleCallRequest, limit: float, as_json: bool) -> SingleC
             timer = threading.Timer(limit, child.kill)
             timer.start()
             line = child.stdout.readline()
+    except BaseException:
+        child.kill()
+        raise
     finally:
         timer.cancel()
         child.stdout.close()

@@ -127,6 +127,8 @@ class FreshCalls(Struct):
 
     calls: list[FreshCall]
     schema: list[ProjectChange]
+    parent: int
+    """Id of the process with whose end this one is ended."""
     fence: str = "required"
     """As of `SingleCallRequest`."""
 

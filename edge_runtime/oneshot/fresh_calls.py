@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -53,6 +53,8 @@ AGAIN: Final = 20.0
 """Seconds that a call which trapped has when it is made again on the interpreter, which is slower."""
 BEGAN: Final = b"began\n"
 ENDED: Final = b"ended\n"
+NEXT: Final = {"before": (BEGAN, ""), "": (ENDED, "after")}
+"""What a child says at the end of each part, and what it is about then."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +82,24 @@ class _Running:
     deadline: float
     trapped: FreshCallDone | None
     """How the call ended, where it is made once more to find out where it trapped."""
-    read: bytes = b""
+    part: str = "before"
+    """What the child is about: `before`, the call (empty), or `after`."""
+    read: bytearray = field(default_factory=bytearray)
+    """How the call ended, as far as the child has written it."""
 
-    @property
-    def part(self) -> str:
-        """What the child is about: `before`, the call (empty), or `after`."""
-        return "after" if ENDED in self.read else "" if BEGAN in self.read else "before"
+    def take(self, piece: bytes) -> bool:
+        """Take what the child has written; tell whether it is about another part now."""
+        self.read += piece
+        before = self.part
+        while (said := NEXT.get(self.part)) is not None and self.read.startswith(said[0]):
+            del self.read[: len(said[0])]
+            self.part = said[1]
+        return self.part != before
 
 
 def main() -> int:
     asked = msgspec.json.decode(sys.stdin.buffer.read(), type=FreshCalls)
-    fence.die_with_parent(os.getppid())
+    fence.die_with_parent(asked.parent)
     fenced_call.look_at_fence(asked.fence)
     guest.prepare()
     rehearse()
@@ -217,9 +226,8 @@ def _ended(running: list[_Running]) -> Iterator[tuple[_Running, FreshCallDone]]:
     for one in list(running):
         late = time.monotonic() > one.deadline
         if one.reading in readable:
-            part, piece = one.part, os.read(one.reading, 1 << 16)
-            one.read += piece
-            if one.part != part:
+            piece = os.read(one.reading, 1 << 16)
+            if one.take(piece):
                 limit = one.call.request.manifest.time_limit_ms / 1000
                 limit = limit if one.trapped is None else max(limit, AGAIN)
                 one.deadline = time.monotonic() + (AFTER_LIMIT if one.part == "after" else limit)
@@ -240,11 +248,10 @@ def _end(one: _Running, *, late: bool) -> FreshCallDone:
     log = progress_page.log(progress_page.open_page(one.page), 0)
     os.close(one.page)
     number, part = one.call.number, one.part
-    _, _, told = one.read.rpartition(b"\n")
     if not late:
         # What a child wrote in part, or no child of ours would write, is no answer.
         with contextlib.suppress(msgspec.MsgspecError):
-            return msgspec.json.decode(told, type=FreshCallDone)
+            return msgspec.json.decode(one.read, type=FreshCallDone)
     name, limit = one.call.asked.name, one.call.request.manifest.time_limit_ms
     if part:
         seconds = BEGIN_LIMIT if part == "before" else AFTER_LIMIT

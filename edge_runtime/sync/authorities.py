@@ -8,7 +8,18 @@ from pathlib import Path
 SIZE_LIMIT = 64 * 1024
 """Bytes that the certificates of CAs may have."""
 
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
+
+
+def decoded(data: bytes) -> str:
+    """Return PEM as text. What stands between certificates, such as their names, may be in any encoding: it is left out
+    as far as it isn't ASCII."""
+    return data.decode("ascii", "ignore")
+
+
+def read(file: Path) -> str:
+    """Return the content of a PEM file as text. Raises: OSError."""
+    return decoded(file.read_bytes())
 
 
 def ders(pem: str) -> dict[str, bytes]:
@@ -57,7 +68,7 @@ def tls_context(ca: Path | None, *, system: bool) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if ca is not None:
         try:
-            context.load_verify_locations(cadata=ca.read_text())
-        except ssl.SSLError as error:
+            context.load_verify_locations(cadata=read(ca))
+        except (ssl.SSLError, ValueError) as error:
             raise ValueError(f"{ca} holds no PEM certificate ({error}); join again to have it fetched anew") from None
     return context

@@ -177,7 +177,11 @@ class ControlClient:
 
     async def authorities(self) -> str:
         """Return the CAs that control gives out, in PEM, perhaps with something else between them."""
-        return (await self._call("GET", "/v1/ca", None))[1].decode("ascii", "replace")
+        status, body = await self._call("GET", "/v1/ca", None)
+        if len(body) > authorities.SIZE_LIMIT:
+            text = f"control gives out {len(body)} bytes of CAs, and {authorities.SIZE_LIMIT} are allowed"
+            raise ControlRefused(status, "answer_too_large", text)
+        return authorities.decoded(body)
 
     async def is_known(self) -> None:
         """Have control look at the credential, and at nothing else. Raises: ControlRefused, where it refuses it."""

@@ -61,8 +61,8 @@ class ControlTrust:
         path = self._state / "ca.pem"
         self._stamp = files.stamp(path)
         try:
-            pem = path.read_text() if path.exists() else ""
-        except (OSError, UnicodeDecodeError):
+            pem = authorities.read(path) if path.exists() else ""
+        except OSError:
             # Whoever opens a connection says so.
             return
         self._known = frozenset(authorities.ders(pem))
@@ -136,6 +136,10 @@ class ControlTrust:
             raise ValueError(f"by them alone control can't be reached: {error.message}") from None
         finally:
             await asyncio.to_thread(files.remove, candidate)
+        if self.changed():
+            # The node has joined again, perhaps at another control, or a person has named a CA: that holds.
+            client.trust_again(identity.ca_path(self._state))
+            return True
         await asyncio.to_thread(files.write, self._state / "ca.pem", pem.encode(), 0o644)
         self.read()
         client.trust_again(identity.ca_path(self._state))

@@ -158,7 +158,7 @@ async def fetch_authority(base: URL, fingerprint: str) -> str:
         raise JoinFailed(problem.code, problem.message) from None
     except control_client.ControlRefused as refusal:
         raise JoinFailed(refusal.code, f"{url} gives no authority: {refusal.message}") from None
-    text = data.decode("ascii", "replace")
+    text = authorities.decoded(data)
     if (pem := authorities.pem_of(text, fingerprint)) is not None:
         return pem
     seen = list(authorities.ders(text))

@@ -1,6 +1,7 @@
 """Has the calls of test cases made: each on a new database, by the edge's code, in processes behind its fence."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -66,6 +67,8 @@ async def made(cases: list[TestCase], schema: list[SchemaFile]) -> AsyncIterator
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=LINE_LIMIT,
+        # Ctrl-C is for this process, which ends that one, and with whose end, however it comes, that one is ended.
+        start_new_session=True,
     )
     assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018
     try:
@@ -73,12 +76,13 @@ async def made(cases: list[TestCase], schema: list[SchemaFile]) -> AsyncIterator
         asked = {
             "calls": [case.call() for case in cases],
             "schema": [{"name": str(change.path), "sql": change.sql} for change in schema],
+            "parent": os.getpid(),
             "fence": "partial",
         }
         process.stdin.write(msgspec.json.encode(asked))
         process.stdin.close()
         left = len(cases)
-        while left and (line := await process.stdout.readline()):
+        while left and (line := await process.stdout.readline()).endswith(b"\n"):
             left -= 1
             yield msgspec.json.decode(line, type=CaseDone)
         if left:

@@ -1,6 +1,8 @@
 """`skerry-edge call`: one call of a module without a server, as the command."""
 
 import asyncio
+import os
+import signal
 import sqlite3
 import sys
 from pathlib import Path
@@ -364,6 +366,12 @@ def test_a_wrong_call_is_told(arguments, told, tmp_path):
     assert told in done.output
 
 
+def runs_fenced(children: Path, found: list[str]) -> bool:
+    """Tell whether a child runs the guest: it has entered its fence. Its id is put into `found`."""
+    found[:] = children.read_text().split()
+    return bool(found) and "Seccomp:\t2" in Path(f"/proc/{found[0]}/status").read_text()
+
+
 async def test_nothing_runs_on_when_the_command_is_killed(tmp_path):
     file = tmp_path / "module.wasm"
     file.write_bytes(guest("loop"))
@@ -371,16 +379,29 @@ async def test_nothing_runs_on_when_the_command_is_killed(tmp_path):
     command = await asyncio.create_subprocess_exec(sys.executable, *arguments)
     children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
     found: list[str] = []
-
-    def runs() -> bool:
-        """A child runs the guest: it uses the processor after it has entered its fence."""
-        found[:] = children.read_text().split()
-        return bool(found) and "Seccomp:\t2" in Path(f"/proc/{found[0]}/status").read_text()
-
-    await until(runs)
+    await until(lambda: runs_fenced(children, found))
     command.kill()
     await command.wait()
     await until(lambda: not Path(f"/proc/{found[0]}").exists())
+
+
+async def test_nothing_runs_on_when_the_command_is_interrupted(tmp_path):
+    """By Ctrl-C, or by a program that knows the command alone; and nothing but its end is told."""
+    file = tmp_path / "module.wasm"
+    file.write_bytes(guest("loop"))
+    arguments = ("-m", "edge_runtime.cli.main", "call", str(file), "--interpret", "--time-limit", "60000")
+    for interrupt in (os.killpg, os.kill):
+        command = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, stderr=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
+        found: list[str] = []
+        await until(lambda children=children, found=found: runs_fenced(children, found))
+        interrupt(command.pid, signal.SIGINT)
+        assert command.stderr is not None
+        assert (await asyncio.wait_for(command.stderr.read(), 30)).strip() == b"Aborted!"
+        assert await command.wait() == 1
+        assert not Path(f"/proc/{found[0]}").exists()
 
 
 def trapping(names: bool, trap: str = "unreachable") -> bytes:

@@ -15,6 +15,7 @@ import pytest
 from control.local.pki import Pki
 from edge_runtime.sync import authorities, control_trust
 from edge_runtime.sync.control_trust import ControlTrust
+from edge_runtime.sync.join import join
 from edge_runtime.telemetry import poll_numbers
 from tests.support import programs
 from tests.support.agents import Control, Edge, edge, joined, running_control
@@ -108,7 +109,7 @@ def agent(state: Path) -> Any:
 
 
 def trusted(state: Path) -> set[str]:
-    return set(authorities.ders((state / "ca.pem").read_text()))
+    return set(authorities.ders((state / "ca.pem").read_text("ascii", "ignore")))
 
 
 async def until_trusted(state: Path, *wanted: Authority) -> None:
@@ -209,9 +210,10 @@ async def test_cas_that_would_lock_the_node_out_are_not_taken(
 
     async with agent(state) as node:
         await reaches(node)
+        give_out(stranger.certificate + b"-----BEGIN CERTIFICATE-----" * 10_000)
+        await node.until(lambda s: "65536 are allowed" in (s["control"]["trust"]["error"] or ""))
         give_out(stranger.certificate)
-        own = await node.until(lambda s: s["control"]["trust"]["error"])
-        assert "by them alone control can't be reached" in own["control"]["trust"]["error"]
+        await node.until(lambda s: "by them alone control can't be reached" in (s["control"]["trust"]["error"] or ""))
         give_out(b"no certificate")
         await node.until(lambda s: "no certificate in PEM" in (s["control"]["trust"]["error"] or ""))
         assert trusted(state) == {changing.old.digest}
@@ -220,6 +222,47 @@ async def test_cas_that_would_lock_the_node_out_are_not_taken(
         own = await node.until(lambda s: s["control"]["trust"]["error"] is None)
         assert own["control"]["reachable"]
     assert sorted(file.name for file in state.iterdir() if "pem" in file.name) == ["ca.pem"]
+
+
+async def test_a_bundle_may_have_names_in_any_encoding(
+    changing: Changing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the bundles of browsers' makers have."""
+    state = tmp_path / "state"
+    named = "# Főtanúsítvány\n".encode() + b"# \xe9\n" + changing.old.certificate
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(named)
+    token = (await changing.control.join_token()).partition(".")[0]
+    await join(state, changing.control.url, token, "edge-1", {}, ca=bundle)
+    both = named + changing.new.certificate
+    services = changing.control.server.app.services
+    trust = type(services.certificates.trust)(
+        both, authorities.digest(both.decode("ascii", "ignore")), changing.old.digest
+    )
+    async with agent(state) as node:
+        await reaches(node)
+        monkeypatch.setattr(type(services.certificates), "trust", property(lambda _: trust))
+        services.reread.changed[-1]()
+        await until_trusted(state, changing.old, changing.new)
+        await reaches(node)
+
+
+async def test_another_trust_that_came_meanwhile_stays(changing: Changing, tmp_path: Path) -> None:
+    """As of a node that joins again at another control while its process still asks the one before."""
+    state = tmp_path / "state"
+    stranger = Authority("stranger", LONG)
+    await joined(changing.control, state)
+    async with agent(state) as node:
+        await reaches(node)
+        (state / "ca.pem").write_bytes(stranger.certificate)
+        await changing.do("Before")
+        await changing.do("1. Add")
+        own = await node.until(lambda s: s["error"])
+        assert own["error"]["code"] == "tls_untrusted"
+        assert trusted(state) == {stranger.digest}
+        (state / "ca.pem").write_bytes(changing.old.certificate)
+        await until_trusted(state, changing.old, changing.new)
+        await reaches(node)
 
 
 async def test_a_ca_is_given_up_only_after_it_was_told_for_a_while(changing: Changing, tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """`skerry test`: a project's cases, as its author runs them."""
 
 import asyncio
+import os
+import signal
 import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import orjson
+import psutil
 import pytest
 
-from tests.guests.build import example, guest
+from tests.guests.build import example, guest, wat
 from tests.support.programs import Done, command, until
 
 SCHEMA = (
@@ -204,6 +207,71 @@ async def test_how_a_call_failed_is_shown(tmp_path: Path, cache: Path) -> None:
     # One function of the project by itself.
     done = await command("control.cli", "test", project.path / "echo", XDG_CACHE_HOME=str(cache))
     assert (done.status, b"1 passed" in done.out) == (0, True), done
+
+
+async def test_rows_are_not_taken_as_right_where_the_call_ended_its_process(tmp_path: Path, cache: Path) -> None:
+    """Its database is gone with it."""
+    project = Folder(tmp_path, cache)
+    project.function("overflow", guest("overflow"), 'sql = "write"', top='schema = "schema"')
+    project.schema()
+    project.cases(
+        '[[case]]\nname = "no rows"\nstatus = 502\n'
+        '[[case]]\nname = "rows"\nstatus = 502\nsql_after = { sql = "SELECT 1", rows = [[7]] }\n'
+    )
+    done = await project.test()
+    assert (done.status, b"1 passed, 1 failed" in done.out) == (1, True), done
+    assert "sql_after: it wasn't run: " in done.out.decode()
+
+
+LARGE = r"""
+(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 3)
+  (data (i32.const 0) "\10\00\00\00\1a\00\00\00" "\00\00\01\00\00\00\01\00")
+  (data (i32.const 16) "Content-Type: text/plain\0a\0a")
+  (func (export "_start") (local $left i32)
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 64)))
+    (memory.fill (i32.const 0x10000) (i32.const 120) (i32.const 0x10000))
+    (local.set $left (i32.const 1000))
+    (loop $more
+      (drop (call $write (i32.const 1) (i32.const 8) (i32.const 1) (i32.const 64)))
+      (br_if $more (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))))
+"""
+"""Answers 1000 times 64 KiB."""
+
+
+async def test_an_answer_of_nearly_the_largest_size(tmp_path: Path, cache: Path) -> None:
+    project = Folder(tmp_path, cache)
+    project.function("large", wat(LARGE), f"response_limit = {64 << 20}\ntime_limit_ms = 60000")
+    project.cases('[[case]]\nname = "a"\n')
+    done = await project.test()
+    assert (done.status, b"1 passed" in done.out) == (0, True), done
+
+
+async def test_ctrl_c_ends_all_without_a_word(tmp_path: Path, cache: Path) -> None:
+    project = Folder(tmp_path, cache)
+    project.function("loop", guest("loop"), "time_limit_ms = 60000")
+    project.cases('[[case]]\nname = "a"\n[[case]]\nname = "b"\n')
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "control.cli", "test", str(project.path)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+    )
+
+    started = psutil.Process(process.pid)
+
+    async def both_run() -> list[psutil.Process]:
+        made = started.children(recursive=True)
+        return made if len(made) == 3 else []
+
+    made = await until(both_run, "both calls run")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout is not None
+    assert (await asyncio.wait_for(process.stdout.read(), 30)).strip() == b"interrupted"
+    assert await process.wait() == 130
+    assert psutil.wait_procs(made, timeout=30)[1] == []
 
 
 async def test_a_case_by_its_route(tmp_path: Path, cache: Path) -> None:
