@@ -57,18 +57,18 @@ def tls_findings(certificate: Path, key: Path, client_ca: Path | None) -> list[F
 
 
 def _callers(path: Path, *, asks: bool) -> list[Finding]:
-    cure = f"skerry-edge caller list --callers {path}"
+    cure = f"skerry-edge caller list --file {path}"
     try:
         entries = callers_file.parse(files.read_private(path, callers_file.SIZE_LIMIT), str(path))
     except FileNotFoundError:
-        return [Finding("callers", "wrong", f"{path} isn't there", f"skerry-edge caller add NAME --callers {path}")]
+        return [Finding("callers", "wrong", f"{path} isn't there", f"skerry-edge caller add NAME --file {path}")]
     except FileUnfit as unfit:
         return [Finding("callers", "wrong", str(unfit), cure)]
     if not asks and (names := [entry.name for entry in entries if entry.certificates]):
         text = f"{path} knows {', '.join(names)} by a certificate, and clients aren't asked for theirs"
         return [Finding("callers", "wrong", text, "set SKERRY_EDGE_TLS_CLIENT_CA")]
     if not entries:
-        add = f"skerry-edge caller add NAME --callers {path}"
+        add = f"skerry-edge caller add NAME --file {path}"
         return [Finding("callers", "note", f"{path} has no caller: nobody can call a function", add)]
     return [Finding("callers", "ok", f"{path} has {len(entries)} callers")]
 
