@@ -89,6 +89,8 @@ class Principal:
     """When its token was last exchanged for another one, as this replica knew it."""
     exchanged: bool = False
     """Whether it asks by the token before that one, which is still good for a while."""
+    secret_hash: str = field(default="", repr=False, compare=False)
+    """Of the token by which it asks; '' where it asks in a session."""
 
     def need(self, role: Role, group: str | None, functions: Collection[str] | None = None) -> None:
         """Raises: AuthError, when the operator hasn't `role` for this group and these functions; None: for all."""
@@ -143,13 +145,7 @@ class Authenticator:
         if known is None:
             raise _invalid("unknown")
         now = self._clock.now()
-        exchanged = not tokens.same(known.secret_hash, secret_hash)
-        if exchanged:
-            if not (known.old_secret_hash and tokens.same(known.old_secret_hash, secret_hash)):
-                raise _invalid("wrong_secret")
-            if known.old_ends_at is None or known.old_ends_at <= now:
-                raise _invalid("exchanged")
-        found = replace(principal(known, now), exchanged=exchanged)
+        found = by_token(known, secret_hash, now)
         self.uses.note(id, now)
         return found
 
@@ -268,6 +264,17 @@ def principal(known: CachedOperator, now: datetime) -> Principal:
         raise AuthError("token_expired", f"the token of {known.name} ended at {known.expires_at}", "expired")
     held = rights.of_row(known.role, known.grants)
     return Principal(known.id, known.name, held, known.expires_at, rotated_at=known.rotated_at)
+
+
+def by_token(known: CachedOperator, secret_hash: str, now: datetime) -> Principal:
+    """An operator that asks by the token with this secret. Raises: AuthError, when the token isn't good (any more)."""
+    exchanged = not tokens.same(known.secret_hash, secret_hash)
+    if exchanged:
+        if not (known.old_secret_hash and tokens.same(known.old_secret_hash, secret_hash)):
+            raise _invalid("wrong_secret")
+        if known.old_ends_at is None or known.old_ends_at <= now:
+            raise _invalid("exchanged")
+    return replace(principal(known, now), exchanged=exchanged, secret_hash=secret_hash)
 
 
 async def refuse_changed(conn: Connection, operator: Principal) -> None:

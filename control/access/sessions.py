@@ -161,11 +161,17 @@ class Sessions:
     async def now(self, operator: Principal) -> Principal:
         """What somebody is now who asked for an answer that goes on for long. This is no use of a session.
 
-        Raises: AuthError, when the operator or the session isn't good any more; ProblemError, when control can't know.
+        Raises: AuthError, when the operator, its token or the session isn't good any more; ProblemError, when control
+        can't know.
         """
+        now = self._clock.now()
         if operator.session_id:
-            now = self._clock.now()
             self._refuse_ended(await self._find(operator.session_id, now), now)
+        elif operator.secret_hash:
+            known = await self._fleet.operator(operator.id)
+            if known is None:
+                raise _invalid("revoked")
+            return auth.by_token(known, operator.secret_hash, now)
         return await self.principal(operator.id)
 
     async def _check(self, used_in: UsedIn, text: str) -> ConsoleSession:

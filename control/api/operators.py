@@ -87,7 +87,8 @@ async def create(call: ApiCall) -> Reply:
         # Not announced: a replica looks up an operator that isn't in its cache.
         await conn.execute(SQL["add"], token.id, body.name, role, column, expires_at, token.secret_hash, now)
         told = {"name": body.name, "role": role, "grants": column, "expires_at": expires_at, "hash": token.secret_hash}
-        await access_changes.record(conn, now, "operator-made", token.id, told)
+        # Behind the end of who had the name before, which may have come since the request did.
+        await access_changes.record(conn, call.services.clock.now(), "operator-made", token.id, told)
         after: dict[str, Any] = {"grants": _said(given)}
         if expires_at is not None:
             after["expires_at"] = expires_at

@@ -94,6 +94,24 @@ async def test_an_exchanged_token_begins_no_session_and_its_codes_end(control: C
     assert (await control.call("POST", "/v1/sign-in-codes", token=made["token"])).status == 201
 
 
+async def test_an_answer_that_goes_on_for_long_ends_with_its_token(control: Control) -> None:
+    old = await control.operator("ci", "deploy")
+    asks = [await control.services.auth.operator(asking(authorization=f"Bearer {old}"))]
+    made = await control.ok("POST", "/v1/operators/ci/rotate", {"keep_old": 3600})
+    for token in (old, made["token"]):
+        asks.append(await control.services.auth.operator(asking(authorization=f"Bearer {token}")))
+    for who in asks:
+        assert (await control.services.sessions.now(who)).name == "ci"
+    control.clock.advance(seconds=3601)
+    for who in asks[:2]:
+        with pytest.raises(AuthError):
+            await control.services.sessions.now(who)
+    assert (await control.services.sessions.now(asks[2])).name == "ci"
+    await control.ok("POST", "/v1/operators/ci/rotate", {"keep_old": 0})
+    with pytest.raises(AuthError):
+        await control.services.sessions.now(asks[2])
+
+
 async def test_a_repeated_request_exchanges_no_token_of_a_later_operator(control: Control) -> None:
     making = {"name": "anna", "role": "deploy"}
     await control.ok("POST", "/v1/operators", making, key="make")
