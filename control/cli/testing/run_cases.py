@@ -1,7 +1,6 @@
 """`skerry test`: runs the test cases of a project."""
 
 import asyncio
-import contextlib
 import time
 from pathlib import Path
 
@@ -43,13 +42,12 @@ async def command(folder: Path, word: str, watch: bool, junit: Path | None) -> i
         built: set[str] = set()
         return await _run(project.read(folder), word, junit, built)
     files = FollowedFiles(project.read(folder).folders())
-    watching = asyncio.create_task(files.watch())
     try:
-        await _again(folder, word, junit, files)
-    finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        async with asyncio.TaskGroup() as group:
+            group.create_task(files.watch())
+            await _again(folder, word, junit, files)
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from None
     return 0
 
 
