@@ -56,13 +56,8 @@ command.add_command(authoring.schema)
 @click.option("--response-limit", type=int, metavar="BYTES", help="Bytes that a response may have.")
 @click.option("--no-release", is_flag=True, help="Only upload: no node gets it yet.")
 @click.option("--schema", type=click.IntRange(min=0), metavar="N", help="The schema floor; the newest without it.")
-@options.plan_option
 @options.group_option
-@options.unfit_option
-@options.loss_option
-@options.stall_option
-@options.reason_option
-@options.wait_options
+@options.release_options
 @options.json_option
 @options.asynchronous
 async def push(
@@ -81,13 +76,9 @@ async def push(
     schema: int | None,
     plan: bool,
     group: str,
-    allow_unfit: bool,
-    allow_loss: bool,
-    allow_stall: bool,
+    allowed: Json,
     reason: str,
-    wait: bool,
-    offline_too: bool,
-    within: float,
+    waited: options.ReleaseWait | None,
     as_json: bool,
 ) -> None:
     """Upload the next version of a function, or of each of a project, and release them to a group.
@@ -97,7 +88,6 @@ async def push(
     Other functions of the group's release stay; what the release changes is shown. With --plan modules are uploaded,
     too, because control has to look at them; nothing is made of them.
     """
-    waited = options.waiting(wait, within, offline_too, plan=plan, no_release=no_release)
     chosen = {"sql": sql, "time_limit_ms": time_limit, "memory_pages": memory_pages, "response_limit": response_limit}
     given = OptionsOfManifest(chosen, config, secrets, hosts, methods, route)
     found, modules = _modules(what, manifest_file)
@@ -122,10 +112,10 @@ async def push(
             if plan:
                 output.document(planned.document()) if as_json else planned.show()
                 return
-            planned.refuse(allow_unfit=allow_unfit, allow_loss=allow_loss)
+            planned.refuse(allowed)
         following: Json | None = None
         if not no_release:
-            following = releasing.allowing({"group": group, "reason": reason}, allow_unfit, allow_loss, allow_stall)
+            following = {"group": group, "reason": reason, **allowed}
             if schema is not None:
                 following["schema"] = schema
         done = await push_.make(following, quiet=as_json)

@@ -254,20 +254,14 @@ async def _make_token(group: str, expires_in: int, rejoin: str | None, as_json: 
 @command.command()
 @click.argument("node")
 @click.argument("group", type=options.NAME)
-@options.plan_option
-@options.unfit_option
-@options.loss_option
-@options.stall_option
+@options.change_options
 @options.json_option
 @options.asynchronous
-async def move(
-    node: str, group: str, plan: bool, allow_unfit: bool, allow_loss: bool, allow_stall: bool, as_json: bool
-) -> None:
+async def move(node: str, group: str, plan: bool, allowed: Json, as_json: bool) -> None:
     """Move a node to another group, whose release is its target then."""
     async with options.client() as control:
-        body = releasing.allowing({"group": group}, allow_unfit, allow_loss, allow_stall)
         where = path("nodes", node, "move")
-        moved = await (control.get(where, group=group) if plan else control.post(where, body))
+        moved = await (control.get(where, group=group) if plan else control.post(where, {"group": group, **allowed}))
     if as_json:
         output.document(moved)
     elif plan:

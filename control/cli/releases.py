@@ -99,12 +99,7 @@ async def retry(number: int, group: str, as_json: bool) -> None:
 @click.option(
     "--rollback-to", type=click.IntRange(min=1), metavar="N", help="An earlier release's functions and floor."
 )
-@options.plan_option
-@options.unfit_option
-@options.loss_option
-@options.stall_option
-@options.reason_option
-@options.wait_options
+@options.release_options
 @options.json_option
 @options.asynchronous
 async def create(
@@ -114,20 +109,15 @@ async def create(
     schema: int | None,
     rollback_to: int | None,
     plan: bool,
-    allow_unfit: bool,
-    allow_loss: bool,
-    allow_stall: bool,
+    allowed: Json,
     reason: str,
-    wait: bool,
-    offline_too: bool,
-    within: float,
+    waited: options.ReleaseWait | None,
     as_json: bool,
 ) -> None:
     """Make a release of a group: its newest one with the changes given, or an earlier one again."""
     if rollback_to is not None and (versions or remove or schema is not None):
         raise click.UsageError("--rollback-to takes all of an earlier release: no --set, --remove or --schema with it")
-    waited = options.waiting(wait, within, offline_too, plan=plan)
-    body = releasing.allowing({"group": group, "reason": reason}, allow_unfit, allow_loss, allow_stall)
+    body: Json = {"group": group, "reason": reason, **allowed}
     if versions:
         body["functions"] = dict(_version(text) for text in versions)
     if remove:
@@ -150,24 +140,15 @@ async def create(
 
 @click.command()
 @click.argument("group", type=options.NAME, default="default")
-@options.plan_option
-@options.unfit_option
-@options.loss_option
-@options.stall_option
-@options.reason_option
-@options.wait_options
+@options.release_options
 @options.json_option
 @options.asynchronous
 async def rollback(
     group: str,
     plan: bool,
-    allow_unfit: bool,
-    allow_loss: bool,
-    allow_stall: bool,
+    allowed: Json,
     reason: str,
-    wait: bool,
-    offline_too: bool,
-    within: float,
+    waited: options.ReleaseWait | None,
     as_json: bool,
 ) -> None:
     """Roll GROUP (default) back to its last release that some node ran and on which none failed.
@@ -175,10 +156,7 @@ async def rollback(
     What that changes is shown first. A second rollback goes further back. To a release of your choice:
     `skerry release create --rollback-to N`.
     """
-    waited = options.waiting(wait, within, offline_too, plan=plan)
-    body = releasing.allowing(
-        {"group": group, "reason": reason, "rollback": True}, allow_unfit, allow_loss, allow_stall
-    )
+    body = {"group": group, "reason": reason, "rollback": True, **allowed}
     async with options.client() as control:
         planned = await control.post(path("releases"), body, plan="true")
         if not as_json:

@@ -54,13 +54,8 @@ def _show_plan(found: Json, as_json: bool) -> None:
 @click.option("--name", help="What it is called; the file's name without it.")
 @click.option("--number", type=click.IntRange(min=1), help="The number it must get: refused if another came first.")
 @click.option("--no-release", is_flag=True, help="Only register it: no node applies it yet.")
-@options.plan_option
 @options.group_option
-@options.unfit_option
-@options.loss_option
-@options.stall_option
-@options.reason_option
-@options.wait_options
+@options.release_options
 @options.json_option
 @options.asynchronous
 async def add(
@@ -70,20 +65,15 @@ async def add(
     no_release: bool,
     plan: bool,
     group: str,
-    allow_unfit: bool,
-    allow_loss: bool,
-    allow_stall: bool,
+    allowed: Json,
     reason: str,
-    wait: bool,
-    offline_too: bool,
-    within: float,
+    waited: options.ReleaseWait | None,
     as_json: bool,
 ) -> None:
     """Register the SQL in FILE as the next schema change, and release it to a group.
 
     Control tries it on a database with all changes before it, so SQL that can't apply is refused here.
     """
-    waited = options.waiting(wait, within, offline_too, plan=plan, no_release=no_release)
     body: Json = {"name": name or file.stem, "sql": read_sql(file)}
     if number is not None:
         body["number"] = number
@@ -93,8 +83,7 @@ async def add(
             return
         if not no_release:
             await releasing.check_group(control, group)
-            following = {"group": group, "reason": reason}
-            body["release"] = releasing.allowing(following, allow_unfit, allow_loss, allow_stall)
+            body["release"] = {"group": group, "reason": reason, **allowed}
         await _register(control, path("schema-changes"), body, waited, as_json)
 
 
@@ -102,13 +91,8 @@ async def add(
 @click.argument("number", type=click.IntRange(min=1))
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--no-release", is_flag=True, help="Only register it: nodes get it with the next release.")
-@options.plan_option
 @options.group_option
-@options.unfit_option
-@options.loss_option
-@options.stall_option
-@options.reason_option
-@options.wait_options
+@options.release_options
 @options.json_option
 @options.asynchronous
 async def amend(
@@ -117,27 +101,22 @@ async def amend(
     no_release: bool,
     plan: bool,
     group: str,
-    allow_unfit: bool,
-    allow_loss: bool,
-    allow_stall: bool,
+    allowed: Json,
     reason: str,
-    wait: bool,
-    offline_too: bool,
-    within: float,
+    waited: options.ReleaseWait | None,
     as_json: bool,
 ) -> None:
     """Give change NUMBER new SQL that leads to the same schema, for the nodes that could not apply the old one."""
-    waited = options.waiting(wait, within, offline_too, plan=plan, no_release=no_release)
     async with options.client() as control:
-        new = releasing.allowing({"sql": read_sql(file)}, False, allow_loss, allow_stall)
+        # No node is too old for a revision by itself.
+        new: Json = {"sql": read_sql(file), **{name: True for name in allowed if name != "allow_unfit"}}
         where = path("schema-changes", number, "revisions")
         if plan:
             _show_plan(await control.post(where, new, **_planned(no_release, group)), as_json)
             return
         if not no_release:
             await releasing.check_group(control, group)
-            following = {"group": group, "reason": reason or f"schema change {number} amended"}
-            new["release"] = releasing.allowing(following, allow_unfit, allow_loss, allow_stall)
+            new["release"] = {"group": group, "reason": reason or f"schema change {number} amended", **allowed}
         await _register(control, where, new, waited, as_json)
 
 

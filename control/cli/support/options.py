@@ -128,31 +128,6 @@ def group_option(function: F) -> F:
     )(function)
 
 
-def wait_options(function: F) -> F:
-    function = click.option(
-        "--timeout",
-        "within",
-        type=click.FloatRange(min=0.1),
-        default=300.0,
-        show_default=True,
-        help="Seconds to --wait.",
-    )(function)
-    function = click.option(
-        "--wait-for-offline", "offline_too", is_flag=True, help="--wait, and for nodes that are offline, too."
-    )(function)
-    return click.option(
-        "--wait",
-        is_flag=True,
-        help="Show the nodes as they arrive; exit with 5 if one failed or was late, with 6 if one is offline.",
-    )(function)
-
-
-def unfit_option(function: F) -> F:
-    return click.option(
-        "--allow-unfit", is_flag=True, help="Also where nodes can't run it: they refuse it and serve their old release."
-    )(function)
-
-
 def plan_option(function: F) -> F:
     return click.option("--plan", is_flag=True, help="Only show what it would change.")(function)
 
@@ -166,33 +141,61 @@ class ReleaseWait(NamedTuple):
     """Nodes that are offline are waited for, too."""
 
 
-def waiting(
-    wait: bool, within: float, offline_too: bool, *, plan: bool = False, no_release: bool = False
-) -> ReleaseWait | None:
-    """How the release of a command is waited for, by what `wait_options` gave; None: it isn't.
+ALLOWED = {
+    "allow_unfit": "Also where nodes can't run it: they refuse it and serve their old release.",
+    "allow_loss": "Also where schema changes can lose rows that nodes have.",
+    "allow_stall": "Also where schema changes hold writers of nodes up for long.",
+}
+"""Fields of a request, and options: what is done all the same."""
 
-    Raises: UsageError, when there is no release to wait for.
+
+def change_options(function: Callable[..., T]) -> Callable[..., T]:
+    """What a command takes that changes what nodes run.
+
+    It is called with `plan`, and with `allowed`: the fields of `ALLOWED` that were given, each True, for the body of
+    its request. An older control refuses a field that it doesn't know, so the others aren't in it.
     """
-    if not (wait or offline_too):
-        return None
-    if plan:
-        raise click.UsageError("--plan makes no release, so there is nothing to --wait for")
-    if no_release:
-        raise click.UsageError("--wait follows a release, and --no-release makes none")
-    return ReleaseWait(within, offline_too)
+
+    @functools.wraps(function)
+    def run(**given: Any) -> T:
+        return function(allowed={name: True for name in ALLOWED if given.pop(name)}, **given)
+
+    for name, text in reversed(ALLOWED.items()):
+        run = click.option(f"--{name.replace('_', '-')}", is_flag=True, help=text)(run)
+    return plan_option(run)
 
 
-def loss_option(function: F) -> F:
-    return click.option("--allow-loss", is_flag=True, help="Also where schema changes can lose rows that nodes have.")(
-        function
-    )
+def release_options(function: Callable[..., T]) -> Callable[..., T]:
+    """What a command takes that makes a release: besides `change_options`, `reason`, and `waited`: how the release is
+    waited for, None where it isn't. There is none to wait for with --plan, nor with the command's --no-release."""
 
+    @functools.wraps(function)
+    def run(wait: bool, within: float, offline_too: bool, **given: Any) -> T:
+        waited = ReleaseWait(within, offline_too) if wait or offline_too else None
+        if waited and given["plan"]:
+            raise click.UsageError("--plan makes no release, so there is nothing to --wait for")
+        if waited and given.get("no_release"):
+            raise click.UsageError("--wait follows a release, and --no-release makes none")
+        return function(waited=waited, **given)
 
-def stall_option(function: F) -> F:
-    return click.option(
-        "--allow-stall", is_flag=True, help="Also where schema changes hold writers of nodes up for long."
-    )(function)
-
-
-def reason_option(function: F) -> F:
-    return click.option("--reason", default="", help="Why, for the ones who read the list of releases later.")(function)
+    for option in (
+        click.option(
+            "--timeout",
+            "within",
+            type=click.FloatRange(min=0.1),
+            default=300.0,
+            show_default=True,
+            help="Seconds to --wait.",
+        ),
+        click.option(
+            "--wait-for-offline", "offline_too", is_flag=True, help="--wait, and for nodes that are offline, too."
+        ),
+        click.option(
+            "--wait",
+            is_flag=True,
+            help="Show the nodes as they arrive; exit with 5 if one failed or was late, with 6 if one is offline.",
+        ),
+        click.option("--reason", default="", help="Why, for the ones who read the list of releases later."),
+    ):
+        run = option(run)
+    return change_options(run)

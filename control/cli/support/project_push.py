@@ -47,20 +47,20 @@ class PushPlan(NamedTuple):
         versions = [planned["version"] for planned in self.versions]
         return {"schema_changes": self.changes, "versions": versions, "release": self.release}
 
-    def refuse(self, *, allow_unfit: bool, allow_loss: bool) -> None:
+    def refuse(self, allowed: Json) -> None:
         """Check that control would make the release, which a plan doesn't refuse: of several things that are made one
         after the other, none may be made then. Raises: RequestRefused, when it wouldn't."""
         if self.release is None:
             return
-        for allowed, code, lines in (
-            (allow_unfit, "nodes_unfit", releasing.unfit(self.release.get("unfit") or {})),
-            (allow_loss, "loss_not_allowed", releasing.losses(self.release.get("losses") or [])),
+        for option, code, lines in (
+            ("allow_unfit", "nodes_unfit", releasing.unfit(self.release.get("unfit") or {})),
+            ("allow_loss", "loss_not_allowed", releasing.losses(self.release.get("losses") or [])),
         ):
-            if lines and not allowed:
+            if lines and option not in allowed:
                 raise RequestRefused(
                     "nothing was made: " + "; ".join(line.removeprefix("! ") for line in lines),
                     code=code,
-                    cure=f"--allow-{'unfit' if code == 'nodes_unfit' else 'loss'} makes the release all the same",
+                    cure=f"--{option.replace('_', '-')} makes the release all the same",
                 )
 
     def show(self) -> None:

@@ -45,13 +45,6 @@ async def finish(
         followed.check(release, wait.within, quiet=as_json)
 
 
-def allowing(body: Json, allow_unfit: bool, allow_loss: bool, allow_stall: bool) -> Json:
-    """Return `body`, with `allow_unfit`, `allow_loss` and `allow_stall` only where they are wished: an older control
-    refuses a field that it doesn't know."""
-    wished = {"allow_unfit": allow_unfit, "allow_loss": allow_loss, "allow_stall": allow_stall}
-    return {**body, **{name: True for name, wish in wished.items() if wish}}
-
-
 def show(release: Json, *, planned: bool = False) -> None:
     """Print a release and what it changes; `planned`: it hasn't been made."""
     made = _made(release, "would be" if planned else "is")

@@ -1,11 +1,12 @@
 from datetime import UTC, datetime, timedelta
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from control.cli import nodes, status
-from control.cli.support import output, releasing, waiting
+from control.cli.support import options, output, releasing, waiting
 from control.cli.support.client import Json
 from control.manifest_fields import MANIFEST_FIELDS
 
@@ -128,12 +129,22 @@ def test_what_holds_writers_up_is_shown_of_moves_and_amendments(capsys: pytest.C
     assert line in " ".join(capsys.readouterr().out.split())
 
 
-def test_an_older_control_is_sent_no_field_that_it_does_not_know() -> None:
-    body: Json = {"group": "default"}
-    assert releasing.allowing(body, False, False, False) == body
-    assert releasing.allowing(body, True, False, False) == {**body, "allow_unfit": True}
-    assert releasing.allowing(body, False, True, False) == {**body, "allow_loss": True}
-    assert releasing.allowing(body, False, False, True) == {**body, "allow_stall": True}
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        ([], {}),
+        (["--allow-unfit"], {"allow_unfit": True}),
+        (["--allow-loss"], {"allow_loss": True}),
+        (["--allow-stall"], {"allow_stall": True}),
+    ],
+)
+def test_an_older_control_is_sent_no_field_that_it_does_not_know(words: list[str], allowed: Json) -> None:
+    @click.command()
+    @options.change_options
+    def command(plan: bool, allowed: Json) -> Json:
+        return {"plan": plan, **allowed}
+
+    assert command.main(words, standalone_mode=False) == {"plan": False, **allowed}
 
 
 @pytest.mark.parametrize(
