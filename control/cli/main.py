@@ -10,86 +10,48 @@ import os
 import sys
 
 import click
-from click.exceptions import NoSuchCommand
 
 from control import settings_in_force
+from control.cli.shared.program import LazyGroup, completion, version_option
 from control.cli.support import output
 from control.cli.support.client import Failure
 
-# Each verb's module, and what it is called there, where that isn't `command`.
 VERBS = {
-    "up": "control.cli.up",
-    "serve": "control.cli.serve",
-    "migrate": "control.cli.migrate",
+    "up": "control.cli.up:command",
+    "serve": "control.cli.serve:command",
+    "migrate": "control.cli.migrate:command",
     "login": "control.cli.signing_in:login",
     "logout": "control.cli.signing_in:logout",
     "console": "control.cli.signing_in:console",
-    "status": "control.cli.status",
-    "doctor": "control.cli.doctor.fleet_doctor",
-    "node": "control.cli.nodes",
-    "function": "control.cli.functions",
-    "dev": "control.cli.dev",
-    "test": "control.cli.testing.run_cases",
-    "schema": "control.cli.schema",
-    "release": "control.cli.releases",
+    "status": "control.cli.status:command",
+    "doctor": "control.cli.doctor.fleet_doctor:command",
+    "node": "control.cli.nodes:command",
+    "function": "control.cli.functions:command",
+    "dev": "control.cli.dev:command",
+    "test": "control.cli.testing.run_cases:command",
+    "schema": "control.cli.schema:command",
+    "release": "control.cli.releases:command",
     "rollback": "control.cli.releases:rollback",
-    "group": "control.cli.groups",
-    "operator": "control.cli.operators",
-    "invoke": "control.cli.invoke",
-    "webhook": "control.cli.webhooks",
-    "syncs": "control.cli.syncs",
-    "audit": "control.cli.audit",
-    "logs": "control.cli.live.logs",
+    "group": "control.cli.groups:command",
+    "operator": "control.cli.operators:command",
+    "invoke": "control.cli.invoke:command",
+    "webhook": "control.cli.webhooks:command",
+    "syncs": "control.cli.syncs:command",
+    "audit": "control.cli.audit:command",
+    "logs": "control.cli.live.logs:command",
     "calls": "control.cli.live.logs:calls",
-    "artifacts": "control.cli.artifacts",
-    "recover": "control.cli.recovery.recover",
-    "settings": "control.cli.settings",
-    "ca": "control.cli.trust.ca",
-    "completion": "control.cli.support.completion",
+    "artifacts": "control.cli.artifacts:command",
+    "recover": "control.cli.recovery.recover:command",
+    "settings": "control.cli.settings:command",
+    "ca": "control.cli.trust.ca:command",
 }
+"""The module of each verb, and its name there. They are imported when they are used."""
 
 
-class Verbs(click.Group):
-    """The group of verbs. It imports a verb's module when the verb is used: most don't need the server's modules."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
-            return None
-        module, _, name = VERBS[cmd_name].partition(":")
-        found = getattr(__import__(module, fromlist=["command"]), name or "command")
-        assert isinstance(found, click.Command)  # noqa: S101
-        return found
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except NoSuchCommand as error:
-            # Click knows none of the names, as the modules aren't imported yet.
-            raise NoSuchCommand(error.command_name, possibilities=VERBS, ctx=ctx) from None
-
-
-def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        from control import version
-
-        click.echo(f"skerry, version {version.told()}")
-        context.exit()
-
-
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_version,
-    help="Show the version, with its commit.",
+@click.group(
+    cls=LazyGroup, places=VERBS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
+@version_option("skerry")
 @click.pass_context
 def skerry(context: click.Context) -> None:
     """Functions and data at the edge, brought to their release by a central control plane.
@@ -100,6 +62,9 @@ def skerry(context: click.Context) -> None:
     if context.invoked_subcommand not in ("serve", "doctor"):  # which say it themselves
         for line in settings_in_force.unknown():
             output.note(f"Warning: {line}")
+
+
+skerry.add_command(completion("skerry"))
 
 
 def run(arguments: list[str]) -> int:

@@ -3,75 +3,37 @@
 `doctor` exits with 4 where there is something to note."""
 
 import gc
-import importlib
 
 import click
-from click.exceptions import NoSuchCommand
+
+from control.cli.shared.program import LazyGroup, completion, version_option
 
 COMMANDS = {
-    "join": "node:join_command",
-    "run": "run:run",
-    "dev": "run:dev",
-    "status": "node:status",
-    "doctor": "doctor.node_doctor:doctor",
-    "settings": "settings:settings",
-    "logs": "logs:logs",
-    "calls": "calls:calls",
-    "check": "node:check",
-    "call": "call:call",
-    "backup": "backup:backup",
-    "restore": "restore:restore",
-    "sql": "sql:sql",
-    "check-database": "check_database:check_database",
-    "caller": "caller:caller",
-    "trust": "trust:trust",
-    "completion": "completion:completion",
+    "join": "edge_runtime.cli.node:join_command",
+    "run": "edge_runtime.cli.run:run",
+    "dev": "edge_runtime.cli.run:dev",
+    "status": "edge_runtime.cli.node:status",
+    "doctor": "edge_runtime.cli.doctor.node_doctor:doctor",
+    "settings": "edge_runtime.cli.settings:settings",
+    "logs": "edge_runtime.cli.logs:logs",
+    "calls": "edge_runtime.cli.calls:calls",
+    "check": "edge_runtime.cli.node:check",
+    "call": "edge_runtime.cli.call:call",
+    "backup": "edge_runtime.cli.backup:backup",
+    "restore": "edge_runtime.cli.restore:restore",
+    "sql": "edge_runtime.cli.sql:sql",
+    "check-database": "edge_runtime.cli.check_database:check_database",
+    "caller": "edge_runtime.cli.caller:caller",
+    "trust": "edge_runtime.cli.trust:trust",
 }
-"""The module of this folder that has the command, and its name there."""
+"""The module of each command, and its name there. They are imported when they are used: what serves functions must not
+have the database's library, which some others need."""
 
 
-class Commands(click.Group):
-    """The group of commands. It imports a command's module when the command is used: what serves functions must not
-    have the database's library, which some others need."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
-        found = getattr(importlib.import_module(f"edge_runtime.cli.{module}"), name)
-        assert isinstance(found, click.Command)  # noqa: S101
-        return found
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except NoSuchCommand as error:
-            # Click knows none of the names, as the modules aren't imported yet.
-            raise NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
-
-
-def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        from control import version
-
-        click.echo(f"skerry-edge, version {version.told()}")
-        context.exit()
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_version,
-    help="Show the version, with its commit.",
+@click.group(
+    cls=LazyGroup, places=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
+@version_option("skerry-edge")
 @click.pass_context
 def main(context: click.Context) -> None:
     """A node: it serves functions over local HTTP on its libsql database, and syncs with control."""
@@ -81,6 +43,8 @@ def main(context: click.Context) -> None:
         for line in settings_in_force.unknown():
             click.echo(f"Warning: {line}", err=True)
 
+
+main.add_command(completion("skerry-edge"))
 
 if __name__ == "__main__":
     # As in `__main__`.

@@ -29,9 +29,10 @@ SHARED = {
     "control.version",
     "control.settings_in_force",
     "control.cli.doctor.findings",
+    "control.cli.shared.program",
 }
-"""Messages, manifest, fault points, times of calls, public addresses, the version, what is shown of settings, findings:
-where control and the edge meet, and nowhere else."""
+"""Messages, manifest, fault points, times of calls, public addresses, the version, what is shown of settings, findings,
+the command line: where control and the edge meet, and nowhere else."""
 
 # What each folder may import of its own package, beside itself and the modules at the package's top.
 LAW: dict[str, set[str]] = {

@@ -1,0 +1,81 @@
+"""A program's group of commands, its `--version` and its `completion`."""
+
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from click.exceptions import NoSuchCommand
+
+from control import version
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is used: most need little of what others import."""
+
+    def __init__(self, *args: Any, places: Mapping[str, str], **more: Any) -> None:
+        """`places` has, by the name of each command, its module and its name there, as `control.cli.status:command`."""
+        super().__init__(*args, **more)
+        self._places = places
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self._places, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._places:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = self._places[cmd_name].partition(":")
+        found = getattr(importlib.import_module(module), name)
+        assert isinstance(found, click.Command)  # noqa: S101
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:
+            # Click knows none of the names, as the modules aren't imported yet.
+            raise NoSuchCommand(error.command_name, possibilities=self.list_commands(ctx), ctx=ctx) from None
+
+
+def version_option(program: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option `--version` of the program of this name."""
+
+    def show(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            click.echo(f"{program}, version {version.told()}")
+            context.exit()
+
+    text = "Show the version, with its commit."
+    return click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=show, help=text)
+
+
+def completion(program: str) -> click.Command:
+    """The command `completion` of the program of this name."""
+
+    def show(shell: str | None) -> None:
+        from click.shell_completion import get_completion_class
+
+        name = shell or Path(os.environ.get("SHELL", "")).name
+        kind = get_completion_class(name) if name in SHELLS else None
+        if kind is None:
+            raise click.UsageError(f"$SHELL is no shell that this knows: name one, {', '.join(SHELLS)}")
+        root = click.get_current_context().find_root().command
+        click.echo(kind(root, {}, program, f"_{program.upper().replace('-', '_')}_COMPLETE").source())
+
+    text = f"""
+    Print what has a shell complete commands, options and values; without SHELL, for the one that $SHELL names.
+
+    \b
+    bash, in ~/.bashrc:                    eval "$({program} completion bash)"
+    zsh, in ~/.zshrc (behind compinit):    eval "$({program} completion zsh)"
+    fish, in ~/.config/fish/config.fish:   {program} completion fish | source
+    """
+    argument = click.Argument(["shell"], type=click.Choice(SHELLS), required=False)
+    return click.Command("completion", params=[argument], callback=show, help=inspect.cleandoc(text))
