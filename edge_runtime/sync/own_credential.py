@@ -104,10 +104,15 @@ class OwnCredential:
         return True
 
     async def rename(self, name: str, client: ControlClient) -> None:
-        """Keep the name that an operator has given the node. Raises: NoAnswer, when the disk doesn't take it."""
-        before = self.who.name
-        await self._keep(replace(self.who, name=name), client)
+        """Take the name that an operator has given the node. Where the disk doesn't take it, the node goes by it until
+        its end, and control tells it again after the next start."""
+        before, who = self.who.name, replace(self.who, name=name)
         log.info("this node was %s, and is called %s now", before, name)
+        try:
+            await self._keep(who, client)
+        except NoAnswer as error:
+            self.who = who
+            log.warning("the new name isn't kept over a restart: %s", error.message)
 
     async def joined_again(self) -> bool:
         """Take over the identity on disk; tell whether it is another one, because the node has joined again."""
@@ -115,7 +120,8 @@ class OwnCredential:
             who = await asyncio.to_thread(identity.read, self._state)
         except (identity.NotJoined, OSError):
             return False
-        if who == self.who:
+        # A name alone may be one that the disk didn't take.
+        if replace(who, name=self.who.name) == self.who:
             return False
         log.info("this node has joined again: it is %s (%s) of %s now", who.name, who.node_id, who.control_url)
         self.who = who

@@ -77,6 +77,34 @@ async def test_a_disk_that_takes_nothing_costs_no_report(
         await node.until(lambda s: s["at_target"])
 
 
+async def test_a_new_name_that_cannot_be_kept_is_gone_by_until_the_next_start(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await joined(control, tmp_path)
+
+    def refused(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await control.until(lambda n: n["at_target"])
+        with monkeypatch.context() as full:
+            full.setattr(identity, "write", refused)
+            await control.call("POST", "nodes/edge-1/rename", {"name": "tokyo-1"})
+            # The polls say it, so that control has nothing to tell, and holds them.
+            own = await node.until(lambda s: s["node"]["name"] == "tokyo-1")
+            assert (own["at_target"], own["control"]["error"], own["next_attempt"]) == (True, None, None)
+            # What is on disk isn't taken for another node's when control can't be reached.
+            await control.stop()
+            await node.until(lambda s: s["control"]["error"])
+            await control.start()
+            own = await node.until(lambda s: s["control"]["reachable"])
+            assert own["node"]["name"] == "tokyo-1"
+    assert identity.read(tmp_path).name == "edge-1"
+    async with edge(tmp_path) as node:
+        await node.until(lambda s: s["at_target"] and identity.read(tmp_path).name == "tokyo-1")
+
+
 async def test_a_new_credential_that_cannot_be_kept_holds_up_no_sync(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
