@@ -40,18 +40,20 @@ class MachineFacts(NamedTuple):
 
 def look(workers: int, node: int | None) -> MachineFacts:
     """Return what there is; `node`: the process id of the node, None where none runs."""
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-P", "-c", _LOAD], capture_output=True, text=True, timeout=LOADING, check=False
-    )
-    loaded, last = done.returncode == 0, done.stderr.strip().splitlines()[-1:]
-    return MachineFacts(
-        fence.lacking(),
-        done.stdout.strip() if loaded else "",
-        "" if loaded else (last[0] if last else f"the process that loads them ended with status {done.returncode}"),
-        _available(),
-        _open_files(node),
-        workers,
-    )
+    return MachineFacts(fence.lacking(), *_libraries(), _available(), _open_files(node), workers)
+
+
+def _libraries() -> tuple[str, str]:
+    """The libraries' versions, and why they can't be loaded; one of the two is ''."""
+    command = [sys.executable, "-P", "-c", _LOAD]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LOADING, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return "", f"they weren't loaded after {LOADING:g} s"
+    if done.returncode == 0:
+        return done.stdout.strip(), ""
+    last = done.stderr.strip().splitlines()[-1:]
+    return "", last[0] if last else f"the process that loads them ended with status {done.returncode}"
 
 
 def machine_findings(facts: MachineFacts, *, partial: bool) -> list[Finding]:

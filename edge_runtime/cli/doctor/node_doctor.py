@@ -18,8 +18,7 @@ from edge_runtime.cli.doctor.local_http import Values
 from edge_runtime.cli.node import JSON, STATE, show
 from edge_runtime.cli.run import run_options, settings_of, shown_settings
 from edge_runtime.settings import WAL_LIMIT, processors
-from edge_runtime.sync import identity
-from edge_runtime.sync.control_trust import check as check_pem
+from edge_runtime.sync import authorities, identity
 from edge_runtime.web import node_socket
 from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
 
@@ -124,10 +123,8 @@ def _control(state: Path, status: dict[str, Any] | None) -> list[Finding]:
     now = time.time()
     ca = identity.ca_path(state)
     try:
-        pem = ca.read_text() if ca is not None else None
-        if pem is not None:
-            check_pem(pem)
-    except (OSError, ValueError):
+        pem = authorities.read(ca) if ca is not None else None
+    except OSError:
         pem = ""
     found += control_connection.trust_findings(pem, answered.trust if answered else None, now, state)
     return found + control_connection.credential_findings(who, answered, now, state)

@@ -131,6 +131,10 @@ async def test_control_that_cant_be_reached_or_trusted(control: Control, tmp_pat
     (state / "ca.pem").write_text(ca + Authority("one more").certificate.decode())
     _, found = await doctor(state, *listen)
     assert "other CAs" in found["trust"]["what"]
+    # A name before a certificate may be in any encoding, for the node too.
+    (state / "ca.pem").write_bytes(b"# Autorit\xe9\n" + ca.encode())
+    _, found = await doctor(state, *listen)
+    assert not {"control", "trust"} & found.keys()
     (state / "ca.pem").write_text(ca)
 
     text = identity.path(state).read_text()

@@ -157,6 +157,13 @@ def test_the_machine() -> None:
     assert found(files=64) == {"open_files": "wrong"}
 
 
+def test_libraries_that_take_too_long_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "LOADING", 0.0)
+    seen = machine.look(1, None)
+    (found,) = machine.library_findings(seen.libraries, seen.libraries_error)
+    assert (found.level, "weren't loaded after 0 s" in found.what) == ("wrong", True)
+
+
 def test_settings_that_are_risky() -> None:
     values = {"SYNCHRONOUS": "FULL", "FENCE": "required", "HTTP_NETWORKS": ""}
 
