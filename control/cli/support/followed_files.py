@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import watchfiles
+
+from control.cli.support.client import Failure
 
 STEP = 20
 """Milliseconds without another change after which changes count as one."""
@@ -30,20 +32,34 @@ class FollowedFiles:
         self._changed = asyncio.Event()
 
     async def watch(self) -> None:
-        """Notice changes, until cancelled."""
+        """Notice changes, until cancelled.
+
+        Raises: Failure, when a folder isn't there, or the system has no watch left for it.
+        """
         ours = watchfiles.DefaultFilter(ignore_dirs=(*watchfiles.DefaultFilter.ignore_dirs, *BUILT))
         parents = {path.parent for path in self._beside if path.parent.is_dir()}
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._notice(self._folders, ours, recursive=True))
-            if parents:
-                named = {str(path) for path in self._beside}
-                group.create_task(self._notice(parents, lambda _, path: path in named, recursive=False))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._notice(self._folders, ours, recursive=True))
+                if parents:
+                    named = {str(path) for path in self._beside}
+                    group.create_task(self._notice(parents, lambda _, path: path in named, recursive=False))
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
 
     async def _notice(
-        self, folders: Iterable[Path], counts: Callable[[watchfiles.Change, str], bool], *, recursive: bool
+        self, folders: Collection[Path], counts: Callable[[watchfiles.Change, str], bool], *, recursive: bool
     ) -> None:
-        async for _ in watchfiles.awatch(*folders, step=STEP, watch_filter=counts, recursive=recursive):
-            self._changed.set()
+        try:
+            async for _ in watchfiles.awatch(*folders, step=STEP, watch_filter=counts, recursive=recursive):
+                self._changed.set()
+        except (OSError, RuntimeError) as error:  # of the second kind are those that watchfiles has no name for
+            named = [folder for folder in folders if not folder.exists()] or folders
+            raise Failure(
+                f"changes in {', '.join(map(str, named))} can't be noticed: {error}",
+                cure="make the folder if it isn't there; else the system's limits are fs.inotify.max_user_watches and "
+                "fs.inotify.max_user_instances (sysctl)",
+            ) from None
 
     async def different(self) -> set[Path]:
         """Return the files that have changed, come or gone since the last time; at the first time, all of them."""

@@ -109,7 +109,7 @@ class Project:
     def folders(self) -> list[Path]:
         """Return the folders that have all of it: of a function of several, the schema is outside its own."""
         schema = self.schema
-        outside = schema is not None and not schema.absolute().is_relative_to(self.folder.absolute())
+        outside = schema is not None and not schema.resolve().is_relative_to(self.folder.resolve())
         return [self.folder, schema] if schema is not None and outside else [self.folder]
 
     def concerned(self, paths: Iterable[Path]) -> list[FunctionSource]:

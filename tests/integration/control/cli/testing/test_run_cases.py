@@ -11,8 +11,6 @@ import orjson
 import psutil
 import pytest
 
-from control.cli.support.followed_files import FollowedFiles
-from control.cli.testing import run_cases
 from tests.guests.build import example, guest, wat
 from tests.support.programs import Done, command, until
 
@@ -415,22 +413,15 @@ async def test_cases_run_again_when_a_file_changes(project: Folder, cache: Path)
     assert process.returncode == 130
 
 
-async def test_what_can_not_be_watched_ends_it(project: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the system has no more watches: otherwise it would wait for ever."""
-
-    async def refused(_: FollowedFiles) -> None:
-        raise OSError("no more watches")
-
-    monkeypatch.setattr(FollowedFiles, "watch", refused)
+@pytest.mark.parametrize("words", [("test", "--watch"), ("dev",)], ids=" ".join)
+async def test_what_can_not_be_watched_ends_it(project: Folder, words: tuple[str, ...]) -> None:
+    """Also where the system has no more watches: otherwise it would wait for ever."""
+    project.function("notes", guest("sql"), top='schema = "../none"')
     project.cases(f'[[case]]\nname = "a"\n{sent("SELECT 1")}\n')
-    watching = run_cases.command.callback
-    assert watching is not None
-    running = asyncio.ensure_future(watching.__wrapped__(project.path, "", True, None))  # type: ignore[attr-defined]
-    ended, _ = await asyncio.wait([running], timeout=20)
-    running.cancel()
-    assert ended
-    with pytest.raises(OSError, match="no more watches"):
-        await running
+    done = await command("control.cli", *words, project.path)
+    assert done.status == 1, done
+    assert "none can't be noticed: " in done.err
+    assert "Traceback" not in done.err
 
 
 async def test_an_example_of_a_function_that_counts(tmp_path: Path, cache: Path) -> None:
