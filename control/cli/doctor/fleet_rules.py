@@ -1,5 +1,6 @@
 """What answers of control about nodes, groups, certificates and the store mean. Pure."""
 
+import re
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -10,6 +11,8 @@ SOON: Final = timedelta(days=30)
 CLOCKS_DIFFER: Final = timedelta(minutes=1)
 ACCESS_LATE: Final = timedelta(minutes=5)
 """How long revocations and joins may wait for the bucket."""
+VERSION: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
+"""Major and minor number, at the beginning of a version."""
 NAMED: Final = 5
 """Things that are named in one finding; others are counted."""
 
@@ -113,9 +116,12 @@ def version_findings(nodes: list[Json], own: str) -> list[Finding]:
 
 
 def versions_apart(one: str, other: str) -> int:
-    """How many minor versions lie between two versions, as `0.1.0+commit`; many between two major ones."""
-    first, second = ([int(part) for part in text.partition("+")[0].split(".")[:2]] for text in (one, other))
-    return 100 * abs(first[0] - second[0]) + abs(first[1] - second[1])
+    """How many minor versions lie between two versions, as `0.1.0+commit`; many between two major ones, and from a text
+    that is no version."""
+    first, second = (VERSION.match(text) for text in (one, other))
+    if first is None or second is None:
+        return 100
+    return 100 * abs(int(first[1]) - int(second[1])) + abs(int(first[2]) - int(second[2]))
 
 
 def group_findings(groups: list[Json]) -> list[Finding]:

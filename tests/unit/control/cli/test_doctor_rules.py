@@ -75,7 +75,14 @@ def test_what_ends_on_nodes() -> None:
 
 @pytest.mark.parametrize(
     ("version", "expected"),
-    [("0.1.0+b", []), ("0.2.3", []), ("0.3.0", [("versions", "wrong")]), (None, [("versions", "note")])],
+    [
+        ("0.1.0+b", []),
+        ("0.2.3", []),
+        ("0.2rc1", []),
+        ("0.3.0", [("versions", "wrong")]),
+        ("of a node's own", [("versions", "wrong")]),
+        (None, [("versions", "note")]),
+    ],
 )
 def test_versions(version: str | None, expected: list[tuple[str, str]]) -> None:
     assert bad(fleet_rules.version_findings([NODE | {"version": version}], "0.1.0+a")) == expected
