@@ -1,4 +1,4 @@
-"""Finds the name that is meant, where control knows no node, group or function of the name that was given."""
+"""Finds the name that is meant, where control knows no node, group, function, operator or webhook of the one given."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 MOST = 500
 """Names that an unknown one is compared with, at most."""
-_UNKNOWN = re.compile(r"\bno (node|group|function) ([a-z0-9-]{1,63})$")
+_UNKNOWN = re.compile(r"\bno (node|group|function|operator|webhook) ([a-z0-9-]{1,63})$")
 
 
 async def cure(code: str, message: str, items: Callable[..., Awaitable[list[dict[str, Any]]]]) -> str:

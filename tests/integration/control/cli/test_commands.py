@@ -139,12 +139,15 @@ def test_names_with_a_slip_are_answered_with_the_near_ones(skerry: Shell) -> Non
     hello = ROOT / "examples" / "hello"
     pushed = ("function", "push", "greeting", str(hello / "hello.wasm"), "--manifest", str(hello / "manifest.json"))
     skerry(*pushed, "--no-release")
+    operator = skerry.json("operator", "list")[0]["name"]
     for words, told in (
         (("node", "show", "egde-1"), "is edge-1 meant?"),
         (("node", "show", "edge-11"), "is edge-1 meant?"),
         (("function", "show", "greetnig"), "is greeting meant?"),
         (("release", "create", "--group", "defualt"), "is default meant?"),
+        (("operator", "show", f"{operator}x"), f"is {operator} meant?"),
         (("group", "delete", "quite-another", "--yes"), "`skerry group list` shows"),
+        (("webhook", "remove", "quite-another", "--yes"), "`skerry webhook list` shows"),
     ):
         skerry(*words, ends=3)
         assert told in skerry.err
