@@ -6,7 +6,7 @@ It imports no other module of the project but the messages, since both packages 
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import Meta, Struct, field, inspect
@@ -71,14 +71,32 @@ def unfit(error: msgspec.ValidationError, kind: Any) -> str:
     if text.startswith("Invalid enum value"):
         there_are = sorted({_quoted(value) for type_ in _types_at(kind, text) for value in _values(type_)})
         text += f"; there {'are' if len(there_are) > 1 else 'is'} {', '.join(there_are)}" if there_are else ""
-    elif unknown := _UNKNOWN.match(text):
-        from difflib import get_close_matches  # here, since hardly any request needs it
-
-        near = get_close_matches(unknown[1], [name for type_ in _types_at(kind, text) for name in _fields(type_)], 1)
-        text += f"; is `{near[0]}` meant?" if near else ""
+    elif (unknown := unknown_field(error, kind)) is not None:
+        text += f"; is `{unknown.near}` meant?" if unknown.near else ""
     for pattern, shape in _SHAPES.items():
         text = text.replace(pattern, shape)
     return text
+
+
+class UnknownField(NamedTuple):
+    """A field that there is none of."""
+
+    name: str
+    near: str
+    """The one that may be meant, or ''."""
+    known: list[str]
+    """Those that there are at its place."""
+
+
+def unknown_field(error: msgspec.ValidationError, kind: Any) -> UnknownField | None:
+    """The field that an error, as `kind` was converted, is about; None where it is about something else."""
+    unknown = _UNKNOWN.match(str(error))
+    if unknown is None:
+        return None
+    from difflib import get_close_matches  # here, since hardly any request needs it
+
+    known = [name for type_ in _types_at(kind, str(error)) for name in _fields(type_)]
+    return UnknownField(unknown[1], next(iter(get_close_matches(unknown[1], known, 1)), ""), known)
 
 
 def _quoted(value: object) -> str:

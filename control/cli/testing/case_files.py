@@ -14,7 +14,6 @@ sql_after = { sql = "SELECT …", rows = [[1, "milk"]] }          or a list of t
 TOML has no null: where `json` or `rows` is a string, it is JSON.
 """
 
-import difflib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ from msgspec import UNSET, Meta, UnsetType, field
 
 from control.cli.support.client import Json
 from control.cli.support.project import TESTS, FunctionSource, Project, ProjectInvalid
+from control.manifest_fields import unknown_field
 
 CASE = re.compile(r"^[ \t]*\[\[[ \t]*case[ \t]*\]\]", re.MULTILINE)
-_UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`")
 
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -72,10 +71,6 @@ class CaseFile(msgspec.Struct, forbid_unknown_fields=True):
     case: list[dict[str, Any]] = field(default_factory=list)
     function: str = ""
     secrets: dict[str, str] = field(default_factory=dict)
-
-
-KEYS: dict[str, type[msgspec.Struct]] = {"": CaseTable, "request": CaseRequest, "sql_after": CaseRows}
-"""The tables of a case by their keys, for what is said of an unknown key."""
 
 
 @dataclass(frozen=True)
@@ -220,14 +215,13 @@ def _rows(value: list[list[Any]] | str) -> list[list[Any]]:
 
 
 def _said(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str:
-    """Say what is wrong, an unknown key with those that there are."""
-    text = str(error)
-    unknown = _UNKNOWN.match(text)
+    """Say what is wrong and where, an unknown key with those that there are."""
+    text, _, at = str(error).partition(" - at `$")
+    where = at.strip("`.")
+    unknown = unknown_field(error, kind)
     if unknown is None:
-        what, at, where = text.replace("Object missing required field", "it has no").partition(" - at `$.")
-        return f"{where.rstrip('`')}: {what}" if at else what
-    within = next((key for key in KEYS if key and f"`$.{key}" in text), "")
-    known = [f.encode_name for f in msgspec.structs.fields(KEYS[within] if kind is CaseTable else kind)]
-    near = difflib.get_close_matches(unknown[1], known, 1)
-    meant = f": is it {near[0]}?" if near else ""
-    return f"unknown key {unknown[1]}{f' in {within}' if within else ''}{meant} (there are {', '.join(known)})"
+        what = text.replace("Object missing required field", "it has no")
+        return f"{where}: {what}" if where else what
+    meant = f": is it {unknown.near}?" if unknown.near else ""
+    table = f" in {where.partition('[')[0]}" if where else ""
+    return f"unknown key {unknown.name}{table}{meant} (there are {', '.join(unknown.known)})"
