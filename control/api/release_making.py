@@ -146,12 +146,13 @@ async def make(
     changes = await _changes(conn, before, functions, old_floor, floor, granted)
     number = await conn.fetchval(NEXT_NUMBER, group.id)
     digest = _digest(body.group, number, functions, floor, changes, unfit, effects)
+    what = f"this release of group {body.group}"
+    refusals = [] if body.allow_unfit else compatibility.refusals(unfit, body.group)
+    refusals += change_effects.refusals(effects, what, stall_limit, body.allow_loss, body.allow_stall)
     if not plan:
-        what = f"this release of group {body.group}"
         plan_digests.refuse_other(body.plan_digest, digest, what)
-        if not body.allow_unfit:
-            compatibility.refuse(unfit, body.group)
-        change_effects.refuse(effects, what, stall_limit, allow_loss=body.allow_loss, allow_stall=body.allow_stall)
+        if refusals:
+            raise refusals[0]
     release_id = uuid4()
     if not plan:
         # Before the generation is taken, so that waiting for a locked group holds up no other decision.
@@ -198,6 +199,7 @@ async def make(
         losses=effects.losses,
         stalls=effects.stalls,
         plan_digest=digest,
+        refusals=[release_responses.PlannedRefusal(each.code, each.detail, each.field) for each in refusals],
     )
 
 

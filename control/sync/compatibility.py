@@ -130,19 +130,27 @@ def unfit(
     return found
 
 
+def refusals(found: Unfit, group: str) -> list[ProblemError]:
+    """nodes_unfit, where there are such nodes."""
+    if not found.count:
+        return []
+    texts = [f"{node.name} lacks {' and '.join(node.lacks)}" for node in found.nodes]
+    return [
+        ProblemError(
+            "nodes_unfit",
+            f"{found.count} {'nodes' if found.count > 1 else 'node'} can't run this release of group {group}: "
+            f"{requirements.listed(texts, SHOWN, found.count, '; ')}. Upgrade their edge runtime, move them to another "
+            "group (`skerry node move`), or go on with allow_unfit (--allow-unfit): they refuse the release then, and "
+            "serve their old one on",
+            field="allow_unfit",
+        )
+    ]
+
+
 def refuse(found: Unfit, group: str) -> None:
     """Raises: ProblemError nodes_unfit, when there are such nodes."""
-    if not found.count:
-        return
-    texts = [f"{node.name} lacks {' and '.join(node.lacks)}" for node in found.nodes]
-    raise ProblemError(
-        "nodes_unfit",
-        f"{found.count} {'nodes' if found.count > 1 else 'node'} can't run this release of group {group}: "
-        f"{requirements.listed(texts, SHOWN, found.count, '; ')}. Upgrade their edge runtime, move them to another "
-        "group (`skerry node move`), or go on with allow_unfit (--allow-unfit): they refuse the release then, and "
-        "serve their old one on",
-        field="allow_unfit",
-    )
+    for problem in refusals(found, group):
+        raise problem
 
 
 async def unfit_for(conn: Connection, node_id: UUID, group_id: UUID) -> Unfit:

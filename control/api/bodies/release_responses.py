@@ -179,6 +179,15 @@ class ShownRelease(DetailedRelease):
     """The number of the release that a rollback goes to; null where this isn't the group's newest, or there is none."""
 
 
+class PlannedRefusal(Struct):
+    """A refusal, as the problem that would be answered has it."""
+
+    code: str
+    detail: str
+    field: str
+    """The field of the request that allows it."""
+
+
 class MadeRelease(DetailedRelease):
     unfit: Unfit
     losses: list[LostRows]
@@ -187,6 +196,8 @@ class MadeRelease(DetailedRelease):
     """What of its schema changes holds writers of nodes up for more than 0.1 s."""
     plan_digest: wire.Sha256
     """What a request can send as its `plan_digest`, to have this done or nothing."""
+    refusals: list[PlannedRefusal]
+    """Of a plan: what it would be refused for, as it was asked for."""
 
 
 class PushedVersion(Version, omit_defaults=True):

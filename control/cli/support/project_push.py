@@ -50,18 +50,12 @@ class PushPlan(NamedTuple):
     def refuse(self, allowed: Json) -> None:
         """Check that control would make the release, which a plan doesn't refuse: of several things that are made one
         after the other, none may be made then. Raises: RequestRefused, when it wouldn't."""
-        if self.release is None:
-            return
-        for option, code, lines in (
-            ("allow_unfit", "nodes_unfit", releasing.unfit(self.release.get("unfit") or {})),
-            ("allow_loss", "loss_not_allowed", releasing.losses(self.release.get("losses") or [])),
-        ):
-            if lines and option not in allowed:
-                raise RequestRefused(
-                    "nothing was made: " + "; ".join(line.removeprefix("! ") for line in lines),
-                    code=code,
-                    cure=f"--{option.replace('_', '-')} makes the release all the same",
-                )
+        release = self.release or {}
+        # An older control tells none.
+        found = [refusal for refusal in release.get("refusals", []) if refusal["field"] not in allowed]
+        if found:
+            text = "; ".join(refusal["detail"] for refusal in found)
+            raise RequestRefused(f"nothing was made: {text}", code=found[0]["code"], field=found[0]["field"])
 
     def show(self) -> None:
         """Print it."""
@@ -188,6 +182,8 @@ def _together(releases: list[Json], changes: list[Json]) -> Json:
             whole["changes"][kind] += [item for item in other["changes"][kind] if item not in whole["changes"][kind]]
         if other["unfit"]["count"] > whole["unfit"]["count"]:
             whole["unfit"] = other["unfit"]
+        refusals = whole.setdefault("refusals", [])
+        refusals += [refusal for refusal in other.get("refusals", []) if refusal not in refusals]
     whole["functions"] = [functions[name] for name in sorted(functions)]
     if changes:
         numbers = {change["number"] for change in changes}

@@ -97,14 +97,19 @@ async def of_amendment(conn: Connection, number: int, checked: CheckedChange) ->
     )
 
 
-def refuse(effects: ChangeEffects, what: str, limit: float, *, allow_loss: bool, allow_stall: bool) -> None:
-    """Check that what is meant to be done (`what`: a release, a move, an amendment) may have these effects.
+def refusals(
+    effects: ChangeEffects, what: str, limit: float, allow_loss: bool, allow_stall: bool
+) -> list[ProblemError]:
+    """Why what is meant to be done (`what`: a release, a move, an amendment) may not have these effects:
+    loss_not_allowed, stall_not_allowed.
 
     `limit`: the seconds for which it may hold the writers of a node up without `allow_stall`.
-
-    Raises: ProblemError loss_not_allowed or stall_not_allowed, when it may not.
     """
-    if not allow_loss:
-        losses.refuse(effects.losses, what)
-    if not allow_stall:
-        stalls.refuse(effects.stalls, what, limit)
+    lost = [] if allow_loss else losses.refusals(effects.losses, what)
+    return lost + ([] if allow_stall else stalls.refusals(effects.stalls, what, limit))
+
+
+def refuse(effects: ChangeEffects, what: str, limit: float, *, allow_loss: bool, allow_stall: bool) -> None:
+    """Raises: ProblemError, the first one of `refusals`."""
+    for problem in refusals(effects, what, limit, allow_loss, allow_stall):
+        raise problem

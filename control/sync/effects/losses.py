@@ -87,17 +87,19 @@ async def of_node(
     return lost
 
 
-def refuse(losses: Sequence[LostRows], what: str) -> None:
-    """Raises: ProblemError loss_not_allowed, when `what` can lose something."""
+def refusals(losses: Sequence[LostRows], what: str) -> list[ProblemError]:
+    """loss_not_allowed, where `what` can lose something."""
     if not losses:
-        return
+        return []
     texts = [f"schema change {loss.change}: {loss.message}{_statement(loss)}, of {told(loss)}" for loss in losses]
-    raise ProblemError(
-        "loss_not_allowed",
-        f"{what} can lose rows of nodes: {listed(texts, SHOWN, len(texts), '; ')}. Go on with allow_loss "
-        "(--allow-loss) if that is meant",
-        field="allow_loss",
-    )
+    return [
+        ProblemError(
+            "loss_not_allowed",
+            f"{what} can lose rows of nodes: {listed(texts, SHOWN, len(texts), '; ')}. Go on with allow_loss "
+            "(--allow-loss) if that is meant",
+            field="allow_loss",
+        )
+    ]
 
 
 def told(loss: LostRows) -> str:

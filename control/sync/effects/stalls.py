@@ -88,25 +88,27 @@ def _expected(number: int, stall: Mapping[str, Any], nodes: Sequence[NodeEstimat
         yield ExpectedStall(number, stall["statement"], stall["table"], stall["message"], told[0].seconds, told)
 
 
-def refuse(stalls: Sequence[ExpectedStall], what: str, limit: float) -> None:
-    """Raises: ProblemError stall_not_allowed, when `what` would hold the writers of a node up for more than `limit`
-    seconds: all of it is one transaction."""
+def refusals(stalls: Sequence[ExpectedStall], what: str, limit: float) -> list[ProblemError]:
+    """stall_not_allowed, where `what` would hold the writers of a node up for more than `limit` seconds: all of it is
+    one transaction."""
     sums: dict[str, float] = {}
     for stall in stalls:
         for node in stall.nodes:
             sums[node.name] = sums.get(node.name, 0.0) + node.seconds
     longest = max(sums, key=lambda name: sums[name], default="")
     if not longest or sums[longest] <= limit:
-        return
+        return []
     texts = [
         f"schema change {stall.change}: {stall.message}, "
         f"{listed([f'{node.name}: about {node.seconds:g} s' for node in stall.nodes], SHOWN, len(stall.nodes))}"
         for stall in sorted(stalls, key=lambda stall: -stall.seconds)
     ]
-    raise ProblemError(
-        "stall_not_allowed",
-        f"{what} would hold calls that write up for about {round(sums[longest], 1):g} s on node {longest}, and "
-        f"{limit:g} s are allowed (SKERRY_STALL_LIMIT): {listed(texts, SHOWN, len(texts), '; ')}. Change the table in "
-        "steps, or go on with allow_stall (--allow-stall) if that may be",
-        field="allow_stall",
-    )
+    return [
+        ProblemError(
+            "stall_not_allowed",
+            f"{what} would hold calls that write up for about {round(sums[longest], 1):g} s on node {longest}, and "
+            f"{limit:g} s are allowed (SKERRY_STALL_LIMIT): {listed(texts, SHOWN, len(texts), '; ')}. Change the table "
+            "in steps, or go on with allow_stall (--allow-stall) if that may be",
+            field="allow_stall",
+        )
+    ]
