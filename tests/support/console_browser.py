@@ -36,7 +36,7 @@ class Look:
         """Load a page, with all that it is made of."""
         response = await self.page.goto(self.url + path, wait_until="load")
         assert response is not None
-        assert response.status == 200, (path, response.status)
+        assert response.status == 200, (path, response.status, await self.page.inner_text("body"))
 
     async def is_live(self) -> None:
         """Wait until the page says that it is live."""
