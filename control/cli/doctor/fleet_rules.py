@@ -72,13 +72,13 @@ def node_findings(nodes: list[Json]) -> list[Finding]:
             "skerry node remove NAME (or skerry node token --rejoin NAME)",
         ),
         ("offline", "wrong", "offline", "skerry node show NAME; skerry-edge doctor on its machine"),
-        ("failing", "wrong", "failing: their last sync failed", "skerry node show NAME"),
+        ("failing", "wrong", "failing, as their last sync failed", "skerry node show NAME"),
     )
     for standing, level, what, cure in kinds:
         if names := [node["name"] for node in nodes if node["standing"] == standing]:
-            found.append(Finding("nodes", level, f"{len(names)} nodes are {what}: {named(names)}", cure))
+            found.append(Finding("nodes", level, f"nodes that are {what}: {named(names)}", cure))
     if names := [f"{n['name']} ({n['warnings'][0]['kind']})" for n in nodes if n["warnings"]]:
-        found.append(Finding("nodes", "wrong", f"{len(names)} nodes have warnings: {named(names)}", "skerry status"))
+        found.append(Finding("nodes", "wrong", f"nodes with warnings: {named(names)}", "skerry status"))
     return found or [Finding("nodes", "ok", f"{len(nodes)} nodes are online, and none fails")]
 
 
@@ -107,10 +107,10 @@ def version_findings(nodes: list[Json], own: str) -> list[Finding]:
     found = []
     cure = "docs/how-to/upgrade.md"
     if apart:
-        text = f"{len(apart)} nodes are more than one version apart from this command, {own}: {named(apart)}"
+        text = f"nodes more than one version apart from this command, {own}: {named(apart)}"
         found.append(Finding("versions", "wrong", text, cure))
     if silent:
-        text = f"{len(silent)} nodes haven't told their version (they are too old, or haven't polled): {named(silent)}"
+        text = f"nodes that haven't told their version (they are too old, or haven't polled): {named(silent)}"
         found.append(Finding("versions", "note", text, cure))
     return found or [Finding("versions", "ok", f"all nodes are within one version of {own}")]
 
