@@ -323,8 +323,9 @@ def _warning(end: CertificateEnd, now: datetime) -> str:
     if end.ends_at <= now:
         who = "nodes and operators refuse control" if end.what == "control" else "nodes don't go by it any more"
         return f"{told(end)} ended at {_day(end.ends_at)}: {who}"
-    days = (end.ends_at - now).days
-    return f"{told(end)} ends at {_day(end.ends_at)}, in {days} days"
+    left = end.ends_at - now
+    soon = f"in {left.days} days" if left.days > 1 else f"in {left // timedelta(hours=1)} h"
+    return f"{told(end)} ends at {_day(end.ends_at)}, {soon}"
 
 
 def _der(certificate: x509.Certificate) -> bytes:

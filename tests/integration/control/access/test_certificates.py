@@ -137,6 +137,8 @@ def test_an_end_is_told_from_thirty_days_before_once_a_day(
     assert lines[4][0][0] == logging.ERROR
     assert "nodes and operators refuse control" in lines[4][0][1]
     assert served.warnings()[0] == lines[4][0][1].removeprefix("certificates: ")
+    [last_day, *_] = started(settings, SetClock(datetime.now(UTC) + timedelta(days=39, hours=12))).warnings()
+    assert last_day.endswith((", in 11 h", ", in 12 h"))
 
 
 def test_what_counts_is_the_first_end_on_the_way_to_the_ca(tmp_path: Path, new: Authority) -> None:
