@@ -1,7 +1,6 @@
 """The metadata were restored from a backup: what nodes run is found from their polls, and counters go on above it."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import orjson
@@ -14,19 +13,8 @@ from tests.support import deploy
 from tests.support.backups import Backups
 from tests.support.control import module
 from tests.support.replica import Replica, Site, TestNode
-from tests.support.services import ServerUrls, drop_database
 
 SQL = "CREATE TABLE {} (x)"
-
-
-@pytest.fixture
-async def backups(services: ServerUrls, database_url: str) -> AsyncIterator[Backups]:
-    if services.embedded is None:
-        pytest.skip("copies of a database are PostgreSQL's")
-    found = Backups(services.embedded.metadata_url, database_url)
-    yield found
-    for url in found.copies:
-        await drop_database(services.metadata_url, url)
 
 
 async def change(live: Replica, table: str) -> str:

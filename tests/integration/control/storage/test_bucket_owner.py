@@ -40,17 +40,6 @@ async def other_database_url(services: ServerUrls) -> AsyncIterator[str]:
     await drop_database(services.metadata_url, url)
 
 
-@pytest.fixture
-async def backups(services: ServerUrls, database_url: str) -> AsyncIterator[Backups]:
-    if services.embedded is None:
-        pytest.skip("copies of a database are PostgreSQL's")
-    # Past the proxy that stands for CockroachDB, which can't copy a database.
-    found = Backups(services.embedded.metadata_url, database_url)
-    yield found
-    for url in found.copies:
-        await drop_database(services.metadata_url, url)
-
-
 async def mark(bucket_url: str) -> Any:
     """What the bucket says of its owner."""
     async with s3_client(bucket_url) as client:

@@ -1,0 +1,167 @@
+"""The lists of who may come in, in the bucket: how large they get, who wrote them, and a bucket that doesn't answer."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from control.local.seaweedfs import s3_client
+from control.storage.object_store import Store
+from control.storage.recovery import access_journal, access_list
+from control.web import lifespan
+from tests.integration.control.storage.test_access_lists import DEADLINE, join_token, made, status
+from tests.support import deploy
+from tests.support.backups import Backups, RowBackup
+from tests.support.control import until
+from tests.support.replica import Site
+from tests.support.store_proxy import store_proxy
+
+
+async def test_changes_with_many_grants_are_lists_that_can_be_read(
+    control_site: Site, backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with control_site.running() as live:
+        token = await made(live, "revoked")
+        await live.services.access.write()
+    backup = await backups.take()
+    grants = [{"role": "push", "group": "default", "functions": [f"f{'x' * 50}{n}" for n in range(20)]}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(access_list, "MOST_BYTES", 3000)
+        patch.setattr(access_journal, "PERIOD", 1e6)
+        async with control_site.running() as live:
+            for number in range(5):
+                await deploy.ok(live, "POST", "/v1/operators", {"name": f"many-{number}", "grants": grants})
+            await deploy.ok(live, "DELETE", "/v1/operators/revoked")
+            await live.services.access.write()
+    await backups.restore(backup)
+    monkeypatch.setattr(access_list, "MOST_BYTES", 3000)
+    async with control_site.running() as live:
+        assert await status(live, token) == 401
+        assert not live.services.access.unverified
+
+
+async def test_a_bucket_that_does_not_answer_holds_no_revocation_up(
+    control_site: Site, bucket_url: str, backups: Backups
+) -> None:
+    async with store_proxy(bucket_url) as proxy:
+        async with control_site.running(artifacts_url=proxy.url) as live:
+            token = await made(live, "revoked")
+            await live.services.access.write()
+        backup = await backups.take()
+        async with control_site.running(artifacts_url=proxy.url) as live:
+            proxy.answers(503, "SlowDown")
+            await deploy.ok(live, "DELETE", "/v1/operators/revoked")
+            store = await deploy.ok(live, "GET", "/v1/artifact-store")
+            assert (store["access_waiting"], store["access_waiting_since"] is not None) == (1, True)
+            proxy.answer = b""
+            await live.services.access.write()
+            store = await deploy.ok(live, "GET", "/v1/artifact-store")
+            assert (store["access_waiting"], store["access_waiting_since"]) == (0, None)
+        await backups.restore(backup)
+        proxy.answers(503, "SlowDown")
+        async with control_site.running(artifacts_url=proxy.url) as live:
+            # It can't know yet; it says so, and applies the list once the store answers.
+            assert (await live.call("GET", "/v1/nodes", token=token)).status == 200
+            proxy.answer = b""
+
+            async def refused() -> bool:
+                return (await live.call("GET", "/v1/nodes", token=token)).status == 401
+
+            await until(refused, DEADLINE)
+
+
+async def test_a_running_control_lets_nobody_in_until_the_bucket_answers(
+    control_site: Site, bucket_url: str, connection: Any
+) -> None:
+    async with store_proxy(bucket_url) as proxy, control_site.running(artifacts_url=proxy.url) as live:
+        token, joining, node = await made(live, "revoked"), await join_token(live), await live.join("one")
+        backup = RowBackup(connection)
+        await backup.take()
+        await deploy.ok(live, "DELETE", "/v1/operators/revoked")
+        await live.services.access.write()
+        proxy.answers(503, "SlowDown")
+        async with backup.putting_back():
+            pass
+
+        async def restoring() -> bool:
+            return (await node.ask()).status == 503
+
+        await until(restoring, DEADLINE)
+        assert (await live.call("GET", "/v1/nodes", token=token)).status == 503
+        body = {"name": "two", "attempt": "00000000-0000-0000-0000-000000000001"}
+        assert (await live.call("POST", "/v1/nodes", body, token=joining["token"])).status == 503
+        proxy.answer = b""
+
+        async def answered() -> bool:
+            return (await node.ask(report=True)).status == 204
+
+        await until(answered, DEADLINE)
+        assert (await live.call("GET", "/v1/nodes", token=token)).status == 401
+
+
+async def test_a_start_waits_for_all_lists_while_the_store_answers(
+    control_site: Site, backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_list, "MOST", 1)
+    async with control_site.running() as live:
+        tokens = [await made(live, f"o{n}") for n in range(5)]
+        await live.services.access.write()
+    backup = await backups.take()
+    async with control_site.running() as live:
+        for n in range(5):
+            await deploy.ok(live, "DELETE", f"/v1/operators/o{n}")
+        await live.services.access.write()
+    await backups.restore(backup)
+    monkeypatch.setattr(lifespan, "STORE_PATIENCE", 2.0)
+    monkeypatch.setattr(access_journal, "PERIOD", 1e6)
+    read = Store.read
+
+    async def slow(store: Store, *args: Any) -> Any:
+        await asyncio.sleep(0.6)
+        return await read(store, *args)
+
+    monkeypatch.setattr(Store, "read", slow)
+    async with control_site.running() as live:
+        assert live.services.access.looked
+        assert [await status(live, token) for token in tokens] == [401] * 5
+
+
+async def test_a_list_that_somebody_else_has_written_is_not_applied(
+    control_site: Site, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with control_site.running() as live:
+        await made(live, "kept")
+        owner, key = await live.services.db.read(lambda conn: conn.one(access_journal.KEY))
+        operator = await live.services.db.read(
+            lambda conn: conn.fetchval("SELECT id::text FROM operators WHERE name = 'kept'")
+        )
+        now = live.services.clock.now()
+    forged = access_list.AccessChange(now, "operator-revoked", operator, {"name": "kept"})
+    name = f"{access_list.folder(owner)}forged.json"
+    async with s3_client(bucket_url) as client:
+        for code in ("f" * 36, key):
+            # With the right key, too, it isn't good under another name.
+            body = access_list.encode(code, f"{name}x", [forged])
+            await client.put_object(Bucket=bucket_url.rpartition("/")[2], Key=name, Body=body)
+            async with control_site.running() as live:
+                ready = (await live.call("GET", "/readyz", token="")).json()
+                assert "can't be verified" in ready["notes"][0]
+                operators = (await live.call("GET", "/v1/operators")).json()["items"]
+                assert "kept" in {item["name"] for item in operators}
+
+
+async def test_many_changes_are_several_lists(
+    control_site: Site, backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_list, "MOST", 3)
+    monkeypatch.setattr(access_journal, "PERIOD", 1e6)
+    async with control_site.running() as live:
+        tokens = [await made(live, f"o{n}") for n in range(8)]
+    backup = await backups.take()
+    async with control_site.running() as live:
+        await asyncio.gather(*(deploy.ok(live, "DELETE", f"/v1/operators/o{n}") for n in range(8)))
+        await live.services.access.write()
+    await backups.restore(backup)
+    async with control_site.running() as live:
+        for token in tokens:
+            assert (await live.call("GET", "/v1/nodes", token=token)).status == 401
