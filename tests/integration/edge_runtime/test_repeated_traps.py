@@ -21,7 +21,7 @@ from edge_runtime.telemetry import repeated_traps, ring, search
 from edge_runtime.telemetry.repeated_traps import RepeatedTraps
 from edge_runtime.telemetry.search import LineFilter
 from tests.guests.build import guest
-from tests.integration.edge_runtime.cli.test_call import trapping
+from tests.integration.edge_runtime.cli.test_call_ends import trapping
 from tests.support.edge import Node, node, until
 
 HINT = "`skerry-edge call` with the same request says in which function of the module it trapped"
