@@ -140,7 +140,7 @@ def _begin_project(folder: Path) -> int:
             cure=f"move it into a folder in {folder}, write {project.SEVERAL} (docs/functions.md), and try again",
         )
     else:
-        name = folder.absolute().name
+        name = folder.resolve().name
         options.NAME.convert(name, None, None)
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(

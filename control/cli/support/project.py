@@ -14,6 +14,7 @@ name = "shop"                       the project's name
 schema = "schema"                   optional, as above; the functions' own files name none
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable
@@ -157,7 +158,7 @@ def read(folder: Path) -> Project:
     if (folder / SEVERAL).is_file():
         return _several(folder)
     source, schema = _function(folder)
-    above = folder.absolute().parent
+    above = Path(os.path.abspath(folder)).parent  # `..` has another parent than its text says
     if not schema and (above / SEVERAL).is_file():
         # A function of several, by itself: the schema is the project's.
         whole = read_several(above)

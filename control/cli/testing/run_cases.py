@@ -56,7 +56,7 @@ async def _again(folder: Path, word: str, junit: Path | None, files: FollowedFil
     built: set[str] = set()
     while True:
         # What the run itself writes starts no other one.
-        different = {path for path in await files.different() if junit is None or path.absolute() != junit.absolute()}
+        different = {path for path in await files.different() if junit is None or path.resolve() != junit.resolve()}
         if different:
             try:
                 found = project.read(folder)

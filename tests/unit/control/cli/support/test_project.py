@@ -104,6 +104,14 @@ def test_a_project_has_several_functions_and_one_schema(
     alone = project.read(tmp_path / "shop" / "stock")
     assert (alone.name, [source.name for source in alone.functions]) == ("shop", ["stock"])
     assert [change.number for change in alone.changes()] == [1, 2]
+    # Also from a folder within.
+    monkeypatch.chdir(tmp_path / "shop" / "stock" / "tests")
+    assert [change.number for change in project.read(Path("..")).changes()] == [1, 2]
+    (tmp_path / "more" / "within").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "more" / "within")
+    assert cli.run(["function", "new", "orders", "--lang", "c", "--project", ".."]) == 0
+    assert project.read(tmp_path / "more").name == "more"
+    monkeypatch.chdir(tmp_path / "shop")
     # One that is there isn't written over, and a project of one function stays one.
     capsys.readouterr()
     assert cli.run(["function", "new", "stock", "--lang", "c"]) == 1
