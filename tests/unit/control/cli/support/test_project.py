@@ -266,6 +266,8 @@ def test_a_compiler_that_is_missing_is_told_with_its_cure(
     nothing: Any = lambda *_, **__: None  # noqa: E731
     monkeypatch.setattr(toolchains.shutil, "which", nothing)
     monkeypatch.setattr(importlib.util, "find_spec", nothing)
+    # `just toolchains` may have put asc into this checkout.
+    monkeypatch.setattr(toolchains, "_checkout", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
     assert cli.run(["function", "new", "f", "--lang", language]) == 0
     assert told in capsys.readouterr().out
