@@ -59,8 +59,12 @@ class Rights:
         return sorted({g.group for g in self.grants if g.group is not None and self.allows(role, g.group, ())})
 
     def may_give(self, grants: Iterable[Grant]) -> bool:
-        """Whether the operator may give these grants to others, or take them away: an admin of their groups may."""
-        return all(self.allows("admin", g.group) for g in grants)
+        """Whether the operator may give these grants to others, or take them away: an admin of their groups may.
+
+        Who has no grant at present, as somebody of a provider may, belongs to no group: only an admin of all may.
+        """
+        groups = {g.group for g in grants} or {None}
+        return all(self.allows("admin", group) for group in groups)
 
     def everywhere(self) -> Role | None:
         """The highest role that the operator has for all groups and functions, or None."""

@@ -276,11 +276,13 @@ def _unknown(name: str) -> ProblemError:
 async def _renew(conn: Connection, call: ApiCall, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
     """Another token in the place of one whose answer may have been lost: a request came again.
 
-    Raises: ProblemError unknown_operator, when the operator was revoked since, also where another has its name.
+    Raises: ProblemError unknown_operator, when the operator was revoked since, also where another has its name;
+        AuthError, when its token has got an end since that is later than that of whoever asks.
     """
     row = await _find(conn, call.operator, kept["name"])
     if str(row.id) != kept["id"]:
         raise _unknown(row.name)
+    _refuse_giving(call.operator, rights.of_row(row.role, row.grants), row.expires_at)
     token = tokens.new_token("operator", row.id)
     now, told = call.services.clock.now(), {"hash": token.secret_hash}
     await access_changes.record(conn, now, "operator-renewed", row.id, told)

@@ -39,13 +39,13 @@ INSERT INTO operator_uses (operator_id, last_used_at)
 SELECT id, at FROM unnest($1::text[]::uuid[], $2::text[]::timestamptz[]) AS u (id, at)
 ON CONFLICT (operator_id) DO UPDATE SET last_used_at = greatest(operator_uses.last_used_at, excluded.last_used_at);
 
--- Operators that weren't revoked, by name, after a name; with $2, those whose grants are all for these groups.
+-- Operators that weren't revoked, by name, after a name; with $2, those that have grants, all for these groups.
 -- name: operators
 SELECT o.id, o.name, o.role, o.grants, o.expires_at, o.created_at, o.issuer, o.subject, o.shown_name,
     o.old_ends_at, u.last_used_at
 FROM operators AS o LEFT JOIN operator_uses AS u ON u.operator_id = o.id
 WHERE o.revoked_at IS NULL AND o.name > $1 AND ($2::text[] IS NULL OR (
-    o.grants IS NOT NULL AND NOT EXISTS (
+    o.grants IS NOT NULL AND jsonb_array_length(o.grants) > 0 AND NOT EXISTS (
         SELECT 1 FROM jsonb_array_elements(o.grants) AS g (item)
         WHERE g.item ->> 'group' IS NULL OR NOT g.item ->> 'group' = ANY($2::text[])
     )
