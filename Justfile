@@ -89,7 +89,7 @@ faults *ARGS: setup
         SKERRY_TEST_GUESTS=5000 \
         SKERRY_TEST_CALLS={{ if ARGS == "--all" { "0" } else { "40" } }} \
         exec {{ pytest }} {{ if ARGS =~ '^(--all)?$' { by_fives } else { "" } }} tests/faults tests/security/test_generated.py \
-        tests/integration/edge_runtime/guests/test_beside_*.py \
+        tests/integration/edge_runtime/guests/beside_* \
         {{ if ARGS == "--all" { "" } else { '"$@"' } }}
 
 # the benchmarks, or those that are named (`soak MINUTES` only so); results in bench/results
