@@ -49,48 +49,6 @@ def test_status_shows_how_a_releases_calls_end(skerry: Shell) -> None:
     assert f"release {group['release']}: 1 node, " in skerry("status")
 
 
-def test_a_schema_change_that_fails_on_the_data(skerry: Shell, tmp_path: Path) -> None:
-    visits, index, amended = ROOT / "examples" / "visits", tmp_path / "index.sql", tmp_path / "amended.sql"
-    index.write_text("CREATE UNIQUE INDEX one_count ON visits (count);")
-    amended.write_text(
-        "DELETE FROM visits WHERE name NOT IN (SELECT min(name) FROM visits GROUP BY count);\n" + index.read_text()
-    )
-    skerry("schema", "add", str(visits / "schema.sql"), "--name", "visits")
-    manifest = str(visits / "manifest.json")
-    skerry("function", "push", "counter", str(visits / "visits.wasm"), "--manifest", manifest, "--wait")
-    for name in ("bob", "eve"):
-        assert skerry("invoke", "counter", name, "-X", "POST").startswith('{"name":')
-
-    # Control's check passes: its own rows are distinct, and this node's aren't.
-    skerry("schema", "add", str(index), "--wait", ends=5)
-    number = skerry.json("schema", "list")[-1]["number"]
-    assert "UNIQUE constraint failed" in skerry("status")
-    failing = skerry("status")
-    assert "failing" in failing
-    assert "next attempt" in failing
-    skerry("status", "--check", ends=5)
-    assert skerry.json("syncs", "list", "--status", "failed")[0]["error"]["code"] == "schema_change_failed"
-    # It serves its old release on.
-    assert skerry("invoke", "counter", "bob") == '{"name":"bob","count":1}\n'
-
-    skerry("schema", "amend", str(number), str(amended), "--wait", ends=3)
-    skerry("schema", "amend", str(number), str(amended), "--allow-loss", "--wait")
-    assert skerry.json("schema", "show", str(number))["revision"] == 2
-    skerry("status", "--check")
-    assert skerry("invoke", "counter", "eve") == '{"name":"eve","count":0}\n'
-
-
-def test_a_schema_change_that_may_fail_somewhere_is_warned_of(skerry: Shell, tmp_path: Path) -> None:
-    file = tmp_path / "teams.sql"
-    file.write_text("CREATE TABLE teams (name TEXT);")
-    skerry("schema", "add", str(file), "--no-release")
-    file.write_text(
-        "ALTER TABLE teams ADD COLUMN size INTEGER; UPDATE teams SET size = 1;"
-        "CREATE UNIQUE INDEX by_size ON teams (size);"
-    )
-    assert "on some data it fails: UNIQUE constraint failed" in skerry("schema", "add", str(file), "--no-release")
-
-
 def test_the_readmes_first_function(skerry: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks as they are: the project, the commands, the answer."""
     section = (ROOT / "README.md").read_text("utf-8").split("## A first function")[1].split("\n## ")[0]
@@ -245,58 +203,6 @@ def test_a_function_is_deleted_with_its_place_in_the_release(skerry: Shell) -> N
     assert again["release"] is None
 
 
-def test_operators_of_a_group_with_an_end(skerry: Shell) -> None:
-    skerry("group", "create", "branches")
-    made = skerry.json(
-        "operator",
-        "add",
-        "ci",
-        "--role",
-        "push@branches",
-        "--role",
-        "read",
-        "--function",
-        "orders",
-        "--expires-in",
-        "90d",
-    )
-    pushes = {"role": "push", "group": "branches", "functions": ["orders"]}
-    assert made["grants"] == [pushes, {"role": "read", "group": None, "functions": None}]
-    assert "push@branches (orders), read" in skerry("operator", "list")
-    assert "never" in skerry("operator", "change", "ci", "--role", "deploy@branches", "--no-end")
-    [found] = [o for o in skerry.json("operator", "list") if o["name"] == "ci"]
-    assert (found["grants"], found["expires_at"]) == (
-        [{"role": "deploy", "group": "branches", "functions": None}],
-        None,
-    )
-    skerry("operator", "revoke", "ci", "--yes")
-
-
-def test_operators_and_their_roles(skerry: Shell, up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
-    token = skerry.json("operator", "add", "auditor", "--role", "read")["token"]
-    kept = json.loads((up.home / "cli.json").read_text())
-    monkeypatch.setenv("SKERRY_URL", kept["url"])
-    monkeypatch.setenv("SKERRY_CA", kept["ca"])
-    monkeypatch.setenv("SKERRY_TOKEN", token)
-    skerry("node", "list")
-    skerry("group", "create", "blue", ends=3)
-    assert "role_insufficient" in skerry.err
-    monkeypatch.setenv("SKERRY_TOKEN", kept["token"])
-    assert {operator["name"] for operator in skerry.json("operator", "list")} >= {"admin", "auditor"}
-    skerry("operator", "revoke", "auditor", "--yes")
-    monkeypatch.setenv("SKERRY_TOKEN", token)
-    skerry("node", "list", ends=3)
-    assert "credentials_invalid" in skerry.err
-    assert "skerry operator add" in skerry.err
-    monkeypatch.setenv("SKERRY_TOKEN", kept["token"])
-    assert skerry.json("audit", "list", "--limit", "1")[0]["action"].startswith("operator.")
-    of_auditor = ("audit", "list", "--target", "auditor", "--actor", "admin", "--since", "1h")
-    assert [row["action"] for row in skerry.json(*of_auditor)] == ["operator.revoke", "operator.create"]
-    assert 'grants: - → ["read"]' in skerry(*of_auditor)
-    assert skerry.json(*of_auditor, "--until", "2d") == []
-    skerry("audit", "list", "--since", "soon", ends=2)
-
-
 def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     skerry("group", "create", "spare")
     unwanted = skerry.json("node", "token")
@@ -409,25 +315,6 @@ def test_a_release_that_no_node_can_reach_in_time(skerry: Shell, tmp_path: Path,
     skerry("release", "create", "--group", "asleep", "--schema", "0", "--wait", "--timeout", "0.5", ends=5)
     assert "edge-8" in skerry.err
     skerry("node", "remove", "edge-8", "--yes")
-
-
-def test_a_schema_change_is_withdrawn_or_reversed(skerry: Shell, tmp_path: Path) -> None:
-    file, draft = tmp_path / "clubs.sql", tmp_path / "draft.sql"
-    file.write_text("CREATE TABLE clubs (name TEXT);")
-    skerry("schema", "add", str(file), "--no-release")
-    number = str(skerry.json("schema", "list")[-1]["number"])
-    assert "is withdrawn" in skerry("schema", "withdraw", number)
-    assert "clubs (withdrawn)" in skerry("schema", "list")
-    # A real node takes the change that is left, which does nothing, and the next one with the same name.
-    skerry("schema", "add", str(file), "--wait")
-    number = str(skerry.json("schema", "list")[-1]["number"])
-    skerry("schema", "withdraw", number, "--output", str(draft), ends=3)
-    assert draft.read_text() == 'DROP TABLE "clubs";\n'
-    assert skerry("schema", "withdraw", number, ends=3) == draft.read_text()
-    draft.unlink()
-    added = skerry.json("schema", "withdraw", number, "--add", "--output", str(draft))
-    assert (added["withdrawn"], added["added"]["sql"]) == (None, draft.read_text())
-    assert "is withdrawn" in skerry("schema", "withdraw", str(added["added"]["number"]))
 
 
 def test_every_verb_that_makes_a_release_shows_its_plan(skerry: Shell, tmp_path: Path) -> None:
