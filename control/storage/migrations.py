@@ -33,13 +33,12 @@ class AppliedFile(NamedTuple):
 
 
 class KnownOperator(NamedTuple):
-    """An operator that there is already, or was."""
+    """An operator that there is already."""
 
     id: UUID
     role: str
     grants: list[dict[str, Any]] | None
     expires_at: datetime | None
-    revoked_at: datetime | None
 
 
 SQL = queries.load("migrate")
@@ -48,6 +47,8 @@ SERVER = SQL.value("server", str)
 APPLIED = SQL.rows("applied", AppliedFile)
 ADMINS = SQL.value("admins", int)
 OPERATOR = SQL.rows("operator", KnownOperator)
+OPERATORS = queries.load("operators")
+FREE_NAME = OPERATORS.value("free_name", str)
 
 
 class SchemaError(Exception):
@@ -135,21 +136,30 @@ async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: 
     """
 
     async def work(conn: Connection) -> str | None:
+        changed = Changed()
         if not again and await conn.fetchval(ADMINS) > 0:
             return None
         known, now = await conn.fetchrow(OPERATOR, name), clock.now()
         token = tokens.new_token("operator", None if known is None else known.id)
-        if known is not None:
+        rights: dict[str, Any] = {"role": "admin", "grants": None, "expires_at": None}
+        if known is None:
+            # The name may be that of an operator who was revoked, and stays so.
+            changed.operators.update(await conn.column(FREE_NAME, name))
+            await conn.execute(OPERATORS["forget_answers"], name)
+            told = {"name": name, "hash": token.secret_hash, **rights}
+            await access_changes.record(conn, now, "operator-made", token.id, told)
+        else:
             # The token before ends, and what was signed in by it.
             told = {"hash": token.secret_hash, "old_ends_at": now}
             await access_changes.record(conn, now, "operator-renewed", known.id, told)
+            await access_changes.record(conn, now, "operator-changed", known.id, rights)
         await conn.execute(SQL["put_admin"], token.id, name, token.secret_hash, now)
         action = "operator.create" if known is None else "operator.renew"
         before = None if known is None else dict(zip(known._fields[1:], known[1:], strict=True))
-        after = {"role": "admin", "grants": None, "expires_at": None, "revoked_at": None}
         details = {"id": str(token.id)}
-        await audit_log.record(conn, now, ACTOR, action, name, details, before=before, after=after)
-        await Changed(operators={str(token.id)}).announce(conn)
+        await audit_log.record(conn, now, ACTOR, action, name, details, before=before, after=rights)
+        changed.operators.add(str(token.id))
+        await changed.announce(conn)
         return token.text
 
     return await db.transaction(work)

@@ -134,9 +134,10 @@ SELECT $1::uuid, $2::text, $3::text, $4::jsonb, $5::timestamptz, $6::text, $7::t
 WHERE NOT EXISTS (SELECT 1 FROM operators AS o WHERE o.id = $1::uuid OR o.name = $2::text)
 RETURNING id::text AS id;
 
--- Give an operator the token that it got after the backup.
+-- Give an operator the token that it got after the backup at $3, unless that was exchanged since.
 -- name: renew_operator
-UPDATE operators SET secret_hash = $2 WHERE id = $1 AND secret_hash <> $2 RETURNING id::text AS id;
+UPDATE operators SET secret_hash = $2
+WHERE id = $1 AND secret_hash <> $2 AND (rotated_at IS NULL OR rotated_at <= $3) RETURNING id::text AS id;
 
 -- Exchange an operator's token as it was exchanged after the backup; the one before is good until $4.
 -- name: rotate_operator

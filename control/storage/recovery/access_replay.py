@@ -144,7 +144,7 @@ async def _renew_operator(conn: Connection, changed: Changed, change: AccessChan
         await conn.execute(OPERATORS["end_older_sessions"], change.subject, change.at)
         found = await conn.fetchval(ROTATE_OPERATOR, change.subject, told["hash"], change.at, ends_at)
     else:
-        found = await conn.fetchval(RENEW_OPERATOR, change.subject, told["hash"])
+        found = await conn.fetchval(RENEW_OPERATOR, change.subject, told["hash"], change.at)
     if found is None:
         return False
     changed.operators.add(change.subject)
