@@ -10,6 +10,7 @@ import logging
 from datetime import timedelta
 from uuid import uuid4
 
+from control import version
 from control.clock import Clock
 from control.log_throttle import Outage
 from control.problems import ProblemError
@@ -18,6 +19,8 @@ from control.storage.database import Database
 
 WRITE = queries.load("fleet").optional("write_mark", str)
 
+PREFIX = "mark "
+"""How the names of all marks begin; an id follows."""
 PERIOD = 1.0
 """Seconds between two writes. A backup that is younger than that when it is restored shows by the epoch alone."""
 KEPT = timedelta(days=30)
@@ -33,7 +36,7 @@ class ReplicaMark:
         self._db = db
         self._clock = clock
         self._count = 0
-        self.name = f"mark {uuid4()}"
+        self.name = f"{PREFIX}{uuid4()}"
         """The name of the row."""
         self.committed = 0
         """The highest count that the database must have; one whose COMMIT was lost may be there as well."""
@@ -45,7 +48,7 @@ class ReplicaMark:
         """
         self._count = count = self._count + 1
         until, least = self._clock.now() + KEPT, self.committed
-        row = self.name, str(count), until, least
+        row = self.name, str(count), until, least, version.running().short
         if await self._db.transaction(lambda conn: conn.fetchval(WRITE, *row)) is not None:
             # Where the metadata were found to be restored meanwhile, `committed` is lower, and so was the row.
             self.committed = count

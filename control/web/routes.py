@@ -4,7 +4,7 @@ from functools import cache
 
 from control.api import probes
 from control.api.bodies import fleet_responses, responses
-from control.api.fleet import trust
+from control.api.fleet import replicas, trust
 from control.api.operations import ApiCall, Operation, Reply, encode
 from control.settings_in_force import SettingInForce
 from control.web import function_routes, node_routes, openapi, operator_routes, release_routes, webhook_routes
@@ -52,6 +52,14 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         {200: fleet_responses.NodesTrust},
         everywhere=False,
+    ),
+    Operation(
+        "GET",
+        "/v1/replicas",
+        "The replicas of control that run, and their versions",
+        replicas.running,
+        "read",
+        {200: responses.Page[fleet_responses.RunningReplica]},
     ),
     # For everybody
     Operation("GET", "/v1/ca", "The CA's certificate", probes.ca, None, {200: bytes}, ("unknown_ca",)),

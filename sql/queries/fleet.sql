@@ -6,14 +6,19 @@
 SELECT epoch, coalesce((SELECT l.holder::int8 FROM leases l WHERE l.name = $1), 0) AS mark,
     clock_timestamp() FROM epochs WHERE id = 1;
 
--- Write a replica's mark, in a row of leases that nobody else writes; answers no row where the mark is lower than the
--- one that was committed ($4), or gone: what shows that the metadata were restored must stay until it is read.
+-- Write a replica's mark, and its version ($5), in a row of leases that nobody else writes; answers no row where the
+-- mark is lower than the one that was committed ($4), or gone: what shows that the metadata were restored must stay until
+-- it is read.
 -- name: write_mark
-INSERT INTO leases (name, holder, expires_at) SELECT $1::text, $2::text, $3::timestamptz
+INSERT INTO leases (name, holder, expires_at, version) SELECT $1::text, $2::text, $3::timestamptz, $5::text
 WHERE $4::int8 = 0 OR EXISTS (SELECT 1 FROM leases AS l WHERE l.name = $1::text)
-ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at, version = excluded.version
 WHERE leases.holder::int8 >= $4::int8
 RETURNING name;
+
+-- The replicas whose marks are kept until later than $1: name, version, and until when.
+-- name: replicas
+SELECT name, version, expires_at FROM leases WHERE name LIKE 'mark %' AND expires_at > $1 ORDER BY name;
 
 -- Groups that changed after an epoch.
 -- name: groups_since

@@ -96,6 +96,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/auth-failures"): Rule("admin", "all"),
     ("GET", "/v1/operators"): Rule("admin", "any"),
     ("GET", "/v1/settings"): Rule("admin", "all"),
+    ("GET", "/v1/replicas"): Rule("read", "all"),
     ("GET", "/v1/certificates"): Rule("read", "any"),
     ("GET", "/v1/certificates/nodes"): Rule("read", "any"),
     ("POST", "/v1/operators"): Rule(

@@ -103,3 +103,14 @@ class NodesTrust(Struct):
     have: int
     lacking: list[OtherTrust]
     """By name, 1,000 at most."""
+
+
+class RunningReplica(Struct):
+    """A replica of control that runs."""
+
+    id: str
+    """Of this run: when it is started again, it has another one."""
+    version: str | None
+    """As `skerry --version` has number and commit, with a `+` between them; null where it is too old to tell it."""
+    answers: bool
+    """Whether it is the one that answers."""

@@ -1,7 +1,7 @@
 """`skerry doctor`: what is wrong with control and its fleet, or will soon be, by what control's API tells an operator.
 
-Start with `fleet_doctor`, the command. `fleet_rules` and `access_rules` are functions from answers of control to
-findings. `findings` is how findings are told, which `skerry-edge doctor` imports, too.
+Start with `fleet_doctor`, the command. `fleet_rules`, `access_rules` and `version_rules` are functions from answers of
+control to findings. `findings` is how findings are told, which `skerry-edge doctor` imports, too.
 """
 
 from typing import Final
@@ -15,7 +15,8 @@ CHECKS: Final = {
     "nodes": "no node is revoked, offline, failing, or has a warning",
     "node_credentials": "no node that is offline has a credential that is good for nothing within 30 days",
     "node_certificates": "no node that is looked at has a certificate or a CA that ends within 30 days",
-    "versions": "no node is more than one version apart from this command, or too old to tell its version",
+    "replicas": "the replicas of control have one version, and this command is at most one version apart from it",
+    "versions": "no node is newer than control, more than one version apart from it, or too old to tell its version",
     "groups": "each group with a release has nodes",
     "releases": "no release has calls that all fail",
     "operators": "two admins or more; no token that ends within 30 days, or that wasn't used for 90 days",

@@ -8,7 +8,7 @@ import click
 
 from control import settings_in_force, version
 from control.cli import audit
-from control.cli.doctor import access_rules, findings, fleet_rules
+from control.cli.doctor import access_rules, findings, fleet_rules, version_rules
 from control.cli.doctor.findings import Finding
 from control.cli.support import options, output
 from control.cli.support.client import Client, RequestRefused, Unreachable, path
@@ -68,7 +68,10 @@ async def _look(control: Client, now: datetime) -> list[Finding]:
         found += fleet_rules.certificate_findings(held)
     nodes = await control.items(path("nodes"))
     found += fleet_rules.node_findings(nodes)
-    found += fleet_rules.version_findings(nodes, version.running().short)
+    replicas, own = await read("control's replicas", control.items(path("replicas"))), version.running().short
+    if replicas is not None:
+        found += version_rules.replica_findings(replicas, own)
+    found += version_rules.node_findings(nodes, version_rules.controls_version(replicas or [], own))
     ailing = [node for node in nodes if node["state"] == "offline" or node["warnings"]][:MOST_DETAILED]
     details = [await control.get(path("nodes", node["name"])) for node in ailing]
     found += fleet_rules.detail_findings(details, now)

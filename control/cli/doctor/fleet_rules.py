@@ -1,6 +1,5 @@
 """What answers of control about nodes, groups, certificates and the store mean. Pure."""
 
-import re
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -11,8 +10,6 @@ SOON: Final = timedelta(days=30)
 CLOCKS_DIFFER: Final = timedelta(minutes=1)
 ACCESS_LATE: Final = timedelta(minutes=5)
 """How long revocations and joins may wait for the bucket."""
-VERSION: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
-"""Major and minor number, at the beginning of a version."""
 NAMED: Final = 5
 """Things that are named in one finding; others are counted."""
 
@@ -98,30 +95,6 @@ def detail_findings(details: list[Json], now: datetime) -> list[Finding]:
                 text = f"the {what} of {node['name']} ends at {ends}"
                 found.append(Finding("node_certificates", "note", text, "skerry-edge doctor on its machine"))
     return found
-
-
-def version_findings(nodes: list[Json], own: str) -> list[Finding]:
-    """`own`: the version of this command, as nodes tell theirs."""
-    silent = [node["name"] for node in nodes if node["version"] is None]
-    apart = [f"{n['name']} ({n['version']})" for n in nodes if n["version"] and versions_apart(n["version"], own) > 1]
-    found = []
-    cure = "docs/how-to/upgrade.md"
-    if apart:
-        text = f"nodes more than one version apart from this command, {own}: {named(apart)}"
-        found.append(Finding("versions", "wrong", text, cure))
-    if silent:
-        text = f"nodes that haven't told their version (they are too old, or haven't polled): {named(silent)}"
-        found.append(Finding("versions", "note", text, cure))
-    return found or [Finding("versions", "ok", f"all nodes are within one version of {own}")]
-
-
-def versions_apart(one: str, other: str) -> int:
-    """How many minor versions lie between two versions, as `0.1.0+commit`; many between two major ones, and from a text
-    that is no version."""
-    first, second = (VERSION.match(text) for text in (one, other))
-    if first is None or second is None:
-        return 100
-    return 100 * abs(int(first[1]) - int(second[1])) + abs(int(first[2]) - int(second[2]))
 
 
 def group_findings(groups: list[Json]) -> list[Finding]:

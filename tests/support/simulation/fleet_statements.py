@@ -47,13 +47,13 @@ def _epoch(t: Tables, name: str) -> Rows:
 
 
 @statement("fleet", "write_mark")
-def _write_mark(t: Tables, name: str, count: str, until: datetime, least: int) -> Rows:
+def _write_mark(t: Tables, name: str, count: str, until: datetime, least: int, version: str) -> Rows:
     if name in t["leases"]:
         if int(t["leases"][name]["holder"]) < least:
             return []
-        t.update("leases", name, holder=count, expires_at=until)
+        t.update("leases", name, holder=count, expires_at=until, version=version)
     elif least == 0:
-        t.insert("leases", name=name, holder=count, expires_at=until)
+        t.insert("leases", name=name, holder=count, expires_at=until, version=version)
     else:
         return []
     return [Row(name=name)]

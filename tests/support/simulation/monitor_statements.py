@@ -70,7 +70,7 @@ def _found(t: Tables, limit: datetime, lease_limit: datetime) -> Rows:
 def _take_lease(t: Tables, name: str, holder: str, until: datetime, now: datetime) -> Rows:
     held = t["leases"].get(name)
     if held is None:
-        t.insert("leases", name=name, holder=holder, expires_at=until)
+        t.insert("leases", name=name, holder=holder, expires_at=until, version="")
     elif held["holder"] == holder or held["expires_at"] <= now:
         t.update("leases", name, holder=holder, expires_at=until)
     else:

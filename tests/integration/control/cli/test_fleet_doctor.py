@@ -1,10 +1,15 @@
 """`skerry doctor` of a real control, which is broken in one way after the other."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+import asyncpg
 
 from control.local.pki import Pki
+from control.sync import replica_mark
 from tests.support import programs
 from tests.support.agents import Control, joined, running_control
 
@@ -19,6 +24,13 @@ async def doctor(control: Control, token: str = "", **environment: str) -> tuple
     found = {finding["check"]: finding for finding in told["findings"] if finding["level"] != "ok"}
     assert all(finding["cure"] for finding in found.values())
     return done.status, found
+
+
+async def all_findings(control: Control, check: str) -> list[tuple[str, str]]:
+    """Level and text of each finding of one check that isn't ok."""
+    to = {"SKERRY_URL": control.url, "SKERRY_TOKEN": control.token, "SKERRY_CA": str(control.pki.ca)}
+    told = json.loads((await programs.command("control.cli", "doctor", "--json", **to)).out)
+    return [(f["level"], f["what"]) for f in told["findings"] if f["check"] == check and f["level"] != "ok"]
 
 
 async def test_a_control_and_its_nodes(database_url: str, bucket_url: str, pki: Pki, tmp_path: Path) -> None:
@@ -56,3 +68,37 @@ async def test_a_control_and_its_nodes(database_url: str, bucket_url: str, pki: 
         code, found = await doctor(control)
         assert (code, set(found)) == (5, {"control"})
         await control.start()
+
+
+async def test_versions_that_arent_next_to_each_other(database_url: str, bucket_url: str, pki: Pki) -> None:
+    async with running_control(database_url, bucket_url, pki) as control:
+        await control.call("POST", "operators", {"name": "second", "grants": [{"role": "admin"}]})
+        assert await doctor(control) == (0, {})
+        for name, version in (("new", "0.2.0"), ("far", "7.0.0")):
+            token = await control.join_token(group="default")
+            body = {"name": name, "attempt": str(uuid4()), "capabilities": {"version": version}}
+            headers = {"Authorization": f"Bearer {token}"}
+            async with control.http.post(f"{control.url}/v1/nodes", json=body, headers=headers) as answer:
+                assert answer.status == 201
+        found = await all_findings(control, "versions")
+        assert [level for level, _ in found] == ["wrong", "note"]
+        assert "far (7.0.0)" in found[0][1]
+        assert "new (0.2.0)" in found[1][1]
+
+        connection = await asyncpg.connect(database_url)
+        # As a replica of another version writes it, and one that is too old to write its version.
+        add = "INSERT INTO leases (name, holder, expires_at, version) VALUES ($1, '1', $2, $3)"
+        until = datetime.now(UTC) + replica_mark.KEPT
+        await connection.execute(add, "mark other", until, "0.2.0+1a2b")
+        assert [level for level, _ in await all_findings(control, "replicas")] == ["note"]
+        await connection.execute("UPDATE leases SET version = '0.9.0' WHERE name = 'mark other'")
+        [(level, what)] = await all_findings(control, "replicas")
+        assert (level, "0.9.0" in what) == ("wrong", True)
+        await connection.execute("UPDATE leases SET version = '' WHERE name = 'mark other'")
+        [(level, what)] = await all_findings(control, "replicas")
+        assert (level, "too old to tell" in what) == ("note", True)
+        # It has ended a minute ago.
+        ended = until - timedelta(minutes=1)
+        await connection.execute("UPDATE leases SET expires_at = $1 WHERE name = 'mark other'", ended)
+        assert await all_findings(control, "replicas") == []
+        await connection.close()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control.cli.doctor import access_rules, fleet_rules
+from control.cli.doctor import access_rules, fleet_rules, version_rules
 from control.cli.doctor.findings import Finding
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -76,16 +76,39 @@ def test_what_ends_on_nodes() -> None:
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("0.1.0+b", []),
-        ("0.2.3", []),
-        ("0.2rc1", []),
-        ("0.3.0", [("versions", "wrong")]),
+        ("0.2.0+b", []),
+        ("0.1.3", []),
+        ("0.1rc1", []),
+        ("0.3.0", [("versions", "note")]),
+        ("0.4.0", [("versions", "wrong")]),
+        ("0.0.9", [("versions", "wrong")]),
+        ("1.2.0", [("versions", "wrong")]),
         ("of a node's own", [("versions", "wrong")]),
         (None, [("versions", "note")]),
     ],
 )
-def test_versions(version: str | None, expected: list[tuple[str, str]]) -> None:
-    assert bad(fleet_rules.version_findings([NODE | {"version": version}], "0.1.0+a")) == expected
+def test_versions_of_nodes(version: str | None, expected: list[tuple[str, str]]) -> None:
+    assert bad(version_rules.node_findings([NODE | {"version": version}], "0.2.0+a")) == expected
+
+
+@pytest.mark.parametrize(
+    ("answers", "other", "expected"),
+    [
+        ("0.2.0+a", "0.2.0+a", []),
+        ("0.2.0+a", "0.2.0+b", ["note"]),
+        ("0.2.0+a", "0.3.0", ["note"]),
+        ("0.2.0+a", "0.4.0", ["wrong"]),
+        ("0.2.0+a", None, ["note"]),
+        ("0.1.0", "0.1.0", []),
+        ("0.4.0", "0.4.0", ["wrong"]),
+        (None, None, ["note"]),
+    ],
+)
+def test_versions_of_replicas(answers: str | None, other: str | None, expected: list[str]) -> None:
+    """Seen by a command of 0.2.0."""
+    replicas = [{"version": answers, "answers": True}, {"version": other, "answers": False}]
+    assert bad(version_rules.replica_findings(replicas, "0.2.0+a")) == [("replicas", level) for level in expected]
+    assert version_rules.controls_version(replicas, "0.2.0+a") == (answers or "0.2.0+a")
 
 
 def test_groups_and_releases() -> None:
