@@ -34,6 +34,15 @@ RoutePath = Annotated[
     ),
 ]
 """Segments are literal or a parameter, ``/orders/{id}``; the last may be ``{name...}``, the rest of the path."""
+RouteHost = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*\.[a-z0-9_-]{1,63}\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*$(?!\n)",
+        max_length=253,
+    ),
+]
+"""A host that clients call by: a name, ``*.name`` for every name below one of two labels or more, or an IPv4 address;
+in lower case, without a port."""
 Origin = Annotated[
     str,
     Meta(
@@ -52,6 +61,7 @@ _SHAPES = {
         (Name, "a name of lower case letters, digits and hyphens, 63 at most"),
         (Method, "a method, in upper case"),
         (HostPattern, "a host alone, as api.example, *.api.example or http://10.0.0.1:8080"),
+        (RouteHost, "a host's name in lower case, without a port, as shop.example or *.shop.example"),
         (ConfigName, "a name of letters, digits, `_`, `-` and `.` that begins with a letter, 63 at most"),
         (Origin, "an origin as https://shop.example (no path, in lower case), `null` or `*`"),
         (HeaderName, "the name of a header"),
@@ -174,6 +184,8 @@ class Route(Body, frozen=True, omit_defaults=True):
     path: RoutePath
     methods: Annotated[list[Method], Meta(max_length=16)] = field(default_factory=list)
     """Empty: every method."""
+    hosts: Annotated[list[RouteHost], Meta(max_length=16)] = field(default_factory=list)
+    """The hosts that a request may be for, by its Host header; empty: every host."""
 
 
 class Cors(Body, frozen=True, omit_defaults=True):

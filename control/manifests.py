@@ -117,6 +117,12 @@ def _check_cors(cors: Cors) -> None:
 
 
 def _check_route(route: Route) -> None:
+    for host in route.hosts:
+        if host.rpartition(".")[2].isdecimal():
+            try:
+                ipaddress.IPv4Address(host)
+            except ValueError:
+                raise ManifestUnfit("route.hosts", f"{host} is neither a host's name nor an IPv4 address") from None
     segments = route.path.split("/")[1:]
     if segments[0] in OWN_PATHS:
         raise ManifestUnfit("route.path", f"paths under /{segments[0]} are the node's own")
@@ -139,13 +145,14 @@ def shape(path: str) -> tuple[str, ...]:
 def conflict(routes: Mapping[str, Route]) -> str:
     """How routes of two of these functions conflict, as a sentence; '' where none do.
 
-    Where two routes of different shapes match a request, the first segment that differs decides: literal before
-    parameter before rest. So two routes conflict only if they have the same shape and a method in common.
+    Where two routes match a request, the nearer host decides, and then the first segment that differs: literal before
+    parameter before rest. So two routes conflict only if they have a host (or none), the shape and a method in common.
     """
-    by_shape: dict[tuple[str, ...], list[str]] = {}
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for name in sorted(routes):
-        by_shape.setdefault(shape(routes[name].path), []).append(name)
-    for names in by_shape.values():
+        for host in dict.fromkeys(routes[name].hosts or [""]):
+            alike.setdefault((host, shape(routes[name].path)), []).append(name)
+    for (host, _), names in alike.items():
         taken: dict[str, str] = {}
         for other in names:
             # "" stands for every method, which a route without methods takes.
@@ -154,16 +161,16 @@ def conflict(routes: Mapping[str, Route]) -> str:
             if not one and "" in methods and taken:
                 one = next(iter(taken.values()))
             if one:
-                return _same_requests(one, routes[one], other, routes[other])
+                return _same_requests(host, one, routes[one], other, routes[other])
             taken.update(dict.fromkeys(methods, other))
     return ""
 
 
-def _same_requests(one: str, first: Route, other: str, second: Route) -> str:
+def _same_requests(host: str, one: str, first: Route, other: str, second: Route) -> str:
     both = set(first.methods) & set(second.methods)
     if not first.methods or not second.methods:
         both = set(first.methods) | set(second.methods) or {"every method"}
-    listed = ", ".join(sorted(both))
+    listed = ", ".join(sorted(both)) + (f" for {host}" if host else "")
     return f"the route {first.path} of {one} and {second.path} of {other} take the same requests ({listed})"
 
 
@@ -182,7 +189,7 @@ def shown(grant: str, value: Any) -> str:
     if value is None:
         return "none"
     if grant == "route":
-        return f"{'|'.join(value.get('methods') or ['ANY'])} {value['path']}"
+        return f"{'|'.join(value.get('methods') or ['ANY'])} {','.join(value.get('hosts', ()))}{value['path']}"
     if grant == "http":
         given = msgspec.convert(value, HttpGrant)
         return (

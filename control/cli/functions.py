@@ -49,7 +49,9 @@ command.add_command(authoring.schema)
     help="A method of those requests; without it, GET and HEAD.",
 )
 @click.option(
-    "--route", metavar="'METHOD PATH'", help="A path of the node that leads to the function: 'GET /orders/{id}'."
+    "--route",
+    metavar="'METHOD PATH'",
+    help="A path of the node that leads to the function: 'GET /orders/{id}'; for a host, 'GET shop.example/{id}'.",
 )
 @click.option("--time-limit", type=int, metavar="MS", help="Milliseconds that a call may take.")
 @click.option("--memory-pages", type=int, metavar="N", help="Pages of 64 KiB that a call may use.")
@@ -193,10 +195,17 @@ def read_manifest(file: Path | None) -> Json:
 
 
 def read_route(text: str) -> Json:
-    """Return the manifest's `route` for `GET|PUT /path`, or for a path alone, which means every method."""
-    before, _, path = text.rpartition(" ")
+    """Return the manifest's `route` for `GET|PUT /path`, or for a path alone, which means every method; hosts may stand
+    before the path, with commas between."""
+    before, _, target = text.rpartition(" ")
     methods = [method.upper() for method in before.replace("|", " ").replace(",", " ").split()]
-    return {"path": path, "methods": methods} if methods else {"path": path}
+    hosts, slash, rest = target.partition("/")
+    route: Json = {"path": slash + rest if slash else target}
+    if methods:
+        route["methods"] = methods
+    if hosts and slash:
+        route["hosts"] = hosts.split(",")
+    return route
 
 
 def check_manifest(manifest: Json) -> None:

@@ -50,7 +50,11 @@ def _pairs(separator: str) -> Any:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--method", default=None, help="GET, or POST where there is a body.")
 @click.option("--path", default="", help="Below the function's name: /orders/7. It may end with a query: /7?x=1.")
-@click.option("--route", default="", help="In place of --path: a path of the node, /orders/7, that its route takes.")
+@click.option(
+    "--route",
+    default="",
+    help="In place of --path: a path of the node, /orders/7, that its route takes, or a URL, http://HOST/orders/7.",
+)
 @click.option("--query", default="", help="Percent-encoded, without the question mark.")
 @click.option("--header", "headers", multiple=True, callback=_pairs(":"), metavar="NAME:VALUE", help="May be repeated.")
 @click.option("--body", default=None, help="The request's body, as text.")
@@ -135,7 +139,7 @@ def call(
     method = (method or ("GET" if content is None else "POST")).upper()
     if path and route:
         raise click.UsageError("--path and --route are one or the other")
-    request = _request(method, route or path, query, headers, content or b"")
+    request = _request(method, route or path, query, headers, content or b"", routed=bool(route))
     try:
         request = by_route(request, manifest) if route else request
     except RequestUnfit as unfit:
@@ -188,10 +192,12 @@ def _body(text: str | None, file: Any) -> bytes | None:
     return None if text is None else text.encode()
 
 
-def _request(method: str, path: str, query: str, headers: list[tuple[str, str]], body: bytes) -> Request:
+def _request(
+    method: str, path: str, query: str, headers: list[tuple[str, str]], body: bytes, *, routed: bool
+) -> Request:
     """Return the request as a node would make it of one by HTTP. Raises: click's, when no client could send it."""
     path, mark, behind = path.partition("?")
-    if path and not path.startswith("/"):
+    if path and not path.startswith(("/", "http://", "https://") if routed else "/"):
         raise click.BadParameter(f"{path!r} doesn't begin with a slash", param_hint="--path, --route")
     if mark and query:
         raise click.UsageError("the query is in the path already: give it there, or as --query")

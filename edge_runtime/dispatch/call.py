@@ -18,8 +18,8 @@ class Call:
     """A request to a function. It ends once, always, with an `Outcome`."""
 
     __slots__ = (
-        "attempts", "began", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name",
-        "params", "path", "query", "request_id", "route", "script", "sent", "served", "short", "timed", "times",
+        "attempts", "began", "body", "client", "deadline", "done", "ended", "gone", "headers", "host", "id", "method",
+        "name", "params", "path", "query", "request_id", "route", "script", "sent", "served", "short", "timed", "times",
         "traced", "via",
     )  # fmt: skip
 
@@ -38,6 +38,7 @@ class Call:
         params: list[tuple[str, str]] | None = None,
         via: Via = PLAIN,
         request_id: bytes = b"",
+        host: str = "",
     ) -> None:
         """`done` is called with the outcome, from within the dispatch: it must not raise. The rest is as in
         `call_head.CallHead`."""
@@ -57,6 +58,8 @@ class Call:
         self.request_id = request_id
         """The id by which its answer, its error and the lines of its log name it. Its worker isn't told, nor its guest
         unless the manifest asks for it: calls with the same head share what was made of that."""
+        self.host = host
+        """The host of its route by which it came, as the manifest has it; empty where the route is for every host."""
         self.traced: CallTrace | Passed | None = None
         """Its place in a trace, if it has one."""
         self.id = 0

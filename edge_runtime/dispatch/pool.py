@@ -159,7 +159,7 @@ class Pool:
         call.short = served.tally.short
         call.attempts += 1
         head = call.head(self.serial)
-        if call.route and not served.has(call.route):
+        if call.route and not served.has(call.route, call.host):
             text = "The node's release changed while the call waited, and with it the function's route"
             self.refuse(call, outcomes.release_changing(text))
             return

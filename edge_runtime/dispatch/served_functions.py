@@ -130,10 +130,10 @@ class ServedFunction:
     def __post_init__(self) -> None:
         self.counts = self.tally.of_release(self.place, self.release)
 
-    def has(self, route: str) -> bool:
-        """Tell whether the release gives the function this route."""
+    def has(self, route: str, host: str) -> bool:
+        """Tell whether the release gives the function the route of this path, for this one of a route's hosts."""
         given = self.function.manifest.route
-        return given is not None and given.path == route
+        return given is not None and given.path == route and (not given.hosts or host in given.hosts)
 
     def settle(
         self,

@@ -14,6 +14,8 @@ from edge_runtime.web.routes import Match, Table
 _METHOD: Final = re.compile(r"[A-Z]{1,16}")
 _SENT: Final = re.compile(r"[!-~]*")
 """The characters of a path or a query as they are sent."""
+_URL: Final = re.compile(r"https?://([^/]+)(.*)", re.DOTALL)
+_HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE: Final = re.compile(r"[^\0-\x08\n-\x1f\x7f]*")
 
@@ -53,10 +55,16 @@ class SingleCallRequest(Struct):
 
 
 def made_request(method: str, path: str, query: str, headers: Iterable[tuple[str, str]], body: bytes) -> Request:
-    """Return a request as a node makes it of what a client sends. `path` is below the function's name.
+    """Return a request as a node makes it of what a client sends. `path` is below the function's name; or one of the
+    node's HTTP, for `by_route`, and then it may be a URL, whose host is that of the request.
 
     Raises: RequestUnfit, when no client could send it; the message says what of it.
     """
+    headers = list(headers)
+    if url := _URL.fullmatch(path):
+        if not _HOST.fullmatch(url[1]):
+            raise RequestUnfit(f"{url[1]!r} in the URL is no host")
+        headers, path = [("host", url[1]), *headers], url[2] or "/"
     if not _METHOD.fullmatch(method):
         raise RequestUnfit(f"{method!r} is no method: it has letters, 16 at most")
     if not (_SENT.fullmatch(path) and _SENT.fullmatch(query)):
@@ -67,7 +75,10 @@ def made_request(method: str, path: str, query: str, headers: Iterable[tuple[str
             raise RequestUnfit(f"{f'{name}: {value}'[:80]!r} is no header")
         # As it comes over the network: a byte a character.
         sent.append((name.lower(), value.encode().decode("latin-1")))
-    if not any(name == "host" for name, _ in sent):
+    hosts = sum(name == "host" for name, _ in sent)
+    if hosts > 1:
+        raise RequestUnfit(f"it names its host {hosts} times, by Host headers or the URL")
+    if not hosts:
         sent.insert(0, ("host", "localhost"))
     if body:
         sent = [
@@ -85,7 +96,13 @@ def by_route(request: Request, manifest: Manifest) -> Request:
     route = manifest.route
     if route is None:
         raise RequestUnfit(f"the manifest has no route, so {request.path} leads to no function")
-    match = Table({"": route}).match(request.method, request.path)
+    table, host = Table({"": route}), dict(request.headers).get("host", "")
+    if route.hosts and not table.names(host.encode("latin-1")):
+        raise RequestUnfit(
+            f"the route is for {', '.join(route.hosts)}, and the request for {host}: give a URL, "
+            f"http://{route.hosts[0].replace('*', 'www')}{request.path}, or a Host header"
+        )
+    match = table.match(request.method, request.path, host.encode("latin-1"))
     if not isinstance(match, Match):
         methods = "|".join(route.methods) or "every method of"
         raise RequestUnfit(f"the route, {methods} {route.path}, doesn't take {request.method} {request.path}")
@@ -110,7 +127,7 @@ class FreshCall(Struct):
     """As its author wrote it."""
     method: str
     path: str
-    """Below the function's name, or with `routed` a path of the node's HTTP."""
+    """Below the function's name, or with `routed` a path of the node's HTTP or a URL."""
     routed: bool = False
     query: str = ""
     headers: list[tuple[str, str]] = []

@@ -71,22 +71,23 @@ class EdgeApp:
         own = settings.listen.rpartition(":")[0]
         self._hosts = frozenset(name.lower().encode() for name in (*_LOOPBACK, own, *settings.hosts))
 
-    def resolve(self, method: str, path: bytes) -> Match | Refusal:
-        """Return the function that a request is for, or why there is none."""
+    def resolve(self, method: str, path: bytes, host: bytes | None) -> Match | Refusal:
+        """Return the function that a request is for, or why there is none. `host` is as of `Exchange`."""
         if path.startswith(FUNCTIONS):
             end = path.find(b"/", len(FUNCTIONS))
             script, rest = (path, b"") if end < 0 else (path[:end], path[end:])
             return Match(script[len(FUNCTIONS) :].decode(), "", script.decode(), rest.decode(), [])
         if self._release is None and self._pool.hold is Hold.ALL:
             return release_changing("The node is starting: it isn't known yet which routes it has")
-        match = self._table.match(method, path.decode("latin-1"))
+        match = self._table.match(method, path.decode("latin-1"), host or b"")
         if isinstance(match, Match):
             return match
         if match:
             allow = ", ".join(match)
             return refused("method_unknown", f"The route takes {allow}, and not {method}.", allow=allow)
-        text = "No function's route is this path. There are /functions/NAME, and the node's own pages under /_skerry/."
-        return refused("path_unknown", text)
+        at = f" for the host {_shown(host)}" if self._table.by_host else ""
+        there = "There are /functions/NAME, and the node's own pages under /_skerry/."
+        return refused("path_unknown", f"No function's route is this path{at}. {there}")
 
     def admit(self, exchange: Exchange, certificate: bytes | None = None) -> Refusal | None:
         """Return why a request whose head has come is refused; None if it isn't. `certificate` is the sha256 of the
@@ -106,12 +107,15 @@ class EdgeApp:
                 text = "The node's own pages are only read: GET or HEAD."
                 return refused("method_unknown", text, allow="GET, HEAD")
             return None if path == HEALTH else self._stranger(exchange, certificate, page=True)
-        refusal = self._stranger(exchange, certificate)
-        if refusal is not None:
-            return refusal
-        match = self.resolve(exchange.method, path)
+        stranger = self._stranger(exchange, certificate)
+        # A host that isn't the node's own may be the one of a route: then it is for this route alone.
+        if stranger is not None and not (stranger.code == "host_refused" and self._table.names(exchange.host or b"")):
+            return stranger
+        match = self.resolve(exchange.method, path, exchange.host)
         if isinstance(match, Refusal):
             return match
+        if stranger is not None and not match.host:
+            return stranger
         if exchange.length > self._body_limit:
             return too_large(self._body_limit)
         caller: Caller | None = exchange.caller
@@ -154,6 +158,7 @@ class EdgeApp:
             match.params,
             connection.via if caller is None else Via(connection.via.scheme, caller.name, exchange.auth_type),
             request_id,
+            match.host,
         )
         if self.tracer is not None or exchange.traced:
             call_tracing.join(self.tracer, exchange, call)
@@ -193,7 +198,7 @@ class EdgeApp:
         told = dict(exchange.headers)
         wanted = told.get(b"access-control-request-method") if exchange.method == "OPTIONS" else None
         method = wanted.decode("latin-1") if wanted is not None else exchange.method
-        match = self.resolve(method, exchange.path)
+        match = self.resolve(method, exchange.path, exchange.host)
         if self._release is None and self._pool.hold is Hold.ALL:
             return release_changing("The node is starting: it isn't known yet which pages may call its functions")
         rule = self._rules.get(match.function) if isinstance(match, Match) else None
@@ -251,8 +256,10 @@ class EdgeApp:
             return None
         # Otherwise other sites' pages could call functions in a visitor's name, by a DNS name for this address.
         if not self._own(exchange.host or b""):
-            shown = (exchange.host or b"missing")[:100].decode("latin-1")
-            text = f"The Host header is {shown}; it must be localhost, 127.0.0.1 or one of SKERRY_EDGE_HOSTS."
+            text = (
+                f"The Host header is {_shown(exchange.host)}; it must be localhost, 127.0.0.1, one of "
+                "SKERRY_EDGE_HOSTS, or for a function's route one of the route's hosts."
+            )
             return refused("host_refused", text)
         return None
 
@@ -260,6 +267,10 @@ class EdgeApp:
         """Tell whether a host, with or without a port, is one of the node's."""
         host = host.lower()
         return host in self._hosts or host.rpartition(b":")[0] in self._hosts
+
+
+def _shown(host: bytes | None) -> str:
+    return (host or b"missing")[:100].decode("latin-1")
 
 
 def _bearer(exchange: Exchange) -> bytes:

@@ -2,6 +2,9 @@
 
 Segments are compared decoded. At the first segment where two routes differ, a literal wins over a parameter, and a
 parameter over the rest of the path. Only routes that take the method count; HEAD is served by a route for GET.
+
+Before the path the host decides: a route for the request's very host wins over one for the names below another, the
+nearest first, and that over one for every host.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +17,8 @@ from control.manifest_fields import Route
 
 _NO_METHOD: Final = ""
 """Key of the function that takes every method."""
+_HOST_LENGTH: Final = 253
+"""Characters of the longest host that a route can have."""
 
 
 class Match(NamedTuple):
@@ -28,6 +33,8 @@ class Match(NamedTuple):
     """The rest of the path as it came: empty, or beginning with a slash."""
     params: list[tuple[str, str]]
     """The parameters' names and values; a value's bytes, percent-decoded, are in the string as latin-1."""
+    host: str = ""
+    """That of the route's hosts by which the request came, as the manifest has it; empty where it is for every host."""
 
 
 class _Leaf(Struct):
@@ -37,6 +44,7 @@ class _Leaf(Struct):
     """Name of each parameter, and index of its segment."""
     rest: bool
     """The last parameter is the rest of the path."""
+    host: str
 
 
 class _Node(Struct):
@@ -52,43 +60,74 @@ class Table:
     """The routes of one release."""
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
-        """`routes` are by function. No two routes of one shape share a method: control has made sure of it."""
+        """`routes` are by function. No two of one host and shape share a method: control has made sure of it."""
         self._root = _node()
+        """The routes that are for every host."""
+        self._hosts: dict[bytes, _Node] = {}
+        """Those that are for certain hosts, by each of these as the manifest has it."""
         for function, route in routes.items():
-            self._add(function, route)
+            for host in route.hosts:
+                _add(self._hosts.setdefault(host.encode(), _node()), function, route, host)
+            if not route.hosts:
+                _add(self._root, function, route, "")
 
-    def _add(self, function: str, route: Route) -> None:
-        node, params, rest = self._root, [], False
-        for index, segment in enumerate(route.path.split("/")[1:]):
-            if not segment.startswith("{"):
-                node = node.literals.setdefault(segment.encode(), _node())
-                continue
-            params.append((segment.strip("{}."), index))
-            if segment.endswith("...}"):
-                rest = True
-            else:
-                node.parameter = node.parameter or _node()
-                node = node.parameter
-        leaf = _Leaf(function, route.path, params, rest)
-        for method in route.methods or (_NO_METHOD,):
-            (node.rest if rest else node.here)[method] = leaf
+    @property
+    def by_host(self) -> bool:
+        """Whether there are routes for certain hosts."""
+        return bool(self._hosts)
 
-    def match(self, method: str, path: str) -> Match | list[str]:
-        """Return the function for a path as it came (from its first slash on, percent-encoded).
+    def names(self, host: bytes) -> bool:
+        """Tell whether a route is for this host, of a Host header, and not for every one."""
+        return self.by_host and any(True for _ in self._of(host))
+
+    def match(self, method: str, path: str, host: bytes = b"") -> Match | list[str]:
+        """Return the function for a path as it came (from its first slash on, percent-encoded), and the Host header.
 
         If no route takes the method, return the methods that the path's routes take: none if no route has the path.
         """
         segments = path.split("/")[1:]
         decoded = [unquote_to_bytes(s) if "%" in s else s.encode("latin-1") for s in segments]
         allowed: set[str] = set()
-        for leaves in _found(self._root, decoded, 0):
-            leaf = leaves.get(method) or leaves.get(_NO_METHOD) or (leaves.get("GET") if method == "HEAD" else None)
-            if leaf is not None:
-                return _matched(leaf, segments, decoded)
-            allowed |= leaves.keys()
+        for root in (*self._of(host), self._root) if self._hosts else (self._root,):
+            for leaves in _found(root, decoded, 0):
+                leaf = leaves.get(method) or leaves.get(_NO_METHOD) or (leaves.get("GET") if method == "HEAD" else None)
+                if leaf is not None:
+                    return _matched(leaf, segments, decoded)
+                allowed |= leaves.keys()
         if "GET" in allowed:
             allowed.add("HEAD")
         return sorted(allowed)
+
+    def _of(self, host: bytes) -> Iterator[_Node]:
+        """Yield the routes for certain hosts that are for this one, the nearest first."""
+        name = host.lower().partition(b":")[0].removesuffix(b".")
+        if len(name) > _HOST_LENGTH:
+            return
+        if name in self._hosts:
+            yield self._hosts[name]
+        at = name.find(b".", 1)
+        while at > 0:
+            found = self._hosts.get(b"*" + name[at:])
+            if found is not None:
+                yield found
+            at = name.find(b".", at + 1)
+
+
+def _add(node: _Node, function: str, route: Route, host: str) -> None:
+    params, rest = [], False
+    for index, segment in enumerate(route.path.split("/")[1:]):
+        if not segment.startswith("{"):
+            node = node.literals.setdefault(segment.encode(), _node())
+            continue
+        params.append((segment.strip("{}."), index))
+        if segment.endswith("...}"):
+            rest = True
+        else:
+            node.parameter = node.parameter or _node()
+            node = node.parameter
+    leaf = _Leaf(function, route.path, params, rest, host)
+    for method in route.methods or (_NO_METHOD,):
+        (node.rest if rest else node.here)[method] = leaf
 
 
 def _node() -> _Node:
@@ -119,6 +158,6 @@ def _matched(leaf: _Leaf, segments: list[str], decoded: list[bytes]) -> Match:
         params[-1] = (name, b"/".join(decoded[at:]).decode("latin-1"))
     if not leaf.params:
         script = leaf.route.removesuffix("/")
-        return Match(leaf.function, leaf.route, script, leaf.route[len(script) :], params)
+        return Match(leaf.function, leaf.route, script, leaf.route[len(script) :], params, leaf.host)
     script = leaf.route[: leaf.route.index("/{")]
-    return Match(leaf.function, leaf.route, script, "/" + "/".join(segments[leaf.params[0][1] :]), params)
+    return Match(leaf.function, leaf.route, script, "/" + "/".join(segments[leaf.params[0][1] :]), params, leaf.host)

@@ -123,8 +123,9 @@ class LocalEdge:
         output.say(f"{last} {told}", "green")
 
     def _url(self, source: FunctionSource) -> str:
-        route = (source.manifest.get("route") or {}).get("path", "")
-        return f"http://{self._listen}/functions/{source.name}" + (f" (and {route})" if route else "")
+        route = source.manifest.get("route") or {}
+        also = ", ".join(f"{host}{route['path']}" for host in route.get("hosts") or [""]) if route else ""
+        return f"http://{self._listen}/functions/{source.name}" + (f" (and {also})" if also else "")
 
     async def _ask(self, wanted: Json) -> Json:
         if not self._ready:

@@ -39,7 +39,7 @@ class CaseRequest(msgspec.Struct, forbid_unknown_fields=True):
     path: str = ""
     """What comes behind the function's name in the URL: a path, a query, or both."""
     route: str = ""
-    """In place of `path`: a path of the node's that the function's route takes, and a query."""
+    """In place of `path`: a path of the node's that the function's route takes, or a URL; and a query."""
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
 

@@ -46,6 +46,8 @@ def manifest(**fields: Any) -> Manifest:
         ({"navigation": True, "sql": "write", "read_only_methods": []}, "navigation"),
         ({"navigation": True, "sql": "write", "read_only_methods": ["GET"]}, "navigation"),
         ({"route": {"path": "/functions/x"}}, "route.path"),
+        ({"route": {"path": "/a", "hosts": ["127.1"]}}, "route.hosts"),
+        ({"route": {"path": "/a", "hosts": ["*.0.0.1"]}}, "route.hosts"),
         ({"route": {"path": "/_skerry"}}, "route.path"),
         ({"route": {"path": "/a/../b"}}, "route.path"),
         ({"route": {"path": "/{a}/{a}"}}, "route.path"),
@@ -91,6 +93,19 @@ def test_a_manifest_is_refused_and_the_field_named(fields, field):
         {"route": {"path": "/a%20b"}},
         {"route": {"path": "/a\n"}},
         {"route": {"path": "/a", "methods": ["get"]}},
+        {"route": {"path": "/a", "hosts": ["Shop.example"]}},
+        {"route": {"path": "/a", "hosts": ["shop.example:80"]}},
+        {"route": {"path": "/a", "hosts": ["shop.example."]}},
+        {"route": {"path": "/a", "hosts": ["http://shop.example"]}},
+        {"route": {"path": "/a", "hosts": ["köln.example"]}},
+        {"route": {"path": "/a", "hosts": ["*"]}},
+        {"route": {"path": "/a", "hosts": ["*.example"]}},
+        {"route": {"path": "/a", "hosts": ["a.*.example"]}},
+        {"route": {"path": "/a", "hosts": ["[::1]"]}},
+        {"route": {"path": "/a", "hosts": ["a" * 64 + ".example"]}},
+        {"route": {"path": "/a", "hosts": [".".join(["a" * 60] * 5)]}},
+        {"route": {"path": "/a", "hosts": [""]}},
+        {"route": {"path": "/a", "hosts": [f"h{number}.example" for number in range(17)]}},
         {"config": {"1X": "a"}},
         {"secrets": ["A=B"]},
     ],
@@ -117,6 +132,8 @@ def test_a_manifest_of_another_form_is_refused(fields):
         {"route": {"path": "/orders/{id}/lines/{line}", "methods": ["GET", "PUT"]}},
         {"route": {"path": "/files/{path...}"}},
         {"route": {"path": "/a.b/~c/"}},
+        {"route": {"path": "/", "hosts": ["shop.example", "*.shop.example", "xn--kln-sna.example", "10.0.0.7"]}},
+        {"route": {"path": "/", "hosts": ["till", "localhost"]}},
     ],
 )
 def test_a_manifest_is_taken(fields):
@@ -145,6 +162,22 @@ def test_two_routes_conflict_where_a_request_could_be_either_ones(one, other, co
     if conflicts:
         assert one[0] in said
         assert other[0] in said
+
+
+def test_routes_for_one_host_conflict_and_the_host_is_named():
+    routes = {
+        "f": Route("/a", ["GET"], ["shop.example", "www.shop.example"]),
+        "g": Route("/a", ["GET"], ["www.shop.example"]),
+    }
+    said = "the route /a of f and /a of g take the same requests (GET for www.shop.example)"
+    assert manifests.conflict(routes) == said
+    for hosts in ([], ["*.shop.example"], ["other.example"]):
+        assert manifests.conflict({"f": routes["f"], "g": Route("/a", hosts=hosts)}) == ""
+
+
+def test_the_hosts_of_a_route_are_shown():
+    route = {"path": "/a", "methods": ["GET"], "hosts": ["shop.example", "*.shop.example"]}
+    assert manifests.shown("route", route) == "GET shop.example,*.shop.example/a"
 
 
 def test_differences_are_those_of_grants_and_shown_to_people():

@@ -1,5 +1,6 @@
 """What a manifest grants, through the operators' API: refused, kept, shown by a release's plan; conflicting routes."""
 
+from control.manifest_fields import MANIFEST_FIELDS
 from tests.support.control import Control, module
 
 HTTP = {"hosts": ["api.example"], "methods": ["GET", "POST"]}
@@ -12,6 +13,7 @@ async def test_an_unfit_manifest_is_refused_and_takes_no_number(control: Control
         ({"secrets": ["KEY"], "config": {"KEY": "x"}}, "manifest.secrets"),
         ({"http": {"hosts": ["a.example:70000"]}}, "manifest.http.hosts"),
         ({"route": {"path": "/functions/f"}}, "manifest.route.path"),
+        ({"route": {"path": "/", "hosts": ["127.1"]}}, "manifest.route.hosts"),
         # The module turns out to be WAGI.
         ({"entry": "run"}, "manifest.entry"),
     ):
@@ -77,3 +79,30 @@ async def test_conflicting_routes_are_refused_when_the_release_is_made(control: 
     assert (await control.call("POST", "/v1/releases", {"functions": {"three": 1}})).code == "route_conflict"
     assert (await control.release(functions={"three": 1}, remove=["two"]))["number"] == 3
     assert (await control.release(rollback_to=2))["number"] == 4
+
+
+async def test_routes_of_one_path_for_a_host_each_stand_beside_each_other(control: Control) -> None:
+    for name, hosts in {"one": ["one.example", "both.example"], "two": ["*.example.org"], "all": []}.items():
+        await control.push(name, module(name), route={"path": "/", **({"hosts": hosts} if hosts else {})})
+    made = await control.release(functions={"one": 1, "two": 1, "all": 1})
+    granted = {grant["name"]: grant["to"] for grant in made["changes"]["grants"]}
+    assert granted["one"] == {"path": "/", "hosts": ["one.example", "both.example"]}
+    assert granted["all"] == {"path": "/"}
+    await control.push("three", module("3"), route={"path": "/", "hosts": ["three.example", "both.example"]})
+    reply = await control.call("POST", "/v1/releases?plan=true", {"functions": {"three": 1}})
+    assert (reply.status, reply.code) == (409, "route_conflict")
+    assert (
+        "the route / of one and / of three take the same requests (every method for both.example)"
+        in (reply.body["detail"])
+    )
+
+
+async def test_a_node_that_does_not_know_hosts_of_routes_is_found_before_the_release(control: Control) -> None:
+    known = [field for field in MANIFEST_FIELDS if field != "route.hosts"]
+    await control.join("shop", capabilities={"abi": ["wagi"], "manifest": known})
+    await control.push("f", module("1"), route={"path": "/", "hosts": ["shop.example"]})
+    await control.push("g", module("1"), route={"path": "/"})
+    reply = await control.call("POST", "/v1/releases", {"functions": {"f": 1}})
+    assert (reply.status, reply.code) == (409, "nodes_unfit")
+    assert "shop lacks the manifest's field route.hosts (for f)" in reply.body["detail"]
+    assert (await control.release(functions={"g": 1}))["number"] == 1

@@ -145,6 +145,9 @@ async def test_the_loop_of_an_author(tmp_path: Path) -> None:
         await running.said(r"GET /of/x\?author=ada  200")
         assert (await running.call("?author=ada", "POST", b"x"))[0] == 500
         await running.said("not_granted")
+        toml.write_text(toml.read_text().replace("{path", '{hosts = ["shop.example", "*.shop.example"], path'))
+        await running.said(r"\(and shop.example/of/{author}, \*.shop.example/of/{author}\) serves it")
+        assert (await running.call("/of/x?author=ada", below=""))[0] == 404
         toml.write_text("name =")
         await running.said("function.toml can't be read")
 

@@ -58,6 +58,28 @@ async def test_a_call_by_its_route_is_as_on_a_node(call, tmp_path):
     assert "the manifest has no route" in done.err
 
 
+async def test_a_call_by_a_route_for_hosts_names_one_of_them(call, tmp_path):
+    manifest = tmp_path / "function.toml"
+    route = 'route = { path = "/orders/{id}", hosts = ["shop.example", "*.shop.example"] }'
+    manifest.write_text(f'name = "till"\nmodule = "f.wasm"\n[manifest]\n{route}\n')
+    for given, host in (
+        (("--route", "http://www.shop.example:8080/orders/7?x=1"), "www.shop.example:8080"),
+        (("--route", "/orders/7?x=1", "--header", "Host: Shop.example"), "Shop.example"),
+    ):
+        done = await call(guest("env"), "--manifest", manifest, *given)
+        assert set(done.out.decode().splitlines()) >= {f"HTTP_HOST={host}", "PATH_PARAM_ID=7", "QUERY_STRING=x=1"}
+    for given, told in (
+        (("--route", "/orders/7"), "for shop.example, *.shop.example, and the request for localhost: give a URL"),
+        (("--route", "http://other.example/orders/7"), "and the request for other.example"),
+        (("--route", "http://shop.example/x"), "doesn't take GET /x"),
+        (("--route", "http://shop.example/orders/7", "--header", "Host: x"), "it names its host 2 times"),
+        (("--route", "http://a@shop.example/orders/7"), "'a@shop.example' in the URL is no host"),
+        (("--path", "http://shop.example/orders/7"), "doesn't begin with a slash"),
+    ):
+        done = await call(guest("env"), "--manifest", manifest, *given)
+        assert (done.status, told in done.err.replace("\n", " ")) == (2, True), done
+
+
 async def test_requests_that_are_not_made_are_told_so(call, tmp_path):
     wanted = ("--body", '{"url":"https://api.example/"}')
     done = await call(guest("fetch"), *wanted)

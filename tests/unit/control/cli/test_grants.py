@@ -14,6 +14,9 @@ from control.cli.support.releasing import changes
         ("GET /orders", {"path": "/orders", "methods": ["GET"]}),
         ("get|Put /orders", {"path": "/orders", "methods": ["GET", "PUT"]}),
         ("GET, PUT /orders", {"path": "/orders", "methods": ["GET", "PUT"]}),
+        ("GET shop.example/a", {"path": "/a", "methods": ["GET"], "hosts": ["shop.example"]}),
+        ("shop.example,*.shop.example/", {"path": "/", "hosts": ["shop.example", "*.shop.example"]}),
+        ("GET orders", {"path": "orders", "methods": ["GET"]}),
     ],
 )
 def test_a_route_is_read(text: str, route: dict[str, object]) -> None:
@@ -25,6 +28,7 @@ def test_a_route_is_read(text: str, route: dict[str, object]) -> None:
     [
         ({"route": {"path": "orders"}}, "a path as /orders/{id} or /files/{rest...} - at `$.route.path`"),
         ({"route": {"path": "/", "methods": ["get"]}}, "a method, in upper case - at `$.route.methods[0]`"),
+        ({"route": {"path": "/", "hosts": ["A.example"]}}, "a host's name in lower case, without a port"),
         ({"http": {"hosts": ["https://a.example/x"]}}, "a host alone, as api.example"),
         ({"secrets": ["1"]}, "a name of letters, digits"),
         ({"config": {"a b": "c"}}, "a name of letters, digits"),

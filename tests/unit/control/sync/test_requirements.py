@@ -23,7 +23,9 @@ MANIFESTS = st.fixed_dictionaries(
     {"abi": ABIS},
     optional={
         "entry": st.just("run"),
-        "route": st.fixed_dictionaries({"path": st.just("/a/{id}")}, optional={"methods": METHODS}),
+        "route": st.fixed_dictionaries(
+            {"path": st.just("/a/{id}")}, optional={"methods": METHODS, "hosts": st.just(["shop.example"])}
+        ),
         "sql": st.sampled_from(["none", "read", "write"]),
         "http": st.fixed_dictionaries(
             {"hosts": st.just(["api.example"])},

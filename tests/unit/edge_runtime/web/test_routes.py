@@ -1,7 +1,9 @@
 """The matcher of routes, against a model that tries every route, and control's rule of conflicts against both."""
 
 import itertools
+import re
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,8 +34,21 @@ def has(route: Route, segments: list[str]) -> bool:
     return len(pattern) == len(segments)
 
 
-def expected(routes: dict[str, Route], method: str, segments: list[str]) -> str | list[str]:
-    found = sorted((kinds(route), name) for name, route in routes.items() if has(route, segments))
+def nearness(route: Route, host: str) -> int | None:
+    """How near the route's hosts are to this one, 0 the nearest; None where it isn't for this host."""
+    if not route.hosts:
+        return 99
+    labels = re.sub(r":\d*$", "", host).lower().removesuffix(".").split(".")
+    named = [("*." if at else "") + ".".join(labels[at:]) for at in range(len(labels) if labels[0] else 1)]
+    return min((at for at, name in enumerate(named) if name in route.hosts), default=None)
+
+
+def expected(routes: dict[str, Route], method: str, segments: list[str], host: str = "") -> str | list[str]:
+    found = sorted(
+        ((near, *kinds(route)), name)
+        for name, route in routes.items()
+        if has(route, segments) and (near := nearness(route, host)) is not None
+    )
     for _, group in itertools.groupby(found, key=lambda item: item[0]):
         names = [name for _, name in group]
         for wanted in [method, "GET"] if method == "HEAD" else [method]:
@@ -54,6 +69,19 @@ def some_route(draw: st.DrawFn) -> Route:
     return Route("/" + "/".join(named), draw(st.lists(st.sampled_from(METHODS), max_size=2, unique=True)))
 
 
+NAMED = ["a.example", "b.a.example", "*.a.example", "*.b.a.example", "10.0.0.1"]
+HOSTS = [
+    "", "localhost", "a.example", "A.Example:8080", "a.example.", "a.example.:80", "b.a.example", "c.b.a.example:443",
+    "c.c.a.example", "xa.example", "example", "10.0.0.1:80", "[::1]:80", "a.example..", ".a.example", "*.a.example",
+]  # fmt: skip
+
+
+@st.composite
+def some_route_for_hosts(draw: st.DrawFn) -> Route:
+    hosts = draw(st.lists(st.sampled_from(NAMED), max_size=2, unique=True))
+    return msgspec.structs.replace(draw(some_route()), hosts=hosts)
+
+
 PATHS = [list(path) for length in (1, 2, 3, 4) for path in itertools.product(["a", "b", "c", ""], repeat=length)]
 
 
@@ -72,6 +100,33 @@ def test_the_matcher_finds_what_the_definition_says(listed):
             if isinstance(found, Match):
                 assert found.script + found.path == "/" + "/".join(segments)
                 assert found.script == "" or not found.script.endswith("/")
+
+
+@given(st.lists(some_route_for_hosts(), max_size=6))
+def test_the_nearest_host_decides_before_the_path(listed):
+    routes: dict[str, Route] = {}
+    for number, route in enumerate(listed):
+        if not manifests.conflict({**routes, f"f{number}": route}):
+            routes[f"f{number}"] = route
+    table = Table(routes)
+    for host in HOSTS:
+        assert table.names(host.encode()) == any(r.hosts and nearness(r, host) is not None for r in routes.values())
+        for segments in PATHS[:20]:
+            for method in METHODS:
+                found = table.match(method, "/" + "/".join(segments), host.encode())
+                wanted = expected(routes, method, segments, host)
+                assert (found.function if isinstance(found, Match) else found) == wanted, (routes, segments, host)
+                if isinstance(found, Match):
+                    assert (found.host in routes[found.function].hosts) if found.host else not routes[wanted].hosts
+
+
+@given(some_route_for_hosts(), some_route_for_hosts())
+def test_routes_for_hosts_conflict_exactly_where_they_are_as_near(one, other):
+    hosts = [*NAMED, "x.a.example", "x.b.a.example", ""]
+    tie = bool(manifests.conflict({"one": Route(one.path, one.methods), "other": Route(other.path, other.methods)}))
+    nears = [(nearness(one, host), nearness(other, host)) for host in hosts if not host.startswith("*")]
+    as_near = any(a is not None and a == b for a, b in nears)
+    assert bool(manifests.conflict({"one": one, "other": other})) == (tie and as_near)
 
 
 @given(some_route(), some_route())
@@ -108,3 +163,23 @@ def test_no_route_and_no_method_are_told_apart():
     assert table.match("PUT", "/a") == ["DELETE", "GET", "HEAD"]
     assert table.match("HEAD", "/a") == Match("f", "/a", "/a", "", [])
     assert table.match("DELETE", "/a") == Match("g", "/a", "/a", "", [])
+
+
+def test_a_match_says_the_host_of_the_route_and_a_route_without_hosts_is_for_every_one():
+    table = Table({"f": Route("/a", hosts=["shop.example", "*.shop.example"]), "g": Route("/a"), "h": Route("/b")})
+    assert table.match("GET", "/a", b"Shop.Example:8080") == Match("f", "/a", "/a", "", [], "shop.example")
+    assert table.match("GET", "/a", b"x.y.shop.example") == Match("f", "/a", "/a", "", [], "*.shop.example")
+    assert table.match("GET", "/a", b"other.example") == Match("g", "/a", "/a", "", [])
+    assert table.match("GET", "/b", b"shop.example") == Match("h", "/b", "/b", "", [])
+    assert table.match("GET", "/c", b"shop.example") == []
+
+
+def test_the_methods_that_are_told_are_those_of_the_host():
+    table = Table({"f": Route("/a", ["PUT"], ["shop.example"]), "g": Route("/a", ["POST"], ["other.example"])})
+    assert table.match("GET", "/a", b"shop.example") == ["PUT"]
+    assert table.match("GET", "/a", b"localhost") == []
+
+
+def test_a_host_that_is_too_long_for_any_route_costs_no_look_up():
+    table = Table({"f": Route("/a", hosts=["*.shop.example"])})
+    assert table.match("GET", "/a", b"a." * 200 + b"shop.example") == []

@@ -201,6 +201,22 @@ async def test_a_case_by_its_route(tmp_path: Path, cache: Path) -> None:
     assert "doesn't take GET /orders/. (request_unfit)" in done.out.decode()
 
 
+async def test_a_case_by_a_route_for_a_host(tmp_path: Path, cache: Path) -> None:
+    project = Folder(tmp_path, cache)
+    project.function("till", guest("fetch"), 'route = { path = "/page", hosts = ["shop.example"] }')
+    project.cases(
+        '[[case]]\nname = "URL"\nrequest = { route = "http://shop.example/page?env=HTTP_HOST" }\n'
+        'body = "shop.example"\n'
+        '[[case]]\nname = "header"\n'
+        'request = { route = "/page?env=HTTP_HOST", headers = { host = "shop.example:81" } }\n'
+        'body = "shop.example:81"\n'
+        '[[case]]\nname = "none"\nrequest = { route = "/page" }\n'
+    )
+    done = await project.test()
+    assert (done.status, b"2 passed, 1 failed" in done.out) == (1, True), done
+    assert "the route is for shop.example, and the request for localhost" in done.out.decode()
+
+
 async def test_a_hundred_cases(project: Folder) -> None:
     """In seconds: one process makes them all."""
     text = sent("INSERT INTO notes (author) VALUES (1)")

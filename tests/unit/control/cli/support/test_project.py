@@ -153,6 +153,15 @@ def test_which_functions_a_file_concerns(tmp_path: Path, monkeypatch: pytest.Mon
             },
             "take the same requests",
         ),
+        (
+            {
+                "skerry.toml": 'name = "shop"',
+                "a/function.toml": TOML + "[manifest]\nroute = { path = '/x', hosts = ['a.example'] }",
+                "b/function.toml": TOML.replace('"f"', '"g"')
+                + "[manifest]\nroute = { path = '/x', hosts = ['b.example', 'a.example'] }",
+            },
+            "for a.example",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_project_of_several_is_named(files: dict[str, str], told: str, tmp_path: Path) -> None:
@@ -171,6 +180,7 @@ def test_what_is_wrong_with_a_project_of_several_is_named(files: dict[str, str],
         (TOML + "[manifest]\nsql = 'all'", "sql"),
         (TOML + "[manifest]\nsqll = 'read'", "sqll"),
         (TOML + "[manifest.route]\npath = '/functions/x'", "functions"),
+        (TOML + "[manifest.route]\npath = '/x'\nhosts = ['shop.example:80']", "a host's name in lower case"),
         ("name = ", "can't be read"),
     ],
 )
