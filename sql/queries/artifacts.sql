@@ -63,14 +63,26 @@ SELECT a.id::text AS id FROM artifacts a WHERE a.sha256 = $1 AND a.state = 'read
     )
 );
 
--- Artifacts whose bytes must be in the store, by id, after an id.
+-- Artifacts whose bytes must be in the store, by id, after an id; with $3, those that the groups' releases need.
 -- name: ready_after
-SELECT id::text AS id, sha256, size FROM artifacts WHERE state = 'ready' AND artifacts.id > $1
+SELECT id::text AS id, sha256, size FROM artifacts WHERE state = 'ready' AND artifacts.id > $1 AND (
+    NOT $3::bool OR EXISTS (
+        SELECT 1 FROM function_versions v JOIN release_functions f ON f.name = v.name AND f.version = v.version
+            JOIN groups g ON g.release_id = f.release_id
+        WHERE v.artifact_id = artifacts.id
+    )
+)
 ORDER BY artifacts.id LIMIT $2;
 
 -- How many of them there are, and their bytes together.
 -- name: ready_total
-SELECT count(*) AS artifacts, coalesce(sum(size), 0)::int8 AS size FROM artifacts WHERE state = 'ready';
+SELECT count(*) AS artifacts, coalesce(sum(size), 0)::int8 AS size FROM artifacts WHERE state = 'ready' AND (
+    NOT $1::bool OR EXISTS (
+        SELECT 1 FROM function_versions v JOIN release_functions f ON f.name = v.name AND f.version = v.version
+            JOIN groups g ON g.release_id = f.release_id
+        WHERE v.artifact_id = artifacts.id
+    )
+);
 
 -- Whether an artifact's bytes must still be in the store.
 -- name: still_ready

@@ -52,6 +52,8 @@ class CheckQuery(msgspec.Struct, forbid_unknown_fields=True):
     """`next` of the page before."""
     bytes: bool = True
     """Read each object and compare its sha256; else only its size."""
+    needed: bool = False
+    """Only the artifacts that the releases need that groups have."""
 
 
 class UnknownQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,10 +64,10 @@ class UnknownQuery(msgspec.Struct, forbid_unknown_fields=True):
 async def check(call: ApiCall) -> Reply:
     """GET /v1/artifact-store/check: the artifacts of a page whose objects aren't what they must be."""
     store, db, query = call.services.store, call.services.databases.lists, call.query
-    rows = await db.read(lambda conn: conn.fetch(READY_AFTER, query.after, PAGE))
+    rows = await db.read(lambda conn: conn.fetch(READY_AFTER, query.after, PAGE, query.needed))
     page = StoreCheck()
     if query.after == FIRST:
-        total = await db.read(lambda conn: conn.one(READY_TOTAL))
+        total = await db.read(lambda conn: conn.one(READY_TOTAL, query.needed))
         page.artifacts, page.size = total.artifacts, total.size
     ends = time.monotonic() + SECONDS
     for row in rows:

@@ -23,6 +23,7 @@ CHECKS: Final = {
     "join_tokens": "no join token is open for more than a day",
     "metadata": "the metadata weren't restored, or `skerry recover` came since",
     "store": "the bucket can be used, deletions go on, and revocations and joins are in it",
+    "artifacts": "what the groups' releases need is in the bucket, by its sizes",
     "webhooks": "no webhook has ended or has given messages up",
     "audit": "the audit log's rows get their seals, so the monitor of some replica runs",
     "refusals": "fewer than 100 authentications were refused in the last hour",

@@ -11,12 +11,14 @@ from control.cli import audit
 from control.cli.doctor import access_rules, findings, fleet_rules, version_rules
 from control.cli.doctor.findings import Finding
 from control.cli.support import options, output
-from control.cli.support.client import Client, RequestRefused, Unreachable, path
+from control.cli.support.client import Client, Json, RequestRefused, Unreachable, path
 
 EXITS: Final = {"ok": 0, "note": 7, "wrong": 5}
 """Exit code by the worst level."""
 MOST_DETAILED: Final = 20
 """Nodes that are offline or warned of, of which the credential and the certificates are asked for, at most."""
+MOST_PAGES: Final = 5
+"""Pages of artifacts, of which control makes each within 5 seconds and of 100 at most."""
 REFUSALS: Final = 100
 """Rows of refused authentications that are read: the newest."""
 _STYLES: Final = {"wrong": "red", "note": "yellow"}
@@ -83,6 +85,8 @@ async def _look(control: Client, now: datetime) -> list[Finding]:
         found += fleet_rules.trust_findings(trust)
     if (store := await read("the bucket", control.get(path("artifact-store")))) is not None:
         found += fleet_rules.store_findings(store, now)
+    if (lost := await read("artifacts", _needed_artifacts(control))) is not None:
+        found += fleet_rules.artifact_findings(lost)
     if (operators := await read("operators", control.items(path("operators")))) is not None:
         found += access_rules.operator_findings(operators, now)
     if (tokens := await read("join tokens", control.items(path("join-tokens"), state="open"))) is not None:
@@ -101,3 +105,14 @@ async def _look(control: Client, now: datetime) -> list[Finding]:
     else:
         found.append(Finding("access", "ok", "this operator may read all that is looked at"))
     return found
+
+
+async def _needed_artifacts(control: Client) -> Json:
+    """What the bucket has of the artifacts that releases need, by their sizes: the first pages, as one."""
+    check = page = await control.get(path("artifact-store", "check"), bytes="false", needed="true")
+    for _ in range(MOST_PAGES - 1):
+        if page["next"] is None:
+            break
+        page = await control.get(path("artifact-store", "check"), bytes="false", needed="true", after=page["next"])
+        check = check | {"looked": check["looked"] + page["looked"], "faults": check["faults"] + page["faults"]}
+    return check

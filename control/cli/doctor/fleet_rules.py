@@ -10,6 +10,7 @@ SOON: Final = timedelta(days=30)
 CLOCKS_DIFFER: Final = timedelta(minutes=1)
 ACCESS_LATE: Final = timedelta(minutes=5)
 """How long revocations and joins may wait for the bucket."""
+FAULTS: Final = {"missing": "missing", "wrong_size": "of another size", "wrong_bytes": "damaged"}
 NAMED: Final = 5
 """Things that are named in one finding; others are counted."""
 
@@ -146,3 +147,15 @@ def store_findings(store: Json, now: datetime) -> list[Finding]:
     if len(found) == 1:
         found.append(Finding("store", "ok", f"the bucket {store['bucket']} can be used"))
     return found
+
+
+def artifact_findings(check: Json) -> list[Finding]:
+    """Of what the bucket has of what groups' releases need; `check` has the pages that were read, as one."""
+    lost = [f"{(fault['versions'] or [fault['sha256']])[0]} ({FAULTS[fault['fault']]})" for fault in check["faults"]]
+    cure = "skerry artifacts verify --repair FOLDER (a folder with the modules' files), or push them again"
+    found = []
+    if lost:
+        text = f"what releases need is lost, so no node can fetch it: {named(lost)}"
+        found.append(Finding("artifacts", "wrong", text, cure))
+    looked = f"{check['looked']} of {check['artifacts']} artifacts that releases need were looked for in the bucket"
+    return found or [Finding("artifacts", "ok", f"{looked}; `skerry artifacts verify` reads all that there are")]

@@ -1,5 +1,6 @@
 """`skerry doctor` of a real control, which is broken in one way after the other."""
 
+import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,11 +8,15 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
+import pytest
 
+from control.api.recovery import store_check
 from control.local.pki import Pki
+from control.local.seaweedfs import s3_client
 from control.sync import replica_mark
 from tests.support import programs
 from tests.support.agents import Control, joined, running_control
+from tests.support.control import module
 
 
 async def doctor(control: Control, token: str = "", **environment: str) -> tuple[int, dict[str, Any]]:
@@ -102,3 +107,29 @@ async def test_versions_that_arent_next_to_each_other(database_url: str, bucket_
         await connection.execute("UPDATE leases SET expires_at = $1 WHERE name = 'mark other'", ended)
         assert await all_findings(control, "replicas") == []
         await connection.close()
+
+
+async def test_artifacts_that_releases_need(
+    database_url: str, bucket_url: str, pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_control(database_url, bucket_url, pki) as control:
+        await control.release(functions={"hello": await control.push("hello", module("hello"))})
+        lost, shorter = module("lost"), module("shorter")
+        functions = {"lost": await control.push("lost", lost), "shorter": await control.push("shorter", shorter)}
+        async with s3_client(bucket_url) as client:
+            bucket = bucket_url.rpartition("/")[2]
+            keys = [item["Key"] for item in (await client.list_objects_v2(Bucket=bucket))["Contents"]]
+            [of_lost] = [key for key in keys if key.startswith(hashlib.sha256(lost).hexdigest())]
+            [of_shorter] = [key for key in keys if key.startswith(hashlib.sha256(shorter).hexdigest())]
+            await client.delete_object(Bucket=bucket, Key=of_lost)
+            await client.put_object(Bucket=bucket, Key=of_shorter, Body=shorter[:-1])
+        # Nothing needs these yet.
+        assert await all_findings(control, "artifacts") == []
+        await control.release(functions=functions)
+        # Of two pages.
+        monkeypatch.setattr(store_check, "PAGE", 2)
+        [(level, what)] = await all_findings(control, "artifacts")
+        assert level == "wrong"
+        assert "lost@1 (missing)" in what
+        assert "shorter@1 (of another size)" in what
+        assert "hello" not in what

@@ -156,6 +156,13 @@ def test_the_store(change: dict[str, Any], expected: list[tuple[str, str]]) -> N
     assert bad(fleet_rules.store_findings(STORE | change, NOW)) == expected
 
 
+def test_artifacts() -> None:
+    check: dict[str, Any] = {"looked": 1, "artifacts": 1, "faults": []}
+    assert bad(fleet_rules.artifact_findings(check)) == []
+    fault = {"sha256": "ab", "fault": "missing", "versions": []}
+    assert bad(fleet_rules.artifact_findings(check | {"faults": [fault]})) == [("artifacts", "wrong")]
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
