@@ -9,6 +9,7 @@ from typing import Final
 CHECKS: Final = {
     "state": "the state directory: there, of this user, closed to others, on a disk that programs may be run from",
     "identity": "the node has joined, and its identity can be read",
+    "unit": "the systemd unit of the node, where there is one, lets it run, and starts it again and with the machine",
     "node": "a node runs on the state directory and answers",
     "version": "the node that runs has the version of this command",
     "target": "the node is at its target, and its last sync didn't fail",

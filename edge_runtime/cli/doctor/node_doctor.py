@@ -13,7 +13,7 @@ from control import version
 from control.cli.doctor import findings
 from control.cli.doctor.findings import Finding
 from edge_runtime import logs
-from edge_runtime.cli.doctor import control_connection, local_http, machine, running_node, state_files
+from edge_runtime.cli.doctor import control_connection, local_http, machine, running_node, state_files, systemd_unit
 from edge_runtime.cli.doctor.local_http import Values
 from edge_runtime.cli.node import JSON, STATE, show
 from edge_runtime.cli.run import run_options, settings_of, shown_settings
@@ -59,6 +59,7 @@ def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
         cure = f"ls -ld {state} (run this as the node's user)"
         return [*found, Finding("state", "wrong", f"{state} can't be looked into: {error}", cure)]
     found += state_files.state_findings(facts, state)
+    found += _unit(state, facts)
     status, silent = _status(state)
     values = _settings(state, given, found, runs=status is not None)
     if facts is None or facts.owner != facts.user:
@@ -82,6 +83,16 @@ def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
     seen = machine.look(workers, _pid(state) if status is not None else None)
     found += machine.machine_findings(seen, partial=values is not None and values["SKERRY_EDGE_FENCE"] == "partial")
     return found + _control(state, status)
+
+
+def _unit(state: Path, facts: state_files.StateFacts | None) -> list[Finding]:
+    """What there is of the unit that starts a node on the state directory."""
+    if facts is None:
+        return []
+    try:
+        return systemd_unit.unit_findings(systemd_unit.look(state), facts.owner)
+    except (OSError, ValueError) as error:
+        return [Finding("unit", "note", f"the unit can't be read: {error}", f"systemctl cat {systemd_unit.NAME}")]
 
 
 def _status(state: Path) -> tuple[dict[str, Any] | None, str]:
