@@ -4,11 +4,14 @@ Certificates and handshakes are real; only the time at which they are looked at 
 """
 
 import logging
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from control.access.certificates import CertificateError, ControlCertificates
 from control.metrics import ControlMetrics
@@ -162,3 +165,76 @@ def test_metrics_have_ends_only_where_there_are_certificates(tmp_path: Path, old
     told = metrics.render().decode()
     for name in ("skerry_certificate_expiry_timestamp_seconds 1.", "skerry_ca_expiry_timestamp_seconds 1."):
         assert name in told
+
+
+def test_a_certificate_is_taken_once_it_is_good_though_no_file_changes(
+    tmp_path: Path, old: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    # OpenSSL, which plays the node, goes by the time of day.
+    clock = SetClock(datetime.now(UTC) - timedelta(days=3))
+    served = started(put(tmp_path, old.issue("control", LONG), old.certificate), clock)
+    context = served.context
+    put(tmp_path, old.issue("early", LONG, -timedelta(days=2)), old.certificate)
+
+    def look(*, anew: bool = False) -> int:
+        """How often the log says why, of three looks."""
+        caplog.clear()
+        assert not any(served.look(anew=anew) for _ in range(3))
+        return sum("set this machine's clock" in line for line in caplog.messages)
+
+    assert look() == 1
+    assert look() == 0, "it is said once"
+    assert look(anew=True) == 3, "who asks for it is told"
+    clock.advance(2 * 86400)
+    assert served.look()
+    assert not served.error
+    assert served.context is not context
+
+
+def test_files_that_have_not_changed_are_read_again_when_asked(tmp_path: Path, old: Authority) -> None:
+    served = started(put(tmp_path, old.issue("control", LONG), old.certificate))
+    context = served.context
+    served.look()
+    assert served.context is context
+    served.look(anew=True)
+    assert served.context is not context
+
+
+def test_an_end_is_told_also_as_files_change(tmp_path: Path, old: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    clock = SetClock(datetime.now(UTC))
+    settings = put(tmp_path, old.issue("control", timedelta(days=40)), old.certificate)
+    served = started(settings, clock)
+
+    def told() -> int:
+        caplog.clear()
+        served.look()
+        return sum("control's own certificate ends at" in line for line in caplog.messages)
+
+    assert told() == 0
+    put(tmp_path, old.issue("control", timedelta(days=20)), old.certificate)
+    assert told() == 1, "of the one that was just taken"
+    clock.advance(2 * 86400)
+    (tmp_path / "control.pem").write_text("nothing")
+    assert told() == 1, "while another can't be used"
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(tmp_path: Path, old: Authority) -> None:
+    settings = put(tmp_path, old.issue("control", LONG), old.certificate)
+    key = serialization.load_pem_private_key((tmp_path / "control.key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    closed = key.private_bytes(*form, serialization.BestAvailableEncryption(b"secret"))
+    (tmp_path / "control.key").write_bytes(closed)
+    with pytest.raises(CertificateError, match="has a password"):
+        started(settings)
+
+
+def test_a_metric_has_the_end_of_the_last_ca(tmp_path: Path) -> None:
+    """Nodes reach control until then."""
+    metrics, days = ControlMetrics(), {name: timedelta(days=n) for name, n in (("short", 50), ("last", 700))}
+    short, last = (Authority(name, life) for name, life in days.items())
+    settings = put(tmp_path, last.issue("control", LONG), short.certificate, last.certificate)
+    ControlCertificates(settings, SetClock(), metrics).start()
+    [told] = re.findall(r"^skerry_ca_expiry_timestamp_seconds (\S+)$", metrics.render().decode(), re.MULTILINE)
+    wanted = (datetime.now(UTC) + days["last"]).timestamp()
+    assert abs(float(told) - wanted) < 86400
