@@ -45,14 +45,17 @@ async def test_a_bucket_that_does_not_answer_holds_no_revocation_up(
 ) -> None:
     async with store_proxy(bucket_url) as proxy:
         async with control_site.running(artifacts_url=proxy.url) as live:
-            token = await made(live, "revoked")
+            token, stolen = await made(live, "revoked"), await live.join("stolen")
+            assert (await stolen.ask(report=True)).status == 204
             await live.services.access.write()
         backup = await backups.take()
         async with control_site.running(artifacts_url=proxy.url) as live:
             proxy.answers(503, "SlowDown")
             await deploy.ok(live, "DELETE", "/v1/operators/revoked")
+            await deploy.ok(live, "POST", "/v1/nodes/stolen/revoke")
             store = await deploy.ok(live, "GET", "/v1/artifact-store")
-            assert (store["access_waiting"], store["access_waiting_since"] is not None) == (1, True)
+            # The node's join token, too.
+            assert (store["access_waiting"], store["access_waiting_since"] is not None) == (3, True)
             proxy.answer = b""
             await live.services.access.write()
             store = await deploy.ok(live, "GET", "/v1/artifact-store")
@@ -61,11 +64,14 @@ async def test_a_bucket_that_does_not_answer_holds_no_revocation_up(
         proxy.answers(503, "SlowDown")
         async with control_site.running(artifacts_url=proxy.url) as live:
             # It can't know yet; it says so, and applies the list once the store answers.
+            stolen.replica = live
             assert (await live.call("GET", "/v1/nodes", token=token)).status == 200
+            assert (await stolen.ask()).status == 204
             proxy.answer = b""
 
             async def refused() -> bool:
-                return (await live.call("GET", "/v1/nodes", token=token)).status == 401
+                answers = await live.call("GET", "/v1/nodes", token=token), await stolen.ask()
+                return [answer.status for answer in answers] == [401, 401]
 
             await until(refused, DEADLINE)
 

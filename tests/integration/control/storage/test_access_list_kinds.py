@@ -15,7 +15,7 @@ from tests.integration.control.access.test_sessions import asking
 from tests.integration.control.storage.test_access_lists import SCOPE, made, rotate, status
 from tests.support import deploy
 from tests.support.backups import Backups
-from tests.support.replica import Replica, Site
+from tests.support.replica import Replica, Site, TestNode
 
 
 def person(subject: str, *grants: Grant) -> Person:
@@ -111,7 +111,7 @@ async def test_a_token_whose_answer_was_lost_is_the_one_that_came_last(control_s
         await live.services.access.write()
     backup = await backups.take()
     async with control_site.running() as live:
-        lost, good = [await repeated(live, "ci") for _ in range(2)]
+        lost, good = [await repeated(live, "operators", {"name": "ci", "role": "read"}) for _ in range(2)]
         admin = await migrations.make_admin(live.services.db, live.services.clock, again=True)
         assert admin is not None
         await live.services.access.write()
@@ -142,26 +142,38 @@ async def test_an_admin_that_migrate_has_made_stays_one(control_site: Site, back
         await backups.restore(backup)
 
 
-async def repeated(live: Replica, name: str) -> str:
-    """The token of an operator by a request that may have come before."""
-    headers = {"authorization": f"Bearer {live.admin}", "idempotency-key": f"make-{name}"}
-    body = {"name": name, "role": "read"}
-    async with live.session.post(f"{live.url}/v1/operators", json=body, headers=headers) as answer:
-        assert answer.status == 201
+async def repeated(live: Replica, what: str, body: dict[str, object], wanted: int = 201) -> str:
+    """The token by a request that may have come before, under the same key."""
+    headers = {"authorization": f"Bearer {live.admin}", "idempotency-key": what}
+    async with live.session.post(f"{live.url}/v1/{what}", json=body, headers=headers) as answer:
+        assert answer.status == wanted
         return str((await answer.json())["token"])
 
 
-async def test_a_token_that_was_exchanged_before_the_backup_does_not_come_back(
+async def test_what_waited_in_the_backup_takes_nothing_back(
     control_site: Site, backups: Backups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waited in the backup is in a list, too: applied to what is newer, it changes nothing."""
+    """It is in a list, too: applied to metadata that have it and what came after it, it changes nothing."""
     monkeypatch.setattr(access_journal, "PERIOD", 1e6)
     async with control_site.running() as live:
-        lost, leaked = [await repeated(live, "ci") for _ in range(2)]
+        ci = {"name": "ci", "role": "read"}
+        lost, leaked = [await repeated(live, "operators", ci) for _ in range(2)]
         good = await rotate(live, "ci", 0)
+        kept = await made(live, "kept")
+        later = [await repeated(live, "operators/kept/rotate", {"keep_old": 3600}, 200) for _ in range(2)]
+        await live.join("stolen")
+        await deploy.ok(live, "POST", "/v1/nodes/stolen/revoke")
+        token = (await deploy.ok(live, "POST", "/v1/join-tokens", {"rejoin": "stolen"}))["token"]
+        joined = await deploy.ok(live, "POST", "/v1/nodes", {"name": "stolen", "attempt": str(uuid4())}, token=token)
+        again = TestNode(live, joined["node_id"], joined["credential"])
+        assert (await again.ask(report=True)).status == 204
     backup = await backups.take()
     async with control_site.running() as live:
         await live.services.access.write()
     await backups.restore(backup)
     async with control_site.running() as live:
+        assert (await deploy.ok(live, "GET", "/v1/artifact-store"))["restored_at"] is not None
         assert [await status(live, token) for token in (lost, leaked, good)] == [401, 401, 200]
+        assert [await status(live, token) for token in (kept, *later)] == [200, 401, 200]
+        again.replica = live
+        assert (await again.ask(report=True)).status == 204

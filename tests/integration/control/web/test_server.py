@@ -1,6 +1,7 @@
 """The server: TLS, how it starts and refuses to, how it ends, and a database that goes away and comes back."""
 
 import asyncio
+import os
 import re
 import signal
 import ssl
@@ -24,6 +25,7 @@ from control.web.server import ControlServer, StartError
 from tests.support import seeds
 from tests.support.certificates import Authority
 from tests.support.cutting import cutting
+from tests.support.programs import control_program, until
 from tests.support.replica import Replica, Site, TestNode, running
 from tests.support.wire_tap import tap
 
@@ -265,3 +267,14 @@ async def test_it_refuses_to_start_with_a_certificate_that_has_ended(control_sit
         _, said = await serving.communicate()
     assert serving.returncode == 1
     assert b"nodes and operators would refuse" in said.replace(b"\n", b" ")
+
+
+async def test_a_signal_has_files_read_again_that_have_not_changed(control_site: Site, tmp_path: Path) -> None:
+    async with control_program(control_site, tmp_path / "control") as (program, replica):
+        os.kill(program.pid, signal.SIGHUP)
+
+        async def read() -> bool:
+            return "files that can change are read again: " in program.text()
+
+        await until(read, "the log says so")
+        assert (await replica.call("GET", "/healthz", token="")).status == 200
