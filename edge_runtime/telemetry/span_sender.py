@@ -64,6 +64,14 @@ class SpanSender:
         else:
             self.dropped += 1
 
+    def refusal(self) -> str:
+        """Send a request without spans, and wait for its answer; why the collector doesn't take it, or ''."""
+        try:
+            self._send(b"")
+        except Exception as error:
+            return _cause(error)
+        return ""
+
     def close(self) -> None:
         """Send what is left, for `LAST_SEND` seconds at most."""
         self._stopping.set()
@@ -102,20 +110,25 @@ class SpanSender:
 def of_settings(settings: EdgeSettings, node: str) -> SpanSender:
     """Return the sender that the settings name, for a node of this name. Raises: EdgeSettingsError, when a file of
     theirs is wrong."""
+    return of_files(settings.otlp_url, settings.otlp_headers_file, settings.otlp_ca, node)
+
+
+def of_files(url: str, headers_file: Path | None, ca: Path | None, node: str) -> SpanSender:
+    """Return the sender for a collector. Raises: EdgeSettingsError, when one of the files is wrong."""
     headers: dict[str, str] = {}
     try:
-        if settings.otlp_headers_file is not None:
-            headers = collector_headers(settings.otlp_headers_file.read_text())
+        if headers_file is not None:
+            headers = collector_headers(headers_file.read_text())
     except OSError as error:
         raise EdgeSettingsError(f"otlp_headers_file can't be read: {error}") from None
     except ValueError as error:
         shown = "it isn't text" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise EdgeSettingsError(f"otlp_headers_file {settings.otlp_headers_file}: {shown}") from None
+        raise EdgeSettingsError(f"otlp_headers_file {headers_file}: {shown}") from None
     resource = {"service.name": "skerry-edge", **({"service.instance.id": node} if node else {})}
     try:
-        return SpanSender(settings.otlp_url, resource, headers, settings.otlp_ca)
+        return SpanSender(url, resource, headers, ca)
     except (OSError, ValueError) as error:
-        raise EdgeSettingsError(f"otlp_ca {settings.otlp_ca} can't be used: {error}") from None
+        raise EdgeSettingsError(f"otlp_ca {ca} can't be used: {error}") from None
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -28,6 +28,7 @@ CHECKS: Final = {
     "callers": "the file of callers can be used",
     "token": "the file with the node's token can be used",
     "secrets": "the file of secrets can be used",
+    "traces": "the collector that the settings name takes traces",
     "risks": "no setting gives up what the defaults guarantee",
     "disk": "there is room on the disk of the state directory",
     "wal": "the database's write-ahead log is short",

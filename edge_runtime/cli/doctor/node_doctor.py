@@ -13,7 +13,15 @@ from control import version
 from control.cli.doctor import findings
 from control.cli.doctor.findings import Finding
 from edge_runtime import logs
-from edge_runtime.cli.doctor import control_connection, local_http, machine, running_node, state_files, systemd_unit
+from edge_runtime.cli.doctor import (
+    control_connection,
+    local_http,
+    machine,
+    running_node,
+    state_files,
+    systemd_unit,
+    trace_collector,
+)
 from edge_runtime.cli.doctor.local_http import Values
 from edge_runtime.cli.node import JSON, STATE, show
 from edge_runtime.cli.run import run_options, settings_of, shown_settings
@@ -78,6 +86,7 @@ def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
         found += local_http.file_findings(state, values)
         found += local_http.listen_findings(values, runs=status is not None)
         found += local_http.risk_findings(values)
+        found += trace_collector.trace_findings(values)
     found += state_files.disk_findings(facts) + state_files.log_findings(facts)
     workers = int(values["SKERRY_EDGE_WORKERS"]) if values is not None else 2 * processors()
     seen = machine.look(workers, _pid(state) if status is not None else None)

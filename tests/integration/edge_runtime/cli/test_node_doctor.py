@@ -12,6 +12,7 @@ from tests.guests.version import version
 from tests.integration.edge_runtime.cli.test_node import command, running_node, status_until
 from tests.support.agents import Control, joined
 from tests.support.certificates import Authority
+from tests.support.otlp_receiver import collector
 from tests.support.ports import free_port
 
 
@@ -153,3 +154,25 @@ async def test_control_that_cant_be_reached_or_trusted(control: Control, tmp_pat
     assert "belongs to no node yet" in found["identity"]["what"]
     code, found = await doctor(tmp_path / "nowhere")
     assert (code, set(found)) == (1, {"state"})
+
+
+async def test_a_collector_of_traces(control: Control, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    await joined(control, state)
+    listen = ("--listen", f"127.0.0.1:{free_port()}")
+    headers = tmp_path / "headers"
+    headers.write_text("X-Token: a-token-of-ours\n")
+    with collector() as made:
+        settings = ("--otlp-url", made.url, "--otlp-headers-file", str(headers))
+        _, found = await doctor(state, *listen, *settings)
+        assert "traces" not in found
+        assert [sent["x-token"] for sent in made.headers] == ["a-token-of-ours"]
+        made.status = 401
+        _, found = await doctor(state, *listen, *settings)
+        assert (found["traces"]["level"], "it answered 401" in found["traces"]["what"]) == ("note", True)
+        assert "a-token-of-ours" not in json.dumps(found)
+    _, found = await doctor(state, *listen, "--otlp-url", f"http://127.0.0.1:{free_port()}")
+    assert "refused" in found["traces"]["what"]
+    headers.write_text("no header")
+    _, found = await doctor(state, *listen, *settings)
+    assert (found["traces"]["level"], str(headers) in found["traces"]["what"]) == ("wrong", True)
