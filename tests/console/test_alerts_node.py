@@ -54,20 +54,30 @@ async def test_its_certificate_ends_soon(watched: Watched) -> None:
     front.kill()
 
 
+async def join_again(watched: Watched) -> None:
+    """Have the node join again by a token for that."""
+    made = watched.cluster
+    token = (await made.call("POST", "/v1/join-tokens", {"rejoin": NODE}))["token"]
+    await join(made.folder / "edge", f"https://{made.control_address}", token, NODE, {}, again=True)
+    # A front that starts reads who it is.
+    await watched.tell_now()
+
+
+async def test_it_is_revoked_and_asks_on(watched: Watched) -> None:
+    await watched.cluster.call("POST", f"/v1/nodes/{NODE}/revoke")
+    await watched.fires("SkerryNodesRevoked", "SkerryEdgeCredentialRefused")
+    await join_again(watched)
+    await watched.ends("SkerryNodesRevoked", "SkerryEdgeCredentialRefused")
+
+
 async def test_its_credential_ends_soon(watched: Watched) -> None:
     made = watched.cluster
-
-    async def join_again() -> None:
-        """Its credential is good from now on, for as long as control's are."""
-        made.control.kill()
-        token = (await made.call("POST", "/v1/join-tokens", {"rejoin": NODE}))["token"]
-        await join(made.folder / "edge", f"https://{made.control_address}", token, NODE, {}, again=True)
-        # A front that starts reads who it is.
-        await watched.tell_now()
-
+    # A credential is good from now on, for as long as control's are.
     made.control.environment["SKERRY_CREDENTIAL_LIFE"] = str(86400)
-    await join_again()
+    made.control.kill()
+    await join_again(watched)
     await watched.fires("SkerryEdgeCredentialEnds", "SkerryGroupCredentialEnds")
     del made.control.environment["SKERRY_CREDENTIAL_LIFE"]
-    await join_again()
+    made.control.kill()
+    await join_again(watched)
     await watched.ends("SkerryEdgeCredentialEnds", "SkerryGroupCredentialEnds")
