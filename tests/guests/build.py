@@ -52,9 +52,10 @@ def build(source: Path) -> bytes:
     if source.suffix == ".wat":
         return wat(text.decode())
     command = _COMMANDS[source.suffix] + (_DIRECT if b'"skerry_direct.h"' in text else [])
-    if b'"extism:host/env"' in text:
+    if b'"extism_host.h"' in text:
         command = [*command, "-mexec-model=reactor"]
-    recipe = [text, *[header.read_bytes() for header in sorted(HEADERS.glob("*.h"))], " ".join(command).encode()]
+    headers = sorted([*HEADERS.glob("*.h"), *HERE.glob("*.h")])
+    recipe = [text, *[header.read_bytes() for header in headers], " ".join(command).encode()]
     recipe.append(importlib.metadata.version("ziglang").encode())
     digest = hashlib.sha256(b"\0".join(recipe)).hexdigest()
     built = CACHE / f"{digest}.wasm"

@@ -1,5 +1,5 @@
-/* An Extism plug-in that makes the calls of a script, which is the beginning of its input. tests/support/scripts.py
- * writes scripts and reads traces.
+/* An Extism plug-in that makes the calls of a script, which is the beginning of its input. What writes scripts and reads
+ * traces is tests/support/kernel_scripts.py.
  *
  * The input: the script's length (4 bytes), the script, and whatever follows. A step of the script is the number of an
  * operation (a byte) and its arguments: a slot (a byte; 255 for none) and a number (8 bytes) that is added to what the
@@ -7,41 +7,10 @@
  *
  * Addresses are each host's own, so the trace has none: of a handle it has the first slot with the same one, and what
  * the block has in it. */
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-typedef uint64_t handle;
+#include "extism_host.h"
 
-#define ENV(name) __attribute__((import_module("extism:host/env"), import_name(#name)))
-#define ENTRY(name) __attribute__((export_name(#name))) int32_t name(void)
-
-ENV(alloc) extern handle alloc(uint64_t length);
-ENV(free) extern void give_back(handle);
-ENV(length) extern uint64_t length(handle);
-ENV(length_unsafe) extern uint64_t length_unsafe(handle);
-ENV(load_u8) extern uint8_t load_u8(uint64_t at);
-ENV(load_u64) extern uint64_t load_u64(uint64_t at);
-ENV(store_u8) extern void store_u8(uint64_t at, uint8_t);
-ENV(store_u64) extern void store_u64(uint64_t at, uint64_t);
-ENV(input_length) extern uint64_t input_length(void);
-ENV(input_offset) extern handle input_offset(void);
-ENV(input_load_u8) extern uint8_t input_load_u8(uint64_t at);
-ENV(input_load_u64) extern uint64_t input_load_u64(uint64_t at);
-ENV(output_set) extern void output_set(uint64_t at, uint64_t length);
-ENV(error_set) extern void error_set(handle);
-ENV(config_get) extern handle config_get(handle);
-ENV(var_get) extern handle var_get(handle);
-ENV(var_set) extern void var_set(handle, handle);
-ENV(http_request) extern handle http_request(handle, handle);
-ENV(http_status_code) extern int32_t http_status_code(void);
-ENV(http_headers) extern handle http_headers(void);
-ENV(get_log_level) extern int32_t get_log_level(void);
-ENV(log_trace) extern void log_trace(handle);
-ENV(log_debug) extern void log_debug(handle);
-ENV(log_info) extern void log_info(handle);
-ENV(log_warn) extern void log_warn(handle);
-ENV(log_error) extern void log_error(handle);
 __attribute__((import_module("wasi_snapshot_preview1"), import_name("proc_exit"))) extern void proc_exit(uint32_t);
 
 #define SLOTS 250
@@ -91,19 +60,6 @@ static void answer(handle value) {
   for (uint64_t byte = 0; byte < size; byte++) sum = (sum ^ load_u8(value + byte)) * 1099511628211u;
   note(size);
   note(sum);
-}
-
-static handle block(const uint8_t *data, size_t size) {
-  handle made = alloc(size);
-  size_t byte = 0;
-  if (!made) return 0;
-  for (; byte + 8 <= size; byte += 8) {
-    uint64_t word;
-    memcpy(&word, data + byte, 8);
-    store_u64(made + byte, word);
-  }
-  for (; byte < size; byte++) store_u8(made + byte, data[byte]);
-  return made;
 }
 
 /* One step; returns whether it was the last, with the function's result in `code`. */

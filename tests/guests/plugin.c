@@ -1,40 +1,11 @@
 /* An Extism plug-in with everything that one can do, by the imports themselves. Its exports say what. */
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-typedef uint64_t handle;
+#include "extism_host.h"
 
-#define ENV(name) __attribute__((import_module("extism:host/env"), import_name(#name)))
 #define USER(name) __attribute__((import_module("extism:host/user"), import_name(#name)))
-#define ENTRY(name) __attribute__((export_name(#name))) int name(void)
 
-ENV(alloc) extern handle alloc(uint64_t length);
-ENV(free) extern void give_back(handle);
-ENV(length) extern uint64_t length(handle);
-ENV(load_u8) extern uint8_t load_u8(uint64_t at);
-ENV(load_u64) extern uint64_t load_u64(uint64_t at);
-ENV(store_u8) extern void store_u8(uint64_t at, uint8_t);
-ENV(store_u64) extern void store_u64(uint64_t at, uint64_t);
-ENV(input_length) extern uint64_t input_length(void);
-ENV(input_load_u8) extern uint8_t input_load_u8(uint64_t at);
-ENV(input_load_u64) extern uint64_t input_load_u64(uint64_t at);
-ENV(input_offset) extern handle input_offset(void);
-ENV(output_set) extern void output_set(uint64_t at, uint64_t length);
-ENV(error_set) extern void error_set(handle);
-ENV(config_get) extern handle config_get(handle);
-ENV(var_get) extern handle var_get(handle);
-ENV(var_set) extern void var_set(handle, handle);
-ENV(http_request) extern handle http_request(handle, handle);
-ENV(http_status_code) extern int32_t http_status_code(void);
-ENV(http_headers) extern handle http_headers(void);
-ENV(get_log_level) extern int32_t get_log_level(void);
-ENV(log_trace) extern void log_trace(handle);
-ENV(log_debug) extern void log_debug(handle);
-ENV(log_info) extern void log_info(handle);
-ENV(log_warn) extern void log_warn(handle);
-ENV(log_error) extern void log_error(handle);
 USER(sql) extern handle user_sql(handle);
 USER(http) extern handle user_http(handle);
 
@@ -42,18 +13,6 @@ static int begun;
 static int calls;
 
 __attribute__((constructor)) static void begin(void) { begun = 7; }
-
-static handle block(const char *data, size_t size) {
-  handle made = alloc(size);
-  size_t at = 0;
-  for (; at + 8 <= size; at += 8) {
-    uint64_t word;
-    memcpy(&word, data + at, 8);
-    store_u64(made + at, word);
-  }
-  for (; at < size; at++) store_u8(made + at, (uint8_t)data[at]);
-  return made;
-}
 
 static handle text(const char *data) { return block(data, strlen(data)); }
 
