@@ -168,6 +168,14 @@ async def test_many_changes_are_several_lists(
         await asyncio.gather(*(deploy.ok(live, "DELETE", f"/v1/operators/o{n}") for n in range(8)))
         await live.services.access.write()
     await backups.restore(backup)
+    keys = Store.keys
+
+    async def of_two(store: Store, prefix: str, after: str) -> tuple[list[str], bool]:
+        """As the store answers whose pages have two keys."""
+        found, more = await keys(store, prefix, after)
+        return found[:2], more or len(found) > 2
+
+    monkeypatch.setattr(Store, "keys", of_two)
     async with control_site.running() as live:
         for token in tokens:
             assert (await live.call("GET", "/v1/nodes", token=token)).status == 401

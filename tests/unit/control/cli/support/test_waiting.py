@@ -60,10 +60,12 @@ async def test_a_node_that_arrives_later_is_waited_for(capsys: pytest.CaptureFix
     assert capsys.readouterr().out.count("a runs release 3") == 1
 
 
-async def test_a_node_that_does_not_arrive_is_named() -> None:
+async def test_a_node_that_does_not_arrive_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [node("a", state="syncing"), node("b", at_target=True, generation=7)]
     with pytest.raises(NotConverged, match=r"a \(syncing\) didn't arrive in") as caught:
-        await follow([node("a", state="syncing")], within=0.3)
+        await follow(nodes, within=3 * waiting.PAUSE)
     assert caught.value.exit_code == 5
+    assert capsys.readouterr().out.count("b runs release 3") == 1, "however often control is asked"
 
 
 @pytest.mark.parametrize("state", ["offline", "revoked"])
