@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from control.access.auth import AuthError
+from control.access.provider import Person
+from control.access.rights import Grant, Rights
 from control.storage import migrations
 from tests.integration.control.access.test_sessions import ask, asking, both, sign_in
 from tests.support.control import Control, until
@@ -159,6 +161,16 @@ async def test_who_may_exchange_whose(control: Control) -> None:
     short = (await control.ok("POST", "/v1/operators", body))["token"]
     reply = await control.call("POST", "/v1/operators/admin/rotate", {"keep_old": 0}, token=short)
     assert reply.status == 403
+
+
+async def test_who_signs_in_by_a_provider_gets_no_token(control: Control) -> None:
+    person = Person("https://idp.example", "1", "anna", Rights((Grant("read"),)), 1)
+    secret = await control.services.people.sign_in(asking(), person)
+    name = (await ask(control, secret)).operator.name
+    for what, body in (("rotate", {"keep_old": 0}), ("change", {"grants": [{"role": "admin"}]})):
+        reply = await control.call("POST", f"/v1/operators/{name}/{what}", body)
+        assert (reply.code, "https://idp.example" in reply.body["detail"]) == ("operator_of_provider", True), what
+    assert str((await ask(control, secret)).operator.rights) == "read"
 
 
 async def test_a_last_use_is_noted_by_token_and_by_session(control: Control) -> None:
