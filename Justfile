@@ -51,7 +51,7 @@ test-console *ARGS: setup
     @scripts/console-tools
     @exec {{ pytest }} {{ if ARGS == "" { by_fives } else { "" } }} tests/console "$@"
 
-# the compilers of Rust, Go and AssemblyScript, which the tests of these languages need (without them they are skipped)
+# the compilers of Rust, Go and AssemblyScript, and editors' servers, which tests of these languages need (else skipped)
 toolchains: setup
     @scripts/toolchains
 

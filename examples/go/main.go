@@ -1,3 +1,5 @@
+//go:build wasip1
+
 // Notes by author: POST ?author=ada keeps the body as a note, GET ?author=ada lists ada's notes.
 package main
 

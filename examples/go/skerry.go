@@ -1,3 +1,5 @@
+//go:build wasip1
+
 // What a Skerry function in Go needs besides the standard library: SQL, HTTP.
 //
 // A function is a WASI command that answers one request: the request is in CGI variables (PATH_INFO, QUERY_STRING, ...)

@@ -67,7 +67,7 @@ def new(name: str, lang: str, into: Path | None, several: Path | None) -> None:
         raise Failure(f"{folder} is there already and has files in it", cure="name another folder with --into")
     number = 1 if several is None else _begin_project(several)
     table = table_of(name)
-    left = (*BUILD_FILES, toolchains.FLAGS)
+    left = (*BUILD_FILES, toolchains.FLAGS, toolchains.RUST_PROJECT)
     shutil.copytree(
         examples() / lang,
         folder,
@@ -102,7 +102,7 @@ def _write_editor_files(folder: Path) -> None:
     told = f"#:schema ./{EDITORS_SCHEMA}\n"
     (folder / project.FILE).write_text(told + (folder / project.FILE).read_text("utf-8"), "utf-8")
     for source in project.read(folder).functions:
-        toolchains.write_flags(folder, source.build)
+        toolchains.write_editor_files(folder, source.build)
 
 
 def table_of(name: str) -> str:
@@ -183,7 +183,7 @@ async def build(folder: Path, as_json: bool) -> None:
     """
     done: list[Json] = []
     for source in project.read(folder).functions:
-        toolchains.write_flags(source.folder, source.build)
+        toolchains.write_editor_files(source.folder, source.build)
         seconds = await toolchains.build(source)
         checked = await check(source)
         done.append({"name": source.name, "module": str(source.module), "seconds": round(seconds, 3), **checked})

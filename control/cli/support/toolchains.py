@@ -6,6 +6,7 @@ this machine, with the options that it needs to make a module for WASI. The rest
 
 import asyncio
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -25,6 +26,8 @@ from control.cli.support.project import FunctionSource
 
 FLAGS = "compile_flags.txt"
 """By it clangd finds the C library of WASI that Zig has. It names folders of this machine, so git ignores it."""
+RUST_PROJECT = "rust-project.json"
+"""By it rust-analyzer finds main.rs and the standard library of the compiler; likewise of this machine."""
 SILENT = 1.5
 """Seconds of a build before a line on a terminal says that it goes on."""
 FIRST_BUILDS = {
@@ -33,6 +36,8 @@ FIRST_BUILDS = {
 }
 """Of each compiler whose first build takes much longer than others, why."""
 _TOOL = re.compile(r"\{(\w+)\}")
+_EDITION = re.compile(r"--edition[= ](\d{4})\b")
+_RUST_FILE = re.compile(r"(\S+\.rs)(?:\s|$)")
 
 
 class BuildFailed(Failure):
@@ -151,15 +156,45 @@ def command(source: FunctionSource) -> tuple[list[str], dict[str, str]]:
     return words, environment
 
 
-def write_flags(folder: Path, build: str) -> None:
-    """Write a C project's `FLAGS`, unless it is there, the project isn't built by `{zig} cc`, or Zig isn't here."""
+def write_editor_files(folder: Path, build: str) -> None:
+    """Write what editors need to know of this machine for a function with that build command, where it isn't there:
+    `FLAGS` for one built by `{zig} cc`, `RUST_PROJECT` for one built by `{rustc}`."""
+    if build.startswith("{zig} cc ") and not (folder / FLAGS).exists():
+        _write_flags(folder)
+    elif build.startswith("{rustc} ") and not (folder / RUST_PROJECT).exists():
+        _write_rust_project(folder, build)
+
+
+def _write_flags(folder: Path) -> None:
+    """Write `FLAGS`, unless Zig isn't here."""
     library = _library_of_zig()
-    if not build.startswith("{zig} cc ") or library is None or (folder / FLAGS).exists():
+    if library is None:
         return
     headers = ("include", "libc/include/wasm-wasi-musl", "libc/include/generic-musl")
     found = [line for path in headers for line in ("-isystem", f"{library}/{path}")]
     lines = ["--target=wasm32-wasip1", "-nostdinc", *found]
     (folder / FLAGS).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _write_rust_project(folder: Path, build: str) -> None:
+    """Write `RUST_PROJECT`, unless Rust for WASI or the source of its standard library isn't here."""
+    compiler, root, edition = _rustc(folder), _RUST_FILE.search(build), _EDITION.search(build)
+    if compiler is None or root is None:
+        return
+    asked = [compiler[0], "--print", "sysroot"]
+    sysroot = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())  # noqa: S603
+    # Named, since rust-analyzer doesn't look for it by the sysroot alone.
+    library = sysroot / "lib" / "rustlib" / "src" / "rust" / "library"
+    if not (library / "std").is_dir():
+        return
+    crate: dict[str, str | list[str]] = {
+        "root_module": root[1],
+        "edition": edition[1] if edition else "2015",
+        "deps": [],
+        "target": "wasm32-wasip1",
+    }
+    content = {"sysroot": str(sysroot), "sysroot_src": str(library), "crates": [crate]}
+    (folder / RUST_PROJECT).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def _library_of_zig() -> Path | None:

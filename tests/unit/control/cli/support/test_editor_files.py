@@ -1,5 +1,9 @@
-"""What editors are told of a project: clang itself, which is in Zig, has no error by the flags that clangd reads."""
+"""What editors are told of a project: clang itself, which is in Zig, has no error by the flags that clangd reads.
 
+tests/integration/control/cli/test_editors.py asks the servers of other languages.
+"""
+
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from control.cli import main as cli
-from control.cli.support import project, toolchains
+from control.cli.support import authoring, project, toolchains
 
 
 def errors(folder: Path, *flags: str) -> str:
@@ -29,14 +33,62 @@ def test_clang_has_no_error_in_a_new_c_project(tmp_path: Path, monkeypatch: pyte
     # In a clone, which hasn't them, the build writes them; those that somebody wrote stay.
     build = project.read(folder).functions[0].build
     (folder / toolchains.FLAGS).unlink()
-    toolchains.write_flags(folder, build)
+    toolchains.write_editor_files(folder, build)
     assert (folder / toolchains.FLAGS).read_text().splitlines() == flags
     (folder / toolchains.FLAGS).write_text("mine")
-    toolchains.write_flags(folder, build)
+    toolchains.write_editor_files(folder, build)
     assert (folder / toolchains.FLAGS).read_text() == "mine"
 
 
 @pytest.mark.parametrize("build", ["", "make", "{zig} build-exe main.zig"])
 def test_other_projects_have_no_flags(build: str, tmp_path: Path) -> None:
-    toolchains.write_flags(tmp_path, build)
+    toolchains.write_editor_files(tmp_path, build)
     assert list(tmp_path.iterdir()) == []
+
+
+RUST = "{rustc} --edition 2021 -C opt-level=2 -o function.wasm main.rs"
+
+
+def compiler(sysroot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a compiler whose standard library is in `sysroot`."""
+    program = sysroot / "bin" / "rustc"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\necho {sysroot}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(toolchains, "_rustc", lambda _: [str(program), "--target", "wasm32-wasip1"])
+
+
+def test_a_rust_project_has_the_standard_library_of_the_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sysroot = tmp_path / "project", tmp_path / "usr"
+    source = sysroot / "lib" / "rustlib" / "src" / "rust" / "library"
+    folder.mkdir()
+    compiler(sysroot, monkeypatch)
+    # Without its source rust-analyzer would find errors everywhere.
+    toolchains.write_editor_files(folder, RUST)
+    assert list(folder.iterdir()) == []
+    (source / "std").mkdir(parents=True)
+    toolchains.write_editor_files(folder, RUST)
+    written = json.loads((folder / toolchains.RUST_PROJECT).read_text())
+    crate = {"root_module": "main.rs", "edition": "2021", "deps": [], "target": "wasm32-wasip1"}
+    assert written == {"sysroot": str(sysroot), "sysroot_src": str(source), "crates": [crate]}
+    (folder / toolchains.RUST_PROJECT).write_text("mine")
+    toolchains.write_editor_files(folder, RUST)
+    assert (folder / toolchains.RUST_PROJECT).read_text() == "mine"
+
+
+@pytest.mark.parametrize("build", ["{rustc} -o function.wasm", "cargo build", "{rustc}"])
+def test_a_rust_project_of_another_form_has_none(build: str, tmp_path: Path) -> None:
+    toolchains.write_editor_files(tmp_path, build)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_files_of_one_machine_are_not_in_git() -> None:
+    for language, file in (("c", toolchains.FLAGS), ("rust", toolchains.RUST_PROJECT)):
+        assert file in (authoring.examples() / language / ".gitignore").read_text().splitlines()
+
+
+def test_every_go_file_says_its_system() -> None:
+    for file in (authoring.examples() / "go").glob("*.go"):
+        assert file.read_text().startswith("//go:build wasip1\n\n")
