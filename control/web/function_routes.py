@@ -83,6 +83,14 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET",
+        "/v1/artifact-store/trial",
+        "Whether a small object can be stored, read and deleted",
+        store_check.trial,
+        "admin",
+        {200: recovery_responses.StoreTrial},
+    ),
+    Operation(
+        "GET",
         "/v1/artifact-store/unknown",
         "The objects of the bucket that the metadata don't know",
         store_check.unknown,

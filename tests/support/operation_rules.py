@@ -27,6 +27,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/artifact-store"): Rule("read", "any"),
     ("POST", "/v1/artifact-store/resume"): Rule("admin", "all"),
     ("GET", "/v1/artifact-store/check"): Rule("admin", "all"),
+    ("GET", "/v1/artifact-store/trial"): Rule("admin", "all"),
     ("GET", "/v1/artifact-store/unknown"): Rule("admin", "all"),
     ("GET", "/v1/recovery"): Rule("admin", "all"),
     ("POST", "/v1/recovery"): Rule("admin", "all"),

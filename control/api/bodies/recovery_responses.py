@@ -35,6 +35,14 @@ class StoreCheck(Struct):
     """On the first page, the bytes of all."""
 
 
+class StoreTrial(Struct):
+    """Whether a small object could be stored, read and deleted."""
+
+    code: str | None
+    """Of the problem; null where it went well."""
+    problem: str | None
+
+
 class BucketObject(Struct):
     """An object of the bucket that no row of the metadata knows."""
 

@@ -2,14 +2,16 @@
 
 import time
 from typing import Annotated, NamedTuple
+from uuid import uuid4
 
 import msgspec
 from msgspec import Meta
 
 from control import wire
-from control.api.bodies.recovery_responses import ArtifactFault, BucketObject, StoreCheck, UnknownObjects
+from control.api.bodies.recovery_responses import ArtifactFault, BucketObject, StoreCheck, StoreTrial, UnknownObjects
 from control.api.operations import ApiCall, Reply
-from control.storage import queries
+from control.problems import ProblemError
+from control.storage import owner_mark, queries
 from control.storage.bucket_owner import KNOWN_ARTIFACTS
 from control.storage.connection import Connection
 from control.storage.object_store import artifact_id_of, object_key
@@ -21,6 +23,8 @@ SECONDS = 5.0
 """Time after which a page ends with the artifact that was looked at last."""
 VERSIONS = 10
 """Versions that are named with an artifact."""
+TRIALS = f"{owner_mark.PREFIX}trial/"
+"""How the keys of objects begin that are stored only to see whether that works."""
 FIRST = "00000000-0000-0000-0000-000000000000"
 """An id before those of all artifacts."""
 
@@ -92,6 +96,23 @@ async def unknown(call: ApiCall) -> Reply:
     known = set(await call.services.databases.lists.read(lambda conn: conn.column(KNOWN_ARTIFACTS, ids)))
     found = [BucketObject(o.key, o.size, o.modified) for o in objects if artifact_id_of(o.key) not in known]
     return Reply(200, UnknownObjects(found, len(objects), after))
+
+
+async def trial(call: ApiCall) -> Reply:
+    """GET /v1/artifact-store/trial: store, read and delete a small object of control's own. It leaves nothing."""
+    store, name = call.services.store, str(uuid4())
+    try:
+        await call.services.ownership.confirm()
+        await store.write(f"{TRIALS}{name}", name.encode(), None)
+        try:
+            found = await store.read(f"{TRIALS}{name}")
+        finally:
+            await store.delete(f"{TRIALS}{name}")
+    except ProblemError as problem:
+        return Reply(200, StoreTrial(problem.code, problem.detail))
+    if found is None or found.data != name.encode():
+        return Reply(200, StoreTrial("store_unavailable", "the store doesn't give back what was stored a moment ago"))
+    return Reply(200, StoreTrial(None, None))
 
 
 async def _used_by(conn: Connection, artifact_id: str) -> list[str] | None:

@@ -85,6 +85,8 @@ async def _look(control: Client, now: datetime) -> list[Finding]:
         found += fleet_rules.trust_findings(trust)
     if (store := await read("the bucket", control.get(path("artifact-store")))) is not None:
         found += fleet_rules.store_findings(store, now)
+    if (trial := await read("a trial of the bucket", control.get(path("artifact-store", "trial")))) is not None:
+        found += fleet_rules.trial_findings(trial)
     if (lost := await read("artifacts", _needed_artifacts(control))) is not None:
         found += fleet_rules.artifact_findings(lost)
     if (operators := await read("operators", control.items(path("operators")))) is not None:

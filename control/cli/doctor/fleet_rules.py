@@ -159,3 +159,12 @@ def artifact_findings(check: Json) -> list[Finding]:
         found.append(Finding("artifacts", "wrong", text, cure))
     looked = f"{check['looked']} of {check['artifacts']} artifacts that releases need were looked for in the bucket"
     return found or [Finding("artifacts", "ok", f"{looked}; `skerry artifacts verify` reads all that there are")]
+
+
+def trial_findings(trial: Json) -> list[Finding]:
+    """Of a small object that control has tried to store, read and delete."""
+    if trial["problem"] is None:
+        return [Finding("store", "ok", "a small object could be stored, read and deleted")]
+    code = trial["code"]
+    text = f"a small object couldn't be stored, read and deleted: {trial['problem'].rstrip('.')} [{code}]"
+    return [Finding("store", "wrong", text, f"docs/errors.md#{code}")]

@@ -17,6 +17,7 @@ from control.sync import replica_mark
 from tests.support import programs
 from tests.support.agents import Control, joined, running_control
 from tests.support.control import module
+from tests.support.store_proxy import never, store_proxy
 
 
 async def doctor(control: Control, token: str = "", **environment: str) -> tuple[int, dict[str, Any]]:
@@ -133,3 +134,18 @@ async def test_artifacts_that_releases_need(
         assert "lost@1 (missing)" in what
         assert "shorter@1 (of another size)" in what
         assert "hello" not in what
+
+
+async def test_a_store_that_takes_no_objects(database_url: str, bucket_url: str, pki: Pki) -> None:
+    async with store_proxy(bucket_url) as proxy, running_control(database_url, proxy.url, pki) as control:
+        assert await all_findings(control, "store") == []
+        for refused, permission in (("PUT", "s3:PutObject"), ("GET", "s3:GetObject"), ("DELETE", "s3:DeleteObject")):
+            proxy.refused = lambda line, method=refused: line.startswith(method) and "/skerry/trial/" in line
+            [(level, what)] = await all_findings(control, "store")
+            assert level == "wrong"
+            assert permission in what
+            assert what.endswith("[store_refused]")
+        proxy.refused = never
+        async with s3_client(bucket_url) as client:
+            listed = await client.list_objects_v2(Bucket=bucket_url.rpartition("/")[2], Prefix="skerry/trial/")
+        assert len(listed.get("Contents", ())) == 1, "the one that couldn't be deleted"

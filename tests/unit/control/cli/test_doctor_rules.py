@@ -156,6 +156,11 @@ def test_the_store(change: dict[str, Any], expected: list[tuple[str, str]]) -> N
     assert bad(fleet_rules.store_findings(STORE | change, NOW)) == expected
 
 
+def test_a_trial_of_the_store() -> None:
+    assert bad(fleet_rules.trial_findings({"code": None, "problem": None})) == []
+    assert bad(fleet_rules.trial_findings({"code": "store_full", "problem": "x"})) == [("store", "wrong")]
+
+
 def test_artifacts() -> None:
     check: dict[str, Any] = {"looked": 1, "artifacts": 1, "faults": []}
     assert bad(fleet_rules.artifact_findings(check)) == []
