@@ -14,11 +14,13 @@ from control.storage import bucket_owner, connection_quotas
 from control.sync import heartbeats, monitor
 from control.telemetry import live_records
 from control.telemetry.webhooks import webhook_sender
+from control.web import lifespan
 from edge_runtime.redaction import redact
 from tests.guests import build
 from tests.support import failing_calls, replica
 from tests.support import services as servers
 from tests.support.control import Control, running
+from tests.support.kept_checks import KeptChecks
 
 # Its limit of 200 ms for each example is one on the machine, which may be busy with something else meanwhile.
 hypothesis.settings.register_profile("skerry", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -50,6 +52,14 @@ def pytest_collection_finish() -> None:
     """Have no collection of garbage look at the two million objects that all test modules have made."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_checks() -> Iterator[None]:
+    """Replicas in the tests' own process start no child for a check that was made before."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lifespan, "Checks", KeptChecks)
+        yield
 
 
 @pytest.fixture(scope="session")
