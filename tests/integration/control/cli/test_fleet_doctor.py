@@ -1,5 +1,6 @@
 """`skerry doctor` of a real control, which is broken in one way after the other."""
 
+import asyncio
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
@@ -11,12 +12,14 @@ import asyncpg
 import pytest
 
 from control.api.recovery import store_check
+from control.cli.doctor import access_rules
 from control.local.pki import Pki
 from control.local.seaweedfs import s3_client
 from control.sync import replica_mark
 from tests.support import programs
 from tests.support.agents import Control, joined, running_control
 from tests.support.control import module
+from tests.support.ports import free_port
 from tests.support.store_proxy import never, store_proxy
 
 
@@ -149,3 +152,43 @@ async def test_a_store_that_takes_no_objects(database_url: str, bucket_url: str,
         async with s3_client(bucket_url) as client:
             listed = await client.list_objects_v2(Bucket=bucket_url.rpartition("/")[2], Prefix="skerry/trial/")
         assert len(listed.get("Contents", ())) == 1, "the one that couldn't be deleted"
+
+
+async def test_what_comes_with_time_and_with_strangers(
+    database_url: str, bucket_url: str, pki: Pki, tmp_path: Path
+) -> None:
+    listen = f"0.0.0.0:{free_port()}"
+    async with running_control(database_url, bucket_url, pki, metrics_listen=listen) as control:
+        await joined(control, tmp_path / "edge")
+        await control.join_token(group="default")
+        for name in ("gone", "well"):
+            await control.call("POST", "webhooks", {"name": name, "url": "https://example.com/x"})
+        almost = timedelta(seconds=control.settings.credential_return) - timedelta(days=10)
+        connection = await asyncpg.connect(database_url)
+        await connection.execute("UPDATE join_tokens SET created_at = created_at - interval '2 days'")
+        await connection.execute("UPDATE webhooks SET ended_at = now() WHERE name = 'gone'")
+        await connection.execute("UPDATE credentials SET created_at = created_at - $1::interval", almost)
+        await connection.execute("UPDATE nodes SET state = 'offline'")
+        await connection.execute("UPDATE artifact_store SET restored_at = now()")
+        await connection.close()
+        for _ in range(access_rules.REFUSED):
+            headers = {"Authorization": f"Bearer sko_{uuid4()}_nonsense"}
+            async with control.http.get(f"{control.url}/v1/groups", headers=headers) as answer:
+                assert answer.status == 401
+        # They are written once a second.
+        async with asyncio.timeout(60):
+            while (
+                sum(one["count"] for one in (await control.call("GET", "auth-failures"))["items"])
+                < access_rules.REFUSED
+            ):
+                await asyncio.sleep(0.05)
+        code, found = await doctor(control)
+        assert code == 5
+        assert f"metrics are at {listen}" in found["settings"]["what"]
+        assert "a join token for default" in found["join_tokens"]["what"]
+        assert found["webhooks"]["what"].startswith("gone gets nothing")
+        assert "the credential of edge-1, which is offline" in found["node_credentials"]["what"]
+        assert "offline: edge-1" in found["nodes"]["what"]
+        assert "edge-1" in found["trust"]["what"]
+        assert "nobody has recovered" in found["metadata"]["what"]
+        assert "of 127.0.0.1" in found["refusals"]["what"]
