@@ -12,7 +12,7 @@ from control.sync.fleet_cache import FleetCache
 from tests.support import deploy
 from tests.support.backups import Backups
 from tests.support.control import module
-from tests.support.replica import Replica, Site, TestNode
+from tests.support.replica import Replica, SetClock, Site, TestNode
 
 SQL = "CREATE TABLE {} (x)"
 
@@ -161,3 +161,49 @@ async def test_recovering_again_changes_nothing(control_site: Site) -> None:
             assert (found["jump_to"], found["generation"]) == (None, 0)
         entries = (await live.call("GET", "/v1/audit?action=metadata.recover")).json()["items"]
         assert [(entry["before"], entry["after"]) for entry in entries] == [({}, {})] * 2
+
+
+async def test_what_a_person_has_to_do_is_said_in_words(control_site: Site, skerry: Skerry) -> None:
+    """Of nodes that have another text, aren't at their target or tell nonsense, and of credentials that aren't good."""
+    async with control_site.running() as live:
+        await deploy.push(live, "f", module("1"))
+        await change(live, "a")
+        await deploy.release(live, functions={"f": 1}, schema=1)
+        other, liar, gone, stolen = [await live.join(name) for name in ("other", "liar", "gone", "stolen")]
+        for node, generation in ((other, 0), (liar, 2**62), (gone, 9)):
+            node.generation = generation
+        other.inventory = wire.Inventory(1, [wire.AppliedChange(1, 1, "a" * 64)], [], other.inventory.database_id)
+        assert (await other.ask(report=True)).status == 409
+        for node in (liar, gone):
+            assert (await node.ask(report=True)).status == 200
+        await deploy.ok(live, "DELETE", "/v1/nodes/gone")
+        await deploy.ok(live, "POST", "/v1/nodes/stolen/revoke")
+        assert (await stolen.ask()).status == 401
+        await live.services.failures.flush()
+        found = orjson.loads(await skerry(live, "recover", "--json"))
+        assert found["jump_to"] is None, "a node that was removed counts no more"
+        [unknown] = found["unknown_changes"]
+        assert (unknown["number"], unknown["checksum"], unknown["registered"]) == (1, "a" * 64, True)
+        text = " ".join((await skerry(live, "recover")).split())
+        for said in (
+            "nodes were heard of in the last minute",
+            "schema change 1, with another text than the registered one, is on 1 nodes, such as other: look at which",
+            "of default don't run its release 1: make a new release",
+            f"node liar says that it completed generation {2**62}, which can't be: look at that machine",
+            "127.0.0.1 was refused 1 times with credentials that are revoked",
+        ):
+            assert said in text, text
+
+
+async def test_only_nodes_that_were_heard_of_since_count_as_heard(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as live:
+        for name in ("one", "two"):
+            assert (await (await live.join(name)).ask(report=True)).status == 204
+        three = await live.join("three")
+        await live.services.heartbeats.flush()
+        clock.advance(120)
+        assert (await three.ask(report=True)).status == 204
+        await live.services.heartbeats.flush()
+        found = await deploy.ok(live, "GET", "/v1/recovery")
+        assert (found["nodes"], found["unheard"]) == (3, 2)
