@@ -244,6 +244,15 @@ async def test_a_run_is_written_as_junit(project: Folder, tmp_path: Path) -> Non
     assert failure.text.startswith("status: 404 Not Found is expected, 200 OK came")
 
 
+async def test_a_report_that_can_not_be_written_is_told(project: Folder, tmp_path: Path) -> None:
+    project.cases(f'[[case]]\nname = "a"\n{sent("SELECT 1")}\n')
+    (tmp_path / "file").touch()
+    done = await project.test("--junit", tmp_path / "file" / "run.xml")
+    assert done.status == 1
+    assert "run.xml can't be written: " in done.err
+    assert "Traceback" not in done.err
+
+
 async def test_an_example_of_a_function_that_counts(tmp_path: Path, cache: Path) -> None:
     """A function by its path, not by SQL that it is sent."""
     project = Folder(tmp_path, cache)

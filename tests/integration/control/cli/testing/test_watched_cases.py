@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
@@ -40,45 +42,99 @@ async def test_ctrl_c_ends_all_without_a_word(tmp_path: Path, cache: Path) -> No
     assert psutil.wait_procs(made, timeout=30)[1] == []
 
 
-async def test_cases_run_again_when_a_file_changes(project: Folder, cache: Path) -> None:
-    project.cases(f'[[case]]\nname = "a"\n{sent("SELECT 1")}\nstatus = 201\n')
-    arguments = ("-m", "control.cli", "test", str(project.path), "--watch", "--junit", str(project.path / "run.xml"))
+async def test_a_process_that_is_killed_ends_the_run(tmp_path: Path, cache: Path) -> None:
+    """As by a system that is short of memory: what wasn't made isn't taken as passed."""
+    project = Folder(tmp_path, cache)
+    project.function("loop", guest("loop"), "time_limit_ms = 60000")
+    project.cases('[[case]]\nname = "a"\n[[case]]\nname = "b"\n')
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *(sys.executable, "-m", "control.cli", "test", str(project.path)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
     )
-    told = ""
+    started = psutil.Process(process.pid)
 
-    async def read() -> None:
-        nonlocal told
-        assert process.stdout is not None
-        while piece := await process.stdout.read(65_536):
-            told += piece.decode()
+    async def both_run() -> bool:
+        return len(started.children(recursive=True)) == 3
 
-    reading = asyncio.ensure_future(read())
+    await until(both_run, "both calls run")
+    [maker] = started.children()
+    maker.kill()
+    assert process.stdout is not None
+    told = (await asyncio.wait_for(process.stdout.read(), 60)).decode()
+    assert "was ended by SIGKILL, and 2 of 2 weren't made" in " ".join(told.split())
+    assert await process.wait() == 1
 
-    async def said(text: str, times: int) -> None:
+
+class Watching:
+    """A running `skerry test --watch`, and what it has said."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.told = ""
+
+    async def read(self) -> None:
+        assert self._process.stdout is not None
+        while piece := await self._process.stdout.read(65_536):
+            self.told += piece.decode()
+
+    async def said(self, text: str, times: int) -> None:
         async def there() -> bool:
-            return told.count(text) >= times
+            return self.told.count(text) >= times
 
-        await until(there, f"{text!r} is said in {told!r}")
+        await until(there, f"{text!r} is said in {self.told!r}")
 
+
+@asynccontextmanager
+async def watching(project: Folder, cache: Path, *more: str) -> AsyncIterator[Watching]:
+    """Run it until the block ends, which ends it by Ctrl-C."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "control.cli", "test", str(project.path), "--watch", *more),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+    )
+    made = Watching(process)
+    reading = asyncio.ensure_future(made.read())
     try:
-        await said("waiting for a change", 1)
-        assert "1 failed" in told
-        project.cases("[[case]]\nname =")
-        await said("can't be read", 1)
-        project.cases(f'[[case]]\nname = "a"\n{sent("SELECT 1")}\n')
-        await said("1 passed", 1)
-        await said("waiting for a change", 3)
-        # A change of the schema is one, too.
-        project.schema("CREATE TABLE other (x);")
-        await said("1 passed", 2)
-        assert told.count("waiting for a change") <= 4
+        yield made
     finally:
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         await asyncio.wait_for(process.wait(), 60)
         await reading
     assert process.returncode == 130
+
+
+async def test_cases_run_again_when_a_file_changes(project: Folder, cache: Path) -> None:
+    project.cases(f'[[case]]\nname = "a"\n{sent("SELECT 1")}\nstatus = 201\n')
+    async with watching(project, cache, "--junit", str(project.path / "run.xml")) as run:
+        await run.said("waiting for a change", 1)
+        assert "1 failed" in run.told
+        project.cases("[[case]]\nname =")
+        await run.said("can't be read", 1)
+        project.cases(f'[[case]]\nname = "a"\n{sent("SELECT 1")}\n')
+        await run.said("1 passed", 1)
+        await run.said("waiting for a change", 3)
+        # A change of the schema is one, too.
+        project.schema("CREATE TABLE other (x);")
+        await run.said("1 passed", 2)
+        assert run.told.count("waiting for a change") <= 4
+
+
+async def test_what_has_changed_is_built_again_and_nothing_else(project: Folder, cache: Path) -> None:
+    project.function("notes", b"", top='schema = "schema"\nbuild = "cp source function.wasm"')
+    source = project.path / "source"
+    source.write_bytes(guest("sql"))
+    project.cases(f'[[case]]\nname = "a"\n{sent("SELECT 1")}\n')
+    async with watching(project, cache) as run:
+        await run.said("1 passed", 1)
+        project.schema("CREATE TABLE other (x);")
+        await run.said("1 passed", 2)
+        assert run.told.count("notes: built in") == 1
+        source.write_bytes(guest("echo"))
+        await run.said("1 passed", 3)
+        assert run.told.count("notes: built in") == 2
 
 
 @pytest.mark.parametrize("words", [("test", "--watch"), ("dev",)], ids=" ".join)
