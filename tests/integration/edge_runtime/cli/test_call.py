@@ -113,6 +113,19 @@ async def test_a_secret_that_is_missing_is_named(call, tmp_path):
     assert not (tmp_path / "scerets.toml").exists()
 
 
+async def test_no_value_of_a_secret_is_in_what_is_said_of_a_failure(call, tmp_path):
+    secret = ("--secret", "KEY=opensesame")
+    manifest = tmp_path / "manifest.toml"
+    manifest.write_text('entry = "fail"\n')
+    done = await call(guest("plugin"), "--manifest", manifest, "--body", "opensesame fails", *secret)
+    assert done.status == 1
+    assert "[secret KEY] fails" in done.err
+    body = '{"sql":"SELECT * FROM opensesame"}'
+    asked = await call(guest("sql"), "--sql", ":memory:", "--body", body, *secret)
+    assert "no such table: [secret KEY]" in asked.err
+    assert "opensesame" not in done.err + asked.err
+
+
 async def test_an_answer_that_is_an_error_is_the_exit_status_where_that_is_wished(call, database):
     """As curl has it: 0 for any answer, 22 with --fail, which prints no answer."""
     given = ("--method", "POST", "--sql", database)
