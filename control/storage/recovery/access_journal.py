@@ -101,6 +101,8 @@ class AccessJournal:
                 return
             now = self._clock.now()
             name = access_list.name(owner, now, uuid4())
+            # A store that doesn't answer fails here, before the list is noted: what is noted stays.
+            await self._store.head(name)
             waiting = [AccessChange(row.at, row.kind, row.subject, row.details) for row in rows]
             changes = access_list.first_of(waiting)
             note = name, now

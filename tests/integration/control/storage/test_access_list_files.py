@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from control.local.seaweedfs import s3_client
+from control.problems import ProblemError
 from control.storage.object_store import Store
 from control.storage.recovery import access_journal, access_list
 from control.web import lifespan
@@ -74,6 +75,25 @@ async def test_a_bucket_that_does_not_answer_holds_no_revocation_up(
                 return [answer.status for answer in answers] == [401, 401]
 
             await until(refused, DEADLINE)
+
+
+async def test_a_bucket_that_does_not_answer_for_long_leaves_nothing_behind(
+    control_site: Site, bucket_url: str, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_journal, "PERIOD", 1e6)
+    async with store_proxy(bucket_url) as proxy, control_site.running(artifacts_url=proxy.url) as live:
+        await made(live, "one")
+        await live.services.access.write()
+        await made(live, "two")
+        lists = await connection.fetchval("SELECT count(*) FROM access_lists")
+        proxy.answers(503, "SlowDown")
+        for _ in range(3):
+            with pytest.raises(ProblemError, match="store"):
+                await live.services.access.write()
+        assert await connection.fetchval("SELECT count(*) FROM access_lists") == lists
+        proxy.answer = b""
+        await live.services.access.write()
+        assert await connection.fetchval("SELECT count(*) FROM access_lists") == lists + 1
 
 
 async def test_a_running_control_lets_nobody_in_until_the_bucket_answers(
