@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from uuid import uuid4
 
 import orjson
 import pytest
@@ -13,8 +14,11 @@ from control.cli.main import run as cli
 from control.local.pki import Pki
 from control.local.seaweedfs import s3_client
 from control.storage import owner_mark
-from control.storage.object_store import Store, StoredObject
-from tests.support.control import Control, module
+from control.storage.object_store import Store, StoredObject, object_key
+from control.storage.owner_mark import OwnerMark
+from tests.support.control import Control, module, until
+
+WASM = {"content-type": "application/wasm"}
 
 
 class Bucket:
@@ -37,6 +41,12 @@ class Bucket:
     async def delete(self, key: str) -> None:
         async with s3_client(self._url) as client:
             await client.delete_object(Bucket=self._name, Key=key)
+
+    async def keys(self) -> set[str]:
+        """The keys of all objects but control's own."""
+        async with s3_client(self._url) as client:
+            listed = await client.list_objects_v2(Bucket=self._name)
+            return {i["Key"] for i in listed.get("Contents", ()) if not i["Key"].startswith(owner_mark.PREFIX)}
 
     async def get(self, key: str) -> bytes:
         async with s3_client(self._url) as client:
@@ -85,6 +95,53 @@ async def test_the_same_bytes_pushed_again_mend_the_bucket(
     [entry] = await control.items("/v1/audit?action=artifact.restore")
     assert (entry["target"], entry["details"]["fault"]) == (sha256, damage)
     assert (await control.call("HEAD", f"/v1/artifacts/{sha256}")).status == 200
+
+
+async def test_a_bucket_that_became_anothers_is_not_mended(control: Control, bucket: Bucket) -> None:
+    wasm = module("lost")
+    sha256 = await control.upload(wasm)
+    key = await bucket.key_of(wasm)
+    await bucket.delete(key)
+    await bucket.put(owner_mark.KEY, owner_mark.encode(OwnerMark(str(uuid4()), 1, str(uuid4()))))
+    refused = await control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm, headers=WASM)
+    assert (refused.status, refused.code) == (503, "store_not_owned")
+    assert key not in await bucket.keys()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["deleted", "deleted-and-uploaded-again"])
+async def test_an_artifact_deleted_while_it_is_mended_is_stored_anew(
+    control: Control, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    wasm = module("lost")
+    sha256 = await control.upload(wasm)
+    key = await bucket.key_of(wasm)
+    await bucket.delete(key)
+    put = Store.put
+
+    async def and_lose_its_row(store: Store, stored: str, file: BinaryIO) -> None:
+        """The deletion ends before control notes that the object is there again."""
+        await put(store, stored, file)
+        if stored == key:
+            await control.services.db.transaction(lambda conn: conn.execute("DELETE FROM artifacts"))
+            if again:
+                assert (await control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm, headers=WASM)).status == 201
+
+    monkeypatch.setattr(Store, "put", and_lose_its_row)
+    answer = await control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm, headers=WASM)
+    assert answer.status == (200 if again else 201)
+    rows = await control.services.db.read(lambda conn: conn.fetch("SELECT id::text AS id FROM artifacts"))
+
+    async def has_what_the_metadata_have() -> bool:
+        ready = await control.services.db.read(
+            lambda conn: conn.fetch("SELECT id::text AS id FROM artifacts WHERE state = 'ready'")
+        )
+        return await bucket.keys() == {object_key(sha256, row["id"]) for row in ready}
+
+    assert rows
+    await until(has_what_the_metadata_have)
+    assert key not in await bucket.keys()
+    assert (await control.call("HEAD", f"/v1/artifacts/{sha256}")).status == 200
+    assert await control.items("/v1/audit?action=artifact.restore") == []
 
 
 async def test_verify_finds_what_is_lost_and_repairs_it_from_a_folder(
@@ -158,3 +215,37 @@ async def test_what_is_being_deleted_is_no_fault(control: Control, bucket: Bucke
     )
     code, found, _ = await skerry("artifacts", "verify")
     assert (code, found["artifacts"], found["faults"]) == (0, 0, [])
+
+
+async def test_what_is_deleted_while_it_is_looked_at_is_no_fault(
+    control: Control, bucket: Bucket, skerry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wasm = module("gone")
+    await control.push("f", wasm)
+    await bucket.delete(await bucket.key_of(wasm))
+    head = Store.head
+
+    async def and_begin_its_deletion(store: Store, key: str) -> int | None:
+        found = await head(store, key)
+        await control.services.db.transaction(
+            lambda conn: conn.execute("UPDATE artifacts SET state = 'deleting', state_since = now()")
+        )
+        return found
+
+    monkeypatch.setattr(Store, "head", and_begin_its_deletion)
+    code, found, _ = await skerry("artifacts", "verify")
+    assert (code, found["artifacts"], found["faults"]) == (0, 1, [])
+
+
+async def test_a_page_that_takes_long_ends_early_and_the_next_goes_on(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_check, "SECONDS", 0.0)
+    for n in range(3):
+        await control.push(f"f{n}", module(str(n)))
+    looked, path = [], "/v1/artifact-store/check"
+    page = await control.ok("GET", path)
+    while page["next"] is not None:
+        looked.append(page["looked"])
+        page = await control.ok("GET", f"{path}?after={page['next']}")
+    assert [*looked, page["looked"]] == [1, 1, 1]
