@@ -5,7 +5,9 @@ from typing import Any
 from uuid import uuid4
 
 from control import wire
-from tests.support.control import Control, module
+from tests.support import deploy
+from tests.support.control import Control, module, until
+from tests.support.replica import Site
 
 POLL = {"generation": 0, "digest": wire.digest(wire.Inventory()), "inventory": {}}
 
@@ -131,3 +133,22 @@ async def test_a_group_is_deleted_when_nothing_needs_it(control: Control) -> Non
 async def test_the_group_that_is_meant_where_none_is_named_stays(control: Control) -> None:
     reply = await control.call("DELETE", "/v1/groups/default")
     assert (reply.status, reply.code) == (409, "group_in_use")
+
+
+async def test_another_replica_hears_of_a_group_that_is_deleted(control_site: Site) -> None:
+    """Else the calls of its nodes would count there as those of a later group of the same name."""
+    async with control_site.running() as here, control_site.running() as there:
+        await deploy.ok(here, "POST", "/v1/groups", {"name": "shops"})
+        await deploy.push(here, "orders", module("orders"))
+        await deploy.release(here, "shops", functions={"orders": 1})
+
+        async def known() -> bool:
+            return "shops" in {group.name for group in there.services.fleet.groups.values() if group.release_id}
+
+        await until(known)
+        await deploy.ok(here, "DELETE", "/v1/groups/shops")
+
+        async def forgotten() -> bool:
+            return "shops" not in {group.name for group in there.services.fleet.groups.values()}
+
+        await until(forgotten)

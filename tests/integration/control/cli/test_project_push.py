@@ -13,7 +13,9 @@ def project(folder: Path, name: str, *functions: str) -> Path:
     """A project whose functions run the SQL that they are sent; `name` is its table, too."""
     (folder / "schema").mkdir(parents=True)
     (folder / "skerry.toml").write_text(f'name = "{name}"\nschema = "schema"\n')
-    (folder / "schema" / f"0001_{name}.sql").write_text(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, text TEXT);")
+    # Each file is a text of its own: this one ends without a semicolon, and with a comment.
+    text = f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, text TEXT) -- {name}"
+    (folder / "schema" / f"0001_{name}.sql").write_text(text)
     for function in functions:
         (folder / function).mkdir()
         (folder / function / "function.wasm").write_bytes(guest("sql"))

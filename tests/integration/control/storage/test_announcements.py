@@ -67,6 +67,8 @@ async def test_every_operation_that_announces_does_it_last(watched: tuple[Proxy,
     await announces(0, "POST", "/v1/releases?plan=true", {"functions": {"f": 2}})
     await announces(1, "POST", "/v1/nodes/one/move", {"group": "apart"})
     await announces(1, "POST", "/v1/nodes/one/retry")
+    await control.ok("POST", "/v1/groups", {"name": "unused"})
+    await announces(1, "DELETE", "/v1/groups/unused")
     await announces(1, "DELETE", "/v1/functions/f?release=true")
     await announces(1, "POST", "/v1/nodes/other/revoke")
     await announces(1, "DELETE", "/v1/operators/reader")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.dispatch.incoming_frames import BUFFER
-from tests.support.connections import on_uvloop, post, site
+from tests.support.connections import Client, on_uvloop, post, site
 from tests.support.edge import until
 
 
@@ -214,6 +214,30 @@ async def test_a_server_that_stops_answers_once_more_on_connections_in_use(
             status, headers, _ = await client.answer()
             assert (status, headers[b"connection"]) == (200, b"close")
             assert await client.end() == b""
+
+
+@on_uvloop
+async def test_a_connection_that_was_accepted_just_before_the_stop_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_runtime.web.connection.FIRST_WAIT", 60.0)
+    async with site(tmp_path, stop_limit=60.0) as edge:
+        # The loop gets no turn between these.
+        sock = socket.create_connection(("127.0.0.1", edge.port))
+        listener = edge.server._listener
+        assert listener is not None
+        listener._accept()
+        assert (listener.coming, len(edge.server.shared.live)) == (1, 0)
+        edge.server.stop()
+        await until(lambda: edge.server.shared.stopping)
+        assert not edge.server.shared.empty.is_set(), "what is left at the end of the stop would be cut off"
+        reader, writer = await asyncio.open_connection(sock=sock)
+        client = Client(reader, writer)
+        client.send(post(body=b"1"))
+        status, headers, body = await client.answer()
+        assert (status, headers[b"connection"], body) == (200, b"close", b"1")
+        assert await client.end() == b""
+        writer.close()
 
 
 @on_uvloop
