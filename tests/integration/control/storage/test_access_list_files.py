@@ -1,6 +1,7 @@
 """The lists of who may come in, in the bucket: how large they get, who wrote them, and a bucket that doesn't answer."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -199,3 +200,41 @@ async def test_many_changes_are_several_lists(
     async with control_site.running() as live:
         for token in tokens:
             assert (await live.call("GET", "/v1/nodes", token=token)).status == 401
+
+
+async def test_names_that_are_taken_as_a_list_was_lost_hold_up_no_other_change(
+    control_site: Site, bucket_url: str, backups: Backups
+) -> None:
+    async def lists(client: Any) -> set[str]:
+        name = bucket_url.rpartition("/")[2]
+        listed = await client.list_objects_v2(Bucket=name, Prefix=access_list.FOLDER)
+        return {item["Key"] for item in listed.get("Contents", ())}
+
+    async with s3_client(bucket_url) as client:
+        async with control_site.running() as live:
+            till, desk, spare = [await live.join(name) for name in ("till", "desk", "spare")]
+            first, revoked = await made(live, "ci"), await made(live, "revoked")
+            await live.services.access.write()
+        backup = await backups.take()
+        async with control_site.running() as live:
+            before = await lists(client)
+            for what in ("nodes/till", "nodes/spare", "operators/ci"):
+                await deploy.ok(live, "DELETE", f"/v1/{what}")
+            await live.services.access.write()
+            freed = await lists(client) - before
+            later = await live.join("till")
+            await deploy.ok(live, "POST", "/v1/nodes/desk/rename", {"name": "spare"})
+            second = await made(live, "ci")
+            await deploy.ok(live, "DELETE", "/v1/operators/revoked")
+            await live.services.access.write()
+        assert freed
+        for key in freed:
+            await client.delete_object(Bucket=bucket_url.rpartition("/")[2], Key=key)
+    await backups.restore(backup)
+    async with control_site.running() as live:
+        assert live.services.access.looked
+        for node, name in ((till, "till"), (desk, "desk"), (spare, "spare")):
+            assert (await live.node(name))["id"] == node.id
+            assert (await replace(node, replica=live).ask(report=True)).status == 204
+        assert (await replace(later, replica=live).ask()).status == 401
+        assert [await status(live, token) for token in (first, second, revoked)] == [200, 401, 401]
