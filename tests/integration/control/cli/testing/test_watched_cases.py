@@ -7,10 +7,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from control.cli.support.followed_files import FollowedFiles
+from control.cli.testing import run_cases
 from tests.guests.build import guest
 from tests.support.cases_project import Folder, sent
 from tests.support.programs import command, until
@@ -108,7 +111,7 @@ async def watching(project: Folder, cache: Path, *more: str) -> AsyncIterator[Wa
 
 async def test_cases_run_again_when_a_file_changes(project: Folder, cache: Path) -> None:
     project.cases(f'[[case]]\nname = "a"\n{sent("SELECT 1")}\nstatus = 201\n')
-    async with watching(project, cache, "--junit", str(project.path / "run.xml")) as run:
+    async with watching(project, cache) as run:
         await run.said("waiting for a change", 1)
         assert "1 failed" in run.told
         project.cases("[[case]]\nname =")
@@ -119,7 +122,53 @@ async def test_cases_run_again_when_a_file_changes(project: Folder, cache: Path)
         # A change of the schema is one, too.
         project.schema("CREATE TABLE other (x);")
         await run.said("1 passed", 2)
-        assert run.told.count("waiting for a change") <= 4
+
+
+async def test_its_own_file_of_results_starts_no_other_run(
+    project: Folder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    project.cases('[[case]]\nname = "a"\n')
+    junit = project.path / "run.xml"
+    steps: list[str] = []
+    run = run_cases._run
+
+    class Steps(FollowedFiles):
+        async def different(self) -> set[Path]:
+            found = await super().different()
+            steps.append("its own" if found == {junit} else f"looks: {len(found)}")
+            return found
+
+        async def changed(self) -> None:
+            steps.append("waits")
+            await super().changed()
+
+    async def counted(*arguments: Any) -> int:
+        steps.append("runs")
+        return await run(*arguments)
+
+    monkeypatch.setattr(run_cases, "_run", counted)
+    files = Steps([project.path])
+    # Named in another way than it is found.
+    named = project.path / "tests" / ".." / junit.name
+
+    async def waits_again() -> bool:
+        if "waits" in steps and "its own" not in steps:
+            # Whenever the watch began.
+            junit.write_text(f"{len(junit.read_bytes())}")
+        return "its own" in steps and steps[-1] == "waits"
+
+    tasks = [
+        asyncio.ensure_future(files.watch()),
+        asyncio.ensure_future(run_cases._again(project.path, "", named, files)),
+    ]
+    try:
+        await until(waits_again, "the file of results was noticed")
+        assert steps.count("runs") == 1, steps
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_what_has_changed_is_built_again_and_nothing_else(project: Folder, cache: Path) -> None:
