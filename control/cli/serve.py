@@ -32,13 +32,13 @@ def command(log_level: str) -> None:
     Refuses to start on a metadata database that lacks a part of this version's schema (run `skerry migrate` first), or
     that a newer version has made unfit for this one. Ends in order on SIGTERM.
     """
+    # Until the server reads files again at it; without a handler it would end this process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Imported here, so that `skerry --help` doesn't load the server and all that it uses.
     import uvloop
 
     from control.web import server
 
-    # Until the server reads files again at it; without a handler it would end this process.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server_log.set_up(log_level)
     for line in settings_in_force.unknown():
         log.warning("%s", line)

@@ -171,14 +171,14 @@ async def serve(settings: ControlSettings, *, clock: Clock | None = None) -> Non
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, server.read_again)
+    # None of the loop's handlers: when one is taken away, its signal ends the process until another way is set.
+    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(server.read_again))
     try:
         # Not uvicorn's serve(), which would raise the signal again at the end.
         await server._serve()
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-        loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 

@@ -1,6 +1,7 @@
 """The server: TLS, how it starts and refuses to, how it ends, and a database that goes away and comes back."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -278,3 +279,42 @@ async def test_a_signal_has_files_read_again_that_have_not_changed(control_site:
 
         await until(read, "the log says so")
         assert (await replica.call("GET", "/healthz", token="")).status == 200
+
+
+async def test_no_signal_to_read_files_again_ends_it_at_its_start_or_end(control_site: Site) -> None:
+    """From when it has begun to load the server to the end of its process."""
+    serving = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "control.cli", "serve", env=control_site.environment(), stderr=asyncio.subprocess.PIPE
+    )
+    said = bytearray()
+
+    async def read() -> None:
+        assert serving.stderr is not None
+        while piece := await serving.stderr.read(65_536):
+            said.extend(piece)
+
+    async def signals() -> None:
+        while serving.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                serving.send_signal(signal.SIGHUP)
+            await asyncio.sleep(0.0005)
+
+    loaded = Path(f"/proc/{serving.pid}/maps")
+    reading = asyncio.create_task(read())
+    try:
+        async with asyncio.timeout(60):
+            while "uvloop" not in loaded.read_text():
+                await asyncio.sleep(0.0005)
+            sending = asyncio.create_task(signals())
+            while b"files that can change are read again" not in said and serving.returncode is None:
+                await asyncio.sleep(0.01)
+            assert serving.returncode is None, (serving.returncode, said.decode())
+            serving.send_signal(signal.SIGTERM)
+            assert await serving.wait() == 0, said.decode()
+            await sending
+            await reading
+    finally:
+        if serving.returncode is None:
+            serving.kill()
+            await serving.wait()
+    assert b"Traceback" not in said
