@@ -1,11 +1,9 @@
 """The commands of a node beside `run`: join, status, check."""
 
 import asyncio
-import contextlib
 import http.client
 import json
 import os
-import pwd
 import re
 import socket
 import ssl
@@ -18,6 +16,7 @@ import click
 import orjson
 
 from edge_runtime.cli import access_lines
+from edge_runtime.cli.owner import told_owner
 from edge_runtime.cli.run import local_token
 from edge_runtime.settings import LISTEN, EdgeSettingsError
 from edge_runtime.sync import identity
@@ -45,6 +44,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, stable 
 @click.option(
     "--token",
     envvar="SKERRY_JOIN_TOKEN",
+    show_envvar=True,
     required=True,
     help="The one-time token of `skerry node token`; better in SKERRY_JOIN_TOKEN, which other users can't see.",
 )
@@ -79,6 +79,9 @@ def join_command(
         if not key or not equals:
             raise click.BadParameter(f"{label!r} isn't KEY=VALUE", param_hint="--label")
         pairs[key] = value
+    # Before the token is sent: it is good once. A folder that isn't there yet is made, for this user.
+    if state.exists():
+        check_owner(state, as_json)
     try:
         name = name or (_name_there(state) if again else None) or _host_name()
         made = asyncio.run(join(state, control_url, token, name, pairs, ca=ca, again=again))
@@ -339,15 +342,11 @@ def check_owner(state: Path, as_json: bool, *, or_root: bool = False) -> None:
     node. `or_root`: nothing is made, so it may be root's as well. Raises: click's, when it isn't, or there is no such
     folder."""
     try:
-        owner = state.stat().st_uid
+        refusal = told_owner(state)
     except OSError as error:
         raise fail("state_unusable", f"the state directory {state} can't be used: {error}", as_json) from None
-    if owner != os.geteuid() and not (or_root and not os.geteuid()):
-        with contextlib.suppress(KeyError):
-            who = pwd.getpwuid(owner).pw_name
-            text = f"{state} belongs to the user {who}: run this as {who}, with `sudo -u {who} skerry-edge …`"
-            raise fail("state_of_another_user", text, as_json)
-        raise fail("state_of_another_user", f"{state} belongs to the user id {owner}: run this as that user", as_json)
+    if refusal and not (or_root and not os.geteuid()):
+        raise fail("state_of_another_user", refusal, as_json)
 
 
 def _who(state: Path | None) -> dict[str, Any]:

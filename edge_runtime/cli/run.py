@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from control import settings_in_force
 from control.settings_in_force import Origin, SettingInForce
 from edge_runtime import logs
+from edge_runtime.cli.owner import told_owner
 from edge_runtime.files import FileUnfit
 from edge_runtime.settings import LISTEN, EdgeSettings, EdgeSettingsError
 from edge_runtime.state import StateUnfit
@@ -162,6 +163,9 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
     settings = settings_of(state, given)
     document = {"settings": shown_settings(settings)}
     with _told():
+        with contextlib.suppress(FileNotFoundError):
+            if refusal := told_owner(state):
+                raise StateUnfit(refusal)
         who = identity.read(state)
         logs.name_node(who.name)
         # Here, because they take a while to import, and the other commands need neither.

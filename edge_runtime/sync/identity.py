@@ -15,6 +15,14 @@ class NotJoined(Exception):
     """The state directory has no identity, or one that can't be read; the message says what to do."""
 
 
+class IdentityClosed(NotJoined):
+    """There is an identity, which this user may not read; `cure` is what opens it."""
+
+    def __init__(self, file: Path) -> None:
+        self.cure = f"as root: chown -R --reference={file.parent} {file.parent}"
+        super().__init__(f"{file} is closed to this user: another one, such as root, made it; {self.cure}")
+
+
 @dataclass(frozen=True)
 class Identity:
     """A joined node. `next_credential` was issued but not used yet; until it is used, `credential` stays valid.
@@ -63,7 +71,7 @@ def ca_path(state: Path) -> Path | None:
 
 
 def read(state: Path) -> Identity:
-    """Return the identity in the state directory. Raises: NotJoined, when there is none."""
+    """Return the identity in the state directory. Raises: NotJoined, when there is none, or none that can be read."""
     file = path(state)
     try:
         return msgspec.json.decode(file.read_bytes(), type=Identity)
@@ -72,6 +80,8 @@ def read(state: Path) -> Identity:
             f"{state} belongs to no node yet: ask for a join token (skerry node token), then "
             f"skerry-edge join --control URL --token TOKEN --state {state}"
         ) from None
+    except PermissionError:
+        raise IdentityClosed(file) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NotJoined(f"{file} can't be read ({error}): move it away and join again with a new token") from None
 

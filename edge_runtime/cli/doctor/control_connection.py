@@ -63,7 +63,7 @@ async def look(state: Path, who: Identity, *, ask: bool) -> ControlFacts:
                 given_out = ""  # it has no CA of its own
             refusal = await _credential_refused(client) if ask else None
             skew = client.skew
-    except NoAnswer as error:
+    except (NoAnswer, ControlRefused) as error:
         return ControlFacts(who.control_url, (error.code, error.message))
     except (ValueError, OSError) as error:
         return ControlFacts(who.control_url, ("ca_unusable", str(error)))
@@ -72,9 +72,13 @@ async def look(state: Path, who: Identity, *, ask: bool) -> ControlFacts:
 
 
 async def _credential_refused(client: ControlClient) -> tuple[str, str] | None:
+    """Code and message, where control refuses the credential. Raises: NoAnswer; ControlRefused, where control
+    says nothing of the credential, as it is short of something itself, such as its database."""
     try:
         await client.is_known()
     except ControlRefused as refused:
+        if refused.status not in (401, 403):
+            raise
         return refused.code, refused.message
     return None
 

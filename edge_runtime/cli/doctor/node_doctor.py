@@ -133,6 +133,8 @@ def _control(state: Path, status: dict[str, Any] | None) -> list[Finding]:
     """What there is of control, as the node's identity names it."""
     try:
         who = identity.read(state)
+    except identity.IdentityClosed as error:
+        return [Finding("identity", "wrong", f"{identity.path(state)} is closed to this user", error.cure)]
     except (identity.NotJoined, OSError) as error:
         cure = f"skerry-edge join --control URL --token TOKEN --state {state}"
         return [Finding("identity", "wrong", str(error).partition(": ask for")[0], cure)]

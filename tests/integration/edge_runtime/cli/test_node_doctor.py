@@ -6,14 +6,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edge_runtime import wal
 from edge_runtime.sync import identity
 from tests.guests.version import version
 from tests.integration.edge_runtime.cli.test_node import command, running_node, status_until
 from tests.support.agents import Control, joined
 from tests.support.certificates import Authority
+from tests.support.locks import locked
 from tests.support.otlp_receiver import collector
 from tests.support.ports import free_port
+from tests.support.services import LIKE_COCKROACHDB
 
 
 async def doctor(state: Path, *more: str, **environment: str) -> tuple[int, dict[str, Any]]:
@@ -154,6 +158,19 @@ async def test_control_that_cant_be_reached_or_trusted(control: Control, tmp_pat
     assert "belongs to no node yet" in found["identity"]["what"]
     code, found = await doctor(tmp_path / "nowhere")
     assert (code, set(found)) == (1, {"state"})
+
+
+async def test_a_control_without_its_database_is_no_refused_credential(control: Control, tmp_path: Path) -> None:
+    """Or a node would be joined again for nothing."""
+    state = tmp_path / "state"
+    await joined(control, state)
+    if LIKE_COCKROACHDB:
+        pytest.skip("CockroachDB has no LOCK TABLE")
+    async with locked(control.settings.metadata_url, "LOCK TABLE artifacts IN ACCESS EXCLUSIVE MODE"):
+        _, found = await doctor(state, "--listen", f"127.0.0.1:{free_port()}")
+    assert "credential" not in found
+    assert "[database_" in found["control"]["what"]
+    assert "/readyz" in found["control"]["cure"]
 
 
 async def test_a_collector_of_traces(control: Control, tmp_path: Path) -> None:

@@ -1,0 +1,18 @@
+"""Whose a state directory is: files that another user makes there would be closed to the node."""
+
+import os
+import pwd
+from pathlib import Path
+
+
+def told_owner(state: Path) -> str:
+    """Return why this process's user isn't to work with the state directory, and what to do: it is of another user.
+    Empty where it is this user's. Raises: OSError, when there is no such folder."""
+    owner = state.stat().st_uid
+    if owner == os.geteuid():
+        return ""
+    try:
+        who = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        return f"{state} belongs to the user id {owner}: run this as that user"
+    return f"{state} belongs to the user {who}: run this as {who}, with `sudo -u {who} skerry-edge …`"

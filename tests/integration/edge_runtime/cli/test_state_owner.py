@@ -1,0 +1,72 @@
+"""Whose the state directory is: what another user makes there, such as root, would be closed to the node."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edge_runtime.cli import node
+from edge_runtime.cli.main import main as skerry_edge
+
+JOIN = ("join", "--control", "https://localhost:1", "--name", "edge-1")
+TOKEN = {"SKERRY_JOIN_TOKEN": "skj_00000000-0000-0000-0000-000000000000_" + "a" * 43}
+AS_NOBODY = """
+import os, sys
+if not os.geteuid():
+    os.setgid(65534)
+    os.setuid(65534)
+from edge_runtime.cli.main import main as skerry_edge
+skerry_edge(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("arguments", [JOIN, ("run",)], ids=["join", "run"])
+def test_another_user_neither_joins_nor_runs(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    done = CliRunner().invoke(skerry_edge, [*arguments, "--state", str(state)], env=TOKEN)
+    assert done.exit_code == 1
+    assert f"{state} belongs to the user" in done.output
+    assert "sudo -u" in done.output
+    assert not list(state.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [JOIN, ("run",), ("status",), ("doctor",)], ids=lambda given: given[0])
+async def test_an_identity_of_another_user_is_told_with_what_opens_it(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    made = state / "identity.json"
+    made.write_text("{}")
+    made.chmod(0)
+    if os.geteuid() == 0:
+        os.chown(state, 65534, 65534)
+        for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+            folder.chmod(0o755)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", AS_NOBODY, *arguments, "--state", str(state)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={"PATH": os.environ["PATH"], **TOKEN},
+        cwd=Path(node.__file__).parents[2],
+    )
+    out, _ = await process.communicate()
+    told = out.decode()
+    assert process.returncode != 0
+    assert "Traceback" not in told
+    assert f"as root: chown -R --reference={state} {state}" in told
+    assert "skerry-edge join" not in told
+
+
+def test_a_join_without_a_token_names_the_variable(tmp_path: Path) -> None:
+    done = CliRunner().invoke(skerry_edge, [*JOIN, "--state", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "SKERRY_JOIN_TOKEN" in done.output
