@@ -154,7 +154,12 @@ class _Ready:
             raise CodedError("request_unfit", f"{unfit}.") from None
         missing = [name for name in manifest.secrets if name not in asked.secrets]
         if missing:
-            raise CodedError("secret_missing", f"The function needs the secret {', '.join(missing)}.")
+            example = ", ".join(f'{name} = "…"' for name in missing)
+            raise CodedError(
+                "secret_missing",
+                f"The function needs the secret {', '.join(missing)}, which the case hasn't: put "
+                f"secrets = {{ {example} }} above all cases of its file.",
+            )
         values = {name: asked.secrets[name] for name in manifest.secrets}
         request = SingleCallRequest(asked.file, manifest, http, str(users_folder()), secrets=values, name=asked.name)
         key = (asked.file, manifest.memory_pages, manifest.abi)

@@ -50,7 +50,7 @@ def compared(case: TestCase, done: CaseDone) -> list[str]:
         if there != value:
             lines.append(f"header {name}: {value!r} is expected, {'none' if there is None else repr(there)} came")
     if case.body is not None and case.body.encode() != result.body:
-        lines += ["body:", *_diff(_lines(case.body), _lines(answered))]
+        lines += _differ("body", _lines(case.body), _lines(answered))
     if case.json is not UNSET:
         lines += _json_differs(case.json, result)
     elif lines and case.body is None and answered:
@@ -60,7 +60,7 @@ def compared(case: TestCase, done: CaseDone) -> list[str]:
     for after, rows in zip(case.after, done.rows, strict=False):
         if not same(after.rows, rows):
             expected, came = ([orjson.dumps(row).decode() for row in each] for each in (after.rows, rows))
-            lines += [f"rows of {after.sql}:", *_diff(expected, came)]
+            lines += _differ(f"rows of {after.sql}", expected, came)
     return lines
 
 
@@ -84,7 +84,7 @@ def _json_differs(expected: Any, result: CaseResult) -> list[str]:
     if same(expected, came):
         return []
     pretty = (orjson.dumps(each, option=_PRETTY).decode().splitlines() for each in (expected, came))
-    return ["json:", *_diff(*pretty)]
+    return _differ("json", *pretty)
 
 
 def _status(status: int) -> str:
@@ -96,9 +96,10 @@ def _lines(text: str) -> list[str]:
     return [orjson.dumps(line).decode() for line in text.splitlines(keepends=True)]
 
 
-def _diff(expected: Iterable[str], came: Iterable[str]) -> list[str]:
+def _differ(what: str, expected: Iterable[str], came: Iterable[str]) -> list[str]:
     """Return all lines of both: `-` before one that is expected and didn't come, `+` before one that came."""
-    return [f"  {line}" for line in difflib.ndiff(list(expected), list(came)) if not line.startswith("?")]
+    lines = [f"  {line}" for line in difflib.ndiff(list(expected), list(came)) if not line.startswith("?")]
+    return [f"{what} (- is expected, + came):", *lines]
 
 
 def junit(run: list[Ended], seconds: float) -> bytes:

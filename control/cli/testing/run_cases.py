@@ -88,15 +88,15 @@ async def _run(found: Project, word: str, junit: Path | None, built: set[str]) -
     began = time.monotonic()
     run = await _made(found, chosen)
     seconds = time.monotonic() - began
+    failed = sum(bool(ended.different) for ended in run)
+    passed = f"{len(run) - failed} passed, " if failed < len(run) else ""
+    told = f"{passed}{failed} failed" if failed else f"{len(run)} passed"
+    output.say(f"{told} in {output.span(seconds)}", style="red" if failed else "green")
     if junit is not None:
         try:
             case_report.write(junit, run, seconds)
         except OSError as error:
             raise Failure(f"{junit} can't be written: {error.strerror}") from None
-    failed = sum(bool(ended.different) for ended in run)
-    passed = f"{len(run) - failed} passed, " if failed < len(run) else ""
-    told = f"{passed}{failed} failed" if failed else f"{len(run)} passed"
-    output.say(f"{told} in {output.span(seconds)}", style="red" if failed else "green")
     return 1 if failed else 0
 
 

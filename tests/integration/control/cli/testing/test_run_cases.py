@@ -97,7 +97,7 @@ sql_after = {{ sql = "SELECT * FROM nots", rows = [] }}
         "- true",
         "+ 2",
         '- ["ada"]',
-        "rows of SELECT author FROM notes:",
+        "rows of SELECT author FROM notes (- is expected, + came):",
         '- "other"',
         "status: 404 Not Found is expected, 200 OK came",
         "note: SQL: no such table: nots (sql_invalid)",
@@ -133,7 +133,7 @@ async def test_how_a_call_failed_is_shown(tmp_path: Path, cache: Path) -> None:
         "It was in function",
         "(time_limit)",
         "(worker_crashed)",
-        "the secret KEY",
+        'the secret KEY, which the case hasn\'t: put secrets = { KEY = "…" } above all cases of its file',
         "_invalid)",
     ):
         assert line in told
@@ -250,6 +250,7 @@ async def test_a_report_that_can_not_be_written_is_told(project: Folder, tmp_pat
     done = await project.test("--junit", tmp_path / "file" / "run.xml")
     assert done.status == 1
     assert "run.xml can't be written: " in done.err
+    assert b"1 passed in " in done.out
     assert "Traceback" not in done.err
 
 

@@ -55,7 +55,7 @@ def test_what_is_the_same() -> None:
 def test_a_field_that_is_not_expected_is_different() -> None:
     assert compared(case(json={"a": 1}), done(b'{"a":1}')) == []
     lines = compared(case(json={"a": 1}), done(b'{"a":1,"b":2}'))
-    assert lines[0] == "json:"
+    assert lines[0] == "json (- is expected, + came):"
     assert any(line.startswith("  + ") and '"b": 2' in line for line in lines)
 
 
@@ -81,7 +81,7 @@ def test_rows_after_the_call_are_compared_in_their_order() -> None:
     ended.rows = [[[1, "a"], [2, "b"]]]
     assert compared(case(after=after), ended) == []
     ended.rows = [[[2, "b"], [1, "a"]]]
-    assert compared(case(after=after), ended)[0] == "rows of SELECT 1:"
+    assert compared(case(after=after), ended)[0] == "rows of SELECT 1 (- is expected, + came):"
     ended.rows = []
     [line] = compared(case(after=after), ended)
     assert line.startswith("sql_after: it wasn't run")
