@@ -88,7 +88,8 @@ class EdgeServer:
             made.bind(address)
         except OSError as error:
             text = (
-                f"the node can't listen on {self._settings.listen}: {error.strerror}; SKERRY_EDGE_LISTEN names another"
+                f"the node can't listen on {self._settings.listen}: {error.strerror}; name another address by "
+                "SKERRY_EDGE_LISTEN, or by --listen of `skerry dev`, which finds a free one without it"
             )
             raise EdgeSettingsError(text) from None
         return made

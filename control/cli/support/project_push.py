@@ -165,7 +165,13 @@ class ProjectPush:
 def _of_files(files: Sequence[SchemaFile], refused: RequestRefused) -> RequestRefused:
     """Return control's refusal with the files that it is of."""
     names = ", ".join(str(file.path) for file in files)
-    return RequestRefused(f"{names}: {refused}", code=refused.code, field=refused.field, cure=refused.cure)
+    cure = refused.cure
+    if not cure and refused.code == "schema_refused" and "already exists" in str(refused):
+        cure = (
+            "all functions of a node share one database, and an earlier schema change made it (`skerry schema list`): "
+            "name yours after the project"
+        )
+    return RequestRefused(f"{names}: {refused}", code=refused.code, field=refused.field, cure=cure)
 
 
 def _together(releases: list[Json], changes: list[Json]) -> Json:

@@ -61,8 +61,9 @@ def show(release: Json, *, planned: bool = False) -> None:
 
 
 def named_change(change: Json) -> str:
-    """Return a schema change as the beginning of a sentence names it."""
-    return f"schema change {change['number']} ({change['name']}), revision {change['revision']},"
+    """Return a schema change as the beginning of a sentence names it; its first text is no revision of another."""
+    revision = f", revision {change['revision']}," if change["revision"] > 1 else ""
+    return f"schema change {change['number']} ({change['name']}){revision}"
 
 
 def show_findings(change: Json) -> None:

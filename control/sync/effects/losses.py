@@ -96,7 +96,7 @@ def refusals(losses: Sequence[LostRows], what: str) -> list[ProblemError]:
         ProblemError(
             "loss_not_allowed",
             f"{what} can lose rows of nodes: {listed(texts, SHOWN, len(texts), '; ')}. Go on with allow_loss "
-            "(--allow-loss) if that is meant",
+            "(--allow-loss) if that is meant; `skerry schema withdraw` takes a change back that no node has yet",
             field="allow_loss",
         )
     ]

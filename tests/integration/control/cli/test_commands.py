@@ -103,6 +103,8 @@ def test_names_with_a_slip_are_answered_with_the_near_ones(skerry: Shell) -> Non
         (("node", "show", "edge-11"), "is edge-1 meant?"),
         (("function", "show", "greetnig"), "is greeting meant?"),
         (("release", "create", "--group", "defualt"), "is default meant?"),
+        (("release", "create", "--set", "greetnig=1"), "is greeting meant?"),
+        (("function", "show", "greeting@99"), "`skerry function show greeting` shows its versions"),
         (("operator", "show", f"{operator}x"), f"is {operator} meant?"),
         (("group", "delete", "quite-another", "--yes"), "`skerry group list` shows"),
         (("webhook", "remove", "quite-another", "--yes"), "`skerry webhook list` shows"),
@@ -325,7 +327,7 @@ def test_every_verb_that_makes_a_release_shows_its_plan(skerry: Shell, tmp_path:
     file.write_text("CREATE TABLE plans (name TEXT);")
     skerry("group", "create", "plans")
     before = everything()
-    assert "(plans), revision 1, would be registered" in skerry("schema", "add", str(file), "--plan")
+    assert "(plans) would be registered" in skerry("schema", "add", str(file), "--plan")
     newest = [change for change in skerry.json("schema", "list") if not change["withdrawn"]][-1]
     file.write_text(newest["sql"] + " -- again")
     said = skerry("schema", "amend", str(newest["number"]), str(file), "--plan")

@@ -292,3 +292,4 @@ async def test_an_address_that_is_taken_ends_it(tmp_path: Path) -> None:
         await running.said("the local edge has ended")
         assert await asyncio.wait_for(running.process.wait(), 60) == 1
     assert f"can't listen on 127.0.0.1:{port}" in running.text
+    assert "--listen of `skerry dev`" in running.text

@@ -12,7 +12,7 @@ from tests.support.replica import Site
 
 REFUSED = {
     "stall": ("CREATE INDEX names ON items (name);", 3_000_000, "stall_not_allowed", "about 6.6 s on node large"),
-    "loss": ("DROP TABLE items;", 20_000, "loss_not_allowed", "can lose rows of nodes"),
+    "loss": ("DROP TABLE items;", 20_000, "loss_not_allowed", "`skerry schema withdraw` takes"),
 }
 
 
