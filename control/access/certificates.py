@@ -6,6 +6,7 @@ trusts the CAs takes it. Otherwise what was read before stays in use.
 
 import hashlib
 import logging
+import os
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
@@ -175,6 +176,14 @@ class ControlCertificates:
         if not chain:
             raise CertificateError(f"{self._certificate} has no certificate in PEM")
         self._check_dates(chain[0])
+        try:
+            self._key.read_bytes()
+        except OSError as error:
+            cure = f". As root: chgrp {os.getegid()} {self._key} && chmod 0640 {self._key}"
+            raise CertificateError(
+                f"the key {self._key} can't be read by control's user (id {os.geteuid()}): {error.strerror}"
+                f"{cure if isinstance(error, PermissionError) else ''}"
+            ) from error
         try:
             context = server_context(self._certificate, self._key)
         except (OSError, ValueError) as error:

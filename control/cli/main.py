@@ -66,6 +66,8 @@ def skerry(context: click.Context) -> None:
 
 skerry.add_command(completion("skerry"))
 
+UNANSWERED = "nothing was changed: nobody answered the question, as in a script: give --yes there"
+
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; errors are printed here."""
@@ -79,7 +81,15 @@ def run(arguments: list[str]) -> int:
         else:
             error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
+    except click.Abort as stopped:
+        if isinstance(stopped.__context__, EOFError):
+            unanswered = Failure(UNANSWERED, code="usage")
+            unanswered.exit_code = 2
+            output.failure(unanswered, as_json="--json" in arguments)
+            return 2
+        output.note("interrupted")
+        return 130
+    except (KeyboardInterrupt, asyncio.CancelledError):
         output.note("interrupted")
         return 130
     except BrokenPipeError:

@@ -109,7 +109,7 @@ def certificate_lines(held: Json) -> list[tuple[str, str | None]]:
         )
         for one in held["certificates"]
     ]
-    return [*lines, *((f"certificates: {note}", "red") for note in held["notes"])]
+    return [*lines, *((f"certificates: {note.removeprefix('certificates: ')}", "red") for note in held["notes"])]
 
 
 def _show(groups: list[Json], nodes: list[Json], fleet: Json | None) -> None:

@@ -60,7 +60,7 @@ def run(
         raise SyncFailed(
             "probe_failed",
             f"{what} {probe.method} {probe.path} answered {answer.status} and should have answered {probe.status}. "
-            f"Body: {shown}",
+            f"Body: {shown.strip()}",
         )
 
 

@@ -40,6 +40,7 @@ CA_CURE = "set SKERRY_CA to the file with control's CA"
 SIGN_IN_CURE = (
     "run `skerry login`, or set SKERRY_TOKEN to a valid operator's token (an admin makes one: `skerry operator add`)"
 )
+ELSEWHERE = "set SKERRY_URL and SKERRY_TOKEN, or run this as the user that has started `skerry up`"
 AGAIN = "start `skerry up` again: it writes the file anew"
 
 Json = dict[str, Any]
@@ -112,6 +113,8 @@ def read_home_file() -> dict[str, str]:
         value = orjson.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
+    except PermissionError as error:
+        raise NotConnected(f"{path} is closed to this user", cure=ELSEWHERE) from error
     except (OSError, orjson.JSONDecodeError) as error:
         raise NotConnected(f"{path} can't be read: {error}", cure=AGAIN) from error
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
@@ -313,10 +316,11 @@ class Client:
         )
 
     def unreachable(self, error: Exception) -> Unreachable:
+        cure = "is control running, and is SKERRY_URL right?"
+        if self._to.url.startswith("http://"):
+            cure += " Where control has a certificate, it is https://"
         return Unreachable(
-            f"{self._to.url} can't be reached: {error or type(error).__name__}",
-            code="unreachable",
-            cure="is control running, and is SKERRY_URL right?",
+            f"{self._to.url} can't be reached: {error or type(error).__name__}", code="unreachable", cure=cure
         )
 
     def _open(self) -> aiohttp.ClientSession:

@@ -4,6 +4,7 @@ Certificates and handshakes are real; only the time at which they are looked at 
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -65,6 +66,7 @@ def started(settings: ControlSettings, clock: SetClock | None = None) -> Control
             lambda folder, old, new: (folder / "control.key").write_bytes(old.issue("other").key),
             "aren't a certificate and its key",
         ),
+        (lambda folder, old, new: (folder / "control.key").unlink(), "control.key can't be read"),
         (lambda folder, old, new: put(folder, new.issue("other", LONG), old.certificate), "nodes would refuse"),
         (lambda folder, old, new: (folder / "ca.pem").write_text("nothing"), "has no certificate"),
         (lambda folder, old, new: (folder / "control.pem").write_text("nothing"), "has no certificate"),
@@ -88,6 +90,25 @@ def test_files_that_nodes_would_refuse_are_refused_at_the_start_and_later(
     assert served.look() is True
     assert not served.error
     assert served.context is not context
+
+
+def test_a_key_that_is_closed_to_controls_user_is_told_with_what_opens_it(
+    tmp_path: Path, old: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a renewal makes it that runs as root."""
+    settings = put(tmp_path, old.issue("control", LONG), old.certificate)
+    key, read = tmp_path / "control.key", Path.read_bytes
+
+    def closed(path: Path) -> bytes:
+        if path == key:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", closed)
+    with pytest.raises(CertificateError, match=r"can't be read by control's user .*: Permission denied") as refused:
+        started(settings)
+    assert f"chgrp {os.getegid()} {key} && chmod 0640 {key}" in str(refused.value)
+    assert "aren't a certificate and its key" not in str(refused.value)
 
 
 def test_a_ca_is_added_moved_to_and_dropped(tmp_path: Path, old: Authority, new: Authority) -> None:

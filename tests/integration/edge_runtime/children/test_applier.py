@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -324,6 +325,13 @@ def test_a_probe_of_a_function_that_reads_what_is_not_there_fails(opened, aot):
     error = refused(opened, plan(1, changes([ITEMS]), [function]), [function])
     assert error.code == "probe_failed"
     assert "no such table: nowhere" in error.message
+
+
+def test_the_end_of_a_line_that_a_probe_answers_ends_none_of_the_error(opened, aot):
+    visits = (Path(__file__).parents[4] / "examples/visits/visits.wasm").read_bytes()
+    function = probed(visits, aot, path="/nobody")
+    error = refused(opened, plan(1, changes([ITEMS]), [function]), [function])
+    assert error.message.endswith('no such table: visits"}}')
 
 
 def test_a_probe_may_not_do_more_than_its_grant(opened, aot):

@@ -133,6 +133,8 @@ def test_control_its_clock_and_its_certificates() -> None:
     assert bad(fleet_rules.certificate_findings({"notes": ["it ends"], "certificates": []})) == [
         ("certificates", "wrong")
     ]
+    (told,) = fleet_rules.certificate_findings({"notes": ["certificates: no pair"], "certificates": []})
+    assert told.what == "no pair"
     assert bad(fleet_rules.certificate_findings({"notes": [], "certificates": []})) == []
     lacking = {"trust": "x", "nodes": 2, "have": 1, "lacking": [NODE]}
     assert bad(fleet_rules.trust_findings(lacking)) == [("trust", "note")]

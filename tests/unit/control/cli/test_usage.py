@@ -1,5 +1,6 @@
 """What the CLI refuses by itself, before it asks control, and what it tells about itself."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,17 @@ def test_a_removal_is_asked_for_first(monkeypatch: pytest.MonkeyPatch, capsys: p
     for arguments in (["node", "remove", "n"], ["function", "delete", "f"], ["operator", "revoke", "o"]):
         assert cli.run(arguments) == 130
     assert len(asked) == 3
+
+
+def test_a_question_that_nobody_can_answer_says_which_option_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["node", "remove", "n"], ["group", "delete", "g"], ["operator", "revoke", "o", "--json"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        assert cli.run(arguments) == 2
+        told = capsys.readouterr().err
+        assert "nobody answered the question" in told
+        assert "--yes" in told
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -149,6 +149,26 @@ async def test_a_redirect_is_not_followed(faulty: Faulty) -> None:
     assert [path for _, path, _, _ in faulty.seen] == ["/v1/groups"]
 
 
+def test_what_up_has_left_and_another_user_may_not_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("SKERRY_URL", "SKERRY_TOKEN", "SKERRY_CA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SKERRY_HOME", str(tmp_path))
+    read = Path.read_bytes
+
+    def closed(path: Path) -> bytes:
+        if path == tmp_path / client.HOME_FILE:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", closed)
+    assert cli.run(["status"]) == 2
+    told = capsys.readouterr().err
+    assert "set SKERRY_URL and SKERRY_TOKEN" in told
+    assert "again" not in told
+
+
 async def test_an_unreachable_control(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -158,9 +178,13 @@ async def test_an_unreachable_control(monkeypatch: pytest.MonkeyPatch, capsys: p
         monkeypatch.setenv("SKERRY_TOKEN", "sko_secret")
         # The port is kept until then, so that nobody else listens there.
         assert await run("group", "list") == 4
-    error = capsys.readouterr().err
-    assert str(port) in error
-    assert "sko_secret" not in error
+        error = capsys.readouterr().err
+        assert str(port) in error
+        assert "sko_secret" not in error
+        assert "it is https://" not in error
+        monkeypatch.setenv("SKERRY_URL", f"http://127.0.0.1:{port}")
+        assert await run("group", "list") == 4
+        assert "Where control has a certificate, it is https://" in capsys.readouterr().err
 
 
 async def test_a_control_that_the_ca_did_not_sign_gets_no_token(
