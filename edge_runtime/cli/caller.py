@@ -22,12 +22,16 @@ from edge_runtime.web.callers_file import CallerEntry
 PREFIX: Final = "skc_"
 """What a token made here begins with, so that one that turns up somewhere is known for what it is."""
 
+NAMED: Final = 20
+"""Callers that are named, at most, where one isn't in the file."""
+
 FILE = click.option(
     "--file",
     "path",
     envvar="SKERRY_EDGE_CALLERS",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
+    show_envvar=True,
     help="The node's file of callers.",
 )
 
@@ -91,7 +95,11 @@ def add(
             pages,
         )
         with _changing(path) as text:
-            _write(path, callers_file.added(text, entry), [*_parsed(text, path), entry])
+            entries = _parsed(text, path)
+            if any(there.name == name for there in entries):
+                message = f"{path} has a caller {name} already: `skerry-edge caller remove {name}` first"
+                raise fail("callers_unfit", message, as_json)
+            _write(path, callers_file.added(text, entry), [*entries, entry])
     except (FileUnfit, OSError) as error:
         raise fail("callers_unfit", str(error), as_json) from None
     if as_json:
@@ -134,7 +142,9 @@ def remove(name: str, path: Path, as_json: bool) -> None:
             entries = _parsed(text, path)
             at = next((at for at, entry in enumerate(entries) if entry.name == name), None)
             if at is None:
-                raise fail("caller_missing", f"{path} has no caller {name[:63]}", as_json)
+                there = ", ".join(entry.name for entry in entries[:NAMED]) or "none"
+                more = f" and {len(entries) - NAMED} more" if len(entries) > NAMED else ""
+                raise fail("caller_missing", f"{path} has no caller {name[:63]}; it has {there}{more}", as_json)
             _write(path, callers_file.without(text, at), entries[:at] + entries[at + 1 :])
     except (FileUnfit, OSError) as error:
         raise fail("callers_unfit", str(error), as_json) from None

@@ -34,6 +34,10 @@ async def test_callers_are_added_listed_and_removed(tmp_path: Path) -> None:
     status, _, err = await command("caller", "add", "till", "--all-functions", "--file", file)
     assert status == 1
     assert "callers_unfit" in err
+    assert "`skerry-edge caller remove till` first" in err
+    status, _, err = await command("caller", "list")
+    assert status == 2
+    assert "SKERRY_EDGE_CALLERS" in err
     for wrong, said in (
         (("Till", "--pages"), "'Till' is no name"),
         (('a"', "--pages"), "is no name"),
@@ -53,6 +57,7 @@ async def test_callers_are_added_listed_and_removed(tmp_path: Path) -> None:
     status, _, err = await command("caller", "remove", "till", "--file", file)
     assert status == 1
     assert "caller_missing" in err
+    assert "it has prometheus" in err
     status, out, _ = await command("caller", "list", "--file", file, "--json")
     assert [caller["name"] for caller in json.loads(out)["callers"]] == ["prometheus"]
     assert (await command("caller", "add", "nothing", "--file", file))[0] == 2
