@@ -30,7 +30,14 @@ command.add_command(authoring.schema)
 
 
 @command.command()
-@click.argument("what", nargs=-1, required=True, metavar="FOLDER | NAME FILE")
+@click.argument(
+    "what",
+    nargs=-1,
+    required=True,
+    metavar="FOLDER | NAME FILE",
+    # As text it would be completed by nothing.
+    shell_complete=click.Path(path_type=Path).shell_complete,
+)
 @click.option(
     "--manifest",
     "manifest_file",

@@ -42,6 +42,23 @@ def test_a_shell_completes(program: str, words: list[str], offered: set[str]) ->
     assert completed(program, *words) == offered
 
 
+@pytest.mark.parametrize(
+    "words", ["skerry function push no", "skerry function push notes no", "skerry function build no", "skerry dev no"]
+)
+def test_folders_and_files_are_for_the_shell_to_complete(words: str) -> None:
+    asked = words.split()
+    environment = {
+        **os.environ,
+        "_SKERRY_COMPLETE": "bash_complete",
+        "COMP_WORDS": "\n".join(asked),
+        "COMP_CWORD": str(len(asked) - 1),
+    }
+    ended = subprocess.run(
+        [str(PROGRAMS / "skerry")], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.stdout.strip() in {"file,no", "dir,no"}
+
+
 @pytest.mark.parametrize("program", ["skerry", "skerry-edge"])
 def test_other_shells_have_a_script_and_an_unknown_one_is_refused(program: str) -> None:
     def ran(shell: str, *arguments: str) -> subprocess.CompletedProcess[str]:
