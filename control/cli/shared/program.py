@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from click.exceptions import NoSuchCommand
 from control import version
 
 SHELLS = ("bash", "zsh", "fish")
+_NOT_THERE = re.compile(r"'(.+)' does not exist\.$")
+"""How click ends its refusal of a file or a folder."""
 
 
 class LazyGroup(click.Group):
@@ -42,6 +45,26 @@ class LazyGroup(click.Group):
         except NoSuchCommand as error:
             # Click knows none of the names, as the modules aren't imported yet.
             raise NoSuchCommand(error.command_name, possibilities=self.list_commands(ctx), ctx=ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.BadParameter as error:
+            if (missing := _NOT_THERE.search(error.message)) and (near := _near(Path(missing[1]))):
+                text = f"{error.message} Did you mean '{near}'?"
+                raise click.BadParameter(text, error.ctx, error.param, error.param_hint) from None
+            raise
+
+
+def _near(missing: Path) -> str:
+    """Return what is there in the place of a file or folder that isn't, under a name like it; '' for nothing."""
+    from difflib import get_close_matches  # here, since hardly any command needs it
+
+    try:
+        near = get_close_matches(missing.name, sorted(os.listdir(missing.parent)), 1, 0.75)
+    except OSError:
+        return ""
+    return str(missing.parent / near[0]) if near else ""
 
 
 def version_option(program: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -92,6 +92,29 @@ def test_wrong_use(arguments: list[str], told: str, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("test", "nots"), "Directory 'nots' does not exist. Did you mean 'notes'?"),
+        (("function", "push", "f", "notes/functon.wasm"), "does not exist. Did you mean 'notes/function.wasm'?"),
+        (("schema", "add", "notes/another"), "File 'notes/another' does not exist.\n"),
+        (("schema", "add", "nowhere/at-all"), "File 'nowhere/at-all' does not exist.\n"),
+    ],
+)
+def test_a_mistyped_file_is_answered_with_the_near_one(
+    arguments: tuple[str, ...],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "function.wasm").write_bytes(b"\0asm")
+    monkeypatch.chdir(tmp_path)
+    assert cli.run([*arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("name", "content", "told"),
     [
         ("m.toml", "sql = 'read", "can't be read"),

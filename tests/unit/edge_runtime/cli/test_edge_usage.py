@@ -12,6 +12,7 @@ from edge_runtime.cli.main import main
         (["stauts"], "Did you mean 'status'?"),
         (["check_database"], "'check-database'"),
         (["status", "--sate", "x"], "--state"),
+        (["check", f"{__file__}x"], f"Did you mean '{__file__}'?"),
     ],
 )
 def test_a_word_that_is_near_to_another_is_answered_with_it(arguments: list[str], told: str) -> None:
