@@ -92,7 +92,8 @@ def trouble(node: Json) -> list[str]:
         lines.append(f"offline since {output.ago(node['state_since'])}, last seen {output.ago(node['last_seen_at'])}")
     if node["error"] and not node["at_target"]:
         error = node["error"]
-        lines.append(f"{error['message']} [{error['code']}], {output.ago(error['at'])}, {node['failures']} failures")
+        failures = "1 failure" if node["failures"] == 1 else f"{node['failures']} failures"
+        lines.append(f"{error['message']} [{error['code']}], {output.ago(error['at'])}, {failures}")
         if node["retry_at"]:
             lines.append(f"next attempt {output.ago(node['retry_at'])} (`skerry node retry {node['name']}` for now)")
     lines += [f"{w['kind']}: {w['message']} (since {output.ago(w['since'])})" for w in node["warnings"]]
