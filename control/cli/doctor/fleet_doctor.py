@@ -35,13 +35,12 @@ async def command(verbose: bool, as_json: bool) -> int:
 
     An admin sees all of it. Exits with 0 if all is well, 7 if there is something to note, 5 if something is wrong.
     """
+    found: list[Finding] = []
     async with options.client() as control:
         try:
-            found = await _look(control, datetime.now(UTC))
+            await _look(control, datetime.now(UTC), found)
         except Unreachable as error:
-            found = [
-                Finding("control", "wrong", f"{str(error).rstrip('.')} [{error.code}]", error.cure or "skerry status")
-            ]
+            found.append(_stopped(error, "; so the other checks weren't made"))
     if as_json:
         output.document(findings.document(found))
     else:
@@ -50,22 +49,42 @@ async def command(verbose: bool, as_json: bool) -> int:
     return EXITS[findings.worst(found)]
 
 
-async def _look(control: Client, now: datetime) -> list[Finding]:
+def _stopped(error: Unreachable, more: str = "") -> Finding:
+    return Finding("control", "wrong", f"{str(error).rstrip('.')} [{error.code}]{more}", error.cure or "skerry status")
+
+
+async def _look(control: Client, now: datetime, found: list[Finding]) -> None:
+    """Add to `found`, one check after the other. Raises: Unreachable, where control can't go on answering."""
     refused: list[str] = []
 
     async def read(what: str, asked: Awaitable[T]) -> T | None:
-        """The answer, None where this operator may not ask or control is too old to have it."""
+        """The answer, None where this operator may not ask, control is too old to have it, or it is of the bucket,
+        which can't be used."""
         try:
             return await asked
+        except Unreachable as error:
+            if not error.code.startswith(("store_", "bucket_")):
+                raise
+            text = f"{what} can't be looked at: {str(error).rstrip('.')} [{error.code}]"
+            found.append(Finding("store", "wrong", text, "skerry artifacts show"))
+            return None
         except RequestRefused as error:
             if error.code not in ("role_insufficient", "no_such_path"):
                 raise
             refused.append(what)
             return None
 
-    ready = await control.get("/readyz")
+    ready = None
+    try:
+        ready = await control.get("/readyz")
+    except Unreachable as error:
+        if error.code != "not_ready":
+            raise
+        # Without its bucket alone, control answers nearly all that follows.
+        found.append(_stopped(error))
     held = await read("certificates", control.get(path("certificates")))
-    found = fleet_rules.ready_findings(ready, [] if held is None else held["notes"])
+    if ready is not None:
+        found += fleet_rules.ready_findings(ready, [] if held is None else held["notes"])
     if held is not None:
         found += fleet_rules.certificate_findings(held)
     nodes = await control.items(path("nodes"))
@@ -106,7 +125,6 @@ async def _look(control: Client, now: datetime) -> list[Finding]:
         found.append(Finding("access", "note", text, "run it with an admin's token"))
     else:
         found.append(Finding("access", "ok", "this operator may read all that is looked at"))
-    return found
 
 
 async def _needed_artifacts(control: Client) -> Json:
