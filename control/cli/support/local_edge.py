@@ -43,7 +43,6 @@ def free_address() -> Iterator[str]:
                 tried.bind((HOST, port))
             except OSError:
                 continue
-            tried.close()
             yield f"{HOST}:{port}"
             return
     raise Failure(f"the ports {PORTS[0]} to {PORTS[-1]} are all taken", cure="name another address with --listen")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import orjson
 import psutil
 import pytest
 
+from control.cli.support.local_edge import HOST, PORTS
 from tests.guests.build import guest
 from tests.support import projects
 from tests.support.ports import free_port
@@ -207,15 +209,27 @@ async def test_several_serve_side_by_side(tmp_path: Path) -> None:
         assert len(addresses) == 3
 
 
+async def test_a_port_that_another_program_has_is_not_chosen(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # some other program has it already
+            stack.enter_context(socket.create_server((HOST, PORTS[0])))
+        async with dev(prebuilt(tmp_path / "project", "one"), port=0) as running:
+            await running.said("serves it")
+            found = re.search(rf"http://{HOST}:(\d+)/functions/one serves it", running.text)
+            assert found is not None
+            assert int(found[1]) in PORTS[1:]
+
+
 async def test_a_file_of_secrets_is_read_when_it_is_mended(tmp_path: Path) -> None:
     folder = prebuilt(tmp_path / "project", "till", 'secrets = ["KEY"]')
-    secrets = tmp_path / "of-the-author" / "secrets.toml"
-    secrets.parent.mkdir()
+    # In the project itself, where a change of another file would have it built again.
+    secrets = folder / "secrets.toml"
     secrets.write_text('[tll]\nKEY = "first"\n')
     async with dev(folder, "--secrets", secrets) as running:
         await running.said(r"others may use .*secrets\.toml")
         secrets.chmod(0o600)
-        await running.said(r"put it into .*secrets\.toml, in the table \[till\]")
+        # As it was said before.
+        await running.said(r"put it into .*secrets\.toml, in the table \[till\]", 2)
         secrets.write_text("[till]\nKEY = ")
         await running.said("is no valid TOML")
         secrets.write_text('[till]\nKEY = "second"\n')
@@ -229,11 +243,12 @@ async def test_a_file_of_secrets_is_read_when_it_is_mended(tmp_path: Path) -> No
 
         await until(lambda: is_value("second"), "the second value is served")
         # As editors write: another file, put in its place.
-        (secrets.parent / "new").write_text('[till]\nKEY = "third"\n')
-        (secrets.parent / "new").chmod(0o600)
-        (secrets.parent / "new").rename(secrets)
+        (tmp_path / "new").write_text('[till]\nKEY = "third"\n')
+        (tmp_path / "new").chmod(0o600)
+        (tmp_path / "new").rename(secrets)
         await running.said("serves it", 2)
         await until(lambda: is_value("third"), "the third value is served")
+        assert running.text.count("built in") == 1
 
 
 async def test_secrets_without_a_file_are_told_with_the_cure(tmp_path: Path) -> None:
