@@ -56,7 +56,11 @@ def trust_findings(trust: Json) -> list[Finding]:
     if not trust["trust"] or not trust["lacking"]:
         return [Finding("trust", "ok", f"{trust['have']} of {trust['nodes']} nodes trust control's CAs as given out")]
     names = [node["name"] for node in trust["lacking"]]
-    text = f"{trust['nodes'] - trust['have']} nodes don't trust, or haven't told it, the CAs given out: {named(names)}"
+    count = trust["nodes"] - trust["have"]
+    text = (
+        f"{count} {'node' if count == 1 else 'nodes'} told of other CAs than exactly those given out, or of none yet, "
+        f"as until some minutes after a join, or a change of the CAs: {named(names)}"
+    )
     return [Finding("trust", "note", text, "skerry ca (before one of the CAs is dropped)")]
 
 

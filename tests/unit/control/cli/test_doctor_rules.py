@@ -138,6 +138,7 @@ def test_control_its_clock_and_its_certificates() -> None:
     assert bad(fleet_rules.certificate_findings({"notes": [], "certificates": []})) == []
     lacking = {"trust": "x", "nodes": 2, "have": 1, "lacking": [NODE]}
     assert bad(fleet_rules.trust_findings(lacking)) == [("trust", "note")]
+    assert fleet_rules.trust_findings(lacking)[0].what.startswith("1 node told of other CAs")
     assert bad(fleet_rules.trust_findings(lacking | {"lacking": []})) == []
 
 
