@@ -4,7 +4,7 @@ import os
 
 import click
 
-from control.cli.support import client, options, output
+from control.cli.support import client, logins, options, output
 from control.cli.support.client import Json, path
 from control.settings_in_force import HIDDEN
 
@@ -32,7 +32,7 @@ def _own() -> list[Json]:
     values = {
         "SKERRY_CA": str(found.ca or ""),
         "SKERRY_EDGE_URL": found.edge,
-        "SKERRY_HOME": str(client.home()),
+        "SKERRY_HOME": str(logins.local_home(client.HOME_FILE)),
         "SKERRY_TOKEN": HIDDEN,
         "SKERRY_URL": found.url,
     }

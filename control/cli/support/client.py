@@ -99,7 +99,7 @@ class ConnectionSettings:
 
 
 def home() -> Path:
-    """The folder of a local installation: SKERRY_HOME, or .skerry in the current folder."""
+    """The folder of `skerry up`'s own installation: SKERRY_HOME, or .skerry in the current folder."""
     return Path(os.environ.get("SKERRY_HOME") or ".skerry").absolute()
 
 
@@ -108,7 +108,7 @@ def read_home_file() -> dict[str, str]:
 
     Raises: NotConnected, when the file can't be read.
     """
-    path = home() / HOME_FILE
+    path = logins.local_home(HOME_FILE) / HOME_FILE
     try:
         value = orjson.loads(path.read_bytes())
     except FileNotFoundError:

@@ -1,5 +1,7 @@
-"""What `skerry login` keeps: for each control the token of a session, in the user's folder, for this user alone."""
+"""Where the commands find a control: what `skerry login` keeps, for each control the token of a session, in the user's
+folder, for this user alone; and the folder of `skerry up`."""
 
+import contextlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,6 +54,24 @@ def keep(login: Login) -> None:
 def forget(url: str) -> None:
     """Forget the login at a control. Raises as `read`, and when it can't be written."""
     _write([one for one in read() if one.url != url])
+
+
+def local_home(file: str) -> Path:
+    """The folder in which `skerry up` left `file` for the commands: SKERRY_HOME, or the nearest .skerry that has it,
+    from the current folder upward; .skerry in the current folder where none has.
+
+    A folder above may be anybody's, and its file would name the control that gets code and a token. So there only one
+    of this user's own counts.
+    """
+    if named := os.environ.get("SKERRY_HOME"):
+        return Path(named).absolute()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        home = folder / ".skerry"
+        with contextlib.suppress(OSError):
+            if (home / file).stat().st_uid == os.geteuid() or folder == here:
+                return home
+    return here / ".skerry"
 
 
 def _write(logins: list[Login]) -> None:
