@@ -33,8 +33,7 @@ command.add_command(authoring.schema)
 @click.argument(
     "what",
     nargs=-1,
-    required=True,
-    metavar="FOLDER | NAME FILE",
+    metavar="[FOLDER] | NAME FILE",
     # As text it would be completed by nothing.
     shell_complete=click.Path(path_type=Path).shell_complete,
 )
@@ -92,13 +91,14 @@ async def push(
 ) -> None:
     """Upload the next version of a function, or of each of a project, and release them to a group.
 
-    What is uploaded is a project's FOLDER, or the module FILE as function NAME. A project is built; those of its schema
-    files that control hasn't are registered, unless --schema says which schema is meant; and one release has them all.
-    Other functions of the group's release stay; what the release changes is shown. With --plan modules are uploaded,
-    too, because control has to look at them; nothing is made of them.
+    What is uploaded is the project in FOLDER (this one), or the module FILE as function NAME. A project is built; those
+    of its schema files that control hasn't are registered, unless --schema says which schema is meant; and one release
+    has them all. Other functions of the group's release stay; what the release changes is shown. With --plan modules
+    are uploaded, too, because control has to look at them; nothing is made of them.
     """
     chosen = {"sql": sql, "time_limit_ms": time_limit, "memory_pages": memory_pages, "response_limit": response_limit}
     given = OptionsOfManifest(chosen, config, secrets, hosts, methods, route)
+    what = what or (".",)
     found, modules = _modules(what, manifest_file)
     if len(modules) > 1 and given.any():
         raise click.UsageError(f"{what[0]} has several functions: put what they may into their function.toml")

@@ -64,6 +64,7 @@ def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.Capture
         (["function", "push", "f", "FILE", "--wait", "--no-release"], "--no-release"),
         (["function", "push", "f", "/no/such/file"], "does not exist"),
         (["function", "push", "module.wasm"], "module.wasm is no folder: push takes a project's FOLDER, or NAME FILE"),
+        (["function", "push"], ". is no function's project"),
         (["function", "push", "f", "FILE", "--time-limit", "5"], "time_limit_ms"),
         (["function", "push", "f", "FILE", "--config", "novalue"], "KEY=VALUE"),
         (["function", "push", "f", "FILE", "--config", "1st=1"], "config"),
@@ -84,7 +85,14 @@ def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.Capture
         (["invoke", "f"], "--edge"),
     ],
 )
-def test_wrong_use(arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use(
+    arguments: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "f.wasm"
     file.write_bytes(b"\0asm")
     assert cli.run([str(file) if argument == "FILE" else argument for argument in arguments]) == 2
@@ -170,7 +178,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["function", "push"], ["release", "create", "--set", "a=b"], ["status", "--nothing"], ["node", "show"]],
+    [["function", "show"], ["release", "create", "--set", "a=b"], ["status", "--nothing"], ["node", "show"]],
 )
 def test_wrong_use_is_a_document_for_a_script(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*arguments, "--json"]) == 2
