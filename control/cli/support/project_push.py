@@ -169,7 +169,7 @@ def _of_files(files: Sequence[SchemaFile], refused: RequestRefused) -> RequestRe
     if not cure and refused.code == "schema_refused" and "already exists" in str(refused):
         cure = (
             "all functions of a node share one database, and an earlier schema change made it (`skerry schema list`): "
-            "name yours after the project"
+            "give yours another name"
         )
     return RequestRefused(f"{names}: {refused}", code=refused.code, field=refused.field, cure=cure)
 
