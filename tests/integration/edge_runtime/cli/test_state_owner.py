@@ -49,8 +49,9 @@ async def test_an_identity_of_another_user_is_told_with_what_opens_it(
     made.chmod(0)
     if os.geteuid() == 0:
         os.chown(state, 65534, 65534)
-        for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-            folder.chmod(0o755)
+        for folder in (tmp_path, *tmp_path.parents):
+            if not folder.stat().st_mode & 0o001:
+                folder.chmod(0o711)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", AS_NOBODY, *arguments, "--state", str(state)),
         stdout=subprocess.PIPE,
