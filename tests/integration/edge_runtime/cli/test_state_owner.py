@@ -4,6 +4,8 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,14 @@ skerry_edge(sys.argv[1:])
 """
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that another user reaches: each pytest that begins closes those of `tmp_path` again."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
 @pytest.mark.parametrize("arguments", [JOIN, ("run",)], ids=["join", "run"])
 def test_another_user_neither_joins_nor_runs(
     arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -40,18 +50,15 @@ def test_another_user_neither_joins_nor_runs(
 
 @pytest.mark.parametrize("arguments", [JOIN, ("run",), ("status",), ("doctor",)], ids=lambda given: given[0])
 async def test_an_identity_of_another_user_is_told_with_what_opens_it(
-    arguments: tuple[str, ...], tmp_path: Path
+    arguments: tuple[str, ...], open_folder: Path
 ) -> None:
-    state = tmp_path / "state"
+    state = open_folder / "state"
     state.mkdir(mode=0o700)
     made = state / "identity.json"
     made.write_text("{}")
     made.chmod(0)
     if os.geteuid() == 0:
         os.chown(state, 65534, 65534)
-        for folder in (tmp_path, *tmp_path.parents):
-            if not folder.stat().st_mode & 0o001:
-                folder.chmod(0o711)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", AS_NOBODY, *arguments, "--state", str(state)),
         stdout=subprocess.PIPE,
