@@ -29,11 +29,16 @@ def slow(number: int, seconds: float = 1.5, **more: Any) -> dict[str, Any]:
     return made
 
 
+ANSWERED: set[tuple[str, str]] = set()
+"""Nodes, by their ids, and the questions that each has answered."""
+
+
 async def answers(node: TestNode, *records: dict[str, Any], count: int = 1) -> Any:
     """Have a node answer the next questions, each with the records of its kind; return the last."""
-    # It may be told first that an earlier one has ended, or of one alone.
-    while len(questions := await asked(node)) < count:
+    # It may be told first that an earlier one has ended, or of one alone, or of an earlier one that is about to end.
+    while len(questions := [one for one in await asked(node) if (node.id, one.id) not in ANSWERED]) < count:
         pass
+    ANSWERED.update((node.id, question.id) for question in questions)
     for question in questions:
         mine = [one for one in records if (one["kind"] == "call") == (question.kind == "calls")]
         assert (await send(node, question.id, *mine, done=True)).status == 200

@@ -108,7 +108,7 @@ def try_out(url: str, ca: str, document: dict[str, Any], tokens: dict[str, str])
                     case.validate_response(response, checks=CHECKS)
 
                 try:
-                    examples(one, operation.as_strategy(mode, **overrides), EXAMPLES.get(name, 10))
+                    examples(one, operation.as_strategy(mode, **overrides), EXAMPLES.get(name, 6))
                 except Exception as error:
                     if "is not possible to generate" in str(error) or "Unsatisfiable" in type(error).__name__:
                         continue  # nothing of this operation's input can be wrong
@@ -133,7 +133,7 @@ async def test_the_server_does_what_the_document_says(
         tokens = {"operator": control.token, "node": node.credential, "join": join}
         document = await control.ok("GET", "/openapi.json", token="")
         sent, statuses = await asyncio.to_thread(try_out, control.url, str(pki.ca), document, tokens)
-        assert sent > 300
+        assert sent > 200
         assert {200, 201, 404, 422} <= statuses
 
 

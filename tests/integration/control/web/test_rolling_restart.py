@@ -50,9 +50,16 @@ async def test_no_poll_and_no_call_fails(control_site: Site, tmp_path: Path, cap
 
             await until(there, f"nodes are at release {wanted}")
 
+        def asked_the_next() -> bool:
+            return any("the next replica is asked" in record.getMessage() for record in caplog.records)
+
         await all_go_on()
         with caplog.at_level(logging.INFO, "skerry.agent"):
-            for program, _ in (one, other):
+            # Once more where it so happened that no poll was held by a replica that stopped.
+            for number in range(10):
+                if number >= 2 and asked_the_next():
+                    break
+                program, _ = (one, other)[number % 2]
                 await program.stop()
                 await all_go_on()
                 await program.again()
@@ -60,4 +67,4 @@ async def test_no_poll_and_no_call_fails(control_site: Site, tmp_path: Path, cap
                 assert [node.agent.status()["control"]["error"] for node in nodes] == [None] * NODES
         told = [record for record in caplog.records if record.name == "skerry.agent"]
         assert [record.getMessage() for record in told if record.levelno >= logging.WARNING] == []
-        assert any("the next replica is asked" in record.getMessage() for record in told)
+        assert asked_the_next()
