@@ -309,13 +309,17 @@ async def _main(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGHUP, front.read_again)
+    # None of the loop's handlers: as the loop ends it is taken away, and the signal would end the process.
+    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(front.read_again))
     # The objects made so far stay: a full collection needn't look at them each time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(2000, 10, 1000)
     mapped_pages.drop()
-    await front.run()
+    try:
+        await front.run()
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _more_files() -> None:

@@ -360,3 +360,21 @@ async def test_a_signal_ends_no_node_that_has_nothing_to_read_again(tmp_path: Pa
                 await asyncio.sleep(0.01)
         async with aiohttp.ClientSession(f"http://127.0.0.1:{process.port}") as session:
             assert (await text(session))[0] == 200
+
+
+async def test_a_signal_that_comes_while_a_node_ends_changes_nothing(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(FUNCTIONS)
+
+    async def signals(process: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                signal.pidfd_send_signal(process, signal.SIGHUP)
+                await asyncio.sleep(0.0005)
+
+    async with front_process(tmp_path / "state") as process:
+        descriptor = os.pidfd_open(process.pid)
+        sending = asyncio.create_task(signals(descriptor))
+    await sending
+    os.close(descriptor)
+    assert process.returned == 0
