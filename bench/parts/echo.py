@@ -15,6 +15,8 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from control.access.certificates import ControlCertificates
+from control.clock import SystemClock
 from control.settings import ControlSettings
 from control.web.server import ControlServer
 
@@ -36,8 +38,11 @@ class BareServer(ControlServer):
 
     def __init__(self, settings: ControlSettings) -> None:
         super().__init__(settings, tame=True)
+        certificates = ControlCertificates(settings, SystemClock())
+        certificates.start()
         # What the server asks of an application besides its requests.
-        self.app = SimpleNamespace(lifespan=_nothing, close=lambda: None)  # type: ignore[assignment]
+        services = SimpleNamespace(certificates=certificates)
+        self.app = SimpleNamespace(lifespan=_nothing, close=lambda: None, services=services)  # type: ignore[assignment]
         self.config.app = echo
 
 

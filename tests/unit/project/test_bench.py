@@ -1,7 +1,9 @@
 """The benchmarks' own parts: an answer that is wrong ends a run, and a missed bar ends `just bench` with a status."""
 
 import asyncio
+import os
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,7 +16,9 @@ import pytest
 from bench import __main__ as benchmarks
 from bench import result
 from bench.parts.load import Client, Expected, WrongAnswer, request
+from bench.parts.servers import process
 from bench.parts.wrk import Target, Wrk
+from control.local.pki import Pki
 from tests.support.ports import free_port
 
 SENT = request("/", b"hello", [("X-Y", "z")])
@@ -137,6 +141,17 @@ def test_servers_of_a_benchmark_that_is_killed_end(tmp_path: Path) -> None:
         server = psutil.Process(int(bench_process.stdout.readline()))
         bench_process.kill()
     server.wait(timeout=30)
+
+
+async def test_the_floor_of_polls_echoes_by_controls_own_server(pki: Pki, tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ["-m", "bench.parts.echo", str(port), str(pki.certificate), str(pki.key)]
+    tls = ssl.create_default_context(cafile=str(pki.ca))
+    async with (
+        process(tmp_path, "echo", arguments, port, os.sched_getaffinity(0)),
+        Client(port, [(SENT, Expected(200, b"hello"))], tls) as client,
+    ):
+        assert (await client.run(0.1)).answers > 0
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="scripts/bench-tools installs wrk")
