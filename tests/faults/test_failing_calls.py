@@ -26,7 +26,7 @@ from tests.support.agents import Control, running_control
 from tests.support.failing_calls import SHORT, FailingCalls
 from tests.support.node_process import LIMIT, NodeProcess
 
-SHARE = int(os.environ.get("SKERRY_TEST_CALLS", "2"))
+SHARE = int(os.environ.get("SKERRY_TEST_CALLS", "1"))
 SEED = int(os.environ.get("SKERRY_TEST_SEED", "1"))
 RENEWED = 3.0
 """Seconds after a failed call for a credential that is renewed at once, or not at all."""

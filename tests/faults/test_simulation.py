@@ -7,7 +7,7 @@ import pytest
 from tests.support.simulation import runs
 
 SEEDS = int(os.environ.get("SKERRY_TEST_SEEDS", "25"))
-FIRST = 500
+FIRST = 250
 """Those below are in tests/simulation."""
 
 
