@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 import msgspec
 from msgspec import Meta, Struct, field, inspect
 
-from control.wire import MIB, Body, Name, canonical
+from control.wire import MIB, Body, LabelKey, LabelValue, Name, Sha256, Uuid, canonical
 
 # A Python pattern's $ also matches before a line break at the end, hence the look-ahead.
 Method = Annotated[str, Meta(pattern=r"^[A-Z]{1,16}$(?!\n)")]
@@ -66,6 +66,10 @@ _SHAPES = {
         (Origin, "an origin as https://shop.example (no path, in lower case), `null` or `*`"),
         (HeaderName, "the name of a header"),
         (RoutePath, "a path as /orders/{id} or /files/{rest...}"),
+        (LabelKey, "a label's key of letters and digits, with . _ / or - between them, 63 at most"),
+        (LabelValue, "a line of text"),
+        (Sha256, "a SHA-256 of 64 hexadecimal digits, in lower case"),
+        (Uuid, "an id (a UUID, in lower case)"),
     )
 }
 

@@ -82,7 +82,8 @@ class ControlServer(uvicorn.Server):
             await listener.listen(settings.bind, settings.port, BACKLOG)
         except OSError as error:
             await self._services.aclose()
-            raise StartError(f"can't listen on {settings.bind} port {settings.port}: {error}") from error
+            where = f"{settings.bind} port {settings.port} (SKERRY_BIND, SKERRY_PORT)"
+            raise StartError(f"can't listen on {where}: {error}") from error
         self._listener = listener
         self._metrics_listener = None
         if settings.metrics_listen:

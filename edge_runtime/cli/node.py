@@ -343,6 +343,9 @@ def check_owner(state: Path, as_json: bool, *, or_root: bool = False) -> None:
     folder."""
     try:
         refusal = told_owner(state)
+    except FileNotFoundError:
+        told = f"there is no folder {state}: --state names the node's state directory, which `skerry-edge join` made"
+        raise fail("state_unusable", told, as_json) from None
     except OSError as error:
         raise fail("state_unusable", f"the state directory {state} can't be used: {error}", as_json) from None
     if refusal and not (or_root and not os.geteuid()):

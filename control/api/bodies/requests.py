@@ -7,12 +7,7 @@ from msgspec import Meta, field
 from control.access.rights import Role
 from control.event_kinds import EventKind
 from control.manifest_fields import Manifest
-from control.wire import MOST_FUNCTIONS, Body, Message, Name, Number, Sha256, Text
-
-LabelKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$(?!\n)")]
-"""Letters, digits and . _ / - between them, 63 at most."""
-LabelValue = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")]
-"""A line of text."""
+from control.wire import MOST_FUNCTIONS, Body, LabelKey, LabelValue, Message, Name, Number, Sha256, Text
 
 
 class NewJoinToken(Body, frozen=True):

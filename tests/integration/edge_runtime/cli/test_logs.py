@@ -91,6 +91,8 @@ async def test_a_state_directory_that_is_not_there_is_refused(tmp_path: Path, wh
     status, out, err = await command(what, "--state", str(tmp_path / "mistyped"))
     assert (status, out) == (1, "")
     assert "mistyped" in err
+    assert "--state names the node's state directory" in err
+    assert "Errno" not in err
     assert "state_unusable" in err
     assert not (tmp_path / "mistyped").exists()
 
