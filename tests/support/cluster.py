@@ -4,7 +4,6 @@ process of its own; control and the front are started again by a supervisor as s
 import asyncio
 import contextlib
 import hashlib
-import os
 import shutil
 import signal
 import ssl
@@ -25,7 +24,7 @@ from control.storage import database, migrations
 from edge_runtime.sync.join import join
 from tests.guests.build import guest
 from tests.guests.version import version
-from tests.support import seeds
+from tests.support import process_tree, seeds
 from tests.support.ports import free_port
 from tests.support.services import like_cockroachdb, remove_home, with_errors
 from tests.support.supervised import Supervised
@@ -180,12 +179,11 @@ class Cluster:
 
     def zygote(self) -> int:
         """Return the zygote's process id, 0 where there is none."""
-        return next((pid for pid in _children(self.front.pid) if b"edge_runtime.children.zygote" in _words(pid)), 0)
+        return process_tree.zygote(self.front.pid)
 
     def born(self) -> list[int]:
         """The zygote's children that the front waits for: workers, the applier, a compiler."""
-        zygote = self.zygote()
-        return [pid for pid in _children(zygote) if not _in_background(pid)] if zygote else []
+        return process_tree.born(self.front.pid)
 
     async def converged(self, number: int, *, hurry: bool = False) -> Any:
         """Wait until node and control agree that the node is at this release; the node as control sees it.
@@ -369,28 +367,6 @@ async def _first_release(made: Cluster, names: tuple[str, ...]) -> None:
     await made.call("POST", "/v1/releases", {"functions": chosen, "schema": 1})
     made.released.append(1)
     await made.converged(1)
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] if pid else []
-    except OSError:
-        return []
-
-
-def _words(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def _in_background(pid: int) -> bool:
-    """It compiles while there is nothing else to do."""
-    try:
-        return os.sched_getscheduler(pid) == os.SCHED_IDLE
-    except ProcessLookupError:
-        return True
 
 
 def _tail(log: Path) -> str:

@@ -19,25 +19,34 @@ from tests.support.cases_project import Folder, sent
 from tests.support.programs import command, until
 
 
-async def test_ctrl_c_ends_all_without_a_word(tmp_path: Path, cache: Path) -> None:
-    project = Folder(tmp_path, cache)
-    project.function("loop", guest("loop"), "time_limit_ms = 60000")
-    project.cases('[[case]]\nname = "a"\n[[case]]\nname = "b"\n')
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "control.cli", "test", str(project.path)),
+async def started(project: Folder, cache: Path, *more: str) -> asyncio.subprocess.Process:
+    """`skerry test` of the project, with processes of its own for Ctrl-C."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "control.cli", "test", str(project.path), *more),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
         env={**os.environ, "XDG_CACHE_HOME": str(cache)},
     )
 
-    started = psutil.Process(process.pid)
+
+async def two_calls(folder: Path, cache: Path) -> tuple[asyncio.subprocess.Process, list[psutil.Process]]:
+    """`skerry test` while it makes two calls that don't end, and its processes."""
+    project = Folder(folder, cache)
+    project.function("loop", guest("loop"), "time_limit_ms = 60000")
+    project.cases('[[case]]\nname = "a"\n[[case]]\nname = "b"\n')
+    process = await started(project, cache)
+    ours = psutil.Process(process.pid)
 
     async def both_run() -> list[psutil.Process]:
-        made = started.children(recursive=True)
+        made = ours.children(recursive=True)
         return made if len(made) == 3 else []
 
-    made = await until(both_run, "both calls run")
+    return process, await until(both_run, "both calls run")
+
+
+async def test_ctrl_c_ends_all_without_a_word(tmp_path: Path, cache: Path) -> None:
+    process, made = await two_calls(tmp_path, cache)
     os.killpg(process.pid, signal.SIGINT)
     assert process.stdout is not None
     assert (await asyncio.wait_for(process.stdout.read(), 30)).strip() == b"interrupted"
@@ -47,22 +56,8 @@ async def test_ctrl_c_ends_all_without_a_word(tmp_path: Path, cache: Path) -> No
 
 async def test_a_process_that_is_killed_ends_the_run(tmp_path: Path, cache: Path) -> None:
     """As by a system that is short of memory: what wasn't made isn't taken as passed."""
-    project = Folder(tmp_path, cache)
-    project.function("loop", guest("loop"), "time_limit_ms = 60000")
-    project.cases('[[case]]\nname = "a"\n[[case]]\nname = "b"\n')
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "control.cli", "test", str(project.path)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
-    )
-    started = psutil.Process(process.pid)
-
-    async def both_run() -> bool:
-        return len(started.children(recursive=True)) == 3
-
-    await until(both_run, "both calls run")
-    [maker] = started.children()
+    process, _ = await two_calls(tmp_path, cache)
+    [maker] = psutil.Process(process.pid).children()
     maker.kill()
     assert process.stdout is not None
     told = (await asyncio.wait_for(process.stdout.read(), 60)).decode()
@@ -92,12 +87,7 @@ class Watching:
 @asynccontextmanager
 async def watching(project: Folder, cache: Path, *more: str) -> AsyncIterator[Watching]:
     """Run it until the block ends, which ends it by Ctrl-C."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "control.cli", "test", str(project.path), "--watch", *more),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
-    )
+    process = await started(project, cache, "--watch", *more)
     made = Watching(process)
     reading = asyncio.ensure_future(made.read())
     try:
