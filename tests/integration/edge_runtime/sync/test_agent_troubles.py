@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,15 @@ from edge_runtime.sync.control_client import ControlClient, NoAnswer
 from edge_runtime.sync.outbox import Outbox
 from tests.support.agents import Control, Edge, change_plans, edge, joined, running_control
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
+
+
+def failing(number: int) -> Callable[..., Any]:
+    """Return what fails with this number of an error, as a disk does."""
+
+    def fails(*_: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return fails
 
 
 async def test_a_report_that_could_not_be_sent_waits_on_disk_and_goes_first(
@@ -53,15 +63,12 @@ async def test_a_disk_that_takes_nothing_costs_no_report(
     """What the node keeps for a start can't be written, removed or read."""
     await joined(control, tmp_path)
 
-    def refused(*_: Any) -> Any:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
     async with edge(tmp_path) as node:
         await first_release(control)
         await control.until(lambda n: n["at_target"])
         for method in ("begin", "end", "keep"):
-            monkeypatch.setattr(Outbox, method, refused)
-        monkeypatch.setattr(files, "remove", refused)
+            monkeypatch.setattr(Outbox, method, failing(errno.EROFS))
+        monkeypatch.setattr(files, "remove", failing(errno.EROFS))
         await push(control, 2)
         await answers(node, 2)
         await control.until(lambda n: n["at_target"])
@@ -82,14 +89,11 @@ async def test_a_new_name_that_cannot_be_kept_is_gone_by_until_the_next_start(
 ) -> None:
     await joined(control, tmp_path)
 
-    def refused(*_: Any) -> Any:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     async with edge(tmp_path) as node:
         await first_release(control)
         await control.until(lambda n: n["at_target"])
         with monkeypatch.context() as full:
-            full.setattr(identity, "write", refused)
+            full.setattr(identity, "write", failing(errno.ENOSPC))
             await control.call("POST", "nodes/edge-1/rename", {"name": "tokyo-1"})
             # The polls say it, so that control has nothing to tell, and holds them.
             own = await node.until(lambda s: s["node"]["name"] == "tokyo-1")
@@ -113,11 +117,8 @@ async def test_a_new_credential_that_cannot_be_kept_holds_up_no_sync(
     async with ControlClient(who.control_url, identity.ca_path(tmp_path), who.credential) as session:
         identity.write(tmp_path, who.rotated(await session.rotate()))
 
-    def refused(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as full:
-        full.setattr(identity, "write", refused)
+        full.setattr(identity, "write", failing(errno.ENOSPC))
         async with edge(tmp_path) as node:
             await first_release(control)
             await answers(node, 1)
@@ -151,14 +152,14 @@ async def test_an_artifact_that_cannot_be_read_is_fetched_again(control: Control
     artifact = tmp_path / "artifacts" / f"{sha(1)}.wasm"
     real = artifacts_module._sha256
 
-    def failing(path: Path) -> str:
+    def unreadable(path: Path) -> str:
         if path == artifact and path.read_bytes() == b"a bad block":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(path)
 
     artifact.write_bytes(b"a bad block")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(artifacts_module, "_sha256", failing)
+        patched.setattr(artifacts_module, "_sha256", unreadable)
         async with edge(tmp_path) as node:
             await node.until(lambda s: s["at_target"] and artifact.read_bytes() != b"a bad block")
             await answers(node, 1)

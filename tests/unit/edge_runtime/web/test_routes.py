@@ -85,12 +85,18 @@ def some_route_for_hosts(draw: st.DrawFn) -> Route:
 PATHS = [list(path) for length in (1, 2, 3, 4) for path in itertools.product(["a", "b", "c", ""], repeat=length)]
 
 
-@given(st.lists(some_route(), max_size=6))
-def test_the_matcher_finds_what_the_definition_says(listed):
+def without_conflicts(listed: list[Route]) -> dict[str, Route]:
+    """The routes by functions, without those that conflict with one before them."""
     routes: dict[str, Route] = {}
     for number, route in enumerate(listed):
         if not manifests.conflict({**routes, f"f{number}": route}):
             routes[f"f{number}"] = route
+    return routes
+
+
+@given(st.lists(some_route(), max_size=6))
+def test_the_matcher_finds_what_the_definition_says(listed):
+    routes = without_conflicts(listed)
     table = Table(routes)
     for segments in PATHS:
         for method in METHODS:
@@ -104,10 +110,7 @@ def test_the_matcher_finds_what_the_definition_says(listed):
 
 @given(st.lists(some_route_for_hosts(), max_size=6))
 def test_the_nearest_host_decides_before_the_path(listed):
-    routes: dict[str, Route] = {}
-    for number, route in enumerate(listed):
-        if not manifests.conflict({**routes, f"f{number}": route}):
-            routes[f"f{number}"] = route
+    routes = without_conflicts(listed)
     table = Table(routes)
     for host in HOSTS:
         assert table.names(host.encode()) == any(r.hosts and nearness(r, host) is not None for r in routes.values())
