@@ -197,8 +197,11 @@ def _request(
 ) -> Request:
     """Return the request as a node would make it of one by HTTP. Raises: click's, when no client could send it."""
     path, mark, behind = path.partition("?")
-    if path and not path.startswith(("/", "http://", "https://") if routed else "/"):
-        raise click.BadParameter(f"{path!r} doesn't begin with a slash", param_hint="--path, --route")
+    if routed and not path.startswith(("/", "http://", "https://")):
+        told = f"{path!r} is no path, /orders/7, and no URL, http://HOST/orders/7"
+        raise click.BadParameter(told, param_hint="--route")
+    if path and not routed and not path.startswith("/"):
+        raise click.BadParameter(f"{path!r} doesn't begin with a slash", param_hint="--path")
     if mark and query:
         raise click.UsageError("the query is in the path already: give it there, or as --query")
     if query.startswith("?"):

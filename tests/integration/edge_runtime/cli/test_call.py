@@ -74,7 +74,8 @@ async def test_a_call_by_a_route_for_hosts_names_one_of_them(call, tmp_path):
         (("--route", "http://shop.example/x"), "doesn't take GET /x"),
         (("--route", "http://shop.example/orders/7", "--header", "Host: x"), "it names its host 2 times"),
         (("--route", "http://a@shop.example/orders/7"), "'a@shop.example' in the URL is no host"),
-        (("--path", "http://shop.example/orders/7"), "doesn't begin with a slash"),
+        (("--path", "http://shop.example/x"), "--path: 'http://shop.example/x' doesn't begin with a slash"),
+        (("--route", "shop.example/orders/7"), "--route: 'shop.example/orders/7' is no path, /orders/7, and no URL"),
     ):
         done = await call(guest("env"), "--manifest", manifest, *given)
         assert (done.status, told in done.err.replace("\n", " ")) == (2, True), done
