@@ -100,5 +100,5 @@ def join(fleet: Fleet) -> None:
 def block(page: str, word: str) -> str:
     """Return the one block of a page that has `word` in it, without its indentation."""
     blocks = [found[2] for found in re.finditer(r"(?ms)^( *)```(?:text|sh)\n(.*?)^\1```", page) if word in found[2]]
-    assert len(blocks) >= 1, f"no block of the page has {word} in it"
+    assert len(blocks) == 1, f"{len(blocks)} blocks of the page have {word} in them"
     return "\n".join(line.strip() for line in blocks[0].splitlines())

@@ -31,8 +31,7 @@ def test_nothing_is_left_of_a_machine(tmp_path: Path, how: signal.Signals) -> No
         assert process.stdout is not None
         number = process.stdout.readline().strip()
         assert number
-        inside = Path("/proc", number, "root")
-        assert Path("/proc", number).exists(), inside
+        assert Path("/proc", number).exists()
         process.send_signal(how)
         process.wait(30)
     wait_until(lambda: not (tmp_path / "machine").exists())

@@ -40,13 +40,17 @@ def service(machine: Machine, unit: str) -> dict[str, str]:
 
 
 def settings(machine: Machine, entry: str) -> list[str]:
-    """Return what an EnvironmentFile= has, as NAME=VALUE each; a missing one is an error unless it begins with -."""
+    """Return what an EnvironmentFile= has, as NAME=VALUE each; a missing one is an error unless it begins with -.
+
+    Systemd knows more forms than this: a line of another form is an error.
+    """
     path = entry.removeprefix("-")
     if entry.startswith("-") and not machine.exists(path):
         return []
     lines = [line for line in machine.run("cat", path).splitlines() if line and not line.startswith("#")]
-    found = [SETTING.fullmatch(line) for line in lines]
-    return [f"{match[1]}={match[2]}" for match in found if match]
+    found = [match for line in lines if (match := SETTING.fullmatch(line))]
+    assert len(found) == len(lines), "a setting that isn't NAME='VALUE'"
+    return [f"{match[1]}={match[2]}" for match in found]
 
 
 def script(machine: Machine, unit: str) -> str:
