@@ -7,6 +7,7 @@ What the other PDKs build was checked by hand: docs/adr/0014-extism.md.
 import os
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from control.cli.support.toolchains import TOOLCHAINS
 from edge_runtime.guests.guest import LoadedFunction
 from edge_runtime.oneshot.check import check_module
 from tests.guests.build import HERE
-from tests.support import by_extism, by_wasmtime, projects
+from tests.support import by_extism, projects
 from tests.support.by_extism import Call, alike, by_node
 from tests.support.functions import function
 from tests.support.projects import NPM
@@ -91,9 +92,8 @@ def test_a_plugin_answers(wasm: bytes, loaded: LoadedFunction) -> None:
     assert ends == [("code", b"3"), ("error", b"what it says")]
 
 
-def test_it_ends_as_by_extisms_own_host(wasm: bytes, loaded: LoadedFunction) -> None:
-    with by_wasmtime.apart() as pool:
-        theirs = pool.submit(by_extism.calls, wasm, CALLS, CONFIG).result()
+def test_it_ends_as_by_extisms_own_host(wasm: bytes, loaded: LoadedFunction, reference: Executor) -> None:
+    theirs = reference.submit(by_extism.calls, wasm, CALLS, CONFIG).result()
     # What it writes to stderr, as of a panic, is in the log of a node's call alone.
     mine = [by_node(loaded, call) for call in CALLS]
     mine = [end._replace(log=b"") if call.name == "broken" else end for end, call in zip(mine, CALLS, strict=True)]

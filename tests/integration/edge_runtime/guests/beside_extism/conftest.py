@@ -1,22 +1,14 @@
-"""The function whose calls are compared, the host that they are compared with, and a site."""
+"""The function whose calls are compared, and a site."""
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from http.server import ThreadingHTTPServer
 
 import pytest
 
 from edge_runtime.guests.guest import LoadedFunction
 from tests.guests.build import guest
-from tests.support import by_wasmtime
 from tests.support.beside_extism import Site, function
-
-
-@pytest.fixture(scope="session")
-def reference() -> Iterator[Executor]:
-    with by_wasmtime.apart() as pool:
-        yield pool
 
 
 @pytest.fixture(scope="session", params=["compiled", "interpreted"])

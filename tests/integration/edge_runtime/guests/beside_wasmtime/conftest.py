@@ -1,18 +1,11 @@
-"""A node's runtime and wasmtime, which answer the same calls."""
+"""A node's runtime, whose calls are compared."""
 
 from collections.abc import Iterator
-from concurrent.futures import Executor
 
 import pytest
 
-from tests.support import by_wasmtime, wasi_calls
+from tests.support import wasi_calls
 from tests.support.wasi_calls import Ours
-
-
-@pytest.fixture(scope="session")
-def reference() -> Iterator[Executor]:
-    with by_wasmtime.apart() as pool:
-        yield pool
 
 
 @pytest.fixture(scope="session")
