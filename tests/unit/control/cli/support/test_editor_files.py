@@ -40,17 +40,16 @@ def test_clang_has_no_error_in_a_new_c_project(tmp_path: Path, monkeypatch: pyte
     assert (folder / toolchains.FLAGS).read_text() == "mine"
 
 
-@pytest.mark.parametrize("build", ["", "make", "{zig} build-exe main.zig"])
-def test_other_projects_have_no_flags(build: str, tmp_path: Path) -> None:
-    toolchains.write_editor_files(tmp_path, build)
-    assert list(tmp_path.iterdir()) == []
-
-
 RUST = "{rustc} --edition 2021 -C opt-level=2 -o function.wasm main.rs"
 
 
-def compiler(sysroot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a compiler whose standard library is in `sysroot`."""
+LIBRARY = Path("lib/rustlib/src/rust/library")
+
+
+def compiler(sysroot: Path, monkeypatch: pytest.MonkeyPatch, *, source: bool) -> None:
+    """Have a compiler whose standard library is in `sysroot`, with its source or without."""
+    if source:
+        (sysroot / LIBRARY / "std").mkdir(parents=True)
     program = sysroot / "bin" / "rustc"
     program.parent.mkdir(parents=True)
     program.write_text(f"#!/bin/sh\necho {sysroot}\n")
@@ -62,9 +61,9 @@ def test_a_rust_project_has_the_standard_library_of_the_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, sysroot = tmp_path / "project", tmp_path / "usr"
-    source = sysroot / "lib" / "rustlib" / "src" / "rust" / "library"
+    source = sysroot / LIBRARY
     folder.mkdir()
-    compiler(sysroot, monkeypatch)
+    compiler(sysroot, monkeypatch, source=False)
     # Without its source rust-analyzer would find errors everywhere.
     toolchains.write_editor_files(folder, RUST)
     assert list(folder.iterdir()) == []
@@ -78,10 +77,15 @@ def test_a_rust_project_has_the_standard_library_of_the_compiler(
     assert (folder / toolchains.RUST_PROJECT).read_text() == "mine"
 
 
-@pytest.mark.parametrize("build", ["{rustc} -o function.wasm", "cargo build", "{rustc}"])
-def test_a_rust_project_of_another_form_has_none(build: str, tmp_path: Path) -> None:
-    toolchains.write_editor_files(tmp_path, build)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    "build", ["", "make", "{zig} build-exe main.zig", "{rustc} -o function.wasm", "cargo build main.rs", "{rustc}"]
+)
+def test_other_projects_have_no_such_files(build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    compiler(tmp_path / "usr", monkeypatch, source=True)
+    toolchains.write_editor_files(folder, build)
+    assert list(folder.iterdir()) == []
 
 
 def test_the_files_of_one_machine_are_not_in_git() -> None:
