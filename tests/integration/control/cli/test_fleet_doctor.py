@@ -23,23 +23,27 @@ from tests.support.ports import free_port
 from tests.support.store_proxy import always, never, store_proxy
 
 
+async def told(control: Control, token: str = "", **environment: str) -> programs.Done:
+    """What `skerry doctor --json` says, as an admin or whose token it is."""
+    to = {"SKERRY_URL": control.url, "SKERRY_TOKEN": token or control.token, "SKERRY_CA": str(control.pki.ca)}
+    return await programs.command("control.cli", "doctor", "--json", **(to | environment))
+
+
 async def doctor(control: Control, token: str = "", **environment: str) -> tuple[int, dict[str, Any]]:
     """Exit code, and the findings that aren't ok, by their checks."""
-    to = {"SKERRY_URL": control.url, "SKERRY_TOKEN": token or control.token, "SKERRY_CA": str(control.pki.ca)}
-    done = await programs.command("control.cli", "doctor", "--json", **(to | environment))
+    done = await told(control, token, **environment)
     assert done.err == ""
-    told = json.loads(done.out)
-    assert done.status == {"ok": 0, "note": 7, "wrong": 5}[told["worst"]]
-    found = {finding["check"]: finding for finding in told["findings"] if finding["level"] != "ok"}
+    document = json.loads(done.out)
+    assert done.status == {"ok": 0, "note": 7, "wrong": 5}[document["worst"]]
+    found = {finding["check"]: finding for finding in document["findings"] if finding["level"] != "ok"}
     assert all(finding["cure"] for finding in found.values())
     return done.status, found
 
 
 async def all_findings(control: Control, check: str) -> list[tuple[str, str]]:
     """Level and text of each finding of one check that isn't ok."""
-    to = {"SKERRY_URL": control.url, "SKERRY_TOKEN": control.token, "SKERRY_CA": str(control.pki.ca)}
-    told = json.loads((await programs.command("control.cli", "doctor", "--json", **to)).out)
-    return [(f["level"], f["what"]) for f in told["findings"] if f["check"] == check and f["level"] != "ok"]
+    findings = json.loads((await told(control)).out)["findings"]
+    return [(f["level"], f["what"]) for f in findings if f["check"] == check and f["level"] != "ok"]
 
 
 async def test_a_control_and_its_nodes(database_url: str, bucket_url: str, pki: Pki, tmp_path: Path) -> None:

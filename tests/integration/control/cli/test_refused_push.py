@@ -7,7 +7,7 @@ import pytest
 from tests.guests.build import guest
 from tests.integration.control.api.test_stalls import ITEMS, with_estimates
 from tests.support import deploy
-from tests.support.programs import DEADLINE, Done, command
+from tests.support.programs import skerry
 from tests.support.replica import Site
 
 REFUSED = {
@@ -28,17 +28,13 @@ async def test_a_release_that_is_refused_leaves_nothing(control_site: Site, tmp_
         await deploy.schema(replica, ITEMS)
         await deploy.release(replica)
         await with_estimates(replica, "large", items=rows)
-
-        async def push(*more: str) -> Done:
-            to = {"SKERRY_URL": replica.url, "SKERRY_TOKEN": replica.admin, "SKERRY_CA": str(replica.ca)}
-            return await command("control.cli", "function", "push", folder, *more, limit=DEADLINE, **to)
-
-        done = await push()
+        push = "function", "push", folder
+        done = await skerry(replica, *push)
         assert done.status == 3, done
         assert f"[{code}, field allow_{what}]" in done.err
         assert told in done.err
         assert len(await deploy.items(replica, "/v1/schema-changes")) == 1
         assert await deploy.items(replica, "/v1/functions") == []
-        done = await push(f"--allow-{what}")
+        done = await skerry(replica, *push, f"--allow-{what}")
         assert done.status == 0, done
         assert len(await deploy.items(replica, "/v1/schema-changes")) == 2
