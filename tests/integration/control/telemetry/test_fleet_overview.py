@@ -98,3 +98,20 @@ async def test_an_operator_sees_its_groups_alone(control_site: Site) -> None:
             refused = await replica.call("GET", f"{path}?group=west", token=token)
             assert (refused.status, refused.json()["code"]) == (404, "unknown_group")
             assert (await replica.call("GET", path, token="")).status == 401
+
+
+async def test_an_operator_sees_the_calls_of_its_groups_alone(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await seeds.function(replica, "hello")
+        for name in ("east", "west"):
+            assert (await replica.call("POST", "/v1/groups", {"name": name})).status == 201
+            await seeds.release(replica, name, functions={"hello": 1})
+            made = await replica.join(f"in-{name}", name)
+            await made.sync()
+            await numbers.tell(made, numbers.message([numbers.function()]))
+        await replica.services.numbers.resolve()
+        operator = {"name": "of-east", "grants": [{"role": "read", "group": "east"}]}
+        token = (await replica.call("POST", "/v1/operators", operator)).json()["token"]
+        for asking, groups in ((replica.admin, ["east", "west"]), (token, ["east"])):
+            calls = (await ask(replica, "/v1/fleet/calls", asking))["calls"]
+            assert [one["group"] for one in calls] == groups
