@@ -156,13 +156,12 @@ def store_findings(store: Json, now: datetime) -> list[Finding]:
 def artifact_findings(check: Json) -> list[Finding]:
     """Of what the bucket has of what groups' releases need; `check` has the pages that were read, as one."""
     lost = [f"{(fault['versions'] or [fault['sha256']])[0]} ({FAULTS[fault['fault']]})" for fault in check["faults"]]
-    cure = "skerry artifacts verify --repair FOLDER (a folder with the modules' files), or push them again"
-    found = []
     if lost:
         text = f"what releases need is lost, so no node can fetch it: {named(lost)}"
-        found.append(Finding("artifacts", "wrong", text, cure))
+        cure = "skerry artifacts verify --repair FOLDER (a folder with the modules' files), or push them again"
+        return [Finding("artifacts", "wrong", text, cure)]
     looked = f"{check['looked']} of {check['artifacts']} artifacts that releases need were looked for in the bucket"
-    return found or [Finding("artifacts", "ok", f"{looked}; `skerry artifacts verify` reads all that there are")]
+    return [Finding("artifacts", "ok", f"{looked}; `skerry artifacts verify` reads all that there are")]
 
 
 def trial_findings(trial: Json) -> list[Finding]:

@@ -30,12 +30,12 @@ def replica_findings(replicas: list[Json], own: str) -> list[Finding]:
         text = f"the replicas of control have different versions: {named(versions)}"
         found.append(Finding("replicas", "note", text, f"upgrade the others, too: {CURE}"))
     if silent:
-        text = f"{silent} replicas of control are too old to tell their version"
+        text = f"replicas of control that are too old to tell their version: {silent}"
         found.append(Finding("replicas", "note", text, f"upgrade them: {CURE}"))
     if apart(answers, own) > 1:
         text = f"this command has the version {own}, and control {answers}: they are more than one version apart"
         found.append(Finding("replicas", "wrong", text, f"install the command of control's version here: {CURE}"))
-    return found or [Finding("replicas", "ok", f"{len(replicas)} replicas of control have the version {answers}")]
+    return found or [Finding("replicas", "ok", f"control has the version {answers}; replicas: {len(replicas)}")]
 
 
 def node_findings(nodes: list[Json], control: str) -> list[Finding]:
