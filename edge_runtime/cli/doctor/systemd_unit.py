@@ -18,7 +18,8 @@ NAME: Final = "skerry-edge.service"
 PACKAGED: Final = "usr/lib/systemd/system"
 FOLDERS: Final = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", PACKAGED)
 """Where systemd looks for units, those that count first in front."""
-_NO: Final = ("", "no", "false", "off", "0")
+_NO: Final = ("", "0", "no", "n", "false", "f", "off")
+"""How systemd lets a setting be off, in any case of letters."""
 
 
 class UnitFacts(NamedTuple):
@@ -41,7 +42,8 @@ class UnitFacts(NamedTuple):
 def look(state: Path, root: Path = Path("/")) -> UnitFacts | None:
     """The unit whose node has this state directory; None where there is no systemd, or no such unit.
 
-    `root`: where the files of the machine are. Raises: OSError, UnicodeDecodeError.
+    `root`: where the files of the machine are. Raises: OSError, and ValueError where a file is no text, or its command
+    line no line of words.
     """
     if not (root / "run/systemd/system").is_dir():
         return None

@@ -95,8 +95,9 @@ def test_what_a_node_cant_run_with(machine: Machine) -> None:
     assert "LimitAS" in machine.found("wrong")
     machine.drop_in("a", "MemoryDenyWriteExecute=yes")
     assert "MemoryDenyWriteExecute" in machine.found("wrong")
-    machine.drop_in("a", "LimitAS=infinity", "MemoryDenyWriteExecute=no", "LimitNOFILE=1024:524288")
-    machine.found("ok")
+    for no in ("no", "N", "f", "off"):
+        machine.drop_in("a", "LimitAS=infinity", f"MemoryDenyWriteExecute={no}", "LimitNOFILE=1024:524288")
+        machine.found("ok")
     machine.drop_in("a", "User=nobody-of-this-name")
     assert "runs the node as nobody-of-this-name" in machine.found("wrong")
 
