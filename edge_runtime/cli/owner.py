@@ -11,8 +11,14 @@ def told_owner(state: Path) -> str:
     owner = state.stat().st_uid
     if owner == os.geteuid():
         return ""
+    who = user_name(owner)
+    given = who if who != str(owner) else f"'#{owner}'"
+    return f"{state} belongs to the user {who}: run this as {who}, with `sudo -u {given} skerry-edge …`"
+
+
+def user_name(user: int) -> str:
+    """The name of a user id, or the id where it has none."""
     try:
-        who = pwd.getpwuid(owner).pw_name
+        return pwd.getpwuid(user).pw_name
     except KeyError:
-        return f"{state} belongs to the user id {owner}: run this as that user"
-    return f"{state} belongs to the user {who}: run this as {who}, with `sudo -u {who} skerry-edge …`"
+        return str(user)

@@ -1,13 +1,13 @@
 """The state directory: who may use it, whose it is, how much room its disk has, and the database in it."""
 
 import os
-import pwd
 import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from control.cli.doctor.findings import Finding
 from edge_runtime import database_sizes, database_users, wal
+from edge_runtime.cli.owner import user_name
 from edge_runtime.disk_space import DISK_RESERVE
 from edge_runtime.settings import WAL_LIMIT
 from edge_runtime.sync import identity
@@ -133,11 +133,3 @@ def database_findings(state: Path, sizes: database_sizes.DatabaseSizes) -> list[
         return [Finding("database", "ok", f"{database} is whole")]
     cure = f"skerry-edge restore --help (a backup); {look_through} shows all of it"
     return [Finding("database", "wrong", f"{database}: {text.rstrip('.')}", cure) for text in wrong]
-
-
-def user_name(user: int) -> str:
-    """The name of a user id, or the id where it has none."""
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return str(user)

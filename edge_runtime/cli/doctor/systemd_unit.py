@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from control.cli.doctor.findings import Finding
 from edge_runtime.cli.doctor.machine import FEW_FILES
-from edge_runtime.cli.doctor.state_files import user_name
+from edge_runtime.cli.owner import user_name
 
 NAME: Final = "skerry-edge.service"
 PACKAGED: Final = "usr/lib/systemd/system"

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pwd
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from edge_runtime.cli import node
 from edge_runtime.cli.main import main as skerry_edge
+from edge_runtime.cli.owner import told_owner
 
 JOIN = ("join", "--control", "https://localhost:1", "--name", "edge-1")
 TOKEN = {"SKERRY_JOIN_TOKEN": "skj_00000000-0000-0000-0000-000000000000_" + "a" * 43}
@@ -46,6 +48,17 @@ def test_another_user_neither_joins_nor_runs(
     assert f"{state} belongs to the user" in done.output
     assert "sudo -u" in done.output
     assert not list(state.iterdir())
+
+
+def test_a_user_without_a_name_is_told_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(user: int) -> pwd.struct_passwd:
+        raise KeyError(user)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    user = tmp_path.stat().st_uid
+    assert told_owner(tmp_path).startswith(f"{tmp_path} belongs to the user {user}: run this as {user},")
+    assert f"`sudo -u '#{user}' skerry-edge …`" in told_owner(tmp_path)
 
 
 @pytest.mark.parametrize("arguments", [JOIN, ("run",), ("status",), ("doctor",)], ids=lambda given: given[0])
