@@ -16,9 +16,9 @@ ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded
 WHERE leases.holder::int8 >= $4::int8
 RETURNING name;
 
--- The replicas whose marks are kept until later than $1: name, version, and until when.
+-- The names and versions of the replicas whose marks are kept until later than $1.
 -- name: replicas
-SELECT name, version, expires_at FROM leases WHERE name LIKE 'mark %' AND expires_at > $1 ORDER BY name;
+SELECT name, version FROM leases WHERE name LIKE 'mark %' AND expires_at > $1 ORDER BY name;
 
 -- Groups that changed after an epoch.
 -- name: groups_since

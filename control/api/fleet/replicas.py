@@ -1,6 +1,6 @@
 """The replicas of control that run, and their versions: `GET /v1/replicas`."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
 
 from control import version
@@ -20,7 +20,6 @@ class MarkRow(NamedTuple):
 
     name: str
     version: str
-    expires_at: datetime
 
 
 REPLICAS = queries.load("fleet").rows("replicas", MarkRow)
