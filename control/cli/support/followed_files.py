@@ -54,11 +54,11 @@ class FollowedFiles:
             async for _ in watchfiles.awatch(*folders, step=STEP, watch_filter=counts, recursive=recursive):
                 self._changed.set()
         except (OSError, RuntimeError) as error:  # of the second kind are those that watchfiles has no name for
-            named = [folder for folder in folders if not folder.exists()] or folders
+            missing = [folder for folder in folders if not folder.exists()]
+            limits = "raise the system's limits fs.inotify.max_user_watches and fs.inotify.max_user_instances (sysctl)"
             raise Failure(
-                f"changes in {', '.join(map(str, named))} can't be noticed: {error}",
-                cure="make the folder if it isn't there; else the system's limits are fs.inotify.max_user_watches and "
-                "fs.inotify.max_user_instances (sysctl)",
+                f"changes in {', '.join(map(str, missing or folders))} can't be noticed: {error}",
+                cure="make the folder, or correct its path in the project's file" if missing else limits,
             ) from None
 
     async def different(self) -> set[Path]:

@@ -184,4 +184,6 @@ async def test_what_can_not_be_watched_ends_it(project: Folder, words: tuple[str
     done = await command("control.cli", *words, project.path)
     assert done.status == 1, done
     assert "none can't be noticed: " in done.err
+    assert "make the folder" in done.err
+    assert "inotify" not in done.err, "that it isn't there is no limit's fault"
     assert "Traceback" not in done.err
