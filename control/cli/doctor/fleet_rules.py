@@ -58,8 +58,8 @@ def trust_findings(trust: Json) -> list[Finding]:
     names = [node["name"] for node in trust["lacking"]]
     count = trust["nodes"] - trust["have"]
     text = (
-        f"{count} {'node' if count == 1 else 'nodes'} told of other CAs than exactly those given out, or of none yet, "
-        f"as until some minutes after a join, or a change of the CAs: {named(names)}"
+        f"{count} {'node' if count == 1 else 'nodes'} told of other CAs than exactly those given out, or of none yet "
+        f"(which is normal for some minutes after a join, or a change of the CAs): {named(names)}"
     )
     return [Finding("trust", "note", text, "skerry ca (before one of the CAs is dropped)")]
 
