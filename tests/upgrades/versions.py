@@ -95,7 +95,12 @@ async def told_of_functions(to: Replica, node: str) -> int:
 
 
 async def told_of_calls(to: Replica, node: str) -> None:
-    """See that what a node has recorded of its slowest calls can be read at a replica of control."""
-    async with viewing(to, kind="calls", node=node) as view:
-        lines = await view.rest()
-    assert any(line["kind"] == "call" and line["function"] == "version" for line in lines), lines
+    """Wait until what a node has recorded of its slowest calls can be read at a replica of control."""
+
+    async def there() -> bool:
+        async with viewing(to, kind="calls", node=node) as view:
+            lines = await view.rest()
+        return any(line["kind"] == "call" and line["function"] == "version" for line in lines)
+
+    # A node makes its records some time after the calls.
+    await until(there, f"{node} tells of its slowest calls")
