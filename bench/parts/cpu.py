@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def pinned(where: set[int]) -> Iterator[None]:
 def seconds(pids: Iterable[int]) -> float:
     """Return the CPU seconds that all threads of these processes have used; a process that has ended counts 0."""
     return sum(_of(pid) for pid in pids)
+
+
+def own() -> float:
+    """Return the CPU seconds of this process, and of the children that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def tree(pid: int) -> float:

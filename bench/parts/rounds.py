@@ -32,7 +32,7 @@ class Loaded:
     run: Callable[[], Awaitable[Load]]
     pids: Sequence[int]
     node: bool = False
-    """Whether it is a node: then its front is the first of `pids`, and its workers are the others."""
+    """Whether it has a front, the first of `pids`, and workers, the others."""
 
 
 Rounds = dict[str, list[dict[str, float]]]
@@ -40,23 +40,29 @@ Rounds = dict[str, list[dict[str, float]]]
 
 
 async def take(loaded: Mapping[str, Loaded], count: int) -> Rounds:
-    """Run `count` rounds on each of the compared, after one that warms up."""
+    """Run `count` rounds on each of the compared, after one that warms up.
+
+    The load is this process or its children: `load_us` is its CPU time of a request.
+    """
     rounds: Rounds = {name: [] for name in loaded}
     for number in range(count + 1):
         for name, each in loaded.items():
             before = [cpu.seconds([pid]) for pid in each.pids]
+            own = cpu.own()
             done = await each.run()
+            own = cpu.own() - own
             used = [cpu.seconds([pid]) - was for pid, was in zip(each.pids, before, strict=True)]
             if number:
-                rounds[name].append(_figures(done, used, each.node))
+                rounds[name].append(_figures(done, used, own, each.node))
     return rounds
 
 
-def _figures(done: Load, used: Sequence[float], node: bool) -> dict[str, float]:
+def _figures(done: Load, used: Sequence[float], own: float, node: bool) -> dict[str, float]:
     each = 1e6 / done.answers
     found = {"rate": done.rate, "cpu_us": sum(used) * each}
     if node:
         found |= {"front_us": used[0] * each, "workers_us": sum(used[1:]) * each}
+    found["load_us"] = own * each
     return found | {"p50_ms": done.p50 * 1000, "p99_ms": done.p99 * 1000}
 
 

@@ -26,6 +26,23 @@ function done(summary, latency, requests)
     latency:percentile(99)))
 end
 """
+_ANOTHER_HEAD = """
+local first = "POST " .. wrk.path .. (wrk.path:find("?", 1, true) and "&n=" or "?n=")
+local second = " HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\nContent-Type: application/octet-stream\\r\\nContent-Length: "
+  .. #wrk.body .. "\\r\\nX-Request-Id: 00000000-"
+local third = "\\r\\n\\r\\n" .. wrk.body
+local n
+function init(arguments)
+  n = tonumber(arguments[1])
+end
+function request()
+  n = n + 1
+  return first .. n .. second .. n .. third
+end
+"""
+"""Added to the script, gives each request another query and another value of a header, by numbers from the argument."""
+_NUMBERS = 100_000_000
+"""The first number of a process, whose requests in a run are far fewer, is so many times its own: 1, 2 ..."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +70,11 @@ class Wrk:
     """Sends one body to targets, over and over, on so many connections."""
 
     def __init__(self, folder: Path, body: bytes, connections: int) -> None:
+        script = _SCRIPT % "".join(f"\\{byte:03d}" for byte in body)
         self._script = folder / "wrk.lua"
-        self._script.write_text(_SCRIPT % "".join(f"\\{byte:03d}" for byte in body))
+        self._script.write_text(script)
+        self._other_heads = folder / "wrk-other-heads.lua"
+        self._other_heads.write_text(script + _ANOTHER_HEAD)
         self._body = body
         self._connections = connections
 
@@ -65,14 +85,16 @@ class Wrk:
             async with Client(target.port, [(sent, Expected(200, expected))]) as client:
                 await client.run(_CHECKED)
 
-    async def run(self, targets: Sequence[Target], seconds: int) -> Load:
-        """Load all targets at once, each with its share of the connections.
+    async def run(self, targets: Sequence[Target], seconds: int, *, other_heads: bool = False) -> Load:
+        """Load all targets at once, each with its share of the connections; `other_heads`: no two heads are the same.
 
         Raises: WrongAnswer, when an answer isn't a success.
         """
         assert seconds <= MOST_SECONDS
         share = self._connections // len(targets)
-        found = await asyncio.gather(*[self._one(target, share, seconds) for target in targets])
+        script = self._other_heads if other_heads else self._script
+        runs = [self._one(target, script, number, share, seconds) for number, target in enumerate(targets, 1)]
+        found = await asyncio.gather(*runs)
         for each in found:
             if each["errors"] or not each["requests"]:
                 raise WrongAnswer(f"{each['errors']} of {each['requests']} requests failed")
@@ -83,9 +105,9 @@ class Wrk:
             max(each["p99"] for each in found) / 1e6,
         )
 
-    async def _one(self, target: Target, connections: int, seconds: int) -> dict[str, int]:
+    async def _one(self, target: Target, script: Path, number: int, connections: int, seconds: int) -> dict[str, int]:
         url = f"http://127.0.0.1:{target.port}{target.path}"
-        arguments = ("-t1", f"-c{connections}", f"-d{seconds}", "-s", str(self._script), url)
+        arguments = ("-t1", f"-c{connections}", f"-d{seconds}", "-s", str(script), url, "--", str(number * _NUMBERS))
         child = await asyncio.create_subprocess_exec("wrk", *arguments, stdout=asyncio.subprocess.PIPE)
         output, _ = await child.communicate()
         if child.returncode:

@@ -1,6 +1,7 @@
 """The benchmarks' own parts: an answer that is wrong ends a run, and a missed bar ends `just bench` with a status."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import ssl
@@ -15,6 +16,7 @@ import pytest
 
 from bench import __main__ as benchmarks
 from bench import result
+from bench.parts import floor
 from bench.parts.load import Client, Expected, WrongAnswer, request
 from bench.parts.servers import process
 from bench.parts.wrk import Target, Wrk
@@ -168,3 +170,43 @@ async def test_wrk_loads_all_its_targets_and_counts_what_is_no_success(tmp_path:
             await wrk.run([Target(bad, "/")], 1)
         with pytest.raises(WrongAnswer):
             await wrk.check([Target(bad, "/")], b"hello")
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="scripts/bench-tools installs wrk")
+@pytest.mark.parametrize("path", ["/a", "/a?b=1"])
+async def test_wrk_can_send_another_head_in_each_request(path: str, tmp_path: Path) -> None:
+    body = bytes(range(256))
+    heads = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+                assert await reader.readexactly(256) == body
+                writer.write(GOOD)
+        writer.close()
+
+    wrk = Wrk(tmp_path, body, 4)
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listener:
+        targets = [Target(listener.sockets[0].getsockname()[1], path)] * 2
+        await wrk.run(targets, 1)
+        assert len(set(heads)) <= len(targets) < len(heads)
+        heads.clear()
+        await wrk.run(targets, 1, other_heads=True)
+    assert len(set(heads)) == len(heads) > 4
+    for head in heads:
+        first, _, lines = head.decode().partition("\r\n")
+        assert first.startswith(f"POST {path}{'&' if '?' in path else '?'}n=")
+        assert "Content-Length: 256\r\n" in lines
+        assert f"X-Request-Id: 00000000-{first.split('n=')[1].split()[0]}\r\n" in lines
+
+
+async def test_the_floor_of_calls_echoes_by_two_processes_and_both_end(tmp_path: Path) -> None:
+    sent = [(request("/", body), Expected(200, body)) for body in (b"", b"hello", bytes(range(256)) * 16)]
+    async with floor.serve(tmp_path) as served:
+        front, worker = map(psutil.Process, served.pids)
+        assert worker.ppid() == front.pid
+        async with Client(served.port, sent * 20) as client:
+            assert (await client.run(0.2)).answers >= 60
+    for each in (front, worker):
+        await asyncio.to_thread(each.wait, 30)
