@@ -36,9 +36,11 @@ _READ_GENERATION: Final = load("read_generation")
 HELD_WAIT: Final = 2.0
 """Seconds that a call waits for a process that doesn't use the writer lock, and has the database locked."""
 HELD_PAUSE: Final = 0.005
+_FIRST_ROWS: Final = 2
 _FEW_ROWS: Final = 16
-"""Rows that are fetched from libsql at once. The limit of bytes is checked after each fetch, and until then each row
-may be as large as SQLite's heap."""
+"""Rows that are fetched from libsql at once, at first and afterwards: an answer of one row is there with the first
+fetch. The limit of bytes is checked after each fetch, and until then each row may be as large as SQLite's heap."""
+_NO_CHANGES: Final = b',"changes":0,"last_id":null}'
 
 
 @dataclass(frozen=True)
@@ -246,12 +248,12 @@ class CallSql:
         except BaseException:
             self.rollback()
             raise
-        generation, applied = (-1, -1) if row is None else GenerationRow._make(row)
-        if generation != self._generation:
+        # The fields of a GenerationRow, which is made only where they have changed.
+        if row is None or row[0] != self._generation:
             self.rollback()
             raise StaleRelease
-        if applied != self._session.applied:
-            self._session.at(applied)
+        if row[1] != self._session.applied:
+            self._session.at(GenerationRow._make(row).applied)
 
     def _begin_again(self, error: ValueError) -> Row | None:
         """Begin the transaction that could not be begun for `error`, as soon as the process that has the database
@@ -301,14 +303,10 @@ class CallSql:
                 statement.name_columns(cursor.description or ())
             # libsql's count for RETURNING is taken before the rows are written; but each of them comes back as a row.
             rows, count = self._fetch(cursor, statement.columns) if statement.columns else (b"[]", cursor.rowcount)
-            changes = count if statement.writes else 0
-            last_id = cursor.lastrowid if statement.inserts and changes else "null"
-            return b'{"columns":%b,"rows":%b,"changes":%d,"last_id":%b}' % (
-                statement.columns_json,
-                rows,
-                changes,
-                str(last_id).encode(),
-            )
+            if not statement.writes or not count:
+                return b"".join((statement.before_rows, rows, _NO_CHANGES))
+            last_id = str(cursor.lastrowid).encode() if statement.inserts else b"null"
+            return b'%b%b,"changes":%d,"last_id":%b}' % (statement.before_rows, rows, count, last_id)
         except SqlError as error:
             self._undo(statement, str(error))
             raise
@@ -341,22 +339,16 @@ class CallSql:
 
         Raises: SqlError, when there are too many rows or bytes; UnsupportedValue, when JSON can't hold a value.
         """
-        wanted = 1
+        wanted = _FIRST_ROWS
         rows = cursor.fetchmany(wanted)
         count = got = len(rows)
         encoded = values.encode(rows, columns)
+        self._check(count, len(encoded))
         if got < wanted:
             return encoded, count
         pieces = [encoded[1:-1]]
         size = len(encoded)
         while got == wanted:
-            if size > self._limits.answer_bytes:
-                raise self._too_large()
-            if count > self._limits.rows:
-                self.limit_code = "sql_too_many_rows"
-                raise SqlError(
-                    self.limit_code, f"The result has more than {self._limits.rows} rows; use LIMIT and ask again."
-                )
             wanted = _FEW_ROWS
             rows = cursor.fetchmany(wanted)
             got = len(rows)
@@ -365,9 +357,22 @@ class CallSql:
                 encoded = values.encode(rows, columns)
                 size += len(encoded)
                 pieces.append(encoded[1:-1])
-        if size > self._limits.answer_bytes:
-            raise self._too_large()
+                self._check(count, size)
         return b"[%b]" % b",".join(pieces), count
+
+    def _check(self, count: int, size: int) -> None:
+        """Check how many rows a result has so far, and its bytes. Raises: SqlError, when it is too large."""
+        if size > self._limits.answer_bytes:
+            self.limit_code = "sql_answer_too_large"
+            raise SqlError(
+                self.limit_code,
+                f"The answer is larger than {self._limits.answer_bytes} bytes; ask for less at a time.",
+            )
+        if count > self._limits.rows:
+            self.limit_code = "sql_too_many_rows"
+            raise SqlError(
+                self.limit_code, f"The result has more than {self._limits.rows} rows; use LIMIT and ask again."
+            )
 
     def _why_not(self) -> str:
         """Say why a statement that writes is refused, and what to do."""
@@ -377,12 +382,6 @@ class CallSql:
         return (
             f"The statement writes, and calls with {method} only read: call the function with POST, or name in its "
             f"manifest's `read_only_methods` those that only read ([] for none); without it, GET and HEAD do."
-        )
-
-    def _too_large(self) -> SqlError:
-        self.limit_code = "sql_answer_too_large"
-        return SqlError(
-            self.limit_code, f"The answer is larger than {self._limits.answer_bytes} bytes; ask for less at a time."
         )
 
     def _undo(self, statement: PreparedStatement, why: str) -> None:

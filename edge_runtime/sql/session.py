@@ -79,7 +79,8 @@ class PreparedStatement:
     """Whether the statement sets the last rowid."""
     columns: list[str] | None = None
     """Names of the columns, known after the first run; empty where the statement returns no rows."""
-    columns_json: bytes = b"[]"
+    before_rows: bytes = b'{"columns":[],"rows":'
+    """How the answer begins, up to the rows."""
 
     def text(self, wide: tuple[int, ...]) -> str:
         """Return the text to run where the parameters `wide` are 64-bit integers bound as text. Each gets a CAST, with
@@ -96,7 +97,7 @@ class PreparedStatement:
         """Note the names of the columns. A column without a name has the text of its expression, from which a CAST that
         `text` added is removed."""
         self.columns = [_CASTED.sub(r"\1", column[0]) for column in description]
-        self.columns_json = orjson.dumps(self.columns)
+        self.before_rows = b'{"columns":%b,"rows":' % orjson.dumps(self.columns)
 
 
 _CAST: Final = ("+CAST(", " AS INTEGER)")

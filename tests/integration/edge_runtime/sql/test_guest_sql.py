@@ -277,6 +277,12 @@ def test_limits_of_an_answer(db):
     assert call.limit_code
 
 
+@pytest.mark.parametrize(("most", "rows"), [(1, 2), (2, 3), (3, 5), (20, 25), (64, 65)])
+def test_the_limit_of_rows_is_exact(db, most, rows):
+    answer = ask(db.new("read", SqlLimits(rows=most)), f"SELECT * FROM generate_series(1, {rows})")
+    assert code(answer) == "sql_too_many_rows"
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 15, 16, 17, 18, 33, 1000])
 def test_all_rows_come_in_their_order(db, count):
     answer = db.one("SELECT value, 'v' || value FROM generate_series(1, ?)", count)
