@@ -35,6 +35,8 @@ EACH = int(os.environ.get("SKERRY_TEST_KILLS", "25")) >= 100
 MOST = 1000
 """Messages that an operation has at most."""
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @dataclass
 class Sweep:
