@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from edge_runtime.aot_cache import Damaged
+from edge_runtime.children import call_requests
 from edge_runtime.children.worker_services import Denials
 from edge_runtime.guests import guest, trap_log
 from edge_runtime.ipc import call_head, frames, repeat_messages
@@ -41,7 +42,8 @@ def _place(order: repeat_messages.Repeat, written: int) -> str:
     denials = Denials()
     try:
         function = guest.LoadedFunction.load(local, order.secrets)
-        function.call(_request(order), guest.CallServices(denials.sql, denials.http))
+        request = call_requests.made(call_head.decode_head(order.head), local.manifest.abi, order.body)
+        function.call(request, guest.CallServices(denials.sql, denials.http))
     except guest.GuestFault as fault:
         if fault.code == "guest_trap":
             return trap_log.place(written, Path(local.wasm).read_bytes(), local.manifest.abi)
@@ -49,22 +51,3 @@ def _place(order: repeat_messages.Repeat, written: int) -> str:
         # Whoever loads the function for calls says so.
         pass
     return ""
-
-
-def _request(order: repeat_messages.Repeat) -> guest.Request:
-    head = call_head.decode_call(order.head)
-    scheme, caller, auth_type = head.via
-    return guest.Request(
-        head.method,
-        head.path,
-        head.query.decode("latin-1"),
-        [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
-        order.body,
-        head.client,
-        scheme,
-        head.script,
-        head.route,
-        head.params,
-        caller=caller,
-        auth_type=auth_type,
-    )

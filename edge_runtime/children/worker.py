@@ -15,6 +15,7 @@ import msgspec
 from control import faults
 from control.manifest_fields import SqlGrant, sql_grant
 from edge_runtime import malloc
+from edge_runtime.children import call_requests
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.errors import status_of
@@ -213,21 +214,14 @@ class Worker:
 
     def _know(self, key: bytes) -> "Known":
         """Decode a call's head."""
-        head = call_head.decode_call(key)
+        head = call_head.decode_head(key)
         release = self._releases[head.serial]
-        before = (
-            head.method,
-            head.path,
-            head.query.decode("latin-1"),
-            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
-        )
-        keeps = len(key) <= _KEPT_HEAD
-        scheme, caller, auth_type = head.via
-        kept = key if keeps else b""
-        after = (head.client, scheme, head.script, head.route, head.params, kept, caller, auth_type)
         entry = release.functions[head.function]
-        grant, granted = sql_grant(entry.local.manifest, head.method), entry.local.manifest.sql
-        known = Known(entry, release.generation, grant, "" if grant == granted else head.method, before, after)
+        manifest, keeps = entry.local.manifest, len(key) <= _KEPT_HEAD
+        before, after = call_requests.request_fields(head, manifest.abi, key if keeps else b"")
+        grant = sql_grant(manifest, head.method)
+        read_only = "" if grant == manifest.sql else head.method
+        known = Known(entry, release.generation, grant, read_only, before, after)
         return self._known.keep(key, known) if keeps else known
 
     def _denied(self, request: int, sql: CallSql | None) -> None:

@@ -17,8 +17,9 @@ from edge_runtime.aot_cache import users_folder
 from edge_runtime.cli.call_input import read_manifest, secret_values
 from edge_runtime.cli.node import JSON, fail, show
 from edge_runtime.errors import CodedError
-from edge_runtime.guests.invocation import Request, RequestUnfit, SingleCallResult
+from edge_runtime.guests.invocation import Request, SingleCallResult
 from edge_runtime.ipc import progress_page
+from edge_runtime.ipc.call_head import RequestUnfit
 from edge_runtime.ipc.log_levels import shown
 from edge_runtime.oneshot.call_messages import SingleCallRequest, by_route, made_request
 from edge_runtime.oneshot.scratch_database import MEMORY, tidy

@@ -1,12 +1,12 @@
 """A call on its way through the front, and the orders that workers are given in line with calls."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from edge_runtime.dispatch.outcomes import Outcome
 from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.call_head import PLAIN, Via, encode_head
+from edge_runtime.ipc.call_head import PLAIN, Via
 from edge_runtime.ipc.call_times import CallTimes
 from edge_runtime.telemetry.call_traces import CallTrace, Passed
 
@@ -18,9 +18,9 @@ class Call:
     """A request to a function. It ends once, always, with an `Outcome`."""
 
     __slots__ = (
-        "attempts", "began", "body", "client", "deadline", "done", "ended", "gone", "headers", "host", "id", "method",
-        "name", "params", "path", "query", "request_id", "route", "script", "sent", "served", "short", "timed", "times",
-        "traced", "via",
+        "attempts", "began", "body", "client", "deadline", "done", "ended", "gone", "head", "headers", "host", "id",
+        "method", "name", "params", "path", "query", "request_id", "route", "script", "sent", "served", "short",
+        "timed", "times", "traced", "via",
     )  # fmt: skip
 
     def __init__(
@@ -35,13 +35,13 @@ class Call:
         done: Callable[[Outcome], None],
         script: str = "",
         route: str = "",
-        params: list[tuple[str, str]] | None = None,
+        params: Sequence[tuple[str, str]] = (),
         via: Via = PLAIN,
         request_id: bytes = b"",
         host: str = "",
     ) -> None:
-        """`done` is called with the outcome, from within the dispatch: it must not raise. The rest is as in
-        `call_head.CallHead`."""
+        """`done` is called with the outcome, from within the dispatch: it must not raise. An empty `script` is
+        /functions/NAME. The rest is as in `call_head.RequestTexts`."""
         self.name = name
         self.method = method
         self.path = path
@@ -51,7 +51,7 @@ class Call:
         self.body = body
         self.ended = False
         self.done = done
-        self.script = script
+        self.script = script or f"/functions/{name}"
         self.route = route
         self.params = params
         self.via = via
@@ -76,6 +76,8 @@ class Call:
         """The call has sent an HTTP request that can't be sent twice, so it must not be dispatched again."""
         self.served: ServedFunction
         """The function that the call was last dispatched to; unset before the first attempt."""
+        self.head = b""
+        """The head of its frame (`call_head`), as the call was last dispatched; empty before the first attempt."""
         self.short = False
         """Whether the function's recent calls were short when this one was dispatched."""
         self.timed = False
@@ -87,15 +89,6 @@ class Call:
     def writes(self) -> bool:
         """Whether the call, which was dispatched, may write to the database."""
         return self.served.writes and self.method not in self.served.read_only
-
-    def head(self, serial: int) -> bytes:
-        """Return the head of the call's frame, for the set of modules `serial`."""
-        return encode_head(
-            (
-                serial, self.served.index, self.method, self.path, self.query, self.headers, self.client, self.script,
-                self.route, self.params or (), self.via,
-            )
-        )  # fmt: skip
 
     def sends(self) -> None:
         """Note that the call is about to send an HTTP request that can't be sent twice."""

@@ -22,6 +22,7 @@ from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.dispatch.worker_deaths import WorkerDeaths
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc.call_head import RequestUnfit, encode_head
 from edge_runtime.settings import PoolLimits
 from edge_runtime.telemetry.call_counts import CallCounts
 from edge_runtime.wal import Pressure
@@ -158,7 +159,14 @@ class Pool:
         call.served = served
         call.short = served.tally.short
         call.attempts += 1
-        head = call.head(self.serial)
+        try:
+            head = call.head = encode_head(
+                self.serial, served.index, call.via, call.method, call.path, call.query, call.headers, call.script,
+                call.route, call.params, call.client,
+            )  # fmt: skip
+        except RequestUnfit as unfit:
+            self.refuse(call, refused("request_unfit", f"The request can't be handed to a function: {unfit}."))
+            return
         if call.route and not served.has(call.route, call.host):
             text = "The node's release changed while the call waited, and with it the function's route"
             self.refuse(call, outcomes.release_changing(text))

@@ -31,6 +31,9 @@ class Request(Struct, frozen=True):
     """Name of the caller in the node's file of callers; empty where the node has none."""
     auth_type: str = ""
     """How the caller has shown who it is: Bearer or Certificate; empty where there is no caller."""
+    block: bytes = b""
+    """The request as a guest of the ABI `direct` has it in memory (`call_head`), where that is known. Such a guest is
+    given it in place of what else is here but `method`, `body`, `caller` and `auth_type`."""
 
     def caller_variables(self) -> dict[str, str]:
         """Return what a function's environment, or an Extism plug-in's config, says of the caller, if there is one."""
@@ -94,10 +97,6 @@ class CallServices(Struct, frozen=True):
 
     sql: Sql | None = None
     http: Http | None = None
-
-
-class RequestUnfit(ValueError):
-    """The function's ABI can't express the request; the message says what of it."""
 
 
 class GuestFault(CodedError):

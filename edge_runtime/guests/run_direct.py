@@ -7,8 +7,9 @@ from typing import Final
 from edge_runtime.guests.abi import direct
 from edge_runtime.guests.abi.head import ResponseInvalid
 from edge_runtime.guests.host_functions import FAILURES, Guest, RecentCache, request_unfit
-from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, RequestUnfit, Response
+from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
 from edge_runtime.guests.wasi import Strings
+from edge_runtime.ipc.call_head import RequestUnfit
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import Config, EntryPoint, Memory, Module
 
@@ -30,12 +31,11 @@ class Direct(Guest):
         self._environ = _strings(settings)
         self._by_caller = RecentCache[Strings]()
         """The environments of callers' calls, by their names and how they showed who they are."""
-        self._heads = RecentCache[bytes]()
 
     def call(self, request: Request, services: CallServices) -> Response:
         host, limits, program, body = self.host, self.limits, self.program, request.body
         wasi, memory = host.wasi, host.memory
-        head = self._heads.get(request.key) or self._head(request)
+        head = request.block or self._head(request)
         host.serve(services)
         environ = self._environment(request) if request.caller else self._environ
         wasi.begin(self._args, environ, b"", None, limits.log_bytes)
@@ -76,10 +76,9 @@ class Direct(Guest):
 
     def _head(self, request: Request) -> bytes:
         try:
-            head = direct.encode(request, self.name)
+            return direct.encode(request, self.name)
         except RequestUnfit as error:
             raise request_unfit(error) from None
-        return self._heads.keep(request.key, head) if request.key else head
 
 
 def _strings(variables: Mapping[str, str]) -> Strings:

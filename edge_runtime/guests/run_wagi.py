@@ -7,8 +7,9 @@ from typing import Final
 from edge_runtime.guests.abi import wagi
 from edge_runtime.guests.abi.head import LIMIT
 from edge_runtime.guests.host_functions import FAILURES, Guest, RecentCache, request_unfit
-from edge_runtime.guests.invocation import CallLimits, CallServices, Request, RequestUnfit, Response
+from edge_runtime.guests.invocation import CallLimits, CallServices, Request, Response
 from edge_runtime.guests.wasi import Exit, Strings
+from edge_runtime.ipc.call_head import RequestUnfit
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import Config, EntryPoint, Module
 

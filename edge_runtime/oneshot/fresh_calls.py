@@ -23,8 +23,9 @@ from edge_runtime.children.warmup import rehearse
 from edge_runtime.errors import CodedError
 from edge_runtime.guests import guest
 from edge_runtime.guests.abi.detect import ModuleRefused
-from edge_runtime.guests.invocation import RequestUnfit, SingleCallResult
+from edge_runtime.guests.invocation import SingleCallResult
 from edge_runtime.ipc import progress_page
+from edge_runtime.ipc.call_head import RequestUnfit
 from edge_runtime.oneshot import fenced_call, fresh_database
 from edge_runtime.oneshot.call_messages import (
     FreshCall,

@@ -50,7 +50,8 @@ class TrappedCall(Protocol):
     @property
     def served(self) -> TrappedServed: ...
 
-    def head(self, serial: int) -> bytes: ...
+    @property
+    def head(self) -> bytes: ...
 
 
 class _Trapped(NamedTuple):
@@ -88,7 +89,7 @@ class RepeatedTraps:
             log.warning(text, who, extra=fields)
             return
         secrets = self._secrets([function]).get(function.name, {})
-        order = repeat_messages.Repeat(function, call.head(0), b"".join(pieces), secrets)
+        order = repeat_messages.Repeat(function, call.head, b"".join(pieces), secrets)
         self._next = _Trapped(order, who, fields)
         self._came.set()
 

@@ -1,19 +1,17 @@
 """The ABI `direct`: a request is written into the guest's memory in one piece, and the response read from it in one.
 Pure.
 
-Numbers are u32, little-endian. A request has eight lengths, then as many texts in the order of `TEXTS`, each followed
-by a NUL that its length doesn't count; the rest is the body. A response has the status, the length of the header lines,
-the header lines (each ended by LF or CR LF); the rest is the body.
+Numbers are u32, little-endian. A request is the block of `ipc.call_head` and then the body. A response has the status,
+the length of the header lines, the header lines (each ended by LF or CR LF); the rest is the body.
 """
 
 import struct
-from collections.abc import Sequence
 from typing import Any, Final
-from urllib.parse import quote_from_bytes
 
 from edge_runtime.guests.abi import head
 from edge_runtime.guests.abi.head import CheckedResponse, ResponseInvalid
-from edge_runtime.guests.invocation import Request, RequestUnfit
+from edge_runtime.guests.invocation import Request
+from edge_runtime.ipc.call_head import BLOCK, PLAIN, UNSENDABLE, RequestUnfit, encode_head
 
 ALLOCATE: Final = "skerry_alloc"
 """(size) -> the address of room for `size` bytes."""
@@ -21,10 +19,6 @@ HANDLE: Final = "skerry_handle"
 """(address, size) -> the address of the response in the upper 32 bits, its size in the lower."""
 SIGNATURES: Final = {ALLOCATE: ("i", "i"), HANDLE: ("ii", "I")}
 
-TEXTS: Final = ("method", "path", "query", "headers", "script", "route", "params", "client")
-"""`headers` are lines, each `name: value` and LF; `params` are written like a query string, `client` is the remote
-address; the others are fields of a `Request`."""
-_LENGTHS: Final = struct.Struct(f"<{len(TEXTS)}I")
 _ANSWER: Final = struct.Struct("<II")
 ANSWER_HEAD: Final = _ANSWER.size + head.LIMIT
 """The most bytes of a response before its body."""
@@ -35,25 +29,16 @@ def encode(request: Request, function: str) -> bytes:
 
     Raises: RequestUnfit, when the ABI can't express the request.
     """
-    lines = "".join([f"{name}: {value}\n" for name, value in request.headers])
-    if lines.count("\n") != len(request.headers):
-        raise RequestUnfit("a header has a line break")
-    params = "&".join([f"{name}={_quoted(value)}" for name, value in request.params])
-    script = request.script or f"/functions/{function}"
-    return _joined(
-        (request.method, request.path, request.query, lines, script, request.route, params, request.remote_address)
-    )
-
-
-def _joined(texts: Sequence[str]) -> bytes:
     try:
-        return _LENGTHS.pack(*map(len, texts)) + ("\0".join(texts) + "\0").encode("latin-1")
+        query = request.query.encode("latin-1")
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers]
     except UnicodeEncodeError:
-        raise RequestUnfit("it has characters that no request can have") from None
-
-
-def _quoted(value: str) -> str:
-    return quote_from_bytes(value.encode("latin-1", "replace"), safe="")
+        raise RequestUnfit(UNSENDABLE) from None
+    script = request.script or f"/functions/{function}"
+    return encode_head(
+        0, 0, PLAIN, request.method, request.path, query, headers, script, request.route, request.params,
+        request.remote_address,
+    )[BLOCK:]  # fmt: skip
 
 
 def decode(memory: Any, start: int, size: int, method: str) -> CheckedResponse:

@@ -18,7 +18,8 @@ from edge_runtime.guests.abi.head import (
     parse,
     parse_cached,
 )
-from edge_runtime.guests.invocation import Request, RequestUnfit
+from edge_runtime.guests.invocation import Request
+from edge_runtime.ipc.call_head import RequestUnfit
 
 SOFTWARE = "skerry"
 

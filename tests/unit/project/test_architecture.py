@@ -88,7 +88,7 @@ PURE = (
     *("edge_runtime.dispatch.breaker", "edge_runtime.sync.plan_check", "edge_runtime.sync.retries"),
     *("edge_runtime.web.routes", "edge_runtime.web.site_policy", "edge_runtime.disk_space"),
     *("edge_runtime.token_bucket", "edge_runtime.cli.doctor.running_node"),
-    *("edge_runtime.ipc.http_messages", "edge_runtime.guests.http_json"),
+    *("edge_runtime.ipc.call_head", "edge_runtime.ipc.http_messages", "edge_runtime.guests.http_json"),
     *("edge_runtime.sql.change_steps", "edge_runtime.sql.tokenizer", "edge_runtime.sql.values"),
 )
 """Rules over values: what they decide can be tested without anything that runs."""

@@ -262,6 +262,32 @@ def test_a_long_call_gets_a_worker_although_short_ones_never_end() -> None:
 
 
 @pytest.mark.parametrize(
+    ("headers", "params", "status", "code"),
+    [
+        ([(b"x", b"a\nb: c")], [], 400, "request_unfit"),
+        ([(b"x", b"y" * frames.HEAD_LIMIT)], [], 431, "head_too_large"),
+        # A function gets it percent-encoded, as three times as many bytes.
+        ([], [("id", "," * 22_000)], 431, "head_too_large"),
+        ([], [("id", "," * 21_000)], 200, ""),
+    ],
+)
+async def test_a_request_that_no_frame_can_have_is_refused(
+    headers: list[tuple[bytes, bytes]], params: list[tuple[str, str]], status: int, code: str
+) -> None:
+    world = World()
+    outcomes: list[Outcome] = []
+    world.pool.submit(Call("one", "GET", "", b"", headers, "", b"", outcomes.append, params=params))
+    for link in world.links():
+        for _ in range(2):
+            link.move()
+    (outcome,) = outcomes
+    assert outcome.status == status
+    assert (outcome.code if isinstance(outcome, Refusal) else "") == code
+    assert not any(link.jobs for link in world.links())
+    world.close()
+
+
+@pytest.mark.parametrize(
     ("kind", "body"),
     [(600, b""), (frames.FAULT, b"{}"), (frames.FAULT, b'{"code":"x","message":"x","status":200}')],
 )

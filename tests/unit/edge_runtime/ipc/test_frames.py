@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.ipc import call_head, frames
+from edge_runtime.ipc import frames
 
 FRAME = st.tuples(
     st.integers(0, 2**32 - 1),
@@ -48,13 +48,6 @@ def test_a_stream_that_ends_inside_a_frame_is_an_error(cut: int) -> None:
             ours.sendall(whole[:cut])
         with pytest.raises(frames.ChildGone):
             frames.Reader(theirs).next()
-
-
-def test_a_call_comes_out_as_it_went_in() -> None:
-    given = (3, 1, "POST", "/a%20b", b"x=1", [(b"host", b"caf\xe9"), (b"x", b"")], "127.0.0.1")
-    head = call_head.decode_call(call_head.encode_head(given))
-    assert (head.serial, head.function, head.method, head.path, head.query, head.client) == (*given[:5], given[6])
-    assert head.headers == given[5]
 
 
 def test_a_reader_tells_when_it_is_quiet_after_a_large_frame() -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from edge_runtime.guests.abi import wagi
 from edge_runtime.guests.abi.head import BODILESS, ResponseInvalid
-from edge_runtime.guests.abi.wagi import RequestUnfit, parse_response
+from edge_runtime.guests.abi.wagi import parse_response
 from edge_runtime.guests.invocation import Request
+from edge_runtime.ipc.call_head import RequestUnfit
 
 
 def environment(request, config=None):
