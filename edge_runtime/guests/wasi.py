@@ -6,7 +6,6 @@ unsigned integers as the guest passed them, and returns an errno. One that meets
 raises IndexError, for which the caller returns `FAULT` to the guest.
 """
 
-import itertools
 import os
 import struct
 import time
@@ -80,7 +79,11 @@ class Strings:
         """`strings` have no NUL, and code points below 256 alone, one for each byte."""
         self.count = len(strings)
         self.blob = ("\0".join(strings) + "\0").encode("latin-1") if strings else b""
-        self.offsets = list(itertools.accumulate([len(text) + 1 for text in strings[:-1]], initial=0))[: self.count]
+        self.offsets = []
+        at = 0
+        for text in strings:
+            self.offsets.append(at)
+            at += len(text) + 1
         self.pointers = struct.Struct(f"<{self.count}I")
 
 

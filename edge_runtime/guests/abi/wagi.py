@@ -21,9 +21,6 @@ from edge_runtime.guests.abi.head import (
 from edge_runtime.guests.invocation import Request
 from edge_runtime.ipc.call_head import RequestUnfit
 
-SOFTWARE = "skerry"
-
-
 # The request
 
 _VARIABLE = re.compile(r"[A-Za-z0-9-]+")
@@ -51,35 +48,36 @@ def arguments(request: Request, function: str) -> list[str]:
 
 def environment(request: Request, function: str, settings: Mapping[str, str]) -> list[str]:
     """Return the environment for a call, as `NAME=value` strings. `settings` (the manifest's config and secrets) come
-    last, so that no header can change them.
+    last, so that no header can change them; none has the name of a CGI variable.
 
     Raises: RequestUnfit, when a value has a NUL.
     """
-    script = request.script or f"/functions/{function}"
-    path = unquote_to_bytes(request.path).decode("latin-1") if "%" in request.path else request.path
-    variables = {
-        "GATEWAY_INTERFACE": "CGI/1.1",
-        "SERVER_SOFTWARE": SOFTWARE,
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "REQUEST_METHOD": request.method,
-        "SCRIPT_NAME": script,
-        "PATH_INFO": path,
+    script, raw, query, scheme = request.script or f"/functions/{function}", request.path, request.query, request.scheme
+    path = unquote_to_bytes(raw).decode("latin-1") if "%" in raw else raw
+    strings = [
+        "GATEWAY_INTERFACE=CGI/1.1",
+        "SERVER_SOFTWARE=skerry",
+        "SERVER_PROTOCOL=HTTP/1.1",
+        f"REQUEST_METHOD={request.method}",
+        f"SCRIPT_NAME={script}",
+        f"PATH_INFO={path}",
         # There are no files to which it could be translated; for programs that look at it, it says what WAGI says.
-        "PATH_TRANSLATED": path,
-        "AUTH_TYPE": request.auth_type,
-        "REMOTE_USER": request.caller,
-        "QUERY_STRING": request.query,
-        "REMOTE_ADDR": request.remote_address,
-        "REMOTE_HOST": request.remote_address,
-        "SKERRY_FUNCTION": function,
-        "X_MATCHED_ROUTE": request.route or f"{script}/...",
-        "X_RAW_PATH_INFO": request.path,
-    }
+        f"PATH_TRANSLATED={path}",
+        f"AUTH_TYPE={request.auth_type}",
+        f"REMOTE_USER={request.caller}",
+        f"QUERY_STRING={query}",
+        f"REMOTE_ADDR={request.remote_address}",
+        f"REMOTE_HOST={request.remote_address}",
+        f"SKERRY_FUNCTION={function}",
+        f"X_MATCHED_ROUTE={request.route or f'{script}/...'}",
+        f"X_RAW_PATH_INFO={raw}",
+    ]
+    # No header becomes one of the names above, but several may become one variable.
+    variables: dict[str, str] = {}
     carries_body = bool(request.body)
     for name, value in request.headers:
         variable = _variable(name)
         if variable in variables:
-            # A variable can be there already only by an earlier header: no header becomes one of the names above.
             value = variables[variable] + ("; " if variable == "HTTP_COOKIE" else ", ") + value
         if variable:
             variables[variable] = value
@@ -88,19 +86,18 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
     if carries_body:
         variables["CONTENT_LENGTH"] = str(len(request.body))
     host = variables.get("HTTP_HOST", "localhost")
-    name, port = _host(host, request.scheme)
-    variables["SERVER_NAME"], variables["SERVER_PORT"] = name, port
-    query = f"?{request.query}" if request.query else ""
-    variables["X_FULL_URL"] = f"{request.scheme}://{host}{script}{request.path}{query}"
-    if request.scheme == "https":
+    variables["SERVER_NAME"], variables["SERVER_PORT"] = _host(host, scheme)
+    variables["X_FULL_URL"] = f"{scheme}://{host}{script}{raw}{'?' if query else ''}{query}"
+    if scheme == "https":
         variables["HTTPS"] = "on"
     for name, value in request.params:
         variables[f"PATH_PARAM_{name.upper()}"] = value
     for name, value in settings.items():
         variables[name] = value.encode().decode("latin-1")
-    strings = [f"{name}={value}" for name, value in variables.items()]
+    strings += [f"{name}={value}" for name, value in variables.items()]
     if "\0" in "".join(strings):
-        raise RequestUnfit(_named(variables) + " has a NUL, which no environment variable can hold")
+        unfit = next(text for text in strings if "\0" in text)
+        raise RequestUnfit(f"{unfit.partition('=')[0]} has a NUL, which no environment variable can hold")
     return strings
 
 
@@ -109,10 +106,6 @@ def _host(host: str, scheme: str) -> tuple[str, str]:
     if colon and port.isdigit():
         return name, port
     return host, "443" if scheme == "https" else "80"
-
-
-def _named(variables: Mapping[str, str]) -> str:
-    return next(name for name, value in variables.items() if "\0" in value)
 
 
 # The response
