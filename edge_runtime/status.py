@@ -62,7 +62,7 @@ class NodeStatus:
                 "wanted": pool.limits.workers,
                 "fit": sum(not link.spare for link in fit),
                 "pids": sorted(link.child.pid for link in fit if not link.spare),
-                "spares": sorted(link.child.pid for link in fit if link.spare),
+                "spares": sorted(link.child.pid for link in fit if link.spare and not link.jobs),
                 "deaths": pool.deaths,
                 "zygote": self.processes.pid,
                 "unfenced": list(self.processes.lacking),

@@ -23,6 +23,7 @@ from edge_runtime.guests import guest
 from edge_runtime.guests.host_functions import RecentCache, host
 from edge_runtime.ipc import call_head, call_times, frames, progress_page
 from edge_runtime.ipc.claims import Claims
+from edge_runtime.ipc.preloads import Preload
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
 from edge_runtime.sql.call_sql import CallSql, CommitFailed, DatabaseHeld, StaleRelease, WriteHeld
@@ -38,6 +39,7 @@ _KEPT_HEAD: Final = 2048
 """Bytes that a call's head may have to be kept, decoded, for later calls with the same head."""
 
 _decode_load: Final = msgspec.json.Decoder(frames.Load).decode
+_decode_preload: Final = msgspec.json.Decoder(Preload).decode
 _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
 
 
@@ -131,6 +133,10 @@ class Worker:
                     failures = self._load(_decode_load(frame.body))
                     faults.reach("edge.load.after")
                     frames.send_json(self._sock, request, frames.LOADED, frames.Loaded(failures))
+                case frames.PRELOAD:
+                    faults.reach("edge.preload.before")
+                    damaged = self._preload(_decode_preload(frame.body))
+                    frames.send(self._sock, request, frames.DAMAGED if damaged else frames.DONE)
                 case frames.FORGET:
                     self._forget(_decode_keep(frame.body))
                     frames.send(self._sock, request, frames.DONE)
@@ -155,6 +161,7 @@ class Worker:
             if isinstance(loaded, frames.ChildFailure):
                 self._fault(request, loaded.code, loaded.message)
                 return
+            frames.send(self._sock, request, frames.NEWLY_LOADED)
             function = loaded
         sql = None
         services, steps = self._ungranted, None
@@ -266,6 +273,16 @@ class Worker:
         self._releases[load.serial] = ServedRelease(load.release.generation, entries)
         self._known.clear()
         return failures
+
+    def _preload(self, preload: Preload) -> bool:
+        """Load a function that will be called, if it can be loaded; return whether its compiled code is damaged."""
+        entry = self._releases[preload.serial].functions[preload.function]
+        if entry.function is not None or entry.lacking is not None:
+            return False
+        entry.used = self._calls
+        # Where this fails, the first call tries again, and says so.
+        self._functions.load(entry)
+        return bool(self._functions.damaged)
 
     def _forget(self, keep: frames.Keep) -> None:
         self._known.clear()

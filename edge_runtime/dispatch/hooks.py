@@ -41,6 +41,8 @@ class Hooks:
     """Called when the call asks for an HTTP request, with its parcel."""
     damaged: Callable[[str], None] = _nothing
     """Called with the sha256 of an artifact, when a worker couldn't load its compiled code any more."""
+    loaded: Callable[[], None] = _nothing
+    """Called when a worker has loaded a function because it was called."""
     trapped: Callable[[Call, str, dict[str, Any]], None] = _nothing
     """Called with each call that trapped; with how the log names it, and its fields."""
     named: Callable[[str, str], str] = _unnamed

@@ -5,10 +5,13 @@ that is served, and, while a release is coming, the next one too.
 """
 
 import asyncio
+import functools
+import heapq
 import logging
 import os
 import signal
 import time
+from collections import Counter
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +24,7 @@ from edge_runtime.dispatch.watchdog import Watchdog
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
+from edge_runtime.ipc.preloads import Preload
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 
 __all__ = ["LoadFailed", "Supervisor"]
@@ -29,6 +33,9 @@ log = logging.getLogger("skerry.supervisor")
 
 READY_LIMIT: Final = 30.0
 """Seconds that a new worker has to load what it must."""
+SUCCESSION: Final = 0.01
+"""Seconds between a worker's end and its successor's birth, where a spare one has taken the place: the calls that wait
+need the processors first."""
 BACKOFF: Final = 0.05
 BACKOFF_CAP: Final = 5.0
 """Seconds between two attempts to start a worker: the first pause, doubled each time up to the cap."""
@@ -42,6 +49,11 @@ PATIENCE: Final = 0.25
 """Seconds that a release waits for a worker in the middle of a call, which then loads when the call has ended."""
 SPARES: Final = 1
 """Workers that are kept ready beside the wanted ones: after a death no call waits until a process is started."""
+PRELOADED: Final = 8
+"""Functions that a spare worker loads before it is given calls, at most: those that are called most. Each takes
+memory."""
+PRELOAD_PAUSE: Final = 0.1
+"""Seconds until the spare worker follows the others, which may load several functions at once."""
 LOAD_TRIES: Final = 3
 """After so many workers that ended while they loaded a release's modules, the modules are to blame."""
 
@@ -64,12 +76,17 @@ class Supervisor:
         """By serial, for the set that comes: the functions that a worker couldn't load."""
         self._slots = list(range(progress_page.SLOTS))
         """Free slots of the shared page."""
+        self._preloading: asyncio.TimerHandle | None = None
+        """Set while the spare workers are about to load what was called."""
+        self._preload_crashes = Counter[str]()
+        """Spare workers that ended while they loaded a function, by the sha256 of its code."""
         self.trouble = ""
         """Why workers can't be started; empty while they can, as far as is known."""
         self._misses = 0
         """Starts that failed, one after the other."""
         self._missed_at = 0.0
         """When that was last logged."""
+        hooks.loaded = self._newly_loaded
 
     async def run(self) -> None:
         """Keep the workers alive until cancelled, and end them then."""
@@ -78,6 +95,8 @@ class Supervisor:
                 for _ in range(self._pool.limits.workers + SPARES):
                     group.create_task(self._keep())
         finally:
+            if self._preloading is not None:
+                self._preloading.cancel()
             self._watchdog.close()
             self._pool.close()
 
@@ -183,6 +202,8 @@ class Supervisor:
                 await asyncio.sleep(min(BACKOFF_CAP, BACKOFF * 2.0 ** min(unborn - 1, 10)))
                 continue
             unborn = 0
+            if self._complete:
+                await asyncio.sleep(SUCCESSION)
             if fit or time.monotonic() - born > PROVEN:
                 failures = 0
             elif await _from_outside(link):
@@ -193,6 +214,11 @@ class Supervisor:
                 delay = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures - 1, 10))
                 log.error("a worker ended at its start (%d in a row); the next one starts in %.2f s", failures, delay)
                 await asyncio.sleep(delay)
+
+    @property
+    def _complete(self) -> bool:
+        """Whether there are as many workers as there should be, without the spare ones."""
+        return sum(link.usable and not link.spare for link in self._pool.links) >= self._pool.limits.workers
 
     def _missed(self, why: str) -> None:
         """Log that a worker couldn't be started: the first time, when the reason changes, and once a minute."""
@@ -254,6 +280,7 @@ class Supervisor:
             return False
         link.usable = True
         self._fill()
+        self._preload(link)
         return True
 
     def _fill(self) -> None:
@@ -266,6 +293,42 @@ class Supervisor:
             pool.place(link)
         pool.feed()
         pool.changed()
+
+    def _newly_loaded(self) -> None:
+        """A worker has loaded a function because it was called: have the spare ones load it too, soon."""
+        if self._preloading is None:
+            self._preloading = asyncio.get_running_loop().call_later(PRELOAD_PAUSE, self._preload_all)
+
+    def _preload_all(self) -> None:
+        self._preloading = None
+        for link in self._pool.links:
+            self._preload(link)
+
+    def _preload(self, link: WorkerLink) -> None:
+        """Have a spare worker load the next one of the functions that are called most, so that the call that it takes
+        over needn't wait for that. One at a time: it may have to take a place meanwhile."""
+        pool = self._pool
+        if not link.usable or not link.spare or link.jobs or pool.serial not in link.serials:
+            return
+        called = (served for served in pool.functions.values() if served.tally.recent)
+        for served in heapq.nlargest(PRELOADED, called, key=lambda served: served.tally.all.calls):
+            name, code = served.function.name, served.function.code[1]
+            if name not in link.preloaded and self._preload_crashes[code] < LOAD_TRIES:
+                link.preloaded.add(name)
+                order = self._order(link, frames.PRELOAD, Preload(pool.serial, served.index))
+                order.answer.add_done_callback(functools.partial(self._preloaded, link, order, served.function))
+                return
+
+    def _preloaded(
+        self, link: WorkerLink, order: Order, local: frames.LocalFunction, answer: asyncio.Future[frames.Frame]
+    ) -> None:
+        """A spare worker has loaded a function, or has ended."""
+        if answer.exception() is not None:
+            self._preload_crashes[local.code[1]] += order.crashed
+            return
+        if answer.result().kind == frames.DAMAGED:
+            self._hooks.damaged(local.sha256)
+        self._preload(link)
 
     def _load(self, link: WorkerLink, serial: int) -> Order:
         """Order a worker to load a set of modules, after the calls that it has."""

@@ -27,7 +27,9 @@ _AGAIN: Final = 0.02
 """Seconds between two looks at a dead worker's socket."""
 _AT_ONCE: Final = 16
 """Pieces of what waits to be sent that one system call is given."""
-_MEANWHILE: Final = frozenset((frames.LOG, frames.HTTP, frames.DENIED, frames.DAMAGED, frames.TIMES))
+_MEANWHILE: Final = frozenset(
+    (frames.LOG, frames.HTTP, frames.DENIED, frames.NEWLY_LOADED, frames.DAMAGED, frames.TIMES)
+)
 """Kinds of frames about a call that goes on."""
 
 
@@ -69,6 +71,8 @@ class WorkerLink:
         """The worker was ready and has loaded what it must, and isn't being ended."""
         self.spare = True
         """The worker is to take the place of one that is lost, and has no calls before."""
+        self.preloaded: set[str] = set()
+        """Names of the functions that the worker was told to load while it was a spare one."""
         self.killed = ""
         """Why the front killed the worker; empty while it hasn't."""
         loop = asyncio.get_running_loop()
@@ -224,6 +228,8 @@ class WorkerLink:
                 self._hooks.log.write(call, body)
             elif kind == frames.TIMES:
                 call.times = call_times.decode(body)
+            elif kind == frames.NEWLY_LOADED:
+                self._hooks.loaded()
             elif kind == frames.DAMAGED:
                 self._hooks.damaged(call.served.function.sha256)
             else:

@@ -38,6 +38,8 @@ QUERY_RELEASE: Final = 4
 """Tell which release the libsql file holds; answered by RELEASE_IS (`Stored`) or FAILED."""
 CALL_TIMED: Final = 18
 """As CALL, and the front wants to know where the time goes: TIMES comes before the answer."""
+PRELOAD: Final = 19
+"""`preloads.Preload`, to a spare one; answered by DONE, or by DAMAGED where the function is interpreted now."""
 # To a repeater
 REPEAT: Final = 42
 """`repeat_messages.Repeat`: make a call that trapped once more; answered by REPEATED."""
@@ -111,6 +113,8 @@ failed, or that the front wants to know it of."""
 CHECKPOINTED: Final = 34
 DAMAGED: Final = 37
 """The function's compiled code is damaged, and it runs on the interpreter; comes before the call's answer."""
+NEWLY_LOADED: Final = 44
+"""The worker has loaded the call's function, which no call of it had needed before; comes before the call's answer."""
 TRIED: Final = 35
 VERIFIED: Final = 36
 COUNTED: Final = 40

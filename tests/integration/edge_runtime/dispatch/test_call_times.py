@@ -172,7 +172,7 @@ async def test_a_worker_that_tells_nonsense_is_ended(edge: Node) -> None:
     call = asyncio.ensure_future(edge.call("slow?ms=60000"))
     # One that its worker hasn't begun would be given to another worker.
     await until(lambda: any(k.jobs and k.seen().state == RUNNING for k in edge.front.pool.links))
-    link = next(k for k in edge.front.pool.links if k.jobs)
+    link = next(k for k in edge.front.pool.links if k.jobs and k.seen().state == RUNNING)
     link.receive(link.jobs[0].id, frames.TIMES, b"", b"nonsense")
     assert link.killed == "unreadable"
     assert (await call)[0] == 502
