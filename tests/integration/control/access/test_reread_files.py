@@ -37,11 +37,12 @@ async def test_a_signal_has_all_files_read_at_once_past_what_fails(
             put(tmp_path, authority.issue("control"), authority.certificate)
             files.look_now()
 
-            async def taken(before: object = before) -> bool:
-                return served.context is not before
+            # Those who wait for a change are told of it when all files are read.
+            async def told(number: int = number) -> bool:
+                return len(changed) == number
 
-            await until(taken)
-            assert len(changed) == number
+            await until(told)
+            assert served.context is not before
             assert sum("the files of broken couldn't be looked at" in line for line in caplog.messages) == number
         (tmp_path / "control.pem").write_text("nothing")
         files.look_now()
