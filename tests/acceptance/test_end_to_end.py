@@ -9,6 +9,9 @@ from tests.support.programs import command, control_program, edge_program, join,
 from tests.support.replica import Replica, Site
 from tests.support.services import ServerUrls
 
+# Each starts several programs, one after the other.
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:

@@ -1,5 +1,8 @@
 """A seed repeats a run exactly, here and in another process; and the run of the seed that the environment names."""
 
+import os
+import threading
+
 import pytest
 
 from tests.support.simulation import runs, world
@@ -14,6 +17,22 @@ def test_the_seed_that_a_failure_named_is_run_again() -> None:
 def test_a_seed_repeats_a_run_exactly(seed: int) -> None:
     digest = runs.run(seed).digest
     assert [runs.run(seed).digest, runs.elsewhere(seed, 1), runs.elsewhere(seed, 2)] == [digest] * 3
+
+
+def test_what_another_thread_draws_changes_nothing() -> None:
+    expected, ended = runs.run(3).digest, threading.Event()
+
+    def draw() -> None:
+        while not ended.wait(0.005):
+            os.urandom(8)
+
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        assert runs.run(3).digest == expected
+    finally:
+        ended.set()
+        other.join()
 
 
 def test_another_seed_is_another_run() -> None:

@@ -7,6 +7,7 @@ import os
 import random as global_random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,6 +164,11 @@ def _replaced(seed: int, worlds: list[World]) -> Iterator[None]:
     `worlds` has it once it is made.
     """
     chance, state = Random(f"skerry {seed}"), global_random.getstate()
+    urandom, thread = os.urandom, threading.get_ident()
+
+    def random_bytes(count: int) -> bytes:
+        # The mirror's thread takes some too, for each connection that it opens.
+        return chance.randbytes(count) if threading.get_ident() == thread else urandom(count)
 
     def process() -> Process:
         found = CURRENT.get()
@@ -176,8 +182,8 @@ def _replaced(seed: int, worlds: list[World]) -> Iterator[None]:
         return WatchedClient(node(), worlds[0].network, process(), credential)
 
     replaced: list[tuple[Any, str, Callable[..., Any] | type | float]] = [
-        (os, "urandom", chance.randbytes),
-        (global_random, "_urandom", chance.randbytes),
+        (os, "urandom", random_bytes),
+        (global_random, "_urandom", random_bytes),
         (faults, "reach", processes.reach),
         (fleet_cache, "PERIOD", FLEET_PERIOD),
         (agent, "ControlClient", client),
