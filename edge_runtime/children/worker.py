@@ -21,7 +21,7 @@ from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.errors import status_of
 from edge_runtime.guests import guest
 from edge_runtime.guests.host_functions import RecentCache, host
-from edge_runtime.ipc import call_head, call_times, frames, progress_page
+from edge_runtime.ipc import call_head, call_times, death_word, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.preloads import Preload
 from edge_runtime.sandbox import fence
@@ -50,6 +50,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     except database.DatabaseOpenError as error:
         frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.ChildFailure(error.code, error.message))
         return
+    death_word.tell_end(shared, slot)
     malloc.keep(_KEPT_BLOCK)
     fence.limit_files(settings.temp_limit)
     opened.file_limit_was_hit = fence.file_limit_was_hit

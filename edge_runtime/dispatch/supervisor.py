@@ -24,6 +24,7 @@ from edge_runtime.dispatch.watchdog import Watchdog
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
+from edge_runtime.ipc.death_word import DeathWatch
 from edge_runtime.ipc.preloads import Preload
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 
@@ -67,6 +68,8 @@ class Supervisor:
         self._pool = pool
         self._hooks = hooks
         self._watchdog = Watchdog(pool)
+        self._deaths: DeathWatch
+        """Set while `run` runs."""
         self._trials = trials
         self._processes = processes
         self._serial = 0
@@ -89,7 +92,10 @@ class Supervisor:
         hooks.loaded = self._newly_loaded
 
     async def run(self) -> None:
-        """Keep the workers alive until cancelled, and end them then."""
+        """Keep the workers alive until cancelled, and end them then. Raises: RuntimeError, when the system refuses a
+        thread."""
+        self._deaths = DeathWatch(self._processes.page)
+        self._deaths.start()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._pool.limits.workers + SPARES):
@@ -97,6 +103,7 @@ class Supervisor:
         finally:
             if self._preloading is not None:
                 self._preloading.cancel()
+            self._deaths.close()
             self._watchdog.close()
             self._pool.close()
 
@@ -257,6 +264,7 @@ class Supervisor:
                 equipping.cancel()
             return link, equipping.done() and not equipping.cancelled() and equipping.result()
         finally:
+            self._deaths.forget(slot)
             self._slots.append(slot)
             if link is not None and link.ended.done():
                 # The slot has been read; the pidfd stays open until the zygote has said how the worker ended.
@@ -270,6 +278,7 @@ class Supervisor:
         try:
             async with asyncio.timeout(READY_LIMIT):
                 await link.ready
+                self._deaths.watch(link.child.slot, link.child.pid, link.died)
             while missing := self._loads.keys() - link.serials:
                 await self._load(link, min(missing)).answer
         except TimeoutError:

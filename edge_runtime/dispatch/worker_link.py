@@ -16,7 +16,7 @@ from edge_runtime.dispatch.call import Body, Call, Job, Order
 from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.incoming_frames import FrameTooLong, IncomingFrames
 from edge_runtime.dispatch.outcomes import AnswerBody, refused, whole
-from edge_runtime.ipc import call_times, frames, progress_page
+from edge_runtime.ipc import call_times, death_word, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.zygote_client import Child, decode_failure
 
@@ -314,6 +314,20 @@ class WorkerLink:
         else:
             self._loop.remove_writer(self._fileno)
 
+    def died(self) -> None:
+        """The worker's word has changed (`death_word`): it ends. Read what it still said, and see its end, before its
+        socket shows it."""
+        if self.ended.done():
+            return
+        if not death_word.ends(self.child.pid):
+            log.error("worker %d says that it ends, and goes on: it is killed", self.child.pid)
+            self.kill("unreadable")
+            return
+        while self._readable():
+            pass
+        if not self.ended.done():
+            self._lost()
+
     def _exited(self, _: object) -> None:
         """The worker is dead: read what it still said and see its end, even where the loop misses that (as it sometimes
         does of a socket whose other end died with something unread)."""
@@ -321,20 +335,21 @@ class WorkerLink:
             self._readable()
             self._loop.call_later(_AGAIN, self._exited, None)
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
+        """Handle what the worker has sent; return whether there may be more."""
         try:
             came = self._incoming.receive(self._sock)
         except BlockingIOError:
-            return
+            return False
         except FrameTooLong:
             self._lost()
             self.child.kill()
-            return
+            return False
         except OSError:
             came = None
         if came is None:
             self._lost()
-            return
+            return False
         # Each answer makes room for another call: all go out in one system call, which wakes the worker once.
         held: list[bytes] = []
         self._held = held
@@ -342,8 +357,9 @@ class WorkerLink:
             for request, kind, head, body in came:
                 self.receive(request, kind, head, body)
                 if self.ended.done():
-                    return
+                    return False
         finally:
             self._held = None
         if held:
             self._write(b"".join(held))
+        return True

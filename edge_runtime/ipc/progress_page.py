@@ -25,6 +25,8 @@ LOG_BYTES: Final = 16 * 1024
 SLOT_BYTES: Final = LOG_AT + mmap.PAGESIZE + LOG_BYTES
 SLOTS: Final = 128
 """Workers that there may be at once."""
+DEATH_AT: Final = 512
+"""Bytes from a slot's start to the word of 32 bits that says whether its worker lives (module `death_word`)."""
 CLAIMS_AT: Final = 1024
 """Bytes from a slot's start to its claims (module `claims`), which take 2 KiB."""
 _STRIDE: Final = SLOT_BYTES // 8

@@ -1,0 +1,63 @@
+"""The front sees the end of a worker before its socket shows it."""
+
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.ipc import death_word, zygote_client
+from tests.guests.build import guest
+from tests.support.edge import node, until
+
+
+async def test_an_end_is_seen_whose_socket_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[socket.socket] = []
+    pair = socket.socketpair
+
+    def kept_open(*arguments: int) -> tuple[socket.socket, socket.socket]:
+        ours, theirs = pair(*arguments)
+        # As where the worker's memory takes long to be freed: its end isn't closed.
+        kept.append(theirs.dup())
+        return ours, theirs
+
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"echo": guest("echo")})
+        try:
+            with monkeypatch.context() as patched:
+                patched.setattr(zygote_client.socket, "socketpair", kept_open)
+                for link in list(edge.front.pool.links):
+                    os.kill(link.child.pid, signal.SIGKILL)
+                    await until(lambda link=link: link.ended.done())
+                await until(lambda: bool(edge.workers()) and bool(edge.spares()))
+            assert len(kept) >= 2
+            (worker,), spares = edge.workers(), edge.spares()
+            before = edge.front.pool.deaths
+            os.kill(edge.front.processes.pid, signal.SIGSTOP)
+            try:
+                os.kill(worker, signal.SIGKILL)
+                assert (await asyncio.wait_for(edge.call("echo", b"well"), 60))[2] == b"well"
+                assert edge.workers() == spares
+                assert edge.front.pool.deaths == before + 1
+            finally:
+                os.kill(edge.front.processes.pid, signal.SIGCONT)
+        finally:
+            for end in kept:
+                end.close()
+
+
+async def test_a_worker_that_only_says_that_it_ends_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"echo": guest("echo")})
+        await until(lambda: bool(edge.spares()))
+        (link,) = [link for link in edge.front.pool.links if not link.spare]
+        word = death_word._word(edge.front.processes.page, link.child.slot)
+        assert word.value & (1 << 30) == 0
+        word.value |= 1 << 30
+        edge.front.supervisor._deaths._changed()
+        await until(lambda: link.killed == "unreadable")
+        await until(lambda: link.ended.done())
+        assert (await edge.call("echo", b"well"))[2] == b"well"
+    assert f"worker {link.child.pid} says that it ends, and goes on: it is killed" in caplog.text
