@@ -15,8 +15,11 @@ def request_fields(head: CallHead, abi: str, key: bytes = b"") -> tuple[tuple[An
     if abi == "direct":
         # The guest gets the block as it is: nothing of it is needed as text but the method.
         return (head.method, "", "", ()), ("", scheme, "", "", (), key, caller, auth_type, head.block)
-    method, path, query, headers, script, route, params, client = decode_block(head.block)
-    return (method, path, query, headers), (client, scheme, script, route, params, key, caller, auth_type)
+    texts = decode_block(head.block)
+    return (
+        (texts.method, texts.path, texts.query, texts.headers),
+        (texts.client, scheme, texts.script, texts.route, texts.params, key, caller, auth_type),
+    )
 
 
 def made(head: CallHead, abi: str, body: bytes) -> Request:

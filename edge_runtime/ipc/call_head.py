@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from msgspec import Struct
+
 TEXTS: Final = ("method", "path", "query", "headers", "script", "route", "params", "client")
 """`headers` are lines, each `name: value` and LF; `params` are written like a query string. The others are as in
 `RequestTexts`."""
@@ -48,7 +50,7 @@ PLAIN: Final = Via("http", "", "")
 SECURE: Final = Via("https", "", "")
 
 
-class CallHead(NamedTuple):
+class CallHead(Struct, frozen=True):
     """A call without its body: what it calls, and the request."""
 
     serial: int
@@ -60,7 +62,7 @@ class CallHead(NamedTuple):
     """The request, of which `decode_block` makes texts."""
 
 
-class RequestTexts(NamedTuple):
+class RequestTexts(Struct, frozen=True):
     """What a block has. Each code point below 256 stands for one byte."""
 
     method: str
@@ -151,20 +153,17 @@ def decode_block(block: bytes) -> RequestTexts:
         texts.append(text[at:end])
         at = end + 1
     method, path, query, lines, script, route, quoted, client = texts
-    headers = _pairs(lines[:-1], "\n", ": ") if lines else []
-    if lines and lines[-1] != "\n":
-        raise ValueError("a call's head has a header line without an end")
+    headers = []
+    for line in lines.split("\n"):
+        name, found, value = line.partition(": ")
+        if found:
+            headers.append((name, value))
+    if len(headers) != lines.count("\n"):
+        raise ValueError("a call's head has a header line without a value or an end")
     params = []
-    if quoted:
-        params = [(name, unquote_to_bytes(value).decode("latin-1")) for name, value in _pairs(quoted, "&", "=")]
-    return RequestTexts(method, path, query, headers, script, route, params, client)
-
-
-def _pairs(text: str, between: str, within: str) -> list[tuple[str, str]]:
-    pairs = []
-    for part in text.split(between):
-        name, found, value = part.partition(within)
+    for part in quoted.split("&") if quoted else ():
+        name, found, value = part.partition("=")
         if not found:
-            raise ValueError(f"a call's head has a name without {within!r} and a value behind it")
-        pairs.append((name, value))
-    return pairs
+            raise ValueError("a call's head has a parameter without a value")
+        params.append((name, unquote_to_bytes(value).decode("latin-1")))
+    return RequestTexts(method, path, query, headers, script, route, params, client)
