@@ -132,10 +132,9 @@ class HttpConnection(asyncio.Protocol):
         self.via, self._requests.certificate = SECURE, certificate
 
     def data_received(self, data: bytes) -> None:
-        requests = self._requests
-        if self._over or requests.broken is not None:
+        if not self._reads():
             return
-        began = requests.heading
+        requests, began = self._requests, self._requests.heading
         requests.feed(data)
         if not self._running and (self._exchanges or requests.broken is not None):
             self._advance()
@@ -196,6 +195,14 @@ class HttpConnection(asyncio.Protocol):
     def _left(self) -> int:
         """Return how many bytes of the answer haven't gone out."""
         return self._transport.get_write_buffer_size() + sum(map(len, self._rest))
+
+    # Asked where calls may change the answer: mypy, and so compiled code, takes it that they change no attribute.
+
+    def _is_over(self) -> bool:
+        return self._over
+
+    def _reads(self) -> bool:
+        return not self._over and self._requests.broken is None
 
     # The server calls these
 
@@ -277,8 +284,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _crowded(self) -> bool:
         """Tell whether so many requests wait that more may stay in the socket. (Then a closed client isn't noticed.)"""
-        count = len(self._exchanges)
-        return count > CROWD or (count > 1 and not self._exchanges[-1].whole)
+        return len(self._exchanges) > CROWD or (len(self._exchanges) > 1 and not self._exchanges[-1].whole)
 
     def _hold(self) -> None:
         """Pause reading."""
@@ -335,7 +341,7 @@ class HttpConnection(asyncio.Protocol):
             self._rest.extend(body)
             self._note_unread()
             self._write_more(start)
-        if self._over:
+        if self._is_over():
             # The answer was given up at once, because too much is unread.
             return
         if not keep and self._rest:

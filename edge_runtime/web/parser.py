@@ -121,6 +121,9 @@ class BodyMemory:
 class Requests:
     """The requests of one connection: `feed` puts them into `exchanges`, from which the connection takes them."""
 
+    # mypyc has to be told.
+    __deletable__ = ("_parser",)
+
     def __init__(self, memory: BodyMemory, admit: Callable[[Exchange, bytes | None], Refusal | None]) -> None:
         """`admit` is called when a request's head has come, with `certificate`, and returns why it is refused, or
         None."""
@@ -290,6 +293,8 @@ class Requests:
         if url == b"*":
             return
         why = _invalid("its line has no path and no http URL")
+        # What isn't there is None, which httptools' own types don't say.
+        parts: Any
         try:
             parts = parse_url(url)
         except HttpParserInvalidURLError:
