@@ -32,6 +32,10 @@ by_fives := "--numprocesses=5 --dist=loadfile --no-loadscope-reorder"
 test *ARGS: setup
     @exec {{ pytest }} {{ if ARGS == "" { by_fives } else { "" } }} "$@"
 
+# the tests once more, on nothing that `just compile` built: all of the edge runtime runs as Python
+test-pure *ARGS: setup
+    @SKERRY_EDGE_PURE=1 exec {{ pytest }} {{ if ARGS == "" { by_fives } else { "" } }} "$@"
+
 # the unit tests, two processes, no server: under 30 s; `just test-fast -k word` for some of them
 test-fast *ARGS: setup
     @exec {{ pytest }} --numprocesses=2 --quiet tests/unit "$@"
@@ -54,6 +58,10 @@ test-console *ARGS: setup
 # the compilers of Rust, Go and AssemblyScript, and editors' servers, which tests of these languages need (else skipped)
 toolchains: setup
     @scripts/toolchains
+
+# build those parts of the edge runtime that run faster as machine code, the front's modules (by mypyc): under 3 minutes
+compile: setup
+    @scripts/compile
 
 # build the Debian packages skerry-control and skerry-edge of the commit that is checked out, in dist/
 packages: setup

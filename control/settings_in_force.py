@@ -36,7 +36,7 @@ OF_EDGE = """
 """The settings of a node, without SKERRY_EDGE_ at the front."""
 
 OTHERS = """
-    CA EDGE_DEBUG EDGE_LOG EDGE_URL FAULTS HOME JOIN_TOKEN LOG_LEVEL TOKEN URL
+    CA EDGE_DEBUG EDGE_LOG EDGE_PURE EDGE_URL FAULTS HOME JOIN_TOKEN LOG_LEVEL TOKEN URL
 """
 """What else the programs read, without SKERRY_ at the front."""
 FOR_TESTS: Final = "SKERRY_TEST_"

@@ -13,6 +13,7 @@ import uvloop
 
 from control import version
 from edge_runtime import logs, mapped_pages, threads, wal
+from edge_runtime.built import parts
 from edge_runtime.dispatch import disk_watchdog, memory_watchdog
 from edge_runtime.dispatch.foreign_lock import ForeignLock
 from edge_runtime.dispatch.function_records import FunctionRecords
@@ -199,6 +200,8 @@ class Front:
         kept = self._kept = RingHandler(self.ring.put, later, self.ring.node)
         logging.getLogger().addHandler(kept)
         log.info("this is skerry-edge %s", version.running().text)
+        for name, part in parts.document().items():
+            log.log(logging.WARNING if part["stale"] else logging.INFO, "%s", parts.told(name, part))
         self.ring.start()
         await self.node_socket.open()
         if self.spans is not None:

@@ -8,6 +8,7 @@ import msgspec
 
 from control import version
 from control.sketch import quantile
+from edge_runtime.built import parts
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.dispatch.supervisor import Supervisor
@@ -52,6 +53,7 @@ class NodeStatus:
         fit = [link for link in pool.links if link.usable]
         own: dict[str, Any] = {
             "version": version.running().short,
+            "built": parts.document(),
             "release": release
             and {"id": release.release_id, "number": release.number, "generation": release.generation},
             "schema_version": self.manager.inventory.schema_version,

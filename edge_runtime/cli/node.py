@@ -15,6 +15,7 @@ from typing import Any
 import click
 import orjson
 
+from edge_runtime.built import parts
 from edge_runtime.cli import access_lines
 from edge_runtime.cli.owner import told_owner
 from edge_runtime.cli.run import local_token
@@ -262,6 +263,7 @@ def render(document: dict[str, Any]) -> str:
     lines += access_lines.end_lines(document.get("tls") or {}) + access_lines.callers_lines(document)
     if "bytes" in document.get("database", {}) or _database_ails(document):
         lines.append(_database(document["database"]))
+    lines += [f"built      {parts.told(name, part)}" for name, part in document.get("built", {}).items()]
     if unfenced := (document.get("workers") or {}).get("unfenced"):
         lines.append(f"unfenced   workers lack of their fence: {', '.join(unfenced)}")
     lines += [_function(function) for function in document.get("functions", [])]

@@ -10,7 +10,7 @@ served in turn, each first come, first served. Everything happens in the loop's 
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from edge_runtime.dispatch import outcomes
@@ -380,11 +380,11 @@ class Pool:
             self._changed.set()
             self._changed = None
 
-    async def change(self) -> None:
-        """Wait for the next `changed`."""
+    def change(self) -> Awaitable[object]:
+        """Return what to wait for the next `changed` with. (No coroutine of this module's: it may be compiled.)"""
         if self._changed is None:
             self._changed = asyncio.Event()
-        await self._changed.wait()
+        return self._changed.wait()
 
     def close(self) -> None:
         """Refuse what waits."""

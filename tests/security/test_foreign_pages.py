@@ -17,6 +17,8 @@ import orjson
 import psutil
 import pytest
 
+from edge_runtime.dispatch.outcomes import Refusal
+from edge_runtime.web.app import EdgeApp
 from edge_runtime.web.parser import Exchange
 from tests.guests.build import guest, wat
 from tests.guests.version import version
@@ -118,20 +120,21 @@ class Played:
     """The functions that wrote, once for each row."""
 
 
-def watch(edge: Node, came: list[Came]) -> None:
-    """Note what browsers ask of the node, and what is decided."""
-    admit = edge.front.app.admit
+class WatchedApp:
+    """The node's app, in whose place it notes what browsers ask of the node, and what is decided."""
 
-    def watched(exchange: Exchange, *more: Any) -> Any:
-        refusal = admit(exchange, *more)
+    def __init__(self, app: EdgeApp, came: list[Came]) -> None:
+        self.came, self.admit_it = came, app.admit
+        self.run, self.leave = app.run, app.leave
+
+    def admit(self, exchange: Exchange, certificate: bytes | None) -> Refusal | None:
+        refusal = self.admit_it(exchange, certificate)
         told = {name.decode(): value.decode() for name, value in exchange.headers}
         if "sec-fetch-site" in told:
             code = refusal.code if refusal is not None else ""
             path = exchange.path.decode()
-            came.append(Came(exchange.method, path, told["sec-fetch-site"], told["sec-fetch-dest"], code))
+            self.came.append(Came(exchange.method, path, told["sec-fetch-site"], told["sec-fetch-dest"], code))
         return refusal
-
-    edge.front.app.admit = watched  # type: ignore[method-assign]
 
 
 async def played(folder: Path) -> Played:
@@ -152,7 +155,7 @@ async def played(folder: Path) -> Played:
             },
             ["CREATE TABLE rows (name TEXT)"],
         )
-        watch(edge, found.came)
+        edge.front.server.shared.app = WatchedApp(edge.front.app, found.came)
         pages.pages["/attempts"] = ATTEMPTS.replace("NODE", str(edge.front.port))
         opens = "".join(f"open({json.dumps(pages.url(host, '/attempts'))});" for host in SITES)
         pages.pages["/"] = f"<!doctype html><script>{opens}</script>"

@@ -10,7 +10,10 @@ import pytest
 
 from control.manifest_fields import Manifest
 from edge_runtime.dispatch import memory_watchdog
+from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.served_functions import ServedFunction, Tally
+from edge_runtime.ipc.frames import LocalFunction
 from tests.guests.build import guest, wat
 from tests.support.edge import node
 
@@ -39,8 +42,8 @@ def test_what_a_worker_may_have(tmp_path: Path) -> None:
 
     def call(pages: int, abi: Literal["wagi", "extism"] = "wagi") -> Call:
         made = Call("f", "POST", "", b"", [], "", b"", lambda outcome: None)
-        manifest = Manifest(abi=abi, memory_pages=pages)
-        made.served = SimpleNamespace(function=SimpleNamespace(manifest=manifest))  # type: ignore[assignment]
+        local = LocalFunction("f", 1, "", Manifest(abi=abi, memory_pages=pages), "")
+        made.served = ServedFunction(0, local, Tally("f"), Breaker(), writes=False, limit=1.0, release=1)
         return made
 
     def link(*jobs: Any) -> Any:

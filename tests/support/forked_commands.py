@@ -22,6 +22,8 @@ from pathlib import Path
 
 import click
 
+from tests.support.environment import without_settings
+
 MAINS = {"control.cli": "control.cli.__main__", "edge_runtime.cli.main": "edge_runtime.cli.__main__"}
 """By what follows ``python -m``: the module whose `main` runs the program."""
 _REQUEST_BYTES = 1 << 20
@@ -77,7 +79,7 @@ def _template() -> socket.socket:
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import serve; serve({theirs.fileno()})"],
-            env={name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")},
+            env=without_settings(),
             cwd=Path(__file__).parents[2],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

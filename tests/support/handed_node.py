@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -10,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests.support.environment import without_settings
 from tests.support.programs import DEADLINE
 
 AS_SYSTEMD = """
@@ -32,7 +32,7 @@ async def start(
     handed: socket.socket, state: Path, *more: str | Path, python: str = sys.executable, **environment: str
 ) -> asyncio.subprocess.Process:
     """Start `skerry-edge run` with this socket as its file descriptor 3; `python` is that of the version that runs."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+    kept = without_settings()
     program = [python, "-m", "edge_runtime.cli.main", "run", "--state", state, "--workers", "1", *more]
     with log_of(state).open("ab") as log:
         return await asyncio.create_subprocess_exec(

@@ -1,7 +1,6 @@
 """The programs as people run them, each a process of its own: `skerry`, `skerry serve`, `skerry-edge`."""
 
 import asyncio
-import os
 import ssl
 import sys
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ import psutil
 
 from control.local.process import Service
 from tests.support import forked_commands
+from tests.support.environment import without_settings
 from tests.support.ports import free_port
 from tests.support.replica import Replica, Site
 
@@ -40,7 +40,7 @@ class Done:
 async def command(module: str, *arguments: str | Path, limit: float = DEADLINE, **environment: str) -> Done:
     """Run `python -m module` to its end, within `limit` seconds, with nothing of skerry's in the environment but what
     is given."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+    kept = without_settings()
     if module in forked_commands.MAINS and "SKERRY_FAULTS" not in environment:
         words = [str(argument) for argument in arguments]
         status, out, err = await forked_commands.run(module, words, {**kept, **environment}, Path.cwd(), limit)
@@ -150,7 +150,7 @@ class Program(Service, ABC):
 
     async def again(self) -> None:
         """Start it, and wait until it answers."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+        kept = without_settings()
         environment = {**kept, "PYTHONUNBUFFERED": "1", **self._settings}
         process = self.spawn([self.python, *self.ARGUMENTS], cwd=self._folder, env=environment)
         await self.run_until_ready(process, self.answers)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from control.local.process import Service
+from tests.support.environment import without_settings
 
 RESTART_PAUSE = 0.1
 """As systemd's RestartSec."""
@@ -26,7 +27,7 @@ class Supervised:
         """While it isn't set, an ended program stays away."""
         self.wanted.set()
         self._arguments = arguments
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+        kept = without_settings()
         self.environment = {**kept, "PYTHONUNBUFFERED": "1", **settings}
         """Environment variables of the next start."""
         self._folder = folder

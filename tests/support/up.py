@@ -18,6 +18,7 @@ import pytest
 from control.cli import main as cli
 from control.cli.support.local import Home
 from control.local.process import ending_with_us
+from tests.support.environment import without_settings
 from tests.support.ports import free_port
 from tests.support.services import remove_home
 
@@ -31,7 +32,7 @@ class Up:
     """A `skerry up` with a home of its own, and what it says in a file beside that."""
 
     def __init__(self, home: Path, *arguments: str, log: str = "up.log", **environment: str) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+        kept = without_settings()
         self.home = home
         self.environment = {**kept, "PYTHONPATH": str(ROOT), "SKERRY_HOME": str(home), **environment}
         self.log = home.with_name(log)
@@ -118,7 +119,7 @@ class Shell:
 
 def shell(up: Up, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
     """Return a shell whose commands go to this `skerry up`; it changes this process's environment and folder."""
-    for name in [name for name in os.environ if name.startswith("SKERRY_")]:
+    for name in os.environ.keys() - without_settings().keys():
         monkeypatch.delenv(name)
     monkeypatch.setenv("SKERRY_HOME", str(up.home))
     monkeypatch.chdir(ROOT)

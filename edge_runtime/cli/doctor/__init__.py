@@ -12,6 +12,7 @@ CHECKS: Final = {
     "unit": "the systemd unit of the node, where there is one, lets it run, and starts it again and with the machine",
     "node": "a node runs on the state directory and answers",
     "version": "the node that runs has the version of this command",
+    "built": "what `just compile` built is of the sources that are here, and this Python",
     "target": "the node is at its target, and its last sync didn't fail",
     "functions": "each function of the release can be called",
     "workers": "the workers run, with all of their fence",

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from control import settings_in_force
 from control.cli.doctor.findings import Finding
+from edge_runtime.built import parts
 from edge_runtime.sandbox import fence
 from edge_runtime.web.server import FEWEST, KEPT, KEPT_PER_WORKER
 
@@ -99,6 +100,17 @@ def file_findings(limit: int, workers: int) -> list[Finding]:
         text = f"a node may have {limit} files open, and each connection of a client takes one"
         return [Finding("open_files", "note", text, cure)]
     return [Finding("open_files", "ok", f"a node may have {limit} files open")]
+
+
+def built_findings(document: dict[str, Any], *, runs: bool) -> list[Finding]:
+    """What `parts.document` says, of the node that `runs` or of this program."""
+    cure = "just compile && systemctl restart skerry-edge" if runs else "just compile"
+    return [
+        Finding("built", "note", parts.told(name, part), cure)
+        if part["stale"]
+        else Finding("built", "ok", parts.told(name, part))
+        for name, part in document.items()
+    ]
 
 
 def variable_findings() -> list[Finding]:

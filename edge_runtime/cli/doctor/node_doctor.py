@@ -13,6 +13,7 @@ from control import version
 from control.cli.doctor import findings
 from control.cli.doctor.findings import Finding
 from edge_runtime import logs
+from edge_runtime.built import parts
 from edge_runtime.cli.doctor import (
     control_connection,
     local_http,
@@ -80,6 +81,8 @@ def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
         found.append(Finding("node", "wrong", text, f"systemctl start skerry-edge (skerry-edge run --state {state})"))
         # First, while this process has one thread.
         found += state_files.database_findings(state, facts.sizes)
+    built = status.get("built", {}) if status is not None else parts.document()
+    found += machine.built_findings(built, runs=status is not None)
     if values is not None:
         limit = int(values["SKERRY_EDGE_WAL_LIMIT"])
         facts = facts._replace(log_limit=limit)

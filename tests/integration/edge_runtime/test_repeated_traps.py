@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -11,8 +10,10 @@ import pytest
 import pytest_asyncio
 
 from control.manifest_fields import HttpGrant, Manifest
+from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import fields_of, shown_with
+from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.ipc import frames, repeat_messages
 from edge_runtime.ipc.call_head import Via
 from edge_runtime.ipc.frames import LocalFunction
@@ -119,8 +120,7 @@ def note(
 def trapped(name: str, body: bytes | list[bytes | bytearray] = b"", version: int = 1, **manifest: Any) -> Call:
     made = Call(name, "POST", "", b"", [], "127.0.0.1", body, print, via=Via("http", "", ""), request_id=b"id-1")
     local = LocalFunction(name, version, "0" * 64, Manifest(**manifest), "")
-    served: Any = SimpleNamespace(function=local, release=1, index=0)
-    made.served = served
+    made.served = ServedFunction(0, local, Tally(name), Breaker(), writes=False, limit=1.0, release=1)
     return made
 
 

@@ -34,7 +34,8 @@ SHARED = {
 """Messages, manifest, fault points, times of calls, public addresses, the version, what is shown of settings, findings,
 the command line: where control and the edge meet, and nowhere else."""
 
-# What each folder may import of its own package, beside itself and the modules at the package's top.
+# What each folder may import of its own package, beside itself and the modules at the package's top; `edge_runtime` is
+# what the package does when it is imported: it has compiled modules found.
 LAW: dict[str, set[str]] = {
     "control.storage": set(),
     "control.sync": {"storage"},
@@ -45,6 +46,8 @@ LAW: dict[str, set[str]] = {
     "control.console": {"access", "api", "storage", "sync", "telemetry"},
     "control.web": {"access", "api", "console", "storage", "sync", "telemetry"},
     "control.cli": {"access", "api", "console", "local", "storage", "sync", "telemetry", "web"},
+    "edge_runtime": {"built"},
+    "edge_runtime.built": set(),
     "edge_runtime.ipc": set(),
     "edge_runtime.sandbox": set(),
     "edge_runtime.wasmedge": set(),
@@ -59,7 +62,7 @@ LAW: dict[str, set[str]] = {
     "edge_runtime.egress": {"dispatch", "ipc", "telemetry"},
     "edge_runtime.release": {"dispatch", "ipc", "telemetry"},
     "edge_runtime.cli": {
-        *("children", "dispatch", "egress", "guests", "ipc", "oneshot", "release"),
+        *("built", "children", "dispatch", "egress", "guests", "ipc", "oneshot", "release"),
         *("sandbox", "sql", "sync", "telemetry", "wasmedge", "web"),
     },
 }
@@ -187,6 +190,8 @@ def folders(graph: Graph) -> Graph:
 
 
 def impure(graph: Graph) -> list[str]:
+    # How modules are found isn't what they do.
+    graph = {**graph, "edge_runtime": set()}
     return [
         f"{module} reaches {name} through {by}"
         for module in PURE
@@ -216,7 +221,7 @@ def test_each_folder_imports_what_the_table_allows(graph):
 
 def test_the_table_has_each_folder(graph):
     there = {folder(name) for name, path in ((n, ROOT / n.replace(".", "/")) for n in graph) if path.is_dir()}
-    assert there - {"control", "edge_runtime"} == set(LAW)
+    assert there - {"control"} == set(LAW)
 
 
 def test_the_front_reaches_nothing_that_runs_guests_or_opens_the_database(graph):

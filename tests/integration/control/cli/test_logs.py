@@ -19,6 +19,7 @@ from control.local.pki import Pki
 from edge_runtime.telemetry import records
 from tests.support import agents
 from tests.support.agents import Control, Edge
+from tests.support.environment import without_settings
 from tests.support.ports import free_port
 from tests.support.releases import answers, first_release
 
@@ -86,7 +87,7 @@ class Command:
 
 @asynccontextmanager
 async def skerry(control: Control, *arguments: str, url: str = "") -> AsyncIterator[Command]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+    environment = without_settings()
     environment |= {"SKERRY_URL": url or control.url, "SKERRY_TOKEN": control.token, "SKERRY_CA": str(control.pki.ca)}
     pipe = asyncio.subprocess.PIPE
     words = (sys.executable, "-m", "control.cli", *arguments)

@@ -17,6 +17,7 @@ from control.access.sessions import COOKIE
 from control.local.pki import Pki
 from tests.support.control import Control, until
 from tests.support.cookies_and_forms import ConsoleBrowser
+from tests.support.environment import without_settings
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Terminal:
     more: dict[str, str]
 
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+        kept = without_settings()
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "control.cli", *arguments),

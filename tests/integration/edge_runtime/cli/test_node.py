@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from edge_runtime.built import parts
 from edge_runtime.cli import node
 from edge_runtime.settings import EdgeSettingsError
 from edge_runtime.state import State
@@ -23,6 +24,7 @@ from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support import programs
 from tests.support.agents import Control
+from tests.support.environment import without_settings
 from tests.support.ports import free_port
 
 DEADLINE = 60.0
@@ -35,7 +37,7 @@ async def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
 
 
 async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+    kept = without_settings()
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -64,6 +66,18 @@ async def running_node(
         assert process.returncode == 0
         if logged is not None:
             logged.append(log.decode())
+
+
+async def test_a_node_says_how_its_parts_run(control: Control, tmp_path: Path) -> None:
+    state, listen, logged = tmp_path / "state", f"127.0.0.1:{free_port()}", []
+    await command("join", "--state", str(state), "--control", control.url, SKERRY_JOIN_TOKEN=await control.join_token())
+    async with running_node(state, listen, logged, SKERRY_EDGE_PURE="1"):
+        found = await status_until(listen, 0)
+        assert found["built"]["front"] == {"compiled": False, "why": "SKERRY_EDGE_PURE is set", "stale": False}
+    async with running_node(state, listen, logged):
+        await status_until(listen, 0)
+    assert "INFO    skerry.front: the front is not compiled: SKERRY_EDGE_PURE is set\n" in logged[0]
+    assert f"skerry.front: {parts.told('front', parts.document()['front'])}\n" in logged[1]
 
 
 async def status(listen: str, *more: str) -> tuple[int, Any]:
@@ -115,6 +129,8 @@ async def test_a_node_from_its_token_to_its_status(control: Control, tmp_path: P
         assert code == 0
         assert f"control    {control.url} answers" in text
         assert "function   hello version 1" in text
+        assert parts.document() == found["built"]
+        assert f"built      {parts.told('front', found['built']['front'])}\n" in text
 
         await control.call("POST", "nodes/edge-1/rename", {"name": "tokyo-1"})
         async with asyncio.timeout(DEADLINE):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tests.guests.build import guest
+from tests.support.built_parts import needs_python
 from tests.support.call_path import Way, recording
 from tests.support.edge import Node, node, until
 
@@ -27,6 +28,7 @@ def stays(way: Way) -> list[str]:
     return [name for stay in way.stays if (name := stay.removeprefix("edge_runtime.")) not in ("logs", "redaction")]
 
 
+@needs_python
 async def test_a_call_that_is_answered(tmp_path: Path) -> None:
     async with node(tmp_path / "state", workers=1) as edge:
         await edge.release({"echo": guest("echo")})
@@ -40,6 +42,7 @@ async def test_a_call_that_is_answered(tmp_path: Path) -> None:
         assert way.returns <= 2, way
 
 
+@needs_python
 async def test_a_call_whose_worker_is_ended(tmp_path: Path) -> None:
     """The watchdog has ended it: the pool requeues what waits and hands over the call that ran, whose way goes on."""
     async with node(tmp_path / "state", workers=1) as edge:

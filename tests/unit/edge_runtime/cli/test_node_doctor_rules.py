@@ -174,3 +174,17 @@ def test_settings_that_are_risky() -> None:
     assert found() == ["ok"]
     assert found(SYNCHRONOUS="NORMAL", FENCE="partial") == ["note", "note"]
     assert found(HTTP_NETWORKS="10.0.0.0/8") == ["ok"]
+
+
+def test_a_stale_build_is_to_be_built_anew() -> None:
+    built = {"front": {"compiled": True, "why": None, "stale": False}}
+    assert [(f.level, f.what, f.cure) for f in machine.built_findings(built, runs=True)] == [
+        ("ok", "the front is compiled", "")
+    ]
+    built["front"] = {"compiled": False, "why": "it isn't built", "stale": False}
+    assert levels(machine.built_findings(built, runs=True)) == {"built": "ok"}
+    built["front"] = {"compiled": False, "why": "it is built from another x.py than is here", "stale": True}
+    for runs, cure in ((True, "just compile && systemctl restart skerry-edge"), (False, "just compile")):
+        (found,) = machine.built_findings(built, runs=runs)
+        assert (found.level, found.cure) == ("note", cure)
+        assert found.what == "the front is not compiled: it is built from another x.py than is here"

@@ -1,6 +1,7 @@
 """The pool against workers that are played: whatever happens, each call ends once and runs at most once."""
 
 import asyncio
+import contextlib
 import socket
 from collections import Counter, deque
 from types import SimpleNamespace
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control.manifest_fields import Manifest, manifest_digest
-from edge_runtime.dispatch.call import Body, Call
+from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.hooks import Hooks
+from edge_runtime.dispatch.incoming_frames import IncomingFrames
 from edge_runtime.dispatch.outcomes import TIME_LIMIT, Answer, Outcome, Refusal
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
@@ -33,38 +35,45 @@ SPREAD: Final = 0.0015
 ENDED: Final = {"worker_crashed", "time_limit", "circuit_open", "queue_full", "client_gone", "release_changing"}
 
 
-class PlayedLink(WorkerLink):
-    """A worker and its socket: what the pool sends is read when the worker is moved on."""
+class PlayedWorker:
+    """A worker at the other end of a link's socket: what the pool sends is read when the worker is moved on."""
 
     def __init__(self, world: "World", slot: int) -> None:
         self.world = world
+        self.slot = slot
         progress_page.clear(world.page, slot)
         self.mark, self.claims = progress_page.Mark(world.page, slot), Claims(world.page, slot)
         self.claims.clear()
         sock, self.other = socket.socketpair()
         exited = asyncio.get_running_loop().create_future()
-        child: Any = SimpleNamespace(slot=slot, pid=slot, exited=exited, sock=sock, kill=lambda: None)
-        super().__init__(child, world.page, world.pool, Hooks(GuestLog()))
-        self.serials = {1}
-        self.usable, self.spare = True, False
+        self.child: Any = SimpleNamespace(slot=slot, pid=slot, exited=exited, sock=sock, kill=lambda: None)
+        self.link = WorkerLink(self.child, world.page, world.pool, Hooks(GuestLog()))
+        self.link.serials = {1}
+        self.link.usable, self.link.spare = True, False
+        self.incoming = IncomingFrames()
         self.unread: deque[tuple[int, bytes]] = deque()
         self.running: tuple[int, bytes] | None = None
+        for end in (sock, self.other):
+            end.setblocking(False)
 
-    def send(self, request: int, kind: int, head: bytes, body: Body) -> None:
-        assert kind == frames.CALL
-        assert isinstance(body, bytes)
-        self.unread.append((request, body))
+    def receive(self) -> None:
+        """Take what the link has sent."""
+        with contextlib.suppress(BlockingIOError):
+            for request, kind, _, body in self.incoming.receive(self.other) or ():
+                assert kind == frames.CALL
+                assert isinstance(body, bytes)
+                self.unread.append((request, body))
 
     def die(self, why: str) -> None:
         """End by itself, or by the front for `why`."""
         if why:
-            self.kill(why)
-        self._lost()
+            self.link.kill(why)
+        self.link._lost()
         self.close_sockets()
         self.child.exited.set_result(11)
 
     def close_sockets(self) -> None:
-        self.detach()
+        self.link.detach()
         self.child.sock.close()
         self.other.close()
 
@@ -75,15 +84,16 @@ class PlayedLink(WorkerLink):
         (request, body), self.running = self.running, None
         self.world.starts[body] -= 1
         self.mark.end()
-        self.receive(request, kind, b"", b"")
+        self.link.receive(request, kind, b"", b"")
 
     def move(self) -> None:
         """Answer the call that runs, or come to the next one that is the worker's own."""
         if self.running is not None:
             (request, body), self.running = self.running, None
             self.mark.end()
-            self.receive(request, 200, b"", body)
+            self.link.receive(request, 200, b"", body)
             return
+        self.receive()
         while self.unread and self.running is None:
             request, body = self.unread.popleft()
             if self.claims.take(request):
@@ -100,14 +110,12 @@ class World:
         self.starts: Counter[bytes] = Counter()
         self.calls: list[Call] = []
         self.outcomes: dict[bytes, list[Outcome]] = {}
-        for slot in range(WORKERS):
-            self.pool.links.add(PlayedLink(self, slot))
+        self.workers = [PlayedWorker(self, slot) for slot in range(WORKERS)]
+        for worker in self.workers:
+            self.pool.links.add(worker.link)
         functions = [frames.LocalFunction(n, 1, n, m, manifest_digest(m)) for n, m in MANIFESTS.items()]
         self.pool.serve(1, frames.LocalRelease("r", 1, 1, 0, functions))
         self.pool.let_go()
-
-    def links(self) -> list[PlayedLink]:
-        return sorted(self.pool.links, key=lambda link: link.child.slot)  # type: ignore[arg-type,return-value]
 
     def submit(self, name: str) -> None:
         body = b"%d" % len(self.calls)
@@ -116,20 +124,20 @@ class World:
         self.calls.append(call)
         self.pool.submit(call)
 
-    async def die(self, link: PlayedLink, why: str) -> None:
+    async def die(self, worker: PlayedWorker, why: str) -> None:
         """A worker ends, by itself or by the front, and another one comes."""
-        link.die(why)
+        worker.die(why)
         for _ in range(5):
             await asyncio.sleep(0)
-        new = PlayedLink(self, link.child.slot)
-        self.pool.links.add(new)
-        self.pool.place(new)
+        new = self.workers[worker.slot] = PlayedWorker(self, worker.slot)
+        self.pool.links.add(new.link)
+        self.pool.place(new.link)
         self.pool.feed()
 
     def close(self) -> None:
         self.pool.close()
-        for link in self.links():
-            link.close_sockets()
+        for worker in self.workers:
+            worker.close_sockets()
 
     def check(self) -> None:
         pool = self.pool
@@ -177,24 +185,24 @@ async def play(actions: list[tuple[str, Any]]) -> None:
         if what == "submit":
             world.submit(which)
         elif what == "move":
-            world.links()[which].move()
+            world.workers[which].move()
         elif what == "take_back":
-            link = world.links()[which]
+            link = world.workers[which].link
             if link.jobs:
                 link.take_back()
         elif what in ("die", "time_limit"):
-            await world.die(world.links()[which], TIME_LIMIT if what == "time_limit" else "")
+            await world.die(world.workers[which], TIME_LIMIT if what == "time_limit" else "")
         elif what == "stale":
-            link = world.links()[which]
-            call = link.jobs[0] if link.jobs else None
+            worker = world.workers[which]
+            call = worker.link.jobs[0] if worker.link.jobs else None
             # While a release is only prepared, no call finds another one.
             if call is not None and pool.hold is not Hold.WRITES:
-                link.give_back(frames.STALE)
+                worker.give_back(frames.STALE)
         elif what == "held":
-            link = world.links()[which]
-            call = link.jobs[0] if link.jobs else None
+            worker = world.workers[which]
+            call = worker.link.jobs[0] if worker.link.jobs else None
             if isinstance(call, Call) and call.served.writes:
-                link.give_back(frames.HELD)
+                worker.give_back(frames.HELD)
         elif what == "leave":
             if which < len(world.calls):
                 pool.leave(world.calls[which])
@@ -210,8 +218,8 @@ async def play(actions: list[tuple[str, Any]]) -> None:
         world.check()
     pool.let_go()
     for _ in range(2 * len(world.calls) + 2 * WORKERS):
-        for link in world.links():
-            link.move()
+        for worker in world.workers:
+            worker.move()
             world.check()
     for call in world.calls:
         (outcome,) = world.outcomes[call.body]
@@ -244,10 +252,10 @@ def test_a_long_call_gets_a_worker_although_short_ones_never_end() -> None:
             world.submit("writes")
         world.submit("one")
         (long,) = [call for call in world.calls if call.name == "one"]
-        assert all(link.jobs for link in world.links())
+        assert all(worker.link.jobs for worker in world.workers)
         for turn in range(60):
-            for link in world.links():
-                link.move()
+            for worker in world.workers:
+                worker.move()
             for name in ("short", "writes"):
                 tallies[name].recent = SPREAD
                 while len(world.pool.queues.of(name).calls) < 2:
@@ -277,13 +285,13 @@ async def test_a_request_that_no_frame_can_have_is_refused(
     world = World()
     outcomes: list[Outcome] = []
     world.pool.submit(Call("one", "GET", "", b"", headers, "", b"", outcomes.append, params=params))
-    for link in world.links():
+    for worker in world.workers:
         for _ in range(2):
-            link.move()
+            worker.move()
     (outcome,) = outcomes
     assert outcome.status == status
     assert (outcome.code if isinstance(outcome, Refusal) else "") == code
-    assert not any(link.jobs for link in world.links())
+    assert not any(worker.link.jobs for worker in world.workers)
     world.close()
 
 
@@ -294,9 +302,9 @@ async def test_a_request_that_no_frame_can_have_is_refused(
 async def test_an_answer_that_no_worker_gives_ends_its_call_and_the_worker(kind: int, body: bytes) -> None:
     world = World()
     world.submit("one")
-    (link,) = [link for link in world.links() if link.jobs]
-    call = world.calls[0]
-    link.move()
+    (worker,) = [worker for worker in world.workers if worker.link.jobs]
+    link, call = worker.link, world.calls[0]
+    worker.move()
     link.receive(call.id, kind, b"", body)
     (outcome,) = world.outcomes[b"0"]
     assert isinstance(outcome, Refusal)
@@ -306,7 +314,7 @@ async def test_an_answer_that_no_worker_gives_ends_its_call_and_the_worker(kind:
     # Its end changes nothing for the call that it answered, and it is given no other one.
     world.submit("one")
     assert not link.jobs
-    await world.die(link, "")
+    await world.die(worker, "")
     assert world.outcomes[b"0"] == [outcome]
     world.close()
 
@@ -328,14 +336,14 @@ async def test_a_worker_that_says_what_none_says_is_ended_and_its_call_with_it(
     """`which`: the request that it speaks of, counted from the one that it runs; None: it speaks of itself."""
     world = World()
     world.submit("one")
-    (link,) = [link for link in world.links() if link.jobs]
-    call = world.calls[0]
-    link.move()
+    (worker,) = [worker for worker in world.workers if worker.link.jobs]
+    link, call = worker.link, world.calls[0]
+    worker.move()
     link.receive(progress_page.NONE if which is None else call.id + which, kind, b"", body)
     assert link.killed
     assert world.outcomes[b"0"] == []
     assert world.pool.functions["one"].tally.denied == {}
-    await world.die(link, "")
+    await world.die(worker, "")
     (outcome,) = world.outcomes[b"0"]
     assert isinstance(outcome, Refusal)
     assert outcome.code == "worker_crashed"

@@ -1,20 +1,27 @@
 """Queues are served in turn; which worker a call gets depends on its function alone."""
 
+import asyncio
+import socket
 from collections import deque
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from control.manifest_fields import Manifest, manifest_digest
 from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.guest_log import GuestLog
+from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.placement import Placement
 from edge_runtime.dispatch.queues import QUICK, FunctionQueue, Queues
 from edge_runtime.dispatch.served_functions import Tally
-from edge_runtime.ipc import frames
+from edge_runtime.dispatch.worker_link import WorkerLink
+from edge_runtime.ipc import frames, progress_page
 from edge_runtime.settings import PoolLimits
 
 NAMES = ("a", "b", "c", "d")
@@ -127,23 +134,40 @@ def test_a_version_keeps_its_breaker_and_a_function_its_queue() -> None:
     assert queues.clear(queues.of("b")) == [waiting]
 
 
-def worker(jobs: int = 0, **more: Any) -> Any:
-    return SimpleNamespace(
-        jobs=[None] * jobs,
-        **{
-            "longs": 0,
-            "usable": True,
-            "spare": False,
-            "serials": {1},
-            "last": 0,
-            "replied": 0,
-            "level": -1,
-            **more,
-        },
-    )
+class Workers:
+    """Makes links as they are with so many jobs. Nobody is at the other end: what they can do isn't asked of them."""
+
+    def __init__(self) -> None:
+        self.sock, self.other = socket.socketpair()
+        self._page = progress_page.open_page(progress_page.create())
+
+    def __call__(self, jobs: int = 0, **more: Any) -> WorkerLink:
+        exited = asyncio.get_running_loop().create_future()
+        child: Any = SimpleNamespace(slot=0, pid=1, exited=exited, sock=self.sock)
+        owner: Any = None
+        made = WorkerLink(child, self._page, owner, Hooks(GuestLog()))
+        made.serials, made.usable, made.spare = {1}, True, False
+        give(made, jobs)
+        for name, value in more.items():
+            setattr(made, name, value)
+        return made
 
 
-def room(*workers: Any) -> Placement:
+@pytest_asyncio.fixture
+async def worker() -> AsyncIterator[Workers]:
+    made = Workers()
+    yield made
+    asyncio.get_running_loop().remove_reader(made.sock.fileno())
+    made.sock.close()
+    made.other.close()
+
+
+def give(link: WorkerLink, jobs: int) -> None:
+    """Only how many there are counts."""
+    link.jobs = deque([None] * jobs)  # type: ignore[list-item]
+
+
+def room(*workers: WorkerLink) -> Placement:
     made = Placement(depth=4)
     for one in workers:
         one.level = -1
@@ -151,19 +175,15 @@ def room(*workers: Any) -> Placement:
     return made
 
 
-def function_queue(concurrency: int = 2, *links: Any) -> FunctionQueue:
+def function_queue(concurrency: int = 2, *links: WorkerLink) -> FunctionQueue:
     return FunctionQueue("a", concurrency, links=dict.fromkeys(links, 1))
 
 
-def pick(placement: Placement, queue: FunctionQueue, *, short: bool) -> Any:
+def pick(placement: Placement, queue: FunctionQueue, *, short: bool) -> WorkerLink | None:
     return placement.pick(queue, spreads=queue.spreads, short=short)
 
 
-class Own(SimpleNamespace):
-    __hash__ = object.__hash__
-
-
-def test_an_idle_worker_comes_first_then_the_least_loaded_for_what_is_short() -> None:
+async def test_an_idle_worker_comes_first_then_the_least_loaded_for_what_is_short(worker: Workers) -> None:
     idle, one, three = worker(), worker(1), worker(3)
     assert pick(room(one, idle, three), function_queue(), short=True) is idle
     assert pick(room(one, idle, three), function_queue(), short=False) is idle
@@ -171,26 +191,24 @@ def test_an_idle_worker_comes_first_then_the_least_loaded_for_what_is_short() ->
     assert pick(room(three, one), function_queue(), short=False) is None
 
 
-def test_at_its_concurrency_a_function_goes_behind_its_own_calls() -> None:
-    def own(jobs: int, **more: Any) -> Any:
-        return Own(**vars(worker(jobs, **more)))
-
-    first, second, other, idle = own(3), own(2), own(1), worker()
+async def test_at_its_concurrency_a_function_goes_behind_its_own_calls(worker: Workers) -> None:
+    first, second, other, idle = worker(3), worker(2), worker(1), worker()
     made = room(first, second, other, idle)
     assert pick(made, function_queue(2, first, second), short=True) is second
     assert pick(made, function_queue(2, first, second), short=False) is None
-    full = own(4)
+    full = worker(4)
     assert pick(room(full, idle), function_queue(1, full), short=True) is None
-    long = own(1, longs=1)
+    long = worker(1, longs=1)
     assert pick(room(long, idle), function_queue(1, long), short=True) is None
 
 
-def test_a_quick_function_keeps_to_few_workers_but_for_those_that_a_long_call_has() -> None:
-    first, idle = Own(**vars(worker(1))), worker()
+async def test_a_quick_function_keeps_to_few_workers_but_for_those_that_a_long_call_has(worker: Workers) -> None:
+    first, idle = worker(1), worker()
     quick = function_queue(3, first)
-    quick.served, quick.few = SimpleNamespace(tally=Tally("a", recent=QUICK / 2)), 1  # type: ignore[assignment]
+    tallies = {"a": Tally("a", recent=QUICK / 2)}
+    quick.served, quick.few = Queues(PoolLimits(4)).serve(release(a=Manifest()), tallies)["a"], 1
     assert pick(room(first, idle), quick, short=True) is first
-    assert pick(room(Own(**vars(first)), idle), function_queue(3, first), short=True) is idle
+    assert pick(room(worker(1), idle), function_queue(3, first), short=True) is idle
     first.longs = 1
     assert pick(room(first, idle), quick, short=True) is idle
 
@@ -206,24 +224,24 @@ def test_a_quick_function_keeps_to_few_workers_but_for_those_that_a_long_call_ha
         {"last": 2, "replied": 99},
     ],
 )
-def test_a_worker_that_may_have_no_other_call(unfit: dict[str, Any]) -> None:
+async def test_a_worker_that_may_have_no_other_call(worker: Workers, unfit: dict[str, Any]) -> None:
     made = room(worker(**unfit))
     assert made.open == 0
     assert pick(made, function_queue(), short=True) is None
 
 
-def test_places_are_counted() -> None:
+async def test_places_are_counted(worker: Workers) -> None:
     one = worker()
     made = room(one)
     for jobs, is_open in ((4, 0), (2, 1), (0, 1), (1, 1)):
-        one.jobs = [None] * jobs
+        give(one, jobs)
         made.place(one, 1)
         assert made.open == is_open
     made.place(one, 2)
     assert made.open == 0
 
 
-def test_a_worker_that_was_killed_since_it_was_placed_is_never_picked() -> None:
+async def test_a_worker_that_was_killed_since_it_was_placed_is_never_picked(worker: Workers) -> None:
     idle, dead, one = worker(), worker(), worker(1)
     made = room(one, idle, dead)
     dead.usable = False
@@ -233,7 +251,7 @@ def test_a_worker_that_was_killed_since_it_was_placed_is_never_picked() -> None:
     idle.usable = one.usable = False
     assert pick(made, function_queue(), short=True) is None
     assert made.open == 0
-    own = Own(**vars(worker(1)), pid=1)
+    own = worker(1)
     made = room(own)
     own.usable = False
     assert pick(made, function_queue(1, own), short=True) is None

@@ -1,25 +1,31 @@
 """Who may call a node: the Host header where it has no token, and web pages, by what the manifests say."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 
 from control.manifest_fields import Cors, Manifest, Route
+from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.errors import CODES
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
-from edge_runtime.settings import EdgeSettings
+from edge_runtime.settings import EdgeSettings, PoolLimits
 from edge_runtime.web.app import EdgeApp
 from edge_runtime.web.parser import Exchange
+from edge_runtime.web.routes import Match
 
-POOL: Any = SimpleNamespace(release=None, hold=Hold.NOTHING, submit=None)
+
+def pool(release: LocalRelease | None = None, hold: Hold = Hold.NOTHING) -> Pool:
+    """A pool without workers that serves a release."""
+    made = Pool(PoolLimits(1))
+    made.release, made.hold = release, hold
+    return made
 
 
 def admitted(listen: str, host: bytes | None) -> str:
     """The code of the refusal, or none."""
-    app = EdgeApp(EdgeSettings(Path("state"), listen=listen), POOL, dict, bytes)
+    app = EdgeApp(EdgeSettings(Path("state"), listen=listen), pool(), dict, bytes)
     asked = Exchange("POST", b"/functions/f", b"", [])
     asked.host = host
     refusal = app.admit(asked)
@@ -60,26 +66,30 @@ LINK = [*FOREIGN, (b"sec-fetch-mode", b"navigate"), (b"sec-fetch-dest", b"docume
 A = [*FOREIGN, (b"origin", b"http://a.example")]
 
 
-class Asked(Exchange):
-    code = ""
+class Asked(NamedTuple):
+    code: str
     """Of its refusal."""
+    cors: bytes
+    target: Match | bytes | None
 
 
 def asked(
-    method: str, path: bytes, headers: list[tuple[bytes, bytes]], token: str = "", release: Any = RELEASE
+    method: str,
+    path: bytes,
+    headers: list[tuple[bytes, bytes]],
+    token: str = "",
+    release: LocalRelease | None = RELEASE,
 ) -> Asked:
     """A request to localhost:80, and what is decided of it."""
-    hold = Hold.NOTHING if release is not None else Hold.ALL
-    pool: Any = SimpleNamespace(release=release, hold=hold, submit=None)
-    app = EdgeApp(EdgeSettings(Path("state"), listen="127.0.0.1:80", token=token), pool, dict, bytes)
-    made = Asked(method, path, b"", headers)
+    serving = pool(release, Hold.NOTHING if release is not None else Hold.ALL)
+    app = EdgeApp(EdgeSettings(Path("state"), listen="127.0.0.1:80", token=token), serving, dict, bytes)
+    made = Exchange(method, path, b"", headers)
     told = dict(headers)
     made.host, made.origin, made.site = b"localhost:80", told.get(b"origin"), told.get(SITE)
     made.authorization = told.get(b"authorization")
     refusal = app.admit(made)
     assert refusal is None or refusal.status == CODES[refusal.code].status
-    made.code = refusal.code if refusal is not None else ""
-    return made
+    return Asked(refusal.code if refusal is not None else "", made.cors, made.target)
 
 
 @pytest.mark.parametrize("path", [b"/functions/open", b"/functions/plain", b"/page", b"/_skerry/status"])
@@ -156,13 +166,16 @@ def test_a_preflight_is_answered_without_a_token_and_a_call() -> None:
     for path, method in ((b"/functions/open", b"GET"), (b"/functions/open", b"DELETE"), (b"/put", b"PUT")):
         made = asked("OPTIONS", path, preflight(method), "t" * 20)
         assert made.code == ""
+        assert isinstance(made.target, bytes)
         assert b"access-control-allow-origin: http://a.example\r\n" in made.target
     for path in (b"/functions/plain", b"/functions/page", b"/functions/nothing", b"/nowhere"):
         assert asked("OPTIONS", path, preflight(b"GET"), "t" * 20).code == "origin_refused"
     # The method asked for counts, and the route takes no other.
     assert asked("OPTIONS", b"/put", preflight(b"GET")).code == "origin_refused"
     # An OPTIONS that is no preflight is a call, as any other.
-    assert asked("OPTIONS", b"/functions/open", [(SITE, b"same-origin"), *A[1:]]).target.function == "open"
+    call = asked("OPTIONS", b"/functions/open", [(SITE, b"same-origin"), *A[1:]]).target
+    assert isinstance(call, Match)
+    assert call.function == "open"
     assert asked("OPTIONS", b"/functions/open", A).code == "origin_refused"
 
 

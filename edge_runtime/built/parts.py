@@ -1,0 +1,21 @@
+"""The parts of the edge runtime that `just compile` builds, and how each runs here: for log, status and `doctor`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from edge_runtime.built import compiled_modules
+from edge_runtime.built.compiled_modules import BuiltPart
+
+PARTS: Final[Mapping[str, Callable[[], BuiltPart]]] = {"front": compiled_modules.FRONT.part}
+"""What tells of each part, by its name for people."""
+
+
+def document() -> dict[str, dict[str, Any]]:
+    """Return how each part runs: whether `compiled`, `why` not, and whether what is built is `stale`."""
+    parts = {name: part() for name, part in PARTS.items()}
+    return {name: {"compiled": part.runs, "why": part.why or None, "stale": part.stale} for name, part in parts.items()}
+
+
+def told(name: str, part: Mapping[str, Any]) -> str:
+    """Return for a person how a part of the `document` runs, without a point."""
+    return f"the {name} is compiled" if part["compiled"] else f"the {name} is not compiled: {part['why']}"
