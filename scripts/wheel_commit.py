@@ -1,4 +1,5 @@
-"""Has a wheel, and an archive of sources, say which commit it was made of (control/version.py). Hatchling runs it."""
+"""Has a wheel, and an archive of sources, say which commit it was made of (control/version.py), and a wheel that has
+machine code which Python and machine it is for. Hatchling runs it."""
 
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FILE = "control/commit.txt"
+COMPILED = "edge_runtime/built/front"
 
 
 class WheelCommit(BuildHookInterface):  # type: ignore[type-arg]
@@ -15,6 +17,8 @@ class WheelCommit(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add the file to what is built, unless that is this folder itself, or is filled in already."""
+        if version == "standard" and self.target_name == "wheel" and Path(self.root, COMPILED).is_dir():
+            build_data |= {"pure_python": False, "infer_tag": True}
         if version == "editable" or "$" not in (Path(self.root) / FILE).read_text(encoding="utf-8"):
             return
         command = ["git", "-C", self.root, "show", "--no-patch", "--format=%H %cs", "HEAD"]

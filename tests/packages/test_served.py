@@ -33,6 +33,13 @@ def test_a_call_by_curl_is_answered_by_the_installed_node(fleet: Fleet) -> None:
         assert "Traceback" not in service.said()
 
 
+def test_the_installed_node_is_compiled(fleet: Fleet) -> None:
+    command = ("skerry-edge", "status", "--state", "/var/lib/skerry-edge")
+    said = fleet.machine.run("runuser", "-u", "skerry-edge", "--", *command)
+    assert "\nbuilt      the front is compiled\n" in said
+    assert "skerry.front: the front is compiled\n" in fleet.services["skerry-edge"].said()
+
+
 def test_programs_run_as_their_units_say(fleet: Fleet) -> None:
     """Their user, their number of files, no capability but one, no new privileges, a system that they can't write."""
     for unit, user, capability in (("skerry", "skerry", 1 << 10), ("skerry-edge", "skerry-edge", 0)):
