@@ -133,17 +133,32 @@ def make_work_folder(folder: Path) -> Path:
 
 
 def install(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
-    """Move the AOT file and its digest, and nothing else, from `work` to the cache; on disk when this returns.
+    """Move the AOT file and its digest, and nothing else, from `work` to the cache; `put_on_disk` comes next.
 
     Raises: OSError, when a file is missing or can't be moved.
     """
     name = key(wasm_sha256, level)
     for suffix in (".so", ".sha256"):
         made = work / f"{name}{suffix}"
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
         made.rename(folder / made.name)
+
+
+def put_on_disk(folder: Path, wasm_sha256: str, level: int) -> None:
+    """Have an AOT file and its digest survive a loss of power. One before leaves what its digest shows to be damaged,
+    and is made again.
+
+    Raises: OSError; then `remove` it, when nobody uses it.
+    """
+    for suffix in (".so", ".sha256"):
+        with (folder / f"{key(wasm_sha256, level)}{suffix}").open("rb") as file:
+            os.fsync(file.fileno())
     sync_folder(folder)
+
+
+def remove(folder: Path, wasm_sha256: str, level: int) -> None:
+    """Remove an AOT file and its digest, where they are there."""
+    for suffix in (".so", ".sha256"):
+        (folder / f"{key(wasm_sha256, level)}{suffix}").unlink(missing_ok=True)
 
 
 @functools.cache

@@ -70,7 +70,7 @@ class Supervisor:
         self._watchdog = Watchdog(pool)
         self._deaths: DeathWatch
         """Set while `run` runs."""
-        self._trials = trials
+        self.trials = trials
         self._processes = processes
         self._serial = 0
         self._loads: dict[int, frames.Load] = {}
@@ -125,7 +125,7 @@ class Supervisor:
         functions = release.functions
         if whole:
             served = self._pool.release.functions if self._pool.release is not None else []
-            await self._trials.hold(functions, served, secrets)
+            await self.trials.hold(functions, served, secrets)
         self._serial += 1
         serial = self._serial
         self._loads[serial] = frames.Load(serial, release, secrets, lacking)

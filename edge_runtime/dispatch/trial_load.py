@@ -12,6 +12,7 @@ import msgspec
 
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc import compiler_messages, frames
+from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient, decode_failure
 
@@ -30,7 +31,8 @@ class LoadFailed(CodedError):
 class TrialLoads:
     def __init__(self, processes: ZygoteClient, code_memory: int) -> None:
         """`code_memory`: bytes that a worker has for the functions that it has loaded."""
-        self._processes = processes
+        self.early = EarlyChild(processes, "compiler")
+        """The child of the next trial, where it was begun before."""
         self._code_memory = code_memory
         self._passed: set[tuple[str, ...]] = set()
         """Keys of the functions that passed the last trial."""
@@ -69,7 +71,7 @@ class TrialLoads:
 
         Raises: NotBorn; ChildGone; TimeoutError; LoadFailed, when a function can't be loaded.
         """
-        child = await self._processes.birth("compiler")
+        child = await self.early.take()
         with contextlib.closing(child):
             order = compiler_messages.Try(list(new), {f.name: secrets[f.name] for f in new if f.name in secrets})
             reply = await child.ask(frames.TRY, order, LIMIT)

@@ -18,7 +18,7 @@ import msgspec
 import orjson
 
 from control.manifest_fields import Manifest, manifest_digest
-from edge_runtime.aot_cache import QUICK, AotFile, find, install, make_work_folder
+from edge_runtime.aot_cache import QUICK, AotFile, find, install, make_work_folder, put_on_disk
 from edge_runtime.children.compile_child import DATA_BYTES
 from edge_runtime.children.probe_sql import ProbeSql
 from edge_runtime.errors import status_of
@@ -223,6 +223,7 @@ def _compiled(request: SingleCallRequest, wasm: bytes) -> AotFile:
         )
         if not result.code:
             install(work_folder, folder, sha256, QUICK)
+            put_on_disk(folder, sha256, QUICK)
     finally:
         shutil.rmtree(work_folder, ignore_errors=True)
     if os.WIFSIGNALED(status):

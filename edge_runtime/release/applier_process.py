@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from control import wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
+from edge_runtime.ipc.zygote_client import Child, NotBorn, decode_failure
 
 Named = Callable[[str, str], str]
 """Returns an error's message, by its code and its message, as `Pool.named` does."""
@@ -19,10 +19,10 @@ _decode_inventory: Final = msgspec.json.Decoder(wire.Inventory).decode
 
 
 @contextlib.asynccontextmanager
-async def started(processes: ZygoteClient) -> AsyncIterator[Child]:
-    """Start an applier, and end it with the block. Raises: SyncFailed, when there can be none."""
+async def started(birth: Awaitable[Child]) -> AsyncIterator[Child]:
+    """Wait for an applier's birth, and end it with the block. Raises: SyncFailed, when there can be none."""
     try:
-        child = await processes.birth("applier")
+        child = await birth
     except NotBorn as error:
         raise SyncFailed("applier_died", f"No applier could be started: {error}; nothing was changed.") from None
     try:

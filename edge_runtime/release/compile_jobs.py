@@ -9,15 +9,16 @@ import contextlib
 import functools
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from edge_runtime.aot_cache import AotFile, install, key, make_work_folder
+from edge_runtime.aot_cache import QUICK, AotFile, install, key, make_work_folder, put_on_disk, remove
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import compiler_messages, frames
+from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
 from edge_runtime.settings import processors
 
@@ -54,11 +55,15 @@ class CompileJobs:
         self._artifacts = artifacts
         self._folder = folder
         self._processes = processes
+        self.early = EarlyChild(processes, "compiler")
+        """The child of the next job that is waited for, where it was begun before."""
         self._limit = limit
         self._turns = asyncio.Semaphore(processors())
         """Bounds the jobs that are waited for and run at the same time. Background jobs come one after the other
         anyway."""
         self._jobs: dict[tuple[str, int], _Job] = {}
+        self._written: dict[str, asyncio.Task[OSError | None]] = {}
+        """By artifact: what was made for those who wait and isn't on disk yet, or can't be written."""
 
     async def make(self, sha256: str, level: int, *, background: bool) -> AotFile:
         """Compile an artifact, or wait for the job that does it. Raises: SyncFailed, when it can't be compiled."""
@@ -77,6 +82,15 @@ class CompileJobs:
                 # The job has done nothing yet, and would be in the way of others that are waited for.
                 del self._jobs[name]
                 job.task.cancel()
+
+    async def on_disk(self, wanted: Set[str]) -> None:
+        """Wait until what was made of the artifacts `wanted` is on disk. Raises: SyncFailed, when it can't be."""
+        for sha256 in wanted:
+            writing = self._written.get(sha256)
+            if writing is not None and (error := await asyncio.shield(writing)) is not None:
+                self._written.pop(sha256, None)
+                await asyncio.to_thread(remove, self._folder, sha256, QUICK)
+                raise _unwritten(sha256, error)
 
     async def run(self) -> None:
         """Let jobs run until cancelled; then they are given up."""
@@ -118,7 +132,10 @@ class CompileJobs:
         except OSError as error:
             raise _unwritten(sha256, error) from None
         try:
-            child = await self._processes.birth("compiler", background=background)
+            if background:
+                child = await self._processes.birth("compiler", background=True)
+            else:
+                child = await self.early.take()
         except BaseException:
             _remove(work)
             raise
@@ -144,9 +161,32 @@ class CompileJobs:
             raise SyncFailed(failure.code, f"artifact {sha256} can't be compiled: {failure.message}")
         try:
             await asyncio.to_thread(install, work, self._folder, sha256, level)
+            if background:
+                await asyncio.to_thread(self._written_or_removed, sha256, level)
         except OSError as error:
             raise _unwritten(sha256, error) from None
+        if not background:
+            # A release goes on meanwhile, and waits for it before its COMMIT. All of those are at the level QUICK.
+            self._written[sha256] = asyncio.get_running_loop().create_task(self._write(sha256))
         return AotFile(self._folder / f"{key(sha256, level)}.so", _decode_compiled(reply.body).digest)
+
+    def _written_or_removed(self, sha256: str, level: int) -> None:
+        """Raises: OSError."""
+        try:
+            put_on_disk(self._folder, sha256, level)
+        except OSError:
+            remove(self._folder, sha256, level)
+            raise
+
+    async def _write(self, sha256: str) -> OSError | None:
+        """Put compiled code on disk; return why that can't be done."""
+        try:
+            await asyncio.to_thread(put_on_disk, self._folder, sha256, QUICK)
+        except OSError as error:
+            return error
+        if self._written.get(sha256) is asyncio.current_task():
+            del self._written[sha256]
+        return None
 
 
 def _remove(work: Path) -> None:

@@ -73,6 +73,23 @@ class Compiler:
         self.lost: set[str] = set()
         """Artifacts that are missing or damaged on disk: they must be fetched again."""
 
+    def expect(self) -> None:
+        """Start a process that compiles: an artifact is being fetched."""
+        self.compilations.early.begin()
+
+    def dismiss(self) -> None:
+        """End it, if nothing was compiled."""
+        self.compilations.early.dismiss()
+
+    async def on_disk(self, wanted: Set[str]) -> None:
+        """Wait until the compiled code of these artifacts is on disk. Raises: SyncFailed, when it can't be."""
+        try:
+            await self.compilations.on_disk(wanted)
+        except SyncFailed:
+            # It was removed, and is made again.
+            self._known = {known: aot for known, aot in self._known.items() if known[0] not in wanted}
+            raise
+
     async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
         """Return `planned`, each with the code to start on.
 

@@ -23,6 +23,7 @@ from edge_runtime.dispatch.release_gate import settled
 from edge_runtime.dispatch.supervisor import LoadFailed, Supervisor
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient, decode_failure
 from edge_runtime.release import applier_process, stored_release
@@ -62,6 +63,7 @@ class ReleaseManager:
         self._supervisor = supervisor
         self._compiler = compiler
         self._processes = processes
+        self._applier = EarlyChild(processes, "applier")
         self._secrets = secrets
         self._tamper_check = tamper_check
         self._flip_limit = flip_limit
@@ -192,6 +194,17 @@ class ReleaseManager:
         generation = release.generation if release is not None else 0
         await self.steps.advance(frames.Advance(plan, generation, serving, self._secrets.of(serving)), tell)
 
+    def expect(self, *, loads: bool) -> None:
+        """Start the processes that `apply` needs; `loads`: there are new functions, which are loaded on trial."""
+        self._applier.begin()
+        if loads:
+            self._supervisor.trials.early.begin()
+
+    def dismiss(self) -> None:
+        """End those that `apply` hasn't taken."""
+        self._applier.dismiss()
+        self._supervisor.trials.early.dismiss()
+
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Move to the plan's release, of which `functions` are all functions with their code; return the inventory
         then.
@@ -230,7 +243,8 @@ class ReleaseManager:
 
     async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int) -> wire.Inventory:
         """Prepare, commit, swap. After an error calls may still be held."""
-        async with applier_process.started(self._processes) as applier:
+        async with applier_process.started(self._applier.take()) as applier:
+            await self._compiler.on_disk({f.sha256 for f in release.functions})
             faults.reach("edge.sync.prepare.before")
             if self._forged is None:
                 self._pool.hold_writes(self._flip_limit + self._apply_limit + COMMIT_LIMIT)

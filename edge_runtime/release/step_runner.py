@@ -47,7 +47,7 @@ class StepRunner:
 
     async def advance(self, order: frames.Advance, tell: Callable[[str], None]) -> None:
         """Run the steps before a flip, and what is left after earlier ones. Raises: SyncFailed, when one fails."""
-        async with self._one, applier_process.started(self._processes) as applier:
+        async with self._one, applier_process.started(self._processes.birth("applier")) as applier:
             await applier_process.steps(applier, frames.ADVANCE, order, self._limit, self._named, tell)
 
     async def run(self) -> None:
@@ -56,7 +56,7 @@ class StepRunner:
         while True:
             await self.unfinished.wait()
             try:
-                async with self._one, applier_process.started(self._processes) as applier:
+                async with self._one, applier_process.started(self._processes.birth("applier")) as applier:
                     self.unfinished.clear()
                     await applier_process.steps(applier, frames.FINISH, None, self._limit, self._named, self._tell)
             except SyncFailed as failed:

@@ -50,6 +50,14 @@ class Runtime(Protocol):
         one fails."""
         ...
 
+    def expect(self, *, loads: bool) -> None:
+        """Start the processes that `apply` needs; `loads`: there are new functions."""
+        ...
+
+    def dismiss(self) -> None:
+        """End those that `apply` hasn't taken."""
+        ...
+
     async def apply(self, plan: wire.Plan, functions: list[frames.LocalFunction]) -> wire.Inventory:
         """Move to the plan's release. Raises: SyncFailed, when that fails; the old release then serves on."""
         ...
@@ -57,6 +65,14 @@ class Runtime(Protocol):
 
 class ArtifactCompiler(Protocol):
     """Finds or makes the code that functions run: `release.compiler.Compiler`."""
+
+    def expect(self) -> None:
+        """Start a process that compiles: an artifact is being fetched."""
+        ...
+
+    def dismiss(self) -> None:
+        """End it, if nothing was compiled."""
+        ...
 
     async def functions(
         self, planned: list[frames.LocalFunction], compiled: Set[str] = ...
@@ -128,18 +144,23 @@ class SyncAttempt:
             return forged
         try:
             manifests = plan_check.check_plan(plan, release.generation if release is not None else 0)
+            served = release.functions if release is not None else []
+            new = {f.sha256 for f in plan.functions} - {f.sha256 for f in served}
 
             self._begin("fetch")
-            await self._fetch(release.functions if release is not None else [])
+            if new:
+                self._compiler.expect()
+            await self._fetch(served)
             self._end("fetch")
 
             self._begin("compile")
+            self._runtime.expect(loads=bool(new))
             functions = await self._compiler.functions(
                 [
                     frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
                     for f in plan.functions
                 ],
-                {f.name for f in release.functions if f.aot} if release is not None else frozenset(),
+                {f.name for f in served if f.aot},
             )
             self._end("compile")
 
@@ -158,6 +179,9 @@ class SyncAttempt:
             self._trace("internal")
             log.exception("a sync failed in a way that nobody foresaw")
             return SyncFailed("internal", f"the edge runtime made a mistake: {error!r}; the node's log has more")
+        finally:
+            self._compiler.dismiss()
+            self._runtime.dismiss()
         return None
 
     async def _fetch(self, serving: list[frames.LocalFunction]) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from edge_runtime.aot_cache import LEVELS, TEMPORARY, AotFile, key, sweep
-from edge_runtime.files import sync_folder
 from edge_runtime.wasmedge.declarations import ffi, library
 from edge_runtime.wasmedge.errors import CompileError
 from edge_runtime.wasmedge.handles import Handle, message
@@ -22,9 +21,9 @@ from edge_runtime.wasmedge.module import MULTI_MEMORIES
 
 
 def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | None = None) -> AotFile:
-    """Compile `wasm` at an optimization level of `aot_cache.LEVELS`, and return the AOT file, which is on disk by then.
-    `folder` must exist and be private to its owner. `merged` is an Extism plug-in with its kernel: it is compiled in
-    place of `wasm`, and has a second memory.
+    """Compile `wasm` at an optimization level of `aot_cache.LEVELS`, and return the AOT file; `aot_cache.put_on_disk`
+    is the caller's. `folder` must exist and be private to its owner. `merged` is an Extism plug-in with its kernel: it
+    is compiled in place of `wasm`, and has a second memory.
 
     Raises: CompileError, when WasmEdge can't compile the module; LoadError, when `import_memories` can't read it;
     OSError, when a file can't be written.
@@ -45,16 +44,12 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
         code_file.chmod(0o600)
         with code_file.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
         with os.fdopen(os.open(digest_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(f"{digest}\n")
-            file.flush()
-            os.fsync(file.fileno())
         # A kill between the two renames leaves a file without its digest, which `aot_cache.find` takes for no file.
         path = folder / f"{name}.so"
         code_file.rename(path)
         digest_file.rename(folder / f"{name}.sha256")
-        sync_folder(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return AotFile(path, digest)

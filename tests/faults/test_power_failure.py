@@ -3,6 +3,7 @@
 A file is synced before it gets its name, its folder after, and what the libsql file needs is there before its COMMIT.
 """
 
+import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import pytest
 
 from control import faults, wire
 from control.local.pki import Pki
+from edge_runtime.aot_cache import put_on_disk
 from edge_runtime.sql import database
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.outbox import Outbox
@@ -33,10 +35,14 @@ class Calls:
         return self.made.index((kind, name))
 
     def durable(self, folder: Path) -> list[str]:
-        """Names that files got in the folder, each checked: synced before, and its folder after."""
+        """Names that files got in the folder, each checked: synced before, and its folder after.
+
+        Compiled code is left out: it gets its name first, and its digest shows whether all of it is there.
+        """
         names = []
         for at, (kind, what) in enumerate(self.made):
-            if kind != "rename" or not Path(what.partition(" > ")[2]).is_relative_to(folder):
+            path = Path(what.partition(" > ")[2])
+            if kind != "rename" or not path.is_relative_to(folder) or path.parent.name == "aot":
                 continue
             old, _, new = what.partition(" > ")
             assert ("sync", old) in self.made[:at], f"{new} has its name before {old} is on disk: {self.made}"
@@ -89,6 +95,9 @@ async def test_what_a_sync_needs_is_on_disk_before_its_commit(control: Control, 
     assert artifact.name in calls.durable(tmp_path)
     folder = calls.index("sync", str(artifact.parent))
     assert folder < calls.index("step", "edge.sync.prepare.before")
+    for code in (tmp_path / "aot").iterdir():
+        assert calls.index("sync", str(code)) < calls.index("step", "edge.sync.prepare.before")
+    assert calls.index("sync", str(tmp_path / "aot")) < calls.index("step", "edge.sync.prepare.before")
     assert "witness.json" in calls.durable(tmp_path)
     witness = calls.index("rename", f"{tmp_path / 'witness.json.new'} > {tmp_path / 'witness.json'}")
     state = calls.made.index(("sync", str(tmp_path)), witness)
@@ -102,9 +111,13 @@ def test_a_report_that_waits_is_on_disk(tmp_path: Path, calls: Calls) -> None:
     assert calls.durable(tmp_path) == ["report.json"]
 
 
-def test_a_compiled_function_is_on_disk_before_anyone_hears_of_it(tmp_path: Path, calls: Calls) -> None:
+def test_compiled_code_is_on_disk_when_that_is_asked_for(tmp_path: Path, calls: Calls) -> None:
     made = compile_module(version(1), tmp_path, QUICK)
-    assert set(calls.durable(tmp_path)) == {made.path.name, f"{made.path.stem}.sha256"}
+    put_on_disk(tmp_path, hashlib.sha256(version(1)).hexdigest(), QUICK)
+    assert [what for kind, what in calls.made if kind == "sync"] == [
+        *(str(made.path.with_suffix(suffix)) for suffix in (".so", ".sha256")),
+        str(tmp_path),
+    ]
 
 
 def test_commits_of_calls_and_releases_are_on_disk(tmp_path: Path) -> None:

@@ -170,6 +170,12 @@ class SimulatedRuntime:
     async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
         """No simulated change has steps."""
 
+    def expect(self, *, loads: bool) -> None:
+        """There are no processes to start."""
+
+    def dismiss(self) -> None:
+        """There are no processes to end."""
+
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Commit the plan's release; raises `SyncFailed`, and nothing has changed."""
         node, disk = self._node, self._node.disk
@@ -192,6 +198,12 @@ class SimulatedCompiler:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+
+    def expect(self) -> None:
+        """There are no processes to start."""
+
+    def dismiss(self) -> None:
+        """There are no processes to end."""
 
     async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
         await _step(self._node, "compile_failed")

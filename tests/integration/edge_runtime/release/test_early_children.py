@@ -1,0 +1,180 @@
+"""What a release needs is begun early: it is taken where it lives, and ended where nobody takes it."""
+
+import asyncio
+import errno
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_runtime import aot_cache
+from edge_runtime.errors import SyncFailed
+from edge_runtime.ipc.early_child import EarlyChild
+from edge_runtime.ipc.zygote_client import Child, NotBorn
+from edge_runtime.release import compile_jobs, manager
+from tests.guests.version import version
+from tests.support.edge import BACKGROUND, Node, node, until
+
+
+@pytest.fixture
+async def edge(tmp_path: Path) -> AsyncIterator[Node]:
+    async with node(tmp_path / "state") as running:
+        yield running
+
+
+@pytest.fixture
+def born(edge: Node, monkeypatch: pytest.MonkeyPatch) -> list[Child]:
+    """The children that are born, but for workers."""
+    made: list[Child] = []
+    birth = edge.front.processes.birth
+
+    async def noted(kind: Any, **more: Any) -> Child:
+        child = await birth(kind, **more)
+        if kind != "worker":
+            made.append(child)
+        return child
+
+    monkeypatch.setattr(edge.front.processes, "birth", noted)
+    return made
+
+
+async def test_one_that_was_begun_is_taken_once(edge: Node, born: list[Child]) -> None:
+    early = EarlyChild(edge.front.processes, "compiler")
+    early.begin()
+    early.begin()
+    await until(lambda: born)
+    taken, other = await early.take(), await early.take()
+    assert [taken, other] == born
+    for child in born:
+        child.close()
+
+
+async def test_one_that_has_ended_is_not_handed_out(edge: Node, born: list[Child]) -> None:
+    early = EarlyChild(edge.front.processes, "applier")
+    early.begin()
+    await until(lambda: born)
+    born[0].kill()
+    await born[0].exited
+    taken = await early.take()
+    assert taken is born[1]
+    assert not taken.exited.done()
+    taken.close()
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+async def test_one_that_nobody_takes_is_ended(edge: Node, born: list[Child], awaited: bool) -> None:
+    early = EarlyChild(edge.front.processes, "applier")
+    early.begin()
+    if awaited:
+        await until(lambda: born)
+    else:
+        await asyncio.sleep(0)
+    early.dismiss()
+    for child in born:
+        await child.exited
+    await until(lambda: not set(edge.front.processes._children) - {link.child.id for link in edge.front.pool.links})
+    early.dismiss()
+
+
+async def test_where_none_could_be_begun_it_is_asked_for_again(edge: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    early, birth = EarlyChild(edge.front.processes, "compiler"), edge.front.processes.birth
+
+    async def short(*_: Any, **__: Any) -> Child:
+        raise NotBorn("no process")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(edge.front.processes, "birth", short)
+        early.begin()
+        await asyncio.sleep(0)
+        with pytest.raises(NotBorn):
+            await early.take()
+        early.begin()
+        await asyncio.sleep(0)
+        patched.setattr(edge.front.processes, "birth", birth)
+        (await early.take()).close()
+        patched.setattr(edge.front.processes, "birth", short)
+        early.begin()
+        await asyncio.sleep(0)
+        # Nobody hears of the failure of one that nobody needs.
+        early.dismiss()
+
+
+async def test_a_release_is_made_by_the_processes_that_were_begun(edge: Node, born: list[Child]) -> None:
+    compiler, releases = edge.front.compiler, edge.front.manager
+    compiler.expect()
+    releases.expect(loads=True)
+    await until(lambda: len(born) == 3)
+    await edge.release({"version": (version(1), {})})
+    assert len(born) == 3
+    compiler.dismiss()
+    releases.dismiss()
+    for child in born:
+        await child.exited
+
+
+async def test_compiled_code_is_on_disk_before_its_release_is_prepared(
+    edge: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, real = asyncio.Event(), aot_cache.put_on_disk
+    loop, slow = asyncio.get_running_loop(), asyncio.Event()
+
+    def waits(*given: Any) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        asyncio.run_coroutine_threadsafe(slow.wait(), loop).result(60)
+        real(*given)
+
+    monkeypatch.setattr(compile_jobs, "put_on_disk", waits)
+    release = asyncio.ensure_future(edge.release({"version": (version(1), {})}))
+    await begun.wait()
+    # The workers have it by then, and nothing is held.
+    await until(lambda: all(link.serials for link in edge.front.pool.links if link.usable))
+    assert not edge.front.pool.applying
+    assert edge.front.manager.release is None
+    slow.set()
+    await release
+    assert edge.front.manager.release is not None
+
+
+async def test_compiled_code_that_cannot_be_written_leaves_the_old_release_and_is_made_again(
+    edge: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await edge.release({"version": (version(1), {})})
+
+    def failing(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(aot_cache, "sync_folder", failing)
+        with pytest.raises(SyncFailed, match=r"compiled code of artifact .* can't be written") as failed:
+            await edge.release({"version": (version(2), {})})
+    assert failed.value.code == "compile_io"
+    # Nobody finds what a loss of power may have taken.
+    assert aot_cache.find(edge.state.aot, hashlib.sha256(version(2)).hexdigest(), aot_cache.QUICK) is None
+    assert edge.front.manager.release is not None
+    assert edge.front.manager.release.number == 1
+    await edge.release({"version": (version(2), {})})
+    assert edge.front.manager.release.functions[0].aot
+
+
+async def test_better_code_that_cannot_be_written_is_not_used_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "POSTPONED", 0.2)
+    real, left = aot_cache.put_on_disk, []
+
+    def fails_once(folder: Path, sha256: str, level: int) -> None:
+        if level == aot_cache.BEST and not left:
+            left.append(folder / f"{aot_cache.key(sha256, level)}.so")
+            raise OSError(errno.EIO, "Input/output error")
+        if level == aot_cache.BEST:
+            left.append(left[0])
+        real(folder, sha256, level)
+
+    monkeypatch.setattr(compile_jobs, "put_on_disk", fails_once)
+    async with node(tmp_path / "state", best=aot_cache.BEST) as edge:
+        await edge.release({"version": (version(1), {})})
+        await until(lambda: left and not left[0].exists())
+        await until(lambda: edge.front.status()["functions"][0]["best"], BACKGROUND)
+        assert len(left) == 2

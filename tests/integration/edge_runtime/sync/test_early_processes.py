@@ -1,0 +1,76 @@
+"""A sync starts the processes that it needs while it fetches and compiles, and none outlives it."""
+
+from typing import Any
+
+import pytest
+
+from control import faults
+from edge_runtime.ipc.zygote_client import Child
+from edge_runtime.release import compile_jobs
+from edge_runtime.sync.artifacts import Artifacts
+from tests.guests.build import guest
+from tests.guests.version import version
+from tests.support.agents import Control, Edge
+from tests.support.edge import until
+from tests.support.releases import READ, answers, first_release
+
+PROBED = {**READ, "probe": {"path": "/", "status": 200}}
+
+
+@pytest.fixture
+def seen(node: Edge, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The steps of syncs, and the kinds of children that are asked for in them."""
+    found: list[str] = []
+    birth, reach = node.front.processes.birth, faults.reach
+
+    async def noted(kind: Any, *, background: bool = False, **more: Any) -> Child:
+        if kind not in ("compiler", "applier") or background:
+            return await birth(kind, background=background, **more)
+        found.append(kind)
+        return await birth(kind, **more)
+
+    def reached(point: str) -> None:
+        if point.startswith("edge.sync."):
+            found.append(point.removeprefix("edge.sync."))
+        reach(point)
+
+    monkeypatch.setattr(node.front.processes, "birth", noted)
+    monkeypatch.setattr(faults, "reach", reached)
+    return found
+
+
+async def test_they_are_asked_for_before_they_are_needed(control: Control, node: Edge, seen: list[str]) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await control.until(lambda n: n["at_target"])
+    seen.clear()
+    await control.release(functions={"hello": await control.push("hello", version(2), PROBED)})
+    await answers(node, 2)
+    await control.until(lambda n: n["at_target"])
+    assert sorted(each for each in seen if "." not in each) == ["applier", "compiler", "compiler"]
+    assert seen.index("compiler") < seen.index("fetch.after")
+    assert max(at for at, each in enumerate(seen) if "." not in each) < seen.index("compile.after")
+    await until(lambda: set(node.front.processes._children) == {link.child.id for link in node.front.pool.links})
+
+
+@pytest.mark.parametrize("fails", ["fetch", "compile", "probe"])
+async def test_a_sync_that_fails_leaves_none(
+    control: Control, node: Edge, seen: list[str], fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await control.until(lambda n: n["at_target"])
+    seen.clear()
+    manifest: dict[str, Any] = {**READ, "probe": {"path": "/", "status": 299 if fails == "probe" else 200}}
+    pushed = await control.push("hello", guest("echo") if fails == "probe" else version(2), manifest)
+    if fails != "probe":
+        module, name = (Artifacts, "_finish") if fails == "fetch" else (compile_jobs, "install")
+        monkeypatch.setattr(module, name, _refused)
+    await control.release(functions={"hello": pushed})
+    await control.until(lambda n: n["failures"])
+    assert "compiler" in seen
+    await until(lambda: set(node.front.processes._children) == {link.child.id for link in node.front.pool.links})
+
+
+def _refused(*_: Any) -> None:
+    raise OSError(5, "Input/output error")
