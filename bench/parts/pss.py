@@ -11,7 +11,7 @@ def node(front: int) -> dict[str, int]:
     Each is the sum of proportional shares (PSS). This process runs the same interpreter, and has its share of those
     pages; the total has them whole, as if nothing but the node were running.
     """
-    shares = {pid: share(pid) for pid in _tree(front)}
+    shares = tree(front)
     zygote = next((pid for pid in shares if "edge_runtime.children.zygote" in _command(pid) and pid != front), 0)
     own = _sizes("self")
     shared = own["Pss:"] - own["Private_Clean:"] - own["Private_Dirty:"]
@@ -21,6 +21,11 @@ def node(front: int) -> dict[str, int]:
         "zygote": shares.get(zygote, 0),
         "others": sum(share for pid, share in shares.items() if pid not in (front, zygote)),
     }
+
+
+def tree(pid: int) -> dict[int, int]:
+    """Bytes (PSS) of a process and of each one below it."""
+    return {each: share(each) for each in _tree(pid)}
 
 
 def of_others(front: int, known: set[int]) -> list[int]:

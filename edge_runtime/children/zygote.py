@@ -21,6 +21,7 @@ import msgspec
 
 from control import faults
 from edge_runtime import mapped_pages, wal
+from edge_runtime.children import fresh_pages, immortal
 from edge_runtime.children.index_lock import IndexLock
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.births import (
@@ -71,6 +72,9 @@ def main(argument: str) -> None:
             print(why, file=sys.stderr)
             return
     gc.collect()
+    fresh_pages.use()
+    # Nothing else is under way: what is made from here on is freed as ever.
+    immortal.make_immortal()
     gc.freeze()
     # Mostly pages of LLVM, read when it was linked: only compilers need them, and can read them again.
     mapped_pages.drop()

@@ -87,7 +87,8 @@ async def test_the_end_of_one_is_told_and_not_of_the_other(page: int, how: str) 
 
 async def test_a_slot_tells_of_each_of_its_processes_once(page: int) -> None:
     told: list[int] = []
-    async with watching(page) as watch:
+    last = asyncio.Event()
+    async with watching(page) as watch, child(page, 1) as other:
         for number in range(3):
             async with child(page, 0) as process:
                 watch.watch(0, process.pid, lambda number=number: told.append(number))
@@ -95,6 +96,10 @@ async def test_a_slot_tells_of_each_of_its_processes_once(page: int) -> None:
                 async with asyncio.timeout(LIMIT):
                     while len(told) <= number:
                         await asyncio.sleep(0.002)
+                # The words are looked at once more.
+                watch.watch(1, other.pid, last.set)
+        other.kill()
+        await asyncio.wait_for(last.wait(), LIMIT)
     assert told == [0, 1, 2]
 
 
