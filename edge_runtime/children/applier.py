@@ -21,6 +21,7 @@ from edge_runtime.children.transactions import drop_uncommitted
 from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database, row_counts, schema_change, schema_record
@@ -54,7 +55,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     fence.limit_files(fence.FILE_BYTES)
     opened.file_limit_was_hit = fence.file_limit_was_hit
     fence.seal("applier", opened.lock.fileno())
-    reader = frames.Reader(sock)
+    reader = FrameReader(sock)
     while (frame := reader.next()) is not None:
         try:
             match frame.kind:

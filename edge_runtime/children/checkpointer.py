@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
 from edge_runtime.sql.database import LibsqlDatabase
@@ -41,7 +42,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     with opened:
         fence.seal("checkpointer", opened.lock.fileno())
         frames.send(sock, 0, frames.READY)
-        reader = frames.Reader(sock)
+        reader = FrameReader(sock)
         while (frame := reader.next()) is not None and frame.kind != frames.CLOSE:
             try:
                 match frame.kind:

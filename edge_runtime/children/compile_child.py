@@ -17,6 +17,7 @@ from edge_runtime.children.function_cache import allocated
 from edge_runtime.guests import guest
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.ipc import compiler_messages, frames
+from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import PROCESSOR, REBUILD
 from edge_runtime.wasmedge.errors import WasmEdgeError
@@ -34,7 +35,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
     """Answer one COMPILE, TRY or VERIFY, and return."""
     fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
-    frame = frames.Reader(sock).next()
+    frame = FrameReader(sock).next()
     if frame is None:
         return
     match frame.kind:

@@ -54,6 +54,8 @@ class Functions:
         """`room`: bytes that loaded functions may take together with everything else that this process has
         allocated."""
         self._room = room
+        self.calls = 0
+        """Calls that the worker has run."""
         self._entries: dict[Key, Entry] = {}
         self._loaded: dict[Key, Entry] = {}
         self.damaged = ""

@@ -16,6 +16,7 @@ from edge_runtime.children import call_requests
 from edge_runtime.children.worker_services import Denials
 from edge_runtime.guests import guest, trap_log
 from edge_runtime.ipc import call_head, frames, repeat_messages
+from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
 from edge_runtime.wasmedge import WasmEdgeError
 
@@ -30,7 +31,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
     written = trap_log.divert()
     fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("repeater")
-    frame = frames.Reader(sock).next()
+    frame = FrameReader(sock).next()
     if frame is not None:
         place = _place(_decode(frame.body), written)[: repeat_messages.PLACE]
         frames.send_json(sock, 0, frames.REPEATED, repeat_messages.Repeated(place))

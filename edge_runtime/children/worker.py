@@ -15,7 +15,7 @@ import msgspec
 from control import faults
 from control.manifest_fields import SqlGrant, sql_grant
 from edge_runtime import malloc
-from edge_runtime.children import call_requests
+from edge_runtime.children import call_requests, plain_calls
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.errors import status_of
@@ -23,6 +23,7 @@ from edge_runtime.guests import guest
 from edge_runtime.guests.host_functions import RecentCache, host
 from edge_runtime.ipc import call_head, call_times, death_word, frames, progress_page
 from edge_runtime.ipc.claims import Claims
+from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.ipc.preloads import Preload
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
@@ -43,6 +44,14 @@ _decode_preload: Final = msgspec.json.Decoder(Preload).decode
 _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
 
 
+def prepare() -> None:
+    """Make what workers share, before they are forked.
+
+    Raises: WasmEdgeError, when WasmEdge refuses a part of what is built.
+    """
+    plain_calls.prepare()
+
+
 def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.ChildSettings) -> None:
     """Serve the front until it closes the socket."""
     try:
@@ -57,7 +66,11 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     fence.seal("worker", opened.lock.fileno())
     functions = Functions(settings.code_memory)
     host().wasi.copy = progress_page.LogPage(shared, slot)
-    worker = Worker(sock, progress_page.Mark(shared, slot), Claims(shared, slot), opened, functions)
+    mark, reader = progress_page.Mark(shared, slot), FrameReader(sock, malloc.trim)
+    worker = Worker(sock, reader, mark, Claims(shared, slot), opened, functions)
+    if plain_calls.is_prepared():
+        own = shared[slot * progress_page.SLOT_BYTES // shared.itemsize :]
+        worker.plain = plain_calls.PlainCalls(sock, reader, own, mark, functions, worker.call, worker.fault)
     # A call waits by itself, so that this process can say what it waits for (`CallSql`).
     opened.rows("PRAGMA busy_timeout = 0")
     frames.send(sock, progress_page.NONE, frames.READY)
@@ -96,6 +109,7 @@ class Worker:
     def __init__(
         self,
         sock: socket.socket,
+        reader: FrameReader,
         mark: progress_page.Mark,
         claims: Claims,
         opened: database.LibsqlDatabase,
@@ -107,10 +121,11 @@ class Worker:
         self._database = opened
         self._session = Session(opened)
         self._functions = functions
-        self._calls = 0
+        self.plain: plain_calls.PlainCalls | None = None
+        """What runs plain calls in C; None where this object runs them itself."""
         self._releases: dict[int, ServedRelease] = {}
         """The sets of modules, by the front's serial."""
-        self._reader = frames.Reader(sock, malloc.trim)
+        self._reader = reader
         self._denials = Denials()
         self._steps = call_times.StepClock()
         self._ungranted = guest.CallServices(self._denials.sql, self._denials.http)
@@ -119,13 +134,14 @@ class Worker:
 
     def run(self) -> None:
         """Serve until the front closes the socket."""
-        next_frame, take, end = self._reader.next, self._claims.take, self._mark.end
+        next_frame = self._reader.next if self.plain is None else self.plain.next
+        take, end = self._claims.take, self._mark.end
         while (frame := next_frame()) is not None:
             request = frame.request
             if frame.kind == frames.CALL or frame.kind == frames.CALL_TIMED:
                 # Otherwise the front has taken the call back.
                 if take(request):
-                    self._call(request, frame)
+                    self.call(request, frame)
                     end()
                 continue
             match frame.kind:
@@ -148,19 +164,20 @@ class Worker:
                 case _:
                     raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no worker knows")
 
-    def _call(self, request: int, frame: frames.Frame) -> None:
+    def call(self, request: int, frame: frames.Frame) -> None:
         """Run one call and answer it. Before the answer is sent, its transaction is committed or undone."""
         key = frame.head
         entry, generation, grant, read_only, before, after = self._known.get(key) or self._know(key)
         function, manifest, denials = entry.function, entry.local.manifest, self._denials
-        self._calls = entry.used = self._calls + 1
+        self._functions.calls = entry.used = self._functions.calls + 1
         if function is None:
             self._mark.loading(request)
+            self._note_use()
             loaded = self._functions.load(entry)
             if self._functions.damaged:
                 frames.send(self._sock, request, frames.DAMAGED)
             if isinstance(loaded, frames.ChildFailure):
-                self._fault(request, loaded.code, loaded.message)
+                self.fault(request, loaded.code, loaded.message)
                 return
             frames.send(self._sock, request, frames.NEWLY_LOADED)
             function = loaded
@@ -192,7 +209,7 @@ class Worker:
             frames.send(self._sock, request, frames.HELD if isinstance(stale, WriteHeld) else frames.STALE)
         except (CommitFailed, DatabaseHeld) as failed:
             self._denied(request, sql)
-            self._fault(request, failed.code, failed.message, host().wasi.stderr, steps)
+            self.fault(request, failed.code, failed.message, host().wasi.stderr, steps)
         except guest.GuestFault as fault:
             code = fault.code
             if sql is not None:
@@ -201,7 +218,7 @@ class Worker:
                     # The guest failed because it ran into a limit: that is what the caller should know.
                     code = sql.limit_code
             self._denied(request, sql)
-            self._fault(request, code, fault.message, fault.log, steps)
+            self.fault(request, code, fault.message, fault.log, steps)
         else:
             if denials.any or (sql is not None and sql.denied):
                 self._denied(request, sql)
@@ -219,6 +236,8 @@ class Worker:
                     frames.send(self._sock, request, answer.status, answer.head, answer.body, times)
                     return
             frames.send(self._sock, request, answer.status, answer.head, answer.body)
+            if self.plain is not None and steps is None:
+                self.plain.learn(entry)
 
     def _know(self, key: bytes) -> "Known":
         """Decode a call's head."""
@@ -238,7 +257,7 @@ class Worker:
         if denied:
             frames.send(self._sock, request, frames.DENIED, b"", denied)
 
-    def _fault(
+    def fault(
         self, request: int, code: str, message: str, log: bytes = b"", steps: call_times.StepClock | None = None
     ) -> None:
         if log:
@@ -267,12 +286,13 @@ class Worker:
             entries.append(entry)
             wanted = local.name in new or self._functions.loaded(local.name)
             if wanted and entry.function is None and entry.lacking is None:
-                entry.used = self._calls
+                entry.used = self._functions.calls
+                self._note_use()
                 loaded = self._functions.load(entry)
                 if isinstance(loaded, frames.ChildFailure) and local.code[0]:
                     failures.append(loaded)
         self._releases[load.serial] = ServedRelease(load.release.generation, entries)
-        self._known.clear()
+        self._changed()
         return failures
 
     def _preload(self, preload: Preload) -> bool:
@@ -280,13 +300,25 @@ class Worker:
         entry = self._releases[preload.serial].functions[preload.function]
         if entry.function is not None or entry.lacking is not None:
             return False
-        entry.used = self._calls
+        entry.used = self._functions.calls
+        self._note_use()
         # Where this fails, the first call tries again, and says so.
         self._functions.load(entry)
         return bool(self._functions.damaged)
 
-    def _forget(self, keep: frames.Keep) -> None:
+    def _note_use(self) -> None:
+        """Note which functions were called last, before others may be unloaded for a new one."""
+        if self.plain is not None:
+            self.plain.note_use()
+
+    def _changed(self) -> None:
+        """Forget what was known of the sets of modules before."""
         self._known.clear()
+        if self.plain is not None:
+            self.plain.serve({serial: release.functions for serial, release in self._releases.items()})
+
+    def _forget(self, keep: frames.Keep) -> None:
         for serial in self._releases.keys() - set(keep.serials):
             del self._releases[serial]
+        self._changed()
         self._functions.keep(entry for release in self._releases.values() for entry in release.functions)

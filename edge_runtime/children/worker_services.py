@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from edge_runtime.guests import http_json
 from edge_runtime.ipc import call_times, frames, http_messages
 from edge_runtime.ipc.call_times import StepClock
+from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.ipc.http_messages import NotFetched
 from edge_runtime.sql.call_sql import CallSql
 
@@ -22,7 +23,7 @@ class FrontHttp:
     def __init__(
         self,
         sock: socket.socket,
-        reader: frames.Reader,
+        reader: FrameReader,
         request: int,
         sending: Callable[[], None] | None = None,
         steps: StepClock | None = None,

@@ -36,6 +36,7 @@ from edge_runtime.ipc.births import (
     ZygoteUp,
 )
 from edge_runtime.ipc.progress_page import open_slot
+from edge_runtime.native import library as native
 from edge_runtime.sandbox import fence
 
 LOCK_PERIOD_MS: Final = 100
@@ -78,7 +79,7 @@ def main(argument: str) -> None:
     gc.freeze()
     # Mostly pages of LLVM, read when it was linked: only compilers need them, and can read them again.
     mapped_pages.drop()
-    control.send(frames.encode_json(ZygoteUp(lacking)))
+    control.send(frames.encode_json(ZygoteUp(lacking, native.unusable())))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         Zygote(control, arguments, children).run()
 
@@ -113,6 +114,7 @@ def _imports() -> dict[str, ModuleType]:
     from edge_runtime.guests import guest
 
     guest.prepare()
+    worker.prepare()
     warmup.rehearse()
     # It is used later, when its file may be another version's.
     del recovery

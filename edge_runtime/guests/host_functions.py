@@ -16,6 +16,7 @@ from edge_runtime.guests.abi.imports import OWN_SIGNATURES, SKERRY
 from edge_runtime.guests.abi.wasi_signatures import MODULE
 from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
 from edge_runtime.guests.wasi import FAULT, Exit, OutputTooLarge, Wasi
+from edge_runtime.native import library as native
 from edge_runtime.wasmedge import (
     Config,
     EntryPoint,
@@ -77,9 +78,10 @@ class Host:
         own_functions: dict[str, tuple[Signature, HostFunction]] = {
             name: (signature, functions[name]) for name, signature in OWN_SIGNATURES.items()
         }
+        replace = None if native.unusable() else native.host_function
         self.imports = (
-            HostModule(MODULE, self.wasi.functions(), out_of_bounds=FAULT),
-            HostModule(SKERRY, own_functions),
+            HostModule(MODULE, self.wasi.functions(), out_of_bounds=FAULT, replace=replace),
+            HostModule(SKERRY, own_functions, replace=replace),
         )
 
     def serve(self, services: CallServices) -> None:

@@ -2,22 +2,25 @@
 one piece of memory."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import ClassVar, Final
 
-from edge_runtime.guests.abi import direct
-from edge_runtime.guests.abi.head import ResponseInvalid
-from edge_runtime.guests.host_functions import FAILURES, Guest, RecentCache, request_unfit
+from edge_runtime.guests.abi import direct, head
+from edge_runtime.guests.abi.head import CheckedResponse, ResponseInvalid
+from edge_runtime.guests.host_functions import FAILURES, RecentCache, request_unfit
 from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
+from edge_runtime.guests.plain_guest import CallEnd, PlainGuest, SeenLines, seen
 from edge_runtime.guests.wasi import Strings
 from edge_runtime.ipc.call_head import RequestUnfit
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.wasmedge import Config, EntryPoint, Memory, Module
+from edge_runtime.wasmedge import PAGE, Config, EntryPoint, Memory, Module
 
 ALLOCATE: Final = EntryPoint(direct.ALLOCATE, direct.SIGNATURES[direct.ALLOCATE])
 HANDLE: Final = EntryPoint(direct.HANDLE, direct.SIGNATURES[direct.HANDLE])
 
 
-class Direct(Guest):
+class Direct(PlainGuest):
+    WAGI: ClassVar[bool] = False
+
     def __init__(
         self, local: LocalFunction, module: Module, config: Config, limits: CallLimits, settings: Mapping[str, str]
     ) -> None:
@@ -27,7 +30,7 @@ class Direct(Guest):
         """
         super().__init__(local.name, module, config, limits, [ALLOCATE, HANDLE])
         self._args = Strings([local.name])
-        self._settings = dict(settings)
+        self.settings = dict(settings)
         self._environ = _strings(settings)
         self._by_caller = RecentCache[Strings]()
         """The environments of callers' calls, by their names and how they showed who they are."""
@@ -67,11 +70,29 @@ class Direct(Guest):
             raise self.fault(error) from None
         return Response(status, head, body, wasi.stderr)
 
+    def decode(self, answer: bytes, end: CallEnd, method: str) -> CheckedResponse:
+        if end.size > self.limits.response_bytes + direct.ANSWER_HEAD:
+            raise self.too_large(f"{end.size} bytes")
+        if end.address + end.size > end.pages * PAGE:
+            _check_answer(_memory_of(end), end.address + end.size)
+        return direct.decode(answer, 0, end.size, method)
+
+    def seen_lines(self, answer: bytes) -> SeenLines | None:
+        block = direct.header_lines(answer)
+        return seen(block, 0, head.parse(block))
+
+    def no_room(self, end: CallEnd) -> GuestFault:
+        try:
+            _check_room(_memory_of(end), end.address, end.size)
+        except GuestFault as fault:
+            return fault
+        raise AssertionError("there is room")
+
     def _environment(self, request: Request) -> Strings:
         """Return the environment of a caller's calls. The settings come last, as in WAGI."""
         key = request.caller, request.auth_type
         return self._by_caller.get(key) or self._by_caller.keep(
-            key, _strings({**request.caller_variables(), **self._settings})
+            key, _strings({**request.caller_variables(), **self.settings})
         )
 
     def _head(self, request: Request) -> bytes:
@@ -83,6 +104,13 @@ class Direct(Guest):
 
 def _strings(variables: Mapping[str, str]) -> Strings:
     return Strings([f"{name}={value.encode().decode('latin-1')}" for name, value in variables.items()])
+
+
+def _memory_of(end: CallEnd) -> Memory:
+    """Return a memory of the size that the guest's had at the end of a call."""
+    memory = Memory()
+    memory.size = end.pages * PAGE
+    return memory
 
 
 def _check_room(memory: Memory, address: int, size: int) -> None:

@@ -2,12 +2,13 @@
 the response to stdout."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import ClassVar, Final
 
-from edge_runtime.guests.abi import wagi
-from edge_runtime.guests.abi.head import LIMIT
-from edge_runtime.guests.host_functions import FAILURES, Guest, RecentCache, request_unfit
-from edge_runtime.guests.invocation import CallLimits, CallServices, Request, Response
+from edge_runtime.guests.abi import head, wagi
+from edge_runtime.guests.abi.head import LIMIT, CheckedResponse
+from edge_runtime.guests.host_functions import FAILURES, RecentCache, request_unfit
+from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
+from edge_runtime.guests.plain_guest import CallEnd, PlainGuest, SeenLines, seen
 from edge_runtime.guests.wasi import Exit, Strings
 from edge_runtime.ipc.call_head import RequestUnfit
 from edge_runtime.ipc.frames import LocalFunction
@@ -16,7 +17,9 @@ from edge_runtime.wasmedge import Config, EntryPoint, Module
 START: Final = EntryPoint("_start")
 
 
-class Wagi(Guest):
+class Wagi(PlainGuest):
+    WAGI: ClassVar[bool] = True
+
     def __init__(
         self, local: LocalFunction, module: Module, config: Config, limits: CallLimits, settings: Mapping[str, str]
     ) -> None:
@@ -25,7 +28,7 @@ class Wagi(Guest):
         Raises: LinkError, when the module's imports or exports don't fit.
         """
         super().__init__(local.name, module, config, limits, [START])
-        self._settings = dict(settings)
+        self.settings = dict(settings)
         self._recent = RecentCache[tuple[Strings, Strings]]()
 
     def call(self, request: Request, services: CallServices) -> Response:
@@ -53,11 +56,22 @@ class Wagi(Guest):
             raise self.fault(error) from None
         return Response(status, head, body, wasi.stderr)
 
+    def decode(self, answer: bytes, end: CallEnd, method: str) -> CheckedResponse:
+        return wagi.parse_response(answer, method)
+
+    def seen_lines(self, answer: bytes) -> SeenLines | None:
+        block = wagi.header_lines(answer)
+        parsed = head.parse(block)
+        return seen(block, wagi.status_of(parsed), parsed)
+
+    def no_room(self, end: CallEnd) -> GuestFault:
+        raise AssertionError("a program reads its request as it goes")
+
     def _encode(self, request: Request) -> tuple[Strings, Strings]:
         """Return the arguments and the environment for a request."""
         try:
             arguments = wagi.arguments(request, self.name)
-            strings = Strings(arguments), Strings(wagi.environment(request, self.name, self._settings))
+            strings = Strings(arguments), Strings(wagi.environment(request, self.name, self.settings))
         except (RequestUnfit, UnicodeEncodeError) as error:
             raise request_unfit(error) from None
         # The length of the body is one of the variables, so it is a part of the key.

@@ -6,6 +6,7 @@ unsigned integers as the guest passed them, and returns an errno. One that meets
 raises IndexError, for which the caller returns `FAULT` to the guest.
 """
 
+import itertools
 import os
 import struct
 import time
@@ -48,6 +49,11 @@ class Exit(Exception):
         self.code = code
 
 
+def exit_code(code: int) -> int:
+    """Return an exit code as programs write it, as a signed number: exit(-1) arrives as 4294967295."""
+    return code - ((code & 0x80000000) << 1)
+
+
 class OutputTooLarge(Exception):
     """The guest wrote more to stdout than it may."""
 
@@ -79,11 +85,7 @@ class Strings:
         """`strings` have no NUL, and code points below 256 alone, one for each byte."""
         self.count = len(strings)
         self.blob = ("\0".join(strings) + "\0").encode("latin-1") if strings else b""
-        self.offsets = []
-        at = 0
-        for text in strings:
-            self.offsets.append(at)
-            at += len(text) + 1
+        self.offsets = list(itertools.accumulate([len(text) + 1 for text in strings[:-1]], initial=0))[: self.count]
         self.pointers = struct.Struct(f"<{self.count}I")
 
 
@@ -200,8 +202,7 @@ class Wasi:
         return SUCCESS
 
     def proc_exit(self, code: int) -> None:
-        # As a signed number, as programs write it: exit(-1) arrives as 4294967295.
-        raise Exit(code - ((code & 0x80000000) << 1))
+        raise Exit(exit_code(code))
 
     def proc_raise(self, _signal: int) -> int:
         return NOTSUP

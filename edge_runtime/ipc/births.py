@@ -37,6 +37,8 @@ class Birth(Struct, frozen=True):
 class ZygoteUp(Struct, frozen=True, tag="up"):
     lacking: tuple[str, ...] = ()
     """Pieces of the fence that this machine doesn't have, in words."""
+    uncompiled: str = ""
+    """Why workers run plain calls in Python; empty where they run them in C."""
 
 
 class Recovering(Struct, frozen=True, tag="recovering"):

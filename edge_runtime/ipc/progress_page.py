@@ -161,6 +161,11 @@ class Mark:
         self._waiting = False
         words[self._last] = RUNNING << 32 | request
 
+    def take_over(self, request: int, started_ns: int) -> None:
+        """Speak for call `request`, which somebody else has started in this slot."""
+        self._request, self._started_ns = request, started_ns
+        self._waiting = False
+
     @property
     def applying(self) -> bool:
         """Whether a release is being applied, under the writer lock."""

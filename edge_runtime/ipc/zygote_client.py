@@ -136,6 +136,8 @@ class ZygoteClient:
         """Zygotes that were started so far."""
         self._fit = False
         """Whether a zygote was ever up."""
+        self.uncompiled = ""
+        """Why workers run plain calls in Python; empty where they run them in C."""
         self.lacking: tuple[str, ...] = ()
         """The pieces of the children's fence that this machine lacks, in words."""
 
@@ -292,8 +294,9 @@ class ZygoteClient:
                 ended.set_result(None)
                 return
             match births.decode_news(message):
-                case births.ZygoteUp(lacking):
-                    self.lacking = lacking
+                case births.ZygoteUp(lacking, uncompiled):
+                    self.lacking, self.uncompiled = lacking, uncompiled
+                    log.info("workers run plain calls in %s", f"Python: {uncompiled}" if uncompiled else "C")
                     for piece in lacking:
                         log.warning("functions run without a part of their fence: %s", piece)
                     self._control = control

@@ -19,9 +19,10 @@ from edge_runtime.wasmedge.errors import (
     WasmEdgeError,
 )
 from edge_runtime.wasmedge.host import HostFunction, HostModule, Signature
-from edge_runtime.wasmedge.instance import EntryPoint, Program
+from edge_runtime.wasmedge.instance import EntryPoint, Program, failed
 from edge_runtime.wasmedge.memory import PAGE, Memory, check_address_space, check_refusals
 from edge_runtime.wasmedge.module import Config, MemoryExport, Module
+from edge_runtime.wasmedge.outer import OuterModule, engine, value_type
 
 __all__ = [
     "BEST",
@@ -41,6 +42,7 @@ __all__ = [
     "Memory",
     "MemoryExport",
     "Module",
+    "OuterModule",
     "Program",
     "Signature",
     "Trap",
@@ -49,6 +51,9 @@ __all__ = [
     "check_address_space",
     "check_refusals",
     "compile_module",
+    "engine",
+    "failed",
     "find",
+    "value_type",
     "verify",
 ]

@@ -13,6 +13,10 @@ result at most."""
 HostFunction = Callable[..., int | None]
 """Called with an unsigned integer for each parameter; returns the result, None where the signature has none."""
 
+Replace = Callable[[str, int], tuple[int, int]]
+"""Given a host function's name and the address of its callback, returns the address of the C function that is called
+in its place, and of what that is called with."""
+
 _STOPPED = 1
 """The result that makes WasmEdge unwind the guest ("terminated"); the saved exception says why."""
 
@@ -26,7 +30,8 @@ class HostModule(Handle):
 
     An exception of a host function ends the guest, and the call into the guest raises that exception. Where
     `out_of_bounds` is given, an IndexError (an access outside the guest's memory) doesn't end the guest: it gets that
-    number as the result. A host module must outlive the instances that import it.
+    number as the result. A host module must outlive the instances that import it. `replace` puts a C function in the
+    place of each.
     """
 
     _delete = "WasmEdge_ModuleInstanceDelete"
@@ -37,9 +42,11 @@ class HostModule(Handle):
         functions: Mapping[str, tuple[Signature, HostFunction]],
         *,
         out_of_bounds: int | None = None,
+        replace: Replace | None = None,
     ) -> None:
         self.name = name
         self._out_of_bounds = out_of_bounds
+        self._replace = replace
         # Kept in a variable: a name that is only an argument would be freed before the call.
         c_name = Name(name)
         self._own(library.WasmEdge_ModuleInstanceCreate(c_name.value))
@@ -56,7 +63,11 @@ class HostModule(Handle):
         function_type = library.WasmEdge_FunctionTypeCreate(
             value_types(parameters), len(parameters), value_types(results), len(results)
         )
-        instance = library.WasmEdge_FunctionInstanceCreate(function_type, callback, ffi.NULL, 0)
+        called, data = callback, ffi.NULL
+        if self._replace is not None:
+            function_address, data_address = self._replace(name, int(ffi.cast("uintptr_t", callback)))
+            called, data = ffi.cast("HostFunction", function_address), ffi.cast("void *", data_address)
+        instance = library.WasmEdge_FunctionInstanceCreate(function_type, called, data, 0)
         library.WasmEdge_FunctionTypeDelete(function_type)
         # From here on the module instance owns the function.
         c_name = Name(name)

@@ -4,11 +4,11 @@ A program's memories are reserved and checked before any instance (`memory`) and
 everything else of an instance is made for one call.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple, Self
 
 from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
-from edge_runtime.wasmedge.errors import LinkError, Unsafe
+from edge_runtime.wasmedge.errors import LinkError, Unsafe, WasmEdgeError, failure
 from edge_runtime.wasmedge.handles import Handle, Name, check, message
 from edge_runtime.wasmedge.host import HostModule, Signature, take_raised, unclaimed, value_types
 from edge_runtime.wasmedge.memory import Memory, ReservedMemories
@@ -26,20 +26,40 @@ KEPT = 32
 addresses."""
 
 
-class _Executor(Handle):
+class Executor(Handle):
+    """Runs code, with the settings of a `Config`."""
+
     _delete = "WasmEdge_ExecutorDelete"
 
     def __init__(self, config: Config) -> None:
         self._own(library.WasmEdge_ExecutorCreate(config.pointer, ffi.NULL))
 
 
-class _Store(Handle):
+class ImportStore(Handle):
+    """The host modules that a module's imports are looked up in."""
+
     _delete = "WasmEdge_StoreDelete"
 
-    def __init__(self, executor: _Executor, imports: Sequence[HostModule]) -> None:
+    def __init__(self, executor: Executor, imports: Sequence[HostModule]) -> None:
         self._own(library.WasmEdge_StoreCreate())
         for module in imports:
             check(library.WasmEdge_ExecutorRegisterImport(executor.pointer, self.pointer, module.pointer))
+
+
+class Loan(NamedTuple):
+    """What an instance is made of: addresses of WasmEdge's objects, and of the memory's first byte."""
+
+    executor: int
+    store: int
+    module: int
+    memory: int
+    base: int
+    pages: int
+    """Pages that the memory starts with."""
+    most: int
+    """The most pages that it may grow to."""
+    initializes: bool
+    """Whether `_initialize` is called first."""
 
 
 class EntryPoint:
@@ -133,11 +153,13 @@ class Program:
         self.last_pages = 0
         """Pages of 64 KiB that the memory had at the end of the last call that failed."""
         self._new_instance = ffi.new("WasmEdge_ModuleInstanceContext **")
-        self._executor = _Executor(config)
-        self._store = _Store(self._executor, imports)
+        self._executor = Executor(config)
+        self._store = ImportStore(self._executor, imports)
         self._pointers: tuple[CData, CData, CData] | None = None
         """The pointers of executor, store and module, from the first call on."""
         self._reserved: ReservedMemories | None = None
+        self.lent: Callable[[], None] | None = None
+        """Called when the memories are given up, where somebody else makes instances too (`loan`)."""
         self._instance: CData = None
         self._memory: Memory
         """The window on the memory of the running instance."""
@@ -211,18 +233,20 @@ class Program:
         """
         keeping = Program._keeping
         while len(keeping) >= KEPT:
-            keeping[0]._give_up()
+            keeping[0].give_up()
         reserved = ReservedMemories(self._limits)
         check(library.WasmEdge_ExecutorRegisterImport(self._executor.pointer, self._store.pointer, reserved.pointer))
         self._reserved = reserved
         keeping.append(self)
         return reserved
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
         """Free the memories; they are reserved anew for the next instance."""
         reserved, self._reserved = self._reserved, None
         if reserved is not None:
             Program._keeping.remove(self)
+            if self.lent is not None:
+                self.lent()
             reserved.close()
 
     def end(self, failed: bool) -> None:
@@ -237,22 +261,34 @@ class Program:
             self._instance = None
             _delete(instance)
             if not self._reserved.clear():  # type: ignore[union-attr]
-                self._give_up()
+                self.give_up()
         else:
-            # The store keeps an instance that failed to instantiate, which refers to the memories: both are made anew.
-            self._store.close()
-            self._give_up()
-            self._store = _Store(self._executor, self._imports)
-            self._pointers = None
+            self.renew()
         Program._live = False
+
+    def renew(self) -> None:
+        """Make store and memories anew after an instance that failed to instantiate: the store keeps it, and it refers
+        to the memories."""
+        self._store.close()
+        self.give_up()
+        self._store = ImportStore(self._executor, self._imports)
+        self._pointers = None
+
+    def loan(self) -> Loan | None:
+        """Return what it takes to make instances of the program without this class, one at a time and none while a
+        block of `open` runs: until `lent` is called. None where the memory isn't kept from call to call."""
+        reserved = self._reserved
+        if reserved is None or len(reserved.memories) > 1:
+            return None
+        memory, (pages, most) = reserved.memories[0], self._limits[0]
+        executor, store, module = map(_address, self._linked())
+        return Loan(
+            executor, store, module, _address(memory.pointer), _address(memory.base), pages, most, self._initializes
+        )
 
     @staticmethod
     def _failed(result: int) -> None:
-        error = take_raised()
-        if error is not None:
-            raise error
-        check(result)
-        raise LinkError(result, f"the guest ended without a reason ({message(result)})")
+        raise take_raised() or failed(result)
 
     def close(self) -> None:
         """Delete all that the program made, and the module; the imports stay the caller's.
@@ -263,9 +299,20 @@ class Program:
             raise Unsafe("this program has a live instance, whose memory can't be taken away: close it after its block")
         self._pointers = None
         self._store.close()
-        self._give_up()
+        self.give_up()
         self._executor.close()
         self._module.close()
+
+
+def _address(pointer: CData) -> int:
+    return int(ffi.cast("uintptr_t", pointer))
+
+
+def failed(result: int) -> WasmEdgeError:
+    """Return the error for WasmEdge's result of a guest that was ended by no host function."""
+    if result > 1:
+        return failure(result & 0xFFFFFF, message(result))
+    return LinkError(result, f"the guest ended without a reason ({message(result)})")
 
 
 _INITIALIZE = EntryPoint("_initialize")

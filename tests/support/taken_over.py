@@ -20,6 +20,7 @@ import msgspec
 from control import faults
 from edge_runtime.children import applier, checkpointer, compile_child, repeater, worker, zygote
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
 
 ASK = 90
@@ -134,7 +135,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
 
 def obey(sock: socket.socket) -> bool:
     """Do what is asked, until nobody asks any more; whether it is to go on as if nothing had been."""
-    reader = frames.Reader(sock)
+    reader = FrameReader(sock)
     while (frame := reader.next()) is not None:
         asked = msgspec.json.decode(frame.body, type=Ask)
         if asked.what == "go_on":

@@ -41,6 +41,12 @@ def encode(request: Request, function: str) -> bytes:
     )[BLOCK:]  # fmt: skip
 
 
+def header_lines(answer: bytes) -> bytes:
+    """Return the header lines of a response, as the guest wrote them."""
+    _, length = _ANSWER.unpack_from(answer)
+    return answer[_ANSWER.size : _ANSWER.size + length]
+
+
 def decode(memory: Any, start: int, size: int, method: str) -> CheckedResponse:
     """Return the response that begins at `start` in `memory`, all `size` bytes of which are there. `method` is the
     request's.

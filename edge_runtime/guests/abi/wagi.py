@@ -13,6 +13,7 @@ from edge_runtime.guests.abi.head import (
     CACHED_BYTES,
     LIMIT,
     CheckedResponse,
+    Head,
     ResponseInvalid,
     complete,
     parse,
@@ -20,6 +21,9 @@ from edge_runtime.guests.abi.head import (
 )
 from edge_runtime.guests.invocation import Request
 from edge_runtime.ipc.call_head import RequestUnfit
+
+SOFTWARE = "skerry"
+
 
 # The request
 
@@ -48,36 +52,35 @@ def arguments(request: Request, function: str) -> list[str]:
 
 def environment(request: Request, function: str, settings: Mapping[str, str]) -> list[str]:
     """Return the environment for a call, as `NAME=value` strings. `settings` (the manifest's config and secrets) come
-    last, so that no header can change them; none has the name of a CGI variable.
+    last, so that no header can change them.
 
     Raises: RequestUnfit, when a value has a NUL.
     """
-    script, raw, query, scheme = request.script or f"/functions/{function}", request.path, request.query, request.scheme
-    path = unquote_to_bytes(raw).decode("latin-1") if "%" in raw else raw
-    strings = [
-        "GATEWAY_INTERFACE=CGI/1.1",
-        "SERVER_SOFTWARE=skerry",
-        "SERVER_PROTOCOL=HTTP/1.1",
-        f"REQUEST_METHOD={request.method}",
-        f"SCRIPT_NAME={script}",
-        f"PATH_INFO={path}",
+    script = request.script or f"/functions/{function}"
+    path = unquote_to_bytes(request.path).decode("latin-1") if "%" in request.path else request.path
+    variables = {
+        "GATEWAY_INTERFACE": "CGI/1.1",
+        "SERVER_SOFTWARE": SOFTWARE,
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REQUEST_METHOD": request.method,
+        "SCRIPT_NAME": script,
+        "PATH_INFO": path,
         # There are no files to which it could be translated; for programs that look at it, it says what WAGI says.
-        f"PATH_TRANSLATED={path}",
-        f"AUTH_TYPE={request.auth_type}",
-        f"REMOTE_USER={request.caller}",
-        f"QUERY_STRING={query}",
-        f"REMOTE_ADDR={request.remote_address}",
-        f"REMOTE_HOST={request.remote_address}",
-        f"SKERRY_FUNCTION={function}",
-        f"X_MATCHED_ROUTE={request.route or f'{script}/...'}",
-        f"X_RAW_PATH_INFO={raw}",
-    ]
-    # No header becomes one of the names above, but several may become one variable.
-    variables: dict[str, str] = {}
+        "PATH_TRANSLATED": path,
+        "AUTH_TYPE": request.auth_type,
+        "REMOTE_USER": request.caller,
+        "QUERY_STRING": request.query,
+        "REMOTE_ADDR": request.remote_address,
+        "REMOTE_HOST": request.remote_address,
+        "SKERRY_FUNCTION": function,
+        "X_MATCHED_ROUTE": request.route or f"{script}/...",
+        "X_RAW_PATH_INFO": request.path,
+    }
     carries_body = bool(request.body)
     for name, value in request.headers:
         variable = _variable(name)
         if variable in variables:
+            # A variable can be there already only by an earlier header: no header becomes one of the names above.
             value = variables[variable] + ("; " if variable == "HTTP_COOKIE" else ", ") + value
         if variable:
             variables[variable] = value
@@ -86,18 +89,19 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
     if carries_body:
         variables["CONTENT_LENGTH"] = str(len(request.body))
     host = variables.get("HTTP_HOST", "localhost")
-    variables["SERVER_NAME"], variables["SERVER_PORT"] = _host(host, scheme)
-    variables["X_FULL_URL"] = f"{scheme}://{host}{script}{raw}{'?' if query else ''}{query}"
-    if scheme == "https":
+    name, port = _host(host, request.scheme)
+    variables["SERVER_NAME"], variables["SERVER_PORT"] = name, port
+    query = f"?{request.query}" if request.query else ""
+    variables["X_FULL_URL"] = f"{request.scheme}://{host}{script}{request.path}{query}"
+    if request.scheme == "https":
         variables["HTTPS"] = "on"
     for name, value in request.params:
         variables[f"PATH_PARAM_{name.upper()}"] = value
     for name, value in settings.items():
         variables[name] = value.encode().decode("latin-1")
-    strings += [f"{name}={value}" for name, value in variables.items()]
+    strings = [f"{name}={value}" for name, value in variables.items()]
     if "\0" in "".join(strings):
-        unfit = next(text for text in strings if "\0" in text)
-        raise RequestUnfit(f"{unfit.partition('=')[0]} has a NUL, which no environment variable can hold")
+        raise RequestUnfit(_named(variables) + " has a NUL, which no environment variable can hold")
     return strings
 
 
@@ -106,6 +110,10 @@ def _host(host: str, scheme: str) -> tuple[str, str]:
     if colon and port.isdigit():
         return name, port
     return host, "443" if scheme == "https" else "80"
+
+
+def _named(variables: Mapping[str, str]) -> str:
+    return next(name for name, value in variables.items() if "\0" in value)
 
 
 # The response
@@ -126,20 +134,31 @@ def parse_response(output: bytes, method: str) -> CheckedResponse:
         raise ResponseInvalid(_headless(output))
     block = output[: blank.end(1)]
     head = parse_cached(block) if len(block) <= CACHED_BYTES else parse(block)
-    if head.status is not None:
-        status = _status(head.status)
-    elif head.has_location:
-        status = 302
-    elif head.has_content_type:
-        status = 200
-    else:
-        raise ResponseInvalid(
-            "it wrote none of Content-Type, Location and Status, of which a response has one at least"
-        )
+    status = status_of(head)
     body = output[blank.end() :]
     if not head.has_content_type or head.length is not None or status in BODILESS:
         return status, complete(head, status, body, method), body
     return status, head.lines, body
+
+
+def header_lines(output: bytes) -> bytes:
+    """Return the header lines of a response, as the guest wrote them."""
+    blank = _BLANK.search(output, 0, LIMIT)
+    return b"" if blank is None else output[: blank.end(1)]
+
+
+def status_of(head: Head) -> int:
+    """Return the status of a response.
+
+    Raises: ResponseInvalid, when its header lines give it none.
+    """
+    if head.status is not None:
+        return _status(head.status)
+    if head.has_location:
+        return 302
+    if head.has_content_type:
+        return 200
+    raise ResponseInvalid("it wrote none of Content-Type, Location and Status, of which a response has one at least")
 
 
 def _headless(output: bytes) -> str:

@@ -13,6 +13,7 @@ import pytest
 from control import wire
 from edge_runtime.children import applier
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sql import database
 from tests.support.plans import changes, plan
 
@@ -39,7 +40,7 @@ class Applier:
         mine, its = socket.socketpair()
         mine.settimeout(60)
         self.sock = mine
-        self.reader = frames.Reader(mine)
+        self.reader = FrameReader(mine)
         self.doing: list[str] = []
         """What it said that it was about to do."""
         environment = {name: str(size) for name, size in limits.items()} | {"SQLITE_TMPDIR": str(state)}

@@ -14,6 +14,7 @@ import pytest
 from edge_runtime import wal
 from edge_runtime.children import applier
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sql import database
 from tests.integration.edge_runtime.children.test_applier_process import CHILD, ROOT
 from tests.integration.edge_runtime.children.test_stepwise import ADDED, FILL, ITEMS, ROWS
@@ -40,7 +41,7 @@ class Steps:
         its.close()
 
     def run(self, order: frames.Advance, kill_after: float | None) -> bool:
-        reader = frames.Reader(self.sock)
+        reader = FrameReader(self.sock)
         frames.send_json(self.sock, 1, frames.ADVANCE, order)
         first = True
         while (frame := reader.next()) is not None and frame.kind == frames.APPLYING:

@@ -37,7 +37,7 @@ fence.narrow = lambda files: None
 ours, theirs = socket.socketpair()
 frames.send_json(ours, 0, frames.COMPILE, compiler_messages.Compile(*sys.argv[1:4], 0))
 compile_child.serve(theirs, None, 0, None)
-print(frames.Reader(ours).next().kind)
+print(FrameReader(ours).next().kind)
 """
 
 

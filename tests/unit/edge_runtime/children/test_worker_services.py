@@ -10,6 +10,7 @@ import pytest
 from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.guests import http_json
 from edge_runtime.ipc import frames, http_messages
+from edge_runtime.ipc.frame_reader import FrameReader
 
 ASKED = b'{"url": "https://a.example/", "body": "b"}'
 
@@ -27,12 +28,12 @@ def test_what_comes_while_an_answer_is_waited_for_is_kept_in_its_order(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     front, worker = pair
-    reader = frames.Reader(worker)
+    reader = FrameReader(worker)
     big = b"x" * 300_000
     answer = http_messages.answer(200, [], big)
 
     def answering() -> None:
-        asked = frames.Reader(front).next()
+        asked = FrameReader(front).next()
         assert asked is not None
         assert (asked.request, asked.kind, asked.body) == (7, frames.HTTP, http_json.to_front(ASKED)[2])
         frames.send(front, 8, frames.CALL, b"h", big)
@@ -57,7 +58,7 @@ def test_what_comes_while_an_answer_is_waited_for_is_kept_in_its_order(
 
 def test_a_front_that_has_gone_ends_the_wait(pair: tuple[socket.socket, socket.socket]) -> None:
     front, worker = pair
-    http = FrontHttp(worker, frames.Reader(worker), 7)
+    http = FrontHttp(worker, FrameReader(worker), 7)
     frames.send(front, 8, frames.CALL)
     front.shutdown(socket.SHUT_WR)
     with pytest.raises(frames.ChildGone):

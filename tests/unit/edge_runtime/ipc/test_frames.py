@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.frame_reader import FrameReader
 
 FRAME = st.tuples(
     st.integers(0, 2**32 - 1),
@@ -33,7 +34,7 @@ def test_a_reader_gives_the_frames_that_were_sent(sent: list[tuple[int, int, byt
     with theirs:
         writer = threading.Thread(target=write)
         writer.start()
-        reader = frames.Reader(theirs)
+        reader = FrameReader(theirs)
         got = [(f.request, f.kind, f.head, f.body) for f in iter(reader.next, None)]
         writer.join()
     assert got == sent
@@ -47,7 +48,7 @@ def test_a_stream_that_ends_inside_a_frame_is_an_error(cut: int) -> None:
         with ours:
             ours.sendall(whole[:cut])
         with pytest.raises(frames.ChildGone):
-            frames.Reader(theirs).next()
+            FrameReader(theirs).next()
 
 
 def test_a_reader_tells_when_it_is_quiet_after_a_large_frame() -> None:
@@ -60,7 +61,7 @@ def test_a_reader_tells_when_it_is_quiet_after_a_large_frame() -> None:
 
     ours, theirs = socket.socketpair()
     with theirs:
-        reader = frames.Reader(theirs, quiet)
+        reader = FrameReader(theirs, quiet)
         with ours:
             ours.sendall(frames.pack(1, 100))
             assert reader.next() == frames.Frame(1, 100, b"", b"")

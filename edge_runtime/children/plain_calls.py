@@ -1,0 +1,269 @@
+"""Plain calls of a worker in C: of functions of `direct` and WAGI that are granted neither SQL nor HTTP.
+
+The C library (`edge_runtime.native`) reads the worker's frames and answers such calls by itself. It returns for every
+other frame, and where a guest has failed or answered something new: then this module does what `Worker` does for a call
+that it runs. Without the library the worker runs all calls.
+"""
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from socket import socket
+from typing import Any, Final
+
+from edge_runtime.children.function_cache import Entry, Functions
+from edge_runtime.guests.abi import head
+from edge_runtime.guests.guest import GuestFault
+from edge_runtime.guests.plain_guest import CallEnd, PlainGuest
+from edge_runtime.ipc import claims, frames, progress_page
+from edge_runtime.ipc.frame_reader import FrameReader
+from edge_runtime.native import library as native
+from edge_runtime.wasmedge import OuterModule, engine, value_type
+
+ffi: Final = native.ffi
+_TARGET: Final = struct.Struct("<IH")
+"""How a call's head begins: the serial of the set of modules, and the function's index in it."""
+_QUIET_MS: Final = 1000
+"""Milliseconds without a frame after which what a large one took is given back."""
+
+_outer: list[OuterModule] = []
+"""Where the loop runs, made by `prepare`."""
+
+
+def prepare() -> None:
+    """Load the C library and the outer module, where they are built: before the fork, so that children share them.
+
+    Raises: WasmEdgeError, when the outer module can't be loaded.
+    """
+    if not native.unusable() and not _outer:
+        entered = native.address(native.symbol("skerry_entered"))
+        _outer.append(OuterModule(native.BUILT / native.OUTER, entered))
+
+
+def is_prepared() -> bool:
+    """Return whether plain calls are run in C."""
+    return bool(_outer)
+
+
+class PlainCalls:
+    """The C loop of a worker."""
+
+    def __init__(
+        self,
+        sock: socket,
+        reader: FrameReader,
+        slot: memoryview,
+        mark: progress_page.Mark,
+        functions: Functions,
+        run: Callable[[int, frames.Frame], None],
+        fault: Callable[[int, str, str, bytes], None],
+    ) -> None:
+        """`slot` is the worker's slot of the progress page; `run` runs a call that is claimed and needs Python, and
+        `fault` tells the front that a call's guest has failed."""
+        self._sock = sock
+        self._reader = reader
+        self._mark = mark
+        self._cache = functions
+        self._run, self._fault = run, fault
+        self._functions: dict[int, tuple[Any, Entry]] = {}
+        """By address of the C side's `Function`."""
+        self._of_key: dict[Any, Any] = {}
+        """The C side's functions by the keys of their entries."""
+        self._kept: dict[int, Sequence[Any]] = {}
+        """What a function of the C side points to, by its address."""
+        self._by_target: dict[tuple[int, int], Any] = {}
+        self._releases: Sequence[Any] = ()
+        self._page = ffi.from_buffer("uint8_t[]", slot.cast("B"), require_writable=True)
+        self._event = ffi.new("Event *")
+        self._library = native.opened()
+        self._loop = ffi.gc(self._library.skerry_loop_new(self._setup(sock)), self._library.skerry_loop_free)
+        if not self._loop:
+            raise MemoryError("there is no memory for the loop of plain calls")
+
+    def _setup(self, sock: socket) -> Any:
+        outer = _outer[0]
+        setup = ffi.new("Setup *")
+        setup.socket = sock.fileno()
+        setup.slot = self._page
+        setup.log_at, setup.log_bytes = progress_page.LOG_AT, progress_page.LOG_BYTES
+        setup.claims_at, setup.claims = progress_page.CLAIMS_AT, claims.CLAIMS
+        setup.head_limit = head.LIMIT
+        setup.executor, setup.outer = _pointer(outer.executor), _pointer(outer.function)
+        for field, address in engine().items():
+            setattr(setup.engine, field, _pointer(address))
+        setup.engine.type_i32, setup.engine.type_i64 = value_type("i"), value_type("I")
+        return setup
+
+    # Which calls are the loop's
+
+    def serve(self, releases: Mapping[int, Sequence[Entry]]) -> None:
+        """Set the functions that may be called, by the serials of their sets; others are forgotten."""
+        kept = {entry.key for entries in releases.values() for entry in entries}
+        for key in self._of_key.keys() - kept:
+            gone = native.address(self._of_key.pop(key))
+            del self._functions[gone]
+            self._kept.pop(gone, None)
+        made, arrays = ffi.new("Release[]", max(1, len(releases))), []
+        self._by_target = {}
+        for position, (serial, entries) in enumerate(releases.items()):
+            functions = [self._function(entry) for entry in entries]
+            arrays.append(ffi.new("Function *[]", functions or 1))
+            made[position].serial, made[position].count = serial, len(functions)
+            made[position].functions = arrays[-1]
+            self._by_target |= {(serial, index): function for index, function in enumerate(functions)}
+        self._releases = (made, *arrays)
+        self._library.skerry_loop_serve(self._loop, made, len(releases))
+
+    def _function(self, entry: Entry) -> Any:
+        function = self._of_key.get(entry.key)
+        if function is None:
+            function = self._of_key[entry.key] = ffi.new("Function *")
+            self._functions[native.address(function)] = (function, entry)
+        return function
+
+    def learn(self, entry: Entry) -> None:
+        """Have the loop run the calls of a function from now on, if it can: of one that was just called in Python, and
+        isn't to be so again because its guest has asked for what the loop hasn't."""
+        manifest, function = entry.local.manifest, self._of_key.get(entry.key)
+        if entry.function is None or function is None or function.ready:
+            return
+        if function.foreign:
+            function.foreign -= 1
+            return
+        if manifest.sql != "none" or manifest.http is not None:
+            return
+        guest = entry.function.runner
+        if not isinstance(guest, PlainGuest) or (settings := guest.plain_settings()) is None:
+            return
+        loan = guest.program.loan()
+        if loan is None:
+            return
+        name = guest.name.encode()
+        kept = [ffi.new("uint8_t[]", name), ffi.new("uint8_t[]", settings)]
+        for field in ("executor", "store", "module", "memory", "base"):
+            setattr(function, field, _pointer(getattr(loan, field)))
+        function.pages, function.most, function.initializes = loan.pages, loan.most, loan.initializes
+        function.wagi = guest.WAGI
+        function.log_bytes, function.response_bytes = guest.limits.log_bytes, guest.limits.response_bytes
+        function.name, function.name_size = kept[0], len(name)
+        function.settings, function.settings_size = kept[1], len(settings)
+        self._kept[native.address(function)] = kept
+
+        def given_up() -> None:
+            function.ready = 0
+
+        guest.program.lent = given_up
+        function.ready = 1
+
+    def note_use(self) -> None:
+        """Tell each entry when the loop has last called it."""
+        for function, entry in self._functions.values():
+            entry.used = max(entry.used, function.used)
+
+    # Frames
+
+    def next(self) -> frames.Frame | None:
+        """Return the next frame that isn't the loop's, or None if the front has closed the socket.
+
+        Raises: ChildGone, when it closed in the middle of a frame.
+        """
+        while (frame := self._reader.next()) is not None:
+            if not (frame.kind == frames.CALL and self._is_ready(frame.head) and self._give(frame)):
+                return frame
+            if self._serve_calls():
+                # What the loop has met isn't its own: not asked again, as it may say of a frame what `_is_ready` can't.
+                return self._reader.next()
+        return None
+
+    def _is_ready(self, head: bytes) -> bool:
+        function = self._by_target.get(_TARGET.unpack_from(head)) if len(head) >= _TARGET.size else None
+        return function is not None and bool(function.ready)
+
+    def _give(self, frame: frames.Frame) -> bool:
+        """Give the loop a frame, and what has been received behind it. Return False where it is too much."""
+        if (
+            self._reader.keeps_frames
+            or len(frame.head) + len(frame.body) > self._library.LOOP_ROOM - frames.HEADER_BYTES
+        ):
+            return False
+        behind = self._reader.take_received()
+        received = frames.pack(frame.request, frame.kind, frame.head, frame.body) + behind
+        if self._library.skerry_loop_give(self._loop, received, len(received)):
+            return True
+        self._reader.put_back(behind)
+        return False
+
+    def _serve_calls(self) -> bool:
+        """Let the loop answer calls until there is a frame that isn't its own, or no more comes."""
+        event, library = self._event, self._library
+        while True:
+            event.calls = self._cache.calls
+            kind = library.skerry_loop_run(self._loop, event, _QUIET_MS if self._reader.had_large else 0)
+            self._cache.calls = event.calls
+            if kind in (library.EVENT_FRAME, library.EVENT_CLOSED):
+                self._reader.put_back(ffi.buffer(event.bytes, event.size)[:])
+                return True
+            if kind == library.EVENT_QUIET:
+                self._reader.quieten()
+            elif kind == library.EVENT_BROKEN:
+                raise RuntimeError(f"the loop of plain calls was ended by WasmEdge: {event.result:#x}")
+            else:
+                self._handle(kind, event)
+
+    def _handle(self, kind: int, event: Any) -> None:
+        """Do what is left to do for a call that the loop has run."""
+        library, request = self._library, event.request
+        _, entry = self._functions[native.address(event.function)]
+        guest = _guest(entry)
+        if event.uninstantiated:
+            guest.program.renew()
+        elif event.unclear:
+            guest.program.give_up()
+        if kind == library.EVENT_UNCLEAR:
+            return
+        self._mark.take_over(request, event.started_ns)
+        if kind == library.EVENT_RETURNED:
+            bytes_of = ffi.buffer(event.bytes, event.size)
+            self._run(request, frames.unpack(bytes_of[:]))
+        else:
+            entry.used = self._cache.calls
+            log = ffi.buffer(event.log, event.log_size)[:] if event.log_size else b""
+            try:
+                if kind == library.EVENT_FAILED:
+                    raise guest.failed(self._end(event), log)
+                self._answer(request, guest, event, log)
+            except GuestFault as fault:
+                self._fault(request, fault.code, fault.message, log)
+        self._mark.end()
+
+    def _end(self, event: Any) -> CallEnd:
+        library = self._library
+        stop = {library.STOP_EXIT: "exit", library.STOP_OUTPUT: "output", library.STOP_ROOM: "room"}.get(event.stop, "")
+        return CallEnd(stop, event.result, event.exit_code, event.address, event.length, event.pages)
+
+    def _answer(self, request: int, guest: PlainGuest, event: Any, log: bytes) -> None:
+        """Check and send an answer, of which the loop knows no more than where it is.
+
+        Raises: GuestFault, when it can't be sent.
+        """
+        answer = ffi.buffer(event.out, event.out_size)[:] if event.out_size else b""
+        method = "HEAD" if event.head_request else "GET"
+        status, lines, body = guest.checked(answer, self._end(event), method, log)
+        if log:
+            frames.send(self._sock, request, frames.LOG, b"", log)
+        frames.send(self._sock, request, status, lines, body)
+        if (seen := guest.seen_lines(answer)) is not None:
+            block, status, has_type, lines = seen
+            self._library.skerry_loop_keep(
+                self._loop, guest.WAGI, block, len(block), status, has_type, lines, len(lines)
+            )
+
+
+def _guest(entry: Entry) -> PlainGuest:
+    runner = None if entry.function is None else entry.function.runner
+    if not isinstance(runner, PlainGuest):
+        raise RuntimeError(f"the loop of plain calls has run {entry.local.name}, no loaded plain function")
+    return runner
+
+
+def _pointer(address: int) -> Any:
+    return ffi.cast("void *", address)

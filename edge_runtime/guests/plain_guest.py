@@ -1,0 +1,120 @@
+"""What is done in Python for a call that the C loop (`edge_runtime.native`) has run: its fault, or the check of its
+answer."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Final, NamedTuple
+
+from edge_runtime.guests.abi import head
+from edge_runtime.guests.abi.head import CheckedResponse, Head
+from edge_runtime.guests.host_functions import FAILURES, Guest
+from edge_runtime.guests.invocation import GuestFault
+from edge_runtime.guests.wasi import Exit, OutputTooLarge, exit_code
+from edge_runtime.wasmedge import failed
+
+_VARIABLES: Final = frozenset(
+    (
+        *("GATEWAY_INTERFACE", "SERVER_SOFTWARE", "SERVER_PROTOCOL", "SERVER_NAME", "SERVER_PORT", "REQUEST_METHOD"),
+        *("SCRIPT_NAME", "PATH_INFO", "PATH_TRANSLATED", "AUTH_TYPE", "REMOTE_USER", "QUERY_STRING", "REMOTE_ADDR"),
+        *("REMOTE_HOST", "SKERRY_FUNCTION", "X_MATCHED_ROUTE", "X_RAW_PATH_INFO", "X_FULL_URL", "HTTPS"),
+        *("CONTENT_TYPE", "CONTENT_LENGTH"),
+    )
+)
+_PREFIXES: Final = ("HTTP_", "PATH_PARAM_")
+
+
+class CallEnd(NamedTuple):
+    """How a guest's call ended."""
+
+    stop: str
+    """Why it was ended: "exit", "output" (too much to stdout), "room" (none for the request); else empty."""
+    result: int
+    """WasmEdge's; 0 where the guest has returned."""
+    exit_code: int
+    address: int
+    size: int
+    """Where the guest wants the request, or has its answer, and how many bytes that has."""
+    pages: int
+    """Pages of its memory at the end."""
+
+
+class SeenLines(NamedTuple):
+    """Header lines that were checked, for the next answer with the same."""
+
+    block: bytes
+    """As the guest wrote them."""
+    status: int
+    """A WAGI answer's; 0 where it isn't in the lines."""
+    has_type: bool
+    """Whether the answer may have a body."""
+    lines: bytes
+    """As they are sent."""
+
+
+class PlainGuest(Guest):
+    """A function whose plain calls the loop can run."""
+
+    WAGI: ClassVar[bool]
+    settings: Mapping[str, str]
+
+    def plain_settings(self) -> bytes | None:
+        """Return the settings as environment variables, each ended by NUL; None where one would replace a variable of
+        a request."""
+        if any(name in _VARIABLES or name.startswith(_PREFIXES) for name in self.settings):
+            return None
+        strings = [f"{name}={value}".encode() for name, value in self.settings.items()]
+        if any(b"\0" in string for string in strings):
+            return None
+        return b"".join([string + b"\0" for string in strings])
+
+    def failed(self, end: CallEnd, log: bytes) -> GuestFault:
+        """Return the fault of a guest that has failed."""
+        return self._fault_of(self._error(end), end, log)
+
+    def checked(self, answer: bytes, end: CallEnd, method: str, log: bytes) -> CheckedResponse:
+        """Check an answer; `answer` is empty where it has no place in the guest's memory.
+
+        Raises: GuestFault, when it can't be sent.
+        """
+        try:
+            status, lines, body = self.decode(answer, end, method)
+            if len(body) > self.limits.response_bytes:
+                raise self.too_large(f"{len(body)} bytes")
+        except FAILURES as error:
+            raise self._fault_of(error, end, log) from None
+        return status, lines, body
+
+    @abstractmethod
+    def decode(self, answer: bytes, end: CallEnd, method: str) -> CheckedResponse:
+        """Return what an answer has. Raises: an error of `FAILURES`, when it is none."""
+
+    @abstractmethod
+    def seen_lines(self, answer: bytes) -> SeenLines | None:
+        """Return the header lines of a checked answer, where they say all about another one with the same lines."""
+
+    @abstractmethod
+    def no_room(self, end: CallEnd) -> GuestFault:
+        """Return the fault of a guest that has no room for its request."""
+
+    def _fault_of(self, error: Exception, end: CallEnd, log: bytes) -> GuestFault:
+        self.program.last_pages = end.pages
+        fault = self.fault(error)
+        fault.log = log
+        return fault
+
+    def _error(self, end: CallEnd) -> Exception:
+        match end.stop:
+            case "exit":
+                return Exit(exit_code(end.exit_code))
+            case "output":
+                return OutputTooLarge("")
+            case "room":
+                return self.no_room(end)
+        return failed(end.result)
+
+
+def seen(block: bytes, status: int, parsed: Head) -> SeenLines | None:
+    """Return the lines of a head that names no length, which would have to be compared with each body's."""
+    if len(block) > head.CACHED_BYTES or parsed.length is not None:
+        return None
+    return SeenLines(block, status, parsed.has_content_type, parsed.lines)

@@ -1,0 +1,87 @@
+"""Loads the C library, if it was built from the sources beside it.
+
+`built/` has the library, and the outer module: the compiled WebAssembly module in which the loop runs, so that WasmEdge
+sets no signal handlers for each guest. `built/stamp.json` has the sha256 of both, and of the sources.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from edge_runtime.native import worker_loop_h
+
+FOLDER: Final = Path(__file__).parent
+BUILT: Final = FOLDER / "built"
+LIBRARY: Final = "worker_loop.so"
+OUTER: Final = "outer.so"
+STAMP: Final = "stamp.json"
+
+ffi: Any = worker_loop_h.ffi
+
+
+class Unusable(Exception):
+    """The C library isn't used; the message says why."""
+
+
+def sources() -> str:
+    """Return the sha256 of the library's sources, in hex."""
+    found = hashlib.sha256()
+    for path in sorted((*FOLDER.glob("*.c"), *FOLDER.glob("*.h"))):
+        text = path.read_bytes()
+        found.update(f"{path.name} {len(text)}\n".encode() + text)
+    return found.hexdigest()
+
+
+@functools.cache
+def opened() -> Any:
+    """Return the library.
+
+    Raises: Unusable, when it isn't there, isn't what was built, or was built from other sources.
+    """
+    if os.environ.get("SKERRY_EDGE_PURE"):
+        raise Unusable("SKERRY_EDGE_PURE is set")
+    try:
+        stamp = json.loads((BUILT / STAMP).read_bytes())
+        made = {name: hashlib.sha256((BUILT / name).read_bytes()).hexdigest() for name in (LIBRARY, OUTER)}
+    except FileNotFoundError:
+        raise Unusable("it isn't built: `just compile` does that") from None
+    except (OSError, ValueError) as error:
+        raise Unusable(f"{BUILT} can't be read ({error}): run `just compile`") from None
+    if stamp != {**made, "sources": sources()}:
+        raise Unusable("it was built from other sources: run `just compile`")
+    try:
+        return ffi.dlopen(str(BUILT / LIBRARY))
+    except OSError as error:
+        raise Unusable(f"it can't be loaded ({error}): run `just compile`") from None
+
+
+def address(pointer: Any) -> int:
+    """Return the number of a C pointer."""
+    return int(ffi.cast("uintptr_t", pointer))
+
+
+def symbol(name: str) -> Any:
+    """Return a pointer to a function of the library. Raises: Unusable."""
+    return ffi.addressof(opened(), name)
+
+
+def host_function(name: str, callback: int) -> tuple[int, int]:
+    """Return the address of the C function for a guest's import, and of what it is called with. It calls `callback`,
+    the address of the Python function, wherever the loop runs no guest."""
+    data = ffi.new("void **")
+    function = opened().skerry_host_function(name.encode(), ffi.cast("void *", callback), data)
+    if not function:
+        raise MemoryError("there is no memory for a host function")
+    return address(function), address(data[0])
+
+
+def unusable() -> str:
+    """Return why the library isn't used; empty where it is."""
+    try:
+        opened()
+    except Unusable as why:
+        return str(why)
+    return ""

@@ -1,0 +1,74 @@
+"""Builds the C library of edge_runtime/native, and the outer module that its loop runs in: a part of `just compile`."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from edge_runtime.native import library
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+CACHE: Final = ROOT / ".skerry" / "native"
+TARGET: Final = f"{platform.machine()}-linux-gnu.2.34"
+WARNINGS: Final = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Wundef", "-Wvla", "-Werror")
+FLAGS: Final = ("-std=c11", "-O2", "-fPIC", "-fno-sanitize=all", "-fstack-protector-strong", *WARNINGS)
+
+OUTER_WASM: Final = bytes.fromhex(
+    "0061736d 01000000"  # wasm, version 1
+    "01 04 01 60 00 00"  # a type: no parameters, no results
+    "02 16 01 0d 736b657272793a206f75746572 04 6c6f6f70 00 00"  # import "skerry: outer" "loop"
+    "03 02 01 00"  # a function of the type
+    "07 07 01 03 72756e 00 01"  # exported as "run"
+    "0a 06 01 04 00 10 00 0b"  # it calls the imported one
+)
+
+
+def zig(*arguments: str | Path) -> None:
+    """Run the C compiler of the `ziglang` wheel.
+
+    Raises: CalledProcessError, when it fails; it has said why.
+    """
+    cache = {"ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"), "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig-local")}
+    command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
+    subprocess.run(command, env={**os.environ, **cache}, check=True)  # noqa: S603
+
+
+def build_library(made: Path, target: str = TARGET) -> None:
+    """Build the library of all C files."""
+    zig("cc", "-target", target, *FLAGS, "-shared", "-Wl,-z,now", *sorted(library.FOLDER.glob("*.c")), "-o", made)
+
+
+def build_outer(made: Path) -> None:
+    """Compile the outer module."""
+    from edge_runtime.aot_cache import BEST
+    from edge_runtime.wasmedge import compile_module
+
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(compile_module(OUTER_WASM, Path(folder), BEST).path, made)
+
+
+def main() -> None:
+    """Build both, and put them in place."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
+        folder = Path(name, "built")
+        folder.mkdir()
+        build_library(folder / library.LIBRARY)
+        build_outer(folder / library.OUTER)
+        stamp = {
+            each: hashlib.sha256((folder / each).read_bytes()).hexdigest() for each in (library.LIBRARY, library.OUTER)
+        }
+        (folder / library.STAMP).write_text(json.dumps({**stamp, "sources": library.sources()}))
+        # A process that runs has the old one mapped: a new file, not new bytes in it.
+        shutil.rmtree(library.BUILT, ignore_errors=True)
+        shutil.copytree(folder, library.BUILT)
+
+
+if __name__ == "__main__":
+    main()

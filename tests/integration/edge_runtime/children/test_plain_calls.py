@@ -1,0 +1,171 @@
+"""Plain calls in C: what the library runs by itself, what it gives back, and that both ways of a call are the same."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.ipc import call_head, frames, progress_page
+from edge_runtime.native import library
+from tests.guests.build import guest, wat
+from tests.support.worker_thread import WorkerThread, worker
+
+pytestmark = pytest.mark.skipif(bool(library.unusable()), reason=f"the C library isn't used: {library.unusable()}")
+
+TEXT = b"content-type: text/plain\r\n"
+GROWS = """(module
+  (memory (export "memory") 1)
+  (func (export "skerry_alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "skerry_handle") (param i32 i32) (result i64)
+    (drop (memory.grow (i32.const 3)))
+    (i32.store (i32.const 131072) (i32.add (i32.const 200) (i32.load (i32.const 131080))))
+    (i32.store (i32.const 131076) (i32.const 0))
+    (i32.store (i32.const 131080) (i32.const 1))
+    (i64.or (i64.shl (i64.const 131072) (i64.const 32)) (i64.const 8))))"""
+"""Grows its memory, and answers 200 where what is there is zeros, as it must be: else 201."""
+
+FUNCTIONS = {
+    "direct": (guest("direct"), {"abi": "direct", "config": {"GREETING": "hello"}}),
+    "echo": (guest("echo"), {}),
+    "env": (guest("env"), {"config": {"GREETING": "hello"}}),
+    "exits": (guest("exit"), {}),
+    "traps": (guest("trap"), {}),
+    "grows": (wat(GROWS), {"abi": "direct"}),
+    "http_proxy": (guest("env"), {"config": {"HTTP_X": "is the function's"}}),
+    "asks": (guest("direct"), {"abi": "direct"}),
+    "sql": (guest("direct"), {"abi": "direct", "sql": "read"}),
+    "small": (guest("echo"), {"response_limit": 100}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plain")
+
+
+@pytest.fixture(scope="module")
+def in_c(folder: Path) -> Iterator[WorkerThread]:
+    with worker(folder, FUNCTIONS, in_c=True) as made:
+        yield made
+
+
+def ran_in_python(run: WorkerThread, name: str, body: bytes = b"", **head: object) -> bool:
+    """Make a call for the second time, and say whether Python has run it."""
+    run.call(name, body, **head)
+    before = len(run.ran)
+    run.call(name, body, **head)
+    return len(run.ran) > before
+
+
+def test_a_function_is_the_librarys_from_its_second_call_on(in_c: WorkerThread) -> None:
+    before = len(in_c.ran)
+    for _ in range(10):
+        assert in_c.call("echo", b"a body").body == b"a body"
+    assert len(in_c.ran) == before + 1
+    for number in range(10):
+        said = in_c.call("direct", b"b", path="/echo", headers=[(b"x-thing", b"%d" % number)])
+        assert said.kind == 200
+        assert b"x-thing %d\n" % number in said.body
+    assert len(in_c.ran) == before + 2
+
+
+@pytest.mark.parametrize("name", ["sql", "http_proxy"])
+def test_a_function_that_is_granted_sql_or_replaces_a_variable_is_pythons(in_c: WorkerThread, name: str) -> None:
+    assert ran_in_python(in_c, name)
+
+
+def test_a_guest_that_uses_what_the_library_has_not_is_run_again_by_python(in_c: WorkerThread) -> None:
+    """SQL without a grant is answered by an error, and counted."""
+    in_c.call("asks", path="/body")
+    before = len(in_c.ran)
+    said = in_c.call("asks", b'{"sql": "SELECT 1"}', path="/sql")
+    assert b"not_granted" in said.body
+    assert len(in_c.ran) == before + 1
+    for _ in range(library.opened().FOREIGN_CALLS + 1):
+        in_c.call("asks", path="/body")
+    assert len(in_c.ran) == before + 1 + library.opened().FOREIGN_CALLS
+    assert not ran_in_python(in_c, "asks", path="/body")
+
+
+def test_a_call_that_the_front_took_back_is_left_out(in_c: WorkerThread) -> None:
+    in_c.call("echo", b"1")
+    in_c.send(in_c.frame("echo", b"taken back", claimable=False), in_c.frame("echo", b"2"))
+    assert in_c.answer().body == b"2"
+
+
+def test_frames_of_every_kind_come_in_their_order(in_c: WorkerThread) -> None:
+    """Many in one write, and calls of Python's between those of the library's."""
+    in_c.call("echo", b"0")
+    in_c.send(
+        *(in_c.frame("sql" if n % 5 == 3 else "echo", b"%d" % n, path="/body" if n % 5 == 3 else "") for n in range(50))
+    )
+    assert [in_c.answer().body for _ in range(50)] == [b"%d" % n for n in range(50)]
+
+
+def test_a_frame_in_pieces_and_large_ones(in_c: WorkerThread) -> None:
+    in_c.call("echo", b"0")
+    for size in (1, 1000, 65_536, library.opened().LOOP_ROOM, 1_000_000):
+        body = bytes(range(256)) * (size // 256 + 1)
+        frame = in_c.frame("echo", body)
+        for at in range(0, len(frame), len(frame) // 3 + 1):
+            in_c.send(frame[at : at + len(frame) // 3 + 1])
+        assert in_c.answer().body == body
+
+
+def test_the_page_says_which_call_has_run(in_c: WorkerThread) -> None:
+    for path in ("/body", "/body", "/log"):
+        in_c.call("direct", path=path)
+    last = in_c._request
+    # The call after it is Python's, so that it comes when the loop has ended the one before.
+    in_c.send(in_c.frame("direct", path="/log"), in_c.frame("sql", path="/body"))
+    assert in_c.answer().log == b"to stdout\nto stderr"
+    assert in_c.answer().kind == 200
+    assert in_c.call("direct", path="/log").kind == 200
+    seen = progress_page.read(in_c.words, 0)
+    assert seen.request == last + 3
+    assert progress_page.log(in_c.words, 0) == b"to stdout\nto stderr"
+
+
+def test_a_memory_that_grew_is_as_it_was_for_the_next_call(in_c: WorkerThread) -> None:
+    assert [in_c.call("grows").kind for _ in range(5)] == [200] * 5
+    assert not ran_in_python(in_c, "grows")
+
+
+MANY = [(b"host", b"shop:80"), (b"accept", b"a"), (b"accept", b"b")]
+CALLS = [
+    ("direct", {"path": "/echo", "query": b"a=b&c", "headers": [(b"x-thing", b"\xe9"), (b"cookie", b"")]}, b"body"),
+    ("direct", {"path": "/echo", "route": "/things/{id}", "script": "/things", "params": [("id", "a/\xe9 b")]}, b""),
+    ("direct", {"path": "/env", "query": b"name=GREETING"}, b""),
+    ("direct", {"path": "/env", "query": b"name=REMOTE_USER", "via": call_head.Via("https", "till-3", "Bearer")}, b""),
+    ("direct", {"path": "/log"}, b""),
+    ("direct", {"path": "/trap"}, b""),
+    ("direct", {"path": "/exit", "query": b"code=0"}, b""),
+    ("direct", {"path": "/exit", "query": b"code=-1"}, b""),
+    ("direct", {"path": "/status", "query": b"code=204"}, b""),
+    ("direct", {"path": "/status", "query": b"code=999"}, b""),
+    ("direct", {"path": "/body", "method": "HEAD"}, b""),
+    ("direct", {"path": "/body"}, b"x" * 100_000),
+    ("env", {"path": "/a%20b/%e9", "query": b"x&&y=1&", "headers": MANY}, b"12"),
+    ("env", {"headers": [(b"cookie", b"a=1"), (b"cookie", b"b=2"), (b"x_y", b"no"), (b"proxy", b"no")]}, b""),
+    ("env", {"headers": [(b"content-length", b"0"), (b"content-type", b"text/plain")]}, b""),
+    ("env", {"via": call_head.Via("https", "till-3", "Certificate"), "client": "::1"}, b""),
+    ("env", {"via": call_head.Via("http", "ställe", "Bearer")}, b""),
+    ("env", {"path": "/%00"}, b""),
+    ("env", {"params": [("id", "a b"), ("x", "\xe9")], "route": "/r/{id}/{x}", "script": "/r"}, b""),
+    ("exits", {}, b""),
+    ("traps", {}, b""),
+    ("grows", {}, b""),
+    ("small", {}, b"x" * 100),
+    ("small", {}, b"x" * 101),
+    ("small", {}, b"x" * 100_000),
+    ("echo", {"method": "HEAD"}, b"body"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call[0]} {call[1].get('path', '')}")
+def test_both_say_the_same(in_c: WorkerThread, folder: Path, call: tuple[str, dict[str, object], bytes]) -> None:
+    name, head, body = call
+    with worker(folder, FUNCTIONS, in_c=False) as python:
+        expected = python.call(name, body, **head)  # type: ignore[arg-type]
+    assert [in_c.call(name, body, **head) for _ in range(3)] == [expected] * 3  # type: ignore[arg-type]
+    assert expected.kind >= frames.FIRST_STATUS or expected.kind == frames.FAULT

@@ -1,0 +1,149 @@
+"""A worker in a thread of the test, outside the fence, and its front's end of the socket: calls go in as frames, in one
+write or several, and what the worker says comes back as frames."""
+
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from mmap import mmap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from edge_runtime.children import plain_calls
+from edge_runtime.children.function_cache import Functions
+from edge_runtime.children.worker import Worker
+from edge_runtime.guests.host_functions import host
+from edge_runtime.ipc import call_head, frames, progress_page
+from edge_runtime.ipc.claims import Claims
+from edge_runtime.ipc.frame_reader import FrameReader
+from edge_runtime.sql import database
+from tests.support.functions import compiled, local
+
+DEADLINE = 60.0
+SERIAL = 1
+
+
+class Said(NamedTuple):
+    """What a worker said of one call."""
+
+    kind: int
+    """The status of an answer, or FAULT."""
+    head: bytes
+    body: bytes
+    log: bytes
+
+
+class WorkerThread:
+    """Run by `worker`."""
+
+    def __init__(self, sock: socket.socket, claims: Claims, words: memoryview, names: Sequence[str]) -> None:
+        self.sock = sock
+        self.claims = claims
+        self.words = words
+        self.ran: list[int] = []
+        """The calls that Python has run, by their ids."""
+        self._names = list(names)
+        self._reader = FrameReader(sock)
+        self._request = 0
+
+    def frame(
+        self, name: str, body: bytes = b"", *, claimable: bool = True, kind: int = frames.CALL, **head: Any
+    ) -> bytes:
+        """A call's frame, which is claimable from now on; `head` are arguments of `encode_head`."""
+        self._request += 1
+        if claimable:
+            self.claims.offer(self._request)
+        return frames.pack(self._request, frames.CALL, self.head(name, **head), body)
+
+    def head(self, name: str, **given: Any) -> bytes:
+        """The head of a call."""
+        usual = {
+            "via": call_head.PLAIN, "method": "POST", "path": "", "query": b"", "headers": [(b"host", b"a.example:1")],
+            "script": f"/functions/{name}", "route": "", "params": [], "client": "127.0.0.1",
+        }  # fmt: skip
+        return call_head.encode_head(serial=SERIAL, function=self._names.index(name), **{**usual, **given})
+
+    def send(self, *sent: bytes) -> None:
+        """Send frames in one write."""
+        self.sock.sendall(b"".join(sent))
+
+    def answer(self) -> Said:
+        """What the worker says of the next call that ends."""
+        log = b""
+        while (frame := self._reader.next()) is not None:
+            if frame.kind == frames.LOG:
+                log += frame.body
+            elif frame.kind not in (frames.TIMES, frames.DENIED):
+                return Said(frame.kind, frame.head, frame.body, log)
+        raise EOFError("the worker has closed its socket")
+
+    def call(self, name: str, body: bytes = b"", **head: Any) -> Said:
+        """Make a call, and wait for its end."""
+        self.send(self.frame(name, body, **head))
+        return self.answer()
+
+    def fault(self, said: Said) -> tuple[str, str]:
+        """Code and message of a fault."""
+        assert said.kind == frames.FAULT, said
+        found = msgspec.json.decode(said.body, type=frames.Fault)
+        return found.code, found.message
+
+
+@contextmanager
+def worker(
+    folder: Path, functions: Mapping[str, tuple[bytes, Mapping[str, Any]]], *, in_c: bool
+) -> Iterator[WorkerThread]:
+    """Run a worker with these modules and manifests until the block ends; `in_c`: plain calls run in the C library."""
+    (folder / "aot").mkdir(mode=0o700, exist_ok=True)
+    compiled_ones = [
+        local(compiled(wasm, folder / "aot"), name, **manifest) for name, (wasm, manifest) in functions.items()
+    ]
+    release = frames.LocalRelease("r", 1, 1, 0, compiled_ones)
+    ours, theirs = socket.socketpair()
+    ours.settimeout(DEADLINE)
+    words = memoryview(mmap(-1, progress_page.SLOT_BYTES)).cast("Q")
+    progress_page.clear(words, 0)
+    mark, claims, cache = progress_page.Mark(words, 0), Claims(words, 0), Functions(1 << 40)
+    claims.clear()
+    made = WorkerThread(ours, claims, words, list(functions))
+    failed: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            with database.connect(folder / "libsql.db") as opened:
+                reader = FrameReader(theirs)
+                host().wasi.copy = progress_page.LogPage(words, 0)
+                running = Worker(theirs, reader, mark, claims, opened, cache)
+                call = running.call
+
+                def counted(request: int, frame: frames.Frame) -> None:
+                    made.ran.append(request)
+                    call(request, frame)
+
+                running.call = counted  # type: ignore[method-assign]
+                if in_c:
+                    plain_calls.prepare()
+                    running.plain = plain_calls.PlainCalls(theirs, reader, words, mark, cache, counted, running.fault)
+                running.run()
+                cache.keep([])
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            theirs.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        load = frames.Load(SERIAL, release)
+        made.send(frames.pack_json(0, frames.RELEASE, load))
+        assert made.answer().kind == frames.LOADED
+        yield made
+    finally:
+        ours.close()
+        thread.join(DEADLINE)
+        host().wasi.copy = None
+    assert not thread.is_alive()
+    if failed:
+        raise failed[0]
