@@ -53,7 +53,7 @@ class NodeStatus:
         fit = [link for link in pool.links if link.usable]
         own: dict[str, Any] = {
             "version": version.running().short,
-            "built": parts.document(),
+            "built": parts.document(self.processes.uncompiled),
             "release": release
             and {"id": release.release_id, "number": release.number, "generation": release.generation},
             "schema_version": self.manager.inventory.schema_version,

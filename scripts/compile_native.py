@@ -1,4 +1,4 @@
-"""Builds the C library of edge_runtime/native, and the outer module that its loop runs in: a part of `just compile`."""
+"""Builds the C library of edge_runtime/native, and the outer module that its loop runs in, for scripts/compile."""
 
 import hashlib
 import json
@@ -39,9 +39,9 @@ def zig(*arguments: str | Path) -> None:
     subprocess.run(command, env={**os.environ, **cache}, check=True)  # noqa: S603
 
 
-def build_library(made: Path, target: str = TARGET) -> None:
-    """Build the library of all C files."""
-    zig("cc", "-target", target, *FLAGS, "-shared", "-Wl,-z,now", *sorted(library.FOLDER.glob("*.c")), "-o", made)
+def build_library(sources: Path, made: Path, target: str = TARGET) -> None:
+    """Build the library of all C files of a folder."""
+    zig("cc", "-target", target, *FLAGS, "-shared", "-Wl,-z,now", *sorted(sources.glob("*.c")), "-o", made)
 
 
 def build_outer(made: Path) -> None:
@@ -53,22 +53,23 @@ def build_outer(made: Path) -> None:
         shutil.copyfile(compile_module(OUTER_WASM, Path(folder), BEST).path, made)
 
 
-def main() -> None:
-    """Build both, and put them in place."""
+def main(root: Path) -> None:
+    """Build both for the checkout or archive at `root`, and put them in place."""
     CACHE.mkdir(parents=True, exist_ok=True)
+    sources = root / library.FOLDER.relative_to(ROOT)
+    built = root / library.BUILT.relative_to(ROOT)
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         folder = Path(name, "built")
         folder.mkdir()
-        build_library(folder / library.LIBRARY)
+        build_library(sources, folder / library.LIBRARY)
         build_outer(folder / library.OUTER)
-        stamp = {
-            each: hashlib.sha256((folder / each).read_bytes()).hexdigest() for each in (library.LIBRARY, library.OUTER)
-        }
-        (folder / library.STAMP).write_text(json.dumps({**stamp, "sources": library.sources()}))
+        made = {each: (folder / each).read_bytes() for each in (library.LIBRARY, library.OUTER)}
+        stamp = {each: hashlib.sha256(content).hexdigest() for each, content in made.items()}
+        (folder / library.STAMP).write_text(json.dumps({**stamp, "sources": library.sources(sources)}))
         # A process that runs has the old one mapped: a new file, not new bytes in it.
-        shutil.rmtree(library.BUILT, ignore_errors=True)
-        shutil.copytree(folder, library.BUILT)
+        shutil.rmtree(built, ignore_errors=True)
+        shutil.copytree(folder, built)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT).resolve())

@@ -5,14 +5,27 @@ from typing import Any, Final
 
 from edge_runtime.built import compiled_modules
 from edge_runtime.built.compiled_modules import BuiltPart
+from edge_runtime.native import library
 
-PARTS: Final[Mapping[str, Callable[[], BuiltPart]]] = {"front": compiled_modules.FRONT.part}
+
+def _loop() -> BuiltPart:
+    why = library.unfit()
+    return BuiltPart(True) if why is None else BuiltPart(False, str(why), why.stale)
+
+
+PARTS: Final[Mapping[str, Callable[[], BuiltPart]]] = {
+    "front": compiled_modules.FRONT.part,
+    "workers' loop": _loop,
+}
 """What tells of each part, by its name for people."""
 
 
-def document() -> dict[str, dict[str, Any]]:
-    """Return how each part runs: whether `compiled`, `why` not, and whether what is built is `stale`."""
+def document(workers: str = "") -> dict[str, dict[str, Any]]:
+    """Return how each part runs: whether `compiled`, `why` not, and whether what is built is `stale`. `workers` is what
+    a running node's workers have said of why they don't run theirs; empty where they do."""
     parts = {name: part() for name, part in PARTS.items()}
+    if workers and parts["workers' loop"].runs:
+        parts["workers' loop"] = BuiltPart(False, workers, stale=True)
     return {name: {"compiled": part.runs, "why": part.why or None, "stale": part.stale} for name, part in parts.items()}
 
 

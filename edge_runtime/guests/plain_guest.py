@@ -8,7 +8,7 @@ from typing import ClassVar, Final, NamedTuple
 from edge_runtime.guests.abi import head
 from edge_runtime.guests.abi.head import CheckedResponse, Head
 from edge_runtime.guests.host_functions import FAILURES, Guest
-from edge_runtime.guests.invocation import GuestFault
+from edge_runtime.guests.invocation import CallServices, GuestFault, Request, Response
 from edge_runtime.guests.wasi import Exit, OutputTooLarge, exit_code
 from edge_runtime.wasmedge import failed
 
@@ -83,6 +83,10 @@ class PlainGuest(Guest):
         except FAILURES as error:
             raise self._fault_of(error, end, log) from None
         return status, lines, body
+
+    @abstractmethod
+    def call(self, request: Request, services: CallServices) -> Response:
+        """Run one call in Python, as `Runner` says."""
 
     @abstractmethod
     def decode(self, answer: bytes, end: CallEnd, method: str) -> CheckedResponse:

@@ -25,14 +25,36 @@ ffi: Any = worker_loop_h.ffi
 class Unusable(Exception):
     """The C library isn't used; the message says why."""
 
+    def __init__(self, why: str, *, stale: bool = True) -> None:
+        """`stale`: something is built, and doesn't fit."""
+        super().__init__(why)
+        self.stale = stale
 
-def sources() -> str:
+
+def sources(folder: Path = FOLDER) -> str:
     """Return the sha256 of the library's sources, in hex."""
     found = hashlib.sha256()
-    for path in sorted((*FOLDER.glob("*.c"), *FOLDER.glob("*.h"))):
+    for path in sorted((*folder.glob("*.c"), *folder.glob("*.h"))):
         text = path.read_bytes()
         found.update(f"{path.name} {len(text)}\n".encode() + text)
     return found.hexdigest()
+
+
+@functools.cache
+def unfit() -> Unusable | None:
+    """Return why what is built can't be used, without loading it; None if it can."""
+    if os.environ.get("SKERRY_EDGE_PURE"):
+        return Unusable("SKERRY_EDGE_PURE is set", stale=False)
+    try:
+        stamp = json.loads((BUILT / STAMP).read_bytes())
+        made = {name: hashlib.sha256((BUILT / name).read_bytes()).hexdigest() for name in (LIBRARY, OUTER)}
+    except FileNotFoundError:
+        return Unusable("it isn't built; `just compile` builds it", stale=BUILT.exists())
+    except (OSError, ValueError) as error:
+        return Unusable(f"what is built can't be read, {error}; `just compile` builds it anew")
+    if stamp != {**made, "sources": sources()}:
+        return Unusable("it is built from other sources than are here; `just compile` builds it anew")
+    return None
 
 
 @functools.cache
@@ -41,21 +63,12 @@ def opened() -> Any:
 
     Raises: Unusable, when it isn't there, isn't what was built, or was built from other sources.
     """
-    if os.environ.get("SKERRY_EDGE_PURE"):
-        raise Unusable("SKERRY_EDGE_PURE is set")
-    try:
-        stamp = json.loads((BUILT / STAMP).read_bytes())
-        made = {name: hashlib.sha256((BUILT / name).read_bytes()).hexdigest() for name in (LIBRARY, OUTER)}
-    except FileNotFoundError:
-        raise Unusable("it isn't built: `just compile` does that") from None
-    except (OSError, ValueError) as error:
-        raise Unusable(f"{BUILT} can't be read ({error}): run `just compile`") from None
-    if stamp != {**made, "sources": sources()}:
-        raise Unusable("it was built from other sources: run `just compile`")
+    if (why := unfit()) is not None:
+        raise why
     try:
         return ffi.dlopen(str(BUILT / LIBRARY))
     except OSError as error:
-        raise Unusable(f"it can't be loaded ({error}): run `just compile`") from None
+        raise Unusable(f"it can't be loaded ({error}); `just compile` builds it anew") from None
 
 
 def address(pointer: Any) -> int:
