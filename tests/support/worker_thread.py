@@ -75,7 +75,7 @@ class WorkerThread:
         while (frame := self._reader.next()) is not None:
             if frame.kind == frames.LOG:
                 log += frame.body
-            elif frame.kind not in (frames.TIMES, frames.DENIED):
+            elif frame.kind not in (frames.TIMES, frames.DENIED, frames.NEWLY_LOADED):
                 return Said(frame.kind, frame.head, frame.body, log)
         raise EOFError("the worker has closed its socket")
 
