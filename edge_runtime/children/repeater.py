@@ -12,9 +12,8 @@ from typing import Final
 import msgspec
 
 from edge_runtime.aot_cache import Damaged
-from edge_runtime.children import call_requests
 from edge_runtime.children.worker_services import Denials
-from edge_runtime.guests import guest, trap_log
+from edge_runtime.guests import call_requests, guest, trap_log
 from edge_runtime.ipc import call_head, frames, repeat_messages
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence

@@ -15,11 +15,11 @@ import msgspec
 from control import faults
 from control.manifest_fields import SqlGrant, sql_grant
 from edge_runtime import malloc
-from edge_runtime.children import call_requests, plain_calls
+from edge_runtime.children import plain_calls
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.errors import status_of
-from edge_runtime.guests import guest
+from edge_runtime.guests import call_requests, guest
 from edge_runtime.guests.host_functions import RecentCache, host
 from edge_runtime.ipc import call_head, call_times, death_word, frames, progress_page
 from edge_runtime.ipc.claims import Claims

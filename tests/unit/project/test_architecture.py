@@ -47,7 +47,7 @@ LAW: dict[str, set[str]] = {
     "control.web": {"access", "api", "console", "storage", "sync", "telemetry"},
     "control.cli": {"access", "api", "console", "local", "storage", "sync", "telemetry", "web"},
     "edge_runtime": {"built"},
-    "edge_runtime.built": set(),
+    "edge_runtime.built": {"native"},
     "edge_runtime.ipc": set(),
     "edge_runtime.native": set(),
     "edge_runtime.sandbox": set(),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.children import call_requests
+from edge_runtime.guests import call_requests
 from edge_runtime.guests.abi import direct
 from edge_runtime.guests.invocation import Request
 from edge_runtime.ipc import call_head
