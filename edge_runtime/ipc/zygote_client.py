@@ -296,7 +296,8 @@ class ZygoteClient:
             match births.decode_news(message):
                 case births.ZygoteUp(lacking, uncompiled):
                     self.lacking, self.uncompiled = lacking, uncompiled
-                    log.info("workers run plain calls in %s", f"Python: {uncompiled}" if uncompiled else "C")
+                    if uncompiled:
+                        log.info("workers run all calls in Python: their loop is not compiled: %s", uncompiled)
                     for piece in lacking:
                         log.warning("functions run without a part of their fence: %s", piece)
                     self._control = control

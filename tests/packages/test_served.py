@@ -36,8 +36,10 @@ def test_a_call_by_curl_is_answered_by_the_installed_node(fleet: Fleet) -> None:
 def test_the_installed_node_is_compiled(fleet: Fleet) -> None:
     command = ("skerry-edge", "status", "--state", "/var/lib/skerry-edge")
     said = fleet.machine.run("runuser", "-u", "skerry-edge", "--", *command)
-    assert "\nbuilt      the front is compiled\n" in said
-    assert "skerry.front: the front is compiled\n" in fleet.services["skerry-edge"].said()
+    for part in ("front", "workers' loop"):
+        assert f"\nbuilt      the {part} is compiled\n" in said
+        assert f"skerry.front: the {part} is compiled\n" in fleet.services["skerry-edge"].said()
+    assert "workers run all calls in Python" not in fleet.services["skerry-edge"].said()
 
 
 def test_programs_run_as_their_units_say(fleet: Fleet) -> None:

@@ -73,11 +73,15 @@ async def test_a_node_says_how_its_parts_run(control: Control, tmp_path: Path) -
     await command("join", "--state", str(state), "--control", control.url, SKERRY_JOIN_TOKEN=await control.join_token())
     async with running_node(state, listen, logged, SKERRY_EDGE_PURE="1"):
         found = await status_until(listen, 0)
-        assert found["built"]["front"] == {"compiled": False, "why": "SKERRY_EDGE_PURE is set", "stale": False}
+        told = {"compiled": False, "why": "SKERRY_EDGE_PURE is set", "stale": False}
+        assert found["built"] == {"front": told, "workers' loop": told}
     async with running_node(state, listen, logged):
         await status_until(listen, 0)
-    assert "INFO    skerry.front: the front is not compiled: SKERRY_EDGE_PURE is set\n" in logged[0]
-    assert f"skerry.front: {parts.told('front', parts.document()['front'])}\n" in logged[1]
+    for name, part in parts.document().items():
+        assert f"INFO    skerry.front: the {name} is not compiled: SKERRY_EDGE_PURE is set\n" in logged[0]
+        assert f"skerry.front: {parts.told(name, part)}\n" in logged[1]
+    assert "workers run all calls in Python: their loop is not compiled: SKERRY_EDGE_PURE is set\n" in logged[0]
+    assert ("workers run all calls in Python" in logged[1]) != parts.document()["workers' loop"]["compiled"]
 
 
 async def status(listen: str, *more: str) -> tuple[int, Any]:
@@ -130,7 +134,8 @@ async def test_a_node_from_its_token_to_its_status(control: Control, tmp_path: P
         assert f"control    {control.url} answers" in text
         assert "function   hello version 1" in text
         assert parts.document() == found["built"]
-        assert f"built      {parts.told('front', found['built']['front'])}\n" in text
+        for name in ("front", "workers' loop"):
+            assert f"built      {parts.told(name, found['built'][name])}\n" in text
 
         await control.call("POST", "nodes/edge-1/rename", {"name": "tokyo-1"})
         async with asyncio.timeout(DEADLINE):
