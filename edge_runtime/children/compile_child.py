@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from control import faults
+from edge_runtime import malloc
 from edge_runtime.aot_cache import Damaged, verify
 from edge_runtime.children.function_cache import allocated
 from edge_runtime.guests import guest
@@ -25,6 +26,9 @@ from edge_runtime.wasmedge.errors import WasmEdgeError
 DATA_BYTES: Final = 4 * 1024**3
 """Bytes of memory that a compilation may take: 3 MB of Go take 0.6 GB. An artifact that takes more ends the compiler by
 a signal."""
+
+HEAP_BYTES: Final = 8 * 1024**2
+"""Bytes of memory that each compilation takes: 28 KB of C took 6 MiB."""
 
 
 class Lost(Exception):
@@ -55,6 +59,7 @@ def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:
         # Before the wasm is parsed, so that it can't touch the AOT files of others.
         fence.narrow([(Path(order.folder), REBUILD), PROCESSOR])
         faults.reach("edge.compile.before")
+        malloc.fill(HEAP_BYTES)
         made = compile_artifact(wasm, Path(order.folder), order.level)
         faults.reach("edge.compile.after")
     except Lost as lost:

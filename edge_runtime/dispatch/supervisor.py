@@ -145,7 +145,7 @@ class Supervisor:
         return serial
 
     async def _all_load(self, serial: int, whole: bool) -> None:
-        """Have the workers load a set of modules, one after the other, so that the others serve meanwhile.
+        """Have the workers load a set of modules, a half of them at a time, so that the others serve meanwhile.
 
         Workers in the middle of a long call load it when the call has ended.
         """
@@ -155,10 +155,12 @@ class Supervisor:
             await self._pool.change()
         while True:
             fit = [link for link in self._pool.links if link.usable]
-            for link in [link for link in fit if serial not in link.ordered]:
-                order = self._load(link, serial)
-                await self._patiently(link, order)
-                crashed += order.crashed
+            lacking = [link for link in fit if serial not in link.ordered]
+            half = max((len(fit) + 1) // 2, 1)
+            for at in range(0, len(lacking), half):
+                for link, order in [(link, self._load(link, serial)) for link in lacking[at : at + half]]:
+                    await self._patiently(link, order)
+                    crashed += order.crashed
                 if crashed >= LOAD_TRIES:
                     number = self._loads[serial].release.number
                     text = f"{crashed} workers ended while they loaded the modules of release {number}."
