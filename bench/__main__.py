@@ -1,7 +1,8 @@
 """``python -m bench [NAME…]``: run the benchmarks named, or all, one after the other, and say which reached their bar.
 
 Each is a module of this folder, run in a process of its own, which ends with `bench.result.write`. The status is 0
-when each ran to its end and reached its bar. A number after a name is for that benchmark: ``soak 10``.
+when each ran to its end and reached its bar. A number after a name is for that benchmark: ``soak 10``. What is built
+is what runs, and a line says which part isn't.
 """
 
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from bench import result
+from edge_runtime.built import parts
 
 FOLDER = Path(__file__).parent
 NO_BENCHMARKS = {"__main__", "__init__", "result"}
@@ -29,6 +31,9 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(known)}", file=sys.stderr)
         return 2
+    missing = [parts.told(name, part) for name, part in parts.document().items() if not part["compiled"]]
+    if missing:
+        print(f"bench: {'; '.join(missing)}", flush=True)
     lines = []
     failed = False
     for name in names or [name for name in known if name not in ONLY_NAMED]:

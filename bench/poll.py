@@ -20,7 +20,7 @@ from bench.parts.servers import Site, choose_port, folder, process, site
 from control import wire
 from control.cli.support.local import OTHER_PORTS
 
-BAR = 0.8
+BAR = 0.95
 NODES = 64
 ROUNDS = 10
 SECONDS = 1.0

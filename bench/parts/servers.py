@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import hashlib
-import os
 import shutil
 import ssl
 import sys
@@ -25,6 +24,7 @@ from control.local import embedded, pki
 from control.local.process import choose_port, ending_with_us
 from control.storage import database, migrations
 from edge_runtime.sync.join import join
+from tests.support.environment import without_settings
 from tests.support.services import remove_home
 
 from . import cpu
@@ -59,10 +59,12 @@ async def process(
 ) -> AsyncIterator[Process]:
     """Run `python ARGUMENTS` until the block ends, from when it takes connections on `port`."""
     log = folder / f"{name}.log"
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("SKERRY_")}
     with log.open("wb") as file, cpu.pinned(cores):
         child = await asyncio.create_subprocess_exec(
-            *ending_with_us([sys.executable, *arguments]), env={**kept, **environment}, stdout=file, stderr=file
+            *ending_with_us([sys.executable, *arguments]),
+            env={**without_settings(), **environment},
+            stdout=file,
+            stderr=file,
         )
     async with running(child, port, log) as made:
         yield made

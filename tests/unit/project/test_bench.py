@@ -10,17 +10,19 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from bench import __main__ as benchmarks
-from bench import result
-from bench.parts import floor
+from bench import result, workerd
+from bench.parts import both, floor
 from bench.parts.load import Client, Expected, WrongAnswer, request
 from bench.parts.servers import process
 from bench.parts.wrk import Target, Wrk
 from control.local.pki import Pki
+from edge_runtime.built import parts
 from tests.support.ports import free_port
 
 SENT = request("/", b"hello", [("X-Y", "z")])
@@ -210,3 +212,74 @@ async def test_the_floor_of_calls_echoes_by_two_processes_and_both_end(tmp_path:
             assert (await client.run(0.2)).answers >= 60
     for each in (front, worker):
         await asyncio.to_thread(each.wait, 30)
+
+
+def rounds_of_workerd(**changed: tuple[str, float]) -> dict[str, list[dict[str, float]]]:
+    """Rounds in which each comparison of `workerd` is at its bar, but what is changed, by a factor."""
+    figures = {
+        "direct": {"rate": 50_000, "p50_ms": 1, "p99_ms": 6, "cpu_us": 20},
+        "direct_other_heads": {"rate": 44_000},
+        "wagi": {"rate": 35_000},
+        "workerd_two": {"rate": 20_000, "p99_ms": 10},
+        "workerd_two_other_heads": {"rate": 20_000},
+        "workerd_one": {"rate": 10_000},
+        "workerd_reused": {"cpu_us": 36},
+        "floor": {"rate": 100_000, "cpu_us": 5},
+    }
+    for name, (key, factor) in changed.items():
+        figures[name][key] *= factor
+    return {name: [each] for name, each in figures.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("over_two_processes", {"workerd_two": ("rate", 2)}),
+        ("over_two_processes_other_heads", {"direct_other_heads": ("rate", 0.5)}),
+        ("p99_over_two_processes", {"workerd_two": ("p99_ms", 0.5)}),
+        ("wagi_over_direct", {"wagi": ("rate", 0.5)}),
+        ("reused_cpu_over_ours", {"workerd_reused": ("cpu_us", 0.5)}),
+    ],
+)
+def test_each_comparison_with_workerd_is_measured_by_its_bar(name: str, change: dict[str, tuple[str, float]]) -> None:
+    _, met = workerd.compared(rounds_of_workerd())
+    assert met == pytest.approx(dict.fromkeys(met, 1.0))
+    _, met = workerd.compared(rounds_of_workerd(**change))
+    assert met == pytest.approx({**dict.fromkeys(met, 1.0), name: 0.5})
+
+
+def test_how_far_it_is_to_the_floor_is_told() -> None:
+    told = workerd.told(rounds_of_workerd())
+    assert (told["floor_over_ours"], told["cpu_over_floor"], told["p99_over_p50"]) == (2, 4, 6)
+
+
+@pytest.mark.parametrize("built", [{"front": True, "worker": True}, {"front": False, "worker": True}, {"front": False}])
+async def test_beside_a_node_of_which_a_part_is_compiled_there_is_one_uncompiled(
+    built: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def node_alone(*_: object, **settings: str) -> AsyncIterator[SimpleNamespace]:
+        pure = settings == {"SKERRY_EDGE_PURE": "1"}
+        said = {name: {"compiled": compiled and not pure} for name, compiled in built.items()}
+        yield SimpleNamespace(status={"built": said})
+
+    monkeypatch.setattr(both, "node_alone", node_alone)
+    async with both.nodes({}) as nodes:
+        found = {name: both.parts(node) for name, node in nodes.items()}
+    uncompiled = {both.UNCOMPILED: dict.fromkeys(built, False)} if any(built.values()) else {}
+    assert found == {"": built} | uncompiled
+
+
+def test_a_part_that_is_not_built_is_told_before_the_first_benchmark(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = "it isn't built; `just compile` builds it"
+    said = {"front": {"compiled": True, "why": None}, "worker": {"compiled": False, "why": why}}
+    monkeypatch.setattr(result, "FOLDER", tmp_path)
+    monkeypatch.setattr(parts, "document", lambda: said)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=1))
+    benchmarks.main(["poll"])
+    assert capsys.readouterr().out.splitlines()[0] == f"bench: the worker is not compiled: {why}"
+    said["worker"]["compiled"] = True
+    benchmarks.main(["poll"])
+    assert "compiled" not in capsys.readouterr().out

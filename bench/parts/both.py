@@ -1,0 +1,45 @@
+"""A node as it is built here, and beside it the same one uncompiled, for figures of both in the same rounds."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from . import rounds
+from .rounds import Rounds
+from .servers import Alone, node_alone
+
+PURE = {"SKERRY_EDGE_PURE": "1"}
+"""The settings of a node that runs nothing compiled, even where it is built."""
+UNCOMPILED = "_uncompiled"
+"""Ends the name of what is measured at the uncompiled node."""
+
+
+def parts(node: Alone) -> dict[str, bool]:
+    """Return of each part that can be compiled, by its name, whether it is in this node, as its status says."""
+    return {name: part["compiled"] for name, part in node.status["built"].items()}
+
+
+@asynccontextmanager
+async def nodes(
+    functions: Mapping[str, tuple[bytes, dict[str, Any]]], schema: str = ""
+) -> AsyncIterator[dict[str, Alone]]:
+    """Yield the node under the name "", and the uncompiled one under UNCOMPILED, which there is only where the first
+    has something compiled."""
+    async with AsyncExitStack() as stack:
+        found = {"": await stack.enter_async_context(node_alone(functions, schema))}
+        if any(parts(found[""]).values()):
+            found[UNCOMPILED] = await stack.enter_async_context(node_alone(functions, schema, **PURE))
+            assert not any(parts(found[UNCOMPILED]).values())
+        yield found
+
+
+def ratios(nodes: Mapping[str, Alone], found: Rounds, other: str) -> dict[str, Any]:
+    """Return as details: the ratios of requests a second of each round, of `ours` over the other, what runs compiled,
+    and the ratio of the uncompiled node where there is one."""
+    details: dict[str, Any] = {
+        "ratios": [round(ratio, 3) for ratio in rounds.ratios(found, "ours", other)],
+        "compiled": parts(nodes[""]),
+    }
+    if UNCOMPILED in nodes:
+        details["uncompiled"] = round(rounds.over(found, "ours" + UNCOMPILED, other), 3)
+    return details
