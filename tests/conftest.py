@@ -15,6 +15,7 @@ from control.sync import heartbeats, monitor
 from control.telemetry import live_records
 from control.telemetry.webhooks import webhook_sender
 from control.web import lifespan
+from edge_runtime.built import parts
 from edge_runtime.redaction import redact
 from tests.guests import build
 from tests.support import failing_calls, replica
@@ -36,6 +37,11 @@ def pytest_configure() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> list[str]:
+    """Say what the tests run on."""
+    return [parts.told(name, part) for name, part in parts.document().items()]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
