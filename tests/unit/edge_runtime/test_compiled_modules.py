@@ -172,3 +172,7 @@ def test_the_compiled_modules_are_what_runs_and_a_changed_source_has_python_run(
     assert part[2] is True
     assert "another edge_runtime/ipc/frames.py" in str(part[1])
     assert files == sources_of
+
+
+def test_the_package_has_them_found() -> None:
+    assert FRONT in sys.meta_path

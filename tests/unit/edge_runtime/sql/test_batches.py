@@ -26,7 +26,7 @@ def test_writers_wait_no_longer_than_two_rows_take_or_a_brief_time(overhead: flo
     assert max(held for _, held in found) <= overhead + max(2 * HELD, 2 * BRIEF, 2 * row)
 
 
-@given(st.floats(0, BRIEF / 2), st.floats(0, BRIEF / 2 / LEAST))
+@given(st.floats(0, 0.49 * BRIEF), st.floats(0, 0.49 * BRIEF / LEAST))
 def test_a_slow_commit_alone_does_not_lead_to_batches_of_a_row(overhead: float, row: float) -> None:
     assert min(size for size, _ in batches(overhead, row)[10:]) >= LEAST
 
