@@ -1,8 +1,9 @@
-"""Plain calls of a worker in C: of functions of `direct` and WAGI that are granted neither SQL nor HTTP.
+"""Plain calls of a worker in C: of functions of `direct` and WAGI that are granted no HTTP.
 
-The C library (`edge_runtime.native`) reads the worker's frames and answers such calls by itself. It returns for every
-other frame, and where a guest has failed or answered something new: then this module does what `Worker` does for a call
-that it runs. Without the library the worker runs all calls.
+The C library (`edge_runtime.native`) reads the worker's frames and answers such calls by itself. It asks this module in
+the middle of a guest for each statement, and behind it to commit. It returns for every other frame, and where a guest
+has failed or answered something new: then this module does what `Worker` does for a call that it runs. Without the
+library the worker runs all calls.
 """
 
 import struct
@@ -11,12 +12,13 @@ from socket import socket
 from typing import Any, Final
 
 from edge_runtime.children.function_cache import Entry, Functions
+from edge_runtime.children.worker_services import UNANSWERED, CallEnds, CallRights, FindRights
 from edge_runtime.guests.abi import head
-from edge_runtime.guests.guest import GuestFault
 from edge_runtime.guests.plain_guest import CallEnd, PlainGuest
 from edge_runtime.ipc import claims, frames, progress_page
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.native import library as native
+from edge_runtime.sql.call_sql import CallSql
 from edge_runtime.wasmedge import OuterModule, engine, value_type
 
 ffi: Final = native.ffi
@@ -24,6 +26,9 @@ _TARGET: Final = struct.Struct("<IH")
 """How a call's head begins: the serial of the set of modules, and the function's index in it."""
 _QUIET_MS: Final = 1000
 """Milliseconds without a frame after which what a large one took is given back."""
+
+_KEPT_RIGHTS: Final = 256
+"""Methods times functions whose rights are kept."""
 
 _outer: list[OuterModule] = []
 """Where the loop runs, made by `prepare`."""
@@ -54,16 +59,25 @@ class PlainCalls:
         slot: memoryview,
         mark: progress_page.Mark,
         functions: Functions,
+        ends: CallEnds,
+        rights: FindRights,
         run: Callable[[int, frames.Frame], None],
-        fault: Callable[[int, str, str, bytes], None],
     ) -> None:
-        """`slot` is the worker's slot of the progress page; `run` runs a call that is claimed and needs Python, and
-        `fault` tells the front that a call's guest has failed."""
+        """`slot` is the worker's slot of the progress page; `run` runs a call that is claimed and needs Python."""
         self._sock = sock
         self._reader = reader
         self._mark = mark
         self._cache = functions
-        self._run, self._fault = run, fault
+        self._ends, self._find_rights, self._run = ends, rights, run
+        self._rights: dict[tuple[int, int, bytes], CallRights] = {}
+        """What `rights` has returned, with the methods in bytes."""
+        self._entry: Entry
+        self._sql: CallSql | None = None
+        """The SQL of the call that runs, once its guest has asked for some, and (`_entry`) what it is of."""
+        self._sql_answer = b""
+        """Kept for the loop, which has its address."""
+        self._raised: BaseException | None = None
+        """Why `_ask` or `_settle` has ended the call that runs."""
         self._functions: dict[int, tuple[Any, Entry]] = {}
         """By address of the C side's `Function`."""
         self._of_key: dict[Any, Any] = {}
@@ -88,6 +102,8 @@ class PlainCalls:
         setup.claims_at, setup.claims = progress_page.CLAIMS_AT, claims.CLAIMS
         setup.head_limit = head.LIMIT
         setup.executor, setup.outer = _pointer(outer.executor), _pointer(outer.function)
+        self._callbacks = ffi.callback("Ask", self._ask), ffi.callback("Settle", self._settle)
+        setup.ask, setup.settle = self._callbacks
         for field, address in engine().items():
             setattr(setup.engine, field, _pointer(address))
         setup.engine.type_i32, setup.engine.type_i64 = value_type("i"), value_type("I")
@@ -97,6 +113,7 @@ class PlainCalls:
 
     def serve(self, releases: Mapping[int, Sequence[Entry]]) -> None:
         """Set the functions that may be called, by the serials of their sets; others are forgotten."""
+        self._rights.clear()
         kept = {entry.key for entries in releases.values() for entry in entries}
         for key in self._of_key.keys() - kept:
             gone = native.address(self._of_key.pop(key))
@@ -129,7 +146,7 @@ class PlainCalls:
         if function.foreign:
             function.foreign -= 1
             return
-        if manifest.sql != "none" or manifest.http is not None:
+        if manifest.http is not None:
             return
         guest = entry.function.runner
         if not isinstance(guest, PlainGuest) or (settings := guest.plain_settings()) is None:
@@ -142,7 +159,7 @@ class PlainCalls:
         for field in ("executor", "store", "module", "memory", "base"):
             setattr(function, field, _pointer(getattr(loan, field)))
         function.pages, function.most, function.initializes = loan.pages, loan.most, loan.initializes
-        function.wagi = guest.WAGI
+        function.wagi, function.sql = guest.WAGI, manifest.sql != "none"
         function.log_bytes, function.response_bytes = guest.limits.log_bytes, guest.limits.response_bytes
         function.name, function.name_size = kept[0], len(name)
         function.settings, function.settings_size = kept[1], len(settings)
@@ -209,6 +226,63 @@ class PlainCalls:
             else:
                 self._handle(kind, event)
 
+    # SQL, of which the loop asks. What is raised here must not go through C: `_handle` raises it again.
+
+    def _ask(self, start: Any, size: int) -> int:
+        try:
+            event, sql = self._event, self._sql
+            if sql is None:
+                self._entry, sql = self._begin(event)
+                self._sql = sql
+            answer = self._sql_answer = sql.execute(ffi.buffer(start, size)[:])
+            event.sql_answer, event.sql_answer_size = ffi.from_buffer("uint8_t[]", answer), len(answer)
+        except BaseException as error:
+            self._raised = error
+            return 0
+        return 1
+
+    def _settle(self, status: int) -> int:
+        try:
+            request, sql = self._event.request, self._sql
+            times = self._settled(request, sql, status)
+            if times:
+                self._sock.sendall(times)
+        except BaseException as error:
+            self._raised = error
+            return 0
+        self._sql, self._sql_answer = None, b""
+        return 1
+
+    def _begin(self, event: Any) -> tuple[Entry, CallSql]:
+        """Return what the running call is of, and its SQL."""
+        self._mark.take_over(event.request, event.started_ns)
+        self._ends.steps.clear()
+        key = event.serial, event.index, ffi.buffer(event.method, event.method_size)[:]
+        rights = self._rights.get(key)
+        if rights is None:
+            if len(self._rights) >= _KEPT_RIGHTS:
+                self._rights.clear()
+            rights = self._rights[key] = self._find_rights(event.serial, event.index, key[2].decode("latin-1"))
+        return rights.entry, self._ends.sql(rights)
+
+    def _settled(self, request: int, sql: CallSql | None, status: int) -> bytes:
+        """Commit what the call wrote; return the frame with its times, if the front is to have it."""
+        ends = self._ends
+        if sql is None:
+            # Its guest has asked for none.
+            event = self._event
+            self._mark.take_over(request, event.started_ns)
+            ends.steps.clear()
+            _, entry = self._functions[native.address(event.function)]
+        else:
+            entry = self._entry
+            ends.settle(sql, status)
+            if sql.denied:
+                ends.deny(request, sql)
+        return ends.times_if_slow(request, entry, status)
+
+    # What is left to Python
+
     def _handle(self, kind: int, event: Any) -> None:
         """Do what is left to do for a call that the loop has run."""
         library, request = self._library, event.request
@@ -221,18 +295,27 @@ class PlainCalls:
         if kind == library.EVENT_UNCLEAR:
             return
         self._mark.take_over(request, event.started_ns)
+        sql, raised = self._sql, self._raised
+        self._sql, self._sql_answer, self._raised = None, b"", None
         if kind == library.EVENT_RETURNED:
+            if sql is not None:
+                sql.rollback()
             bytes_of = ffi.buffer(event.bytes, event.size)
             self._run(request, frames.unpack(bytes_of[:]))
         else:
             entry.used = self._cache.calls
             log = ffi.buffer(event.log, event.log_size)[:] if event.log_size else b""
+            timed = event.function.sql == 1
+            if timed and sql is None:
+                self._ends.steps.clear()
             try:
+                if raised is not None:
+                    raise raised
                 if kind == library.EVENT_FAILED:
                     raise guest.failed(self._end(event), log)
-                self._answer(request, guest, event, log)
-            except GuestFault as fault:
-                self._fault(request, fault.code, fault.message, log)
+                self._answer(event, guest, sql, log)
+            except UNANSWERED as error:
+                self._ends.unanswered(request, error, sql, log, timed=timed)
         self._mark.end()
 
     def _end(self, event: Any) -> CallEnd:
@@ -240,17 +323,19 @@ class PlainCalls:
         stop = {library.STOP_EXIT: "exit", library.STOP_OUTPUT: "output", library.STOP_ROOM: "room"}.get(event.stop, "")
         return CallEnd(stop, event.result, event.exit_code, event.address, event.length, event.pages)
 
-    def _answer(self, request: int, guest: PlainGuest, event: Any, log: bytes) -> None:
+    def _answer(self, event: Any, guest: PlainGuest, sql: CallSql | None, log: bytes) -> None:
         """Check and send an answer, of which the loop knows no more than where it is.
 
-        Raises: GuestFault, when it can't be sent.
+        Raises: GuestFault, when it can't be sent; CommitFailed.
         """
+        request = event.request
         answer = ffi.buffer(event.out, event.out_size)[:] if event.out_size else b""
         method = "HEAD" if event.head_request else "GET"
         status, lines, body = guest.checked(answer, self._end(event), method, log)
+        times = self._settled(request, sql, status) if event.function.sql else b""
         if log:
             frames.send(self._sock, request, frames.LOG, b"", log)
-        frames.send(self._sock, request, status, lines, body)
+        frames.send(self._sock, request, status, lines, body, times)
         if (seen := guest.seen_lines(answer)) is not None:
             block, status, has_type, lines = seen
             self._library.skerry_loop_keep(

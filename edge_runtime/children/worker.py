@@ -5,31 +5,26 @@ ends the worker, and the front starts another one.
 """
 
 import socket
-from functools import lru_cache
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from control import faults
-from control.manifest_fields import SqlGrant, sql_grant
+from control.manifest_fields import sql_grant
 from edge_runtime import malloc
 from edge_runtime.children import plain_calls
 from edge_runtime.children.function_cache import Entry, Functions
-from edge_runtime.children.worker_services import Denials, FrontHttp
-from edge_runtime.errors import status_of
+from edge_runtime.children.worker_services import UNANSWERED, CallEnds, CallRights, FrontHttp
 from edge_runtime.guests import call_requests, guest
 from edge_runtime.guests.host_functions import RecentCache, host
-from edge_runtime.ipc import call_head, call_times, death_word, frames, progress_page
+from edge_runtime.ipc import call_head, death_word, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.ipc.preloads import Preload
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
-from edge_runtime.sql.call_sql import CallSql, CommitFailed, DatabaseHeld, StaleRelease, WriteHeld
 from edge_runtime.sql.session import Session
-from edge_runtime.sql.tokenizer import without_values
 
 AT_ONCE: Final = 4
 """If a release adds at most so many functions, they are loaded before they are called: perhaps somebody waits for
@@ -70,17 +65,13 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     worker = Worker(sock, reader, mark, Claims(shared, slot), opened, functions)
     if plain_calls.is_prepared():
         own = shared[slot * progress_page.SLOT_BYTES // shared.itemsize :]
-        worker.plain = plain_calls.PlainCalls(sock, reader, own, mark, functions, worker.call, worker.fault)
+        worker.plain = plain_calls.PlainCalls(
+            sock, reader, own, mark, functions, worker.ends, worker.rights, worker.call
+        )
     # A call waits by itself, so that this process can say what it waits for (`CallSql`).
     opened.rows("PRAGMA busy_timeout = 0")
     frames.send(sock, progress_page.NONE, frames.READY)
     worker.run()
-
-
-@lru_cache(128)
-def _shown(statement: str) -> str:
-    """Return what may be shown of a statement."""
-    return without_values(statement)[: call_times.TEXT]
 
 
 class ServedRelease(NamedTuple):
@@ -93,12 +84,7 @@ class ServedRelease(NamedTuple):
 class Known(NamedTuple):
     """A call's head, decoded."""
 
-    entry: Entry
-    generation: int
-    grant: SqlGrant
-    """What the call may do in the database."""
-    read_only: str
-    """The call's method, where that is why a function that may write only reads; else empty."""
+    rights: CallRights
     before: tuple[Any, ...]
     """Fields of a `guest.Request` that come before its body."""
     after: tuple[Any, ...]
@@ -119,16 +105,14 @@ class Worker:
         self._mark = mark
         self._claims = claims
         self._database = opened
-        self._session = Session(opened)
         self._functions = functions
         self.plain: plain_calls.PlainCalls | None = None
         """What runs plain calls in C; None where this object runs them itself."""
         self._releases: dict[int, ServedRelease] = {}
         """The sets of modules, by the front's serial."""
         self._reader = reader
-        self._denials = Denials()
-        self._steps = call_times.StepClock()
-        self._ungranted = guest.CallServices(self._denials.sql, self._denials.http)
+        self.ends = CallEnds(sock, mark, Session(opened))
+        self._ungranted = guest.CallServices(self.ends.denials.sql, self.ends.denials.http)
         self._known = RecentCache[Known]()
         """Decoded heads by their bytes: many calls have the same head, byte for byte."""
 
@@ -167,8 +151,9 @@ class Worker:
     def call(self, request: int, frame: frames.Frame) -> None:
         """Run one call and answer it. Before the answer is sent, its transaction is committed or undone."""
         key = frame.head
-        entry, generation, grant, read_only, before, after = self._known.get(key) or self._know(key)
-        function, manifest, denials = entry.function, entry.local.manifest, self._denials
+        rights, before, after = self._known.get(key) or self._know(key)
+        entry, ends, asked = rights.entry, self.ends, frame.kind == frames.CALL_TIMED
+        function, manifest, denials = entry.function, entry.local.manifest, ends.denials
         self._functions.calls = entry.used = self._functions.calls + 1
         if function is None:
             self._mark.loading(request)
@@ -177,21 +162,22 @@ class Worker:
             if self._functions.damaged:
                 frames.send(self._sock, request, frames.DAMAGED)
             if isinstance(loaded, frames.ChildFailure):
-                self.fault(request, loaded.code, loaded.message)
+                ends.fault(request, loaded.code, loaded.message)
                 return
             frames.send(self._sock, request, frames.NEWLY_LOADED)
             function = loaded
-        sql = None
-        services, steps = self._ungranted, None
-        if grant != "none" or manifest.http is not None or frame.kind == frames.CALL_TIMED:
-            # What a call takes that is granted nothing is all its guest's: told only where the front asks.
-            steps = self._steps
-            steps.clear()
-            if grant != "none":
-                sql = CallSql(self._session, grant, generation, self._mark, entry.sql, read_only, steps)
+        sql, services = None, self._ungranted
+        # What a call takes that is granted nothing is all its guest's: told only where the front asks.
+        timed = rights.grant != "none" or manifest.http is not None or asked
+        if timed:
+            ends.steps.clear()
+            if rights.grant != "none":
+                sql = ends.sql(rights)
             sending = None if sql is None else sql.sending
             http = (
-                denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request, sending, steps)
+                denials.http
+                if manifest.http is None
+                else FrontHttp(self._sock, self._reader, request, sending, ends.steps)
             )
             services = guest.CallServices(denials.sql if sql is None else sql, http)
         guest_request = guest.Request(*(*before, frame.body, *after))
@@ -199,76 +185,35 @@ class Worker:
         try:
             answer = function.runner.call(guest_request, services)
             if sql is not None:
-                if answer.status < 500:
-                    sql.commit()
-                else:
-                    sql.rollback()
-        except StaleRelease as stale:
-            # The call has written nothing.
-            denials.take(sql)
-            frames.send(self._sock, request, frames.HELD if isinstance(stale, WriteHeld) else frames.STALE)
-        except (CommitFailed, DatabaseHeld) as failed:
-            self._denied(request, sql)
-            self.fault(request, failed.code, failed.message, host().wasi.stderr, steps)
-        except guest.GuestFault as fault:
-            code = fault.code
-            if sql is not None:
-                sql.rollback()
-                if sql.limit_code:
-                    # The guest failed because it ran into a limit: that is what the caller should know.
-                    code = sql.limit_code
-            self._denied(request, sql)
-            self.fault(request, code, fault.message, fault.log, steps)
+                ends.settle(sql, answer.status)
+        except UNANSWERED as error:
+            log = error.log if isinstance(error, guest.GuestFault) else host().wasi.stderr
+            ends.unanswered(request, error, sql, log, timed=timed)
         else:
             if denials.any or (sql is not None and sql.denied):
-                self._denied(request, sql)
+                ends.deny(request, sql)
             if answer.log:
                 frames.send(self._sock, request, frames.LOG, b"", answer.log)
-            if steps is not None:
-                ended, slowest = perf_counter(), entry.slowest
-                took = ended - self._mark.started
-                if (
-                    ((took > slowest.bar or ended > slowest.until) and slowest.add(took, ended))
-                    or frame.kind == frames.CALL_TIMED
-                    or answer.status >= 500
-                ):
-                    times = self._times(request, ended, steps)
-                    frames.send(self._sock, request, answer.status, answer.head, answer.body, times)
-                    return
-            frames.send(self._sock, request, answer.status, answer.head, answer.body)
-            if self.plain is not None and steps is None:
+            times = ends.times_if_slow(request, entry, answer.status, asked=asked) if timed else b""
+            frames.send(self._sock, request, answer.status, answer.head, answer.body, times)
+            if self.plain is not None:
                 self.plain.learn(entry)
+
+    def rights(self, serial: int, function: int, method: str) -> CallRights:
+        """Return what a call is of, and may do."""
+        release = self._releases[serial]
+        entry = release.functions[function]
+        manifest = entry.local.manifest
+        grant = sql_grant(manifest, method)
+        return CallRights(entry, release.generation, grant, "" if grant == manifest.sql else method)
 
     def _know(self, key: bytes) -> "Known":
         """Decode a call's head."""
         head = call_head.decode_head(key)
-        release = self._releases[head.serial]
-        entry = release.functions[head.function]
-        manifest, keeps = entry.local.manifest, len(key) <= _KEPT_HEAD
-        before, after = call_requests.request_fields(head, manifest.abi, key if keeps else b"")
-        grant = sql_grant(manifest, head.method)
-        read_only = "" if grant == manifest.sql else head.method
-        known = Known(entry, release.generation, grant, read_only, before, after)
+        rights, keeps = self.rights(head.serial, head.function, head.method), len(key) <= _KEPT_HEAD
+        abi = rights.entry.local.manifest.abi
+        known = Known(rights, *call_requests.request_fields(head, abi, key if keeps else b""))
         return self._known.keep(key, known) if keeps else known
-
-    def _denied(self, request: int, sql: CallSql | None) -> None:
-        """Tell the front what the call was denied, if anything."""
-        denied = self._denials.take(sql)
-        if denied:
-            frames.send(self._sock, request, frames.DENIED, b"", denied)
-
-    def fault(
-        self, request: int, code: str, message: str, log: bytes = b"", steps: call_times.StepClock | None = None
-    ) -> None:
-        if log:
-            frames.send(self._sock, request, frames.LOG, b"", log)
-        fault = frames.Fault(code, message, status_of(code))
-        times = b"" if steps is None else self._times(request, perf_counter(), steps)
-        frames.send_json(self._sock, request, frames.FAULT, fault, times)
-
-    def _times(self, request: int, ended: float, steps: call_times.StepClock) -> bytes:
-        """Return the frame that tells where the time of a call went."""
-        return frames.pack(request, frames.TIMES, b"", steps.encode(self._mark.started, ended, _shown))
 
     def _load(self, load: frames.Load) -> list[frames.ChildFailure]:
         """Be ready for a set of modules; return the functions that couldn't be loaded.

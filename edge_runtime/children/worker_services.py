@@ -1,20 +1,32 @@
-"""What a worker offers a call besides SQL: HTTP, which the front makes; and it counts what calls were denied."""
+"""What a worker offers a call: SQL, and HTTP, which the front makes; and what the front is told of a call's end: the
+same whether it was run by Python or by the C loop (`plain_calls`)."""
 
 import socket
 from collections.abc import Callable
+from functools import lru_cache
 from time import perf_counter
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from control.manifest_fields import SqlGrant
+from edge_runtime.children.function_cache import Entry
+from edge_runtime.errors import status_of
 from edge_runtime.guests import http_json
+from edge_runtime.guests.guest import GuestFault
 from edge_runtime.ipc import call_times, frames, http_messages
 from edge_runtime.ipc.call_times import StepClock
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.ipc.http_messages import NotFetched
-from edge_runtime.sql.call_sql import CallSql
+from edge_runtime.ipc.progress_page import Mark
+from edge_runtime.sql.call_sql import CallSql, CommitFailed, DatabaseHeld, StaleRelease, WriteHeld
+from edge_runtime.sql.session import Session
+from edge_runtime.sql.tokenizer import without_values
 
 KINDS: Final = {"not_granted": "sql", "sql_not_allowed": "sql_statement", "sql_closed": "sql_closed"}
 """The kind by which a denied use of the database is counted, by the code that the guest gets."""
+Unanswered = StaleRelease | CommitFailed | DatabaseHeld | GuestFault
+UNANSWERED: Final = (StaleRelease, CommitFailed, DatabaseHeld, GuestFault)
+"""The errors by which a call ends without an answer of its guest."""
 
 
 class FrontHttp:
@@ -100,3 +112,90 @@ class Denials:
         if self.http.times:
             kinds["http_host"], self.http.times = self.http.times, 0
         return frames.encode_json(kinds) if kinds else b""
+
+
+class CallRights(NamedTuple):
+    """What a call is of, and may do in the database."""
+
+    entry: Entry
+    generation: int
+    grant: SqlGrant
+    read_only: str
+    """The call's method, where that is why a function that may write only reads; else empty."""
+
+
+FindRights = Callable[[int, int, str], CallRights]
+"""Returns them for a function, by the serial of its set of modules and its index in it, and for a method."""
+
+
+@lru_cache(128)
+def _shown(statement: str) -> str:
+    """Return what may be shown of a statement."""
+    return without_values(statement)[: call_times.TEXT]
+
+
+class CallEnds:
+    """For the calls of one worker, one after the other."""
+
+    def __init__(self, sock: socket.socket, mark: Mark, session: Session) -> None:
+        self._sock = sock
+        self._mark = mark
+        self._session = session
+        self.denials = Denials()
+        self.steps = call_times.StepClock()
+        """The steps of the call that runs; whoever runs it clears them before."""
+
+    def sql(self, rights: CallRights) -> CallSql:
+        """Return the database as the call that runs sees it."""
+        entry, generation, grant, read_only = rights
+        return CallSql(self._session, grant, generation, self._mark, entry.sql, read_only, self.steps)
+
+    @staticmethod
+    def settle(sql: CallSql, status: int) -> None:
+        """Commit what a call wrote, or undo it where its guest has answered that it failed.
+
+        Raises: CommitFailed.
+        """
+        if status < 500:
+            sql.commit()
+        else:
+            sql.rollback()
+
+    def deny(self, request: int, sql: CallSql | None) -> None:
+        """Tell the front what the call was denied, if anything."""
+        denied = self.denials.take(sql)
+        if denied:
+            frames.send(self._sock, request, frames.DENIED, b"", denied)
+
+    def times_if_slow(self, request: int, entry: Entry, status: int, *, asked: bool = False) -> bytes:
+        """Return the frame that tells where the time of a call went that was slow or failed, or of which the front has
+        `asked` that; empty for others."""
+        ended, slowest = perf_counter(), entry.slowest
+        took = ended - self._mark.started
+        slow = (took > slowest.bar or ended > slowest.until) and slowest.add(took, ended)
+        return self._times(request, ended) if slow or asked or status >= 500 else b""
+
+    def unanswered(self, request: int, error: Unanswered, sql: CallSql | None, log: bytes, *, timed: bool) -> None:
+        """Tell the front of a call without an answer, of which nothing is kept. `timed`: with the times of its
+        steps."""
+        if isinstance(error, StaleRelease):
+            # The call has written nothing.
+            self.denials.take(sql)
+            frames.send(self._sock, request, frames.HELD if isinstance(error, WriteHeld) else frames.STALE)
+            return
+        code = error.code
+        if isinstance(error, GuestFault) and sql is not None:
+            sql.rollback()
+            # Where the guest failed because it ran into a limit, that is what the caller should know.
+            code = sql.limit_code or code
+        self.deny(request, sql)
+        self.fault(request, code, error.message, log, self._times(request, perf_counter()) if timed else b"")
+
+    def fault(self, request: int, code: str, message: str, log: bytes = b"", before: bytes = b"") -> None:
+        """Tell the front of a fault, with the frames `before` it."""
+        if log:
+            frames.send(self._sock, request, frames.LOG, b"", log)
+        frames.send_json(self._sock, request, frames.FAULT, frames.Fault(code, message, status_of(code)), before)
+
+    def _times(self, request: int, ended: float) -> bytes:
+        return frames.pack(request, frames.TIMES, b"", self.steps.encode(self._mark.started, ended, _shown))

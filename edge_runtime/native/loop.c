@@ -97,6 +97,8 @@ static void begin(Loop *loop, Function *function, const Head *head, const Frame 
     loop->out.size = loop->log.size = 0;
     mark_start(loop, frame->request);
     *loop->event = (Event){.request = frame->request, .function = function, .started_ns = call->started_ns,
+                           .serial = head->serial, .index = head->function,
+                           .method = head->text[METHOD].at, .method_size = head->text[METHOD].size,
                            .head_request = head->text[METHOD].size == 4 && !memcmp(head->text[METHOD].at, "HEAD", 4)};
 }
 
@@ -147,6 +149,10 @@ static uint32_t run_call(Loop *loop, Function *function, const Head *head, const
             break;
     }
     function->used = ++loop->calls;
+    if (function->sql && !loop->setup.settle(answer.status)) {
+        clear(loop, function);
+        return EVENT_UNSETTLED;
+    }
     Bytes none = {NULL, 0};
     bool sent = !loop->log.size || send_frame(loop, frame->request, LOG, none, loop->log.bytes, loop->log.size);
     sent = sent && send_frame(loop, frame->request, answer.status, answer.lines, answer.body, answer.body_size);

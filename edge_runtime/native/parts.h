@@ -142,5 +142,11 @@ Ending answer_wagi(Loop *loop, Answer *answer);
 /* wasi.c */
 void log_note(Loop *loop, const uint8_t *bytes, uint32_t size);
 uint64_t now_ns(void);
+uint32_t arg(const Value *values, int position);
+uint32_t stop(Loop *loop, uint32_t why);
+
+/* sql.c */
+uint32_t host_sql(Loop *loop, const Value *in, uint32_t *answer);
+uint32_t host_result(Loop *loop, const Value *in, uint32_t *answer);
 
 #endif

@@ -21,13 +21,13 @@ typedef struct {
     HostFunction python;
 } Hook;
 
-static uint32_t arg(const Value *values, int position) { return (uint32_t)values[position].value[0]; }
+uint32_t arg(const Value *values, int position) { return (uint32_t)values[position].value[0]; }
 
 static uint8_t *place(Loop *loop, uint64_t start, uint64_t size) {
     return guest_bytes(&loop->call, start, size, &loop->setup.engine);
 }
 
-static uint32_t stop(Loop *loop, uint32_t why) {
+uint32_t stop(Loop *loop, uint32_t why) {
     if (loop->call.stop == STOP_NONE) loop->call.stop = why;
     return ENDED;
 }
@@ -289,6 +289,7 @@ static const struct {
     {"fd_readdir", no_folder}, {"fd_prestat_dir_name", no_folder},
     {"path_open", no_folder}, {"path_filestat_get", no_folder},
     {"fd_prestat_get", no_more_folders}, {"sock_accept", no_socket},
+    {"sql", host_sql}, {"result", host_result},
     {"sock_recv", no_socket}, {"sock_send", no_socket}, {"sock_shutdown", no_socket},
 };
 
@@ -297,8 +298,8 @@ static uint32_t call_hook(void *data, const void *frame, const Value *in, Value 
     Loop *loop = skerry_loop;
     if (!loop || !loop->running) return hook->python(NULL, frame, in, out);
     uint32_t answer = SUCCESS, result = hook->body(loop, in, &answer);
-    /* Those without a result end the guest, and have nowhere to put one. */
-    if (!result) out->value[0] = answer;
+    /* `result` has no result; nor have those that always end the guest, and nowhere to put one. */
+    if (!result && hook->body != host_result) out->value[0] = answer;
     return result;
 }
 

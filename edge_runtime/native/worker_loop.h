@@ -1,4 +1,4 @@
-/* The worker's loop for plain calls: of functions of the ABIs `direct` and WAGI that are granted neither SQL nor HTTP.
+/* The worker's loop for plain calls: of functions of the ABIs `direct` and WAGI that are granted no HTTP.
 
    Everything else is left to the caller, which is Python: a frame that is no plain call, a guest that asks for more than
    the loop offers, a guest that fails, an answer whose header lines haven't been checked yet. This file is read by C
@@ -25,6 +25,7 @@ typedef struct {
     uint32_t name_size;
     const uint8_t *settings; /* NAME=value, each ended by NUL */
     uint32_t settings_size;
+    uint32_t sql; /* 1: it is granted SQL, and `ask` and `settle` are called for it */
     uint64_t used; /* the loop's number of the call that was its last one */
 } Function;
 
@@ -34,6 +35,13 @@ typedef struct {
     Function **functions;
 } Release;
 
+/* The SQL of the call that runs, which is the caller's. `ask` is given a statement, as the guest wrote it; its answer is
+   what `sql_answer` points to, until it is called again or the call has ended. `settle` is called when the guest has
+   answered, whether it has asked or not: it commits what was written, or undoes it. Both return 0 where the call can't
+   go on; nothing else may be called meanwhile. */
+typedef uint32_t (*Ask)(const uint8_t *request, uint32_t size);
+typedef uint32_t (*Settle)(uint32_t status);
+
 typedef struct {
     int socket;
     uint8_t *slot; /* the worker's slot of the progress page */
@@ -41,6 +49,8 @@ typedef struct {
     uint32_t head_limit;          /* bytes of an answer's header lines */
     void *executor, *outer;       /* of the outer module, whose function calls `skerry_entered`; NULL: called directly */
     Engine engine;
+    Ask ask;
+    Settle settle;
 } Setup;
 
 /* Why the loop has returned. */
@@ -64,6 +74,11 @@ typedef struct {
     const uint8_t *log;     /* what the guest wrote to stderr */
     uint32_t log_size;
     uint64_t started_ns;
+    uint32_t serial, index; /* of the function: its release, and its place there */
+    const uint8_t *method;  /* the request's */
+    uint32_t method_size;
+    const uint8_t *sql_answer; /* set by `ask`; NULL once the guest has it */
+    uint32_t sql_answer_size;
 } Event;
 
 enum {
@@ -74,11 +89,12 @@ enum {
     EVENT_UNCHECKED = 5, /* the guest has answered; nothing of the answer but its place was checked */
     EVENT_UNCLEAR = 6,   /* a call is answered, and the memory of its function couldn't be made as it was */
     EVENT_BROKEN = 7,    /* WasmEdge ended the loop itself: `result` */
-    EVENT_QUIET = 8      /* nothing has come for `quiet_ms` */
+    EVENT_QUIET = 8,     /* nothing has come for `quiet_ms` */
+    EVENT_UNSETTLED = 9  /* `settle` has returned 0; the guest's answer is gone */
 };
 enum { FOREIGN_CALLS = 100 };
 enum { LOOP_ROOM = 262144 }; /* bytes of frames that the loop can have at once */
-enum { STOP_NONE = 0, STOP_EXIT = 1, STOP_OUTPUT = 2, STOP_FOREIGN = 3, STOP_ROOM = 4 };
+enum { STOP_NONE = 0, STOP_EXIT = 1, STOP_OUTPUT = 2, STOP_FOREIGN = 3, STOP_ROOM = 4, STOP_ASK = 5 };
 
 typedef struct Loop Loop;
 Loop *skerry_loop_new(const Setup *setup);

@@ -61,8 +61,8 @@ def instantiate_alone():
     from edge_runtime.wasmedge import Config, Module, instance
     config = Config(memory_pages=16)
     module = Module.from_file(Path(sys.argv[1]), config)
-    executor = instance._Executor(config)
-    store = instance._Store(executor, [])
+    executor = instance.Executor(config)
+    store = instance.ImportStore(executor, [])
     made = instance.ffi.new("WasmEdge_ModuleInstanceContext **")
     refuse_pages()
     print("result", instance._instantiate(executor.pointer, made, store.pointer, module.pointer))

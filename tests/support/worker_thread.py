@@ -19,10 +19,12 @@ from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sql import database
+from edge_runtime.sql.queries import load
 from tests.support.functions import compiled, local
 
 DEADLINE = 60.0
 SERIAL = 1
+GENERATION = 7
 
 
 class Said(NamedTuple):
@@ -33,12 +35,18 @@ class Said(NamedTuple):
     head: bytes
     body: bytes
     log: bytes
+    denied: bytes = b""
+    times: bytes = b""
+    """Where the time went, if it told that (`call_times.decode`)."""
 
 
 class WorkerThread:
-    """Run by `worker`."""
+    """Run by `worker`; of those whose plain calls run in C there may be one at a time in a process."""
 
-    def __init__(self, sock: socket.socket, claims: Claims, words: memoryview, names: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, sock: socket.socket, claims: Claims, words: memoryview, names: Sequence[str]
+    ) -> None:
+        self.folder = folder
         self.sock = sock
         self.claims = claims
         self.words = words
@@ -71,12 +79,16 @@ class WorkerThread:
 
     def answer(self) -> Said:
         """What the worker says of the next call that ends."""
-        log = b""
+        log, denied, times = b"", b"", b""
         while (frame := self._reader.next()) is not None:
             if frame.kind == frames.LOG:
                 log += frame.body
-            elif frame.kind not in (frames.TIMES, frames.DENIED, frames.NEWLY_LOADED):
-                return Said(frame.kind, frame.head, frame.body, log)
+            elif frame.kind == frames.DENIED:
+                denied += frame.body
+            elif frame.kind == frames.TIMES:
+                times = frame.body
+            elif frame.kind != frames.NEWLY_LOADED:
+                return Said(frame.kind, frame.head, frame.body, log, denied, times)
         raise EOFError("the worker has closed its socket")
 
     def call(self, name: str, body: bytes = b"", **head: Any) -> Said:
@@ -93,26 +105,30 @@ class WorkerThread:
 
 @contextmanager
 def worker(
-    folder: Path, functions: Mapping[str, tuple[bytes, Mapping[str, Any]]], *, in_c: bool
+    folder: Path, functions: Mapping[str, tuple[bytes, Mapping[str, Any]]], *, in_c: bool, schema: Sequence[str] = ()
 ) -> Iterator[WorkerThread]:
-    """Run a worker with these modules and manifests until the block ends; `in_c`: plain calls run in the C library."""
+    """Run a worker with these modules and manifests until the block ends; `in_c`: plain calls run in the C library.
+    The database is at their release, with what the statements `schema` make."""
     (folder / "aot").mkdir(mode=0o700, exist_ok=True)
     compiled_ones = [
         local(compiled(wasm, folder / "aot"), name, **manifest) for name, (wasm, manifest) in functions.items()
     ]
-    release = frames.LocalRelease("r", 1, 1, 0, compiled_ones)
+    release = frames.LocalRelease("r", 1, GENERATION, 0, compiled_ones)
     ours, theirs = socket.socketpair()
     ours.settimeout(DEADLINE)
     words = memoryview(mmap(-1, progress_page.SLOT_BYTES)).cast("Q")
     progress_page.clear(words, 0)
     mark, claims, cache = progress_page.Mark(words, 0), Claims(words, 0), Functions(1 << 40)
     claims.clear()
-    made = WorkerThread(ours, claims, words, list(functions))
+    made = WorkerThread(folder, ours, claims, words, list(functions))
     failed: list[BaseException] = []
 
     def serve() -> None:
         try:
             with database.connect(folder / "libsql.db") as opened:
+                opened.rows(load("write_release"), ("r", 1, str(GENERATION), "now"))
+                for statement in schema:
+                    opened.rows(statement)
                 reader = FrameReader(theirs)
                 host().wasi.copy = progress_page.LogPage(words, 0)
                 running = Worker(theirs, reader, mark, claims, opened, cache)
@@ -125,7 +141,9 @@ def worker(
                 running.call = counted  # type: ignore[method-assign]
                 if in_c:
                     plain_calls.prepare()
-                    running.plain = plain_calls.PlainCalls(theirs, reader, words, mark, cache, counted, running.fault)
+                    running.plain = plain_calls.PlainCalls(
+                        theirs, reader, words, mark, cache, running.ends, running.rights, counted
+                    )
                 running.run()
                 cache.keep([])
         except BaseException as error:
@@ -136,8 +154,7 @@ def worker(
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        load = frames.Load(SERIAL, release)
-        made.send(frames.pack_json(0, frames.RELEASE, load))
+        made.send(frames.pack_json(0, frames.RELEASE, frames.Load(SERIAL, release)))
         assert made.answer().kind == frames.LOADED
         yield made
     finally:

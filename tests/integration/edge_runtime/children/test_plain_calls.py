@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from control.manifest_fields import HttpGrant
 from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.native import library
 from tests.guests.build import guest, wat
@@ -33,7 +34,7 @@ FUNCTIONS = {
     "grows": (wat(GROWS), {"abi": "direct"}),
     "http_proxy": (guest("env"), {"config": {"HTTP_X": "is the function's"}}),
     "asks": (guest("direct"), {"abi": "direct"}),
-    "sql": (guest("direct"), {"abi": "direct", "sql": "read"}),
+    "fetches": (guest("direct"), {"abi": "direct", "http": HttpGrant(["a.example"])}),
     "small": (guest("echo"), {"response_limit": 100}),
 }
 
@@ -69,8 +70,8 @@ def test_a_function_is_the_librarys_from_its_second_call_on(in_c: WorkerThread) 
     assert len(in_c.ran) == before + 2
 
 
-@pytest.mark.parametrize("name", ["sql", "http_proxy"])
-def test_a_function_that_is_granted_sql_or_replaces_a_variable_is_pythons(in_c: WorkerThread, name: str) -> None:
+@pytest.mark.parametrize("name", ["fetches", "http_proxy"])
+def test_a_function_that_is_granted_http_or_replaces_a_variable_is_pythons(in_c: WorkerThread, name: str) -> None:
     assert ran_in_python(in_c, name)
 
 
@@ -97,7 +98,10 @@ def test_frames_of_every_kind_come_in_their_order(in_c: WorkerThread) -> None:
     """Many in one write, and calls of Python's between those of the library's."""
     in_c.call("echo", b"0")
     in_c.send(
-        *(in_c.frame("sql" if n % 5 == 3 else "echo", b"%d" % n, path="/body" if n % 5 == 3 else "") for n in range(50))
+        *(
+            in_c.frame("fetches" if n % 5 == 3 else "echo", b"%d" % n, path="/body" if n % 5 == 3 else "")
+            for n in range(50)
+        )
     )
     assert [in_c.answer().body for _ in range(50)] == [b"%d" % n for n in range(50)]
 
@@ -117,7 +121,7 @@ def test_the_page_says_which_call_has_run(in_c: WorkerThread) -> None:
         in_c.call("direct", path=path)
     last = in_c._request
     # The call after it is Python's, so that it comes when the loop has ended the one before.
-    in_c.send(in_c.frame("direct", path="/log"), in_c.frame("sql", path="/body"))
+    in_c.send(in_c.frame("direct", path="/log"), in_c.frame("fetches", path="/body"))
     assert in_c.answer().log == b"to stdout\nto stderr"
     assert in_c.answer().kind == 200
     assert in_c.call("direct", path="/log").kind == 200
