@@ -30,14 +30,14 @@ CHILD = """
 import socket, sys
 from edge_runtime.children import compile_child
 from edge_runtime.sandbox import fence
-from edge_runtime.ipc import compiler_messages, frames
+from edge_runtime.ipc import compiler_messages, frame_reader, frames
 compile_child.DATA_BYTES = 300 * 1024**2
 fence.seal = lambda kind: None
 fence.narrow = lambda files: None
 ours, theirs = socket.socketpair()
 frames.send_json(ours, 0, frames.COMPILE, compiler_messages.Compile(*sys.argv[1:4], 0))
 compile_child.serve(theirs, None, 0, None)
-print(FrameReader(ours).next().kind)
+print(frame_reader.FrameReader(ours).next().kind)
 """
 
 
