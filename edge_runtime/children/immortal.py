@@ -3,7 +3,7 @@
 A worker that only reads an object writes its reference count, and so gets a copy of the page that it had shared with
 the zygote and all other workers. Python has had immortal objects for that reason since 3.12 (PEP 683), and no function
 that makes one. What is done here to an object is what Python does: its count is set to the value that counting leaves
-alone. Immortal objects are never freed, so this is for those that live as long as the process (docs/adr/0065).
+alone. Immortal objects are never freed, so this is for those that live as long as the process (docs/adr/0066).
 """
 
 import ctypes

@@ -73,9 +73,9 @@ def main(argument: str) -> None:
             print(why, file=sys.stderr)
             return
     gc.collect()
-    fresh_pages.use()
     # Nothing else is under way: what is made from here on is freed as ever.
     immortal.make_immortal()
+    fresh_pages.use()
     gc.freeze()
     # Mostly pages of LLVM, read when it was linked: only compilers need them, and can read them again.
     mapped_pages.drop()
