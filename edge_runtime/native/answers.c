@@ -43,8 +43,9 @@ Ending answer_wagi(Loop *loop, Answer *answer) {
     const Output *out = &loop->out;
     loop->event->out = out->bytes;
     loop->event->out_size = out->size;
+    if (!out->size) return UNCHECKED;
     const uint8_t *at = out->bytes, *end = at + out->size;
-    if (!out->size || *at == '\n' || (out->size > 1 && at[0] == '\r' && at[1] == '\n')) return UNCHECKED;
+    if (*at == '\n' || (out->size > 1 && at[0] == '\r' && at[1] == '\n')) return UNCHECKED;
     const uint8_t *limit = out->size > KEPT_BYTES + 2 ? at + KEPT_BYTES + 2 : end, *line = at;
     while ((line = memchr(line, '\n', (size_t)(limit - line)))) {
         line++;

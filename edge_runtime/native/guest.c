@@ -4,7 +4,6 @@
 #include "parts.h"
 
 typedef uint32_t (*Instantiate)(void *, void **, void *, const void *);
-typedef uint32_t (*Invoke)(void *, const void *, const Value *, uint32_t, Value *, uint32_t);
 typedef void (*Delete)(void *);
 typedef const void *(*Find)(const void *, Name);
 
@@ -54,10 +53,14 @@ static Ending call_direct(Loop *loop, const void *instance, Answer *answer) {
     return answer_direct(loop, event->address, event->length, answer);
 }
 
+/* Whether a program has ended itself well, which it may do anywhere. */
+static bool ended_well(const Call *call) {
+    return call->function->wagi && call->stop == STOP_EXIT && !call->exit_code;
+}
+
 static Ending call_wagi(Loop *loop, const void *instance, Answer *answer) {
     loop->event->result = invoke(loop, instance, START, NULL, 0, NULL);
-    bool ended = loop->call.stop == STOP_EXIT && !loop->call.exit_code;
-    if (loop->event->result && !ended) return FAILED;
+    if (loop->event->result && !ended_well(&loop->call)) return FAILED;
     loop->event->result = 0;
     loop->call.stop = STOP_NONE;
     return answer_wagi(loop, answer);
@@ -83,6 +86,8 @@ Ending guest_call(Loop *loop, Answer *answer) {
         if (!loop->event->result)
             ending = function->wagi ? call_wagi(loop, instance, answer) : call_direct(loop, instance, answer);
     }
+    /* It ended before its entry point was called: Python runs it, and has its answer. */
+    if (ending == FAILED && ended_well(&loop->call)) ending = FOREIGN;
     loop->running = false;
     loop->event->pages = memory_pages(function, engine);
     if (instance) ((Delete)engine->delete_instance)(instance);

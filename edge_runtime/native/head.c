@@ -36,7 +36,7 @@ int frame_read(const Loop *loop, Frame *frame) {
 /* Reads a call's head. Returns whether its lengths add up. */
 bool head_read(Bytes bytes, Head *head) {
     const uint8_t *at = bytes.at;
-    if (bytes.size < PREFIX_BYTES) return false;
+    if (bytes.size < PREFIX_BYTES || at[6] > 1 || u16(at + 10)) return false;
     head->serial = u32(at);
     head->function = u16(at + 4);
     head->https = at[6] == 1;
@@ -50,9 +50,9 @@ bool head_read(Bytes bytes, Head *head) {
     head->block = (Bytes){at, left};
     if (left < 4 * TEXTS) return false;
     const uint8_t *lengths = at;
-    at += 4 * TEXTS;
+    at += (size_t)4 * TEXTS;
     left -= 4 * TEXTS;
-    for (int i = 0; i < TEXTS; i++) {
+    for (size_t i = 0; i < TEXTS; i++) {
         uint32_t size = u32(lengths + 4 * i);
         if (size >= left || at[size]) return false;
         head->text[i] = (Bytes){at, size};

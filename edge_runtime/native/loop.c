@@ -90,6 +90,8 @@ static void begin(Loop *loop, Function *function, const Head *head, const Frame 
     Call *call = &loop->call;
     *call = (Call){
         .function = function, .head = head, .body = frame->body, .streams = {0, 1, 2},
+        /* A library has its request in its memory, and nothing on stdin. */
+        .body_at = function->wagi ? 0 : frame->body.size,
         .memory_size = (uint64_t)function->pages * PAGE,
         .out_room = function->response_bytes + loop->setup.head_limit, .log_room = function->log_bytes,
     };
@@ -223,8 +225,7 @@ uint32_t skerry_loop_run(Loop *loop, Event *event, uint32_t quiet_ms) {
     } else if (!loop->setup.outer) {
         skerry_entered(NULL, NULL, NULL, NULL);
     } else {
-        uint32_t (*invoke)(void *, const void *, const void *, uint32_t, void *, uint32_t) =
-            (uint32_t(*)(void *, const void *, const void *, uint32_t, void *, uint32_t))loop->setup.engine.invoke;
+        Invoke invoke = (Invoke)loop->setup.engine.invoke;
         uint32_t result = invoke(loop->setup.executor, loop->setup.outer, NULL, 0, NULL, 0);
         if (result) {
             event->result = result;

@@ -108,6 +108,8 @@ typedef struct {
     const char *at;
 } Name;
 
+typedef uint32_t (*Invoke)(void *, const void *, const Value *, uint32_t, Value *, uint32_t); /* the engine's `invoke` */
+
 extern Loop *skerry_loop; /* the process's only one, while it runs */
 
 /* memory.c */

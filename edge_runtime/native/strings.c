@@ -182,13 +182,13 @@ static void add_server(Strings *strings, const Head *head) {
     end(strings);
 }
 
-/* Adds the route's parameters. Returns false where two have one name. */
-static bool add_params(Strings *strings, Bytes params) {
+/* Adds the route's parameters. Two with one name are left to Python. */
+static void add_params(Strings *strings, Bytes params) {
     for (Bytes rest = params; rest.size;) {
         Bytes value = take(&rest, '&'), name = take(&value, '=');
         for (Bytes later = rest; later.size;) {
             Bytes other = take(&later, '&');
-            if (same(take(&other, '='), name)) return false;
+            if (same(take(&other, '='), name)) strings->made = false;
         }
         add(strings, of("PATH_PARAM_"));
         for (uint32_t i = 0; i < name.size; i++) {
@@ -199,7 +199,6 @@ static bool add_params(Strings *strings, Bytes params) {
         add_unquoted(strings, value);
         end(strings);
     }
-    return true;
 }
 
 static void add_settings(Strings *strings, const Function *function) {
@@ -251,7 +250,7 @@ bool environment_make(Strings *strings, const Head *head, const Function *functi
     }
     add_server(strings, head);
     if (head->https) variable(strings, "HTTPS", of("on"));
-    if (!add_params(strings, text[PARAMS])) return false;
+    add_params(strings, text[PARAMS]);
     add_settings(strings, function);
     return strings->made;
 }

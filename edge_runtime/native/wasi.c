@@ -79,7 +79,7 @@ static uint32_t get(Loop *loop, const Value *in, uint32_t *answer, bool environm
         return 0;
     }
     memcpy(bytes, strings->bytes, strings->size);
-    for (uint32_t i = 0; i < strings->count; i++) put32(pointers + 4 * i, arg(in, 1) + strings->starts[i]);
+    for (uint32_t i = 0; i < strings->count; i++) put32(pointers + (size_t)4 * i, arg(in, 1) + strings->starts[i]);
     return 0;
 }
 
@@ -160,7 +160,7 @@ static uint32_t read_vectors(Loop *loop, uint32_t vectors, uint32_t count, uint3
     uint32_t position = call->body_at;
     for (uint32_t i = 0; i < count; i++) {
         /* Looked up anew each time: the guest may have put a vector where bytes are read to. */
-        const uint8_t *vector = place(loop, (uint64_t)vectors + 8 * i, 8);
+        const uint8_t *vector = place(loop, vectors + (uint64_t)8 * i, 8);
         uint32_t start, length, left = call->body.size - position;
         memcpy(&start, vector, 4);
         memcpy(&length, vector + 4, 4);
@@ -195,7 +195,8 @@ static bool log_add(Loop *loop, const uint8_t *bytes, uint32_t size) {
 
 static uint32_t fd_write(Loop *loop, const Value *in, uint32_t *answer) {
     Call *call = &loop->call;
-    uint32_t descriptor = arg(in, 0), vectors = arg(in, 1), count = arg(in, 2), result = arg(in, 3), written = 0;
+    uint32_t descriptor = arg(in, 0), vectors = arg(in, 1), count = arg(in, 2), result = arg(in, 3);
+    uint64_t written = 0;
     *answer = BADF;
     if (!is_open(loop, descriptor) || !call->streams[descriptor]) return 0;
     bool answers = call->streams[descriptor] == 1 && call->function->wagi;
@@ -204,7 +205,7 @@ static uint32_t fd_write(Loop *loop, const Value *in, uint32_t *answer) {
     *answer = FAULT;
     if (!place(loop, vectors, (uint64_t)8 * count) || !place(loop, result, 4)) return 0;
     for (uint32_t i = 0; i < count; i++) {
-        const uint8_t *vector = place(loop, (uint64_t)vectors + 8 * i, 8);
+        const uint8_t *vector = place(loop, vectors + (uint64_t)8 * i, 8);
         uint32_t start, length;
         memcpy(&start, vector, 4);
         memcpy(&length, vector + 4, 4);
@@ -224,7 +225,7 @@ static uint32_t fd_write(Loop *loop, const Value *in, uint32_t *answer) {
         }
         written += length;
     }
-    put32(place(loop, result, 4), written);
+    put32(place(loop, result, 4), (uint32_t)written);
     *answer = SUCCESS;
     return 0;
 }

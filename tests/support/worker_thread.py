@@ -105,10 +105,16 @@ class WorkerThread:
 
 @contextmanager
 def worker(
-    folder: Path, functions: Mapping[str, tuple[bytes, Mapping[str, Any]]], *, in_c: bool, schema: Sequence[str] = ()
+    folder: Path,
+    functions: Mapping[str, tuple[bytes, Mapping[str, Any]]],
+    *,
+    in_c: bool,
+    eager: bool = False,
+    schema: Sequence[str] = (),
 ) -> Iterator[WorkerThread]:
-    """Run a worker with these modules and manifests until the block ends; `in_c`: plain calls run in the C library.
-    The database is at their release, with what the statements `schema` make."""
+    """Run a worker with these modules and manifests until the block ends; `in_c`: plain calls run in the C library, and
+    if `eager`, those of functions that have never answered too. The database is at their release, with what the
+    statements `schema` make."""
     (folder / "aot").mkdir(mode=0o700, exist_ok=True)
     compiled_ones = [
         local(compiled(wasm, folder / "aot"), name, **manifest) for name, (wasm, manifest) in functions.items()
@@ -137,6 +143,8 @@ def worker(
                 def counted(request: int, frame: frames.Frame) -> None:
                     made.ran.append(request)
                     call(request, frame)
+                    if eager and running.plain is not None:
+                        running.plain.learn(running._know(frame.head).entry)
 
                 running.call = counted  # type: ignore[method-assign]
                 if in_c:
@@ -161,6 +169,7 @@ def worker(
         ours.close()
         thread.join(DEADLINE)
         host().wasi.copy = None
+        if failed:
+            # Why the block failed, if it did.
+            raise failed[0]
     assert not thread.is_alive()
-    if failed:
-        raise failed[0]

@@ -57,7 +57,7 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
     Raises: RequestUnfit, when a value has a NUL.
     """
     script = request.script or f"/functions/{function}"
-    path = unquote_to_bytes(request.path).decode("latin-1") if "%" in request.path else request.path
+    path = unquote_to_bytes(request.path.encode("latin-1")).decode("latin-1") if "%" in request.path else request.path
     variables = {
         "GATEWAY_INTERFACE": "CGI/1.1",
         "SERVER_SOFTWARE": SOFTWARE,

@@ -1,0 +1,44 @@
+"""The same calls by a worker whose plain calls run in the C library, and by one in Python."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support.worker_thread import Said, WorkerThread, worker
+
+
+class BothWays:
+    """The two workers; see `both_ways`."""
+
+    def __init__(self, in_c: WorkerThread, in_python: WorkerThread) -> None:
+        self.in_c = in_c
+        self.in_python = in_python
+        self.by_python: dict[str, int] = {}
+        """How many calls of a function the first worker has run in Python."""
+
+    def said(self, name: str, body: bytes = b"", **head: Any) -> tuple[Said, Said]:
+        """What either says of a call."""
+        before = len(self.in_c.ran)
+        ours = self.in_c.call(name, body, **head)
+        self.by_python[name] = self.by_python.get(name, 0) + len(self.in_c.ran) - before
+        return ours, self.in_python.call(name, body, **head)
+
+
+@contextmanager
+def both_ways(
+    folder: Path, functions: Mapping[str, tuple[bytes, Mapping[str, Any]]], *, eager: bool = False
+) -> Iterator[BothWays]:
+    """Run both workers, with these modules and manifests, until the block ends; for `eager` see `worker`."""
+    (folder / "aot").mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as own, contextlib.ExitStack() as running:
+        workers = []
+        for in_c in (True, False):
+            # A database each, and the same compiled modules.
+            place = Path(own, "c" if in_c else "python")
+            place.mkdir()
+            (place / "aot").symlink_to(folder / "aot")
+            workers.append(running.enter_context(worker(place, functions, in_c=in_c, eager=eager)))
+        yield BothWays(*workers)
