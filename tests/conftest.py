@@ -1,6 +1,7 @@
 """Fixtures that all tests share: real servers, once for the session, and fresh things in them for each test."""
 
 import gc
+import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ from control.telemetry import live_records
 from control.telemetry.webhooks import webhook_sender
 from control.web import lifespan
 from edge_runtime.built import parts
+from edge_runtime.native import library
 from edge_runtime.redaction import redact
 from tests.guests import build
 from tests.support import failing_calls, replica
@@ -37,6 +39,9 @@ def pytest_configure() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if built := os.environ.get("SKERRY_TEST_NATIVE"):
+        # The C library as `native_build.sanitized` has built it, in place of the one that is built for use.
+        library.BUILT = Path(built)  # type: ignore[misc]
 
 
 def pytest_report_header() -> list[str]:

@@ -144,7 +144,7 @@ def worker(
                     made.ran.append(request)
                     call(request, frame)
                     if eager and running.plain is not None:
-                        running.plain.learn(running._know(frame.head).entry)
+                        running.plain.learn(running._know(frame.head).rights.entry)
 
                 running.call = counted  # type: ignore[method-assign]
                 if in_c:

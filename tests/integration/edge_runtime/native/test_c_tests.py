@@ -1,0 +1,31 @@
+"""The C library's own tests (tests/native), for this machine's processor and for the other one."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts import compile_native
+from tests.support import native_build
+
+pytestmark = pytest.mark.timeout(600)
+INPUTS = 3000
+
+
+def run(*command: str | Path) -> None:
+    ran = subprocess.run([*command, native_build.CORPUS, str(INPUTS)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert f"{INPUTS} others: passed" in ran.stdout
+
+
+def test_they_pass_here(tmp_path: Path) -> None:
+    native_build.c_tests(tmp_path / "tests", compile_native.TARGET)
+    run(tmp_path / "tests")
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="they have passed on arm64 itself")
+@pytest.mark.skipif(bool(native_build.missing("qemu-aarch64")), reason=native_build.missing("qemu-aarch64"))
+def test_they_pass_on_arm64(tmp_path: Path) -> None:
+    native_build.c_tests(tmp_path / "tests", "aarch64-linux-musl")
+    run("qemu-aarch64", tmp_path / "tests")
