@@ -119,6 +119,14 @@ static void heads(void) {
         memset(changed + PREFIX_BYTES + 12 + 4 * i, 0xFF, 4);
         CHECK(!head_read((Bytes){changed, size}, &head));
     }
+    /* Each text is ended by NUL. */
+    for (uint32_t i = 0, end = PREFIX_BYTES + 12 + 4 * TEXTS; i < TEXTS; i++, end++) {
+        end += (uint32_t)strlen(TEXTS_OF_A_CALL[i]);
+        uint8_t *changed = at_the_edge(bytes, size);
+        CHECK(!changed[end]);
+        changed[end] = 'x';
+        CHECK(!head_read((Bytes){changed, size}, &head));
+    }
     /* What Python refuses too. */
     bytes[6] = 2;
     CHECK(!head_read((Bytes){at_the_edge(bytes, size), size}, &head));
@@ -223,6 +231,18 @@ static void header_lines_are_kept(void) {
     skerry_loop_free(loop);
 }
 
+/* What a large output took is given back. */
+static void large_outputs(void) {
+    static uint8_t piece[ROOM + 1];
+    Setup setup = {.socket = -1};
+    Event event = {.calls = 3};
+    Loop *loop = skerry_loop_new(&setup);
+    CHECK(loop && output_add(&loop->out, piece, sizeof piece) && output_add(&loop->log, piece, 10));
+    CHECK(skerry_loop_run(loop, &event, 0) == EVENT_CLOSED && event.calls == 3);
+    CHECK(!loop->out.room && !loop->out.bytes && loop->log.room);
+    skerry_loop_free(loop);
+}
+
 void cases_run(void) {
     places_of_a_guest();
     a_memory_is_cleared();
@@ -231,4 +251,5 @@ void cases_run(void) {
     strings_of_a_call();
     strings_that_are_long();
     header_lines_are_kept();
+    large_outputs();
 }

@@ -34,11 +34,13 @@ typedef struct {
     Function function;
     Memory memory;
     uint32_t runs;
+    bool failed; /* no instance could be made for the last call */
 } Fake;
 
 extern Fake fakes[FUNCTIONS];
 extern Engine fake_engine;
 extern Script guest_script;
+extern void (*guest_starts)(void); /* called when an instance is made */
 
 uint8_t script_byte(Script *script);
 uint32_t script_word(Script *script);

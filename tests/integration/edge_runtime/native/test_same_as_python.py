@@ -1,10 +1,12 @@
 """Guests that do what none of ours would, by the C library and by Python: what is said of them is the same."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from edge_runtime.ipc import progress_page
 from edge_runtime.native import library
 from tests.guests.build import wat
 from tests.support.both_ways import BothWays, both_ways
@@ -132,6 +134,13 @@ GUESTS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "answers a length": (wagi(called(WRITE), '"content-length: 4\\ncontent-type: a/b\\n\\nbody"'), {}),
     "answers a wrong length": (wagi(called(WRITE), '"content-length: 5\\ncontent-type: a/b\\n\\nbody"'), {}),
     "answers no type": (wagi(called(WRITE), '"x: y\\nstatus: 200\\n\\nbody"'), {}),
+    "answers no type, and a body to some": (
+        wagi(
+            called(f"{WRITE} {IF_X} (drop (call $write (i32.const 1) (i32.const 16) (i32.const 1) (i32.const 24)))))"),
+            '"x: y\\nstatus: 200\\n\\n"',
+        ),
+        {},
+    ),
     "answers no type nor body": (wagi(called(WRITE), '"x: y\\nstatus: 200\\n\\n"'), {}),
     "reads what direct has not": (
         direct(ROOM, f"{READS} {answers(1024, 30)}", f'"{STATUS_200}\\12\\00\\00\\00{TYPE}"'),
@@ -200,3 +209,18 @@ def test_a_guest_ends_alike(both: BothWays, name: str) -> None:
     for method, body in [("POST", b"a"), ("POST", b"b"), ("GET", b""), ("HEAD", b"x"), ("POST", b"xx"), ("PUT", b"y")]:
         ours, theirs = both.said(name, body, method=method)
         assert ours == theirs
+    if name in ("exits by 0", "direct answers", "answers CR LF"):
+        # The first one alone is Python's.
+        assert both.by_python[name] == 1
+
+
+def test_the_page_says_when_a_call_has_ended(both: BothWays) -> None:
+    """After its answer: so it is waited for."""
+    in_c = both.in_c
+    for _ in range(3):
+        in_c.call("answers CR LF")
+    assert in_c.ran[-1] != in_c._request
+    until = time.monotonic() + 30
+    while (seen := progress_page.read(in_c.words, 0)).state != progress_page.IDLE and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (seen.state, seen.request) == (progress_page.IDLE, in_c._request)
