@@ -47,7 +47,9 @@ class Node(NodeProcess):
     """A node whose processes record what they write, and which records what is acknowledged."""
 
     def __init__(self, recorder: power.Recorder, control: Control, database_url: str) -> None:
-        super().__init__(control, recorder.folder, recorder.environment())
+        # Calls wait as long as a busy machine needs for a release.
+        patient = {"SKERRY_EDGE_QUEUE_WAIT": "60"}
+        super().__init__(control, recorder.folder, {**recorder.environment(), **patient})
         self._recorder = recorder
         self._database_url = database_url
         self._written = 0

@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from control.api.recovery import store_check
+from control.cli import audit
 from control.cli.doctor import access_rules
 from control.local.pki import Pki
 from control.local.seaweedfs import s3_client
@@ -27,6 +28,13 @@ async def told(control: Control, token: str = "", **environment: str) -> program
     """What `skerry doctor --json` says, as an admin or whose token it is."""
     to = {"SKERRY_URL": control.url, "SKERRY_TOKEN": token or control.token, "SKERRY_CA": str(control.pki.ca)}
     return await programs.command("control.cli", "doctor", "--json", **(to | environment))
+
+
+async def sealed(control: Control) -> bool:
+    """Whether old rows of the audit log have their seals. The first ones are as old as the databases' template."""
+    old = (datetime.now(UTC) - timedelta(minutes=audit.UNSEALED_MINUTES)).isoformat().replace("+00:00", "Z")
+    rows = (await control.call("GET", f"audit?limit=1&until={old}"))["items"]
+    return all(row["seal"] is not None for row in rows)
 
 
 async def doctor(control: Control, token: str = "", **environment: str) -> tuple[int, dict[str, Any]]:
@@ -48,6 +56,7 @@ async def all_findings(control: Control, check: str) -> list[tuple[str, str]]:
 
 async def test_a_control_and_its_nodes(database_url: str, bucket_url: str, pki: Pki, tmp_path: Path) -> None:
     async with running_control(database_url, bucket_url, pki) as control:
+        await programs.until(lambda: sealed(control), "old rows of the audit log have seals")
         code, found = await doctor(control)
         assert (code, set(found)) == (7, {"operators"})
         assert "is the only admin" in found["operators"]["what"]
@@ -85,6 +94,7 @@ async def test_a_control_and_its_nodes(database_url: str, bucket_url: str, pki: 
 
 async def test_versions_that_arent_next_to_each_other(database_url: str, bucket_url: str, pki: Pki) -> None:
     async with running_control(database_url, bucket_url, pki) as control:
+        await programs.until(lambda: sealed(control), "old rows of the audit log have seals")
         await control.call("POST", "operators", {"name": "second", "grants": [{"role": "admin"}]})
         assert await doctor(control) == (0, {})
         for name, version in (("new", "0.2.0"), ("far", "7.0.0")):
