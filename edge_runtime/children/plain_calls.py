@@ -6,7 +6,6 @@ has failed or answered something new: then this module does what `Worker` does f
 library the worker runs all calls.
 """
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from socket import socket
 from typing import Any, Final
@@ -14,21 +13,15 @@ from typing import Any, Final
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import UNANSWERED, CallEnds, CallRights, FindRights
 from edge_runtime.guests.abi import head
+from edge_runtime.guests.host_functions import RecentCache
 from edge_runtime.guests.plain_guest import CallEnd, PlainGuest
-from edge_runtime.ipc import claims, frames, progress_page
-from edge_runtime.ipc.frame_reader import FrameReader
+from edge_runtime.ipc import call_head, claims, frames, progress_page
+from edge_runtime.ipc.frame_reader import QUIET_MS, FrameReader
 from edge_runtime.native import library as native
 from edge_runtime.sql.call_sql import CallSql
 from edge_runtime.wasmedge import OuterModule, engine, value_type
 
 ffi: Final = native.ffi
-_TARGET: Final = struct.Struct("<IH")
-"""How a call's head begins: the serial of the set of modules, and the function's index in it."""
-_QUIET_MS: Final = 1000
-"""Milliseconds without a frame after which what a large one took is given back."""
-
-_KEPT_RIGHTS: Final = 256
-"""Methods times functions whose rights are kept."""
 
 _outer: list[OuterModule] = []
 """Where the loop runs, made by `prepare`."""
@@ -69,11 +62,10 @@ class PlainCalls:
         self._mark = mark
         self._cache = functions
         self._ends, self._find_rights, self._run = ends, rights, run
-        self._rights: dict[tuple[int, int, bytes], CallRights] = {}
+        self._rights = RecentCache[CallRights]()
         """What `rights` has returned, with the methods in bytes."""
-        self._entry: Entry
         self._sql: CallSql | None = None
-        """The SQL of the call that runs, once its guest has asked for some, and (`_entry`) what it is of."""
+        """The SQL of the call that runs, once its guest has asked for some."""
         self._sql_answer = b""
         """Kept for the loop, which has its address."""
         self._raised: BaseException | None = None
@@ -183,16 +175,16 @@ class PlainCalls:
 
         Raises: ChildGone, when it closed in the middle of a frame.
         """
-        while (frame := self._reader.next()) is not None:
-            if not (frame.kind == frames.CALL and self._is_ready(frame.head) and self._give(frame)):
-                return frame
-            if self._serve_calls():
-                # What the loop has met isn't its own: not asked again, as it may say of a frame what `_is_ready` can't.
-                return self._reader.next()
-        return None
+        frame = self._reader.next()
+        if frame is None or frame.kind != frames.CALL or not self._is_ready(frame.head) or not self._give(frame):
+            return frame
+        self._serve_calls()
+        # What the loop has met isn't its own: not asked again, as it may say of a frame what `_is_ready` can't.
+        return self._reader.next()
 
     def _is_ready(self, head: bytes) -> bool:
-        function = self._by_target.get(_TARGET.unpack_from(head)) if len(head) >= _TARGET.size else None
+        target = call_head.target(head)
+        function = None if target is None else self._by_target.get(target)
         return function is not None and bool(function.ready)
 
     def _give(self, frame: frames.Frame) -> bool:
@@ -209,16 +201,16 @@ class PlainCalls:
         self._reader.put_back(behind)
         return False
 
-    def _serve_calls(self) -> bool:
+    def _serve_calls(self) -> None:
         """Let the loop answer calls until there is a frame that isn't its own, or no more comes."""
         event, library = self._event, self._library
         while True:
             event.calls = self._cache.calls
-            kind = library.skerry_loop_run(self._loop, event, _QUIET_MS if self._reader.had_large else 0)
+            kind = library.skerry_loop_run(self._loop, event, QUIET_MS if self._reader.had_large else 0)
             self._cache.calls = event.calls
             if kind in (library.EVENT_FRAME, library.EVENT_CLOSED):
                 self._reader.put_back(ffi.buffer(event.bytes, event.size)[:])
-                return True
+                return
             if kind == library.EVENT_QUIET:
                 self._reader.quieten()
             elif kind == library.EVENT_BROKEN:
@@ -232,8 +224,8 @@ class PlainCalls:
         try:
             event, sql = self._event, self._sql
             if sql is None:
-                self._entry, sql = self._begin(event)
-                self._sql = sql
+                self._take_over(event)
+                sql = self._sql = self._ends.sql(self._rights_of(event))
             answer = self._sql_answer = sql.execute(ffi.buffer(start, size)[:])
             event.sql_answer, event.sql_answer_size = ffi.from_buffer("uint8_t[]", answer), len(answer)
         except BaseException as error:
@@ -243,8 +235,11 @@ class PlainCalls:
 
     def _settle(self, status: int) -> int:
         try:
-            request, sql = self._event.request, self._sql
-            times = self._settled(request, sql, status)
+            event, sql = self._event, self._sql
+            if sql is None:
+                # Its guest has asked for none.
+                self._take_over(event)
+            times = self._settled(event, sql, status)
             if times:
                 self._sock.sendall(times)
         except BaseException as error:
@@ -253,33 +248,27 @@ class PlainCalls:
         self._sql, self._sql_answer = None, b""
         return 1
 
-    def _begin(self, event: Any) -> tuple[Entry, CallSql]:
-        """Return what the running call is of, and its SQL."""
+    def _take_over(self, event: Any) -> None:
+        """Speak for the call that the loop has started."""
         self._mark.take_over(event.request, event.started_ns)
         self._ends.steps.clear()
-        key = event.serial, event.index, ffi.buffer(event.method, event.method_size)[:]
-        rights = self._rights.get(key)
-        if rights is None:
-            if len(self._rights) >= _KEPT_RIGHTS:
-                self._rights.clear()
-            rights = self._rights[key] = self._find_rights(event.serial, event.index, key[2].decode("latin-1"))
-        return rights.entry, self._ends.sql(rights)
 
-    def _settled(self, request: int, sql: CallSql | None, status: int) -> bytes:
+    def _rights_of(self, event: Any) -> CallRights:
+        """Return what the call is of that the loop runs, and what it may do."""
+        key = event.serial, event.index, ffi.buffer(event.method, event.method_size)[:]
+        return self._rights.get(key) or self._rights.keep(
+            key, self._find_rights(event.serial, event.index, key[2].decode("latin-1"))
+        )
+
+    def _settled(self, event: Any, sql: CallSql | None, status: int) -> bytes:
         """Commit what the call wrote; return the frame with its times, if the front is to have it."""
         ends = self._ends
-        if sql is None:
-            # Its guest has asked for none.
-            event = self._event
-            self._mark.take_over(request, event.started_ns)
-            ends.steps.clear()
-            _, entry = self._functions[native.address(event.function)]
-        else:
-            entry = self._entry
+        if sql is not None:
             ends.settle(sql, status)
             if sql.denied:
-                ends.deny(request, sql)
-        return ends.times_if_slow(request, entry, status)
+                ends.deny(event.request, sql)
+        _, entry = self._functions[native.address(event.function)]
+        return ends.times_if_slow(event.request, entry, status)
 
     # What is left to Python
 
@@ -294,8 +283,9 @@ class PlainCalls:
             guest.program.give_up()
         if kind == library.EVENT_UNCLEAR:
             return
-        self._mark.take_over(request, event.started_ns)
         sql, raised = self._sql, self._raised
+        if sql is None:
+            self._take_over(event)
         self._sql, self._sql_answer, self._raised = None, b"", None
         if kind == library.EVENT_RETURNED:
             if sql is not None:
@@ -306,8 +296,6 @@ class PlainCalls:
             entry.used = self._cache.calls
             log = ffi.buffer(event.log, event.log_size)[:] if event.log_size else b""
             timed = event.function.sql == 1
-            if timed and sql is None:
-                self._ends.steps.clear()
             try:
                 if raised is not None:
                     raise raised
@@ -332,7 +320,7 @@ class PlainCalls:
         answer = ffi.buffer(event.out, event.out_size)[:] if event.out_size else b""
         method = "HEAD" if event.head_request else "GET"
         status, lines, body = guest.checked(answer, self._end(event), method, log)
-        times = self._settled(request, sql, status) if event.function.sql else b""
+        times = self._settled(event, sql, status) if event.function.sql else b""
         if log:
             frames.send(self._sock, request, frames.LOG, b"", log)
         frames.send(self._sock, request, status, lines, body, times)

@@ -24,6 +24,8 @@ UNSENDABLE: Final = "it has characters that no request can have"
 """What is said of a request with text that isn't a byte a character."""
 
 _START: Final = struct.Struct("<IHBBHH")
+_TARGET: Final = struct.Struct("<IH")
+"""How `_START` begins: the serial, and the function's index."""
 _LENGTHS: Final = struct.Struct(f"<{len(TEXTS)}I")
 BLOCK: Final = _START.size
 """Where the block begins in the head of a call that has no caller."""
@@ -124,6 +126,14 @@ def encode_head(
         len(method), len(path), len(query), len(lines), len(script), len(route), len(quoted), len(client)
     )
     return b"".join((start, lengths, first, query, b"\0", lines, last))
+
+
+def target(head: bytes) -> tuple[int, int] | None:
+    """Return the serial and the function's index of a head, without a look at the rest; None where it is too short."""
+    if len(head) < _TARGET.size:
+        return None
+    serial, function = _TARGET.unpack_from(head)
+    return serial, function
 
 
 def decode_head(head: bytes) -> CallHead:

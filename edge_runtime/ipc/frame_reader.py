@@ -11,6 +11,8 @@ from edge_runtime.ipc.frames import HEADER, HEADER_BYTES, ChildGone, Frame
 _unpack = HEADER.unpack_from
 _CHUNK: Final = 65_536
 """Bytes that are received at once."""
+QUIET_MS: Final = 1000
+"""Milliseconds without a frame after which what a large one took is given back."""
 
 
 class FrameReader:
@@ -97,10 +99,10 @@ class FrameReader:
             self._pending, self._at = (pending[at:] + got if have else got), 0
 
     def _comes(self) -> bool:
-        """Wait a second for something to come; return whether it does."""
+        """Wait for something to come, for `QUIET_MS` at most; return whether it does."""
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(1000))
+        return bool(poll.poll(QUIET_MS))
 
     def _fill(self, view: memoryview) -> None:
         while view:
