@@ -39,14 +39,6 @@ _decode_preload: Final = msgspec.json.Decoder(Preload).decode
 _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
 
 
-def prepare() -> None:
-    """Make what workers share, before they are forked.
-
-    Raises: WasmEdgeError, when WasmEdge refuses a part of what is built.
-    """
-    plain_calls.prepare()
-
-
 def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.ChildSettings) -> None:
     """Serve the front until it closes the socket."""
     try:

@@ -110,11 +110,20 @@ def _imports() -> dict[str, ModuleType]:
     Raises: any exception, when this machine isn't fit to run functions.
     """
     from edge_runtime import aot_cache
-    from edge_runtime.children import applier, checkpointer, compile_child, recovery, repeater, warmup, worker
+    from edge_runtime.children import (
+        applier,
+        checkpointer,
+        compile_child,
+        plain_calls,
+        recovery,
+        repeater,
+        warmup,
+        worker,
+    )
     from edge_runtime.guests import guest
 
     guest.prepare()
-    worker.prepare()
+    plain_calls.prepare()
     warmup.rehearse()
     # It is used later, when its file may be another version's.
     del recovery
