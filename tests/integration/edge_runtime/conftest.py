@@ -1,4 +1,5 @@
-"""What the tests of nodes share: the real control, of which a node is a user, and a node that has joined it."""
+"""What the tests of nodes share: the real control, of which a node is a user, and a node that has joined it;
+the fault points of nodes."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 
 from control.local.pki import Pki
 from tests.support.agents import Control, Edge, edge, joined, running_control
+from tests.support.programs import Faults
 
 
 @pytest.fixture
@@ -20,3 +22,11 @@ async def node(control: Control, tmp_path: Path) -> AsyncIterator[Edge]:
     await joined(control, tmp_path)
     async with edge(tmp_path) as running:
         yield running
+
+
+@pytest.fixture
+def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faults:
+    """The fault points of the processes of nodes that are started from here on."""
+    made = Faults(tmp_path / "faults")
+    monkeypatch.setenv("SKERRY_FAULTS", str(made.folder))
+    return made

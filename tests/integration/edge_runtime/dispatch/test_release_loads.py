@@ -13,10 +13,8 @@ from tests.support.programs import Faults
 
 
 async def test_a_half_of_the_workers_serves_while_the_other_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults = Faults(tmp_path / "faults")
-    monkeypatch.setenv("SKERRY_FAULTS", str(faults.folder))
     ordered: list[WorkerLink] = []
     load = Supervisor._load
 

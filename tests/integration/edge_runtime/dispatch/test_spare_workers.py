@@ -59,11 +59,7 @@ async def test_a_spare_worker_has_loaded_what_the_others_were_called_for(tmp_pat
                 os.kill(edge.front.processes.pid, signal.SIGCONT)
 
 
-async def test_the_status_names_a_spare_worker_once_it_has_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    faults = Faults(tmp_path / "faults")
-    monkeypatch.setenv("SKERRY_FAULTS", str(faults.folder))
+async def test_the_status_names_a_spare_worker_once_it_has_loaded(tmp_path: Path, faults: Faults) -> None:
 
     async def spares() -> list[int]:
         async with edge.http.get("/_skerry/status") as answer:
@@ -83,11 +79,7 @@ async def test_the_status_names_a_spare_worker_once_it_has_loaded(
         assert await spares() == sorted(edge.spares())
 
 
-async def test_a_spare_worker_in_the_middle_of_a_load_takes_a_place_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    faults = Faults(tmp_path / "faults")
-    monkeypatch.setenv("SKERRY_FAULTS", str(faults.folder))
+async def test_a_spare_worker_in_the_middle_of_a_load_takes_a_place_after_it(tmp_path: Path, faults: Faults) -> None:
     async with node(tmp_path / "state", workers=1) as edge:
         await edge.release({"echo": guest("echo"), "two": guest("echo")})
         await until(lambda: idle_spare(edge) is not None)
@@ -127,11 +119,7 @@ async def test_a_spare_worker_loads_those_that_are_called_most(tmp_path: Path, m
         assert not has(pid, local(edge, "more"))
 
 
-async def test_a_function_whose_load_ends_spare_workers_is_left_to_its_callers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    faults = Faults(tmp_path / "faults")
-    monkeypatch.setenv("SKERRY_FAULTS", str(faults.folder))
+async def test_a_function_whose_load_ends_spare_workers_is_left_to_its_callers(tmp_path: Path, faults: Faults) -> None:
     async with node(tmp_path / "state", workers=1) as edge:
         await edge.release({"echo": guest("echo")})
         await until(lambda: idle_spare(edge) is not None)

@@ -26,14 +26,6 @@ READ: Mapping[str, Any] = {"sql": "read"}
 WRITE: Mapping[str, Any] = {"sql": "write"}
 
 
-@pytest.fixture
-def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faults:
-    """The fault points of the node's processes."""
-    made = Faults(tmp_path / "faults")
-    monkeypatch.setenv("SKERRY_FAULTS", str(made.folder))
-    return made
-
-
 def functions(number: int) -> dict[str, Any]:
     return {"version": (version(number), READ), "slow": (guest("slow"), READ), "sql": (guest("sql"), WRITE)}
 
