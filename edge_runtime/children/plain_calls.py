@@ -255,7 +255,7 @@ class PlainCalls:
 
     def _rights_of(self, event: Any) -> CallRights:
         """Return what the call is of that the loop runs, and what it may do."""
-        key = event.serial, event.index, ffi.buffer(event.method, event.method_size)[:]
+        key = event.serial, event.index, _method(event)
         return self._rights.get(key) or self._rights.keep(
             key, self._find_rights(event.serial, event.index, key[2].decode("latin-1"))
         )
@@ -318,8 +318,7 @@ class PlainCalls:
         """
         request = event.request
         answer = ffi.buffer(event.out, event.out_size)[:] if event.out_size else b""
-        method = "HEAD" if event.head_request else "GET"
-        status, lines, body = guest.checked(answer, self._end(event), method, log)
+        status, lines, body = guest.checked(answer, self._end(event), _method(event).decode("latin-1"), log)
         times = self._settled(event, sql, status) if event.function.sql else b""
         if log:
             frames.send(self._sock, request, frames.LOG, b"", log)
@@ -336,6 +335,10 @@ def _guest(entry: Entry) -> PlainGuest:
     if not isinstance(runner, PlainGuest):
         raise RuntimeError(f"the loop of plain calls has run {entry.local.name}, no loaded plain function")
     return runner
+
+
+def _method(event: Any) -> bytes:
+    return bytes(ffi.buffer(event.method, event.method_size))
 
 
 def _pointer(address: int) -> Any:

@@ -23,9 +23,8 @@ static Ending complete(const Kept *kept, uint32_t status, const uint8_t *body, u
 
 /* The answer of a `direct` guest: status, size of the header lines, the lines, the body. */
 Ending answer_direct(Loop *loop, uint32_t start, uint32_t size, Answer *answer) {
-    Call *call = &loop->call;
-    uint64_t most = call->function->response_bytes;
-    const uint8_t *at = guest_bytes(call, start, size, &loop->setup.engine);
+    uint64_t most = loop->call.function->response_bytes;
+    const uint8_t *at = guest_bytes(loop, start, size);
     loop->event->out = at;
     loop->event->out_size = at ? size : 0;
     if (!at || size < 8 || size > most + loop->setup.head_limit) return UNCHECKED;

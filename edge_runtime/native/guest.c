@@ -36,7 +36,7 @@ static Ending call_direct(Loop *loop, const void *instance, Answer *answer) {
     uint32_t address = (uint32_t)out.value[0];
     event->address = address;
     event->length = size;
-    uint8_t *room = address ? guest_bytes(call, address, size, engine) : NULL;
+    uint8_t *room = address ? guest_bytes(loop, address, size) : NULL;
     if (!room) {
         call->stop = STOP_ROOM;
         return FAILED;

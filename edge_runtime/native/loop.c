@@ -100,8 +100,7 @@ static void begin(Loop *loop, Function *function, const Head *head, const Frame 
     mark_start(loop, frame->request);
     *loop->event = (Event){.request = frame->request, .function = function, .started_ns = call->started_ns,
                            .serial = head->serial, .index = head->function,
-                           .method = head->text[METHOD].at, .method_size = head->text[METHOD].size,
-                           .head_request = head->text[METHOD].size == 4 && !memcmp(head->text[METHOD].at, "HEAD", 4)};
+                           .method = head->text[METHOD].at, .method_size = head->text[METHOD].size};
 }
 
 /* Frees what large outputs took. */

@@ -20,10 +20,11 @@ uint32_t memory_pages(const Function *function, const Engine *engine) {
 
 /* Every place and length that a guest gives becomes an address of ours here, and nowhere else. Returns NULL where not
    all of these bytes are the guest's. `start` and `size` have 32 bits as the guest gave them, so their sum can't wrap. */
-uint8_t *guest_bytes(Call *call, uint64_t start, uint64_t size, const Engine *engine) {
+uint8_t *guest_bytes(Loop *loop, uint64_t start, uint64_t size) {
+    Call *call = &loop->call;
     if (start + size > call->memory_size) {
         /* The guest may have grown it. */
-        call->memory_size = (uint64_t)memory_pages(call->function, engine) * PAGE;
+        call->memory_size = (uint64_t)memory_pages(call->function, &loop->setup.engine) * PAGE;
         if (start + size > call->memory_size) return NULL;
     }
     return call->function->base + start;

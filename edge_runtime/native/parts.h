@@ -113,7 +113,7 @@ typedef uint32_t (*Invoke)(void *, const void *, const Value *, uint32_t, Value 
 extern Loop *skerry_loop; /* the process's only one, while it runs */
 
 /* memory.c */
-uint8_t *guest_bytes(Call *call, uint64_t start, uint64_t size, const Engine *engine);
+uint8_t *guest_bytes(Loop *loop, uint64_t start, uint64_t size);
 bool memory_clear(Function *function, const Engine *engine);
 uint32_t memory_pages(const Function *function, const Engine *engine);
 bool output_add(Output *output, const uint8_t *bytes, uint64_t size);

@@ -8,7 +8,7 @@
 uint32_t host_sql(Loop *loop, const Value *in, uint32_t *answer) {
     Event *event = loop->event;
     uint32_t size = arg(in, 1);
-    const uint8_t *request = guest_bytes(&loop->call, arg(in, 0), size, &loop->setup.engine);
+    const uint8_t *request = guest_bytes(loop, arg(in, 0), size);
     if (!loop->call.function->sql || !request) return stop(loop, STOP_FOREIGN);
     if (!loop->setup.ask(request, size)) return stop(loop, STOP_ASK);
     *answer = event->sql_answer_size;
@@ -20,7 +20,7 @@ uint32_t host_result(Loop *loop, const Value *in, uint32_t *answer) {
     Event *event = loop->event;
     (void)answer;
     if (!event->sql_answer) return stop(loop, STOP_FOREIGN);
-    uint8_t *to = guest_bytes(&loop->call, arg(in, 0), event->sql_answer_size, &loop->setup.engine);
+    uint8_t *to = guest_bytes(loop, arg(in, 0), event->sql_answer_size);
     if (!to) return stop(loop, STOP_FOREIGN);
     memcpy(to, event->sql_answer, event->sql_answer_size);
     event->sql_answer = NULL;

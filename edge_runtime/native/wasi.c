@@ -23,10 +23,6 @@ typedef struct {
 
 uint32_t arg(const Value *values, int position) { return (uint32_t)values[position].value[0]; }
 
-static uint8_t *place(Loop *loop, uint64_t start, uint64_t size) {
-    return guest_bytes(&loop->call, start, size, &loop->setup.engine);
-}
-
 uint32_t stop(Loop *loop, uint32_t why) {
     if (loop->call.stop == STOP_NONE) loop->call.stop = why;
     return ENDED;
@@ -58,7 +54,7 @@ static bool strings(Loop *loop, bool environment) {
 static uint32_t sizes(Loop *loop, const Value *in, uint32_t *answer, bool environment) {
     if (!strings(loop, environment)) return stop(loop, STOP_FOREIGN);
     const Strings *strings = environment ? &loop->environment : &loop->arguments;
-    uint8_t *count = place(loop, arg(in, 0), 4), *size = place(loop, arg(in, 1), 4);
+    uint8_t *count = guest_bytes(loop, arg(in, 0), 4), *size = guest_bytes(loop, arg(in, 1), 4);
     if (!count || !size) {
         *answer = FAULT;
         return 0;
@@ -72,8 +68,8 @@ static uint32_t get(Loop *loop, const Value *in, uint32_t *answer, bool environm
     if (!strings(loop, environment)) return stop(loop, STOP_FOREIGN);
     const Strings *strings = environment ? &loop->environment : &loop->arguments;
     if (!strings->count) return 0;
-    uint8_t *pointers = place(loop, arg(in, 0), (uint64_t)4 * strings->count);
-    uint8_t *bytes = place(loop, arg(in, 1), strings->size);
+    uint8_t *pointers = guest_bytes(loop, arg(in, 0), (uint64_t)4 * strings->count);
+    uint8_t *bytes = guest_bytes(loop, arg(in, 1), strings->size);
     if (!pointers || !bytes) {
         *answer = FAULT;
         return 0;
@@ -94,7 +90,7 @@ static uint32_t environ_get(Loop *loop, const Value *in, uint32_t *answer) { ret
 
 static uint32_t clock_value(Loop *loop, uint32_t clock, uint32_t start, uint64_t value) {
     if (clock >= CLOCKS) return INVAL;
-    uint8_t *to = place(loop, start, 8);
+    uint8_t *to = guest_bytes(loop, start, 8);
     if (!to) return FAULT;
     put64(to, value);
     return SUCCESS;
@@ -120,7 +116,7 @@ static uint32_t clock_time_get(Loop *loop, const Value *in, uint32_t *answer) {
 static uint32_t random_get(Loop *loop, const Value *in, uint32_t *answer) {
     uint32_t size = arg(in, 1);
     if (!size) return 0;
-    uint8_t *to = place(loop, arg(in, 0), size);
+    uint8_t *to = guest_bytes(loop, arg(in, 0), size);
     if (!to) {
         *answer = FAULT;
         return 0;
@@ -156,23 +152,23 @@ static uint32_t no_signals(Loop *loop, const Value *in, uint32_t *answer) {
 static uint32_t read_vectors(Loop *loop, uint32_t vectors, uint32_t count, uint32_t result) {
     Call *call = &loop->call;
     if (count > MOST_VECTORS) return INVAL;
-    if (!place(loop, vectors, (uint64_t)8 * count) || !place(loop, result, 4)) return FAULT;
+    if (!guest_bytes(loop, vectors, (uint64_t)8 * count) || !guest_bytes(loop, result, 4)) return FAULT;
     uint32_t position = call->body_at;
     for (uint32_t i = 0; i < count; i++) {
         /* Looked up anew each time: the guest may have put a vector where bytes are read to. */
-        const uint8_t *vector = place(loop, vectors + (uint64_t)8 * i, 8);
+        const uint8_t *vector = guest_bytes(loop, vectors + (uint64_t)8 * i, 8);
         uint32_t start, length, left = call->body.size - position;
         memcpy(&start, vector, 4);
         memcpy(&length, vector + 4, 4);
         if (length && !left) break;
         uint32_t piece = length < left ? length : left;
         if (!piece) continue;
-        uint8_t *to = place(loop, start, piece);
+        uint8_t *to = guest_bytes(loop, start, piece);
         if (!to) return FAULT;
         memcpy(to, call->body.at + position, piece);
         position += piece;
     }
-    put32(place(loop, result, 4), position - call->body_at);
+    put32(guest_bytes(loop, result, 4), position - call->body_at);
     call->body_at = position;
     return SUCCESS;
 }
@@ -203,14 +199,14 @@ static uint32_t fd_write(Loop *loop, const Value *in, uint32_t *answer) {
     *answer = INVAL;
     if (count > MOST_VECTORS) return 0;
     *answer = FAULT;
-    if (!place(loop, vectors, (uint64_t)8 * count) || !place(loop, result, 4)) return 0;
+    if (!guest_bytes(loop, vectors, (uint64_t)8 * count) || !guest_bytes(loop, result, 4)) return 0;
     for (uint32_t i = 0; i < count; i++) {
-        const uint8_t *vector = place(loop, vectors + (uint64_t)8 * i, 8);
+        const uint8_t *vector = guest_bytes(loop, vectors + (uint64_t)8 * i, 8);
         uint32_t start, length;
         memcpy(&start, vector, 4);
         memcpy(&length, vector + 4, 4);
         if (!length) continue;
-        const uint8_t *bytes = place(loop, start, length);
+        const uint8_t *bytes = guest_bytes(loop, start, length);
         if (!bytes) {
             /* The guest is told what was written before this vector; otherwise it would write that again. */
             if (!written) return 0;
@@ -225,7 +221,7 @@ static uint32_t fd_write(Loop *loop, const Value *in, uint32_t *answer) {
         }
         written += length;
     }
-    put32(place(loop, result, 4), (uint32_t)written);
+    put32(guest_bytes(loop, result, 4), (uint32_t)written);
     *answer = SUCCESS;
     return 0;
 }
@@ -241,7 +237,7 @@ static uint32_t fd_close(Loop *loop, const Value *in, uint32_t *answer) {
 static uint32_t fd_fdstat_get(Loop *loop, const Value *in, uint32_t *answer) {
     *answer = BADF;
     if (!is_open(loop, arg(in, 0))) return 0;
-    uint8_t *to = place(loop, arg(in, 1), 24);
+    uint8_t *to = guest_bytes(loop, arg(in, 1), 24);
     *answer = FAULT;
     if (!to) return 0;
     /* No kind of file (0): a libc takes it for no terminal. The rights are fd_read's or fd_write's. */

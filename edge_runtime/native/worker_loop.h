@@ -61,7 +61,6 @@ typedef struct {
     const uint8_t *bytes;   /* FRAME, CLOSED: what has been received and not used; RETURNED: the call's frame */
     uint64_t size;
     Function *function;
-    uint32_t head_request;  /* 1: the call's method is HEAD */
     uint32_t result;        /* FAILED: WasmEdge's, or 0 */
     uint32_t stop;          /* FAILED: why it was ended, one of the numbers below */
     uint32_t exit_code;

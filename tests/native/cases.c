@@ -24,23 +24,27 @@ static void places_of_a_guest(void) {
     fakes_reset();
     Fake *fake = &fakes[0];
     uint8_t *base = fake->memory.base;
-    Call call = {.function = &fake->function, .memory_size = PAGE};
-    CHECK(guest_bytes(&call, 0, 0, &fake_engine) == base);
-    CHECK(guest_bytes(&call, 0, PAGE, &fake_engine) == base);
-    CHECK(guest_bytes(&call, PAGE - 1, 1, &fake_engine) == base + PAGE - 1);
-    CHECK(guest_bytes(&call, PAGE, 0, &fake_engine) == base + PAGE);
+    Setup setup = {.socket = -1, .engine = fake_engine};
+    Loop *loop = skerry_loop_new(&setup);
+    CHECK(loop);
+    loop->call = (Call){.function = &fake->function, .memory_size = PAGE};
+    CHECK(guest_bytes(loop, 0, 0) == base);
+    CHECK(guest_bytes(loop, 0, PAGE) == base);
+    CHECK(guest_bytes(loop, PAGE - 1, 1) == base + PAGE - 1);
+    CHECK(guest_bytes(loop, PAGE, 0) == base + PAGE);
     static const uint32_t OUTSIDE[][2] = {
         {PAGE, 1}, {PAGE - 1, 2}, {0, PAGE + 1}, {PAGE + 1, 0}, {0xFFFFFFFF, 0}, {0xFFFFFFFF, 1}, {1, 0xFFFFFFFF},
         {0xFFFFFFFF, 0xFFFFFFFF}, {0x80000000, 0x80000000}, {0xFFFF0001, 0xFFFF}, {3 * PAGE - 1, 2},
     };
     for (size_t i = 0; i < sizeof OUTSIDE / sizeof *OUTSIDE; i++) {
-        CHECK(!guest_bytes(&call, OUTSIDE[i][0], OUTSIDE[i][1], &fake_engine));
-        CHECK(call.memory_size == PAGE);
+        CHECK(!guest_bytes(loop, OUTSIDE[i][0], OUTSIDE[i][1]));
+        CHECK(loop->call.memory_size == PAGE);
     }
     /* What the guest has grown is its own at once, and no more than that. */
     fake->memory.pages = 2;
-    CHECK(guest_bytes(&call, PAGE, PAGE, &fake_engine) == base + PAGE && call.memory_size == 2 * PAGE);
-    CHECK(!guest_bytes(&call, PAGE, PAGE + 1, &fake_engine));
+    CHECK(guest_bytes(loop, PAGE, PAGE) == base + PAGE && loop->call.memory_size == 2 * PAGE);
+    CHECK(!guest_bytes(loop, PAGE, PAGE + 1));
+    skerry_loop_free(loop);
     fake_renew(fake);
 }
 
