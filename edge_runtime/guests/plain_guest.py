@@ -3,24 +3,14 @@ answer."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from edge_runtime.guests.abi import head
+from edge_runtime.guests.abi import head, wagi
 from edge_runtime.guests.abi.head import CheckedResponse, Head
 from edge_runtime.guests.host_functions import FAILURES, Guest
 from edge_runtime.guests.invocation import CallServices, GuestFault, Request, Response
 from edge_runtime.guests.wasi import Exit, OutputTooLarge, exit_code
 from edge_runtime.wasmedge import failed
-
-_VARIABLES: Final = frozenset(
-    (
-        *("GATEWAY_INTERFACE", "SERVER_SOFTWARE", "SERVER_PROTOCOL", "SERVER_NAME", "SERVER_PORT", "REQUEST_METHOD"),
-        *("SCRIPT_NAME", "PATH_INFO", "PATH_TRANSLATED", "AUTH_TYPE", "REMOTE_USER", "QUERY_STRING", "REMOTE_ADDR"),
-        *("REMOTE_HOST", "SKERRY_FUNCTION", "X_MATCHED_ROUTE", "X_RAW_PATH_INFO", "X_FULL_URL", "HTTPS"),
-        *("CONTENT_TYPE", "CONTENT_LENGTH"),
-    )
-)
-_PREFIXES: Final = ("HTTP_", "PATH_PARAM_")
 
 
 class CallEnd(NamedTuple):
@@ -60,7 +50,7 @@ class PlainGuest(Guest):
     def plain_settings(self) -> bytes | None:
         """Return the settings as environment variables, each ended by NUL; None where one would replace a variable of
         a request."""
-        if any(name in _VARIABLES or name.startswith(_PREFIXES) for name in self.settings):
+        if any(map(wagi.is_of_request, self.settings)):
             return None
         strings = [f"{name}={value}".encode() for name, value in self.settings.items()]
         if any(b"\0" in string for string in strings):

@@ -6,6 +6,7 @@ Text here is latin-1: each code point below 256 stands for one byte.
 import functools
 import re
 from collections.abc import Mapping
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from edge_runtime.guests.abi.head import (
@@ -27,6 +28,17 @@ SOFTWARE = "skerry"
 
 # The request
 
+REQUEST_VARIABLES: Final = frozenset(
+    (
+        *("GATEWAY_INTERFACE", "SERVER_SOFTWARE", "SERVER_PROTOCOL", "SERVER_NAME", "SERVER_PORT", "REQUEST_METHOD"),
+        *("SCRIPT_NAME", "PATH_INFO", "PATH_TRANSLATED", "AUTH_TYPE", "REMOTE_USER", "QUERY_STRING", "REMOTE_ADDR"),
+        *("REMOTE_HOST", "SKERRY_FUNCTION", "X_MATCHED_ROUTE", "X_RAW_PATH_INFO", "X_FULL_URL", "HTTPS"),
+        *("CONTENT_TYPE", "CONTENT_LENGTH"),
+    )
+)
+"""All that `environment` may make of a request, but those of its other headers and of its parameters."""
+_HEADER: Final = "HTTP_"
+_PARAMETER: Final = "PATH_PARAM_"
 _VARIABLE = re.compile(r"[A-Za-z0-9-]+")
 _APART = {"content-type": "CONTENT_TYPE", "content-length": "", "proxy": "", "transfer-encoding": "", "connection": ""}
 """Headers that don't become HTTP_…, with their own variable, or empty where they get none. `Proxy` would become
@@ -40,7 +52,7 @@ def _variable(name: str) -> str:
     if not _VARIABLE.fullmatch(name):
         return ""
     apart = _APART.get(name.lower())
-    return "HTTP_" + name.upper().replace("-", "_") if apart is None else apart
+    return _HEADER + name.upper().replace("-", "_") if apart is None else apart
 
 
 def arguments(request: Request, function: str) -> list[str]:
@@ -48,6 +60,11 @@ def arguments(request: Request, function: str) -> list[str]:
     NUL in them is refused by `environment`."""
     script = request.script or f"/functions/{function}"
     return [script + request.path, *filter(None, request.query.split("&"))]
+
+
+def is_of_request(name: str) -> bool:
+    """Whether a request may have a variable of this name."""
+    return name in REQUEST_VARIABLES or name.startswith((_HEADER, _PARAMETER))
 
 
 def environment(request: Request, function: str, settings: Mapping[str, str]) -> list[str]:
@@ -96,7 +113,7 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
     if request.scheme == "https":
         variables["HTTPS"] = "on"
     for name, value in request.params:
-        variables[f"PATH_PARAM_{name.upper()}"] = value
+        variables[_PARAMETER + name.upper()] = value
     for name, value in settings.items():
         variables[name] = value.encode().decode("latin-1")
     strings = [f"{name}={value}" for name, value in variables.items()]

@@ -67,6 +67,15 @@ def test_the_environment_of_a_request():
     }
 
 
+def test_which_variables_a_request_may_have():
+    """A function whose settings replace one of them has its calls run by Python."""
+    headers = [("host", "a"), ("content-type", "a/b"), ("x-y", "1")]
+    found = environment(Request("GET", headers=headers, body=b"x", scheme="https", params=[("id", "7")]))
+    assert set(found) - {"HTTP_HOST", "HTTP_X_Y", "PATH_PARAM_ID"} == wagi.REQUEST_VARIABLES
+    assert all(map(wagi.is_of_request, found))
+    assert not any(map(wagi.is_of_request, ["GREETING", "HTTPX", "PATH_PARAM", "https"]))
+
+
 @pytest.mark.parametrize(
     ("request_", "length"),
     [
