@@ -107,7 +107,7 @@ def recorded(services: ServerUrls, pki: Pki, tmp_path_factory: pytest.TempPathFa
 async def _record(services: ServerUrls, pki: Pki, folder: Path) -> Recorded:
     root = folder / "node"
     root.mkdir()
-    recorder = power.Recorder(root, folder / "log", await asyncio.to_thread(power.library, folder))
+    recorder = power.Recorder(root, folder / "log", await asyncio.to_thread(power.shared_library))
     database_url = await services.fresh_database()
     bucket_url = await fresh_bucket(services.artifacts_url)
     try:

@@ -1,6 +1,7 @@
 """Builds guests from their sources, each once for its contents: C and Zig by the `ziglang` wheel, text by wasmtime's.
 
-`guest("echo")` is the bytes of tests/guests/echo.c or echo.wat, `example("hello")` those of examples/hello.
+`guest("echo")` is the bytes of tests/guests/echo.c or echo.wat, `example("hello")` those of examples/hello. `native` is
+for what tests and benchmarks have in C beside guests: it runs on this machine itself.
 Run as a program (`just guests`), builds all examples into their folders, and the Extism kernel.
 """
 
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from wasmtime import wat2wasm
@@ -54,18 +56,27 @@ def build(source: Path) -> bytes:
     command = _COMMANDS[source.suffix] + (_DIRECT if b'"skerry_direct.h"' in text else [])
     if b'"extism_host.h"' in text:
         command = [*command, "-mexec-model=reactor"]
-    headers = sorted([*HEADERS.glob("*.h"), *HERE.glob("*.h")])
-    recipe = [text, *[header.read_bytes() for header in headers], " ".join(command).encode()]
+    return _made(source, command, ".wasm", sorted([*HEADERS.glob("*.h"), *HERE.glob("*.h")])).read_bytes()
+
+
+def native(source: Path, *flags: str) -> Path:
+    """The file that Zig's C compiler makes of a source for this machine, from the cache as those of `build`."""
+    return _made(source, ["cc", *flags])
+
+
+def _made(source: Path, command: list[str], suffix: str = "", headers: Sequence[Path] = ()) -> Path:
+    """The file that the command makes of a source: a new one for other contents, headers, arguments or compilers."""
+    recipe = [*[path.read_bytes() for path in (source, *headers)], " ".join(command).encode()]
     recipe.append(importlib.metadata.version("ziglang").encode())
     digest = hashlib.sha256(b"\0".join(recipe)).hexdigest()
-    built = CACHE / f"{digest}.wasm"
+    built = CACHE / f"{digest}{suffix}"
     if not built.exists():
-        built.parent.mkdir(parents=True, exist_ok=True)
+        CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            made = Path(folder) / "made.wasm"
+            made = Path(folder) / f"made{suffix}"
             _zig([*command, str(source)], made)
             made.rename(built)
-    return built.read_bytes()
+    return built
 
 
 def _zig(command: list[str], made: Path) -> None:

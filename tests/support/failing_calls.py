@@ -4,21 +4,14 @@ Processes started by exec with `FailingCalls.environment`, and all that they for
 a rule is made; a fence doesn't keep them from it. The test's own process is never concerned.
 """
 
-import hashlib
-import importlib.metadata
 import mmap
-import os
 import struct
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.guests.build import CACHE
+from tests.guests.build import native
 
 SOURCE: Final = Path(__file__).with_name("failing_calls.c")
-_COMMAND: Final = ["cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
 _RULE: Final = struct.Struct("=16s64siIQQQQ")
 _RULES: Final = 63
 _FIRST: Final = 128
@@ -31,23 +24,7 @@ SHORT: Final = -1
 
 def library() -> Path:
     """The shared library to be preloaded, built once for its source."""
-    recipe = SOURCE.read_bytes() + " ".join(_COMMAND).encode() + importlib.metadata.version("ziglang").encode()
-    built = CACHE / f"{hashlib.sha256(recipe).hexdigest()}.so"
-    if not built.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            made = Path(folder) / "made.so"
-            cache = {"ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"), "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig-local")}
-            ran = subprocess.run(
-                [sys.executable, "-m", "ziglang", *_COMMAND, "-o", str(made), str(SOURCE)],
-                env={**os.environ, **cache},
-                cwd=folder,
-                capture_output=True,
-                text=True,
-            )
-            assert ran.returncode == 0, ran.stderr
-            made.rename(built)
-    return built
+    return native(SOURCE, "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 class Rule:

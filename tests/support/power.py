@@ -8,14 +8,12 @@ none, some, or some sectors of some, and of each folder's unsynced names a part.
 import os
 import random
 import struct
-import subprocess
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.guests.build import CACHE
+from tests.guests.build import native
 
 SECTOR: Final = 512
 """Bytes that a disk writes whole or not at all."""
@@ -35,15 +33,9 @@ class Record(NamedTuple):
     data: bytes
 
 
-def library(folder: Path) -> Path:
-    """Build the library that records, in `folder`."""
-    path = folder / "recorded_writes.so"
-    command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-O1", "-o", str(path), str(SOURCE)]
-    # With the compiler's own files where they are kept from run to run.
-    cache = {"ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"), "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig-local")}
-    ran = subprocess.run(command, env={**os.environ, **cache}, cwd=folder, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    return path
+def shared_library() -> Path:
+    """The library that records, built once for its source."""
+    return native(SOURCE, "-shared", "-fPIC", "-O1")
 
 
 @dataclass(frozen=True)
