@@ -1,6 +1,5 @@
 """Builds the C library of edge_runtime/native, and the outer module that its loop runs in, for scripts/compile."""
 
-import hashlib
 import json
 import os
 import platform
@@ -63,9 +62,7 @@ def main(root: Path) -> None:
         folder.mkdir()
         build_library(sources, folder / library.LIBRARY)
         build_outer(folder / library.OUTER)
-        made = {each: (folder / each).read_bytes() for each in (library.LIBRARY, library.OUTER)}
-        stamp = {each: hashlib.sha256(content).hexdigest() for each, content in made.items()}
-        (folder / library.STAMP).write_text(json.dumps({**stamp, "sources": library.sources(sources)}))
+        (folder / library.STAMP).write_text(json.dumps(library.stamp_of(folder, sources)))
         # A process that runs has the old one mapped: a new file, not new bytes in it.
         shutil.rmtree(built, ignore_errors=True)
         shutil.copytree(folder, built)

@@ -40,6 +40,12 @@ def sources(folder: Path = FOLDER) -> str:
     return found.hexdigest()
 
 
+def stamp_of(built: Path, folder: Path = FOLDER) -> dict[str, str]:
+    """Return what the stamp says of files that were built from the sources in `folder`. Raises: OSError."""
+    made = {name: hashlib.sha256((built / name).read_bytes()).hexdigest() for name in (LIBRARY, OUTER)}
+    return {**made, "sources": sources(folder)}
+
+
 @functools.cache
 def unfit() -> Unusable | None:
     """Return why what is built can't be used, without loading it; None if it can."""
@@ -47,13 +53,16 @@ def unfit() -> Unusable | None:
         return Unusable("SKERRY_EDGE_PURE is set", stale=False)
     try:
         stamp = json.loads((BUILT / STAMP).read_bytes())
-        made = {name: hashlib.sha256((BUILT / name).read_bytes()).hexdigest() for name in (LIBRARY, OUTER)}
+        found = stamp_of(BUILT)
     except FileNotFoundError:
         return Unusable("it isn't built; `just compile` builds it", stale=BUILT.exists())
     except (OSError, ValueError) as error:
         return Unusable(f"what is built can't be read, {error}; `just compile` builds it anew")
-    if stamp != {**made, "sources": sources()}:
+    if not isinstance(stamp, dict) or stamp.get("sources") != found["sources"]:
         return Unusable("it is built from other sources than are here; `just compile` builds it anew")
+    for name in (LIBRARY, OUTER):
+        if stamp.get(name) != found[name]:
+            return Unusable(f"its file {name} isn't the one that was built; `just compile` builds it anew")
     return None
 
 

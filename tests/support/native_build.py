@@ -1,6 +1,5 @@
 """The C library with its own tests (tests/native), built by Zig's compiler or by clang."""
 
-import hashlib
 import json
 import os
 import platform
@@ -49,9 +48,7 @@ def sanitized(folder: Path) -> dict[str, str]:
         *_COMMON, *CHECKS, "-fno-sanitize=function", "-shared-libasan", "-shared", "-fPIC", *_library(), "-o", made
     )  # fmt: skip
     shutil.copyfile(library.BUILT / library.OUTER, folder / library.OUTER)
-    built = (library.LIBRARY, library.OUTER)
-    stamp = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in built}
-    (folder / library.STAMP).write_text(json.dumps({**stamp, "sources": library.sources()}))
+    (folder / library.STAMP).write_text(json.dumps(library.stamp_of(folder)))
     runtime = clang(f"-print-file-name=libclang_rt.asan-{platform.machine()}.so").strip()
     # What guests' traps are made of is WasmEdge's, and Python frees little at its end.
     options = "detect_leaks=0:handle_segv=0:handle_sigbus=0:handle_sigfpe=0:allow_user_segv_handler=1"

@@ -52,7 +52,7 @@ def test_a_damaged_file_is_not_loaded(built: Path, name: str) -> None:
     content = bytearray((built / name).read_bytes())
     content[3] ^= 1
     (built / name).write_bytes(content)
-    assert why() == (f"it is built from other sources than are here; {ANEW}", True)
+    assert why() == (f"its file {name} isn't the one that was built; {ANEW}", True)
 
 
 @pytest.mark.parametrize("change", ["changed", "added", "removed", "renamed"])
