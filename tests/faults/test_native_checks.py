@@ -26,7 +26,7 @@ FUZZ_RUNS = 2_000_000
     "tests",
     [
         "native/test_generated_in_c.py", "native/test_wasi_in_c.py", "native/test_environment_in_c.py",
-        "native/test_same_as_python.py", "children/test_plain_calls.py",
+        "native/test_same_as_python.py", "children/test_plain_calls.py", "children/test_sql_in_c.py",
     ],
 )  # fmt: skip
 def test_the_loops_tests_pass_with_asan_and_ubsan(tmp_path: Path, tests: str) -> None:

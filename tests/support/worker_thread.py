@@ -56,9 +56,7 @@ class WorkerThread:
         self._reader = FrameReader(sock)
         self._request = 0
 
-    def frame(
-        self, name: str, body: bytes = b"", *, claimable: bool = True, kind: int = frames.CALL, **head: Any
-    ) -> bytes:
+    def frame(self, name: str, body: bytes = b"", *, claimable: bool = True, **head: Any) -> bytes:
         """A call's frame, which is claimable from now on; `head` are arguments of `encode_head`."""
         self._request += 1
         if claimable:

@@ -1,6 +1,7 @@
 """SQL of the plain calls that the C library runs: one transaction a call, with the ends that a call in Python has."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import orjson
 import pytest
@@ -77,8 +78,18 @@ def run_by_c(run: WorkerThread, name: str) -> None:
     raise AssertionError(f"Python runs {name}")
 
 
+@contextmanager
+def all_by_c(run: WorkerThread, name: str) -> Iterator[None]:
+    """See that C runs all calls of a function that the block makes. What they have added is deleted afterwards."""
+    run_by_c(run, name)
+    before = len(run.ran)
+    yield
+    assert len(run.ran) == before
+    rows(run)
+
+
 def rows(run: WorkerThread) -> object:
-    """What the tables hold, by a call of its own; and nothing else from then on."""
+    """What the tables hold, by a call of its own; what calls have added is deleted then."""
     query = sql("SELECT (SELECT group_concat(id || name) FROM items), (SELECT count(*) FROM parts)")
     found = orjson.loads(run.call("write", query, path="/sql").body)["rows"]
     for undo in ("DELETE FROM parts", "DELETE FROM items WHERE id > 3"):
@@ -137,48 +148,35 @@ def test_a_call_ends_as_in_python(
 
 
 def test_statements_of_a_call_are_asked_by_c(in_c: WorkerThread) -> None:
-    run_by_c(in_c, "lines")
-    before = len(in_c.ran)
-    for number in range(10, 20):
-        said = in_c.call("lines", sql("INSERT INTO items VALUES (?, ?, 1)", number, str(number)))
-        assert orjson.loads(said.body)["changes"] == 1
-    assert orjson.loads(in_c.call("lines", sql("SELECT count(*) FROM items")).body)["rows"] == [[13]]
-    assert len(in_c.ran) == before
-    rows(in_c)
+    with all_by_c(in_c, "lines"):
+        for number in range(10, 20):
+            said = in_c.call("lines", sql("INSERT INTO items VALUES (?, ?, 1)", number, str(number)))
+            assert orjson.loads(said.body)["changes"] == 1
+        assert orjson.loads(in_c.call("lines", sql("SELECT count(*) FROM items")).body)["rows"] == [[13]]
 
 
 def test_a_call_of_another_release_is_dispatched_again(in_c: WorkerThread) -> None:
-    run_by_c(in_c, "write")
-    before = len(in_c.ran)
-    with database.connect(in_c.folder / "libsql.db") as other:
-        other.rows(load("write_release"), ("r2", 2, str(GENERATION + 1), "now"))
-        assert [in_c.call("write", INSERT, path="/sql").kind for _ in range(2)] == [frames.STALE] * 2
-        other.rows(load("write_release"), ("r", 1, str(GENERATION), "now"))
-    assert in_c.call("write", INSERT, path="/sql").kind == 200
-    assert len(in_c.ran) == before
-    rows(in_c)
+    with all_by_c(in_c, "write"):
+        with database.connect(in_c.folder / "libsql.db") as other:
+            other.rows(load("write_release"), ("r2", 2, str(GENERATION + 1), "now"))
+            assert [in_c.call("write", INSERT, path="/sql").kind for _ in range(2)] == [frames.STALE] * 2
+            other.rows(load("write_release"), ("r", 1, str(GENERATION), "now"))
+        assert in_c.call("write", INSERT, path="/sql").kind == 200
 
 
 def test_a_call_that_would_write_while_a_release_is_applied_waits_for_it(in_c: WorkerThread) -> None:
-    run_by_c(in_c, "write")
-    before = len(in_c.ran)
-    progress_page.set_applying(in_c.words, 0, True)
-    assert in_c.call("write", INSERT, path="/sql").kind == frames.HELD
-    assert orjson.loads(in_c.call("write", sql("SELECT 1"), path="/sql").body)["rows"] == [[1]]
-    progress_page.set_applying(in_c.words, 0, False)
-    assert in_c.call("write", INSERT, path="/sql").kind == 200
-    assert len(in_c.ran) == before
-    rows(in_c)
+    with all_by_c(in_c, "write"):
+        progress_page.set_applying(in_c.words, 0, True)
+        assert in_c.call("write", INSERT, path="/sql").kind == frames.HELD
+        assert orjson.loads(in_c.call("write", sql("SELECT 1"), path="/sql").body)["rows"] == [[1]]
+        progress_page.set_applying(in_c.words, 0, False)
+        assert in_c.call("write", INSERT, path="/sql").kind == 200
 
 
 def test_a_call_sees_what_others_wrote_before_it(in_c: WorkerThread) -> None:
     """So the transaction of the call before has ended."""
-    run_by_c(in_c, "read")
-    before = len(in_c.ran)
-    with database.connect(in_c.folder / "libsql.db") as other:
+    with all_by_c(in_c, "read"), database.connect(in_c.folder / "libsql.db") as other:
         for number in range(10, 15):
             other.rows("INSERT INTO items VALUES (?, ?, 1)", (number, str(number)))
             found = orjson.loads(in_c.call("read", sql("SELECT max(id) FROM items"), path="/sql").body)["rows"]
             assert found == [[number]]
-    assert len(in_c.ran) == before
-    rows(in_c)
