@@ -68,6 +68,11 @@ class Name:
         self.value: CData = self._string[0]
 
 
+def address(pointer: CData) -> int:
+    """Return the number of a C pointer."""
+    return int(ffi.cast("uintptr_t", pointer))
+
+
 def check(result: int) -> None:
     """Raise the error that a result stands for. 0 is success, and 1 an end that a host function asked for.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
-from edge_runtime.wasmedge.handles import Handle, Name
+from edge_runtime.wasmedge.handles import Handle, Name, address
 
 Signature = tuple[str, str]
 """Types of the parameters and of the result, a letter each: `i` for i32, `I` for i64, as in ("iIi", "i"). There is one
@@ -65,7 +65,7 @@ class HostModule(Handle):
         )
         called, data = callback, ffi.NULL
         if self._replace is not None:
-            function_address, data_address = self._replace(name, int(ffi.cast("uintptr_t", callback)))
+            function_address, data_address = self._replace(name, address(callback))
             called, data = ffi.cast("HostFunction", function_address), ffi.cast("void *", data_address)
         instance = library.WasmEdge_FunctionInstanceCreate(function_type, called, data, 0)
         library.WasmEdge_FunctionTypeDelete(function_type)

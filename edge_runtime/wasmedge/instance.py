@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, Self
 
 from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
 from edge_runtime.wasmedge.errors import LinkError, Unsafe, WasmEdgeError, failure
-from edge_runtime.wasmedge.handles import Handle, Name, check, message
+from edge_runtime.wasmedge.handles import Handle, Name, address, check, message
 from edge_runtime.wasmedge.host import HostModule, Signature, take_raised, unclaimed, value_types
 from edge_runtime.wasmedge.memory import Memory, ReservedMemories
 from edge_runtime.wasmedge.memory_imports import MODULE
@@ -91,8 +91,7 @@ class EntryPoint:
         # The library may move a value as 16 bytes at once, so a value must lie on a multiple of 16.
         buffer = ffi.new("uint8_t[]", size * len(letters) + 16)
         self._buffers.append(buffer)
-        address = int(ffi.cast("uintptr_t", buffer))
-        aligned = ffi.cast("uint32_t *", (address + 15) & ~15)
+        aligned = ffi.cast("uint32_t *", (address(buffer) + 15) & ~15)
         for position, letter in enumerate(letters):
             ffi.buffer(aligned + position * VALUE_WORDS, size)[16:24] = ffi.buffer(value_types(letter))[:8]
         return aligned
@@ -281,9 +280,9 @@ class Program:
         if reserved is None or len(reserved.memories) > 1:
             return None
         memory, (pages, most) = reserved.memories[0], self._limits[0]
-        executor, store, module = map(_address, self._linked())
+        executor, store, module = map(address, self._linked())
         return Loan(
-            executor, store, module, _address(memory.pointer), _address(memory.base), pages, most, self._initializes
+            executor, store, module, address(memory.pointer), address(memory.base), pages, most, self._initializes
         )
 
     @staticmethod
@@ -302,10 +301,6 @@ class Program:
         self.give_up()
         self._executor.close()
         self._module.close()
-
-
-def _address(pointer: CData) -> int:
-    return int(ffi.cast("uintptr_t", pointer))
 
 
 def failed(result: int) -> WasmEdgeError:

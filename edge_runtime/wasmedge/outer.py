@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_runtime.wasmedge.declarations import ffi, library
-from edge_runtime.wasmedge.handles import Name, check
+from edge_runtime.wasmedge.handles import Name, address, check
 from edge_runtime.wasmedge.host import HostModule, value_types
 from edge_runtime.wasmedge.instance import Executor, ImportStore
 from edge_runtime.wasmedge.module import Config, Module
@@ -16,14 +16,13 @@ from edge_runtime.wasmedge.module import Config, Module
 NAME: Final = "skerry: outer"
 """The module of the import, whose function is `loop`."""
 
-ENGINE: Final = {
+_ENGINE: Final = {
     "instantiate": "WasmEdge_ExecutorInstantiate",
     "invoke": "WasmEdge_ExecutorInvoke",
     "delete_instance": "WasmEdge_ModuleInstanceDelete",
     "find_function": "WasmEdge_ModuleInstanceFindFunction",
     "memory_pages": "WasmEdge_MemoryInstanceGetPageSize",
 }
-"""WasmEdge's functions that run guests."""
 
 
 class OuterModule:
@@ -44,22 +43,18 @@ class OuterModule:
         name = Name("run")
         function = library.WasmEdge_ModuleInstanceFindFunction(instance[0], name.value)
         self._kept = (config, host, module, executor, store, instance, name)
-        self.executor = _address(executor.pointer)
-        self.function = _address(function)
+        self.executor = address(executor.pointer)
+        self.function = address(function)
 
 
 def engine() -> dict[str, int]:
-    """Return the addresses of the functions of `ENGINE`."""
-    return {field: _address(ffi.addressof(library, name)) for field, name in ENGINE.items()}
+    """Return the addresses of WasmEdge's functions that run guests."""
+    return {field: address(ffi.addressof(library, name)) for field, name in _ENGINE.items()}
 
 
 def value_type(letter: str) -> bytes:
     """Return WasmEdge's eight bytes for a type, as in a `Signature`."""
     return bytes(ffi.buffer(value_types(letter))[:8])
-
-
-def _address(pointer: object) -> int:
-    return int(ffi.cast("uintptr_t", pointer))
 
 
 def _never() -> None:
