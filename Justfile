@@ -59,7 +59,7 @@ test-console *ARGS: setup
 toolchains: setup
     @scripts/toolchains
 
-# build those parts of the edge runtime that run faster as machine code, the front's modules (by mypyc): under 3 minutes
+# build those parts of the edge runtime that run faster as machine code, modules of the front and the workers' loop: under 3 minutes
 compile: setup
     @scripts/compile
 
