@@ -20,6 +20,7 @@ from mypyc.build import mypycify
 from setuptools import setup
 
 from edge_runtime.built.compiled_modules import STAMP, SUFFIX
+from scripts.compile_native import CACHES
 
 MODULES = (
     "edge_runtime.dispatch.breaker",
@@ -88,6 +89,7 @@ def compile_by_zig() -> None:
     # Debian's headers of Python include a part that lies beside them.
     os.environ["CC"] = f"{zig} -idirafter /usr/include"
     os.environ["LDSHARED"] = f"{zig} -shared"
+    os.environ |= CACHES
 
 
 def main(folder: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Final
 from edge_runtime.native import library
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-CACHE: Final = ROOT / ".skerry" / "native"
+CACHES: Final = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), f"{ROOT}/.skerry/compile/zig")
+"""Variables of the environment that say where Zig keeps what it has compiled."""
 TARGET: Final = f"{platform.machine()}-linux-gnu.2.34"
 WARNINGS: Final = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Wundef", "-Wvla", "-Werror")
 FLAGS: Final = ("-std=c11", "-O2", "-fPIC", "-fno-sanitize=all", "-fstack-protector-strong", *WARNINGS)
@@ -33,9 +34,8 @@ def zig(*arguments: str | Path) -> None:
 
     Raises: CalledProcessError, when it fails; it has said why.
     """
-    cache = {"ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"), "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig-local")}
     command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
-    subprocess.run(command, env={**os.environ, **cache}, check=True)  # noqa: S603
+    subprocess.run(command, env={**os.environ, **CACHES}, check=True)  # noqa: S603
 
 
 def build_library(sources: Path, made: Path, target: str = TARGET) -> None:
@@ -54,18 +54,17 @@ def build_outer(made: Path) -> None:
 
 def main(root: Path) -> None:
     """Build both for the checkout or archive at `root`, and put them in place."""
-    CACHE.mkdir(parents=True, exist_ok=True)
     sources = root / library.FOLDER.relative_to(ROOT)
     built = root / library.BUILT.relative_to(ROOT)
-    with tempfile.TemporaryDirectory(dir=CACHE) as name:
-        folder = Path(name, "built")
+    with tempfile.TemporaryDirectory(dir=built.parent, prefix=".making-") as made:
+        folder = Path(made, "built")
         folder.mkdir()
         build_library(sources, folder / library.LIBRARY)
         build_outer(folder / library.OUTER)
         (folder / library.STAMP).write_text(json.dumps(library.stamp_of(folder, sources)))
         # A process that runs has the old one mapped: a new file, not new bytes in it.
         shutil.rmtree(built, ignore_errors=True)
-        shutil.copytree(folder, built)
+        folder.rename(built)
 
 
 if __name__ == "__main__":

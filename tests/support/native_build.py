@@ -24,7 +24,6 @@ def _library() -> list[Path]:
 
 def c_tests(made: Path, target: str) -> None:
     """Build the tests with the library, linked with all that they need, by Zig's compiler."""
-    compile_native.CACHE.mkdir(parents=True, exist_ok=True)
     static = ["-static"] if "musl" in target else []
     flags = ["-std=c11", "-O1", "-g", *static, f"-I{library.FOLDER}", *_STRICT, "-Wno-missing-field-initializers"]
     compile_native.zig("cc", "-target", target, *flags, *sorted(SOURCES.glob("*.c")), *_library(), "-o", made)
