@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,13 @@ class BothWays:
 
 @contextmanager
 def both_ways(
-    folder: Path, functions: Mapping[str, tuple[bytes, Mapping[str, Any]]], *, eager: bool = False
+    folder: Path,
+    functions: Mapping[str, tuple[bytes, Mapping[str, Any]]],
+    *,
+    eager: bool = False,
+    schema: Sequence[str] = (),
 ) -> Iterator[BothWays]:
-    """Run both workers, with these modules and manifests, until the block ends; for `eager` see `worker`."""
+    """Run both workers, with these modules and manifests, until the block ends; for the rest see `worker`."""
     (folder / "aot").mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as own, contextlib.ExitStack() as running:
         workers = []
@@ -40,5 +44,5 @@ def both_ways(
             place = Path(own, "c" if in_c else "python")
             place.mkdir()
             (place / "aot").symlink_to(folder / "aot")
-            workers.append(running.enter_context(worker(place, functions, in_c=in_c, eager=eager)))
+            workers.append(running.enter_context(worker(place, functions, in_c=in_c, eager=eager, schema=schema)))
         yield BothWays(*workers)

@@ -21,8 +21,8 @@ _MOST_ARGUMENTS = 9
 _HEAD, _PROGRAM, _RECORDS = 64, PAGE, 3 * PAGE
 
 
-def _dispatch() -> str:
-    """A function for each import that takes its arguments from the step, and one that chooses among them."""
+def _dispatch() -> tuple[str, str]:
+    """The imports, and a function for each that takes its arguments from the step, and one that chooses among them."""
     imports, bodies, choice = [], [], "(i32.const 0)"
     for number, name in enumerate(NAMES):
         parameters, results = SIGNATURES[name]
@@ -42,19 +42,20 @@ def _dispatch() -> str:
             f"(if (result i32) (i32.eq (local.get 0) (i32.const {number})) "
             f"(then (call ${name} (local.get 1))) (else {choice}))"
         )
-    return "\n".join([*imports, *bodies, f"(func $call (param i32 i32) (result i32) {choice})"])
+    bodies.append(f"(func $call (param i32 i32) (result i32) {choice})")
+    return "\n".join(imports), "\n".join(bodies)
 
 
 @functools.cache
 def program() -> bytes:
     """The module."""
-    imports, _, functions = _dispatch().partition("(func $args_get ")
+    imports, functions = _dispatch()
     return wat(f"""(module {imports}
   (memory (export "memory") 5)
   (global $at (mut i32) (i32.const {_PROGRAM}))
   (global $record (mut i32) (i32.const {_RECORDS}))
   (data (i32.const {_HEAD}) "content-type: application/x\\n\\n")
-  (func $args_get {functions}
+  {functions}
   (func $next (result i32)
     (global.set $at (i32.add (global.get $at) (i32.const 4)))
     (i32.load (i32.sub (global.get $at) (i32.const 4))))

@@ -1,7 +1,6 @@
 """Plain calls in C: what the library runs by itself, what it gives back, and that both ways of a call are the same."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -9,7 +8,8 @@ from control.manifest_fields import HttpGrant
 from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.native import library
 from tests.guests.build import guest, wat
-from tests.support.worker_thread import WorkerThread, worker
+from tests.support.both_ways import BothWays, both_ways
+from tests.support.worker_thread import WorkerThread
 
 pytestmark = pytest.mark.skipif(bool(library.unusable()), reason=f"the C library isn't used: {library.unusable()}")
 
@@ -40,14 +40,14 @@ FUNCTIONS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("plain")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BothWays]:
+    with both_ways(tmp_path_factory.mktemp("plain"), FUNCTIONS) as run:
+        yield run
 
 
-@pytest.fixture(scope="module")
-def in_c(folder: Path) -> Iterator[WorkerThread]:
-    with worker(folder, FUNCTIONS, in_c=True) as made:
-        yield made
+@pytest.fixture
+def in_c(both: BothWays) -> WorkerThread:
+    return both.in_c
 
 
 def ran_in_python(run: WorkerThread, name: str, body: bytes = b"", **head: object) -> bool:
@@ -167,9 +167,8 @@ CALLS = [
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call[0]} {call[1].get('path', '')}")
-def test_both_say_the_same(in_c: WorkerThread, folder: Path, call: tuple[str, dict[str, object], bytes]) -> None:
+def test_both_say_the_same(both: BothWays, call: tuple[str, dict[str, object], bytes]) -> None:
     name, head, body = call
-    with worker(folder, FUNCTIONS, in_c=False) as python:
-        expected = python.call(name, body, **head)  # type: ignore[arg-type]
-    assert [in_c.call(name, body, **head) for _ in range(3)] == [expected] * 3  # type: ignore[arg-type]
+    expected = both.in_python.call(name, body, **head)  # type: ignore[arg-type]
+    assert [both.in_c.call(name, body, **head) for _ in range(3)] == [expected] * 3  # type: ignore[arg-type]
     assert expected.kind >= frames.FIRST_STATUS or expected.kind == frames.FAULT

@@ -11,7 +11,8 @@ from edge_runtime.native import library
 from edge_runtime.sql import database
 from edge_runtime.sql.queries import load
 from tests.guests.build import guest, wat
-from tests.support.worker_thread import GENERATION, Said, WorkerThread, worker
+from tests.support.both_ways import BothWays, both_ways
+from tests.support.worker_thread import GENERATION, Said, WorkerThread
 
 pytestmark = pytest.mark.skipif(bool(library.unusable()), reason=f"the C library isn't used: {library.unusable()}")
 
@@ -52,15 +53,14 @@ FUNCTIONS = {
 
 
 @pytest.fixture(scope="module")
-def in_c(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerThread]:
-    with worker(tmp_path_factory.mktemp("c"), FUNCTIONS, in_c=True, schema=SCHEMA) as made:
-        yield made
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BothWays]:
+    with both_ways(tmp_path_factory.mktemp("sql"), FUNCTIONS, schema=SCHEMA) as run:
+        yield run
 
 
-@pytest.fixture(scope="module")
-def in_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerThread]:
-    with worker(tmp_path_factory.mktemp("python"), FUNCTIONS, in_c=False, schema=SCHEMA) as made:
-        yield made
+@pytest.fixture
+def in_c(both: BothWays) -> WorkerThread:
+    return both.in_c
 
 
 def sql(text: str, *params: object) -> bytes:
@@ -131,11 +131,9 @@ CALLS = [
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call[0]} {call[1]} {call[2][:60]!r}")
-def test_a_call_ends_as_in_python(
-    in_c: WorkerThread, in_python: WorkerThread, call: tuple[str, dict[str, object], bytes]
-) -> None:
+def test_a_call_ends_as_in_python(both: BothWays, call: tuple[str, dict[str, object], bytes]) -> None:
     name, head, body = call
-    run_by_c(in_c, name)
+    run_by_c(both.in_c, name)
 
     def said(run: WorkerThread) -> tuple[Said, object, object]:
         found = run.call(name, body, **head)
@@ -144,7 +142,7 @@ def test_a_call_ends_as_in_python(
         steps = [step.kind for step in call_times.decode(found.times).steps] if failed else []
         return found._replace(times=b""), steps, rows(run)
 
-    assert [said(in_c) for _ in range(2)] == [said(in_python)] * 2
+    assert [said(both.in_c) for _ in range(2)] == [said(both.in_python)] * 2
 
 
 def test_statements_of_a_call_are_asked_by_c(in_c: WorkerThread) -> None:
