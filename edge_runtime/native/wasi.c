@@ -43,17 +43,18 @@ uint64_t now_ns(void) {
 
 /* Arguments and environment, which are made when they are first asked for. */
 
-static bool strings(Loop *loop, bool environment) {
-    Call *call = &loop->call;
+static const Strings *made_strings(Loop *loop, bool environment) {
+    const Call *call = &loop->call;
     Strings *strings = environment ? &loop->environment : &loop->arguments;
-    if (strings->made) return true;
-    if (environment) return environment_make(strings, call->head, call->function, call->body.size);
-    return arguments_make(strings, call->head, call->function);
+    if (strings->made) return strings;
+    bool made = environment ? environment_make(strings, call->head, call->function, call->body.size)
+                            : arguments_make(strings, call->head, call->function);
+    return made ? strings : NULL;
 }
 
 static uint32_t sizes(Loop *loop, const Value *in, uint32_t *answer, bool environment) {
-    if (!strings(loop, environment)) return stop(loop, STOP_FOREIGN);
-    const Strings *strings = environment ? &loop->environment : &loop->arguments;
+    const Strings *strings = made_strings(loop, environment);
+    if (!strings) return stop(loop, STOP_FOREIGN);
     uint8_t *count = guest_bytes(loop, arg(in, 0), 4), *size = guest_bytes(loop, arg(in, 1), 4);
     if (!count || !size) {
         *answer = FAULT;
@@ -65,8 +66,8 @@ static uint32_t sizes(Loop *loop, const Value *in, uint32_t *answer, bool enviro
 }
 
 static uint32_t get(Loop *loop, const Value *in, uint32_t *answer, bool environment) {
-    if (!strings(loop, environment)) return stop(loop, STOP_FOREIGN);
-    const Strings *strings = environment ? &loop->environment : &loop->arguments;
+    const Strings *strings = made_strings(loop, environment);
+    if (!strings) return stop(loop, STOP_FOREIGN);
     if (!strings->count) return 0;
     uint8_t *pointers = guest_bytes(loop, arg(in, 0), (uint64_t)4 * strings->count);
     uint8_t *bytes = guest_bytes(loop, arg(in, 1), strings->size);
@@ -286,8 +287,9 @@ static const struct {
     {"fd_readdir", no_folder}, {"fd_prestat_dir_name", no_folder},
     {"path_open", no_folder}, {"path_filestat_get", no_folder},
     {"fd_prestat_get", no_more_folders}, {"sock_accept", no_socket},
+    {"sock_recv", no_socket}, {"sock_send", no_socket},
+    {"sock_shutdown", no_socket},
     {"sql", host_sql}, {"result", host_result},
-    {"sock_recv", no_socket}, {"sock_send", no_socket}, {"sock_shutdown", no_socket},
 };
 
 static uint32_t call_hook(void *data, const void *frame, const Value *in, Value *out) {

@@ -13,7 +13,8 @@ typedef struct {
 /* A function that is loaded. What its fields point to is the caller's, and must outlive `ready`. */
 typedef struct {
     uint32_t ready;       /* 1: the loop may call it */
-    uint32_t foreign;     /* set by the loop, whose guest asked for what the loop hasn't: calls to be run elsewhere first */
+    uint32_t foreign;     /* calls to be run by the caller before it is ready again: set by the loop, for the caller to
+                             count down, where the guest has asked for what the loop hasn't */
     uint32_t wagi;        /* 1: WAGI, 0: `direct` */
     uint32_t initializes; /* 1: `_initialize` is called before anything else */
     void *executor, *store, *module, *memory;
