@@ -9,7 +9,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FILE = "control/commit.txt"
-COMPILED = "edge_runtime/built/front"
+COMPILED = ("edge_runtime/built/front", "edge_runtime/native/built")
 
 
 class WheelCommit(BuildHookInterface):  # type: ignore[type-arg]
@@ -17,7 +17,8 @@ class WheelCommit(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add the file to what is built, unless that is this folder itself, or is filled in already."""
-        if version == "standard" and self.target_name == "wheel" and Path(self.root, COMPILED).is_dir():
+        compiled = any(Path(self.root, folder).is_dir() for folder in COMPILED)
+        if version == "standard" and self.target_name == "wheel" and compiled:
             build_data |= {"pure_python": False, "infer_tag": True}
         if version == "editable" or "$" not in (Path(self.root) / FILE).read_text(encoding="utf-8"):
             return

@@ -82,6 +82,12 @@ def test_the_wheel_has_the_sql_and_finds_it_there(wheel, tmp_path):
         assert (found.folder / ".gitignore").exists()
 
 
+def test_a_wheel_with_machine_code_says_which_machine_it_is_for(wheel):
+    with ZipFile(wheel) as archive:
+        code = [name for name in archive.namelist() if name.endswith(".so")]
+    assert wheel.name.endswith("-none-any.whl") == (code == [])
+
+
 def install(wheel: Path, folder: Path, packages: set[str]) -> Path:
     """A virtual environment with the wheel and, as symbolic links to our own copies, `packages`; its programs."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
