@@ -1,7 +1,6 @@
 """Programs of either version, told apart by the Python that has the version, and what is done with them."""
 
 import asyncio
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import orjson
 
 from tests.guests.version import version
 from tests.support import deploy
+from tests.support.environment import without_settings
 from tests.support.live import viewing
 from tests.support.programs import DEADLINE, EdgeProgram, until
 from tests.support.replica import Replica
@@ -22,10 +22,9 @@ CHANGES = "CREATE TABLE generation (number INTEGER NOT NULL); INSERT INTO genera
 
 async def ran(python: str, module: str, *arguments: str | Path, **environment: str) -> bytes:
     """What a command of a version prints; it must succeed."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
     process = await asyncio.create_subprocess_exec(
         *(python, "-m", module, *map(str, arguments)),
-        env={**kept, **environment},
+        env={**without_settings(), **environment},
         # What `-m` finds in the present folder would come before the version's own.
         cwd="/",
         stdin=asyncio.subprocess.DEVNULL,

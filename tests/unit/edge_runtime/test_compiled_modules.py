@@ -16,6 +16,7 @@ from edge_runtime.built import parts
 from edge_runtime.built.compiled_modules import FRONT, SETTING, STAMP, SUFFIX, BuiltPart, CompiledModules
 from scripts.compile_front import MODULES, path_of, sources
 from tests.support.built_parts import needs_compiled
+from tests.support.environment import without_settings
 
 ROOT = Path(__file__).parents[3]
 
@@ -143,10 +144,13 @@ print(json.dumps([FRONT.part(), [module.__spec__.origin for module in modules]])
 
 def look(root: Path, **environ: str) -> tuple[list[object], list[str]]:
     """How the front runs in a folder, and the files that its modules say they are from."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
     command = [sys.executable, "-P", "-c", LOOK, *MODULES]
     done = subprocess.run(
-        command, env=kept | {"PYTHONPATH": str(root)} | environ, capture_output=True, text=True, check=True
+        command,
+        env=without_settings() | {"PYTHONPATH": str(root)} | environ,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     part, files = json.loads(done.stdout)
     return part, files
