@@ -91,7 +91,7 @@ class CompiledModules:
         if suffix != SUFFIX:
             return f"it is built for another Python ({suffix}, and this one has {SUFFIX}); {_CURE} anew"
         if modules != self._files.keys():
-            return f"of what was built there isn't all, or more; {_CURE} anew"
+            return f"files of what was built are missing, or there are others beside them; {_CURE} anew"
         for name, expected in sources.items():
             try:
                 with open(f"{self._root}/{name}", "rb") as file:
