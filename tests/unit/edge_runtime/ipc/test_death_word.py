@@ -125,9 +125,14 @@ async def test_one_that_has_ended_before_or_is_forgotten_is_not_told_of(page: in
 async def test_where_the_kernel_cannot_wait_for_many_words_nothing_is_told(
     page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[int] = []
     # No system call has this number, as on a kernel before 5.16.
     monkeypatch.setattr(death_word, "_FUTEX_WAITV", 4095)
     async with watching(page) as watch, child(page, 0) as process:
         watch._thread.join(LIMIT)
         assert not watch._thread.is_alive()
-        watch.watch(0, process.pid, lambda: None)
+        watch.watch(0, process.pid, lambda: told.append(process.pid))
+        process.kill()
+        await process.wait()
+    await asyncio.sleep(0)
+    assert told == []
