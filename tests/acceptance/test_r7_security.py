@@ -227,10 +227,11 @@ async def test_r7_3_every_node_has_a_credential_of_its_own(replica: Replica, met
     # 256 bits, of which a hash is kept.
     for credential in credentials:
         assert re.fullmatch(r"[A-Za-z0-9_-]{43}", secret_of(credential))
-    kept = {row["node_id"]: row["secret_hash"] for row in await metadata.fetch("SELECT * FROM credentials")}
-    assert {str(id): hashed for id, hashed in kept.items()} == {
-        node.id: tokens.hash_secret(secret_of(node.credential)) for node in nodes
-    }
+    # A join that was asked for twice ends the credential of its first answer.
+    rows = await metadata.fetch("SELECT node_id, secret_hash FROM credentials WHERE revoked_at IS NULL")
+    assert sorted((str(row["node_id"]), row["secret_hash"]) for row in rows) == sorted(
+        (node.id, tokens.hash_secret(secret_of(node.credential))) for node in nodes
+    )
     # Each is that node's and no other's.
     await deploy.push(replica, "show", version(1), sql="read")
     await deploy.release(replica, functions={"show": 1})

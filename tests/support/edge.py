@@ -15,6 +15,7 @@ import msgspec
 
 from control import wire
 from control.manifest_fields import Manifest, manifest_digest
+from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.errors import CODES
 from edge_runtime.front import Front
 from edge_runtime.ipc import frames
@@ -120,6 +121,10 @@ class Node:
     def spares(self) -> set[int]:
         """Process ids of those that are ready to."""
         return {link.child.pid for link in self.front.pool.links if link.usable and link.spare}
+
+    def busy(self) -> list[WorkerLink]:
+        """Those that have calls or orders, without the spare ones, which load functions in advance."""
+        return [link for link in self.front.pool.links if link.jobs and not link.spare]
 
 
 @contextlib.asynccontextmanager

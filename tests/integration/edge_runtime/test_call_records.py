@@ -227,8 +227,8 @@ async def test_the_log_of_a_call_whose_worker_dies_is_kept(edge: Node) -> None:
     assert orjson.loads(body)["code"] == "worker_crashed"
     assert (await lines(edge, call=headers["x-request-id"], kind="log"))[0]["message"] == "before the overflow"
     waiting = asyncio.create_task(edge.call("slow", headers={"X-Request-Id": "killed"}))
-    await until(lambda: any(link.jobs and not link.spare for link in edge.front.pool.links))
-    link = next(link for link in edge.front.pool.links if link.jobs and not link.spare)
+    await until(edge.busy)
+    link = edge.busy()[0]
     await until(lambda: link.seen().request == link.jobs[0].id)
     await until(lambda: progress_page.log(link._page, link.child.slot) == b"waits\n")
     os.kill(link.child.pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
 """What the front of a node maps, and what the zygote has imported before it forks."""
 
-import re
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +40,11 @@ zygote._imports()
 print(*sys.modules)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    lines = re.findall(r"^ +from (edge_runtime[.\w]*) import (.+)$", Path(zygote.__file__).read_text(), re.MULTILINE)
-    found = {f"{package}.{name}" for package, names in lines for name in names.split(", ")}
+    parts = [
+        part for part in ast.walk(ast.parse(Path(zygote.__file__).read_text())) if isinstance(part, ast.FunctionDef)
+    ]
+    later = [line for part in parts for line in ast.walk(part) if isinstance(line, ast.ImportFrom)]
+    found = {f"{line.module}.{name.name}" for line in later for name in line.names}
     assert "edge_runtime.children.recovery" in found
     assert found <= set(ran.stdout.split())
     assert not PARSERS & set(ran.stdout.split())

@@ -21,6 +21,10 @@ TOKEN = {"SKERRY_JOIN_TOKEN": "skj_00000000-0000-0000-0000-000000000000_" + "a" 
 AS_NOBODY = """
 import os, sys
 if not os.geteuid():
+    # Where this tree lies may be closed to another user, as root's home is: its own folder is open all the same.
+    here = os.getcwd()
+    sys.path[:] = [(path or here).replace(here, "/proc/self/cwd", 1) for path in sys.path]
+    sys.executable = sys.executable.replace(here, "/proc/self/cwd", 1)
     os.setgid(65534)
     os.setuid(65534)
 from edge_runtime.cli.main import main as skerry_edge

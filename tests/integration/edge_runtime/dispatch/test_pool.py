@@ -76,7 +76,7 @@ async def test_a_manifest_says_how_many_workers_a_function_may_have(tmp_path: Pa
         await calm(edge)
         for name, workers in (("one", 1), ("two", 2), ("all", 3)):
             calls = [submit(edge, name, b"ms=100") for _ in range(5)]
-            assert sum(bool(link.jobs and not link.spare) for link in edge.front.pool.links) == workers
+            assert len(edge.busy()) == workers
             for outcome in await asyncio.gather(*calls):
                 assert isinstance(outcome, Answer), outcome
 
@@ -114,7 +114,7 @@ async def test_calls_behind_one_that_turns_out_long_go_elsewhere(
         assert not looping.done()
         assert edge.front.pool.deaths == 0
         # The looping one's worker has what was taken back in its socket: it skips that, and is as good as any.
-        (busy,) = [link for link in edge.front.pool.links if link.jobs and not link.spare]
+        (busy,) = edge.busy()
         assert len(busy.jobs) == 1
         busy.child.kill()
         outcome = await looping
@@ -261,7 +261,7 @@ async def test_workers_killed_from_outside_are_not_the_functions_fault(tmp_path:
             await until(edge.workers)
             await calm(edge)
             running = submit(edge, "slow", b"ms=5000")
-            (link,) = [link for link in edge.front.pool.links if link.jobs and not link.spare]
+            (link,) = edge.busy()
             await until(lambda link=link: link.seen().request == link.jobs[0].id)
             link.child.kill()
             outcome = await running

@@ -291,7 +291,7 @@ async def kill_in_commit(edge: Node, failing: FailingCalls) -> None:
     late = failing.delay("fsync", f"{FILE}-wal", 60.0, times=1)
     writing = asyncio.ensure_future(write(edge))
     await until(lambda: late.concerned > 0)
-    (busy,) = [link for link in edge.front.pool.links if link.jobs and not link.spare]
+    (busy,) = edge.busy()
     os.kill(busy.child.pid, signal.SIGKILL)
     assert await writing == (502, "commit_unknown")
 

@@ -71,7 +71,7 @@ async def lines(edge: Node, name: str, *asked: str) -> tuple[int, list[Any]]:
 
 def states(edge: Node) -> set[int]:
     """How far the calls have come that workers run."""
-    return {link.seen().state for link in edge.front.pool.links if link.jobs and not link.spare}
+    return {link.seen().state for link in edge.busy()}
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ async def test_a_release_waits_for_no_worker_in_the_middle_of_a_long_call(tmp_pa
         await edge.release(functions(1, held.url), FIRST)
         calling = asyncio.ensure_future(lines(edge, "reads", held.request()))
         await held.reached()
-        (busy,) = (link for link in edge.front.pool.links if link.jobs and not link.spare)
+        (busy,) = edge.busy()
         crew = edge.front.supervisor
         async with asyncio.timeout(60):
             second = await crew.load(again(edge, 2), {}, {})
@@ -206,11 +206,7 @@ async def test_a_writer_that_comes_too_late_gives_its_worker_back(tmp_path: Path
         releasing = asyncio.ensure_future(edge.release(functions(2, held.url), schema(2)))
         await until((faults / "edge.apply.after.held").exists)
         held.open.set()
-        await until(
-            lambda: (
-                edge.front.pool.waiting == 1 and not any(link.jobs and not link.spare for link in edge.front.pool.links)
-            )
-        )
+        await until(lambda: edge.front.pool.waiting == 1 and not edge.busy())
         assert await numbers(edge) == (1, 1, 1)
         (faults / "edge.apply.after.held").unlink()
         release, answers = await writing

@@ -153,7 +153,7 @@ async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1, queue_limit=3) as edge:
         # The first one stays until the others are in the queue, and the one that is refused has come.
         running = [asyncio.ensure_future(edge.call("slow?sleep=4000", SLOW))]
-        await until(lambda: any(link.jobs and not link.spare for link in edge.front.pool.links))
+        await until(edge.busy)
         running += [asyncio.ensure_future(edge.call("slow?sleep=5", SLOW)) for _ in range(3)]
         await until(lambda: edge.front.pool.waiting == 3)
         status, headers, body = await edge.call("echo")
@@ -164,7 +164,7 @@ async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
 async def test_a_call_waits_only_so_long(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1, queue_wait=0.3) as edge:
         running = asyncio.ensure_future(edge.call("slow?sleep=4000", SLOW))
-        await until(lambda: any(link.jobs and not link.spare for link in edge.front.pool.links))
+        await until(edge.busy)
         assert await edge.problem("echo") == (503, "queue_timeout")
         assert (await running)[0] == 200
 
@@ -186,7 +186,7 @@ async def test_first_come_first_served(tmp_path: Path) -> None:
             order.append(number)
 
         first = asyncio.ensure_future(edge.call("slow?sleep=4000", SLOW))
-        await until(lambda: any(link.jobs and not link.spare for link in edge.front.pool.links))
+        await until(edge.busy)
         tasks = []
         for number in range(10):
             tasks.append(asyncio.ensure_future(one(number)))
@@ -201,7 +201,7 @@ async def test_first_come_first_served(tmp_path: Path) -> None:
 async def test_a_client_that_goes_leaves_the_queue(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1) as edge:
         running = asyncio.ensure_future(edge.call("slow?sleep=6000", SLOW))
-        await until(lambda: any(link.jobs and not link.spare for link in edge.front.pool.links))
+        await until(edge.busy)
         async with raw(edge) as leaving:
             await leaving.send(post("/functions/echo", b"x"))
             await until(lambda: edge.front.pool.waiting == 1)
@@ -224,7 +224,7 @@ async def test_an_abandoned_call_is_ended_only_where_others_wait(
         (pid,) = edge.workers()
         async with raw(edge) as leaving:
             await leaving.send(post("/functions/loop"))
-            await until(lambda: any(link.jobs and not link.spare for link in edge.front.pool.links))
+            await until(edge.busy)
         await asyncio.sleep(0.3)
         assert edge.workers() == {pid}
         # Someone else needs the worker now.
