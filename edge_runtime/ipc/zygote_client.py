@@ -78,13 +78,16 @@ class Child:
 
         Raises: ChildGone, when the child ends first; TimeoutError, when `limit` seconds have passed.
         """
-        loop = asyncio.get_running_loop()
         async with asyncio.timeout(limit):
-            try:
-                await loop.sock_sendall(self.sock, frames.pack_json(0, kind, value))
-                return await self.answer()
-            except OSError as error:
-                raise frames.ChildGone(str(error)) from None
+            await self.tell(kind, value)
+            return await self.answer()
+
+    async def tell(self, kind: int, value: Any) -> None:
+        """Send a frame that has no answer. Raises: ChildGone."""
+        try:
+            await asyncio.get_running_loop().sock_sendall(self.sock, frames.pack_json(0, kind, value))
+        except OSError as error:
+            raise frames.ChildGone(str(error)) from None
 
     async def answer(self, limit: float | None = None) -> frames.Frame:
         """Wait for the next frame. Raises: ChildGone; TimeoutError, when `limit` seconds have passed."""

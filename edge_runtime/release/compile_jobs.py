@@ -55,8 +55,10 @@ class CompileJobs:
         self._artifacts = artifacts
         self._folder = folder
         self._processes = processes
-        self.early = EarlyChild(processes, "compiler")
+        self.early = EarlyChild(processes, "compiler", self._rehearse)
         """The child of the next job that is waited for, where it was begun before."""
+        self._folders: dict[Child, Path] = {}
+        """The folders of children that were begun and have no job yet."""
         self._limit = limit
         self._turns = asyncio.Semaphore(processors())
         """Bounds the jobs that are waited for and run at the same time. Background jobs come one after the other
@@ -127,32 +129,44 @@ class CompileJobs:
 
     async def _child(self, sha256: str, level: int, background: bool) -> AotFile:
         """Raises: NotBorn, ChildGone, SyncFailed."""
-        try:
-            work = await asyncio.to_thread(make_work_folder, self._folder)
-        except OSError as error:
-            raise _unwritten(sha256, error) from None
-        try:
-            if background:
-                child = await self._processes.birth("compiler", background=True)
-            else:
-                child = await self.early.take()
-        except BaseException:
-            _remove(work)
-            raise
-        try:
-            with contextlib.closing(child):
+        if background:
+            child = await self._processes.birth("compiler", background=True)
+        else:
+            child = await self.early.take()
+        with contextlib.closing(child):
+            work = self._folders.pop(child, None)
+            if work is None:
+                try:
+                    work = await asyncio.to_thread(make_work_folder, self._folder)
+                except OSError as error:
+                    raise _unwritten(sha256, error) from None
+            try:
                 return await self._ask(child, work, sha256, level, background)
-        finally:
-            # Not before the child's end, as it may still write there.
-            child.exited.add_done_callback(lambda _: _remove(work))
+            finally:
+                # Not before the child's end, as it may still write there.
+                child.exited.add_done_callback(functools.partial(_remove, work))
+
+    async def _rehearse(self, child: Child) -> None:
+        """Give a child that has no job yet its folder, and have it rehearse."""
+
+        def ended(_: asyncio.Future[int | None]) -> None:
+            if (left := self._folders.pop(child, None)) is not None:
+                _remove(left)
+
+        # Whoever takes the child meets the same, and tells it.
+        with contextlib.suppress(OSError, frames.ChildGone):
+            work = self._folders[child] = await asyncio.to_thread(make_work_folder, self._folder)
+            child.exited.add_done_callback(ended)
+            await child.tell(frames.REHEARSE, compiler_messages.Rehearse(str(work)))
 
     async def _ask(self, child: Child, work: Path, sha256: str, level: int, background: bool) -> AotFile:
         limit = BEST_LIMIT if background else self._limit
-        path = self._artifacts / f"{sha256}.wasm"
         try:
-            reply = await child.ask(
-                frames.COMPILE, compiler_messages.Compile(str(path), sha256, str(work), level), limit
-            )
+            await asyncio.to_thread(_copy, self._artifacts / f"{sha256}.wasm", work)
+        except OSError as error:
+            raise _unwritten(sha256, error) from None
+        try:
+            reply = await child.ask(frames.COMPILE, compiler_messages.Compile(sha256, str(work), level), limit)
         except TimeoutError:
             text = f"artifact {sha256} wasn't compiled after {limit:g} s (compile_limit)"
             raise SyncFailed("compile_timeout", text) from None
@@ -189,7 +203,20 @@ class CompileJobs:
         return None
 
 
-def _remove(work: Path) -> None:
+def _copy(artifact: Path, work: Path) -> None:
+    """Put an artifact into the folder of its compilation: its compiler can open no other one.
+
+    Raises: SyncFailed, when the artifact can't be read; OSError, when the copy can't be written.
+    """
+    try:
+        source = artifact.open("rb")
+    except OSError as error:
+        raise SyncFailed("artifact_lost", f"{artifact} can't be read: {error}") from None
+    with source, (work / compiler_messages.ARTIFACT).open("xb") as copy:
+        shutil.copyfileobj(source, copy)
+
+
+def _remove(work: Path, _: object = None) -> None:
     """Remove a work folder, in a thread, as a disk that hangs must not hold up the loop. What stays is removed at the
     next start."""
     asyncio.get_running_loop().run_in_executor(None, functools.partial(shutil.rmtree, work, ignore_errors=True))

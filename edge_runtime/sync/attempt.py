@@ -21,6 +21,9 @@ RENEW_CAP = 20.0
 """Seconds between two messages at most by which a longer sync says that it is running: the node's heartbeat then."""
 RENEW_AGAIN = 2.0
 """Seconds until that is tried again, if control couldn't be told."""
+EXPECT_AFTER = 0.01
+"""Seconds until processes are started that are needed once functions are compiled: what compiles needs the processors
+first."""
 STEP_SHOWN = 64
 """Characters of a step and of how far it has come, as the messages have room for."""
 
@@ -154,14 +157,17 @@ class SyncAttempt:
             self._end("fetch")
 
             self._begin("compile")
-            self._runtime.expect(loads=bool(new))
-            functions = await self._compiler.functions(
-                [
-                    frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
-                    for f in plan.functions
-                ],
-                {f.name for f in served if f.aot},
-            )
+            later = asyncio.get_running_loop().call_later(EXPECT_AFTER, lambda: self._runtime.expect(loads=bool(new)))
+            try:
+                functions = await self._compiler.functions(
+                    [
+                        frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
+                        for f in plan.functions
+                    ],
+                    {f.name for f in served if f.aot},
+                )
+            finally:
+                later.cancel()
             self._end("compile")
 
             if plan.schema_changes:

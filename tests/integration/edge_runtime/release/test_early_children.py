@@ -114,6 +114,43 @@ async def test_a_release_is_made_by_the_processes_that_were_begun(edge: Node, bo
         await child.exited
 
 
+def works(edge: Node) -> list[Path]:
+    return list(edge.state.aot.glob(f"{aot_cache.TEMPORARY}*"))
+
+
+async def test_a_compiler_that_was_begun_rehearses_and_leaves_nothing(edge: Node, born: list[Child]) -> None:
+    compiler = edge.front.compiler
+    compiler.expect()
+    # What compiles has LLVM's threads, which no other child has.
+    await until(lambda: born and len(list(Path(f"/proc/{born[0].pid}/task").iterdir())) > 1)
+    assert len(works(edge)) == 1
+    compiler.dismiss()
+    await until(lambda: not works(edge))
+    # And where it is taken, its folder is its job's.
+    compiler.expect()
+    await until(lambda: len(born) == 2 and works(edge))
+    await edge.release({"version": (version(1), {})})
+    # It, and what tries and applies.
+    assert len(born) == 4
+    await until(lambda: not works(edge))
+
+
+async def test_one_that_cannot_rehearse_is_told_of_by_its_job(
+    edge: Node, born: list[Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compile_jobs, "make_work_folder", full)
+        edge.front.compiler.expect()
+        with pytest.raises(SyncFailed, match="No space left on device") as failed:
+            await edge.release({"version": (version(1), {})})
+    assert failed.value.code == "compile_io"
+    await edge.release({"version": (version(1), {})})
+    assert edge.front.manager.release is not None
+
+
 async def test_compiled_code_is_on_disk_before_its_release_is_prepared(
     edge: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
