@@ -18,7 +18,7 @@ from bench import result
 from bench.parts import cpu
 from bench.parts.servers import LIMIT, Edge, Site, edge, folder, site
 
-BAR = 2
+BAR = 12
 RELEASES = 50
 EVERY = 0.002
 """Seconds between two requests to the edge."""
