@@ -7,6 +7,7 @@ import pytest
 from control import faults
 from edge_runtime.ipc.zygote_client import Child
 from edge_runtime.release import compile_jobs
+from edge_runtime.sync import attempt
 from edge_runtime.sync.artifacts import Artifacts
 from tests.guests.build import guest
 from tests.guests.version import version
@@ -39,7 +40,11 @@ def seen(node: Edge, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-async def test_they_are_asked_for_before_they_are_needed(control: Control, node: Edge, seen: list[str]) -> None:
+async def test_they_are_asked_for_before_they_are_needed(
+    control: Control, node: Edge, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The module is compiled sooner than after 10 ms.
+    monkeypatch.setattr(attempt, "EXPECT_AFTER", 0.0)
     await first_release(control)
     await answers(node, 1)
     await control.until(lambda n: n["at_target"])
@@ -51,6 +56,23 @@ async def test_they_are_asked_for_before_they_are_needed(control: Control, node:
     assert seen.index("compiler") < seen.index("fetch.after")
     assert max(at for at, each in enumerate(seen) if "." not in each) < seen.index("compile.after")
     await until(lambda: set(node.front.processes._children) == {link.child.id for link in node.front.pool.links})
+
+
+async def test_what_compiles_has_the_processors_first(
+    control: Control, node: Edge, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await control.until(lambda n: n["at_target"])
+    seen.clear()
+    monkeypatch.setattr(attempt, "EXPECT_AFTER", 60.0)
+    await control.release(functions={"hello": await control.push("hello", version(2), PROBED)})
+    await answers(node, 2)
+    await control.until(lambda n: n["at_target"])
+    assert [each for each in seen if "." not in each] == ["compiler", "compiler", "applier"]
+    assert seen.index("compile.after") < seen.index("applier")
+    assert seen.count("compiler") == 2
+    assert seen[seen.index("compile.after") :].count("compiler") == 1
 
 
 @pytest.mark.parametrize("fails", ["fetch", "compile", "probe"])
