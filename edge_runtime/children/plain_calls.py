@@ -176,14 +176,16 @@ class PlainCalls:
         Raises: ChildGone, when it closed in the middle of a frame.
         """
         frame = self._reader.next()
-        if frame is None or frame.kind != frames.CALL or not self._is_ready(frame.head) or not self._give(frame):
+        if frame is None or not self._is_ready(frame) or not self._give(frame):
             return frame
         self._serve_calls()
         # What the loop has met isn't its own: not asked again, as it may say of a frame what `_is_ready` can't.
         return self._reader.next()
 
-    def _is_ready(self, head: bytes) -> bool:
-        target = call_head.target(head)
+    def _is_ready(self, frame: frames.Frame) -> bool:
+        if frame.kind != frames.CALL and frame.kind != frames.CALL_TIMED:
+            return False
+        target = call_head.target(frame.head)
         function = None if target is None else self._by_target.get(target)
         return function is not None and bool(function.ready)
 
@@ -268,7 +270,7 @@ class PlainCalls:
             if sql.denied:
                 ends.deny(event.request, sql)
         _, entry = self._functions[native.address(event.function)]
-        return ends.times_if_slow(event.request, entry, status)
+        return ends.times_if_slow(event.request, entry, status, asked=bool(event.timed))
 
     # What is left to Python
 
@@ -295,7 +297,7 @@ class PlainCalls:
         else:
             entry.used = self._cache.calls
             log = ffi.buffer(event.log, event.log_size)[:] if event.log_size else b""
-            timed = event.function.sql == 1
+            timed = event.function.sql == 1 or event.timed == 1
             try:
                 if raised is not None:
                     raise raised
@@ -319,7 +321,7 @@ class PlainCalls:
         request = event.request
         answer = ffi.buffer(event.out, event.out_size)[:] if event.out_size else b""
         status, lines, body = guest.checked(answer, self._end(event), _method(event).decode("latin-1"), log)
-        times = self._settled(event, sql, status) if event.function.sql else b""
+        times = self._settled(event, sql, status) if event.function.sql or event.timed else b""
         if log:
             frames.send(self._sock, request, frames.LOG, b"", log)
         frames.send(self._sock, request, status, lines, body, times)

@@ -100,7 +100,8 @@ static void begin(Loop *loop, Function *function, const Head *head, const Frame 
     mark_start(loop, frame->request);
     *loop->event = (Event){.request = frame->request, .function = function, .started_ns = call->started_ns,
                            .serial = head->serial, .index = head->function,
-                           .method = head->text[METHOD].at, .method_size = head->text[METHOD].size};
+                           .method = head->text[METHOD].at, .method_size = head->text[METHOD].size,
+                           .timed = frame->kind == CALL_TIMED};
 }
 
 /* Frees what large outputs took. */
@@ -150,7 +151,7 @@ static uint32_t run_call(Loop *loop, Function *function, const Head *head, const
             break;
     }
     function->used = ++loop->calls;
-    if (function->sql && !loop->setup.settle(answer.status)) {
+    if ((function->sql || event->timed) && !loop->setup.settle(answer.status)) {
         clear(loop, function);
         return EVENT_UNSETTLED;
     }
@@ -178,7 +179,8 @@ static uint32_t serve(Loop *loop) {
         int found;
         while ((found = frame_read(loop, &frame)) == 1) {
             Function *function = NULL;
-            if (frame.kind == CALL && head_read(frame.head, &head)) function = find(loop, &head);
+            bool call = frame.kind == CALL || frame.kind == CALL_TIMED;
+            if (call && head_read(frame.head, &head)) function = find(loop, &head);
             if (!function || !function->ready) return give_back(loop, EVENT_FRAME);
             loop->at += frame.whole.size;
             /* Otherwise the front has taken the call back. */

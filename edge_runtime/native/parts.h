@@ -20,6 +20,7 @@ enum {
     KEPT_BYTES = 1024,     /* bytes of such lines as the guest wrote them */
     KEPT_LINES = 1152,     /* and as they are sent */
     CALL = 1,              /* the kind of frame that is a plain call */
+    CALL_TIMED = 18,       /* and of one whose times the front asks for */
     LOG = 31,              /* the kind of frame that has what a guest logged */
     SLOT_STARTED = 0, SLOT_WAITED = 1, SLOT_STATE = 3, /* words of the progress page */
     STATE_RUNNING = 1

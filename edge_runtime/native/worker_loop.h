@@ -38,8 +38,9 @@ typedef struct {
 
 /* The SQL of the call that runs, which is the caller's. `ask` is given a statement, as the guest wrote it; its answer is
    what `sql_answer` points to, until it is called again or the call has ended. `settle` is called when the guest has
-   answered, whether it has asked or not: it commits what was written, or undoes it. Both return 0 where the call can't
-   go on; nothing else may be called meanwhile. */
+   answered, whether it has asked or not: it commits what was written, or undoes it. It is called for a function without
+   SQL too where the front asks for the times of the call: it sends them. Both return 0 where the call can't go on;
+   nothing else may be called meanwhile. */
 typedef uint32_t (*Ask)(const uint8_t *request, uint32_t size);
 typedef uint32_t (*Settle)(uint32_t status);
 
@@ -77,6 +78,7 @@ typedef struct {
     uint32_t serial, index; /* of the function: its release, and its place there */
     const uint8_t *method;  /* the request's */
     uint32_t method_size;
+    uint32_t timed;         /* 1: the front asks for the times of the call */
     const uint8_t *sql_answer; /* set by `ask`; NULL once the guest has it */
     uint32_t sql_answer_size;
 } Event;

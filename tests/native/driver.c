@@ -35,7 +35,7 @@ static uint32_t ask(const uint8_t *request, uint32_t size) {
 }
 
 static uint32_t settle(uint32_t status) {
-    CHECK(event.function->sql && status >= 200 && status <= 599);
+    CHECK((event.function->sql || event.timed) && status >= 200 && status <= 599);
     free(sql_answer);
     sql_answer = NULL;
     return refuse != 2;
@@ -106,7 +106,7 @@ static uint32_t add_call(Script *script, Tally *tally) {
         head += sizes[i];
     }
     head += caller + how;
-    add_header(tally->next, CALL, head, body);
+    add_header(tally->next, options & 8 ? CALL_TIMED : CALL, head, body);
     uint32_t serial = options & 128 ? 1 : 7;
     uint8_t prefix[12] = {0};
     memcpy(prefix, &serial, 4);
@@ -242,7 +242,7 @@ static bool handle(Loop *loop, Tally *tally) {
             handle_failed(fake);
             return true;
         case EVENT_UNSETTLED:
-            CHECK(refuse == 2 && event.function->sql);
+            CHECK(refuse == 2 && (event.function->sql || event.timed));
             tally->faults++;
             handle_failed(fake);
             return true;

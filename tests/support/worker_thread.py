@@ -56,12 +56,14 @@ class WorkerThread:
         self._reader = FrameReader(sock)
         self._request = 0
 
-    def frame(self, name: str, body: bytes = b"", *, claimable: bool = True, **head: Any) -> bytes:
-        """A call's frame, which is claimable from now on; `head` are arguments of `encode_head`."""
+    def frame(self, name: str, body: bytes = b"", *, claimable: bool = True, timed: bool = False, **head: Any) -> bytes:
+        """A call's frame, which is claimable from now on; `timed`: the front asks for its times. `head` are arguments
+        of `encode_head`."""
         self._request += 1
         if claimable:
             self.claims.offer(self._request)
-        return frames.pack(self._request, frames.CALL, self.head(name, **head), body)
+        kind = frames.CALL_TIMED if timed else frames.CALL
+        return frames.pack(self._request, kind, self.head(name, **head), body)
 
     def head(self, name: str, **given: Any) -> bytes:
         """The head of a call."""

@@ -1,11 +1,12 @@
 """Plain calls in C: what the library runs by itself, what it gives back, and that both ways of a call are the same."""
 
 from collections.abc import Iterator
+from time import perf_counter
 
 import pytest
 
 from control.manifest_fields import HttpGrant
-from edge_runtime.ipc import call_head, frames, progress_page
+from edge_runtime.ipc import call_head, call_times, frames, progress_page
 from edge_runtime.native import library
 from tests.guests.build import guest, wat
 from tests.support.both_ways import BothWays, both_ways
@@ -128,6 +129,53 @@ def test_the_page_says_which_call_has_run(in_c: WorkerThread) -> None:
     seen = progress_page.read(in_c.words, 0)
     assert seen.request == last + 3
     assert progress_page.log(in_c.words, 0) == b"to stdout\nto stderr"
+
+
+TIMED = [
+    ("echo", {}, b"body"),
+    ("direct", {"path": "/echo", "headers": [(b"x-thing", b"of a timed call")]}, b""),
+    ("direct", {"path": "/log"}, b""),
+    ("direct", {"path": "/trap"}, b""),
+    ("direct", {"path": "/status", "query": b"code=503"}, b""),
+    ("direct", {"path": "/status", "query": b"code=999"}, b""),
+    ("small", {}, b"x" * 101),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", TIMED, ids=lambda call: f"{call[0]} {call[1].get('path', '')}")
+def test_the_library_tells_the_times_of_a_call_where_they_are_asked_for(
+    both: BothWays, call: tuple[str, dict[str, object], bytes]
+) -> None:
+    name, head, body = call
+    both.said(name, b"", path="/body")
+    for timed in (False, True, False):
+        before, began = len(both.in_c.ran), perf_counter()
+        said = both.said(name, body, timed=timed, **head)
+        took = (perf_counter() - began) * 1e6
+        assert len(both.in_c.ran) == before
+        assert [bool(each.times) for each in said] == [timed] * 2
+        for told in (call_times.decode(each.times) for each in said if timed):
+            assert (told.steps, told.others, told.texts) == ([], [], [])
+            assert 0 < told.micros <= took
+        assert said[0]._replace(times=b"") == said[1]._replace(times=b"")
+
+
+def test_a_timed_call_behind_one_of_pythons_is_the_librarys(in_c: WorkerThread) -> None:
+    in_c.call("echo", b"0")
+    before = len(in_c.ran)
+    in_c.send(in_c.frame("fetches", path="/body"), in_c.frame("echo", b"1", timed=True), in_c.frame("echo", b"2"))
+    assert [bool(in_c.answer().times) for _ in range(3)] == [True, True, False]
+    assert len(in_c.ran) == before + 1
+
+
+def test_a_timed_call_that_python_must_run_again_tells_its_times(in_c: WorkerThread) -> None:
+    run = in_c.call("asks", path="/body")
+    for _ in range(library.opened().FOREIGN_CALLS):
+        run = in_c.call("asks", path="/body")
+    before = len(in_c.ran)
+    run = in_c.call("asks", b'{"sql": "SELECT 1"}', path="/sql", timed=True)
+    assert len(in_c.ran) == before + 1
+    assert call_times.decode(run.times).steps == []
 
 
 def test_a_memory_that_grew_is_as_it_was_for_the_next_call(in_c: WorkerThread) -> None:

@@ -145,6 +145,15 @@ def test_a_call_ends_as_in_python(both: BothWays, call: tuple[str, dict[str, obj
     assert [said(both.in_c) for _ in range(2)] == [said(both.in_python)] * 2
 
 
+def test_the_steps_of_a_call_are_told_where_they_are_asked_for(in_c: WorkerThread) -> None:
+    with all_by_c(in_c, "read"):
+        said = in_c.call("read", sql("SELECT name FROM items WHERE id = 2"), path="/sql", timed=True)
+        told = call_times.decode(said.times)
+        assert [told.texts[step.text] for step in told.steps] == ["BEGIN", "SELECT name FROM items WHERE id = ?"]
+        said = in_c.call("read", path="/body", timed=True)
+        assert call_times.decode(said.times).steps == []
+
+
 def test_statements_of_a_call_are_asked_by_c(in_c: WorkerThread) -> None:
     with all_by_c(in_c, "lines"):
         for number in range(10, 20):
