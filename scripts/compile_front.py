@@ -37,6 +37,7 @@ MODULES = (
     "edge_runtime.pauses",
     "edge_runtime.telemetry.call_counts",
     "edge_runtime.telemetry.call_ids",
+    "edge_runtime.telemetry.call_traces",
     "edge_runtime.token_bucket",
     "edge_runtime.web.allocator",
     "edge_runtime.web.answer_head",

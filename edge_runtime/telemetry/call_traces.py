@@ -1,5 +1,6 @@
 """Which calls are traced, and the spans of those: made when a call has ended, of what is known of it then."""
 
+import math
 import os
 import random
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from edge_runtime.token_bucket import TokenBucket
 
 BURST, RATE = 100, 20.0
 """Calls at once, and then per second, that are traced because their callers' traces are."""
+_NEVER: Final = 2**60
+"""A number of calls that no node ever has."""
 _KINDS: Final = {
     call_times.LOCK: ("lock wait", INTERNAL),
     call_times.SQL: ("", CLIENT),
@@ -64,16 +67,35 @@ class CallTracer:
         self._share = share
         self._put = put
         self._callers = TokenBucket(BURST, RATE)
+        self._untraced = self._draw()
+        """Calls that come before the next one of the share."""
 
-    def begin(self, caller: Place | None, now: float) -> CallTrace | None:
+    def draw(self) -> bool:
+        """Return whether a call that has come is one of the share: each is with the same probability, whatever others
+        were. To be asked once of each call."""
+        if self._untraced:
+            self._untraced -= 1
+            return False
+        self._untraced = self._draw()
+        return True
+
+    def _draw(self) -> int:
+        """Draw how many calls come before the next one of the share, once for all of them: a draw for each call would
+        cost more. The number is distributed geometrically, as if each of them was drawn for itself."""
+        if self._share >= 1:
+            return 0
+        if self._share <= 0:
+            return _NEVER
+        chance = 1 - random.random()  # noqa: S311  # nothing is kept from anybody by it
+        return int(min(math.log(chance) / math.log1p(-self._share), _NEVER))
+
+    def begin(self, caller: Place | None, now: float, *, drawn: bool) -> CallTrace | None:
         """Return the trace of a call that has come, at `now` (monotonic clock); None where it isn't traced.
 
-        `caller` is the place in the caller's trace, if it has one. Callers can have their own calls traced, as far as
-        `BURST` and `RATE` go.
+        `caller` is the place in the caller's trace, if it has one; `drawn` is what `draw` says. Callers can have their
+        own calls traced, as far as `BURST` and `RATE` go.
         """
-        if random.random() >= self._share and not (  # noqa: S311  # nothing is kept from anybody by it
-            caller is not None and caller.sampled and self._callers.take(1, now)
-        ):
+        if not drawn and not (caller is not None and caller.sampled and self._callers.take(1, now)):
             return None
         trace, parent = (os.urandom(16), b"") if caller is None else (caller.trace, caller.span)
         return CallTrace(Place(trace, os.urandom(8)), parent)

@@ -13,12 +13,15 @@ TRACEPARENT = b"traceparent"
 
 def join(tracer: CallTracer | None, exchange: Exchange, call: Call) -> None:
     """Give a call its place in its caller's trace, or in one of its own; `tracer` is None where no traces are sent."""
+    drawn = tracer is not None and tracer.draw()
+    if not drawn and not exchange.traced:
+        return
     caller = None
     if exchange.traced:
         given = [value for name, value in exchange.headers if name == TRACEPARENT]
         caller = trace_context.parse(given[0]) if len(given) == 1 else None
     began = time.monotonic()
-    trace = tracer.begin(caller, began) if tracer is not None else None
+    trace = tracer.begin(caller, began, drawn=drawn) if tracer is not None else None
     if tracer is None or trace is None:
         call.traced = Passed(caller) if caller is not None else None
         return

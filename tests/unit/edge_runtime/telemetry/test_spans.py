@@ -1,7 +1,10 @@
 """Places in traces, which calls are traced, and the spans that a call becomes."""
 
+import math
+import random
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control import trace_context
@@ -49,18 +52,60 @@ def test_any_header_is_judged_without_an_error(header: bytes) -> None:
 
 def test_callers_can_have_their_calls_traced_as_far_as_the_bound_goes() -> None:
     tracer = CallTracer(0.0, lambda span: None)
-    assert tracer.begin(None, 0.0) is None
-    assert tracer.begin(CALLER._replace(sampled=False), 0.0) is None
-    traced = [tracer.begin(CALLER, 0.0) for _ in range(BURST + 5)]
+    assert tracer.begin(None, 0.0, drawn=False) is None
+    assert tracer.begin(CALLER._replace(sampled=False), 0.0, drawn=False) is None
+    traced = [tracer.begin(CALLER, 0.0, drawn=False) for _ in range(BURST + 5)]
     assert [trace is not None for trace in traced] == [True] * BURST + [False] * 5
     assert traced[0] is not None
     assert (traced[0].at.trace, traced[0].parent) == (CALLER.trace, CALLER.span)
-    assert tracer.begin(CALLER, 1.0) is not None
+    assert tracer.begin(CALLER, 0.0, drawn=True) is not None
+    assert tracer.begin(CALLER, 1.0, drawn=False) is not None
 
 
-def test_everything_is_traced_where_that_is_the_share() -> None:
+def test_calls_that_are_drawn_take_nothing_of_what_callers_may_have_traced() -> None:
+    tracer = CallTracer(0.0, lambda span: None)
+    for _ in range(3 * BURST):
+        assert tracer.begin(CALLER, 0.0, drawn=True) is not None
+    assert tracer.begin(CALLER, 0.0, drawn=False) is not None
+
+
+def draws(share: float, count: int) -> list[bool]:
+    tracer = CallTracer(share, lambda span: None)
+    return [tracer.draw() for _ in range(count)]
+
+
+@pytest.mark.parametrize("share", [0.0, -0.0, 5e-324, 1e-18])
+def test_nothing_is_drawn_where_the_share_is_none_or_tiny(share: float) -> None:
+    assert not any(draws(share, 10_000))
+
+
+def test_everything_is_drawn_where_that_is_the_share() -> None:
+    assert all(draws(1.0, 10_000))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.005, 0.995), st.integers())
+def test_each_call_is_drawn_with_the_share_whatever_those_before_were(share: float, seed: int) -> None:
+    """How many were drawn: of all calls, of those that follow one that was drawn, and of those that come a few calls
+    behind one. Each is what so many independent draws give, within 6 standard deviations."""
+    random.seed(seed)
+    count = 40_000
+    found = draws(share, count)
+    for distance in (0, 1, 2, 5):
+        of = [now for now, before in zip(found[distance:], found, strict=False) if before] if distance else found
+        assert abs(sum(of) - share * len(of)) <= 6 * math.sqrt(share * (1 - share) * len(of)) + 1, distance
+
+
+@given(st.integers())
+def test_the_first_call_is_drawn_as_others_are(seed: int) -> None:
+    random.seed(seed)
+    found = sum(draws(0.25, 1)[0] for _ in range(2000))
+    assert abs(found - 500) <= 6 * math.sqrt(2000 * 0.25 * 0.75)
+
+
+def test_every_trace_is_one_of_its_own() -> None:
     tracer = CallTracer(1.0, lambda span: None)
-    one, other = tracer.begin(None, 0.0), tracer.begin(None, 0.0)
+    one, other = tracer.begin(None, 0.0, drawn=True), tracer.begin(None, 0.0, drawn=True)
     assert one is not None
     assert other is not None
     assert one.at.trace != other.at.trace
@@ -70,7 +115,7 @@ def test_everything_is_traced_where_that_is_the_share() -> None:
 def test_a_calls_steps_are_spans_below_its_time_in_the_worker() -> None:
     made: list[TraceSpan] = []
     tracer = CallTracer(1.0, made.append)
-    trace = tracer.begin(CALLER, 0.0)
+    trace = tracer.begin(CALLER, 0.0, drawn=True)
     assert trace is not None
     request = trace.request()
     steps = [Step(LOCK, 0, 1000, 0), Step(SQL, 1000, 2000, 1), Step(HTTP, 4000, 1000, 2), Step(COMMIT, 9000, 1000, 0)]
@@ -98,7 +143,7 @@ def test_no_value_of_a_secret_is_in_a_span() -> None:
     texts = [f'SELECT "{key}"', f"{key}.example.org", cut]
     made: list[TraceSpan] = []
     tracer = CallTracer(1.0, made.append)
-    trace = tracer.begin(None, 0.0)
+    trace = tracer.begin(None, 0.0, drawn=True)
     assert trace is not None
     told = CallTimes(10, [Step(SQL, 0, 1, 0), Step(HTTP, 0, 1, 1), Step(SQL, 0, 1, 2)], [], texts)
     tracer.end(trace, "GET /", {}, "", (0, 10_000), told)
@@ -109,7 +154,7 @@ def test_no_value_of_a_secret_is_in_a_span() -> None:
 def test_spans_of_absurd_times_lie_within_the_call() -> None:
     made: list[TraceSpan] = []
     tracer = CallTracer(1.0, made.append)
-    trace = tracer.begin(None, 0.0)
+    trace = tracer.begin(None, 0.0, drawn=True)
     assert isinstance(trace, CallTrace)
     told = CallTimes(2**40, [Step(SQL, 2**40, 2**40, 0)], [], [""])
     tracer.end(trace, "GET /", {}, "guest_trap", (10, 20), told)
