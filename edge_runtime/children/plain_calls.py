@@ -130,8 +130,8 @@ class PlainCalls:
         return function
 
     def learn(self, entry: Entry) -> None:
-        """Have the loop run the calls of a function from now on, if it can. The function was just called in Python;
-        where its guest has asked for what the loop hasn't, so are its next calls (`foreign`)."""
+        """Have the loop run the calls of a function from now on, if it can. The function was just loaded, or
+        called in Python; where its guest has asked for what the loop hasn't, so are its next calls (`foreign`)."""
         manifest, function = entry.local.manifest, self._of_key.get(entry.key)
         if entry.function is None or function is None or function.ready:
             return

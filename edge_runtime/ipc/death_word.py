@@ -5,6 +5,10 @@ that it looks after the locks of each thread that ends: it changes their words, 
 wakes who waits for them (robust futexes, set_robust_list(2)). So each worker has one such word in its slot of the
 shared page, and a thread of the front waits for the words of all workers (futex_waitv, Linux 5.16).
 
+A worker that runs no call is freed when the processors have nothing better to do (SCHED_IDLE): else the front, and the
+worker that takes its place, would wait behind that for a processor. One that runs a call may hold the writer lock, for
+which others wait.
+
 A worker may change its word and go on, so whoever is told looks whether the process ends. Where the kernel lacks any of
 it, the end shows by the socket alone.
 """
@@ -95,6 +99,12 @@ def ends(pid: int) -> bool:
     return bool(int(fields[6]) & _EXITING)
 
 
+def _give_way(pid: int) -> None:
+    """Have all other processes run before this one, which ends."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+
+
 class DeathWatch:
     """Waits for the words of workers, in a thread of its own."""
 
@@ -145,6 +155,8 @@ class DeathWatch:
                         waiters.append(_Waiter(alive, ctypes.addressof(word), _SIZE_U32))
                         continue
                     del self._watched[slot]
+                    if progress_page.read(self._page, slot).state == progress_page.IDLE:
+                        _give_way(alive & ~_WAITERS)
                     # The loop is closed only when nobody cares any more.
                     with contextlib.suppress(RuntimeError):
                         self._loop.call_soon_threadsafe(told)

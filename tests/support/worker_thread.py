@@ -18,6 +18,7 @@ from edge_runtime.guests.host_functions import host
 from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.frame_reader import FrameReader
+from edge_runtime.ipc.preloads import Preload
 from edge_runtime.sql import database
 from edge_runtime.sql.queries import load
 from tests.support.functions import compiled, local
@@ -95,6 +96,11 @@ class WorkerThread:
         """Make a call, and wait for its end."""
         self.send(self.frame(name, body, **head))
         return self.answer()
+
+    def preload(self, name: str) -> None:
+        """Have the worker load a function, as a spare one."""
+        self.send(frames.pack_json(0, frames.PRELOAD, Preload(SERIAL, self._names.index(name))))
+        assert self.answer().kind == frames.DONE
 
     def fault(self, said: Said) -> tuple[str, str]:
         """Code and message of a fault."""

@@ -85,6 +85,26 @@ async def test_the_end_of_one_is_told_and_not_of_the_other(page: int, how: str) 
         await asyncio.wait_for(other.wait(), LIMIT)
 
 
+@pytest.mark.parametrize("state", range(progress_page.SENT + 1))
+async def test_one_that_runs_no_call_gives_way_before_it_is_told_of(page: int, state: int) -> None:
+    policies: list[int] = []
+    told = asyncio.Event()
+    words = progress_page.open_page(page)
+    async with watching(page) as watch, child(page, 4) as process:
+        words[4 * progress_page.SLOT_BYTES // 8 + progress_page.WORDS - 1] = state << 32 | 1
+
+        def look() -> None:
+            policies.append(os.sched_getscheduler(process.pid))
+            told.set()
+
+        watch.watch(4, process.pid, look)
+        # As the kernel does at the end of a process, which would be gone before one could look.
+        death_word._word(words, 4).value |= 1 << 30
+        watch._changed()
+        await asyncio.wait_for(told.wait(), LIMIT)
+    assert policies == [os.SCHED_IDLE if state == progress_page.IDLE else os.sched_getscheduler(0)]
+
+
 async def test_a_slot_tells_of_each_of_its_processes_once(page: int) -> None:
     told: list[int] = []
     last = asyncio.Event()
