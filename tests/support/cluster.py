@@ -4,10 +4,8 @@ process of its own; control and the front are started again by a supervisor as s
 import asyncio
 import contextlib
 import hashlib
-import shutil
 import signal
 import ssl
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,7 +24,7 @@ from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support import process_tree, seeds
 from tests.support.ports import free_port
-from tests.support.services import like_cockroachdb, remove_home, with_errors
+from tests.support.services import home_folder, like_cockroachdb, with_errors
 from tests.support.supervised import Supervised
 
 NODE = "edge-1"
@@ -277,23 +275,17 @@ async def cluster(
     workers: int = 2, functions: tuple[str, ...] = (VERSION, WRITE, SLOW), **control: str
 ) -> AsyncIterator[Cluster]:
     """A cluster with one node, at release 1, with these functions; `control`: more of its environment."""
-    folder = Path(tempfile.mkdtemp(prefix="skerry-cluster-"))
-    # So that the user that PostgreSQL runs as, where we are root, can reach it.
-    folder.chmod(0o711)
-    try:
-        (folder / "faults").mkdir()
-        async with contextlib.AsyncExitStack() as stack:
-            services = await stack.enter_async_context(embedded.services(folder / "home"))
-            metadata_url = stack.enter_context(like_cockroachdb(services.metadata_url))
-            made = await stack.enter_async_context(_running(folder, services, metadata_url, workers, control))
-            try:
-                await _first_release(made, functions)
-                yield made
-            finally:
-                made.disarm()
-    finally:
-        remove_home(folder / "home")
-        shutil.rmtree(folder, ignore_errors=True)
+    async with contextlib.AsyncExitStack() as stack:
+        home = stack.enter_context(home_folder())
+        (home.parent / "faults").mkdir()
+        services = await stack.enter_async_context(embedded.services(home))
+        metadata_url = stack.enter_context(like_cockroachdb(services.metadata_url))
+        made = await stack.enter_async_context(_running(home.parent, services, metadata_url, workers, control))
+        try:
+            await _first_release(made, functions)
+            yield made
+        finally:
+            made.disarm()
 
 
 @asynccontextmanager

@@ -76,21 +76,27 @@ def running_services() -> Iterator[ServerUrls]:
         return
     if metadata or artifacts:
         raise RuntimeError("set both SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL, or neither")
+    with home_folder() as home, asyncio.Runner() as runner:
+        context = embedded.services(home)
+        services = runner.run(context.__aenter__())
+        try:
+            runner.run(_hurry(services.metadata_url))
+            with like_cockroachdb(services.metadata_url) as url:
+                runner.run(_make_template(url))
+                yield ServerUrls(url, services.artifacts_url, services)
+        finally:
+            _spares.clear()
+            runner.run(context.__aexit__(None, None, None))
+
+
+@contextmanager
+def home_folder() -> Iterator[Path]:
+    """A path for the home of servers, in memory where there is room; what is there at the end is removed."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=memory_folder()))
     # So that the user that PostgreSQL runs as, where we are root, can reach it.
     folder.chmod(0o711)
     try:
-        with asyncio.Runner() as runner:
-            context = embedded.services(folder / "home")
-            services = runner.run(context.__aenter__())
-            try:
-                runner.run(_hurry(services.metadata_url))
-                with like_cockroachdb(services.metadata_url) as url:
-                    runner.run(_make_template(url))
-                    yield ServerUrls(url, services.artifacts_url, services)
-            finally:
-                _spares.clear()
-                runner.run(context.__aexit__(None, None, None))
+        yield folder / "home"
     finally:
         remove_home(folder / "home")
         shutil.rmtree(folder, ignore_errors=True)
@@ -100,9 +106,9 @@ def memory_folder() -> Path | None:
     """Return a folder in memory with room for the servers' files; None where there is none, for the usual one on disk.
 
     Each test's database is a copy of 400 files: a disk may take a third of a second for that. What killed runs left
-    there is removed first, since it takes memory.
+    there is removed first, since it takes memory. Nodes in it must be able to load the code that they compile.
     """
-    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < ROOM:
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < ROOM or os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
         return None
     for left in MEMORY.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):

@@ -2,11 +2,9 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from control.cli.support.local import Home
 from control.local.process import ending_with_us
 from tests.support.environment import without_settings
 from tests.support.ports import free_port
-from tests.support.services import remove_home
+from tests.support.services import home_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = "Ctrl-C ends everything"
@@ -84,16 +82,13 @@ def ready_up() -> Iterator[Up]:
 
 
 def make_home() -> Iterator[Path]:
-    """A folder that PostgreSQL's own user can reach, where we are root."""
-    folder = Path(tempfile.mkdtemp(prefix="skerry-test-"))
-    folder.chmod(0o711)
-    home = Home(folder / "home")
-    home.make()
-    # Not the usual ports: two that start at a time would take them from each other.
-    home.keep(control_port=free_port(), edge_port=free_port())
-    yield home.folder
-    remove_home(folder / "home")
-    shutil.rmtree(folder, ignore_errors=True)
+    """A home with ports of its own, in a folder that PostgreSQL's own user can reach, where we are root."""
+    with home_folder() as folder:
+        home = Home(folder)
+        home.make()
+        # Not the usual ports: two that start at a time would take them from each other.
+        home.keep(control_port=free_port(), edge_port=free_port())
+        yield home.folder
 
 
 class Shell:
