@@ -54,7 +54,7 @@ then."""
 FINISH: Final = 16
 """Run the steps that come after the flips of schema changes; answered as ADVANCE is."""
 # To a compiler
-REHEARSE: Final = 18
+REHEARSE: Final = 45
 """`Rehearse`: do now what the first compilation of a process takes more time for; no answer. COMPILE follows."""
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""

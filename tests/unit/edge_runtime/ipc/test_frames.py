@@ -75,3 +75,13 @@ def test_a_reader_tells_when_it_is_quiet_after_a_large_frame() -> None:
         reading.join()
     assert got == [2, 3]
     assert len(times) == 1
+
+
+def test_each_kind_of_frame_has_a_number_of_its_own() -> None:
+    kinds = [
+        number
+        for name, number in vars(frames).items()
+        if name.isupper() and isinstance(number, int) and name != "HEADER_BYTES"
+    ]
+    assert len(kinds) > 40
+    assert len(kinds) == len(set(kinds))
