@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -30,13 +29,13 @@ OUTER_WASM: Final = bytes.fromhex(
 )
 
 
-def zig(*arguments: str | Path, caches: Mapping[str, str] = CACHES) -> None:
-    """Run the C compiler of the `ziglang` wheel, with these variables in its environment.
+def zig(*arguments: str | Path) -> None:
+    """Run the C compiler of the `ziglang` wheel.
 
     Raises: CalledProcessError, when it fails; it has said why.
     """
     command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
-    subprocess.run(command, env={**os.environ, **caches}, check=True)  # noqa: S603
+    subprocess.run(command, env={**os.environ, **CACHES}, check=True)  # noqa: S603
 
 
 def build_library(sources: Path, made: Path, target: str = TARGET) -> None:

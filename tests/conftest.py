@@ -53,7 +53,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Have the compiler of the test guests build its C libraries, before any test's time runs: a loop that has a
     control in it stands meanwhile."""
     if not hasattr(session.config, "workerinput"):
-        if not Path(build.ZIG_CACHES["ZIG_GLOBAL_CACHE_DIR"]).exists():
+        if not build.CACHE.exists():
             print("building the C library of the test guests (once, half a minute)", flush=True)
         build.guest("echo")
         failing_calls.library()

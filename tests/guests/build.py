@@ -22,12 +22,6 @@ EXAMPLES = ROOT / "examples"
 KERNEL = ROOT / "edge_runtime" / "guests" / "abi" / "kernel.wat"
 HEADERS = EXAMPLES / "c"
 CACHE = ROOT / ".skerry" / "guests"
-ZIG_CACHES = {
-    "ZIG_GLOBAL_CACHE_DIR": str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skerry" / "zig"),
-    "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig-local"),
-}
-"""Variables of the environment that say where Zig keeps what it has compiled: C libraries, which take it a minute of a
-processor, for all checkouts of the user's; the rest in this one."""
 
 _LAYOUT = ["-Wl,-z,stack-size=65536"]
 _COMMANDS = {
@@ -87,9 +81,11 @@ def _made(source: Path, command: list[str], suffix: str = "", headers: Sequence[
 
 def _zig(command: list[str], made: Path) -> None:
     output = [f"-femit-bin={made}"] if command[0] == "build-exe" else ["-o", str(made)]
+    # Its cache (the C library, built once) stays in the repository's own.
+    cache = {"ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"), "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig-local")}
     ran = subprocess.run(
         [sys.executable, "-m", "ziglang", *command, *output],
-        env={**os.environ, **ZIG_CACHES},
+        env={**os.environ, **cache},
         cwd=made.parent,
         capture_output=True,
         text=True,

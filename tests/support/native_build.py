@@ -9,7 +9,6 @@ from pathlib import Path
 
 from edge_runtime.native import library
 from scripts import compile_native
-from tests.guests.build import ZIG_CACHES
 
 SOURCES = Path(__file__).resolve().parents[1] / "native"
 CORPUS = SOURCES / "corpus.hex"
@@ -27,8 +26,7 @@ def c_tests(made: Path, target: str) -> None:
     """Build the tests with the library, linked with all that they need, by Zig's compiler."""
     static = ["-static"] if "musl" in target else []
     flags = ["-std=c11", "-O1", "-g", *static, f"-I{library.FOLDER}", *_STRICT, "-Wno-missing-field-initializers"]
-    sources = [*sorted(SOURCES.glob("*.c")), *_library()]
-    compile_native.zig("cc", "-target", target, *flags, *sources, "-o", made, caches=ZIG_CACHES)
+    compile_native.zig("cc", "-target", target, *flags, *sorted(SOURCES.glob("*.c")), *_library(), "-o", made)
 
 
 def fuzzer(made: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from control.cli.support import project, toolchains
 from control.cli.support.authoring import LANGUAGES
-from tests.guests.build import ROOT, ZIG_CACHES
+from tests.guests.build import CACHE, ROOT
 from tests.support.programs import Done, command
 
 COMPILERS = 300.0
@@ -21,8 +21,8 @@ NPM = ROOT / "lock" / "npm" / "node_modules" / ".bin"
 def compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compilers that `just toolchains` installed are found, and Zig keeps what it made of C's library."""
     monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{NPM}")
-    for name, folder in ZIG_CACHES.items():
-        monkeypatch.setenv(name, folder)
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(CACHE / "zig"))
+    monkeypatch.setenv("ZIG_LOCAL_CACHE_DIR", str(CACHE / "zig-local"))
 
 
 def needs(language: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.guests.build import ZIG_CACHES
+from tests.guests.build import CACHE
 from tests.support.up import ROOT, Up, ready_up
 
 EDGE = "127.0.0.1:8087"
@@ -113,7 +113,8 @@ def run_blocks(told: list[Block], up: Up, folder: Path) -> None:
         **up.environment,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "SKERRY_EDGE_LISTEN": edge,
-        **ZIG_CACHES,
+        "ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"),
+        "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig-local"),
         "XDG_CACHE_HOME": str(folder / ".cache"),
     }
     log = folder / ".log"

@@ -16,7 +16,7 @@ import pytest
 
 from control import version
 from edge_runtime.cli.node import read_status, render
-from tests.guests.build import ZIG_CACHES
+from tests.guests.build import CACHE
 from tests.support.up import LIMIT, ROOT, Shell, Up
 
 
@@ -57,8 +57,8 @@ def test_the_readmes_first_function(skerry: Shell, tmp_path: Path, monkeypatch: 
         blocks.setdefault(language, []).append(block)
     monkeypatch.chdir(tmp_path)
     # Where the C library is built already.
-    for name, folder in ZIG_CACHES.items():
-        monkeypatch.setenv(name, folder)
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(CACHE / "zig"))
+    monkeypatch.setenv("ZIG_LOCAL_CACHE_DIR", str(CACHE / "zig-local"))
     _, *commands = blocks["sh"]
     for line in "".join(commands).splitlines():
         program, *words = shlex.split(line)
