@@ -11,33 +11,22 @@ from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
 class EarlyChild:
     """One child at most: `begin` it early, `take` it when it is needed, `dismiss` it when it won't be."""
 
-    def __init__(
-        self,
-        processes: ZygoteClient,
-        kind: ChildKind,
-        prepare: Callable[[Child], Awaitable[None]] | None = None,
-    ) -> None:
-        """`prepare`: what is done with a child that was begun, before it is taken. It must not raise."""
+    def __init__(self, processes: ZygoteClient, kind: ChildKind) -> None:
         self._processes: Final = processes
         self._kind: Final = kind
-        self._prepare: Final = prepare
         self._birth: asyncio.Task[Child] | None = None
 
     def begin(self) -> None:
         """Start the child, unless one is there already. Where there can be none now, `take` tries again."""
-        if self._birth is None:
-            self._birth = asyncio.get_running_loop().create_task(self._born())
+        if self._birth is None or _is_over(self._birth):
+            self.dismiss()
+            self._birth = asyncio.get_running_loop().create_task(self._processes.birth(self._kind, patience=0.0))
 
-    async def _born(self) -> Child:
-        """Raises: NotBorn."""
-        child = await self._processes.birth(self._kind, patience=0.0)
-        if self._prepare is not None:
-            try:
-                await self._prepare(child)
-            except BaseException:
-                child.close()
-                raise
-        return child
+    def prepare(self, work: Callable[[Child], Awaitable[None]]) -> None:
+        """Have `work`, which must not raise, done with the child before it is taken; start it, unless it is there."""
+        self.begin()
+        assert self._birth is not None  # noqa: S101
+        self._birth = asyncio.get_running_loop().create_task(_prepared(self._birth, work))
 
     async def take(self) -> Child:
         """Return the child, which is the caller's from here on; a new one where none was begun, or it has ended.
@@ -66,3 +55,19 @@ class EarlyChild:
             birth.cancel()
         elif birth.exception() is None:
             birth.result().close()
+
+
+def _is_over(birth: asyncio.Task[Child]) -> bool:
+    """Tell whether there is no child, or it has ended."""
+    return birth.done() and (birth.cancelled() or birth.exception() is not None or birth.result().exited.done())
+
+
+async def _prepared(birth: asyncio.Task[Child], work: Callable[[Child], Awaitable[None]]) -> Child:
+    """Raises: NotBorn."""
+    child = await birth
+    try:
+        await work(child)
+    except BaseException:
+        child.close()
+        raise
+    return child

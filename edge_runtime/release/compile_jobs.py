@@ -55,8 +55,8 @@ class CompileJobs:
         self._artifacts = artifacts
         self._folder = folder
         self._processes = processes
-        self.early = EarlyChild(processes, "compiler", self._rehearse)
-        """The child of the next job that is waited for, where it was begun before."""
+        self._early = EarlyChild(processes, "compiler")
+        """The child of the next job that is waited for."""
         self._folders: dict[Child, Path] = {}
         """The folders of children that were begun and have no job yet."""
         self._limit = limit
@@ -94,11 +94,23 @@ class CompileJobs:
                 await asyncio.to_thread(remove, self._folder, sha256, QUICK)
                 raise _unwritten(sha256, error)
 
+    def expect(self) -> None:
+        """Have the child of the next job rehearse, since that will soon come."""
+        self._early.prepare(self._rehearse)
+
+    def stand_by(self) -> None:
+        """Have a child wait for the next job, and have one end that has rehearsed and has got none."""
+        if self._folders:
+            self._early.dismiss()
+        self._early.begin()
+
     async def run(self) -> None:
         """Let jobs run until cancelled; then they are given up."""
+        self._early.begin()
         try:
             await asyncio.Event().wait()
         finally:
+            self._early.dismiss()
             tasks = [job.task for job in self._jobs.values()]
             for task in tasks:
                 task.cancel()
@@ -132,7 +144,7 @@ class CompileJobs:
         if background:
             child = await self._processes.birth("compiler", background=True)
         else:
-            child = await self.early.take()
+            child = await self._early.take()
         with contextlib.closing(child):
             work = self._folders.pop(child, None)
             if work is None:

@@ -74,12 +74,12 @@ class Compiler:
         """Artifacts that are missing or damaged on disk: they must be fetched again."""
 
     def expect(self) -> None:
-        """Start a process that compiles: an artifact is being fetched."""
-        self.compilations.early.begin()
+        """Have the process that waits for something to compile rehearse: an artifact is being fetched."""
+        self.compilations.expect()
 
-    def dismiss(self) -> None:
-        """End it, if nothing was compiled."""
-        self.compilations.early.dismiss()
+    def stand_by(self) -> None:
+        """Have a process wait for something to compile."""
+        self.compilations.stand_by()
 
     async def on_disk(self, wanted: Set[str]) -> None:
         """Wait until the compiled code of these artifacts is on disk. Raises: SyncFailed, when it can't be."""

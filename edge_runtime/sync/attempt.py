@@ -70,11 +70,11 @@ class ArtifactCompiler(Protocol):
     """Finds or makes the code that functions run: `release.compiler.Compiler`."""
 
     def expect(self) -> None:
-        """Start a process that compiles: an artifact is being fetched."""
+        """Have the process that waits for something to compile rehearse: an artifact is being fetched."""
         ...
 
-    def dismiss(self) -> None:
-        """End it, if nothing was compiled."""
+    def stand_by(self) -> None:
+        """Have a process wait for something to compile."""
         ...
 
     async def functions(
@@ -186,7 +186,7 @@ class SyncAttempt:
             log.exception("a sync failed in a way that nobody foresaw")
             return SyncFailed("internal", f"the edge runtime made a mistake: {error!r}; the node's log has more")
         finally:
-            self._compiler.dismiss()
+            self._compiler.stand_by()
             self._runtime.dismiss()
         return None
 

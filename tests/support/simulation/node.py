@@ -202,8 +202,8 @@ class SimulatedCompiler:
     def expect(self) -> None:
         """There are no processes to start."""
 
-    def dismiss(self) -> None:
-        """There are no processes to end."""
+    def stand_by(self) -> None:
+        """There are no processes to start."""
 
     async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
         await _step(self._node, "compile_failed")
