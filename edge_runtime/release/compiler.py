@@ -31,6 +31,12 @@ from edge_runtime.release.compile_jobs import CompileJobs
 
 log = logging.getLogger("skerry.compiler")
 
+CALM = 1.0
+"""Seconds without a release after which functions are compiled at the best level: a release that follows at once then
+has the processors, and what it replaces isn't compiled for nothing."""
+CALM_LOOK: Final = 0.1
+"""Seconds between two looks meanwhile, whether something is damaged."""
+
 _PASSING: Final = ("compile_io", "load_timeout", "no_process")
 """Codes of failures that aren't the artifact's fault: compiling it is tried again later."""
 
@@ -70,6 +76,8 @@ class Compiler:
         self.postponed: set[str] = set()
         """Artifacts for which there was no room or process: `improve` skips them until they are removed from this
         set."""
+        self._released_at = -CALM
+        """When the last release began to be made ready, in the loop's seconds."""
         self.lost: set[str] = set()
         """Artifacts that are missing or damaged on disk: they must be fetched again."""
 
@@ -96,6 +104,7 @@ class Compiler:
         Functions whose names are in `compiled` serve compiled code now and wait for their AOT files; the others wait
         only a moment, and may start on the interpreter. Raises: SyncFailed, when a function has no code.
         """
+        self._released_at = asyncio.get_running_loop().time()
         return await self._start(planned, {f.sha256 for f in planned if f.name in compiled}, lenient=False)
 
     async def available(self, stored: list[LocalFunction]) -> list[LocalFunction]:
@@ -119,8 +128,9 @@ class Compiler:
             self._known[sha256, level] = aot
         return aot
 
-    async def improve(self, release: LocalRelease) -> list[LocalFunction]:
-        """Return the release's functions, one artifact with better code; the same list if there is none better.
+    async def improve(self, release: LocalRelease) -> list[LocalFunction] | None:
+        """Return the release's functions, one artifact with better code; the same list if there is none better. None,
+        where another release has begun to be made ready meanwhile: ask again, with the one that then serves.
 
         All functions get quickly compiled code before the first gets the best.
         """
@@ -141,6 +151,8 @@ class Compiler:
                     continue
                 if level == QUICK and function.aot:
                     continue
+                if level != QUICK and not await self._calm():
+                    return None
                 try:
                     made = await self.compile(function.sha256, level, background=True)
                 except SyncFailed as failed:
@@ -149,6 +161,14 @@ class Compiler:
                     continue
                 return [self._with_aot(f, made) if f.sha256 == function.sha256 else f for f in functions]
         return functions
+
+    async def _calm(self) -> bool:
+        """Wait until `CALM` seconds have passed since the last release came, or something is damaged; return whether no
+        other one has come meanwhile."""
+        last, time = self._released_at, asyncio.get_running_loop().time
+        while self._released_at == last and not self._damaged and (left := last + CALM - time()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(min(left, CALM_LOOK))
+        return self._released_at == last
 
     def damaged(self, sha256: str) -> None:
         """Note that an AOT file of this artifact is damaged: `improve` then looks at what is on disk."""

@@ -38,9 +38,6 @@ BOOT_PAUSE: Final = 1.0
 """Seconds until it is tried again to serve the stored release at the start."""
 POSTPONED: Final = 60.0
 """Seconds until compilations are tried again for which there was no room or process."""
-CALM = 1.0
-"""Seconds without a release after which its functions are compiled at the best level: a release that follows at once
-then has the processors, and what it replaces isn't compiled for nothing."""
 SECRETS_PAUSE: Final = 2.0
 """Seconds between two looks at the secrets' file."""
 COMMIT_LIMIT: Final = 30.0
@@ -145,13 +142,15 @@ class ReleaseManager:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POSTPONED if self._compiler.postponed else None):
                     await self._changed.wait()
-            await self._calm()
+            self._changed.clear()
             self._compiler.postponed.clear()
             while (release := self.release) is not None:
                 lost = len(self._compiler.lost)
                 functions = await self._compiler.improve(release)
                 if len(self._compiler.lost) > lost:
                     self.less.set()
+                if functions is None:
+                    continue
                 if functions is release.functions:
                     break
                 async with self._one:
@@ -163,14 +162,6 @@ class ReleaseManager:
                     except LoadFailed as failed:
                         log.error("a better compiled function can't be loaded: %s", failed.message)
                         self._compiler.give_up({f.sha256 for f in functions if f not in release.functions}, failed.code)
-
-    async def _calm(self) -> None:
-        """Wait until nothing has changed for `CALM` seconds."""
-        while self._changed.is_set():
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CALM):
-                    await self._changed.wait()
 
     async def watch(self) -> None:
         """Give functions the new values of their secrets whenever the file changes, until cancelled."""

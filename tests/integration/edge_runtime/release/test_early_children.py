@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from edge_runtime import aot_cache
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.zygote_client import Child, NotBorn
-from edge_runtime.release import compile_jobs, manager
+from edge_runtime.release import compile_jobs, compiler, manager
+from edge_runtime.release.compile_jobs import CompileJobs
 from tests.guests.version import version
 from tests.support.edge import BACKGROUND, Node, node, until
 
@@ -74,7 +76,9 @@ async def test_one_that_nobody_takes_is_ended(edge: Node, born: list[Child], awa
     early.dismiss()
     for child in born:
         await child.exited
-    await until(lambda: not set(edge.front.processes._children) - {link.child.id for link in edge.front.pool.links})
+    # But for the one that waits for something to compile.
+    links = edge.front.pool.links
+    await until(lambda: len(set(edge.front.processes._children) - {link.child.id for link in links}) == 1)
     early.dismiss()
 
 
@@ -102,16 +106,21 @@ async def test_where_none_could_be_begun_it_is_asked_for_again(edge: Node, monke
 
 
 async def test_a_release_is_made_by_the_processes_that_were_begun(edge: Node, born: list[Child]) -> None:
-    compiler, releases = edge.front.compiler, edge.front.manager
-    compiler.expect()
-    releases.expect(loads=True)
-    await until(lambda: len(born) == 3)
+    """One waits for something to compile from the start; those that try and apply are begun by the release."""
+    edge.front.compiler.expect()
+    edge.front.manager.expect(loads=True)
+    await until(lambda: len(born) == 2)
     await edge.release({"version": (version(1), {})})
-    assert len(born) == 3
-    compiler.dismiss()
-    releases.dismiss()
+    assert len(born) == 2
+    edge.front.manager.dismiss()
     for child in born:
         await child.exited
+
+
+def threads(jobs: CompileJobs) -> list[str]:
+    """Those of the child that waits for something to compile."""
+    birth = jobs._early._birth
+    return os.listdir(f"/proc/{birth.result().pid}/task") if birth is not None and birth.done() else []
 
 
 def works(edge: Node) -> list[Path]:
@@ -119,20 +128,41 @@ def works(edge: Node) -> list[Path]:
 
 
 async def test_a_compiler_that_was_begun_rehearses_and_leaves_nothing(edge: Node, born: list[Child]) -> None:
-    compiler = edge.front.compiler
+    compiler, jobs = edge.front.compiler, edge.front.compiler.compilations
     compiler.expect()
     # What compiles has LLVM's threads, which no other child has.
-    await until(lambda: born and len(list(Path(f"/proc/{born[0].pid}/task").iterdir())) > 1)
+    await until(lambda: len(threads(jobs)) > 1)
     assert len(works(edge)) == 1
-    compiler.dismiss()
+    # Nothing was compiled: another one waits, which hasn't rehearsed.
+    compiler.stand_by()
+    await until(lambda: born and len(threads(jobs)) == 1)
     await until(lambda: not works(edge))
     # And where it is taken, its folder is its job's.
     compiler.expect()
-    await until(lambda: len(born) == 2 and works(edge))
+    await until(lambda: len(threads(jobs)) > 1)
     await edge.release({"version": (version(1), {})})
-    # It, and what tries and applies.
-    assert len(born) == 4
+    # What compiles, tries and applies.
+    assert len(born) == 3
     await until(lambda: not works(edge))
+
+
+async def test_one_that_has_not_rehearsed_waits_on(edge: Node, born: list[Child]) -> None:
+    compiler, jobs = edge.front.compiler, edge.front.compiler.compilations
+    await until(lambda: threads(jobs))
+    for _ in range(3):
+        compiler.stand_by()
+    assert threads(jobs)
+    assert born == []
+
+
+async def test_another_one_waits_where_it_has_ended(edge: Node, born: list[Child]) -> None:
+    compiler, jobs = edge.front.compiler, edge.front.compiler.compilations
+    await until(lambda: threads(jobs))
+    waiting = await jobs._early._birth
+    waiting.kill()
+    await waiting.exited
+    compiler.stand_by()
+    await until(lambda: len(born) == 1 and threads(jobs))
 
 
 async def test_one_that_cannot_rehearse_is_told_of_by_its_job(
@@ -215,3 +245,26 @@ async def test_better_code_that_cannot_be_written_is_not_used_and_made_again(
         await until(lambda: left and not left[0].exists())
         await until(lambda: edge.front.status()["functions"][0]["best"], BACKGROUND)
         assert len(left) == 2
+
+
+async def test_the_best_code_of_a_release_that_another_one_follows_at_once_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, int]] = []
+    real = compile_jobs.CompileJobs.make
+
+    async def noted(jobs: CompileJobs, sha256: str, level: int, **more: Any) -> aot_cache.AotFile:
+        made.append((sha256, level))
+        return await real(jobs, sha256, level, **more)
+
+    monkeypatch.setattr(compile_jobs.CompileJobs, "make", noted)
+    # The machine may be busy: the second release must come before that.
+    monkeypatch.setattr(compiler, "CALM", 10.0)
+    shas = [hashlib.sha256(version(number)).hexdigest() for number in (1, 2)]
+    async with node(tmp_path / "state", best=aot_cache.BEST) as edge:
+        for number in (1, 2):
+            await edge.release({"version": (version(number), {})})
+        assert edge.front.manager.release is not None
+        monkeypatch.setattr(compiler, "CALM", 0.2)
+        await until(lambda: edge.front.status()["functions"][0]["best"], BACKGROUND)
+    assert made == [(shas[0], aot_cache.QUICK), (shas[1], aot_cache.QUICK), (shas[1], aot_cache.BEST)]
