@@ -3,11 +3,9 @@
 It compiles an artifact, loads functions on trial, or checks files by their sha256.
 """
 
-import contextlib
 import hashlib
 import resource
 import socket
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +13,7 @@ import msgspec
 
 from control import faults
 from edge_runtime import malloc
-from edge_runtime.aot_cache import QUICK, Damaged, verify
-from edge_runtime.children import warmup
+from edge_runtime.aot_cache import Damaged, verify
 from edge_runtime.children.function_cache import allocated
 from edge_runtime.guests import guest
 from edge_runtime.guests.function_code import compile_artifact
@@ -44,18 +41,15 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
     fence.seal("compiler")
     reader = FrameReader(sock)
     frame = reader.next()
-    rehearsed = frame is not None and frame.kind == frames.REHEARSE
-    if frame is not None and rehearsed:
-        _rehearse(Path(msgspec.json.decode(frame.body, type=compiler_messages.Rehearse).folder))
+    room = frame is not None and frame.kind == frames.EXPECT
+    if room:
+        malloc.fill(HEAP_BYTES)
         frame = reader.next()
     if frame is None:
         return
     match frame.kind:
         case frames.COMPILE:
-            order = msgspec.json.decode(frame.body, type=compiler_messages.Compile)
-            if not rehearsed:
-                _make_ready(Path(order.folder))
-            _compile(sock, order)
+            _compile(sock, msgspec.json.decode(frame.body, type=compiler_messages.Compile), room=room)
         case frames.TRY:
             _try(sock, msgspec.json.decode(frame.body, type=compiler_messages.Try))
         case frames.VERIFY:
@@ -64,28 +58,15 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
             raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no compiler knows")
 
 
-def _make_ready(folder: Path) -> None:
-    """Close all files but those in the folder, so that what is compiled can't touch the AOT files of others; make room.
-
-    It comes before anything is compiled: LLVM starts threads, and each thread closes files for itself and those that it
-    starts."""
-    fence.narrow([(folder, REBUILD), PROCESSOR])
-    malloc.fill(HEAP_BYTES)
-
-
-def _rehearse(folder: Path) -> None:
-    """Compile a module of the runtime's own. What a process does at its first compilation alone, 8 ms for LLVM's tables
-    and pages, is then done."""
-    _make_ready(folder)
-    # What fails here fails in the compilation that follows, too, and is told then.
-    with contextlib.suppress(WasmEdgeError, OSError), tempfile.TemporaryDirectory(dir=folder) as within:
-        compile_artifact(warmup.NOTHING, Path(within), QUICK)
-
-
-def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:
+def _compile(sock: socket.socket, order: compiler_messages.Compile, *, room: bool) -> None:
+    """Compile an artifact; `room`: its memory is taken already."""
     try:
         wasm = _read(order)
+        # Before the wasm is parsed, so that it can't touch the AOT files of others.
+        fence.narrow([(Path(order.folder), REBUILD), PROCESSOR])
         faults.reach("edge.compile.before")
+        if not room:
+            malloc.fill(HEAP_BYTES)
         made = compile_artifact(wasm, Path(order.folder), order.level)
         faults.reach("edge.compile.after")
     except Lost as lost:
@@ -101,12 +82,12 @@ def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:
 def _read(order: compiler_messages.Compile) -> bytes:
     """Return the artifact's bytes. Raises: Lost, when they can't be read or have another sha256."""
     try:
-        wasm = Path(order.folder, compiler_messages.ARTIFACT).read_bytes()
+        wasm = Path(order.artifact).read_bytes()
     except OSError as error:
-        raise Lost(f"its copy can't be read: {error}") from None
+        raise Lost(f"{order.artifact} can't be read: {error}") from None
     digest = hashlib.sha256(wasm).hexdigest()
     if digest != order.sha256:
-        raise Lost(f"its file has the sha256 {digest}: it is damaged")
+        raise Lost(f"{order.artifact} has the sha256 {digest}: it is damaged")
     return wasm
 
 

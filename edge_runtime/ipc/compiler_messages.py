@@ -1,26 +1,18 @@
-"""What a compiler is asked for, and what it answers: the frames REHEARSE, COMPILE, TRY and VERIFY of `frames`."""
+"""What a compiler is asked for, and what it answers: the frames COMPILE, TRY and VERIFY of `frames`."""
 
 from msgspec import Struct
 
 from edge_runtime.ipc.frames import LocalFunction
 
-ARTIFACT = "artifact.wasm"
-"""Name of the artifact in the folder of its compilation."""
-
-
-class Rehearse(Struct, frozen=True):
-    """An artifact will come to be compiled."""
-
-    folder: str
-    """As in `Compile`."""
-
 
 class Compile(Struct, frozen=True):
     """An artifact to be compiled."""
 
+    artifact: str
+    """Path of the wasm."""
     sha256: str
     folder: str
-    """Path of a folder for the compiler alone: the artifact is there, and its files go there."""
+    """Path of an empty folder for the compiler alone, where its files go."""
     level: int
     """The level of optimization, as in `aot_cache`."""
 

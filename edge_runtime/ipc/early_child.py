@@ -23,7 +23,7 @@ class EarlyChild:
             self._birth = asyncio.get_running_loop().create_task(self._processes.birth(self._kind, patience=0.0))
 
     def prepare(self, work: Callable[[Child], Awaitable[None]]) -> None:
-        """Have `work`, which must not raise, done with the child before it is taken; start it, unless it is there."""
+        """Have `work`, which must not raise, done with the child before it is taken; start one, unless it is there."""
         self.begin()
         assert self._birth is not None  # noqa: S101
         self._birth = asyncio.get_running_loop().create_task(_prepared(self._birth, work))

@@ -54,8 +54,8 @@ then."""
 FINISH: Final = 16
 """Run the steps that come after the flips of schema changes; answered as ADVANCE is."""
 # To a compiler
-REHEARSE: Final = 45
-"""`Rehearse`: do now what the first compilation of a process takes more time for; no answer. COMPILE follows."""
+EXPECT: Final = 45
+"""Something will come to be compiled, soon: take the memory for that now. No answer; COMPILE follows."""
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
 TRY: Final = 13

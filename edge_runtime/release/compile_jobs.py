@@ -57,8 +57,8 @@ class CompileJobs:
         self._processes = processes
         self._early = EarlyChild(processes, "compiler")
         """The child of the next job that is waited for."""
-        self._folders: dict[Child, Path] = {}
-        """The folders of children that were begun and have no job yet."""
+        self._expects = False
+        """It has taken the memory for that."""
         self._limit = limit
         self._turns = asyncio.Semaphore(processors())
         """Bounds the jobs that are waited for and run at the same time. Background jobs come one after the other
@@ -95,13 +95,15 @@ class CompileJobs:
                 raise _unwritten(sha256, error)
 
     def expect(self) -> None:
-        """Have the child of the next job rehearse, since that will soon come."""
-        self._early.prepare(self._rehearse)
+        """Have the child of the next job take the memory for it, since that will soon come."""
+        self._early.prepare(_told_to_expect)
+        self._expects = True
 
     def stand_by(self) -> None:
-        """Have a child wait for the next job, and have one end that has rehearsed and has got none."""
-        if self._folders:
+        """Have a child wait for the next job, without memory for that."""
+        if self._expects:
             self._early.dismiss()
+            self._expects = False
         self._early.begin()
 
     async def run(self) -> None:
@@ -141,44 +143,33 @@ class CompileJobs:
 
     async def _child(self, sha256: str, level: int, background: bool) -> AotFile:
         """Raises: NotBorn, ChildGone, SyncFailed."""
-        if background:
-            child = await self._processes.birth("compiler", background=True)
-        else:
-            child = await self._early.take()
-        with contextlib.closing(child):
-            work = self._folders.pop(child, None)
-            if work is None:
-                try:
-                    work = await asyncio.to_thread(make_work_folder, self._folder)
-                except OSError as error:
-                    raise _unwritten(sha256, error) from None
-            try:
-                return await self._ask(child, work, sha256, level, background)
-            finally:
-                # Not before the child's end, as it may still write there.
-                child.exited.add_done_callback(functools.partial(_remove, work))
-
-    async def _rehearse(self, child: Child) -> None:
-        """Give a child that has no job yet its folder, and have it rehearse."""
-
-        def ended(_: asyncio.Future[int | None]) -> None:
-            if (left := self._folders.pop(child, None)) is not None:
-                _remove(left)
-
-        # Whoever takes the child meets the same, and tells it.
-        with contextlib.suppress(OSError, frames.ChildGone):
-            work = self._folders[child] = await asyncio.to_thread(make_work_folder, self._folder)
-            child.exited.add_done_callback(ended)
-            await child.tell(frames.REHEARSE, compiler_messages.Rehearse(str(work)))
-
-    async def _ask(self, child: Child, work: Path, sha256: str, level: int, background: bool) -> AotFile:
-        limit = BEST_LIMIT if background else self._limit
         try:
-            await asyncio.to_thread(_copy, self._artifacts / f"{sha256}.wasm", work)
+            work = await asyncio.to_thread(make_work_folder, self._folder)
         except OSError as error:
             raise _unwritten(sha256, error) from None
         try:
-            reply = await child.ask(frames.COMPILE, compiler_messages.Compile(sha256, str(work), level), limit)
+            if background:
+                child = await self._processes.birth("compiler", background=True)
+            else:
+                self._expects = False
+                child = await self._early.take()
+        except BaseException:
+            _remove(work)
+            raise
+        try:
+            with contextlib.closing(child):
+                return await self._ask(child, work, sha256, level, background)
+        finally:
+            # Not before the child's end, as it may still write there.
+            child.exited.add_done_callback(lambda _: _remove(work))
+
+    async def _ask(self, child: Child, work: Path, sha256: str, level: int, background: bool) -> AotFile:
+        limit = BEST_LIMIT if background else self._limit
+        path = self._artifacts / f"{sha256}.wasm"
+        try:
+            reply = await child.ask(
+                frames.COMPILE, compiler_messages.Compile(str(path), sha256, str(work), level), limit
+            )
         except TimeoutError:
             text = f"artifact {sha256} wasn't compiled after {limit:g} s (compile_limit)"
             raise SyncFailed("compile_timeout", text) from None
@@ -215,20 +206,13 @@ class CompileJobs:
         return None
 
 
-def _copy(artifact: Path, work: Path) -> None:
-    """Put an artifact into the folder of its compilation: its compiler can open no other one.
-
-    Raises: SyncFailed, when the artifact can't be read; OSError, when the copy can't be written.
-    """
-    try:
-        source = artifact.open("rb")
-    except OSError as error:
-        raise SyncFailed("artifact_lost", f"{artifact} can't be read: {error}") from None
-    with source, (work / compiler_messages.ARTIFACT).open("xb") as copy:
-        shutil.copyfileobj(source, copy)
+async def _told_to_expect(child: Child) -> None:
+    # Whoever takes the child meets the same, and tells it.
+    with contextlib.suppress(frames.ChildGone):
+        await child.tell(frames.EXPECT, None)
 
 
-def _remove(work: Path, _: object = None) -> None:
+def _remove(work: Path) -> None:
     """Remove a work folder, in a thread, as a disk that hangs must not hold up the loop. What stays is removed at the
     next start."""
     asyncio.get_running_loop().run_in_executor(None, functools.partial(shutil.rmtree, work, ignore_errors=True))

@@ -82,7 +82,7 @@ class Compiler:
         """Artifacts that are missing or damaged on disk: they must be fetched again."""
 
     def expect(self) -> None:
-        """Have the process that waits for something to compile rehearse: an artifact is being fetched."""
+        """Have the process that waits for something to compile take memory for that: an artifact is being fetched."""
         self.compilations.expect()
 
     def stand_by(self) -> None:

@@ -70,7 +70,7 @@ class ArtifactCompiler(Protocol):
     """Finds or makes the code that functions run: `release.compiler.Compiler`."""
 
     def expect(self) -> None:
-        """Have the process that waits for something to compile rehearse: an artifact is being fetched."""
+        """Have the process that waits for something to compile take memory for that: an artifact is being fetched."""
         ...
 
     def stand_by(self) -> None:

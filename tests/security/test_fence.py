@@ -179,23 +179,15 @@ async def test_a_repeater_reads_artifacts_alone(victim: Any) -> None:
         assert await it.refused("fork") != ""
 
 
-@pytest.mark.parametrize("rehearses", [False, True])
-async def test_what_is_compiled_writes_to_a_folder_of_its_own(victim: Any, rehearses: bool) -> None:
-    """Before it is parsed: a module that takes the compiler over gives no other function its code. And before a
-    rehearsal: the threads that LLVM starts then keep the rights that they were started with."""
+async def test_what_is_compiled_writes_to_a_folder_of_its_own(victim: Any) -> None:
+    """Before it is parsed: a module that takes the compiler over gives no other function its code."""
     async with victim("compiler") as it:
         own = Path(tempfile.mkdtemp(dir=it.state / "aot"))
         os.chown(own, it.state.stat().st_uid, -1)
         await it.ask("go_on")
-        artifact = (it.state / "artifacts" / "there.wasm").read_bytes()
-        if rehearses:
-            await it.child.ask(frames.REHEARSE, compiler_messages.Rehearse(str(own)), 60)
-        else:
-            copy = own / compiler_messages.ARTIFACT
-            copy.write_bytes(artifact)
-            os.chown(copy, it.state.stat().st_uid, -1)
-            order = compiler_messages.Compile(hashlib.sha256(artifact).hexdigest(), str(own), 0)
-            await it.child.ask(frames.COMPILE, order, 60)
+        artifact = it.state / "artifacts" / "there.wasm"
+        sha256 = hashlib.sha256(artifact.read_bytes()).hexdigest()
+        await it.child.ask(frames.COMPILE, compiler_messages.Compile(str(artifact), sha256, str(own), 0), 60)
         assert await it.refused("open", str(own / "new"), os.O_WRONLY | os.O_CREAT) == ""
         assert await it.refused("open", "/proc/cpuinfo", os.O_RDONLY) == ""
         assert await it.refused("open", str(it.state / "aot" / "more"), os.O_WRONLY | os.O_CREAT) == "EACCES"

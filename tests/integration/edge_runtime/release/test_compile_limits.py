@@ -12,7 +12,7 @@ import pytest
 
 import edge_runtime
 from edge_runtime.errors import SyncFailed
-from edge_runtime.ipc import compiler_messages, frames
+from edge_runtime.ipc import frames
 from edge_runtime.release.compile_jobs import TRIES
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.wasmedge import QUICK
@@ -35,16 +35,17 @@ compile_child.DATA_BYTES = 300 * 1024**2
 fence.seal = lambda kind: None
 fence.narrow = lambda files: None
 ours, theirs = socket.socketpair()
-frames.send_json(ours, 0, frames.COMPILE, compiler_messages.Compile(*sys.argv[1:3], 0))
+frames.send_json(ours, 0, frames.COMPILE, compiler_messages.Compile(*sys.argv[1:4], 0))
 compile_child.serve(theirs, None, 0, None)
 print(frame_reader.FrameReader(ours).next().kind)
 """
 
 
 def child(wasm: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = folder / "module.wasm"
+    path.write_bytes(wasm)
     (folder / "aot").mkdir(exist_ok=True)
-    (folder / "aot" / compiler_messages.ARTIFACT).write_bytes(wasm)
-    command = [sys.executable, "-c", CHILD, hashlib.sha256(wasm).hexdigest(), str(folder / "aot")]
+    command = [sys.executable, "-c", CHILD, str(path), hashlib.sha256(wasm).hexdigest(), str(folder / "aot")]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
 
 
@@ -55,7 +56,7 @@ def test_a_compiler_that_needs_too_much_memory_dies_and_leaves_nothing(tmp_path:
     ran = child(guest("echo"), tmp_path)
     assert (ran.returncode, ran.stdout.strip()) == (0, str(frames.COMPILED)), ran.stderr
     # With what the dead one had begun.
-    assert sorted(path.suffix for path in (tmp_path / "aot").iterdir()) == [".sha256", ".so", ".wasm"]
+    assert sorted(path.suffix for path in (tmp_path / "aot").iterdir()) == [".sha256", ".so"]
 
 
 class Dying:
@@ -78,7 +79,6 @@ class Dying:
 
 async def test_a_compiler_that_dies_again_and_again_is_the_modules_fault(tmp_path: Path) -> None:
     processes: Any = Dying()
-    (tmp_path / "abc.wasm").write_bytes(b"")
     compiler = Compiler(tmp_path, tmp_path, processes, 10.0, 1.0)
     with pytest.raises(SyncFailed, match="the compiler died of artifact abc") as failed:
         await compiler.compile("abc", QUICK)

@@ -3,14 +3,15 @@
 import asyncio
 import errno
 import hashlib
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from edge_runtime import aot_cache
+from edge_runtime.children.compile_child import HEAP_BYTES
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.zygote_client import Child, NotBorn
@@ -107,6 +108,7 @@ async def test_where_none_could_be_begun_it_is_asked_for_again(edge: Node, monke
 
 async def test_a_release_is_made_by_the_processes_that_were_begun(edge: Node, born: list[Child]) -> None:
     """One waits for something to compile from the start; those that try and apply are begun by the release."""
+    await until(lambda: memory(edge))
     edge.front.compiler.expect()
     edge.front.manager.expect(loads=True)
     await until(lambda: len(born) == 2)
@@ -117,68 +119,42 @@ async def test_a_release_is_made_by_the_processes_that_were_begun(edge: Node, bo
         await child.exited
 
 
-def threads(jobs: CompileJobs) -> list[str]:
-    """Those of the child that waits for something to compile."""
-    birth = jobs._early._birth
-    return os.listdir(f"/proc/{birth.result().pid}/task") if birth is not None and birth.done() else []
+def memory(edge: Node) -> int:
+    """Bytes that the child has for itself that waits for something to compile; 0 where there is none."""
+    birth = edge.front.compiler.compilations._early._birth
+    if birth is None or not birth.done():
+        return 0
+    return int(psutil.Process(birth.result().pid).memory_full_info().uss)
 
 
-def works(edge: Node) -> list[Path]:
-    return list(edge.state.aot.glob(f"{aot_cache.TEMPORARY}*"))
-
-
-async def test_a_compiler_that_was_begun_rehearses_and_leaves_nothing(edge: Node, born: list[Child]) -> None:
-    compiler, jobs = edge.front.compiler, edge.front.compiler.compilations
+async def test_one_that_waits_takes_memory_when_something_will_come(edge: Node, born: list[Child]) -> None:
+    compiler = edge.front.compiler
+    await until(lambda: memory(edge))
     compiler.expect()
-    # What compiles has LLVM's threads, which no other child has.
-    await until(lambda: len(threads(jobs)) > 1)
-    assert len(works(edge)) == 1
-    # Nothing was compiled: another one waits, which hasn't rehearsed.
+    await until(lambda: memory(edge) > HEAP_BYTES)
+    assert born == []
+    # Nothing was compiled: another one waits, without.
     compiler.stand_by()
-    await until(lambda: born and len(threads(jobs)) == 1)
-    await until(lambda: not works(edge))
-    # And where it is taken, its folder is its job's.
-    compiler.expect()
-    await until(lambda: len(threads(jobs)) > 1)
-    await edge.release({"version": (version(1), {})})
-    # What compiles, tries and applies.
-    assert len(born) == 3
-    await until(lambda: not works(edge))
-
-
-async def test_one_that_has_not_rehearsed_waits_on(edge: Node, born: list[Child]) -> None:
-    compiler, jobs = edge.front.compiler, edge.front.compiler.compilations
-    await until(lambda: threads(jobs))
+    await until(lambda: 0 < memory(edge) < HEAP_BYTES)
+    assert len(born) == 1
     for _ in range(3):
         compiler.stand_by()
-    assert threads(jobs)
-    assert born == []
+    assert len(born) == 1
+    # And after a release, which took it.
+    compiler.expect()
+    await edge.release({"version": (version(1), {})})
+    compiler.stand_by()
+    await until(lambda: 0 < memory(edge) < HEAP_BYTES)
 
 
 async def test_another_one_waits_where_it_has_ended(edge: Node, born: list[Child]) -> None:
-    compiler, jobs = edge.front.compiler, edge.front.compiler.compilations
-    await until(lambda: threads(jobs))
-    waiting = await jobs._early._birth
-    waiting.kill()
-    await waiting.exited
-    compiler.stand_by()
-    await until(lambda: len(born) == 1 and threads(jobs))
-
-
-async def test_one_that_cannot_rehearse_is_told_of_by_its_job(
-    edge: Node, born: list[Child], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_: Path) -> Path:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(compile_jobs, "make_work_folder", full)
-        edge.front.compiler.expect()
-        with pytest.raises(SyncFailed, match="No space left on device") as failed:
-            await edge.release({"version": (version(1), {})})
-    assert failed.value.code == "compile_io"
-    await edge.release({"version": (version(1), {})})
-    assert edge.front.manager.release is not None
+    await until(lambda: memory(edge))
+    birth = edge.front.compiler.compilations._early._birth
+    assert birth is not None
+    birth.result().kill()
+    await birth.result().exited
+    edge.front.compiler.stand_by()
+    await until(lambda: len(born) == 1 and memory(edge))
 
 
 async def test_compiled_code_is_on_disk_before_its_release_is_prepared(
