@@ -82,6 +82,7 @@ class TrialLoads:
                 self._fits(new[0], _decode_tried(reply.body).bytes)
                 del new[0]
                 if not new:
+                    child.give_way()
                     return
                 reply = await child.answer(LIMIT)
 

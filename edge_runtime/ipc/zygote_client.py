@@ -66,15 +66,14 @@ class Child:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def give_way(self) -> None:
-        """Have all other processes run before this one, which is about to end: what waits for its last answer needs the
-        processor on which the kernel frees its memory."""
+        """Have all other processes run before this one, which has given its last answer and holds no lock: what waited
+        for that needs the processor on which the kernel frees its memory."""
         if self.pidfd >= 0 and not self.exited.done():
             with contextlib.suppress(OSError):
                 os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
 
     def close(self) -> None:
         """Close the front's end, and kill the child if it runs."""
-        self.give_way()
         self.kill()
         self.sock.close()
         if self.pidfd >= 0:

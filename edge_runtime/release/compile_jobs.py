@@ -173,6 +173,7 @@ class CompileJobs:
         except TimeoutError:
             text = f"artifact {sha256} wasn't compiled after {limit:g} s (compile_limit)"
             raise SyncFailed("compile_timeout", text) from None
+        child.give_way()
         if reply.kind == frames.FAILED:
             failure = decode_failure(reply.body)
             raise SyncFailed(failure.code, f"artifact {sha256} can't be compiled: {failure.message}")
