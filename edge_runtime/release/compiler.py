@@ -35,7 +35,7 @@ CALM = 1.0
 """Seconds without a release after which functions are compiled at the best level: a release that follows at once then
 has the processors, and what it replaces isn't compiled for nothing."""
 CALM_LOOK: Final = 0.1
-"""Seconds between two looks meanwhile, whether something is damaged."""
+"""Seconds after which `improve` is asked again meanwhile: something may be damaged."""
 
 _PASSING: Final = ("compile_io", "load_timeout", "no_process")
 """Codes of failures that aren't the artifact's fault: compiling it is tried again later."""
@@ -130,7 +130,7 @@ class Compiler:
 
     async def improve(self, release: LocalRelease) -> list[LocalFunction] | None:
         """Return the release's functions, one artifact with better code; the same list if there is none better. None,
-        where another release has begun to be made ready meanwhile: ask again, with the one that then serves.
+        after a while, where a release has just come: ask again, with the one that then serves.
 
         All functions get quickly compiled code before the first gets the best.
         """
@@ -163,12 +163,12 @@ class Compiler:
         return functions
 
     async def _calm(self) -> bool:
-        """Wait until `CALM` seconds have passed since the last release came, or something is damaged; return whether no
-        other one has come meanwhile."""
-        last, time = self._released_at, asyncio.get_running_loop().time
-        while self._released_at == last and not self._damaged and (left := last + CALM - time()) > 0:  # noqa: ASYNC110
-            await asyncio.sleep(min(left, CALM_LOOK))
-        return self._released_at == last
+        """Tell whether no release has come for `CALM` seconds; where one has, wait a while."""
+        left = self._released_at + CALM - asyncio.get_running_loop().time()
+        if left <= 0:
+            return True
+        await asyncio.sleep(min(left, CALM_LOOK))
+        return False
 
     def damaged(self, sha256: str) -> None:
         """Note that an AOT file of this artifact is damaged: `improve` then looks at what is on disk."""
