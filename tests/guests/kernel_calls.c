@@ -17,6 +17,7 @@ __attribute__((import_module("wasi_snapshot_preview1"), import_name("proc_exit")
 #define TRACE 65536
 
 static uint64_t slots[SLOTS];
+static uint8_t handles[SLOTS]; /* 1: what the slot has is a handle */
 static int used;
 static uint8_t trace[TRACE];
 static size_t traced_bytes;
@@ -48,7 +49,8 @@ static void number(uint64_t value) {
 /* The slot that had this handle first, or its own where none had; 0 for no handle. */
 static void known(handle value) {
   int slot = 0;
-  while (slot < used && slots[slot] != value) slot++;
+  while (slot < used && !(handles[slot] && slots[slot] == value)) slot++;
+  handles[used] = 1;
   slots[used++] = value;
   note(value ? (uint64_t)slot + 1 : 0);
 }
@@ -97,7 +99,7 @@ static int step(int32_t *code) {
     case 28: *code = (int32_t)argument(); return 1;
     case 29: __builtin_trap();
     case 30: proc_exit((uint32_t)argument()); break;
-    case 31: first = alloc(argument()); slots[used++] = first; note(first != 0); break;
+    case 31: first = alloc(argument()); handles[used] = 1; slots[used++] = first; note(first != 0); break;
     default: abort();
   }
   return 0;

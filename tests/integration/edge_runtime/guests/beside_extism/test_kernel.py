@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edge_runtime.guests.guest import LoadedFunction
 from tests.support.beside_extism import by_reference
 from tests.support.by_extism import Call, alike, by_node
-from tests.support.kernel_scripts import Step, encoded, large_scripts, scripts
+from tests.support.kernel_scripts import Op, Place, Step, encoded, large_scripts, scripts
 
 EXAMPLES = int(os.environ.get("SKERRY_TEST_GUESTS", "150"))
 ALWAYS_THE_SAME = "SKERRY_TEST_GUESTS" not in os.environ
@@ -43,6 +43,13 @@ def test_any_calls_of_the_kernel_end_alike(
 ) -> None:
     calls = [Call(name, encoded(steps, data)) for steps, data in made for name in ("traced", export)]
     compare(ours, reference, calls)
+
+
+def test_a_number_that_is_an_address_by_chance_is_taken_for_none(ours: LoadedFunction, reference: Executor) -> None:
+    """Addresses differ: by one host the last block lies where the text's first byte, as a number, would be."""
+    text: list[Step] = [(Op.TEXT, "ключ".encode()), (Op.LOAD_U8, Place(0)), (Op.STORE_U8, 0, 0)]
+    blocks: list[Step] = [(Op.ALLOC, 1), (Op.TEXT, b"thing"), (Op.ALLOC, 1), (Op.OUTPUT_SET, Place(0), 0)]
+    compare(ours, reference, [Call("traced", encoded([*text, *blocks]))])
 
 
 @checks
