@@ -1,7 +1,7 @@
 """A lean HTTP/1.1 load: kept-alive connections, the next request when the answer has come, every answer checked.
 
-It costs 10 µs of CPU a request, half of what a call costs a compiled node. Bounded in connections
-and time, and to 127.0.0.1 alone.
+It costs 10 µs of CPU a request, half of what a call costs a compiled node. Bounded in connections and time, and to
+127.0.0.1 alone.
 """
 
 import asyncio
