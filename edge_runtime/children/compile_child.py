@@ -41,15 +41,14 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
     fence.seal("compiler")
     reader = FrameReader(sock)
     frame = reader.next()
-    room = frame is not None and frame.kind == frames.EXPECT
-    if room:
+    if frame is not None and frame.kind == frames.EXPECT:
         malloc.fill(HEAP_BYTES)
         frame = reader.next()
     if frame is None:
         return
     match frame.kind:
         case frames.COMPILE:
-            _compile(sock, msgspec.json.decode(frame.body, type=compiler_messages.Compile), room=room)
+            _compile(sock, msgspec.json.decode(frame.body, type=compiler_messages.Compile))
         case frames.TRY:
             _try(sock, msgspec.json.decode(frame.body, type=compiler_messages.Try))
         case frames.VERIFY:
@@ -58,15 +57,14 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
             raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no compiler knows")
 
 
-def _compile(sock: socket.socket, order: compiler_messages.Compile, *, room: bool) -> None:
-    """Compile an artifact; `room`: its memory is taken already."""
+def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:
     try:
         wasm = _read(order)
         # Before the wasm is parsed, so that it can't touch the AOT files of others.
         fence.narrow([(Path(order.folder), REBUILD), PROCESSOR])
         faults.reach("edge.compile.before")
-        if not room:
-            malloc.fill(HEAP_BYTES)
+        # Next to nothing, where it was expected.
+        malloc.fill(HEAP_BYTES)
         made = compile_artifact(wasm, Path(order.folder), order.level)
         faults.reach("edge.compile.after")
     except Lost as lost:
