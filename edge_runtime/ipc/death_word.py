@@ -99,8 +99,9 @@ def ends(pid: int) -> bool:
     return bool(int(fields[6]) & _EXITING)
 
 
-def _give_way(pid: int) -> None:
-    """Have all other processes run before this one, which ends."""
+def give_way(pid: int) -> None:
+    """Have all other processes run before this one, which ends and holds no lock: what waited for its end, or for its
+    last answer, needs the processor on which the kernel frees its memory."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 
@@ -156,7 +157,7 @@ class DeathWatch:
                         continue
                     del self._watched[slot]
                     if progress_page.read(self._page, slot).state == progress_page.IDLE:
-                        _give_way(alive & ~_WAITERS)
+                        give_way(alive & ~_WAITERS)
                     # The loop is closed only when nobody cares any more.
                     with contextlib.suppress(RuntimeError):
                         self._loop.call_soon_threadsafe(told)

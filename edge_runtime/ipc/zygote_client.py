@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from edge_runtime.ipc import births, frames, progress_page
+from edge_runtime.ipc import births, death_word, frames, progress_page
 from edge_runtime.ipc.births import ChildKind
 from edge_runtime.ipc.child_output import ChildOutput
 
@@ -66,11 +66,9 @@ class Child:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def give_way(self) -> None:
-        """Have all other processes run before this one, which has given its last answer and holds no lock: what waited
-        for that needs the processor on which the kernel frees its memory."""
+        """Have all other processes run before this one, which has given its last answer and holds no lock."""
         if self.pidfd >= 0 and not self.exited.done():
-            with contextlib.suppress(OSError):
-                os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
+            death_word.give_way(self.pid)
 
     def close(self) -> None:
         """Close the front's end, and kill the child if it runs."""
