@@ -18,15 +18,19 @@ class EarlyChild:
 
     def begin(self) -> None:
         """Start the child, unless one is there already. Where there can be none now, `take` tries again."""
-        if self._birth is None or _is_over(self._birth):
-            self.dismiss()
-            self._birth = asyncio.get_running_loop().create_task(self._processes.birth(self._kind, patience=0.0))
+        self._begun()
 
     def prepare(self, work: Callable[[Child], Awaitable[None]]) -> None:
         """Have `work`, which must not raise, done with the child before it is taken; start one, unless it is there."""
-        self.begin()
-        assert self._birth is not None  # noqa: S101
-        self._birth = asyncio.get_running_loop().create_task(_prepared(self._birth, work))
+        self._birth = asyncio.get_running_loop().create_task(_prepared(self._begun(), work))
+
+    def _begun(self) -> asyncio.Task[Child]:
+        birth = self._birth
+        if birth is None or _is_over(birth):
+            self.dismiss()
+            birth = asyncio.get_running_loop().create_task(self._processes.birth(self._kind, patience=0.0))
+            self._birth = birth
+        return birth
 
     async def take(self) -> Child:
         """Return the child, which is the caller's from here on; a new one where none was begun, or it has ended.

@@ -157,15 +157,13 @@ class SyncAttempt:
             self._end("fetch")
 
             self._begin("compile")
+            planned = [
+                frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
+                for f in plan.functions
+            ]
             later = asyncio.get_running_loop().call_later(EXPECT_AFTER, lambda: self._runtime.expect(loads=bool(new)))
             try:
-                functions = await self._compiler.functions(
-                    [
-                        frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
-                        for f in plan.functions
-                    ],
-                    {f.name for f in served if f.aot},
-                )
+                functions = await self._compiler.functions(planned, {f.name for f in served if f.aot})
             finally:
                 later.cancel()
             self._end("compile")
