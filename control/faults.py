@@ -28,13 +28,16 @@ def reach(point: str) -> None:
     mine = armed.with_name(f"{point}.{os.getpid()}")
     try:
         action = armed.read_text().strip()
+        if not action:
+            # Whoever arms it hasn't written yet.
+            return
         mine.write_text(f"{os.getpid()}\n")
         armed.unlink()
+        # Renamed once it has the id in it, so that no reader finds it empty.
+        mine.rename(held)
     except FileNotFoundError:
         mine.unlink(missing_ok=True)
         return
-    # Renamed once it has the id in it, so that no reader finds it empty.
-    mine.rename(held)
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     while held.exists():
