@@ -82,7 +82,7 @@ async def test_a_damaged_artifact_is_noticed_at_target_and_at_a_start(control: C
         await first_release(control)
         await answers(node, 1)
         await node.until(lambda s: s["at_target"] and s["functions"][0]["best"], BACKGROUND)
-        await node.until(lambda s: s["verified"]["at"])
+        await node.until(lambda s: s["verified"]["at"], BACKGROUND)
         artifact.write_bytes(version(2))
         await node.front.verification.check()
         status = await node.status()
