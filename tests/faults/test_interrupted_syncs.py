@@ -150,7 +150,7 @@ async def _front_again(made: Cluster) -> None:
 async def _answers(made: Cluster) -> bool:
     try:
         status, _, _ = await made.ask(f"/functions/{VERSION}")
-    except OSError:
+    except (aiohttp.ClientError, OSError):
         return False
     return status == 200
 

@@ -24,6 +24,7 @@ from tests.guests.build import guest, wat
 from tests.guests.version import version
 from tests.support import browser as browsers
 from tests.support.edge import Node, node, until
+from tests.support.programs import runs
 
 PORT, LOCALHOST, NAME = "127.0.0.1", "localhost", "foreign.example"
 """The hosts of the pages. `shared` is open to pages of LOCALHOST."""
@@ -251,4 +252,4 @@ async def test_the_browser_goes_with_a_test_that_is_killed(tmp_path: Path) -> No
     finally:
         os.kill(test.pid, signal.SIGKILL)
         await test.wait()
-    await until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in found))
+    await until(lambda: not any(map(runs, found)))

@@ -11,6 +11,7 @@ import psutil
 from aiohttp import web
 
 from control.local.process import Service
+from tests.support.programs import runs
 
 DEADLINE = 60.0
 HOSTS = (
@@ -55,17 +56,17 @@ async def browser(folder: Path, url: str) -> AsyncIterator[Browser]:
         argv = [program(), *FLAGS, f"--user-data-dir={folder / 'profile'}", url]
         process = made.spawn(argv, cwd=folder, env=home)
 
-        async def runs() -> bool:
+        async def there() -> bool:
             return True
 
-        await made.run_until_ready(process, runs)
+        await made.run_until_ready(process, there)
         try:
             yield made
         finally:
             children = processes(made.pid) if process.poll() is None else []
             await made.stop()
             async with asyncio.timeout(DEADLINE):
-                while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+                while any(map(runs, children)):
                     await asyncio.sleep(0.01)
 
 

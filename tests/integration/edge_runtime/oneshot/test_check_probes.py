@@ -41,8 +41,8 @@ def test_a_probe_runs_behind_the_fence(tmp_path: Path) -> None:
         while process.poll() is None and "2" not in seen:
             try:
                 seen |= filters(process.pid)
-            except FileNotFoundError:
-                # It has just ended.
+            except (FileNotFoundError, ProcessLookupError):
+                # It has just ended, before its file was opened or read.
                 continue
             time.sleep(0.01)
         process.kill()
