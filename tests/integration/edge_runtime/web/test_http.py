@@ -119,10 +119,16 @@ async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypa
     monkeypatch.setattr("edge_runtime.web.server.SWEEP", 0.05)
     async with serving(tmp_path) as edge:
         async with raw(edge) as silent, raw(edge) as slow:
-            await slow.send(b"POST /functions/echo HTTP/1.1\r\nhost: lo")
+            with contextlib.suppress(ConnectionError):
+                await slow.send(b"POST /functions/echo HTTP/1.1\r\nhost: lo")
             assert await silent.ended()
             assert await slow.ended()
+        # However long this one takes to send its first request.
+        await until(lambda: not edge.front.server.shared.live)
+        monkeypatch.setattr("edge_runtime.web.connection.HEAD_WAIT", 60.0)
         async with raw(edge) as kept:
+            await until(lambda: bool(edge.front.server.shared.live))
+            monkeypatch.setattr("edge_runtime.web.connection.HEAD_WAIT", 1.0)
             await kept.send(post("/functions/echo", b"1"))
             assert (await kept.answer())[2] == b"1"
             await asyncio.sleep(1.5)
@@ -239,7 +245,11 @@ async def test_an_abandoned_call_is_ended_only_where_others_wait(
 
 async def test_a_node_that_stops_answers_what_runs(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1, stop_limit=60.0) as edge:
-        running = [asyncio.ensure_future(edge.call("slow?sleep=1500", SLOW)) for _ in range(3)]
-        await until(lambda: edge.front.pool.waiting == 2)
+        # However slow the machine is, none has ended when all have come.
+        edge.front.pool.hold_all()
+        running = [asyncio.ensure_future(edge.call("slow?sleep=500", SLOW)) for _ in range(3)]
+        await until(lambda: edge.front.pool.waiting == 3)
+        edge.front.pool.let_go()
+        assert edge.front.pool.waiting == 2
         edge.front.stop()
         assert [answer[0] for answer in await asyncio.gather(*running)] == [200] * 3

@@ -119,6 +119,14 @@ async def serial(port: int, authority: Authority) -> bytes:
     return bytes(shown)
 
 
+def readable(folder: Path, authority: Authority) -> None:
+    """Put a pair into its place whose key others can read, at no moment a good one: the node may look at any."""
+    certificate, key = authority.issue("node").put(folder / "new", "node")
+    key.chmod(0o604)
+    key.replace(folder / "node.key")
+    certificate.replace(folder / "node.pem")
+
+
 async def test_a_certificate_is_exchanged_while_calls_run(tmp_path: Path, authority: Authority) -> None:
     given = settings(tmp_path, authority)
     async with node(tmp_path / "state", **given) as edge, client(edge.front.port, authority.context()) as session:
@@ -144,7 +152,7 @@ async def test_a_certificate_is_exchanged_while_calls_run(tmp_path: Path, author
                 ),
                 (lambda: (tmp_path / "node.key").unlink(), "can't be read"),
                 (lambda: authority.issue("ended", timedelta(days=-1)).put(tmp_path, "node"), "ended at"),
-                (lambda: authority.issue("node").put(tmp_path, "node")[1].chmod(0o604), "chmod 600"),
+                (lambda: readable(tmp_path, authority), "chmod 600"),
             ):
                 bad()
                 await until(lambda said=said: said in files.error)
@@ -286,18 +294,20 @@ async def test_what_clients_dont_read_is_bounded_over_tls_too(tmp_path: Path, pk
 
 
 @on_uvloop
-async def test_handshakes_that_dont_come_to_an_end_are_ended(
-    tmp_path: Path, pki: Pki, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "HEAD_WAIT", 1.0)
+async def test_handshakes_that_dont_come_to_an_end_are_ended(tmp_path: Path, pki: Pki) -> None:
+    """No time passes here, however busy the machine is: the wait is said to be over."""
     async with site(tmp_path, pki) as edge:
         socks = [socket.create_connection(("127.0.0.1", edge.port)) for _ in range(3)]
         socks[1].send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
         await until(lambda: len(edge.server.shared.live) == 3)
+        silent = list(edge.server.shared.live)
         # They cost others nothing meanwhile.
         async with edge.client() as client:
             client.send(post(body=b"x"))
             assert (await client.answer())[2] == b"x"
+        for one in silent:
+            assert one.deadline <= asyncio.get_running_loop().time() + connection.HEAD_WAIT
+            one.deadline = 0.0
         await until(lambda: not edge.server.shared.live)
         for sock in socks:
             sock.setblocking(True)
@@ -323,7 +333,7 @@ async def test_what_is_no_tls_is_counted_and_ended(tmp_path: Path, pki: Pki, cap
 
 @on_uvloop
 async def test_a_stop_ends_what_is_idle_and_waits_for_what_runs(tmp_path: Path, pki: Pki) -> None:
-    async with site(tmp_path, pki) as edge, edge.client() as idle, edge.client() as busy:
+    async with site(tmp_path, pki, stop_limit=60.0) as edge, edge.client() as idle, edge.client() as busy:
         edge.app.at_once = False
         busy.send(post(body=b"kept"))
         await until(lambda: len(edge.app.runs) == 1)
