@@ -312,6 +312,8 @@ async def _running(
         **faults,
         **settings,
     }
+    # Where the zygote was killed, calls wait for the next one, which takes its time to start on a busy machine.
+    patient = {"SKERRY_EDGE_QUEUE_WAIT": "40"}
     run = ["edge_runtime.cli.main", "run", "--state", str(folder / "edge"), "--listen", local]
     tls = ssl.create_default_context(cafile=str(keys.ca))
     headers = {"authorization": f"Bearer {token}"}
@@ -325,7 +327,7 @@ async def _running(
         await stack.enter_async_context(http)
         held = stack.enter_context((folder / "programs.lock").open("w"))
         control = Supervised("control", ["control.cli", "serve"], serve, folder, held.fileno())
-        front = Supervised("front", [*run, "--workers", str(workers)], faults, folder, held.fileno())
+        front = Supervised("front", [*run, "--workers", str(workers)], {**faults, **patient}, folder, held.fileno())
         made = Cluster(folder, services, control, front, api, http, tls)
         made.control_address, made.local_address, made.token = url, local, token or ""
         supervising = [asyncio.ensure_future(control.run())]
