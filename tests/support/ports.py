@@ -3,13 +3,15 @@
 import errno
 import socket
 
-from control.cli.support.local import OTHER_PORTS
 from control.local.process import choose_port, port_is_free
+
+PORTS = range(61000, 65500)
+"""Above those that Linux gives to sockets that name none, and below which each local service chooses its own."""
 
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that the system gives to no one else, and no other test while this process lives."""
-    return choose_port(None, OTHER_PORTS, _taken)
+    return choose_port(None, PORTS, _taken)
 
 
 def _taken(port: int) -> bool:

@@ -10,12 +10,12 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 import pytest
 
 from control.cli.support import fleet_watch
 from tests.support import numbers, seeds
+from tests.support.ports import free_port
 from tests.support.replica import Site
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -84,8 +84,9 @@ def environment(site: Site, url: str) -> dict[str, str]:
 
 
 async def test_it_shows_what_comes_also_after_control_was_away_and_ends_by_ctrl_c(control_site: Site) -> None:
+    port = free_port()
     async with AsyncExitStack() as stack:
-        async with control_site.running() as replica:
+        async with control_site.running(port=port) as replica:
             made = await replica.join("one")
             await seeds.function(replica, "hello")
             await seeds.release(replica, functions={"hello": 1})
@@ -97,7 +98,7 @@ async def test_it_shows_what_comes_also_after_control_was_away_and_ends_by_ctrl_
             await terminal.until("1,234 (100.0 %)")
         terminal.forget()
         await terminal.until("control doesn't answer, and is asked again", "1,234 (100.0 %)")
-        async with control_site.running(port=urlsplit(replica.url).port) as again:
+        async with control_site.running(port=port) as again:
             assert (await again.call("POST", "/v1/groups", {"name": "west-coast"})).status == 201
             await terminal.until("west-coast")
             terminal.forget()

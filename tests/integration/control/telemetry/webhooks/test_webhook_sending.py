@@ -11,6 +11,7 @@ from control.sync.leases import Leases
 from control.telemetry.webhooks import webhook_messages, webhook_sender
 from control.telemetry.webhooks.webhook_sender import WebhookSender
 from tests.support.control import SettableClock, until
+from tests.support.ports import free_port
 from tests.support.replica import Replica, Site
 from tests.support.webhook_receiver import Receiver, receiving
 from tests.support.webhooks import LOOPBACK, add, check, deliveries, got, look, one, send_test
@@ -94,13 +95,12 @@ async def test_what_is_given_up_is_listed(replica: Replica, receiver: Receiver, 
 async def test_a_receiver_that_is_back_gets_all_that_waits(
     control_site: Site, replica: Replica, clock: SettableClock
 ) -> None:
-    async with receiving() as receiver:
-        url = receiver.url
-    await add(replica, url, kinds=["node.online"])
+    port = free_port()
+    await add(replica, f"http://127.0.0.1:{port}/hook", kinds=["node.online"])
     ids = [await send_test(replica) for _ in range(3)]
     for id in ids:
         assert "127.0.0.1" in (await one(replica, id, lambda d: d["attempts"] == 1))["error"]
-    async with receiving(port=int(url.split(":")[2].partition("/")[0])) as receiver:
+    async with receiving(port=port) as receiver:
         await send_test(replica)
         # Only one of those that wait is due.
         async with asyncio.timeout(60):
