@@ -4,6 +4,7 @@ A transaction for each heartbeat would cost twenty times as much. Heartbeats wri
 syncs don't write, so they never conflict with syncs.
 """
 
+import asyncio
 import logging
 from datetime import datetime
 
@@ -36,6 +37,7 @@ class Heartbeats:
         self._confirmed: dict[str, datetime] = {}
         self._careful = False
         """Whether a row was locked lately: then locked rows are left out, else they are waited for."""
+        self._writing = asyncio.Lock()
 
     def seen(self, node_id: str, now: datetime) -> None:
         """The node has polled or reported."""
@@ -48,20 +50,22 @@ class Heartbeats:
     async def flush(self) -> None:
         """Write the heartbeats. Those that can't be written are kept for the next time.
 
+        What another flush has in hand is waited for: all that was noted before this call is written after it, or kept.
         A node whose row another transaction has locked holds up no other node: it is kept for the next time.
         Raises: ProblemError, when the database doesn't answer.
         """
-        seen, confirmed = self._seen, self._confirmed
-        self._seen, self._confirmed = {}, {}
-        try:
-            # Two statements: nearly all nodes are confirmed, and then one time does for three columns.
-            await self._write(SQL["seen"], seen)
-            await self._write(SQL["confirmed"], confirmed)
-        finally:
-            # What is left in them couldn't be written.
-            self._seen = seen | self._seen
-            self._confirmed = confirmed | self._confirmed
-        self._careful = bool(seen or confirmed)
+        async with self._writing:
+            seen, confirmed = self._seen, self._confirmed
+            self._seen, self._confirmed = {}, {}
+            try:
+                # Two statements: nearly all nodes are confirmed, and then one time does for three columns.
+                await self._write(SQL["seen"], seen)
+                await self._write(SQL["confirmed"], confirmed)
+            finally:
+                # What is left in them couldn't be written.
+                self._seen = seen | self._seen
+                self._confirmed = confirmed | self._confirmed
+            self._careful = bool(seen or confirmed)
 
     async def _write(self, statement: str, heard: dict[str, datetime]) -> None:
         """Write the times in `heard`, by node, and delete those that are written from it."""

@@ -136,6 +136,34 @@ async def test_what_could_not_be_written_is_kept(control_site: Site, monkeypatch
         assert seen == 5
 
 
+async def test_a_flush_waits_for_what_another_has_in_hand(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        (node,) = await seeds.nodes(replica, 1)
+        heard = Heartbeats(replica.services.db, clock, replica.services.metrics)
+        clock.advance(1)
+        heard.seen(node.id, clock.now())
+        begun, may_go_on = asyncio.Event(), asyncio.Event()
+
+        class Held:
+            async def transaction(self, work: Any) -> Any:
+                begun.set()
+                await may_go_on.wait()
+                return await replica.services.db.transaction(work)
+
+        heard._db = Held()  # type: ignore[assignment]
+        first = asyncio.create_task(heard.flush())
+        async with asyncio.timeout(60):
+            await begun.wait()
+        second = asyncio.create_task(heard.flush())
+        asyncio.get_running_loop().call_later(0.1, may_go_on.set)
+        async with asyncio.timeout(60):
+            await second
+            row = await replica.services.db.read(lambda conn: conn.fetchrow("SELECT * FROM node_presence"))
+            assert row["last_seen_at"] == clock.now()
+            await first
+
+
 @pytest.mark.usefixtures("quiet")
 async def test_heartbeats_never_conflict_with_syncs(control_site: Site) -> None:
     """The same nodes' heartbeats and syncs, as fast as they go: no transaction of heartbeats is ever run again."""
