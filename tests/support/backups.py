@@ -1,7 +1,8 @@
 """Copies of a metadata database, or of its rows, which take its place later: a restore from a dump."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
@@ -63,10 +64,23 @@ class RowBackup:
         async with self._connection.transaction():
             # Constraints between tables don't have to hold between two of these statements.
             await self._connection.execute("SET LOCAL session_replication_role = replica")
-            await self._connection.execute(f"LOCK TABLE {', '.join(self._tables)} IN ACCESS EXCLUSIVE MODE")
+            await self._lock()
             for table in self._tables:
                 await self._connection.execute(f"DELETE FROM {table}; INSERT INTO {table} TABLE kept.{table}")
             yield
+
+    async def _lock(self) -> None:
+        """Have all tables alone, also where control's transactions, which take them in another order, are in the way.
+
+        A savepoint's end gives up the tables that an attempt had when it met one of those.
+        """
+        statement = f"LOCK TABLE {', '.join(self._tables)} IN ACCESS EXCLUSIVE MODE"
+        async with asyncio.timeout(60):
+            while True:
+                with suppress(asyncpg.DeadlockDetectedError):
+                    async with self._connection.transaction():
+                        await self._connection.execute(statement)
+                    return
 
 
 def _name(url: str) -> str:
