@@ -146,8 +146,9 @@ def test_a_ca_is_added_moved_to_and_dropped(tmp_path: Path, old: Authority, new:
 def test_an_end_is_told_from_thirty_days_before_once_a_day(
     tmp_path: Path, old: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = SetClock(datetime.now(UTC))
     settings = put(tmp_path, old.issue("control", timedelta(days=40)), old.certificate)
+    # Later than the second from which the certificate's days are counted.
+    clock = SetClock(datetime.now(UTC))
     served = started(settings, clock)
     lines: list[list[tuple[int, str]]] = []
     for days in (0, 11, 0, 1, 29, 1):
