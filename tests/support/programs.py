@@ -251,11 +251,12 @@ class EdgeProgram(Program):
 
 _ASK = """
 import json, sqlite3, sys
-# Who recovers the log, or is the last to close the file, has it alone for a moment.
-connection = sqlite3.connect(sys.argv[1], timeout=1, isolation_level=None)
+connection = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
 answers = []
 for statement in sys.argv[2:]:
     try:
+        # Who recovers the log, or is the last to close the file, has it alone for a moment: what reads waits for that.
+        connection.execute(f"PRAGMA busy_timeout = {1000 if statement.startswith('BEGIN') else 60000}")
         answers.append(connection.execute(statement).fetchall())
     except sqlite3.Error as error:
         answers.append(str(error))
