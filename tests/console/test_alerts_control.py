@@ -46,9 +46,11 @@ async def test_the_metadata_database_is_slow(watched: Watched) -> None:
     async def stop() -> None:
         """It stands still for a while, in which statements don't come to their limit."""
         family = [server, *server.children(recursive=True)]
-        for process in family:
-            process.suspend()
         try:
+            for process in family:
+                # A connection's process may have ended since.
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
             await asyncio.sleep(1.5)
         finally:
             for process in family:
