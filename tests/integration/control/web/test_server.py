@@ -246,7 +246,8 @@ async def test_a_signal_has_the_certificate_read_again_and_ends_nothing(control_
                     while True:
                         async with session.get(path) as answer:
                             told = await answer.json()
-                            assert answer.status == 200
+                            # A machine that is busy may for a moment be told that the database didn't answer in time.
+                            assert answer.status == 200 or (path == "/readyz" and answer.status == 503)
                         if any("what was read before stays in use" in line for line in told.get(said, [])):
                             break
                         await asyncio.sleep(0.05)
