@@ -14,8 +14,9 @@ from tests.support import seeds
 from tests.support.replica import Answered, Replica, SetClock, Site, plan_of
 from tests.support.wire_tap import tap
 
-SOON = 15.0
-"""Seconds; a poll that isn't woken is held for 18 s at least."""
+HOLD = 50.0
+SOON = 35.0
+"""Seconds; a poll that isn't woken is held for 37 s at least."""
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -83,12 +84,12 @@ async def test_a_plan_and_the_way_to_the_target(control_site: Site) -> None:
 
 
 async def test_a_held_poll_gets_the_plan_of_a_new_target_on_every_replica(control_site: Site) -> None:
-    async with control_site.running() as one, control_site.running() as two:
+    async with control_site.running(hold=HOLD) as one, control_site.running(hold=HOLD) as two:
         here, there = await one.join("here"), await one.join("there")
         there.replica = two
         for node in (here, there):
             assert (await node.poll()).status == 204
-        polls = [asyncio.create_task(node.poll(25)) for node in (here, there)]
+        polls = [asyncio.create_task(node.poll(HOLD)) for node in (here, there)]
         await until(lambda: held(one) == 1 and held(two) == 1)
         await seeds.function(one, "hello")
         await seeds.release(one, functions={"hello": 1})
@@ -120,12 +121,12 @@ async def test_a_held_poll_ends_after_its_time(control_site: Site) -> None:
 
 
 async def test_a_newer_poll_of_a_node_takes_the_place_of_the_held_one(control_site: Site) -> None:
-    async with control_site.running() as replica:
+    async with control_site.running(hold=HOLD) as replica:
         node = await replica.join("one")
         await node.poll()
-        first = asyncio.create_task(node.ask(25))
+        first = asyncio.create_task(node.ask(HOLD))
         await until(lambda: held(replica) == 1)
-        second = asyncio.create_task(node.ask(25))
+        second = asyncio.create_task(node.ask(HOLD))
         async with asyncio.timeout(SOON):
             assert (await first).status == 204
         assert held(replica) == 1
@@ -135,11 +136,11 @@ async def test_a_newer_poll_of_a_node_takes_the_place_of_the_held_one(control_si
 
 @pytest.mark.parametrize("what", ["revoke", "remove"])
 async def test_a_revocation_closes_held_polls_on_every_replica(control_site: Site, what: str) -> None:
-    async with control_site.running() as one, control_site.running() as two:
+    async with control_site.running(hold=HOLD) as one, control_site.running(hold=HOLD) as two:
         node = await one.join("one")
         node.replica = two
         await node.poll()
-        poll = asyncio.create_task(node.ask(25))
+        poll = asyncio.create_task(node.ask(HOLD))
         await until(lambda: held(two) == 1)
         if what == "revoke":
             assert (await one.call("POST", "/v1/nodes/one/revoke")).status == 204
@@ -156,9 +157,9 @@ async def test_a_revocation_closes_held_polls_on_every_replica(control_site: Sit
 
 
 async def test_an_aborted_client_frees_its_poll(control_site: Site) -> None:
-    async with control_site.running() as replica:
+    async with control_site.running(hold=HOLD) as replica:
         nodes = await seeds.nodes(replica, 20)
-        polls = [asyncio.create_task(node.ask(25)) for node in nodes]
+        polls = [asyncio.create_task(node.ask(HOLD)) for node in nodes]
         await until(lambda: held(replica) == 20)
         for poll in polls[:15]:
             poll.cancel()
@@ -169,14 +170,14 @@ async def test_an_aborted_client_frees_its_poll(control_site: Site) -> None:
 
 
 async def test_a_move_is_a_new_target(control_site: Site) -> None:
-    async with control_site.running() as replica:
+    async with control_site.running(hold=HOLD) as replica:
         node = await replica.join("one")
         await node.poll()
         await replica.call("POST", "/v1/groups", {"name": "other"})
         await seeds.function(replica, "hello")
         await seeds.release(replica, "other", functions={"hello": 1})
         assert (await node.ask()).status == 204
-        poll = asyncio.create_task(node.ask(25))
+        poll = asyncio.create_task(node.ask(HOLD))
         await until(lambda: held(replica) == 1)
         assert (await replica.call("POST", "/v1/nodes/one/move", {"group": "other"})).status == 200
         async with asyncio.timeout(SOON):
@@ -201,7 +202,7 @@ async def test_a_new_release_with_the_same_contents_needs_no_sync(control_site: 
 
 async def test_a_failed_target_is_not_planned_again_before_its_time(control_site: Site) -> None:
     clock = SetClock()
-    async with control_site.running(clock=clock) as replica:
+    async with control_site.running(clock=clock, hold=HOLD) as replica:
         node = await replica.join("one")
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
@@ -222,7 +223,7 @@ async def test_a_failed_target_is_not_planned_again_before_its_time(control_site
         clock.advance(31)
         await fail()
         assert (await node.ask()).status == 204
-        poll = asyncio.create_task(node.ask(25))
+        poll = asyncio.create_task(node.ask(HOLD))
         await until(lambda: held(replica) == 1)
         assert (await replica.call("POST", "/v1/nodes/one/retry")).status == 204
         async with asyncio.timeout(SOON):
@@ -230,7 +231,7 @@ async def test_a_failed_target_is_not_planned_again_before_its_time(control_site
 
         await fail()
         assert (await node.ask()).status == 204
-        poll = asyncio.create_task(node.ask(25))
+        poll = asyncio.create_task(node.ask(HOLD))
         await until(lambda: held(replica) == 1)
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 2})

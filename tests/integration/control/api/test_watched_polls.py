@@ -13,7 +13,9 @@ from control.storage.announcements import Changed
 from tests.support import seeds
 from tests.support.replica import Answered, Replica, Site, TestNode
 
-HOLD = 20.0
+HOLD = 50.0
+SOON = 35.0
+"""Seconds; a poll that isn't woken is held for 37 s at least."""
 INSERT = (
     "INSERT INTO watches (id, viewer, operator, node_id, group_ids, question, rate, made_at, expires_at) "
     "VALUES ($1, 'test', 'admin', $2, $3, $4, 5, $5, $6)"
@@ -60,13 +62,13 @@ def questions(node: TestNode, answer: Answered) -> list[str]:
 
 async def held(replica: Replica, *nodes: TestNode) -> None:
     """Wait until control holds a poll of each."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(SOON):
         while not {node.id for node in nodes} <= replica.services.fleet.waiters.keys():
             await asyncio.sleep(0.01)
 
 
 async def test_held_polls_of_the_watched_nodes_alone_are_answered_by_every_replica(control_site: Site) -> None:
-    async with control_site.running() as one, control_site.running() as other:
+    async with control_site.running(hold=HOLD) as one, control_site.running(hold=HOLD) as other:
         watched, moved = await join(one, "watched"), await join(one, "other")
         old = await one.join("old")
         await old.poll()
@@ -76,14 +78,14 @@ async def test_held_polls_of_the_watched_nodes_alone_are_answered_by_every_repli
         await held(other, elsewhere)
         await held(one, moved, old)
         id = await begin(one, watched.id)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON):
             assert questions(elsewhere, await first) == [id]
         assert not any(poll.done() for poll in others)
         # It knows now, and its next poll is held; the end is told as the beginning was.
         poll = asyncio.ensure_future(elsewhere.ask(HOLD))
         await held(other, elsewhere)
         await end(one, id)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON):
             assert questions(elsewhere, await poll) == []
         assert elsewhere.watching == ""
         for poll in others:
@@ -119,7 +121,7 @@ async def test_a_plan_goes_first(control_site: Site) -> None:
 
 
 async def test_a_node_that_moves_to_another_group_is_told(control_site: Site) -> None:
-    async with control_site.running() as replica:
+    async with control_site.running(hold=HOLD) as replica:
         node = await join(replica, "one")
         group = replica.services.fleet.nodes[node.id].group_id
         id = await begin(replica, node.id, [group])
@@ -130,7 +132,7 @@ async def test_a_node_that_moves_to_another_group_is_told(control_site: Site) ->
         await held(replica, node)
         moved = await replica.call("POST", "/v1/nodes/one/move", {"group": "apart"})
         assert moved.status == 200, moved
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON):
             assert questions(node, await poll) == []
 
 
