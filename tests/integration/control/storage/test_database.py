@@ -103,7 +103,9 @@ async def test_write_skew_is_refused_by_the_database_and_retried(db: Database) -
     await asyncio.gather(db.transaction(work(1, 2)), db.transaction(work(2, 1)))
     total = await db.read(lambda conn: conn.fetchval("SELECT sum(value) FROM counters"))
     assert total == 1
-    assert sorted(runs.values()) == [1, 2]
+    # The one that is refused may meet the other's COMMIT once more.
+    assert min(runs.values()) == 1
+    assert max(runs.values()) > 1
 
 
 async def test_a_conflict_without_end_becomes_busy(db: Database) -> None:
@@ -203,7 +205,7 @@ async def test_a_database_that_is_away_is_said_to_be(cutter: Cutter) -> None:
 
 
 async def test_a_statement_that_takes_too_long_is_given_up(table: str) -> None:
-    db = await database.connect(table, statement_timeout=0.5)
+    db = await database.connect(table, statement_timeout=2.0)
     try:
         with pytest.raises(ProblemError) as slow:
             await db.read(lambda conn: conn.fetchval("SELECT pg_sleep(30)"))
