@@ -10,7 +10,7 @@ from aiohttp import web
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.guests.build import guest
-from tests.support.edge import Node, node
+from tests.support.edge import Node, node, until
 from tests.support.otlp_receiver import Collector, attributes, collector
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -78,17 +78,23 @@ async def silent(tmp_path_factory: pytest.TempPathFactory, site: Site) -> AsyncI
         yield made
 
 
-async def spans_of(got: Collector, root: str) -> dict[str, Span]:
-    """The spans of the trace that has this root, by name."""
+async def spans_of(got: Collector, root: str, last: str = "guest") -> dict[str, Span]:
+    """The spans of the trace that has this root, by name; `last` is that of the one that is made last."""
     span = (await asyncio.to_thread(got.wait, root))[-1]
-    return {other.name: other for other in got.spans() if other.trace_id == span.trace_id}
+
+    def found() -> dict[str, Span]:
+        return {other.name: other for other in got.spans() if other.trace_id == span.trace_id}
+
+    # The root is made first, and may be sent before the others are made.
+    await until(lambda: last in found())
+    return found()
 
 
 async def test_a_call_within_its_callers_trace(edge: Node, got: Collector) -> None:
     headers = {"traceparent": f"{GIVEN}-01", "x-request-id": "order-7"}
     async with edge.http.post("/notes/7?token=secret", data=INSERT, headers=headers) as answer:
         assert answer.status == 200, await answer.text()
-    spans = await spans_of(got, "POST /notes/{id}")
+    spans = await spans_of(got, "POST /notes/{id}", "COMMIT")
     root, guest_span = spans["POST /notes/{id}"], spans["guest"]
     assert (root.trace_id.hex(), root.parent_span_id.hex(), root.kind) == (TRACE, CALLER, Span.SPAN_KIND_SERVER)
     told = attributes(root)
@@ -111,7 +117,7 @@ async def test_the_trace_goes_on_with_outgoing_http(edge: Node, got: Collector, 
     body = orjson.dumps({"url": f"{site.url}/a?token=hidden"})
     status, _, _ = await edge.call("fetch", body, headers={"traceparent": f"00-{trace}-{CALLER}-01"})
     assert status == 200
-    spans = await spans_of(got, "POST /functions/fetch")
+    spans = await spans_of(got, "POST /functions/fetch", "HTTP")
     assert site.asked == [f"00-{trace}-{spans['HTTP'].span_id.hex()}-01"]
     assert attributes(spans["HTTP"]) == {"server.address": "127.0.0.1"}
     assert "hidden" not in str(spans)
@@ -138,14 +144,14 @@ async def test_calls_that_nobody_wants_traced_have_no_spans_but_their_place_goes
     edge: Node, got: Collector, site: Site, flag: str
 ) -> None:
     site.asked.clear()
-    before = len(got.spans("POST /functions/fetch"))
+    before, echoes = len(got.spans("POST /functions/fetch")), len(got.spans("POST /functions/echo"))
     headers = {"traceparent": f"{GIVEN}-{flag}"} if flag else {}
     body = orjson.dumps({"url": f"{site.url}/a"})
     await edge.call("fetch", body, headers=headers)
     assert site.asked == [f"{GIVEN}-{flag}" if flag else None]
     # Spans are sent in their order: those of a later call would come after those of this one.
     await edge.call("echo", b"x", headers={"traceparent": f"{GIVEN}-01"})
-    await asyncio.to_thread(got.wait, "POST /functions/echo", 1 + len(got.spans("POST /functions/echo")))
+    await asyncio.to_thread(got.wait, "POST /functions/echo", 1 + echoes)
     assert len(got.spans("POST /functions/fetch")) == before
 
 
