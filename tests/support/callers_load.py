@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from tests.support.programs import until
 
+SILENT = 0.3
+"""Seconds without a request after which a node that is stopped may end a connection: less than it waits."""
+
 
 @dataclass
 class CallsMade:
@@ -20,6 +23,8 @@ class CallsMade:
     """Seconds of the slowest call."""
     told_to_move: int = 0
     """Answers with `Connection: close` on connections that were to be kept."""
+    ended_idle: int = 0
+    """Such connections that were ended after they had been idle for a while, since this process stood still."""
 
 
 class PlainClient:
@@ -32,6 +37,8 @@ class PlainClient:
         self._tls = tls
         self._keep = keep
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._sent_at = 0.0
+        """When the connection was begun, or its last request was sent (monotonic clock, seconds)."""
 
     async def call(self) -> None:
         """Make one call, and note how it ended."""
@@ -52,17 +59,33 @@ class PlainClient:
             self.close()
 
     async def _ask(self) -> tuple[int, bool]:
-        if self._streams is None:
-            name = "localhost" if self._tls is not None else None
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port, ssl=self._tls, server_hostname=name)
-        reader, writer = self._streams
+        """Return the answer's status, and whether the connection ends with it."""
+        streams = self._streams or await self._open()
+        silent = time.monotonic() - self._sent_at > SILENT
+        try:
+            return await self._exchange(*streams)
+        except (OSError, EOFError):
+            if not silent:
+                raise
+        # This process has stood still, and a connection that is idle for so long may be ended.
+        self._made.ended_idle += self._keep
+        self.close()
+        return await self._exchange(*await self._open())
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[int, bool]:
         kept = "" if self._keep else "connection: close\r\n"
+        self._sent_at = time.monotonic()
         writer.write(f"POST {self._path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n{kept}\r\nbody".encode())
         await writer.drain()
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
         fields = dict(line.split(": ", 1) for line in head[1:] if line)
         await reader.readexactly(int(fields["content-length"]))
         return int(head[0].split()[1]), fields.get("connection") == "close"
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        name, self._sent_at = "localhost" if self._tls is not None else None, time.monotonic()
+        self._streams = await asyncio.open_connection("127.0.0.1", self._port, ssl=self._tls, server_hostname=name)
+        return self._streams
 
     def close(self) -> None:
         """End the connection, if there is one."""
