@@ -251,10 +251,18 @@ class ReleaseManager:
             if self._forged is None:
                 self._pool.hold_writes(self._flip_limit + self._apply_limit + COMMIT_LIMIT)
             await settled(self._pool, self._flip_limit)
-            stored = frames.Stored(release, await self._prepare(applier, plan, release.functions))
+            stored = frames.Stored(release, after(self._stored.inventory, plan))
+            # Beside the applier's work, unless the last COMMIT is in doubt: then the applier clears that up first.
+            announcing = asyncio.ensure_future(self._announce(stored)) if self._stored.durable else None
+            try:
+                await self._prepare(applier, plan, stored)
+            except BaseException:
+                if announcing is not None:
+                    await asyncio.gather(announcing, return_exceptions=True)
+                raise
             faults.reach("edge.sync.prepare.after")
             try:
-                await self._announce(stored)
+                await (announcing or self._announce(stored))
             except BaseException:
                 await applier_process.abort(applier)
                 raise
@@ -316,20 +324,18 @@ class ReleaseManager:
 
     def _in_doubt(self) -> None:
         """Note that after a loss of power the file may hold what is served, or the release whose COMMIT failed.
-
-        Until the next release or the next start settles that, the tamper check keeps both digests.
-        """
+        Until the next release or the next start settles that, the tamper check keeps both digests."""
         self._stored = msgspec.structs.replace(self._stored, durable=False)
 
-    async def _prepare(self, applier: Child, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
+    async def _prepare(self, applier: Child, plan: wire.Plan, stored: frames.Stored) -> None:
+        """Have all done but the COMMIT, after which the libsql file must hold `stored`. Raises: SyncFailed."""
+        functions = [] if stored.release is None else stored.release.functions
         order = frames.Apply(plan, functions, self._secrets.of(functions), afresh=self._forged is not None)
-        inventory = await applier_process.prepare(applier, order, self._apply_limit, self._pool.named)
-        if inventory != after(self._stored.inventory, plan):
+        if stored.inventory != await applier_process.prepare(applier, order, self._apply_limit, self._pool.named):
             text = "The libsql file would not hold what the plan says. Was it changed meanwhile, or by others?"
             raise SyncFailed("database_unverified", text)
         # The applier has made sure of that.
         self._stored = msgspec.structs.replace(self._stored, durable=True)
-        return inventory
 
     async def _announce(self, stored: frames.Stored) -> None:
         """Tell the tamper check what the libsql file will hold. Raises: SyncFailed, when that can't be kept on disk."""

@@ -19,7 +19,7 @@ from edge_runtime.release.tamper_check import FILE, TamperCheck
 from edge_runtime.sql import database
 from tests.guests.build import guest
 from tests.guests.version import version
-from tests.support.edge import Node, node
+from tests.support.edge import Node, node, until
 
 FIRST = ["CREATE TABLE generation (number INTEGER)", "INSERT INTO generation VALUES (1)"]
 READ = {"sql": "read"}
@@ -34,6 +34,36 @@ async def number(edge: Node) -> int:
     assert status == 200, body
     found: int = msgspec.json.decode(body)["version"]
     return found
+
+
+@pytest.mark.parametrize("doubt", [False, True])
+async def test_what_a_commit_leads_to_is_announced_while_it_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doubt: bool
+) -> None:
+    """Unless the last one is in doubt: the digest of what it leads to must be kept until the applier has looked."""
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        done: list[str] = []
+        announce, prepare = TamperCheck.announce, applier_process.prepare
+
+        def announced(self: TamperCheck, now: Stored, following: Stored) -> None:
+            announce(self, now, following)
+            done.append("announced")
+
+        async def prepared(*order: Any) -> wire.Inventory:
+            if not doubt:
+                await until(lambda: done)
+            inventory = await prepare(*order)
+            done.append("prepared")
+            return inventory
+
+        monkeypatch.setattr(TamperCheck, "announce", announced)
+        monkeypatch.setattr(applier_process, "prepare", prepared)
+        if doubt:
+            edge.front.manager._in_doubt()
+        await edge.release(functions(2))
+        assert done == (["prepared", "announced"] if doubt else ["announced", "prepared"])
+        assert await number(edge) == 2
 
 
 async def test_a_front_that_ended_right_after_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
