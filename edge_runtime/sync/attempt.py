@@ -184,7 +184,6 @@ class SyncAttempt:
             log.exception("a sync failed in a way that nobody foresaw")
             return SyncFailed("internal", f"the edge runtime made a mistake: {error!r}; the node's log has more")
         finally:
-            self._compiler.stand_by()
             self._runtime.dismiss()
         return None
 
