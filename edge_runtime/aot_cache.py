@@ -28,6 +28,8 @@ LEVELS = (0, 1, 2, 3)
 _OPTIONS = "native, kernel 2, memories imported"
 """A part of the key: another text wherever the same module compiles to other code. The kernel's number grows with each
 change of Extism's kernel or of its merging."""
+FOLDER: Final = "aot"
+"""The cache's name in a state directory."""
 TEMPORARY = ".compile-"
 """Prefix of the folders in which code is compiled; the process id follows."""
 _PIECE = 65_536

@@ -31,7 +31,7 @@ class State:
         Raises: StateUnfit, when it can't be made or locked.
         """
         self.path = path.absolute()
-        self.aot = self.path / "aot"
+        self.aot = self.path / aot_cache.FOLDER
         self.artifacts = self.path / "artifacts"
         self.database = self.path / "db"
         self.temporary = self.path / wal.TEMPORARY

@@ -5,15 +5,18 @@ It compiles an artifact, loads functions on trial, or checks files by their sha2
 
 import hashlib
 import resource
+import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from control import faults
-from edge_runtime import malloc
-from edge_runtime.aot_cache import Damaged, verify
+from edge_runtime import malloc, mapped_pages
+from edge_runtime.aot_cache import FOLDER, QUICK, Damaged, make_work_folder, verify
+from edge_runtime.children import warmup
 from edge_runtime.children.function_cache import allocated
 from edge_runtime.guests import guest
 from edge_runtime.guests.function_code import compile_artifact
@@ -35,15 +38,16 @@ class Lost(Exception):
     """The artifact's file isn't there, or isn't the artifact any more."""
 
 
-def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
+def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
     """Answer one COMPILE, TRY or VERIFY, and return."""
     fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
     reader = FrameReader(sock)
-    frame = reader.next()
-    if frame is not None and frame.kind == frames.EXPECT:
-        malloc.fill(HEAP_BYTES)
-        frame = reader.next()
+    while (frame := reader.next()) is not None and frame.kind in (frames.REHEARSE, frames.EXPECT):
+        if frame.kind == frames.REHEARSE:
+            _rehearse(Path(settings.state) / FOLDER)
+        else:
+            malloc.fill(HEAP_BYTES)
     if frame is None:
         return
     match frame.kind:
@@ -55,6 +59,21 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
             _verify(sock, msgspec.json.decode(frame.body, type=compiler_messages.Verify))
         case _:
             raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no compiler knows")
+
+
+def _rehearse(folder: Path) -> None:
+    """Compile a module that does nothing: LLVM then has what it makes once. Of the memory 3 MB stay."""
+    try:
+        work = make_work_folder(folder)
+        try:
+            compile_artifact(warmup.NOTHING, work, QUICK)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except (WasmEdgeError, OSError) as error:
+        # It is only slower without. What hinders it hinders what is compiled for a release, too, which then fails.
+        print(f"a compiler couldn't be made ready beforehand: {error}", file=sys.stderr, flush=True)
+    malloc.trim()
+    mapped_pages.drop()
 
 
 def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:

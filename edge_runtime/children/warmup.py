@@ -14,7 +14,7 @@ from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 
-_NOTHING: Final = bytes.fromhex(
+NOTHING: Final = bytes.fromhex(
     "0061736d 01000000"  # wasm, version 1
     "01 04 01 60 00 00"  # a type: no parameters, no results
     "03 02 01 00"  # a function of it
@@ -22,6 +22,7 @@ _NOTHING: Final = bytes.fromhex(
     "07 13 02 06 6d656d6f7279 02 00 06 5f7374617274 00 00"  # exported: memory, _start
     "0a 04 01 02 00 0b"  # the function does nothing
 )
+"""A module that does nothing."""
 
 
 def rehearse() -> None:
@@ -30,8 +31,8 @@ def rehearse() -> None:
     Claims(memoryview(mmap.mmap(-1, progress_page.SLOT_BYTES)).cast("Q"), 0)
     descriptor = os.memfd_create("rehearsal", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, _NOTHING)
-        digest = hashlib.sha256(_NOTHING).hexdigest()
+        os.write(descriptor, NOTHING)
+        digest = hashlib.sha256(NOTHING).hexdigest()
         local = frames.LocalFunction(
             "rehearsal", 1, digest, Manifest(abi="wagi"), "", wasm=f"/proc/self/fd/{descriptor}"
         )

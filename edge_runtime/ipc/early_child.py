@@ -7,28 +7,35 @@ from typing import Final
 from edge_runtime.ipc.births import ChildKind
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
 
+Work = Callable[[Child], Awaitable[None]]
+"""Done with a child before it is taken; it must not raise."""
+
 
 class EarlyChild:
     """One child at most: `begin` it early, `take` it when it is needed, `dismiss` it when it won't be."""
 
-    def __init__(self, processes: ZygoteClient, kind: ChildKind) -> None:
+    def __init__(self, processes: ZygoteClient, kind: ChildKind, first: Work | None = None) -> None:
+        """`first` is done with each child that is started before it is needed."""
         self._processes: Final = processes
         self._kind: Final = kind
+        self._first: Final = first
         self._birth: asyncio.Task[Child] | None = None
 
     def begin(self) -> None:
         """Start the child, unless one is there already. Where there can be none now, `take` tries again."""
         self._begun()
 
-    def prepare(self, work: Callable[[Child], Awaitable[None]]) -> None:
-        """Have `work`, which must not raise, done with the child before it is taken; start one, unless it is there."""
-        self._birth = asyncio.get_running_loop().create_task(_prepared(self._begun(), work))
+    def prepare(self, work: Work) -> None:
+        """Have `work` done with the child; start one, unless it is there."""
+        self._birth = asyncio.create_task(_prepared(self._begun(), work))
 
     def _begun(self) -> asyncio.Task[Child]:
         birth = self._birth
         if birth is None or _is_over(birth):
             self.dismiss()
-            birth = asyncio.get_running_loop().create_task(self._processes.birth(self._kind, patience=0.0))
+            birth = asyncio.create_task(self._processes.birth(self._kind, patience=0.0))
+            if self._first is not None:
+                birth = asyncio.create_task(_prepared(birth, self._first))
             self._birth = birth
         return birth
 
@@ -66,7 +73,7 @@ def _is_over(birth: asyncio.Task[Child]) -> bool:
     return birth.done() and (birth.cancelled() or birth.exception() is not None or birth.result().exited.done())
 
 
-async def _prepared(birth: asyncio.Task[Child], work: Callable[[Child], Awaitable[None]]) -> Child:
+async def _prepared(birth: asyncio.Task[Child], work: Work) -> Child:
     """Raises: NotBorn."""
     child = await birth
     try:

@@ -54,6 +54,8 @@ then."""
 FINISH: Final = 16
 """Run the steps that come after the flips of schema changes; answered as ADVANCE is."""
 # To a compiler
+REHEARSE: Final = 46
+"""Compile next to nothing, so that what comes is compiled sooner, and give back the memory. No answer."""
 EXPECT: Final = 45
 """Something will come to be compiled, soon: take the memory for that now. No answer; COMPILE follows."""
 COMPILE: Final = 8

@@ -55,7 +55,7 @@ class CompileJobs:
         self._artifacts = artifacts
         self._folder = folder
         self._processes = processes
-        self._early = EarlyChild(processes, "compiler")
+        self._early = EarlyChild(processes, "compiler", _told_to_rehearse)
         """The child of the next job that is waited for."""
         self._expects = False
         """It has taken the memory for that."""
@@ -205,6 +205,11 @@ class CompileJobs:
         if self._written.get(sha256) is asyncio.current_task():
             del self._written[sha256]
         return None
+
+
+async def _told_to_rehearse(child: Child) -> None:
+    with contextlib.suppress(frames.ChildGone):
+        await child.tell(frames.REHEARSE, None)
 
 
 async def _told_to_expect(child: Child) -> None:

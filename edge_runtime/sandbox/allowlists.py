@@ -9,7 +9,7 @@ import errno
 from pathlib import Path
 from typing import Final, Literal
 
-from edge_runtime import wal
+from edge_runtime import aot_cache, wal
 from edge_runtime.sandbox import libseccomp
 from edge_runtime.sandbox.landlock import Access
 from edge_runtime.sandbox.libseccomp import Argument, Rule
@@ -66,14 +66,14 @@ def files(kind: ProcessKind, state: Path) -> list[tuple[Path, Access]]:
     match kind:
         case "compiler":
             # Later, when it knows its own folder in `aot`, the compiler narrows this to that folder.
-            return [(state / "artifacts", READ), (state / "aot", REBUILD), PROCESSOR]
+            return [(state / "artifacts", READ), (state / aot_cache.FOLDER, REBUILD), PROCESSOR]
         case "checkpointer":
             return [(state / "db", WRITE), RANDOM]
         case "repeater":
             return [(state / "artifacts", READ), RANDOM]
         case _:
             written = [(state / "db", WRITE), (state / wal.TEMPORARY, WRITE)]
-            return [*written, (state / "aot", READ), (state / "artifacts", READ), RANDOM]
+            return [*written, (state / aot_cache.FOLDER, READ), (state / "artifacts", READ), RANDOM]
 
 
 def rules(kind: ProcessKind) -> list[Rule]:

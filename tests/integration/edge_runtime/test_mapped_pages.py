@@ -23,7 +23,7 @@ print(before, of_llvm())
 warmup.rehearse()
 from edge_runtime.guests.function_code import compile_artifact
 import sys
-compile_artifact(warmup._NOTHING, Path(sys.argv[1]), 0)
+compile_artifact(warmup.NOTHING, Path(sys.argv[1]), 0)
 print("works")
 """
 

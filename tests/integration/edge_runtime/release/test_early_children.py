@@ -1,24 +1,33 @@
 """What a release needs is begun early: it is taken where it lives, and ended where nobody takes it."""
 
 import asyncio
+import contextlib
 import errno
 import hashlib
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import psutil
+import msgspec
 import pytest
 
 from edge_runtime import aot_cache
+from edge_runtime.aot_cache import QUICK
+from edge_runtime.children import compile_child
 from edge_runtime.children.compile_child import HEAP_BYTES
 from edge_runtime.errors import SyncFailed
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.compiler_messages import Compile, Compiled
 from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.zygote_client import Child, NotBorn
 from edge_runtime.release import compile_jobs, compiler, manager
 from edge_runtime.release.compile_jobs import CompileJobs
 from tests.guests.version import version
 from tests.support.edge import BACKGROUND, Node, node, until
+
+REHEARSED = 2_500_000
+"""Bytes that a child has written once LLVM is ready in it; without, 1.5 million."""
 
 
 @pytest.fixture
@@ -120,11 +129,34 @@ async def test_a_release_is_made_by_the_processes_that_were_begun(edge: Node, bo
 
 
 def memory(edge: Node) -> int:
-    """Bytes that the child has for itself that waits for something to compile; 0 where there is none."""
+    """Bytes that the child has written for itself that waits for something to compile; 0 where there is none."""
     birth = edge.front.compiler.compilations._early._birth
     if birth is None or not birth.done():
         return 0
-    return int(psutil.Process(birth.result().pid).memory_full_info().uss)
+    rollup = Path(f"/proc/{birth.result().pid}/smaps_rollup").read_text()
+    return int(rollup.partition("Private_Dirty:")[2].split()[0]) * 1024
+
+
+async def test_one_that_waits_has_compiled_before_and_keeps_little_of_that(edge: Node) -> None:
+    await until(lambda: REHEARSED < memory(edge) < HEAP_BYTES)
+    await until(lambda: not list(edge.state.aot.iterdir()))
+    _, local = edge.plan({"version": version(1)})
+    made = await edge.front.compiler.functions(local)
+    again = await edge.front.processes.birth("compiler")
+    work = aot_cache.make_work_folder(edge.state.aot)
+    order = Compile(str(edge.state.artifacts / f"{local[0].sha256}.wasm"), local[0].sha256, str(work), QUICK)
+    with contextlib.closing(again):
+        answer = await again.ask(frames.COMPILE, order, 60.0)
+    # One that hasn't makes the same.
+    assert msgspec.json.decode(answer.body, type=Compiled).digest == made[0].aot_digest
+    shutil.rmtree(work)
+
+
+def test_a_disk_that_hinders_it_is_told_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    compile_child._rehearse(tmp_path / "missing")
+    told = capfd.readouterr().err
+    assert "couldn't be made ready" in told
+    assert str(tmp_path / "missing") in told
 
 
 async def test_one_that_waits_takes_memory_when_something_will_come(edge: Node, born: list[Child]) -> None:
