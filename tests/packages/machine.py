@@ -23,7 +23,7 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "DEBIAN_FRONTEND": "noninteractive",
 }
-OPTIONS = ("Dir::Cache::archives=/var/cache/skerry-archives", "APT::Sandbox::User=root")
+OPTIONS = ("Dir::Cache::archives=/var/cache/skerry-archives", "APT::Sandbox::User=root", "Acquire::Retries=5")
 APT = ("apt-get", "-q", "-y", "--no-install-recommends", *(f"-o{option}" for option in OPTIONS))
 """apt-get, which keeps what it has got for the next run. Root gets it, to whom the folder for it belongs."""
 

@@ -86,11 +86,17 @@ class Releases:
         return await until(there, f"{name} is at release {self.number}")
 
 
-async def told_of_functions(to: Replica, node: str) -> int:
-    """How many calls of the function a node tells that it has counted, asked at a replica of control."""
-    async with viewing(to, kind="functions", node=node) as view:
-        lines = await view.rest()
-    return sum(line["calls"] for line in lines if line["kind"] == "function" and line["function"] == "version")
+async def told_of_functions(to: Replica, node: str) -> None:
+    """Wait until a node tells a replica of control that it has counted calls of the function."""
+
+    async def there() -> bool:
+        async with viewing(to, kind="functions", node=node) as view:
+            lines = await view.rest()
+        calls = [line["calls"] for line in lines if line["kind"] == "function" and line["function"] == "version"]
+        return sum(calls) >= 1
+
+    # A busy node may answer too late for one view.
+    await until(there, f"{node} tells what it has counted")
 
 
 async def told_of_calls(to: Replica, node: str) -> None:
