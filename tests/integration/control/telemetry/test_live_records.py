@@ -130,10 +130,13 @@ async def test_a_node_gets_its_share_of_the_budget_and_no_more(
         async with viewing(one, follow=True, limit=1) as view:
             ids = [(await asked(node))[0].id for node in nodes]
             rates: dict[int, float] = {}
+            in_step = asyncio.Barrier(3)
 
             async def write(at: int, lines: int) -> None:
                 # It doesn't care for the rate that it is told.
                 for turn in range(16):
+                    # One that had ended would leave its share to the others.
+                    await in_step.wait()
                     answer = await send(nodes[at], ids[at], *(record(turn) for _ in range(lines)))
                     assert answer.status == 200, answer
                     rates[at] = answer.json()["rate"]
@@ -315,11 +318,13 @@ async def test_views_are_bounded(control_site: Site) -> None:
 
 
 async def test_a_watch_that_nobody_reads_ends(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("control.telemetry.live_records.UNREAD", 0.2)
+    monkeypatch.setattr("control.telemetry.live_records.UNREAD", 1e6)
     async with control_site.running() as one:
         node = await joined(one, "node")
         await one.services.live.begin(Ask("admin", AsyncMock(return_value=""), None))
         await asked(node)
+        # Only now, since the node might hear of it too late.
+        monkeypatch.setattr("control.telemetry.live_records.UNREAD", 0.2)
         assert await asked(node) == []
 
 
