@@ -73,6 +73,8 @@ async def test_at_a_provider_of_another_site(started: tuple[Control, str], brows
         await page.fill("input[name=login]", "u-1")
         await page.fill("input[name=password]", "x")
         await page.click("button[type=submit]")
+        # The next page's button, and not this one's once more.
+        await page.locator("input[name=password]").wait_for(state="detached")
         await page.click("button[type=submit]")
         await page.wait_for_url(f"{url}/login")
         assert await names(page) >= {COOKIE}

@@ -111,8 +111,9 @@ async def test_versions_that_arent_next_to_each_other(database_url: str, bucket_
         connection = await asyncpg.connect(database_url)
         # As a replica of another version writes it, and one that is too old to write its version.
         add = "INSERT INTO leases (name, holder, expires_at, version) VALUES ($1, '1', $2, $3)"
-        until = datetime.now(UTC) + replica_mark.KEPT
-        await connection.execute(add, "mark other", until, "0.2.0+1a2b")
+        # It writes no second mark, and the commands may take longer than one without marks is taken to run.
+        now = datetime.now(UTC) + replica_mark.KEPT
+        await connection.execute(add, "mark other", now + timedelta(hours=1), "0.2.0+1a2b")
         assert [level for level, _ in await all_findings(control, "replicas")] == ["note"]
         await connection.execute("UPDATE leases SET version = '0.9.0' WHERE name = 'mark other'")
         [(level, what)] = await all_findings(control, "replicas")
@@ -121,7 +122,7 @@ async def test_versions_that_arent_next_to_each_other(database_url: str, bucket_
         [(level, what)] = await all_findings(control, "replicas")
         assert (level, "too old to tell" in what) == ("note", True)
         # It has ended a minute ago.
-        ended = until - timedelta(minutes=1)
+        ended = now - timedelta(minutes=1)
         await connection.execute("UPDATE leases SET expires_at = $1 WHERE name = 'mark other'", ended)
         assert await all_findings(control, "replicas") == []
         await connection.close()
