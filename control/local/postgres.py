@@ -55,6 +55,7 @@ class PostgreSQL(Service):
         super().__init__("PostgreSQL", log, inherit)
         self._directory = directory
         self._settings_file = directory / "settings.json"
+        self._pid_file = Path()
         self._port = 0
         self._password = ""
 
@@ -79,11 +80,12 @@ class PostgreSQL(Service):
         if not (data / "PG_VERSION").exists():
             write_settings(self._settings_file, {**settings, "password": self._password})
             await self._initialize(binaries, data, user)
+        self._pid_file = data / "postmaster.pid"
         for attempt in range(100):
             self._port = choose_port(settings.get("port"), PORTS)
             # No other server uses this data, since the caller holds its lock: a killed server left this file, and its
             # pid may be another process's now. PostgreSQL itself still refuses to start while old backends live.
-            (data / "postmaster.pid").unlink(missing_ok=True)
+            self._pid_file.unlink(missing_ok=True)
             options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
             process = self.spawn(
                 [binaries / "postgres", "-D", data, "-p", str(self._port), *options], cwd=data.parent, env={}, user=user
@@ -126,6 +128,14 @@ class PostgreSQL(Service):
         unfinished.rename(data)
 
     async def _ready(self) -> bool:
+        # By its own word, in the file's 8th line, since another server that has taken the port would answer, too:
+        # https://www.postgresql.org/docs/18/storage-file-layout.html
+        try:
+            said = self._pid_file.read_bytes().splitlines()[7:8]
+        except FileNotFoundError:
+            return False
+        if [word.strip() for word in said] != [b"ready"]:
+            return False
         try:
             connection = await _connect(_with_database(self.url, "postgres"))
         except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):

@@ -79,11 +79,12 @@ class SeaweedFS(Service):
             )
             try:
                 await self.run_until_ready(process, self._listens)
+                await self.run_until_ready(process, self._keeps_objects)
                 break
             except EndedEarly:
-                if attempt == 4 or "address already in use" not in self._last_words():
+                # Another server has taken one of the ports since they were looked at, and may have answered, too.
+                if attempt == 4 or _all_free(self._port):
                     raise
-        await self.run_until_ready(process, self._keeps_objects)
 
     async def stop(self) -> None:
         await super().stop()
@@ -145,7 +146,12 @@ class SeaweedFS(Service):
         return True
 
     def _remove_sockets(self) -> None:
-        """Remove the server's sockets in /tmp: it makes them there whatever its settings, and a kill leaves them."""
+        """Remove the server's sockets in /tmp: it makes them there whatever its settings, and a kill leaves them.
+
+        Those of a server that has taken the same ports since are its own.
+        """
+        if not _all_free(self._port):
+            return
         for path in _sockets(self._port):
             path.unlink(missing_ok=True)
 

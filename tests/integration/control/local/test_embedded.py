@@ -11,13 +11,14 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import psutil
 import pytest
 
-from control.local import embedded
-from control.local.process import read_settings
+from control.local import embedded, postgres, seaweedfs
+from control.local.process import choose_port, read_settings
 from control.local.seaweedfs import s3_client
 from tests.support.programs import runs
 from tests.support.services import remove_home
@@ -210,8 +211,10 @@ async def test_a_port_that_another_took_is_replaced(home):
     for url in first:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", int(url.rpartition(":")[2].partition("/")[0])))
-        listener.listen()
+        # Others may have taken it already.
+        with contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", int(url.rpartition(":")[2].partition("/")[0])))
+            listener.listen()
         taken.append(listener)
     try:
         async with embedded.services(home) as services:
@@ -221,6 +224,19 @@ async def test_a_port_that_another_took_is_replaced(home):
     finally:
         for listener in taken:
             listener.close()
+
+
+@pytest.mark.parametrize("beside", [0, 1, -1])
+async def test_a_port_that_another_start_chose_in_the_same_moment_is_replaced(running, home, monkeypatch, beside):
+    """Both have seen it free, and the other's server was quicker; a store has several in a row."""
+    _, others = running
+    for module, url in ((postgres, others.metadata_url), (seaweedfs, others.artifacts_url)):
+        first = [(urlsplit(url).port or 0) + beside]
+        monkeypatch.setattr(module, "choose_port", lambda *of, first=first: first.pop() if first else choose_port(*of))
+    async with embedded.services(home) as services:
+        await write(services, "own")
+        assert await read(services) == (["own"], ["own"])
+        assert urlsplit(services.artifacts_url).port != (urlsplit(others.artifacts_url).port or 0) + beside
 
 
 async def test_a_first_start_that_was_cut_short_is_done_again(home):
