@@ -50,6 +50,8 @@ def writer(pieces: list[bytes], end: str) -> bytes:
 """)
 
 
+ENOUGH = 2500
+"""Milliseconds in which a guest has written its log, also on a busy machine."""
 LOOP = "(loop $again (br $again))"
 HOSTILE = b"\x1b[2Jred\x00 \xff\xfe end\nERROR skerry: forged\n"
 FUNCTIONS: dict[str, Any] = {
@@ -57,10 +59,10 @@ FUNCTIONS: dict[str, Any] = {
     "seer": (guest("raw"), {"trace_headers": True}),
     "env": guest("env"),
     "env-seer": (guest("env"), {"trace_headers": True}),
-    "stuck": (writer([b"where it ", b"hangs\n", HOSTILE], LOOP), {"time_limit_ms": 300}),
+    "stuck": (writer([b"where it ", b"hangs\n", HOSTILE], LOOP), {"time_limit_ms": ENOUGH}),
     "flood": (
         writer([b"line %06d\n" % n for n in range(2500)], LOOP),
-        {"time_limit_ms": 3000, "log_bytes": 1 << 20},
+        {"time_limit_ms": ENOUGH, "log_bytes": 1 << 20},
     ),
     "deep": writer([b"before the overflow\n"], "(call $deep)"),
     "slow": (writer([b"waits\n"], LOOP), {"time_limit_ms": 60_000}),
@@ -68,7 +70,7 @@ FUNCTIONS: dict[str, Any] = {
     "leak": (guest("raw"), {"secrets": ["API_KEY"]}),
     "leak-stuck": (
         writer([b"key ", KEY.encode(), b"\nhalf " + KEY[:12].encode()], LOOP),
-        {"secrets": ["API_KEY"], "time_limit_ms": 300},
+        {"secrets": ["API_KEY"], "time_limit_ms": ENOUGH},
     ),
     "levels": (guest("plugin"), {"abi": "extism"}),
 }

@@ -25,6 +25,7 @@ GUESTS = {
     "huge": (guest("huge"), {"response_limit": 200_000}),
     "loop": (guest("loop"), {"time_limit_ms": 300}),
     "sql": (guest("sql"), {"sql": "write"}),
+    "slow": (guest("sql"), {"sql": "write", "time_limit_ms": 60_000}),
     "reader": (guest("sql"), {"sql": "read"}),
     "nosql": guest("sql"),
 }
@@ -32,7 +33,7 @@ GUESTS = {
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def edge(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
-    async with node(tmp_path_factory.mktemp("node") / "state", lock_hold=2.0) as made:
+    async with node(tmp_path_factory.mktemp("node") / "state", lock_hold=4.0) as made:
         await made.release(GUESTS, ["CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)"])
         yield made
 
@@ -137,7 +138,7 @@ async def test_sql_is_denied_by_default(edge: Node) -> None:
 async def test_a_call_that_holds_the_writer_lock_too_long_is_ended_and_undone(edge: Node) -> None:
     before = await count(edge)
     insert = b"""{"sql":"INSERT INTO notes (text) VALUES ('slow')"}"""
-    assert await edge.problem("sql?sleep=6000", insert) == (504, "lock_held_too_long")
+    assert await edge.problem("slow?sleep=20000", insert) == (504, "lock_held_too_long")
     assert await count(edge) == before
     assert (await edge.call("sql", insert))[0] == 200
 

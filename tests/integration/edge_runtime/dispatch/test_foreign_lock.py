@@ -19,8 +19,8 @@ from tests.integration.edge_runtime.cli.test_node import command
 from tests.support.edge import Node, node, until
 
 FUNCTIONS = {
-    "sql": (guest("sql"), {"sql": "write", "time_limit_ms": 1000}),
-    "reader": (guest("sql"), {"sql": "read", "time_limit_ms": 1000}),
+    "sql": (guest("sql"), {"sql": "write", "time_limit_ms": 2500}),
+    "reader": (guest("sql"), {"sql": "read"}),
 }
 STEPS = "-- skerry: before\nALTER TABLE notes ADD COLUMN more\n-- skerry: flip\nCREATE TABLE more (x)"
 INSERT = b"""{"sql":"INSERT INTO notes (text) VALUES ('x')"}"""
@@ -120,9 +120,10 @@ async def test_one_that_excludes_readers_is_named_too(tmp_path: Path) -> None:
 async def test_quick_writes_of_others_do_no_harm(tmp_path: Path) -> None:
     """A call begins as soon as the other one has ended, and its own limit doesn't run meanwhile."""
     async with node(tmp_path / "state") as edge:
-        await edge.release(FUNCTIONS, ["CREATE TABLE notes (text TEXT)"])
+        limited = (guest("sql"), {"sql": "write", "time_limit_ms": 1000})
+        await edge.release({"sql": limited}, ["CREATE TABLE notes (text TEXT)"])
         async with holder(edge.state.path / wal.FILE, "BEGIN IMMEDIATE"):
-            writing = asyncio.ensure_future(edge.call("sql?sleep=500", INSERT))
+            writing = asyncio.ensure_future(edge.call("sql?sleep=300", INSERT))
             began = time.monotonic()
             while time.monotonic() - began < 0.8:
                 await asyncio.sleep(0.05)
