@@ -13,12 +13,14 @@ bytes become an `Exchange` (`web.parser`) or a frame (`dispatch.incoming_frames`
 GOING_IN = ["web.connection", "web.app", "dispatch.pool", "dispatch.worker_link"]
 
 
-async def calm(edge: Node) -> None:
-    """Until the worker and the spare one are there and have loaded what they must: nothing else comes in between."""
+async def calm(edge: Node, *called: str) -> None:
+    """Until the worker and the spare one are there and have loaded what they must, the spare one those functions that
+    were `called`, too: nothing else comes in between."""
     links = edge.front.pool.links
 
     def are_ready() -> bool:
-        return len(links) == 2 and all(k.usable and not k.jobs and k.ordered == k.serials for k in links)
+        fit = len(links) == 2 and all(k.usable and not k.jobs and k.ordered == k.serials for k in links)
+        return fit and all(k.preloaded.issuperset(called) for k in links if k.spare)
 
     await until(are_ready)
 
@@ -33,7 +35,7 @@ async def test_a_call_that_is_answered(tmp_path: Path) -> None:
     async with node(tmp_path / "state", workers=1) as edge:
         await edge.release({"echo": guest("echo")})
         assert (await edge.call("echo", b"first"))[2] == b"first"
-        await calm(edge)
+        await calm(edge, "echo")
         with recording("edge_runtime", begins=BEGINS) as way:
             assert (await edge.call("echo", b"second"))[2] == b"second"
         # The pool comes first, so that the next call goes out in the same write; the counts are kept by a leaf.

@@ -25,7 +25,7 @@ def has(pid: int, function: frames.LocalFunction) -> bool:
     """Whether a process has the function's code loaded."""
     try:
         return function.code[0] in Path(f"/proc/{pid}/maps").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
