@@ -27,14 +27,18 @@ async def test_the_slowest_and_the_failed_calls_of_a_node(tmp_path: Path) -> Non
     # It has ended: all of it is kept.
     status, out, err = await command(*shown)
     assert (status, err) == (0, "")
-    head, first, *others = out.splitlines()
+    head, *shown_calls = out.splitlines()
     assert head.split() == [
         *("ended", "function", "release", "outcome", "ms"),
         *("queue", "lock", "guest", "sql", "http", "commit", "call", "request"),
     ]
-    assert " sql 1 " in first
-    assert first.endswith("slow.1  POST /functions/sql")
-    assert len(others) == 2
+    # A busy machine may make another one the slowest.
+    took = [float(line.split()[5]) for line in shown_calls]
+    assert took == sorted(took, reverse=True)
+    assert len(took) == 3
+    (slow,) = [line for line in shown_calls if "slow.1" in line]
+    assert " sql 1 " in slow
+    assert slow.endswith("slow.1  POST /functions/sql")
     assert "secret" not in out
     status, out, _ = await command(*shown, "--failed")
     assert [line.split()[-3] for line in out.splitlines()[1:]] == ["bad.1"]

@@ -15,18 +15,25 @@ LIMIT = 6.0
 """Seconds of all limits here, far above what is done within them; the pause is longer."""
 
 
-async def one_waits_for_the_other(front: FrontProcess) -> list[asyncio.Task[tuple[int, bytes]]]:
-    """Two calls of a function that has one worker at a time: one of them is running now, and the other waits."""
+async def three_under_way(
+    front: FrontProcess,
+) -> tuple[list[asyncio.Task[tuple[int, bytes]]], asyncio.StreamReader, asyncio.StreamWriter]:
+    """Two calls of a function that has one worker at a time: one of them is running now, and the other waits. And the
+    connection of a third one, of which a half of the body has been sent."""
     async with asyncio.timeout(60):
         while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+            writer.write(b"POST /functions/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nhello")
+            await writer.drain()
             calls = [asyncio.create_task(front.call("slow?ms=1500")) for _ in range(2)]
             while not calls[0].done() and not calls[1].done():
                 counted = (await front.status())["calls"]
                 if (counted["running"], counted["waiting"]) == (1, 1):
-                    return calls
+                    return calls, reader, writer
                 await asyncio.sleep(0.01)
             # This process had no turn while they were so.
             await asyncio.gather(*calls)
+            writer.transport.abort()
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -37,10 +44,7 @@ async def test_a_pause_is_counted_by_no_limit(tmp_path: Path, alone: bool) -> No
         await edge.release({"slow": (guest("slow"), manifest), "echo": guest("echo")}, [change])
     async with front_process(tmp_path / "state", queue_wait=LIMIT, body_wait=LIMIT) as front:
         workers = (await front.status())["workers"]
-        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
-        writer.write(b"POST /functions/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nhello")
-        await writer.drain()
-        calls = await one_waits_for_the_other(front)
+        calls, reader, writer = await three_under_way(front)
         pids = [front.pid] if alone else [front.pid, workers["zygote"], *workers["pids"], *workers["spares"]]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
