@@ -204,14 +204,15 @@ async def test_a_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatc
         return real(host, *args)
 
     monkeypatch.setattr(http_client.socket, "getaddrinfo", nowhere)
-    async with server() as port:
-        pass
-    async with HttpClient() as made:
-        base = f"http://127.0.0.1:{port}"
-        assert (await failure(made, grant(base), f"{base}/")).code == "http_failed"
-        for name in ("x.invalid", "a..invalid", f"{'a' * 70}.invalid"):
-            assert (await failure(made, grant("*.invalid"), f"https://{name}/")).code == "http_failed"
-        assert (await failure(made, None, f"{base}/")).denied == "http_host"
+    # Bound, so that nobody else takes its port, and nothing listens there.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        async with HttpClient() as made:
+            base = f"http://127.0.0.1:{bound.getsockname()[1]}"
+            assert (await failure(made, grant(base), f"{base}/")).code == "http_failed"
+            for name in ("x.invalid", "a..invalid", f"{'a' * 70}.invalid"):
+                assert (await failure(made, grant("*.invalid"), f"https://{name}/")).code == "http_failed"
+            assert (await failure(made, None, f"{base}/")).denied == "http_host"
 
 
 async def test_certificates_are_checked(tmp_path: Path) -> None:
