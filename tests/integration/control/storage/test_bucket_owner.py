@@ -172,8 +172,12 @@ async def test_nothing_is_swept_after_a_restore_until_an_operator_says_so(
 
     await backups.restore(backup)
     async with control_site.running(clock=clock) as control:
-        await until(lambda: ready(control))
-        assert REASON in (await control.call("GET", "/readyz", token="")).json()["notes"][0]
+
+        async def notes() -> Any:
+            reply = await control.call("GET", "/readyz", token="")
+            return reply.json()["notes"] if reply.status == 200 else None
+
+        assert REASON in (await until(notes))[0]
         await sweep_of_years(control, clock)
         assert await keys(bucket_url) == before
 

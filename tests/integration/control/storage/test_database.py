@@ -309,7 +309,7 @@ async def test_a_cancelled_transaction_keeps_its_connection(table: str, monkeypa
 
 async def test_a_transaction_that_the_server_ended_is_run_again(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one whose process was stopped for too long: the first run of the work stands still."""
-    monkeypatch.setattr(database, "IDLE_TIMEOUT", 2.0)
+    monkeypatch.setattr(database, "IDLE_TIMEOUT", 4.0)
     db = await database.connect(table, connections=1)
     watch = await asyncpg.connect(table)
     runs = 0
@@ -330,7 +330,9 @@ async def test_a_transaction_that_the_server_ended_is_run_again(table: str, monk
         if await is_cockroachdb(watch):
             pytest.skip("CockroachDB has no pg_backend_pid")
         assert await db.transaction(work) == 1
-        assert (runs, await value(db)) == (2, 1)
+        # More than once again, where this process, too, was stopped for so long.
+        assert runs > 1
+        assert await value(db) == 1
     finally:
         await watch.close()
         await db.close()
