@@ -120,7 +120,10 @@ class Faults:
         """`hold` or `kill` the process that comes to `point` next."""
         assert action in ("hold", "kill")
         (self.folder / f"{point}.held").unlink(missing_ok=True)
-        (self.folder / point).write_text(action)
+        # In one step: a process that comes there meanwhile must not find it empty.
+        made = self.folder / f"{point}.made"
+        made.write_text(action)
+        made.rename(self.folder / point)
 
     async def reached(self, point: str) -> None:
         """Wait until a process has come to the fault point and is held there."""
