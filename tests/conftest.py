@@ -4,6 +4,7 @@ import gc
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from control.telemetry import live_records
 from control.telemetry.webhooks import webhook_sender
 from control.web import lifespan
 from edge_runtime.built import parts
+from edge_runtime.ipc import zygote_client
 from edge_runtime.native import library
 from edge_runtime.redaction import redact
 from tests.guests import build
-from tests.support import failing_calls, replica
+from tests.support import failing_calls, forked_zygotes, replica
 from tests.support import services as servers
 from tests.support.control import Control, running
 from tests.support.kept_checks import KeptChecks
@@ -71,6 +73,19 @@ def _kept_checks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(lifespan, "Checks", KeptChecks)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_zygotes() -> Iterator[None]:
+    """Fronts in the tests' own process have their zygotes forked, where that is the same as a start by exec."""
+    with forked_zygotes.used():
+        yield
+
+
+@pytest.fixture
+def zygotes_by_exec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zygotes are started as they are in production: for tests of that start, and of memory."""
+    monkeypatch.setattr(zygote_client, "subprocess", subprocess)
 
 
 @pytest.fixture(scope="session")
