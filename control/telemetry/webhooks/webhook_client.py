@@ -131,10 +131,19 @@ class WebhookClient:
         """Messages may go to `networks` besides public addresses. The system's CAs are trusted."""
         self._networks = networks
         self._sessions: dict[str, aiohttp.ClientSession] = {}
-        """By scheme."""
+        """By scheme; each is made for its first message, since that of https reads all of the system's CAs."""
 
     async def __aenter__(self) -> Self:
-        for scheme in ("https", "http"):
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for session in self._sessions.values():
+            await session.close()
+
+    def _session(self, scheme: str) -> aiohttp.ClientSession:
+        if scheme not in self._sessions:
             connector = aiohttp.TCPConnector(
                 limit=0,
                 force_close=True,
@@ -151,13 +160,7 @@ class WebhookClient:
                 headers={"user-agent": "skerry", "content-type": "application/json"},
                 skip_auto_headers=("accept-encoding",),
             )
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for session in self._sessions.values():
-            await session.close()
+        return self._sessions[scheme]
 
     async def post(self, url: str, headers: dict[str, str], body: bytes) -> Attempt:
         """Send a message; the texts of the attempt have nothing of the URL but its host."""
@@ -165,7 +168,7 @@ class WebhookClient:
             host = check_url(url, self._networks)
         except ValueError as error:
             return Attempt(str(error))
-        session = self._sessions[url.partition(":")[0].lower()]
+        session = self._session(url.partition(":")[0].lower())
         try:
             async with (
                 asyncio.timeout(TIME_LIMIT),

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import io
 import os
+import ssl
 import tempfile
 import threading
 import time
@@ -15,11 +16,14 @@ from typing import Any
 import aiohttp
 import pytest
 
+from control.access import certificates
 from control.local.pki import Pki
 from control.local.seaweedfs import s3_client
 from control.problems import ProblemError
 from control.storage import object_store, owner_mark
+from tests.support import replica
 from tests.support.control import Control, Reply, module, running, until
+from tests.support.replica import Site
 from tests.support.store_proxy import StoreProxy, always, never, store_proxy
 
 QUICK = {"artifacts_timeout": 5.0, "artifacts_stall": 5.0}
@@ -221,6 +225,39 @@ async def test_no_store_at_all_is_said_in_words(database_url: str, pki: Pki) -> 
             return "refuses connections" in (await control.call("GET", "/readyz", token="")).body["detail"]
 
         await until(said, 60)
+
+
+async def test_a_store_whose_certificate_nobody_vouches_for_is_not_believed(database_url: str, pki: Pki) -> None:
+    asked = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", ssl=certificates.server_context(pki.certificate, pki.key))
+    async with server:
+        url = f"https://K:S@localhost:{server.sockets[0].getsockname()[1]}/artifacts"
+        async with running(database_url, url, pki) as control:
+            assert (await put(control, module("a"))).code == "store_unavailable"
+    assert asked == []
+
+
+async def test_a_start_reads_no_certificates_that_nothing_asks_for(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of the store, which is reached by http, nor of the system, for webhooks that nobody has."""
+    read = []
+    own = ssl.SSLContext.load_verify_locations
+
+    def locations(self: ssl.SSLContext, cafile: Any = None, capath: Any = None, cadata: Any = None) -> None:
+        if cadata is None:
+            read.append(cafile)
+        own(self, cafile, capath, cadata)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", locations)
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda *_: read.append("the system's"))
+    async with replica.running(control_site.settings):
+        assert read == []
 
 
 async def test_a_body_is_read_beside_the_loop(control: Control, tmp_path: Path) -> None:
