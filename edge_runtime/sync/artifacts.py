@@ -66,7 +66,6 @@ class Artifacts:
         if not todo:
             return
         missing = await asyncio.to_thread(self._missing, todo)
-        await asyncio.to_thread(self._preflight, missing)
         slots = asyncio.Semaphore(PARALLEL)
 
         async def one(function: wire.PlannedFunction) -> None:
@@ -91,7 +90,10 @@ class Artifacts:
                 file.unlink(missing_ok=True)
 
     def _missing(self, functions: Collection[wire.PlannedFunction]) -> list[wire.PlannedFunction]:
-        """Return the functions whose artifacts aren't there; remove files that no longer have the artifact's bytes."""
+        """Return the functions whose artifacts aren't there; remove files that no longer have the artifact's bytes.
+
+        Raises: SyncFailed, when the disk has no space for what is missing, or can't be written.
+        """
         missing = []
         for function in functions:
             file = self.path(function.sha256)
@@ -107,14 +109,12 @@ class Artifacts:
             except OSError as error:
                 raise _disk(error, file) from error
             missing.append(function)
-        return missing
-
-    def _preflight(self, missing: Collection[wire.PlannedFunction]) -> None:
         present = {f.sha256: _size(self._part(f.sha256)) for f in missing}
         usage = os.statvfs(self.folder)
         plan_check.check_space(
             plan_check.space_needed(missing, present), usage.f_bavail * usage.f_frsize, str(self.folder)
         )
+        return missing
 
     def _part(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.part"
@@ -149,16 +149,16 @@ class Artifacts:
         if start >= function.size:
             # The file is complete, but the process was killed before it got its name; or it has other bytes.
             if await asyncio.to_thread(_sha256, part) == function.sha256:
-                with part.open("rb") as file:
-                    await asyncio.to_thread(self._finish, file, function.sha256)
+                with part.open("rb") as whole:
+                    await asyncio.to_thread(self._finish, whole, function.sha256)
                 return
             await asyncio.to_thread(part.unlink)
             start = 0
         try:
             # Open before anything is asked for: what comes on a connection that breaks is lost unless it is read at
             # once.
-            with await asyncio.to_thread(part.open, "r+b" if start else "wb") as file:
-                digest = await asyncio.to_thread(_begin, file, start)
+            file, digest = await asyncio.to_thread(_open, part, start)
+            with file:
                 async with client.open_artifact(url, start) as response:
                     if start and not _continues(response, start):
                         start = 0
@@ -202,6 +202,15 @@ class Artifacts:
 class _Digest(Protocol):
     def update(self, data: bytes, /) -> None: ...
     def hexdigest(self) -> str: ...
+
+
+def _open(part: Path, start: int) -> tuple[BinaryIO, _Digest]:
+    file = part.open("r+b" if start else "wb")
+    try:
+        return file, _begin(file, start)
+    except BaseException:
+        file.close()
+        raise
 
 
 def _begin(file: BinaryIO, start: int) -> _Digest:
