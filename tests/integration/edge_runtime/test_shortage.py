@@ -90,6 +90,9 @@ async def test_a_failed_fork_costs_no_more_than_its_worker(
 async def test_a_zygote_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with node(tmp_path / "state", queue_wait=60.0) as edge:
         await edge.release({"echo": guest("echo")})
+        # What is counted below has the descriptors of all processes, and of the client's connection.
+        await until(lambda: len(edge.workers()) == 2 and len(edge.spares()) == 1)
+        assert (await edge.call("echo", b"once"))[2] == b"once"
         right, attempts = ZygoteClient._exec, 0
 
         def fail(self: ZygoteClient, control: int, output: int) -> Any:
