@@ -74,6 +74,7 @@ MUCH = """(local $i i32)
 IF_X = """(i32.store (i32.const 16) (i32.const 32)) (i32.store (i32.const 20) (i32.const 1))
   (drop (call $read (i32.const 0) (i32.const 16) (i32.const 1) (i32.const 24)))
   (if (i32.eq (i32.load8_u (i32.const 32)) (i32.const 120)) (then """
+MOST = "writes 4 GiB to the log"
 GUESTS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "starts by exit 0": (wagi(started(f"{WRITE} (call $exit (i32.const 0))") + NOTHING), {}),
     "starts by exit 0 for some": (
@@ -113,7 +114,7 @@ GUESTS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "exits by -1": (wagi(called(f"{WRITE} (call $exit (i32.const -1))")), {}),
     "traps after its answer": (wagi(called(f"{WRITE} unreachable")), {}),
     "grows and traps": (wagi(called("(drop (memory.grow (i32.const 3))) unreachable")), {}),
-    "writes 4 GiB to the log": (wagi(called(f"{MUCH} {WRITE}")), {}),
+    MOST: (wagi(called(f"{MUCH} {WRITE}")), {}),
     "writes much": (
         wagi(
             called(
@@ -206,10 +207,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BothWays]:
 
 @pytest.mark.parametrize("name", GUESTS)
 def test_a_guest_ends_alike(both: BothWays, name: str) -> None:
-    for method, body in [("POST", b"a"), ("POST", b"b"), ("GET", b""), ("HEAD", b"x"), ("POST", b"xx"), ("PUT", b"y")]:
+    requests = [("POST", b"a"), ("POST", b"b"), ("GET", b""), ("HEAD", b"x"), ("POST", b"xx"), ("PUT", b"y")]
+    # A call that writes 4 GiB reads nothing of its request, and takes seconds where memory is slow; the second is C's.
+    for method, body in requests[:2] if name == MOST else requests:
         ours, theirs = both.said(name, body, method=method)
         assert ours == theirs
-    if name in ("exits by 0", "direct answers", "answers CR LF"):
+    if name in ("exits by 0", "direct answers", "answers CR LF", MOST):
         # The first one alone is Python's.
         assert both.by_python[name] == 1
 
