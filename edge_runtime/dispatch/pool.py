@@ -273,7 +273,8 @@ class Pool:
             self.hold = Hold.ALL
         # The call has run: what it waited before that doesn't count.
         call.deadline = 0.0
-        if self.holds(call.served):
+        if self.holds(call.served) or self.functions.get(call.name) is not call.served:
+            # Once the front knows of the release, or at once, if it has heard of it since.
             self.again([call])
         else:
             # The file is ahead of the front, by the moment that the end of a commit takes to get known here.

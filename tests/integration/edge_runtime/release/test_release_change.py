@@ -10,6 +10,7 @@ import msgspec
 import orjson
 import pytest
 
+from edge_runtime.dispatch import pool
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames, progress_page
@@ -283,6 +284,21 @@ async def test_reads_go_on_while_a_release_is_committed(tmp_path: Path, faults: 
         await releasing
         assert set(await asyncio.gather(*calling)) <= ({(1, 1, 1), (2, 2, 2)} if "before" in point else {(2, 2, 2)})
         assert await numbers(edge) == (2, 2, 2)
+
+
+async def test_a_read_that_finds_the_release_that_serves_by_now_is_run_again_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is compiled has its own: there the test tells only that it is run again.
+    monkeypatch.setattr(pool, "STALE_PAUSE", 1e6)
+    async with gate() as held, node(tmp_path / "state", **PATIENT, workers=2) as edge:
+        await edge.release(functions(1, held.url), FIRST)
+        reading = asyncio.ensure_future(lines(edge, "reads", held.request(), NUMBER))
+        await held.reached(1)
+        await edge.release(functions(2, held.url), schema(2))
+        held.open.set()
+        release, answers = await asyncio.wait_for(reading, 60)
+        assert (release, answers[1]["rows"]) == (2, [[2]])
 
 
 async def test_writers_that_wait_for_a_release_leave_room_for_readers(tmp_path: Path, faults: Path) -> None:
