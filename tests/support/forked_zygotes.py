@@ -139,7 +139,9 @@ class Zygotes:
 def _conditions(environment: Mapping[str, str]) -> tuple[object, ...]:
     """What a process gets of the one that starts it, and may look at while it imports."""
     limits = [resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")]
-    return {name: value for name, value in environment.items() if name != _OWN}, limits, os.getresuid()
+    # A test may have ended what this process was started with: a program in the background ignores SIGQUIT.
+    ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
+    return {name: value for name, value in environment.items() if name != _OWN}, limits, os.getresuid(), ignored
 
 
 @contextlib.contextmanager

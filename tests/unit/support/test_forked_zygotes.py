@@ -8,7 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from edge_runtime.ipc import frames, zygote_client
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.state import State
+from tests.support import forked_zygotes
 from tests.support.edge import until
 
 BY_EXEC = b"\0-m\0edge_runtime.children.zygote\0"
@@ -35,6 +36,13 @@ async def main():
 with forked_zygotes.used():
     asyncio.run(main())
 """
+
+
+@pytest.fixture(autouse=True)
+def _own_template() -> Iterator[None]:
+    """A template that is started now: what the tests before changed in this process is no matter."""
+    with forked_zygotes.used():
+        yield
 
 
 @contextlib.asynccontextmanager
@@ -93,8 +101,8 @@ async def test_where_a_fork_would_be_something_else_it_is_exec(
     other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The template has to be there, with the limits of all tests.
-    async with zygote(tmp_path / "state"):
-        pass
+    async with zygote(tmp_path / "state") as processes:
+        assert BY_EXEC not in command_line(processes.pid)
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     if other == "environment":
         monkeypatch.setenv("SKERRY_FAULTS", str(tmp_path))
