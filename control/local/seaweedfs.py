@@ -206,4 +206,7 @@ def _all_free(port: int) -> bool:
 
 
 def _sockets(port: int) -> list[Path]:
-    return [Path(f"/tmp/seaweedfs-{part}-grpc-{port + i + _GRPC_OFFSET}.sock") for i, part in enumerate(_PARTS)]  # noqa: S108
+    names = [f"{part}-grpc-{port + i + _GRPC_OFFSET}" for i, part in enumerate(_PARTS)]
+    # Made where the home's path is too long for a socket in it.
+    names += [f"{part}-{port + i}" for i, part in enumerate(("s3", "filer"))]
+    return [Path(f"/tmp/seaweedfs-{name}.sock") for name in names]  # noqa: S108

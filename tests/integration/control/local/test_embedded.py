@@ -239,6 +239,22 @@ async def test_a_port_that_another_start_chose_in_the_same_moment_is_replaced(ru
         assert urlsplit(services.artifacts_url).port != (urlsplit(others.artifacts_url).port or 0) + beside
 
 
+@pytest.mark.parametrize("name", ["s3-{0}", "filer-{1}", "admin-grpc-{2}"])
+def test_ports_whose_socket_another_user_left_are_not_chosen(name, monkeypatch):
+    """The server can't replace it, and ends."""
+    port = choose_port(None, seaweedfs.PORTS, seaweedfs._all_free)
+    left = Path(f"/tmp/seaweedfs-{name.format(port, port + 1, port + 4 + 10000)}.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(left))
+    try:
+        assert seaweedfs._all_free(port)
+        own = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+        assert not seaweedfs._all_free(port)
+    finally:
+        left.unlink()
+
+
 async def test_a_first_start_that_was_cut_short_is_done_again(home):
     async with embedded.services(home) as services:
         data = (home / "metadata" / "data").resolve()
