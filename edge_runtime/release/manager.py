@@ -255,7 +255,7 @@ class ReleaseManager:
             # Beside the applier's work, unless the last COMMIT is in doubt: then the applier clears that up first.
             announcing = asyncio.ensure_future(self._announce(stored)) if self._stored.durable else None
             try:
-                await self._prepare(applier, plan, stored)
+                await self._prepare(applier, plan, release.functions, stored.inventory)
             except BaseException:
                 if announcing is not None:
                     await asyncio.gather(announcing, return_exceptions=True)
@@ -327,11 +327,12 @@ class ReleaseManager:
         Until the next release or the next start settles that, the tamper check keeps both digests."""
         self._stored = msgspec.structs.replace(self._stored, durable=False)
 
-    async def _prepare(self, applier: Child, plan: wire.Plan, stored: frames.Stored) -> None:
-        """Have all done but the COMMIT, after which the libsql file must hold `stored`. Raises: SyncFailed."""
-        functions = [] if stored.release is None else stored.release.functions
+    async def _prepare(
+        self, applier: Child, plan: wire.Plan, functions: list[LocalFunction], wanted: wire.Inventory
+    ) -> None:
+        """Have all done but the COMMIT, which must lead to the inventory `wanted`. Raises: SyncFailed."""
         order = frames.Apply(plan, functions, self._secrets.of(functions), afresh=self._forged is not None)
-        if stored.inventory != await applier_process.prepare(applier, order, self._apply_limit, self._pool.named):
+        if wanted != await applier_process.prepare(applier, order, self._apply_limit, self._pool.named):
             text = "The libsql file would not hold what the plan says. Was it changed meanwhile, or by others?"
             raise SyncFailed("database_unverified", text)
         # The applier has made sure of that.
