@@ -55,7 +55,7 @@ class CompileJobs:
         self._artifacts = artifacts
         self._folder = folder
         self._processes = processes
-        self._early = EarlyChild(processes, "compiler", _told_to_rehearse)
+        self._early = EarlyChild(processes, "compiler", functools.partial(_told, frames.REHEARSE))
         """The child of the next job that is waited for."""
         self._expects = False
         """It has taken the memory for that."""
@@ -96,7 +96,7 @@ class CompileJobs:
 
     def expect(self) -> None:
         """Have the child of the next job take the memory for it, since that will soon come."""
-        self._early.prepare(_told_to_expect)
+        self._early.prepare(functools.partial(_told, frames.EXPECT))
         self._expects = True
 
     def stand_by(self) -> None:
@@ -207,15 +207,11 @@ class CompileJobs:
         return None
 
 
-async def _told_to_rehearse(child: Child) -> None:
-    with contextlib.suppress(frames.ChildGone):
-        await child.tell(frames.REHEARSE, None)
-
-
-async def _told_to_expect(child: Child) -> None:
+async def _told(kind: int, child: Child) -> None:
+    """Tell a child what it doesn't answer."""
     # Whoever takes the child meets the same, and tells it.
     with contextlib.suppress(frames.ChildGone):
-        await child.tell(frames.EXPECT, None)
+        await child.tell(kind, None)
 
 
 def _remove(work: Path) -> None:
