@@ -28,6 +28,8 @@ PORTS = range(10000, 19990)
 """Ports to choose the first of five in a row from; the gRPC port of each is 10000 above it."""
 
 _PARTS = ("s3", "filer", "master", "volume", "admin")
+_LOCAL = _PARTS[:2]
+"""Those that also listen on a socket of their own, in the home, or in /tmp where its path is too long."""
 _GRPC_OFFSET = 10000
 
 
@@ -96,7 +98,7 @@ class SeaweedFS(Service):
 
     def _options(self, data: Path) -> list[str]:
         ports = [f"-{part}.port={self._port + i}" for i, part in enumerate(_PARTS)]
-        sockets = [f"-{part}.localSocket={data / part}.sock" for part in ("s3", "filer")]
+        sockets = [f"-{part}.localSocket={data / part}.sock" for part in _LOCAL]
         return [
             f"-dir={data}",
             "-ip=127.0.0.1",
@@ -207,6 +209,5 @@ def _all_free(port: int) -> bool:
 
 def _sockets(port: int) -> list[Path]:
     names = [f"{part}-grpc-{port + i + _GRPC_OFFSET}" for i, part in enumerate(_PARTS)]
-    # Made where the home's path is too long for a socket in it.
-    names += [f"{part}-{port + i}" for i, part in enumerate(("s3", "filer"))]
+    names += [f"{part}-{port + i}" for i, part in enumerate(_LOCAL)]
     return [Path(f"/tmp/seaweedfs-{name}.sock") for name in names]  # noqa: S108
