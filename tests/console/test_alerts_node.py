@@ -74,10 +74,10 @@ async def test_its_credential_ends_soon(watched: Watched) -> None:
     made = watched.cluster
     # A credential is good from now on, for as long as control's are.
     made.control.environment["SKERRY_CREDENTIAL_LIFE"] = str(86400)
-    made.control.kill()
+    await watched.restart_control()
     await join_again(watched)
     await watched.fires("SkerryEdgeCredentialEnds", "SkerryGroupCredentialEnds")
     del made.control.environment["SKERRY_CREDENTIAL_LIFE"]
-    made.control.kill()
+    await watched.restart_control()
     await join_again(watched)
     await watched.ends("SkerryEdgeCredentialEnds", "SkerryGroupCredentialEnds")

@@ -104,7 +104,20 @@ class Watched:
             return await self._taken() > before
 
         await self.cluster.until("control has taken the node's own numbers", told, limit=LIMIT)
-        self.cluster.control.kill(signal.SIGTERM)
+        await self.restart_control(signal.SIGTERM)
+
+    async def restart_control(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """End control, and wait until the next one answers: what a test does then is done to that one alone."""
+        control = self.cluster.control
+        before = control.starts
+        control.kill(how)
+
+        async def started() -> bool:
+            return control.starts > before
+
+        await self.cluster.until("control is started again", started, limit=LIMIT)
+        async with asyncio.timeout(LIMIT):
+            await self._taken()
 
     async def _taken(self) -> float:
         """How often control has taken numbers of nodes since its start."""
