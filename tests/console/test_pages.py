@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from control.console import overview
+from control.console import node_functions, overview
 from control.problems import ProblemError
 from control.storage.connection import Connection
 from tests.support.console import MARKUP, fails, release, session_of
@@ -240,8 +240,13 @@ async def test_what_is_pushed_waits_for_the_pointer_and_the_rest_goes_on(console
         await tab.is_live()
 
 
-async def test_a_node_tells_the_calls_of_its_functions_while_its_page_is_open(console: Console) -> None:
+async def test_a_node_tells_the_calls_of_its_functions_while_its_page_is_open(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In both themes and widths, by what a node has told, and without a script when it is asked for."""
+    # A page without a script waits for the answer once, and what is asked goes through the database.
+    for seconds in ("PATIENCE", "LINGER"):
+        monkeypatch.setattr(node_functions, seconds, 60.0)
     node = await console.replica.join("telling-1")
     node.protocol, node.capabilities = 2, {"questions": ["functions"]}
     await node.sync()
@@ -253,8 +258,8 @@ async def test_a_node_tells_the_calls_of_its_functions_while_its_page_is_open(co
             for question in questions:
                 await send(node, question.id, *TOLD, done=True)
 
-    telling = asyncio.create_task(tell())
-    try:
+    async with asyncio.TaskGroup() as group:
+        telling = group.create_task(tell())
         async with look(console.browser, console.replica, scripts=False) as tab:
             await tab.open("/nodes/telling-1")
             await tab.page.get_by_role("button", name="Ask the node now").click()
@@ -267,7 +272,6 @@ async def test_a_node_tells_the_calls_of_its_functions_while_its_page_is_open(co
                 assert await tab.violations() == []
                 assert await tab.page.evaluate("document.documentElement.scrollWidth") <= width
                 assert await tab.page.locator("img").count() == 0, "a node's text became markup"
-    finally:
         telling.cancel()
 
 

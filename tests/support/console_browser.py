@@ -44,6 +44,8 @@ class Look:
 
     async def violations(self) -> list[str]:
         """What axe has to say against the page as it is: WCAG 2.2 AA, and what it calls good practice."""
+        # What follows a form may be here in part yet.
+        await self.page.wait_for_load_state("load")
         await self.page.evaluate(AXE.read_text())
         tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
         found = await self.page.evaluate("tags => axe.run(document, {runOnly: {type: 'tag', values: tags}})", tags)
@@ -68,7 +70,7 @@ async def chromium() -> AsyncIterator[Browser]:
     """A browser without a window, until the block ends."""
     expect.set_options(timeout=PATIENCE)
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program(), args=list(FLAGS))
+        browser = await playwright.chromium.launch(executable_path=program(), args=list(FLAGS), timeout=PATIENCE)
         try:
             yield browser
         finally:
