@@ -33,7 +33,8 @@ def test_nothing_is_left_of_a_machine(tmp_path: Path, how: signal.Signals) -> No
         assert number
         assert Path("/proc", number).exists()
         process.send_signal(how)
-        process.wait(30)
+        # It removes a whole Debian.
+        process.wait(120)
     wait_until(lambda: not (tmp_path / "machine").exists())
     # The one that removed the folder is about to end, and so are those that started it.
     wait_until(lambda: not Path("/proc", number).exists())

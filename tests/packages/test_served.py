@@ -93,12 +93,13 @@ def test_where_control_runs_its_package_migrates_and_then_restarts(fleet: Fleet,
         nowhere = "SKERRY_METADATA_URL='postgresql://skerry@127.0.0.1:9/none'"
         wrong = re.sub(r"(?m)^SKERRY_METADATA_URL=.*$", nowhere, settings)
         machine.write(SETTINGS[package.name], wrong)
-        failed = machine.attempt(*APT, *KEEP, "--allow-downgrades", "--reinstall", "install", package.path)
+        command = (*APT, *KEEP, "--allow-downgrades", "--reinstall", "install", package.path)
+        failed = machine.attempt(*command, timeout=500)
         assert failed.returncode != 0
         assert "skerry.service runs on as it was" in failed.stdout + failed.stderr
         assert "restart" not in machine.run("cat", "/root/asked")
         machine.write(SETTINGS[package.name], settings)
-        machine.run("dpkg", "--configure", package.name)
+        machine.run("dpkg", "--configure", package.name, timeout=500)
         assert re.search(r"^systemctl .*restart skerry\.service", machine.run("cat", "/root/asked"), re.MULTILINE)
     finally:
         machine.write(SETTINGS[package.name], settings)
