@@ -1,11 +1,12 @@
 """What does it cost when a worker dies, and what another worker?
 
 One worker, which is killed with SIGKILL; a request follows at once, and is answered by the spare one, which takes its
-place: 2 ms at the median, of which `call_p50_ms` is what the same call takes where nothing was killed. `bare`: the
-spare is killed with it, so that the next one must be born, fenced and load the release first. Memory: the PSS of the
-zygote and of all of its children together, which counts shared pages once, with 2 workers and with 10, after calls; an
-eighth of the difference is another worker's: 3 MB. The functions are echo and one with SQL, so that each worker has the
-database open. The ratio is the limit over what was measured, the worse of both.
+place: 2 ms at the median, of which `call_p50_ms` is what the same call takes where nothing was killed. The client
+writes and reads the socket itself, so that both are the node's time. `bare`: the spare is killed with it, so that the
+next one must be born, fenced and load the release first. Memory: the PSS of the zygote and of all of its children
+together, which counts shared pages once, with 2 workers and with 10, after calls; an eighth of the difference is
+another worker's: 3 MB. The functions are echo and one with SQL, so that each worker has the database open. The ratio is
+the limit over what was measured, the worse of both.
 """
 
 import asyncio
@@ -13,7 +14,8 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +25,8 @@ import orjson
 import uvloop
 
 from bench import result
-from bench.parts import cpu, pss
+from bench.parts import cpu, load, pss
+from bench.parts.plain_client import PlainClient
 from bench.parts.servers import LIMIT, choose_port, edge, folder, process, site
 from control.cli.support.local import OTHER_PORTS
 from tests.guests.build import guest
@@ -36,6 +39,7 @@ FEW, MANY = 2, 10
 CALLS = 40
 """Calls of each worker before its memory is measured."""
 BODY = bytes(range(256))
+ECHO = load.request("/functions/echo", BODY)
 SELECT = b'{"sql":"SELECT count(*) FROM sqlite_schema"}'
 
 
@@ -51,14 +55,15 @@ async def main() -> None:
             await control.call("POST", "/v1/releases", {"functions": versions})
             await joined.at_release(1, best=True)
         # Control has ended: the node serves without.
-        async with _node(where, 1, cores) as http:
-            undisturbed = [await _undisturbed(http) for _ in range(KILLS)]
-            times = [await _respawn(http) for _ in range(KILLS)]
-            bare = [await _respawn(http, bare=True) for _ in range(KILLS)]
+        async with _node(where, 1, cores) as node:
+            with closing(PlainClient(node.port, LIMIT)) as client:
+                undisturbed = [await _undisturbed(client) for _ in range(KILLS)]
+                times = [await _respawn(node, client) for _ in range(KILLS)]
+                bare = [await _respawn(node, client, bare=True) for _ in range(KILLS)]
         memory = {}
         for workers in (FEW, MANY):
-            async with _node(where, workers, cores) as http:
-                memory[workers] = await _memory(http, workers)
+            async with _node(where, workers, cores) as node:
+                memory[workers] = await _memory(node.http, workers)
     another = (memory[MANY] - memory[FEW]) / (MANY - FEW)
     details = {
         "answer_p50_ms": round(median(times) * 1000, 2),
@@ -72,8 +77,14 @@ async def main() -> None:
     result.write("respawn", min(ANSWER_LIMIT / median(times), MEMORY_LIMIT / another), BAR, details)
 
 
+@dataclass(frozen=True)
+class _Node:
+    port: int
+    http: aiohttp.ClientSession
+
+
 @asynccontextmanager
-async def _node(where: Path, workers: int, cores: set[int]) -> AsyncIterator[aiohttp.ClientSession]:
+async def _node(where: Path, workers: int, cores: set[int]) -> AsyncIterator[_Node]:
     """Start the node that has joined, with so many workers."""
     port = choose_port(None, OTHER_PORTS)
     arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(where / "edge"), "--listen", f"127.0.0.1:{port}"]
@@ -86,7 +97,7 @@ async def _node(where: Path, workers: int, cores: set[int]) -> AsyncIterator[aio
         while (await _workers(http))["fit"] < workers:
             assert time.monotonic() < deadline, "the workers are not there"
             await asyncio.sleep(0.02)
-        yield http
+        yield _Node(port, http)
 
 
 async def _workers(http: aiohttp.ClientSession) -> Any:
@@ -101,30 +112,35 @@ async def _call(http: aiohttp.ClientSession, name: str, body: bytes) -> bytes:
         return read
 
 
-async def _undisturbed(http: aiohttp.ClientSession) -> float:
-    """Return the seconds that a call takes, with the pause before it that `_respawn` has."""
-    await asyncio.sleep(0.02)
+def _answer(client: PlainClient) -> float:
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
-    assert await _call(http, "echo", BODY) == BODY
+    assert client.call(ECHO) == (200, BODY)
     return time.perf_counter() - started
 
 
-async def _respawn(http: aiohttp.ClientSession, *, bare: bool = False) -> float:
+async def _undisturbed(client: PlainClient) -> float:
+    """As `_answer`, with the pause before it that `_respawn` has."""
+    await asyncio.sleep(0.02)
+    return _answer(client)
+
+
+async def _respawn(node: _Node, client: PlainClient, *, bare: bool = False) -> float:
     """Return the seconds from the kill to the next worker's answer."""
     # It has shown that it works, so the next one is born without a delay.
-    assert await _call(http, "echo", BODY) == BODY
-    there = await _workers(http)
+    _answer(client)
+    there = await _workers(node.http)
     while not (there["pids"] and there["spares"]):
         await asyncio.sleep(0.005)
-        there = await _workers(http)
+        there = await _workers(node.http)
     (pid,), (spare,) = there["pids"], there["spares"]
     started = time.perf_counter()
     if bare:
         os.kill(spare, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
-    assert await _call(http, "echo", BODY) == BODY
+    _answer(client)
     took = time.perf_counter() - started
-    assert (await _workers(http))["pids"] != [pid]
+    assert (await _workers(node.http))["pids"] != [pid]
     return took
 
 

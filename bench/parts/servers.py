@@ -187,6 +187,7 @@ class Edge:
     """A node that has joined, run by `skerry-edge run`."""
 
     process: Process
+    port: int
     http: aiohttp.ClientSession
 
     async def status(self) -> Any:
@@ -219,7 +220,7 @@ async def edge(site: Site, cores: set[int], **settings: str) -> AsyncIterator[Ed
     arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(state), "--listen", f"127.0.0.1:{port}"]
     running = process(site.folder, "edge", arguments, port, cores, **settings)
     async with running as front, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-        yield Edge(front, http)
+        yield Edge(front, port, http)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ from bench import __main__ as benchmarks
 from bench import result, workerd
 from bench.parts import both, floor
 from bench.parts.load import Client, Expected, WrongAnswer, request
+from bench.parts.plain_client import PlainClient
 from bench.parts.servers import process
 from bench.parts.wrk import Target, Wrk
 from control.local.pki import Pki
@@ -79,6 +80,22 @@ async def test_a_wrong_answer_ends_the_load(wrong: bytes) -> None:
     async with server(GOOD, GOOD, wrong) as port, Client(port, [(SENT, Expected(200, b"hello"))]) as client:
         with pytest.raises(WrongAnswer):
             await load(client)
+
+
+async def test_a_plain_client_tells_status_and_body_and_that_the_connection_was_closed() -> None:
+    late = b"HTTP/1.1 503 Service Unavailable\r\nX-Y: z\r\nContent-Length: 4\r\nRetry-After: 1\r\n\r\nlate"
+    async with server(GOOD, late, b"HTTP/1.1 204 No Content\r\n\r\n", b"") as port:
+
+        def calls() -> None:
+            with closing(PlainClient(port, 30.0)) as client:
+                assert client.call(SENT) == (200, b"hello")
+                assert client.call(SENT) == (503, b"late")
+                with pytest.raises(WrongAnswer, match="204"):
+                    client.call(SENT)
+                with pytest.raises(WrongAnswer, match="closed"):
+                    client.call(SENT)
+
+        await asyncio.to_thread(calls)
 
 
 @pytest.mark.parametrize(("ratio", "status"), [(2.0, 0), (1.99, 1), (None, 1)])
