@@ -106,10 +106,14 @@ async def _known(
     services = call.services
     # Before any transaction, since a check takes its time.
     await unchecked_changes.check_for_group(services.databases.writes, services.checks, group)
-    return KnownOfGroup(
-        await services.db.read(lambda conn: compatibility.group_capabilities(conn, group)),
-        await services.db.read(lambda conn: change_effects.of_group(conn, group, number, checked)),
-    )
+
+    async def read(conn: Connection) -> KnownOfGroup:
+        return KnownOfGroup(
+            await compatibility.group_capabilities(conn, group),
+            await change_effects.of_group(conn, group, number, checked),
+        )
+
+    return await services.db.read(read)
 
 
 async def following(

@@ -33,6 +33,15 @@ class ChangeText(NamedTuple):
     sql: str
 
 
+class Unchecked(NamedTuple):
+    """The first `MOST` changes that aren't checked yet, and the texts of all changes up to them."""
+
+    changes: list[UncheckedRevision]
+    texts: list[ChangeText]
+
+
+NONE = Unchecked([], [])
+
 SQL = queries.load("registered_changes")
 UNCHECKED = SQL.rows("unchecked", UncheckedRevision)
 TEXTS = SQL.rows("texts", ChangeText)
@@ -40,31 +49,36 @@ TEXTS = SQL.rows("texts", ChangeText)
 
 async def check_for_group(db: Database, checks: Checks, group: str) -> None:
     """Check the changes above the floor of a group's release that aren't checked yet."""
-    floor = await db.read(lambda conn: registered_changes.group_floor(conn, group))
-    if floor is not None:
-        await _check(db, checks, floor.schema_floor, 2**31)
+
+    async def read(conn: Connection) -> Unchecked:
+        floor = await registered_changes.group_floor(conn, group)
+        return NONE if floor is None else await _between(conn, floor.schema_floor, 2**31)
+
+    await _check(db, checks, await db.read(read))
 
 
 async def check_for_move(db: Database, checks: Checks, node_id: UUID, group_id: UUID) -> None:
     """Check the changes that the move to a group brings to a node and that aren't checked yet."""
-    node = await db.read(lambda conn: registered_changes.moving(conn, node_id, group_id))
-    if node.schema_version:
-        await _check(db, checks, node.schema_version, node.schema_floor)
+
+    async def read(conn: Connection) -> Unchecked:
+        node = await registered_changes.moving(conn, node_id, group_id)
+        return await _between(conn, node.schema_version, node.schema_floor) if node.schema_version else NONE
+
+    await _check(db, checks, await db.read(read))
 
 
-async def _check(db: Database, checks: Checks, above: int, upto: int) -> None:
-    """Check the first `MOST` of the changes above one number, up to another; one whose check fails stays unchecked."""
+async def _between(conn: Connection, above: int, upto: int) -> Unchecked:
+    found = await conn.fetch(UNCHECKED, above, upto, MOST)
+    return Unchecked(found, await conn.fetch(TEXTS, found[-1].number) if found else [])
 
-    async def read(conn: Connection) -> tuple[list[UncheckedRevision], list[ChangeText]]:
-        found = await conn.fetch(UNCHECKED, above, upto, MOST)
-        return found, await conn.fetch(TEXTS, found[-1].number) if found else []
 
-    unchecked, texts = await db.read(read)
-    for change in unchecked:
-        earlier = [(text.number, text.sql) for text in texts if text.number < change.number]
-        sql = next(text.sql for text in texts if text.number == change.number)
+async def _check(db: Database, checks: Checks, found: Unchecked) -> None:
+    """Check changes; one whose check fails stays unchecked."""
+    for change in found.changes:
+        earlier = [(text.number, text.sql) for text in found.texts if text.number < change.number]
+        sql = next(text.sql for text in found.texts if text.number == change.number)
         try:
-            found = await checks.schema(earlier, sql)
+            checked = await checks.schema(earlier, sql)
         except ProblemError as error:
             log.warning(
                 "schema change %d was registered by an earlier version, and its check fails: %s [%s]",
@@ -73,5 +87,5 @@ async def _check(db: Database, checks: Checks, above: int, upto: int) -> None:
                 error.code,
             )
             continue
-        values = *change, found.losses, found.stalls
+        values = *change, checked.losses, checked.stalls
         await db.transaction(lambda conn: conn.execute(SQL["keep"], *values))  # noqa: B023
