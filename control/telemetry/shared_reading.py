@@ -7,6 +7,9 @@ from typing import Generic, TypeVar
 
 REST = 20
 """A reading is kept so many times as long as it took: readings take a twentieth of the time at most."""
+LONGEST = 30.0
+"""Seconds for which one that took long is kept, at most: where the database stood still for a while, what was read must
+not be shown for minutes."""
 
 T = TypeVar("T")
 
@@ -43,5 +46,5 @@ class SharedReading(Generic[T]):
         loop = asyncio.get_running_loop()
         began = loop.time()
         value = self.value = await self._read()
-        self._old_at = began + max(self._period, REST * (loop.time() - began))
+        self._old_at = began + max(self._period, min(REST * (loop.time() - began), LONGEST))
         return value

@@ -9,6 +9,7 @@ import pytest
 
 from control.sync.standing import LETTERS, STANDINGS
 from control.telemetry import fleet_summary, shared_reading
+from tests.support.control import until
 from tests.support.replica import Replica, Site
 from tests.support.standings import group, node
 
@@ -139,3 +140,16 @@ async def test_a_reading_takes_a_twentieth_of_the_time_at_most(control_site: Sit
     async with control_site.running() as replica:
         first = await replica.services.standings.summary()
         assert await replica.services.standings.summary() is first
+
+
+async def test_a_reading_that_took_long_is_not_kept_for_long(control_site: Site, monkeypatch: Any) -> None:
+    monkeypatch.setattr(fleet_summary, "PERIOD", 0.0)
+    monkeypatch.setattr(shared_reading, "REST", 1e9)
+    monkeypatch.setattr(shared_reading, "LONGEST", 0.01, raising=False)
+    async with control_site.running() as replica:
+        first = await replica.services.standings.summary()
+
+        async def another() -> bool:
+            return await replica.services.standings.summary() is not first
+
+        await until(another, seconds=10)
