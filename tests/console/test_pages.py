@@ -210,6 +210,13 @@ async def test_a_filter_changes_the_list_and_the_url_without_another_page(consol
         await expect(tab.page.locator("tbody tr")).to_have_count(10)
         await expect(tab.page).to_have_url(re.compile("find=edge-00"))
         assert await tab.page.evaluate("window.same"), "the page was loaded again"
+        await expect(tab.page.locator("#counted")).to_have_text("10 shown")
+        # What is live is the list that is shown now.
+        groups = tab.page.locator("#nav-groups")
+        before = await groups.inner_text()
+        await console.replica.join("late-0")
+        await expect(groups).not_to_have_text(before)
+        assert await tab.page.locator("#counted").inner_text() == "10 shown"
         await tab.page.go_back()
         await expect(tab.page.locator("tbody tr")).to_have_count(50)
 

@@ -88,6 +88,9 @@
   document.addEventListener("visibilitychange", () => document.hidden ? close() : open())
   addEventListener("pagehide", close)
   addEventListener("pageshow", (e) => { if (e.persisted) open() })
+  // Another list in the same page: what is sent is of the address.
+  const follow = () => { waiting.clear(); open() }
+  for (const shown of ["htmx:pushedIntoHistory", "htmx:historyRestore"]) document.addEventListener(shown, follow)
   const stop = () => { stopped = !stopped; stopped ? close() : open(); show() }
 
   // A log: its lines as they come, the newest 2,000, and at the end while nobody has scrolled up.
