@@ -9,6 +9,7 @@ import pytest
 
 from control import wire
 from control.storage.connection import Connection
+from control.telemetry import fleet_summary
 from tests.support import numbers, standings
 from tests.support.console import MARKUP, ShownPage, fails, live, page, release, send
 from tests.support.live import asked, record
@@ -76,6 +77,19 @@ async def test_filters_are_the_url_and_pages_go_on_by_a_cursor(control_site: Sit
             assert (shown.status, "<code>invalid_parameter</code>" in shown.text) == (422, True), wrong
         shown = await page(replica, "/nodes?group=nowhere")
         assert (shown.status, "<code>unknown_group</code>" in shown.text) == (404, True)
+
+
+async def test_a_node_of_a_group_that_was_just_made_is_listed(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fleet was counted before there was the group."""
+    monkeypatch.setattr(fleet_summary, "PERIOD", 3600.0)
+    async with control_site.running() as replica:
+        assert names(await page(replica, "/nodes")) == []
+        await replica.call("POST", "/v1/groups", {"name": "shops"})
+        await replica.join("shop-1", "shops")
+        shown = await page(replica, "/nodes")
+        assert (names(shown), shown.part("release-shop-1")) == (["shop-1"], "–")
 
 
 async def release_of(replica: Replica, group: str) -> None:
