@@ -89,7 +89,7 @@ async def test_a_node_of_a_group_that_was_just_made_is_listed(
         await replica.call("POST", "/v1/groups", {"name": "shops"})
         await replica.join("shop-1", "shops")
         shown = await page(replica, "/nodes")
-        assert (names(shown), shown.part("release-shop-1")) == (["shop-1"], "–")
+        assert (names(shown), shown.part("release-shop-1")) == (["shop-1"], "\u2013")
 
 
 async def release_of(replica: Replica, group: str) -> None:
