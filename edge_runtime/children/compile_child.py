@@ -121,8 +121,9 @@ def _try(sock: socket.socket, order: compiler_messages.Try) -> None:
             return
         # An instance on the interpreter has its own copy of the code.
         need = (allocated() - before) * (1 if local.aot else 2)
-        function.close()
+        # Before it is unloaded, which nobody need wait for.
         frames.send_json(sock, 0, frames.TRIED, compiler_messages.Tried(need))
+        function.close()
 
 
 def _verify(sock: socket.socket, order: compiler_messages.Verify) -> None:

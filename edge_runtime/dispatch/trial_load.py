@@ -31,7 +31,7 @@ class LoadFailed(CodedError):
 class TrialLoads:
     def __init__(self, processes: ZygoteClient, code_memory: int) -> None:
         """`code_memory`: bytes that a worker has for the functions that it has loaded."""
-        self.early = EarlyChild(processes, "compiler")
+        self.early = EarlyChild(processes, "compiler", rehearsed=True)
         """The child of the next trial, where it was begun before."""
         self._code_memory = code_memory
         self._passed: set[tuple[str, ...]] = set()

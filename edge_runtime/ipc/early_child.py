@@ -14,11 +14,15 @@ Work = Callable[[Child], Awaitable[None]]
 class EarlyChild:
     """One child at most: `begin` it early, `take` it when it is needed, `dismiss` it when it won't be."""
 
-    def __init__(self, processes: ZygoteClient, kind: ChildKind, first: Work | None = None) -> None:
-        """`first` is done with each child that is started before it is needed."""
+    def __init__(
+        self, processes: ZygoteClient, kind: ChildKind, first: Work | None = None, *, rehearsed: bool = False
+    ) -> None:
+        """Each child that is started before it is needed has called a function that does nothing, where it is
+        `rehearsed`; `first` is done with it."""
         self._processes: Final = processes
         self._kind: Final = kind
         self._first: Final = first
+        self._rehearsed: Final = rehearsed
         self._birth: asyncio.Task[Child] | None = None
 
     def begin(self) -> None:
@@ -33,7 +37,7 @@ class EarlyChild:
         birth = self._birth
         if birth is None or _is_over(birth):
             self.dismiss()
-            birth = asyncio.create_task(self._processes.birth(self._kind, patience=0.0))
+            birth = asyncio.create_task(self._processes.birth(self._kind, patience=0.0, rehearsed=self._rehearsed))
             if self._first is not None:
                 birth = asyncio.create_task(_prepared(birth, self._first))
             self._birth = birth

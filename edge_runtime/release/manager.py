@@ -63,7 +63,7 @@ class ReleaseManager:
         self._supervisor = supervisor
         self._compiler = compiler
         self._processes = processes
-        self._applier = EarlyChild(processes, "applier")
+        self._applier = EarlyChild(processes, "applier", rehearsed=True)
         self._secrets = secrets
         self._tamper_check = tamper_check
         self._flip_limit = flip_limit

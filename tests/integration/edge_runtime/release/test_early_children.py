@@ -28,6 +28,8 @@ from tests.support.edge import BACKGROUND, Node, node, until
 
 REHEARSED = 2_500_000
 """Bytes that a child has written once LLVM is ready in it; without, 1.5 million."""
+CALLED = 2_000_000
+"""Bytes of programs' pages that a child has mapped more once it has called a function; 3.4 million."""
 
 
 @pytest.fixture
@@ -128,13 +130,31 @@ async def test_a_release_is_made_by_the_processes_that_were_begun(edge: Node, bo
         await child.exited
 
 
+async def test_those_that_try_and_apply_have_called_a_function_before(edge: Node, born: list[Child]) -> None:
+    processes = edge.front.processes
+    others = [await processes.birth("applier"), await processes.birth("compiler")]
+    edge.front.manager.expect(loads=True)
+    await until(lambda: len(born) == 4)
+    for other, early in zip(others, born[2:], strict=True):
+        await until(lambda: mapped(early) > mapped(other) + CALLED)  # noqa: B023
+        other.close()
+    edge.front.manager.dismiss()
+
+
 def memory(edge: Node) -> int:
     """Bytes that the child has written for itself that waits for something to compile; 0 where there is none."""
     birth = edge.front.compiler.compilations._early._birth
-    if birth is None or not birth.done():
-        return 0
-    rollup = Path(f"/proc/{birth.result().pid}/smaps_rollup").read_text()
-    return int(rollup.partition("Private_Dirty:")[2].split()[0]) * 1024
+    return 0 if birth is None or not birth.done() else pages(birth.result(), "Private_Dirty")
+
+
+def mapped(child: Child) -> int:
+    """Bytes of programs' pages that a child has mapped."""
+    return pages(child, "Private_Clean") + pages(child, "Shared_Clean")
+
+
+def pages(child: Child, kind: str) -> int:
+    rollup = Path(f"/proc/{child.pid}/smaps_rollup").read_text()
+    return int(rollup.partition(f"{kind}:")[2].split()[0]) * 1024
 
 
 async def test_one_that_waits_has_compiled_before_and_keeps_little_of_that(edge: Node) -> None:
