@@ -223,8 +223,11 @@ async def test_a_filter_changes_the_list_and_the_url_without_another_page(consol
 
 async def test_what_is_pushed_waits_for_the_pointer_and_the_rest_goes_on(console: Console) -> None:
     async with look(console.browser, console.replica) as tab:
-        await tab.open("/nodes/edge-001")
+        # Those that are there go offline, and are overdue, minutes after they were made.
+        await console.replica.join("late-1")
+        await tab.open("/nodes/late-1")
         await tab.is_live()
+        await expect(tab.page.locator("#state")).not_to_contain_text("offline")
         groups = tab.page.locator("#nav-groups")
         await expect(groups).to_contain_text("default")
         await groups.locator("a").first.hover()
@@ -232,12 +235,12 @@ async def test_what_is_pushed_waits_for_the_pointer_and_the_rest_goes_on(console
         before = await groups.inner_text()
 
         async def change(conn: Connection) -> None:
-            await conn.execute("UPDATE nodes SET state = 'offline', state_since = now() WHERE name = 'edge-001'")
+            await conn.execute("UPDATE nodes SET state = 'offline', state_since = now() WHERE name = 'late-1'")
 
-        await console.replica.join("late-1")
+        await console.replica.join("late-2")
         await console.replica.services.db.transaction(change)
         await expect(tab.page.locator("#state")).to_have_text("offline")
-        await expect(tab.page).to_have_title("offline · edge-001 · Skerry")
+        await expect(tab.page).to_have_title("offline · late-1 · Skerry")
         assert await groups.inner_text() == before
         await tab.page.mouse.move(700, 10)
         await expect(groups).not_to_have_text(before)
