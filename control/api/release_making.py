@@ -351,7 +351,7 @@ def _check_routes(granted: Manifests) -> None:
 async def _changes(
     conn: Connection, before: Functions, after: Functions, old_floor: int, floor: int, granted: Manifests
 ) -> release_responses.Changes:
-    changes = await conn.fetch(CHANGES_BETWEEN, old_floor, floor)
+    changes = await conn.fetch(CHANGES_BETWEEN, old_floor, floor) if floor > old_floor else []
     touched = sorted(name for name in after if after[name] != before.get(name))
     had = await _manifests(conn, {name: before[name] for name in touched if name in before})
     return release_responses.Changes(

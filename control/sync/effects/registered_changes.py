@@ -58,7 +58,7 @@ async def between(conn: Connection, above: int, upto: int) -> list[RegisteredFin
     """The changes above one number, up to another, whose check found something or isn't known."""
     return [
         RegisteredFindings(number, [*(losses or []), *([NOT_KNOWN] if None in (losses, stalls) else [])], stalls or [])
-        for number, losses, stalls in await conn.fetch(FOUND, above, upto)
+        for number, losses, stalls in (await conn.fetch(FOUND, above, upto) if upto > above else [])
     ]
 
 
