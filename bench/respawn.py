@@ -2,11 +2,12 @@
 
 One worker, which is killed with SIGKILL; a request follows at once, and is answered by the spare one, which takes its
 place: 2 ms at the median, of which `call_p50_ms` is what the same call takes where nothing was killed. The client
-writes and reads the socket itself, so that both are the node's time. `bare`: the spare is killed with it, so that the
-next one must be born, fenced and load the release first. Memory: the PSS of the zygote and of all of its children
-together, which counts shared pages once, with 2 workers and with 10, after calls; an eighth of the difference is
-another worker's: 3 MB. The functions are echo and one with SQL, so that each worker has the database open. The ratio is
-the limit over what was measured, the worse of both.
+writes and reads the socket itself, so that both are the node's time; a spare one has 0.1 s to come to rest (`kill` is
+about workers that die one after the other). `bare`: the spare is killed with it, so that the next one must be born,
+fenced and load the release first. Memory: the PSS of the zygote and of all of its children together, which counts
+shared pages once, with 2 workers and with 10, after calls; an eighth of the difference is another worker's: 3 MB. The
+functions are echo and one with SQL, so that each worker has the database open. The ratio is the limit over what was
+measured, the worse of both.
 """
 
 import asyncio
@@ -38,6 +39,8 @@ KILLS = 100
 FEW, MANY = 2, 10
 CALLS = 40
 """Calls of each worker before its memory is measured."""
+REST = 0.1
+"""Seconds before each kill."""
 READINGS = 20
 BODY = bytes(range(256))
 ECHO = load.request("/functions/echo", BODY)
@@ -122,7 +125,7 @@ def _answer(client: PlainClient) -> float:
 
 async def _undisturbed(client: PlainClient) -> float:
     """As `_answer`, with the pause before it that `_respawn` has."""
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(REST)
     return _answer(client)
 
 
@@ -134,6 +137,7 @@ async def _respawn(node: _Node, client: PlainClient, *, bare: bool = False) -> f
     while not (there["pids"] and there["spares"]):
         await asyncio.sleep(0.005)
         there = await _workers(node.http)
+    await asyncio.sleep(REST)
     (pid,), (spare,) = there["pids"], there["spares"]
     started = time.perf_counter()
     if bare:
