@@ -42,7 +42,7 @@ async def main() -> None:
         # One more for what is done only once.
         versions = await _push(control, RELEASES + 1, manifest)
         times = []
-        with closing(PlainClient(node.port, LIMIT)) as client:
+        with closing(PlainClient(node.process.port, LIMIT)) as client:
             for number, version in enumerate(versions):
                 times.append(await _converge(control, node, client, number, version))
                 await node.at_release(number + 1)

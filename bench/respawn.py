@@ -16,20 +16,17 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import aiohttp
-import orjson
 import uvloop
 
 from bench import result
 from bench.parts import cpu, load, pss
 from bench.parts.plain_client import PlainClient
-from bench.parts.servers import LIMIT, choose_port, edge, folder, process, site
-from control.cli.support.local import OTHER_PORTS
+from bench.parts.servers import LIMIT, Edge, edge, folder, site, started
 from tests.guests.build import guest
 
 BAR = 1
@@ -60,14 +57,14 @@ async def main() -> None:
             await joined.at_release(1, best=True)
         # Control has ended: the node serves without.
         async with _node(where, 1, cores) as node:
-            with closing(PlainClient(node.port, LIMIT)) as client:
+            with closing(PlainClient(node.process.port, LIMIT)) as client:
                 undisturbed = [await _undisturbed(client) for _ in range(KILLS)]
                 times = [await _respawn(node, client) for _ in range(KILLS)]
                 bare = [await _respawn(node, client, bare=True) for _ in range(KILLS)]
         memory = {}
         for workers in (FEW, MANY):
             async with _node(where, workers, cores) as node:
-                memory[workers] = await _memory(node.http, workers)
+                memory[workers] = await _memory(node, workers)
     another = (memory[MANY] - memory[FEW]) / (MANY - FEW)
     details = {
         "answer_p50_ms": round(median(times) * 1000, 2),
@@ -81,32 +78,19 @@ async def main() -> None:
     result.write("respawn", min(ANSWER_LIMIT / median(times), MEMORY_LIMIT / another), BAR, details)
 
 
-@dataclass(frozen=True)
-class _Node:
-    port: int
-    http: aiohttp.ClientSession
-
-
 @asynccontextmanager
-async def _node(where: Path, workers: int, cores: set[int]) -> AsyncIterator[_Node]:
+async def _node(where: Path, workers: int, cores: set[int]) -> AsyncIterator[Edge]:
     """Start the node that has joined, with so many workers."""
-    port = choose_port(None, OTHER_PORTS)
-    arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(where / "edge"), "--listen", f"127.0.0.1:{port}"]
-    settings = {"SKERRY_EDGE_WORKERS": str(workers)}
-    async with (
-        process(where, f"edge-{workers}", arguments, port, cores, **settings),
-        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
-    ):
+    async with started(where, f"edge-{workers}", cores, SKERRY_EDGE_WORKERS=str(workers)) as node:
         deadline = time.monotonic() + LIMIT
-        while (await _workers(http))["fit"] < workers:
+        while (await _workers(node))["fit"] < workers:
             assert time.monotonic() < deadline, "the workers are not there"
             await asyncio.sleep(0.02)
-        yield _Node(port, http)
+        yield node
 
 
-async def _workers(http: aiohttp.ClientSession) -> Any:
-    async with http.get("/_skerry/status") as answer:
-        return orjson.loads(await answer.read())["workers"]
+async def _workers(node: Edge) -> Any:
+    return (await node.status())["workers"]
 
 
 async def _call(http: aiohttp.ClientSession, name: str, body: bytes) -> bytes:
@@ -129,14 +113,14 @@ async def _undisturbed(client: PlainClient) -> float:
     return _answer(client)
 
 
-async def _respawn(node: _Node, client: PlainClient, *, bare: bool = False) -> float:
+async def _respawn(node: Edge, client: PlainClient, *, bare: bool = False) -> float:
     """Return the seconds from the kill to the next worker's answer."""
     # It has shown that it works, so the next one is born without a delay.
     _answer(client)
-    there = await _workers(node.http)
+    there = await _workers(node)
     while not (there["pids"] and there["spares"]):
         await asyncio.sleep(0.005)
-        there = await _workers(node.http)
+        there = await _workers(node)
     await asyncio.sleep(REST)
     (pid,), (spare,) = there["pids"], there["spares"]
     started = time.perf_counter()
@@ -145,17 +129,19 @@ async def _respawn(node: _Node, client: PlainClient, *, bare: bool = False) -> f
     os.kill(pid, signal.SIGKILL)
     _answer(client)
     took = time.perf_counter() - started
-    assert (await _workers(node.http))["pids"] != [pid]
+    assert (await _workers(node))["pids"] != [pid]
     return took
 
 
-async def _memory(http: aiohttp.ClientSession, workers: int) -> int:
+async def _memory(node: Edge, workers: int) -> int:
     """Return the bytes of the zygote and its children together: the least of some readings, as the child that waits
     for something to compile needs more for a moment."""
     for _ in range(CALLS):
-        calls = [_call(http, name, body) for name, body in (("echo", BODY), ("sql", SELECT)) for _ in range(workers)]
+        calls = [
+            _call(node.http, name, body) for name, body in (("echo", BODY), ("sql", SELECT)) for _ in range(workers)
+        ]
         await asyncio.gather(*calls)
-    there = await _workers(http)
+    there = await _workers(node)
     assert len(there["pids"]) == workers
     readings = []
     for _ in range(READINGS):

@@ -187,7 +187,6 @@ class Edge:
     """A node that has joined, run by `skerry-edge run`."""
 
     process: Process
-    port: int
     http: aiohttp.ClientSession
 
     async def status(self) -> Any:
@@ -216,11 +215,18 @@ async def edge(site: Site, cores: set[int], **settings: str) -> AsyncIterator[Ed
     token = (await site.call("POST", "/v1/join-tokens", {}))["token"]
     state = site.folder / "edge"
     await join(state, site.url, token, NODE, {})
+    async with started(site.folder, "edge", cores, **settings) as node:
+        yield node
+
+
+@asynccontextmanager
+async def started(where: Path, name: str, cores: set[int], **settings: str) -> AsyncIterator[Edge]:
+    """The node that has joined in the folder `where`, started once (more); `name` is that of its log."""
     port = choose_port(None, OTHER_PORTS)
-    arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(state), "--listen", f"127.0.0.1:{port}"]
-    running = process(site.folder, "edge", arguments, port, cores, **settings)
+    arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(where / "edge"), "--listen", f"127.0.0.1:{port}"]
+    running = process(where, name, arguments, port, cores, **settings)
     async with running as front, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-        yield Edge(front, port, http)
+        yield Edge(front, http)
 
 
 @dataclass
