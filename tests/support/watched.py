@@ -27,7 +27,7 @@ SCRAPED = """
 min(min_over_time(up{job="skerry-control"}[3s])) == 1
 and max(min_over_time(up{job=~"skerry-edge|skerry-edge-tls"}[3s])) == 1
 """
-"""Is there while control and the node have answered all scrapes for some evaluations of the rules."""
+"""Has a result while control and the node have answered all scrapes for some evaluations of the rules."""
 BAD = "bad"
 """The function whose versions tests choose."""
 
