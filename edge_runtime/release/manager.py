@@ -40,6 +40,8 @@ POSTPONED: Final = 60.0
 """Seconds until compilations are tried again for which there was no room or process."""
 SECRETS_PAUSE: Final = 2.0
 """Seconds between two looks at the secrets' file."""
+SECRETS_AGAIN: Final = 60.0
+"""Seconds until new values of secrets are tried again with which functions couldn't be loaded."""
 COMMIT_LIMIT: Final = 30.0
 """Seconds for a COMMIT; after that the applier is killed, and the file says whether it was committed."""
 
@@ -116,7 +118,7 @@ class ReleaseManager:
             stored = await stored_release.stored(self._processes, self._pool.named)
             if stored.unfinished:
                 self.steps.unfinished.set()
-            self._look_at_secrets()
+            self._secrets.look()
             try:
                 self._believe(stored)
             except SyncFailed:
@@ -164,27 +166,22 @@ class ReleaseManager:
                         self._compiler.give_up({f.sha256 for f in functions if f not in release.functions}, failed.code)
 
     async def watch(self) -> None:
-        """Give functions the new values of their secrets whenever the file changes, until cancelled."""
+        """Give functions the new values of their secrets when the file changes, until cancelled. Where they can't be
+        loaded with them, that is tried again after a while."""
+        tried = -SECRETS_AGAIN
         while True:
             await asyncio.sleep(SECRETS_PAUSE)
-            if not self._look_at_secrets():
-                continue
             async with self._one:
-                release = self.release
-                if release is None or not any(f.manifest.secrets for f in release.functions):
+                due = self._secrets.look() or time.monotonic() - tried >= SECRETS_AGAIN
+                functions = self.release.functions if self.release is not None else []
+                if not (due and self._secrets.unloaded and any(f.manifest.secrets for f in functions)):
                     continue
                 log.info("other values of secrets: the functions that have them are loaded again")
+                tried = time.monotonic()
                 try:
-                    await self._serve(self._stored, release.functions)
+                    await self._serve(self._stored, functions)
                 except LoadFailed as failed:
                     log.error("functions can't be loaded with the new values of their secrets: %s", failed.message)
-
-    def _look_at_secrets(self) -> bool:
-        before = self._secrets.error
-        changed = self._secrets.look()
-        if self._secrets.error and self._secrets.error != before:
-            log.error("secrets: %s", self._secrets.error)
-        return changed
 
     async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
         """Run the steps that come before the flip to the plan's release, while the present one serves; `tell` is told
@@ -216,7 +213,7 @@ class ReleaseManager:
         async with self._one:
             schema = plan.schema_changes[-1].number if plan.schema_changes else self.inventory.schema_version
             release = LocalRelease(plan.release_id, plan.release_number, plan.generation, schema, functions)
-            self._look_at_secrets()
+            self._secrets.look()
             for failure in self._secrets.lacking(functions).values():
                 raise SyncFailed(failure.code, failure.message)
             try:
@@ -289,10 +286,8 @@ class ReleaseManager:
             log.warning("the applier ended in the middle of a commit: the libsql file says how it ended")
             in_file = await stored_release.until_answered(self._processes, self._pool.named)
             self._believe(in_file)
-            if in_file.release is None or (in_file.release.release_id, in_file.release.generation) != (
-                release.release_id,
-                release.generation,
-            ):
+            found = in_file.release
+            if found is None or (found.release_id, found.generation) != (release.release_id, release.generation):
                 if not in_file.durable:
                     self._in_doubt()
                     text = (
@@ -312,8 +307,7 @@ class ReleaseManager:
                 raise SyncFailed(failure.code, failure.message)
         self.committed()
         faults.reach("edge.sync.swap.before")
-        self._supervisor.swap(serial)
-        self._stored = stored
+        self._swap(serial, stored)
         self._forged = self._untold = None
         # Each of them was fetched or checked again.
         self._compiler.lost.difference_update({f.sha256 for f in release.functions})
@@ -384,15 +378,19 @@ class ReleaseManager:
         assert stored.release is not None  # noqa: S101
         release = msgspec.structs.replace(stored.release, functions=functions)
         # A node that starts serves what it can; one that serves keeps all it has rather than lose a function.
-        self._supervisor.swap(await self._load(release, whole=self._pool.serial != 0))
-        self._stored = frames.Stored(release, stored.inventory, stored.durable)
+        serial = await self._load(release, whole=self._pool.serial != 0)
+        self._swap(serial, frames.Stored(release, stored.inventory, stored.durable))
 
     async def _load(self, release: LocalRelease, *, whole: bool = True) -> int:
-        """Have the workers load a release, with the secrets that the file has now; return the serial. Raises:
-        LoadFailed."""
-        functions = release.functions
-        secrets, lacking = self._secrets.of(functions), self._secrets.lacking(functions)
+        """Have the workers load a release, with the secrets as they are; return the serial. Raises: LoadFailed."""
+        secrets, lacking = self._secrets.of(release.functions), self._secrets.lacking(release.functions)
         return await self._supervisor.load(release, secrets, lacking, whole=whole)
+
+    def _swap(self, serial: int, stored: frames.Stored) -> None:
+        """Serve what was loaded."""
+        self._supervisor.swap(serial)
+        self._stored = stored
+        self._secrets.unloaded = False
 
     def damaged(self, sha256: str) -> None:
         """Have the compiled code of an artifact made again: it is damaged."""

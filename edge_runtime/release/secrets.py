@@ -5,6 +5,7 @@ The file is TOML with a table for each function: `[orders]`, `API_KEY = "…"`. 
 error, status or `repr`.
 """
 
+import logging
 import re
 import tomllib
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from edge_runtime import files
 from edge_runtime.files import FileUnfit
 from edge_runtime.ipc.frames import ChildFailure, LocalFunction
 from edge_runtime.redaction import redact
+
+log = logging.getLogger("skerry.secrets")
 
 FILE: Final = "secrets.toml"
 """Name of the file in the state directory, if the setting names no other file."""
@@ -65,6 +68,8 @@ class Secrets:
         self.path = path
         self.error = ""
         """Why the file can't be used now, if so; the values that were read before stay in use."""
+        self.unloaded = False
+        """Whether the values have changed since functions were last loaded with them."""
         self._values: Values = {}
         self._seen: tuple[int, ...] | None = None
 
@@ -73,7 +78,7 @@ class Secrets:
         seen = files.stamp(self.path)
         if seen == self._seen and not self.error:
             return False
-        before, self._seen = self._values, seen
+        before, told, self._seen = self._values, self.error, seen
         try:
             self._values = read(self.path)
             redact.know(self._values)
@@ -82,7 +87,11 @@ class Secrets:
             self._values, self.error = {}, ""
         except FileUnfit as unfit:
             self.error = str(unfit)
-        return self._values != before
+            if self.error != told:
+                log.error("secrets: %s", self.error)
+        changed = self._values != before
+        self.unloaded |= changed
+        return changed
 
     def of(self, functions: Sequence[LocalFunction]) -> Values:
         """Return the values that the functions' manifests name and the file has."""

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from edge_runtime.cli import node as commands
+from edge_runtime.dispatch.supervisor import LoadFailed
 from edge_runtime.errors import SyncFailed
 from edge_runtime.release import manager
 from tests.guests.build import guest
@@ -252,6 +253,45 @@ async def test_secrets_come_from_the_nodes_file_alone(
 
 def files(folder: Path) -> list[Path]:
     return [Path(where) / name for where, _, names in os.walk(folder) for name in names]
+
+
+async def test_new_values_of_secrets_that_cannot_be_loaded_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "SECRETS_PAUSE", 0.01)
+    path, wasm = tmp_path / "secrets.toml", guest("fetch")
+    function = {"f": (wasm, {"secrets": ["KEY"]})}
+    write(path, '[f]\nKEY = "1"\n')
+
+    async with node(tmp_path / "state", secrets=path) as edge:
+        await edge.release(function)
+        tries: list[str] = []
+
+        async def failing(_: Any, secrets: dict[str, dict[str, str]], *__: Any, **___: Any) -> int:
+            tries.append(secrets["f"]["KEY"])
+            raise LoadFailed("no_process", "There is no process for it.")
+
+        async def has(value: str) -> None:
+            async with asyncio.timeout(60):
+                while (await edge.call("f?env=KEY"))[2].decode() != value:
+                    await asyncio.sleep(0.01)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(edge.front.supervisor, "load", failing)
+            write(path, '[f]\nKEY = "2"\n')
+            await until(lambda: tries)
+            # At once, where the file changes; again and again only after a while.
+            write(path, '[f]\nKEY = "3"\n')
+            await until(lambda: len(tries) == 2)
+            monkeypatch.setattr(manager, "SECRETS_AGAIN", 0.05)
+            await until(lambda: len(tries) > 4)
+            assert tries == ["2", *["3"] * (len(tries) - 1)]
+            assert (await edge.call("f?env=KEY"))[2] == b"1"
+        await has("3")
+        # A release that fails may have looked at the file first.
+        write(path, '[f]\nKEY = "4"\n')
+        assert edge.front.secrets.look()
+        await has("4")
 
 
 async def test_a_probe_has_the_secrets_and_no_http(tmp_path: Path) -> None:
