@@ -81,10 +81,12 @@ class Child:
     async def ask(self, kind: int, value: Any, limit: float | None) -> frames.Frame:
         """Send a frame and wait for the answer. For children that do one thing at a time, unlike the pool's workers.
 
-        Raises: ChildGone, when the child ends first; TimeoutError, when `limit` seconds have passed.
+        The answer of a child that has ended is what it said before that. Raises: ChildGone, when it has said nothing;
+        TimeoutError, when `limit` seconds have passed.
         """
         async with asyncio.timeout(limit):
-            await self.tell(kind, value)
+            with contextlib.suppress(frames.ChildGone):
+                await self.tell(kind, value)
             return await self.answer()
 
     async def tell(self, kind: int, value: Any) -> None:
