@@ -23,38 +23,42 @@ class EarlyChild:
         self._kind: Final = kind
         self._first: Final = first
         self._rehearsed: Final = rehearsed
-        self._birth: asyncio.Task[Child] | None = None
+        self._tasks: list[asyncio.Task[Child]] = []
+        """The child's birth, and all that is done with it, each after the one before."""
 
     def begin(self) -> None:
         """Start the child, unless one is there already. Where there can be none now, `take` tries again."""
-        self._begun()
+        if self._tasks and not _is_over(self._tasks[-1]):
+            return
+        self.dismiss()
+        birth = self._processes.birth(self._kind, patience=0.0, rehearsed=self._rehearsed)
+        self._tasks = [asyncio.create_task(birth)]
+        if self._first is not None:
+            self._then(self._first)
 
     def prepare(self, work: Work) -> None:
         """Have `work` done with the child; start one, unless it is there."""
-        self._birth = asyncio.create_task(_prepared(self._begun(), work))
+        self.begin()
+        self._then(work)
 
-    def _begun(self) -> asyncio.Task[Child]:
-        birth = self._birth
-        if birth is None or _is_over(birth):
-            self.dismiss()
-            birth = asyncio.create_task(self._processes.birth(self._kind, patience=0.0, rehearsed=self._rehearsed))
-            if self._first is not None:
-                birth = asyncio.create_task(_prepared(birth, self._first))
-            self._birth = birth
-        return birth
+    def _then(self, work: Work) -> None:
+        self._tasks.append(asyncio.create_task(_prepared(self._tasks[-1], work)))
 
     async def take(self) -> Child:
         """Return the child, which is the caller's from here on; a new one where none was begun, or it has ended.
 
         Raises: NotBorn, when there can be none.
         """
-        birth, self._birth = self._birth, None
-        if birth is not None:
+        tasks, self._tasks = self._tasks, []
+        if tasks:
             try:
-                child = await birth
+                child = await tasks[-1]
             except NotBorn:
                 # It was asked for once; what follows asks again and again for a while.
                 pass
+            except BaseException:
+                _end(tasks)
+                raise
             else:
                 if not child.exited.done():
                     return child
@@ -63,26 +67,24 @@ class EarlyChild:
 
     def dismiss(self) -> None:
         """End the child, if nobody has taken it."""
-        birth, self._birth = self._birth, None
-        if birth is None:
-            return
-        if not birth.done():
-            birth.cancel()
-        elif birth.exception() is None:
-            birth.result().close()
+        tasks, self._tasks = self._tasks, []
+        _end(tasks)
 
 
-def _is_over(birth: asyncio.Task[Child]) -> bool:
+def _is_over(ready: asyncio.Task[Child]) -> bool:
     """Tell whether there is no child, or it has ended."""
-    return birth.done() and (birth.cancelled() or birth.exception() is not None or birth.result().exited.done())
+    return ready.done() and (ready.cancelled() or ready.exception() is not None or ready.result().exited.done())
+
+
+def _end(tasks: list[asyncio.Task[Child]]) -> None:
+    """End a child, wherever its tasks are: a birth under way ends it itself, once it is cancelled."""
+    for task in tasks:
+        if not task.cancel() and not task.cancelled() and task.exception() is None:
+            task.result().close()
 
 
 async def _prepared(birth: asyncio.Task[Child], work: Work) -> Child:
     """Raises: NotBorn."""
     child = await birth
-    try:
-        await work(child)
-    except BaseException:
-        child.close()
-        raise
+    await work(child)
     return child

@@ -143,8 +143,8 @@ async def test_those_that_try_and_apply_have_called_a_function_before(edge: Node
 
 def memory(edge: Node) -> int:
     """Bytes that the child has written for itself that waits for something to compile; 0 where there is none."""
-    birth = edge.front.compiler.compilations._early._birth
-    return 0 if birth is None or not birth.done() else pages(birth.result(), "Private_Dirty")
+    tasks = edge.front.compiler.compilations._early._tasks
+    return 0 if not tasks or not tasks[-1].done() else pages(tasks[-1].result(), "Private_Dirty")
 
 
 def mapped(child: Child) -> int:
@@ -201,10 +201,9 @@ async def test_one_that_waits_takes_memory_when_something_will_come(edge: Node, 
 
 async def test_another_one_waits_where_it_has_ended(edge: Node, born: list[Child]) -> None:
     await until(lambda: memory(edge))
-    birth = edge.front.compiler.compilations._early._birth
-    assert birth is not None
-    birth.result().kill()
-    await birth.result().exited
+    waiting = edge.front.compiler.compilations._early._tasks[-1].result()
+    waiting.kill()
+    await waiting.exited
     edge.front.compiler.stand_by()
     await until(lambda: len(born) == 1 and memory(edge))
 
