@@ -37,8 +37,20 @@ has the processors, and what it replaces isn't compiled for nothing."""
 CALM_LOOK: Final = 0.1
 """Seconds after which `improve` is asked again meanwhile: something may be damaged."""
 
-_PASSING: Final = ("compile_io", "load_timeout", "no_process")
-"""Codes of failures that aren't the artifact's fault: compiling it is tried again later."""
+_LASTING: Final = frozenset(
+    (
+        "artifact_lost",
+        "compile_crashed",
+        "compile_failed",
+        "compile_timeout",
+        "function_too_large",
+        "function_uncompiled",
+        "function_unloadable",
+        "module_load_crashed",
+    )
+)
+"""Codes of failures that are the artifact's fault. After others, of the disk or of the machine, compiling it is tried
+again later."""
 
 
 class Compiler:
@@ -176,10 +188,10 @@ class Compiler:
 
     def give_up(self, sha256s: Set[str], code: str) -> None:
         """Stop improving these artifacts, for now or for good, depending on the failure's `code`."""
-        if code in _PASSING:
-            self.postponed |= sha256s
-        else:
+        if code in _LASTING:
             self._hopeless |= sha256s
+        else:
+            self.postponed |= sha256s
 
     def collect(self, keep: set[str]) -> None:
         """Remove the AOT files of all artifacts but those of `keep` (sha256)."""

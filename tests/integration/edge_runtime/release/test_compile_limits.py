@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -84,6 +84,14 @@ async def test_a_compiler_that_dies_again_and_again_is_the_modules_fault(tmp_pat
         await compiler.compile("abc", QUICK)
     assert failed.value.code == "compile_crashed"
     assert processes.births == TRIES
+
+
+@pytest.mark.parametrize("code", ["compile_io", "database_held", "database_unfit", "disk_full", "no_process"])
+def test_what_is_not_the_artifacts_fault_is_tried_again(tmp_path: Path, code: str) -> None:
+    compiler = Compiler(tmp_path, tmp_path, cast(Any, None), 10.0, 1.0)
+    compiler.give_up({"abc"}, code)
+    compiler.give_up({"def"}, "function_unloadable")
+    assert (compiler.postponed, compiler._hopeless) == ({"abc"}, {"def"})
 
 
 async def compiled(edge: Node, wasm: bytes) -> None:
