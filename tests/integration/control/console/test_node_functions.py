@@ -153,19 +153,18 @@ async def test_pages_and_logs_take_no_views_from_each_other(
     monkeypatch.setattr(node_functions, "RETRY", 0.2)
     async with control_site.running() as replica:
         one, two = await able(replica, "one", "functions", "lines"), await able(replica, "two", "functions", "lines")
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(viewing(replica, follow="true", node="one"))
-            first = await stack.enter_async_context(live(replica, "/nodes/one"))
+        async with viewing(replica, follow="true", node="one"), AsyncExitStack() as looking:
+            first = await looking.enter_async_context(live(replica, "/nodes/one"))
             await send(one, (await question(one)).id, counted("orders"), done=True)
             await first.until(lambda s: "orders" in functions(s))
-            second = await stack.enter_async_context(live(replica, "/nodes/two"))
-            await second.until(lambda s: "Control can't ask it now" in functions(s))
-            log = await replica.call("GET", "/v1/logs?node=two")
-            assert (log.status, log.json()["code"]) == (503, "too_many_watches")
-            # The first page is closed: the second one asks by itself.
-            replica.server.app.node_functions._asked[one.id].looked_at -= 60
-            await send(two, (await question(two)).id, counted("stock"), done=True)
-            await second.until(lambda s: "stock" in functions(s))
+            async with live(replica, "/nodes/two") as second:
+                await second.until(lambda s: "Control can't ask it now" in functions(s))
+                log = await replica.call("GET", "/v1/logs?node=two")
+                assert (log.status, log.json()["code"]) == (503, "too_many_watches")
+                # The first page is closed: the second one asks by itself.
+                await looking.aclose()
+                await send(two, (await question(two)).id, counted("stock"), done=True)
+                await second.until(lambda s: "stock" in functions(s))
 
 
 async def test_the_api_tells_it_of_one_node_to_its_end(control_site: Site) -> None:
