@@ -117,7 +117,8 @@ async def sweep(
     metadata = await asyncpg.connect(database_url)
     async with (
         cockroachdb.proxied(control_site.settings.metadata_url, plain=True) as (proxy, url),
-        control_site.at(url).running() as replica,
+        # A sync that waits for its turn isn't expired meanwhile, however slow the machine is.
+        control_site.at(url).running(sync_lease=3600.0) as replica,
     ):
         proxy.together = not EACH
         yield Sweep(replica, proxy, metadata)
