@@ -27,6 +27,16 @@ class GroupRow(NamedTuple):
     generation: int
 
 
+class GroupToRelease(NamedTuple):
+    """What a release of a group goes by: the release that it has, and that one's floor, 0 without one."""
+
+    id: UUID
+    release_id: UUID | None
+    schema_floor: int
+    newest_change: int
+    next_number: int
+
+
 class FunctionOfRelease(NamedTuple):
     """A function of a release."""
 
@@ -42,13 +52,10 @@ class FoundVersion(NamedTuple):
     name: str
     version: int
     sha256: str
-
-
-class FunctionManifest(NamedTuple):
-    """A function's name and the manifest of its version."""
-
-    name: str
-    manifest: dict[str, Any]
+    bytes: int
+    """Of the manifests of all versions that were counted."""
+    manifest: dict[str, Any] | None
+    """None where these are too many."""
 
 
 class ReleaseListRow(NamedTuple):
@@ -73,31 +80,31 @@ class NamedChange(NamedTuple):
 
 
 SQL = queries.load("releases")
-GROUP = SQL.rows("group", GroupRow)
 LOCK_GROUP = SQL.value("lock_group", UUID)
+TO_RELEASE = SQL.rows("to_release", GroupToRelease)
 NEWEST_CHANGE = SQL.value("newest_change", int)
-FLOOR = SQL.value("floor", int)
 NUMBER = SQL.value("number", int)
 ROLLBACKS = queries.load("rollbacks")
 WENT_BACK = ROLLBACKS.optional("went_back", int)
 ROLLBACK_TARGET = ROLLBACKS.optional("target", int)
 FUNCTIONS = SQL.rows("functions", FunctionOfRelease)
 VERSIONS = SQL.rows("versions", FoundVersion)
-MANIFESTS = SQL.rows("manifests", FunctionManifest)
-MANIFEST_SIZE = SQL.value("manifest_bytes", int)
-NEXT_NUMBER = SQL.value("next_number", int)
 NEXT_GENERATION = SQL.value("next_generation", int)
-TAKE_GENERATION = SQL.value("take_generation", int)
+MAKE = SQL.value("make", int)
 RELEASE = SQL.rows("release", ReleaseListRow)
 CHANGES_BETWEEN = SQL.rows("changes_between", NamedChange)
 
 Functions = dict[str, tuple[int, str]]
 """Version and sha256 by name."""
+Versions = dict[tuple[str, int], FoundVersion]
+"""Versions that exist, by name and version."""
 Manifests = dict[str, dict[str, Any]]
 """The manifests of functions, by name."""
 
 MANIFEST_BYTES = 4 * wire.MIB
 """Bytes of the manifests of a release's functions together, at most."""
+ANY_SIZE = 2**62
+"""In place of that for releases that were made."""
 
 
 async def make(
@@ -122,29 +129,27 @@ async def make(
     Raises: ProblemError, when the release can't be made, or isn't the one of the plan that `body` names, or a node
     can't run it, can lose rows by it or would have its writers wait, and `body` doesn't allow that.
     """
-    group = await find_group(conn, body.group)
-    newest = await conn.fetchval(NEWEST_CHANGE)
-    before, old_floor = await _contents(conn, group.release_id)
+    group = await _to_release(conn, body.group)
+    before, old_floor = await _functions(conn, group.release_id), group.schema_floor
     if body.rollback:
         body = await _chosen(conn, body, group)
     if body.rollback_to is not None:
-        functions, floor = await _rollback(conn, body)
+        functions, floor, versions = await _rollback(conn, body, before)
     else:
-        functions = await _changed(conn, body, before)
-        floor = newest if body.schema is None else body.schema
+        functions, versions = await _changed(conn, body, before)
+        floor = group.newest_change if body.schema is None else body.schema
         if keep_floor and body.schema is None and group.release_id is not None:
             floor = old_floor
-        if floor > newest:
-            raise ProblemError(
-                "unknown_schema_change", f"the newest schema change is {newest}, there is no {floor}", field="schema"
-            )
-    await _check_size(conn, functions)
-    granted = await _manifests(conn, functions)
+        if floor > group.newest_change:
+            detail = f"the newest schema change is {group.newest_change}, there is no {floor}"
+            raise ProblemError("unknown_schema_change", detail, field="schema")
+    _check_size(functions, versions)
+    granted = _manifests(functions, versions)
     _check_routes(granted)
     unfit = compatibility.unfit(capabilities, granted, await compatibility.stepped(conn, old_floor, floor))
     effects = await change_effects.of_floors(conn, found, old_floor, floor)
-    changes = await _changes(conn, before, functions, old_floor, floor, granted)
-    number = await conn.fetchval(NEXT_NUMBER, group.id)
+    changes = await _changes(conn, before, functions, old_floor, floor, versions)
+    number = group.next_number
     digest = _digest(body.group, number, functions, floor, changes, unfit, effects)
     what = f"this release of group {body.group}"
     refusals = [] if body.allow_unfit else compatibility.refusals(unfit, body.group)
@@ -154,33 +159,15 @@ async def make(
         if refusals:
             raise refusals[0]
     release_id = uuid4()
-    if not plan:
+    if plan:
+        generation = await conn.fetchval(NEXT_GENERATION)
+    else:
         # Before the generation is taken, so that waiting for a locked group holds up no other decision.
         await lock(conn, group.id)
-    generation = await conn.fetchval(NEXT_GENERATION if plan else TAKE_GENERATION)
-    if not plan:
-        await conn.execute(
-            SQL["add"],
-            release_id,
-            group.id,
-            number,
-            generation,
-            floor,
-            body.rollback_to,
-            body.reason,
-            by,
-            now,
-            tracing.current(),
-        )
-        names = sorted(functions)
-        await conn.execute(
-            SQL["add_functions"],
-            release_id,
-            names,
-            [str(functions[name][0]) for name in names],
-            [functions[name][1] for name in names],
-        )
-        await conn.execute(SQL["set_target"], group.id, release_id, generation)
+        row = release_id, group.id, number, floor, body.rollback_to, body.reason, by, now, tracing.current()
+        names, items = list(functions), functions.values()
+        columns = names, [str(version) for version, _ in items], [sha256 for _, sha256 in items]
+        generation = await conn.fetchval(MAKE, *row, *columns)
         changed.groups.add(str(group.id))
     return release_responses.MadeRelease(
         id=None if plan else str(release_id),
@@ -222,7 +209,7 @@ async def lock(conn: Connection, group_id: UUID) -> None:
     await conn.fetchval(LOCK_GROUP, group_id)
 
 
-async def _chosen(conn: Connection, body: requests.NewRelease, group: GroupRow) -> requests.NewRelease:
+async def _chosen(conn: Connection, body: requests.NewRelease, group: GroupToRelease) -> requests.NewRelease:
     """What is asked for, with the number of the release that it goes back to.
 
     Raises: ProblemError, when there is none to go back to, or `body` names one.
@@ -240,7 +227,7 @@ async def _chosen(conn: Connection, body: requests.NewRelease, group: GroupRow) 
     return msgspec.structs.replace(body, rollback_to=number)
 
 
-async def rollback_target(conn: Connection, group: GroupRow) -> int | None:
+async def rollback_target(conn: Connection, group: GroupRow | GroupToRelease) -> int | None:
     """The number of the release that a rollback of a group goes to: the newest before its own that some node has run,
     and on which none has failed; None where there is none.
 
@@ -255,7 +242,7 @@ async def rollback_target(conn: Connection, group: GroupRow) -> int | None:
     return await conn.fetchval(ROLLBACK_TARGET, group.id, number)
 
 
-async def _rollback(conn: Connection, body: requests.NewRelease) -> tuple[Functions, int]:
+async def _rollback(conn: Connection, body: requests.NewRelease, before: Functions) -> tuple[Functions, int, Versions]:
     if body.functions or body.remove or body.schema is not None:
         raise ProblemError(
             "invalid_body",
@@ -267,19 +254,19 @@ async def _rollback(conn: Connection, body: requests.NewRelease) -> tuple[Functi
         raise ProblemError(
             "unknown_release", f"group {body.group} has no release {body.rollback_to}", field="rollback_to"
         )
-    functions, floor = await _contents(conn, row.id)
-    versions = await _versions(conn, {name: version for name, (version, _) in functions.items()})
-    gone = [f"{name}@{version}" for name, (version, _) in functions.items() if name not in versions]
+    functions = await _functions(conn, row.id)
+    versions = await _versions(conn, before, {name: version for name, (version, _) in functions.items()})
+    gone = [f"{name}@{version}" for name, (version, _) in functions.items() if (name, version) not in versions]
     if gone:
         raise ProblemError(
             "release_not_possible",
             f"release {body.rollback_to} can't come back: {', '.join(sorted(gone))} was deleted since",
             field="rollback_to",
         )
-    return functions, floor
+    return functions, row.schema_floor, versions
 
 
-async def _changed(conn: Connection, body: requests.NewRelease, before: Functions) -> Functions:
+async def _changed(conn: Connection, body: requests.NewRelease, before: Functions) -> tuple[Functions, Versions]:
     for name in body.remove:
         if name in body.functions:
             raise ProblemError(
@@ -289,34 +276,39 @@ async def _changed(conn: Connection, body: requests.NewRelease, before: Function
             raise ProblemError(
                 "unknown_function", f"the newest release of {body.group} has no function {name}", field="remove"
             )
-    versions = await _versions(conn, body.functions)
+    kept = {name: item for name, item in before.items() if name not in {*body.remove, *body.functions}}
+    wanted = {name: version for name, (version, _) in kept.items()} | body.functions
+    versions = await _versions(conn, before, wanted)
     for name, version in body.functions.items():
-        if name not in versions:
+        if (name, version) not in versions:
             raise ProblemError("unknown_version", f"there is no version {version} of {name}", field=f"functions.{name}")
-    return {name: item for name, item in {**before, **versions}.items() if name not in body.remove}
+    chosen = {name: (version, versions[name, version].sha256) for name, version in body.functions.items()}
+    return kept | chosen, versions
 
 
-async def _versions(conn: Connection, wanted: dict[str, int]) -> Functions:
-    """Those of the wanted versions that exist."""
-    names = sorted(wanted)
-    rows = await conn.fetch(VERSIONS, names, [str(wanted[name]) for name in names])
+async def _versions(conn: Connection, before: Functions, after: dict[str, int], most: int = MANIFEST_BYTES) -> Versions:
+    """The versions of a release, and those that it has others of than the release before, as far as they exist; without
+    manifests, where those of the release have more than `most` bytes together."""
+    replaced = [(name, item[0]) for name, item in before.items() if name in after and after[name] != item[0]]
+    names, numbers = zip(*after.items(), *replaced, strict=True) if after else ((), ())
+    counted = ["true"] * len(after) + ["false"] * len(replaced)
+    rows = await conn.fetch(VERSIONS, names, [str(number) for number in numbers], counted, most)
+    return {(row.name, row.version): row for row in rows}
+
+
+async def _functions(conn: Connection, release_id: UUID | None) -> Functions:
+    """A release's functions; none for None."""
+    rows = [] if release_id is None else await conn.fetch(FUNCTIONS, [str(release_id)])
     return {row.name: (row.version, row.sha256) for row in rows}
 
 
-async def _contents(conn: Connection, release_id: UUID | None) -> tuple[Functions, int]:
-    """A release's functions and floor; for None, no functions and 0."""
-    if release_id is None:
-        return {}, 0
-    rows = await conn.fetch(FUNCTIONS, [str(release_id)])
-    return {row.name: (row.version, row.sha256) for row in rows}, await conn.fetchval(FLOOR, release_id)
+def _manifests(functions: Functions, versions: Versions) -> Manifests:
+    """The manifests of those of the functions whose versions exist."""
+    found = {name: versions.get((name, version)) for name, (version, _) in functions.items()}
+    return {name: row.manifest for name, row in found.items() if row is not None and row.manifest is not None}
 
 
-async def _manifests(conn: Connection, functions: Functions) -> Manifests:
-    names = sorted(functions)
-    return dict(await conn.fetch(MANIFESTS, names, [str(functions[name][0]) for name in names]))
-
-
-async def _check_size(conn: Connection, functions: Functions) -> None:
+def _check_size(functions: Functions, versions: Versions) -> None:
     """Raises: ProblemError release_not_possible, when the release is too large for a plan, which is one answer."""
     if len(functions) > wire.MOST_FUNCTIONS:
         raise ProblemError(
@@ -325,8 +317,7 @@ async def _check_size(conn: Connection, functions: Functions) -> None:
             "some, or put them into releases of other groups",
             field="functions",
         )
-    names = sorted(functions)
-    size = await conn.fetchval(MANIFEST_SIZE, names, [str(functions[name][0]) for name in names])
+    size = max((row.bytes for row in versions.values()), default=0)
     if size > MANIFEST_BYTES:
         raise ProblemError(
             "release_not_possible",
@@ -349,11 +340,11 @@ def _check_routes(granted: Manifests) -> None:
 
 
 async def _changes(
-    conn: Connection, before: Functions, after: Functions, old_floor: int, floor: int, granted: Manifests
+    conn: Connection, before: Functions, after: Functions, old_floor: int, floor: int, versions: Versions
 ) -> release_responses.Changes:
     changes = await conn.fetch(CHANGES_BETWEEN, old_floor, floor) if floor > old_floor else []
     touched = sorted(name for name in after if after[name] != before.get(name))
-    had = await _manifests(conn, {name: before[name] for name in touched if name in before})
+    had, granted = _manifests(before, versions), _manifests(after, versions)
     return release_responses.Changes(
         add=[release_responses.VersionOf(n, after[n][0]) for n in sorted(after.keys() - before.keys())],
         change=[
@@ -376,20 +367,29 @@ async def _changes(
 async def changes_by(conn: Connection, release: ReleaseListRow) -> tuple[release_responses.Changes, int]:
     """How a release differs from the one before it in its group, and the floor of that one."""
     earlier = await conn.fetchrow(RELEASE, release.group_name, release.number - 1)
-    before, old_floor = await _contents(conn, None if earlier is None else earlier.id)
-    after, floor = await _contents(conn, release.id)
-    return await _changes(conn, before, after, old_floor, floor, await _manifests(conn, after)), old_floor
+    before = await _functions(conn, None if earlier is None else earlier.id)
+    old_floor = 0 if earlier is None else earlier.schema_floor
+    after = await _functions(conn, release.id)
+    return await _changes_made(conn, before, after, old_floor, release.schema_floor), old_floor
 
 
 async def changes_to(conn: Connection, before: Functions, version: int, group: str) -> release_responses.Changes:
     """How the release of a group differs from what a node runs: these functions and this schema version."""
-    after, floor = await _contents(conn, (await find_group(conn, group)).release_id)
-    return await _changes(conn, before, after, version, floor, await _manifests(conn, after))
+    found = await _to_release(conn, group)
+    return await _changes_made(conn, before, await _functions(conn, found.release_id), version, found.schema_floor)
 
 
-async def find_group(conn: Connection, name: str) -> GroupRow:
-    """The group of this name. Raises: ProblemError unknown_group, when there is none."""
-    row = await conn.fetchrow(GROUP, name)
+async def _changes_made(
+    conn: Connection, before: Functions, after: Functions, old_floor: int, floor: int
+) -> release_responses.Changes:
+    """How a release that was made differs from these functions and this floor."""
+    versions = await _versions(conn, before, {name: version for name, (version, _) in after.items()}, ANY_SIZE)
+    return await _changes(conn, before, after, old_floor, floor, versions)
+
+
+async def _to_release(conn: Connection, name: str) -> GroupToRelease:
+    """What a release of a group goes by. Raises: ProblemError unknown_group, when there is no group of this name."""
+    row = await conn.fetchrow(TO_RELEASE, name)
     if row is None:
         raise unknown_group(name)
     return row

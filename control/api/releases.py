@@ -1,6 +1,7 @@
 """Releases and groups: a release is what the nodes of a group should run. It is immutable."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, NamedTuple
 from uuid import UUID, uuid4
 
@@ -16,12 +17,10 @@ from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Reply
 from control.api.release_making import (
     FUNCTIONS,
-    GROUP,
     RELEASE,
     GroupRow,
     ReleaseListRow,
     changes_by,
-    find_group,
     make,
     rollback_target,
 )
@@ -31,7 +30,7 @@ from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.sync import compatibility
-from control.sync.effects import change_effects, unchecked_changes
+from control.sync.effects import change_effects, registered_changes, unchecked_changes
 
 
 class GroupListRow(NamedTuple):
@@ -46,6 +45,7 @@ class GroupListRow(NamedTuple):
 
 
 SQL = queries.load("releases")
+GROUP = SQL.rows("group", GroupRow)
 GROUPS = SQL.rows("groups", GroupListRow)
 RELEASES = SQL.rows("releases", ReleaseListRow)
 RETRY = SQL.value("retry", str)
@@ -92,6 +92,10 @@ class KnownOfGroup(NamedTuple):
     effects: change_effects.Found
 
 
+NOTHING_KNOWN = KnownOfGroup((), change_effects.NOTHING)
+"""Of a group that there isn't."""
+
+
 class ReleaseToMake(NamedTuple):
     """A release that is asked for with a version or a schema change."""
 
@@ -104,16 +108,26 @@ async def _known(
 ) -> KnownOfGroup:
     """Read what a release of the group goes by. `number`, `checked`: of the schema change that comes with it."""
     services = call.services
-    # Before any transaction, since a check takes its time.
-    await unchecked_changes.check_for_group(services.databases.writes, services.checks, group)
 
-    async def read(conn: Connection) -> KnownOfGroup:
+    async def read(conn: Connection, *, as_they_are: bool = False) -> KnownOfGroup | None:
+        """None where there are changes that aren't checked yet, unless they are to be taken `as_they_are`."""
+        row = await registered_changes.group_floor(conn, group)
+        if row is None:
+            return NOTHING_KNOWN
+        registered = await registered_changes.between(conn, row.schema_floor, row.newest_change)
+        if not as_they_are and not all(change.known for change in registered):
+            return None
         return KnownOfGroup(
-            await compatibility.group_capabilities(conn, group),
-            await change_effects.of_group(conn, group, number, checked),
+            await compatibility.group_capabilities(conn, row.id),
+            await change_effects.of_group(conn, row.id, registered, number, checked),
         )
 
-    return await services.db.read(read)
+    known = await services.db.read(read)
+    if known is None:
+        # Between transactions, since a check takes its time.
+        await unchecked_changes.check_for_group(services.databases.writes, services.checks, group)
+        known = await services.db.read(partial(read, as_they_are=True))
+    return known or NOTHING_KNOWN
 
 
 async def following(
@@ -254,7 +268,7 @@ async def retry(call: ApiCall) -> Reply:
     call.operator.need("deploy", group)
 
     async def work(conn: Connection, changed: Changed) -> release_responses.ReleaseRetry:
-        found = await find_group(conn, group)
+        found = await _group(conn, group)
         row = await _release(conn, group, number)
         if row.id != found.release_id:
             raise ProblemError(
@@ -326,7 +340,15 @@ async def _visible(conn: Connection, operator: Principal, group: str) -> GroupRo
     """Return a group. Raises: ProblemError unknown_group, when there is none, or the operator may not see it."""
     if not operator.rights.allows("read", group):
         raise unknown_group(group)
-    return await find_group(conn, group)
+    return await _group(conn, group)
+
+
+async def _group(conn: Connection, name: str) -> GroupRow:
+    """The group of this name. Raises: ProblemError unknown_group, when there is none."""
+    row = await conn.fetchrow(GROUP, name)
+    if row is None:
+        raise unknown_group(name)
+    return row
 
 
 async def _functions(conn: Connection, release_ids: list[UUID]) -> dict[UUID, list[release_responses.ReleaseFunction]]:

@@ -29,6 +29,13 @@ class WithoutDigest(NamedTuple):
     name: str
 
 
+class WithDigest(NamedTuple):
+    """A node of a group, and how many nodes of it have the same capabilities."""
+
+    name: str
+    nodes: int
+
+
 class NodeCapabilities(NamedTuple):
     """A node's name, schema version and capabilities."""
 
@@ -45,10 +52,8 @@ class ManifestRow(NamedTuple):
 
 
 SQL = queries.load("compatibility")
-GROUP = SQL.optional("group", str)
 NEXT_CAPABILITIES = SQL.rows("next_capabilities", SameDigest)
-COUNT = SQL.value("count", int)
-NAMES = SQL.value("names", str)
+WITH_DIGEST = SQL.rows("with_digest", WithDigest)
 WITHOUT_DIGEST = SQL.rows("without_digest", WithoutDigest)
 NODE_CAPABILITIES = SQL.rows("node_capabilities", NodeCapabilities)
 STEPPED = SQL.value("stepped", int)
@@ -87,24 +92,21 @@ class SameCapabilities:
     """The names of the first `NAMED` nodes."""
 
 
-async def group_capabilities(conn: Connection, group: str) -> list[SameCapabilities]:
-    """The capabilities of the nodes of a group; nothing where there is no such group.
+async def group_capabilities(conn: Connection, group_id: str) -> list[SameCapabilities]:
+    """The capabilities of the nodes of a group.
 
     Read in a transaction of its own: the release's must not conflict with a node that sends others meanwhile. Nodes
     with the same capabilities have the same digest, of which there are few: each is looked for by index.
     """
-    id = await conn.fetchval(GROUP, group)
-    if id is None:
-        return []
     found: dict[str, SameCapabilities] = {}
-    for row in await conn.fetch(WITHOUT_DIGEST, id, NAMED):
+    for row in await conn.fetch(WITHOUT_DIGEST, group_id, NAMED):
         kind = found.setdefault(row.capabilities, SameCapabilities(orjson.loads(row.capabilities), row.nodes))
         kind.names.append(row.name)
     kinds, digest = list(found.values()), ""
-    while (same := await conn.fetchrow(NEXT_CAPABILITIES, id, digest)) is not None:
+    while (same := await conn.fetchrow(NEXT_CAPABILITIES, group_id, digest)) is not None:
         digest = same.digest
-        names = await conn.column(NAMES, id, digest, NAMED)
-        kinds.append(SameCapabilities(same.capabilities, await conn.fetchval(COUNT, id, digest), names))
+        nodes = await conn.fetch(WITH_DIGEST, group_id, digest, NAMED)
+        kinds.append(SameCapabilities(same.capabilities, nodes[0].nodes, [node.name for node in nodes]))
     return kinds
 
 

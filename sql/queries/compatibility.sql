@@ -1,7 +1,3 @@
--- The id of a group.
--- name: group
-SELECT id::text FROM groups WHERE name = $1;
-
 -- Revoked nodes get no release, so what they can run keeps none from being made.
 
 -- The next digest after $2 of nodes' capabilities in a group, with the capabilities; there are few digests.
@@ -10,16 +6,15 @@ SELECT capabilities_digest AS digest, capabilities FROM nodes
 WHERE group_id = $1::text::uuid AND capabilities_digest > $2 AND removed_at IS NULL AND state <> 'revoked'
 ORDER BY capabilities_digest LIMIT 1;
 
--- How many nodes of a group have capabilities with this digest.
--- name: count
-SELECT count(*) FROM nodes
-WHERE group_id = $1::text::uuid AND capabilities_digest = $2 AND removed_at IS NULL AND state <> 'revoked';
-
--- The first of these nodes by name.
--- name: names
-SELECT name FROM nodes
-WHERE group_id = $1::text::uuid AND capabilities_digest = $2 AND removed_at IS NULL AND state <> 'revoked'
-ORDER BY name LIMIT $3;
+-- The first nodes of a group by name that have capabilities with this digest, and how many there are.
+-- name: with_digest
+SELECT n.name, (
+    SELECT count(*) FROM nodes AS m
+    WHERE m.group_id = $1::text::uuid AND m.capabilities_digest = $2 AND m.removed_at IS NULL AND m.state <> 'revoked'
+) AS nodes
+FROM nodes AS n
+WHERE n.group_id = $1::text::uuid AND n.capabilities_digest = $2 AND n.removed_at IS NULL AND n.state <> 'revoked'
+ORDER BY n.name LIMIT $3;
 
 -- Capabilities that nodes of a group sent without a digest, as they do when they join: for each, the first nodes by
 -- name, and how many there are.

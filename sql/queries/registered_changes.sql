@@ -25,9 +25,10 @@ SELECT DISTINCT ON (number) number, sql FROM schema_changes WHERE number <= $1 O
 UPDATE schema_changes SET losses = $3, stalls = $4
 WHERE number = $1 AND revision = $2 AND (losses IS NULL OR stalls IS NULL);
 
--- A group and the floor of its release.
+-- A group, the floor of its release, and the number of the newest schema change.
 -- name: group_floor
-SELECT g.id::text AS id, coalesce(r.schema_floor, 0) AS schema_floor
+SELECT g.id::text AS id, coalesce(r.schema_floor, 0) AS schema_floor,
+    (SELECT coalesce(max(c.number), 0) FROM schema_changes AS c) AS newest_change
 FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.name = $1;
 
 -- The groups whose releases include a change.

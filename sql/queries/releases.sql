@@ -2,6 +2,14 @@
 -- name: group
 SELECT id, release_id, generation FROM groups WHERE name = $1;
 
+-- What a release of a group goes by: the group's release and its floor, 0 without one, the number of the newest schema
+-- change, and the number of the group's next release.
+-- name: to_release
+SELECT g.id, g.release_id, coalesce(r.schema_floor, 0) AS schema_floor,
+    (SELECT coalesce(max(c.number), 0) FROM schema_changes AS c) AS newest_change,
+    (SELECT coalesce(max(o.number), 0) + 1 FROM releases AS o WHERE o.group_id = g.id) AS next_number
+FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.name = $1;
+
 -- Lock a group.
 -- name: lock_group
 SELECT id FROM groups WHERE id = $1 FOR NO KEY UPDATE;
@@ -22,10 +30,6 @@ ORDER BY g.name LIMIT $3;
 -- name: newest_change
 SELECT coalesce(max(number), 0) FROM schema_changes;
 
--- A release's floor.
--- name: floor
-SELECT schema_floor FROM releases WHERE id = $1;
-
 -- A release's number.
 -- name: number
 SELECT number FROM releases WHERE id = $1;
@@ -35,51 +39,40 @@ SELECT number FROM releases WHERE id = $1;
 SELECT release_id, name, version, sha256 FROM release_functions
 WHERE release_id = ANY($1::text[]::uuid[]) ORDER BY release_id, name;
 
--- Those of these versions that exist.
+-- Those of these versions that exist, with the bytes that the manifests of the counted ones ($3) have together. Where
+-- these are more than $4, the manifests stay where they are.
 -- name: versions
-SELECT v.name, v.version, v.sha256
-FROM function_versions v JOIN unnest($1::text[], $2::text[]::int8[]) AS w (name, version)
-    ON v.name = w.name AND v.version = w.version;
-
--- The manifests of versions.
--- name: manifests
-SELECT v.name, v.manifest
-FROM function_versions v JOIN unnest($1::text[], $2::text[]::int8[]) AS w (name, version)
-    ON v.name = w.name AND v.version = w.version;
-
--- How many bytes the manifests of versions have together.
--- name: manifest_bytes
-SELECT coalesce(sum(octet_length(v.manifest::text)), 0)::int8
-FROM function_versions v JOIN unnest($1::text[], $2::text[]::int8[]) AS w (name, version)
-    ON v.name = w.name AND v.version = w.version;
-
--- The number of the group's next release.
--- name: next_number
-SELECT coalesce(max(number), 0) + 1 FROM releases WHERE group_id = $1;
+WITH found AS (
+    SELECT v.name, v.version, v.sha256, v.manifest, w.counted
+    FROM function_versions AS v
+        JOIN unnest($1::text[], $2::text[]::int8[], $3::text[]::bool[]) AS w (name, version, counted)
+            ON v.name = w.name AND v.version = w.version
+), size AS (
+    SELECT coalesce(sum(octet_length(c.manifest::text)), 0)::int8 AS bytes FROM found AS c WHERE c.counted
+)
+SELECT f.name, f.version, f.sha256, s.bytes, CASE WHEN s.bytes <= $4::int8 THEN f.manifest END AS manifest
+FROM found AS f CROSS JOIN size AS s;
 
 -- The generation that the next release or move will take.
 -- name: next_generation
 SELECT generation + 1 FROM generations WHERE id = 1;
 
--- Take the next generation.
--- name: take_generation
-UPDATE generations SET generation = generation + 1 WHERE id = 1 RETURNING generation;
-
--- Add a release.
--- name: add
-INSERT INTO releases (id, group_id, number, generation, schema_floor, rollback_to, reason, created_by, created_at,
-    traceparent)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
-
--- Add the functions of a release.
--- name: add_functions
-INSERT INTO release_functions (release_id, name, version, sha256)
-SELECT $1, name, version, sha256
-FROM unnest($2::text[], $3::text[]::int8[], $4::text[]) AS f (name, version, sha256);
-
--- Make a release the target of its group.
--- name: set_target
-UPDATE groups SET release_id = $2, generation = $3 WHERE id = $1;
+-- Add a release with its functions, and make it the target of its group, by the next generation.
+-- name: make
+WITH taken AS (
+    UPDATE generations SET generation = generation + 1 WHERE id = 1 RETURNING generation
+), added AS (
+    INSERT INTO releases (id, group_id, number, generation, schema_floor, rollback_to, reason, created_by, created_at,
+        traceparent)
+    SELECT $1::uuid, $2::uuid, $3::int8, t.generation, $4::int8, $5::int8, $6::text, $7::text, $8::timestamptz, $9::text
+    FROM taken AS t RETURNING id
+), contents AS (
+    INSERT INTO release_functions (release_id, name, version, sha256)
+    SELECT $1::uuid, f.name, f.version, f.sha256
+    FROM unnest($10::text[], $11::text[]::int8[], $12::text[]) AS f (name, version, sha256) RETURNING name
+)
+UPDATE groups SET release_id = $1::uuid, generation = t.generation FROM taken AS t WHERE groups.id = $2::uuid
+RETURNING t.generation;
 
 -- Releases, newest first, before a generation and id; of some groups ($3), if given.
 -- name: releases

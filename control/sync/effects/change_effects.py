@@ -5,7 +5,7 @@ A change is brought to nodes by the first release of their group whose floor inc
 change has no tables: it has nothing to lose, and nothing takes long there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from msgspec import Struct
@@ -15,6 +15,7 @@ from control.problems import ProblemError
 from control.storage.connection import Connection
 from control.sync.effects import losses, registered_changes, stalls
 from control.sync.effects.losses import LostRows
+from control.sync.effects.registered_changes import RegisteredFindings
 from control.sync.effects.stalls import ExpectedStall
 
 
@@ -33,26 +34,24 @@ NOTHING: Found = {}
 
 
 async def of_group(
-    conn: Connection, group: str, number: int | None = None, checked: CheckedChange | None = None
+    conn: Connection,
+    group_id: str,
+    registered: Sequence[RegisteredFindings],
+    number: int | None = None,
+    checked: CheckedChange | None = None,
 ) -> Found:
-    """What releases of a group can do whose floors are above the one that it has. `number`, `checked`: of a schema
-    change, or another text of one, that will be registered with the release.
+    """What releases of a group can do whose floors are above the one that it has, by the `registered` changes above
+    that. `number`, `checked`: of a schema change, or another text of one, that will be registered with the release.
 
     Read in a transaction of its own: the release's must not conflict with nodes that report meanwhile.
     """
-    row = await registered_changes.group_floor(conn, group)
-    if row is None:
-        return NOTHING
-    changes = {
-        change.number: (change.losses, change.stalls)
-        for change in await registered_changes.between(conn, row.schema_floor, 2**31)
-    }
+    changes = {change.number: (change.losses, change.stalls) for change in registered}
     if number is not None and checked is not None:
         changes[number] = checked.losses, checked.stalls
     return {
         number: ChangeEffects(
-            await losses.of_groups(conn, [row.id], number, lost),
-            await stalls.of_groups(conn, [row.id], number, stalled),
+            await losses.of_groups(conn, [group_id], number, lost),
+            await stalls.of_groups(conn, [group_id], number, stalled),
         )
         for number, (lost, stalled) in changes.items()
     }

@@ -23,13 +23,15 @@ class RegisteredFindings(NamedTuple):
     number: int
     losses: list[dict[str, str]]
     stalls: list[dict[str, Any]]
+    known: bool
 
 
 class GroupFloor(NamedTuple):
-    """A group and the floor of its release, 0 without one."""
+    """A group, the floor of its release, 0 without one, and the number of the newest schema change."""
 
     id: str
     schema_floor: int
+    newest_change: int
 
 
 class MovingNode(NamedTuple):
@@ -56,10 +58,13 @@ MOVING = SQL.rows("moving", MovingNode)
 
 async def between(conn: Connection, above: int, upto: int) -> list[RegisteredFindings]:
     """The changes above one number, up to another, whose check found something or isn't known."""
-    return [
-        RegisteredFindings(number, [*(losses or []), *([NOT_KNOWN] if None in (losses, stalls) else [])], stalls or [])
-        for number, losses, stalls in (await conn.fetch(FOUND, above, upto) if upto > above else [])
-    ]
+    found = []
+    for number, losses, stalls in await conn.fetch(FOUND, above, upto) if upto > above else []:
+        known = None not in (losses, stalls)
+        found.append(
+            RegisteredFindings(number, [*(losses or []), *([] if known else [NOT_KNOWN])], stalls or [], known)
+        )
+    return found
 
 
 async def group_floor(conn: Connection, group: str) -> GroupFloor | None:

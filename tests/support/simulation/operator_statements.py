@@ -20,11 +20,19 @@ def _group(t: Tables, name: str) -> list[dict[str, Any]]:
 
 @statement("registered_changes", "group_floor")
 def _group_floor(t: Tables, name: str) -> Rows:
-    releases = t["releases"]
+    releases, newest = t["releases"], _newest_change(t)
     return [
-        Row(id=row["id"], schema_floor=releases[row["release_id"]]["schema_floor"] if row["release_id"] else 0)
+        Row(
+            id=row["id"],
+            schema_floor=releases[row["release_id"]]["schema_floor"] if row["release_id"] else 0,
+            newest_change=newest,
+        )
         for row in _group(t, name)
     ]
+
+
+def _newest_change(t: Tables) -> int:
+    return max((number for number, _ in t["schema_changes"]), default=0)
 
 
 @statement("registered_changes", "moving")
@@ -86,19 +94,27 @@ def _release_group(t: Tables, name: str) -> Rows:
     ]
 
 
+@statement("releases", "to_release")
+def _to_release(t: Tables, name: str) -> Rows:
+    found = []
+    for row in _group(t, name):
+        release = t["releases"].get(row["release_id"])
+        numbers = [other["number"] for other in t["releases"].values() if other["group_id"] == row["id"]]
+        found.append(
+            Row(
+                id=UUID(row["id"]),
+                release_id=None if row["release_id"] is None else UUID(row["release_id"]),
+                schema_floor=0 if release is None else release["schema_floor"],
+                newest_change=_newest_change(t),
+                next_number=max(numbers, default=0) + 1,
+            )
+        )
+    return found
+
+
 @statement("releases", "lock_group")
 def _lock_group(t: Tables, id: UUID) -> int:
     return len(known(t, "groups", [str(id)]))
-
-
-@statement("releases", "newest_change")
-def _newest_change(t: Tables) -> Rows:
-    return [Row(coalesce=max((number for number, _ in t["schema_changes"]), default=0))]
-
-
-@statement("releases", "floor")
-def _floor(t: Tables, id: UUID) -> Rows:
-    return [pick(row, "schema_floor") for row in known(t, "releases", [str(id)])]
 
 
 @statement("releases", "functions")
@@ -111,35 +127,27 @@ def _functions(t: Tables, ids: Sequence[str]) -> Rows:
     ]
 
 
-def _wanted(t: Tables, names: Sequence[str], versions: Sequence[str]) -> list[dict[str, Any]]:
-    keys = [(name, int(version)) for name, version in zip(names, versions, strict=True)]
-    return [t["function_versions"][key] for key in keys if key in t["function_versions"]]
-
-
 @statement("releases", "versions")
-def _versions(t: Tables, names: Sequence[str], versions: Sequence[str]) -> Rows:
-    return [pick(row, "name", "version", "sha256") for row in _wanted(t, names, versions)]
-
-
-@statement("releases", "manifests")
-def _manifests(t: Tables, names: Sequence[str], versions: Sequence[str]) -> Rows:
-    return [pick(row, "name", "manifest") for row in _wanted(t, names, versions)]
-
-
-@statement("releases", "manifest_bytes")
-def _manifest_bytes(t: Tables, names: Sequence[str], versions: Sequence[str]) -> Rows:
+def _versions(t: Tables, names: Sequence[str], versions: Sequence[str], counted: Sequence[str], most: int) -> Rows:
+    keys = [(name, int(version)) for name, version in zip(names, versions, strict=True)]
+    found = [
+        (t["function_versions"][key], of_release == "true")
+        for key, of_release in zip(keys, counted, strict=True)
+        if key in t["function_versions"]
+    ]
     # PostgreSQL writes a space after each colon and comma; in a run's manifests there is one of either at most.
-    texts = [orjson.dumps(row["manifest"]) for row in _wanted(t, names, versions)]
-    return [Row(coalesce=sum(len(text) + text.count(b":") + text.count(b",") for text in texts))]
+    texts = [orjson.dumps(row["manifest"]) for row, of_release in found if of_release]
+    size = sum(len(text) + text.count(b":") + text.count(b",") for text in texts)
+    return [
+        Row(
+            pick(row, "name", "version", "sha256").items(),
+            bytes=size,
+            manifest=row["manifest"] if size <= most else None,
+        )
+        for row, _ in found
+    ]
 
 
-@statement("releases", "next_number")
-def _next_number(t: Tables, group_id: UUID) -> Rows:
-    numbers = [row["number"] for row in t["releases"].values() if row["group_id"] == str(group_id)]
-    return [Row({"?column?": max(numbers, default=0) + 1})]
-
-
-@statement("releases", "take_generation")
 @statement("nodes", "take_generation")
 def _take_generation(t: Tables) -> Rows:
     generation = t["generations"][1]["generation"] + 1
@@ -147,39 +155,31 @@ def _take_generation(t: Tables) -> Rows:
     return [Row(generation=generation)]
 
 
-@statement("releases", "add")
-def _add_release(
+@statement("releases", "make")
+def _make(
     t: Tables,
     id: UUID,
     group_id: UUID,
     number: int,
-    generation: int,
     floor: int,
     rollback_to: int | None,
     reason: str,
     by: str,
     now: datetime,
     traceparent: str,
-) -> int:
+    *columns: Sequence[str],
+) -> Rows:
+    [taken] = _take_generation(t)
+    generation = taken["generation"]
     row = {"id": str(id), "group_id": str(group_id), "number": number, "generation": generation, "schema_floor": floor}
     more = {"rollback_to": rollback_to, "reason": reason, "created_by": by, "created_at": now, "reached_at": None}
     more |= {"arrived_at": None, "failed_at": None}
     more["traceparent"] = traceparent
     t.insert("releases", **row, **more)
-    return 1
-
-
-@statement("releases", "add_functions")
-def _add_functions(t: Tables, id: UUID, names: Sequence[str], versions: Sequence[str], digests: Sequence[str]) -> int:
-    for name, version, sha256 in zip(names, versions, digests, strict=True):
+    for name, version, sha256 in zip(*columns, strict=True):
         t.insert("release_functions", release_id=str(id), name=name, version=int(version), sha256=sha256)
-    return len(names)
-
-
-@statement("releases", "set_target")
-def _set_target(t: Tables, group_id: UUID, release_id: UUID, generation: int) -> int:
-    t.update("groups", str(group_id), release_id=str(release_id), generation=generation)
-    return 1
+    t.update("groups", str(group_id), release_id=str(id), generation=generation)
+    return [taken]
 
 
 @statement("releases", "changes_between")
@@ -216,11 +216,6 @@ def _in_steps(t: Tables, *_between: int) -> Rows:
     return []
 
 
-@statement("compatibility", "group")
-def _fitness_group(t: Tables, name: str) -> Rows:
-    return [pick(row, "id") for row in _group(t, name)]
-
-
 @statement("compatibility", "next_capabilities")
 def _next_capabilities(t: Tables, group_id: str, after: str) -> Rows:
     later = [n for n in _of_group(t, group_id) if n["capabilities_digest"] > after]
@@ -230,14 +225,10 @@ def _next_capabilities(t: Tables, group_id: str, after: str) -> Rows:
     return [Row(digest=first["capabilities_digest"], capabilities=first["capabilities"])]
 
 
-@statement("compatibility", "count")
-def _count(t: Tables, group_id: str, digest: str) -> Rows:
-    return [Row(count=len(_of_group(t, group_id, digest)))]
-
-
-@statement("compatibility", "names")
-def _names(t: Tables, group_id: str, digest: str, limit: int) -> Rows:
-    return [pick(n, "name") for n in _of_group(t, group_id, digest)[:limit]]
+@statement("compatibility", "with_digest")
+def _with_digest(t: Tables, group_id: str, digest: str, limit: int) -> Rows:
+    nodes = _of_group(t, group_id, digest)
+    return [Row(name=n["name"], nodes=len(nodes)) for n in nodes[:limit]]
 
 
 @statement("compatibility", "without_digest")

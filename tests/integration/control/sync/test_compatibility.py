@@ -126,7 +126,8 @@ async def test_of_many_some_are_named_and_all_are_counted(control: Control) -> N
     assert reply.code == "nodes_unfit"
     assert "and 1995 others" in reply.body["detail"]
     assert len(reply.body["detail"]) < 1000
-    found = await control.services.db.read(lambda conn: compatibility.group_capabilities(conn, "default"))
+    [group] = control.services.fleet.groups
+    found = await control.services.db.read(lambda conn: compatibility.group_capabilities(conn, group))
     assert [len(same.names) for same in found] == [compatibility.NAMED] * 3, "a row for each node isn't read"
 
 
