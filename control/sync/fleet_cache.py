@@ -23,6 +23,7 @@ from control.storage.connection import Connection
 from control.storage.database import Database
 from control.sync import fleet_rows
 from control.sync.fleet_rows import (
+    ANNOUNCED,
     CREDENTIALS_SINCE,
     EPOCH,
     GROUPS_BY_ID,
@@ -273,13 +274,15 @@ class FleetCache:
         epoch = await conn.one(EPOCH, self.mark.name)
         if epoch.epoch == self._epoch or self._is_restored(epoch, mark):
             return epoch, None
+        # Most announcements are of one kind of rows, and each question is a way to the database and back.
+        last, since = await conn.one(ANNOUNCED), self._epoch
         found = Announced(
-            await conn.fetch(GROUPS_SINCE, self._epoch),
+            await conn.fetch(GROUPS_SINCE, since) if last.groups > since else [],
             # At the start none is known: each is looked up when it polls, so a start costs the same for any fleet.
-            await conn.fetch(NODES_SINCE, self._epoch) if self._epoch >= 0 else [],
-            await conn.fetch(CREDENTIALS_SINCE, self._epoch) if self._epoch >= 0 else [],
-            await conn.fetch(OPERATORS_SINCE, self._epoch),
-            await conn.fetch(WATCHES, self._clock.now()),
+            await conn.fetch(NODES_SINCE, since) if last.nodes > since >= 0 else [],
+            await conn.fetch(CREDENTIALS_SINCE, since) if last.credentials > since >= 0 else [],
+            await conn.fetch(OPERATORS_SINCE, since) if last.operators > since else [],
+            await conn.fetch(WATCHES, self._clock.now()) if last.watched else [],
         )
         # Nodes and groups that they refer to may have been made without an announcement.
         missing = {row.node_id for row in found.credentials} - self.nodes.keys() - {row.id for row in found.nodes}

@@ -89,6 +89,16 @@ class Epoch(NamedTuple):
     clock_timestamp: datetime
 
 
+class LastAnnounced(NamedTuple):
+    """The epochs of the last announcements of rows of each kind, and whether there are watches."""
+
+    groups: int
+    nodes: int
+    credentials: int
+    operators: int
+    watched: bool
+
+
 class Announced(NamedTuple):
     """The rows that were announced up to an epoch, or were looked up."""
 
@@ -102,6 +112,7 @@ class Announced(NamedTuple):
 
 SQL = queries.load("fleet")
 EPOCH = SQL.rows("epoch", Epoch)
+ANNOUNCED = SQL.rows("announced", LastAnnounced)
 GROUPS_SINCE = SQL.rows("groups_since", CachedGroup)
 GROUPS_BY_ID = SQL.rows("groups_by_id", CachedGroup)
 NODES_SINCE = SQL.rows("nodes_since", CachedNode)

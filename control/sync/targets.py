@@ -9,9 +9,12 @@ from control.sync import plan
 
 
 class ReleaseFunctionRow(NamedTuple):
-    """A function of a release; the columns after `release_id` are those of `plan.TargetFunction`."""
+    """A function of a release: the columns of `ReleaseHead`, then those of `plan.TargetFunction`."""
 
-    release_id: str
+    id: str
+    number: int
+    schema_floor: int
+    traceparent: str
     name: str
     version: int
     sha256: str
@@ -51,9 +54,13 @@ class Targets:
         unknown = [id for id in ids if id not in found]
         if unknown:
             functions: dict[str, list[plan.TargetFunction]] = {}
+            heads: dict[str, ReleaseHead] = {}
             for row in await conn.fetch(RELEASE_FUNCTIONS, unknown):
-                functions.setdefault(row.release_id, []).append(plan.TargetFunction(*row[1:]))
-            for head in await conn.fetch(RELEASES, unknown):
+                heads[row.id] = ReleaseHead(*row[:4])
+                functions.setdefault(row.id, []).append(plan.TargetFunction(*row[4:]))
+            # A release without functions has none to come with.
+            alone = [id for id in unknown if id not in heads]
+            for head in (*heads.values(), *(await conn.fetch(RELEASES, alone) if alone else ())):
                 own = tuple(functions.get(head.id, ()))
                 found[head.id] = plan.TargetRelease(head.id, head.number, head.schema_floor, own, head.traceparent)
             if len(self._releases.keys() | found.keys()) > KEPT:

@@ -20,6 +20,15 @@ RETURNING name;
 -- name: replicas
 SELECT name, version FROM leases WHERE name LIKE 'mark %' AND expires_at > $1 ORDER BY name;
 
+-- The epochs of the last announcements of groups, nodes, credentials and operators, 0 where there was none, and whether
+-- there are watches.
+-- name: announced
+SELECT (SELECT coalesce(max(g.epoch), 0) FROM groups AS g) AS groups,
+    (SELECT coalesce(max(n.epoch), 0) FROM nodes AS n) AS nodes,
+    (SELECT coalesce(max(c.epoch), 0) FROM credentials AS c) AS credentials,
+    (SELECT coalesce(max(o.epoch), 0) FROM operators AS o) AS operators,
+    EXISTS (SELECT 1 FROM watches) AS watched;
+
 -- Groups that changed after an epoch.
 -- name: groups_since
 SELECT g.id::text AS id, g.name, g.release_id::text AS release_id, g.generation, r.number AS release_number

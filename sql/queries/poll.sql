@@ -1,15 +1,16 @@
 -- What plans are made of: releases and schema changes.
 
--- Releases by id.
+-- Releases by id, without their functions.
 -- name: releases
 SELECT id::text AS id, number, schema_floor, traceparent FROM releases WHERE id = ANY($1::text[]::uuid[]);
 
--- The functions of releases, with their manifests and artifacts.
+-- The functions of releases by id, with their manifests and artifacts, each with its release.
 -- name: release_functions
-SELECT f.release_id::text AS release_id, f.name, f.version, f.sha256, v.size, v.artifact_id::text AS artifact_id,
-    v.manifest, v.manifest_digest
-FROM release_functions AS f JOIN function_versions AS v ON v.name = f.name AND v.version = f.version
-WHERE f.release_id = ANY($1::text[]::uuid[])
+SELECT r.id::text AS id, r.number, r.schema_floor, r.traceparent, f.name, f.version, f.sha256, v.size,
+    v.artifact_id::text AS artifact_id, v.manifest, v.manifest_digest
+FROM releases AS r JOIN release_functions AS f ON f.release_id = r.id
+    JOIN function_versions AS v ON v.name = f.name AND v.version = f.version
+WHERE r.id = ANY($1::text[]::uuid[])
 ORDER BY f.name;
 
 -- Every revision of every schema change, without its text.

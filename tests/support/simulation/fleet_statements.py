@@ -59,6 +59,13 @@ def _write_mark(t: Tables, name: str, count: str, until: datetime, least: int, v
     return [Row(name=name)]
 
 
+@statement("fleet", "announced")
+def _announced(t: Tables) -> Rows:
+    tables = ("groups", "nodes", "credentials", "operators")
+    last = {table: max((row["epoch"] for row in t[table].values()), default=0) for table in tables}
+    return [Row(last, watched=bool(t["watches"]))]
+
+
 @statement("fleet", "groups_since")
 def _groups_since(t: Tables, epoch: int) -> Rows:
     return [_group(t, row) for row in t["groups"].values() if row["epoch"] > epoch]

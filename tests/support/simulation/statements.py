@@ -62,12 +62,13 @@ def _releases(t: Tables, ids: Sequence[str]) -> Rows:
 
 @statement("poll", "release_functions")
 def _release_functions(t: Tables, ids: Sequence[str]) -> Rows:
-    wanted, found = set(ids), []
+    heads, found = {head["id"]: head for head in _releases(t, ids)}, []
     for row in t["release_functions"].values():
-        if row["release_id"] in wanted:
+        if row["release_id"] in heads:
             version = t["function_versions"][row["name"], row["version"]]
             rest = pick(version, "size", "artifact_id", "manifest", "manifest_digest")
-            found.append(Row(pick(row, "release_id", "name", "version", "sha256").items(), **rest))
+            first = [*heads[row["release_id"]].items(), *pick(row, "name", "version", "sha256").items()]
+            found.append(Row(first, **rest))
     return sorted(found, key=lambda row: row["name"])
 
 

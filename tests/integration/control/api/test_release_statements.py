@@ -12,9 +12,9 @@ from tests.support.asked_statements import asking
 from tests.support.control import until
 from tests.support.replica import Replica, Site, TestNode
 
-MAKING = 26
+MAKING = 23
 """Statements of the request, with BEGIN and COMMIT: what it goes by, the release, and reading what it announced."""
-PLAN = 11
+PLAN = 10
 REPORT = 9
 
 

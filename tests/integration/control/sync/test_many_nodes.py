@@ -27,6 +27,7 @@ TIMES = [NOW.isoformat()] * len(IDS)
 
 MAIN: dict[tuple[str, str], tuple[Any, ...]] = {
     ("fleet", "epoch"): ("mark x",),
+    ("fleet", "announced"): (),
     ("fleet", "groups_since"): (0,),
     ("fleet", "nodes_since"): (0,),
     ("fleet", "credentials_since"): (0,),
@@ -59,7 +60,7 @@ MAIN: dict[tuple[str, str], tuple[Any, ...]] = {
     ("syncs", "open_syncs"): (IDS,),
     ("syncs", "syncs"): (IDS,),
     ("compatibility", "next_capabilities"): (IDS[0], ""),
-    ("compatibility", "names"): (IDS[0], "c", 20),
+    ("compatibility", "with_digest"): (IDS[0], "c", 20),
     ("node_views", "nodes"): ("n1", *(None,) * 8, False, None, None, 100),
     ("node_views", "functions"): (IDS,),
     ("node_views", "warnings"): (IDS,),
