@@ -15,7 +15,7 @@ import msgspec
 
 from control import faults
 from edge_runtime import malloc, mapped_pages
-from edge_runtime.aot_cache import FOLDER, QUICK, Damaged, make_work_folder, verify
+from edge_runtime.aot_cache import FOLDER, QUICK, AotFile, Damaged, make_work_folder, verify
 from edge_runtime.children import warmup
 from edge_runtime.children.function_cache import allocated
 from edge_runtime.guests import guest
@@ -77,6 +77,15 @@ def _rehearse(folder: Path) -> None:
 
 
 def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:
+    told = False
+
+    def made(aot: AotFile) -> None:
+        nonlocal told
+        faults.reach("edge.compile.after")
+        told = True
+        frames.send_json(sock, 0, frames.COMPILED, compiler_messages.Compiled(aot.digest))
+
+    failure = None
     try:
         wasm = _read(order)
         # Before the wasm is parsed, so that it can't touch the AOT files of others.
@@ -84,16 +93,18 @@ def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:
         faults.reach("edge.compile.before")
         # Next to nothing, where it was expected.
         malloc.fill(HEAP_BYTES)
-        made = compile_artifact(wasm, Path(order.folder), order.level)
-        faults.reach("edge.compile.after")
+        compile_artifact(wasm, Path(order.folder), order.level, made)
     except Lost as lost:
-        frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("artifact_lost", str(lost)))
+        failure = frames.ChildFailure("artifact_lost", str(lost))
     except WasmEdgeError as error:
-        frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("compile_failed", str(error)))
+        failure = frames.ChildFailure("compile_failed", str(error))
     except OSError as error:
-        frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("compile_io", str(error)))
-    else:
-        frames.send_json(sock, 0, frames.COMPILED, compiler_messages.Compiled(made.digest))
+        failure = frames.ChildFailure("compile_io", str(error))
+    if failure is not None and told:
+        # The front has its answer, and its file.
+        print(f"a compiler failed once its code was linked: {failure.message}", file=sys.stderr, flush=True)
+    elif failure is not None:
+        frames.send_json(sock, 0, frames.FAILED, failure)
 
 
 def _read(order: compiler_messages.Compile) -> bytes:

@@ -1,6 +1,7 @@
 """The code that runs for an artifact: an AOT file, or the module itself on the interpreter. Extism plug-ins get the
 Extism kernel merged in first."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from edge_runtime.guests.abi import binary, extism
@@ -11,7 +12,7 @@ from edge_runtime.wasmedge.memory_imports import import_memories
 _PAGES = 65536
 
 
-def compile_artifact(wasm: bytes, folder: Path, level: int) -> AotFile:
+def compile_artifact(wasm: bytes, folder: Path, level: int, made: Callable[[AotFile], None] | None = None) -> AotFile:
     """Compile an artifact of any ABI, as `compile_module` does.
 
     Raises: LoadError, when the module is invalid; CompileError, when WasmEdge can't compile it; OSError, when a file
@@ -21,7 +22,7 @@ def compile_artifact(wasm: bytes, folder: Path, level: int) -> AotFile:
         plugin = extism.is_plugin(binary.read(wasm))
     except binary.Malformed as error:
         raise LoadError(0, f"it is no valid module: {error}") from None
-    return compile_module(wasm, folder, level, merged=_merged(wasm) if plugin else None)
+    return compile_module(wasm, folder, level, merged=_merged(wasm) if plugin else None, made=made)
 
 
 def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:

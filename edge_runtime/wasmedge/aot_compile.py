@@ -9,8 +9,12 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from types import TracebackType
+from typing import ClassVar, Final, Self
 
 from edge_runtime.aot_cache import LEVELS, TEMPORARY, AotFile, key, sweep
 from edge_runtime.wasmedge.declarations import ffi, library
@@ -19,11 +23,22 @@ from edge_runtime.wasmedge.handles import Handle, message
 from edge_runtime.wasmedge.memory_imports import import_memories
 from edge_runtime.wasmedge.module import MULTI_MEMORIES
 
+_LOOK: Final = 0.0002
+"""Seconds between two looks at whether code is linked, where a hundredth of the time that it has taken isn't more."""
 
-def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | None = None) -> AotFile:
+
+def compile_module(
+    wasm: bytes,
+    folder: Path,
+    level: int,
+    *,
+    merged: bytes | None = None,
+    made: Callable[[AotFile], None] | None = None,
+) -> AotFile:
     """Compile `wasm` at an optimization level of `aot_cache.LEVELS`, and return the AOT file; `aot_cache.put_on_disk`
     is the caller's. `folder` must exist and be private to its owner. `merged` is an Extism plug-in with its kernel: it
-    is compiled in place of `wasm`, and has a second memory.
+    is compiled in place of `wasm`, and has a second memory. `made` is called once with the AOT file, as soon as that is
+    there: mostly in another thread, while WasmEdge frees its memory.
 
     Raises: CompileError, when WasmEdge can't compile the module; LoadError, when `import_memories` can't read it;
     OSError, when a file can't be written.
@@ -33,26 +48,88 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     sweep(folder)
     name = key(hashlib.sha256(wasm).hexdigest(), level)
     work = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder))
+    code_file = work / "module.so"
+
+    def take() -> AotFile:
+        aot = _take(code_file, folder / f"{name}.so")
+        if made is not None:
+            made(aot)
+        return aot
+
     try:
-        code_file, digest_file = work / "module.so", work / "digest"
         code = import_memories(merged or wasm)
-        with _AotCompiler(level, second_memory=merged is not None) as compiler:
+        with _AotCompiler(level, second_memory=merged is not None) as compiler, _LinkWatch(code_file, take) as watch:
             buffer = ffi.from_buffer("uint8_t[]", code)
             result = library.WasmEdge_CompilerCompileFromBuffer(compiler.pointer, buffer, len(code), bytes(code_file))
         if result:
             raise CompileError(result & 0xFFFFFF, f"WasmEdge can't compile the module: {message(result)}")
-        code_file.chmod(0o600)
-        with code_file.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with os.fdopen(os.open(digest_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(f"{digest}\n")
-        # A kill between the two renames leaves a file without its digest, which `aot_cache.find` takes for no file.
-        path = folder / f"{name}.so"
-        code_file.rename(path)
-        digest_file.rename(folder / f"{name}.sha256")
+        return watch.taken()
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def is_linked(code_file: Path) -> bool:
+    """Tell whether WasmEdge has linked this file, all of which is there then.
+
+    lld gives the whole file its name by a rename, but writes to that name where the file system can't map files
+    (`FileOutputBuffer` in LLVM). So what tells is that WasmEdge has removed the object file beside it, which it makes
+    before it links and removes once lld has reported success (`outputNativeLibrary` in lib/llvm/codegen.cpp).
+    """
+    return code_file.exists() and not any(name.endswith(".o") for name in os.listdir(code_file.parent))
+
+
+def _take(code_file: Path, path: Path) -> AotFile:
+    """Move linked code to `path`, its digest beside it. Raises: OSError."""
+    code_file.chmod(0o600)
+    with code_file.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest_file = code_file.with_name("digest")
+    with os.fdopen(os.open(digest_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f"{digest}\n")
+    # A kill between the two renames leaves a file without its digest, which `aot_cache.find` takes for no file.
+    code_file.rename(path)
+    digest_file.rename(path.with_suffix(".sha256"))
     return AotFile(path, digest)
+
+
+class _LinkWatch:
+    """Has code taken once it is linked, in a thread: WasmEdge takes 2 ms more to free LLVM's memory, and doesn't return
+    before that."""
+
+    def __init__(self, code_file: Path, take: Callable[[], AotFile]) -> None:
+        self._code_file: Final = code_file
+        self._take: Final = take
+        self._aot: AotFile | None = None
+        self._error: Exception | None = None
+        self._returned: Final = threading.Event()
+        self._thread: Final = threading.Thread(target=self._run, name="skerry-link", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._returned.set()
+        self._thread.join()
+
+    def taken(self) -> AotFile:
+        """Return the AOT file of code that was compiled. Raises: OSError, or what else `take` has raised."""
+        if self._error is not None:
+            raise self._error
+        return self._aot or self._take()
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        try:
+            while not is_linked(self._code_file):
+                # Not by inotify, which tells of files that the compiler's fence keeps from it.
+                if self._returned.wait(max(_LOOK, (time.monotonic() - began) / 100)):
+                    return
+            self._aot = self._take()
+        except Exception as error:
+            self._error = error
 
 
 class _CompilerConfig(Handle):

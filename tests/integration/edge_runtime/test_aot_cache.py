@@ -1,11 +1,13 @@
 """AOT files: private, whole or not there, and never loaded when they are not what was compiled."""
 
+import errno
 import hashlib
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +17,8 @@ import edge_runtime
 from edge_runtime import aot_cache
 from edge_runtime.aot_cache import BEST, QUICK, Damaged, find, remove_others, verify
 from edge_runtime.guests.guest import LoadedFunction, Request
-from edge_runtime.wasmedge import CompileError, LoadError, compile_module
+from edge_runtime.wasmedge import CompileError, LoadError, aot_compile, compile_module
+from edge_runtime.wasmedge.declarations import library
 from tests.guests.build import guest
 from tests.guests.hostile import module
 from tests.support.functions import local
@@ -93,6 +96,82 @@ def test_what_is_no_module_is_refused_and_leaves_nothing(tmp_path, wasm):
     with pytest.raises((CompileError, LoadError)):
         compile_module(wasm, tmp_path, QUICK)
     assert list(tmp_path.iterdir()) == []
+
+
+class Library:
+    """WasmEdge's, whose compiler does `after` once it has compiled, before it returns."""
+
+    def __init__(self, after):
+        self._after = after
+
+    def WasmEdge_CompilerCompileFromBuffer(self, *given):
+        return self._after(library.WasmEdge_CompilerCompileFromBuffer(*given))
+
+    def __getattr__(self, name):
+        return getattr(library, name)
+
+
+def test_code_is_told_of_once_it_is_linked(tmp_path, monkeypatch):
+    """WasmEdge still frees its memory then."""
+    told, waited = threading.Event(), []
+    given = []
+
+    def frees(result):
+        waited.append(told.wait(60))
+        return result
+
+    def made(aot):
+        # It is whole, and is found.
+        assert find(tmp_path, SHA, QUICK) == aot
+        given.append(aot)
+        told.set()
+
+    monkeypatch.setattr(aot_compile, "library", Library(frees))
+    returned = compile_module(ECHO, tmp_path, QUICK, made=made)
+    assert waited == [True]
+    assert given == [returned]
+    assert LoadedFunction.load(local(returned)).call(Request("POST", body=b"hello")).body == b"hello"
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".sha256", ".so"]
+
+
+def test_a_compiler_that_fails_after_all_is_heard(tmp_path, monkeypatch):
+    told = threading.Event()
+    monkeypatch.setattr(aot_compile, "library", Library(lambda _: told.wait(60) and 1))
+    with pytest.raises(CompileError):
+        compile_module(ECHO, tmp_path, QUICK, made=lambda _: told.set())
+    assert told.is_set()
+
+
+def test_what_hinders_the_taking_of_linked_code_is_raised(tmp_path, monkeypatch):
+    raised = threading.Event()
+
+    def made(_):
+        raised.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(aot_compile, "library", Library(lambda result: raised.wait(60) and result))
+    with pytest.raises(OSError, match="No space left"):
+        compile_module(ECHO, tmp_path, QUICK, made=made)
+
+
+@pytest.mark.parametrize("wasm", [b"", b"nonsense", ECHO[:1000], b"\0asm\1\0\0\0\xff"])
+def test_what_cannot_be_compiled_is_never_told_of(tmp_path, wasm):
+    told = []
+    with pytest.raises((CompileError, LoadError)):
+        compile_module(wasm, tmp_path, QUICK, made=told.append)
+    assert told == []
+
+
+def test_code_is_linked_once_its_object_file_is_gone(tmp_path):
+    """Where files can't be mapped, lld writes to the name itself."""
+    code, made_of = tmp_path / "module.so", tmp_path / "module.0123456789.o"
+    assert not aot_compile.is_linked(code)
+    made_of.touch()
+    assert not aot_compile.is_linked(code)
+    code.write_bytes(b"half")
+    assert not aot_compile.is_linked(code)
+    made_of.unlink()
+    assert aot_compile.is_linked(code)
 
 
 def test_an_unknown_level_and_a_missing_folder(tmp_path):

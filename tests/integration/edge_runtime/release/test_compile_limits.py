@@ -3,19 +3,26 @@
 import asyncio
 import hashlib
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 import edge_runtime
+from edge_runtime.aot_cache import AotFile
+from edge_runtime.children import compile_child
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.compiler_messages import Compile
+from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.release.compile_jobs import TRIES
 from edge_runtime.release.compiler import Compiler
-from edge_runtime.wasmedge import QUICK
+from edge_runtime.sandbox import fence
+from edge_runtime.wasmedge import QUICK, CompileError
 from tests.guests.build import guest
 from tests.guests.hostile import leb, module
 from tests.support.edge import Node, node, until
@@ -57,6 +64,30 @@ def test_a_compiler_that_needs_too_much_memory_dies_and_leaves_nothing(tmp_path:
     assert (ran.returncode, ran.stdout.strip()) == (0, str(frames.COMPILED)), ran.stderr
     # With what the dead one had begun.
     assert sorted(path.suffix for path in (tmp_path / "aot").iterdir()) == [".sha256", ".so"]
+
+
+def test_a_failure_once_compiled_code_was_told_of_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The front has its answer by then, and takes no second one."""
+
+    def fails(_: bytes, folder: Path, __: int, made: Callable[[AotFile], None]) -> None:
+        made(AotFile(folder / "module.so", "abc"))
+        raise CompileError(1, "WasmEdge can't compile the module")
+
+    monkeypatch.setattr(compile_child, "compile_artifact", fails)
+    monkeypatch.setattr(fence, "narrow", lambda _: None)
+    (tmp_path / "module.wasm").write_bytes(b"")
+    order = Compile(str(tmp_path / "module.wasm"), hashlib.sha256(b"").hexdigest(), str(tmp_path / "work"), QUICK)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            compile_child._compile(theirs, order)
+        reader = FrameReader(ours)
+        answer = reader.next()
+        assert answer is not None
+        assert (answer.kind, reader.next()) == (frames.COMPILED, None)
+    assert "failed once its code was linked: WasmEdge can't compile the module" in capfd.readouterr().err
 
 
 class Dying:
