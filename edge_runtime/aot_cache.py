@@ -8,8 +8,8 @@ import functools
 import hashlib
 import os
 import platform
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,10 +128,17 @@ def verify(path: Path, digest: str) -> None:
         raise Damaged(f"{path} has the sha256 {actual}, and must have {digest}")
 
 
+def work_folder(folder: Path) -> Path:
+    """Return the path of a folder, yet to be made, as `make_work_folder` makes one."""
+    return folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
+
+
 def make_work_folder(folder: Path) -> Path:
     """Make a folder in the cache for one compilation, whose process must not write elsewhere in the cache."""
     sweep(folder)
-    return Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder))
+    work = work_folder(folder)
+    work.mkdir(0o700)
+    return work
 
 
 def install(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:

@@ -88,6 +88,7 @@ def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:
     failure = None
     try:
         wasm = _read(order)
+        Path(order.folder).mkdir(0o700)
         # Before the wasm is parsed, so that it can't touch the AOT files of others.
         fence.narrow([(Path(order.folder), REBUILD), PROCESSOR])
         faults.reach("edge.compile.before")

@@ -12,7 +12,7 @@ class Compile(Struct, frozen=True):
     """Path of the wasm."""
     sha256: str
     folder: str
-    """Path of an empty folder for the compiler alone, where its files go."""
+    """Path of a folder for the compiler alone, which makes it: its files go there."""
     level: int
     """The level of optimization, as in `aot_cache`."""
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from edge_runtime.aot_cache import QUICK, AotFile, install, key, make_work_folder, put_on_disk, remove
+from edge_runtime.aot_cache import QUICK, AotFile, install, key, put_on_disk, remove, work_folder
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import compiler_messages, frames
 from edge_runtime.ipc.early_child import EarlyChild
@@ -143,19 +143,13 @@ class CompileJobs:
 
     async def _child(self, sha256: str, level: int, background: bool) -> AotFile:
         """Raises: NotBorn, ChildGone, SyncFailed."""
-        try:
-            work = await asyncio.to_thread(make_work_folder, self._folder)
-        except OSError as error:
-            raise _unwritten(sha256, error) from None
-        try:
-            if background:
-                child = await self._processes.birth("compiler", background=True)
-            else:
-                self._expects = False
-                child = await self._early.take()
-        except BaseException:
-            _remove(work)
-            raise
+        if background:
+            child = await self._processes.birth("compiler", background=True)
+        else:
+            self._expects = False
+            child = await self._early.take()
+        # The child makes it, as a disk that hangs must not hold up the loop, and a thread would have it wait.
+        work = work_folder(self._folder)
         try:
             with contextlib.closing(child):
                 return await self._ask(child, work, sha256, level, background)
@@ -176,6 +170,8 @@ class CompileJobs:
         child.give_way()
         if reply.kind == frames.FAILED:
             failure = decode_failure(reply.body)
+            if failure.code == "compile_io":
+                raise _unwritten(sha256, failure.message)
             raise SyncFailed(failure.code, f"artifact {sha256} can't be compiled: {failure.message}")
         try:
             await asyncio.to_thread(install, work, self._folder, sha256, level)
@@ -220,5 +216,5 @@ def _remove(work: Path) -> None:
     asyncio.get_running_loop().run_in_executor(None, functools.partial(shutil.rmtree, work, ignore_errors=True))
 
 
-def _unwritten(sha256: str, error: OSError) -> SyncFailed:
+def _unwritten(sha256: str, error: OSError | str) -> SyncFailed:
     return SyncFailed("compile_io", f"compiled code of artifact {sha256} can't be written: {error}; look at the disk")

@@ -182,8 +182,7 @@ async def test_a_repeater_reads_artifacts_alone(victim: Any) -> None:
 async def test_what_is_compiled_writes_to_a_folder_of_its_own(victim: Any) -> None:
     """Before it is parsed: a module that takes the compiler over gives no other function its code."""
     async with victim("compiler") as it:
-        own = Path(tempfile.mkdtemp(dir=it.state / "aot"))
-        os.chown(own, it.state.stat().st_uid, -1)
+        own = it.state / "aot" / "own"
         await it.ask("go_on")
         artifact = it.state / "artifacts" / "there.wasm"
         sha256 = hashlib.sha256(artifact.read_bytes()).hexdigest()

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.compiler_messages import Compile
 from edge_runtime.ipc.frame_reader import FrameReader
+from edge_runtime.release import compile_jobs
 from edge_runtime.release.compile_jobs import TRIES
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.sandbox import fence
@@ -51,7 +53,7 @@ print(frame_reader.FrameReader(ours).next().kind)
 def child(wasm: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
     path = folder / "module.wasm"
     path.write_bytes(wasm)
-    (folder / "aot").mkdir(exist_ok=True)
+    shutil.rmtree(folder / "aot", ignore_errors=True)
     command = [sys.executable, "-c", CHILD, str(path), hashlib.sha256(wasm).hexdigest(), str(folder / "aot")]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
 
@@ -62,7 +64,6 @@ def test_a_compiler_that_needs_too_much_memory_dies_and_leaves_nothing(tmp_path:
     assert list((tmp_path / "aot").glob("*.so")) == []
     ran = child(guest("echo"), tmp_path)
     assert (ran.returncode, ran.stdout.strip()) == (0, str(frames.COMPILED)), ran.stderr
-    # With what the dead one had begun.
     assert sorted(path.suffix for path in (tmp_path / "aot").iterdir()) == [".sha256", ".so"]
 
 
@@ -129,6 +130,20 @@ async def compiled(edge: Node, wasm: bytes) -> None:
     sha256 = hashlib.sha256(wasm).hexdigest()
     (edge.state.artifacts / f"{sha256}.wasm").write_bytes(wasm)
     await edge.front.compiler.compile(sha256, QUICK)
+
+
+@pytest.mark.parametrize("place", ["missing/own", "taken"])
+async def test_a_folder_that_the_compiler_cannot_make_is_the_disks_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    async with node(tmp_path / "state") as edge:
+        (edge.state.aot / "taken").mkdir()
+        with monkeypatch.context() as patched:
+            patched.setattr(compile_jobs, "work_folder", lambda folder: folder / place)
+            with pytest.raises(SyncFailed, match=f"can't be written: .*{place}.*; look at the disk") as failed:
+                await compiled(edge, guest("echo"))
+        assert failed.value.code == "compile_io"
+        await compiled(edge, guest("echo"))
 
 
 async def test_a_compilation_has_its_time_and_the_node_serves_meanwhile(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ async def test_one_that_waits_has_compiled_before_and_keeps_little_of_that(edge:
     _, local = edge.plan({"version": version(1)})
     made = await edge.front.compiler.functions(local)
     again = await edge.front.processes.birth("compiler")
-    work = aot_cache.make_work_folder(edge.state.aot)
+    work = aot_cache.work_folder(edge.state.aot)
     order = Compile(str(edge.state.artifacts / f"{local[0].sha256}.wasm"), local[0].sha256, str(work), QUICK)
     with contextlib.closing(again):
         answer = await again.ask(frames.COMPILE, order, 60.0)
