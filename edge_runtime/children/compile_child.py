@@ -43,11 +43,14 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
     reader = FrameReader(sock)
-    while (frame := reader.next()) is not None and frame.kind in (frames.REHEARSE, frames.EXPECT):
-        if frame.kind == frames.REHEARSE:
-            _rehearse(Path(settings.state) / FOLDER)
-        else:
-            malloc.fill(HEAP_BYTES)
+    while (frame := reader.next()) is not None and frame.kind in (frames.REHEARSE, frames.EXPECT, frames.REST):
+        match frame.kind:
+            case frames.REHEARSE:
+                _rehearse(Path(settings.state) / FOLDER)
+            case frames.EXPECT:
+                malloc.fill(HEAP_BYTES)
+            case frames.REST:
+                mapped_pages.drop()
     if frame is None:
         return
     match frame.kind:
@@ -73,7 +76,6 @@ def _rehearse(folder: Path) -> None:
         # It is only slower without. What hinders it hinders what is compiled for a release, too, which then fails.
         print(f"a compiler couldn't be made ready beforehand: {error}", file=sys.stderr, flush=True)
     malloc.trim()
-    mapped_pages.drop()
 
 
 def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:

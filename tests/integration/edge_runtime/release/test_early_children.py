@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -28,6 +29,10 @@ from tests.support.edge import BACKGROUND, Node, node, until
 
 REHEARSED = 2_500_000
 """Bytes that a child has written once LLVM is ready in it; without, 1.5 million."""
+KEPT = 20_000_000
+"""Bytes of LLVM's program that a child has mapped once it has compiled something; 42 million."""
+RESTED = 12_000_000
+"""Bytes of it that a child has mapped once it has given them back; 6 million."""
 CALLED = 2_000_000
 """Bytes of programs' pages that a child has mapped more once it has called a function; 3.4 million."""
 
@@ -170,6 +175,50 @@ async def test_one_that_waits_has_compiled_before_and_keeps_little_of_that(edge:
     # One that hasn't makes the same.
     assert msgspec.json.decode(answer.body, type=Compiled).digest == made[0].aot_digest
     shutil.rmtree(work)
+
+
+async def test_one_that_waits_keeps_mapped_pages_for_a_while_after_a_sync(
+    edge: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = edge.front.compiler
+    # From the node's start it has few.
+    await until(lambda: memory(edge) > REHEARSED and 0 < of_llvm(edge) < RESTED)
+    monkeypatch.setattr(compile_jobs, "WARM", 1e6)
+    await edge.release({"version": (version(1), {})})
+    compiler.stand_by()
+    await until(lambda: of_llvm(edge) > KEPT)
+    # They are there for the next release, which takes it.
+    compiler.expect()
+    await until(lambda: memory(edge) > HEAP_BYTES)
+    assert of_llvm(edge) > KEPT
+    monkeypatch.setattr(compile_jobs, "WARM", 0.2)
+    await edge.release({"version": (version(2), {})})
+    compiler.stand_by()
+    await until(lambda: memory(edge) > REHEARSED and 0 < of_llvm(edge) < RESTED)
+
+
+async def test_one_that_is_taken_is_not_told_to_rest(edge: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    compilations = edge.front.compiler.compilations
+    monkeypatch.setattr(compile_jobs, "WARM", 1e6)
+    for begun in (edge.front.compiler.expect, lambda: edge.release({"version": (version(1), {})})):
+        edge.front.compiler.stand_by()
+        rest = compilations._rest
+        assert rest is not None
+        done = begun()
+        if done is not None:
+            await done
+        assert rest.cancelled()
+        assert compilations._rest is None
+
+
+def of_llvm(edge: Node) -> int:
+    """Bytes of LLVM's program that the child has mapped that waits for something to compile."""
+    birth = edge.front.compiler.compilations._early._birth
+    if birth is None or not birth.done():
+        return 0
+    blocks = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{birth.result().pid}/smaps").read_text())
+    found = [re.search(r"Rss: +(\d+)", block) for block in blocks if "libLLVM" in block.partition("\n")[0]]
+    return sum(int(rss[1]) for rss in found if rss) * 1024
 
 
 def test_a_disk_that_hinders_it_is_told_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
