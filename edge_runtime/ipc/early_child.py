@@ -42,7 +42,10 @@ class EarlyChild:
         self._then(work)
 
     def _then(self, work: Work) -> None:
-        self._tasks.append(asyncio.create_task(_prepared(self._tasks[-1], work)))
+        last = self._tasks[-1]
+        # What was done before with one that waits for long isn't kept.
+        self._tasks = [last] if last.done() else self._tasks
+        self._tasks.append(asyncio.create_task(_prepared(last, work)))
 
     async def take(self) -> Child:
         """Return the child, which is the caller's from here on; a new one where none was begun, or it has ended.

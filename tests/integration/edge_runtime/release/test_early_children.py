@@ -213,10 +213,10 @@ async def test_one_that_is_taken_is_not_told_to_rest(edge: Node, monkeypatch: py
 
 def of_llvm(edge: Node) -> int:
     """Bytes of LLVM's program that the child has mapped that waits for something to compile."""
-    birth = edge.front.compiler.compilations._early._birth
-    if birth is None or not birth.done():
+    tasks = edge.front.compiler.compilations._early._tasks
+    if not tasks or not tasks[-1].done():
         return 0
-    blocks = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{birth.result().pid}/smaps").read_text())
+    blocks = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{tasks[-1].result().pid}/smaps").read_text())
     found = [re.search(r"Rss: +(\d+)", block) for block in blocks if "libLLVM" in block.partition("\n")[0]]
     return sum(int(rss[1]) for rss in found if rss) * 1024
 

@@ -132,3 +132,15 @@ async def test_one_that_is_taken_has_had_all_done_with_it(
     early.dismiss()
     assert births.alive == 1
     child.close()
+
+
+async def test_what_was_done_with_one_that_waits_for_long_is_not_kept() -> None:
+    births, did = Births(), list[str]()
+    early = EarlyChild(cast(ZygoteClient, births), "compiler", functools.partial(work, did))
+    for _ in range(20):
+        prepare(early, did)
+        await settled()
+    assert len(did) == 21
+    assert len(early._tasks) == 2
+    early.dismiss()
+    assert births.alive == 0
