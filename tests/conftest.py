@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 from control.local.pki import Pki, ensure
@@ -22,14 +21,12 @@ from edge_runtime.ipc import zygote_client
 from edge_runtime.native import library
 from edge_runtime.redaction import redact
 from tests.guests import build
-from tests.support import failing_calls, forked_zygotes, replica
+from tests.support import draws, failing_calls, forked_zygotes, replica
 from tests.support import services as servers
 from tests.support.control import Control, running
 from tests.support.kept_checks import KeptChecks
 
-# Its limit of 200 ms for each example is one on the machine, which may be busy with something else meanwhile.
-hypothesis.settings.register_profile("skerry", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("skerry")
+draws.settle()
 
 
 def pytest_configure() -> None:

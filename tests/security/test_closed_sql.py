@@ -270,7 +270,7 @@ STATEMENTS = st.sampled_from(
 
 
 @given(STATEMENTS, SOURCES, st.sampled_from(["read", "write"]))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_no_composition_reads_or_changes_what_is_the_runtimes(db, statement, source, grant):
     before = schema_change.own(db.database)
     call = db.new(grant)

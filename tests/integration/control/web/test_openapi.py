@@ -60,9 +60,6 @@ def examples(test: Any, strategy: Any, count: int) -> None:
 
     @hypothesis.settings(
         max_examples=count,
-        database=None,
-        deadline=None,
-        derandomize=True,
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=[hypothesis.Phase.generate],
     )

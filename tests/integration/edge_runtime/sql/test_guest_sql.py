@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_runtime.sql.call_sql import CommitFailed, SqlLimits, StaleRelease, WriteHeld
@@ -56,7 +56,6 @@ values = st.none() | integers | st.floats(allow_nan=False, allow_infinity=False)
 @given(st.lists(values, min_size=1, max_size=6))
 @example([1.0, 1, -0.0, 1e300, 5e-324, 2.0**63, 1e22])
 @example(["\ufeff\uffff\U0010ffff\u2028", "", {"$blob": ""}])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_values_go_in_and_out_exactly(shared, wanted):
     selected = shared.one("SELECT " + ", ".join("?" for _ in wanted), *wanted)
     assert all(map(same, selected["rows"][0], wanted)), selected
@@ -70,7 +69,6 @@ def test_values_go_in_and_out_exactly(shared, wanted):
 
 
 @given(integers)
-@settings(deadline=None)
 def test_an_integer_is_one_to_sqlite_whatever_its_size(shared, number):
     """Storage class, arithmetic and comparison are a bound integer's, with a TEXT column too."""
     answer = shared.one("SELECT typeof(?1), ?1 - ?1, ?1 = ?2, CAST(?1 AS TEXT), ?2", number, number)

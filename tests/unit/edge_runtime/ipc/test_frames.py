@@ -18,7 +18,7 @@ FRAME = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(FRAME, max_size=8), st.integers(1, 70_000))
 def test_a_reader_gives_the_frames_that_were_sent(sent: list[tuple[int, int, bytes, bytes]], step: int) -> None:
     ours, theirs = socket.socketpair()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.telemetry import records, ring_files, search
@@ -78,7 +78,7 @@ def write(folder: Path, batches: list[list[bytes]], limit: int = 1 << 20) -> Non
     files.close()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(
     lines=st.lists(st.tuples(steps, fields), max_size=60),
     cuts=st.lists(st.integers(1, 20), max_size=6),

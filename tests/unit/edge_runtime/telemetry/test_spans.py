@@ -83,7 +83,7 @@ def test_everything_is_drawn_where_that_is_the_share() -> None:
     assert all(draws(1.0, 10_000))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0.05, 0.95), st.integers())
 def test_each_call_is_drawn_with_the_share_whatever_those_before_were(share: float, seed: int) -> None:
     """How many were drawn: of all calls, of those that follow one that was drawn, and of those that come a few calls

@@ -140,7 +140,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(STEPS)
 def test_blocks_of_both_sides_keep_what_is_in_them(steps):
     plugin, live, made = Plugin(), {}, 0
@@ -343,7 +343,7 @@ def test_what_is_freed_stays_while_there_is_other_room():
 SPOILT = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 2**64 - 1)), max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(SPOILT, st.data())
 def test_spoilt_blocks_harm_only_their_own_call(spoilt, data):
     """Whatever stands in the blocks' heads, the host stays inside the memory, or says what is wrong."""

@@ -1,0 +1,29 @@
+"""What hypothesis draws: the same examples in each run, whatever ran before, or those of SKERRY_TEST_SEED, a number.
+
+So a run on a commit that has passed passes again, and what others find with their seeds doesn't fail it by chance.
+"""
+
+import os
+
+import hypothesis
+from hypothesis.internal.conjecture import providers
+
+
+def settle() -> None:
+    """Load the settings of all properties; before modules with tests are imported."""
+    seed = os.environ.get("SKERRY_TEST_SEED")
+    # What `--hypothesis-seed` sets.
+    hypothesis.core.global_force_seed = None if seed is None else int(seed)
+    # Else it also draws numbers and texts of those modules that are imported by then: that hangs on the tests before.
+    none = providers.Constants()
+    providers._get_local_constants = lambda: none
+    hypothesis.settings.register_profile(
+        "skerry",
+        derandomize=seed is None,
+        # An example that was kept would be one that other runs don't have.
+        database=None,
+        # Its limit of 200 ms for each example is one on the machine, which may be busy with something else meanwhile.
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("skerry")
