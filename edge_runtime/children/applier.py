@@ -20,7 +20,7 @@ from edge_runtime.children.plan_history import label_of, to_apply
 from edge_runtime.children.transactions import drop_uncommitted
 from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
-from edge_runtime.ipc import frames
+from edge_runtime.ipc import frames, trial_messages
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sandbox import fence
@@ -38,6 +38,7 @@ _INSERT_FUNCTION: Final = load("insert_function")
 _WRITE_RELEASE: Final = load("write_release")
 
 _decode_apply: Final = msgspec.json.Decoder(frames.Apply).decode
+_decode_try: Final = msgspec.json.Decoder(trial_messages.Try).decode
 _decode_advance: Final = msgspec.json.Decoder(frames.Advance).decode
 
 
@@ -55,14 +56,18 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     fence.limit_files(fence.FILE_BYTES)
     opened.file_limit_was_hit = fence.file_limit_was_hit
     fence.seal("applier", opened.lock.fileno())
-    reader = FrameReader(sock)
+    reader, tried = FrameReader(sock), probe_call.TriedFunctions()
     while (frame := reader.next()) is not None:
         try:
             match frame.kind:
+                case frames.TRY:
+                    _try(sock, _decode_try(frame.body), tried)
                 case frames.APPLY:
                     order = _decode_apply(frame.body)
                     tell = functools.partial(_tell, sock, frame.request)
-                    prepared = prepare(opened, order.plan, order.functions, order.secrets, tell, afresh=order.afresh)
+                    prepared = prepare(
+                        opened, order.plan, order.functions, order.secrets, tell, tried, afresh=order.afresh
+                    )
                     frames.send_json(sock, frame.request, frames.PREPARED, prepared)
                 case frames.ADVANCE:
                     stepwise.advance(opened, _decode_advance(frame.body), functools.partial(_tell, sock, frame.request))
@@ -86,6 +91,17 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
             frames.send_json(sock, frame.request, frames.FAILED, frames.ChildFailure(failed.code, failed.message))
 
 
+def _try(sock: socket.socket, order: trial_messages.Try, tried: probe_call.TriedFunctions) -> None:
+    """Load one function after the other, and tell the memory that each takes. Raises: SyncFailed, at the first that
+    can't be loaded."""
+    for local in order.functions:
+        tried.load(
+            local,
+            order.secrets.get(local.name, {}),
+            lambda need: frames.send_json(sock, 0, frames.TRIED, trial_messages.Tried(need)),
+        )
+
+
 def _tell(sock: socket.socket, request: int, doing: str) -> None:
     """Tell the front what is about to be done, which it says if that takes too long."""
     frames.send(sock, request, frames.APPLYING, b"", doing.encode())
@@ -101,13 +117,15 @@ def prepare(
     functions: list[LocalFunction],
     secrets: Mapping[str, Mapping[str, str]] = NONE,
     tell: Callable[[str], None] = _no_one,
+    tried: probe_call.TriedFunctions | None = None,
     *,
     afresh: bool = False,
 ) -> wire.Inventory:
     """Bring the file to the plan's release, all but the COMMIT; return the inventory that the node then has.
 
     `secrets` and `afresh` are as in `frames.Apply`; `opened` has foreign_keys OFF; `tell` is called with what is about
-    to be done, for people. The writer lock is held until `commit` or `rollback`.
+    to be done, for people; `tried` has functions that are loaded already. The writer lock is held until `commit` or
+    `rollback`.
 
     Raises: SyncFailed, when the release can't be applied; everything is undone then.
     """
@@ -129,9 +147,8 @@ def prepare(
         for function in functions:
             if function.manifest.probe is not None:
                 tell(f"the probe of the function {function.name}")
-                probe_call.run(
-                    opened, plan.generation, function, function.manifest.probe, secrets.get(function.name, {})
-                )
+                given = secrets.get(function.name, {})
+                probe_call.run(opened, plan.generation, function, function.manifest.probe, given, tried)
         inventory = database.inventory(opened)
     except BaseException as error:
         opened.rollback()

@@ -1,6 +1,6 @@
 """The compiler: a process that does one thing with code and ends, as hostile code may cost much time and memory.
 
-It compiles an artifact, loads functions on trial, or checks files by their sha256.
+It compiles an artifact, or checks files by their sha256.
 """
 
 import hashlib
@@ -17,8 +17,6 @@ from control import faults
 from edge_runtime import malloc, mapped_pages
 from edge_runtime.aot_cache import FOLDER, QUICK, AotFile, Damaged, make_work_folder, verify
 from edge_runtime.children import warmup
-from edge_runtime.children.function_cache import allocated
-from edge_runtime.guests import guest
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.ipc import compiler_messages, frames
 from edge_runtime.ipc.frame_reader import FrameReader
@@ -39,7 +37,7 @@ class Lost(Exception):
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
-    """Answer one COMPILE, TRY or VERIFY, and return."""
+    """Answer one COMPILE or VERIFY, and return."""
     fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
     reader = FrameReader(sock)
@@ -56,8 +54,6 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     match frame.kind:
         case frames.COMPILE:
             _compile(sock, msgspec.json.decode(frame.body, type=compiler_messages.Compile))
-        case frames.TRY:
-            _try(sock, msgspec.json.decode(frame.body, type=compiler_messages.Try))
         case frames.VERIFY:
             _verify(sock, msgspec.json.decode(frame.body, type=compiler_messages.Verify))
         case _:
@@ -120,24 +116,6 @@ def _read(order: compiler_messages.Compile) -> bytes:
     if digest != order.sha256:
         raise Lost(f"{order.artifact} has the sha256 {digest}: it is damaged")
     return wasm
-
-
-def _try(sock: socket.socket, order: compiler_messages.Try) -> None:
-    """Load one function after the other, and tell the memory that each takes; stop at the first that can't be
-    loaded."""
-    for local in order.functions:
-        before = allocated()
-        try:
-            function = guest.LoadedFunction.load(local, order.secrets.get(local.name, {}))
-        except (Damaged, WasmEdgeError, OSError) as error:
-            text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
-            frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("function_unloadable", text))
-            return
-        # An instance on the interpreter has its own copy of the code.
-        need = (allocated() - before) * (1 if local.aot else 2)
-        # Before it is unloaded, which nobody need wait for.
-        frames.send_json(sock, 0, frames.TRIED, compiler_messages.Tried(need))
-        function.close()
 
 
 def _verify(sock: socket.socket, order: compiler_messages.Verify) -> None:

@@ -1,10 +1,11 @@
-"""A probe: a trial call of a function, in the applier's transaction."""
+"""Functions loaded on trial, and their probes: each a trial call, in the applier's transaction."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from control.manifest_fields import Probe, sql_grant
+from edge_runtime.children.function_cache import allocated
 from edge_runtime.children.probe_sql import ProbeSql
 from edge_runtime.children.worker_services import Ungranted
 from edge_runtime.errors import SyncFailed
@@ -17,21 +18,61 @@ from edge_runtime.sql.session import Session
 from edge_runtime.wasmedge import Damaged, WasmEdgeError
 
 NO_HTTP: Final = Ungranted("HTTP in a probe: a release's transaction can't wait for other servers")
+KEPT_BYTES: Final = 8 * 1024**2
+"""Bytes of memory that functions may take together that stay loaded from their trial to their probe."""
 _SHOWN: Final = 300
 """Characters of an answer that an error message shows."""
 
 
+class TriedFunctions:
+    """Functions that were loaded on trial. Those that have a probe stay loaded for it, as far as there is room."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[LocalFunction, Mapping[str, str], guest.LoadedFunction]] = {}
+        self._room = KEPT_BYTES
+
+    def load(self, local: LocalFunction, secrets: Mapping[str, str], tell: Callable[[int], None]) -> None:
+        """Load a function, and tell the bytes of memory that it takes while it runs. Raises: SyncFailed, when it can't
+        be loaded."""
+        before = allocated()
+        try:
+            function = guest.LoadedFunction.load(local, secrets)
+        except (Damaged, WasmEdgeError, OSError) as error:
+            text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
+            raise SyncFailed("function_unloadable", text) from None
+        # An instance on the interpreter has its own copy of the code.
+        need = (allocated() - before) * (1 if local.aot else 2)
+        # Before it is unloaded, which nobody need wait for.
+        tell(need)
+        if local.manifest.probe is None or need > self._room:
+            function.close()
+        else:
+            self._room -= need
+            self._kept[local.name] = local, secrets, function
+
+    def kept(self, local: LocalFunction, secrets: Mapping[str, str]) -> guest.LoadedFunction | None:
+        """Return the function, if it is loaded, with this code and these secrets."""
+        function = self._kept.get(local.name)
+        return function[2] if function is not None and function[:2] == (local, secrets) else None
+
+
 def run(
-    opened: LibsqlDatabase, generation: int, local: LocalFunction, probe: Probe, secrets: Mapping[str, str]
+    opened: LibsqlDatabase,
+    generation: int,
+    local: LocalFunction,
+    probe: Probe,
+    secrets: Mapping[str, str],
+    tried: TriedFunctions | None = None,
 ) -> None:
-    """Make the function's probe call in this transaction, and undo what it wrote.
+    """Make the function's probe call in this transaction, and undo what it wrote. `tried`: what is loaded already.
 
     Raises: SyncFailed, when the function can't be loaded, or doesn't answer as its manifest says.
     """
     manifest = local.manifest
     what = f"The probe of the function {local.name}, version {local.version}, failed:"
+    kept = None if tried is None else tried.kept(local, secrets)
     try:
-        function = guest.LoadedFunction.load(local, secrets)
+        function = kept or guest.LoadedFunction.load(local, secrets)
     except (Damaged, WasmEdgeError, OSError) as error:
         raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
     below, _, query = probe.path.partition("?")
@@ -49,7 +90,8 @@ def run(
         _tell_log(local, fault.log)
         raise SyncFailed("probe_failed", f"{what} {fault} ({fault.code})") from None
     finally:
-        function.close()
+        if function is not kept:
+            function.close()
     if not opened.in_transaction:
         raise SyncFailed("probe_failed", f"{what} its SQL ended the transaction; a probe must not use OR ROLLBACK.")
     opened.rows("ROLLBACK TO probe")

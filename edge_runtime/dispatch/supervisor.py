@@ -25,6 +25,7 @@ from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.death_word import DeathWatch
+from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.preloads import Preload
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 
@@ -70,7 +71,7 @@ class Supervisor:
         self._watchdog = Watchdog(pool)
         self._deaths: DeathWatch
         """Set while `run` runs."""
-        self.trials = trials
+        self._trials = trials
         self._processes = processes
         self._serial = 0
         self._loads: dict[int, frames.Load] = {}
@@ -112,12 +113,13 @@ class Supervisor:
         release: frames.LocalRelease,
         secrets: dict[str, dict[str, str]],
         lacking: dict[str, frames.ChildFailure],
+        applier: EarlyChild | None = None,
         *,
         whole: bool = True,
     ) -> int:
         """Have all workers load a release's modules, while they serve others; return the serial for `swap` or `forget`.
 
-        `secrets` and `lacking` are as in `frames.Load`.
+        `secrets` and `lacking` are as in `frames.Load`; new functions are tried in `applier`, where there is one.
 
         Raises: `LoadFailed`, and the workers have forgotten them; with `whole` False functions that can't be loaded
         are left out instead.
@@ -125,7 +127,7 @@ class Supervisor:
         functions = release.functions
         if whole:
             served = self._pool.release.functions if self._pool.release is not None else []
-            await self.trials.hold(functions, served, secrets)
+            await self._trials.hold(functions, served, secrets, applier)
         self._serial += 1
         serial = self._serial
         self._loads[serial] = frames.Load(serial, release, secrets, lacking)
@@ -147,14 +149,14 @@ class Supervisor:
     async def _all_load(self, serial: int, whole: bool) -> None:
         """Have the workers load a set of modules, a half of them at a time, so that the others serve meanwhile.
 
-        Workers in the middle of a long call load it when the call has ended.
+        Workers in the middle of a long call load it when the call has ended, and spare ones when they come to it.
         """
         crashed = 0
         # A worker has two sets at most: first wait for those that haven't loaded the last one yet.
-        while any(link.usable and link.ordered - link.serials for link in self._pool.links):
+        while any(link.ordered - link.serials for link in self._placed()):
             await self._pool.change()
         while True:
-            fit = [link for link in self._pool.links if link.usable]
+            fit = self._placed()
             lacking = [link for link in fit if serial not in link.ordered]
             half = max((len(fit) + 1) // 2, 1)
             for at in range(0, len(lacking), half):
@@ -167,11 +169,18 @@ class Supervisor:
                     raise LoadFailed("module_load_crashed", text)
             if whole and (failures := self._failures[serial]):
                 raise LoadFailed(failures[0].code, failures[0].message)
-            fit = [link for link in self._pool.links if link.usable]
+            fit = self._placed()
             if any(serial in link.serials for link in fit) and all(serial in link.ordered for link in fit):
+                for link in self._pool.links:
+                    if link.usable and link.spare:
+                        self._load_missing(link)
                 return
             # All workers are in the middle of long calls, or being started.
             await self._pool.change()
+
+    def _placed(self) -> list[WorkerLink]:
+        """Return the workers that are given calls."""
+        return [link for link in self._pool.links if link.usable and not link.spare]
 
     async def _patiently(self, link: WorkerLink, order: Order) -> None:
         """Wait until a worker has carried out its order, or turns out to be in the middle of a long call."""
@@ -344,12 +353,20 @@ class Supervisor:
     def _load(self, link: WorkerLink, serial: int) -> Order:
         """Order a worker to load a set of modules, after the calls that it has."""
         link.ordered.add(serial)
+        link.loads += 1
         order = self._order(link, frames.RELEASE, self._loads[serial])
         order.answer.add_done_callback(lambda answer: self._loaded(link, serial, answer))
         return order
 
+    def _load_missing(self, link: WorkerLink) -> None:
+        """Have a worker that is spare, or was until now, load the next set that it lacks, unless it loads one."""
+        wanted = self._loads.keys() if link.spare else {self._pool.serial} & self._loads.keys()
+        if not link.loads and (missing := wanted - link.ordered):
+            self._load(link, min(missing))
+
     def _loaded(self, link: WorkerLink, serial: int, answer: asyncio.Future[frames.Frame]) -> None:
         """Note that a worker has loaded a set of modules, or has ended."""
+        link.loads -= 1
         if not answer.cancelled() and answer.exception() is None:
             if serial in link.ordered:
                 link.serials.add(serial)
@@ -358,6 +375,9 @@ class Supervisor:
                 log.error("worker %d: %s", link.child.pid, failure.message)
             self._pool.place(link)
             self._pool.feed()
+            if link.usable:
+                self._load_missing(link)
+                self._preload(link)
         self._pool.changed()
 
     def _order(self, link: WorkerLink, kind: int, value: Any) -> Order:

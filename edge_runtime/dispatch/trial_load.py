@@ -1,9 +1,8 @@
-"""Trial loads: before a release is committed, a child process loads each of its new functions once.
+"""Trial loads: before a release is committed, the process that will apply it loads each of its new functions once.
 
 A function that can't be loaded, or needs more memory than a worker has for it, is so refused while nothing has changed.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -11,7 +10,7 @@ from typing import Final
 import msgspec
 
 from edge_runtime.errors import CodedError
-from edge_runtime.ipc import compiler_messages, frames
+from edge_runtime.ipc import frames, trial_messages
 from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient, decode_failure
@@ -21,7 +20,7 @@ LIMIT: Final = 120.0
 TRIES: Final = 3
 """After so many children that died, the function that the last one was loading is to blame."""
 
-_decode_tried: Final = msgspec.json.Decoder(compiler_messages.Tried).decode
+_decode_tried: Final = msgspec.json.Decoder(trial_messages.Tried).decode
 
 
 class LoadFailed(CodedError):
@@ -31,8 +30,7 @@ class LoadFailed(CodedError):
 class TrialLoads:
     def __init__(self, processes: ZygoteClient, code_memory: int) -> None:
         """`code_memory`: bytes that a worker has for the functions that it has loaded."""
-        self.early = EarlyChild(processes, "compiler", rehearsed=True)
-        """The child of the next trial, where it was begun before."""
+        self._processes = processes
         self._code_memory = code_memory
         self._passed: set[tuple[str, ...]] = set()
         """Keys of the functions that passed the last trial."""
@@ -42,17 +40,31 @@ class TrialLoads:
         functions: list[LocalFunction],
         served: Iterable[LocalFunction],
         secrets: Mapping[str, dict[str, str]],
+        applier: EarlyChild | None,
     ) -> None:
-        """Try the functions that aren't served already and didn't pass the last trial.
+        """Try the functions that aren't served already and didn't pass the last trial: in `applier`, which can be
+        taken afterwards, or where nothing will be applied in one that ends.
 
         Raises: LoadFailed, when one of them can't be loaded.
         """
         known = self._passed | {_key(f, secrets) for f in served}
         new = [f for f in functions if f.code[0] and _key(f, secrets) not in known]
+        child = applier or EarlyChild(self._processes, "applier")
+        try:
+            await self._until_tried(new, secrets, child)
+        finally:
+            if applier is None:
+                child.dismiss()
+        self._passed = {_key(f, secrets) for f in functions}
+
+    async def _until_tried(
+        self, new: list[LocalFunction], secrets: Mapping[str, dict[str, str]], applier: EarlyChild
+    ) -> None:
+        """Try functions, in one child after the other where they die. Raises: LoadFailed."""
         died = 0
         while new:
             try:
-                await self._child(new, secrets)
+                await self._try(new, secrets, applier)
             except NotBorn as error:
                 text = f"The function {new[0].name} wasn't tried: there was no process for it: {error}."
                 raise LoadFailed("no_process", text) from None
@@ -64,16 +76,15 @@ class TrialLoads:
             except TimeoutError:
                 text = f"The function {new[0].name} wasn't loaded after {LIMIT:g} s."
                 raise LoadFailed("load_timeout", text) from None
-        self._passed = {_key(f, secrets) for f in functions}
 
-    async def _child(self, new: list[LocalFunction], secrets: Mapping[str, dict[str, str]]) -> None:
+    async def _try(self, new: list[LocalFunction], secrets: Mapping[str, dict[str, str]], applier: EarlyChild) -> None:
         """Try functions in one child, and take those that passed out of the list.
 
         Raises: NotBorn; ChildGone; TimeoutError; LoadFailed, when a function can't be loaded.
         """
-        child = await self.early.take()
-        with contextlib.closing(child):
-            order = compiler_messages.Try(list(new), {f.name: secrets[f.name] for f in new if f.name in secrets})
+        child = await applier.take()
+        try:
+            order = trial_messages.Try(list(new), {f.name: secrets[f.name] for f in new if f.name in secrets})
             reply = await child.ask(frames.TRY, order, LIMIT)
             while True:
                 if reply.kind == frames.FAILED:
@@ -82,9 +93,12 @@ class TrialLoads:
                 self._fits(new[0], _decode_tried(reply.body).bytes)
                 del new[0]
                 if not new:
-                    child.give_way()
-                    return
+                    break
                 reply = await child.answer(LIMIT)
+        except BaseException:
+            child.close()
+            raise
+        applier.give_back(child)
 
     def _fits(self, function: LocalFunction, need: int) -> None:
         if need > self._code_memory:

@@ -67,6 +67,8 @@ class WorkerLink:
         """The sets of modules that the worker has loaded."""
         self.ordered: set[int] = set()
         """The sets that it was told to load and to keep: `serials`, and those that it loads after the calls it has."""
+        self.loads = 0
+        """Sets that it was told to load and hasn't loaded, with those that it needn't keep any more."""
         self.usable = False
         """The worker was ready and has loaded what it must, and isn't being ended."""
         self.spare = True

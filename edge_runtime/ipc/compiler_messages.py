@@ -1,8 +1,6 @@
-"""What a compiler is asked for, and what it answers: the frames COMPILE, TRY and VERIFY of `frames`."""
+"""What a compiler is asked for, and what it answers: the frames COMPILE and VERIFY of `frames`."""
 
 from msgspec import Struct
-
-from edge_runtime.ipc.frames import LocalFunction
 
 
 class Compile(Struct, frozen=True):
@@ -20,22 +18,6 @@ class Compile(Struct, frozen=True):
 class Compiled(Struct, frozen=True):
     digest: str
     """sha256 of the AOT file in hex."""
-
-
-class Try(Struct, frozen=True):
-    """Functions to be loaded on trial."""
-
-    functions: list[LocalFunction]
-    secrets: dict[str, dict[str, str]] = {}
-    """The secrets as in `frames.Load`."""
-
-    def __repr__(self) -> str:
-        return f"Try({self.functions!r})"
-
-
-class Tried(Struct, frozen=True):
-    bytes: int
-    """Bytes of memory that the function takes while it runs, besides its guest's memory."""
 
 
 class Verify(Struct, frozen=True):

@@ -23,7 +23,7 @@ class EarlyChild:
         self._kind: Final = kind
         self._first: Final = first
         self._rehearsed: Final = rehearsed
-        self._tasks: list[asyncio.Task[Child]] = []
+        self._tasks: list[asyncio.Future[Child]] = []
         """The child's birth, and all that is done with it, each after the one before."""
 
     def begin(self) -> None:
@@ -68,25 +68,32 @@ class EarlyChild:
                 child.close()
         return await self._processes.birth(self._kind)
 
+    def give_back(self, child: Child) -> None:
+        """Have a child that was taken be there to be taken once more."""
+        self.dismiss()
+        ready = asyncio.get_running_loop().create_future()
+        ready.set_result(child)
+        self._tasks = [ready]
+
     def dismiss(self) -> None:
         """End the child, if nobody has taken it."""
         tasks, self._tasks = self._tasks, []
         _end(tasks)
 
 
-def _is_over(ready: asyncio.Task[Child]) -> bool:
+def _is_over(ready: asyncio.Future[Child]) -> bool:
     """Tell whether there is no child, or it has ended."""
     return ready.done() and (ready.cancelled() or ready.exception() is not None or ready.result().exited.done())
 
 
-def _end(tasks: list[asyncio.Task[Child]]) -> None:
+def _end(tasks: list[asyncio.Future[Child]]) -> None:
     """End a child, wherever its tasks are: a birth under way ends it itself, once it is cancelled."""
     for task in tasks:
         if not task.cancel() and not task.cancelled() and task.exception() is None:
             task.result().close()
 
 
-async def _prepared(birth: asyncio.Task[Child], work: Work) -> Child:
+async def _prepared(birth: asyncio.Future[Child], work: Work) -> Child:
     """Raises: NotBorn."""
     child = await birth
     await work(child)

@@ -53,6 +53,8 @@ ADVANCE: Final = 17
 then."""
 FINISH: Final = 16
 """Run the steps that come after the flips of schema changes; answered as ADVANCE is."""
+TRY: Final = 13
+"""`Try`; answered by TRIED (`Tried`) for one function after the other, in their order, until one FAILED."""
 # To a compiler
 REHEARSE: Final = 46
 """Compile next to nothing, so that what comes is compiled sooner, and give back the memory. No answer."""
@@ -62,8 +64,6 @@ EXPECT: Final = 45
 """Something will come to be compiled, soon: take the memory for that now. No answer; COMPILE follows."""
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
-TRY: Final = 13
-"""`Try`; answered by TRIED (`Tried`) for one function after the other, in their order, until one FAILED."""
 VERIFY: Final = 14
 """`Verify`; answered by VERIFIED (`Verified`)."""
 # To a worker, in the middle of a call

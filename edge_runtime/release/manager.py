@@ -193,16 +193,13 @@ class ReleaseManager:
         generation = release.generation if release is not None else 0
         await self.steps.advance(frames.Advance(plan, generation, serving, self._secrets.of(serving)), tell)
 
-    def expect(self, *, loads: bool) -> None:
-        """Start the processes that `apply` needs; `loads`: there are new functions, which are loaded on trial."""
+    def expect(self) -> None:
+        """Start the process that `apply` needs."""
         self._applier.begin()
-        if loads:
-            self._supervisor.trials.early.begin()
 
     def dismiss(self) -> None:
-        """End those that `apply` hasn't taken."""
+        """End it, if `apply` hasn't taken it."""
         self._applier.dismiss()
-        self._supervisor.trials.early.dismiss()
 
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Move to the plan's release, of which `functions` are all functions with their code; return the inventory
@@ -217,7 +214,7 @@ class ReleaseManager:
             for failure in self._secrets.lacking(functions).values():
                 raise SyncFailed(failure.code, failure.message)
             try:
-                serial = await self._load(release)
+                serial = await self._load(release, self._applier)
             except LoadFailed as failed:
                 raise SyncFailed(failed.code, failed.message) from None
             started = time.monotonic()
@@ -381,10 +378,10 @@ class ReleaseManager:
         serial = await self._load(release, whole=self._pool.serial != 0)
         self._swap(serial, frames.Stored(release, stored.inventory, stored.durable))
 
-    async def _load(self, release: LocalRelease, *, whole: bool = True) -> int:
+    async def _load(self, release: LocalRelease, applier: EarlyChild | None = None, *, whole: bool = True) -> int:
         """Have the workers load a release, with the secrets as they are; return the serial. Raises: LoadFailed."""
         secrets, lacking = self._secrets.of(release.functions), self._secrets.lacking(release.functions)
-        return await self._supervisor.load(release, secrets, lacking, whole=whole)
+        return await self._supervisor.load(release, secrets, lacking, applier, whole=whole)
 
     def _swap(self, serial: int, stored: frames.Stored) -> None:
         """Serve what was loaded."""

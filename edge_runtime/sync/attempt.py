@@ -22,7 +22,7 @@ RENEW_CAP = 20.0
 RENEW_AGAIN = 2.0
 """Seconds until that is tried again, if control couldn't be told."""
 EXPECT_AFTER = 0.01
-"""Seconds until processes are started that are needed once functions are compiled: what compiles needs the processors
+"""Seconds until the process is started that is needed once functions are compiled: what compiles needs the processors
 first."""
 STEP_SHOWN = 64
 """Characters of a step and of how far it has come, as the messages have room for."""
@@ -53,12 +53,12 @@ class Runtime(Protocol):
         one fails."""
         ...
 
-    def expect(self, *, loads: bool) -> None:
-        """Start the processes that `apply` needs; `loads`: there are new functions."""
+    def expect(self) -> None:
+        """Start the process that `apply` needs."""
         ...
 
     def dismiss(self) -> None:
-        """End those that `apply` hasn't taken."""
+        """End it, if `apply` hasn't taken it."""
         ...
 
     async def apply(self, plan: wire.Plan, functions: list[frames.LocalFunction]) -> wire.Inventory:
@@ -161,7 +161,7 @@ class SyncAttempt:
                 frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
                 for f in plan.functions
             ]
-            later = asyncio.get_running_loop().call_later(EXPECT_AFTER, lambda: self._runtime.expect(loads=bool(new)))
+            later = asyncio.get_running_loop().call_later(EXPECT_AFTER, self._runtime.expect)
             try:
                 functions = await self._compiler.functions(planned, {f.name for f in served if f.aot})
             finally:

@@ -170,7 +170,7 @@ class SimulatedRuntime:
     async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
         """No simulated change has steps."""
 
-    def expect(self, *, loads: bool) -> None:
+    def expect(self) -> None:
         """There are no processes to start."""
 
     def dismiss(self) -> None:

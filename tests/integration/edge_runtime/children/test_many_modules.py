@@ -238,7 +238,7 @@ async def test_a_function_whose_loading_ends_its_process_is_refused(
 
         async def killed(kind: Any, **more: Any) -> Any:
             child = await birth(kind, **more)
-            if kind == "compiler":
+            if kind == "applier":
                 child.kill()
             return child
 

@@ -5,12 +5,15 @@ import os
 import signal
 from pathlib import Path
 
+import orjson
 import pytest
 
 from edge_runtime.dispatch import supervisor
+from edge_runtime.dispatch.supervisor import Supervisor
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames
 from tests.guests.build import guest
+from tests.guests.version import version
 from tests.support.edge import Node, node, until
 from tests.support.programs import Faults
 
@@ -178,3 +181,61 @@ async def test_a_successor_is_born_at_once_only_where_a_place_is_empty(
         os.kill(spare, signal.SIGKILL)
         assert (await edge.call("echo", b"well"))[2] == b"well"
         assert len(edge.front.pool.links) == 1
+
+
+async def test_a_release_does_not_wait_for_a_spare_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads one set after the other, when it comes to it."""
+    told: list[WorkerLink] = []
+    load = Supervisor._load
+
+    def noted(self: Supervisor, link: WorkerLink, serial: int) -> object:
+        told.append(link)
+        return load(self, link, serial)
+
+    monkeypatch.setattr(Supervisor, "_load", noted)
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"version": (version(1), {})})
+        await until(lambda: idle_spare(edge) is not None)
+        spare = idle_spare(edge)
+        assert spare is not None
+        told.clear()
+        os.kill(spare.child.pid, signal.SIGSTOP)
+        try:
+            for number in (2, 3, 4):
+                async with asyncio.timeout(60):
+                    await edge.release({"version": (version(number), {})})
+                assert orjson.loads((await edge.call("version"))[2])["version"] == number
+            assert told.count(spare) == 1
+        finally:
+            os.kill(spare.child.pid, signal.SIGCONT)
+        await until(lambda: spare.serials == spare.ordered == {edge.front.pool.serial})
+        # What was served meanwhile isn't loaded any more.
+        assert told.count(spare) == 2
+        (worker,) = edge.workers()
+        os.kill(worker, signal.SIGKILL)
+        await until(lambda: edge.workers() == {spare.child.pid})
+        assert orjson.loads((await edge.call("version"))[2])["version"] == 4
+
+
+async def test_a_spare_worker_that_takes_a_place_loads_what_is_served_first(tmp_path: Path) -> None:
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"version": (version(1), {})})
+        await until(lambda: idle_spare(edge) is not None)
+        spare = idle_spare(edge)
+        assert spare is not None
+        os.kill(spare.child.pid, signal.SIGSTOP)
+        try:
+            for number in (2, 3):
+                await edge.release({"version": (version(number), {})})
+            os.kill(edge.front.processes.pid, signal.SIGSTOP)
+            (worker,) = edge.workers()
+            os.kill(worker, signal.SIGKILL)
+            answer = asyncio.ensure_future(edge.call("version"))
+            await until(lambda: not spare.spare)
+        finally:
+            os.kill(spare.child.pid, signal.SIGCONT)
+        try:
+            assert orjson.loads((await asyncio.wait_for(answer, 60))[2])["version"] == 3
+            assert spare.serials == {edge.front.pool.serial}
+        finally:
+            os.kill(edge.front.processes.pid, signal.SIGCONT)
