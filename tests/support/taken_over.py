@@ -114,7 +114,8 @@ def hand_on() -> None:
 def unlock(path: str) -> None:
     """Let go a lock that another holds too, by the descriptor that was inherited."""
     there = os.stat(path)
-    for descriptor in range(256):
+    # What it has inherited may have a higher number than it could open itself.
+    for descriptor in range(4096):
         try:
             here = os.fstat(descriptor)
         except OSError:
