@@ -8,6 +8,7 @@ import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -186,16 +187,20 @@ class Cluster:
     async def converged(self, number: int, *, hurry: bool = False) -> Any:
         """Wait until node and control agree that the node is at this release; the node as control sees it.
 
-        With `hurry` the operator says "retry now" where the sync has failed.
+        With `hurry` the operator says "retry now" where the sync has failed; else where the next attempt is far, as it
+        is after one that kept calls waiting for seconds, on a busy machine.
         """
         seen: Any = None
+        hurried = 0
+        """The failed attempts when the operator said so last."""
 
         async def there() -> bool:
-            nonlocal seen, hurry
+            nonlocal seen, hurry, hurried
             own = await self.status()
             seen = own and {k: own[k] for k in ("release", "at_target", "error", "sync", "calls", "workers", "control")}
-            if hurry and own and own["failed_generation"] and not own["report_waits"]:
-                hurry = False
+            waits = own and own["failed_generation"] and not own["report_waits"] and own["attempts"] != hurried
+            if waits and (hurry or _far(own["next_attempt"])):
+                hurry, hurried = False, own["attempts"]
                 await self.call("POST", f"/v1/nodes/{NODE}/retry")
             return bool(own and own["release"] and own["release"]["number"] == number and own["at_target"])
 
@@ -361,6 +366,11 @@ async def _first_release(made: Cluster, names: tuple[str, ...]) -> None:
     await made.call("POST", "/v1/releases", {"functions": chosen, "schema": 1})
     made.released.append(1)
     await made.converged(1)
+
+
+def _far(moment: str | None) -> bool:
+    """Whether that is a good part of `LIMIT` away."""
+    return moment is not None and datetime.fromisoformat(moment) - datetime.now(UTC) > timedelta(seconds=LIMIT / 4)
 
 
 def _tail(log: Path) -> str:
