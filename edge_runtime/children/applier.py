@@ -5,6 +5,7 @@ before leaves the old release. Foreign keys aren't enforced meanwhile (rebuildin
 children), but are checked at the end.
 """
 
+import contextlib
 import functools
 import os
 import socket
@@ -60,6 +61,8 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     while (frame := reader.next()) is not None:
         try:
             match frame.kind:
+                case frames.REHEARSE:
+                    _rehearse(opened)
                 case frames.TRY:
                     _try(sock, _decode_try(frame.body), tried)
                 case frames.APPLY:
@@ -89,6 +92,17 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                     raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no applier knows")
         except SyncFailed as failed:
             frames.send_json(sock, frame.request, frames.FAILED, frames.ChildFailure(failed.code, failed.message))
+
+
+def _rehearse(opened: LibsqlDatabase) -> None:
+    """Read what `prepare` reads of any release, so that it finds the schema read and the statements' code mapped."""
+    with contextlib.suppress(ValueError):
+        # Whatever fails here fails the release, too, which then says so.
+        schema_change.definitions(opened)
+        schema_record.is_recorded(opened)
+        stepwise.stored(opened)
+        AccessRules.read(opened)
+        database.inventory(opened)
 
 
 def _try(sock: socket.socket, order: trial_messages.Try, tried: probe_call.TriedFunctions) -> None:

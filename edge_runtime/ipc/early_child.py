@@ -1,9 +1,11 @@
 """A child that is started before it is needed: its start, some milliseconds, then passes beside other work."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from edge_runtime.ipc import frames
 from edge_runtime.ipc.births import ChildKind
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
 
@@ -79,6 +81,13 @@ class EarlyChild:
         """End the child, if nobody has taken it."""
         tasks, self._tasks = self._tasks, []
         _end(tasks)
+
+
+async def told(kind: int, child: Child) -> None:
+    """Tell a child what it doesn't answer: `Work`, once its kind is given."""
+    # Whoever takes the child meets the same, and tells it.
+    with contextlib.suppress(frames.ChildGone):
+        await child.tell(kind, None)
 
 
 def _is_over(ready: asyncio.Future[Child]) -> bool:

@@ -18,7 +18,7 @@ import msgspec
 from edge_runtime.aot_cache import QUICK, AotFile, install, key, put_on_disk, remove, work_folder
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import compiler_messages, frames
-from edge_runtime.ipc.early_child import EarlyChild
+from edge_runtime.ipc.early_child import EarlyChild, told
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
 from edge_runtime.settings import processors
 
@@ -58,7 +58,7 @@ class CompileJobs:
         self._artifacts = artifacts
         self._folder = folder
         self._processes = processes
-        self._early = EarlyChild(processes, "compiler", functools.partial(_told, frames.REHEARSE))
+        self._early = EarlyChild(processes, "compiler", functools.partial(told, frames.REHEARSE))
         """The child of the next job that is waited for."""
         self._expects = False
         """It has taken the memory for that."""
@@ -102,7 +102,7 @@ class CompileJobs:
     def expect(self) -> None:
         """Have the child of the next job take the memory for it, since that will soon come."""
         self._keep_mapped()
-        self._early.prepare(functools.partial(_told, frames.EXPECT))
+        self._early.prepare(functools.partial(told, frames.EXPECT))
         self._expects = True
 
     def stand_by(self) -> None:
@@ -130,7 +130,7 @@ class CompileJobs:
 
     def _give_back(self) -> None:
         """Have the child that waits give back the pages that it has mapped of programs."""
-        self._early.prepare(functools.partial(_told, frames.REST))
+        self._early.prepare(functools.partial(told, frames.REST))
 
     def _keep_mapped(self) -> None:
         """Don't have it give them back, for now."""
@@ -222,13 +222,6 @@ class CompileJobs:
         if self._written.get(sha256) is asyncio.current_task():
             del self._written[sha256]
         return None
-
-
-async def _told(kind: int, child: Child) -> None:
-    """Tell a child what it doesn't answer."""
-    # Whoever takes the child meets the same, and tells it.
-    with contextlib.suppress(frames.ChildGone):
-        await child.tell(kind, None)
 
 
 def _remove(work: Path) -> None:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -23,7 +24,7 @@ from edge_runtime.dispatch.release_gate import settled
 from edge_runtime.dispatch.supervisor import LoadFailed, Supervisor
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.early_child import EarlyChild
+from edge_runtime.ipc.early_child import EarlyChild, told
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient, decode_failure
 from edge_runtime.release import applier_process, stored_release
@@ -65,7 +66,7 @@ class ReleaseManager:
         self._supervisor = supervisor
         self._compiler = compiler
         self._processes = processes
-        self._applier = EarlyChild(processes, "applier", rehearsed=True)
+        self._applier = EarlyChild(processes, "applier", partial(told, frames.REHEARSE), rehearsed=True)
         self._secrets = secrets
         self._tamper_check = tamper_check
         self._flip_limit = flip_limit

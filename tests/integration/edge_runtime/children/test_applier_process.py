@@ -120,6 +120,27 @@ def test_the_front_says_whether_it_is_committed(state):
     assert generation(state) == 2
 
 
+@pytest.mark.parametrize("released", [True, False])
+def test_one_that_waits_holds_no_lock_and_no_old_rows(tmp_path, request, released):
+    """Others write, and empty the log, after it has read what it will read."""
+    if released:
+        request.getfixturevalue("state")
+    child = Applier(tmp_path)
+    for _ in range(2):
+        frames.send(child.sock, 1, frames.REHEARSE)
+    # Its answer comes after that.
+    assert child.ask(frames.COUNT).kind == frames.COUNTED
+    with database.connect(tmp_path / "db" / "skerry.db") as other:
+        assert other.lock.acquire()
+        other.rows("CREATE TABLE others (n INTEGER)")
+        other.lock.release()
+        assert other.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0
+    order = NEXT if released else frames.Apply(plan(2, changes(["CREATE TABLE b (x)"])), [])
+    assert child.ask(frames.APPLY, order).kind == frames.PREPARED
+    assert child.ask(frames.COMMIT).kind == frames.COMMITTED
+    assert child.end() == 0
+
+
 def test_without_the_fronts_word_nothing_is_committed(state):
     child = Applier(state)
     assert child.ask(frames.APPLY, NEXT).kind == frames.PREPARED
