@@ -63,6 +63,10 @@ async def test_a_program_that_holds_the_database_is_named(tmp_path: Path, caplog
                 with pytest.raises(SyncFailed, match=f"It is held by process {pid}") as failed:
                     await edge.release(FUNCTIONS, [change])
                 assert failed.value.code == "database_held"
+            # Also where there is something new, which is loaded on trial before.
+            with pytest.raises(SyncFailed, match=f"It is held by process {pid}") as failed:
+                await edge.release({**FUNCTIONS, "new": guest("echo")})
+            assert failed.value.code == "database_held"
             code, out, _ = await mending
             error = json.loads(out)["error"]
             assert (code, error["code"], name in error["message"]) == (1, "database_held", True), error
