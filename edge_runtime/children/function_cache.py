@@ -96,8 +96,7 @@ class Functions:
                 self._make_room(memory_estimate(interpreted.wasm, compiled=False))
                 made = guest.LoadedFunction.load(interpreted, entry.secrets)
         except (Damaged, WasmEdgeError, OSError) as error:
-            text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
-            return frames.ChildFailure("function_unloadable", text)
+            return unloadable(local, error)
         entry.function = made
         self._loaded[entry.key] = entry
         self._make_room(0, but=entry)
@@ -127,6 +126,12 @@ class Functions:
             del self._loaded[entry.key]
             entry.function.close()
             entry.function = None
+
+
+def unloadable(local: frames.LocalFunction, error: Exception) -> frames.ChildFailure:
+    """Return what is said of a function that couldn't be loaded."""
+    text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
+    return frames.ChildFailure("function_unloadable", text)
 
 
 def allocated() -> int:

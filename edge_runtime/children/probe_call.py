@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from control.manifest_fields import Probe, sql_grant
-from edge_runtime.children.function_cache import allocated
+from edge_runtime.children.function_cache import allocated, unloadable
 from edge_runtime.children.probe_sql import ProbeSql
 from edge_runtime.children.worker_services import Ungranted
 from edge_runtime.errors import SyncFailed
@@ -38,8 +38,8 @@ class TriedFunctions:
         try:
             function = guest.LoadedFunction.load(local, secrets)
         except (Damaged, WasmEdgeError, OSError) as error:
-            text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
-            raise SyncFailed("function_unloadable", text) from None
+            failure = unloadable(local, error)
+            raise SyncFailed(failure.code, failure.message) from None
         # An instance on the interpreter has its own copy of the code.
         need = (allocated() - before) * (1 if local.aot else 2)
         # Before it is unloaded, which nobody need wait for.
