@@ -128,20 +128,21 @@ static void read_worker(int worker) {
 int main(int count, char **arguments) {
   struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
   struct epoll_event events[ROUND];
-  int pair[2], one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int pair[2], one = 1;
   must(count == 2, "usage: floor PORT");
   address.sin_port = htons((uint16_t)atoi(arguments[1]));
-  must(!setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one), "SO_REUSEADDR");
-  must(!bind(listener, (struct sockaddr *)&address, sizeof address) && !listen(listener, 1024), "listen");
   must(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), "socketpair");
   pid_t child = fork();
   must(child >= 0, "fork");
   if (!child) {
-    close(listener);
     close(pair[0]);
     worker(pair[1]);
   }
   close(pair[1]);
+  // Last: whoever reaches the front finds its worker.
+  int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  must(!setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one), "SO_REUSEADDR");
+  must(!bind(listener, (struct sockaddr *)&address, sizeof address) && !listen(listener, 1024), "listen");
   int epoll = epoll_create1(EPOLL_CLOEXEC);
   must(epoll >= 0, "epoll_create1");
   watch(epoll, listener);
