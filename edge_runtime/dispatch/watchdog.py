@@ -57,24 +57,27 @@ class Watchdog:
     def soon(self) -> None:
         """Look soon: there is something with a time limit."""
         if self._timer is None:
-            self._due = time.monotonic() + TICK
-            self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
+            self._set(time.monotonic())
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+
+    def _set(self, now: float) -> None:
+        self._due = now + TICK
+        self._timer = asyncio.get_running_loop().call_at(self._due, self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
         pool, now = self._pool, time.monotonic()
         pause = self._pauses.notice(self._due, now)
+        # First of all: the next look sees a pause within this one.
+        self._set(now)
         if pause:
             self._resumed(pause)
-        busy = False
         for link in tuple(pool.links):
             if not link.jobs or link.killed:
                 continue
-            busy = True
             if now - link.since < LONG:
                 continue
             job = link.jobs[0]
@@ -91,8 +94,9 @@ class Watchdog:
                 link.kill(why)
         if pool.waiting:
             self._expire(now)
-        if busy or pool.waiting:
-            self.soon()
+        # Asked now: calls that were taken back or expired may have made room for others.
+        if not pool.waiting and not any(link.jobs and not link.killed for link in pool.links):
+            self.close()
 
     def _resumed(self, pause: float) -> None:
         """Give waiting calls the time back in which the front didn't run, in seconds."""

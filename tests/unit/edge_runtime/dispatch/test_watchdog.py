@@ -1,8 +1,10 @@
 """When a running call is ended, by what the page says of it."""
 
+import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -11,9 +13,11 @@ from hypothesis import strategies as st
 from control.manifest_fields import Manifest
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.outcomes import CLIENT_GONE, LOCK_HELD, LOCK_WAIT, STUCK, TIME_LIMIT
+from edge_runtime.dispatch.outcomes import CLIENT_GONE, LOCK_HELD, LOCK_WAIT, STUCK, TIME_LIMIT, Outcome
+from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
-from edge_runtime.dispatch.watchdog import overdue
+from edge_runtime.dispatch.watchdog import Watchdog, overdue
+from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.pauses import Pauses
 from edge_runtime.settings import PoolLimits
@@ -176,6 +180,32 @@ def test_no_limit_counts_when_the_front_did_not_run() -> None:
     assert why(call(), seen(progress_page.IDLE, 0.0, request=6), since=NOW - 22) == STUCK
     assert why(call(), seen(progress_page.IDLE, 0.0, request=6), since=NOW - 21.9, pauses=pauses) == ""
     assert why(call(), seen(progress_page.IDLE, 0.0, request=6), since=NOW - 24, pauses=pauses) == STUCK
+
+
+async def test_a_pause_within_a_look_counts_for_no_limit_either(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process was stopped after the look had taken the time, and before it set its next timer."""
+    clock, paused = time.monotonic, 0.0
+
+    class Links(set[WorkerLink]):
+        def __iter__(self) -> Iterator[WorkerLink]:
+            nonlocal paused
+            paused = 20.0
+            return super().__iter__()
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + paused)
+    pool, outcomes = Pool(PoolLimits(1, queue_wait=10.0)), list[Outcome]()
+    pool.links = Links()
+    watchdog = Watchdog(pool)
+    pool.submit(Call("f", "GET", "", b"", [], "", b"", outcomes.append))
+    assert pool.waiting == 1
+    async with asyncio.timeout(60):
+        while not outcomes and not caplog.records:
+            await asyncio.sleep(0.001)
+    watchdog.close()
+    assert "this process didn't run for 20.0 s" in caplog.text
+    assert pool.waiting == 1
 
 
 def test_time_without_its_pauses() -> None:
