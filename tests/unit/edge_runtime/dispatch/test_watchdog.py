@@ -1,6 +1,7 @@
 """When a running call is ended, by what the page says of it."""
 
 import asyncio
+import re
 import subprocess
 import sys
 import time
@@ -200,11 +201,13 @@ async def test_a_pause_within_a_look_counts_for_no_limit_either(
     watchdog = Watchdog(pool)
     pool.submit(Call("f", "GET", "", b"", [], "", b"", outcomes.append))
     assert pool.waiting == 1
+    # A machine that is busy adds to it, and may make a pause of its own before it.
+    told = re.compile(r"this process didn't run for 2\d\.\d s")
     async with asyncio.timeout(60):
-        while not outcomes and not caplog.records:
+        while not outcomes and not told.search(caplog.text):
             await asyncio.sleep(0.001)
     watchdog.close()
-    assert "this process didn't run for 20.0 s" in caplog.text
+    assert told.search(caplog.text)
     assert pool.waiting == 1
 
 
