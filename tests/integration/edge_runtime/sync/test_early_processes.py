@@ -49,6 +49,11 @@ def seen(node: Edge, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+async def stands_by(seen: list[str]) -> None:
+    """Wait until one is asked for that waits for the next sync: the node does so once it has reported."""
+    await until(lambda: "report.after" in seen and "compiler" in seen[seen.index("report.after") :])
+
+
 async def test_they_are_asked_for_before_they_are_needed(
     control: Control, node: Edge, seen: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,10 +62,11 @@ async def test_they_are_asked_for_before_they_are_needed(
     await first_release(control)
     await answers(node, 1)
     await control.until(lambda n: n["at_target"])
+    await stands_by(seen)
     seen.clear()
     await control.release(functions={"hello": await control.push("hello", version(2), PROBED)})
     await answers(node, 2)
-    await control.until(lambda n: n["at_target"])
+    await stands_by(seen)
     needed = seen[: seen.index("compile.after")]
     assert [each for each in needed if "." not in each] == ["applier"]
     # It has compiled, and another one waits.
@@ -74,11 +80,12 @@ async def test_what_compiles_has_the_processors_first(
     await first_release(control)
     await answers(node, 1)
     await control.until(lambda n: n["at_target"])
+    await stands_by(seen)
     seen.clear()
     monkeypatch.setattr(attempt, "EXPECT_AFTER", 60.0)
     await control.release(functions={"hello": await control.push("hello", version(2), PROBED)})
     await answers(node, 2)
-    await control.until(lambda n: n["at_target"])
+    await stands_by(seen)
     assert [each for each in seen if "." not in each] == ["applier", "compiler"]
     assert seen.index("compile.after") < seen.index("applier")
 
@@ -90,6 +97,7 @@ async def test_a_sync_that_fails_leaves_one_that_waits(
     await first_release(control)
     await answers(node, 1)
     await control.until(lambda n: n["at_target"])
+    await stands_by(seen)
     seen.clear()
     manifest: dict[str, Any] = {**READ, "probe": {"path": "/", "status": 299 if fails == "probe" else 200}}
     pushed = await control.push("hello", guest("echo") if fails == "probe" else version(2), manifest)
