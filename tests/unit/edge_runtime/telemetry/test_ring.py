@@ -44,6 +44,12 @@ def until(condition, seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch) -> None:
+    """The thread has as long at the end as a busy machine needs."""
+    monkeypatch.setattr(ring, "CLOSE_LIMIT", 60.0)
+
+
 @pytest.fixture
 def soon(monkeypatch) -> None:
     monkeypatch.setattr(ring, "RETRY", 0.02)
@@ -132,6 +138,8 @@ def test_old_lines_go_while_newer_ones_come(tmp_path, monkeypatch) -> None:
             made.put(line(n))
             n += 1
             time.sleep(0.05)
+        # On a busy machine the last one could be too old before the end.
+        made._files._age = DAY
         made.put(line(n))
     assert kept(tmp_path)[-1] == n
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.telemetry import records, ring_files, search
+from edge_runtime.telemetry import records, ring, ring_files, search
 from edge_runtime.telemetry.ring import Ring
 from edge_runtime.telemetry.search import Follower, LineFilter
 
@@ -158,21 +158,28 @@ def test_a_follower_reads_what_comes_once(tmp_path) -> None:
     assert follower.lines(LineFilter()) == [line(BASE + 5)[:-1]]
 
 
-def test_a_follower_misses_nothing_while_the_ring_goes_round(tmp_path) -> None:
-    kept = Ring(tmp_path, 16 * 20_000, 1e9)
+def test_a_follower_misses_nothing_while_the_ring_goes_round(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ring, "CLOSE_LIMIT", 60.0)
+    kept = Ring(tmp_path, 16 * 4_000, 1e9)
     kept.start()
-    follower, seen = Follower(tmp_path), []
+    follower, seen, written = Follower(tmp_path), [], kept.mark()
     try:
         for n in range(3000):
             kept.put(line(BASE + n / 1000, call=f"c{n}"))
             if n % 300 == 0:
                 seen += follower.lines(LineFilter())
-                time.sleep(0.03)
+                # However slow the thread that writes is: no more may come at once than the ring has room for.
+                deadline = time.monotonic() + 60
+                while not written():
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                written = kept.mark()
     finally:
         kept.close()
     seen += follower.lines(LineFilter())
     assert [orjson.loads(x)["call"] for x in seen] == [f"c{n}" for n in range(3000)]
     assert kept.lost == 0
+    assert ring_files.numbers(tmp_path)[0] > 1, "it has gone round"
 
 
 @pytest.mark.parametrize("at", [0.0, 1.9999, -1.5, 1764000000.999999, 4102444800.0])
