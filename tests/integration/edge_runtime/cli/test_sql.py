@@ -177,13 +177,15 @@ async def test_nobody_who_reads_slowly_keeps_the_transaction_open(served: Node) 
     process = await start("sql", "--state", str(served.state.path), rows, "--csv", "--time-limit", "4")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
+    def runs(child: str) -> bool:
+        # One that has ended stays in the list until it is waited for, which may be this moment.
+        try:
+            return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
     def running() -> int:
-        # One that has ended stays in the list until it is waited for.
-        states = [
-            Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
-            for child in children.read_text().split()
-        ]
-        return sum(state != "Z" for state in states)
+        return sum(runs(child) for child in children.read_text().split())
 
     assert process.stdout is not None
     async with asyncio.timeout(60):
