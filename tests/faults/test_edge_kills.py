@@ -122,7 +122,7 @@ async def test_a_worker_that_is_stopped_is_ended_and_its_calls_go_on(tmp_path: P
 async def test_those_that_wait_behind_a_loop_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A function that was short until now loops: the calls behind it in its worker only waited."""
     # However slow the machine is.
-    monkeypatch.setattr("edge_runtime.dispatch.served_functions.SHORT", 2.0)
+    monkeypatch.setattr("edge_runtime.dispatch.served_functions.SHORT", 60.0)
     wasm = guest("slow")
     functions = {"slow": (wasm, {"sql": "read", "time_limit_ms": 3000}), "echo": guest("echo")}
     async with node(tmp_path / "state", workers=1) as edge:
