@@ -20,6 +20,7 @@ from edge_runtime.built import parts
 from edge_runtime.ipc import zygote_client
 from edge_runtime.native import library
 from edge_runtime.redaction import redact
+from edge_runtime.telemetry import ring
 from tests.guests import build
 from tests.support import draws, failing_calls, forked_zygotes, replica
 from tests.support import services as servers
@@ -76,6 +77,14 @@ def _kept_checks() -> Iterator[None]:
 def _forked_zygotes() -> Iterator[None]:
     """Fronts in the tests' own process have their zygotes forked, where that is the same as a start by exec."""
     with forked_zygotes.used():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _whole_records() -> Iterator[None]:
+    """Nodes' records in the tests' own process are all there at an end, however slow the thread is that writes them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ring, "CLOSE_LIMIT", 60.0)
         yield
 
 

@@ -44,12 +44,6 @@ def until(condition, seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch) -> None:
-    """The thread has as long at the end as a busy machine needs."""
-    monkeypatch.setattr(ring, "CLOSE_LIMIT", 60.0)
-
-
 @pytest.fixture
 def soon(monkeypatch) -> None:
     monkeypatch.setattr(ring, "RETRY", 0.02)
