@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-from control import wire
+from control import tracing, wire
 from control.local.pki import Pki
 from edge_runtime.sync import retries
 from edge_runtime.telemetry import span_sender
@@ -26,7 +26,8 @@ async def test_a_sync_is_one_trace_over_control_and_node(
     change_plans(monkeypatch, _spoil_second)
     # However slow the machine is: it isn't tried again before the end, and what is sent last arrives.
     monkeypatch.setattr(retries, "RETRY_BASE", 80.0)
-    monkeypatch.setattr(span_sender, "LAST_SEND", 60.0)
+    for sender in (span_sender, tracing):
+        monkeypatch.setattr(sender, "LAST_SEND", 60.0)
     with collector() as got:
         async with running_control(database_url, bucket_url, pki, otlp_url=got.url) as control:
             await joined(control, tmp_path)
