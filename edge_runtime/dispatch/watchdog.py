@@ -57,22 +57,21 @@ class Watchdog:
     def soon(self) -> None:
         """Look soon: there is something with a time limit."""
         if self._timer is None:
-            self._set(time.monotonic())
+            # Written out: each call passes here, and its way through the front is bounded.
+            self._due = time.monotonic() + TICK
+            self._timer = asyncio.get_running_loop().call_at(self._due, self._tick)
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _set(self, now: float) -> None:
-        self._due = now + TICK
-        self._timer = asyncio.get_running_loop().call_at(self._due, self._tick)
-
     def _tick(self) -> None:
         pool, now = self._pool, time.monotonic()
         pause = self._pauses.notice(self._due, now)
         # First of all: the next look sees a pause within this one.
-        self._set(now)
+        self._due = now + TICK
+        self._timer = asyncio.get_running_loop().call_at(self._due, self._tick)
         if pause:
             self._resumed(pause)
         for link in tuple(pool.links):
