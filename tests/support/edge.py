@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import hashlib
 import io
-from collections.abc import AsyncIterator, Mapping, Sequence
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,19 @@ class Node:
     def spares(self) -> set[int]:
         """Process ids of those that are ready to."""
         return {link.child.pid for link in self.front.pool.links if link.usable and link.spare}
+
+    @contextlib.contextmanager
+    def standing(self) -> Iterator[None]:
+        """Have those that serve stand still: a call that one is given meanwhile lasts until the block ends."""
+        pids = self.workers()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def busy(self) -> list[WorkerLink]:
         """Those that have calls or orders, without the spare ones, which load functions in advance."""

@@ -184,14 +184,18 @@ async def test_a_function_whose_line_is_full_says_so_and_others_may_wait(tmp_pat
     async with node(tmp_path / "state", workers=1) as edge:
         slow = (guest("slow"), {**READ, "queue": 2, "time_limit_ms": 60_000})
         await edge.release({"slow": slow, "echo": guest("echo")}, NUMBER)
-        waiting = [submit(edge, "slow", b"ms=%d" % ms) for ms in (3000, 0, 3000)]
-        status, code, retry, detail = await full(edge, "slow?ms=0")
-        assert (status, code, retry) == (503, "queue_full", 1)
-        assert "slow" in detail
-        assert (await edge.call("echo", b"next"))[2] == b"next"
+        await calm(edge)
+        with edge.standing():
+            *first, last = [submit(edge, "slow", b"ms=%d" % ms) for ms in (0, 0, 50_000)]
+            status, code, retry, detail = await full(edge, "slow?ms=0")
+            assert (status, code, retry) == (503, "queue_full", 1)
+            assert "slow" in detail
+            next_one = asyncio.ensure_future(edge.call("echo", b"next"))
+            await until(lambda: edge.front.pool.waiting == 3)
         # It was its turn after the first of them.
-        assert not waiting[-1].done()
-        await asyncio.gather(*waiting)
+        assert (await next_one)[2] == b"next"
+        assert not last.done()
+        await asyncio.gather(*first)
 
 
 async def test_a_function_that_kills_workers_is_cut_off(
@@ -231,9 +235,12 @@ async def test_a_function_that_kills_workers_is_cut_off(
             assert 25 < retry <= 50
             # On a busy machine others may have been ended that didn't come to begin their call.
             assert len(re.findall(r"was ended by the front: bad \S+, time_limit", caplog.text)) == 6
-            left.until = time.monotonic()
-            # One that ends well closes it.
-            assert (await edge.call("bad?ms=0"))[0] == 200
+            # One that ends well closes it. On a busy machine any call may take longer than this function may.
+            status = 504
+            while status == 504:
+                left.until = time.monotonic()
+                status, _, body = await edge.call("bad?ms=0")
+            assert status == 200, body
             assert (await function(edge, "bad"))["breaker"]["state"] == "closed"
             stop = True
 

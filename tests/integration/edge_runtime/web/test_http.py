@@ -75,9 +75,10 @@ async def test_large_bodies_pass_whole_and_beside_small_ones(tmp_path: Path) -> 
 
 async def test_all_bodies_together_have_a_limit(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1, body_memory=150_000) as edge:
-        first = asyncio.ensure_future(edge.call("slow?sleep=5000", SLOW + b"\n" * 100_000))
-        await until(lambda: edge.front.server.shared.memory.held > 100_000)
-        assert await edge.problem("echo", b"x" * 60_000) == (503, "body_memory")
+        with edge.standing():
+            first = asyncio.ensure_future(edge.call("slow", SLOW + b"\n" * 100_000))
+            await until(lambda: edge.front.server.shared.memory.held > 100_000)
+            assert await edge.problem("echo", b"x" * 60_000) == (503, "body_memory")
         assert (await first)[0] == 200
         assert (await edge.call("echo", b"x" * 60_000))[0] == 200
 
@@ -157,21 +158,20 @@ async def test_pipelined_requests_are_answered_in_their_order_up_to_a_limit(tmp_
 
 async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1, queue_limit=3) as edge:
-        # The first one stays until the others are in the queue, and the one that is refused has come.
-        running = [asyncio.ensure_future(edge.call("slow?sleep=4000", SLOW))]
-        await until(edge.busy)
-        running += [asyncio.ensure_future(edge.call("slow?sleep=5", SLOW)) for _ in range(3)]
-        await until(lambda: edge.front.pool.waiting == 3)
-        status, headers, body = await edge.call("echo")
-        assert (status, headers["retry-after"], orjson.loads(body)["code"]) == (503, "1", "queue_full")
+        with edge.standing():
+            running = [asyncio.ensure_future(edge.call("slow?sleep=5", SLOW)) for _ in range(4)]
+            await until(lambda: edge.front.pool.waiting == 3)
+            status, headers, body = await edge.call("echo")
+            assert (status, headers["retry-after"], orjson.loads(body)["code"]) == (503, "1", "queue_full")
         assert [answer[0] for answer in await asyncio.gather(*running)] == [200] * 4
 
 
 async def test_a_call_waits_only_so_long(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1, queue_wait=0.3) as edge:
-        running = asyncio.ensure_future(edge.call("slow?sleep=4000", SLOW))
-        await until(edge.busy)
-        assert await edge.problem("echo") == (503, "queue_timeout")
+        with edge.standing():
+            running = asyncio.ensure_future(edge.call("slow", SLOW))
+            await until(edge.busy)
+            assert await edge.problem("echo") == (503, "queue_timeout")
         assert (await running)[0] == 200
 
 
@@ -191,12 +191,13 @@ async def test_first_come_first_served(tmp_path: Path) -> None:
             await edge.call("slow?sleep=5", SLOW)
             order.append(number)
 
-        first = asyncio.ensure_future(edge.call("slow?sleep=4000", SLOW))
-        await until(edge.busy)
-        tasks = []
-        for number in range(10):
-            tasks.append(asyncio.ensure_future(one(number)))
-            await until(lambda number=number: edge.front.pool.waiting == number + 1)
+        with edge.standing():
+            first = asyncio.ensure_future(edge.call("slow", SLOW))
+            await until(edge.busy)
+            tasks = []
+            for number in range(10):
+                tasks.append(asyncio.ensure_future(one(number)))
+                await until(lambda number=number: edge.front.pool.waiting == number + 1)
         await asyncio.gather(first, *tasks)
         assert order == list(range(10))
 
@@ -206,13 +207,14 @@ async def test_first_come_first_served(tmp_path: Path) -> None:
 
 async def test_a_client_that_goes_leaves_the_queue(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1) as edge:
-        running = asyncio.ensure_future(edge.call("slow?sleep=6000", SLOW))
-        await until(edge.busy)
-        async with raw(edge) as leaving:
-            await leaving.send(post("/functions/echo", b"x"))
-            await until(lambda: edge.front.pool.waiting == 1)
-        await until(lambda: edge.front.pool.waiting == 0)
-        assert not running.done()
+        with edge.standing():
+            running = asyncio.ensure_future(edge.call("slow", SLOW))
+            await until(edge.busy)
+            async with raw(edge) as leaving:
+                await leaving.send(post("/functions/echo", b"x"))
+                await until(lambda: edge.front.pool.waiting == 1)
+            await until(lambda: edge.front.pool.waiting == 0)
+            assert not running.done()
         assert (await running)[0] == 200
         assert edge.front.pool.tallies["echo"].outcomes == {"client_gone": 1}
         assert edge.front.server.shared.memory.held == 0
