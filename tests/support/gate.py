@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -22,6 +23,11 @@ class Gate:
         self.asked += 1
         await self.open.wait()
         return web.Response(text="open")
+
+    @property
+    def grant(self) -> dict[str, Any]:
+        """What a manifest that lets the function ask it has as `http`."""
+        return {"hosts": [self.url.rstrip("/")], "methods": ["GET", "POST"], "time_limit_ms": 60_000}
 
     def request(self, method: str = "GET") -> str:
         """A line for the guest `fetch`."""

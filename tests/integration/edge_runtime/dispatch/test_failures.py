@@ -8,9 +8,9 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from edge_runtime.ipc.progress_page import WRITING
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
+from tests.support.gate import gate
 
 GUESTS = {
     "echo": guest("echo"),
@@ -162,12 +162,15 @@ async def test_a_guest_that_fails_over_a_limit_of_sql_is_told_by_the_limit(edge:
 
 
 async def test_waiting_for_the_writer_lock_has_a_limit(tmp_path: Path) -> None:
-    async with node(tmp_path / "state", lock_wait=0.4) as made:
-        await made.release({"sql": GUESTS["sql"]}, ["CREATE TABLE notes (text TEXT)"])
-        insert = b"""{"sql":"INSERT INTO notes VALUES ('x')"}"""
-        holder = asyncio.ensure_future(made.call("sql?sleep=4000", insert))
-        await until(lambda: any(k.seen().state == WRITING for k in made.front.pool.links))
-        assert await made.problem("sql", insert) == (503, "writer_busy")
+    async with gate() as held, node(tmp_path / "state", lock_wait=0.4, lock_hold=60.0) as made:
+        holds = {"sql": "write", "http": held.grant, "time_limit_ms": 60_000}
+        functions = {"sql": GUESTS["sql"], "holds": (guest("fetch"), holds)}
+        await made.release(functions, ["CREATE TABLE notes (text TEXT)"])
+        insert = """{"sql":"INSERT INTO notes VALUES ('x')"}"""
+        holder = asyncio.ensure_future(made.call("holds", f"SQL {insert}\n{held.request()}".encode()))
+        await held.reached()
+        assert await made.problem("sql", insert.encode()) == (503, "writer_busy")
+        held.open.set()
         assert (await holder)[0] == 200
 
 

@@ -10,9 +10,9 @@ import orjson
 import pytest
 
 from edge_runtime.errors import SyncFailed
-from edge_runtime.ipc import progress_page
 from tests.guests.build import guest
-from tests.support.edge import Node, node, until
+from tests.support.edge import Node, node
+from tests.support.gate import gate
 
 TABLE = ["CREATE TABLE rows (name TEXT)"]
 INSERT = b"""{"sql":"INSERT INTO rows VALUES ('x')"}"""
@@ -23,7 +23,7 @@ KEPT: dict[str, Any] = {"sql": "write", "read_only_methods": ["GET", "HEAD"]}
 
 @pytest.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[Node]:
-    async with node(tmp_path / "state") as made:
+    async with node(tmp_path / "state", lock_hold=60.0) as made:
         yield made
 
 
@@ -58,15 +58,17 @@ async def test_a_manifest_of_before_writes_by_every_method(edge: Node) -> None:
 
 
 async def test_such_a_call_waits_for_no_writer(edge: Node) -> None:
-    await edge.release({"f": (guest("sql"), KEPT)}, TABLE)
-    links = edge.front.pool.links
-    writing = asyncio.create_task(edge.call("f?sleep=4000", INSERT))
-    await until(lambda: any(link.seen().state == progress_page.WRITING for link in links))
-    # It sees what was committed before.
-    assert orjson.loads((await edge.call("f", COUNT, "GET"))[2])["rows"] == [[0]]
-    assert not writing.done()
-    assert (await writing)[0] == 200
-    assert await rows(edge) == 1
+    async with gate() as held:
+        function = guest("fetch"), {**KEPT, "http": held.grant, "time_limit_ms": 60_000}
+        await edge.release({"f": function}, TABLE)
+        writing = asyncio.create_task(edge.call("f", b"SQL %b\n%b" % (INSERT, held.request().encode())))
+        await held.reached()
+        # It sees what was committed before.
+        assert orjson.loads((await edge.call("f", b"SQL " + COUNT, "GET"))[2])["rows"] == [[0]]
+        assert not writing.done()
+        held.open.set()
+        assert (await writing)[0] == 200
+        assert orjson.loads((await edge.call("f", b"SQL " + COUNT, "GET"))[2])["rows"] == [[1]]
 
 
 async def test_a_probe_by_get_that_writes_fails_the_release(edge: Node) -> None:
