@@ -198,7 +198,8 @@ async def edge(state: Path, *, otlp_url: str = "", **agent: Any) -> AsyncIterato
         made.append(Agent(state, identity.read(state), runtime, compiler, **agent))
         return made[0]
 
-    with State(state, 5.0) as opened:
+    # A process of the node before, which is in the background, may take a while to end on a busy machine.
+    with State(state, DEADLINE) as opened:
         settings = EdgeSettings(
             state=state, workers=1, listen="127.0.0.1:0", stop_limit=2.0, compile_wait=60.0, otlp_url=otlp_url
         )
