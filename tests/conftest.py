@@ -158,8 +158,11 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests wait longer for a connection to the database: a busy machine's disk may hold a COMMIT up for seconds."""
+    """What a busy machine may hold up is waited for longer: requests wait for a connection to the database, whose disk
+    may take seconds for a COMMIT, and a start for the store, without which it serves before it knows who was revoked.
+    """
     monkeypatch.setattr(connection_quotas, "WAIT", 15.0)
+    monkeypatch.setattr(lifespan, "STORE_PATIENCE", 60.0)
 
 
 @pytest.fixture

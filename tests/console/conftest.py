@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from control.local.pki import Pki
 from control.storage import connection_quotas
+from control.web import lifespan
 from tests.support import services as servers
 from tests.support.replica import Site, prepare
 from tests.support.watched import Watched, watching
@@ -32,6 +33,7 @@ async def shared_site(
     with pytest.MonkeyPatch.context() as patch:
         # As `long_waits`, which is for one test.
         patch.setattr(connection_quotas, "WAIT", 15.0)
+        patch.setattr(lifespan, "STORE_PATIENCE", 60.0)
         yield await prepare(database_url, bucket_url, pki, tmp_path_factory.mktemp("spool"))
     await servers.drop_database(services.metadata_url, database_url)
     await servers.drop_bucket(bucket_url)
