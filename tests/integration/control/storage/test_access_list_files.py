@@ -140,12 +140,13 @@ async def test_a_start_waits_for_all_lists_while_the_store_answers(
             await deploy.ok(live, "DELETE", f"/v1/operators/o{n}")
         await live.services.access.write()
     await backups.restore(backup)
-    monkeypatch.setattr(lifespan, "STORE_PATIENCE", 4.0)
+    # All of them take longer than that, each by itself much less.
+    monkeypatch.setattr(lifespan, "STORE_PATIENCE", 8.0)
     monkeypatch.setattr(access_journal, "PERIOD", 1e6)
     read = Store.read
 
     async def slow(store: Store, *args: Any) -> Any:
-        await asyncio.sleep(0.9)
+        await asyncio.sleep(1.8)
         return await read(store, *args)
 
     monkeypatch.setattr(Store, "read", slow)
