@@ -78,6 +78,11 @@ async def test_a_running_replica_goes_by_the_restored_rows(control_site: Site, c
         assert (await live.call("GET", "/v1/nodes", token=revoked)).status == 401
         assert (await live.call("GET", "/v1/nodes", token=made)).status == 200
         poll = asyncio.create_task(held.ask(wait=HOLD))
+
+        async def is_held() -> bool:
+            return held.id in live.services.fleet.waiters
+
+        await until(is_held, DEADLINE)
         await marked(live)
         async with backup.putting_back():
             await connection.execute(f"UPDATE epochs SET epoch = epoch + {passed}")
@@ -147,10 +152,15 @@ async def test_nothing_is_answered_until_all_is_read_anew(
 
                 await until(waits, DEADLINE)
             await lock
+
+            async def refused() -> bool:
+                return (await node.ask()).status == 503
+
+            # Not by whether it is ready: it may be told in that moment that the database doesn't answer in time.
+            await until(refused, DEADLINE)
+            assert (await live.call("GET", "/v1/nodes")).status == 503
             await until(lambda: _answers(live, 503), DEADLINE)
             assert (await node.ask()).status == 503
-            assert (await live.call("GET", "/v1/nodes")).status == 503
-            assert await _answers(live, 503)
         await until(lambda: _answers(live, 200), DEADLINE)
         assert (await node.poll()).status == 204
         assert (await live.call("GET", "/v1/nodes")).status == 200
