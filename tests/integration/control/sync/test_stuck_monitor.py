@@ -117,6 +117,7 @@ async def test_a_step_of_the_monitor_that_waits_in_vain_holds_up_no_other_one(co
         assert not (await replica.node("seed-0"))["warnings"]
 
 
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("state", ["uploading", "ready", "deleting"])
 async def test_a_locked_artifact_holds_up_no_other_ones_deletion(control_site: Site, state: str) -> None:
     clock = SetClock()
