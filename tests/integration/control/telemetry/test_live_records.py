@@ -129,21 +129,21 @@ async def test_a_node_gets_its_share_of_the_budget_and_no_more(
         nodes = [await joined(one, "busy"), await joined(one, "quiet"), await joined(other, "far")]
         async with viewing(one, follow=True, limit=1) as view:
             ids = [(await asked(node))[0].id for node in nodes]
-            rates: dict[int, float] = {}
-            in_step = asyncio.Barrier(3)
+            rates: list[float] = []
 
-            async def write(at: int, lines: int) -> None:
-                # It doesn't care for the rate that it is told.
-                for turn in range(16):
-                    # One that had ended would leave its share to the others.
-                    await in_step.wait()
-                    answer = await send(nodes[at], ids[at], *(record(turn) for _ in range(lines)))
-                    assert answer.status == 200, answer
-                    rates[at] = answer.json()["rate"]
-                    await asyncio.sleep(0.25)
+            async def write(at: int, lines: int) -> float:
+                """A node's turn, which doesn't care for the rate that it is told."""
+                answer = await send(nodes[at], ids[at], *(record(len(rates)) for _ in range(lines)))
+                assert answer.status == 200, answer
+                return float(answer.json()["rate"])
 
             begun = asyncio.get_running_loop().time()
-            await asyncio.gather(write(0, 500), write(1, 2), write(2, 500))
+            # Where what one has sent comes a second late, the other is told for a while that it has all that is left.
+            while len(rates) < 16 or not 40 < rates[-1] < 60:
+                assert len(rates) < 100, rates
+                told = await asyncio.gather(write(0, 500), write(1, 2), write(2, 500))
+                rates.append(told[0])
+                await asyncio.sleep(0.25)
             seconds = asyncio.get_running_loop().time() - begun
             await send(nodes[1], ids[1], record(0, message="last"))
             await view.message("last")
@@ -154,8 +154,7 @@ async def test_a_node_gets_its_share_of_the_budget_and_no_more(
             await view.notice("sampled")
             sampled = sum(line["count"] for line in view.seen if line.get("notice") == "sampled")
         # The quiet node loses nothing, the others share what is left.
-        assert shown["quiet"] == 33
-        assert 30 < rates[0] < 60
+        assert shown["quiet"] == 2 * len(rates) + 1
         for name in ("busy", "far"):
             assert 20 <= shown[name] <= 100 * (seconds + 4), shown
         assert sampled > 10_000
