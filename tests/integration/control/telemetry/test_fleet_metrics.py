@@ -201,7 +201,8 @@ async def test_a_scrape_while_the_database_is_away(control_site: Site, monkeypat
             found = await scraped(replica)
         assert of("skerry_overdue_nodes", group="default") not in found
         assert of("skerry_held_polls") in found
-        assert caplog.records == []
+        # Others may tell of what earlier tests left to the garbage collector.
+        assert [record for record in caplog.records if record.name.startswith("skerry")] == []
 
 
 async def test_they_are_there_while_the_targets_are_not_known(
