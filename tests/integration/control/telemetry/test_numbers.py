@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from control import sketch, wire
+from control.sync import monitor
 from control.telemetry import group_numbers, ingest, tallies
 from control.telemetry.node_numbers import OF_NODE
 from control.telemetry.tallies import Tallies
@@ -266,7 +267,8 @@ async def test_an_hour_is_summed_up_for_the_groups_that_had_calls(control_site: 
         assert await to_do() == []
 
 
-async def test_the_monitor_looks_after_them(control_site: Site) -> None:
+async def test_the_monitor_looks_after_them(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "RETENTION_FOR", 60.0)
     clock = SetClock(NOON)
     async with control_site.running(clock=clock) as replica:
         node = await at_release(replica)
