@@ -191,16 +191,16 @@ async def test_a_database_that_goes_away_and_comes_back(control_site: Site, monk
         node: TestNode = await replica.join("one")
         assert (await node.poll()).status == 204
         # Not before: a busy machine may be a second late with a reading.
-        monkeypatch.setattr(fleet_cache, "STALE_AFTER", 1.0)
-        cutter.refusing = True
-        cutter.cut_all()
-        async with asyncio.timeout(60):
-            while replica.services.fleet.fresh:
-                await asyncio.sleep(0.02)
-        answer = await node.ask()
-        assert (answer.status, answer.json()["code"]) == (503, "database_unavailable")
-        assert int(answer.headers["retry-after"]) >= 1
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr(fleet_cache, "STALE_AFTER", 1.0)
+            cutter.refusing = True
+            cutter.cut_all()
+            async with asyncio.timeout(60):
+                while replica.services.fleet.fresh:
+                    await asyncio.sleep(0.02)
+            answer = await node.ask()
+            assert (answer.status, answer.json()["code"]) == (503, "database_unavailable")
+            assert int(answer.headers["retry-after"]) >= 1
         cutter.refusing = False
         async with asyncio.timeout(60):
             while (await node.ask()).status != 204:
