@@ -67,7 +67,10 @@ def test_what_nobody_reads_is_dropped_and_counted(pipe: tuple[int, int]) -> None
     assert os.read(reading, 200).endswith(b"Z INFO skerry.test: afterwards\n")
 
 
-def test_a_descriptor_that_cannot_be_written_costs_only_its_lines(pipe: tuple[int, int]) -> None:
+def test_a_descriptor_that_cannot_be_written_costs_only_its_lines(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_log, "FLUSH_LIMIT", LIMIT)
     queued = server_log.Queued()
     # It can only be read.
     server_log.LogWriter(queued, pipe[0]).start()
