@@ -10,6 +10,7 @@ import pytest
 
 from edge_runtime import database_users, wal
 from edge_runtime.cli import node as node_commands
+from edge_runtime.dispatch import foreign_lock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import identity
 from edge_runtime.sync.identity import Identity
@@ -34,8 +35,12 @@ async def held(edge: Node) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_program_that_holds_the_database_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_program_that_holds_the_database_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "skerry.database")
+    # It is told again after a minute, which all of this may take on a busy machine.
+    monkeypatch.setattr(foreign_lock, "LOG_PERIOD", 1e6)
     async with node(tmp_path / "state", lock_wait=3.0, workers=3) as edge:
         await edge.release(FUNCTIONS, ["CREATE TABLE notes (text TEXT)"])
         deaths = edge.front.pool.deaths
