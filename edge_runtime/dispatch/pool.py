@@ -121,9 +121,10 @@ class Pool:
         elif len(queue.calls) >= queue.capacity:
             self.refuse(call, outcomes.queue_full(queue.name, queue.capacity))
         else:
+            # First: a pause of this process is seen from then on.
+            self.watch()
             call.deadline = time.monotonic() + self.limits.queue_wait
             self.queues.add(queue, call)
-            self.watch()
 
     def leave(self, call: Call) -> None:
         """The client has gone: the call leaves its queue, or runs on until others need its worker."""
@@ -178,9 +179,9 @@ class Pool:
             self.refuse(call, refused("head_too_large", "The request's headers are too large for a function."))
             return
         queue.links[link] = queue.links.get(link, 0) + 1
+        self.watch()
         link.run(call, head)
         self._placement.place(link, self.serial)
-        self.watch()
 
     def place(self, link: WorkerLink) -> None:
         """Note that a worker's jobs, or what it can do, have changed."""
@@ -291,9 +292,9 @@ class Pool:
             call.deadline = 0.0
             self.again([call])
         elif self.queues.hold(call, self.limits.queue // 2):
+            self.watch()
             call.id = 0
             call.deadline = time.monotonic() + self.limits.queue_wait
-            self.watch()
         else:
             self.refuse(call, outcomes.writes_held(self.hold_left))
 

@@ -211,6 +211,30 @@ async def test_a_pause_within_a_look_counts_for_no_limit_either(
     assert pool.waiting == 1
 
 
+async def test_a_pause_while_a_call_begins_to_wait_counts_for_no_limit_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process was stopped before it set the first timer."""
+    clock, paused = time.monotonic, 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + paused)
+    pool, outcomes = Pool(PoolLimits(1, queue_wait=10.0)), list[Outcome]()
+    watchdog = Watchdog(pool)
+    soon = watchdog.soon
+
+    def watch() -> None:
+        nonlocal paused
+        paused = 20.0
+        soon()
+
+    pool.watch = watch
+    pool.submit(Call("f", "GET", "", b"", [], "", b"", outcomes.append))
+    due = watchdog._due
+    async with asyncio.timeout(60):
+        # Until it has looked.
+        while watchdog._due == due:
+            await asyncio.sleep(0.001)
+    watchdog.close()
+    assert (pool.waiting, outcomes) == (1, [])
+
+
 def test_time_without_its_pauses() -> None:
     pauses = Pauses()
     assert pauses.notice(100.0, 100.2) == 0.0
