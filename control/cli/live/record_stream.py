@@ -32,6 +32,8 @@ RECENT = 50_000
 """Lines that are remembered for that."""
 LONGEST_PAUSE = 5.0
 """Seconds between two attempts to go on, at most."""
+REOPENINGS = 30
+"""Times one after the other that a view is opened again in vain, two minutes: control may be started again."""
 GOES_ON = ("shutting_down", "watch_ended", "role_insufficient")
 """Codes with which a view ends that can be opened again at once."""
 ONCE = ("begin", "offline", "too_old", "silent", "history")
@@ -102,7 +104,8 @@ class _Recent:
 async def parts(control: RecordClient, query: dict[str, str | int | None]) -> AsyncIterator[Part]:
     """Yield records and notices: until all was told that was there, or with `follow` until the caller ends.
 
-    Raises: RequestRefused, when control refuses it, also later; Unreachable, when control stays away.
+    Raises: RequestRefused, when control refuses it, also later; Unreachable, when control can't be reached in
+    `ATTEMPTS`, or in `REOPENINGS` where it was and `follow` is wanted.
     """
     recent, again, failures = _Recent(), False, 0
     follow = bool(query.get("follow"))
@@ -138,8 +141,8 @@ async def parts(control: RecordClient, query: dict[str, str | int | None]) -> As
             if error.code == "tls":
                 raise
             cause = str(error)
-            failures += 1
-            if failures >= ATTEMPTS:
+            failures = 1 if follow and heard is not None else failures + 1
+            if failures >= (REOPENINGS if follow and (again or heard is not None) else ATTEMPTS):
                 raise
         again = again or heard is not None
         if heard is not None:
