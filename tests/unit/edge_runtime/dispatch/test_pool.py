@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections import Counter, deque
 from types import SimpleNamespace
 from typing import Any, Final
@@ -19,6 +20,7 @@ from edge_runtime.dispatch.incoming_frames import IncomingFrames
 from edge_runtime.dispatch.outcomes import TIME_LIMIT, Answer, Outcome, Refusal
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
+from edge_runtime.dispatch.watchdog import Watchdog
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
@@ -237,6 +239,30 @@ async def play(actions: list[tuple[str, Any]]) -> None:
 @given(st.lists(ACTIONS, min_size=5, max_size=80))
 def test_whatever_happens(actions: list[tuple[str, Any]]) -> None:
     asyncio.run(play(actions))
+
+
+async def test_a_pause_as_a_worker_is_given_a_call_counts_for_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process was stopped before it set the first timer."""
+    clock, paused = time.monotonic, 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + paused)
+    world = World()
+    watchdog = Watchdog(world.pool)
+
+    def watch() -> None:
+        nonlocal paused
+        paused = 20.0
+        watchdog.soon()
+
+    world.pool.watch = watch
+    with contextlib.closing(world), contextlib.closing(watchdog):
+        world.submit("one")
+        due = watchdog._due
+        async with asyncio.timeout(60):
+            # Until it has looked.
+            while watchdog._due == due:
+                await asyncio.sleep(0.001)
+        assert [len(worker.link.jobs) for worker in world.workers].count(1) == 1
+        assert not any(worker.link.killed for worker in world.workers)
 
 
 def test_a_long_call_gets_a_worker_although_short_ones_never_end() -> None:
