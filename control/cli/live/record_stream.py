@@ -33,7 +33,8 @@ RECENT = 50_000
 LONGEST_PAUSE = 5.0
 """Seconds between two attempts to go on, at most."""
 REOPENINGS = 30
-"""Times one after the other that a view is opened again in vain, two minutes: control may be started again."""
+"""Times one after the other that a view which was open may be lost: where each is at once, for two minutes, in which
+control may be started again."""
 GOES_ON = ("shutting_down", "watch_ended", "role_insufficient")
 """Codes with which a view ends that can be opened again at once."""
 ONCE = ("begin", "offline", "too_old", "silent", "history")
@@ -107,7 +108,7 @@ async def parts(control: RecordClient, query: dict[str, str | int | None]) -> As
     Raises: RequestRefused, when control refuses it, also later; Unreachable, when control can't be reached in
     `ATTEMPTS`, or in `REOPENINGS` where it was and `follow` is wanted.
     """
-    recent, again, failures = _Recent(), False, 0
+    recent, again, failures, attempts = _Recent(), False, 0, ATTEMPTS
     follow = bool(query.get("follow"))
     while True:
         heard: datetime | None = None
@@ -141,8 +142,10 @@ async def parts(control: RecordClient, query: dict[str, str | int | None]) -> As
             if error.code == "tls":
                 raise
             cause = str(error)
-            failures = 1 if follow and heard is not None else failures + 1
-            if failures >= (REOPENINGS if follow and (again or heard is not None) else ATTEMPTS):
+            if follow and heard is not None:
+                failures, attempts = 0, REOPENINGS
+            failures += 1
+            if failures >= attempts:
                 raise
         again = again or heard is not None
         if heard is not None:
