@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from control.local.pki import Pki, ensure
-from control.storage import bucket_owner, connection_quotas
+from control.storage import bucket_owner
 from control.sync import heartbeats, monitor
 from control.telemetry import live_records
 from control.telemetry.webhooks import webhook_sender
@@ -158,11 +158,8 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a busy machine may hold up is waited for longer: requests wait for a connection to the database, whose disk
-    may take seconds for a COMMIT, and a start for the store, without which it serves before it knows who was revoked.
-    """
-    monkeypatch.setattr(connection_quotas, "WAIT", 15.0)
-    monkeypatch.setattr(lifespan, "STORE_PATIENCE", 60.0)
+    """Replicas wait longer for what a busy machine may hold up."""
+    replica.wait_longer(monkeypatch)
 
 
 @pytest.fixture

@@ -7,10 +7,8 @@ import pytest
 import pytest_asyncio
 
 from control.local.pki import Pki
-from control.storage import connection_quotas
-from control.web import lifespan
 from tests.support import services as servers
-from tests.support.replica import Site, prepare
+from tests.support.replica import Site, prepare, wait_longer
 from tests.support.watched import Watched, watching
 
 TIMEOUT = 1800
@@ -32,8 +30,7 @@ async def shared_site(
     bucket_url = await servers.fresh_bucket(services.artifacts_url)
     with pytest.MonkeyPatch.context() as patch:
         # As `long_waits`, which is for one test.
-        patch.setattr(connection_quotas, "WAIT", 15.0)
-        patch.setattr(lifespan, "STORE_PATIENCE", 60.0)
+        wait_longer(patch)
         yield await prepare(database_url, bucket_url, pki, tmp_path_factory.mktemp("spool"))
     await servers.drop_database(services.metadata_url, database_url)
     await servers.drop_bucket(bucket_url)

@@ -15,16 +15,33 @@ from uuid import uuid4
 import aiohttp
 import msgspec
 import orjson
+import pytest
 
 from control import wire
 from control.api.services import Services
 from control.clock import Clock, SystemClock
 from control.local.pki import Pki
 from control.settings import ControlSettings
-from control.storage import database, migrations
+from control.storage import connection_quotas, database, migrations
+from control.sync import fleet_cache
+from control.web import lifespan
 from control.web.server import ControlServer
 from edge_runtime.sync import capabilities
 from tests.support import repeating
+
+
+def wait_longer(patch: pytest.MonkeyPatch) -> None:
+    """Have replicas wait longer for what a busy machine may hold up: requests for a connection to the database, whose
+    disk may take seconds for a COMMIT, and a start for the store, without which it serves before it knows who was
+    revoked."""
+    patch.setattr(connection_quotas, "WAIT", 15.0)
+    patch.setattr(lifespan, "STORE_PATIENCE", 60.0)
+
+
+def hear_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Have replicas that start from now on hear of no change, and believe what they know, however long a test takes."""
+    patch.setattr(fleet_cache, "PERIOD", 1e6)
+    patch.setattr(fleet_cache, "STALE_AFTER", 1e6)
 
 
 class SetClock:

@@ -7,9 +7,8 @@ from uuid import uuid4
 import pytest
 
 from control import wire
-from control.sync import fleet_cache
 from tests.support.control import Control, Joined, Reply, module
-from tests.support.replica import Site
+from tests.support.replica import Site, hear_nothing
 
 POLL = {"generation": 0, "digest": wire.digest(wire.Inventory()), "inventory": {}}
 
@@ -123,9 +122,7 @@ async def test_a_revoked_credential_gets_no_successor_on_a_replica_that_has_not_
     """Else who stole it would stay in by asking all the time."""
     async with control_site.running() as one:
         node = (await one.join("n1")).credential
-        monkeypatch.setattr(fleet_cache, "PERIOD", 1e6)
-        # What isn't read again is believed all the same, however long the test takes.
-        monkeypatch.setattr(fleet_cache, "STALE_AFTER", 1e6)
+        hear_nothing(monkeypatch)
         async with control_site.running() as other:
             assert (await other.call("POST", "/v1/poll", POLL, token=node)).status == 204
             assert (await one.call("POST", "/v1/nodes/n1/revoke")).status == 204
@@ -145,9 +142,7 @@ async def test_a_successor_that_was_given_up_ends_no_other_where_that_is_not_kno
         node = (await one.join("n1")).credential
         assert (await one.call("POST", "/v1/poll", POLL, token=node)).status == 204
         first = (await one.call("POST", path, token=node)).json()["credential"]
-        monkeypatch.setattr(fleet_cache, "PERIOD", 1e6)
-        # What isn't read again is believed all the same, however long the test takes.
-        monkeypatch.setattr(fleet_cache, "STALE_AFTER", 1e6)
+        hear_nothing(monkeypatch)
         async with control_site.running() as other:
             assert await other.services.fleet.credential(first.split("_")[1]) is not None
             second = (await one.call("POST", path, token=node)).json()["credential"]

@@ -7,9 +7,8 @@ from uuid import uuid4
 import pytest
 
 from control import wire
-from control.sync import fleet_cache
 from tests.support.control import Control, Reply, module
-from tests.support.replica import Site
+from tests.support.replica import Site, hear_nothing
 
 POLL = {"generation": 0, "digest": wire.digest(wire.Inventory()), "inventory": {}}
 
@@ -150,9 +149,7 @@ async def test_a_revoked_operator_changes_nothing_on_a_replica_that_has_not_hear
 ) -> None:
     async with control_site.running() as one:
         anna = (await one.call("POST", "/v1/operators", {"name": "anna", "role": "admin"})).json()["token"]
-        monkeypatch.setattr(fleet_cache, "PERIOD", 1e6)
-        # What isn't read again is believed all the same, however long the test takes.
-        monkeypatch.setattr(fleet_cache, "STALE_AFTER", 1e6)
+        hear_nothing(monkeypatch)
         async with control_site.running() as other:
             assert (await other.call("GET", "/v1/nodes", token=anna)).status == 200
             assert (await one.call("DELETE", "/v1/operators/anna")).status == 204
@@ -176,9 +173,7 @@ async def test_an_operator_given_less_does_no_more_on_a_replica_that_has_not_hea
     """Else a join token, or an operator, that it makes there in this moment would outlive its rights."""
     async with control_site.running() as one:
         anna = (await one.call("POST", "/v1/operators", {"name": "anna", "role": "admin"})).json()["token"]
-        monkeypatch.setattr(fleet_cache, "PERIOD", 1e6)
-        # What isn't read again is believed all the same, however long the test takes.
-        monkeypatch.setattr(fleet_cache, "STALE_AFTER", 1e6)
+        hear_nothing(monkeypatch)
         async with control_site.running() as other:
             assert (await other.call("GET", "/v1/operators", token=anna)).status == 200
             less = {"grants": [{"role": "read"}]}

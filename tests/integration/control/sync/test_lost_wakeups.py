@@ -11,9 +11,8 @@ from uuid import uuid4
 import pytest
 
 from control import wire
-from control.sync import fleet_cache
 from tests.support import seeds
-from tests.support.replica import Answered, Replica, Site, TestNode, plan_of
+from tests.support.replica import Answered, Replica, Site, TestNode, hear_nothing, plan_of
 
 SEEDS = int(os.environ.get("SKERRY_TEST_ORDERS", "30"))
 """Orders that are tried; the environment may want more."""
@@ -77,8 +76,7 @@ class Gates:
 @pytest.fixture
 async def replicas(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Replica, Replica]]:
     """One that reads the epochs when the test says so alone, and another one at which things are changed."""
-    monkeypatch.setattr(fleet_cache, "PERIOD", 1e6)
-    monkeypatch.setattr(fleet_cache, "STALE_AFTER", 1e6)
+    hear_nothing(monkeypatch)
     async with control_site.running(hold=HOLD) as one, control_site.running() as two:
         yield one, two
 
