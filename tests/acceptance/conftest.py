@@ -1,6 +1,7 @@
 """What the tests of the requirements share: control on real servers over TLS, its clock, and a look past its API."""
 
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from control.local.seaweedfs import s3_client
 from control.storage import owner_mark
 from control.sync import monitor
 from tests.support import repeating
-from tests.support.programs import Faults
-from tests.support.replica import Replica, SetClock, Site
+from tests.support.programs import Faults, until
+from tests.support.replica import Advance, Replica, SetClock, Site
 from tests.support.services import LIKE_COCKROACHDB, with_errors
 
 
@@ -38,6 +39,29 @@ async def replica(control_site: Site, clock: SetClock, monkeypatch: pytest.Monke
     monkeypatch.setattr(monitor, "PERIOD", 0.05)
     async with control_site.running(clock=clock) as running:
         yield running
+
+
+@pytest.fixture
+def advance(clock: SetClock, monkeypatch: pytest.MonkeyPatch) -> Advance:
+    """Move the clock by so many seconds, and wait until the monitor has looked by it: a look that was under way goes by
+    the time before, also where it comes to a node that is heard of since."""
+    looked: list[datetime] = []
+    look = monitor.Monitor.look
+
+    async def noted(self: monitor.Monitor, now: datetime) -> None:
+        await look(self, now)
+        looked.append(now)
+
+    monkeypatch.setattr(monitor.Monitor, "look", noted)
+
+    async def is_done() -> bool:
+        return looked[-1:] == [clock.time]
+
+    async def move(seconds: float) -> None:
+        clock.advance(seconds)
+        await until(is_done, "the monitor has looked")
+
+    return move
 
 
 @pytest.fixture

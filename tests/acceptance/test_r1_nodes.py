@@ -12,7 +12,7 @@ from tests.guests.version import version
 from tests.support import deploy, repeating
 from tests.support.deploy import code, ok
 from tests.support.programs import join, skerry, until
-from tests.support.replica import Replica, SetClock, Site, TestNode
+from tests.support.replica import Advance, Replica, SetClock, Site, TestNode
 
 
 async def test_r1_1_a_registration_is_saved_in_the_metadata_db(
@@ -78,7 +78,7 @@ async def test_r1_2_every_node_has_an_identifier_of_its_own(replica: Replica, me
 
 
 async def test_r1_3_a_health_check_updates_last_seen(
-    replica: Replica, clock: SetClock, metadata: asyncpg.Connection
+    replica: Replica, clock: SetClock, advance: Advance, metadata: asyncpg.Connection
 ) -> None:
     node, other = await replica.join("one"), await replica.join("two")
     for one in (node, other):
@@ -94,7 +94,7 @@ async def test_r1_3_a_health_check_updates_last_seen(
     before = clock.time
     # At target, a poll is nothing but a heartbeat.
     for _ in range(2):
-        clock.advance(20)
+        await advance(20)
         assert (await node.ask()).status == 204
 
         async def updated() -> bool:
@@ -105,15 +105,15 @@ async def test_r1_3_a_health_check_updates_last_seen(
     assert await seen(other) == before
 
     # Reports of a sync are heartbeats too; what isn't the node's is none.
-    clock.advance(20)
+    await advance(20)
     await deploy.push(replica, "show", version(1), sql="read")
     await deploy.release(replica, functions={"show": 1})
     plan = await node.plan()
-    clock.advance(20)
+    await advance(20)
     assert (await node.report(plan.sync_id, "running")).status == 200
     await until(updated, "a report is in the metadata DB")
     reported = clock.time
-    clock.advance(20)
+    await advance(20)
     node.credential = node.credential[:-1] + ("A" if node.credential[-1] != "A" else "B")
     assert (await node.ask()).status == 401
     await repeating.saved(replica.services.heartbeats.flush)
@@ -121,7 +121,7 @@ async def test_r1_3_a_health_check_updates_last_seen(
 
 
 async def test_r1_4_the_state_is_online_syncing_or_offline(
-    replica: Replica, clock: SetClock, metadata: asyncpg.Connection
+    replica: Replica, clock: SetClock, advance: Advance, metadata: asyncpg.Connection
 ) -> None:
     node = await replica.join("one")
 
@@ -147,12 +147,12 @@ async def test_r1_4_the_state_is_online_syncing_or_offline(
     await node.poll()
     assert await state() == ("online", joined)
 
-    clock.advance(10)
+    await advance(10)
     await deploy.push(replica, "show", version(1), sql="read")
     await deploy.release(replica, functions={"show": 1})
     plan = await node.plan()
     assert await state() == ("syncing", clock.time)
-    clock.advance(10)
+    await advance(10)
     node.apply(plan)
     await node.report(plan.sync_id, "succeeded")
     assert await state() == ("online", clock.time)
@@ -161,18 +161,18 @@ async def test_r1_4_the_state_is_online_syncing_or_offline(
     # Heartbeats keep it online; 75 seconds without one, and it is offline.
     await repeating.saved(replica.services.heartbeats.flush)
     for _ in range(3):
-        clock.advance(60)
+        await advance(60)
         assert (await node.ask()).status == 204
         await repeating.saved(replica.services.heartbeats.flush)
-    clock.advance(74)
+    await advance(74)
     await asyncio.sleep(0.3)  # some passes of the monitor
     assert await state() == ("online", online)
-    clock.advance(2)
+    await advance(2)
     await becomes("offline")
     assert await state() == ("offline", clock.time)
     assert [n["name"] for n in await deploy.items(replica, "/v1/nodes?state=offline")] == ["one"]
 
-    clock.advance(60)
+    await advance(60)
     assert (await node.ask()).status == 204
     await becomes("online")
     assert await state() == ("online", clock.time)
@@ -182,7 +182,7 @@ async def test_r1_4_the_state_is_online_syncing_or_offline(
     await deploy.release(replica, functions={"show": 2})
     await node.plan()
     assert (await state())[0] == "syncing"
-    clock.advance(61)
+    await advance(61)
     await becomes("online")
-    clock.advance(76)
+    await advance(76)
     await becomes("offline")

@@ -10,7 +10,7 @@ from tests.guests.version import version
 from tests.support import deploy, repeating
 from tests.support.deploy import ok
 from tests.support.programs import skerry, until
-from tests.support.replica import Replica, SetClock, TestNode
+from tests.support.replica import Advance, Replica, SetClock, TestNode
 
 
 async def _last_sync(replica: Replica, name: str) -> datetime | None:
@@ -25,14 +25,14 @@ async def _fail(node: TestNode, plan: wire.Plan, code: str, message: str) -> Non
 
 
 async def test_r5_1_the_last_sync_time_is_recorded(
-    replica: Replica, clock: SetClock, metadata: asyncpg.Connection
+    replica: Replica, clock: SetClock, advance: Advance, metadata: asyncpg.Connection
 ) -> None:
     node, other = await replica.join("one"), await replica.join("two")
     await deploy.push(replica, "show", version(1), sql="read")
     await deploy.release(replica, functions={"show": 1})
     assert await _last_sync(replica, "one") is None
     plan = await node.plan()
-    clock.advance(7)
+    await advance(7)
     assert await _last_sync(replica, "one") is None, "begun isn't synced"
     node.apply(plan)
     await node.report(plan.sync_id, "succeeded")
@@ -44,16 +44,16 @@ async def test_r5_1_the_last_sync_time_is_recorded(
     # A failed one is none.
     await deploy.push(replica, "show", version(2), sql="read")
     await deploy.release(replica, functions={"show": 2})
-    clock.advance(60)
+    await advance(60)
     plan = await node.plan()
-    clock.advance(1)
+    await advance(1)
     await _fail(node, plan, "probe_failed", "no")
     assert await _last_sync(replica, "one") == synced
     # At target and confirmed again: it is in sync now.
-    clock.advance(60)
+    await advance(60)
     await node.sync()
     assert await _last_sync(replica, "one") == clock.time
-    clock.advance(60)
+    await advance(60)
     assert (await node.ask()).status == 204
     assert await _last_sync(replica, "one") == clock.time
     stored = await metadata.fetchval("SELECT last_sync_at FROM node_presence WHERE node_id = $1", node.id)
@@ -63,7 +63,7 @@ async def test_r5_1_the_last_sync_time_is_recorded(
 
 
 async def test_r5_2_a_sync_five_minutes_late_is_a_warning(
-    replica: Replica, clock: SetClock, metadata: asyncpg.Connection
+    replica: Replica, clock: SetClock, advance: Advance, metadata: asyncpg.Connection
 ) -> None:
     late, healthy = await replica.join("late"), await replica.join("healthy")
     await deploy.push(replica, "show", version(1), sql="read")
@@ -98,7 +98,7 @@ async def test_r5_2_a_sync_five_minutes_late_is_a_warning(
     async def passes(seconds: float) -> None:
         """Time in which both poll, one of them for ever in trouble with its target."""
         for _ in range(4):
-            clock.advance(seconds / 4)
+            await advance(seconds / 4)
             assert (await healthy.ask()).status == 204
             plan = await late.plan()
             await _fail(late, plan, "schema_change_failed", "UNIQUE constraint failed")
@@ -132,7 +132,7 @@ async def test_r5_2_a_sync_five_minutes_late_is_a_warning(
     assert tuple(row) == (since, clock.time)
 
     # A node that isn't heard of at all is late too.
-    clock.advance(301)
+    await advance(301)
     assert (await healthy.ask()).status == 204
     await repeating.saved(replica.services.heartbeats.flush)
 
@@ -143,7 +143,7 @@ async def test_r5_2_a_sync_five_minutes_late_is_a_warning(
 
 
 async def test_r5_3_failures_and_their_errors_are_recorded(
-    replica: Replica, clock: SetClock, metadata: asyncpg.Connection
+    replica: Replica, clock: SetClock, advance: Advance, metadata: asyncpg.Connection
 ) -> None:
     node = await replica.join("one")
     await replica.join("two")
@@ -167,7 +167,7 @@ async def test_r5_3_failures_and_their_errors_are_recorded(
     assert await trouble() == 0
     await _fail(node, await node.plan(), "digest_mismatch", "the artifact's bytes are others")
     assert await trouble() == (1, "digest_mismatch", "the artifact's bytes are others", clock.time)
-    clock.advance(30)
+    await advance(30)
     plan = await node.plan()
     await _fail(node, plan, "probe_failed", "show answered 500: naïve 名前")
     assert await trouble() == (2, "probe_failed", "show answered 500: naïve 名前", clock.time)
@@ -175,9 +175,9 @@ async def test_r5_3_failures_and_their_errors_are_recorded(
     await _fail(node, plan, "probe_failed", "show answered 500: naïve 名前")
     assert (await replica.node("one"))["failures"] == 2
     # A sync that nothing is heard of any more is one too.
-    clock.advance(30)
+    await advance(30)
     await node.plan()
-    clock.advance(61)
+    await advance(61)
 
     async def expired() -> bool:
         return (await replica.node("one"))["failures"] == 3

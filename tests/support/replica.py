@@ -4,7 +4,7 @@ import asyncio
 import io
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -58,6 +58,10 @@ class SetClock:
 
     def advance(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
+
+
+Advance = Callable[[float], Awaitable[None]]
+"""Moves control's clock by so many seconds, and waits for those who go by it."""
 
 
 @dataclass
