@@ -49,9 +49,10 @@ async def mark(bucket_url: str) -> Any:
 
 
 async def keys(bucket_url: str) -> set[str]:
+    """The keys of artifacts, without the objects that a replica writes about itself when it comes to it."""
     async with s3_client(bucket_url) as client:
         listed = await client.list_objects_v2(Bucket=bucket_url.rpartition("/")[2])
-        return {item["Key"] for item in listed.get("Contents", ())} - {owner_mark.KEY}
+        return {key for item in listed.get("Contents", ()) if not (key := item["Key"]).startswith(owner_mark.PREFIX)}
 
 
 async def ready(at: Control | replica.Replica) -> bool:
