@@ -23,6 +23,7 @@ check: setup
     .venv/bin/ruff check .
     .venv/bin/ruff format --check .
     .venv/bin/mypy
+    @.venv/bin/python -m tests.support.flaked_file
 
 # Their hundreds of processes would each compile all modules where Python may keep no bytecode.
 pytest := "env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest"

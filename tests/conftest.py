@@ -22,7 +22,7 @@ from edge_runtime.native import library
 from edge_runtime.redaction import redact
 from edge_runtime.telemetry import ring
 from tests.guests import build
-from tests.support import draws, failing_calls, forked_zygotes, replica
+from tests.support import draws, failing_calls, flaked_file, flaked_runs, forked_zygotes, replica
 from tests.support import services as servers
 from tests.support.control import Control, running
 from tests.support.kept_checks import KeptChecks
@@ -30,7 +30,7 @@ from tests.support.kept_checks import KeptChecks
 draws.settle()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Raise the limit of open files, as `skerry serve` does: both ends of a thousand polls are in one process.
 
     A shell that starts this in the background has SIGINT ignored. Programs would inherit that, which tests end by it.
@@ -42,11 +42,19 @@ def pytest_configure() -> None:
     if built := os.environ.get("SKERRY_TEST_NATIVE"):
         # The C library as `native_build.sanitized` has built it, in place of the one that is built for use.
         library.BUILT = Path(built)  # type: ignore[misc]
+    flaked_runs.join(config)
 
 
 def pytest_report_header() -> list[str]:
     """Say what the tests run on."""
     return [parts.told(name, part) for name, part in parts.document().items()]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what flaked on this machine and isn't in the tree."""
+    for line in flaked_file.notice(config.rootpath):
+        terminalreporter.write_line(line)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
