@@ -139,6 +139,7 @@ async def test_r2_4_a_deletion_takes_data_from_the_store_and_the_metadata_db(
     assert await deploy.items(live, "/v1/functions") == []
 
 
+@pytest.mark.never_retry
 @pytest.mark.parametrize("point", ["control.delete.rows.after", "control.delete.object.after"])
 async def test_r2_4_a_deletion_that_was_killed_is_finished_later(
     control_site: Site,

@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from control import wire
 from control.local.pki import Pki
 from tests.support.control import Control, module, running, until
@@ -225,6 +227,7 @@ async def test_keys_of_requests_at_once(control: Control) -> None:
     assert len(await control.items("/v1/releases")) == 1
 
 
+@pytest.mark.never_retry
 async def test_asking_again_after_a_lost_commit_is_safe(database_url: str, bucket_url: str, pki: Pki) -> None:
     async with cutting(database_url) as cutter, running(cutter.url, bucket_url, pki) as control:
         for number, saved in enumerate((False, True, False, True), start=1):

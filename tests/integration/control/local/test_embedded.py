@@ -90,6 +90,7 @@ async def test_data_and_addresses_are_there_after_a_stop_and_nothing_runs_on(hom
         assert await read(services) == (["first"], ["first"])
 
 
+@pytest.mark.never_retry
 async def test_data_survives_a_kill_of_both_servers(home):
     async with embedded.services(home) as services:
         await write(services, "before")
@@ -291,6 +292,7 @@ def start_parent(home: Path) -> tuple[subprocess.Popen[str], list[psutil.Process
     return parent, [process for pid in pids for process in family(int(pid))]
 
 
+@pytest.mark.never_retry
 async def test_nothing_is_left_after_kill_9_of_the_parent_and_a_new_start_finds_the_data(home):
     async with embedded.services(home) as services:
         await write(services, "kept")

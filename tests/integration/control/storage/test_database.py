@@ -170,6 +170,7 @@ async def test_a_connection_cut_at_commit_is_unknown(cutter: Cutter, saved: bool
         await db.close()
 
 
+@pytest.mark.never_retry
 async def test_a_connection_lost_before_commit_is_run_again_on_another(cutter: Cutter) -> None:
     db = await database.connect(cutter.url)
     runs = 0

@@ -39,6 +39,7 @@ async def test_it_applies_everything_once(db: Database) -> None:
     assert (row["epoch"], row["generation"]) == (0, 0)
 
 
+@pytest.mark.never_retry
 async def test_it_goes_on_after_a_kill_between_any_two_statements(db: Database) -> None:
     [first, *_] = migrations.migrations(cockroachdb=False)
     for statement in first.statements[: len(first.statements) // 2]:

@@ -141,6 +141,7 @@ async def test_made_up_tokens_cost_few_look_ups(control_site: Site, monkeypatch:
         assert reads < 100
 
 
+@pytest.mark.never_retry
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_commit_whose_answer_is_lost(control_site: Site, when: str) -> None:
     """The connection is cut at COMMIT, before or after the database got it: the node asks again, nothing is doubled."""

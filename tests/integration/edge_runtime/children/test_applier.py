@@ -17,6 +17,8 @@ from tests.guests.version import version
 from tests.support.guest_sql import ask
 from tests.support.plans import changes, local, plan
 
+pytestmark = pytest.mark.never_retry
+
 ITEMS = "CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL)"
 SEED = "INSERT INTO items (name) VALUES ('a'), ('b'), ('b')"
 FUNCTION = local("f", b"f")

@@ -17,6 +17,8 @@ from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sql import database
 from tests.support.plans import changes, plan
 
+pytestmark = pytest.mark.never_retry
+
 ROOT = Path(__file__).parents[4]
 FIRST = ["CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL)", "INSERT INTO items (name) VALUES ('a')"]
 

@@ -17,6 +17,8 @@ from tests.support.agents import running_control
 from tests.support.failing_calls import ALWAYS, FailingCalls
 from tests.support.node_process import LIMIT, NodeProcess
 
+pytestmark = pytest.mark.never_retry
+
 WAL = "edge/db/skerry.db-wal"
 INSERT = b'{"sql": "INSERT INTO written VALUES (randomblob(500))"}'
 COUNT = b'{"sql": "SELECT count(*) FROM written"}'

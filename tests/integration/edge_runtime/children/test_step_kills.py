@@ -20,6 +20,8 @@ from tests.integration.edge_runtime.children.test_applier_process import CHILD, 
 from tests.integration.edge_runtime.children.test_stepwise import ADDED, FILL, ITEMS, ROWS
 from tests.support.plans import changes, plan
 
+pytestmark = pytest.mark.never_retry
+
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:

@@ -11,6 +11,8 @@ from edge_runtime.sql import database
 from edge_runtime.sql.database import LibsqlDatabase
 from tests.support.plans import changes, plan
 
+pytestmark = pytest.mark.never_retry
+
 FAMILY = """
 CREATE TABLE items (id INTEGER PRIMARY KEY); INSERT INTO items VALUES (1), (2), (3);
 CREATE TABLE parts (item INTEGER REFERENCES items (id)); INSERT INTO parts VALUES (1), (2);

@@ -23,6 +23,8 @@ from tests.integration.edge_runtime.cli.test_backup import HOLDER
 from tests.support.guest_sql import ask
 from tests.support.plans import changes, local, plan
 
+pytestmark = pytest.mark.never_retry
+
 ITEMS = "CREATE TABLE items (id INTEGER PRIMARY KEY, amount INTEGER NOT NULL)"
 ROWS = 3000
 FILL = f"INSERT INTO items SELECT value, value FROM generate_series(1, {ROWS})"

@@ -26,6 +26,8 @@ from tests.support.agents import Control, edge, joined
 from tests.support.edge import Node, node
 from tests.support.edge_process import front_process
 
+pytestmark = pytest.mark.never_retry
+
 FUNCTIONS = {"sql": (guest("sql"), {"sql": "write"}), "reader": (guest("sql"), {"sql": "read"})}
 NOTES = ["CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); CREATE INDEX by_text ON notes (text)"]
 HOLDER = """

@@ -6,12 +6,16 @@ import json
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from edge_runtime import wal
 from edge_runtime.cli import node as node_commands
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import damage, rows
 from tests.integration.edge_runtime.cli.test_node import command
 from tests.support.edge import node
+
+pytestmark = pytest.mark.never_retry
 
 FUNCTIONS = {"sql": (guest("sql"), {"sql": "write"})}
 NOTES = [

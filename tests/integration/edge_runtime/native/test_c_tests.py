@@ -9,7 +9,7 @@ import pytest
 from scripts import compile_native
 from tests.support import native_build
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.never_retry, pytest.mark.timeout(600)]
 INPUTS = 3000
 
 

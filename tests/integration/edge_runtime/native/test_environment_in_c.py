@@ -14,6 +14,7 @@ from tests.guests.build import guest
 from tests.support.both_ways import both_ways
 
 pytestmark = [
+    pytest.mark.never_retry,
     pytest.mark.skipif(bool(library.unusable()), reason=f"the C library isn't used: {library.unusable()}"),
     pytest.mark.timeout(900),
 ]

@@ -12,6 +12,7 @@ from tests.support.both_ways import both_ways
 from tests.support.generated import generated
 
 pytestmark = [
+    pytest.mark.never_retry,
     pytest.mark.skipif(bool(library.unusable()), reason=f"the C library isn't used: {library.unusable()}"),
     pytest.mark.timeout(1800),
 ]

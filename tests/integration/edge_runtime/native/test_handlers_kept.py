@@ -11,7 +11,10 @@ from edge_runtime.wasmedge import QUICK, Config, EntryPoint, Memory, Module, Pro
 from tests.guests.build import wat
 from tests.support.both_ways import handlers_kept
 
-pytestmark = pytest.mark.skipif(bool(library.unusable()), reason=f"the C library isn't used: {library.unusable()}")
+pytestmark = [
+    pytest.mark.never_retry,
+    pytest.mark.skipif(bool(library.unusable()), reason=f"the C library isn't used: {library.unusable()}"),
+]
 TRAPS = """
 (module (memory (export "memory") 1)
   (func (export "_start") (drop (i32.load (i32.const 0x7fffffff)))))

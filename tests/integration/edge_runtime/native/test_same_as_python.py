@@ -11,7 +11,10 @@ from edge_runtime.native import library
 from tests.guests.build import wat
 from tests.support.both_ways import BothWays, both_ways
 
-pytestmark = pytest.mark.skipif(bool(library.unusable()), reason=f"the C library isn't used: {library.unusable()}")
+pytestmark = [
+    pytest.mark.never_retry,
+    pytest.mark.skipif(bool(library.unusable()), reason=f"the C library isn't used: {library.unusable()}"),
+]
 
 ANSWER = '"content-type: text/plain\\n\\nbody"'
 WRITE = "(drop (call $write (i32.const 1) (i32.const 8) (i32.const 1) (i32.const 4)))"

@@ -11,6 +11,7 @@ from tests.support.both_ways import both_ways
 from tests.support.wasi_program import program, sequence
 
 pytestmark = [
+    pytest.mark.never_retry,
     pytest.mark.skipif(bool(library.unusable()), reason=f"the C library isn't used: {library.unusable()}"),
     pytest.mark.timeout(900),
 ]

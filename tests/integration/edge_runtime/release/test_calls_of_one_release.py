@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 from aiohttp import web
 
 from tests.guests.build import guest
@@ -25,6 +26,8 @@ from tests.integration.edge_runtime.release.test_release_change import (
 )
 from tests.support.edge import node
 from tests.support.gate import http_server
+
+pytestmark = pytest.mark.never_retry
 
 
 async def test_no_call_mixes_releases(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from tests.integration.edge_runtime.cli.test_node import command
 from tests.support.edge import Node, node, until
 from tests.support.failing_calls import ALWAYS, FailingCalls
 
+pytestmark = pytest.mark.never_retry
+
 FUNCTIONS = {
     "sql": (guest("sql"), {"sql": "write", "time_limit_ms": 8000}),
     "reader": (guest("sql"), {"sql": "read", "time_limit_ms": 20_000, "concurrency": 4}),

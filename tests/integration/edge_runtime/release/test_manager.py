@@ -192,6 +192,7 @@ async def test_a_function_that_a_release_removes_is_unknown_after_it(tmp_path: P
         assert await numbers(edge) == (1, 1)
 
 
+@pytest.mark.never_retry
 @pytest.mark.parametrize("point", ["edge.apply.before", "edge.apply.after", "edge.commit.before", "edge.commit.after"])
 async def test_an_applier_that_is_killed(tmp_path: Path, faults: Faults, point: str) -> None:
     """Around the COMMIT nobody knows whether it happened: the libsql file says so, before any call goes."""
@@ -215,6 +216,7 @@ async def test_an_applier_that_is_killed(tmp_path: Path, faults: Faults, point: 
         assert await numbers(again) == expected
 
 
+@pytest.mark.never_retry
 async def test_the_zygote_is_killed_while_a_release_is_prepared(tmp_path: Path, faults: Faults) -> None:
     async with node(tmp_path / "state") as edge:
         await edge.release(functions(1), FIRST)

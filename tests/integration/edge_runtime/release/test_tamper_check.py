@@ -21,6 +21,8 @@ from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.edge import Node, node, until
 
+pytestmark = pytest.mark.never_retry
+
 FIRST = ["CREATE TABLE generation (number INTEGER)", "INSERT INTO generation VALUES (1)"]
 READ = {"sql": "read"}
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.guest_sql import ask, calls
 
+pytestmark = pytest.mark.never_retry
+
 ROOT = Path(__file__).parents[4]
 
 WRITER = """
