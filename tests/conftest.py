@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,7 @@ from tests.support import draws, failing_calls, flaked_file, flaked_runs, forked
 from tests.support import services as servers
 from tests.support.control import Control, running
 from tests.support.kept_checks import KeptChecks
+from tests.support.shared_services import SharedServices
 
 draws.settle()
 
@@ -43,6 +45,23 @@ def pytest_configure(config: pytest.Config) -> None:
         # The C library as `native_build.sanitized` has built it, in place of the one that is built for use.
         library.BUILT = Path(built)  # type: ignore[misc]
     flaked_runs.join(config)
+
+
+_SHARED = pytest.StashKey[SharedServices]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker process of pytest-xdist, before it starts, where it gets the servers that all of them share."""
+    if _SHARED not in node.config.stash:
+        node.config.stash[_SHARED] = SharedServices()
+    node.workerinput["servers"] = node.config.stash[_SHARED].socket
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the servers that the worker processes shared."""
+    if _SHARED in config.stash:
+        config.stash[_SHARED].end()
 
 
 def pytest_report_header() -> list[str]:
@@ -103,18 +122,25 @@ def zygotes_by_exec(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def services() -> Iterator[servers.ServerUrls]:
-    """The metadata database and the artifact store, started once for the whole session.
+def services(pytestconfig: pytest.Config) -> Iterator[servers.ServerUrls]:
+    """The metadata database and the artifact store, started once for all tests of a run, in whatever process they are.
 
-    A test that kills one of them uses `services.embedded` and starts it again.
+    Other tests use them at the same time: one that kills or fills a server has `own_services`.
     """
-    with servers.running_services() as running:
-        yield running
+    with servers.used_services(getattr(pytestconfig, "workerinput", {}).get("servers", "")) as used:
+        yield used
+
+
+@pytest.fixture(scope="module")
+def own_services() -> Iterator[servers.OwnServers]:
+    """A metadata database and an artifact store that are the module's own, to kill and to start again."""
+    with servers.own_services() as own:
+        yield own
 
 
 @pytest.fixture
 async def database_url(services: servers.ServerUrls) -> AsyncIterator[str]:
-    """A metadata database of the test's own, without an operator."""
+    """A metadata database of the test's own, migrated; see `replica.prepare` for its admin."""
     url = await services.fresh_database()
     yield url
     await servers.drop_database(services.metadata_url, url)

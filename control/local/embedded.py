@@ -8,7 +8,7 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +53,10 @@ class LocalServices:
 
 
 @asynccontextmanager
-async def services(home: Path) -> AsyncIterator[LocalServices]:
+async def services(home: Path, postgresql: Mapping[str, str] | None = None) -> AsyncIterator[LocalServices]:
     """Run both services, with their files under `home`, which is made where it is missing.
+
+    `postgresql` are settings of PostgreSQL's own, by name, beyond the usual ones or in place of them.
 
     Enter this in the main thread: the servers end when the thread that started them ends.
 
@@ -67,7 +69,7 @@ async def services(home: Path) -> AsyncIterator[LocalServices]:
         # The servers hold this lock too: after a kill -9 of this process, a new start waits until they have ended.
         message = f"servers of an earlier run still hold {home} after {ORPHANS_LIMIT:.0f} s"
         async with locked(home / "services.lock", ORPHANS_LIMIT, message) as held:
-            metadata = PostgreSQL(home / "metadata", home / "logs" / "metadata.log", held)
+            metadata = PostgreSQL(home / "metadata", home / "logs" / "metadata.log", held, postgresql or {})
             artifacts = SeaweedFS(home / "artifacts", home / "logs" / "artifacts.log", held)
             async with AsyncExitStack() as stack:
                 stack.push_async_callback(metadata.stop)

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ PORTS = range(30000, 32700)
 """Ports to choose from."""
 DATABASE = "skerry"
 
-_OPTIONS = {
+_SETTINGS = {
     "listen_addresses": "127.0.0.1",
     # TCP alone: the path of a socket in a deep folder would be too long (107 bytes).
     "unix_socket_directories": "",
@@ -51,9 +52,13 @@ class PostgreSQL(Service):
     # A fast shutdown, then an immediate one: https://www.postgresql.org/docs/18/server-shutdown.html
     STOP = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 6.0))
 
-    def __init__(self, directory: Path, log: Path, inherit: int) -> None:
+    def __init__(self, directory: Path, log: Path, inherit: int, settings: Mapping[str, str]) -> None:
+        """`settings` are PostgreSQL's own, beyond `_SETTINGS` or in place of them."""
         super().__init__("PostgreSQL", log, inherit)
         self._directory = directory
+        self._options = [
+            part for name, value in {**_SETTINGS, **settings}.items() for part in ("-c", f"{name}={value}")
+        ]
         self._settings_file = directory / "settings.json"
         self._pid_file = Path()
         self._port = 0
@@ -86,10 +91,8 @@ class PostgreSQL(Service):
             # No other server uses this data, since the caller holds its lock: a killed server left this file, and its
             # pid may be another process's now. PostgreSQL itself still refuses to start while old backends live.
             self._pid_file.unlink(missing_ok=True)
-            options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
-            process = self.spawn(
-                [binaries / "postgres", "-D", data, "-p", str(self._port), *options], cwd=data.parent, env={}, user=user
-            )
+            command: list[str | Path] = [binaries / "postgres", "-D", data, "-p", str(self._port), *self._options]
+            process = self.spawn(command, cwd=data.parent, env={}, user=user)
             try:
                 await self.run_until_ready(process, self._ready)
                 break

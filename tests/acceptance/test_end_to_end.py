@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from control.local.pki import Pki
 from tests.guests.build import EXAMPLES, example
+from tests.support import repeating
 from tests.support.programs import command, control_program, edge_program, join, skerry, until
-from tests.support.replica import Replica, Site
-from tests.support.services import ServerUrls
+from tests.support.replica import Replica, Site, prepare
+from tests.support.services import LIKE_COCKROACHDB, OwnServers, fresh_bucket, with_errors
 
 # Each starts several programs, one after the other.
 pytestmark = pytest.mark.timeout(600)
@@ -22,6 +24,14 @@ def files(tmp_path: Path) -> Path:
     for name in ("manifest.json", "schema.sql"):
         (folder / name).write_bytes((EXAMPLES / "visits" / name).read_bytes())
     return folder
+
+
+@pytest.fixture
+async def own_site(own_services: OwnServers, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """As `control_site`, on servers that the test may kill."""
+    monkeypatch.setattr(repeating, "REPEATS", LIKE_COCKROACHDB)
+    url = await own_services.fresh_database()
+    return (await prepare(url, await fresh_bucket(own_services.artifacts_url), pki, tmp_path)).at(with_errors(url))
 
 
 async def deploy(control: Replica, files: Path) -> None:
@@ -76,18 +86,16 @@ async def test_from_a_push_to_an_answer_at_the_edge(control_site: Site, files: P
 
 
 async def test_the_edge_answers_without_control_store_and_database(
-    services: ServerUrls, control_site: Site, files: Path, tmp_path: Path
+    own_services: OwnServers, own_site: Site, files: Path, tmp_path: Path
 ) -> None:
-    if services.embedded is None:
-        pytest.skip("the servers that the environment names aren't ours to kill")
     state = tmp_path / "edge"
-    async with control_program(control_site, tmp_path / "control") as (program, control):
+    async with control_program(own_site, tmp_path / "control") as (program, control):
         assert (await join(control, state, "edge-1")).status == 0
         async with edge_program(state) as edge:
             await deploy(control, files)
             assert await edge.call("visits/ada", "POST") == (200, b'{"name":"ada","count":1}\n')
 
-            servers = (services.embedded.metadata, services.embedded.artifacts)
+            servers = (own_services.processes.metadata, own_services.processes.artifacts)
             try:
                 for gone in (program, *servers, edge):
                     await gone.kill()

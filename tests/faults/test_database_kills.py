@@ -5,21 +5,17 @@ import random
 from collections import Counter
 from typing import Any
 
-import pytest
-
 from control.problems import ProblemError
 from control.storage import database
 from tests.support.edge import until
-from tests.support.services import ServerUrls, drop_database, fresh_database
+from tests.support.services import OwnServers, drop_database, fresh_database
 
 KILLS = 4
 
 
-async def test_the_database_is_killed_under_transactions(services: ServerUrls) -> None:
-    if services.embedded is None:
-        pytest.skip("the metadata database is not ours to kill")
-    server = services.embedded.metadata
-    url = await fresh_database(services.metadata_url)
+async def test_the_database_is_killed_under_transactions(own_services: OwnServers) -> None:
+    server = own_services.processes.metadata
+    url = await fresh_database(own_services.metadata_url)
     db = await database.connect(url, connections=12)
     chance = random.Random(3)
     outcomes: dict[int, str] = {}
@@ -59,7 +55,7 @@ async def test_the_database_is_killed_under_transactions(services: ServerUrls) -
         there = Counter(row["name"] for row in rows)
     finally:
         await db.close()
-        await drop_database(services.metadata_url, url)
+        await drop_database(own_services.metadata_url, url)
     assert set(outcomes.values()) <= {"done", "commit_unknown", "database_unavailable"}, Counter(outcomes.values())
     assert max(there.values()) == 1
     done = {name for name, outcome in outcomes.items() if outcome == "done"}

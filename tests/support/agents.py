@@ -15,10 +15,8 @@ import aiohttp
 import pytest
 
 from control import wire
-from control.clock import SystemClock
 from control.local.pki import Pki
 from control.settings import ControlSettings
-from control.storage import database, migrations
 from control.web.server import ControlServer
 from edge_runtime.front import Front
 from edge_runtime.settings import EdgeSettings as EdgeSettings
@@ -29,6 +27,7 @@ from edge_runtime.sync.control_client import ControlClient
 from edge_runtime.sync.join import join
 from edge_runtime.wasmedge import QUICK
 from tests.support.ports import free_port
+from tests.support.services import admin_of
 
 DEADLINE = 60.0
 
@@ -136,13 +135,7 @@ async def running_control(database_url: str, bucket_url: str, pki: Pki, **more: 
         ca_cert=pki.ca,
         **more,
     )
-    db = await database.connect(database_url, connections=2, statement_timeout=10.0)
-    try:
-        await migrations.migrate(db, SystemClock())
-        token = await migrations.make_admin(db, SystemClock())
-    finally:
-        await db.close()
-    assert token is not None
+    token = await admin_of(database_url)
     server, task = await start(settings)
     tls = ssl.create_default_context(cafile=str(pki.ca))
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as http:

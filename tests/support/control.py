@@ -163,9 +163,8 @@ class Control:
 
 @contextlib.asynccontextmanager
 async def running(database_url: str, artifacts_url: str, pki: Pki, **settings: Any) -> AsyncIterator[Control]:
-    """Migrate the database, make an admin, and run a replica on it until the block ends.
-
-    Needs an empty database and bucket. The replica's clock moves only when the test moves it.
+    """Run a replica on a database of `services.fresh_database` or an empty one, and an empty bucket, until the block
+    ends. The replica's clock moves only when the test moves it.
     """
     clock = SettableClock()
     site = await replica.prepare(database_url, artifacts_url, pki, Path(tempfile.gettempdir()))

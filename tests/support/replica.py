@@ -19,15 +19,15 @@ import pytest
 
 from control import wire
 from control.api.services import Services
-from control.clock import Clock, SystemClock
+from control.clock import Clock
 from control.local.pki import Pki
 from control.settings import ControlSettings
-from control.storage import connection_quotas, database, migrations
+from control.storage import connection_quotas
 from control.sync import fleet_cache
 from control.web import lifespan
 from control.web.server import ControlServer
 from edge_runtime.sync import capabilities
-from tests.support import repeating
+from tests.support import repeating, services
 
 
 def wait_longer(patch: pytest.MonkeyPatch) -> None:
@@ -258,14 +258,8 @@ async def running(settings: ControlSettings, *, clock: Clock | None = None) -> A
 
 
 async def prepare(database_url: str, bucket_url: str, pki: Pki, spool: Path) -> Site:
-    """Migrate an empty database, make the first admin, and return the site of both; there is no server to end."""
-    db = await database.connect(database_url)
-    try:
-        await migrations.migrate(db, SystemClock())
-        admin = await migrations.make_admin(db, SystemClock())
-    finally:
-        await db.close()
-    assert admin is not None
+    """Return the site of a database and a bucket; there is no server to end."""
+    admin = await services.admin_of(database_url)
     settings = ControlSettings(
         metadata_url=database_url,
         artifacts_url=bucket_url,

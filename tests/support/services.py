@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -24,12 +24,13 @@ from uuid import uuid4
 
 import asyncpg
 import botocore.session
+import pytest
 from botocore.config import Config
 
 from control.clock import SystemClock
 from control.local import embedded
 from control.storage import database, migrations
-from tests.support import cockroachdb
+from tests.support import cockroachdb, kept_initdb, shared_services
 from tests.support.cockroachdb_session import ERRORS_PARAMETER
 
 TEMPLATE = "migrated"
@@ -40,8 +41,16 @@ ROOM = 4 * 2**30
 """Bytes that must be free in `MEMORY`; the servers of one test process take a tenth of that."""
 LEFT_AFTER = 3600.0
 """Seconds after which files of servers that don't run any more are removed from `MEMORY`."""
-QUICK_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "64MB", "min_wal_size": "32MB"}
-"""PostgreSQL's settings for the tests: no waiting for a disk, and little of its log kept."""
+POSTGRESQL = {
+    # No waiting for a disk, and little of its log kept: a kill loses nothing that was written.
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_wal_size": "64MB",
+    "min_wal_size": "32MB",
+    # For the tests of all worker processes of a run.
+    "max_connections": "600",
+}
+"""PostgreSQL's settings for the tests."""
 LIKE_COCKROACHDB = os.environ.get("SKERRY_TEST_COCKROACHDB") == "1"
 ERRORS = 0.03
 """The share of COMMITs and of writing statements that CockroachDB's errors come at, where a test asks for them."""
@@ -49,53 +58,109 @@ ERRORS = 0.03
 
 @dataclass(frozen=True)
 class ServerUrls:
-    """Where the metadata database and the artifact store are; `embedded` is None where the environment named them."""
+    """Where the metadata database and the artifact store are."""
 
     metadata_url: str
     artifacts_url: str
-    embedded: embedded.LocalServices | None
+    postgresql_url: str = ""
+    """The database past the proxy that stands for CockroachDB; '' where the environment named the servers."""
+    admin: str = ""
+    """The token of the admin in each database of `fresh_database`; '' where that is empty."""
 
     async def fresh_database(self) -> str:
-        """A database of its own, without an operator: a copy of one that was migrated, empty where there is none."""
-        if self.embedded is None:
+        """A database of its own: a copy of one that was migrated and has an admin, empty where there is none."""
+        if not self.postgresql_url:
             return await fresh_database(self.metadata_url)
         # CockroachDB can't copy a database, so this goes past the proxy.
-        copied = await fresh_database(self.embedded.metadata_url, TEMPLATE)
-        return urlunsplit(urlsplit(self.metadata_url)._replace(path=urlsplit(copied).path))
+        copied = await fresh_database(self.postgresql_url, TEMPLATE)
+        url = _of(self.metadata_url, copied)
+        _admins[_name(url)] = (url, self.admin)
+        return url
+
+    def past_proxy(self, url: str, why: str) -> str:
+        """The URL of the database of `url` past the proxy that stands for CockroachDB; `why` a test needs that.
+
+        The test is skipped where the environment named the servers.
+        """
+        if not self.postgresql_url:
+            pytest.skip(why)
+        return _of(self.postgresql_url, url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnServers(ServerUrls):
+    """Servers that whoever has started them may kill, and start again."""
+
+    processes: embedded.LocalServices
+
+
+_admins: dict[str, tuple[str, str]] = {}
+"""By the name of a database of `ServerUrls.fresh_database`: its URL, and the token of the admin that is in it."""
+
+
+async def admin_of(url: str) -> str:
+    """The token of the first admin in the database of `url`, which is migrated and gets one where it is empty.
+
+    One that is reached by another way than its own URL is migrated as what that way makes of it, such as CockroachDB.
+    """
+    own_url, admin = _admins.get(_name(url), ("", ""))
+    return admin if url == own_url else await _migrate(url) or admin
+
+
+def _name(url: str) -> str:
+    return urlsplit(url).path.strip("/")
+
+
+def _of(server: str, url: str) -> str:
+    """The database of `url` by way of `server`."""
+    return urlunsplit(urlsplit(server)._replace(path=urlsplit(url).path))
 
 
 @contextmanager
-def running_services() -> Iterator[ServerUrls]:
-    """PostgreSQL and SeaweedFS in a folder of their own, or what SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL name."""
+def used_services(socket: str) -> Iterator[ServerUrls]:
+    """What SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL name, else the servers that all workers of this run share,
+    which are asked for at `socket`, else, where that is '', own ones."""
     metadata, artifacts = os.environ.get("SKERRY_METADATA_URL"), os.environ.get("SKERRY_ARTIFACTS_URL")
     if metadata and artifacts:
         try:
-            yield ServerUrls(metadata, artifacts, None)
+            yield ServerUrls(metadata, artifacts)
         finally:
             _drop_spares()
-        return
-    if metadata or artifacts:
+    elif metadata or artifacts:
         raise RuntimeError("set both SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL, or neither")
+    elif socket:
+        shared = ServerUrls(**shared_services.ask(socket))
+        with like_cockroachdb(shared.postgresql_url) as url:
+            yield replace(shared, metadata_url=url)
+    else:
+        with own_services() as own:
+            yield own
+
+
+@contextmanager
+def own_services() -> Iterator[OwnServers]:
+    """PostgreSQL and SeaweedFS in a folder of their own, which end with the block, or with this process."""
     with home_folder() as home, asyncio.Runner() as runner:
-        context = embedded.services(home)
+        context = embedded.services(home, POSTGRESQL)
         services = runner.run(context.__aenter__())
         try:
-            runner.run(_hurry(services.metadata_url))
             with like_cockroachdb(services.metadata_url) as url:
-                runner.run(_make_template(url))
-                yield ServerUrls(url, services.artifacts_url, services)
+                admin = runner.run(_make_template(url))
+                urls = ServerUrls(url, services.artifacts_url, services.metadata_url, admin)
+                yield OwnServers(**vars(urls), processes=services)
         finally:
-            _spares.clear()
+            _spares.pop(services.artifacts_url.rpartition("/")[0], None)
             runner.run(context.__aexit__(None, None, None))
 
 
 @contextmanager
 def home_folder() -> Iterator[Path]:
-    """A path for the home of servers, in memory where there is room; what is there at the end is removed."""
+    """A home for servers, in memory where there is room, with PostgreSQL's files in it; it is removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=memory_folder()))
     # So that the user that PostgreSQL runs as, where we are root, can reach it.
     folder.chmod(0o711)
     try:
+        kept_initdb.fill(folder / "home")
         yield folder / "home"
     finally:
         remove_home(folder / "home")
@@ -148,22 +213,19 @@ def remove_home(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
 
 
-async def _hurry(url: str) -> None:
-    """Have the server not wait for a disk: a kill loses nothing that it wrote, only a power failure would."""
-    connection = await asyncpg.connect(url)
-    try:
-        for setting, value in QUICK_SETTINGS.items():
-            await connection.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
-        await connection.execute("SELECT pg_reload_conf()")
-    finally:
-        await connection.close()
+async def _make_template(url: str) -> str:
+    """Migrate a database that others are copied from, and make an admin in it, whose token is returned."""
+    admin = await _migrate(await embedded.create_database(url, TEMPLATE))
+    assert admin is not None
+    return admin
 
 
-async def _make_template(url: str) -> None:
-    """Migrate a database that others are copied from."""
-    db = await database.connect(await embedded.create_database(url, TEMPLATE), connections=1)
+async def _migrate(url: str) -> str | None:
+    """Migrate a database, and make an admin where there is none, whose token is returned."""
+    db = await database.connect(url, connections=1)
     try:
         await migrations.migrate(db, SystemClock())
+        return await migrations.make_admin(db, SystemClock())
     finally:
         await db.close()
 

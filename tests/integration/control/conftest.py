@@ -11,10 +11,8 @@ from tests.support.services import ServerUrls, drop_database
 @pytest.fixture
 async def backups(services: ServerUrls, database_url: str) -> AsyncIterator[Backups]:
     """Of the test's database; its copies are dropped after the test."""
-    if services.embedded is None:
-        pytest.skip("copies of a database are PostgreSQL's")
-    # Past the proxy that stands for CockroachDB, which can't copy a database.
-    found = Backups(services.embedded.metadata_url, database_url)
+    services.past_proxy(database_url, "copies of a database are PostgreSQL's")
+    found = Backups(services.postgresql_url, database_url)
     yield found
     for url in found.copies:
         await drop_database(services.metadata_url, url)

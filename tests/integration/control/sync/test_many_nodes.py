@@ -5,7 +5,6 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
@@ -96,9 +95,7 @@ def fleet(services: ServerUrls, pki: Pki, tmp_path_factory: pytest.TempPathFacto
 
 def postgresql(services: ServerUrls, url: str) -> str:
     """Return the database's URL past the proxy that plays CockroachDB."""
-    if services.embedded is None:
-        pytest.skip("it is filled, and its plans are read, by what PostgreSQL alone has")
-    return urlunsplit(urlsplit(services.embedded.metadata_url)._replace(path=urlsplit(url).path))
+    return services.past_proxy(url, "it is filled, and its plans are read, by what PostgreSQL alone has")
 
 
 async def _fill(services: ServerUrls, url: str) -> None:

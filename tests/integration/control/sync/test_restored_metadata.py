@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -25,9 +24,7 @@ HOLD = 50.0
 @pytest.fixture
 async def connections(services: ServerUrls, database_url: str) -> AsyncIterator[tuple[Any, Any]]:
     """Two to the database, past the proxy that plays CockroachDB: rows are put back by what PostgreSQL alone has."""
-    if services.embedded is None:
-        pytest.skip("rows are put back by what PostgreSQL alone has")
-    url = urlunsplit(urlsplit(services.embedded.metadata_url)._replace(path=urlsplit(database_url).path))
+    url = services.past_proxy(database_url, "rows are put back by what PostgreSQL alone has")
     made = await asyncpg.connect(url), await asyncpg.connect(url)
     yield made
     for each in made:
