@@ -297,8 +297,9 @@ def _drop_bucket(client: Any, name: str) -> None:
 
 def _empty_bucket(client: Any, name: str) -> None:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
-        for found in page.get("Contents", []):
-            client.delete_object(Bucket=name, Key=found["Key"])
+        if keys := [{"Key": found["Key"]} for found in page.get("Contents", [])]:
+            deleted = client.delete_objects(Bucket=name, Delete={"Objects": keys, "Quiet": True})
+            assert not deleted.get("Errors"), deleted
     for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
         for found in page.get("Uploads", []):
             client.abort_multipart_upload(Bucket=name, Key=found["Key"], UploadId=found["UploadId"])
