@@ -5,17 +5,20 @@ import contextlib
 import errno
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from control.local.pki import Pki
 from tests.guests.build import guest
 from tests.support.agents import running_control
 from tests.support.failing_calls import ALWAYS, FailingCalls
 from tests.support.node_process import LIMIT, NodeProcess
+from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
 
 pytestmark = pytest.mark.never_retry
 
@@ -29,14 +32,15 @@ def failing(tmp_path: Path) -> FailingCalls:
     return FailingCalls(tmp_path / "rules")
 
 
-@pytest.fixture
-async def node(
-    database_url: str, bucket_url: str, pki: Pki, tmp_path: Path, failing: FailingCalls
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def killed(
+    services: ServerUrls, pki: Pki, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[NodeProcess]:
-    """A node that was killed after it had acknowledged 50 rows."""
-    (tmp_path / "node").mkdir()
+    """A node that was killed after it had acknowledged 50 rows, and whose control has ended since."""
+    folder = tmp_path_factory.mktemp("killed")
+    database_url, bucket_url = await services.fresh_database(), await fresh_bucket(services.artifacts_url)
     async with running_control(database_url, bucket_url, pki) as control:
-        made = NodeProcess(control, tmp_path / "node", failing.environment)
+        made = NodeProcess(control, folder / "node", {})
         await made.join()
         made.functions["sql"] = await control.push("sql", guest("sql"), {"sql": "write"})
         assert await made.start(), made.log.read_text()
@@ -44,11 +48,24 @@ async def node(
             await made.at_release(await made.release())
             for _ in range(50):
                 assert "error" not in await call(made, INSERT)
-            await made.end(kill=True)
-            yield made
         finally:
-            failing.clear()
             await made.end(kill=True)
+    await drop_bucket(bucket_url)
+    await drop_database(services.metadata_url, database_url)
+    yield made
+
+
+@pytest.fixture
+async def node(killed: NodeProcess, tmp_path: Path, failing: FailingCalls) -> AsyncIterator[NodeProcess]:
+    """A copy of the node that was killed, with all that it left behind. It serves its release without control."""
+    made = NodeProcess(killed.control, tmp_path / "node", failing.environment)
+    made.state.parent.mkdir()
+    subprocess.run(["cp", "--archive", killed.state, made.state], check=True)
+    try:
+        yield made
+    finally:
+        failing.clear()
+        await made.end(kill=True)
 
 
 async def call(node: NodeProcess, body: bytes) -> str:
