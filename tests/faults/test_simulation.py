@@ -1,4 +1,8 @@
-"""The simulated fleet with more seeds, and with a hundred nodes: SKERRY_TEST_SEEDS says how many seeds."""
+"""The properties of the simulated fleet hold for the first SKERRY_TEST_SEEDS seeds, and for a hundred nodes.
+
+50 seeds find every way to break the program that `tests/simulation/test_mutations.py` has, within a third of them;
+`just faults` tries thousands.
+"""
 
 import os
 
@@ -6,16 +10,14 @@ import pytest
 
 from tests.support.simulation import runs
 
-SEEDS = int(os.environ.get("SKERRY_TEST_SEEDS", "25"))
-FIRST = 250
-"""Those below are in tests/simulation."""
+SEEDS = int(os.environ.get("SKERRY_TEST_SEEDS", "50"))
 
 
-@pytest.mark.parametrize("part", runs.parts(FIRST, FIRST + SEEDS), ids=str)
-def test_the_fleet_keeps_its_promises_for_more_seeds(part: range) -> None:
+@pytest.mark.parametrize("part", runs.parts(0, SEEDS), ids=str)
+def test_the_fleet_keeps_its_promises(part: range) -> None:
     runs.check(part)
 
 
-@pytest.mark.parametrize("seed", range(max(2, SEEDS // 50)))
+@pytest.mark.parametrize("seed", range(max(1, SEEDS // 50)))
 def test_a_hundred_nodes_keep_their_promises(seed: int) -> None:
     runs.check([seed], nodes=100)

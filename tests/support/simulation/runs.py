@@ -99,12 +99,12 @@ def check(seeds: Iterable[int], nodes: int = NODES) -> None:
         gc.enable()
 
 
-def elsewhere(seed: int, hash_seed: int) -> str:
-    """The digest of a seed's run in another process, where sets have another order."""
-    code = f"from tests.support.simulation.runs import run; print(run({seed}).digest)"
+def elsewhere(seeds: Iterable[int], hash_seed: int) -> list[str]:
+    """The digests of these seeds' runs in another process, where sets have another order."""
+    code = f"from tests.support.simulation.runs import run; print(*(run(seed).digest for seed in {[*seeds]}))"
     environ = os.environ | {"PYTHONHASHSEED": str(hash_seed)}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return done.stdout.split()
 
 
 def again() -> Result:
