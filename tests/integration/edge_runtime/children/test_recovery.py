@@ -46,8 +46,7 @@ async def killed(
         assert await made.start(), made.log.read_text()
         try:
             await made.at_release(await made.release())
-            for _ in range(50):
-                assert "error" not in await call(made, INSERT)
+            await insert(made, 50)
         finally:
             await made.end(kill=True)
     await drop_bucket(bucket_url)
@@ -85,12 +84,21 @@ async def workers(node: NodeProcess) -> dict[str, Any]:
         return (await answer.json())["workers"]
 
 
-@pytest.mark.parametrize("read", [0, 1, 20])
-async def test_a_read_that_fails_once_costs_no_row(node: NodeProcess, failing: FailingCalls, read: int) -> None:
-    rule = failing.fail("read", WAL, errno.EIO, first=read)
-    assert await node.start(), node.log.read_text()
-    assert "[[50]]" in await call(node, COUNT)
-    assert rule.concerned == 1
+async def insert(node: NodeProcess, rows: int) -> None:
+    for _ in range(rows):
+        assert "error" not in await call(node, INSERT)
+
+
+async def test_a_read_that_fails_once_costs_no_row(node: NodeProcess, failing: FailingCalls) -> None:
+    for number, read in enumerate((0, 1, 20), 1):
+        rule = failing.fail("read", WAL, errno.EIO, first=read)
+        assert await node.start(), node.log.read_text()
+        assert f"[[{50 * number}]]" in await call(node, COUNT)
+        assert rule.concerned == 1, read
+        failing.clear()
+        # A log for the next start.
+        await insert(node, 50)
+        await node.end(kill=True)
 
 
 async def test_nothing_is_served_while_the_log_cannot_be_read(node: NodeProcess, failing: FailingCalls) -> None:
@@ -106,40 +114,40 @@ async def test_nothing_is_served_while_the_log_cannot_be_read(node: NodeProcess,
     assert "[[50]]" in await call(node, COUNT)
 
 
-@pytest.mark.parametrize("read", [0, 1, 5])
-async def test_all_processes_that_are_killed_at_once_cost_no_row(
-    node: NodeProcess, failing: FailingCalls, read: int
-) -> None:
+async def test_all_processes_that_are_killed_at_once_cost_no_row(node: NodeProcess, failing: FailingCalls) -> None:
     """The next one would recover the log, under the same zygote."""
     assert await node.start(), node.log.read_text()
-    for _ in range(20):
-        assert "error" not in await call(node, INSERT)
     zygote = (await workers(node))["zygote"]
-    rule = failing.fail("read", WAL, errno.EIO, first=read)
-    async with asyncio.timeout(LIMIT):
-        # How often the log is read before a call is answered depends on who is born first.
-        while not rule.concerned:
-            processes = await workers(node)
-            for pid in (*processes["pids"], *processes["spares"]):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            status, said = 0, ""
-            while status != 200 or "error" in said:
-                async with node.http.post("/functions/sql", data=COUNT) as answer:
-                    status, said = answer.status, await answer.text()
-            assert "[[70]]" in said
-    assert rule.concerned == 1
-    assert "[[70]]" in await call(node, COUNT)
+    for number, read in enumerate((0, 1, 5), 1):
+        await insert(node, 20)
+        there = f"[[{50 + 20 * number}]]"
+        rule = failing.fail("read", WAL, errno.EIO, first=read)
+        async with asyncio.timeout(LIMIT):
+            # How often the log is read before a call is answered depends on who is born first.
+            while not rule.concerned:
+                processes = await workers(node)
+                for pid in (*processes["pids"], *processes["spares"]):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                status, said = 0, ""
+                while status != 200 or "error" in said:
+                    async with node.http.post("/functions/sql", data=COUNT) as answer:
+                        status, said = answer.status, await answer.text()
+                assert there in said
+        assert rule.concerned == 1
+        failing.clear()
+        assert there in await call(node, COUNT)
     assert (await workers(node))["zygote"] == zygote
 
 
-@pytest.mark.parametrize("error", [errno.EIO, errno.EDQUOT])
-async def test_a_file_that_cannot_be_written_is_served_for_reading(
-    node: NodeProcess, failing: FailingCalls, error: int
-) -> None:
+async def test_a_file_that_cannot_be_written_is_served_for_reading(node: NodeProcess, failing: FailingCalls) -> None:
     """The log was read, and stays."""
-    for which in ("pwrite", "write"):
-        failing.fail(which, "edge/db/skerry.db", error, times=ALWAYS)
-    assert await node.start(), node.log.read_text()
-    assert "[[50]]" in await call(node, COUNT)
-    assert "its log stays as it is: disk I/O error" in node.log.read_text()
+    for error in (errno.EIO, errno.EDQUOT):
+        for which in ("pwrite", "write"):
+            failing.fail(which, "edge/db/skerry.db", error, times=ALWAYS)
+        told = len(node.log.read_text())
+        assert await node.start(), node.log.read_text()
+        assert "[[50]]" in await call(node, COUNT)
+        assert "its log stays as it is: disk I/O error" in node.log.read_text()[told:]
+        await node.end(kill=True)
+        failing.clear()
