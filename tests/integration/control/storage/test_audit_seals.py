@@ -78,39 +78,45 @@ async def test_the_monitor_seals_what_has_no_seal(control_site: Site, verify: Ve
         assert (await verify(replica, second["head"])) == second
 
 
-@pytest.mark.parametrize(
-    ("fault", "wrong"),
-    [
-        ("DELETE FROM audit WHERE subject = 'two'", "removed"),
-        ("UPDATE audit SET operator = 'eve' WHERE subject = 'two'", "changed or replaced"),
-        ("UPDATE audit SET at = at + interval '1 microsecond' WHERE subject = 'two'", "changed or replaced"),
-        ("UPDATE audit SET values_after = '{\"group\": \"three\"}' WHERE subject = 'two'", "changed or replaced"),
-        ("UPDATE audit SET seal = 0 WHERE subject = 'two'", "removed"),
-        ("UPDATE audit SET seal = 7 WHERE subject = 'two'", "removed"),
-        (
-            "INSERT INTO audit (id, at, operator, action, subject, seal) "
-            "SELECT gen_random_uuid(), at, 'eve', 'group.create', 'three', seal FROM audit WHERE subject = 'two'",
-            "added",
-        ),
-        (
-            "INSERT INTO audit (id, at, operator, action, subject, seal) "
-            "SELECT gen_random_uuid(), at, 'eve', 'group.create', 'three', -1 FROM audit WHERE subject = 'two'",
-            "names seal -1, which isn't there",
-        ),
-        ("UPDATE audit_seals SET count = 1", "its hash is another one"),
-        ("DELETE FROM audit_seals", "which isn't there"),
-    ],
-)
-async def test_what_is_done_to_sealed_rows_shows(control_site: Site, verify: Verify, fault: str, wrong: str) -> None:
+FAULTS = [
+    ("DELETE FROM audit WHERE subject = 'two'", "removed"),
+    ("UPDATE audit SET operator = 'eve' WHERE subject = 'two'", "changed or replaced"),
+    ("UPDATE audit SET at = at + interval '1 microsecond' WHERE subject = 'two'", "changed or replaced"),
+    ("UPDATE audit SET values_after = '{\"group\": \"three\"}' WHERE subject = 'two'", "changed or replaced"),
+    ("UPDATE audit SET seal = 0 WHERE subject = 'two'", "removed"),
+    ("UPDATE audit SET seal = 7 WHERE subject = 'two'", "removed"),
+    (
+        "INSERT INTO audit (id, at, operator, action, subject, seal) "
+        "SELECT gen_random_uuid(), at, 'eve', 'group.create', 'three', seal FROM audit WHERE subject = 'two'",
+        "added",
+    ),
+    (
+        "INSERT INTO audit (id, at, operator, action, subject, seal) "
+        "SELECT gen_random_uuid(), at, 'eve', 'group.create', 'three', -1 FROM audit WHERE subject = 'two'",
+        "names seal -1, which isn't there",
+    ),
+    ("UPDATE audit_seals SET count = 1", "its hash is another one"),
+    ("DELETE FROM audit_seals", "which isn't there"),
+]
+"""What somebody does to rows that have a seal, and what the check says to that."""
+
+
+async def test_what_is_done_to_sealed_rows_shows(control_site: Site, verify: Verify) -> None:
     async with control_site.running(clock=SetClock()) as replica:
         await groups(replica, "one", "two")
         await replica.services.monitor().seal(replica.services.clock.now())
-        await verify(replica)
-        await execute(replica, fault)
-        told = (await verify(replica))["error"]
-        assert told["code"] == "audit_broken"
-        assert wrong in told["message"]
-        assert told["exit"] == 1
+        sealed = await verify(replica)
+        for table in ("audit", "audit_seals"):
+            await execute(replica, f"CREATE TABLE kept_{table} AS SELECT * FROM {table}")
+        for fault, wrong in FAULTS:
+            await execute(replica, fault)
+            told = (await verify(replica))["error"]
+            assert (told["code"], told["exit"]) == ("audit_broken", 1), fault
+            assert wrong in told["message"], fault
+            for table in ("audit", "audit_seals"):
+                await execute(replica, f"DELETE FROM {table}")
+                await execute(replica, f"INSERT INTO {table} SELECT * FROM kept_{table}")
+        assert await verify(replica) == sealed
 
 
 async def test_the_head_shows_that_the_newest_rows_are_gone(control_site: Site, verify: Verify) -> None:
