@@ -191,14 +191,26 @@ async def test_a_locked_heartbeat_holds_up_no_other_one(control_site: Site, monk
         await until(all_are_there, SOON)
 
 
-async def test_a_join_under_a_locked_group_is_told_so(control_site: Site) -> None:
+async def test_a_locked_group_holds_up_joins_and_releases_and_no_node(control_site: Site) -> None:
     async with control_site.running() as replica:
+        nodes = await seeds.behind(replica, 3)
         token = (await replica.call("POST", "/v1/join-tokens", {})).json()["token"]
         statement = "SELECT id FROM groups WHERE name = 'default' FOR UPDATE"
+        body = wire.Join("one", str(uuid4()))
+        release = {"group": "default", "functions": {"hello": 1}}
         async with locked(control_site.settings.metadata_url, statement), asyncio.timeout(SOON):
-            body = wire.Join("one", str(uuid4()))
-            answer = await replica.call("POST", "/v1/nodes", body, token=token)
-            assert (answer.status, answer.json()["code"]) == (503, "database_locked")
+            refused = [
+                asyncio.create_task(replica.call("POST", "/v1/nodes", body, token=token)),
+                asyncio.create_task(replica.call("POST", "/v1/join-tokens", {})),
+                asyncio.create_task(replica.call("POST", "/v1/releases", release)),
+            ]
+            for node, answer in zip(nodes, await asyncio.gather(*(node.poll() for node in nodes)), strict=True):
+                plan = plan_of(answer)
+                node.apply(plan)
+                assert (await node.report(plan.sync_id, "succeeded")).json()["status"] == "succeeded"
+            assert {answer.status for answer in await ask_all(replica, "/v1/nodes", "/v1/releases")} == {200}
+            for answer in await asyncio.gather(*refused):
+                assert (answer.status, answer.json()["code"]) == (503, "database_locked")
         assert (await replica.call("POST", "/v1/nodes", body, token=token)).status == 201
 
 
