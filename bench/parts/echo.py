@@ -1,4 +1,4 @@
-"""The floor: a raw ASGI application that sends a request's body back.
+"""The floor: a raw ASGI application that sends a request's body back, and refuses joins without reading theirs.
 
 `python -m bench.parts.echo PORT` serves it on plain uvicorn; with a certificate and its key behind the port, on
 control's own server class with TLS, without control's application.
@@ -20,8 +20,15 @@ from control.clock import SystemClock
 from control.settings import ControlSettings
 from control.web.server import ControlServer
 
+JOINS = "/v1/nodes"
+
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
+    if scope["path"] == JOINS and scope["method"] == "POST":
+        refused = [(b"content-length", b"0"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 401, "headers": refused})
+        await send({"type": "http.response.body", "body": b""})
+        return
     body = b""
     more = True
     while more:
