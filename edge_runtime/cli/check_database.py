@@ -6,10 +6,11 @@ from typing import Final
 
 import click
 
-from edge_runtime import database_sizes, wal
+from edge_runtime import wal
 from edge_runtime.cli.backup import release_of, release_text
 from edge_runtime.cli.node import JSON, STATE, check_owner, fail, show
-from edge_runtime.database_sizes import DatabaseSizes
+from edge_runtime.release import database_sizes
+from edge_runtime.release.database_sizes import DatabaseSizes
 
 _LARGEST: Final = 10
 """Tables and indexes that are shown to a person."""

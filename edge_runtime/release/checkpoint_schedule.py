@@ -14,11 +14,12 @@ from typing import Any, Final
 
 import msgspec
 
-from edge_runtime import database_sizes, wal
-from edge_runtime.database_sizes import DatabaseSizes
+from edge_runtime import wal
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
+from edge_runtime.release import database_sizes
+from edge_runtime.release.database_sizes import DatabaseSizes
 from edge_runtime.wal import Index, Pressure
 
 log = logging.getLogger("skerry.checkpoints")

@@ -10,7 +10,7 @@ from control.cli.doctor.findings import Finding, lines, worst
 from edge_runtime.cli.doctor import control_connection, local_http, machine, running_node, state_files
 from edge_runtime.cli.doctor.control_connection import ControlFacts
 from edge_runtime.cli.doctor.state_files import MIB, StateFacts
-from edge_runtime.database_sizes import DatabaseSizes
+from edge_runtime.release.database_sizes import DatabaseSizes
 from edge_runtime.settings import WAL_LIMIT
 from edge_runtime.sync.identity import Identity
 
