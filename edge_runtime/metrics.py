@@ -1,7 +1,6 @@
 """The node's metrics in the text format of Prometheus, collected when they are asked for."""
 
 import platform
-import time
 from collections.abc import Iterable
 from typing import Final
 
@@ -11,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from control import version
 from control.sketch import FOLDED, fold
+from edge_runtime import clock
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.logs import dropped
@@ -41,7 +41,7 @@ class PoolCollector(Collector):
         self._agent = agent
         self._tls_files = tls_files
         self._ring = ring
-        self._started = time.monotonic()
+        self._started = clock.monotonic()
         self._pool = pool
         self._processes = processes
         self._checkpoints = checkpoints
@@ -144,7 +144,7 @@ class PoolCollector(Collector):
             yield GaugeMetricFamily(
                 "skerry_edge_control_answer_age_seconds",
                 "Time since control last answered a poll, or since the start",
-                value=max(0.0, time.monotonic() - since),
+                value=max(0.0, clock.monotonic() - since),
             )
             yield GaugeMetricFamily(
                 "skerry_edge_credential_refused", "1 while control refuses the node's credential", value=facts.refused

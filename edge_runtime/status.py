@@ -1,6 +1,5 @@
 """Makes the document of /_skerry/status: what the node runs, and how its parts are."""
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +7,7 @@ import msgspec
 
 from control import version
 from control.sketch import quantile
+from edge_runtime import clock
 from edge_runtime.built import parts
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.served_functions import Tally
@@ -127,7 +127,7 @@ class NodeStatus:
                 "breaker": {
                     "state": breaker.state,
                     "opened": breaker.opened,
-                    "seconds_left": 0 if breaker.closed else max(0.0, round(breaker.until - time.monotonic(), 3)),
+                    "seconds_left": 0 if breaker.closed else max(0.0, round(breaker.until - clock.monotonic(), 3)),
                 },
             }
         return shown

@@ -69,7 +69,7 @@ class Call:
         self.attempts = 0
         """How often the call was dispatched."""
         self.deadline = 0.0
-        """Until when the call may wait to be dispatched (monotonic clock, seconds)."""
+        """Until when the call may wait to be dispatched (`clock.monotonic`)."""
         self.gone = False
         """The client has gone: nobody waits for the outcome."""
         self.sent = False

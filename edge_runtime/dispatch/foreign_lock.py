@@ -1,12 +1,10 @@
 """Sees whether a process that is none of the node's has the database locked, as a shell or a backup, and says so."""
 
-import asyncio
 import logging
-import time
 from pathlib import Path
 from typing import Final
 
-from edge_runtime import database_users
+from edge_runtime import clock, database_users
 from edge_runtime.database_users import DatabaseUser
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc.zygote_client import ZygoteClient
@@ -36,11 +34,11 @@ class ForeignLock:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            self.look(time.monotonic())
-            await asyncio.sleep(PERIOD)
+            self.look(clock.monotonic())
+            await clock.sleep(PERIOD)
 
     def look(self, now: float) -> None:
-        """Look once, at the time `now` of the monotonic clock."""
+        """Look once, at the time `now` of `clock.monotonic`."""
         holder = self._foreign()
         if holder is None or self._holder is None or holder.pid != self._holder.pid:
             if self._pool.held_by:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from edge_runtime import clock
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.ipc import frames, log_levels
@@ -113,7 +114,7 @@ class GuestLog:
 
     def _turn(self) -> None:
         """Log the next lines, and the others in later turns of the loop."""
-        now, waiting, count = time.monotonic(), self._waiting, 0
+        now, waiting, count = clock.monotonic(), self._waiting, 0
         moment = records.time_text(time.time())
         while waiting and count < AT_ONCE:
             lines = waiting[0]
@@ -141,7 +142,7 @@ class GuestLog:
 
     def _tell(self, tally: Tally) -> None:
         """Log that lines were left out, now and then."""
-        now = time.monotonic()
+        now = clock.monotonic()
         if tally.log_dropped and now - tally.log_told >= TOLD and tally.log_dropped != tally.log_said:
             tally.log_told, tally.log_said = now, tally.log_dropped
             text = "%s: %d lines of its log were left out since the start, because functions log too much"
@@ -151,7 +152,7 @@ class GuestLog:
         """Log a call's fault; faults of the client's making aren't logged."""
         if fault.status < 500:
             return
-        now, logged = time.monotonic(), call.served.tally.logged
+        now, logged = clock.monotonic(), call.served.tally.logged
         if now - logged.get(fault.code, -SILENT) >= SILENT:
             logged[fault.code] = now
             who = shown_with(f"{call.name} {call.served.function.version}", call)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from edge_runtime import clock
 from edge_runtime.dispatch import outcomes
 from edge_runtime.dispatch.call import Call, Job
 from edge_runtime.dispatch.outcomes import Refusal, refused
@@ -75,7 +76,7 @@ class Pool:
         """Called when there is something with a time limit: a call that waits, a job that runs."""
         self._placement = Placement(limits.depth)
         self._held_since = self._held_until = 0.0
-        """When writes began to be held, and when that must end (monotonic clock, seconds)."""
+        """When writes began to be held, and when that must end (`clock.monotonic`)."""
         self._changed: asyncio.Event | None = None
         """Set at each reply, loss and birth, while someone waits."""
 
@@ -123,7 +124,7 @@ class Pool:
         else:
             # First: a pause of this process is seen from then on.
             self.watch()
-            call.deadline = time.monotonic() + self.limits.queue_wait
+            call.deadline = clock.monotonic() + self.limits.queue_wait
             self.queues.add(queue, call)
 
     def leave(self, call: Call) -> None:
@@ -213,7 +214,7 @@ class Pool:
 
     def _cut_off(self, call: Call, served: ServedFunction) -> bool:
         """Refuse the call, if the function's breaker doesn't let it go; return whether that is so."""
-        left = served.breaker.left(call, time.monotonic())
+        left = served.breaker.left(call, clock.monotonic())
         if left:
             self.refuse(call, outcomes.cut_off(call.name, left))
         return left > 0
@@ -279,7 +280,7 @@ class Pool:
             self.again([call])
         else:
             # The file is ahead of the front, by the moment that the end of a commit takes to get known here.
-            asyncio.get_running_loop().call_later(STALE_PAUSE * call.attempts, self.again, [call])
+            clock.call_later(STALE_PAUSE * call.attempts, self.again, [call])
 
     def _held(self, call: Call) -> None:
         """Keep a call that would write while a release is applied, and has done nothing that lasts."""
@@ -294,7 +295,7 @@ class Pool:
         elif self.queues.hold(call, self.limits.queue // 2):
             self.watch()
             call.id = 0
-            call.deadline = time.monotonic() + self.limits.queue_wait
+            call.deadline = clock.monotonic() + self.limits.queue_wait
         else:
             self.refuse(call, outcomes.writes_held(self.hold_left))
 
@@ -311,7 +312,7 @@ class Pool:
                 text = "The node's release or its workers changed again and again while the call waited"
                 self.refuse(call, outcomes.release_changing(text))
             elif served is None or served.breaker.closed or not self._cut_off(call, served):
-                call.deadline = call.deadline or time.monotonic() + self.limits.queue_wait
+                call.deadline = call.deadline or clock.monotonic() + self.limits.queue_wait
                 self.queues.put_back(self.queues.of(call.name), call)
         self.feed()
 
@@ -341,7 +342,7 @@ class Pool:
         as they only read, and those that have the writer lock or wait for it go on too."""
         self.hold = Hold.WRITES
         self.applying = True
-        self._held_since = time.monotonic()
+        self._held_since = clock.monotonic()
         self._held_until = self._held_since + limit
         for link in self.links:
             link.set_applying(True)
@@ -349,7 +350,7 @@ class Pool:
     @property
     def hold_left(self) -> int:
         """Seconds for which writes will be held yet: as long as they have been, but no longer than they can be."""
-        now = time.monotonic()
+        now = clock.monotonic()
         return max(1, math.ceil(min(now - self._held_since, self._held_until - now)))
 
     def hold_at_commit(self) -> None:

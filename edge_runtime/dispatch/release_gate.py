@@ -1,9 +1,8 @@
 """Which running calls a change of the node's release waits for."""
 
-import asyncio
-import time
 from contextlib import suppress
 
+from edge_runtime import clock
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.worker_link import WorkerLink
@@ -17,14 +16,14 @@ async def settled(pool: Pool, limit: float) -> None:
     at most, calls that may write and have sent an HTTP request that can't be sent twice. Writes must be held, so that
     there will be no others.
     """
-    deadline = time.monotonic() + limit
+    deadline = clock.monotonic() + limit
     while True:
-        left = deadline - time.monotonic()
+        left = deadline - clock.monotonic()
         sent = left > 0 and any(_sent(link) for link in pool.links)
         if not sent and not any(_locks(link) for link in pool.links):
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(left if sent else None):
+            async with clock.timeout(left if sent else None):
                 await pool.change()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from control.sketch import BOUNDS
+from edge_runtime import clock
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Outcome, Refusal
 from edge_runtime.ipc import frames
@@ -180,9 +181,9 @@ class ServedFunction:
             tally.recent = recent + (min(took, recent * _OUTLIER) - recent) * _WEIGHT if recent else took
             breaker.calls += 1
             if not breaker.closed:
-                breaker.ended(call, now)
+                breaker.ended(call, clock.monotonic())
         elif blamed:
-            return breaker.died(call, now)
+            return breaker.died(call, clock.monotonic())
         elif breaker.trial is call:
             breaker.untried(call)
         return False

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edge_runtime import clock
 from edge_runtime.dispatch.call import Call, Order
 from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.pool import Pool
@@ -80,7 +81,7 @@ class Supervisor:
         """By serial, for the set that comes: the functions that a worker couldn't load."""
         self._slots = list(range(progress_page.SLOTS))
         """Free slots of the shared page."""
-        self._preloading: asyncio.TimerHandle | None = None
+        self._preloading: clock.SetTimer | None = None
         """Set while the spare workers are about to load what was called."""
         self._preload_crashes = Counter[str]()
         """Spare workers that ended while they loaded a function, by the sha256 of its code."""
@@ -133,7 +134,7 @@ class Supervisor:
         self._loads[serial] = frames.Load(serial, release, secrets, lacking)
         self._failures[serial] = []
         try:
-            async with asyncio.timeout(LOAD_LIMIT):
+            async with clock.timeout(LOAD_LIMIT):
                 await self._all_load(serial, whole)
         except TimeoutError:
             self.forget(serial)
@@ -211,27 +212,27 @@ class Supervisor:
         """Keep one worker alive: start the next one at once, unless the last one died at its start."""
         failures = unborn = 0
         while True:
-            born = time.monotonic()
+            born = clock.monotonic()
             try:
                 link, fit = await self._one()
             except NotBorn as error:
                 unborn += 1
                 self._missed(str(error))
-                await asyncio.sleep(min(BACKOFF_CAP, BACKOFF * 2.0 ** min(unborn - 1, 10)))
+                await clock.sleep(min(BACKOFF_CAP, BACKOFF * 2.0 ** min(unborn - 1, 10)))
                 continue
             unborn = 0
             if self._complete:
-                await asyncio.sleep(SUCCESSION)
-            if fit or time.monotonic() - born > PROVEN:
+                await clock.sleep(SUCCESSION)
+            if fit or clock.monotonic() - born > PROVEN:
                 failures = 0
             elif await _from_outside(link):
                 # The worker did nothing wrong: a pause is only there to avoid a hot loop, should memory be short.
-                await asyncio.sleep(BACKOFF)
+                await clock.sleep(BACKOFF)
             else:
                 failures += 1
                 delay = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures - 1, 10))
                 log.error("a worker ended at its start (%d in a row); the next one starts in %.2f s", failures, delay)
-                await asyncio.sleep(delay)
+                await clock.sleep(delay)
 
     @property
     def _complete(self) -> bool:
@@ -241,7 +242,7 @@ class Supervisor:
     def _missed(self, why: str) -> None:
         """Log that a worker couldn't be started: the first time, when the reason changes, and once a minute."""
         self._misses += 1
-        now = time.monotonic()
+        now = clock.monotonic()
         if why != self.trouble or now - self._missed_at > MISSED_TOLD:
             log.error("no worker can be started (%d attempts so far), and it is tried again: %s", self._misses, why)
             self.trouble, self._missed_at = why, now
@@ -287,7 +288,7 @@ class Supervisor:
     async def _equip(self, link: WorkerLink) -> bool:
         """Make a new worker fit for calls; return whether it is."""
         try:
-            async with asyncio.timeout(READY_LIMIT):
+            async with clock.timeout(READY_LIMIT):
                 await link.ready
                 self._deaths.watch(link.child.slot, link.child.pid, link.died)
             while missing := self._loads.keys() - link.serials:
@@ -317,7 +318,7 @@ class Supervisor:
     def _newly_loaded(self) -> None:
         """A worker has loaded a function because it was called: have the spare ones load it too, soon."""
         if self._preloading is None:
-            self._preloading = asyncio.get_running_loop().call_later(PRELOAD_PAUSE, self._preload_all)
+            self._preloading = clock.call_later(PRELOAD_PAUSE, self._preload_all)
 
     def _preload_all(self) -> None:
         self._preloading = None

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Final
 
+from edge_runtime import clock
 from edge_runtime.dispatch.call import Call, Order
 from edge_runtime.dispatch.outcomes import (
     CLIENT_GONE,
@@ -67,7 +68,7 @@ class Watchdog:
             self._timer = None
 
     def _tick(self) -> None:
-        pool, now = self._pool, time.monotonic()
+        pool, now, patience = self._pool, time.monotonic(), clock.monotonic()
         pause = self._pauses.notice(self._due, now)
         # First of all: the next look sees a pause within this one.
         self._due = now + TICK
@@ -92,7 +93,7 @@ class Watchdog:
             if why:
                 link.kill(why)
         if pool.waiting:
-            self._expire(now)
+            self._expire(patience)
         # Asked now: calls that were taken back or expired may have made room for others.
         if not pool.waiting and not any(link.jobs and not link.killed for link in pool.links):
             self.close()
@@ -105,7 +106,7 @@ class Watchdog:
             call.deadline += pause
 
     def _expire(self, now: float) -> None:
-        """Refuse the calls that have waited too long."""
+        """Refuse the calls that have waited too long, at `now` of `clock.monotonic`."""
         pool = self._pool
         expired = False
         for call in [call for call in pool.queues.held if call.deadline < now]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from edge_runtime import clock
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import fields_of, shown_with
 from edge_runtime.dispatch.outcomes import HELD, KILL_CODES, blames, of_death
@@ -50,7 +51,7 @@ class WorkerDeaths:
     async def _ask(self, link: WorkerLink, call: Call, seen: progress_page.Seen) -> None:
         """End a call once the zygote has said how its worker ended."""
         try:
-            async with asyncio.timeout(STATUS_WAIT):
+            async with clock.timeout(STATUS_WAIT):
                 status = await asyncio.shield(link.child.exited)
         except TimeoutError:
             status = None
@@ -70,6 +71,6 @@ class WorkerDeaths:
         blamed = blames(link.killed, seen.state, status)
         if call.served.settle(call, refusal, now, blamed=blamed, ran=max(0.0, now - link.since)):
             text = "%s is cut off for %.0f s: its calls ended their processes again and again"
-            log.error(text, call.name, call.served.breaker.until - now)
+            log.error(text, call.name, call.served.breaker.until - clock.monotonic())
             self._opened(call)
         call.end(refusal)

@@ -8,9 +8,9 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from typing import Final
 
+from edge_runtime import clock
 from edge_runtime.token_bucket import TokenBucket
 
 log = logging.getLogger("skerry.child")
@@ -62,7 +62,7 @@ class ChildOutput:
             self._say(line)
 
     def _say(self, line: bytes) -> None:
-        if not self._budget.take(len(line) + _LINE, time.monotonic()):
+        if not self._budget.take(len(line) + _LINE, clock.monotonic()):
             self._left_out += 1
             return
         if self._left_out:

@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import msgspec
 
+from edge_runtime import clock
 from edge_runtime.ipc import births, death_word, frames, progress_page
 from edge_runtime.ipc.births import ChildKind
 from edge_runtime.ipc.child_output import ChildOutput
@@ -84,7 +84,7 @@ class Child:
         The answer of a child that has ended is what it said before that. Raises: ChildGone, when it has said nothing;
         TimeoutError, when `limit` seconds have passed.
         """
-        async with asyncio.timeout(limit):
+        async with clock.timeout(limit):
             with contextlib.suppress(frames.ChildGone):
                 await self.tell(kind, value)
             return await self.answer()
@@ -98,7 +98,7 @@ class Child:
 
     async def answer(self, limit: float | None = None) -> frames.Frame:
         """Wait for the next frame. Raises: ChildGone; TimeoutError, when `limit` seconds have passed."""
-        async with asyncio.timeout(limit):
+        async with clock.timeout(limit):
             return await self._frame()
 
     async def _frame(self) -> frames.Frame:
@@ -136,7 +136,7 @@ class ZygoteClient:
         self.page: memoryview = progress_page.open_page(self._page)
         self._control: socket.socket | None = None
         self._up = asyncio.Event()
-        self._starting = asyncio.timeout(None)
+        self._starting = clock.timeout(None)
         """The limit of the present zygote's start."""
         self._children: dict[int, Child] = {}
         self._next = 0
@@ -156,15 +156,15 @@ class ZygoteClient:
         failures = 0
         try:
             while True:
-                started = time.monotonic()
+                started = clock.monotonic()
                 try:
                     await self._one()
                 except OSError as error:
                     log.error("a zygote can't be started: %s", error)
-                failures = 0 if time.monotonic() - started > BACKOFF_CAP else failures + 1
+                failures = 0 if clock.monotonic() - started > BACKOFF_CAP else failures + 1
                 delay = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures - 1, 10)) if failures else 0.0
                 log.warning("the zygote ended; a new one is started%s", f" in {delay:.2f} s" if delay else "")
-                await asyncio.sleep(delay)
+                await clock.sleep(delay)
         finally:
             os.close(self._page)
 
@@ -181,15 +181,15 @@ class ZygoteClient:
 
         Raises: NotBorn, when there is none after that time.
         """
-        end = time.monotonic() + patience
+        end = clock.monotonic() + patience
         delay = BACKOFF
         while True:
             try:
                 return await self._birth(kind, slot, background, rehearsed)
             except NotBorn:
-                if time.monotonic() + delay > end:
+                if clock.monotonic() + delay > end:
                     raise
-            await asyncio.sleep(delay)
+            await clock.sleep(delay)
             delay = min(2 * delay, BACKOFF_CAP)
 
     async def _birth(self, kind: ChildKind, slot: int, background: bool, rehearsed: bool) -> Child:
@@ -243,7 +243,7 @@ class ZygoteClient:
         ended: asyncio.Future[None] = loop.create_future()
         try:
             loop.add_reader(ours, self._news, ours, ended)
-            async with asyncio.timeout(START_LIMIT) as self._starting:
+            async with clock.timeout(START_LIMIT) as self._starting:
                 up = asyncio.ensure_future(self._up.wait())
                 try:
                     await asyncio.wait((up, ended), return_when=asyncio.FIRST_COMPLETED)

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from control import wire
+from edge_runtime import clock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, NotBorn, decode_failure
@@ -42,7 +43,7 @@ async def prepare(applier: Child, order: frames.Apply, limit: float, named: Name
     number = order.plan.release_number
     doing = "nothing yet: another process had the writer lock"
     try:
-        async with asyncio.timeout(limit):
+        async with clock.timeout(limit):
             reply = await applier.ask(frames.APPLY, order, None)
             while reply.kind == frames.APPLYING:
                 doing = reply.body.decode(errors="replace")
@@ -70,12 +71,12 @@ async def steps(
     """
     doing = "nothing yet: another process had the writer lock"
     try:
-        async with asyncio.timeout(limit) as timer:
+        async with clock.timeout(limit) as timer:
             reply = await applier.ask(kind, order, None)
             while reply.kind == frames.APPLYING:
                 doing = reply.body.decode(errors="replace")
                 tell(doing)
-                timer.reschedule(asyncio.get_running_loop().time() + limit)
+                timer.reschedule(clock.monotonic() + limit)
                 reply = await applier.answer()
     except TimeoutError:
         text = f"A step of a schema change took longer than {limit:g} s (apply_limit), and was undone. What ran then: "

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from edge_runtime import clock
 from edge_runtime.aot_cache import QUICK, AotFile, install, key, put_on_disk, remove, work_folder
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import compiler_messages, frames
@@ -62,7 +63,7 @@ class CompileJobs:
         """The child of the next job that is waited for."""
         self._expects = False
         """It has taken the memory for that."""
-        self._rest: asyncio.TimerHandle | None = None
+        self._rest: clock.SetTimer | None = None
         """When it gives back the pages that it has mapped of programs."""
         self._limit = limit
         self._turns = asyncio.Semaphore(processors())
@@ -112,7 +113,7 @@ class CompileJobs:
             self._expects = False
         self._early.begin()
         self._keep_mapped()
-        self._rest = asyncio.get_running_loop().call_later(WARM, self._give_back)
+        self._rest = clock.call_later(WARM, self._give_back)
 
     async def run(self) -> None:
         """Let jobs run until cancelled; then they are given up."""

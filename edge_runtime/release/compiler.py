@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from edge_runtime import clock
 from edge_runtime.aot_cache import (
     BEST,
     QUICK,
@@ -116,7 +117,7 @@ class Compiler:
         Functions whose names are in `compiled` serve compiled code now and wait for their AOT files; the others wait
         only a moment, and may start on the interpreter. Raises: SyncFailed, when a function has no code.
         """
-        self._released_at = asyncio.get_running_loop().time()
+        self._released_at = clock.monotonic()
         return await self._start(planned, {f.sha256 for f in planned if f.name in compiled}, lenient=False)
 
     async def available(self, stored: list[LocalFunction]) -> list[LocalFunction]:
@@ -176,10 +177,10 @@ class Compiler:
 
     async def _calm(self) -> bool:
         """Tell whether no release has come for `CALM` seconds; where one has, wait a while."""
-        left = self._released_at + CALM - asyncio.get_running_loop().time()
+        left = self._released_at + CALM - clock.monotonic()
         if left <= 0:
             return True
-        await asyncio.sleep(min(left, CALM_LOOK))
+        await clock.sleep(min(left, CALM_LOOK))
         return False
 
     def damaged(self, sha256: str) -> None:
@@ -214,7 +215,7 @@ class Compiler:
         self._hopeless -= {f.sha256 for f in planned}
         for sha256 in {f.sha256 for f in planned}:
             self._names[sha256] = ", ".join(sorted(f"{f.name}@{f.version}" for f in planned if f.sha256 == sha256))
-        deadline = asyncio.get_running_loop().time() + self._wait
+        deadline = clock.monotonic() + self._wait
         made: dict[str, AotFile | Path] = {}
         """The code to start on, by artifact."""
 
@@ -247,7 +248,7 @@ class Compiler:
         if patient or (too_large and not lenient):
             return await self.compile(sha256, QUICK)
         try:
-            async with asyncio.timeout_at(deadline):
+            async with clock.timeout(deadline - clock.monotonic()):
                 return await self.compile(sha256, QUICK)
         except TimeoutError:
             pass

@@ -1,7 +1,6 @@
 """Artifacts and AOT files of the release that is served are checked by their digests, at the start and once a day, in a
 child that runs only when nothing else does. A damaged artifact is fetched again, a damaged AOT file made again."""
 
-import asyncio
 import contextlib
 import logging
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edge_runtime import clock
 from edge_runtime.ipc import compiler_messages, frames
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 from edge_runtime.release.compiler import Compiler
@@ -45,9 +45,9 @@ class IntegrityCheck:
                 await self.check()
             except (NotBorn, frames.ChildGone, TimeoutError) as error:
                 log.warning("artifacts and compiled code could not be checked: %s", error or "it took too long")
-                await asyncio.sleep(AGAIN)
+                await clock.sleep(AGAIN)
             else:
-                await asyncio.sleep(PERIOD)
+                await clock.sleep(PERIOD)
 
     async def check(self) -> None:
         """Check all files once. Raises: NotBorn, ChildGone, TimeoutError."""

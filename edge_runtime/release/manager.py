@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Final
 import msgspec
 
 from control import faults, wire
+from edge_runtime import clock
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.release_gate import settled
 from edge_runtime.dispatch.supervisor import LoadFailed, Supervisor
@@ -143,7 +143,7 @@ class ReleaseManager:
         """Bring the served functions to their best AOT files, one after the other, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POSTPONED if self._compiler.postponed else None):
+                async with clock.timeout(POSTPONED if self._compiler.postponed else None):
                     await self._changed.wait()
             self._changed.clear()
             self._compiler.postponed.clear()
@@ -171,14 +171,14 @@ class ReleaseManager:
         loaded with them, that is tried again after a while."""
         tried = -SECRETS_AGAIN
         while True:
-            await asyncio.sleep(SECRETS_PAUSE)
+            await clock.sleep(SECRETS_PAUSE)
             async with self._one:
-                due = self._secrets.look() or time.monotonic() - tried >= SECRETS_AGAIN
+                due = self._secrets.look() or clock.monotonic() - tried >= SECRETS_AGAIN
                 functions = self.release.functions if self.release is not None else []
                 if not (due and self._secrets.unloaded and any(f.manifest.secrets for f in functions)):
                     continue
                 log.info("other values of secrets: the functions that have them are loaded again")
-                tried = time.monotonic()
+                tried = clock.monotonic()
                 try:
                     await self._serve(self._stored, functions)
                 except LoadFailed as failed:
@@ -218,7 +218,7 @@ class ReleaseManager:
                 serial = await self._load(release, self._applier)
             except LoadFailed as failed:
                 raise SyncFailed(failed.code, failed.message) from None
-            started = time.monotonic()
+            started = clock.monotonic()
             try:
                 inventory = await self._flip(plan, release, serial)
             except BaseException as error:
@@ -227,7 +227,7 @@ class ReleaseManager:
                 if self._forged is None:
                     self._pool.let_go()
                 if isinstance(error, SyncFailed):
-                    error.held = time.monotonic() - started
+                    error.held = clock.monotonic() - started
                     if self._stored.durable:
                         await asyncio.to_thread(self._tamper_check.settle, self._stored)
                 raise
@@ -267,7 +267,9 @@ class ReleaseManager:
             try:
                 return await asyncio.shield(commit)
             except asyncio.CancelledError:
-                await asyncio.wait({commit}, timeout=COMMIT_LIMIT)
+                with contextlib.suppress(TimeoutError):
+                    async with clock.timeout(COMMIT_LIMIT):
+                        await asyncio.wait({commit})
                 commit.cancel()
                 raise
 
@@ -366,7 +368,7 @@ class ReleaseManager:
                 return await self._serve(stored, functions)
             except LoadFailed as failed:
                 log.error("the release can't be served yet, and it is tried again: %s", failed.message)
-                await asyncio.sleep(BOOT_PAUSE)
+                await clock.sleep(BOOT_PAUSE)
 
     async def _serve(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
         """Serve the release that the file holds with this code for its functions.

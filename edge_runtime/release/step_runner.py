@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from control import wire
+from edge_runtime import clock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import ZygoteClient
@@ -63,7 +64,7 @@ class StepRunner:
                 self.unfinished.set()
                 self.error = failed
                 log.error("what comes after a schema change isn't done yet, and is tried again: %s", failed.message)
-                await asyncio.sleep(pause)
+                await clock.sleep(pause)
                 pause = min(PAUSE_CAP, 2 * pause)
             else:
                 self.error = None

@@ -1,12 +1,12 @@
 """Which release the libsql file holds, asked through a fresh worker: the front itself never opens the file."""
 
-import asyncio
 import contextlib
 import logging
 from typing import Final
 
 import msgspec
 
+from edge_runtime import clock
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient, decode_failure
 from edge_runtime.release.applier_process import Named
@@ -37,7 +37,7 @@ async def stored(processes: ZygoteClient, named: Named) -> frames.Stored:
         tries += 1
         with contextlib.closing(child):
             try:
-                first = await asyncio.wait_for(child.answer(), LIMIT)
+                first = await child.answer(LIMIT)
                 if first.kind == frames.FAILED:
                     failure = decode_failure(first.body)
                     raise DatabaseUnfit(named(failure.code, f"{failure.message}."))
@@ -45,7 +45,7 @@ async def stored(processes: ZygoteClient, named: Named) -> frames.Stored:
                 return _decode(reply.body)
             except (frames.ChildGone, TimeoutError) as error:
                 why = str(error) or "it did not answer"
-        await asyncio.sleep(PAUSE)
+        await clock.sleep(PAUSE)
     raise DatabaseUnfit(f"no worker could say which release the libsql file holds: {why}")
 
 
@@ -56,4 +56,4 @@ async def until_answered(processes: ZygoteClient, named: Named) -> frames.Stored
             return await stored(processes, named)
         except DatabaseUnfit as error:
             log.error("calls that may write wait: %s", error)
-            await asyncio.sleep(1.0)
+            await clock.sleep(1.0)

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from control import wire
+from edge_runtime import clock
 from edge_runtime.sync import capabilities, identity, retries
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, SyncAttempt, text
@@ -88,7 +89,7 @@ class Agent:
         self._sync: SyncAttempt | None = None
         self._joined_again = False
         self._answered: float | None = None
-        """When control last answered a poll (monotonic clock, seconds)."""
+        """When control last answered a poll (`clock.monotonic`)."""
         self.put_span: Callable[[TraceSpan], None] | None = None
         self.renamed: Callable[[str], None] = lambda name: None
         """Called with the node's name when it has got another one."""
@@ -239,12 +240,11 @@ class Agent:
             name=self._who.name,
             numbers=numbers,
         )
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = clock.monotonic()
         try:
             answer = await self._ask(poll)
         except Less:
-            return wire.Report(), loop.time() - started
+            return wire.Report(), clock.monotonic() - started
         except ControlRefused as refusal:
             if retries.final(refusal.status):
                 self.numbers.refused(numbers)
@@ -252,7 +252,7 @@ class Agent:
         self.numbers.answered(numbers)
         await self._credential.accepted(self._client, self._now())
         self._heard()
-        return answer, loop.time() - started
+        return answer, clock.monotonic() - started
 
     async def _ask(self, poll: wire.Poll) -> wire.Answer | None:
         """Return control's answer to a poll. Raises: Less, when the node meanwhile has less than the poll says."""
@@ -276,13 +276,13 @@ class Agent:
         self._refused = False
         self._next_attempt = None
         self._heard_at = datetime.now(UTC)
-        self._answered = asyncio.get_running_loop().time()
+        self._answered = clock.monotonic()
 
     async def _breathe(self, took: float) -> None:
         """Pause if control answers at once, one time after the other: that must not become a hot loop."""
         self._quick = self._quick + 1 if took < 1.0 else 0
         if self._quick > QUICK_ANSWERS:
-            await asyncio.sleep(0.5 + self._jitter() / 2)
+            await clock.sleep(0.5 + self._jitter() / 2)
 
     async def _move(self, error: NoAnswer | ControlRefused) -> bool:
         """Tell whether the error is only that a replica of control stops, and wait for the moment until the next one is
@@ -293,7 +293,7 @@ class Agent:
         self._moves += 1
         log.info("control: %s; the next replica is asked", error.message)
         retry_after = error.retry_after if isinstance(error, ControlRefused) else None
-        await asyncio.sleep(retries.pause_between_replicas(retry_after, self._jitter()))
+        await clock.sleep(retries.pause_between_replicas(retry_after, self._jitter()))
         return True
 
     async def _trouble(self, error: NoAnswer | ControlRefused) -> None:
@@ -311,11 +311,11 @@ class Agent:
         pause = retries.pause_after(status, retry_after, self._troubles, self._jitter())
         if self._problem is None or self._problem["code"] != error.code:
             log.warning("control: %s (next attempt in %.1f s)", message, pause)
-        now = datetime.now(UTC)
+        now = clock.now()
         self._problem = {"code": error.code, "message": message, "at": text(now)}
         self._next_attempt = now + timedelta(seconds=pause)
         while pause > 0 and not await self._look_for_another_identity():
-            await asyncio.sleep(min(pause, LOOK))
+            await clock.sleep(min(pause, LOOK))
             pause -= LOOK
 
     async def _look_for_another_identity(self) -> bool:
@@ -333,7 +333,7 @@ class Agent:
 
     async def _follow(self, plan: wire.Plan) -> None:
         """Carry out a plan, and tell control how that ended."""
-        await asyncio.sleep(retries.pause_before(self._outcomes.failed, plan.generation, self._now()))
+        await clock.sleep(retries.pause_before(self._outcomes.failed, plan.generation, self._now()))
         log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
         before = self._runtime.release
         await self._outcomes.begun(plan)
@@ -369,4 +369,4 @@ class Agent:
 
     def _now(self) -> datetime:
         """Return control's time, as far as it is known: control judges the times that this node names."""
-        return datetime.now(UTC) + timedelta(seconds=self._client.skew)
+        return clock.now() + timedelta(seconds=self._client.skew)

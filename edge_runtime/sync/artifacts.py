@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol
 import aiohttp
 
 from control import wire
-from edge_runtime import files
+from edge_runtime import clock, files
 from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import plan_check
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
@@ -140,7 +140,7 @@ class Artifacts:
                     # A presigned URL has an end; control signs another, or sends the bytes itself.
                     url = f"/v1/artifacts/{function.sha256}"
                 if fruitless:
-                    await asyncio.sleep(self._pause * 2 ** (fruitless - 1))
+                    await clock.sleep(self._pause * 2 ** (fruitless - 1))
             except OSError as error:
                 raise _disk(error, part) from error
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from control import faults, trace_context, wire
 from control.trace_context import Place
+from edge_runtime import clock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.sync import plan_check, retries
@@ -161,7 +162,7 @@ class SyncAttempt:
                 frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
                 for f in plan.functions
             ]
-            later = asyncio.get_running_loop().call_later(EXPECT_AFTER, self._runtime.expect)
+            later = clock.call_later(EXPECT_AFTER, self._runtime.expect)
             try:
                 functions = await self._compiler.functions(planned, {f.name for f in served if f.aot})
             finally:
@@ -230,7 +231,7 @@ class SyncAttempt:
         lease = self._plan.lease
         pause = min(RENEW_CAP, lease / 3)
         while True:
-            await asyncio.sleep(pause)
+            await clock.sleep(pause)
             try:
                 state = await self._client.report(
                     self._plan.sync_id, wire.SyncUpdate(status="running", step=self._shown)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from edge_runtime import files
+from edge_runtime import clock, files
 from edge_runtime.sync import authorities, identity
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 
@@ -96,7 +96,7 @@ class ControlTrust:
         """Do what follows from what control, at `url`, has told with its last answer; tell whether other CAs are
         trusted now."""
         self._tell_end()
-        told, now = client.trust, asyncio.get_running_loop().time()
+        told, now = client.trust, clock.monotonic()
         if told in ("", self.digest):
             self._told, self.error = "", ""
             return False

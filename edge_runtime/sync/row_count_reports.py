@@ -13,6 +13,7 @@ from typing import Final
 from msgspec import field
 
 from control import wire
+from edge_runtime import clock
 from edge_runtime.ipc import frames
 from edge_runtime.sync import identity
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
@@ -57,16 +58,15 @@ class RowCountReports:
 
     async def run(self) -> None:
         """Count and tell until cancelled."""
-        loop = asyncio.get_running_loop()
-        version, due = -1, loop.time()
+        version, due = -1, clock.monotonic()
         while True:
             if self._schema() != version:
                 version = self._schema()
-                due = loop.time() + random.random() * self._soon  # noqa: S311
-            elif loop.time() >= due:
-                due = loop.time() + PERIOD * (0.75 + random.random() / 2)  # noqa: S311
+                due = clock.monotonic() + random.random() * self._soon  # noqa: S311
+            elif clock.monotonic() >= due:
+                due = clock.monotonic() + PERIOD * (0.75 + random.random() / 2)  # noqa: S311
                 await self._look()
-            await asyncio.sleep(min(LOOK, self._soon))
+            await clock.sleep(min(LOOK, self._soon))
 
     async def _look(self) -> None:
         found = await self._count()

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -17,7 +16,7 @@ from typing import Final
 import msgspec
 
 from control import wire
-from edge_runtime import files
+from edge_runtime import clock, files
 from edge_runtime.sync import retries
 from edge_runtime.sync.control_client import ControlClient, ControlRefused
 
@@ -83,20 +82,20 @@ class SqlRunReports:
     async def deliver(self, client: ControlClient) -> None:
         """Tell control of what `look` has found. Raises: NoAnswer, ControlRefused; what is left is told later."""
         for file, run in list(self._waiting.items()):
-            if time.monotonic() < self._not_before:
+            if clock.monotonic() < self._not_before:
                 return
             try:
                 await client.sql_run(run)
             except ControlRefused as refusal:
                 if refusal.status >= 500:
                     # It may be this record alone: the node's polls go on.
-                    self._not_before = time.monotonic() + SOON
+                    self._not_before = clock.monotonic() + SOON
                     log.warning("control can't take the record of SQL %s now: %s", run.id, refusal.message)
                     return
                 if not retries.final(refusal.status):
                     raise
                 if refusal.status in (404, 405):
-                    self._not_before = time.monotonic() + AGAIN
+                    self._not_before = clock.monotonic() + AGAIN
                     log.warning("control is of a version that can't be told of SQL on nodes: the records wait")
                     return
                 log.error("control does not take the record of SQL %s: %s", run.id, refusal.message)

@@ -4,10 +4,11 @@ polls. `retries` decides when a sync that failed is tried again."""
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from control import faults, wire
+from edge_runtime import clock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import retries
 from edge_runtime.sync.attempt import Runtime, text
@@ -48,7 +49,7 @@ class SyncOutcomes:
             await self.ended()
             return
         crashes = attempt.crashes + 1
-        now = datetime.now(UTC)
+        now = clock.now()
         self.failed = retries.crashed(attempt.generation, attempt.release_number, crashes, now, self._jitter())
         if self.failed is not None:
             with despite_the_disk("the report"):

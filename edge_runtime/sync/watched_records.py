@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from control import wire
+from edge_runtime import clock
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.telemetry import followed
 from edge_runtime.telemetry.followed import Followed
@@ -142,7 +143,7 @@ class WatchedRecords:
                 tell_end, failures = False, 0
                 if not question.follow:
                     return
-                await asyncio.sleep(COUNTS_PERIOD)
+                await clock.sleep(COUNTS_PERIOD)
             except (NoAnswer, ControlRefused) as error:
                 failures += 1
                 await _wait_after(error, failures)
@@ -166,14 +167,14 @@ class WatchedRecords:
     async def _send_next(self, client: ControlClient, asked: Followed) -> float:
         """Send what comes next; return the time (Unix seconds) up to which all has been sent."""
         await asked.came.wait()
-        await asyncio.sleep(TOGETHER)
+        await clock.sleep(TOGETHER)
         moment = time.time()
         taken = asked.take()
         for lines in _batches(taken.lines) or [[]]:
             asked.rate = await client.send_records(asked.question.id, b"".join(lines), sampled=taken.sampled)
             taken = taken._replace(sampled=0)
         # With less than a record a second, there is no use in asking twice a second.
-        await asyncio.sleep(min(max(PAUSE, 1.0 / max(asked.rate, 0.05)), 20.0))
+        await clock.sleep(min(max(PAUSE, 1.0 / max(asked.rate, 0.05)), 20.0))
         return moment
 
 
@@ -197,7 +198,7 @@ async def _wait_after(error: NoAnswer | ControlRefused, failures: int) -> None:
     if isinstance(error, ControlRefused) and error.status < 500 and error.status not in (404, 408, 429):
         raise error
     pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
-    await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
+    await clock.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
 
 
 def _batches(lines: list[bytes]) -> list[list[bytes]]:

@@ -5,7 +5,6 @@ four, and so on, so that what is left shows all of the time. What was left out i
 """
 
 import asyncio
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -13,6 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from control import wire
+from edge_runtime import clock
 from edge_runtime.telemetry import records, search
 from edge_runtime.telemetry.search import LineFilter
 
@@ -105,7 +105,7 @@ class Followed:
         """Of so many records one is kept."""
         self._sampled = 0
         self._credit = 0.0
-        self._at = time.monotonic()
+        self._at = clock.monotonic()
 
     def begin(self) -> None:
         """Forget what waits, and keep what comes from now on."""
@@ -147,7 +147,7 @@ class Followed:
 
     def take(self) -> Taken:
         """Return what may be sent now, at even distances where it isn't all."""
-        now = time.monotonic()
+        now = clock.monotonic()
         self._credit = min(self._credit + (now - self._at) * self.rate, max(1.0, BURST * self.rate))
         self._at = now
         lines, most = self._lines, int(self._credit)

@@ -16,7 +16,7 @@ class AgentFacts(NamedTuple):
     at_target: bool = False
     """Whether control said last that the node is at its target."""
     heard: float | None = None
-    """When control last answered (monotonic clock, seconds); None where it hasn't since the start."""
+    """When control last answered (`clock.monotonic`); None where it hasn't since the start."""
     failed_syncs: int = 0
     """Syncs that failed since the start."""
     credential_ends: float | None = None

@@ -8,13 +8,13 @@ counting goes on; so nothing is lost, and nothing but counts is kept, while cont
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
 
 from control import wire
+from edge_runtime import clock as front_clock
 from edge_runtime.telemetry.call_counts import CallCounts
 
 log = logging.getLogger("skerry.agent")
@@ -48,7 +48,7 @@ class PollNumbers:
         release: Callable[[], int | None] = _none,
         measure: Callable[[], Awaitable[wire.NodeNumbers]] | None = None,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = lambda: front_clock.monotonic(),
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """`counted` returns the counts of all functions, `release` the number of the release that is served (None where

@@ -7,12 +7,12 @@ else wants the processor, and only if its function has no grants, so that it can
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from edge_runtime import clock
 from edge_runtime.ipc import frames, repeat_messages
 from edge_runtime.ipc.births import ChildKind
 from edge_runtime.ipc.zygote_client import Child, NotBorn
@@ -73,12 +73,12 @@ class RepeatedTraps:
         """The call that is made again, or is to be."""
         self._came = asyncio.Event()
         self._looked: dict[tuple[str, int], float] = {}
-        """When a trap of a version of a function was last looked into (monotonic clock, seconds)."""
+        """When a trap of a version of a function was last looked into (`clock.monotonic`)."""
 
     def note(self, call: TrappedCall, who: str, fields: dict[str, Any]) -> None:
         """A call has trapped: have it looked into, unless another one is, or one of its function's was just now. `who`
         is function and call, for people; `fields` are the same for records."""
-        function, now = call.served.function, time.monotonic()
+        function, now = call.served.function, clock.monotonic()
         manifest, key = function.manifest, (function.name, function.version)
         if self._next is not None or now - self._looked.get(key, -AGAIN) < AGAIN:
             return

@@ -6,12 +6,11 @@ The file is read at the start, and again when it has changed; a file that can't 
 import hmac
 import logging
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from edge_runtime import files
+from edge_runtime import clock, files
 from edge_runtime.dispatch.outcomes import Refusal, refused
 from edge_runtime.files import FileUnfit
 from edge_runtime.token_bucket import TokenBucket
@@ -140,7 +139,7 @@ class Callers:
             text = "The node asks who calls: send a caller's token as `Authorization: Bearer`, or show its certificate."
             return refused("caller_unknown", text)
         exchange.caller = caller
-        return caller.no_pages() if page else caller.too_often(time.monotonic())
+        return caller.no_pages() if page else caller.too_often(clock.monotonic())
 
     def of_token(self, token: bytes) -> Caller | None:
         """Return the caller whose token this is."""

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from edge_runtime import clock
 from edge_runtime.dispatch.outcomes import Answer, AnswerBody, Outcome, Refusal, refused
 from edge_runtime.ipc.call_head import PLAIN, SECURE
 from edge_runtime.settings import EdgeSettings
@@ -86,7 +87,6 @@ class HttpConnection(asyncio.Protocol):
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._app = shared.app
-        self._loop = asyncio.get_running_loop()
         self.name = ""
         """Name of the function whose answer is unread, or was the last to be."""
         self._answered = ""
@@ -98,8 +98,8 @@ class HttpConnection(asyncio.Protocol):
         """The client's address."""
         self.via = PLAIN
         """How its requests come to the node; the caller is not known here."""
-        self.deadline = self._loop.time() + HEAD_WAIT
-        """When whatever is waited for must have come (the loop's clock)."""
+        self.deadline = clock.monotonic() + HEAD_WAIT
+        """When whatever is waited for must have come (`clock.monotonic`)."""
         self._running = False
         """The first of the requests is running."""
         self._held = False
@@ -139,7 +139,7 @@ class HttpConnection(asyncio.Protocol):
         if not self._running and (self._exchanges or requests.broken is not None):
             self._advance()
         elif requests.heading and not began and not self._running:
-            self.deadline = self._loop.time() + HEAD_WAIT
+            self.deadline = clock.monotonic() + HEAD_WAIT
         if len(self._exchanges) > 1 and self._crowded():
             self._hold()
 
@@ -182,14 +182,14 @@ class HttpConnection(asyncio.Protocol):
             self._unread = True
             self.name = self._answered
             self._hold()
-        self.deadline = self._loop.time() + UNREAD_WAIT
+        self.deadline = clock.monotonic() + UNREAD_WAIT
         self._shared.unread.note(self, self._left())
 
     def _note_read(self) -> None:
         """All of the answer has gone out."""
         self._unread = False
         self._shared.unread.note(self, 0)
-        self.deadline = self._loop.time() + (LINGER if self._over else KEEP_ALIVE)
+        self.deadline = clock.monotonic() + (LINGER if self._over else KEEP_ALIVE)
         self._advance()
 
     def _left(self) -> int:
@@ -231,10 +231,10 @@ class HttpConnection(asyncio.Protocol):
         """End the connection once it has had no request for a moment; with the answer to one it ends, too."""
         if self._exchanges or self._rest or self._over:
             return
-        now = self._loop.time()
+        now = clock.monotonic()
         wait = (FIRST_WAIT if self.deadline - now <= HEAD_WAIT else MOVE_WAIT) - self.idle(now)
         if wait > 0:
-            self._loop.call_later(wait, self.stop)
+            clock.call_later(wait, self.stop)
         else:
             self._over = True
             self._transport.close()
@@ -278,7 +278,7 @@ class HttpConnection(asyncio.Protocol):
         if exchange.awaited:
             return
         exchange.awaited = True
-        self.deadline = self._loop.time() + self._shared.body_wait
+        self.deadline = clock.monotonic() + self._shared.body_wait
         if exchange.expects and not exchange.size:
             self._transport.write(CONTINUE)
 
@@ -318,7 +318,7 @@ class HttpConnection(asyncio.Protocol):
         if self._over:
             return
         head = merged(head, exchange.cors) if exchange.cors else head
-        self.deadline = self._loop.time() + (HEAD_WAIT if self._requests.heading else KEEP_ALIVE)
+        self.deadline = clock.monotonic() + (HEAD_WAIT if self._requests.heading else KEEP_ALIVE)
         keep = exchange.keep and exchange.whole and not (last or shared.stopping or (self._ended and not exchanges))
         without = exchange.method == "HEAD"
         size = len(body) if isinstance(body, bytes) else sum(map(len, body))
@@ -349,7 +349,7 @@ class HttpConnection(asyncio.Protocol):
         elif not keep:
             self._close(exchange)
         elif exchanges or self._requests.broken is not None:
-            self._loop.call_soon(self._advance)
+            asyncio.get_running_loop().call_soon(self._advance)
 
     def _write_more(self, start: bytes = b"") -> None:
         """Write the next piece of the answer; the others when others have had the loop, and the client has read."""
@@ -361,7 +361,7 @@ class HttpConnection(asyncio.Protocol):
         if rest:
             if not self._paused:
                 self._note_unread()
-                self._loop.call_soon(self._write_more)
+                asyncio.get_running_loop().call_soon(self._write_more)
             return
         if not self._paused:
             self._unread = False
@@ -390,7 +390,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._transport.write_eof()
         if not self._unread:
-            self.deadline = self._loop.time() + LINGER
+            self.deadline = clock.monotonic() + LINGER
             self._advance()
 
     def _forget(self) -> None:

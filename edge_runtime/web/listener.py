@@ -11,6 +11,8 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from edge_runtime import clock
+
 log = logging.getLogger("skerry.front")
 
 BACKLOG: Final = 2048
@@ -49,7 +51,7 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listening = False
         self._open = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: clock.SetTimer | None = None
         self._trouble = ""
         """Why connections wait, as the log last said it; empty while none waits."""
         self._trouble_at = 0.0
@@ -118,7 +120,7 @@ class Listener:
                     continue
                 self._pause()
                 self._say(f"the system refuses them: {error}")
-                self._timer = self._loop.call_later(PAUSE, self._resume)
+                self._timer = clock.call_later(PAUSE, self._resume)
                 return
             sock.setblocking(False)
             task = self._loop.create_task(self._begin(sock))
@@ -136,7 +138,7 @@ class Listener:
 
     def _say(self, why: str) -> None:
         """Log why connections wait, once for each time that it begins."""
-        self._trouble_at = self._loop.time()
+        self._trouble_at = clock.monotonic()
         if why != self._trouble:
             self._trouble = why
             log.warning("connections wait to be accepted: %s", why)

@@ -16,6 +16,8 @@ from typing import Any, Final
 
 import orjson
 
+from edge_runtime import clock
+
 FILE: Final = "node.sock"
 ANSWER_WAIT: Final = 5.0
 """Seconds for the question to come, and for the answer."""
@@ -64,7 +66,7 @@ class NodeSocket:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(ANSWER_WAIT):
+            async with clock.timeout(ANSWER_WAIT):
                 name = (await reader.readline()).decode(errors="replace").strip()
                 if document := self.documents.get(name):
                     writer.write(orjson.dumps(document(), default=str))

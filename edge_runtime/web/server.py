@@ -9,6 +9,7 @@ import time
 from email.utils import formatdate
 from typing import Final
 
+from edge_runtime import clock
 from edge_runtime.pauses import Pauses
 from edge_runtime.settings import EdgeSettings, EdgeSettingsError
 from edge_runtime.web.callers import Callers
@@ -112,7 +113,8 @@ class EdgeServer:
                 await listener.settled()
                 shared.stop()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(shared.empty.wait(), self._settings.stop_limit)
+                    async with clock.timeout(self._settings.stop_limit):
+                        await shared.empty.wait()
             finally:
                 listener.close()
                 sweep.cancel()
@@ -133,7 +135,7 @@ class EdgeServer:
         """Return how many more connections there may be; if there are none left, end idle ones."""
         assert self._listener is not None  # noqa: S101
         left = self.limit - len(self.shared.live) - self._listener.coming
-        now = asyncio.get_running_loop().time()
+        now = clock.monotonic()
         if left <= 0 and now - self._made_room_at >= SWEEP:
             self._made_room_at = now
             ended = self.shared.end_idle(self.limit // 4, now)
@@ -153,7 +155,8 @@ class EdgeServer:
         parts = [part for part in (self._callers, self._tls, self._token_file) if part is not None]
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.look_now.wait(), SWEEP)
+                async with clock.timeout(SWEEP):
+                    await self.look_now.wait()
             anew = self.look_now.is_set()
             self.look_now.clear()
             if anew:
@@ -166,12 +169,11 @@ class EdgeServer:
                     log.exception("the files of callers, of TLS and of the token can't be looked at")
 
     async def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        pauses, due = Pauses(), loop.time()
+        pauses, due = Pauses(), clock.monotonic()
         while True:
             self.shared.date = f"date: {formatdate(time.time(), usegmt=True)}\r\n".encode()
             self.shared.allocator.look(held=bool(self.shared.memory.held or self.shared.unread.bytes))
-            now = loop.time()
+            now = clock.monotonic()
             if self._listener is not None:
                 self._listener.look(now)
             pause = pauses.notice(due, now)
@@ -181,5 +183,5 @@ class EdgeServer:
                     connection.deadline += pause
             for connection in [c for c in self.shared.live if c.deadline < now]:
                 connection.late(now)
-            due = loop.time() + SWEEP
-            await asyncio.sleep(SWEEP)
+            due = clock.monotonic() + SWEEP
+            await clock.sleep(SWEEP)

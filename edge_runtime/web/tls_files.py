@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from edge_runtime import files
+from edge_runtime import clock, files
 from edge_runtime.files import FileUnfit
 
 log = logging.getLogger("skerry.front")
@@ -72,7 +72,7 @@ class TlsFiles:
     def note_failure(self, client: str, why: str) -> None:
         """Count a handshake that failed, and log it, not too often."""
         self.failed += 1
-        now = time.monotonic()
+        now = clock.monotonic()
         if now - self._told >= TOLD:
             self._told = now
             log.warning("a TLS handshake with %s failed, number %d so far: %s", client or "a client", self.failed, why)

@@ -1,8 +1,9 @@
 """How much of their answers clients leave unread, and whose answer is given up when that is too much."""
 
 import logging
-import time
 from typing import Final, Protocol
+
+from edge_runtime import clock
 
 TOLD: Final = 10.0
 """Seconds between two log lines about answers that are given up."""
@@ -57,7 +58,7 @@ class UnreadAnswers:
 
     def _give_up(self, connection: SlowConnection) -> None:
         self.given_up += 1
-        now = time.monotonic()
+        now = clock.monotonic()
         if now - self._told >= TOLD:
             self._told = now
             text = "an answer of %s is given up, since clients leave %d MiB of answers unread; it is number %d so far"

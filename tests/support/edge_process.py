@@ -12,6 +12,8 @@ from typing import Any
 
 import aiohttp
 
+from tests.support.moved_clock import ClockOfProcess
+
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path
@@ -26,7 +28,15 @@ for name, limit in given["limits"].items():
 logs.set_up("text")
 files = ("callers", "secrets", "tls_cert", "tls_key", "tls_client_ca")
 settings = {name: Path(value) if name in files else value for name, value in given["settings"].items()}
-front.run(EdgeSettings(state=Path(sys.argv[1]), **settings))
+settings = EdgeSettings(state=Path(sys.argv[1]), **settings)
+if given["clock"] is None:
+    front.run(settings)
+else:
+    from tests.support import moved_clock
+
+    with moved_clock.moved_clock() as moved:
+        kept = []
+        front.run(settings, begin=lambda _: kept.append(moved_clock.obey(moved, given["clock"])))
 """
 STARTED = b"serving on 127.0.0.1 port "
 
@@ -83,20 +93,30 @@ class FrontProcess:
 
 @contextlib.asynccontextmanager
 async def front_process(
-    state: Path, *, reads_log: bool = True, limits: dict[str, int] | None = None, **settings: Any
+    state: Path,
+    *,
+    reads_log: bool = True,
+    limits: dict[str, int] | None = None,
+    clock: ClockOfProcess | None = None,
+    **settings: Any,
 ) -> AsyncIterator[FrontProcess]:
     """A front that serves what the state directory has; it is ended with SIGTERM, if it is still there.
 
     Where `reads_log` is False, its log is read only as far as the line that says where it serves. `limits` are bounds
-    of the process by their names in `resource`, as RLIMIT_NOFILE.
+    of the process by their names in `resource`, as RLIMIT_NOFILE. `clock` moves its clock; without one that is the
+    system's.
     """
     settings = {"listen": "127.0.0.1:0", "workers": 2, **settings}
-    given = json.dumps({"settings": settings, "limits": limits or {}})
+    passed = () if clock is None else (clock.theirs.fileno(),)
+    given = json.dumps({"settings": settings, "limits": limits or {}, "clock": next(iter(passed), None)})
     # A reader with a small buffer soon stops to read.
     room = 1 << 20 if reads_log else 4096
+    command = (sys.executable, "-c", PROGRAM, str(state), str(os.getpid()), given)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, str(state), str(os.getpid()), given, stderr=asyncio.subprocess.PIPE, limit=room
+        *command, stderr=asyncio.subprocess.PIPE, limit=room, pass_fds=passed
     )
+    if clock is not None:
+        clock.theirs.close()
     assert process.stderr is not None
     lines: list[bytes] = []
     drain: asyncio.Task[None] | None = None

@@ -17,6 +17,7 @@ from unittest import mock
 
 from control import faults
 from control.sync import fleet_cache
+from edge_runtime import clock
 from edge_runtime.sync import agent, attempt, control_client, control_trust, identity, outbox
 from tests.support.simulation import processes
 from tests.support.simulation.database import Mirror
@@ -186,6 +187,8 @@ def _replaced(seed: int, worlds: list[World]) -> Iterator[None]:
         (global_random, "_urandom", random_bytes),
         (faults, "reach", processes.reach),
         (fleet_cache, "PERIOD", FLEET_PERIOD),
+        (clock, "monotonic", lambda: asyncio.get_running_loop().time()),
+        (clock, "now", NodeTime.now),
         (agent, "ControlClient", client),
         (agent, "Artifacts", lambda _state: SimulatedArtifacts(node())),
         *((module, "datetime", NodeTime) for module in (agent, attempt, control_client, identity)),

@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-import time
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from control.manifest_fields import Manifest
+from edge_runtime import clock
 from edge_runtime.dispatch import guest_log
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
@@ -72,7 +71,7 @@ async def test_a_function_over_its_budget_costs_no_time(
 ) -> None:
     caplog.set_level(logging.INFO)
     # The time stands still: on a busy machine the budget would fill again meanwhile.
-    monkeypatch.setattr(guest_log, "time", SimpleNamespace(monotonic=lambda: 1000.0, time=time.time))
+    monkeypatch.setattr(clock, "monotonic", lambda: 1000.0)
     log, flood = GuestLog(), call("flood")
     for _ in range(20):
         log.write(flood, b"a\n" * 8000)

@@ -66,11 +66,12 @@ def test_a_refusal_without_a_worker_lets_another_call_try() -> None:
     for _ in range(RULES[0][0]):
         opened = made.settle(call(), Refusal(502, "worker_crashed", "x"), 10.0, blamed=True)
     assert opened
-    assert made.breaker.left(one, 100.0) == 0
-    assert made.breaker.left(object(), 100.0) > 0
+    over = made.breaker.until
+    assert made.breaker.left(one, over) == 0
+    assert made.breaker.left(object(), over) > 0
     assert not made.settle(one, Refusal(499, "client_gone", "x"), 100.0)
     another = call(100.0)
-    assert made.breaker.left(another, 100.0) == 0
+    assert made.breaker.left(another, over) == 0
     assert made.tally.outcomes == {"worker_crashed": RULES[0][0], "client_gone": 1}
     assert made.tally.recent == 0.0
     assert sum(made.counts.times.values()) == RULES[0][0] + 1

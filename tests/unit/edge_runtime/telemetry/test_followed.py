@@ -4,13 +4,13 @@ import itertools
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
 
 from control import wire
+from edge_runtime import clock
 from edge_runtime.telemetry import followed, records, search
 from edge_runtime.telemetry.followed import Followed
 from edge_runtime.telemetry.ring import Ring
@@ -111,7 +111,7 @@ def test_a_large_record_is_kept_alone() -> None:
 
 def test_the_rate_is_kept_and_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     # The time stands still: on a busy machine another record may be sent meanwhile.
-    monkeypatch.setattr(followed, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    monkeypatch.setattr(clock, "monotonic", lambda: 1000.0)
     one = following(rate=10.0)
     for number in range(1000):
         one.put(line(number))
