@@ -4,7 +4,6 @@ import gc
 import os
 import resource
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from control.telemetry import live_records
 from control.telemetry.webhooks import webhook_sender
 from control.web import lifespan
 from edge_runtime.built import parts
-from edge_runtime.ipc import zygote_client
 from edge_runtime.native import library
 from edge_runtime.redaction import redact
 from edge_runtime.telemetry import ring
 from tests.guests import build
-from tests.support import draws, failing_calls, flaked_file, flaked_runs, forked_zygotes, replica
+from tests.support import draws, failing_calls, flaked_file, flaked_runs, forked_programs, replica
 from tests.support import services as servers
 from tests.support.control import Control, running
 from tests.support.kept_checks import KeptChecks
@@ -101,9 +99,12 @@ def _kept_checks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _forked_zygotes() -> Iterator[None]:
-    """Fronts in the tests' own process have their zygotes forked, where that is the same as a start by exec."""
-    with forked_zygotes.used():
+def _forked_programs() -> Iterator[None]:
+    """Our programs are forked from a process that has imported them, where that is the same as a start by exec."""
+    if os.environ.get("SKERRY_TEST_EXEC"):
+        yield
+        return
+    with forked_programs.used():
         yield
 
 
@@ -116,9 +117,9 @@ def _whole_records() -> Iterator[None]:
 
 
 @pytest.fixture
-def zygotes_by_exec(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zygotes are started as they are in production: for tests of that start, and of memory."""
-    monkeypatch.setattr(zygote_client, "subprocess", subprocess)
+def programs_by_exec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our programs are started as they are in production: for tests of that start, of imports and of memory."""
+    monkeypatch.setattr(forked_programs, "by_exec", True)
 
 
 @pytest.fixture(scope="session")

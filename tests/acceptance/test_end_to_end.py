@@ -53,6 +53,7 @@ async def deploy(control: Replica, files: Path) -> None:
     assert (node["name"], node["at_target"], node["schema_version"]) == ("edge-1", True, 1)
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_from_a_push_to_an_answer_at_the_edge(control_site: Site, files: Path, tmp_path: Path) -> None:
     state = tmp_path / "edge"
     async with control_program(control_site, tmp_path / "control") as (_, control):

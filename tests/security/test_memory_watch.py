@@ -22,7 +22,7 @@ TAKES_AND_STAYS = """(module (memory (export "memory") 8192 8192) (func (export 
 """512 MiB."""
 
 
-@pytest.mark.usefixtures("zygotes_by_exec")
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_a_worker_that_takes_more_memory_than_it_may_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 import aiohttp
 
+from tests.support.forked_programs import may_be_forked
 from tests.support.moved_clock import ClockOfProcess
 
-PROGRAM = """
+PROGRAM = may_be_forked(
+    """
 import json, resource, sys
 from pathlib import Path
 from edge_runtime.sandbox import fence
@@ -37,7 +39,9 @@ else:
     with moved_clock.moved_clock() as moved:
         kept = []
         front.run(settings, begin=lambda _: kept.append(moved_clock.obey(moved, given["clock"])))
-"""
+""",
+    starts_others=True,
+)
 STARTED = b"serving on 127.0.0.1 port "
 
 

@@ -11,12 +11,14 @@ import aiohttp
 
 from tests.guests.version import version
 from tests.support.agents import Control
+from tests.support.forked_programs import may_be_forked
 from tests.support.ports import free_port
 
 LIMIT = 60.0
 """Seconds for anything that must come to be."""
 
-PROGRAM = """
+PROGRAM = may_be_forked(
+    """
 import logging, sys
 from datetime import timedelta
 from pathlib import Path
@@ -33,7 +35,9 @@ front.run(
     EdgeSettings(state=state, listen=sys.argv[2], workers=2, compile_wait=1),
     lambda runtime, compiler: Agent(state, identity.read(state), runtime, compiler, rotate_after=rotate),
 )
-"""
+""",
+    starts_others=True,
+)
 """A node that renews its credential at once where its fourth argument is 0."""
 
 TABLES = """

@@ -15,8 +15,8 @@ import orjson
 import psutil
 
 from control.local.process import Service
-from tests.support import forked_commands
 from tests.support.environment import without_settings
+from tests.support.forked_programs import may_be_forked
 from tests.support.ports import free_port
 from tests.support.replica import Replica, Site
 
@@ -41,10 +41,6 @@ async def command(module: str, *arguments: str | Path, limit: float = DEADLINE, 
     """Run `python -m module` to its end, within `limit` seconds, with nothing of skerry's in the environment but what
     is given."""
     kept = without_settings()
-    if module in forked_commands.MAINS and "SKERRY_FAULTS" not in environment:
-        words = [str(argument) for argument in arguments]
-        status, out, err = await forked_commands.run(module, words, {**kept, **environment}, Path.cwd(), limit)
-        return Done(status, out, err.decode())
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -252,7 +248,7 @@ class EdgeProgram(Program):
         return found
 
 
-_ASK = """
+_ASK = may_be_forked("""
 import json, sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
 answers = []
@@ -264,7 +260,7 @@ for statement in sys.argv[2:]:
     except sqlite3.Error as error:
         answers.append(str(error))
 print(json.dumps(answers))
-"""
+""")
 
 
 @asynccontextmanager

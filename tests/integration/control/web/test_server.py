@@ -283,6 +283,7 @@ async def test_a_signal_has_files_read_again_that_have_not_changed(control_site:
         assert (await replica.call("GET", "/healthz", token="")).status == 200
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_no_signal_to_read_files_again_ends_it_at_its_start_or_end(control_site: Site) -> None:
     """From when it has begun to load the server to the end of its process."""
     serving = await asyncio.create_subprocess_exec(

@@ -15,6 +15,7 @@ from edge_runtime.children import applier
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sql import database
+from tests.support.forked_programs import may_be_forked
 from tests.support.plans import changes, plan
 
 pytestmark = pytest.mark.never_retry
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.never_retry
 ROOT = Path(__file__).parents[4]
 FIRST = ["CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL)", "INSERT INTO items (name) VALUES ('a')"]
 
-CHILD = """
+CHILD = may_be_forked("""
 import os, socket, sys
 from edge_runtime.children import applier, change_failures
 from edge_runtime.ipc import frames
@@ -30,7 +31,7 @@ from edge_runtime.sandbox import fence
 change_failures.HEAP_BYTES = int(os.environ.get("HEAP", change_failures.HEAP_BYTES))
 fence.FILE_BYTES = int(os.environ.get("FILE", fence.FILE_BYTES))
 applier.serve(socket.socket(fileno=int(sys.argv[1])), None, 0, frames.ChildSettings(sys.argv[2], "NORMAL"))
-"""
+""")
 
 
 class Applier:
@@ -227,6 +228,7 @@ def test_a_change_that_needs_too_large_a_file_says_how_large_it_was(state):
     assert re.search(r"had written [12]\.[0-9] MiB", failure.message), failure.message
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 def test_of_orphans_without_number_the_first_is_told(state):
     family = "CREATE TABLE child (p INTEGER REFERENCES items (id)); INSERT INTO child SELECT value + 9 FROM {}"
     sql = family.format("generate_series(1, 300000)")

@@ -29,7 +29,7 @@ SIZE = 800_000
 """Bytes of code, which take 11 MiB on the interpreter, and more while they run."""
 MANY = 24
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("zygotes_by_exec")]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("programs_by_exec")]
 
 
 def module(number: int, size: int) -> tuple[bytes, dict[str, Any]]:

@@ -10,7 +10,7 @@ from tests.guests.build import guest
 from tests.support.edge import node, until
 
 
-@pytest.mark.usefixtures("zygotes_by_exec")
+@pytest.mark.usefixtures("programs_by_exec")
 @pytest.mark.skipif(not immortal.possible(), reason="this Python's counts aren't known")
 async def test_a_worker_without_calls_has_copied_little_of_the_zygotes_memory(tmp_path: Path) -> None:
     async with node(tmp_path / "state", workers=1) as edge:

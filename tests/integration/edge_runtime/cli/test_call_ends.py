@@ -34,6 +34,7 @@ def runs_fenced(children: Path, found: list[str]) -> bool:
     return bool(found) and "Seccomp:\t2" in Path(f"/proc/{found[0]}/status").read_text()
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_nothing_runs_on_when_the_command_is_killed(tmp_path):
     file = tmp_path / "module.wasm"
     file.write_bytes(guest("loop"))
@@ -47,6 +48,7 @@ async def test_nothing_runs_on_when_the_command_is_killed(tmp_path):
     await until(lambda: not Path(f"/proc/{found[0]}").exists())
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_nothing_runs_on_when_the_command_is_interrupted(tmp_path):
     """By Ctrl-C, or by a program that knows the command alone; and nothing but its end is told."""
     file = tmp_path / "module.wasm"

@@ -11,6 +11,9 @@ import pytest
 import edge_runtime
 from tests.guests.build import example, guest, wat
 
+# What it imports before its fence is all that it has behind it.
+pytestmark = pytest.mark.usefixtures("programs_by_exec")
+
 
 def check(*arguments):
     """Its exit code and its answer."""

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import orjson
+import pytest
 
 from tests.guests.version import version
 
@@ -22,6 +23,7 @@ def filters(pid: int) -> set[str]:
     return found
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 def test_a_probe_runs_behind_the_fence(tmp_path: Path) -> None:
     file = tmp_path / "loops.wasm"
     file.write_bytes(version(1, LOOPS))

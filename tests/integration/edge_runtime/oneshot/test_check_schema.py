@@ -186,6 +186,7 @@ def run(asked, program=("-m", "edge_runtime.oneshot.check", "schema")):
     )
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 def test_the_program_reads_and_prints_json():
     earlier = [{"number": number, "sql": text} for number, text in enumerate(SHOP, 1)]
     good = run({"earlier": earlier, "sql": "CREATE TABLE x (y)", "amends": None})

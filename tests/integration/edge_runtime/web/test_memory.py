@@ -4,6 +4,8 @@ import asyncio
 import socket
 from pathlib import Path
 
+import pytest
+
 from tests.guests.build import guest
 from tests.support.edge import node
 from tests.support.edge_process import FrontProcess, front_process
@@ -60,6 +62,7 @@ async def highest(front: FrontProcess, clients: int, sent: list[int], refused: l
     return most
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_the_front_keeps_no_memory_of_bodies_and_bounded_memory_for_stuck_clients(tmp_path: Path) -> None:
     state = tmp_path / "state"
     async with node(state) as edge:

@@ -140,7 +140,7 @@ async def test_a_node_with_a_token_asks_for_it(tmp_path: Path) -> None:
                 assert answer.status == expected
 
 
-@pytest.mark.usefixtures("zygotes_by_exec")
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_no_secret_reaches_the_processes_that_run_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKERRY_EDGE_TOKEN", "a-long-enough-secret")
     async with node(tmp_path / "state", token="a-long-enough-secret") as edge:

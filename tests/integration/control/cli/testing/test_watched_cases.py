@@ -45,6 +45,7 @@ async def two_calls(folder: Path, cache: Path) -> tuple[asyncio.subprocess.Proce
     return process, await until(both_run, "both calls run")
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_ctrl_c_ends_all_without_a_word(tmp_path: Path, cache: Path) -> None:
     process, made = await two_calls(tmp_path, cache)
     os.killpg(process.pid, signal.SIGINT)
