@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 
 from control.local.pki import Pki, ensure
-from control.storage import bucket_owner
-from control.sync import heartbeats, monitor
 from control.telemetry import live_records
-from control.telemetry.webhooks import webhook_sender
 from control.web import lifespan
 from edge_runtime.built import parts
 from edge_runtime.native import library
@@ -177,18 +174,21 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 
 @pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def named_tasks() -> set[str]:
+    """The background tasks that a `quiet` replica has all the same; the tests of a folder may name some."""
+    return set()
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch, named_tasks: set[str]) -> None:
     """Nothing that a replica does by itself writes heartbeats, looks after nodes or the bucket, or sends or deletes
     what there is to tell.
 
     For tests that do so themselves: what its own pass has locked in that moment theirs would leave out, and what its
     own flush is about to write theirs wouldn't wait for.
     """
-    for module in (heartbeats, monitor, webhook_sender):
-        monkeypatch.setattr(module, "PERIOD", 1e6)
-    monkeypatch.setattr(monitor, "SWEEP_PERIOD", 1e6)
+    replica.leave_out(monkeypatch, *replica.UNASKED - named_tasks)
     monkeypatch.setattr(live_records, "CLEAN_EVERY", 1e6)
-    monkeypatch.setattr(bucket_owner, "CHECK_EVERY", 1e6)
 
 
 @pytest.fixture

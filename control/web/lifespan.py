@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -171,12 +171,26 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             live_settings=live,
         )
         await fleet.load()
-        nodes = (fleet.run, fleet.mark.run, decisions.run, reports.run)
-        bucket = (ownership.run, deletions.run, access.run)
         webhooks = WebhookSender(background, clock, metrics, WebhookClient(settings.webhook_networks))
-        ours = (heartbeats.run, numbers.run, failures.run, sessions.run, uses.run, services.reread.run)
-        others = (*ours, services.live.run, services.monitor().run, webhooks.run)
-        await stack.enter_async_context(_in_background(*nodes, *bucket, *others))
+        tasks = {
+            "fleet cache": fleet.run,
+            "replica mark": fleet.mark.run,
+            "plans": decisions.run,
+            "reports": reports.run,
+            "bucket's owner": ownership.run,
+            "deletions": deletions.run,
+            "access lists": access.run,
+            "heartbeats": heartbeats.run,
+            "numbers": numbers.run,
+            "refusals": failures.run,
+            "sessions": sessions.run,
+            "uses of tokens": uses.run,
+            "files": services.reread.run,
+            "live records": services.live.run,
+            "monitor": services.monitor().run,
+            "webhooks": webhooks.run,
+        }
+        await stack.enter_async_context(_in_background(tasks))
         yield services
 
 
@@ -249,19 +263,19 @@ async def _look_back(access: AccessJournal) -> None:
 
 
 @asynccontextmanager
-async def _in_background(*tasks: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Run `tasks` until the block ends; one that fails by a fault of control's own starts again."""
+async def _in_background(tasks: Mapping[str, Callable[[], Awaitable[None]]]) -> AsyncIterator[None]:
+    """Run `tasks`, by their names, until the block ends; one that fails by a fault of control's own starts again."""
 
-    async def keep(task: Callable[[], Awaitable[None]]) -> None:
+    async def keep(name: str, task: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 return await task()
             except Exception:
-                log.exception("a background task failed; it starts again in %.0f s", RESTART_PAUSE)
+                log.exception("the background task for %s failed; it starts again in %.0f s", name, RESTART_PAUSE)
             await asyncio.sleep(RESTART_PAUSE)
 
     async with asyncio.TaskGroup() as group:
-        running = [group.create_task(keep(task)) for task in tasks]
+        running = [group.create_task(keep(name, task), name=name) for name, task in tasks.items()]
         try:
             yield
         finally:

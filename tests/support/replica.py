@@ -4,12 +4,12 @@ import asyncio
 import io
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import aiohttp
@@ -42,6 +42,21 @@ def hear_nothing(patch: pytest.MonkeyPatch) -> None:
     """Have replicas that start from now on hear of no change, and believe what they know, however long a test takes."""
     patch.setattr(fleet_cache, "PERIOD", 1e6)
     patch.setattr(fleet_cache, "STALE_AFTER", 1e6)
+
+
+UNASKED: Final = {"heartbeats", "monitor", "webhooks", "bucket's owner"}
+"""The background tasks of a replica that write without being asked."""
+
+
+def leave_out(patch: pytest.MonkeyPatch, *names: str) -> None:
+    """Have replicas that start from now on do without these of their background tasks."""
+    real = lifespan._in_background
+
+    def others(tasks: Mapping[str, Any]) -> Any:
+        assert tasks.keys() >= set(names), names
+        return real({name: task for name, task in tasks.items() if name not in names})
+
+    patch.setattr(lifespan, "_in_background", others)
 
 
 class SetClock:
