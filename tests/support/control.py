@@ -25,17 +25,17 @@ class SettableClock:
     """The system's clock, moved on by what a test says."""
 
     def __init__(self) -> None:
-        self._moved = timedelta()
+        self.moved = timedelta()
 
     def now(self) -> datetime:
-        return datetime.now(UTC) + self._moved
+        return datetime.now(UTC) + self.moved
 
     def compare(self, theirs: datetime, before: datetime) -> None:
         """The database's time is none of a test's."""
 
     def advance(self, **parts: float) -> None:
         """As `timedelta` takes them: ``advance(minutes=5)``."""
-        self._moved += timedelta(**parts)
+        self.moved += timedelta(**parts)
 
 
 @dataclass

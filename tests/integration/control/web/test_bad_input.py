@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from control.api import pagination
 from control.api.fleet import scrape
@@ -18,6 +19,8 @@ from control.tokens import new_token
 from control.web import openapi
 from control.web.routes import OPERATIONS
 from tests.support.control import Control, module, running
+from tests.support.lent import Lender
+from tests.support.services import ServerUrls
 
 PATH = {"name": "hello", "version": "1", "number": "1", "group": "default", "node": "n1", "sha256": "0" * 64}
 PATH["id"] = "00000000-0000-0000-0000-000000000000"
@@ -45,6 +48,10 @@ async def contents(control: Control) -> dict[str, list[str]]:
     return await control.services.db.read(work)
 
 
+in_the_modules_loop = pytest.mark.asyncio(loop_scope="module")
+"""For a test that is lent the module's replica."""
+
+
 class Fleet:
     """A control plane with one of everything, and a token of each kind."""
 
@@ -56,19 +63,32 @@ class Fleet:
         return self.tokens[operation.role] if operation.role in ("node", "join") else self.control.token
 
 
-@pytest.fixture
-async def fleet(quiet: None, database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Fleet]:
-    async with running(database_url, bucket_url, pki, body_limit=200_000) as control:
-        await control.push("hello", module("1"))
-        await control.ok("POST", "/v1/schema-changes", {"name": "t", "sql": "CREATE TABLE t (id INTEGER);"})
-        await control.release(functions={"hello": 1})
-        node = await control.join("n1")
-        # Used, so that no later request does what the first use does.
-        assert (await control.call("POST", "/v1/poll", {}, token=node.credential)).status == 422
-        join = (await control.ok("POST", "/v1/join-tokens", {}))["token"]
-        yield Fleet(control, {"node": node.credential, "join": join})
+async def one_of_everything(control: Control) -> dict[str, str]:
+    """Make a fleet, and return a token of each kind but an operator's."""
+    for name in ("hello", "later"):
+        await control.push(name, module(name))
+    await control.ok("POST", "/v1/schema-changes", {"name": "t", "sql": "CREATE TABLE t (id INTEGER);"})
+    await control.release(functions={"hello": 1})
+    node = await control.join("n1")
+    # Used, so that no later request does what the first use does.
+    assert (await control.call("POST", "/v1/poll", {}, token=node.credential)).status == 422
+    join = (await control.ok("POST", "/v1/join-tokens", {}))["token"]
+    return {"node": node.credential, "join": join}
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lender(services: ServerUrls, pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lender]:
+    made = Lender(services, pki, tmp_path_factory.mktemp("spool"), one_of_everything, body_limit=200_000)
+    yield made
+    await made.end()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fleet(lender: Lender, lent: Control) -> Fleet:
+    return Fleet(lent, lender.made)
+
+
+@in_the_modules_loop
 async def test_bodies_that_are_no_good(fleet: Fleet) -> None:
     control = fleet.control
     before = await contents(control)
@@ -100,7 +120,8 @@ async def test_bodies_that_are_no_good(fleet: Fleet) -> None:
     assert await contents(control) == before
 
 
-async def test_unknown_fields_of_operators_are_refused_and_those_of_nodes_are_not(fleet: Fleet) -> None:
+@in_the_modules_loop
+async def test_unknown_fields_of_operators_are_refused(fleet: Fleet) -> None:
     control = fleet.control
     before = await contents(control)
     for operation in OPERATIONS:
@@ -109,8 +130,12 @@ async def test_unknown_fields_of_operators_are_refused_and_those_of_nodes_are_no
         reply = await control.call(operation.method, fill(operation.path), {"surprise": 1})
         assert (reply.code, reply.body["field"]) == ("invalid_body", "surprise"), operation.path
     assert await contents(control) == before
+
+
+async def test_unknown_fields_of_nodes_are_passed_over(control: Control) -> None:
+    join = (await control.ok("POST", "/v1/join-tokens", {}))["token"]
     body = {"name": "n2", "attempt": PATH["id"], "surprise": 1}
-    assert (await control.call("POST", "/v1/nodes", body, token=fleet.tokens["join"])).status == 201
+    assert (await control.call("POST", "/v1/nodes", body, token=join)).status == 201
 
 
 WRONG_FIELDS: list[tuple[str, Any, str]] = [
@@ -134,6 +159,7 @@ WRONG_FIELDS: list[tuple[str, Any, str]] = [
 ]
 
 
+@in_the_modules_loop
 async def test_the_field_that_is_wrong_is_named(fleet: Fleet) -> None:
     control = fleet.control
     before = await contents(control)
@@ -167,53 +193,57 @@ WRONG_PARAMETERS = [
 ]
 
 
-async def test_the_parameter_that_is_wrong_is_named(control: Control) -> None:
+@in_the_modules_loop
+async def test_the_parameter_that_is_wrong_is_named(lent: Control) -> None:
     for path, field in WRONG_PARAMETERS:
-        reply = await control.call("GET", path)
+        reply = await lent.call("GET", path)
         assert (reply.status, reply.code, reply.body["field"]) == (422, "invalid_parameter", field), path
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
-async def test_cursors_beyond_all_times_are_refused(control: Control, time: str) -> None:
+@in_the_modules_loop
+async def test_cursors_beyond_all_times_are_refused(lent: Control, time: str) -> None:
     for path, rest in (("audit", [PATH["id"]]), ("syncs", [PATH["id"]]), ("auth-failures", ["a", "b"])):
-        reply = await control.call("GET", f"/v1/{path}?cursor={pagination.write_cursor(time, *rest)}")
+        reply = await lent.call("GET", f"/v1/{path}?cursor={pagination.write_cursor(time, *rest)}")
         assert (reply.status, reply.code, reply.body["field"]) == (422, "invalid_parameter", "cursor"), path
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "2026-01-01T00:00:00+23:59"])
-async def test_cursors_at_the_ends_of_time_are_cursors(control: Control, time: str) -> None:
+@in_the_modules_loop
+async def test_cursors_at_the_ends_of_time_are_cursors(lent: Control, time: str) -> None:
     for path, rest in (("audit", [PATH["id"]]), ("syncs", [PATH["id"]]), ("auth-failures", ["a", "b"])):
-        await control.ok("GET", f"/v1/{path}?cursor={pagination.write_cursor(time, *rest)}")
+        await lent.ok("GET", f"/v1/{path}?cursor={pagination.write_cursor(time, *rest)}")
 
 
-async def test_cursors_of_other_lists_are_refused(control: Control) -> None:
-    for name in ("a1", "b1"):
-        await control.push(name, module(name))
-    cursor = (await control.ok("GET", "/v1/functions?limit=1"))["next"]
-    for other in ("/v1/audit", "/v1/releases", "/v1/schema-changes", "/v1/functions/a1/versions"):
-        assert (await control.call("GET", f"{other}?cursor={cursor}")).code == "invalid_parameter"
+@in_the_modules_loop
+async def test_cursors_of_other_lists_are_refused(lent: Control) -> None:
+    cursor = (await lent.ok("GET", "/v1/functions?limit=1"))["next"]
+    for other in ("/v1/audit", "/v1/releases", "/v1/schema-changes", "/v1/functions/hello/versions"):
+        assert (await lent.call("GET", f"{other}?cursor={cursor}")).code == "invalid_parameter"
 
 
-async def test_unknown_parameters_and_methods(control: Control) -> None:
+@in_the_modules_loop
+async def test_unknown_parameters_and_methods(lent: Control) -> None:
     by_path: dict[str, set[str]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, set()).add(operation.method)
         if operation.role in ("node", "join", None) or operation.body is bytes:
             continue
-        reply = await control.call(operation.method, fill(operation.path) + "?surprise=1")
+        reply = await lent.call(operation.method, fill(operation.path) + "?surprise=1")
         if operation.method != "HEAD":
             assert (reply.status, reply.code) == (422, "invalid_parameter"), operation.path
             assert reply.body["field"] == "surprise"
     for path, methods in [*by_path.items(), ("/v1/poll", {"POST"})]:
         for method in {"GET", "POST", "PUT", "DELETE", "PATCH"} - methods:
-            reply = await control.call(method, fill(path))
+            reply = await lent.call(method, fill(path))
             assert (reply.status, reply.code) == (405, "method_not_allowed"), (method, path)
             assert {m.strip() for m in reply.headers["allow"].split(",")} == methods
     for path in ("/v1", "/v1/functions/", "/v1/functions/a/versions/1/x", "/v1/poll/", "//v1/nodes"):
-        reply = await control.call("GET", path)
+        reply = await lent.call("GET", path)
         assert (reply.status, reply.code) == (404, "no_such_path"), path
 
 
+@in_the_modules_loop
 async def test_every_operation_wants_its_own_credentials(fleet: Fleet) -> None:
     control = fleet.control
     before = await contents(control)
@@ -242,18 +272,21 @@ async def test_every_operation_wants_its_own_credentials(fleet: Fleet) -> None:
     assert await contents(control) == before
 
 
-async def test_calls_without_a_body_take_none(control: Control) -> None:
+@in_the_modules_loop
+async def test_calls_without_a_body_take_none(lent: Control) -> None:
     for operation in OPERATIONS:
         if operation.body is None and operation.method in ("POST", "DELETE") and operation.role != "node":
-            reply = await control.call(operation.method, fill(operation.path), {"surprise": 1})
+            reply = await lent.call(operation.method, fill(operation.path), {"surprise": 1})
             assert (reply.status, reply.code) == (422, "invalid_body"), operation.path
 
 
-async def test_a_bad_idempotency_key_is_refused(control: Control) -> None:
+@in_the_modules_loop
+async def test_a_bad_idempotency_key_is_refused(lent: Control) -> None:
+    before = await lent.items("/v1/releases")
     for key in ("k" * 201, "with space", "\xfc"):
-        reply = await control.call("POST", "/v1/releases", {}, key=key)
+        reply = await lent.call("POST", "/v1/releases", {}, key=key)
         assert (reply.code, reply.body["field"]) == ("invalid_parameter", "Idempotency-Key")
-    assert await control.items("/v1/releases") == []
+    assert await lent.items("/v1/releases") == before
 
 
 async def test_a_body_that_does_not_come_is_given_up(database_url: str, bucket_url: str, pki: Pki) -> None:
@@ -271,30 +304,34 @@ async def test_a_body_that_does_not_come_is_given_up(database_url: str, bucket_u
             writer.close()
 
 
-async def test_an_upload_that_ends_early_leaves_nothing(control: Control, pki: Pki) -> None:
-    parts = urlsplit(control.url)
+@in_the_modules_loop
+async def test_an_upload_that_ends_early_leaves_nothing(lent: Control, pki: Pki) -> None:
+    parts = urlsplit(lent.url)
     context = ssl.create_default_context(cafile=str(pki.ca))
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
-    head = f"PUT /v1/artifacts/{'0' * 64} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {control.token}\r\n"
+    head = f"PUT /v1/artifacts/{'0' * 64} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {lent.token}\r\n"
     writer.write(head.encode() + b"content-length: 100\r\n\r\nabc")
     await writer.drain()
     writer.close()
     async with asyncio.timeout(60):
         await reader.read()
-    assert await control.services.db.read(lambda conn: conn.fetchval("SELECT count(*) FROM artifacts")) == 0
+    found = "SELECT count(*) FROM artifacts WHERE sha256 = $1"
+    assert await lent.services.db.read(lambda conn: conn.fetchval(found, "0" * 64)) == 0
 
 
-async def test_every_answer_has_a_request_id(control: Control) -> None:
-    ids = [(await control.call("GET", path)).headers["x-request-id"] for path in ("/healthz", "/nowhere", "/v1/nodes")]
+@in_the_modules_loop
+async def test_every_answer_has_a_request_id(lent: Control) -> None:
+    ids = [(await lent.call("GET", path)).headers["x-request-id"] for path in ("/healthz", "/nowhere", "/v1/nodes")]
     assert len(set(ids)) == 3
 
 
-async def test_a_fault_of_ours_is_internal_and_says_no_more(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_the_modules_loop
+async def test_a_fault_of_ours_is_internal_and_says_no_more(lent: Control, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(control.services.readiness, "check", broken)
-    reply = await control.call("GET", "/readyz")
+    monkeypatch.setattr(lent.services.readiness, "check", broken)
+    reply = await lent.call("GET", "/readyz")
     assert (reply.status, reply.code) == (500, "internal")
     assert "secret detail" not in str(reply.body)
     assert reply.headers["x-request-id"] in reply.body["detail"]

@@ -1,0 +1,141 @@
+"""A replica of control that the tests of a module are lent, one after the other: those that only ask it.
+
+What a test leaves behind is looked for when it gives the replica back: rows, transactions, connections, descriptors,
+processes, files, and a clock that was moved. It has a moment to go by itself; else the test fails, and the next one is
+lent a new replica. A test that leaves something on purpose has a replica of its own, by the fixture `control`.
+"""
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import psutil
+import pytest
+
+from control.local.pki import Pki
+from tests.support import services as servers
+from tests.support.control import Control, SettableClock
+from tests.support.replica import UNASKED, leave_out, prepare, wait_longer
+
+RETURN_LIMIT = 5.0
+"""Seconds in which what a test leaves behind goes by itself."""
+LOOK_EVERY = 0.05
+RECORDS = {
+    "access_changes", "access_lists", "artifact_store", "audit", "audit_seals", "auth_failure_batches", "auth_failures",
+    "epochs", "events", "generations", "idempotency", "leases", "node_presence", "operator_uses",
+}  # fmt: skip
+"""Tables of what control notes of all that is asked of it, also of what it refuses."""
+TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' ORDER BY 1"
+TRANSACTIONS = """
+    SELECT pid, xact_start, query FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+"""
+
+
+class Lender:
+    """Has one replica at a time; `made` is what was made of it before it is lent, the same for each test."""
+
+    def __init__(
+        self,
+        services: servers.ServerUrls,
+        pki: Pki,
+        spool: Path,
+        make: Callable[[Control], Awaitable[Any]] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.made: Any = None
+        self.control: Control | None = None
+        self._services, self._pki, self._spool = services, pki, spool
+        self._make, self._settings = make, settings
+        self._url = ""
+        self._tables: list[str] = []
+        self._stack = AsyncExitStack()
+
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[Control]:
+        """Lend the replica until the block ends."""
+        control = self.control or await self._start()
+        before = await self._traces(control)
+        tls = ssl.create_default_context(cafile=str(self._pki.ca))
+        connector = aiohttp.TCPConnector(ssl=tls, limit=0)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(60)) as session:
+            yield replace(control, session=session)
+        if left := await self._left(control, before):
+            await self.end()
+            pytest.fail("the test left behind:\n" + "\n".join(sorted(left)))
+
+    async def end(self) -> None:
+        """End the replica, if there is one."""
+        self.control = None
+        stack, self._stack = self._stack, AsyncExitStack()
+        await stack.aclose()
+
+    async def _start(self) -> Control:
+        stack, services = self._stack, self._services
+        self._url = await services.fresh_database()
+        stack.push_async_callback(servers.drop_database, services.metadata_url, self._url)
+        bucket_url = await servers.fresh_bucket(services.artifacts_url)
+        stack.push_async_callback(servers.drop_bucket, bucket_url)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        wait_longer(patch)
+        leave_out(patch, *UNASKED)
+        clock = SettableClock()
+        site = await prepare(self._url, bucket_url, self._pki, self._spool)
+        found = await stack.enter_async_context(site.running(clock=clock, **self._settings))
+        self.control = Control(found.server, site.admin, clock, found.session)
+        self._tables = [row[0] for row in await self._read(TABLES) if row[0] not in RECORDS]
+        self.made = None if self._make is None else await self._make(self.control)
+        return self.control
+
+    async def _left(self, control: Control, before: set[str]) -> set[str]:
+        """What the test left, as soon as that is nothing or when the limit is over."""
+        end = asyncio.get_running_loop().time() + RETURN_LIMIT
+        while (left := _left(before, await self._traces(control))) and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(LOOK_EVERY)
+        return left
+
+    async def _traces(self, control: Control) -> set[str]:
+        """What there is now of all that a test may leave behind."""
+        found = {f"clock: moved by {control.clock.moved}"} if control.clock.moved else set()
+        rows = " UNION ALL ".join(f"SELECT '{table}', t::text FROM {table} t" for table in self._tables)
+        found |= {f"row of {table}: {row}" for table, row in await self._read(rows)}
+        if self._services.postgresql_url:
+            found |= {f"transaction: {tuple(row)}" for row in await self._read(TRANSACTIONS)}
+        state = control.server.server_state
+        found |= {f"connection: {id(each)}" for each in state.connections}
+        found |= {f"request: {task!r}" for task in state.tasks}
+        found |= {f"process: {child.pid}" for child in psutil.Process().children()}
+        found |= {f"file: {path}" for path in self._spool.rglob("*")}
+        return found | _descriptors()
+
+    async def _read(self, sql: str) -> list[Any]:
+        connection = await asyncpg.connect(self._url)
+        try:
+            return list(await connection.fetch(sql))
+        finally:
+            await connection.close()
+
+
+def _left(before: set[str], now: set[str]) -> set[str]:
+    """What has come, and the rows that have gone."""
+    return now - before | {f"no more {trace}" for trace in before - now if trace.startswith("row ")}
+
+
+def _descriptors() -> set[str]:
+    """The files and pipes that this process has open. Pools open and close sockets as they like."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:  # That of the listing.
+            continue
+        if not target.startswith(("socket:", "anon_inode:", "/proc/")):
+            found.add(f"descriptor {number}: {target}")
+    return found
