@@ -4,6 +4,7 @@ import gc
 import os
 import resource
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from edge_runtime.native import library
 from edge_runtime.redaction import redact
 from edge_runtime.telemetry import ring
 from tests.guests import build
-from tests.support import draws, failing_calls, flaked_file, flaked_runs, forked_programs, replica
+from tests.support import draws, failing_calls, flaked_file, flaked_runs, forked_programs, long_files, replica
 from tests.support import services as servers
 from tests.support.control import Control, running
 from tests.support.kept_checks import KeptChecks
@@ -43,6 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _SHARED = pytest.StashKey[SharedServices]()
+_SECONDS = pytest.StashKey[dict[str, float]]()
+_measured: Counter[str] = Counter()
+"""By file: seconds that its tests took, with their set-up."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -50,7 +54,27 @@ def pytest_configure_node(node: Any) -> None:
     """Tell a worker process of pytest-xdist, before it starts, where it gets the servers that all of them share."""
     if _SHARED not in node.config.stash:
         node.config.stash[_SHARED] = SharedServices()
+        node.config.stash[_SECONDS] = long_files.kept()
     node.workerinput["servers"] = node.config.stash[_SHARED].socket
+    node.workerinput["seconds"] = node.config.stash[_SECONDS]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Worker processes of pytest-xdist begin with the files that take longest."""
+    if (seconds := getattr(config, "workerinput", {}).get("seconds")) is not None:
+        long_files.sort(items, seconds)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _measured[long_files.file_of(report.nodeid)] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep how long each file took, after a whole run whose tests were in worker processes."""
+    config = session.config
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    if whole and _SHARED in config.stash and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        long_files.keep(_measured)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
