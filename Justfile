@@ -28,6 +28,8 @@ check: setup
 # Their hundreds of processes would each compile all modules where Python may keep no bytecode.
 pytest := "env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest"
 by_fives := "--numprocesses=5 --dist=loadfile --no-loadscope-reorder"
+# A statement of sql/queries that the database never carries out fails the run.
+every_statement := by_fives + " -p tests.support.every_statement"
 
 # the tests, five files at a time (they wait a lot), the quick ones last; `just test -k word` for some of them, one after the other
 test *ARGS: setup
@@ -37,13 +39,23 @@ test *ARGS: setup
 test-pure *ARGS: setup
     @SKERRY_EDGE_PURE=1 exec {{ pytest }} {{ if ARGS == "" { by_fives } else { "" } }} "$@"
 
+# those of them that `.ci/run` has: what has a compiled counterpart, and what depends on the user who runs it
+test-uncompiled: setup
+    @paths=$(.venv/bin/python -m tests.support.selections uncompiled user) && \
+        SKERRY_EDGE_PURE=1 exec {{ pytest }} {{ by_fives }} $paths
+
 # the unit tests, two processes, no server: under 30 s; `just test-fast -k word` for some of them
 test-fast *ARGS: setup
     @exec {{ pytest }} --numprocesses=2 --quiet tests/unit "$@"
 
 # the tests once more, with a proxy before the metadata database that makes it behave as CockroachDB
 test-cockroachdb *ARGS: setup
-    @SKERRY_TEST_COCKROACHDB=1 exec {{ pytest }} {{ if ARGS == "" { by_fives } else { "" } }} "$@"
+    @SKERRY_TEST_COCKROACHDB=1 exec {{ pytest }} {{ if ARGS == "" { every_statement } else { "" } }} "$@"
+
+# those of them that `.ci/run` has: what touches metadata, and each statement of sql/queries
+test-metadata: setup
+    @paths=$(.venv/bin/python -m tests.support.selections metadata) && \
+        SKERRY_TEST_COCKROACHDB=1 exec {{ pytest }} {{ every_statement }} $paths
 
 # the tests of this version beside the one before, which tests/previous_version names: they need git's history
 test-upgrades *ARGS: setup
@@ -106,6 +118,11 @@ faults *ARGS: setup
         exec {{ pytest }} {{ if ARGS =~ '^(--all)?$' { by_fives } else { "" } }} tests/faults tests/security/test_generated.py \
         tests/integration/edge_runtime/guests/beside_* \
         {{ if ARGS == "--all" { "" } else { '"$@"' } }}
+
+# `.ci/run` with all tests in each variant, and half an hour of disturbance: before an issue is called resolved (2 to 3 hours)
+everything:
+    @.ci/run everything
+    @just disturb 30
 
 # the benchmarks, or those that are named (`soak MINUTES` only so); results in bench/results
 bench *NAMES: setup

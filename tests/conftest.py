@@ -19,7 +19,16 @@ from edge_runtime.native import library
 from edge_runtime.redaction import redact
 from edge_runtime.telemetry import ring
 from tests.guests import build
-from tests.support import draws, failing_calls, flaked_file, flaked_runs, forked_programs, long_files, replica
+from tests.support import (
+    ci_minutes,
+    draws,
+    failing_calls,
+    flaked_file,
+    flaked_runs,
+    forked_programs,
+    long_files,
+    replica,
+)
 from tests.support import services as servers
 from tests.support.control import Control, running
 from tests.support.kept_checks import KeptChecks
@@ -103,6 +112,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             print("building the C library of the test guests (once, half a minute)", flush=True)
         build.guest("echo")
         failing_calls.library()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """As the last step of `.ci/run`, say how long each one took."""
+    if lines := ci_minutes.told():
+        terminalreporter.section("minutes of .ci/run")
+        for line in lines:
+            terminalreporter.line(line)
 
 
 def pytest_collection_finish() -> None:

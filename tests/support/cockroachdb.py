@@ -11,13 +11,14 @@ import random
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit, urlunsplit
 
+from tests.support import every_statement
 from tests.support.cockroachdb_session import Errors, Session, message, start
 
 _SSL_REQUEST = 80877103
@@ -35,6 +36,8 @@ class Proxy:
     errors: Errors = field(default_factory=Errors)
     statements: list[tuple[int, str]] | None = None
     """Where it is a list: number of the connection and text of each statement that was carried out."""
+    note: Callable[[str], None] | None = None
+    """Told the text of each statement that was carried out."""
     together: bool = False
     """Count messages that are sent together as one: cut among them, the database has them for nothing."""
     messages: int = 0
@@ -161,6 +164,8 @@ class _Client(_Side):
     def _note(self, text: str) -> None:
         if self.proxy.statements is not None:
             self.proxy.statements.append((self.number, text))
+        if self.proxy.note is not None:
+            self.proxy.note(text)
 
     def to_server(self, data: bytes) -> None:
         assert self.peer is not None
@@ -281,7 +286,8 @@ def _at(url: str, port: int) -> str:
 
 
 async def _serve(url: str) -> None:
-    async with proxied(url) as (_, through):
+    async with proxied(url) as (proxy, through):
+        proxy.note = every_statement.noting()
         print(urlsplit(through).port, flush=True)
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

@@ -1,23 +1,52 @@
-"""What CI ends with is what the README tells a newcomer to type."""
+"""What CI ends with is what the README tells a newcomer to type, and what it runs before."""
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
+SCRIPT = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
+STEPS = [found[1] for line in SCRIPT if (found := re.match(r'step "[^"]+" (\w.*)', line))]
 
 
-def test_ci_ends_with_the_command_of_the_readme():
+def test_ci_ends_with_the_command_of_the_readme() -> None:
     command = "apt-get update && apt-get install -y just && just test"
     for_user = "sudo apt-get update && sudo apt-get install -y just && just test"
-    script = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
-    assert script[-5:] == ['if [ "$(id -u)" = 0 ]; then', command, "else", for_user, "fi"]
+    assert SCRIPT[-5:] == ['if [ "$(id -u)" = 0 ]; then', command, "else", for_user, "fi"]
     assert for_user in (ROOT / "README.md").read_text().splitlines()
-    recipes = ("check", "demo", "toolchains", "compile", "faults", "test-cockroachdb", "test-pure")
-    order = [script.index(f"just {recipe}") for recipe in recipes]
-    assert order == sorted(order)
 
 
-def test_ci_runs_the_tests_on_what_is_built_and_on_python_alone():
-    script = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
-    assert "as_user just compile" not in script
+def test_ci_runs_all_of_its_steps_in_their_order() -> None:
+    assert STEPS == [
+        'env SKERRY_TEST_WHEELS="$user_home/wheels" just setup',
+        "just setup",
+        "just check",
+        "just docs",
+        "just compile",
+        "just demo",
+        "just test-console",
+        "just test-upgrades",
+        "just test-packages",
+        "just faults",
+        'just "$metadata"',
+        "as_user just demo",
+        'as_user just "$uncompiled"',
+        'just "$uncompiled"',
+    ]
+    assert "just toolchains" in SCRIPT
+
+
+def test_ci_runs_selections_and_everything_all_tests() -> None:
+    assert '"") metadata=test-metadata uncompiled=test-uncompiled ;;' in SCRIPT
+    assert "everything) metadata=test-cockroachdb uncompiled=test-pure ;;" in SCRIPT
+    recipes = (ROOT / "Justfile").read_text()
+    for name in ("test-metadata", "test-uncompiled", "test-cockroachdb *ARGS", "test-pure *ARGS"):
+        assert f"\n{name}: setup\n" in recipes
+
+
+def test_ci_runs_the_tests_on_what_is_built_and_on_python_alone() -> None:
     # As root the user's clone has nothing that is built; else the same clone is told to use none of it.
-    assert {"as_user just test-pure", "just test-pure"} <= set(script)
+    assert not [line for line in SCRIPT if "as_user just compile" in line]
+    recipes = (ROOT / "Justfile").read_text()
+    for name in ("test-pure *ARGS", "test-uncompiled"):
+        _, _, body = recipes.partition(f"\n{name}: setup\n")
+        assert "SKERRY_EDGE_PURE=1 exec" in body.partition("\n\n")[0]

@@ -1,15 +1,16 @@
 """The proxy that stands for CockroachDB refuses what CockroachDB refuses, and Skerry's connections never ask for it."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
 from control.clock import SystemClock
-from control.storage import database, migrations
+from control.storage import database, migrations, queries
 from control.storage.connection import AsyncpgConnection
-from tests.support import cockroachdb, cockroachdb_rules
+from tests.support import cockroachdb, cockroachdb_rules, every_statement
 from tests.support.cockroachdb import Proxy
 
 
@@ -35,6 +36,20 @@ async def test_asyncpg_takes_it_for_cockroachdb(plain: asyncpg.Connection) -> No
     assert plain.get_server_version()[0] == 13
     assert not plain._server_caps.sql_reset
     assert await plain.fetchval("SELECT version()") == cockroachdb_rules.VERSION
+
+
+async def test_the_process_notes_what_was_carried_out_and_not_what_was_prepared(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(every_statement.FILE, str(tmp_path / "statements"))
+    database_sql = queries.load("database")
+    with cockroachdb.process(empty_database_url) as url:
+        connection = await asyncpg.connect(url)
+        await connection.prepare(database_sql["no_time_limit"])
+        await connection.execute(database_sql["usual_time_limit"])
+        await (await connection.prepare(queries.load("migrate")["server"])).fetch()
+        await connection.close()
+    assert (tmp_path / "statements").read_text().splitlines() == ["database.usual_time_limit", "migrate.server"]
 
 
 async def first(connection: asyncpg.Connection) -> int:
