@@ -14,14 +14,14 @@ METADATA: Final = (
     "tests/integration/control/api/test_audit.py",
     "tests/integration/control/api/test_join_tokens.py",
     "tests/integration/control/api/test_losses.py",
-    "tests/integration/control/api/test_operators.py",
     "tests/integration/control/api/test_recovery.py",
     "tests/integration/control/api/test_trust.py",
     "tests/integration/control/console/test_function_and_schema_pages.py",
     "tests/integration/control/console/test_signing_in.py",
+    "tests/integration/control/telemetry/test_fleet_summary.py",
     "tests/integration/control/telemetry/test_live_records.py",
     "tests/integration/control/telemetry/test_numbers.py",
-    "tests/integration/control/telemetry/webhooks",
+    "tests/integration/control/telemetry/webhooks/test_webhook_sending.py",
     "tests/integration/control/web/test_traces.py",
 )
 """Behind the proxy that behaves as CockroachDB: what touches metadata, and one file each for the statements of
