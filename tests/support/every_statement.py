@@ -7,7 +7,7 @@ names of what they have carried out to one file. That a statement was only prepa
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final
 
@@ -57,20 +57,20 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[FILE] = path
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Have a run fail whose tests passed, but that lacks a statement."""
-    if not hasattr(session.config, "workerinput") and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED if missing(Path(os.environ[FILE])) else session.exitstatus
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """Have a run fail whose tests passed, in whatever way, but that lacks a statement."""
+    yield
+    if not hasattr(session.config, "workerinput"):
+        path = Path(os.environ[FILE])
+        if session.exitstatus == pytest.ExitCode.OK and missing(path):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        path.unlink()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name what is missing."""
-    if hasattr(terminalreporter.config, "workerinput"):
-        return
-    path = Path(os.environ[FILE])
-    if lacking := missing(path):
+    if not hasattr(terminalreporter.config, "workerinput") and (lacking := missing(Path(os.environ[FILE]))):
         terminalreporter.section("statements of sql/queries that never came to the database")
         for name in lacking:
             terminalreporter.line(name)
-    path.unlink()

@@ -1,5 +1,6 @@
 """The plugin by which a run fails where a statement of sql/queries never came to the database."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def run(folder: Path, names: list[str], *arguments: str) -> subprocess.Completed
     """Run a suite with the plugin, whose tests have these statements carried out."""
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "test_come.py").write_text(TESTS.format(names=names))
-    plugin = ["-p", "tests.support.every_statement", "-p", "no:cacheprovider"]
+    plugin = ["-p", "tests.support.every_statement", "-p", "xdist", "-p", "no:cacheprovider"]
     command = [
         sys.executable,
         "-m",
@@ -40,7 +41,9 @@ def run(folder: Path, names: list[str], *arguments: str) -> subprocess.Completed
         *arguments,
         folder,
     ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # Other plugins take longer to be imported than all of this runs.
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_a_run_in_which_all_came_passes(tmp_path: Path) -> None:
