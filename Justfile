@@ -112,11 +112,11 @@ bindings: setup
 # the long versions: of the tests that kill processes, cut the power and fail system calls, of generated modules and calls of hosts; `--all` fails every call (hours)
 faults *ARGS: setup
     @scripts/native-tools
-    @SKERRY_TEST_KILLS=200 SKERRY_TEST_RELEASES=50 SKERRY_TEST_MODULES=5000 SKERRY_TEST_CUTS=1000 SKERRY_TEST_SEEDS=5000 \
+    @tests=$(.venv/bin/python -m tests.support.selections faults) && \
+        SKERRY_TEST_KILLS=200 SKERRY_TEST_RELEASES=50 SKERRY_TEST_MODULES=5000 SKERRY_TEST_CUTS=1000 SKERRY_TEST_SEEDS=5000 \
         SKERRY_TEST_GUESTS=5000 SKERRY_TEST_FUZZ_SECONDS=60 \
         SKERRY_TEST_CALLS={{ if ARGS == "--all" { "0" } else { "40" } }} \
-        exec {{ pytest }} {{ if ARGS =~ '^(--all)?$' { by_fives } else { "" } }} tests/faults tests/security/test_generated.py \
-        tests/integration/edge_runtime/guests/beside_* \
+        exec {{ pytest }} {{ if ARGS =~ '^(--all)?$' { by_fives } else { "" } }} $tests \
         {{ if ARGS == "--all" { "" } else { '"$@"' } }}
 
 # `.ci/run` with all tests in each variant, and half an hour of disturbance: before an issue is called resolved (2 to 3 hours)

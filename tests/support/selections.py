@@ -1,6 +1,6 @@
 """The tests that `.ci/run` has more than once: selections of folders and files, beside its one run of all.
 
-`python -m tests.support.selections NAME…` prints the paths of these selections, for pytest's command line.
+`python -m tests.support.selections NAME…` prints what pytest's command line has for these selections.
 """
 
 import sys
@@ -78,7 +78,32 @@ USER: Final = (
 )
 """As an ordinary user: what depends on the user."""
 
-SELECTIONS: Final = {"metadata": METADATA, "uncompiled": UNCOMPILED, "user": USER}
+ONE_LENGTH: Final = (
+    "tests/faults/test_database_kills.py",
+    "tests/faults/test_edge_kills.py",
+    "tests/faults/test_failing_commits.py",
+    "tests/faults/test_interrupted_syncs.py",
+    "tests/faults/test_power_failure.py",
+    "tests/faults/test_upload_kills.py",
+    "tests/integration/edge_runtime/guests/beside_extism/test_begin_and_end.py",
+    "tests/integration/edge_runtime/guests/beside_extism/test_differences.py",
+    "tests/integration/edge_runtime/guests/beside_extism/test_http.py",
+    "tests/integration/edge_runtime/guests/beside_wasmtime/test_differences.py",
+    "tests/integration/edge_runtime/guests/beside_wasmtime/test_edges.py",
+    "tests/integration/edge_runtime/guests/beside_wasmtime/test_ends.py",
+)
+"""Files of the folders of `FAULTS` that no variable makes longer: the run of all has them as they are."""
+
+FAULTS: Final = (
+    "tests/faults",
+    "tests/security/test_generated.py",
+    "tests/integration/edge_runtime/guests/beside_extism",
+    "tests/integration/edge_runtime/guests/beside_wasmtime",
+    *(f"--ignore={path}" for path in ONE_LENGTH),
+)
+"""What `just faults` has the long versions of."""
+
+SELECTIONS: Final = {"metadata": METADATA, "uncompiled": UNCOMPILED, "user": USER, "faults": FAULTS}
 
 
 def paths(*names: str) -> list[str]:

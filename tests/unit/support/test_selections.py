@@ -25,7 +25,7 @@ def covered(path: Path, names: tuple[str, ...]) -> bool:
 @pytest.mark.parametrize("name", selections.SELECTIONS)
 def test_each_path_of_a_selection_has_tests(name: str) -> None:
     for path in selections.SELECTIONS[name]:
-        found = ROOT / path
+        found = ROOT / path.removeprefix("--ignore=")
         assert found.is_file() or [*found.rglob("test_*.py")], path
 
 
@@ -46,6 +46,14 @@ def test_what_asks_for_the_user_is_run_as_another_one() -> None:
     ]
     assert ROOT / "tests" / "security" / "test_fence.py" in files
     assert [path for path in files if not covered(path, selections.USER)] == []
+
+
+def test_what_is_left_out_of_the_long_versions_has_none() -> None:
+    read = re.compile(r"environ.*\bSKERRY_TEST_")
+    assert read.search((ROOT / "tests" / "faults" / "test_kill_anywhere.py").read_text("utf-8"))
+    for path in selections.ONE_LENGTH:
+        assert covered(ROOT / path, selections.FAULTS)
+        assert not read.search((ROOT / path).read_text("utf-8")), path
 
 
 def test_the_command_prints_each_path_once() -> None:
