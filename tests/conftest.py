@@ -99,7 +99,11 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what flaked on this machine and isn't in the tree."""
+    """Say how long each step of `.ci/run` took, as its last one, and what flaked here and isn't in the tree."""
+    if lines := ci_minutes.told():
+        terminalreporter.section("minutes of .ci/run")
+        for line in lines:
+            terminalreporter.line(line)
     for line in flaked_file.notice(config.rootpath):
         terminalreporter.write_line(line)
 
@@ -112,14 +116,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             print("building the C library of the test guests (once, half a minute)", flush=True)
         build.guest("echo")
         failing_calls.library()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """As the last step of `.ci/run`, say how long each one took."""
-    if lines := ci_minutes.told():
-        terminalreporter.section("minutes of .ci/run")
-        for line in lines:
-            terminalreporter.line(line)
 
 
 def pytest_collection_finish() -> None:
