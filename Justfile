@@ -119,6 +119,10 @@ faults *ARGS: setup
         exec {{ pytest }} {{ if ARGS =~ '^(--all)?$' { by_fives } else { "" } }} $tests \
         {{ if ARGS == "--all" { "" } else { '"$@"' } }}
 
+# tests again and again for some minutes, while their processes are stopped and tasks, threads, store and database come late; words are pytest's
+disturb minutes="30" *ARGS: setup
+    @exec .venv/bin/python -m tests.support.disturb "$@"
+
 # `.ci/run` with all tests in each variant, and half an hour of disturbance: before an issue is called resolved (2 to 3 hours)
 everything:
     @.ci/run everything

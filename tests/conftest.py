@@ -21,6 +21,7 @@ from edge_runtime.telemetry import ring
 from tests.guests import build
 from tests.support import (
     ci_minutes,
+    disturbed,
     draws,
     failing_calls,
     flaked_file,
@@ -50,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # The C library as `native_build.sanitized` has built it, in place of the one that is built for use.
         library.BUILT = Path(built)  # type: ignore[misc]
     flaked_runs.join(config)
+    disturbed.join(config)
 
 
 _SHARED = pytest.StashKey[SharedServices]()
@@ -162,8 +164,9 @@ def services(pytestconfig: pytest.Config) -> Iterator[servers.ServerUrls]:
 
     Other tests use them at the same time: one that kills or fills a server has `own_services`.
     """
-    with servers.used_services(getattr(pytestconfig, "workerinput", {}).get("servers", "")) as used:
-        yield used
+    shared = getattr(pytestconfig, "workerinput", {}).get("servers", "")
+    with servers.used_services(shared) as used, disturbed.late(used) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
