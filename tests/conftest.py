@@ -21,6 +21,7 @@ from edge_runtime.telemetry import ring
 from tests.guests import build
 from tests.support import (
     ci_minutes,
+    deadlines,
     disturbed,
     draws,
     failing_calls,
@@ -50,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if built := os.environ.get("SKERRY_TEST_NATIVE"):
         # The C library as `native_build.sanitized` has built it, in place of the one that is built for use.
         library.BUILT = Path(built)  # type: ignore[misc]
+    config.pluginmanager.register(deadlines)
     flaked_runs.join(config)
     disturbed.join(config)
 

@@ -26,6 +26,7 @@ from edge_runtime.sync.agent import Agent
 from edge_runtime.sync.control_client import ControlClient
 from edge_runtime.sync.join import join
 from edge_runtime.wasmedge import QUICK
+from tests.support.deadlines import deadline
 from tests.support.ports import free_port
 from tests.support.services import admin_of
 
@@ -94,7 +95,7 @@ class Control:
         """The node as control sees it, as soon as `condition` holds for it."""
         node: Any = None
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with deadline(DEADLINE):
                 while not condition(node := await self.node(name)):
                     await asyncio.sleep(0.02)
         except TimeoutError:
@@ -115,7 +116,7 @@ async def start(settings: ControlSettings) -> tuple[ControlServer, asyncio.Task[
     """Start a control with these settings in this loop, and wait until it serves; the caller ends the task."""
     server = ControlServer(settings)
     task = asyncio.ensure_future(server._serve())
-    async with asyncio.timeout(DEADLINE):
+    async with deadline(DEADLINE):
         while not server.started:
             if task.done():
                 task.result()
@@ -170,15 +171,15 @@ class Edge:
             assert answer.status == 200
             return await answer.json()
 
-    async def until(self, condition: Callable[[Any], Any], limit: float = DEADLINE) -> Any:
+    async def until(self, condition: Callable[[Any], Any], limit: float | None = None) -> Any:
         """The node's own status, as soon as `condition` holds for it."""
         found: Any = None
         try:
-            async with asyncio.timeout(limit):
+            async with deadline(DEADLINE, limit):
                 while not condition(found := await self.status()):
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise AssertionError(f"in {limit:.0f} s it never came true for {found}") from None
+            raise AssertionError(f"in {limit or DEADLINE:.0f} s it never came true for {found}") from None
         return found
 
 
@@ -200,7 +201,7 @@ async def edge(state: Path, *, otlp_url: str = "", **agent: Any) -> AsyncIterato
         front.compiler.best = QUICK
         running = asyncio.ensure_future(front.run())
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with deadline(DEADLINE):
                 while not front.ready.is_set():
                     if running.done():
                         running.result()

@@ -1,6 +1,5 @@
 """Copies of a metadata database, or of its rows, which take its place later: a restore from a dump."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -9,6 +8,7 @@ from uuid import uuid4
 
 import asyncpg
 
+from tests.support.deadlines import deadline
 from tests.support.services import drop_database
 
 
@@ -75,7 +75,7 @@ class RowBackup:
         A savepoint's end gives up the tables that an attempt had when it met one of those.
         """
         statement = f"LOCK TABLE {', '.join(self._tables)} IN ACCESS EXCLUSIVE MODE"
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while True:
                 with suppress(asyncpg.DeadlockDetectedError):
                     async with self._connection.transaction():

@@ -11,6 +11,7 @@ import psutil
 from aiohttp import web
 
 from control.local.process import Service
+from tests.support.deadlines import deadline
 from tests.support.programs import runs
 
 DEADLINE = 60.0
@@ -65,7 +66,7 @@ async def browser(folder: Path, url: str) -> AsyncIterator[Browser]:
         finally:
             children = processes(made.pid) if process.poll() is None else []
             await made.stop()
-            async with asyncio.timeout(DEADLINE):
+            async with deadline(DEADLINE):
                 while any(map(runs, children)):
                     await asyncio.sleep(0.01)
 
@@ -89,7 +90,7 @@ class Pages:
 
     async def told(self, name: str) -> str:
         """What a page has told by this name, once it has."""
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             return await self._future(name)
 
     def _future(self, name: str) -> asyncio.Future[str]:

@@ -24,6 +24,7 @@ from edge_runtime.sync.join import join
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support import process_tree, seeds
+from tests.support.deadlines import deadline
 from tests.support.ports import free_port
 from tests.support.services import home_folder, like_cockroachdb, with_errors
 from tests.support.supervised import Supervised
@@ -81,7 +82,7 @@ class Cluster:
         sent = data if data is not None else orjson.dumps(body) if body is not None else None
         last = ""
         try:
-            async with asyncio.timeout(LIMIT):
+            async with deadline(LIMIT):
                 while True:
                     try:
                         return await self._once(method, path, sent, headers)
@@ -169,7 +170,7 @@ class Cluster:
     async def status(self) -> Any:
         """The node's own; None while its front can't be reached."""
         try:
-            async with asyncio.timeout(5):
+            async with deadline(5):
                 code, _, body = await self.ask("/_skerry/status")
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
@@ -246,15 +247,17 @@ class Cluster:
         what: str,
         condition: Callable[[], Awaitable[bool]],
         seen: Callable[[], Any] = lambda: "",
-        limit: float = LIMIT,
+        limit: float | None = None,
     ) -> None:
         """Wait until `condition()`; a failure says what was being done, what was seen last, and what the logs say."""
         try:
-            async with asyncio.timeout(limit):
+            async with deadline(LIMIT, limit):
                 while not await condition():
                     await asyncio.sleep(0.03)
         except TimeoutError:
-            raise self.failure(f"after {limit:.0f} s it still wasn't so that {what}; last seen: {seen()}") from None
+            raise self.failure(
+                f"after {limit or LIMIT:.0f} s it still wasn't so that {what}; last seen: {seen()}"
+            ) from None
 
     def check(self, good: object, text: str) -> None:
         """Fail unless `good`. Not by `assert`, which would cut the logs short."""

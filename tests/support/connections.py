@@ -19,6 +19,7 @@ from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange
 from edge_runtime.web.server import EdgeServer
 from edge_runtime.web.tls_files import TlsFiles
+from tests.support.deadlines import deadline
 
 HEAD = b"content-type: text/plain\r\n"
 LIMIT = 60.0
@@ -114,7 +115,7 @@ class Client:
 
     async def head(self) -> tuple[int, dict[bytes, bytes]]:
         """Read an answer's status and headers; each header's name comes once."""
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).removesuffix(b"\r\n\r\n").split(b"\r\n")
         pairs = [line.split(b": ", 1) for line in lines]
         assert len({name.lower() for name, _ in pairs}) == len(pairs)
@@ -123,12 +124,12 @@ class Client:
     async def answer(self) -> tuple[int, dict[bytes, bytes], bytes]:
         """Read a whole answer: status, headers, body."""
         status, headers = await self.head()
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             return status, headers, await self.reader.readexactly(int(headers[b"content-length"]))
 
     async def end(self) -> bytes:
         """What comes until the node closes."""
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             return await self.reader.read(-1)
 
 
@@ -148,7 +149,7 @@ async def site(tmp_path: Path, pki: Pki | None = None, **settings: Any) -> Async
         yield Site(app, server, port, ssl.create_default_context(cafile=pki.ca) if pki is not None else None)
     finally:
         server.stop()
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             await running
             server.close()
             while server.shared.live:

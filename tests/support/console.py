@@ -1,6 +1,5 @@
 """The console as a browser gets it, without one: pages, and the events of a live page."""
 
-import asyncio
 import contextlib
 import json
 import re
@@ -11,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from control.access import auth
+from tests.support.deadlines import deadline
 from tests.support.replica import Replica, TestNode
 
 MARKUP = "<img src=x onerror=alert(1)>'\"&"
@@ -83,9 +83,9 @@ class LivePage:
     """The names of the events so far."""
     ended: bool = False
 
-    async def until(self, check: Any, seconds: float = 60.0) -> None:
+    async def until(self, check: Any, seconds: float | None = None) -> None:
         """Read events until `check(self)` is true. Raises: TimeoutError."""
-        async with asyncio.timeout(seconds):
+        async with deadline(60, seconds):
             while not check(self):
                 await self.read()
 

@@ -12,6 +12,7 @@ from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 from control.access.sessions import COOKIE
 from tests.support.browser import HOSTS, program
 from tests.support.console import session_of
+from tests.support.deadlines import deadline
 from tests.support.replica import Replica
 
 AXE = Path(__file__).parents[2] / "lock/axe/node_modules/axe-core/axe.min.js"
@@ -60,7 +61,7 @@ class Look:
 
     async def gets_focus(self, what: str) -> None:
         """Wait until an element has the focus, as `focused` calls it."""
-        async with asyncio.timeout(PATIENCE / 1000):
+        async with deadline(PATIENCE / 1000):
             while await self.focused() != what:
                 await asyncio.sleep(0.02)
 

@@ -19,6 +19,7 @@ from control.api.services import Services
 from control.local.pki import Pki
 from control.web.server import ControlServer
 from tests.support import repeating, replica
+from tests.support.deadlines import deadline
 
 
 class SettableClock:
@@ -172,9 +173,9 @@ async def running(database_url: str, artifacts_url: str, pki: Pki, **settings: A
         yield Control(found.server, site.admin, clock, found.session)
 
 
-async def until(check: Any, seconds: float = 60.0) -> Any:
+async def until(check: Any, seconds: float | None = None) -> Any:
     """Wait until `check()` (a coroutine function) returns something true, and return that."""
-    async with asyncio.timeout(seconds):
+    async with deadline(60, seconds):
         while True:
             found = await check()
             if found:

@@ -26,6 +26,7 @@ from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.wasmedge import QUICK
+from tests.support.deadlines import deadline
 
 DEADLINE = 60.0
 BACKGROUND = 200.0
@@ -190,8 +191,8 @@ def _hurry(processes: ZygoteClient) -> None:
     processes.birth = foreground  # type: ignore[method-assign, assignment]
 
 
-async def until(condition: Any, limit: float = DEADLINE) -> None:
+async def until(condition: Any, limit: float | None = None) -> None:
     """Wait until `condition()` is true."""
-    async with asyncio.timeout(limit):
+    async with deadline(DEADLINE, limit):
         while not condition():
             await asyncio.sleep(0.005)

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from tests.support.deadlines import deadline
 from tests.support.forked_programs import may_be_forked
 from tests.support.moved_clock import ClockOfProcess
 
@@ -76,7 +77,7 @@ class FrontProcess:
 
     async def healthy(self, limit: float = 30.0) -> bool:
         """Whether /_skerry/healthz says so within `limit` seconds, on a connection that is there already if one is."""
-        async with asyncio.timeout(limit), self.http.get("/_skerry/healthz") as answer:
+        async with deadline(limit), self.http.get("/_skerry/healthz") as answer:
             return await answer.read() == b"ok\n"
 
     def memory(self) -> float:
@@ -126,7 +127,7 @@ async def front_process(
     drain: asyncio.Task[None] | None = None
     made: FrontProcess | None = None
     try:
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while True:
                 line = await process.stderr.readline()
                 assert line, b"".join(lines).decode()
@@ -146,7 +147,7 @@ async def front_process(
             if drain is None:
                 drain = asyncio.create_task(_drain(process.stderr))
             try:
-                async with asyncio.timeout(60):
+                async with deadline(60):
                     await process.wait()
             except TimeoutError:
                 process.kill()

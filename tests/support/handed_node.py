@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests.support.deadlines import deadline
 from tests.support.environment import without_settings
 from tests.support.programs import DEADLINE
 
@@ -58,6 +59,6 @@ async def node_on(
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             await process.wait()
         assert process.returncode == 0, log_of(state).read_text()[-3000:]

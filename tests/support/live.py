@@ -1,6 +1,5 @@
 """Watching nodes' records as an operator does, and sending them as a node does."""
 
-import asyncio
 import io
 import zlib
 from collections.abc import AsyncIterator
@@ -14,6 +13,7 @@ import msgspec
 import orjson
 
 from control import wire
+from tests.support.deadlines import deadline
 from tests.support.replica import Answered, Replica, TestNode
 
 SOON = 60.0
@@ -56,7 +56,7 @@ class View:
     async def until(self, wanted: Any) -> Any:
         """The next line for which `wanted` holds."""
         try:
-            async with asyncio.timeout(SOON):
+            async with deadline(SOON):
                 while (found := await self.line()) is not None:
                     if wanted(found):
                         return found
@@ -77,7 +77,7 @@ class View:
     async def rest(self) -> list[Any]:
         """All that comes until the end, which must come."""
         found = []
-        async with asyncio.timeout(SOON):
+        async with deadline(SOON):
             while (line := await self.line()) is not None:
                 found.append(line)
         return found
@@ -95,7 +95,7 @@ async def viewing(replica: Replica, *, token: str | None = None, **query: Any) -
 
 async def asked(node: TestNode, wait: float = 10.0) -> list[wire.Question]:
     """What a node is told by a poll, which it does again and again until it is told something."""
-    async with asyncio.timeout(SOON):
+    async with deadline(SOON):
         while True:
             answer = await node.poll(wait)
             if answer.status == 200:

@@ -9,6 +9,7 @@ import aiohttp
 import orjson
 
 from tests.support.cluster import SLOW, VERSION, WRITE, Cluster
+from tests.support.deadlines import deadline
 
 HUNG = 60.0
 """Seconds after which a call that has no answer is a failure of the node, not of the test's patience."""
@@ -108,7 +109,7 @@ class Load:
             self._turns[number] += 1
             floor = self.highest
             try:
-                async with asyncio.timeout(HUNG):
+                async with deadline(HUNG):
                     await self._clients[number](floor, f"{number}-{self._turns[number]}")
             except TimeoutError:
                 self.wrong.append(f"a client waited {HUNG:.0f} s for an answer while {self._cluster.doing}")

@@ -11,6 +11,7 @@ import aiohttp
 
 from tests.guests.version import version
 from tests.support.agents import Control
+from tests.support.deadlines import deadline
 from tests.support.forked_programs import may_be_forked
 from tests.support.ports import free_port
 
@@ -86,7 +87,7 @@ class NodeProcess:
                 *command, env=self._environment, stdout=output, stderr=output
             )
         self.http = aiohttp.ClientSession(f"http://{self._listen}", timeout=aiohttp.ClientTimeout(30))
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             while self._process.returncode is None:
                 with contextlib.suppress(aiohttp.ClientError):
                     async with self.http.get("/_skerry/status") as answer:
@@ -103,7 +104,7 @@ class NodeProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill() if kill else self._process.terminate()
         try:
-            async with asyncio.timeout(LIMIT):
+            async with deadline(LIMIT):
                 await self._process.wait()
         except TimeoutError:
             self._process.kill()

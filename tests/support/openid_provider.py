@@ -18,6 +18,7 @@ import aiohttp
 
 from control.local.process import ending_with_us
 from tests.support.control import Control, running
+from tests.support.deadlines import deadline
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +60,7 @@ class OpenIdProvider:
             stderr=asyncio.subprocess.DEVNULL,
         )
         assert self._process.stdout is not None
-        async with asyncio.timeout(60):
+        async with deadline(60):
             assert await self._process.stdout.readline() == b"listens\n"
 
     async def stop(self) -> None:

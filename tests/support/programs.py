@@ -15,6 +15,7 @@ import orjson
 import psutil
 
 from control.local.process import Service
+from tests.support.deadlines import deadline
 from tests.support.environment import without_settings
 from tests.support.forked_programs import may_be_forked
 from tests.support.ports import free_port
@@ -37,9 +38,9 @@ class Done:
         return orjson.loads(self.out)
 
 
-async def command(module: str, *arguments: str | Path, limit: float = DEADLINE, **environment: str) -> Done:
-    """Run `python -m module` to its end, within `limit` seconds, with nothing of skerry's in the environment but what
-    is given."""
+async def command(module: str, *arguments: str | Path, limit: float | None = None, **environment: str) -> Done:
+    """Run `python -m module` to its end, within `limit` seconds where a test is about that, with nothing of skerry's in
+    the environment but what is given."""
     kept = without_settings()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -52,7 +53,7 @@ async def command(module: str, *arguments: str | Path, limit: float = DEADLINE, 
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(limit):
+        async with deadline(DEADLINE, limit):
             out, err = await process.communicate()
     finally:
         if process.returncode is None:
@@ -94,15 +95,15 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-async def until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
+async def until(condition: Callable[[], Any], what: str, seconds: float | None = None) -> Any:
     """What `condition()`, a coroutine function, returns as soon as that is true."""
     try:
-        async with asyncio.timeout(seconds):
+        async with deadline(DEADLINE, seconds):
             while not (found := await condition()):
                 await asyncio.sleep(0.02)
             return found
     except TimeoutError:
-        raise AssertionError(f"after {seconds:.0f} s still not so: {what}") from None
+        raise AssertionError(f"after {seconds or DEADLINE:.0f} s still not so: {what}") from None
 
 
 class Faults:

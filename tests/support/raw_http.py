@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from tests.support.deadlines import deadline
 from tests.support.edge import Node
 
 
@@ -19,7 +20,7 @@ class Raw:
         await self.writer.drain()
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        async with asyncio.timeout(60):
+        async with deadline(60):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             lines = head.split("\r\n")
             headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
@@ -28,7 +29,7 @@ class Raw:
 
     async def ended(self) -> bool:
         """The node closes the connection."""
-        async with asyncio.timeout(60):
+        async with deadline(60):
             try:
                 while await self.reader.read(65_536):
                     pass

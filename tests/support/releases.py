@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.guests.version import version
 from tests.support.agents import Control, Edge
+from tests.support.deadlines import deadline
 
 SCHEMA = "CREATE TABLE generation (number INTEGER NOT NULL); INSERT INTO generation VALUES (1);"
 READ = {"sql": "read"}
@@ -25,7 +26,7 @@ async def push(control: Control, number: int, manifest: dict[str, Any] | None = 
 
 async def answers(node: Edge, number: int) -> None:
     """Wait until the node's function answers this number."""
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while True:
             status, body = await node.call("hello")
             if status == 200 and f'"version":{number},'.encode() in body:

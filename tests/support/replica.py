@@ -28,6 +28,7 @@ from control.web import lifespan
 from control.web.server import ControlServer
 from edge_runtime.sync import capabilities
 from tests.support import repeating, services
+from tests.support.deadlines import deadline
 
 
 def wait_longer(patch: pytest.MonkeyPatch) -> None:
@@ -261,7 +262,7 @@ async def running(settings: ControlSettings, *, clock: Clock | None = None) -> A
     server = ControlServer(settings, clock=clock)
     task = asyncio.create_task(server._serve())
     try:
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while not server.started and not task.done():
                 await asyncio.sleep(0.005)
         if task.done():

@@ -16,6 +16,7 @@ import pytest
 from control.cli import main as cli
 from control.cli.support.local import Home
 from control.local.process import ending_with_us
+from tests.support.deadlines import scaled
 from tests.support.environment import without_settings
 from tests.support.ports import free_port
 from tests.support.services import home_folder
@@ -49,10 +50,10 @@ class Up:
 
     def wait_ready(self) -> None:
         """Wait until `skerry up` says that it is ready; fail with its output when it ends before."""
-        deadline = time.monotonic() + LIMIT
+        began = time.monotonic()
         while READY not in self.output:
             assert self.process.poll() is None, self.output
-            assert time.monotonic() < deadline, self.output
+            assert time.monotonic() < began + scaled(LIMIT), self.output
             time.sleep(0.05)
 
     def family(self) -> list[psutil.Process]:

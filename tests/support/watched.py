@@ -15,6 +15,7 @@ import orjson
 from tests.guests.build import guest
 from tests.support.certificates import Authority
 from tests.support.cluster import SLOW, VERSION, WRITE, Cluster, cluster
+from tests.support.deadlines import deadline
 from tests.support.prometheus import ALERTS, Prometheus, prometheus, quick
 from tests.support.webhook_receiver import Receiver, receiving
 
@@ -80,7 +81,7 @@ class Watched:
 
     async def _until(self, alerts: tuple[str, ...], so: Callable[[], Awaitable[bool]]) -> None:
         try:
-            async with asyncio.timeout(LIMIT):
+            async with deadline(LIMIT):
                 while not await so():
                     await asyncio.sleep(0.2)
         except TimeoutError:
@@ -118,7 +119,7 @@ class Watched:
         A node tells them about once a minute, and first of all soon after a change of release: it is started again, and
         gets another one. Control writes them once a minute, and when it ends.
         """
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             before = await self._taken()
         self.cluster.front.kill()
         await self.serve(guest("echo"))
@@ -139,7 +140,7 @@ class Watched:
             return control.starts > before
 
         await self.cluster.until("control is started again", started, limit=LIMIT)
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             await self._taken()
 
     async def _taken(self) -> float:
@@ -157,7 +158,7 @@ class Watched:
 
     async def write(self, sql: str) -> None:
         """Run a statement, again where the call's time was over on a busy machine."""
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             while True:
                 status, _, body = await self.cluster.ask(f"/functions/{WRITE}", orjson.dumps({"sql": sql}))
                 if status != 504:
