@@ -24,7 +24,7 @@ from tests.guests.build import guest
 
 BAR = 0.8
 CLIENTS = 64
-ROUNDS = 8
+ROUNDS = 7
 SECONDS = 1.0
 BODY = bytes(range(256))
 

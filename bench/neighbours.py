@@ -33,10 +33,10 @@ BAR = 1
 TIMES = 2.0
 """So many times the p99 beside busy processes it may be."""
 RATE = 100
-SECONDS = 10.0
+SECONDS = 6.0
 SETTLES = 1.0
 """Seconds before each round in which the neighbours are there already."""
-ROUNDS = 5
+ROUNDS = 3
 CONNECTIONS = 128
 STUCK = 30.0
 """Seconds within which all calls must be answered."""

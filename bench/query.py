@@ -21,8 +21,8 @@ from tests.guests.build import guest
 
 BAR = 3.2
 CONNECTIONS = 64
-ROUNDS = 8
-SECONDS = 2
+ROUNDS = 7
+SECONDS = 1
 BODY = bytes(range(256))
 ITEMS = 1000
 KEY = 421

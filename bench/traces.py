@@ -20,7 +20,7 @@ from tests.support.otlp_receiver import collector
 
 BAR = 1 / 1.05
 ROUNDS = 10
-SECONDS = 2.0
+SECONDS = 1.0
 SHARE = 0.01
 
 

@@ -36,8 +36,8 @@ from tests.guests.build import guest
 BAR = 1.0
 OVER_TWO, OVER_TWO_OTHER_HEADS, P99_OVER_TWO, WAGI_OVER_DIRECT, REUSED_CPU = 2.5, 2.2, 0.6, 0.7, 1.8
 CONNECTIONS = 64
-ROUNDS = 6
-SECONDS = 2
+ROUNDS = 5
+SECONDS = 1
 BODY = bytes(range(256))
 ABIS = {"direct": "direct_echo", "wagi": "echo"}
 OTHER_HEADS = "_other_heads"
