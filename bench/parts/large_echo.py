@@ -12,14 +12,14 @@ BUFFER = 1 << 20
 
 
 def main(port: int) -> None:
-    listener = socket.create_server(("127.0.0.1", port))
     front, worker = socket.socketpair()
     if os.fork() == 0:
-        listener.close()
         front.close()
         _work(worker)
         os._exit(0)
     worker.close()
+    # Last: whoever reaches the first process finds the second.
+    listener = socket.create_server(("127.0.0.1", port))
     while True:
         client, _ = listener.accept()
         with client:
