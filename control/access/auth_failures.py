@@ -78,7 +78,7 @@ class AuthFailures:
         def waiting() -> int:
             return len(self._waiting) + (0 if self._batch is None else len(self._batch[1][0]))
 
-        await flush_loop.run(log, "counts of refused authentications", FLUSH_EVERY, self.flush, waiting)
+        await flush_loop.run(log, "counts of refused authentications", self._clock, FLUSH_EVERY, self.flush, waiting)
 
 
 def _columns(waiting: dict[tuple[datetime, str, str], _Count]) -> list[list[str]]:

@@ -4,6 +4,7 @@ import logging
 from datetime import datetime, timedelta
 from functools import partial
 
+from control.clock import Clock
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database
@@ -22,7 +23,8 @@ log = logging.getLogger("skerry.sessions")
 class OperatorUses:
     """The last uses that this replica knows of."""
 
-    def __init__(self, background: Database) -> None:
+    def __init__(self, background: Database, clock: Clock) -> None:
+        self._clock = clock
         self._background = background
         self._noted: dict[str, datetime] = {}
         self._unwritten: dict[str, datetime] = {}
@@ -43,7 +45,9 @@ class OperatorUses:
 
     async def run(self) -> None:
         """Flush every `FLUSH_EVERY` seconds until cancelled, and once more then."""
-        await flush_loop.run(log, "last uses of operators", FLUSH_EVERY, self.flush, lambda: len(self._unwritten))
+        await flush_loop.run(
+            log, "last uses of operators", self._clock, FLUSH_EVERY, self.flush, lambda: len(self._unwritten)
+        )
 
 
 async def _record(ids: list[str], times: list[str], conn: Connection) -> None:

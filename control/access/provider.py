@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import hmac
 import secrets
-import time
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -232,7 +231,7 @@ class Provider:
         """The provider's description and its keys. Raises: ProblemError provider_unavailable."""
         async with self._reading:
             kept = KEYS_KEPT if unknown_key else METADATA_KEPT
-            if self._known is not None and time.monotonic() - self._known.read_at < kept:
+            if self._known is not None and self._clock.monotonic() - self._known.read_at < kept:
                 return self._known
             where = self.issuer.rstrip("/") + "/.well-known/openid-configuration"
             metadata = self._decode(*await self._ask("GET", where), ProviderMetadata, where)
@@ -250,7 +249,7 @@ class Provider:
                 keys = KeySet.import_key_set({"keys": signing})
             except (JoseError, KeyError, TypeError, AttributeError, ValueError) as error:
                 raise self._away(f"the keys at {metadata.jwks_uri} can't be read ({type(error).__name__})") from error
-            self._known = _ReadProvider(metadata, keys, time.monotonic())
+            self._known = _ReadProvider(metadata, keys, self._clock.monotonic())
             return self._known
 
     async def _ask(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from control.clock import Clock
+
 PERIOD = 2.0
 """Seconds between two looks at the files."""
 
@@ -28,9 +30,10 @@ class Reread(Protocol):
 class RereadFiles:
     """Looks at the files until cancelled."""
 
-    def __init__(self, parts: Mapping[str, Reread]) -> None:
+    def __init__(self, parts: Mapping[str, Reread], clock: Clock) -> None:
         """`parts`: by what they are, as logs and metrics say it."""
         self.parts = parts
+        self._clock = clock
         self._now = asyncio.Event()
         self.changed: list[Callable[[], None]] = []
         """Called, in the loop, when something else is in use."""
@@ -51,7 +54,8 @@ class RereadFiles:
         """Look every `PERIOD` seconds, and at once after `look_now`."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._now.wait(), PERIOD)
+                async with self._clock.timeout(PERIOD):
+                    await self._now.wait()
             anew = self._now.is_set()
             self._now.clear()
             if anew:

@@ -339,7 +339,9 @@ class Sessions:
 
     async def run(self) -> None:
         """Flush every few seconds until cancelled, and once more then."""
-        await flush_loop.run(log, "last uses of sessions", FLUSH_EVERY, self.flush, lambda: len(self._used))
+        await flush_loop.run(
+            log, "last uses of sessions", self._clock, FLUSH_EVERY, self.flush, lambda: len(self._used)
+        )
 
     async def stop(self) -> None:
         """End the look-up under way."""

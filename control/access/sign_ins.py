@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import re
 import secrets
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -109,10 +108,10 @@ class SignIns:
         self._sessions = held
         self._clock = clock
         self._writes = writes
-        self._tries = Guesses("codes", *TRIES, time.monotonic)
-        self.answers = Guesses("answers of the provider", *ANSWERS, time.monotonic)
+        self._tries = Guesses("codes", *TRIES, clock.monotonic)
+        self.answers = Guesses("answers of the provider", *ANSWERS, clock.monotonic)
         """Counts the answers that browsers bring from the OpenID provider."""
-        self._begins = Guesses("logins", *BEGINS, time.monotonic)
+        self._begins = Guesses("logins", *BEGINS, clock.monotonic)
 
         async def find(ids: list[str]) -> dict[str, LoginRow]:
             return {row.id: row for row in await lookups.read(lambda conn: conn.fetch(LOGINS, ids))}

@@ -168,10 +168,10 @@ async def _spool(call: ApiCall, file: BinaryIO) -> tuple[int, str]:
             file.write(part)
 
     try:
-        async with asyncio.timeout(settings.upload_timeout):
+        async with call.services.clock.timeout(settings.upload_timeout):
             more = True
             while more:
-                async with asyncio.timeout(settings.body_timeout):
+                async with call.services.clock.timeout(settings.body_timeout):
                     message = await call.receive()
                 if message["type"] == "http.disconnect":
                     raise ProblemError("body_incomplete", "the connection was closed within the upload")

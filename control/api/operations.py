@@ -212,14 +212,14 @@ async def answer(
     key = request_input.idempotency_key(scope) if operation.method in ("POST", "DELETE") and operator.name else ""
     raw, body = b"", None
     if operation.body is not None and operation.body is not bytes:
-        raw = await request_input.read_body(services.settings, scope, receive, operation.body_limit)
+        raw = await request_input.read_body(services.settings, services.clock, scope, receive, operation.body_limit)
         request_input.check_media_type(scope)
         if len(raw) <= request_input.BIG_BODY:
             body = request_input.decode(raw, operation.body)
         else:
             body = await asyncio.to_thread(request_input.decode, raw, operation.body)
     elif operation.body is None and operation.method in ("POST", "DELETE"):
-        raw = await request_input.read_body(services.settings, scope, receive, operation.body_limit)
+        raw = await request_input.read_body(services.settings, services.clock, scope, receive, operation.body_limit)
         if raw.strip() not in (b"", b"{}"):
             raise ProblemError("invalid_body", "this call takes no body")
     digest = idempotency.digest(operation.method, scope["path"], scope["query_string"], raw) if key else ""

@@ -120,9 +120,9 @@ class PollEndpoint:
             poll = _parse(raw) if len(raw) <= request_input.BIG_BODY else await asyncio.to_thread(_parse, raw)
             credential.last = (raw, poll) if len(raw) <= KEPT_BYTES else None
         fleet, inventory, capabilities = self._fleet, poll.inventory, poll.capabilities
-        loop, until = fleet.loop, 0.0
+        clock, until = self._clock, 0.0
         if poll.wait:
-            until = loop.time() + min(poll.wait, self._hold_limit) * (1 - random.random() * SPREAD)  # noqa: S311
+            until = clock.monotonic() + min(poll.wait, self._hold_limit) * (1 - random.random() * SPREAD)  # noqa: S311
         if poll.numbers:
             node = self._look(credential)
             self._numbers.take(node, fleet.groups[node.group_id].release_number or 0, poll, now)
@@ -157,7 +157,7 @@ class PollEndpoint:
                     self._metrics.poll(kind)
                     return operations.json_reply(200, msgspec.json.encode(decision.message))
                 if decision.until is not None:
-                    limit = min(until, loop.time() + (decision.until - now).total_seconds())
+                    limit = min(until, clock.monotonic() + (decision.until - now).total_seconds())
                 if self._look(credential) is not node or fleet.groups[node.group_id] is not group:
                     # Something was announced while the database decided. This poll wasn't held yet, so it wasn't
                     # woken, and the decision may be older than the announcement.
@@ -170,7 +170,7 @@ class PollEndpoint:
                     self._metrics.poll("watch")
                     return operations.json_reply(200, told)
             ended = HoldEnd.END
-            if until and until > (time := loop.time()):
+            if until and until > (time := clock.monotonic()):
                 ended = await self._hold(credential, max(limit - time, 0.01), receive)
             if ended is HoldEnd.GONE:
                 return None
@@ -219,7 +219,7 @@ class PollEndpoint:
             earlier.wake()
         waiter: Waiter | None = None
         try:
-            async with asyncio.timeout(seconds) as timeout:
+            async with self._clock.timeout(seconds) as timeout:
                 waiter = waiters[node_id] = Waiter(timeout, credential.id)
                 await receive()  # the body was read, so this returns when the client goes
             return HoldEnd.GONE

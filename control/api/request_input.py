@@ -1,6 +1,5 @@
 """A request's input: bodies that are read and parsed within limits, and the values in paths, queries and headers."""
 
-import asyncio
 import re
 from functools import cache
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope
 
 from control import wire
+from control.clock import Clock
 from control.manifest_fields import unfit
 from control.problems import ProblemError
 from control.settings import ControlSettings
@@ -37,14 +37,14 @@ def check_length(scope: Scope, limit: int) -> None:
             raise _too_large(limit)
 
 
-async def read_body(settings: ControlSettings, scope: Scope, receive: Receive, limit: int) -> bytes:
+async def read_body(settings: ControlSettings, clock: Clock, scope: Scope, receive: Receive, limit: int) -> bytes:
     """A whole body of at most `limit` bytes. Raises: ProblemError, when it is larger, too slow, or ends early."""
     limit = min(limit, settings.body_limit)
     check_length(scope, limit)
     parts: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(settings.body_timeout):
+        async with clock.timeout(settings.body_timeout):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":

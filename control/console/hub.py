@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mappi
 
 import orjson
 
+from control.clock import Clock
 from control.log_throttle import Outage
 from control.problems import ProblemError
 
@@ -46,7 +47,8 @@ log = logging.getLogger("skerry.console")
 class Stream:
     """One who looks: what isn't sent yet."""
 
-    def __init__(self, operator: str) -> None:
+    def __init__(self, operator: str, clock: Clock) -> None:
+        self._clock = clock
         self.operator = operator
         self._waiting: dict[str, bytes] = {}
         self._woken = asyncio.Event()
@@ -75,7 +77,7 @@ class Stream:
         yield event("beat", self._age)
         while not self._closing:
             try:
-                async with asyncio.timeout(HEARTBEAT):
+                async with self._clock.timeout(HEARTBEAT):
                     await self._woken.wait()
             except TimeoutError:
                 pass
@@ -96,18 +98,18 @@ class Stream:
 class _Topic:
     """What some look at."""
 
-    def __init__(self, make: Make, now: float) -> None:
+    def __init__(self, make: Make, clock: Clock) -> None:
+        self._clock = clock
         self.make = make
         self.streams: set[Stream] = set()
         self.newest: dict[str, bytes] = {}
         """All parts, encoded."""
-        self.made_at = now
-        """The loop's time."""
+        self.made_at = clock.monotonic()
         self._compared: dict[str, str] = {}
 
     async def renew(self, now: float) -> None:
         """Make the parts, and send those that have changed. Raises what the making raises."""
-        async with asyncio.timeout(PATIENCE):
+        async with self._clock.timeout(PATIENCE):
             parts = await self.make()
         self.made_at = now
         # An age that goes on is no change: the browser writes it anew by itself.
@@ -125,7 +127,8 @@ class _Topic:
 class Hub:
     """A replica's topics and streams."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._topics: dict[Hashable, _Topic] = {}
         self._making: asyncio.Task[None] | None = None
         self._outage = Outage(log, "live parts of pages can't be made")
@@ -153,8 +156,8 @@ class Hub:
             )
         topic = self._topics.get(key)
         if topic is None:
-            topic = self._topics[key] = _Topic(make, asyncio.get_running_loop().time())
-        stream = Stream(operator)
+            topic = self._topics[key] = _Topic(make, self._clock)
+        stream = Stream(operator, self._clock)
         if topic.newest:
             stream.put(topic.newest)
         topic.streams.add(stream)
@@ -185,14 +188,13 @@ class Hub:
 
     async def _keep_making(self) -> None:
         """Make all topics' parts, one after the other, until nobody looks any more."""
-        loop = asyncio.get_running_loop()
         while self._topics:
-            began = loop.time()
+            began = self._clock.monotonic()
             for topic in list(self._topics.values()):
                 if topic.streams:
-                    await self._renew(topic, loop.time())
-            took = loop.time() - began
-            await asyncio.sleep(max(PERIOD - took, REST * took))
+                    await self._renew(topic, self._clock.monotonic())
+            took = self._clock.monotonic() - began
+            await self._clock.sleep(max(PERIOD - took, REST * took))
 
     async def _renew(self, topic: _Topic, now: float) -> None:
         try:

@@ -57,7 +57,7 @@ class _AskedNode:
 
     def __init__(self, now: float) -> None:
         self.looked_at = self.begun_at = now
-        """Times of the loop."""
+        """In the clock's `monotonic`."""
         self.ended_at = 0.0
         """When the last question ended; 0 while there is one."""
         self.problem = ""
@@ -97,6 +97,7 @@ class NodeFunctions:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._clock = services.clock
         self._asked: dict[str, _AskedNode] = {}
         """By the node's id."""
 
@@ -106,7 +107,7 @@ class NodeFunctions:
             return ToldFunctions("offline")
         if not _can_tell(node):
             return ToldFunctions("too_old")
-        asked, now = self._asked.get(node.id), _now()
+        asked, now = self._asked.get(node.id), self._clock.monotonic()
         if asked is None or asked.is_over(now):
             return ToldFunctions("unasked")
         return asked.shown(now)
@@ -117,7 +118,7 @@ class NodeFunctions:
         found = self.known(node)
         if found.state in ("offline", "too_old"):
             return found
-        now = _now()
+        now = self._clock.monotonic()
         for id in [id for id, one in self._asked.items() if one.is_over(now)]:
             del self._asked[id]
         asked = self._asked.setdefault(node.id, _AskedNode(now))
@@ -134,7 +135,7 @@ class NodeFunctions:
         if found.state in ("offline", "too_old") or asked is None:
             return found
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with self._clock.timeout(PATIENCE):
                 await asked.told.wait()
         except TimeoutError:
             return ToldFunctions("silent")
@@ -161,14 +162,14 @@ class NodeFunctions:
                     # There is a piece each 5 s at least, an empty line if nothing else.
                     async for piece in pieces:
                         self._take(asked, piece)
-                        if _now() - asked.looked_at > LINGER:
+                        if self._clock.monotonic() - asked.looked_at > LINGER:
                             break
             finally:
                 live.leave(viewer)
         except ProblemError as problem:
             asked.problem = problem.detail
         finally:
-            asked.ended_at = _now()
+            asked.ended_at = self._clock.monotonic()
             asked.told.set()
 
     def _take(self, asked: _AskedNode, piece: bytes) -> None:
@@ -202,11 +203,6 @@ async def _goes_on() -> str:
 async def _nobody() -> list[str]:
     """There is one node, so its name needn't be told."""
     return []
-
-
-def _now() -> float:
-    """The time of the loop."""
-    return asyncio.get_running_loop().time()
 
 
 def _time(text: str) -> datetime | None:

@@ -221,7 +221,7 @@ async def form(services: Services, scope: Scope, receive: Receive) -> QueryParam
     for name, value in scope["headers"]:
         if name == b"content-type" and value.partition(b";")[0].strip().lower() != FORM_TYPE:
             raise ProblemError("unsupported_media_type", f"send a form, as {FORM_TYPE.decode()}")
-    raw = await request_input.read_body(services.settings, scope, receive, FORM_BYTES)
+    raw = await request_input.read_body(services.settings, services.clock, scope, receive, FORM_BYTES)
     try:
         fields = parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=FIELDS, strict_parsing=bool(raw))
     except ValueError:

@@ -3,11 +3,11 @@
 The monitor does it, under its lease. A row that is committed late goes under a later seal.
 """
 
-import asyncio
 from datetime import datetime
 
 from control import audit_chain
 from control.audit_chain import AuditEntry, AuditSeal
+from control.clock import Clock
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database
@@ -22,31 +22,31 @@ NEWEST_SEAL = SQL.rows("newest_seal", AuditSeal)
 OLDEST_SEAL = SQL.optional("oldest_seal", int)
 
 
-async def seal(db: Database, now: datetime, seconds: float) -> bool:
+async def seal(db: Database, clock: Clock, now: datetime, seconds: float) -> bool:
     """Put rows under seals for `seconds`; return whether all have one. Raises: ProblemError, Locked."""
-    end = asyncio.get_running_loop().time() + seconds
+    end = clock.monotonic() + seconds
     while True:
         ids = await db.read(lambda conn: conn.column(UNSEALED, MOST))
         if ids:
             await db.transaction(lambda conn, ids=ids: _seal(conn, ids, now))  # type: ignore[misc]
         if len(ids) < MOST:
             return True
-        if asyncio.get_running_loop().time() >= end:
+        if clock.monotonic() >= end:
             return False
 
 
-async def cut(db: Database, now: datetime, before: datetime, seconds: float) -> bool:
+async def cut(db: Database, clock: Clock, now: datetime, before: datetime, seconds: float) -> bool:
     """Delete the rows under seals that have none younger than `before`, for `seconds`; return whether all are gone.
 
     The newest of these seals stays, so that the chain begins with what its hash was. Raises: ProblemError, Locked.
     """
-    end = asyncio.get_running_loop().time() + seconds
+    end = clock.monotonic() + seconds
     while True:
         number = await db.read(lambda conn: conn.fetchval(OLDEST_SEAL, before))
         if number is None:
             return True
         await db.transaction(lambda conn, number=number: _cut(conn, number, now))  # type: ignore[misc]
-        if asyncio.get_running_loop().time() >= end:
+        if clock.monotonic() >= end:
             return False
 
 

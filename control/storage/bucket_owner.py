@@ -7,7 +7,7 @@ ahead of the metadata shows that these were restored: then nothing is deleted un
 
 import asyncio
 import logging
-import time
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -131,7 +131,7 @@ class Ownership:
         """Check that objects may be deleted. Raises: ProblemError, when the bucket isn't this control's, or deletions
         are held.
         """
-        if self.problem is not None or time.monotonic() - self._checked_at > BELIEVED_FOR:
+        if self.problem is not None or self._clock.monotonic() - self._checked_at > BELIEVED_FOR:
             await self.confirm()
         if self.held is not None:
             raise ProblemError("deletions_held", f"{self.held.reason}; {RESUME}")
@@ -157,22 +157,22 @@ class Ownership:
 
     async def run(self) -> None:
         """Look at the bucket every `CHECK_EVERY` seconds, and after `wake`, until cancelled."""
-        versions_at = 0.0
+        versions_at = -math.inf
         while True:
             try:
-                async with asyncio.timeout(CHECK_EVERY):
+                async with self._clock.timeout(CHECK_EVERY):
                     await self._wake.wait()
             except TimeoutError:
                 pass
             self._wake.clear()
             try:
                 await self.confirm()
-                if time.monotonic() >= versions_at:
+                if self._clock.monotonic() >= versions_at:
                     self.keeps_versions = await self._store.keeps_versions()
-                    versions_at = time.monotonic() + 3600
+                    versions_at = self._clock.monotonic() + 3600
             except ProblemError:
                 # It is told by `_look`. Not at once again, however many ask for it.
-                await asyncio.sleep(0.5)
+                await self._clock.sleep(0.5)
 
     async def note_sweep(self, problem: str) -> None:
         """Store why the last sweep failed, or '' when it didn't."""
@@ -232,7 +232,7 @@ class Ownership:
             return
         if self.problem is not None:
             log.info("the bucket %s is this control's", self._store.bucket)
-        self.problem, self._checked_at = None, time.monotonic()
+        self.problem, self._checked_at = None, self._clock.monotonic()
 
     async def _compare(self) -> None:
         """Raises: ProblemError, when the bucket can't be used; WriteConflict, when the comparison must be repeated."""

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import AsyncIterator
 
+from control.clock import Clock
 from control.metrics import NO_TIMES, SECONDS
 from control.problems import ProblemError
 
@@ -19,17 +20,24 @@ LONGEST = 20.0
 class Share:
     """A number of a pool's connections that one kind of work may use at once."""
 
-    def __init__(self, connections: int, what: str, times: defaultdict[str, list[float]] | None = None) -> None:
+    def __init__(
+        self, connections: int, what: str, clock: Clock, times: defaultdict[str, list[float]] | None = None
+    ) -> None:
         """`what` names the kind of work, for error messages: "lists". `times` takes, by that, how long connections were
         used, each in a list as of `metrics.NO_TIMES`.
         """
         self.times = defaultdict(NO_TIMES.copy) if times is None else times
         self._times = self.times[what.replace(" ", "_")]
+        self._clock = clock
         self._connections = connections
         self._what = what
         self._free = asyncio.Semaphore(connections)
         self._done_at = -math.inf
-        """The loop's time when a connection of the share last became free."""
+        """The clock's `monotonic` when a connection of the share last became free."""
+
+    def another(self, connections: int, what: str) -> "Share":
+        """A share of the same pool for another kind of work."""
+        return Share(connections, what, self._clock, self.times)
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
@@ -42,7 +50,7 @@ class Share:
         began = loop.time()
         try:
             yield
-            self._done_at = loop.time()
+            self._done_at = self._clock.monotonic()
         finally:
             self._free.release()
             seconds = loop.time() - began
@@ -52,20 +60,21 @@ class Share:
 
     async def _wait(self) -> None:
         """Wait for a connection; callers get theirs in the order in which they came."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        acquiring = loop.create_task(self._free.acquire())
+        clock, began = self._clock, self._clock.monotonic()
+        acquiring = asyncio.ensure_future(self._free.acquire())
         try:
             while not acquiring.done():
                 # Quick transactions let many callers wait their turn; behind stuck ones no caller waits for long.
                 end = min(max(began, self._done_at) + WAIT, began + LONGEST)
-                if loop.time() >= end:
+                if clock.monotonic() >= end:
                     raise ProblemError(
                         "database_busy",
                         f"the database connections for {self._what} ({self._connections}) are all busy; "
                         "nothing was changed, try again",
                     )
-                await asyncio.wait({acquiring}, timeout=end - loop.time())
+                with contextlib.suppress(TimeoutError):
+                    async with clock.timeout(end - clock.monotonic()):
+                        await asyncio.wait({acquiring})
         except BaseException:
             if not acquiring.cancel():
                 self._free.release()

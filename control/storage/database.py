@@ -15,6 +15,7 @@ import asyncpg
 import orjson
 
 from control import tracing
+from control.clock import Clock, SystemClock
 from control.log_throttle import Outage
 from control.problems import ProblemError
 from control.settings import check_metadata_url
@@ -117,7 +118,7 @@ class Database:
 
     def share(self, connections: int, what: str) -> "Database":
         """Return the same database for one kind of work, which may use `connections` of the pool's at once."""
-        return Database(self._pool, Share(connections, what, self._share.times), self._outages, self._on_retry)
+        return Database(self._pool, self._share.another(connections, what), self._outages, self._on_retry)
 
     def taking(self, turns: Turns) -> "Database":
         """Return the same share; its transactions take turns with those of every other share that has `turns`."""
@@ -314,6 +315,7 @@ async def connect(
     outages: Outages | None = None,
     on_retry: Callable[[], None] = lambda: None,
     times: defaultdict[str, list[float]] | None = None,
+    clock: Clock | None = None,
 ) -> Database:
     """Open a pool of at most `connections` to the database at `url`.
 
@@ -323,6 +325,8 @@ async def connect(
     is no connection.
     """
     check_metadata_url(url)
+    limits = {"statement_timeout": statement_timeout, "lock_timeout": lock_timeout}
+    limits["idle_in_transaction_session_timeout"] = IDLE_TIMEOUT
     try:
         pool = await asyncpg.create_pool(
             url,
@@ -340,18 +344,14 @@ async def connect(
             # PostgreSQL and CockroachDB both know these, and both read "2000ms".
             server_settings={
                 "application_name": "skerry",
-                "statement_timeout": _milliseconds(statement_timeout),
-                "lock_timeout": _milliseconds(lock_timeout),
-                "idle_in_transaction_session_timeout": _milliseconds(IDLE_TIMEOUT),
+                **{name: f"{max(1, round(seconds * 1000))}ms" for name, seconds in limits.items()},
             },
         )
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
         raise ProblemError("database_unavailable", f"the metadata database can't be reached: {error}") from error
-    return Database(pool, Share(connections, "everything", times), outages or Outages(), on_retry)
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{max(1, round(seconds * 1000))}ms"
+    return Database(
+        pool, Share(connections, "everything", clock or SystemClock(), times), outages or Outages(), on_retry
+    )
 
 
 def _cause(error: BaseException) -> str:

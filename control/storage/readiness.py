@@ -1,9 +1,9 @@
 """Whether the services that control needs answer. Anybody may ask for it, so they are asked once a second at most."""
 
 import asyncio
+import contextlib
 import logging
 import math
-import time
 from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
@@ -27,21 +27,24 @@ log = logging.getLogger("skerry.readiness")
 class ServiceProbe:
     """Whether one service answers: it is asked in the background, one question at a time."""
 
-    def __init__(self, name: str, ask: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, name: str, ask: Callable[[], Awaitable[None]], clock: Clock) -> None:
         self._name = name
         self._ask = ask
+        self._clock = clock
         self._asking: asyncio.Task[None] | None = None
         self._answered_at = -math.inf
         self._wrong = ""
 
     async def wrong(self) -> str:
         """What is wrong with the service, or ''. Waits for `PATIENCE` at most."""
-        if time.monotonic() - self._answered_at < KNOWN_FOR:
+        if self._clock.monotonic() - self._answered_at < KNOWN_FOR:
             return self._wrong
         if self._asking is None:
             self._asking = asyncio.create_task(self._question())
-        await asyncio.wait({self._asking}, timeout=PATIENCE)
-        if time.monotonic() - self._answered_at > BELIEVED_FOR:
+        with contextlib.suppress(TimeoutError):
+            async with self._clock.timeout(PATIENCE):
+                await asyncio.wait({self._asking})
+        if self._clock.monotonic() - self._answered_at > BELIEVED_FOR:
             return f"{self._name} hasn't answered yet"
         return self._wrong
 
@@ -53,7 +56,7 @@ class ServiceProbe:
 
     async def _question(self) -> None:
         try:
-            async with asyncio.timeout(ANSWER_LIMIT):
+            async with self._clock.timeout(ANSWER_LIMIT):
                 await self._ask()
             wrong = ""
         except ProblemError as error:
@@ -64,7 +67,7 @@ class ServiceProbe:
             self._asking = None
         if wrong != self._wrong:
             log.warning("not ready: %s", wrong) if wrong else log.info("%s answers again", self._name)
-        self._wrong, self._answered_at = wrong, time.monotonic()
+        self._wrong, self._answered_at = wrong, self._clock.monotonic()
 
 
 class Readiness:
@@ -73,8 +76,8 @@ class Readiness:
     def __init__(self, db: Database, ownership: Ownership, clock: Clock) -> None:
         row = f"ready {uuid4()}"
         self._probes = (
-            ServiceProbe("the metadata database", lambda: db.ready(row, clock.now())),
-            ServiceProbe("the artifact store", ownership.ready),
+            ServiceProbe("the metadata database", lambda: db.ready(row, clock.now()), clock),
+            ServiceProbe("the artifact store", ownership.ready, clock),
         )
 
     async def check(self) -> None:

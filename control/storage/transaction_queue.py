@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from control.clock import Clock
+
 PATIENCE = 0.2
 """Seconds after which the next turn begins though this one hasn't ended; a transaction takes some milliseconds."""
 SHORT_PATIENCE = 0.02
@@ -16,7 +18,8 @@ class Turns:
     A transaction may thus run beside others: turns make conflicts rare, they don't exclude them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._lock = asyncio.Lock()
         self._overdue = 0
 
@@ -33,7 +36,7 @@ class Turns:
             self._lock.release()
 
         patience = SHORT_PATIENCE if self._overdue else PATIENCE
-        timer = asyncio.get_running_loop().call_later(patience, pass_on)
+        timer = self._clock.call_later(patience, pass_on)
         try:
             yield
         finally:

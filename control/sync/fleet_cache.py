@@ -14,7 +14,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
-from control.clock import Clock
+from control.clock import Clock, Limit
 from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
@@ -67,8 +67,8 @@ class Waiter:
 
     __slots__ = ("_timeout", "credential_id", "replaced")
 
-    def __init__(self, timeout: asyncio.Timeout, credential_id: str) -> None:
-        self._timeout: asyncio.Timeout | None = timeout
+    def __init__(self, timeout: Limit, credential_id: str) -> None:
+        self._timeout: Limit | None = timeout
         self.credential_id = credential_id
         self.replaced = False
 
@@ -88,9 +88,8 @@ class FleetCache:
 
     def __init__(self, db: Database, clock: Clock, metrics: ControlMetrics) -> None:
         self._db = db
-        self._clock = clock
+        self.clock = clock
         self.mark = ReplicaMark(db, clock)
-        self.loop = asyncio.get_running_loop()
         self.groups: dict[str, CachedGroup] = {}
         self.nodes: dict[str, CachedNode] = {}
         self.credentials: dict[str, Credential] = {}
@@ -103,10 +102,12 @@ class FleetCache:
         """Who watches which nodes."""
         self.closing = False
         self._epoch = -1
-        self._read_at = -STALE_AFTER
+        self._read_at = self.clock.monotonic() - STALE_AFTER
+        self._begun = self._taken = 0
+        """How many readings have begun, and the number of the last one that was taken over."""
         self._ended: set[str] = set()
         """Ids of revoked credentials and removed nodes of the last round of forgetting."""
-        self._forgot_at = self.loop.time()
+        self._forgot_at = self.clock.monotonic()
         self._restored = 0
         """How often the database turned out to be restored."""
         self.after_restore: Callable[[], Awaitable[None]] | None = None
@@ -122,7 +123,7 @@ class FleetCache:
         metrics.watch(
             lambda: len(self.waiters),
             lambda: sum(not node.removed for node in self.nodes.values()),
-            lambda: self.loop.time() - self._read_at,
+            lambda: self.clock.monotonic() - self._read_at,
         )
 
     @property
@@ -135,7 +136,7 @@ class FleetCache:
     @property
     def fresh(self) -> bool:
         """Whether the epochs were read within `STALE_AFTER`."""
-        return self.loop.time() - self._read_at < STALE_AFTER
+        return self.clock.monotonic() - self._read_at < STALE_AFTER
 
     def target_generation(self, node: CachedNode) -> int:
         """The generation of the node's target."""
@@ -182,15 +183,16 @@ class FleetCache:
         """Read all that was committed before the call. Raises: ProblemError, when the database doesn't answer."""
         async with self._reading:
             await self._finish_restore()
-            began, before, mark = self.loop.time(), self._clock.now(), self.mark.committed
+            self._begun += 1
+            began, before, mark = self.clock.monotonic(), self.clock.now(), self.mark.committed
             epoch, changes = await self._db.read(partial(self._read, mark))
             while self._is_restored(epoch, mark):
                 self._forget_all(epoch)
                 await self._finish_restore()
-                began, mark = self.loop.time(), self.mark.committed
+                began, mark = self.clock.monotonic(), self.mark.committed
                 epoch, changes = await self._db.read(partial(self._read, mark))
-            self._clock.compare(epoch.clock_timestamp, before)
-            self._read_at = began
+            self.clock.compare(epoch.clock_timestamp, before)
+            self._read_at, self._taken = began, self._begun
             if changes is not None:
                 self._epoch = epoch.epoch
                 self._take(changes)
@@ -198,12 +200,13 @@ class FleetCache:
     async def refresh_watches(self) -> None:
         """Read all watches: their ends by time aren't announced. Raises: ProblemError, as `refresh`."""
         async with self._reading:
-            self.take_watches(await self._db.read(lambda conn: conn.fetch(WATCHES, self._clock.now())))
+            self.take_watches(await self._db.read(lambda conn: conn.fetch(WATCHES, self.clock.now())))
 
     async def caught_up(self) -> None:
         """Wait until what was announced before the call is read, or a second has passed."""
-        began = self.loop.time()
-        while self._read_at < began and self.loop.time() < began + 1.0:  # noqa: ASYNC110
+        begun, loop = self._begun, asyncio.get_running_loop()
+        end = loop.time() + 1.0
+        while self._taken <= begun and loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(PERIOD / 5)
 
     async def run(self) -> None:
@@ -211,7 +214,7 @@ class FleetCache:
         outage = Outage(log, "the epochs can't be read")
         while True:
             try:
-                async with asyncio.timeout(PERIOD):
+                async with self.clock.timeout(PERIOD):
                     await self._nudged.wait()
             except TimeoutError:
                 pass
@@ -221,8 +224,8 @@ class FleetCache:
                 outage.worked()
             except ProblemError as problem:
                 outage.failed(problem.detail)
-            if self.loop.time() - self._forgot_at >= FORGET_EVERY:
-                self._forgot_at = self.loop.time()
+            if self.clock.monotonic() - self._forgot_at >= FORGET_EVERY:
+                self._forgot_at = self.clock.monotonic()
                 self.forget()
 
     def refuse_stale(self) -> None:
@@ -256,7 +259,7 @@ class FleetCache:
         )
         self._restoring = True
         self._epoch = -1
-        self._read_at = self.loop.time() - STALE_AFTER
+        self._read_at = self.clock.monotonic() - STALE_AFTER
         self.mark.committed = epoch.mark
         self._forget_known()
         self.watches = Watches()
@@ -282,7 +285,7 @@ class FleetCache:
             await conn.fetch(NODES_SINCE, since) if last.nodes > since >= 0 else [],
             await conn.fetch(CREDENTIALS_SINCE, since) if last.credentials > since >= 0 else [],
             await conn.fetch(OPERATORS_SINCE, since) if last.operators > since else [],
-            await conn.fetch(WATCHES, self._clock.now()) if last.watched else [],
+            await conn.fetch(WATCHES, self.clock.now()) if last.watched else [],
         )
         # Nodes and groups that they refer to may have been made without an announcement.
         missing = {row.node_id for row in found.credentials} - self.nodes.keys() - {row.id for row in found.nodes}
@@ -342,7 +345,7 @@ class FleetCache:
         random.shuffle(woken)
         self._to_wake.extend(woken)
         if self._waking is None or self._waking.done():
-            self._waking = self.loop.create_task(self._wake_groups())
+            self._waking = asyncio.create_task(self._wake_groups())
 
     async def _wake_groups(self) -> None:
         while self._to_wake:

@@ -1,9 +1,9 @@
 """Writes every so often what a replica collects in memory, and all that is left when it stops."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from control.clock import Clock
 from control.log_throttle import Outage
 from control.problems import ProblemError
 
@@ -12,7 +12,12 @@ LAST_FLUSH = 2.0
 
 
 async def run(
-    log: logging.Logger, what: str, period: float, flush: Callable[[], Awaitable[None]], waiting: Callable[[], int]
+    log: logging.Logger,
+    what: str,
+    clock: Clock,
+    period: float,
+    flush: Callable[[], Awaitable[None]],
+    waiting: Callable[[], int],
 ) -> None:
     """Await `flush` every `period` seconds until cancelled, and once more then, for `LAST_FLUSH` seconds at most.
 
@@ -33,11 +38,11 @@ async def run(
 
     try:
         while True:
-            await asyncio.sleep(period)
+            await clock.sleep(period)
             await attempt()
     finally:
         try:
-            async with asyncio.timeout(LAST_FLUSH):
+            async with clock.timeout(LAST_FLUSH):
                 await attempt()
         except TimeoutError:
             pass

@@ -98,7 +98,9 @@ class Heartbeats:
 
     async def run(self) -> None:
         """Flush each second until cancelled, and once more then."""
-        await flush_loop.run(log, "heartbeats", PERIOD, self.flush, lambda: len(self._seen) + len(self._confirmed))
+        await flush_loop.run(
+            log, "heartbeats", self._clock, PERIOD, self.flush, lambda: len(self._seen) + len(self._confirmed)
+        )
 
 
 def _slices(ids: list[str]) -> list[list[str]]:

@@ -1,6 +1,5 @@
 """Leases in the metadata database, by which one replica at a time does some kind of work."""
 
-import asyncio
 import logging
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -38,7 +37,7 @@ class Leases:
         self._clock = clock
         self._holder = str(uuid4())
         self._ahead: dict[str, tuple[LeaseRow, float]] = {}
-        """Leases that end too late to be true, by name: as they were first seen, and when, in the loop's time."""
+        """Leases that end too late to be true, by name: as first seen, and when, in the clock's `monotonic`."""
 
     async def take(self, name: str, lasts: timedelta) -> bool:
         """Take or renew a lease; return whether this holder has it. Raises: ProblemError."""
@@ -71,7 +70,7 @@ class Leases:
         if held.expires_at <= now + lasts + AHEAD:
             self._ahead.pop(name, None)
             return False
-        passed = asyncio.get_running_loop().time()
+        passed = self._clock.monotonic()
         known = self._ahead.get(name)
         if known is None or known[0] != held:
             self._ahead[name] = (held, passed)

@@ -94,13 +94,13 @@ class Monitor:
         self._sessions_kept = timedelta(seconds=max(settings.session_life, settings.session_stay)) + KEPT_SESSIONS
         self._sweep = sweep
         self._leases = Leases(db, clock)
-        self._arrivals = Arrivals(db)
+        self._arrivals = Arrivals(db, clock)
         self._tidy = tidy
         self._next_retention = -math.inf
-        """The loop's time of the next deletion of old logs: a wrong clock must not put it off."""
+        """When the clock's `monotonic` is at the next deletion of old logs: a wrong clock must not put it off."""
         self._next_seals = self._next_revoked = -math.inf
         self._kept = 0.0
-        """When the monitor's lease was last taken, in the loop's time."""
+        """When the monitor's lease was last taken, in the clock's `monotonic`."""
         self._outage = Outage(log, "the monitor can't work, and tries again")
 
     async def run(self) -> None:
@@ -111,7 +111,7 @@ class Monitor:
                 group.create_task(self._loop(self.sweep, SWEEP_PERIOD))
         finally:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DROP_LIMIT):
+                async with self._clock.timeout(DROP_LIMIT):
                     await self._try(self._leases.give_back)
 
     async def tick(self) -> bool:
@@ -120,7 +120,7 @@ class Monitor:
             return False
         now = self._clock.now()
         await self.look(now)
-        passed = asyncio.get_running_loop().time()
+        passed = self._clock.monotonic()
         if passed >= self._next_seals and await self.seal(now):
             self._next_seals = passed + SEAL_EVERY
         if passed >= self._next_revoked:
@@ -141,7 +141,7 @@ class Monitor:
     async def seal(self, now: datetime) -> bool:
         """Put rows of the audit log under seals; return whether all have one."""
         with contextlib.suppress(Locked):
-            return await audit_seals.seal(self._db, now, SEAL_FOR)
+            return await audit_seals.seal(self._db, self._clock, now, SEAL_FOR)
         return False
 
     async def sweep(self) -> bool:
@@ -227,7 +227,7 @@ class Monitor:
     async def retention(self, now: datetime) -> bool:
         """Delete old logs, some rows of each kind at a time, for `RETENTION_FOR`; return whether all are gone."""
         before = now - timedelta(seconds=self._settings.log_retention)
-        end = asyncio.get_running_loop().time() + RETENTION_FOR
+        end = self._clock.monotonic() + RETENTION_FOR
         done = True
         for query, time in (
             ("old_syncs", before),
@@ -244,7 +244,7 @@ class Monitor:
         ):
             try:
                 while await self._write(query, time, LIMIT) == f"DELETE {LIMIT}":
-                    if asyncio.get_running_loop().time() >= end:
+                    if self._clock.monotonic() >= end:
                         done = False
                         break
             except Locked:
@@ -254,7 +254,7 @@ class Monitor:
         done = await self._tidy(now, RETENTION_FOR) and done
         await self._keep()
         try:
-            return await audit_seals.cut(self._db, now, before, RETENTION_FOR) and done
+            return await audit_seals.cut(self._db, self._clock, now, before, RETENTION_FOR) and done
         except Locked:
             return False
 
@@ -264,18 +264,18 @@ class Monitor:
     async def _take(self, name: str, lease: timedelta) -> bool:
         """Take or renew a lease; return whether this replica has it."""
         if name == "monitor":
-            self._kept = asyncio.get_running_loop().time()
+            self._kept = self._clock.monotonic()
         return await self._leases.take(name, lease)
 
     async def _keep(self) -> None:
         """Renew the monitor's lease in a pass that takes long."""
-        passed = asyncio.get_running_loop().time()
+        passed = self._clock.monotonic()
         if passed - self._kept >= KEEP_EVERY:
             await self._take("monitor", LEASE)
 
     async def _loop(self, step: Callable[[], Awaitable[object]], period: float) -> None:
         while True:
-            await asyncio.sleep(period)
+            await self._clock.sleep(period)
             await self._try(step)
 
     async def _try(self, step: Callable[[], Awaitable[object]]) -> None:

@@ -5,7 +5,6 @@ row, so a lower count there than this replica has seen committed is the count of
 what this replica knows, also where its epoch has passed the one that the replica read last (ADR 36).
 """
 
-import asyncio
 import logging
 from datetime import timedelta
 from uuid import uuid4
@@ -62,4 +61,4 @@ class ReplicaMark:
                 outage.worked()
             except ProblemError as problem:
                 outage.failed(problem.detail)
-            await asyncio.sleep(PERIOD)
+            await self._clock.sleep(PERIOD)

@@ -94,7 +94,7 @@ class _Waiting(Generic[A, B]):
     request: A
     future: "asyncio.Future[B | ProblemError]"
     locked_since: float | None = None
-    """The loop's time when the node's row was first found locked."""
+    """The clock's `monotonic` when the node's row was first found locked."""
 
 
 class WriteBatches(Generic[A, B]):
@@ -117,6 +117,7 @@ class WriteBatches(Generic[A, B]):
         """
         self._db = db
         self._fleet = fleet
+        self._clock = fleet.clock
         self._heartbeats = heartbeats
         self._metrics = metrics
         self._write = write
@@ -177,13 +178,12 @@ class WriteBatches(Generic[A, B]):
         return taken
 
     async def _answer(self, taken: list[_Waiting[A, B]]) -> None:
-        loop = asyncio.get_running_loop()
-        careful = loop.time() < self._careful_until
+        careful = self._clock.monotonic() < self._careful_until
         answers: list[B | ProblemError | NodeLocked]
         try:
             answers = await self._transact([waiting.request for waiting in taken], careful)
         except Locked as locked:
-            self._careful_until = loop.time() + CAREFUL_FOR
+            self._careful_until = self._clock.monotonic() + CAREFUL_FOR
             if not careful:
                 return await self._answer(taken)
             if len(taken) > 1:
@@ -249,17 +249,16 @@ class WriteBatches(Generic[A, B]):
 
     def _hold(self, waiting: _Waiting[A, B]) -> None:
         """Try the request of a node whose row is locked again in a while, or refuse it."""
-        loop = asyncio.get_running_loop()
-        self._careful_until = loop.time() + CAREFUL_FOR
+        self._careful_until = self._clock.monotonic() + CAREFUL_FOR
         if waiting.locked_since is None:
-            waiting.locked_since = loop.time()
+            waiting.locked_since = self._clock.monotonic()
         if waiting.future.done():
             return
-        if loop.time() - waiting.locked_since >= LOCKED_FOR:
+        if self._clock.monotonic() - waiting.locked_since >= LOCKED_FOR:
             waiting.future.set_result(Locked(f"the row of node {self._name(waiting.request.node_id)}"))
         else:
             self._locked.add(waiting)
-            loop.call_later(LOCKED_PAUSE, self._put, waiting)
+            asyncio.get_running_loop().call_later(LOCKED_PAUSE, self._put, waiting)
 
 
 def _line(text: str) -> str:

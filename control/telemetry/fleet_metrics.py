@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from control import sketch
+from control.clock import Clock
 from control.problems import ProblemError
 from control.sync.fleet_cache import FleetCache
 from control.telemetry.exposition import family, head, labels
@@ -39,18 +40,19 @@ class GroupCalls(NamedTuple):
 class FleetMetrics:
     """Makes the text for each scrape."""
 
-    def __init__(self, standings: FleetReader, numbers: NumbersIngest, fleet: FleetCache) -> None:
+    def __init__(self, standings: FleetReader, numbers: NumbersIngest, fleet: FleetCache, clock: Clock) -> None:
+        self._clock = clock
         self._standings = standings
         self._numbers = numbers
         self._fleet = fleet
-        self._told = SharedReading(numbers.nodes.of_groups, TOLD_EVERY)
+        self._told = SharedReading(numbers.nodes.of_groups, TOLD_EVERY, clock)
 
     async def render(self) -> bytes:
         """The metrics as text; without those that the database doesn't answer for in time."""
         names = {id: group.name for id, group in self._fleet.groups.items()}
         texts = []
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with self._clock.timeout(PATIENCE):
                 texts.append(standings(await self._standings.summary()))
                 texts.append(told(await self._told.get(), names))
         except (TimeoutError, ProblemError):

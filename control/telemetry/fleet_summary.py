@@ -202,8 +202,8 @@ class FleetReader:
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
-        self._summary = SharedReading(self._read_summary, PERIOD)
-        self._grid = SharedReading(self._read_grid, PERIOD)
+        self._summary = SharedReading(self._read_summary, PERIOD, clock)
+        self._grid = SharedReading(self._read_grid, PERIOD, clock)
 
     async def summary(self) -> FleetSummary:
         """How many nodes stand how, as it was read about `PERIOD` ago.

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple
 
+from control.clock import Clock
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
@@ -141,14 +142,15 @@ def _hour(time: datetime) -> datetime:
 class NumbersKeeper:
     """Sums up hours and deletes what is old; the monitor has it work, on one replica at a time."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
+        self._clock = clock
         self._summed: datetime | None = None
         """The last hour that is summed up for all groups."""
 
     async def work(self, now: datetime, seconds: float) -> bool:
         """Work for so many seconds at most; return whether nothing is left. Raises: ProblemError."""
-        end = asyncio.get_running_loop().time() + seconds
+        end = self._clock.monotonic() + seconds
         try:
             return await self._sum_up(now, end) and await self._delete(now, end)
         except Locked:
@@ -160,7 +162,7 @@ class NumbersKeeper:
         while hour <= last:
             for group_id in await self._db.read(partial(_without, hour)):
                 await self._sum_up_hour(group_id, hour)
-                if asyncio.get_running_loop().time() >= end:
+                if self._clock.monotonic() >= end:
                     return False
             self._summed = hour
             hour += HOUR
@@ -181,7 +183,7 @@ class NumbersKeeper:
         for group_id in await self._db.read(lambda conn: conn.column(GROUPS)):
             for query, before in (("delete_minutes", now - MINUTES_KEPT), ("delete_hours", now - HOURS_KEPT)):
                 while await self._db.transaction(partial(_delete, query, group_id, before)) == f"DELETE {LIMIT}":
-                    if asyncio.get_running_loop().time() >= end:
+                    if self._clock.monotonic() >= end:
                         return False
         return True
 

@@ -5,7 +5,6 @@ written as one row a group; a group of which numbers come quicker, as after a ch
 `HURRY` seconds. So a kill -9 loses what came in the last minute, and SIGTERM loses nothing.
 """
 
-import asyncio
 import logging
 from datetime import datetime, timedelta
 from uuid import uuid4
@@ -64,7 +63,6 @@ class NumbersIngest:
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
-        self._loop = asyncio.get_running_loop()
         self.replica = str(uuid4())
         self.nodes = NodesTold(db, clock)
         self._names = ReleaseFunctions(db)
@@ -102,7 +100,7 @@ class NumbersIngest:
         elif told.boot_id == poll.boot_id and numbers.sequence <= told.sequence:
             self.again += 1
             return
-        time = self._loop.time()
+        time = self._clock.monotonic()
         if told.free_at > time + ALLOWED:
             raise ValueError("more of them than a node has to tell")
         told.free_at = max(told.free_at, time) + COST + COST_OF_FUNCTION * len(numbers.functions)
@@ -199,11 +197,11 @@ class NumbersIngest:
         """Write what is due until cancelled, and then all that is left."""
         try:
             while True:
-                await asyncio.sleep(HURRY)
+                await self._clock.sleep(HURRY)
                 await self._try(self._clock.now(), everything=False)
         finally:
             try:
-                async with asyncio.timeout(LAST_FLUSH):
+                async with self._clock.timeout(LAST_FLUSH):
                     await self._try(self._clock.now(), everything=True)
             except TimeoutError:
                 log.warning("numbers of %d minutes were not written before the end", len(self._minutes))
@@ -212,7 +210,7 @@ class NumbersIngest:
         try:
             await self.resolve()
             await self.write(now, everything=everything)
-            await (self.nodes.write() if everything else self.nodes.write_if_due(self._loop.time()))
+            await (self.nodes.write() if everything else self.nodes.write_if_due(self._clock.monotonic()))
             self._outage.worked()
         except ProblemError as problem:
             self._outage.failed(problem.detail)
@@ -225,7 +223,7 @@ class NumbersIngest:
 
     async def resolve(self) -> None:
         """Read the functions of releases that were unknown, and count what waited for them. Raises: ProblemError."""
-        time, now = self._loop.time(), self._clock.now()
+        time, now = self._clock.monotonic(), self._clock.now()
         await self._names.read({(group_id, function.release) for group_id, function, _ in self._waiting}, time)
         waiting, self._waiting = self._waiting, []
         if waiting and now >= self._minute + timedelta(minutes=1):

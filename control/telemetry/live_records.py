@@ -8,6 +8,7 @@ more.
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from uuid import uuid4
@@ -71,7 +72,7 @@ class LiveRecords:
         self._ended: set[str] = set()
         """Ids of watches that are to be deleted."""
         self._needed = asyncio.Event()
-        self._renewed_at = self._cleaned_at = 0.0
+        self._renewed_at = self._cleaned_at = -math.inf
 
     # Views
 
@@ -96,7 +97,7 @@ class LiveRecords:
         question = msgspec.structs.replace(
             question, id=id, limit=min(question.limit, least if nodes.asked > 1 else 10_000)
         )
-        viewer = Viewer(id, question, ask, nodes)
+        viewer = Viewer(id, question, ask, nodes, self._clock)
         fields = msgspec.to_builtins(question)
         del fields["id"]
 
@@ -108,7 +109,7 @@ class LiveRecords:
             await Changed(watches=True).announce(conn)
 
         self.viewers[id] = viewer
-        self._renewed_at = 0.0  # soon, to find out which replicas there are
+        self._renewed_at = -math.inf  # soon, to find out which replicas there are
         try:
             await self._writes.transaction(write)
             await self._fleet.announced()
@@ -162,7 +163,7 @@ class LiveRecords:
         done: bool,
     ) -> float:
         """Take a node's records; return how many it may send a second from now on."""
-        now = self._fleet.loop.time()
+        now = self._clock.monotonic()
         viewer = self.viewers.get(watch.id)
         if viewer is not None:
             viewer.share()
@@ -190,10 +191,10 @@ class LiveRecords:
         while True:
             busy = self.viewers or self._ended
             try:
-                async with asyncio.timeout(PERIOD if busy else IDLE):
+                async with self._clock.timeout(PERIOD if busy else IDLE):
                     await self._needed.wait()
                 if not self._ended:
-                    await asyncio.sleep(PERIOD)
+                    await self._clock.sleep(PERIOD)
             except TimeoutError:
                 pass
             self._needed.clear()
@@ -202,13 +203,13 @@ class LiveRecords:
                 outage.worked()
             except ProblemError as problem:
                 outage.failed(problem.detail)
-                await asyncio.sleep(PERIOD)
+                await self._clock.sleep(PERIOD)
 
     async def _turn(self) -> None:
         await self._end_views()
         if self._ended:
             await self._delete_ended()
-        now = self._fleet.loop.time()
+        now = self._clock.monotonic()
         if (self.viewers or self._fleet.watches.alive) and now - self._renewed_at >= RENEW:
             self._renewed_at = now
             await self._renew()
@@ -224,7 +225,7 @@ class LiveRecords:
 
     async def _end_views(self) -> None:
         """End the views that must end."""
-        now = self._fleet.loop.time()
+        now = self._clock.monotonic()
         for viewer in list(self.viewers.values()):
             code = "shutting_down" if self._fleet.closing else await viewer.may()
             if code:
@@ -273,7 +274,7 @@ class LiveRecords:
 
     async def _receive(self) -> None:
         """Show what other replicas have sent."""
-        now = self._fleet.loop.time()
+        now = self._clock.monotonic()
         for batch in await self._relay.receive():
             viewer = self.viewers.get(batch.watch)
             if viewer is not None:

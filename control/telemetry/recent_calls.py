@@ -57,7 +57,7 @@ class RecentCallsReader:
         self._numbers = numbers
         self._known: dict[tuple[str, datetime, str], tuple[bytes, _Counted]] = {}
         """What rows have, by their keys."""
-        self._reading = SharedReading(self._read, PERIOD)
+        self._reading = SharedReading(self._read, PERIOD, clock)
 
     async def get(self) -> RecentCalls:
         """The calls, as they were read at most `PERIOD` ago. Raises: ProblemError, when the database doesn't answer."""

@@ -32,7 +32,7 @@ class ReleaseFunctions:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._names: dict[tuple[str, int], tuple[float, tuple[str, ...]]] = {}
-        """Until when they are kept, in the loop's time, and the names."""
+        """Until when they are kept, in the clock's `monotonic`, and the names."""
 
     def get(self, group_id: str, release: int, time: float) -> tuple[str, ...] | None:
         """The names of a release's functions, sorted; none where there is no such release. None: it must be read."""

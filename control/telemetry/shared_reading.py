@@ -5,6 +5,8 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from control.clock import Clock
+
 REST = 20
 """A reading is kept so many times as long as it took: readings take a twentieth of the time at most."""
 LONGEST = 30.0
@@ -17,18 +19,19 @@ T = TypeVar("T")
 class SharedReading(Generic[T]):
     """A value that is read when somebody asks for it and the last reading is too old; all who wait share one."""
 
-    def __init__(self, read: Callable[[], Awaitable[T]], period: float) -> None:
+    def __init__(self, read: Callable[[], Awaitable[T]], period: float, clock: Clock) -> None:
         """`period`: seconds between the beginnings of two readings, at least."""
         self._read = read
         self._period = period
+        self._clock = clock
         self._reading: asyncio.Task[T] | None = None
         self._old_at = -math.inf
-        """The loop's time from which on the value is read anew."""
+        """The clock's `monotonic` from which on the value is read anew."""
         self.value: T | None = None
 
     async def get(self) -> T:
         """The value. Raises what the reading raises, to everybody who waits for it."""
-        if self.value is not None and asyncio.get_running_loop().time() < self._old_at:
+        if self.value is not None and self._clock.monotonic() < self._old_at:
             return self.value
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._run())
@@ -43,8 +46,7 @@ class SharedReading(Generic[T]):
             await asyncio.gather(self._reading, return_exceptions=True)
 
     async def _run(self) -> T:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = self._clock.monotonic()
         value = self.value = await self._read()
-        self._old_at = began + max(self._period, min(REST * (loop.time() - began), LONGEST))
+        self._old_at = began + max(self._period, min(REST * (self._clock.monotonic() - began), LONGEST))
         return value

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from control import wire
+from control.clock import Clock
 from control.telemetry.fair_rates import NodeRates, level
 
 BUFFER_BYTES = 1024 * 1024
@@ -94,7 +95,7 @@ def node_rates(question: wire.Question) -> NodeRates:
 class Viewer:
     """A view. Records are `put`; its reader takes `pieces`."""
 
-    def __init__(self, id: str, question: wire.Question, ask: Ask, nodes: Nodes) -> None:
+    def __init__(self, id: str, question: wire.Question, ask: Ask, nodes: Nodes, clock: Clock) -> None:
         self.id = id
         self.question = question
         self.kind = question.kind
@@ -111,8 +112,8 @@ class Viewer:
         """Ids of the nodes that have told all that they had."""
         self.begun = False
         """Whether somebody reads."""
-        self._loop = asyncio.get_running_loop()
-        self.made_at = self._loop.time()
+        self._clock = clock
+        self.made_at = self._clock.monotonic()
         self._queue: deque[tuple[bytes, int]] = deque()
         self._size = 0
         self._counts = dict.fromkeys(("dropped", "sampled", "left_out", "invalid"), 0)
@@ -153,7 +154,7 @@ class Viewer:
 
     def share(self) -> None:
         """Set the nodes' rate by what they had to send since the last time, once a second."""
-        now = self._loop.time()
+        now = self._clock.monotonic()
         passed = now - self._shared_at
         if passed >= 1.0:
             self._shared_at = now
@@ -171,14 +172,14 @@ class Viewer:
         for line in self._beginning():
             yield line
         waits = self.question.history
-        heard = self._loop.time()
+        heard = self._clock.monotonic()
         while not gone.done():
             for piece in self._take():
-                heard = self._loop.time()
+                heard = self._clock.monotonic()
                 yield piece
                 if gone.done():
                     return
-            now = self._loop.time()
+            now = self._clock.monotonic()
             if self.ended:
                 for line in self._untold(now, last=True):
                     yield line
@@ -219,7 +220,7 @@ class Viewer:
     def _take(self) -> list[bytes]:
         """What waits, in pieces of a size that the connection takes at once, and how many records are missing."""
         self._event.clear()
-        now = self._loop.time()
+        now = self._clock.monotonic()
         pieces = self._untold(now)
         parts, size = [], 0
         # One piece: what comes while it is sent may push out what is left here, and only that is counted.
@@ -246,7 +247,7 @@ class Viewer:
         if self._queue:
             return
         try:
-            async with asyncio.timeout(LOOK):
+            async with self._clock.timeout(LOOK):
                 await self._event.wait()
         except TimeoutError:
             return

@@ -127,7 +127,7 @@ class ControlApp:
     def serve_with(self, services: Services) -> None:
         """Answer requests with these services."""
         self.services = self._starlette.state.services = services
-        self.hub = self._starlette.state.hub = Hub()
+        self.hub = self._starlette.state.hub = Hub(services.clock)
         self.node_functions = NodeFunctions(services)
         self._starlette.state.node_functions = self.node_functions
         services.metrics.watch_readers(lambda: self.hub.streams, lambda: len(services.live.viewers))

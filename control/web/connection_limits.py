@@ -12,6 +12,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from control.clock import Clock
 from control.problems import ProblemError
 
 HEAD_BYTES = 16 * 1024
@@ -45,8 +46,10 @@ class LimitExceeded(ProblemError):
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with limits. One `sweep` over all connections checks times, not a timer for each."""
 
+    clock: Clock
+    """Set by who makes it."""
     deadline = NEVER
-    """The loop's time by which the client must have sent the head or the body, or begun the next request."""
+    """The clock's `monotonic` by which the client must have sent the head or the body, or begun the next request."""
     write_deadline = NEVER
     _in_head = False
     _in_body = False
@@ -59,7 +62,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if len(self.connections) >= CONNECTIONS:
             transport.abort()
         super().connection_made(transport)
-        self.deadline = self.loop.time() + HEAD_SECONDS
+        self.deadline = self.clock.monotonic() + HEAD_SECONDS
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():  # bytes that still arrive after a refusal
@@ -106,7 +109,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = self._size = 0
-        self.deadline = self.loop.time() + HEAD_SECONDS
+        self.deadline = self.clock.monotonic() + HEAD_SECONDS
 
     def on_url(self, url: bytes) -> None:
         self._size += len(url)
@@ -128,7 +131,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._in_body = True
         self._body_bytes = self._quiet_bytes = 0
-        self.deadline = self.loop.time() + BODY_SECONDS
+        self.deadline = self.clock.monotonic() + BODY_SECONDS
         if len(self.pipeline) >= PIPELINED:
             raise LimitExceeded("bad_request", f"only {PIPELINED} requests may wait behind another")
         super().on_headers_complete()
@@ -144,7 +147,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         if self.cycle.response_complete:
             crowded = len(self.connections) > CROWDED
-            self.deadline = self.loop.time() + (CROWDED_SECONDS if crowded else self.timeout_keep_alive)
+            self.deadline = self.clock.monotonic() + (CROWDED_SECONDS if crowded else self.timeout_keep_alive)
 
     def on_response_complete(self) -> None:
         # In place of uvicorn's, which sets a timer after each answer: the sweep ends idle connections.
@@ -156,13 +159,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
         elif not self._in_head and not self._in_body:
             crowded = len(self.connections) > CROWDED
-            self.deadline = self.loop.time() + (CROWDED_SECONDS if crowded else self.timeout_keep_alive)
+            self.deadline = self.clock.monotonic() + (CROWDED_SECONDS if crowded else self.timeout_keep_alive)
         if not self.pipeline:
             self.flow.resume_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.write_deadline = self.loop.time() + WRITE_SECONDS
+        self.write_deadline = self.clock.monotonic() + WRITE_SECONDS
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -184,7 +187,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 def sweep(connections: Iterable[Any], now: float) -> None:
-    """End the connections that are past a deadline; `now` is the loop's time. Called every second."""
+    """End the connections that are past a deadline; `now` is the clock's `monotonic`. Called every second."""
     for connection in list(connections):
         if connection.deadline < now or connection.write_deadline < now:
             connection.expire()

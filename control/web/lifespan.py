@@ -75,13 +75,13 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         # Ends are judged by this machine's own clock, as TLS does.
         certificates = ControlCertificates(settings, SystemClock(), metrics)
         certificates.start()
-        databases = await _connect(settings, metrics, stack)
+        databases = await _connect(settings, clock, metrics, stack)
         store = await stack.enter_async_context(object_store.connect(settings))
         store.on_answer = metrics.store
         ownership = Ownership(databases.background, store, clock)
-        await _confirm(ownership)
+        await _confirm(ownership, clock)
         access = AccessJournal(databases.background, store, clock)
-        await _look_back(access)
+        await _look_back(access, clock)
         readiness = Readiness(databases.readiness, ownership, clock)
         stack.push_async_callback(readiness.close)
         join_tokens = auth.join_tokens(databases.cache)
@@ -98,7 +98,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         numbers = NumbersIngest(background, clock)
         recent_calls = RecentCallsReader(databases.lists, clock, fleet, numbers)
         stack.push_async_callback(recent_calls.stop)
-        fleet_metrics = FleetMetrics(standings, numbers, fleet)
+        fleet_metrics = FleetMetrics(standings, numbers, fleet, clock)
         stack.push_async_callback(fleet_metrics.stop)
         targets = Targets()
         traces = Tracing(settings, fleet.mark.name) if settings.otlp_url else None
@@ -123,7 +123,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             Reports(clock, targets, settings.sync_lease).write,
             fault="control.result",
         )
-        uses = OperatorUses(background)
+        uses = OperatorUses(background, clock)
         authenticator = Authenticator(fleet, clock, databases.first_polls, join_tokens, settings, uses)
         sessions = Sessions(fleet, clock, authenticator, databases.cache, databases.writes, background, settings)
         stack.push_async_callback(sessions.stop)
@@ -159,7 +159,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             decisions=decisions,
             reports=reports,
             numbers=numbers,
-            numbers_kept=NumbersKeeper(background),
+            numbers_kept=NumbersKeeper(background, clock),
             recent_calls=recent_calls,
             fleet_metrics=fleet_metrics,
             standings=standings,
@@ -167,11 +167,11 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             metrics=metrics,
             tracing=traces,
             certificates=certificates,
-            reread=RereadFiles(parts),
+            reread=RereadFiles(parts, clock),
             live_settings=live,
         )
         await fleet.load()
-        webhooks = WebhookSender(background, clock, metrics, WebhookClient(settings.webhook_networks))
+        webhooks = WebhookSender(background, clock, metrics, WebhookClient(settings.webhook_networks, clock))
         tasks = {
             "fleet cache": fleet.run,
             "replica mark": fleet.mark.run,
@@ -190,7 +190,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             "monitor": services.monitor().run,
             "webhooks": webhooks.run,
         }
-        await stack.enter_async_context(_in_background(tasks))
+        await stack.enter_async_context(_in_background(clock, tasks))
         yield services
 
 
@@ -204,7 +204,9 @@ def _provider(settings: ControlSettings, clock: Clock) -> Provider | None:
         raise ControlSettingsError(f"SKERRY_OIDC_GRANTS, SKERRY_OIDC_CLIENT_SECRET: {error}") from error
 
 
-async def _connect(settings: ControlSettings, metrics: ControlMetrics, stack: AsyncExitStack) -> Databases:
+async def _connect(
+    settings: ControlSettings, clock: Clock, metrics: ControlMetrics, stack: AsyncExitStack
+) -> Databases:
     """Connect to the metadata database, and check its schema."""
     connect = partial(
         database.connect,
@@ -213,6 +215,7 @@ async def _connect(settings: ControlSettings, metrics: ControlMetrics, stack: As
         outages=database.Outages(),
         on_retry=metrics.retried,
         times=metrics.database,
+        clock=clock,
     )
     half = max(1, settings.database_connections // 2)
     requests = await connect(connections=2 * half + JOINS + FIRST_POLLS + CACHE)
@@ -220,7 +223,7 @@ async def _connect(settings: ControlSettings, metrics: ControlMetrics, stack: As
     await migrations.check(requests)
     own = await connect(connections=BACKGROUND + BATCHES + READINESS, lock_timeout=BACKGROUND_LOCK_TIMEOUT)
     stack.push_async_callback(own.close)
-    turns = Turns()
+    turns = Turns(clock)
     db = requests.share(half, "requests")
     return Databases(
         requests=db,
@@ -235,10 +238,10 @@ async def _connect(settings: ControlSettings, metrics: ControlMetrics, stack: As
     )
 
 
-async def _confirm(ownership: Ownership) -> None:
+async def _confirm(ownership: Ownership, clock: Clock) -> None:
     """Look at the bucket. Raises: ProblemError, when it is another control's; a store that is away isn't waited for."""
     try:
-        async with asyncio.timeout(STORE_PATIENCE):
+        async with clock.timeout(STORE_PATIENCE):
             await ownership.confirm()
     except ProblemError as error:
         if error.code == "store_not_owned":
@@ -248,12 +251,11 @@ async def _confirm(ownership: Ownership) -> None:
         log.warning("the artifact store hasn't answered for %.0f s: serving without it", STORE_PATIENCE)
 
 
-async def _look_back(access: AccessJournal) -> None:
+async def _look_back(access: AccessJournal, clock: Clock) -> None:
     """Apply access lists that the metadata don't know, however many; later, where the store doesn't answer in time."""
-    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(STORE_PATIENCE) as limit:
-            await access.apply(on_list=lambda: limit.reschedule(loop.time() + STORE_PATIENCE))
+        async with clock.timeout(STORE_PATIENCE) as limit:
+            await access.apply(on_list=lambda: limit.reschedule(clock.monotonic() + STORE_PATIENCE))
     except (ProblemError, TimeoutError) as error:
         log.warning(
             "the bucket's access lists couldn't be read: if the metadata were restored, those revoked since are good "
@@ -263,7 +265,7 @@ async def _look_back(access: AccessJournal) -> None:
 
 
 @asynccontextmanager
-async def _in_background(tasks: Mapping[str, Callable[[], Awaitable[None]]]) -> AsyncIterator[None]:
+async def _in_background(clock: Clock, tasks: Mapping[str, Callable[[], Awaitable[None]]]) -> AsyncIterator[None]:
     """Run `tasks`, by their names, until the block ends; one that fails by a fault of control's own starts again."""
 
     async def keep(name: str, task: Callable[[], Awaitable[None]]) -> None:
@@ -272,7 +274,7 @@ async def _in_background(tasks: Mapping[str, Callable[[], Awaitable[None]]]) -> 
                 return await task()
             except Exception:
                 log.exception("the background task for %s failed; it starts again in %.0f s", name, RESTART_PAUSE)
-            await asyncio.sleep(RESTART_PAUSE)
+            await clock.sleep(RESTART_PAUSE)
 
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(keep(name, task), name=name) for name, task in tasks.items()]

@@ -7,6 +7,8 @@ import socket
 import ssl
 from collections.abc import Callable
 
+from control.clock import Clock
+
 AT_ONCE = 4
 """Connections accepted in one pass of the loop; each costs a TLS handshake. Others wait in the kernel's queue."""
 RETRY = 0.5
@@ -26,10 +28,12 @@ class ListeningSockets:
         context: Callable[[], ssl.SSLContext] | None,
         handshake_seconds: float,
         close_seconds: float,
+        clock: Clock,
     ) -> None:
         """Each connection gets a `protocol`, over TLS by what `context` returns then, where there is one."""
         self.sockets: list[socket.socket] = []
         self._protocol = protocol
+        self._clock = clock
         self._context = context
         self._handshake = handshake_seconds if context else None
         self._close = close_seconds if context else None
@@ -72,7 +76,7 @@ class ListeningSockets:
                     raise
                 log.error("no connection can be accepted for now: %s", error.strerror)
                 self._loop.remove_reader(listening)
-                self._loop.call_later(RETRY, self._resume, listening)
+                self._clock.call_later(RETRY, self._resume, listening)
                 return
             taken.setblocking(False)
             taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -49,7 +49,8 @@ class ControlServer(uvicorn.Server):
     """One replica's HTTP server. What keeps it from starting is raised; uvicorn's own server would end the process."""
 
     def __init__(self, settings: ControlSettings, *, clock: Clock | None = None, tame: bool = False) -> None:
-        self.app = create_app(settings, clock=clock or SystemClock())
+        self._clock = clock or SystemClock()
+        self.app = create_app(settings, clock=self._clock)
         self._settings = settings
         self._tame = tame
         self._services = AsyncExitStack()
@@ -113,9 +114,11 @@ class ControlServer(uvicorn.Server):
 
     def _new_listener(self, config: uvicorn.Config, context: Callable[[], ssl.SSLContext] | None) -> ListeningSockets:
         def protocol() -> connection_limits.LimitedProtocol:
-            return connection_limits.LimitedProtocol(config=config, server_state=self.server_state, app_state={})
+            made = connection_limits.LimitedProtocol(config=config, server_state=self.server_state, app_state={})
+            made.clock = self._clock
+            return made
 
-        return ListeningSockets(protocol, context, HANDSHAKE_SECONDS, CLOSE_SECONDS)
+        return ListeningSockets(protocol, context, HANDSHAKE_SECONDS, CLOSE_SECONDS, self._clock)
 
     def read_again(self) -> None:
         """Read the files again that can change while control runs: those of certificates, groups and secrets."""
@@ -124,7 +127,7 @@ class ControlServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
-            connection_limits.sweep(self.server_state.connections, asyncio.get_running_loop().time())
+            connection_limits.sweep(self.server_state.connections, self._clock.monotonic())
         if self._tame and counter % FULL_COLLECTION_TICKS == FULL_COLLECTION_TICKS - 1:
             gc.collect()
         return await super().on_tick(counter)

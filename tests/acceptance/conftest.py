@@ -12,8 +12,9 @@ from control.local.seaweedfs import s3_client
 from control.storage import owner_mark
 from control.sync import monitor
 from tests.support import repeating
+from tests.support.clock import SetClock
 from tests.support.programs import Faults, until
-from tests.support.replica import Advance, Replica, SetClock, Site
+from tests.support.replica import Advance, Replica, Site
 from tests.support.services import LIKE_COCKROACHDB, with_errors
 
 

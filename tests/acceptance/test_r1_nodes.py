@@ -10,9 +10,10 @@ import orjson
 from control import wire
 from tests.guests.version import version
 from tests.support import deploy, repeating
+from tests.support.clock import SetClock
 from tests.support.deploy import code, ok
 from tests.support.programs import join, skerry, until
-from tests.support.replica import Advance, Replica, SetClock, Site, TestNode
+from tests.support.replica import Advance, Replica, Site, TestNode
 
 
 async def test_r1_1_a_registration_is_saved_in_the_metadata_db(

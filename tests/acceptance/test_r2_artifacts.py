@@ -16,9 +16,10 @@ from control.storage import artifact_deletions
 from control.sync import monitor
 from tests.guests.version import version
 from tests.support import deploy, repeating
+from tests.support.clock import SetClock
 from tests.support.deploy import code, ok
 from tests.support.programs import Faults, control_program, skerry, until
-from tests.support.replica import Replica, SetClock, Site
+from tests.support.replica import Replica, Site
 
 Stored = Callable[[], Any]
 

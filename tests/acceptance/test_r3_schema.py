@@ -8,9 +8,10 @@ import asyncpg
 
 from control import wire
 from tests.support import deploy
+from tests.support.clock import SetClock
 from tests.support.deploy import code, ok
 from tests.support.programs import edge_program, join, skerry, until
-from tests.support.replica import Replica, SetClock
+from tests.support.replica import Replica
 
 
 async def test_r3_1_a_schema_change_is_saved_in_the_metadata_db(

@@ -7,8 +7,9 @@ import asyncpg
 from control import wire
 from tests.guests.version import version
 from tests.support import deploy
+from tests.support.clock import SetClock
 from tests.support.deploy import code, ok
-from tests.support.replica import Replica, SetClock, Site
+from tests.support.replica import Replica, Site
 
 
 async def test_r4_1_a_sync_returns_the_functions_to_deliver(live: Replica) -> None:

@@ -8,9 +8,10 @@ import asyncpg
 from control import wire
 from tests.guests.version import version
 from tests.support import deploy, repeating
+from tests.support.clock import SetClock
 from tests.support.deploy import ok
 from tests.support.programs import skerry, until
-from tests.support.replica import Advance, Replica, SetClock, TestNode
+from tests.support.replica import Advance, Replica, TestNode
 
 
 async def _last_sync(replica: Replica, name: str) -> datetime | None:

@@ -17,9 +17,10 @@ import pytest
 from control import wire
 from tests.guests.version import version
 from tests.support import cockroachdb, deploy
+from tests.support.clock import SetClock
 from tests.support.deploy import ok
 from tests.support.programs import EdgeProgram, Faults, control_program, edge_program, join, skerry, until
-from tests.support.replica import Replica, SetClock, Site
+from tests.support.replica import Replica, Site
 from tests.support.services import is_cockroachdb
 
 EXTRA = "CREATE TABLE extra (x); INSERT INTO extra VALUES (7)"

@@ -14,9 +14,10 @@ import orjson
 from control import tokens, wire
 from tests.guests.version import version
 from tests.support import deploy, repeating
+from tests.support.clock import SetClock
 from tests.support.deploy import code, ok
 from tests.support.programs import control_program, until
-from tests.support.replica import Replica, SetClock, Site, TestNode
+from tests.support.replica import Replica, Site, TestNode
 from tests.support.tokens import ask, failures, other_secret, secret_of
 
 

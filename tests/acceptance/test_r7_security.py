@@ -19,9 +19,10 @@ from control import tokens, wire
 from control.local.pki import ensure
 from tests.guests.version import version
 from tests.support import deploy, repeating
+from tests.support.clock import SetClock
 from tests.support.deploy import code, ok
 from tests.support.programs import command, until
-from tests.support.replica import Answered, Replica, SetClock, Site
+from tests.support.replica import Answered, Replica, Site
 from tests.support.tokens import ask, failures, other_secret, secret_of
 
 

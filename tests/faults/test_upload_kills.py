@@ -9,7 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.control import SettableClock, module
+from tests.support.clock import SetClock
+from tests.support.control import module
 from tests.support.programs import ControlProgram, Faults, control_program
 from tests.support.replica import Replica, Site
 
@@ -42,7 +43,7 @@ async def stored(to: Replica) -> tuple[dict[str, str], set[str]]:
 
 async def swept(site: Site, versions: int) -> None:
     """After the sweep there is nothing but the `versions` artifacts that versions use, each with its object."""
-    clock = SettableClock()
+    clock = SetClock(time="run")
     async with site.running(clock=clock) as replica:
         rows, keys = await stored(replica)
         assert {key for key, state in rows.items() if state == "ready"} <= keys, "ready, and missing from the store"

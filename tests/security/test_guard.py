@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 from control.access.certificates import server_context
 from control.local.pki import Pki
 from control.web import connection_limits
+from tests.support.clock import SetClock
 from tests.support.wire_tap import Tap, tap
 
 MEGABYTE = 1024 * 1024
@@ -30,6 +31,9 @@ class Site:
     url: str
     ca: Path
     state: ServerState
+    clock: SetClock = field(default_factory=lambda: SetClock(timers="stand"))
+    sweeps: int = 0
+    """How often all connections were looked at."""
     served: list[str] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
     """Lets the requests to /held be answered."""
@@ -42,7 +46,8 @@ class Site:
 
 @pytest.fixture
 async def site(pki: Pki) -> AsyncIterator[Site]:
-    """Limited connections in front of an application that reads its bodies; its sweep is ten times quicker."""
+    """Limited connections in front of an application that reads its bodies; its sweep is ten times quicker, and goes by
+    a clock that stands until the test moves it."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         found.served.append(scope["path"])
@@ -64,10 +69,13 @@ async def site(pki: Pki) -> AsyncIterator[Site]:
                     return
                 if not message.get("more_body"):
                     break
-        body = str(size).encode() if scope["path"] != "/large" else bytes(8 * MEGABYTE)
-        headers = [(b"content-length", str(len(body)).encode())]
+        # The kernel's own buffers may take some 10 MB that nobody reads.
+        pieces = [str(size).encode()] if scope["path"] != "/large" else [bytes(MEGABYTE)] * 64
+        headers = [(b"content-length", str(sum(map(len, pieces))).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     config = uvicorn.Config(
         app,
@@ -82,8 +90,14 @@ async def site(pki: Pki) -> AsyncIterator[Site]:
     state = ServerState()
     loop = asyncio.get_running_loop()
     context = server_context(pki.certificate, pki.key)
+
+    def protocol() -> connection_limits.LimitedProtocol:
+        made = connection_limits.LimitedProtocol(config=config, server_state=state, app_state={})
+        made.clock = found.clock
+        return made
+
     server = await loop.create_server(
-        lambda: connection_limits.LimitedProtocol(config=config, server_state=state, app_state={}),
+        protocol,
         "127.0.0.1",
         0,
         ssl=context,
@@ -92,7 +106,8 @@ async def site(pki: Pki) -> AsyncIterator[Site]:
 
     async def sweeps() -> None:
         while True:
-            connection_limits.sweep(state.connections, loop.time())
+            found.sweeps += 1
+            connection_limits.sweep(state.connections, found.clock.monotonic())
             await asyncio.sleep(0.05)
 
     sweeper = asyncio.create_task(sweeps())
@@ -111,10 +126,38 @@ def memory() -> int:
     return psutil.Process(os.getpid()).memory_info().rss
 
 
-async def until_gone(site: Site) -> None:
+async def until(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(30):
-        while site.state.connections:
+        while not holds():
             await asyncio.sleep(0.01)
+
+
+async def until_connected(site: Site) -> list[Any]:
+    """The connections, once there is one."""
+    await until(lambda: site.state.connections)
+    return list(site.state.connections)
+
+
+async def until_gone(site: Site) -> None:
+    await until(lambda: not site.state.connections)
+
+
+async def swept(site: Site) -> None:
+    """Wait until the sweep has looked by the time that the clock says now."""
+    before = site.sweeps
+    await until(lambda: site.sweeps > before + 1)
+
+
+async def drips(site: Site, client: Tap) -> None:
+    """Send a body byte by byte until its time is up, which each byte puts off by hardly anything."""
+    [connection] = await until_connected(site)
+    for number in range(10):
+        assert await client.send(b"x")
+        await until(lambda number=number: connection._body_bytes > number)  # type: ignore[misc]
+        site.clock.advance(0.95 * connection_limits.BODY_SECONDS / 10)
+    await swept(site)
+    assert site.state.connections
+    site.clock.advance(0.1 * connection_limits.BODY_SECONDS)
 
 
 async def flood(client: Tap, piece: bytes, total: int) -> int:
@@ -177,23 +220,29 @@ async def test_200_000_headers(site: Site) -> None:
     assert site.served == []
 
 
-async def test_a_head_that_never_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limits, "HEAD_SECONDS", 0.4)
+async def test_a_head_that_never_ends(site: Site) -> None:
     async with site.tap() as client:
         await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n")
-        for number in range(100):
-            if not await client.send(b"h%d: 1\r\n" % number) or client.reader.at_eof():
-                break
-            await asyncio.sleep(0.1)
-        else:
-            pytest.fail("the head went on for 10 s")
+        [connection] = await until_connected(site)
+        # What goes on coming moves no deadline.
+        for number in range(10):
+            assert await client.send(b"h%d: 1\r\n" % number)
+            await until(lambda number=number: len(connection.headers) > number)  # type: ignore[misc]
+            site.clock.advance(0.95 * connection_limits.HEAD_SECONDS / 10)
+        await swept(site)
+        assert not client.reader.at_eof()
+        site.clock.advance(0.1 * connection_limits.HEAD_SECONDS)
         refused(await client.answer(), 408, "head_too_slow")
     await until_gone(site)
 
 
-async def test_a_connection_that_says_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limits, "HEAD_SECONDS", 0.3)
+async def test_a_connection_that_says_nothing(site: Site) -> None:
     async with site.tap() as client:
+        await until_connected(site)
+        site.clock.advance(connection_limits.HEAD_SECONDS - 0.1)
+        await swept(site)
+        assert len(site.state.connections) == 1
+        site.clock.advance(0.2)
         assert await client.closed(30)
     await until_gone(site)
 
@@ -203,23 +252,18 @@ async def test_a_connection_that_is_idle_after_an_answer(site: Site) -> None:
         await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         assert (await client.answer())[0] == 200
         (connection,) = site.state.connections
-        now = asyncio.get_running_loop().time()
-        assert 0 < connection.deadline - now <= connection.timeout_keep_alive
-        connection.deadline = now
+        site.clock.advance(connection.timeout_keep_alive - 0.1)
         await client.send(b"\r\n\r\n")  # line breaks aren't a request
+        await swept(site)
+        assert len(site.state.connections) == 1
+        site.clock.advance(0.2)
         assert await client.closed(30)
 
 
-async def test_a_body_that_drips(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limits, "BODY_SECONDS", 0.4)
+async def test_a_body_that_drips(site: Site) -> None:
     async with site.tap() as client:
         await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
-        for _ in range(100):
-            if not await client.send(b"x") or client.reader.at_eof():
-                break
-            await asyncio.sleep(0.1)
-        else:
-            pytest.fail("the body went on for 10 s")
+        await drips(site, client)
         refused(await client.answer(), 408, "body_timeout")
     await until_gone(site)
     async with asyncio.timeout(30):
@@ -227,29 +271,26 @@ async def test_a_body_that_drips(site: Site, monkeypatch: pytest.MonkeyPatch) ->
             await asyncio.sleep(0.01)
 
 
-async def test_a_body_that_drips_after_the_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_drips_after_the_answer(site: Site) -> None:
     """The application answered without reading; the rest of the body must not hold the connection for ever."""
-    monkeypatch.setattr(connection_limits, "BODY_SECONDS", 0.4)
     async with site.tap() as client:
         await client.send(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
         assert (await client.answer())[0] == 200
-        for _ in range(100):
-            if not await client.send(b"x") or client.reader.at_eof():
-                break
-            await asyncio.sleep(0.1)
-        else:
-            pytest.fail("the body went on for 10 s")
+        await drips(site, client)
     await until_gone(site)
 
 
-async def test_a_steady_body_may_take_longer_than_the_grace(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limits, "BODY_SECONDS", 0.4)
+async def test_a_steady_body_may_take_longer_than_the_grace(site: Site) -> None:
+    pieces, size = 40, connection_limits.BODY_RATE
     async with site.tap() as client:
-        await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (20 * 16384))
-        for _ in range(20):
-            assert await client.send(bytes(16384))
-            await asyncio.sleep(0.05)
-        assert (await client.answer())[::2] == (200, str(20 * 16384).encode())
+        await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (pieces * size))
+        [connection] = await until_connected(site)
+        for number in range(pieces):
+            assert await client.send(bytes(size))
+            await until(lambda number=number: connection._body_bytes >= (number + 1) * size)  # type: ignore[misc]
+            site.clock.advance(1.0)
+            await swept(site)
+        assert (await client.answer())[::2] == (200, str(pieces * size).encode())
 
 
 async def test_pipelined_requests_without_bound(site: Site) -> None:
@@ -314,12 +355,17 @@ async def test_a_chunked_body_without_content(site: Site, what: str) -> None:
     await until_gone(site)
 
 
-async def test_an_answer_that_nobody_reads(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limits, "WRITE_SECONDS", 0.4)
+async def test_an_answer_that_nobody_reads(site: Site) -> None:
     async with site.tap() as client:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
-        await until_gone(site)
+        [connection] = await until_connected(site)
+        await until(lambda: connection.write_deadline < connection_limits.NEVER)
+        assert connection.write_deadline == site.clock.monotonic() + connection_limits.WRITE_SECONDS
+        # The kernel's buffers may have taken some more meanwhile, which puts it off.
+        while site.state.connections:
+            site.clock.advance(connection_limits.WRITE_SECONDS + 0.1)
+            await swept(site)
 
 
 async def test_more_connections_than_allowed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

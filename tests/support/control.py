@@ -7,7 +7,6 @@ import io
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,24 +18,8 @@ from control.api.services import Services
 from control.local.pki import Pki
 from control.web.server import ControlServer
 from tests.support import repeating, replica
+from tests.support.clock import SetClock
 from tests.support.deadlines import deadline
-
-
-class SettableClock:
-    """The system's clock, moved on by what a test says."""
-
-    def __init__(self) -> None:
-        self.moved = timedelta()
-
-    def now(self) -> datetime:
-        return datetime.now(UTC) + self.moved
-
-    def compare(self, theirs: datetime, before: datetime) -> None:
-        """The database's time is none of a test's."""
-
-    def advance(self, **parts: float) -> None:
-        """As `timedelta` takes them: ``advance(minutes=5)``."""
-        self.moved += timedelta(**parts)
 
 
 @dataclass
@@ -70,7 +53,7 @@ class Control:
 
     server: ControlServer
     token: str
-    clock: SettableClock
+    clock: SetClock
     session: aiohttp.ClientSession
 
     @property
@@ -165,9 +148,9 @@ class Control:
 @contextlib.asynccontextmanager
 async def running(database_url: str, artifacts_url: str, pki: Pki, **settings: Any) -> AsyncIterator[Control]:
     """Run a replica on a database of `services.fresh_database` or an empty one, and an empty bucket, until the block
-    ends. The replica's clock moves only when the test moves it.
+    ends. The test can move the replica's clock on.
     """
-    clock = SettableClock()
+    clock = SetClock(time="run")
     site = await replica.prepare(database_url, artifacts_url, pki, Path(tempfile.gettempdir()))
     async with site.running(clock=clock, **settings) as found:
         yield Control(found.server, site.admin, clock, found.session)

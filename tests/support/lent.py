@@ -21,7 +21,8 @@ import pytest
 
 from control.local.pki import Pki
 from tests.support import services as servers
-from tests.support.control import Control, SettableClock
+from tests.support.clock import SetClock
+from tests.support.control import Control
 from tests.support.replica import UNASKED, leave_out, prepare, wait_longer
 
 RETURN_LIMIT = 5.0
@@ -86,7 +87,7 @@ class Lender:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         wait_longer(patch)
         leave_out(patch, *UNASKED)
-        clock = SettableClock()
+        clock = SetClock()
         site = await prepare(self._url, bucket_url, self._pki, self._spool)
         found = await stack.enter_async_context(site.running(clock=clock, **self._settings))
         self.control = Control(found.server, site.admin, clock, found.session)

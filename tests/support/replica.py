@@ -7,7 +7,6 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -53,27 +52,11 @@ def leave_out(patch: pytest.MonkeyPatch, *names: str) -> None:
     """Have replicas that start from now on do without these of their background tasks."""
     real = lifespan._in_background
 
-    def others(tasks: Mapping[str, Any]) -> Any:
+    def others(clock: Clock, tasks: Mapping[str, Any]) -> Any:
         assert tasks.keys() >= set(names), names
-        return real({name: task for name, task in tasks.items() if name not in names})
+        return real(clock, {name: task for name, task in tasks.items() if name not in names})
 
     patch.setattr(lifespan, "_in_background", others)
-
-
-class SetClock:
-    """A clock that stands until the test moves it."""
-
-    def __init__(self, now: datetime | None = None) -> None:
-        self.time = now or datetime.now(UTC)
-
-    def now(self) -> datetime:
-        return self.time
-
-    def compare(self, theirs: datetime, before: datetime) -> None:
-        """The database's time is none of a test's."""
-
-    def advance(self, seconds: float) -> None:
-        self.time += timedelta(seconds=seconds)
 
 
 Advance = Callable[[float], Awaitable[None]]

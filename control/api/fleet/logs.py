@@ -125,7 +125,7 @@ async def _take(
 ) -> Reply:
     live = services.live
     watch = await live.watch_of(id, node)
-    raw = await request_input.read_body(services.settings, scope, receive, record_lines.BATCH_BYTES)
+    raw = await request_input.read_body(services.settings, services.clock, scope, receive, record_lines.BATCH_BYTES)
     encoding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"")
     kind = watch.question.kind
 

@@ -1,6 +1,5 @@
 """Comparing the metadata with the bucket, in both directions, a page at a time. Nothing is changed by it."""
 
-import time
 from typing import Annotated, NamedTuple
 from uuid import uuid4
 
@@ -73,7 +72,7 @@ async def check(call: ApiCall) -> Reply:
     if query.after == FIRST:
         total = await db.read(lambda conn: conn.one(READY_TOTAL, query.needed))
         page.artifacts, page.size = total.artifacts, total.size
-    ends = time.monotonic() + SECONDS
+    ends = call.services.clock.monotonic() + SECONDS
     for row in rows:
         wanted = row.sha256 if query.bytes else None
         found = await stored_bytes.fault(store, object_key(row.sha256, row.id), row.size, wanted)
@@ -82,7 +81,7 @@ async def check(call: ApiCall) -> Reply:
             if versions is not None:
                 page.faults.append(ArtifactFault(row.sha256, row.size, found, versions))
         page.looked, page.looked_size, page.next = page.looked + 1, page.looked_size + row.size, row.id
-        if time.monotonic() >= ends:
+        if call.services.clock.monotonic() >= ends:
             break
     if page.looked == len(rows) < PAGE:
         page.next = None

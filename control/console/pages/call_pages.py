@@ -91,7 +91,7 @@ async def _ask(visit: Visit, wanted: dict[str, Any]) -> FoundCalls:
     query = request_input.convert(wanted, logs.LogFilter, "invalid_parameter")
     found, rest = FoundCalls(), b""
     try:
-        async with asyncio.timeout(PATIENCE), aclosing(await visit.ask(logs.watch, {}, query)) as pieces:
+        async with visit.services.clock.timeout(PATIENCE), aclosing(await visit.ask(logs.watch, {}, query)) as pieces:
             async for piece in pieces:
                 *complete, rest = (rest + piece).split(b"\n")
                 for line in complete:

@@ -81,7 +81,7 @@ class AccessJournal:
         """Write what has changed every few seconds, until cancelled, and apply the lists once the store answers."""
         outage = Outage(log, "revocations can't be written to the bucket, and wait in the metadata")
         while True:
-            await asyncio.sleep(PERIOD)
+            await self._clock.sleep(PERIOD)
             try:
                 if not self.looked:
                     await self.apply()

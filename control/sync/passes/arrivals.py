@@ -4,11 +4,11 @@ The monitor looks: often in a release's first minute, and less often the longer 
 for a node that is away costs a large group little.
 """
 
-import asyncio
 import logging
 from datetime import datetime
 from typing import NamedTuple
 
+from control.clock import Clock
 from control.event_kinds import EventKind
 from control.storage import events, queries
 from control.storage.connection import Connection, log_at_commit
@@ -59,14 +59,15 @@ MARK_FAILED = SQL.optional("mark_failed", int)
 class Arrivals:
     """Looks after the releases that are under way."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
+        self._clock = clock
         self._next: dict[str, float] = {}
-        """When each release is looked at again, in the loop's time."""
+        """When each release is looked at again, in the clock's `monotonic`."""
 
     async def look(self, now: datetime) -> None:
         """Record which releases have arrived or failed since the last look. Raises: ProblemError."""
-        passed = asyncio.get_running_loop().time()
+        passed = self._clock.monotonic()
         releases = await self._db.read(lambda conn: conn.fetch(UNDER_WAY))
         self._next = {release.id: self._next.get(release.id, passed) for release in releases}
         for release in releases:

@@ -20,6 +20,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from control.addresses import Address, Network, is_own, is_public
+from control.clock import Clock
 
 TIME_LIMIT = 15.0
 """Seconds for an attempt: names, connection, TLS, and the answer's head."""
@@ -127,9 +128,10 @@ class _Resolver(AbstractResolver):
 class WebhookClient:
     """An HTTP client, open as an asynchronous context manager."""
 
-    def __init__(self, networks: Sequence[Network]) -> None:
+    def __init__(self, networks: Sequence[Network], clock: Clock) -> None:
         """Messages may go to `networks` besides public addresses. The system's CAs are trusted."""
         self._networks = networks
+        self._clock = clock
         self._sessions: dict[str, aiohttp.ClientSession] = {}
         """By scheme; each is made for its first message, since that of https reads all of the system's CAs."""
 
@@ -171,7 +173,7 @@ class WebhookClient:
         session = self._session(url.partition(":")[0].lower())
         try:
             async with (
-                asyncio.timeout(TIME_LIMIT),
+                self._clock.timeout(TIME_LIMIT),
                 session.post(url, data=body, headers=headers, allow_redirects=False) as answer,
             ):
                 status, wait = answer.status, _seconds(answer.headers.get("retry-after", ""))

@@ -5,7 +5,6 @@ Events of one kind are put together: the first makes a message after `FIRST_WAIT
 the number of nodes and the names of some.
 """
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from uuid import uuid4
 
 import orjson
 
+from control.clock import Clock
 from control.event_kinds import KINDS
 from control.storage import queries
 from control.storage.connection import Connection
@@ -97,14 +97,15 @@ WAITING = SQL.rows("waiting", WaitingCount)
 class Messages:
     """Makes messages; used by the replica that sends."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
+        self._clock = clock
         self._next: dict[str, float] = {}
-        """From when on the next message of each kind may be made, in the loop's time."""
+        """From when on the next message of each kind may be made, in the clock's `monotonic`."""
 
     async def make(self, webhooks: Sequence[Webhook], now: datetime) -> None:
         """Make a message of each kind that is due, for the webhooks that want it. Raises: ProblemError."""
-        passed = asyncio.get_running_loop().time()
+        passed = self._clock.monotonic()
         kinds = [kind for kind in KINDS if self._next.get(kind, passed) <= passed]
         recorded = await self._db.read(lambda conn: conn.fetch(RECORDED, kinds, PAGE))
         by_kind: dict[str, list[RecordedEvent]] = {}

@@ -74,9 +74,9 @@ class WebhookSender:
         self._metrics = metrics
         self._client = client
         self._leases = Leases(db, clock)
-        self._messages = Messages(db)
+        self._messages = Messages(db, clock)
         self._held_until = -math.inf
-        """Until when no other replica sends, in the loop's time."""
+        """Until when no other replica sends, in the clock's `monotonic`."""
         self._next_take = -math.inf
         self._next_clean = -math.inf
         self._busy: dict[str, asyncio.Task[None]] = {}
@@ -89,12 +89,12 @@ class WebhookSender:
             try:
                 while True:
                     await self._try(group)
-                    await asyncio.sleep(PERIOD)
+                    await self._clock.sleep(PERIOD)
             finally:
                 for task in self._busy.values():
                     task.cancel()
                 with contextlib.suppress(TimeoutError, ProblemError):
-                    async with asyncio.timeout(DROP_LIMIT):
+                    async with self._clock.timeout(DROP_LIMIT):
                         await self._leases.give_back()
 
     async def _try(self, group: asyncio.TaskGroup) -> None:
@@ -109,7 +109,7 @@ class WebhookSender:
         webhooks = {webhook.id: webhook for webhook in await self._db.read(lambda conn: conn.fetch(WEBHOOKS))}
         if not webhooks:
             return
-        passed = asyncio.get_running_loop().time()
+        passed = self._clock.monotonic()
         if passed >= self._next_take:
             held = await self._leases.take("webhooks", LEASE)
             self._held_until = passed + LEASE.total_seconds() if held else -math.inf
@@ -131,7 +131,7 @@ class WebhookSender:
     async def _send(self, webhook: Webhook) -> None:
         """Send what is due to a webhook, while no other replica does."""
         # Whoever takes the lease when this one has it no more must not find an attempt under way.
-        while asyncio.get_running_loop().time() < self._held_until - TIME_LIMIT:
+        while self._clock.monotonic() < self._held_until - TIME_LIMIT:
             now = self._clock.now()
             try:
                 due = await self._db.read(lambda conn, now=now: conn.fetchrow(NEXT_DUE, webhook.id, now))  # type: ignore[misc]

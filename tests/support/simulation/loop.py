@@ -8,6 +8,8 @@ from contextvars import Context, ContextVar, copy_context
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
+from control.clock import LoopTimers
+
 START = datetime(2026, 11, 26, 8, tzinfo=UTC)
 """What the one clock says when a run begins."""
 OFFSET: ContextVar[timedelta] = ContextVar("offset", default=timedelta())
@@ -123,7 +125,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """There is no other thread that could wake this one."""
 
 
-class Clock:
+class Clock(LoopTimers):
     """Control's clock in one replica."""
 
     def __init__(self, loop: VirtualLoop) -> None:
@@ -131,6 +133,9 @@ class Clock:
 
     def now(self) -> datetime:
         return self._loop.clock()
+
+    def monotonic(self) -> float:
+        return self._loop.time()
 
     def compare(self, theirs: datetime, before: datetime) -> None:
         """The database's clock is this one."""

@@ -94,7 +94,7 @@ class Replica:
         store = Store(nothing, nothing, "run", SETTINGS)
         reconciler, reports = Reconciler(clock, targets, store, lease), Reports(clock, targets, lease)
         written = (db, fleet, heartbeats, metrics)
-        operators = Authenticator(fleet, clock, db, nothing, SETTINGS, OperatorUses(db))
+        operators = Authenticator(fleet, clock, db, nothing, SETTINGS, OperatorUses(db, clock))
         services = Services(
             settings=SETTINGS,
             clock=clock,
@@ -127,7 +127,7 @@ class Replica:
             metrics=metrics,
             tracing=None,
             certificates=ControlCertificates(SETTINGS, clock),
-            reread=RereadFiles({}),
+            reread=RereadFiles({}, clock),
             live_settings=LiveSettings(SETTINGS),
         )
         while True:

@@ -10,7 +10,7 @@ from control.clock import SystemClock
 from control.problems import ProblemError
 from control.storage import database, migrations
 from control.storage.database import Database
-from tests.support.control import SettableClock
+from tests.support.clock import SetClock
 from tests.support.cutting import cutting
 
 
@@ -25,7 +25,7 @@ async def test_counts_add_up_by_minute_address_and_reason(database_url: str) -> 
     db = await database.connect(database_url)
     try:
         await migrations.migrate(db, SystemClock())
-        clock = SettableClock()
+        clock = SetClock(time="run")
         failures = AuthFailures(db, clock)
         for _ in range(3):
             failures.record("192.0.2.1", "unknown")
@@ -56,7 +56,7 @@ async def test_nothing_is_lost_while_the_database_is_away(database_url: str) -> 
         db = await database.connect(cutter.url)
         try:
             await migrations.migrate(db, SystemClock())
-            failures = AuthFailures(db, SettableClock())
+            failures = AuthFailures(db, SetClock(time="run"))
             failures.record("192.0.2.1", "unknown")
             cutter.refusing = True
             cutter.cut_all()
@@ -75,7 +75,7 @@ async def test_a_flood_from_everywhere_is_counted_together(database_url: str, mo
     db = await database.connect(database_url)
     try:
         await migrations.migrate(db, SystemClock())
-        failures = AuthFailures(db, SettableClock())
+        failures = AuthFailures(db, SetClock(time="run"))
         for number in range(1000):
             failures.record(f"2001:db8::{number:x}", "unknown")
         await failures.flush()
@@ -93,7 +93,7 @@ async def test_counts_whose_commit_is_unknown_are_added_once(database_url: str, 
         db = await database.connect(cutter.url)
         try:
             await migrations.migrate(db, SystemClock())
-            failures = AuthFailures(db, SettableClock())
+            failures = AuthFailures(db, SetClock(time="run"))
             for _ in range(3):
                 failures.record("192.0.2.1", "unknown")
             cutter.before, cutter.after = (0, 1) if saved else (1, 0)

@@ -18,7 +18,7 @@ from control.access.certificates import CertificateError, ControlCertificates
 from control.metrics import ControlMetrics
 from control.settings import ControlSettings
 from tests.support.certificates import Authority, Issued
-from tests.support.replica import SetClock
+from tests.support.clock import SetClock
 
 LONG = timedelta(days=400)
 

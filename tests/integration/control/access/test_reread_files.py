@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from control.access import reread_files
 from control.access.reread_files import RereadFiles
 from tests.integration.control.access.test_certificates import put, started
 from tests.support.certificates import Authority
+from tests.support.clock import SetClock
 from tests.support.control import until
 
 
@@ -23,12 +23,11 @@ class Broken:
 
 
 async def test_a_signal_has_all_files_read_at_once_past_what_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reread_files, "PERIOD", 1e6)
     authority = Authority()
     served = started(put(tmp_path, authority.issue("control"), authority.certificate))
-    files, changed = RereadFiles({"broken": Broken(), "certificates": served}), list[str]()
+    files, changed = RereadFiles({"broken": Broken(), "certificates": served}, SetClock(timers="stand")), list[str]()
     files.changed.append(lambda: changed.append("told"))
     running = asyncio.create_task(files.run())
     try:

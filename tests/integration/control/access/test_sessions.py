@@ -14,7 +14,8 @@ from control.access.sessions import COOKIE, ConsoleSession
 from control.local.pki import Pki
 from control.storage.database import Database
 from tests.support import replica
-from tests.support.control import Control, SettableClock, running, until
+from tests.support.clock import SetClock
+from tests.support.control import Control, running, until
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ async def both(
     long_waits: None, database_url: str, bucket_url: str, pki: Pki, tmp_path: Any
 ) -> AsyncIterator[tuple[Control, Control]]:
     """Two replicas, on one clock."""
-    clock = SettableClock()
+    clock = SetClock(time="run")
     site = await replica.prepare(database_url, bucket_url, pki, tmp_path)
     async with site.running(clock=clock) as a, site.running(clock=clock) as b:
         yield (
@@ -106,7 +107,7 @@ async def test_a_known_session_asks_no_database(first: Control, monkeypatch: pyt
     with monkeypatch.context() as patch:
         for method in ("read", "transaction"):
             patch.setattr(Database, method, no_database)
-        first.services.fleet._read_at = first.services.fleet.loop.time()
+        first.services.fleet._read_at = first.services.clock.monotonic()
         assert (await ask(first, secret)).operator.name == "admin"
 
 

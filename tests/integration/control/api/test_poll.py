@@ -11,7 +11,8 @@ from control import wire
 from control.manifest_fields import Manifest, manifest_digest
 from control.web import connection_limits
 from tests.support import seeds
-from tests.support.replica import Answered, Replica, SetClock, Site, plan_of
+from tests.support.clock import SetClock
+from tests.support.replica import Answered, Replica, Site, plan_of
 from tests.support.wire_tap import tap
 
 HOLD = 50.0

@@ -11,8 +11,9 @@ from control.cli.main import run as cli
 from control.sync.fleet_cache import FleetCache
 from tests.support import deploy
 from tests.support.backups import Backups
+from tests.support.clock import SetClock
 from tests.support.control import module
-from tests.support.replica import Replica, SetClock, Site, TestNode
+from tests.support.replica import Replica, Site, TestNode
 
 SQL = "CREATE TABLE {} (x)"
 

@@ -10,10 +10,12 @@ import orjson
 import pytest
 
 from control.cli.main import run as cli
+from control.clock import SystemClock
 from control.storage import audit_log, audit_seals
 from control.storage.audit_log import Actor
 from control.sync import monitor
-from tests.support.replica import Replica, SetClock, Site
+from tests.support.clock import SetClock
+from tests.support.replica import Replica, Site
 
 # The replica's own monitor stays out of it.
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -205,14 +207,14 @@ async def test_a_backlog_is_sealed_in_bounded_steps(
             "FROM generate_series(1, 10000) AS s (n)",
         )
         db, now = replica.services.db, replica.services.clock.now()
-        assert not await audit_seals.seal(db, now, 0.0)
+        assert not await audit_seals.seal(db, SystemClock(), now, 0.0)
         assert [one["count"] for one in await seals(replica)] == [audit_seals.MOST]
         while not await replica.services.monitor().seal(now):
             pass
         found = await verify(replica)
         assert found["seals"] == 21
         assert found["rows"] >= 10_000
-        assert await audit_seals.cut(db, now, now + timedelta(days=1), 60.0)
+        assert await audit_seals.cut(db, SystemClock(), now, now + timedelta(days=1), 60.0)
         assert (await verify(replica))["rows"] == 0
 
 

@@ -19,6 +19,7 @@ from control.storage import owner_mark
 from control.web import lifespan
 from tests.support import repeating, replica
 from tests.support.backups import Backups
+from tests.support.clock import SetClock
 from tests.support.control import Control, module, running, until
 from tests.support.replica import Site
 from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
@@ -69,7 +70,7 @@ async def upload(to: replica.Replica, text: str) -> None:
     assert answer.status == 201, answer
 
 
-async def sweep_of_years(to: replica.Replica, clock: replica.SetClock) -> None:
+async def sweep_of_years(to: replica.Replica, clock: SetClock) -> None:
     for _ in range(4):
         clock.advance(40 * 86400.0)
         await to.services.deletions.sweep()
@@ -160,7 +161,7 @@ async def test_a_bucket_of_an_earlier_version_is_claimed_by_whose_metadata_know_
 async def test_nothing_is_swept_after_a_restore_until_an_operator_says_so(
     control_site: Site, backups: Backups, bucket_url: str
 ) -> None:
-    clock = replica.SetClock()
+    clock = SetClock()
     async with control_site.running(clock=clock) as control:
         await upload(control, "old")
     backup = await backups.take()
@@ -278,7 +279,7 @@ async def test_one_command_takes_a_bucket_over_on_purpose(
     monkeypatch: Any,
     capsys: Any,
 ) -> None:
-    clock = replica.SetClock()
+    clock = SetClock()
     other = await replica.prepare(other_database_url, bucket_url, pki, tmp_path)
     async with control_site.running() as before:
         await upload(before, "theirs")

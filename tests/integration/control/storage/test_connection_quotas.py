@@ -8,7 +8,8 @@ import pytest
 from control import wire
 from control.problems import ProblemError
 from control.storage import connection_quotas, database
-from control.storage.connection_quotas import Share
+from control.storage.connection_quotas import LONGEST, WAIT, Share
+from tests.support.clock import SetClock
 from tests.support.control import until
 from tests.support.locks import locked
 from tests.support.replica import Site, TestNode
@@ -57,9 +58,9 @@ async def test_lists_that_wait_leave_the_rest_its_connections(
         assert {answer.status for answer in await asyncio.gather(*stuck)} == {200}
 
 
-async def test_a_share_is_given_back_however_its_use_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_quotas, "WAIT", 0.05)
-    share = Share(1, "tests")
+async def test_a_share_is_given_back_however_its_use_ends() -> None:
+    clock = SetClock(timers="stand")
+    share = Share(1, "tests", clock)
 
     async def use() -> None:
         async with share.one():
@@ -67,9 +68,12 @@ async def test_a_share_is_given_back_however_its_use_ends(monkeypatch: pytest.Mo
 
     task = asyncio.create_task(use())
     await asyncio.sleep(0)
+    waiting = asyncio.create_task(use())
+    await clock.passes(WAIT - 0.01)
+    assert not waiting.done()
+    await clock.passes(0.01)
     with pytest.raises(ProblemError, match=r"database_busy.*for tests"):
-        async with share.one():
-            pass
+        await waiting
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     with pytest.raises(ValueError, match="mine"):
@@ -79,39 +83,58 @@ async def test_a_share_is_given_back_however_its_use_ends(monkeypatch: pytest.Mo
         pass
 
 
-async def test_many_that_are_quick_are_all_served_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_quotas, "WAIT", 2.0)
-    share, order = Share(2, "tests"), []
+async def test_many_that_are_quick_are_all_served_in_their_order() -> None:
+    clock = SetClock(timers="stand")
+    share, order = Share(2, "tests", clock), []
 
     async def use(number: int) -> None:
         async with share.one():
-            await asyncio.sleep(0.1)
+            await clock.sleep(WAIT / 5)
             order.append(number)
 
-    await asyncio.gather(*(use(number) for number in range(80)))  # for four seconds
-    assert [number // 2 for number in order] == [number // 2 for number in range(80)]
+    tasks = [asyncio.create_task(use(number)) for number in range(20)]
+    # Many wait for longer than `WAIT`, but in no such time does none of the connections become free.
+    await clock.passes(2 * WAIT)
+    await asyncio.gather(*tasks)
+    assert [number // 2 for number in order] == [number // 2 for number in range(20)]
 
 
-async def test_behind_those_that_fail_nobody_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As those do which wait for a locked row: one after the other would take for ever."""
-    monkeypatch.setattr(connection_quotas, "WAIT", 0.3)
-    share = Share(1, "tests")
+async def test_who_waits_for_longer_than_the_longest_is_refused_though_others_are_served() -> None:
+    clock = SetClock(timers="stand")
+    share = Share(1, "tests", clock)
 
     async def use() -> None:
         async with share.one():
-            await asyncio.sleep(0.2)
+            await clock.sleep(2.1)
+
+    tasks = [asyncio.create_task(use()) for _ in range(20)]
+    await clock.passes(LONGEST + 2.1)
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(error, ProblemError) for error in ended] == [False] * 10 + [True] * 10
+
+
+async def test_behind_those_that_fail_nobody_waits_for_long() -> None:
+    """As those do which wait for a locked row: one after the other would take for ever."""
+    clock = SetClock(timers="stand")
+    share = Share(1, "tests", clock)
+
+    async def use() -> None:
+        async with share.one():
+            await clock.sleep(WAIT * 2 / 3)
             raise ProblemError("database_locked", "no")
 
-    ended = await asyncio.gather(*(use() for _ in range(20)), return_exceptions=True)
+    tasks = [asyncio.create_task(use()) for _ in range(20)]
+    await clock.passes(2 * WAIT)
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
     codes = [error.code for error in ended if isinstance(error, ProblemError)]
-    assert len(codes) == 20
-    assert codes.count("database_busy") > 10
+    # The second one begins within `WAIT` and is under way at its end, when all others are refused.
+    assert codes == ["database_locked"] * 2 + ["database_busy"] * 18
     async with share.one():
         pass
 
 
-async def test_who_goes_away_while_it_waits_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    share, free = Share(1, "tests"), asyncio.Event()
+async def test_who_goes_away_while_it_waits_takes_none() -> None:
+    share, free = Share(1, "tests", SetClock(timers="stand")), asyncio.Event()
 
     async def use() -> None:
         async with share.one():

@@ -14,7 +14,8 @@ from control import wire
 from control.clock import AHEAD
 from control.sync import monitor
 from tests.support import seeds
-from tests.support.replica import Replica, SetClock, Site, TestNode
+from tests.support.clock import SetClock
+from tests.support.replica import Replica, Site, TestNode
 
 HOUR = 3600.0
 DISK_FULL = wire.SyncError("disk_full", "no room")

@@ -12,7 +12,8 @@ from control.storage.recovery import access_journal
 from control.sync import fleet_rows, heartbeats
 from control.sync.heartbeats import Heartbeats
 from tests.support import seeds
-from tests.support.replica import Replica, SetClock, Site
+from tests.support.clock import SetClock
+from tests.support.replica import Replica, Site
 
 
 class Statements:

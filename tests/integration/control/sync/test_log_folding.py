@@ -6,7 +6,8 @@ from typing import Any
 from control import wire
 from control.sync import reconciler
 from tests.support import seeds
-from tests.support.replica import Replica, SetClock, Site, TestNode
+from tests.support.clock import SetClock
+from tests.support.replica import Replica, Site, TestNode
 
 TRIES = 40
 

@@ -8,7 +8,7 @@ from control import wire
 from control.storage.audit_log import Actor, record
 from control.storage.connection import Connection, log_at_commit
 from tests.support import seeds
-from tests.support.control import SettableClock
+from tests.support.clock import SetClock
 from tests.support.replica import Site
 from tests.support.webhooks import look
 
@@ -21,7 +21,7 @@ async def test_acts_releases_and_nodes_are_in_the_log_by_name(
     control_site: Site, caplog: pytest.LogCaptureFixture, quiet: None
 ) -> None:
     caplog.set_level(logging.INFO, "skerry")
-    clock = SettableClock()
+    clock = SetClock(time="run")
     async with control_site.running(clock=clock) as replica:
         good, bad = await replica.join("good"), await replica.join("bad")
         assert any(line.startswith("node good: node.join good (request ") for line in lines(caplog))

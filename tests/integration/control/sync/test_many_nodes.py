@@ -16,7 +16,8 @@ from control.local.pki import Pki
 from control.storage import queries
 from control.sync import monitor
 from tests.support import many_nodes, replica
-from tests.support.replica import SetClock, Site
+from tests.support.clock import SetClock
+from tests.support.replica import Site
 from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
 
 NOW = datetime.now(UTC).replace(microsecond=0)

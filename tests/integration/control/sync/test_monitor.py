@@ -10,7 +10,8 @@ import pytest
 from control.storage import audit_seals
 from control.sync import monitor
 from tests.support import seeds
-from tests.support.replica import Replica, SetClock, Site
+from tests.support.clock import SetClock
+from tests.support.replica import Replica, Site
 
 # The replica's own monitor stays out of it.
 pytestmark = pytest.mark.usefixtures("quiet")

@@ -8,7 +8,8 @@ import pytest
 
 from control import wire
 from tests.support import seeds
-from tests.support.replica import Replica, SetClock, Site, TestNode
+from tests.support.clock import SetClock
+from tests.support.replica import Replica, Site, TestNode
 
 DISK_FULL = wire.SyncError("disk_full", "no room")
 

@@ -11,8 +11,9 @@ from control.sync.reconciler import NodeRequest
 from control.sync.reports import SyncReport
 from control.telemetry import fleet_summary, shared_reading
 from tests.support import deploy, seeds
+from tests.support.clock import SetClock
 from tests.support.control import module
-from tests.support.replica import Replica, SetClock, Site, TestNode
+from tests.support.replica import Replica, Site, TestNode
 
 # The replica's own monitor stays out of it.
 pytestmark = pytest.mark.usefixtures("quiet")

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tests.support import seeds
+from tests.support.clock import SetClock
 from tests.support.control import until
 from tests.support.locks import locked
-from tests.support.replica import SetClock, Site
+from tests.support.replica import Site
 
 SOON = 60.0
 """Seconds, far above what is wanted: a lock is held for longer in these tests."""

@@ -15,7 +15,8 @@ from control.telemetry import group_numbers, ingest, tallies
 from control.telemetry.node_numbers import OF_NODE
 from control.telemetry.tallies import Tallies
 from tests.support import numbers, seeds
-from tests.support.replica import Replica, SetClock, Site, TestNode
+from tests.support.clock import SetClock
+from tests.support.replica import Replica, Site, TestNode
 
 pytestmark = pytest.mark.usefixtures("quiet")
 NOON = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from control.web import listener as listening
-from control.web.listener import AT_ONCE, ListeningSockets
+from control.web.listener import AT_ONCE, RETRY, ListeningSockets
+from tests.support.clock import SetClock
 
 SOON = 20.0
 
@@ -25,8 +25,13 @@ class Echo(asyncio.Protocol):
 
 
 @pytest.fixture
-async def listener() -> AsyncIterator[ListeningSockets]:
-    made = ListeningSockets(Echo, None, 1.0, 1.0)
+def clock() -> SetClock:
+    return SetClock(timers="stand")
+
+
+@pytest.fixture
+async def listener(clock: SetClock) -> AsyncIterator[ListeningSockets]:
+    made = ListeningSockets(Echo, None, 1.0, 1.0, clock)
     await made.listen("127.0.0.1", 0, 4096)
     yield made
     made.close()
@@ -73,9 +78,8 @@ async def test_many_at_once_are_all_served_and_few_in_one_pass(
 
 
 async def test_without_a_descriptor_it_goes_on_later(
-    listener: ListeningSockets, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    listener: ListeningSockets, clock: SetClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(listening, "RETRY", 0.05)
     (sock,) = connected(listener, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     caplog.set_level(logging.ERROR)
@@ -89,6 +93,7 @@ async def test_without_a_descriptor_it_goes_on_later(
         for descriptor in filling:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        clock.advance(RETRY)
         async with asyncio.timeout(SOON):
             assert await echoed(sock)
     finally:
@@ -110,6 +115,6 @@ def _free() -> int:
 
 
 async def test_an_address_in_use_is_said(listener: ListeningSockets) -> None:
-    other = ListeningSockets(Echo, None, 1.0, 1.0)
+    other = ListeningSockets(Echo, None, 1.0, 1.0, SetClock())
     with pytest.raises(OSError, match="in use"):
         await other.listen(*listener.sockets[0].getsockname()[:2], 16)

@@ -31,7 +31,7 @@ class NoDatabase:
     def __init__(self) -> None:
         self.metrics, self.settings, self.clock = ControlMetrics(), SETTINGS, SystemClock()
         self.auth = self.fleet = self.heartbeats = self.decisions = self.tracing = self.numbers = None
-        self.certificates, self.reread = ControlCertificates(SETTINGS, SystemClock()), RereadFiles({})
+        self.certificates, self.reread = ControlCertificates(SETTINGS, SystemClock()), RereadFiles({}, SystemClock())
         self.live_settings = LiveSettings(SETTINGS)
 
 

@@ -10,18 +10,14 @@ import pytest
 from control.console import hub
 from control.console.hub import Hub
 from control.problems import ProblemError
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts are made a hundred times a second."""
-    monkeypatch.setattr(hub, "PERIOD", 0.01)
+from tests.support.clock import SetClock
 
 
 class Maker:
     """Makes parts, and counts how often."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: SetClock) -> None:
+        self._clock = clock
         self.parts = {"a": "<p id=a>1</p>"}
         self.made = 0
         self.error: Exception | None = None
@@ -33,16 +29,22 @@ class Maker:
         return dict(self.parts)
 
     async def times(self, count: int) -> None:
-        """Wait until parts were made so many times more."""
-        async with asyncio.timeout(30):
-            wanted = self.made + count
-            while self.made < wanted:
-                await asyncio.sleep(0.001)
+        """Have parts made so many times more."""
+        await self._clock.passes(0)
+        for _ in range(count):
+            before = self.made
+            await self._clock.passes(hub.PERIOD)
+            assert self.made == before + 1
 
 
 @pytest.fixture
-async def streams() -> AsyncIterator[Hub]:
-    made = Hub()
+def clock() -> SetClock:
+    return SetClock(timers="stand")
+
+
+@pytest.fixture
+async def streams(clock: SetClock) -> AsyncIterator[Hub]:
+    made = Hub(clock)
     yield made
     await made.stop()
 
@@ -68,37 +70,41 @@ class Reader:
                 return dict(data["parts"])
 
 
-async def test_parts_are_made_once_for_all_who_look_and_only_while_somebody_does(streams: Hub) -> None:
-    maker = Maker()
+async def test_parts_are_made_once_for_all_who_look_and_only_while_somebody_does(streams: Hub, clock: SetClock) -> None:
+    maker = Maker(clock)
     readers = [Reader(streams, "topic", maker, f"operator-{number}") for number in range(20)]
     assert streams.streams == 20
     assert [await reader.parts() for reader in readers] == [maker.parts] * 20
-    assert maker.made <= 5, "not once for each reader"
+    assert maker.made == 1, "not once for each reader"
     late = Reader(streams, "topic", maker, "late")
     assert await late.parts() == maker.parts, "one who comes later gets what there is"
     for reader in (*readers, late):
         streams.leave("topic", reader.stream)
     made = maker.made
-    await asyncio.sleep(0.1)
-    assert maker.made <= made + 1
+    await clock.passes(10 * hub.PERIOD)
+    assert maker.made == made
     assert streams.streams == 0
 
 
-async def test_only_what_has_changed_is_sent_and_an_age_that_goes_on_is_no_change(streams: Hub) -> None:
-    maker = Maker()
+async def test_only_what_has_changed_is_sent_and_an_age_that_goes_on_is_no_change(
+    streams: Hub, clock: SetClock
+) -> None:
+    maker = Maker(clock)
     maker.parts["b"] = '<p id=b><time datetime="x" data-ago>1 s ago</time></p>'
     reader = Reader(streams, "topic", maker)
     assert await reader.parts() == maker.parts
     maker.parts["b"] = '<p id=b><time datetime="x" data-ago>2 s ago</time></p>'
     await maker.times(3)
     maker.parts["a"] = "<p id=a>2</p>"
+    await maker.times(1)
     assert await reader.parts() == {"a": "<p id=a>2</p>"}
     maker.parts["b"] = '<p id=b><time datetime="y" data-ago>2 s ago</time></p>'
+    await maker.times(1)
     assert await reader.parts() == {"b": maker.parts["b"]}
 
 
-async def test_who_reads_slowly_gets_the_newest_of_each_part(streams: Hub) -> None:
-    maker = Maker()
+async def test_who_reads_slowly_gets_the_newest_of_each_part(streams: Hub, clock: SetClock) -> None:
+    maker = Maker(clock)
     reader = Reader(streams, "topic", maker)
     await maker.times(2)
     for number in range(50):
@@ -108,28 +114,30 @@ async def test_who_reads_slowly_gets_the_newest_of_each_part(streams: Hub) -> No
     assert await reader.parts() == {"a": "<p id=a>49</p>"}
 
 
-async def test_what_cannot_be_made_is_kept_and_its_age_is_told(streams: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "STALE_AFTER", 0.05)
-    maker, other = Maker(), Maker()
+async def test_what_cannot_be_made_is_kept_and_its_age_is_told(streams: Hub, clock: SetClock) -> None:
+    maker, other = Maker(clock), Maker(clock)
     reader, second = Reader(streams, "broken", maker), Reader(streams, "whole", other)
     await reader.parts()
     maker.error = ProblemError("database_unavailable", "the test says so")
-    while True:
-        name, age = await reader.following()
-        if name == "beat" and age >= 0.05:
-            break
+    other.parts["a"] = "<p id=a>2</p>"
+    await clock.passes(hub.STALE_AFTER - hub.PERIOD)
+    await clock.passes(hub.PERIOD)
+    assert await reader.following() == ("beat", hub.STALE_AFTER)
     assert await second.parts() == other.parts, "another topic goes on"
     maker.error = RuntimeError("a fault of the page")
     await maker.times(2)
     maker.error = None
     maker.parts["a"] = "<p id=a>again</p>"
+    await maker.times(1)
     assert await reader.parts() == maker.parts
 
 
-async def test_streams_are_bounded_for_all_and_for_each_operator(streams: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_are_bounded_for_all_and_for_each_operator(
+    streams: Hub, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hub, "STREAMS", 5)
     monkeypatch.setattr(hub, "OF_OPERATOR", 2)
-    maker = Maker()
+    maker = Maker(clock)
     for operator, refused in (("a", False), ("a", False), ("a", True), ("b", False), ("c", False), ("d", False)):
         if refused:
             with pytest.raises(ProblemError, match="2 live pages of a"):
@@ -141,8 +149,8 @@ async def test_streams_are_bounded_for_all_and_for_each_operator(streams: Hub, m
     assert (caught.value.code, caught.value.status) == ("too_many_streams", 503)
 
 
-async def test_the_end_is_told_to_all_and_no_other_is_let_in(streams: Hub) -> None:
-    maker = Maker()
+async def test_the_end_is_told_to_all_and_no_other_is_let_in(streams: Hub, clock: SetClock) -> None:
+    maker = Maker(clock)
     readers = [streams.open("topic", "one", maker) for _ in range(3)]
     streams.close()
     for reader in readers:

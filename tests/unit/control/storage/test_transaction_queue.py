@@ -2,16 +2,12 @@
 
 import asyncio
 
-import pytest
-
-from control.storage import transaction_queue
-from control.storage.transaction_queue import Turns
+from control.storage.transaction_queue import PATIENCE, SHORT_PATIENCE, Turns
+from tests.support.clock import SetClock
 
 
-async def test_quick_ones_run_one_at_a_time_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A machine that stands still for a moment makes none of them one that is stuck.
-    monkeypatch.setattr(transaction_queue, "PATIENCE", 60.0)
-    taken, running, order = Turns(), 0, []
+async def test_quick_ones_run_one_at_a_time_in_their_order() -> None:
+    taken, running, order = Turns(SetClock(timers="stand")), 0, []
 
     async def quick(number: int) -> None:
         nonlocal running
@@ -26,9 +22,9 @@ async def test_quick_ones_run_one_at_a_time_in_their_order(monkeypatch: pytest.M
     assert order == list(range(20))
 
 
-async def test_one_that_is_stuck_holds_up_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transaction_queue, "PATIENCE", 0.01)
-    taken, free, done = Turns(), asyncio.Event(), 0
+async def test_one_that_is_stuck_holds_up_nobody_for_long() -> None:
+    clock = SetClock(timers="stand")
+    taken, free, done = Turns(clock), asyncio.Event(), 0
 
     async def stuck() -> None:
         async with taken.turn():
@@ -40,9 +36,16 @@ async def test_one_that_is_stuck_holds_up_nobody_for_long(monkeypatch: pytest.Mo
             done += 1
 
     hanging = [asyncio.create_task(stuck()) for _ in range(3)]
-    async with asyncio.timeout(20):
-        await asyncio.gather(*(quick() for _ in range(5)))
+    others = [asyncio.create_task(quick()) for _ in range(5)]
+    await clock.passes(PATIENCE - 0.001)
+    assert done == 0
+    await clock.passes(0.001)
+    assert done == 0, "the next one is stuck as well"
+    await clock.passes(2 * SHORT_PATIENCE - 0.001)
+    assert done == 0
+    await clock.passes(0.001)
     assert done == 5
+    await asyncio.gather(*others)
     assert not any(task.done() for task in hanging)
     free.set()
     await asyncio.gather(*hanging)
@@ -52,7 +55,7 @@ async def test_one_that_is_stuck_holds_up_nobody_for_long(monkeypatch: pytest.Mo
 
 
 async def test_one_that_is_cancelled_passes_its_turn_on() -> None:
-    taken = Turns()
+    taken = Turns(SetClock(timers="stand"))
 
     async def endless() -> None:
         async with taken.turn():

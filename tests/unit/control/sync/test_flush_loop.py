@@ -7,6 +7,9 @@ import pytest
 
 from control.problems import ProblemError
 from control.sync import flush_loop
+from tests.support.clock import SetClock
+
+PERIOD = 5.0
 
 log = logging.getLogger("skerry.test")
 
@@ -18,7 +21,7 @@ class Counts:
         self.waiting = 3
         self.flushes = 0
         self.faults = list(faults)
-        self.flushed = asyncio.Event()
+        self.clock = SetClock(timers="stand")
 
     async def flush(self) -> None:
         self.flushes += 1
@@ -26,10 +29,9 @@ class Counts:
         if fault is not None:
             raise fault
         self.waiting = 0
-        self.flushed.set()
 
-    def start(self, period: float) -> "asyncio.Task[None]":
-        return asyncio.create_task(flush_loop.run(log, "counts", period, self.flush, lambda: self.waiting))
+    def start(self) -> "asyncio.Task[None]":
+        return asyncio.create_task(flush_loop.run(log, "counts", self.clock, PERIOD, self.flush, lambda: self.waiting))
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -46,16 +48,19 @@ async def ended(task: "asyncio.Task[None]") -> None:
 
 async def test_no_failure_ends_it(caplog: pytest.LogCaptureFixture) -> None:
     counts = Counts(ProblemError("database_unavailable", "away"), ValueError("a fault of its own"))
-    task = counts.start(0.0)
-    async with asyncio.timeout(30):
-        await counts.flushed.wait()
+    task = counts.start()
+    for flushes in (1, 2, 3):
+        await counts.clock.passes(PERIOD - 0.01)
+        assert counts.flushes == flushes - 1
+        await counts.clock.passes(0.01)
+        assert counts.flushes == flushes
     await ended(task)
     assert said(caplog) == ["counts can't be written yet: 3 wait; away", "counts could not be written, 3 wait"]
 
 
 async def test_what_is_left_is_written_at_the_end() -> None:
     counts = Counts()
-    task = counts.start(1e6)
+    task = counts.start()
     await asyncio.sleep(0)
     await ended(task)
     assert (counts.flushes, counts.waiting) == (1, 0)
@@ -65,12 +70,16 @@ async def test_what_is_left_is_written_at_the_end() -> None:
 async def test_an_end_that_can_not_write_says_what_is_lost(
     away: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(flush_loop, "LAST_FLUSH", 0.01)
     counts = Counts(ProblemError("database_unavailable", "away"))
     if not away:
         # It doesn't answer.
         monkeypatch.setattr(counts, "flush", asyncio.Event().wait)
-    task = counts.start(1e6)
+    task = counts.start()
     await asyncio.sleep(0)
+    task.cancel()
+    if not away:
+        await counts.clock.passes(flush_loop.LAST_FLUSH - 0.01)
+        assert not task.done()
+        await counts.clock.passes(0.01)
     await ended(task)
     assert said(caplog)[-1] == "counts were not written before the end: 3"

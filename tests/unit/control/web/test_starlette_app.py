@@ -43,7 +43,7 @@ class OnlyCounters:
         self.tracing = None
         self.live = SimpleNamespace(viewers={})
         self.auth = self.fleet = self.heartbeats = self.decisions = self.numbers = None
-        self.certificates, self.reread = ControlCertificates(SETTINGS, SystemClock()), RereadFiles({})
+        self.certificates, self.reread = ControlCertificates(SETTINGS, SystemClock()), RereadFiles({}, SystemClock())
         self.live_settings = LiveSettings(SETTINGS)
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from control.telemetry.webhooks import webhook_messages, webhook_sender
-from tests.support.control import SettableClock
+from tests.support.clock import SetClock
 from tests.support.replica import Replica, Site
 from tests.support.webhook_receiver import Receiver, receiving
 from tests.support.webhooks import LOOPBACK
@@ -33,11 +33,11 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-def clock() -> SettableClock:
-    return SettableClock()
+def clock() -> SetClock:
+    return SetClock(time="run")
 
 
 @pytest.fixture
-async def replica(control_site: Site, clock: SettableClock) -> AsyncIterator[Replica]:
+async def replica(control_site: Site, clock: SetClock) -> AsyncIterator[Replica]:
     async with control_site.running(clock=clock, webhook_networks=LOOPBACK) as found:
         yield found

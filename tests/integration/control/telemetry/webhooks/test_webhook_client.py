@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from control.access import certificates
+from control.clock import SystemClock
 from control.local import pki
 from control.telemetry.webhooks import webhook_client, webhook_signature
 from control.telemetry.webhooks.webhook_client import WebhookClient
 from tests.support.webhook_receiver import Receiver, receiving
 
+CLOCK = SystemClock()
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 HEADERS = webhook_signature.headers(webhook_signature.new_secret(), "id", 0, b"{}")
 INSIDE = [
@@ -48,7 +50,7 @@ class Names:
 @pytest.mark.parametrize("address", INSIDE)
 async def test_a_name_that_leads_inside_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     names = Names(monkeypatch, [address])
-    async with WebhookClient(()) as client:
+    async with WebhookClient((), CLOCK) as client:
         attempt = await client.post("https://hooks.example/secret", HEADERS, b"{}")
     assert "isn't public" in attempt.error
     assert "hooks.example leads to" in attempt.error
@@ -59,7 +61,7 @@ async def test_a_name_that_leads_inside_is_refused(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("address", INSIDE)
 async def test_an_address_inside_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     host = f"[{address}]" if ":" in address else address
-    async with WebhookClient(()) as client:
+    async with WebhookClient((), CLOCK) as client:
         attempt = await client.post(f"https://{host}/secret", HEADERS, b"{}")
     assert "isn't public" in attempt.error
 
@@ -73,7 +75,7 @@ async def test_an_address_inside_is_refused(monkeypatch: pytest.MonkeyPatch, add
 )
 async def test_no_other_way_of_writing_leads_inside(receiver: Receiver, host: str) -> None:
     port = receiver.url.split(":")[2].partition("/")[0]
-    async with WebhookClient((ipaddress.ip_network("203.0.113.0/24"),)) as client:
+    async with WebhookClient((ipaddress.ip_network("203.0.113.0/24"),), CLOCK) as client:
         for scheme in ("https", "http"):
             attempt = await client.post(f"{scheme}://{host}:{port}/hook", HEADERS, b"{}")
             assert attempt.error
@@ -83,7 +85,7 @@ async def test_no_other_way_of_writing_leads_inside(receiver: Receiver, host: st
 
 async def test_a_name_of_which_one_address_is_inside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     Names(monkeypatch, ["93.184.215.14", "127.0.0.1"])
-    async with WebhookClient(()) as client:
+    async with WebhookClient((), CLOCK) as client:
         attempt = await client.post("https://hooks.example/", HEADERS, b"{}")
     assert "127.0.0.1, which isn't public" in attempt.error
 
@@ -91,7 +93,7 @@ async def test_a_name_of_which_one_address_is_inside_is_refused(monkeypatch: pyt
 async def test_a_public_address_of_this_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook_client, "is_own", lambda address: str(address) == "93.184.215.14")
     Names(monkeypatch, ["93.184.215.14"])
-    async with WebhookClient(()) as client:
+    async with WebhookClient((), CLOCK) as client:
         assert "93.184.215.14" in (await client.post("https://hooks.example/", HEADERS, b"{}")).error
 
 
@@ -101,7 +103,7 @@ async def test_the_address_that_was_checked_is_connected_to(
     """A second look-up would lead elsewhere: there is none within an attempt, and one for each attempt."""
     names = Names(monkeypatch, ["127.0.0.1"], ["10.0.0.1"])
     url = receiver.url.replace("127.0.0.1", "hooks.example")
-    async with WebhookClient(LOOPBACK) as client:
+    async with WebhookClient(LOOPBACK, CLOCK) as client:
         assert (await client.post(url, HEADERS, b"{}")).error == ""
         assert names.asked == ["hooks.example"]
         assert "10.0.0.1" in (await client.post(url, HEADERS, b"{}")).error
@@ -111,10 +113,10 @@ async def test_the_address_that_was_checked_is_connected_to(
 
 async def test_plain_http_is_for_networks_that_are_named(monkeypatch: pytest.MonkeyPatch, receiver: Receiver) -> None:
     Names(monkeypatch, ["93.184.215.14"])
-    async with WebhookClient(()) as client:
+    async with WebhookClient((), CLOCK) as client:
         assert "plain http" in (await client.post("http://hooks.example/", HEADERS, b"{}")).error
         assert "plain http" in (await client.post(receiver.url, HEADERS, b"{}")).error
-    async with WebhookClient(LOOPBACK) as client:
+    async with WebhookClient(LOOPBACK, CLOCK) as client:
         assert "plain http" in (await client.post("http://hooks.example/", HEADERS, b"{}")).error
         assert (await client.post(receiver.url, HEADERS, b"{}")).error == ""
         mapped = receiver.url.replace("127.0.0.1", "[::ffff:127.0.0.1]")
@@ -124,7 +126,7 @@ async def test_plain_http_is_for_networks_that_are_named(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirects_are_not_followed(receiver: Receiver, status: int) -> None:
     receiver.answers = lambda message: status
-    async with WebhookClient(LOOPBACK) as client:
+    async with WebhookClient(LOOPBACK, CLOCK) as client:
         attempt = await client.post(receiver.url, HEADERS, b"{}")
     assert (attempt.status, len(receiver.received)) == (status, 1)
     assert "redirect" in attempt.error
@@ -134,7 +136,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Any) -
     own = pki.ensure(tmp_path)
     async with (
         receiving(certificates.server_context(own.certificate, own.key)) as receiver,
-        WebhookClient(LOOPBACK) as client,
+        WebhookClient(LOOPBACK, CLOCK) as client,
     ):
         attempt = await client.post(receiver.url, HEADERS, b"{}")
         assert "the certificate of localhost isn't trusted" in attempt.error
@@ -147,7 +149,7 @@ async def test_an_answer_that_is_no_http_is_a_failure(monkeypatch: pytest.Monkey
         writer.close()
 
     server = await asyncio.start_server(babble, "127.0.0.1")
-    async with server, WebhookClient(LOOPBACK) as client:
+    async with server, WebhookClient(LOOPBACK, CLOCK) as client:
         port = server.sockets[0].getsockname()[1]
         attempt = await client.post(f"http://127.0.0.1:{port}/secret", HEADERS, b"{}")
     assert attempt.error
@@ -157,7 +159,7 @@ async def test_an_answer_that_is_no_http_is_a_failure(monkeypatch: pytest.Monkey
 async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, receiver: Receiver) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    async with WebhookClient(LOOPBACK) as client:
+    async with WebhookClient(LOOPBACK, CLOCK) as client:
         assert (await client.post(receiver.url, HEADERS, b"{}")).error == ""
 
 

@@ -8,7 +8,8 @@ import pytest
 from control import wire
 from control.telemetry.webhooks import webhook_messages, webhook_sender
 from tests.support import seeds
-from tests.support.control import SettableClock, until
+from tests.support.clock import SetClock
+from tests.support.control import until
 from tests.support.replica import Replica, Site
 from tests.support.webhook_receiver import Receiver
 from tests.support.webhooks import LOOPBACK, add, deliveries, got, look, send_test, told
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quiet", "hurried")
 
 
 async def test_what_happens_to_nodes_and_releases_is_told(
-    replica: Replica, receiver: Receiver, clock: SettableClock
+    replica: Replica, receiver: Receiver, clock: SetClock
 ) -> None:
     await add(replica, receiver.url)
     good, bad = await replica.join("good"), await replica.join("bad")
@@ -81,7 +82,7 @@ async def test_what_happens_to_nodes_and_releases_is_told(
         assert len(receiver.items(kind)) == 1
 
 
-async def test_a_sync_that_expires_is_told(replica: Replica, receiver: Receiver, clock: SettableClock) -> None:
+async def test_a_sync_that_expires_is_told(replica: Replica, receiver: Receiver, clock: SetClock) -> None:
     await add(replica, receiver.url)
     [node] = await seeds.behind(replica, 1)
     await node.plan()
@@ -100,7 +101,7 @@ async def test_only_the_kinds_that_are_wanted_are_sent(replica: Replica, receive
 
 
 async def test_ten_thousand_nodes_that_go_offline_are_a_few_messages(
-    replica: Replica, receiver: Receiver, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, receiver: Receiver, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook_messages, "GATHER", 1.0)
     await add(replica, receiver.url, kinds=["node.offline"])
@@ -135,7 +136,7 @@ async def test_without_a_webhook_nothing_is_kept(replica: Replica, receiver: Rec
 
 
 async def test_what_was_left_when_the_last_webhook_went_is_not_told_to_a_new_one(
-    control_site: Site, receiver: Receiver, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
+    control_site: Site, receiver: Receiver, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook_sender, "PERIOD", 1e6)
     async with control_site.running(clock=clock, webhook_networks=LOOPBACK) as replica:

@@ -10,7 +10,8 @@ from control.local.pki import Pki
 from control.sync.leases import Leases
 from control.telemetry.webhooks import webhook_messages, webhook_sender
 from control.telemetry.webhooks.webhook_sender import WebhookSender
-from tests.support.control import SettableClock, until
+from tests.support.clock import SetClock
+from tests.support.control import until
 from tests.support.ports import free_port
 from tests.support.replica import Replica, Site
 from tests.support.webhook_receiver import Receiver, receiving
@@ -27,7 +28,7 @@ def long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_node_that_goes_offline_is_told_signed_over_tls(
-    control_site: Site, clock: SettableClock, pki: Pki, monkeypatch: pytest.MonkeyPatch
+    control_site: Site, clock: SetClock, pki: Pki, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(pki.ca))
     async with (
@@ -58,7 +59,7 @@ async def test_a_node_that_goes_offline_is_told_signed_over_tls(
 
 
 async def test_a_failed_message_is_sent_again_with_its_id(
-    long_pauses: None, replica: Replica, receiver: Receiver, clock: SettableClock
+    long_pauses: None, replica: Replica, receiver: Receiver, clock: SetClock
 ) -> None:
     secret = (await add(replica, receiver.url, kinds=["node.online"]))["secret"]
     statuses = iter([500, 302])
@@ -81,7 +82,7 @@ async def test_a_failed_message_is_sent_again_with_its_id(
     messages[-1].verify(secret, clock.now().timestamp())
 
 
-async def test_what_is_given_up_is_listed(replica: Replica, receiver: Receiver, clock: SettableClock) -> None:
+async def test_what_is_given_up_is_listed(replica: Replica, receiver: Receiver, clock: SetClock) -> None:
     await add(replica, receiver.url, kinds=["node.online"])
     receiver.answers = lambda message: 503
     id = await send_test(replica)
@@ -99,7 +100,7 @@ async def test_what_is_given_up_is_listed(replica: Replica, receiver: Receiver, 
 
 
 async def test_a_receiver_that_is_back_gets_all_that_waits(
-    long_pauses: None, replica: Replica, clock: SettableClock
+    long_pauses: None, replica: Replica, clock: SetClock
 ) -> None:
     port = free_port()
     await add(replica, f"http://127.0.0.1:{port}/hook", kinds=["node.online"])
@@ -161,7 +162,7 @@ async def test_a_slow_receiver_holds_up_no_other(
 
 
 async def test_a_receiver_that_does_not_answer_in_time_has_failed(
-    long_pauses: None, control_site: Site, receiver: Receiver, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
+    long_pauses: None, control_site: Site, receiver: Receiver, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("control.telemetry.webhooks.webhook_client.TIME_LIMIT", 0.2)
     receiver.answers = lambda message: 3600.0
@@ -172,7 +173,7 @@ async def test_a_receiver_that_does_not_answer_in_time_has_failed(
         assert failed["error"] == "127.0.0.1 hadn't answered after 0.2 s"
 
 
-async def test_one_replica_sends_at_a_time(control_site: Site, receiver: Receiver, clock: SettableClock) -> None:
+async def test_one_replica_sends_at_a_time(control_site: Site, receiver: Receiver, clock: SetClock) -> None:
     async with contextlib.AsyncExitStack() as stack:
         running = [control_site.running(clock=clock, webhook_networks=LOOPBACK) for _ in range(3)]
         replicas = [await stack.enter_async_context(one) for one in running]
@@ -185,7 +186,7 @@ async def test_one_replica_sends_at_a_time(control_site: Site, receiver: Receive
 
 
 async def test_a_replica_that_is_killed_before_it_records_sends_nothing_twice_under_another_id(
-    control_site: Site, receiver: Receiver, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
+    control_site: Site, receiver: Receiver, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
@@ -227,7 +228,7 @@ async def test_messages_beyond_a_thousand_that_wait_are_given_up(
 
 
 async def test_what_became_of_messages_is_kept_for_a_week(
-    replica: Replica, receiver: Receiver, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, receiver: Receiver, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook_sender, "CLEAN_EVERY", 0.02)
     await add(replica, receiver.url, kinds=["node.online"])
