@@ -146,6 +146,15 @@ class MovedClock:
         self._stands_at = self.monotonic()
         self._look()
 
+    @contextlib.contextmanager
+    def standing(self) -> Iterator[None]:
+        """Stand still until the block ends, as a front that ends needs its timers."""
+        self.stand()
+        try:
+            yield
+        finally:
+            self.go()
+
     def go(self) -> None:
         """Go on, from what it says now."""
         self._ahead, self._stands_at = self.monotonic() - time.monotonic(), None

@@ -11,13 +11,14 @@ from typing import Any
 import orjson
 import pytest
 
-from edge_runtime.dispatch import breaker
+from edge_runtime.dispatch import breaker, supervisor
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import Answer, Outcome
 from edge_runtime.ipc.zygote_client import Child
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
+from tests.support.moved_clock import MovedClock
 
 NUMBER = ["CREATE TABLE generation (number INTEGER)", "INSERT INTO generation VALUES (1)"]
 READ = {"sql": "read"}
@@ -200,10 +201,8 @@ async def test_a_function_whose_line_is_full_says_so_and_others_may_wait(tmp_pat
 
 
 async def test_a_function_that_kills_workers_is_cut_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: MovedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # So long that its time isn't over before the test says so, however busy the machine is.
-    monkeypatch.setattr(breaker, "FIRST", 25.0)
     async with node(tmp_path / "state", workers=3, concurrency=2) as edge:
         bad = (guest("slow"), {**READ, "time_limit_ms": 1000})
         await edge.release({"bad": bad, "echo": guest("echo")}, NUMBER)
@@ -213,56 +212,59 @@ async def test_a_function_that_kills_workers_is_cut_off(
             while not stop:
                 assert (await edge.call("echo", b"well"))[2] == b"well"
 
-        async with asyncio.TaskGroup() as group:
-            group.create_task(healthy())
-            told = [await full(edge, "bad?ms=30000") for _ in range(6)]
-            assert [code for _, code, _, _ in told] == ["time_limit"] * 5 + ["circuit_open"]
-            assert told[-1][0] == 503
-            assert 0 < told[-1][2] <= 25
-            shown = await function(edge, "bad")
-            assert (shown["breaker"]["state"], shown["breaker"]["opened"]) == ("open", 1)
-            assert 0 < shown["breaker"]["seconds_left"] <= 25
-            async with edge.http.get("/_skerry/metrics") as answer:
-                text = await answer.text()
-            assert 'skerry_edge_circuit_open{function="bad"} 1.0' in text
-            assert 'skerry_edge_calls_total{function="bad",outcome="circuit_open"} 1.0' in text
-            # After its time one call tries: it is no better, and the next time is twice as long.
-            left = edge.front.pool.functions["bad"].breaker
-            left.until = time.monotonic()
-            assert (await full(edge, "bad?ms=30000"))[1] == "time_limit"
-            assert 25 < left.until - time.monotonic() <= 50
-            _, code, retry, _ = await full(edge, "bad")
-            assert code == "circuit_open"
-            assert 25 < retry <= 50
-            # On a busy machine others may have been ended that didn't come to begin their call.
-            assert len(re.findall(r"was ended by the front: bad \S+, time_limit", caplog.text)) == 6
-            # One that ends well closes it. On a busy machine any call may take longer than this function may.
-            status = 504
-            while status == 504:
-                left.until = time.monotonic()
-                status, _, body = await edge.call("bad?ms=0")
-            assert status == 200, body
-            assert (await function(edge, "bad"))["breaker"]["state"] == "closed"
-            stop = True
+        with clock.standing():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(healthy())
+                told = []
+                for _ in range(6):
+                    told.append(await full(edge, "bad?ms=30000"))
+                    # For the worker's successor.
+                    await clock.move(supervisor.SUCCESSION)
+                assert [code for _, code, _, _ in told] == ["time_limit"] * 5 + ["circuit_open"]
+                status, _, retry, _ = told[-1]
+                assert (status, retry) == (503, breaker.FIRST)
+                shown = await function(edge, "bad")
+                assert (shown["breaker"]["state"], shown["breaker"]["opened"]) == ("open", 1)
+                assert 0.9 < shown["breaker"]["seconds_left"] < breaker.FIRST
+                async with edge.http.get("/_skerry/metrics") as answer:
+                    text = await answer.text()
+                assert 'skerry_edge_circuit_open{function="bad"} 1.0' in text
+                assert 'skerry_edge_calls_total{function="bad",outcome="circuit_open"} 1.0' in text
+                # After its time one call tries: it is no better, and the next time is twice as long.
+                await clock.move(breaker.FIRST)
+                assert (await full(edge, "bad?ms=30000"))[1] == "time_limit"
+                assert (await full(edge, "bad"))[1:3] == ("circuit_open", 2 * breaker.FIRST)
+                await clock.move(2 * breaker.FIRST - 0.01)
+                assert (await full(edge, "bad"))[1:3] == ("circuit_open", 1)
+                # On a busy machine others may have been ended that didn't come to begin their call.
+                assert len(re.findall(r"was ended by the front: bad \S+, time_limit", caplog.text)) == 6
+                # One that ends well closes it. On a busy machine any call may take longer than this function may.
+                status = 504
+                while status == 504:
+                    await clock.move(breaker.LONGEST)
+                    status, _, body = await edge.call("bad?ms=0")
+                assert status == 200, body
+                assert (await function(edge, "bad"))["breaker"]["state"] == "closed"
+                stop = True
 
 
 async def test_a_new_version_starts_fresh_and_what_waits_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: MovedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # The second release must come before its time is over.
-    monkeypatch.setattr(breaker, "FIRST", 60.0)
     async with node(tmp_path / "state", workers=2, concurrency=1) as edge:
         bad = (guest("loop"), {"time_limit_ms": 30})
         await edge.release({"bad": bad})
-        # As they come in, all at once: those in the queue are refused with the fifth's end.
-        outcomes = await asyncio.gather(*(submit(edge, "bad") for _ in range(40)))
-        codes = [outcome.code for outcome in outcomes if not isinstance(outcome, Answer)]
-        assert (codes.count("time_limit"), codes.count("circuit_open")) == (5, 35)
-        assert caplog.text.count("was ended by the front: bad, time_limit") == 5
-        await edge.release({"bad": bad})
-        assert (await edge.problem("bad"))[1] == "circuit_open"
-        await edge.release({"bad": guest("echo")})
-        assert (await edge.call("bad", b"mended"))[2] == b"mended"
+        with clock.standing():
+            # As they come in, all at once: those in the queue are refused with the fifth's end.
+            calling = asyncio.gather(*(submit(edge, "bad") for _ in range(40)))
+            await clock.until(calling.done, supervisor.SUCCESSION)
+            codes = [outcome.code for outcome in calling.result() if not isinstance(outcome, Answer)]
+            assert (codes.count("time_limit"), codes.count("circuit_open")) == (5, 35)
+            assert caplog.text.count("was ended by the front: bad, time_limit") == 5
+            await edge.release({"bad": bad})
+            assert (await edge.problem("bad"))[1] == "circuit_open"
+            await edge.release({"bad": guest("echo")})
+            assert (await edge.call("bad", b"mended"))[2] == b"mended"
 
 
 async def test_workers_killed_from_outside_are_not_the_functions_fault(tmp_path: Path) -> None:

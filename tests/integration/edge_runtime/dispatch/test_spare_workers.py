@@ -15,6 +15,7 @@ from edge_runtime.ipc import frames
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.edge import Node, node, until
+from tests.support.moved_clock import MovedClock
 from tests.support.programs import Faults
 
 
@@ -167,20 +168,20 @@ async def test_damaged_code_that_a_spare_worker_finds_is_made_again(tmp_path: Pa
         assert (await edge.call("echo", b"well"))[2] == b"well"
 
 
-async def test_a_successor_is_born_at_once_only_where_a_place_is_empty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_successor_is_born_at_once_only_where_a_place_is_empty(tmp_path: Path, clock: MovedClock) -> None:
     async with node(tmp_path / "state", workers=1) as edge:
         await edge.release({"echo": guest("echo")})
         await until(lambda: idle_spare(edge) is not None)
         (worker,), (spare,) = edge.workers(), edge.spares()
-        monkeypatch.setattr(supervisor, "SUCCESSION", 3600.0)
-        os.kill(worker, signal.SIGKILL)
-        await until(lambda: edge.workers() == {spare})
-        assert {link.child.pid for link in edge.front.pool.links} == {spare}
-        os.kill(spare, signal.SIGKILL)
-        assert (await edge.call("echo", b"well"))[2] == b"well"
-        assert len(edge.front.pool.links) == 1
+        with clock.standing():
+            os.kill(worker, signal.SIGKILL)
+            await until(lambda: edge.workers() == {spare})
+            assert {link.child.pid for link in edge.front.pool.links} == {spare}
+            os.kill(spare, signal.SIGKILL)
+            assert (await edge.call("echo", b"well"))[2] == b"well"
+            assert len(edge.front.pool.links) == 1
+            await clock.move(supervisor.SUCCESSION)
+            await until(lambda: idle_spare(edge) is not None)
 
 
 async def test_a_release_does_not_wait_for_a_spare_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import msgspec
 import orjson
 import pytest
 
-from edge_runtime.dispatch import pool
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames, progress_page
@@ -18,6 +17,7 @@ from tests.guests.build import guest
 from tests.guests.version import SQL, version
 from tests.support.edge import Node, node, until
 from tests.support.gate import gate
+from tests.support.moved_clock import MovedClock
 
 FIRST = [
     "CREATE TABLE generation (number INTEGER)",
@@ -287,12 +287,12 @@ async def test_reads_go_on_while_a_release_is_committed(tmp_path: Path, faults: 
 
 
 async def test_a_read_that_finds_the_release_that_serves_by_now_is_run_again_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: MovedClock
 ) -> None:
-    # What is compiled has its own: there the test tells only that it is run again.
-    monkeypatch.setattr(pool, "STALE_PAUSE", 1e6)
     async with gate() as held, node(tmp_path / "state", **PATIENT, workers=2) as edge:
         await edge.release(functions(1, held.url), FIRST)
+        # No pause comes to its end.
+        clock.stand()
         reading = asyncio.ensure_future(lines(edge, "reads", held.request(), NUMBER))
         await held.reached(1)
         await edge.release(functions(2, held.url), schema(2))

@@ -13,6 +13,7 @@ from edge_runtime.dispatch.incoming_frames import BUFFER
 from edge_runtime.web.connection import HttpConnection
 from tests.support.connections import Client, on_uvloop, post, site
 from tests.support.edge import until
+from tests.support.moved_clock import MovedClock
 
 
 @on_uvloop
@@ -197,13 +198,10 @@ async def test_a_server_that_stops_answers_what_runs_and_cuts_what_does_not_end(
 
 
 @on_uvloop
-async def test_a_server_that_stops_answers_once_more_on_connections_in_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_server_that_stops_answers_once_more_on_connections_in_use(tmp_path: Path, clock: MovedClock) -> None:
     """A client that is about to send its next request is told by the answer to come again on another connection."""
-    for wait in ("MOVE_WAIT", "FIRST_WAIT"):  # however busy the machine is
-        monkeypatch.setattr(f"edge_runtime.web.connection.{wait}", 60.0)
-    async with site(tmp_path, stop_limit=60.0) as edge, edge.client() as used, edge.client() as new:
+    async with site(tmp_path) as edge, edge.client() as used, edge.client() as new:
+        clock.stand()
         used.send(post(body=b"1"))
         assert b"connection" not in (await used.answer())[1]
         await until(lambda: len(edge.server.shared.live) == 2)
@@ -218,10 +216,10 @@ async def test_a_server_that_stops_answers_once_more_on_connections_in_use(
 
 @on_uvloop
 async def test_a_connection_that_was_accepted_just_before_the_stop_is_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: MovedClock
 ) -> None:
-    monkeypatch.setattr("edge_runtime.web.connection.FIRST_WAIT", 60.0)
-    async with site(tmp_path, stop_limit=60.0) as edge:
+    async with site(tmp_path) as edge:
+        clock.stand()
         # The loop gets no turn between these.
         sock = socket.create_connection(("127.0.0.1", edge.port))
         listener = edge.server._listener
@@ -241,12 +239,10 @@ async def test_a_connection_that_was_accepted_just_before_the_stop_is_answered(
 
 
 @on_uvloop
-async def test_the_last_answer_arrives_though_more_had_been_sent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # However long it takes to read so much in small pieces.
-    monkeypatch.setattr("edge_runtime.web.connection.LINGER", 60.0)
-    async with site(tmp_path, stop_limit=60.0) as edge, edge.client(small=True) as client:
+async def test_the_last_answer_arrives_though_more_had_been_sent(tmp_path: Path, clock: MovedClock) -> None:
+    async with site(tmp_path) as edge, edge.client(small=True) as client:
+        # However long it takes to read so much in small pieces.
+        clock.stand()
         edge.app.at_once = False
         client.send(post("/large") + post(body=b"2") + post(body=b"x" * 100_000) * 40)
         await until(lambda: len(edge.app.runs) == 1)

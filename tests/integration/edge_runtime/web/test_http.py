@@ -12,8 +12,11 @@ import pytest
 
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.release.compiler import Compiler
+from edge_runtime.web.connection_waits import HEAD_WAIT, KEEP_ALIVE
+from edge_runtime.web.server import SWEEP
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
+from tests.support.moved_clock import MovedClock
 from tests.support.raw_http import post, raw
 
 FUNCTIONS = {
@@ -115,30 +118,29 @@ async def test_heads_have_limits(tmp_path: Path) -> None:
         assert (await edge.call("echo", b"still here"))[0] == 200
 
 
-async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_runtime.web.connection.HEAD_WAIT", 1.0)
-    monkeypatch.setattr("edge_runtime.web.server.SWEEP", 0.05)
+async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, clock: MovedClock) -> None:
     async with serving(tmp_path) as edge:
-        async with raw(edge) as silent, raw(edge) as slow:
-            with contextlib.suppress(ConnectionError):
+        live = edge.front.server.shared.live
+        with clock.standing():
+            async with raw(edge) as silent, raw(edge) as slow:
                 await slow.send(b"POST /functions/echo HTTP/1.1\r\nhost: lo")
-            assert await silent.ended()
-            assert await slow.ended()
-        # However long this one takes to send its first request.
-        await until(lambda: not edge.front.server.shared.live)
-        monkeypatch.setattr("edge_runtime.web.connection.HEAD_WAIT", 60.0)
-        async with raw(edge) as kept:
-            await until(lambda: bool(edge.front.server.shared.live))
-            monkeypatch.setattr("edge_runtime.web.connection.HEAD_WAIT", 1.0)
-            await kept.send(post("/functions/echo", b"1"))
-            assert (await kept.answer())[2] == b"1"
-            await asyncio.sleep(1.5)
-            # Between two requests there is no hurry.
-            monkeypatch.setattr("edge_runtime.web.connection.KEEP_ALIVE", 0.3)
-            await kept.send(post("/functions/echo", b"2"))
-            assert (await kept.answer())[2] == b"2"
-            # But there is an end.
-            assert await kept.ended()
+                await until(lambda: len(live) == 2 and any(one._requests.heading for one in live))
+                await clock.move(HEAD_WAIT)
+                assert len(live) == 2
+                await clock.move(2 * SWEEP)
+                assert await silent.ended()
+                assert await slow.ended()
+            await until(lambda: not live)
+            async with raw(edge) as kept:
+                await kept.send(post("/functions/echo", b"1"))
+                assert (await kept.answer())[2] == b"1"
+                # Between two requests there is no hurry.
+                await clock.move(KEEP_ALIVE)
+                await kept.send(post("/functions/echo", b"2"))
+                assert (await kept.answer())[2] == b"2"
+                # But there is an end.
+                await clock.move(KEEP_ALIVE + 2 * SWEEP)
+                assert await kept.ended()
 
 
 async def test_pipelined_requests_are_answered_in_their_order_up_to_a_limit(tmp_path: Path) -> None:

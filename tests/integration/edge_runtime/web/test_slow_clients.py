@@ -9,6 +9,7 @@ import pytest
 from edge_runtime.web.connection import UNREAD_WAIT
 from tests.support.connections import on_uvloop, post, site
 from tests.support.edge import until
+from tests.support.moved_clock import MovedClock
 
 
 @on_uvloop
@@ -74,38 +75,32 @@ async def test_one_functions_answers_do_not_cost_those_of_others(
 
 
 @on_uvloop
-async def test_a_client_that_reads_nothing_any_more_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No time passes here, however busy the machine is: the waits are said to be over."""
-    monkeypatch.setattr("edge_runtime.web.server.SWEEP", 0.05)
+async def test_a_client_that_reads_nothing_any_more_is_given_up(tmp_path: Path, clock: MovedClock) -> None:
     async with site(tmp_path) as edge, edge.client(small=True) as stuck, edge.client(small=True) as slow:
         waiting = edge.server.shared.unread.of_connection
-        stuck.send(post("/larger"))
-        await until(lambda: len(waiting) == 1)
-        slow.send(post("/larger"))
-        await until(lambda: len(waiting) == 2)
-        one, other = waiting
-        assert all(0 < c.deadline - asyncio.get_running_loop().time() <= UNREAD_WAIT + 0.01 for c in waiting)
-
-        def given_up() -> bool:
-            one.deadline = 0.0  # what its socket took at first is all that it takes
-            return edge.server.shared.live == {other}
-
-        left = int((await slow.head())[1][b"content-length"])
-        loop = asyncio.get_running_loop()
-        for _ in range(2):
-            before, other.deadline = waiting[other], loop.time() + 1000
-            while waiting[other] >= before:
-                left -= len(await slow.reader.readexactly(100_000))
-            # The one that took something has its time again.
-            assert other.deadline <= loop.time() + UNREAD_WAIT
-            await until(given_up)
-        # Also where it has taken but a part of what the socket was given.
-        edge.server.shared.unread.note(other, other._left() + 1)
-        other.late(now := loop.time())
-        assert (other.deadline, waiting[other]) == (now + UNREAD_WAIT, other._left())
-        await slow.reader.readexactly(left)
+        with clock.standing():
+            stuck.send(post("/larger"))
+            await until(lambda: len(waiting) == 1)
+            slow.send(post("/larger"))
+            await until(lambda: len(waiting) == 2)
+            _, other = waiting
+            assert [c.deadline for c in waiting] == [clock.monotonic() + UNREAD_WAIT] * 2
+            left = int((await slow.head())[1][b"content-length"])
+            # What the first one's socket takes at first may give it its time once more.
+            for _ in range(4):
+                assert other in edge.server.shared.live
+                before = waiting[other]
+                while waiting[other] >= before:
+                    left -= len(await slow.reader.readexactly(100_000))
+                # The one that took something has its time again.
+                assert other.deadline == clock.monotonic() + UNREAD_WAIT
+                await clock.move(0.75 * UNREAD_WAIT)
+            await until(lambda: edge.server.shared.live == {other})
+            # Also where it has taken but a part of what the socket was given.
+            edge.server.shared.unread.note(other, other._left() + 1)
+            other.late(now := clock.monotonic())
+            assert (other.deadline, waiting[other]) == (now + UNREAD_WAIT, other._left())
+            await slow.reader.readexactly(left)
 
 
 # Clients that go, or half
