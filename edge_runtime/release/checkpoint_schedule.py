@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edge_runtime import wal
+from edge_runtime import clock, wal
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
@@ -165,7 +165,7 @@ class CheckpointSchedule:
         """Make sure that the remains of a COMMIT whose worker was killed don't come back: now if possible, else
         soon."""
         try:
-            async with asyncio.timeout(SETTLE_LIMIT):
+            async with clock.timeout(SETTLE_LIMIT):
                 await self._settle()
         except (frames.ChildGone, NotBorn, TimeoutError, _Failed) as error:
             text = "after a COMMIT that was cut off, the write-ahead log isn't settled yet: %s"
@@ -184,17 +184,17 @@ class CheckpointSchedule:
     async def finish(self) -> None:
         """Leave a database file that is complete without its log; for an orderly stop, once the workers have ended."""
         path = wal.log_of(self._database)
-        began = time.monotonic()
+        began = clock.monotonic()
         try:
-            async with asyncio.timeout(FINISH_LIMIT):
-                while path.exists() and (path.stat().st_size or time.monotonic() - began < REMOVE_LIMIT):
+            async with clock.timeout(FINISH_LIMIT):
+                while path.exists() and (path.stat().st_size or clock.monotonic() - began < REMOVE_LIMIT):
                     child = await self._new()
                     with contextlib.closing(child):
                         await self._ask(child, frames.Checkpoint("truncate", LARGE_PATIENCE_MS))
                         await child.ask(frames.CLOSE, None, None)
                     if path.exists():
                         # Workers that were killed may not be gone yet.
-                        await asyncio.sleep(PERIOD)
+                        await clock.sleep(PERIOD)
         except (frames.ChildGone, NotBorn, TimeoutError, OSError, _Failed) as error:
             why = str(error) or "it takes long"
             log.warning("the write-ahead log couldn't be removed (%s): copy %s together with the database", why, path)
@@ -202,7 +202,7 @@ class CheckpointSchedule:
     async def _watch(self) -> None:
         while True:
             self.look()
-            await asyncio.sleep(PERIOD)
+            await clock.sleep(PERIOD)
 
     def _read(self) -> Index | None:
         try:
@@ -240,7 +240,7 @@ class CheckpointSchedule:
             self._warned = True
             text = "the write-ahead log has %d MiB, and calls that write are refused above %d: %s"
             log.warning(text, mib, self.limit >> 20, self.error or "reading calls overlap all the time, or write fast")
-        now, before = time.monotonic(), self._pool.pressure
+        now, before = clock.monotonic(), self._pool.pressure
         if before is Pressure.NONE:
             self._full_since = now
         pressed = pressure(size, self.limit, before, now - self._full_since)
@@ -256,7 +256,7 @@ class CheckpointSchedule:
         failures = 0
         while True:
             try:
-                async with asyncio.timeout(IDLE if self._child is not None else None):
+                async with clock.timeout(IDLE if self._child is not None else None):
                     await self._needed.wait()
             except TimeoutError:
                 self._end_child()
@@ -280,7 +280,7 @@ class CheckpointSchedule:
                     log.error("the database's checkpoint failed, and is tried again: %s", why)
                 if self._unsettled:
                     self._needed.set()
-                await asyncio.sleep(min(FAILURE_CAP, PERIOD * 2.0 ** min(failures - 1, 10)))
+                await clock.sleep(min(FAILURE_CAP, PERIOD * 2.0 ** min(failures - 1, 10)))
 
     def _is_well(self) -> None:
         self.error = ""
@@ -318,14 +318,14 @@ class CheckpointSchedule:
             elif moved > 0:
                 continue
             # Readers keep the log from beginning anew.
-            await asyncio.sleep(pause)
+            await clock.sleep(pause)
             pause = min(PAUSE_CAP, pause * 2)
             self.look()
 
     async def _new(self) -> Child:
         child = await self._processes.birth("checkpointer")
         try:
-            async with asyncio.timeout(BEGIN_LIMIT):
+            async with clock.timeout(BEGIN_LIMIT):
                 first = await child.answer()
             if first.kind != frames.READY:
                 raise _Failed(decode_failure(first.body).message)

@@ -24,6 +24,7 @@ from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_node import command
 from tests.support.edge import Node, node, until
 from tests.support.failing_calls import ALWAYS, FailingCalls
+from tests.support.moved_clock import MovedClock
 
 pytestmark = pytest.mark.never_retry
 
@@ -160,13 +161,15 @@ async def test_a_read_of_the_log_that_fails_is_not_taken_for_zeros(
         assert orjson.loads(body)["rows"] == [[3]]
 
 
-async def test_one_that_has_nothing_to_do_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_schedule, "IDLE", 0.2)
+async def test_one_that_has_nothing_to_do_is_ended(tmp_path: Path, clock: MovedClock) -> None:
     async with notes(tmp_path) as edge:
         for _ in range(6):
             await write(edge)
         await until(lambda: edge.front.checkpoints.made > 0)
-        await until(lambda: checkpointer(edge) is None)
+        with clock.standing():
+            await clock.move(checkpoint_schedule.IDLE / 2)
+            assert checkpointer(edge) is not None
+            await clock.until(lambda: checkpointer(edge) is None, checkpoint_schedule.IDLE)
 
 
 async def test_readers_cannot_have_the_log_grow_without_bound(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -299,11 +302,12 @@ async def kill_in_commit(edge: Node, failing: FailingCalls) -> None:
 
 
 async def test_a_commit_whose_worker_was_killed_in_it_does_not_come_back(
-    tmp_path: Path, failing: FailingCalls, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, failing: FailingCalls, clock: MovedClock
 ) -> None:
     """Its frames are in the log, its end isn't in the index: a recovery would take it for committed."""
-    monkeypatch.setattr(checkpoint_schedule, "SETTLE_LIMIT", 60.0)
     async with notes(tmp_path) as edge:
+        # The client is kept waiting as long as it takes.
+        clock.stand()
         await kill_in_commit(edge, failing)
         assert await count(edge) == 0
         assert list(recovered(tmp_path)) == [(0,)]
@@ -323,10 +327,11 @@ async def test_what_a_killed_commit_left_is_settled_later_where_that_takes_long(
 
 
 async def test_a_release_whose_applier_was_killed_in_its_commit_does_not_come_back(
-    tmp_path: Path, failing: FailingCalls, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, failing: FailingCalls, clock: MovedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_schedule, "SETTLE_LIMIT", 60.0)
     async with notes(tmp_path) as edge:
+        # The client is kept waiting as long as it takes.
+        clock.stand()
         # The first one is of the log as it was before.
         late = failing.delay("fsync", f"{FILE}-wal", 60.0, first=1, times=1)
         born: list[tuple[str, Child]] = []
