@@ -27,7 +27,9 @@ LIMIT = 60.0
 """Seconds, by the system's clock, until what a test waits for must have come true."""
 
 
-class _Timer:
+class MovedTimer:
+    """A timer of a clock that is moved."""
+
     def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         self._callback: Callable[..., object] | None = callback
         self._args = args
@@ -58,7 +60,7 @@ class _Timeout:
         self._moved = moved
         self._when = None if delay is None else moved.monotonic() + delay
         self._inner = asyncio.timeout(None)
-        self._timer: _Timer | None = None
+        self._timer: MovedTimer | None = None
 
     async def __aenter__(self) -> Self:
         await self._inner.__aenter__()
@@ -100,7 +102,7 @@ class MovedClock:
         self._stands_at: float | None = None
         """What it says while it stands."""
         self._began = self.monotonic(), datetime.now(UTC)
-        self._timers: list[tuple[float, int, _Timer]] = []
+        self._timers: list[tuple[float, int, MovedTimer]] = []
         self._numbers = itertools.count()
         self._next: asyncio.TimerHandle | None = None
 
@@ -113,7 +115,7 @@ class MovedClock:
         began, day = self._began
         return day + timedelta(seconds=self.monotonic() - began)
 
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> _Timer:
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> MovedTimer:
         return self.call_at(self.monotonic() + delay, callback, *args)
 
     async def sleep(self, delay: float) -> None:
@@ -130,8 +132,8 @@ class MovedClock:
     def timeout(self, delay: float | None) -> _Timeout:
         return _Timeout(self, delay)
 
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> _Timer:
-        timer = _Timer(callback, args)
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> MovedTimer:
+        timer = MovedTimer(callback, args)
         if when <= self.monotonic():
             timer.fire()
             return timer
@@ -183,7 +185,7 @@ class MovedClock:
         """Timers that are set."""
         return sum(timer.set for _, _, timer in self._timers)
 
-    def _due(self, until: float) -> _Timer | None:
+    def _due(self, until: float) -> MovedTimer | None:
         """Take the next timer that is due until then, and stand at its time; None if none is."""
         while self._timers and self._timers[0][0] <= until:
             when, _, timer = heapq.heappop(self._timers)

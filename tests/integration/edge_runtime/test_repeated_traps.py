@@ -24,6 +24,7 @@ from edge_runtime.telemetry.search import LineFilter
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_call_ends import trapping
 from tests.support.edge import BACKGROUND, Node, node, until
+from tests.support.moved_clock import MovedClock
 
 HINT = "`skerry-edge call` with the same request says in which function of the module it trapped"
 
@@ -158,10 +159,9 @@ async def test_whatever_becomes_of_the_process_the_next_trap_is_looked_into(
     assert "value" not in repr(processes.asked[-1])
 
 
-async def test_traps_are_looked_into_now_and_then(
-    traps: tuple[RepeatedTraps, Processes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_traps_are_looked_into_now_and_then(traps: tuple[RepeatedTraps, Processes], clock: MovedClock) -> None:
     made, processes = traps
+    clock.stand()
     for name, version in (("one", 1), ("one", 1), ("one", 2), ("one", 1), ("two", 1)):
         note(made, name, version=version)
         await until(lambda: made._next is None)
@@ -170,7 +170,10 @@ async def test_traps_are_looked_into_now_and_then(
         ("one", 2),
         ("two", 1),
     ]
-    monkeypatch.setattr(repeated_traps, "AGAIN", 0.0)
+    await clock.move(repeated_traps.AGAIN - 1)
+    note(made, "one")
+    assert made._next is None
+    await clock.move(1)
     note(made, "one")
     # While one is looked into, others aren't.
     note(made, "three")

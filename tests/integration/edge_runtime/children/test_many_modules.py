@@ -21,6 +21,7 @@ from edge_runtime.release import compile_jobs, manager
 from edge_runtime.release.compile_jobs import CompileJobs
 from tests.guests.build import guest
 from tests.support.edge import BACKGROUND, Node, node, until
+from tests.support.moved_clock import MovedClock
 
 MIB = 1024 * 1024
 LITTLE = {"worker_memory": 128 * MIB}
@@ -205,10 +206,9 @@ async def test_damaged_code_of_what_is_too_large_for_the_interpreter_is_made_aga
 
 @pytest.mark.parametrize("error", [SyncFailed("compile_io", "No space left on device"), NotBorn("no process")])
 async def test_a_shortage_while_code_is_made_passes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: MovedClock, error: Exception
 ) -> None:
     """What can't be compiled for want of room or a process is compiled later."""
-    monkeypatch.setattr(manager, "POSTPONED", 0.2)
     monkeypatch.setattr(compile_jobs, "TRIES", 1)
     real, tries, short = CompileJobs._child, 0, asyncio.Event()
 
@@ -225,6 +225,11 @@ async def test_a_shortage_while_code_is_made_passes(
         await edge.release({"echo": guest("echo")})
         assert not served(edge)[0].aot
         short.set()
+        await until(lambda: edge.front.compiler.postponed)
+        with clock.standing():
+            await clock.move(manager.POSTPONED / 2)
+            assert tries == 1
+            await clock.move(manager.POSTPONED)
         await until(lambda: served(edge)[0].aot, BACKGROUND)
         assert tries == 2
 

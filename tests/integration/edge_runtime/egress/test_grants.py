@@ -20,6 +20,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.release import manager
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
+from tests.support.moved_clock import MovedClock
 
 LARGE = 1_200_000
 VALUE = "a-value-that-nobody-may-see"
@@ -192,10 +193,9 @@ def write(path: Path, text: str) -> None:
 
 
 async def test_secrets_come_from_the_nodes_file_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: MovedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(manager, "SECRETS_PAUSE", 0.05)
     path, wasm = tmp_path / "secrets.toml", guest("fetch")
     manifest = {"secrets": ["KEY"], "config": {"OPEN": "yes"}}
 
@@ -223,14 +223,15 @@ async def test_secrets_come_from_the_nodes_file_alone(
         write(path, f'[f]\nKEY = "{VALUE}3"\n[g]\nKEY = "{VALUE}2"\n')
         async with asyncio.timeout(60):
             while await env(edge, "f", "KEY") != f"{VALUE}3":
-                await asyncio.sleep(0.01)
+                await clock.move(manager.SECRETS_PAUSE)
         # One that can't be used changes nothing, and is told.
         path.chmod(0o644)
-        await until(lambda: edge.front.secrets.error)
+        await clock.until(lambda: edge.front.secrets.error)
         shown = await state(edge)
         assert "chmod 600" in shown["secrets"]["error"]
         assert await env(edge, "f", "KEY") == f"{VALUE}3"
         assert VALUE not in orjson.dumps(shown).decode()
+        clock.go()
 
     # A node that starts without them serves what it can.
     path.unlink()
@@ -244,8 +245,9 @@ async def test_secrets_come_from_the_nodes_file_alone(
         write(path, f'[f]\nKEY = "{VALUE}"\n')
         async with asyncio.timeout(60):
             while (await edge.call("f?env=KEY"))[2] != VALUE.encode():
-                await asyncio.sleep(0.01)
+                await clock.move(manager.SECRETS_PAUSE)
         assert await edge.problem("g") == (503, "secret_missing")
+        clock.go()
 
     assert VALUE not in caplog.text
     path.unlink()
@@ -258,9 +260,8 @@ def files(folder: Path) -> list[Path]:
 
 
 async def test_new_values_of_secrets_that_cannot_be_loaded_are_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: MovedClock
 ) -> None:
-    monkeypatch.setattr(manager, "SECRETS_PAUSE", 0.01)
     path, wasm = tmp_path / "secrets.toml", guest("fetch")
     function = {"f": (wasm, {"secrets": ["KEY"]})}
     write(path, '[f]\nKEY = "1"\n')
@@ -276,24 +277,28 @@ async def test_new_values_of_secrets_that_cannot_be_loaded_are_tried_again(
         async def has(value: str) -> None:
             async with asyncio.timeout(60):
                 while (await edge.call("f?env=KEY"))[2].decode() != value:
-                    await asyncio.sleep(0.01)
+                    await clock.move(manager.SECRETS_PAUSE)
 
         with monkeypatch.context() as broken:
             broken.setattr(edge.front.supervisor, "load", failing)
             write(path, '[f]\nKEY = "2"\n')
-            await until(lambda: tries)
+            await clock.until(lambda: tries)
             # At once, where the file changes; again and again only after a while.
             write(path, '[f]\nKEY = "3"\n')
-            await until(lambda: len(tries) == 2)
-            monkeypatch.setattr(manager, "SECRETS_AGAIN", 0.05)
-            await until(lambda: len(tries) > 4)
-            assert tries == ["2", *["3"] * (len(tries) - 1)]
+            await clock.until(lambda: len(tries) == 2)
+            await clock.move(manager.SECRETS_AGAIN - manager.SECRETS_PAUSE)
+            assert tries == ["2", "3"]
+            await clock.move(2 * manager.SECRETS_PAUSE)
+            assert tries == ["2", "3", "3"]
+            await clock.move(manager.SECRETS_AGAIN + 2 * manager.SECRETS_PAUSE)
+            assert tries == ["2", "3", "3", "3"]
             assert (await edge.call("f?env=KEY"))[2] == b"1"
         await has("3")
         # A release that fails may have looked at the file first.
         write(path, '[f]\nKEY = "4"\n')
         assert edge.front.secrets.look()
         await has("4")
+        clock.go()
 
 
 async def test_a_probe_has_the_secrets_and_no_http(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from edge_runtime.release import compile_jobs, compiler, manager
 from edge_runtime.release.compile_jobs import CompileJobs
 from tests.guests.version import version
 from tests.support.edge import BACKGROUND, Node, node, until
+from tests.support.moved_clock import MovedClock, MovedTimer
 
 REHEARSED = 2_500_000
 """Bytes that a child has written once LLVM is ready in it; without, 1.5 million."""
@@ -189,29 +190,30 @@ async def test_one_that_waits_has_compiled_before_and_keeps_little_of_that(edge:
     shutil.rmtree(work)
 
 
-async def test_one_that_waits_keeps_mapped_pages_for_a_while_after_a_sync(
-    edge: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_that_waits_keeps_mapped_pages_for_a_while_after_a_sync(clock: MovedClock, edge: Node) -> None:
     compiler = edge.front.compiler
     # From the node's start it has few.
     await until(lambda: memory(edge) > REHEARSED and 0 < of_llvm(edge) < RESTED)
-    monkeypatch.setattr(compile_jobs, "WARM", 1e6)
-    await edge.release({"version": (version(1), {})})
-    compiler.stand_by()
-    await until(lambda: of_llvm(edge) > KEPT)
-    # They are there for the next release, which takes it.
-    compiler.expect()
-    await until(lambda: memory(edge) > HEAP_BYTES)
-    assert of_llvm(edge) > KEPT
-    monkeypatch.setattr(compile_jobs, "WARM", 0.2)
-    await edge.release({"version": (version(2), {})})
-    compiler.stand_by()
-    await until(lambda: memory(edge) > REHEARSED and 0 < of_llvm(edge) < RESTED)
+    with clock.standing():
+        await edge.release({"version": (version(1), {})})
+        compiler.stand_by()
+        await until(lambda: of_llvm(edge) > KEPT)
+        await clock.move(compile_jobs.WARM / 2)
+        # They are there for the next release, which takes it.
+        compiler.expect()
+        await until(lambda: memory(edge) > HEAP_BYTES)
+        await clock.move(compile_jobs.WARM)
+        assert of_llvm(edge) > KEPT
+        await edge.release({"version": (version(2), {})})
+        compiler.stand_by()
+        await until(lambda: memory(edge) > REHEARSED and of_llvm(edge) > KEPT)
+        await clock.move(compile_jobs.WARM)
+        await until(lambda: memory(edge) > REHEARSED and 0 < of_llvm(edge) < RESTED)
 
 
-async def test_one_that_is_taken_is_not_told_to_rest(edge: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_is_taken_is_not_told_to_rest(clock: MovedClock, edge: Node) -> None:
     compilations = edge.front.compiler.compilations
-    monkeypatch.setattr(compile_jobs, "WARM", 1e6)
+    clock.stand()
     for begun in (edge.front.compiler.expect, lambda: edge.release({"version": (version(1), {})})):
         edge.front.compiler.stand_by()
         rest = compilations._rest
@@ -219,8 +221,10 @@ async def test_one_that_is_taken_is_not_told_to_rest(edge: Node, monkeypatch: py
         done = begun()
         if done is not None:
             await done
-        assert rest.cancelled()
+        assert isinstance(rest, MovedTimer)
+        assert not rest.set
         assert compilations._rest is None
+    clock.go()
 
 
 def of_llvm(edge: Node) -> int:
@@ -315,9 +319,8 @@ async def test_compiled_code_that_cannot_be_written_leaves_the_old_release_and_i
 
 @pytest.mark.timeout(600)
 async def test_better_code_that_cannot_be_written_is_not_used_and_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: MovedClock
 ) -> None:
-    monkeypatch.setattr(manager, "POSTPONED", 0.2)
     real, left = aot_cache.put_on_disk, []
 
     def fails_once(folder: Path, sha256: str, level: int) -> None:
@@ -332,13 +335,16 @@ async def test_better_code_that_cannot_be_written_is_not_used_and_made_again(
     async with node(tmp_path / "state", best=aot_cache.BEST) as edge:
         await edge.release({"version": (version(1), {})})
         await until(lambda: left and not left[0].exists(), BACKGROUND)
+        await until(lambda: edge.front.compiler.postponed)
+        await clock.move(manager.POSTPONED)
+        clock.go()
         await until(lambda: edge.front.status()["functions"][0]["best"], BACKGROUND)
         assert len(left) == 2
 
 
 @pytest.mark.timeout(600)
 async def test_the_best_code_of_a_release_that_another_one_follows_at_once_is_not_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: MovedClock
 ) -> None:
     made: list[tuple[str, int]] = []
     real = compile_jobs.CompileJobs.make
@@ -348,13 +354,12 @@ async def test_the_best_code_of_a_release_that_another_one_follows_at_once_is_no
         return await real(jobs, sha256, level, **more)
 
     monkeypatch.setattr(compile_jobs.CompileJobs, "make", noted)
-    # The machine may be busy: the second release must come before that.
-    monkeypatch.setattr(compiler, "CALM", 1e6)
     shas = [hashlib.sha256(version(number)).hexdigest() for number in (1, 2)]
     async with node(tmp_path / "state", best=aot_cache.BEST) as edge:
-        for number in (1, 2):
-            await edge.release({"version": (version(number), {})})
-        assert edge.front.manager.release is not None
-        monkeypatch.setattr(compiler, "CALM", 0.2)
+        with clock.standing():
+            for number in (1, 2):
+                await edge.release({"version": (version(number), {})})
+            assert edge.front.manager.release is not None
+            await clock.move(compiler.CALM)
         await until(lambda: edge.front.status()["functions"][0]["best"], BACKGROUND)
     assert made == [(shas[0], aot_cache.QUICK), (shas[1], aot_cache.QUICK), (shas[1], aot_cache.BEST)]

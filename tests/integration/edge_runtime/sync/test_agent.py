@@ -18,6 +18,7 @@ from edge_runtime.sync.control_client import ControlClient
 from edge_runtime.wasmedge import BEST, QUICK
 from tests.guests.version import version
 from tests.support.agents import Control, Edge, Refused, change_plans, edge, joined, running_control
+from tests.support.moved_clock import MovedClock
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
 
 
@@ -69,12 +70,12 @@ async def test_two_releases_are_kept_on_disk_and_older_ones_go_with_their_aot_fi
 
 
 async def test_a_release_that_fails_is_told_by_both_sides_and_waits(
-    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+    clock: MovedClock, control: Control, node: Edge
 ) -> None:
-    # Its time doesn't come while the test looks, however slow the machine is.
-    monkeypatch.setattr(retries, "RETRY_BASE", 80.0)
     await first_release(control)
     await answers(node, 1)
+    # The time of the next attempt doesn't come while the test looks, however slow the machine is.
+    clock.stand()
     await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
     seen = await control.until(lambda n: n["error"] is not None)
     own = await node.until(lambda s: s["error"])
@@ -88,34 +89,30 @@ async def test_a_release_that_fails_is_told_by_both_sides_and_waits(
     # No second attempt before its time.
     await asyncio.sleep(1.0)
     assert (await control.node())["failures"] == 1
+    clock.go()
 
 
-async def test_an_operators_retry_ends_the_wait_at_once(
-    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retries, "RETRY_BASE", 40.0)
+async def test_an_operators_retry_ends_the_wait_at_once(clock: MovedClock, control: Control, node: Edge) -> None:
     await first_release(control)
     await answers(node, 1)
-    await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
-    await control.until(lambda n: n["failures"] == 1)
-    began = time.monotonic()
-    await control.call("POST", "nodes/edge-1/retry", {})
-    await control.until(lambda n: n["failures"] == 2)
-    assert time.monotonic() - began < 0.75 * retries.RETRY_BASE
+    with clock.standing():
+        await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
+        await control.until(lambda n: n["failures"] == 1)
+        await clock.move(retries.RETRY_FLOOR)
+        await control.call("POST", "nodes/edge-1/retry", {})
+        await control.until(lambda n: n["failures"] == 2)
 
 
 async def test_a_new_target_ends_the_wait_at_once_and_the_error(
-    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+    clock: MovedClock, control: Control, node: Edge
 ) -> None:
-    monkeypatch.setattr(retries, "RETRY_BASE", 40.0)
     await first_release(control)
     await answers(node, 1)
-    await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
-    await control.until(lambda n: n["failures"] == 1)
-    began = time.monotonic()
-    await push(control, 3)
-    await answers(node, 3)
-    assert time.monotonic() - began < 0.75 * retries.RETRY_BASE
+    with clock.standing():
+        await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
+        await control.until(lambda n: n["failures"] == 1)
+        await push(control, 3)
+        await answers(node, 3)
     await node.until(lambda s: s["at_target"] and s["error"] is None and s["next_attempt"] is None)
 
 
@@ -132,7 +129,6 @@ async def test_a_node_whose_clock_is_wrong_waits_as_long_as_it_should(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ControlClient, "_note_date", lambda self, *_: setattr(self, "skew", 600.0))
-    monkeypatch.setattr(retries, "RETRY_BASE", 5.0)
     await joined(control, tmp_path)
     async with edge(tmp_path, jitter=lambda: 0.0) as node:
         await first_release(control)

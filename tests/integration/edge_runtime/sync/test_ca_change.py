@@ -22,6 +22,7 @@ from edge_runtime.telemetry import poll_numbers
 from tests.support import programs
 from tests.support.agents import Control, Edge, edge, joined, running_control
 from tests.support.certificates import Authority
+from tests.support.moved_clock import MovedClock
 
 PAGE = Path(__file__).parents[4] / "docs/how-to/change-the-ca.md"
 LONG = timedelta(days=400)
@@ -286,26 +287,23 @@ async def test_a_ca_is_given_up_only_after_it_was_told_for_a_while(changing: Cha
 
 
 async def test_a_node_follows_at_a_time_of_its_own_and_no_replica_that_lags(
-    changing: Changing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changing: Changing, tmp_path: Path, clock: MovedClock
 ) -> None:
-    # Whatever comes again after this wouldn't come within the test.
-    monkeypatch.setattr(control_trust, "AGAIN", 1e6)
-    monkeypatch.setattr(control_trust, "SPREAD", 1.0)
-    state, url, loop = tmp_path / "state", changing.control.url, asyncio.get_running_loop()
+    clock.stand()
+    state, url = tmp_path / "state", changing.control.url
     await joined(changing.control, state)
     both, new = (changing.desk / "both.pem").read_text(), changing.new.certificate.decode()
     share = [0.5, 0.5, 0.0]
-    trust = ControlTrust(state, drop_after=1.0, jitter=share.pop)
+    trust = ControlTrust(state, jitter=share.pop)
     async with ControlClient(url, state / "ca.pem", identity.read(state).credential) as client:
 
         async def follows(told: str) -> bool:
             client.trust = authorities.digest(told)
             return await trust.follow(client, url)
 
-        async def until_it_follows(told: str) -> None:
-            async with asyncio.timeout(60):
-                while not await follows(told):
-                    await asyncio.sleep(0.05)
+        async def after(seconds: float, told: str) -> bool:
+            await clock.move(seconds)
+            return await follows(told)
 
         # One replica tells both CAs, the other one, which answers at /v1/ca, hasn't read them yet.
         assert not await follows(both)
@@ -316,12 +314,12 @@ async def test_a_node_follows_at_a_time_of_its_own_and_no_replica_that_lags(
         await until_trusted(state, changing.old, changing.new)
         await changing.do("2. Move")
         await changing.do("3. Drop")
-        # Half a second is the node's share, and a CA is given up a second after it was told first.
-        began = loop.time()
+        # The node's share is a half, and no CA is given up before others were told for long enough.
         assert not await follows(new)
+        assert not await after(control_trust.SPREAD / 2 + 1, new)
+        assert not await after(control_trust.DROP_AFTER - control_trust.SPREAD / 2 - 2, new)
         assert trusted(state) == {changing.old.digest, changing.new.digest}
-        await until_it_follows(new)
-        assert loop.time() - began >= 1.0
+        assert await after(2, new)
         assert trusted(state) == {changing.new.digest}
         # None is given up by this one.
         (changing.etc / "ca.pem").write_text(both)
@@ -329,9 +327,10 @@ async def test_a_node_follows_at_a_time_of_its_own_and_no_replica_that_lags(
         async with asyncio.timeout(60):
             while changing.held.trust.digest != authorities.digest(both):
                 await asyncio.sleep(0.05)
-        began = loop.time()
-        await until_it_follows(both)
-        assert loop.time() - began >= 0.5
+        assert not await follows(both)
+        assert not await after(control_trust.SPREAD / 2 - 1, both)
+        assert trusted(state) == {changing.new.digest}
+        assert await after(2, both)
     assert trusted(state) == {changing.old.digest, changing.new.digest}
 
 

@@ -13,6 +13,7 @@ from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.agents import Control, Edge
 from tests.support.edge import until
+from tests.support.moved_clock import MovedClock
 from tests.support.releases import READ, answers, first_release
 
 PROBED = {**READ, "probe": {"path": "/", "status": 200}}
@@ -75,17 +76,17 @@ async def test_they_are_asked_for_before_they_are_needed(
 
 
 async def test_what_compiles_has_the_processors_first(
-    control: Control, node: Edge, seen: list[str], monkeypatch: pytest.MonkeyPatch
+    clock: MovedClock, control: Control, node: Edge, seen: list[str]
 ) -> None:
     await first_release(control)
     await answers(node, 1)
     await control.until(lambda n: n["at_target"])
     await stands_by(seen)
     seen.clear()
-    monkeypatch.setattr(attempt, "EXPECT_AFTER", 60.0)
-    await control.release(functions={"hello": await control.push("hello", version(2), PROBED)})
-    await answers(node, 2)
-    await stands_by(seen)
+    with clock.standing():
+        await control.release(functions={"hello": await control.push("hello", version(2), PROBED)})
+        await answers(node, 2)
+        await stands_by(seen)
     assert [each for each in seen if "." not in each] == ["applier", "compiler"]
     assert seen.index("compile.after") < seen.index("applier")
 

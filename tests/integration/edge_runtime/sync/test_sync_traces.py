@@ -8,10 +8,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from control import tracing, wire
 from control.local.pki import Pki
-from edge_runtime.sync import retries
 from edge_runtime.telemetry import span_sender
 from tests.guests.build import guest
 from tests.support.agents import change_plans, edge, joined, running_control
+from tests.support.moved_clock import MovedClock
 from tests.support.otlp_receiver import attributes, collector
 
 
@@ -21,11 +21,10 @@ def _spoil_second(plan: wire.Plan) -> None:
 
 
 async def test_a_sync_is_one_trace_over_control_and_node(
-    database_url: str, bucket_url: str, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clock: MovedClock, database_url: str, bucket_url: str, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_plans(monkeypatch, _spoil_second)
-    # However slow the machine is: it isn't tried again before the end, and what is sent last arrives.
-    monkeypatch.setattr(retries, "RETRY_BASE", 80.0)
+    # However slow the machine is, what is sent last arrives.
     for sender in (span_sender, tracing):
         monkeypatch.setattr(sender, "LAST_SEND", 60.0)
     with collector() as got:
@@ -36,9 +35,12 @@ async def test_a_sync_is_one_trace_over_control_and_node(
                 await control.call("POST", "schema-changes", {"name": "one", "sql": "CREATE TABLE a (id INTEGER)"})
                 await control.release(functions={"echo": version})
                 await node.until(lambda status: status["release"] and status["at_target"])
+                # It isn't tried again before the end.
+                clock.stand()
                 await control.release(functions={"echo": await control.push("echo", guest("trap"))})
                 # The node knows of it before it tells control, which its end may keep it from.
                 await control.until(lambda node: node["error"])
+                clock.go()
         syncs = await asyncio.to_thread(got.wait, "sync", 2)
     releases = {span.span_id: span for span in got.spans("POST /v1/releases")}
     good, bad = sorted(syncs, key=lambda span: span.start_time_unix_nano)

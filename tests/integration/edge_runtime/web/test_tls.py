@@ -20,6 +20,7 @@ from control.local.pki import Pki
 from edge_runtime.cli import node as node_command
 from edge_runtime.files import FileUnfit
 from edge_runtime.web import connection, tls_files
+from edge_runtime.web.server import SWEEP
 from edge_runtime.web.tls_files import TlsFiles
 from tests.guests.build import guest
 from tests.integration.edge_runtime.web.test_callers import entry, write
@@ -27,6 +28,7 @@ from tests.support.certificates import Authority
 from tests.support.connections import on_uvloop, post, site
 from tests.support.edge import node, until
 from tests.support.edge_process import front_process
+from tests.support.moved_clock import MovedClock
 
 FUNCTIONS: dict[str, Any] = {"env": guest("env"), "echo": guest("echo")}
 
@@ -294,9 +296,9 @@ async def test_what_clients_dont_read_is_bounded_over_tls_too(tmp_path: Path, pk
 
 
 @on_uvloop
-async def test_handshakes_that_dont_come_to_an_end_are_ended(tmp_path: Path, pki: Pki) -> None:
-    """No time passes here, however busy the machine is: the wait is said to be over."""
+async def test_handshakes_that_dont_come_to_an_end_are_ended(tmp_path: Path, pki: Pki, clock: MovedClock) -> None:
     async with site(tmp_path, pki) as edge:
+        clock.stand()
         socks = [socket.create_connection(("127.0.0.1", edge.port)) for _ in range(3)]
         socks[1].send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
         await until(lambda: len(edge.server.shared.live) == 3)
@@ -305,9 +307,9 @@ async def test_handshakes_that_dont_come_to_an_end_are_ended(tmp_path: Path, pki
         async with edge.client() as client:
             client.send(post(body=b"x"))
             assert (await client.answer())[2] == b"x"
-        for one in silent:
-            assert one.deadline <= asyncio.get_running_loop().time() + connection.HEAD_WAIT
-            one.deadline = 0.0
+        await clock.move(connection.HEAD_WAIT)
+        assert edge.server.shared.live >= set(silent)
+        await clock.move(2 * SWEEP)
         await until(lambda: not edge.server.shared.live)
         for sock in socks:
             sock.setblocking(True)
