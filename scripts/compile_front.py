@@ -16,9 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mypyc.build import mypycify
-from setuptools import setup
-
 from edge_runtime.built.compiled_modules import STAMP, SUFFIX
 from scripts.compile_native import CACHES
 
@@ -94,6 +91,10 @@ def compile_by_zig() -> None:
 
 
 def main(folder: Path) -> None:
+    # Here, since tests import this module for its names, in each of their processes.
+    from mypyc.build import mypycify
+    from setuptools import setup
+
     # mypy names modules by their paths from here.
     os.chdir(folder)
     compile_by_zig()

@@ -103,15 +103,17 @@ async def test_what_isnt_a_record_is_left_out_and_counted(control_site: Site) ->
 @pytest.mark.parametrize(
     ("raw", "encoding", "status"),
     [
-        (zlib.compress(b"\n" * 50_000_000), "deflate", 413),
+        (None, "deflate", 413),
         (b"not packed", "gzip", 422),
         (b"x", "br", 415),
         (b"x" * 1_100_000, "", 413),
     ],
 )
 async def test_a_batch_is_bounded_before_and_after_it_is_unpacked(
-    control_site: Site, raw: bytes, encoding: str, status: int
+    control_site: Site, raw: bytes | None, encoding: str, status: int
 ) -> None:
+    if raw is None:
+        raw = zlib.compress(b"\n" * 50_000_000)
     async with control_site.running() as one:
         node = await joined(one, "node")
         async with viewing(one, follow=True) as view:
