@@ -252,9 +252,19 @@ async def back(node: Node, what: str, operation: Operation) -> list[str]:
     return found + [f"{what}: {lie}" for lie in await node.lies()]
 
 
+TOGETHER = [[*OPERATIONS]] if SHARE == 1 else [[name] for name in OPERATIONS]
+"""The operations that one node goes through: all of them where each fails only once."""
+
+
 @pytest.mark.timeout(1500 if SHARE else 36_000)
-@pytest.mark.parametrize("name", OPERATIONS)
-async def test_each_call_fails(node: Node, name: str) -> None:
+@pytest.mark.parametrize("names", TOGETHER, ids=lambda names: names[0] if len(names) == 1 else "once")
+async def test_each_call_fails(node: Node, names: list[str]) -> None:
+    for name in names:
+        await each_fails(node, name)
+
+
+async def each_fails(node: Node, name: str) -> None:
+    """Have the calls of an operation fail, one after the other."""
     operation, path, calls = OPERATIONS[name]
     counts = await undisturbed(node, operation, path, calls)
     points = [(call, at, error) for call in calls for at in range(counts[call]) for error in ERRORS[call]]
