@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.cluster import LIMIT, WRITE, Cluster, cluster
 
-KILLS = int(os.environ.get("SKERRY_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("SKERRY_TEST_KILLS", "6"))
 SEED = int(os.environ.get("SKERRY_TEST_SEED") or random.SystemRandom().randrange(1_000_000))
 ROWS = 20_000 + 2_000 * KILLS
 ITEMS = (

@@ -7,7 +7,7 @@ import pytest
 from tests.support.cluster import WRITE, Cluster, cluster
 from tests.support.load import Load, check_writes
 
-RELEASES = int(os.environ.get("SKERRY_TEST_RELEASES", "10"))
+RELEASES = int(os.environ.get("SKERRY_TEST_RELEASES", "5"))
 
 
 def failing(number: int) -> bool:

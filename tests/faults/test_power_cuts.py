@@ -29,7 +29,7 @@ from tests.support.node_process import LIMIT, NodeProcess
 from tests.support.power_check import Expected
 from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
 
-CUTS = int(os.environ.get("SKERRY_TEST_CUTS", "100"))
+CUTS = int(os.environ.get("SKERRY_TEST_CUTS", "40"))
 WHOLE = max(3, CUTS // 20)
 """States that are started by the whole program."""
 SEED = int(os.environ.get("SKERRY_TEST_SEED", "1"))
