@@ -25,9 +25,10 @@ def problems(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_decision_has_all_sections(page: Path) -> None:
-    assert problems(page.read_text("utf-8")) == []
+def test_each_decision_has_all_sections() -> None:
+    wrong = {page.stem: problems(page.read_text("utf-8")) for page in PAGES}
+    assert len(wrong) > 50
+    assert {page: lacks for page, lacks in wrong.items() if lacks} == {}
 
 
 def test_the_index_has_every_decision() -> None:

@@ -114,12 +114,12 @@ async def connection(services: ServerUrls, fleet: Site) -> AsyncIterator[Any]:
     await made.close()
 
 
-@pytest.mark.parametrize("query", MAIN, ids=".".join)
-async def test_no_main_statement_reads_all_nodes(connection: Any, query: tuple[str, str]) -> None:
-    module, name = query
-    plan = await connection.fetch(f"EXPLAIN {queries.load(module)[name]}", *MAIN[query])
-    text = "\n".join(row[0] for row in plan)
-    assert not LARGE.search(text), text
+async def test_no_main_statement_reads_all_nodes(connection: Any) -> None:
+    plans = {}
+    for (module, name), arguments in MAIN.items():
+        plan = await connection.fetch(f"EXPLAIN {queries.load(module)[name]}", *arguments)
+        plans[f"{module}.{name}"] = "\n".join(row[0] for row in plan)
+    assert {name: plan for name, plan in plans.items() if LARGE.search(plan)} == {}
 
 
 async def test_the_test_finds_a_statement_that_reads_all_nodes(connection: Any) -> None:

@@ -104,19 +104,23 @@ def faults(sql: str) -> list[str]:
     return found.wrong
 
 
-def everything() -> Iterator[Any]:
+def everything() -> Iterator[tuple[str, str]]:
+    """Name and text of each statement."""
     for path in sorted((queries.folder() / "queries").glob("*.sql")):
         for name, sql in queries.load(path.stem).items():
-            yield pytest.param(sql, id=f"{path.stem}.{name}")
+            yield f"{path.stem}.{name}", sql
     for migration in migrations.migrations(cockroachdb=False):
         for index, sql in enumerate(migration.statements):
-            yield pytest.param(sql, id=f"{migration.name}.{index}")
+            yield f"{migration.name}.{index}", sql
 
 
-@pytest.mark.parametrize("sql", list(everything()))
-def test_a_statement_runs_on_cockroachdb_too(sql: str) -> None:
+def test_each_statement_runs_on_cockroachdb_too() -> None:
     # The one place where the database's time is read: control compares its own with it.
-    assert faults(sql.replace("clock_timestamp() FROM epochs", "epoch FROM epochs")) == []
+    wrong = {
+        name: faults(sql.replace("clock_timestamp() FROM epochs", "epoch FROM epochs")) for name, sql in everything()
+    }
+    assert len(wrong) > 400
+    assert {name: found for name, found in wrong.items() if found} == {}
 
 
 @pytest.mark.parametrize(
@@ -148,11 +152,13 @@ def test_the_rules_find_what_is_refused(sql: str) -> None:
     assert faults(sql)
 
 
-@pytest.mark.parametrize("statement", [s for m in migrations.migrations(cockroachdb=True) for s in m.statements])
-def test_a_statement_for_cockroachdb_alone_is_one_that_its_proxy_knows(statement: str) -> None:
-    translated = cockroachdb_rules.translate(statement)
-    assert isinstance(translated, str), translated
-    assert pglast.parse_sql(translated)
+def test_each_statement_for_cockroachdb_alone_is_one_that_its_proxy_knows() -> None:
+    statements = [s for m in migrations.migrations(cockroachdb=True) for s in m.statements]
+    assert len(statements) > 100
+    for statement in statements:
+        translated = cockroachdb_rules.translate(statement)
+        assert isinstance(translated, str), (statement, translated)
+        assert pglast.parse_sql(translated), statement
 
 
 def test_statements_of_a_file_are_split_at_each_line_that_ends_one() -> None:

@@ -73,50 +73,46 @@ async def settled() -> None:
 
 
 every_start = pytest.mark.parametrize("start", [begin, prepare, prepare_twice])
-every_moment = pytest.mark.parametrize("moment", range(STEPS))
 each_first = pytest.mark.parametrize("first", [True, False])
 
 
 @every_start
-@every_moment
 @each_first
 @pytest.mark.parametrize("refused", [True, False])
 async def test_one_that_is_dismissed_is_ended_in_every_moment(
-    start: Callable[[EarlyChild, list[str]], None],
-    moment: int,
-    first: bool,
-    refused: bool,
+    start: Callable[[EarlyChild, list[str]], None], first: bool, refused: bool
 ) -> None:
-    births, did = Births(), list[str]()
-    births.refused = refused
-    early = EarlyChild(cast(ZygoteClient, births), "compiler", functools.partial(work, did) if first else None)
-    start(early, did)
-    await turns(moment)
-    early.dismiss()
-    done = len(did)
-    await settled()
-    assert births.alive == 0
-    assert len(did) == done, "nothing more is done with it"
+    for moment in range(STEPS):
+        births, did = Births(), list[str]()
+        births.refused = refused
+        early = EarlyChild(cast(ZygoteClient, births), "compiler", functools.partial(work, did) if first else None)
+        start(early, did)
+        await turns(moment)
+        early.dismiss()
+        done = len(did)
+        await settled()
+        assert births.alive == 0
+        assert len(did) == done, "nothing more is done with it"
 
 
 @every_start
-@every_moment
 @each_first
 async def test_one_whose_taker_is_cancelled_is_ended_in_every_moment(
-    start: Callable[[EarlyChild, list[str]], None], moment: int, first: bool
+    start: Callable[[EarlyChild, list[str]], None], first: bool
 ) -> None:
-    births, did = Births(), list[str]()
-    early = EarlyChild(cast(ZygoteClient, births), "compiler", functools.partial(work, did) if first else None)
-    start(early, did)
-    taking = asyncio.ensure_future(early.take())
-    await turns(moment)
-    taking.cancel()
-    await settled()
-    if not taking.cancelled():
-        taking.result().close()
-    # A taker that hadn't begun has taken nothing.
-    early.dismiss()
-    assert births.alive == 0
+    for moment in range(STEPS):
+        births, did = Births(), list[str]()
+        early = EarlyChild(cast(ZygoteClient, births), "compiler", functools.partial(work, did) if first else None)
+        start(early, did)
+        taking = asyncio.ensure_future(early.take())
+        await turns(moment)
+        taking.cancel()
+        await settled()
+        if not taking.cancelled():
+            taking.result().close()
+        # A taker that hadn't begun has taken nothing.
+        early.dismiss()
+        assert births.alive == 0
 
 
 @every_start
