@@ -1,6 +1,7 @@
 """What hypothesis draws: the same examples in each run, whatever ran before, or those of SKERRY_TEST_SEED, a number.
 
 So a run on a commit that has passed passes again, and what others find with their seeds doesn't fail it by chance.
+SKERRY_TEST_EXAMPLES says how many examples a property has that names no number of its own.
 """
 
 import os
@@ -20,6 +21,7 @@ def settle() -> None:
     hypothesis.settings.register_profile(
         "skerry",
         derandomize=seed is None,
+        max_examples=int(os.environ.get("SKERRY_TEST_EXAMPLES", "50")),
         # An example that was kept would be one that other runs don't have.
         database=None,
         # Its limit of 200 ms for each example is one on the machine, which may be busy with something else meanwhile.

@@ -87,7 +87,7 @@ class Lender:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         wait_longer(patch)
         leave_out(patch, *UNASKED)
-        clock = SetClock()
+        clock = SetClock(time="run")
         site = await prepare(self._url, bucket_url, self._pki, self._spool)
         found = await stack.enter_async_context(site.running(clock=clock, **self._settings))
         self.control = Control(found.server, site.admin, clock, found.session)
@@ -104,7 +104,7 @@ class Lender:
 
     async def _traces(self, control: Control) -> set[str]:
         """What there is now of all that a test may leave behind."""
-        found = {f"clock: moved by {control.clock.moved}"} if control.clock.moved else set()
+        found = {f"clock: moved to {control.clock.time}"}
         rows = " UNION ALL ".join(f"SELECT '{table}', t::text FROM {table} t" for table in self._tables)
         found |= {f"row of {table}: {row}" for table, row in await self._read(rows)}
         if self._services.postgresql_url:

@@ -97,6 +97,7 @@ ONE_LENGTH: Final = (
 FAULTS: Final = (
     "tests/faults",
     "tests/security/test_generated.py",
+    "tests/integration/control/web/test_openapi.py",
     "tests/integration/edge_runtime/guests/beside_extism",
     "tests/integration/edge_runtime/guests/beside_wasmtime",
     *(f"--ignore={path}" for path in ONE_LENGTH),

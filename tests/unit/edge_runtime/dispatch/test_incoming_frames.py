@@ -40,7 +40,7 @@ def received(data: bytes, sizes: list[int]) -> list[tuple[int, int, bytes, bytes
     return found
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.sampled_from([frames.LOG, 200]), st.binary(max_size=40), SIZES), max_size=5),
     st.lists(st.integers(1, 2 * BUFFER), min_size=1, max_size=20),
