@@ -18,7 +18,7 @@ from tests.support.beside_extism import by_reference
 from tests.support.by_extism import Call, alike, by_node
 from tests.support.kernel_scripts import Op, Place, Step, encoded, large_scripts, scripts
 
-EXAMPLES = int(os.environ.get("SKERRY_TEST_GUESTS", "150"))
+EXAMPLES = int(os.environ.get("SKERRY_TEST_GUESTS", "60"))
 
 
 def compare(ours: LoadedFunction, reference: Executor, calls: Sequence[Call]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.support.beside_wasmtime import ARENA, KINDS, agree, both
 from tests.support.wasi_calls import PAGE, Call, Ours, Setup, Step, Write
 
-EXAMPLES = int(os.environ.get("SKERRY_TEST_GUESTS", "150"))
+EXAMPLES = int(os.environ.get("SKERRY_TEST_GUESTS", "60"))
 
 pytestmark = pytest.mark.timeout(900)
 
