@@ -1,10 +1,12 @@
-"""The applier as a process of its own: what it is told, and killed at any step, it leaves one release or the other."""
+"""The applier as a process of its own: what it is told, what it answers, and what it takes.
+
+What it leaves behind where it is killed is in `release/test_manager.py`.
+"""
 
 import re
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import msgspec
@@ -158,34 +160,6 @@ def test_a_file_that_is_none_is_said_so(tmp_path):
     failed = child.reader.next()
     assert msgspec.json.decode(failed.body, type=frames.ChildFailure).code == "database_unfit"
     assert child.end() == 0
-
-
-@pytest.mark.parametrize(
-    ("point", "then"),
-    [("edge.apply.before", 1), ("edge.apply.after", 1), ("edge.commit.before", 1), ("edge.commit.after", 2)],
-)
-def test_killed_at_a_step_it_leaves_one_release_or_the_other(state, tmp_path, point, then):
-    faults = tmp_path / "faults"
-    faults.mkdir()
-    (faults / point).write_text("kill")
-    child = Applier(state, faults)
-    if child.ask(frames.APPLY, NEXT) is not None:
-        assert child.ask(frames.COMMIT) is None
-    assert child.end() == -9
-    assert generation(state) == then
-
-
-@pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.01, 0.02, 0.04])
-def test_killed_at_any_moment_it_leaves_one_release_or_the_other(state, delay):
-    child = Applier(state)
-    assert child.ask(frames.ABORT).kind == frames.ABORTED
-    frames.send_json(child.sock, 1, frames.APPLY, NEXT)
-    frames.send(child.sock, 2, frames.COMMIT)
-    killer = threading.Timer(delay, child.process.kill)
-    killer.start()
-    killer.join()
-    child.end()
-    assert generation(state) in (1, 2)
 
 
 MANY = "INSERT INTO items (name) SELECT hex(randomblob(64)) FROM generate_series(1, 80000)"

@@ -317,7 +317,7 @@ async def test_writers_that_wait_for_a_release_leave_room_for_readers(tmp_path: 
 
 
 @pytest.mark.never_retry
-@pytest.mark.parametrize("point", ["edge.apply.after", "edge.commit.before", "edge.commit.after"])
+@pytest.mark.parametrize("point", ["edge.commit.before", "edge.commit.after"])
 async def test_readers_go_on_where_the_applier_is_killed(tmp_path: Path, faults: Path, point: str) -> None:
     """Those that run end on the release that they began on, and so do those that come before the file was asked."""
     async with gate() as held, node(tmp_path / "state", **PATIENT, workers=4) as edge:
