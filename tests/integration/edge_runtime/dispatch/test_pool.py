@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -130,37 +129,6 @@ async def test_workers_dont_stop_the_front_for_a_call(tmp_path: Path) -> None:
         await until(lambda: len(edge.workers()) == 2 and bool(edge.spares()))
         assert {os.sched_getscheduler(pid) for pid in edge.workers() | edge.spares()} == {os.SCHED_BATCH}
         assert os.sched_getscheduler(0) != os.SCHED_BATCH
-
-
-async def test_a_spare_takes_the_place_of_a_worker_that_dies(tmp_path: Path) -> None:
-    async with node(tmp_path / "state", workers=1) as edge:
-        await edge.release({"one": guest("echo")})
-        # What comes later is loaded by the spare too.
-        await edge.release({"one": guest("echo"), "two": guest("echo")})
-        for name in ("one", "two", "one"):
-            await until(lambda: len(edge.workers()) == len(edge.spares()) == 1)
-            (worker,), spares = edge.workers(), edge.spares()
-            # The next one can't be born: the zygote is stopped.
-            os.kill(edge.front.processes.pid, signal.SIGSTOP)
-            try:
-                os.kill(worker, signal.SIGKILL)
-                assert (await asyncio.wait_for(edge.call(name, b"well"), 60))[2] == b"well"
-                assert edge.workers() == spares
-                assert not edge.spares()
-            finally:
-                os.kill(edge.front.processes.pid, signal.SIGCONT)
-
-
-async def test_a_spare_that_dies_is_replaced_and_missed_by_nobody(tmp_path: Path) -> None:
-    async with node(tmp_path / "state", workers=1) as edge:
-        await edge.release({"echo": guest("echo")})
-        for _ in range(3):
-            await until(lambda: len(edge.workers()) == len(edge.spares()) == 1)
-            workers, (spare,) = edge.workers(), edge.spares()
-            os.kill(spare, signal.SIGKILL)
-            await until(lambda gone=spare: edge.spares() and gone not in edge.spares())
-            assert edge.workers() == workers
-            assert (await edge.call("echo", b"well"))[2] == b"well"
 
 
 async def test_what_was_taken_back_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
