@@ -71,6 +71,8 @@ async def test_every_operation_asks_for_the_role_in_the_group(fleet: Control) ->
         node = await fleet.join(f"{group}-node", group)
         for (method, pattern), rule in RULES.items():
             for kind, token in tokens.items():
+                if group == "south" and not any("group" in grant for grant in KINDS[kind]):
+                    continue  # all groups are the same to it
                 want = expected(kind, rule, group)
                 named = node
                 if want == "ok" and method == "DELETE" and pattern == "/v1/nodes/{node}":
