@@ -154,13 +154,17 @@ def own_services() -> Iterator[OwnServers]:
 
 
 @contextmanager
-def home_folder() -> Iterator[Path]:
-    """A home for servers, in memory where there is room, with PostgreSQL's files in it; it is removed at the end."""
+def home_folder(*, filled: bool = True) -> Iterator[Path]:
+    """A path for the home of servers, in memory where there is room; what is there at the end is removed.
+
+    Where it is `filled`, PostgreSQL's files are in it from the beginning.
+    """
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=memory_folder()))
     # So that the user that PostgreSQL runs as, where we are root, can reach it.
     folder.chmod(0o711)
     try:
-        kept_initdb.fill(folder / "home")
+        if filled:
+            kept_initdb.fill(folder / "home")
         yield folder / "home"
     finally:
         remove_home(folder / "home")

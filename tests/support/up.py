@@ -82,9 +82,12 @@ def ready_up() -> Iterator[Up]:
             running.end()
 
 
-def make_home() -> Iterator[Path]:
-    """A home with ports of its own, in a folder that PostgreSQL's own user can reach, where we are root."""
-    with home_folder() as folder:
+def make_home(*, filled: bool = True) -> Iterator[Path]:
+    """A home, as `home_folder` makes it, with ports of its own.
+
+    PostgreSQL's own user can reach it, where we are root.
+    """
+    with home_folder(filled=filled) as folder:
         home = Home(folder)
         home.make()
         # Not the usual ports: two that start at a time would take them from each other.

@@ -29,6 +29,11 @@ def home() -> Iterator[Path]:
     yield from make_home()
 
 
+@pytest.fixture
+def new_home() -> Iterator[Path]:
+    yield from make_home(filled=False)
+
+
 def test_every_step_has_a_line_and_a_time(up: Up) -> None:
     lines = [line.split() for line in up.output.splitlines() if " s  " in line]
     assert all(float(line[0]) >= 0 for line in lines)
@@ -153,15 +158,15 @@ def test_killed_and_started_again(
             second.end()
 
 
-def test_on_services_that_the_environment_names(home: Path, empty_database_url: str, bucket_url: str) -> None:
-    running = Up(home, "--demo", SKERRY_METADATA_URL=empty_database_url, SKERRY_ARTIFACTS_URL=bucket_url)
+def test_on_services_that_the_environment_names(new_home: Path, empty_database_url: str, bucket_url: str) -> None:
+    running = Up(new_home, "--demo", SKERRY_METADATA_URL=empty_database_url, SKERRY_ARTIFACTS_URL=bucket_url)
     try:
         assert running.process.wait(LIMIT) == 0, running.output
     finally:
         running.end()
     assert "that the environment names" in running.output
     assert "こんにちは, Ada!" in running.output
-    assert not (home / "metadata").exists()
+    assert not (new_home / "metadata").exists()
     for url in (empty_database_url, bucket_url):
         assert urlsplit(url).password not in running.output
 
