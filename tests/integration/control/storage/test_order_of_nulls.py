@@ -5,6 +5,7 @@ from typing import Any
 import asyncpg
 import pglast
 import pytest
+import pytest_asyncio
 from pglast import ast
 from pglast.enums import JoinType
 
@@ -14,10 +15,10 @@ Columns = dict[str, dict[str, bool]]
 """Whether a column may be NULL, by the alias of its table or subquery and its name."""
 
 
-@pytest.fixture
-async def tables(database_url: str) -> Columns:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def tables(schema_url: str) -> Columns:
     """All tables of the schema."""
-    connection = await asyncpg.connect(database_url)
+    connection = await asyncpg.connect(schema_url)
     rows = await connection.fetch(
         "SELECT table_name, column_name, is_nullable FROM information_schema.columns WHERE table_schema = 'public'"
     )

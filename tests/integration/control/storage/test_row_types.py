@@ -15,6 +15,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 import pytest
+import pytest_asyncio
 
 import control
 from control.storage import queries
@@ -80,10 +81,10 @@ def wrong(declared: list[tuple[str, Any, bool]], described: list[tuple[str, str]
     return found
 
 
-@pytest.fixture
-async def described(database_url: str) -> dict[str, list[tuple[str, str]]]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def described(schema_url: str) -> dict[str, list[tuple[str, str]]]:
     """The columns (name, type) of what each query of sql/queries answers, by ``file.name``."""
-    connection = await asyncpg.connect(database_url)
+    connection = await asyncpg.connect(schema_url)
     found = {}
     for path in sorted((queries.folder() / "queries").glob("*.sql")):
         for name, text in queries.load(path.stem).items():
