@@ -81,7 +81,6 @@ async def main() -> None:
         "nodes": NODES,
         "machine": machine,
     }
-    print(details)
     result.write("growth", min(ratio / WANTED[name] for name, ratio in ratios.items()), BAR, details)
 
 

@@ -8,8 +8,8 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,6 @@ from . import cpu
 LIMIT = 120.0
 """Seconds for anything that must come to be, on a busy machine too."""
 NODE = "edge-1"
-BeforeStore = Callable[[str], AbstractAsyncContextManager[str]]
-"""Returns the URL of the store that control is given, for the store's own URL."""
 
 
 class Broken(Exception):
@@ -158,22 +156,19 @@ async def database_and_keys(where: Path) -> AsyncIterator[tuple[embedded.LocalSe
 
 
 @asynccontextmanager
-async def site(where: Path, cores: set[int], before: BeforeStore | None = None) -> AsyncIterator[Site]:
-    """`skerry serve` on these cores, with its services; `before` gives the store another URL, as a proxy's."""
-    async with AsyncExitStack() as stack:
-        services, keys, token = await stack.enter_async_context(database_and_keys(where))
-        artifacts = services.artifacts_url
-        if before is not None:
-            artifacts = await stack.enter_async_context(before(artifacts))
+async def site(where: Path, cores: set[int], **more: str) -> AsyncIterator[Site]:
+    """`skerry serve` on these cores, with its services; `more` are variables of its environment."""
+    async with database_and_keys(where) as (services, keys, token):
         port = choose_port(None, OTHER_PORTS)
         settings = {
             "SKERRY_METADATA_URL": services.metadata_url,
-            "SKERRY_ARTIFACTS_URL": artifacts,
+            "SKERRY_ARTIFACTS_URL": services.artifacts_url,
             "SKERRY_PORT": str(port),
             "SKERRY_TLS_CERT": str(keys.certificate),
             "SKERRY_TLS_KEY": str(keys.key),
             "SKERRY_CA_CERT": str(keys.ca),
             "SKERRY_SPOOL": str(where),
+            **more,
         }
         url = f"https://127.0.0.1:{port}"
         async with process(where, "control", ["-m", "control.cli", "serve"], port, cores, **settings) as control:
