@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from bench import __main__ as benchmarks
 from bench import result, workerd
-from bench.parts import both, floor
+from bench.parts import bare_change, both, floor
 from bench.parts.load import Client, Expected, WrongAnswer, request
 from bench.parts.plain_client import PlainClient
 from bench.parts.servers import process
@@ -242,6 +243,25 @@ async def test_the_floor_of_calls_echoes_by_two_processes_and_both_end(tmp_path:
             assert (await client.run(0.2)).answers >= 60
     for each in (front, worker):
         await asyncio.to_thread(each.wait, 30)
+
+
+async def test_the_floor_of_large_bodies_sends_them_back_and_both_processes_end(tmp_path: Path) -> None:
+    port, body = free_port(), bytes(range(250)) * 12_000
+    arguments = ["-m", "bench.parts.large_echo", str(port)]
+    async with process(tmp_path, "large", arguments, port, os.sched_getaffinity(0)) as front:
+        [worker] = psutil.Process(front.pid).children()
+        async with Client(port, [(request("/", body), Expected(200, body))]) as client:
+            assert (await client.run(0.1)).answers > 0
+    await asyncio.to_thread(worker.wait, 30)
+
+
+async def test_the_floor_of_changes_makes_them_and_says_so(tmp_path: Path) -> None:
+    async with bare_change.beside(tmp_path, ["CREATE TABLE t (n); INSERT INTO t VALUES (1);"]) as bare:
+        await bare.run(["UPDATE t SET n = n + 1", "UPDATE t SET n = n * 10;"])
+        with closing(sqlite3.connect(tmp_path / "bare.db")) as connection:
+            assert connection.execute("SELECT n FROM t").fetchall() == [(20,)]
+        with pytest.raises(AssertionError):
+            await bare.run(["UPDATE no_table SET n = 1"])
 
 
 def rounds_of_workerd(**changed: tuple[str, float]) -> dict[str, list[dict[str, float]]]:
