@@ -79,7 +79,7 @@ class SetClock:
         timers: Literal["run", "stand"] = "run",
     ) -> None:
         self.time = now or datetime.now(UTC)
-        """What the clock says, where it stands. Setting it is a jump of the clock: no time passes."""
+        """What the clock says, where it stands."""
         self._runs_since = monotonic() if time == "run" else None
         self._real = LoopTimers() if timers == "run" else None
         self._passed = 1e6
@@ -129,6 +129,10 @@ class SetClock:
 
     # What the test does
 
+    def jump(self, seconds: float) -> None:
+        """Set the clock, to an earlier time too: no time passes, and no timer fires."""
+        self.time += timedelta(seconds=seconds)
+
     def advance(self, seconds: float = 0.0, **parts: float) -> None:
         """Have so much time passed at once, in seconds and `parts` as of `timedelta`: fires all timers that are due, in
         their order. Who is woken runs when the test awaits something.
@@ -149,6 +153,13 @@ class SetClock:
             await self._others_run()
         self._pass_to(end)
 
+    async def passes_until(self, holds: Callable[[], object], step: float) -> None:
+        """Have time pass, so many seconds at a time, until `holds()`: for what needs real work beside the time."""
+        async with asyncio.timeout(60):
+            while not holds():
+                self.advance(step)
+                await asyncio.sleep(0.01)
+
     async def until_waiting(self, seconds: float) -> None:
         """Wait until a timer is set that ends within so many seconds from now: the program has come so far."""
         async with asyncio.timeout(60):
@@ -156,7 +167,9 @@ class SetClock:
                 await asyncio.sleep(0.002)
 
     def _end(self, seconds: float, parts: dict[str, float]) -> float:
-        return self._passed + (timedelta(seconds=seconds) + timedelta(**parts)).total_seconds()
+        passes = (timedelta(seconds=seconds) + timedelta(**parts)).total_seconds()
+        assert passes >= 0, "time doesn't go back; a clock may jump"
+        return self._passed + passes
 
     def _due(self) -> float:
         """When the next timer fires."""
@@ -170,7 +183,7 @@ class SetClock:
         timer.fire()
 
     def _pass_to(self, when: float) -> None:
-        when = max(when, self._passed)
+        when = max(when, self._passed)  # what was due by a fraction that additions have lost
         self.time += timedelta(seconds=when - self._passed)
         self._passed = when
 

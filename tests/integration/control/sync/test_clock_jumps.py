@@ -18,6 +18,7 @@ from tests.support.clock import SetClock
 from tests.support.replica import Replica, Site, TestNode
 
 HOUR = 3600.0
+LEASE = monitor.LEASE.total_seconds()
 DISK_FULL = wire.SyncError("disk_full", "no room")
 # A pass of the replica's own that began before a jump would still go by the time from before it.
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -56,11 +57,11 @@ async def test_a_silent_node_is_offline_and_a_living_one_is_not(control_site: Si
         for node in (silent, living):
             await node.poll()
         await look(replica)
-        clock.advance(HOUR)
+        clock.jump(HOUR)
         for node in (silent, living):
             await node.poll()
         await look(replica)
-        clock.advance(-HOUR)
+        clock.jump(-HOUR)
         await within_a_minute(replica, clock, living)
         assert (await replica.node("silent"))["state"] == "offline"
         assert datetime.fromisoformat((await replica.node("silent"))["last_seen_at"]) <= clock.now()
@@ -72,11 +73,11 @@ async def test_a_heartbeat_puts_right_what_is_stored(control_site: Site) -> None
     async with control_site.running(clock=clock) as replica:
         node = await replica.join("one")
         await node.poll()
-        clock.advance(HOUR)
+        clock.jump(HOUR)
         await node.poll()
         await replica.services.heartbeats.flush()
         await node.poll()  # heard of while the clock is ahead, written when it is right again
-        clock.advance(-HOUR)
+        clock.jump(-HOUR)
         await replica.services.heartbeats.flush()
         shown = await replica.node("one")
         assert {shown["last_seen_at"], shown["last_sync_at"]} == {clock.now().isoformat().replace("+00:00", "Z")}
@@ -86,13 +87,13 @@ async def test_a_node_that_was_confirmed_then_is_overdue_like_others(control_sit
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
         await seeds.function(replica, "hello")
-        clock.advance(HOUR)
+        clock.jump(HOUR)
         joined = await replica.join("one")
         await joined.poll()
         await seeds.release(replica, functions={"hello": 1})
         await joined.sync()
         await replica.services.heartbeats.flush()
-        clock.advance(-HOUR)
+        clock.jump(-HOUR)
         # It joined and succeeded in the hour to come; from now on it is silent.
         await look(replica)
         shown = await replica.node("one")
@@ -111,9 +112,9 @@ async def test_an_open_sync_expires(control_site: Site) -> None:
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
         node = await behind(replica)
-        clock.advance(HOUR)
+        clock.jump(HOUR)
         await node.plan()
-        clock.advance(-HOUR)
+        clock.jump(-HOUR)
         await look(replica)
         await within_a_minute(replica, clock)
         (sync,) = (await replica.call("GET", "/v1/syncs?node=one")).json()["items"]
@@ -124,9 +125,9 @@ async def test_an_open_sync_that_goes_on_is_not_ended(control_site: Site) -> Non
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
         node = await behind(replica)
-        clock.advance(HOUR)
+        clock.jump(HOUR)
         plan = await node.plan()
-        clock.advance(-HOUR)
+        clock.jump(-HOUR)
         for _ in range(5):
             clock.advance(20)
             await look(replica)
@@ -139,21 +140,21 @@ async def test_a_wait_that_was_told_then_is_not_waited_for(control_site: Site) -
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
         node = await behind(replica)
-        clock.advance(HOUR)
+        clock.jump(HOUR)
         plan = await node.plan()
         node.failed = wire.FailedGeneration(plan.generation, clock.now() + timedelta(seconds=30))
         await node.report(plan.sync_id, "failed", error=DISK_FULL, retry_at=node.failed.retry_at)
         assert (await node.ask()).status == 204
-        clock.advance(-HOUR)
+        clock.jump(-HOUR)
         await node.plan()
 
 
 async def test_a_join_token_is_not_good_for_longer(control_site: Site) -> None:
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
-        clock.advance(HOUR)
+        clock.jump(HOUR)
         token = (await replica.call("POST", "/v1/join-tokens", {"expires_in": 120})).json()["token"]
-        clock.advance(-HOUR)
+        clock.jump(-HOUR)
         await look(replica)
         clock.advance(121)
         answer = await replica.call("POST", "/v1/nodes", wire.Join("one", str(uuid4())), token=token)
@@ -161,12 +162,9 @@ async def test_a_join_token_is_not_good_for_longer(control_site: Site) -> None:
 
 
 @pytest.mark.parametrize("jump", [HOUR, -HOUR])
-async def test_the_monitor_goes_on_when_a_replica_with_a_wrong_clock_died(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch, jump: float
-) -> None:
-    monkeypatch.setattr(monitor, "LEASE", timedelta(seconds=1))
-    wrong, right = SetClock(), SetClock()
-    wrong.advance(jump)
+async def test_the_monitor_goes_on_when_a_replica_with_a_wrong_clock_died(control_site: Site, jump: float) -> None:
+    wrong, right = SetClock(timers="stand"), SetClock(timers="stand")
+    wrong.jump(jump)
     async with (
         control_site.running(clock=wrong) as one,
         control_site.running(clock=right) as two,
@@ -175,33 +173,29 @@ async def test_the_monitor_goes_on_when_a_replica_with_a_wrong_clock_died(
         assert await first.tick()
         if jump > 0:
             # It lives: its lease changes, and isn't taken however far ahead it is.
-            until = time.monotonic() + 2
-            while time.monotonic() < until:
-                wrong.advance(0.1)
+            for _ in range(8):
+                wrong.advance(LEASE / 4)
+                right.advance(LEASE / 4)
                 assert await first.tick()
                 assert not await second.tick()
-                await asyncio.sleep(0.1)
-        async with asyncio.timeout(30):
-            while not await second.tick():
-                await asyncio.sleep(0.1)
+            right.advance(LEASE - 0.1)
+            assert not await second.tick()
+            right.advance(0.2)
+        assert await second.tick()
         assert await second.tick()
 
 
-async def test_a_replica_that_is_behind_takes_nothing_from_a_living_one(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(monitor, "LEASE", timedelta(seconds=1))
-    behind, right = SetClock(), SetClock()
-    behind.advance(-HOUR)
+async def test_a_replica_that_is_behind_takes_nothing_from_a_living_one(control_site: Site) -> None:
+    behind, right = SetClock(timers="stand"), SetClock(timers="stand")
+    behind.jump(-HOUR)
     async with control_site.running(clock=behind) as one, control_site.running(clock=right) as two:
         first, second = one.services.monitor(), two.services.monitor()
         assert await second.tick()
-        until = time.monotonic() + 2
-        while time.monotonic() < until:
-            right.advance(0.1)
+        for _ in range(8):
+            behind.advance(LEASE / 4)
+            right.advance(LEASE / 4)
             assert await second.tick()
             assert not await first.tick()
-            await asyncio.sleep(0.1)
 
 
 async def test_a_replica_goes_by_the_databases_clock_where_its_own_is_wrong(

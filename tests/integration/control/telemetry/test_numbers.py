@@ -3,14 +3,12 @@
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from control import sketch, wire
-from control.sync import monitor
 from control.telemetry import group_numbers, ingest, tallies
 from control.telemetry.node_numbers import OF_NODE
 from control.telemetry.tallies import Tallies
@@ -126,13 +124,11 @@ async def test_what_can_not_be_true_is_refused_and_the_poll_answered(
         assert await totals(replica) == {("alpha", 1): (2, 0)}
 
 
-async def test_a_node_that_tells_without_end_is_refused(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with control_site.running() as replica:
+async def test_a_node_that_tells_without_end_is_refused(control_site: Site) -> None:
+    # As if all came at once, however slow the machine is.
+    async with control_site.running(clock=SetClock(timers="stand")) as replica:
         node = await at_release(replica)
         ingested = replica.services.numbers
-        # As if all came at once, however slow the machine is.
-        now = asyncio.get_running_loop().time()
-        monkeypatch.setattr(ingested, "_loop", SimpleNamespace(time=lambda: now))
         for sequence in range(100):
             await numbers.tell(node, numbers.message([numbers.function(calls=1)], sequence=sequence))
         assert ingested.refused > 50
@@ -268,9 +264,8 @@ async def test_an_hour_is_summed_up_for_the_groups_that_had_calls(control_site: 
         assert await to_do() == []
 
 
-async def test_the_monitor_looks_after_them(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "RETENTION_FOR", 60.0)
-    clock = SetClock(NOON)
+async def test_the_monitor_looks_after_them(control_site: Site) -> None:
+    clock = SetClock(NOON, timers="stand")
     async with control_site.running(clock=clock) as replica:
         node = await at_release(replica)
         await numbers.tell(node, numbers.message([numbers.function(calls=5)]))
@@ -316,7 +311,7 @@ async def test_a_replica_that_stops_writes_what_nodes_told_of_themselves(control
         for sequence in (1, 2):
             told = wire.NodeNumbers(database=sequence)
             await numbers.tell(node, numbers.message([], node=told, sequence=sequence))
-            await nodes.write_if_due(asyncio.get_running_loop().time())
+            await nodes.write_if_due(replica.services.clock.monotonic())
     async with control_site.running() as replica:
         found = await replica.services.db.read(lambda conn: conn.fetchrow(OF_NODE, node.id))
         assert found is not None
