@@ -71,8 +71,8 @@ class LoopTimers:
     """A clock's timers, by the event loop that runs."""
 
     def monotonic(self) -> float:
-        # The loop's time is of the same clock; uvloop's is read once a round of the loop.
-        return time.monotonic()
+        # Not time.monotonic(): uvloop's counts in milliseconds, and a timer would seem to be early by it.
+        return asyncio.get_running_loop().time()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

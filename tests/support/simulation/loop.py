@@ -134,9 +134,6 @@ class Clock(LoopTimers):
     def now(self) -> datetime:
         return self._loop.clock()
 
-    def monotonic(self) -> float:
-        return self._loop.time()
-
     def compare(self, theirs: datetime, before: datetime) -> None:
         """The database's clock is this one."""
 
