@@ -22,11 +22,11 @@ from control.clock import Clock
 from control.local.pki import Pki
 from control.settings import ControlSettings
 from control.storage import connection_quotas
-from control.sync import fleet_cache
 from control.web import lifespan
 from control.web.server import ControlServer
 from edge_runtime.sync import capabilities
 from tests.support import repeating, services
+from tests.support.clock import SetClock
 from tests.support.deadlines import deadline
 
 
@@ -38,10 +38,9 @@ def wait_longer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lifespan, "STORE_PATIENCE", 60.0)
 
 
-def hear_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Have replicas that start from now on hear of no change, and believe what they know, however long a test takes."""
-    patch.setattr(fleet_cache, "PERIOD", 1e6)
-    patch.setattr(fleet_cache, "STALE_AFTER", 1e6)
+def deaf() -> SetClock:
+    """The clock of a replica that hears of no change, and believes what it knows, however long a test takes."""
+    return SetClock(time="run", timers="stand")
 
 
 UNASKED: Final = {"heartbeats", "monitor", "webhooks", "bucket's owner"}

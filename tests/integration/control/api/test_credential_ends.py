@@ -8,7 +8,7 @@ import pytest
 
 from control import wire
 from tests.support.control import Control, Joined, Reply, module
-from tests.support.replica import Site, hear_nothing
+from tests.support.replica import Site, deaf
 
 POLL = {"generation": 0, "digest": wire.digest(wire.Inventory()), "inventory": {}}
 
@@ -117,13 +117,12 @@ async def test_a_node_shows_the_credential_that_it_uses(control: Control, node: 
 
 
 async def test_a_revoked_credential_gets_no_successor_on_a_replica_that_has_not_heard_of_it(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch
+    control_site: Site,
 ) -> None:
     """Else who stole it would stay in by asking all the time."""
     async with control_site.running() as one:
         node = (await one.join("n1")).credential
-        hear_nothing(monkeypatch)
-        async with control_site.running() as other:
+        async with control_site.running(clock=deaf()) as other:
             assert (await other.call("POST", "/v1/poll", POLL, token=node)).status == 204
             assert (await one.call("POST", "/v1/nodes/n1/revoke")).status == 204
             assert (await other.call("POST", "/v1/poll", POLL, token=node)).status == 204, "it hasn't heard of it"
@@ -134,7 +133,7 @@ async def test_a_revoked_credential_gets_no_successor_on_a_replica_that_has_not_
 
 
 async def test_a_successor_that_was_given_up_ends_no_other_where_that_is_not_known_yet(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch
+    control_site: Site,
 ) -> None:
     """A repeated request for a successor has ended the first one, unused. Else no credential of the node was good."""
     path = "/v1/nodes/self/credential"
@@ -142,8 +141,7 @@ async def test_a_successor_that_was_given_up_ends_no_other_where_that_is_not_kno
         node = (await one.join("n1")).credential
         assert (await one.call("POST", "/v1/poll", POLL, token=node)).status == 204
         first = (await one.call("POST", path, token=node)).json()["credential"]
-        hear_nothing(monkeypatch)
-        async with control_site.running() as other:
+        async with control_site.running(clock=deaf()) as other:
             assert await other.services.fleet.credential(first.split("_")[1]) is not None
             second = (await one.call("POST", path, token=node)).json()["credential"]
             assert (await other.call("POST", "/v1/poll", POLL, token=first)).status == 401

@@ -8,7 +8,7 @@ import pytest
 
 from control import wire
 from tests.support.control import Control, Reply, module
-from tests.support.replica import Site, hear_nothing
+from tests.support.replica import Site, deaf
 
 POLL = {"generation": 0, "digest": wire.digest(wire.Inventory()), "inventory": {}}
 
@@ -145,12 +145,11 @@ async def test_an_admin_of_one_group_makes_and_revokes_no_tokens_of_another(cont
 
 
 async def test_a_revoked_operator_changes_nothing_on_a_replica_that_has_not_heard_of_it(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch
+    control_site: Site,
 ) -> None:
     async with control_site.running() as one:
         anna = (await one.call("POST", "/v1/operators", {"name": "anna", "role": "admin"})).json()["token"]
-        hear_nothing(monkeypatch)
-        async with control_site.running() as other:
+        async with control_site.running(clock=deaf()) as other:
             assert (await other.call("GET", "/v1/nodes", token=anna)).status == 200
             assert (await one.call("DELETE", "/v1/operators/anna")).status == 204
             assert (await other.call("GET", "/v1/nodes", token=anna)).status == 200, "it hasn't heard of it"
@@ -168,13 +167,12 @@ async def test_a_revoked_operator_changes_nothing_on_a_replica_that_has_not_hear
 
 
 async def test_an_operator_given_less_does_no_more_on_a_replica_that_has_not_heard_of_it(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch
+    control_site: Site,
 ) -> None:
     """Else a join token, or an operator, that it makes there in this moment would outlive its rights."""
     async with control_site.running() as one:
         anna = (await one.call("POST", "/v1/operators", {"name": "anna", "role": "admin"})).json()["token"]
-        hear_nothing(monkeypatch)
-        async with control_site.running() as other:
+        async with control_site.running(clock=deaf()) as other:
             assert (await other.call("GET", "/v1/operators", token=anna)).status == 200
             less = {"grants": [{"role": "read"}]}
             assert (await one.call("POST", "/v1/operators/anna/change", less)).status == 200

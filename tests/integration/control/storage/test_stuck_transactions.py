@@ -10,6 +10,7 @@ from control.storage import database
 from control.sync import monitor, write_batches
 from control.sync.heartbeats import Heartbeats
 from tests.support import seeds
+from tests.support.clock import SetClock
 from tests.support.control import until
 from tests.support.locks import frozen, locked
 from tests.support.replica import Answered, Replica, Site, TestNode, plan_of
@@ -129,11 +130,8 @@ async def test_a_locked_row_that_no_slice_looks_for_is_found_one_by_one(control_
             await all_but_the_first_succeed(nodes, plans)
 
 
-async def test_a_row_that_is_locked_for_a_moment_refuses_nobody(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_batches, "LOCKED_FOR", 30.0)
-    async with control_site.running() as replica:
+async def test_a_row_that_is_locked_for_a_moment_refuses_nobody(control_site: Site) -> None:
+    async with control_site.running(clock=SetClock(timers="stand")) as replica:
         nodes = await seeds.behind(replica, 3)
         async with locked(control_site.settings.metadata_url, NODE, seeds.name_of(replica, nodes[0])):
             polls = [asyncio.create_task(node.poll()) for node in nodes]
@@ -141,21 +139,18 @@ async def test_a_row_that_is_locked_for_a_moment_refuses_nobody(
         assert (await polls[0]).status == 200
 
 
-async def test_a_replica_that_is_frozen_within_a_transaction_is_cut_off_by_the_server(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_batches, "LOCKED_FOR", 0.0)
-    async with control_site.running() as replica:
+async def test_a_replica_that_is_frozen_within_a_transaction_is_cut_off_by_the_server(control_site: Site) -> None:
+    clock = SetClock(timers="stand")
+    async with control_site.running(clock=clock) as replica:
         stuck, other = await seeds.behind(replica, 2)
         url, name = control_site.settings.metadata_url, seeds.name_of(replica, stuck)
         async with frozen(url, NODE, name, idle=8.0), asyncio.timeout(2 * SOON):
             assert (await other.poll()).status == 200
-            assert (await stuck.poll()).status == 503
-
-            async def served() -> bool:
-                return (await stuck.poll()).status == 200
-
-            await until(served, SOON)
+            waits = asyncio.create_task(stuck.poll())
+            await clock.passes_until(waits.done, write_batches.LOCKED_FOR / 10)
+            assert (await waits).status == 503
+            # As long as no time passes, it is tried again.
+            assert (await stuck.poll()).status == 200
 
 
 async def test_a_locked_heartbeat_holds_up_no_other_one(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

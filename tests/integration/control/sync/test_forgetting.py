@@ -1,10 +1,10 @@
 """What a replica remembers of credentials and nodes that have ended: not for ever, and none of them comes back."""
 
-import pytest
-
 from control import wire
 from control.sync import fleet_cache
-from tests.support.control import Control, until
+from tests.support.clock import SetClock
+from tests.support.control import Control
+from tests.support.replica import Site
 
 POLL = {"generation": 0, "digest": wire.digest(wire.Inventory()), "inventory": {}}
 
@@ -40,16 +40,15 @@ async def test_revoked_credentials_and_removed_nodes_are_forgotten(control: Cont
     assert await poll(control, nodes["stays"].credential) == 204
 
 
-async def test_a_replica_forgets_by_itself(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_cache, "FORGET_EVERY", 0.1)
-    kept = control.services.fleet
-    node = await control.join("one")
-    assert await poll(control, node.credential) == 204
-    assert len(kept.credentials) == 1
-    await control.ok("DELETE", "/v1/nodes/one")
-
-    async def forgotten() -> bool:
-        return not kept.credentials and not kept.nodes
-
-    await until(forgotten)
-    assert await poll(control, node.credential) == 401
+async def test_a_replica_forgets_by_itself(control_site: Site) -> None:
+    clock = SetClock(timers="stand")
+    async with control_site.running(clock=clock) as replica:
+        kept, began = replica.services.fleet, clock.monotonic()
+        node = await replica.join("one")
+        assert (await node.poll()).status == 204
+        assert len(kept.credentials) == 1
+        assert (await replica.call("DELETE", "/v1/nodes/one")).status == 204
+        # The epochs are read a hundred times in each round of forgetting.
+        await clock.passes_until(lambda: not kept.credentials and not kept.nodes, fleet_cache.FORGET_EVERY / 100)
+        assert clock.monotonic() - began >= 2 * fleet_cache.FORGET_EVERY, "they stay for a round"
+        assert (await node.ask()).status == 401

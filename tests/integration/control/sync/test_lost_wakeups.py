@@ -12,7 +12,7 @@ import pytest
 
 from control import wire
 from tests.support import seeds
-from tests.support.replica import Answered, Replica, Site, TestNode, hear_nothing, plan_of
+from tests.support.replica import Answered, Replica, Site, TestNode, deaf, plan_of
 
 SEEDS = int(os.environ.get("SKERRY_TEST_ORDERS", "30"))
 """Orders that are tried; the environment may want more."""
@@ -74,10 +74,9 @@ class Gates:
 
 
 @pytest.fixture
-async def replicas(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Replica, Replica]]:
+async def replicas(control_site: Site) -> AsyncIterator[tuple[Replica, Replica]]:
     """One that reads the epochs when the test says so alone, and another one at which things are changed."""
-    hear_nothing(monkeypatch)
-    async with control_site.running(hold=HOLD) as one, control_site.running() as two:
+    async with control_site.running(clock=deaf(), hold=HOLD) as one, control_site.running(clock=deaf()) as two:
         yield one, two
 
 

@@ -60,12 +60,8 @@ async def test_many_nodes_at_once(control_site: Site) -> None:
         assert tuple(count) == (600, 600)
 
 
-async def test_one_replica_at_a_time_and_another_when_it_ends(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A server that is slow for a moment must not cost the lease's end.
-    monkeypatch.setattr(monitor, "DROP_LIMIT", 60.0)
-    clock = SetClock()
+async def test_one_replica_at_a_time_and_another_when_it_ends(control_site: Site) -> None:
+    clock = SetClock(timers="stand")
     async with control_site.running(clock=clock) as replica:
         first, second = replica.services.monitor(), replica.services.monitor()
         assert await first.tick()

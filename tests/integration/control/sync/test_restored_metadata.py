@@ -12,7 +12,7 @@ from control.sync.replica_mark import ReplicaMark
 from tests.support import deploy
 from tests.support.backups import RowBackup
 from tests.support.control import module, until
-from tests.support.replica import Replica, Site
+from tests.support.replica import Replica, Site, deaf
 from tests.support.services import ServerUrls
 
 DEADLINE = 60.0
@@ -101,12 +101,9 @@ async def test_a_running_replica_goes_by_the_restored_rows(control_site: Site, c
         await until(lambda: _answers(live, 200), DEADLINE)
 
 
-async def test_a_mark_that_is_written_before_it_is_read_hides_nothing(
-    control_site: Site, connection: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_mark_that_is_written_before_it_is_read_hides_nothing(control_site: Site, connection: Any) -> None:
     # Nobody looks and nobody else writes meanwhile.
-    monkeypatch.setattr(fleet_cache, "PERIOD", 1e6)
-    async with control_site.running() as live:
+    async with control_site.running(clock=deaf()) as live:
         mark = ReplicaMark(live.services.databases.cache, live.services.clock)
         for _ in range(3):
             await mark.write()

@@ -11,7 +11,9 @@ from starlette.types import Scope
 
 from control import wire
 from control.access.sessions import COOKIE, UsedIn
-from control.telemetry.viewer import Ask
+from control.telemetry import live_records
+from control.telemetry.viewer import HISTORY_SECONDS, LOOK, Ask
+from tests.support.clock import SetClock
 from tests.support.cookies_and_forms import ConsoleBrowser
 from tests.support.live import SOON, asked, encoded, joined, record, send, viewing
 from tests.support.replica import Replica, Site, TestNode
@@ -61,9 +63,9 @@ async def test_what_was_there_is_told_to_its_end(control_site: Site) -> None:
         assert await asked(nodes[0]) == []
 
 
-async def test_nodes_that_cannot_be_asked_are_named(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("control.telemetry.viewer.HISTORY_SECONDS", 0.5)
-    async with control_site.running() as one:
+async def test_nodes_that_cannot_be_asked_are_named(control_site: Site) -> None:
+    clock = SetClock(timers="stand")
+    async with control_site.running(clock=clock) as one:
         silent, gone = await joined(one, "silent"), await joined(one, "gone")
         assert silent
         old = await one.join("old")
@@ -71,8 +73,12 @@ async def test_nodes_that_cannot_be_asked_are_named(control_site: Site, monkeypa
         await one.services.databases.background.transaction(
             lambda conn: conn.execute("UPDATE nodes SET state = 'offline' WHERE id = $1::text::uuid", gone.id)
         )
+        began = clock.monotonic()
         async with viewing(one) as view:
-            lines = {line["notice"]: line for line in await view.rest()}
+            ends = asyncio.create_task(view.rest())
+            await clock.passes_until(ends.done, LOOK)
+            lines = {line["notice"]: line for line in await ends}
+        assert clock.monotonic() - began >= HISTORY_SECONDS
         assert (lines["begin"]["count"], lines["offline"]["nodes"], lines["too_old"]["nodes"]) == (1, ["gone"], ["old"])
         assert (lines["silent"]["nodes"], lines["history"].get("count", 0)) == (["silent"], 0)
 
@@ -318,15 +324,16 @@ async def test_views_are_bounded(control_site: Site) -> None:
                 await view.__aexit__(None, None, None)
 
 
-async def test_a_watch_that_nobody_reads_ends(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("control.telemetry.live_records.UNREAD", 1e6)
-    async with control_site.running() as one:
+async def test_a_watch_that_nobody_reads_ends(control_site: Site) -> None:
+    clock = SetClock(timers="stand")
+    async with control_site.running(clock=clock) as one:
         node = await joined(one, "node")
         await one.services.live.begin(Ask("admin", AsyncMock(return_value=""), None))
         await asked(node)
-        # Only now, since the node might hear of it too late.
-        monkeypatch.setattr("control.telemetry.live_records.UNREAD", 0.2)
-        assert await asked(node) == []
+        began, told = clock.monotonic(), asyncio.create_task(asked(node))
+        await clock.passes_until(lambda: not one.services.live.viewers, live_records.IDLE)
+        assert clock.monotonic() - began > live_records.UNREAD
+        assert await told == []
 
 
 async def test_records_of_a_kind_that_a_newer_replica_knows_are_for_that_one(control_site: Site) -> None:
