@@ -9,8 +9,8 @@ import pytest
 
 from control import wire
 from control.storage.connection import Connection
-from control.telemetry import fleet_summary
 from tests.support import numbers, standings
+from tests.support.clock import SetClock
 from tests.support.console import MARKUP, ShownPage, fails, live, page, release, send
 from tests.support.live import asked, record
 from tests.support.live import joined as joined_live
@@ -79,12 +79,9 @@ async def test_filters_are_the_url_and_pages_go_on_by_a_cursor(control_site: Sit
         assert (shown.status, "<code>unknown_group</code>" in shown.text) == (404, True)
 
 
-async def test_a_node_of_a_group_that_was_just_made_is_listed(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_node_of_a_group_that_was_just_made_is_listed(control_site: Site) -> None:
     """The fleet was counted before there was the group."""
-    monkeypatch.setattr(fleet_summary, "PERIOD", 3600.0)
-    async with control_site.running() as replica:
+    async with control_site.running(clock=SetClock(timers="stand")) as replica:
         assert names(await page(replica, "/nodes")) == []
         await replica.call("POST", "/v1/groups", {"name": "shops"})
         await replica.join("shop-1", "shops")
@@ -254,12 +251,9 @@ async def test_a_node_says_how_large_it_is(control_site: Site) -> None:
         assert (await replica.node("edge-1"))["numbers"]["database_bytes"] == 412_000_000
 
 
-async def test_what_a_node_logs_comes_as_it_is_and_without_markup(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_a_node_logs_comes_as_it_is_and_without_markup(control_site: Site) -> None:
     # The node answers, but perhaps slowly.
-    monkeypatch.setattr("control.telemetry.viewer.HISTORY_SECONDS", 50.0)
-    async with control_site.running() as replica:
+    async with control_site.running(clock=SetClock(timers="stand")) as replica:
         node = await joined_live(replica, "edge-1")
         shown = await page(replica, "/nodes/edge-1/log?level=warning&function=orders")
         assert 'data-stream="/nodes/edge-1/log/live?level=warning&amp;function=orders"' in shown.text

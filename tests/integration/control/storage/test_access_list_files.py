@@ -11,10 +11,11 @@ from control.local.seaweedfs import s3_client
 from control.problems import ProblemError
 from control.storage.object_store import Store
 from control.storage.recovery import access_journal, access_list
-from control.web import lifespan
+from control.web.lifespan import STORE_PATIENCE
 from tests.integration.control.storage.test_access_lists import DEADLINE, join_token, made, status
 from tests.support import deploy
 from tests.support.backups import Backups, RowBackup
+from tests.support.clock import SetClock
 from tests.support.control import until
 from tests.support.replica import Replica, Site
 from tests.support.store_proxy import store_proxy
@@ -140,17 +141,17 @@ async def test_a_start_waits_for_all_lists_while_the_store_answers(
             await deploy.ok(live, "DELETE", f"/v1/operators/o{n}")
         await live.services.access.write()
     await backups.restore(backup)
-    # All of them take longer than that, each by itself much less.
-    monkeypatch.setattr(lifespan, "STORE_PATIENCE", 8.0)
-    monkeypatch.setattr(access_journal, "PERIOD", 1e6)
-    read = Store.read
+    # All of them take longer than a start waits, each by itself much less.
+    clock, read = SetClock(timers="stand"), Store.read
+    began = clock.monotonic()
 
     async def slow(store: Store, *args: Any) -> Any:
-        await asyncio.sleep(1.8)
+        clock.advance(STORE_PATIENCE / 4)
         return await read(store, *args)
 
     monkeypatch.setattr(Store, "read", slow)
-    async with control_site.running() as live:
+    async with control_site.running(clock=clock) as live:
+        assert clock.monotonic() - began > 1.2 * STORE_PATIENCE
         assert live.services.access.looked
         assert [await status(live, token) for token in tokens] == [401] * 5
 

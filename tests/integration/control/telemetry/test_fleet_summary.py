@@ -9,7 +9,7 @@ import pytest
 
 from control.sync.standing import LETTERS, STANDINGS
 from control.telemetry import fleet_summary, shared_reading
-from tests.support.control import until
+from tests.support.clock import SetClock
 from tests.support.replica import Replica, Site
 from tests.support.standings import group, node
 
@@ -125,31 +125,13 @@ async def test_the_grid_is_ordered_by_group_site_and_name(control_site: Site) ->
 
 
 async def test_all_who_look_share_one_reading(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_summary, "PERIOD", 3600.0)
-    async with control_site.running() as replica:
+    monkeypatch.undo()
+    clock = SetClock(timers="stand")
+    async with control_site.running(clock=clock) as replica:
         standings = replica.services.standings
         assert standings.last is None
         found = await asyncio.gather(*(standings.summary() for _ in range(100)))
         assert all(one is found[0] for one in found)
         assert await standings.summary() is found[0] is standings.last
-
-
-async def test_a_reading_takes_a_twentieth_of_the_time_at_most(control_site: Site, monkeypatch: Any) -> None:
-    """Where it takes longer than `PERIOD` / 20: here always."""
-    monkeypatch.setattr(shared_reading, "REST", 1e9)
-    async with control_site.running() as replica:
-        first = await replica.services.standings.summary()
-        assert await replica.services.standings.summary() is first
-
-
-async def test_a_reading_that_took_long_is_not_kept_for_long(control_site: Site, monkeypatch: Any) -> None:
-    monkeypatch.setattr(fleet_summary, "PERIOD", 0.0)
-    monkeypatch.setattr(shared_reading, "REST", 1e9)
-    monkeypatch.setattr(shared_reading, "LONGEST", 0.01)
-    async with control_site.running() as replica:
-        first = await replica.services.standings.summary()
-
-        async def another() -> bool:
-            return await replica.services.standings.summary() is not first
-
-        await until(another, seconds=10)
+        clock.advance(shared_reading.LONGEST)
+        assert await standings.summary() is not found[0]
