@@ -26,6 +26,7 @@ from edge_runtime.sync.agent import Agent
 from edge_runtime.sync.control_client import ControlClient
 from edge_runtime.sync.join import join
 from edge_runtime.wasmedge import QUICK
+from tests.support import moved_clock
 from tests.support.deadlines import deadline
 from tests.support.ports import free_port
 from tests.support.services import admin_of
@@ -209,6 +210,7 @@ async def edge(state: Path, *, otlp_url: str = "", **agent: Any) -> AsyncIterato
             async with aiohttp.ClientSession(f"http://127.0.0.1:{front.port}") as http:
                 yield Edge(front, made[0], http)
         finally:
+            moved_clock.let_go()
             front.stop()
             with contextlib.suppress(asyncio.CancelledError):
                 await running

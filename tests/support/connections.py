@@ -19,6 +19,7 @@ from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange
 from edge_runtime.web.server import EdgeServer
 from edge_runtime.web.tls_files import TlsFiles
+from tests.support import moved_clock
 from tests.support.deadlines import deadline
 
 HEAD = b"content-type: text/plain\r\n"
@@ -148,6 +149,7 @@ async def site(tmp_path: Path, pki: Pki | None = None, **settings: Any) -> Async
     try:
         yield Site(app, server, port, ssl.create_default_context(cafile=pki.ca) if pki is not None else None)
     finally:
+        moved_clock.let_go()
         server.stop()
         async with deadline(LIMIT):
             await running

@@ -26,6 +26,7 @@ from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.wasmedge import QUICK
+from tests.support import moved_clock
 from tests.support.deadlines import deadline
 
 DEADLINE = 60.0
@@ -175,6 +176,7 @@ async def node(path: Path, *, best: int = QUICK, **settings: Any) -> AsyncIterat
                         await until(lambda: len(made.workers()) == settings["workers"])
                         yield made
                     finally:
+                        moved_clock.let_go()
                         front.stop()
             await running
 

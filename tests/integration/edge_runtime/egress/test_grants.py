@@ -231,7 +231,6 @@ async def test_secrets_come_from_the_nodes_file_alone(
         assert "chmod 600" in shown["secrets"]["error"]
         assert await env(edge, "f", "KEY") == f"{VALUE}3"
         assert VALUE not in orjson.dumps(shown).decode()
-        clock.go()
 
     # A node that starts without them serves what it can.
     path.unlink()
@@ -247,7 +246,6 @@ async def test_secrets_come_from_the_nodes_file_alone(
             while (await edge.call("f?env=KEY"))[2] != VALUE.encode():
                 await clock.move(manager.SECRETS_PAUSE)
         assert await edge.problem("g") == (503, "secret_missing")
-        clock.go()
 
     assert VALUE not in caplog.text
     path.unlink()
@@ -298,7 +296,6 @@ async def test_new_values_of_secrets_that_cannot_be_loaded_are_tried_again(
         write(path, '[f]\nKEY = "4"\n')
         assert edge.front.secrets.look()
         await has("4")
-        clock.go()
 
 
 async def test_a_probe_has_the_secrets_and_no_http(tmp_path: Path) -> None:

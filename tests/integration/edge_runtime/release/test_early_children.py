@@ -224,7 +224,6 @@ async def test_one_that_is_taken_is_not_told_to_rest(clock: MovedClock, edge: No
         assert isinstance(rest, MovedTimer)
         assert not rest.set
         assert compilations._rest is None
-    clock.go()
 
 
 def of_llvm(edge: Node) -> int:

@@ -89,7 +89,6 @@ async def test_a_release_that_fails_is_told_by_both_sides_and_waits(
     # No second attempt before its time.
     await asyncio.sleep(1.0)
     assert (await control.node())["failures"] == 1
-    clock.go()
 
 
 async def test_an_operators_retry_ends_the_wait_at_once(clock: MovedClock, control: Control, node: Edge) -> None:
