@@ -16,7 +16,8 @@ from edge_runtime.web.connection_waits import HEAD_WAIT, KEEP_ALIVE
 from edge_runtime.web.server import SWEEP
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
-from tests.support.moved_clock import MovedClock
+from tests.support.edge_process import front_process
+from tests.support.moved_clock import ClockOfProcess, MovedClock
 from tests.support.raw_http import post, raw
 
 FUNCTIONS = {
@@ -86,14 +87,42 @@ async def test_all_bodies_together_have_a_limit(tmp_path: Path) -> None:
         assert (await edge.call("echo", b"x" * 60_000))[0] == 200
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
-    async with serving(tmp_path, body_wait=0.3) as edge:
+async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, clock: MovedClock) -> None:
+    async with serving(tmp_path, body_wait=600.0) as edge:
+        clock.stand()
         for part in (b"", b"half"):
             async with raw(edge) as connection:
                 await connection.send(post("/functions/echo").replace(b"length: 0", b"length: 10") + part)
+                live = edge.front.server.shared.live
+                await until(lambda live=live: any(one.deadline == clock.monotonic() + 600.0 for one in live))
+                await clock.move(600.0)
+                assert live
+                await clock.move(2 * SWEEP)
                 status, headers, body = await connection.answer()
                 assert (status, headers["connection"]) == (408, "close")
                 assert orjson.loads(body)["code"] == "body_timeout"
+
+
+async def test_a_body_is_waited_for_as_long_by_a_front_of_its_own_process(tmp_path: Path) -> None:
+    async with serving(tmp_path):
+        pass
+    clock = ClockOfProcess()
+    head = b"POST /functions/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\nexpect: 100-continue\r\n\r\n"
+    async with front_process(tmp_path / "state", clock=clock, body_wait=60.0) as front:
+        await clock.stand()
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        writer.write(head)
+        async with asyncio.timeout(60):
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            answer = asyncio.ensure_future(reader.readline())
+            await clock.move(60.0)
+            assert await front.echo(b"others are served") == b"others are served"
+            assert not answer.done()
+            await clock.move(2 * SWEEP)
+            assert await answer == b"HTTP/1.1 408 Request Timeout\r\n"
+        writer.transport.abort()
+        await clock.go()
+    clock.close()
 
 
 async def test_heads_have_limits(tmp_path: Path) -> None:
