@@ -21,13 +21,13 @@ from edge_runtime.telemetry import ring
 from tests.guests import build
 from tests.support import (
     ci_minutes,
-    deadlines,
     disturbed,
     draws,
     failing_calls,
     flaked_file,
     flaked_runs,
     forked_programs,
+    limit_of_a_test,
     long_files,
     replica,
 )
@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if built := os.environ.get("SKERRY_TEST_NATIVE"):
         # The C library as `native_build.sanitized` has built it, in place of the one that is built for use.
         library.BUILT = Path(built)  # type: ignore[misc]
-    config.pluginmanager.register(deadlines)
+    config.pluginmanager.register(limit_of_a_test)
     flaked_runs.join(config)
     disturbed.join(config)
 

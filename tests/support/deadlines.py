@@ -4,16 +4,11 @@ A limit that a test is about, or gives a helper by itself, isn't such a deadline
 """
 
 import asyncio
-import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
-
-import pytest
-import pytest_timeout
+from typing import Final
 
 USUAL: Final = 2.5
 """How much slower than alone a process is where five have two cores, as in `just test`: deadlines are for that."""
@@ -93,22 +88,3 @@ async def deadline(seconds: float, exact: float | None = None) -> AsyncIterator[
             yield
         finally:
             timer.cancel()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
-    """Have the time of a whole test scaled, too; looked at again when it seems to be over."""
-    began = time.monotonic()
-    pytest_timeout.pytest_timeout_set_timer(item, settings)
-    fail = signal.getsignal(signal.SIGALRM)
-
-    def over(number: int, frame: FrameType | None) -> None:
-        left = began + scaled(settings.timeout) - time.monotonic()
-        if left > 0:
-            signal.setitimer(signal.ITIMER_REAL, left)
-        elif callable(fail):
-            fail(number, frame)
-
-    if settings.method == "signal":
-        signal.signal(signal.SIGALRM, over)
-    return True

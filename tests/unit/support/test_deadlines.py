@@ -24,10 +24,10 @@ print(slowness.factor())
 """
 PROJECT = """
 import pytest, time
-from tests.support import deadlines
+from tests.support import deadlines, limit_of_a_test
 
 def pytest_configure(config):
-    config.pluginmanager.register(deadlines)
+    config.pluginmanager.register(limit_of_a_test)
 
 @pytest.fixture
 def slow(monkeypatch):
