@@ -104,6 +104,8 @@ def pytest_report_header() -> list[str]:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say how long each step of `.ci/run` took, as its last one, and what flaked here and isn't in the tree."""
+    if hasattr(config, "workerinput"):
+        return
     if lines := ci_minutes.told():
         terminalreporter.section("minutes of .ci/run")
         for line in lines:

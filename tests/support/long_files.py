@@ -16,7 +16,7 @@ LONG: Final = 15.0
 """Seconds from which a file is begun before others; those that take less stay in their order."""
 FIRST_RUN: Final = {
     "tests/integration/project/test_docs_commands.py": 400.0,
-    "tests/simulation/test_first_seeds.py": 300.0,
+    "tests/faults/test_simulation.py": 100.0,
     "tests/integration/control/access/test_operator_rights.py": 120.0,
     "tests/security/test_fence.py": 120.0,
     "tests/integration/edge_runtime/guests/beside_extism/test_kernel.py": 110.0,

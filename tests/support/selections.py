@@ -75,6 +75,8 @@ USER: Final = (
     "tests/unit/control/cli/support",
     "tests/unit/control/local",
     "tests/unit/edge_runtime",
+    # What a forked program has of its parent.
+    "tests/unit/support/test_forked_programs.py",
 )
 """As an ordinary user: what depends on the user."""
 
