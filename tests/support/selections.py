@@ -82,7 +82,6 @@ USER: Final = (
 
 ONE_LENGTH: Final = (
     "tests/faults/test_database_kills.py",
-    "tests/faults/test_edge_kills.py",
     "tests/faults/test_failing_commits.py",
     "tests/faults/test_interrupted_syncs.py",
     "tests/faults/test_power_failure.py",
