@@ -161,6 +161,7 @@ def _proxy(url: str) -> Iterator[str]:
 class _Order:
     """Files in an order of the seed's: what a short run gets to isn't always the same."""
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         files: dict[Path, list[pytest.Item]] = {}
         for item in items:
