@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from tests.guests.build import CACHE
+from tests.support.shell_programs import ShellPrograms, shell_programs
 from tests.support.up import ROOT, Up, ready_up
 
 EDGE = "127.0.0.1:8087"
@@ -83,22 +84,32 @@ def runnable(page: Path) -> list[Block]:
     return [block for block in blocks(page) if block.language == "sh" and not recipes(block)]
 
 
-def checkout(folder: Path) -> Path:
-    """A folder with links to what commands use of a checkout, into which the commands of a page may write."""
-    folder.mkdir()
+def checkout(folder: Path, programs: ShellPrograms) -> Path:
+    """A folder with links to what commands use of a checkout, into which the commands of a page may write. Our programs
+    in it are started by this process."""
+    binaries = folder / ".venv" / "bin"
+    binaries.mkdir(parents=True)
     for name in ("docs", "examples", "lock", "sql"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / ".venv").symlink_to(sys.prefix)
+    for each in Path(sys.prefix).iterdir():
+        if each.name != "bin":
+            (folder / ".venv" / each.name).symlink_to(each)
+    for each in Path(sys.prefix, "bin").iterdir():
+        own = programs.folder / each.name
+        (binaries / each.name).symlink_to(own if own.exists() else each)
+    activate = binaries / "activate"
+    activate.unlink()
+    activate.write_text(Path(sys.prefix, "bin", "activate").read_text().replace(sys.prefix, str(folder / ".venv")))
     return folder
 
 
-def run(page: Path, up: Up, folder: Path) -> None:
+def run(page: Path, up: Up, programs: ShellPrograms, folder: Path) -> None:
     """Run the blocks of `page` that are marked `sh` in one shell. Raises: as `run_blocks` does."""
     first = [Block("before the page", 0, "sh", DROP)] if page in AGAIN else []
-    run_blocks([*first, *runnable(page)], up, folder)
+    run_blocks([*first, *runnable(page)], up, programs, folder)
 
 
-def run_blocks(told: list[Block], up: Up, folder: Path) -> None:
+def run_blocks(told: list[Block], up: Up, programs: ShellPrograms, folder: Path) -> None:
     """Run blocks in one shell. Raises: pytest's failure, with the block's place and its output."""
     edge = json.loads((up.home / "cli.json").read_text("utf-8"))["edge"].removeprefix("http://")
     script = folder / ".blocks.sh"
@@ -111,7 +122,7 @@ def run_blocks(told: list[Block], up: Up, folder: Path) -> None:
     script.write_text("\n".join(lines))
     environment = {
         **up.environment,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "SKERRY_EDGE_LISTEN": edge,
         "ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"),
         "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig-local"),
@@ -128,11 +139,11 @@ def run_blocks(told: list[Block], up: Up, folder: Path) -> None:
             stderr=subprocess.STDOUT,
         )
         try:
-            status = shell.wait(LIMIT)
-        except psutil.TimeoutExpired:
+            status: int | str = programs.run(shell, LIMIT)
+        except TimeoutError as error:
             for process in (*shell.children(recursive=True), shell):
                 process.kill()
-            status = f"no end within {LIMIT:g} s"
+            status = str(error)
     if status:
         at = current.read_text("utf-8") if current.exists() else "before the first block"
         said = log.read_text("utf-8", "replace")[-4000:]
@@ -144,23 +155,29 @@ def up() -> Iterator[Up]:
     yield from ready_up()
 
 
+@pytest.fixture(scope="module")
+def programs() -> Iterator[ShellPrograms]:
+    with shell_programs() as made:
+        yield made
+
+
 @pytest.mark.timeout(LIMIT + 60)
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if runnable(page)], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_the_commands_of_a_page_work(up: Up, tmp_path: Path, page: Path) -> None:
-    run(page, up, checkout(tmp_path / "skerry"))
+def test_the_commands_of_a_page_work(up: Up, programs: ShellPrograms, tmp_path: Path, page: Path) -> None:
+    run(page, up, programs, checkout(tmp_path / "skerry", programs))
 
 
-def test_the_scripts_of_the_python_api_work(up: Up, tmp_path: Path) -> None:
+def test_the_scripts_of_the_python_api_work(up: Up, programs: ShellPrograms, tmp_path: Path) -> None:
     """The first one talks to control; the second one tests a function, so it runs in the function's folder."""
     page = ROOT / "docs" / "reference" / "python-api.md"
     scripts = [block for block in blocks(page) if block.language == "python"]
     assert len(scripts) == 2
-    folder = checkout(tmp_path / "skerry")
+    folder = checkout(tmp_path / "skerry", programs)
     project = replace(scripts[1], text="skerry function new notes --lang c && cd notes && skerry function build .")
     told = [replace(block, text=f"python - <<'END'\n{block.text}END") for block in scripts]
-    run_blocks([told[0], project, told[1]], up, folder)
+    run_blocks([told[0], project, told[1]], up, programs, folder)
     assert "edge-1 online" in (folder / ".log").read_text("utf-8")
 
 
@@ -187,12 +204,12 @@ def test_every_block_says_what_it_is() -> None:
     assert unmarked == []
 
 
-def test_a_block_that_fails_is_named(up: Up, tmp_path: Path) -> None:
-    folder = checkout(tmp_path / "skerry")
+def test_a_block_that_fails_is_named(up: Up, programs: ShellPrograms, tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "skerry", programs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[__name__], "ROOT", tmp_path)
         page = tmp_path / "page.md"
         page.write_text("# A page\n\n```sh\ntrue\n```\n\n```sh\necho said\nfalse\necho never\n```\n")
         with pytest.raises(pytest.fail.Exception) as failed:
-            run(page, up, folder)
+            run(page, up, programs, folder)
     assert str(failed.value) == "page.md:7: the shell ended with 1\nsaid\n"
