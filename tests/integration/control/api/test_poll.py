@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from control import wire
+from control.api.poll import SPREAD
 from control.manifest_fields import Manifest, manifest_digest
 from control.web import connection_limits
 from tests.support import seeds
@@ -112,12 +113,17 @@ async def test_a_held_poll_gets_the_plan_of_a_new_target_on_every_replica(contro
 
 
 async def test_a_held_poll_ends_after_its_time(control_site: Site) -> None:
-    async with control_site.running(hold=0.4) as replica:
+    clock, hold = SetClock(timers="stand"), 4.0
+    async with control_site.running(clock=clock, hold=hold) as replica:
         node = await replica.join("one")
         await node.poll()
-        since = time.monotonic()
-        assert (await node.ask(25)).status == 204
-        assert 0.4 * 0.75 <= time.monotonic() - since < SOON
+        poll = asyncio.create_task(node.ask(25))
+        await until(lambda: held(replica) == 1)
+        clock.advance(hold * (1 - SPREAD) - 0.01)
+        await asyncio.sleep(0.1)
+        assert not poll.done()
+        clock.advance(hold * SPREAD + 0.01)
+        assert (await poll).status == 204
         assert held(replica) == 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support import deploy
+from tests.support.clock import SetClock
 from tests.support.console import MARKUP, page
 from tests.support.live import asked, joined, record, send
 from tests.support.replica import Site, TestNode
@@ -45,12 +46,9 @@ async def answers(node: TestNode, *records: dict[str, Any], count: int = 1) -> A
     return questions[-1]
 
 
-async def test_nodes_are_asked_for_their_slow_and_failed_calls(
-    control_site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nodes_are_asked_for_their_slow_and_failed_calls(control_site: Site) -> None:
     # All answer, but perhaps slowly.
-    monkeypatch.setattr("control.telemetry.viewer.HISTORY_SECONDS", 50.0)
-    async with control_site.running() as replica:
+    async with control_site.running(clock=SetClock(timers="stand")) as replica:
         await deploy.ok(replica, "POST", "/v1/groups", {"name": "shops"})
         node, other = await joined(replica, "near"), await joined(replica, "far", "shops")
         shown = await page(replica, "/calls")
