@@ -179,8 +179,10 @@ async def test_a_connection_is_kept_or_not(tmp_path: Path, version: str, more: s
 
 
 @on_uvloop
-async def test_a_server_that_stops_answers_what_runs_and_cuts_what_does_not_end(tmp_path: Path) -> None:
-    async with site(tmp_path, stop_limit=3.0) as edge, contextlib.AsyncExitStack() as stack:
+async def test_a_server_that_stops_answers_what_runs_and_cuts_what_does_not_end(
+    tmp_path: Path, clock: MovedClock
+) -> None:
+    async with site(tmp_path, stop_limit=60.0) as edge, contextlib.AsyncExitStack() as stack:
         idle, runs, hangs = [await stack.enter_async_context(edge.client()) for _ in range(3)]
         edge.app.at_once = False
         for client in (runs, hangs):
@@ -193,6 +195,8 @@ async def test_a_server_that_stops_answers_what_runs_and_cuts_what_does_not_end(
         assert (status, headers[b"connection"]) == (200, b"close")
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", edge.port)
+        await until(lambda: len(edge.server.shared.live) == 1)
+        await clock.move(60.0)
     with contextlib.suppress(ConnectionResetError):
         assert await hangs.end() == b""
 

@@ -88,14 +88,14 @@ async def test_all_bodies_together_have_a_limit(tmp_path: Path) -> None:
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, clock: MovedClock) -> None:
-    async with serving(tmp_path, body_wait=600.0) as edge:
+    async with serving(tmp_path, body_wait=60.0) as edge:
         clock.stand()
         for part in (b"", b"half"):
             async with raw(edge) as connection:
                 await connection.send(post("/functions/echo").replace(b"length: 0", b"length: 10") + part)
                 live = edge.front.server.shared.live
-                await until(lambda live=live: any(one.deadline == clock.monotonic() + 600.0 for one in live))
-                await clock.move(600.0)
+                await until(lambda live=live: any(one.deadline == clock.monotonic() + 60.0 for one in live))
+                await clock.move(60.0)
                 assert live
                 await clock.move(2 * SWEEP)
                 status, headers, body = await connection.answer()
@@ -197,19 +197,29 @@ async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
         assert [answer[0] for answer in await asyncio.gather(*running)] == [200] * 4
 
 
-async def test_a_call_waits_only_so_long(tmp_path: Path) -> None:
-    async with serving(tmp_path, workers=1, queue_wait=0.3) as edge:
+async def test_a_call_waits_only_so_long(tmp_path: Path, clock: MovedClock) -> None:
+    async with serving(tmp_path, workers=1, queue_wait=60.0) as edge:
+        clock.stand()
         with edge.standing():
             running = asyncio.ensure_future(edge.call("slow", SLOW))
             await until(edge.busy)
-            assert await edge.problem("echo") == (503, "queue_timeout")
+            waiting = asyncio.ensure_future(edge.problem("echo"))
+            await until(lambda: edge.front.pool.waiting == 1)
+            await clock.move(59.0)
+            assert edge.front.pool.waiting == 1
+            await clock.move(2.0)
+            assert await waiting == (503, "queue_timeout")
         assert (await running)[0] == 200
 
 
-async def test_a_call_waits_only_so_long_for_a_release(tmp_path: Path) -> None:
-    async with serving(tmp_path, workers=1, queue_wait=0.3) as edge:
+async def test_a_call_waits_only_so_long_for_a_release(tmp_path: Path, clock: MovedClock) -> None:
+    async with serving(tmp_path, workers=1, queue_wait=60.0) as edge:
+        clock.stand()
         edge.front.pool.hold_all()
-        assert await edge.problem("echo") == (503, "release_changing")
+        waiting = asyncio.ensure_future(edge.problem("echo"))
+        await until(lambda: edge.front.pool.waiting == 1)
+        await clock.move(61.0)
+        assert await waiting == (503, "release_changing")
         edge.front.pool.let_go()
         assert (await edge.call("echo"))[0] == 200
 
