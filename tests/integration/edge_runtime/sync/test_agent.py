@@ -270,7 +270,7 @@ async def test_a_slow_sync_keeps_its_lease(
 
 
 async def test_work_that_was_overtaken_is_ended_for_the_newer_release(
-    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+    clock: MovedClock, control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await first_release(control)
     # The first sync has been reported: it isn't the one that the node's status tells of below, nor is it overtaken.
@@ -283,10 +283,11 @@ async def test_work_that_was_overtaken_is_ended_for_the_newer_release(
         return await real(planned, compiled)
 
     monkeypatch.setattr(node.front.compiler, "functions", for_ever)
-    monkeypatch.setattr(attempt, "RENEW_CAP", 0.1)
     await push(control, 2)
-    await node.until(lambda s: s["sync"])
+    await node.until(lambda s: s["sync"] and s["sync"]["step"] == "compile")
     await push(control, 3)
+    await clock.move(attempt.RENEW_CAP)
+    clock.go()
     await answers(node, 3)
     seen = await control.until(lambda n: n["at_target"])
     assert seen["failures"] == 0
