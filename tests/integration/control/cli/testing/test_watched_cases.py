@@ -55,6 +55,7 @@ async def test_ctrl_c_ends_all_without_a_word(tmp_path: Path, cache: Path) -> No
     assert psutil.wait_procs(made, timeout=30)[1] == []
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_a_process_that_is_killed_ends_the_run(tmp_path: Path, cache: Path) -> None:
     """As by a system that is short of memory: what wasn't made isn't taken as passed."""
     process, _ = await two_calls(tmp_path, cache)
