@@ -51,6 +51,7 @@ class PostgreSQL(Service):
 
     # A fast shutdown, then an immediate one: https://www.postgresql.org/docs/18/server-shutdown.html
     STOP = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 6.0))
+    DEATH = STOP[0][0]
 
     def __init__(self, directory: Path, log: Path, inherit: int, settings: Mapping[str, str]) -> None:
         """`settings` are PostgreSQL's own, beyond `_SETTINGS` or in place of them."""

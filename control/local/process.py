@@ -47,8 +47,9 @@ class Service:
     """
 
     STOP: tuple[tuple[signal.Signals, float], ...] = ((signal.SIGTERM, 10.0),)
-    """Signals that end the server in order, each with its seconds; then comes SIGKILL. The kernel sends the first one
-    when this process dies."""
+    """Signals that end the server in order, each with its seconds; then comes SIGKILL."""
+    DEATH: signal.Signals = STOP[0][0]
+    """The signal that the kernel sends to the server when this process dies."""
 
     def __init__(self, name: str, log: Path, inherit: int) -> None:
         """`inherit` is a file descriptor that the server keeps open while it lives: a lock on its files."""
@@ -107,7 +108,7 @@ class Service:
         handle = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             return subprocess.Popen(  # noqa: S603
-                ending_with_us(argv, self.STOP[0][0], user),
+                ending_with_us(argv, self.DEATH, user),
                 cwd=cwd,
                 env={"PATH": os.defpath, "LANG": "C", "TZ": "UTC", **env},
                 stdin=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import socket
 import sysconfig
 from pathlib import Path
@@ -35,6 +36,9 @@ _GRPC_OFFSET = 10000
 
 class SeaweedFS(Service):
     """An S3 server with one access key, on 127.0.0.1, whose files are in `directory`."""
+
+    # Its end in order may hang half-way for good, and a kill loses nothing that was stored.
+    DEATH = signal.SIGKILL
 
     def __init__(self, directory: Path, log: Path, inherit: int) -> None:
         super().__init__("SeaweedFS", log, inherit)

@@ -311,6 +311,22 @@ async def test_nothing_is_left_after_kill_9_of_the_parent_and_a_new_start_finds_
     idle.close()
 
 
+async def test_a_store_that_hangs_is_not_left_after_kill_9_of_the_parent(home):
+    """Seen: one that hung in its end in order, and took no second signal for it."""
+    parent, processes = start_parent(home)
+    [store] = [process for process in processes if process.name() == "weed"]
+    store.suspend()
+    try:
+        parent.kill()
+        parent.wait()
+        await until_gone(processes)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            store.kill()
+        assert parent.stdout is not None
+        parent.stdout.close()
+
+
 async def test_a_stale_lock_file_with_the_pid_of_another_process_is_no_hindrance(home):
     async with embedded.services(home) as services:
         await write(services, "kept")
