@@ -20,6 +20,8 @@ from types import CodeType, FrameType
 
 import pytest
 
+_CLOCK = "control.clock"
+"""Whoever asks it for the time, as others ask the standard library, calls nothing that a reader follows."""
 _TOOL = 4
 """An id of `sys.monitoring` that no debugger, profiler or coverage tool has."""
 
@@ -94,7 +96,8 @@ class Way:
         name = str(frame.f_globals.get("__name__", ""))
         if frame.f_code.co_filename.startswith("<") or frame.f_code.co_name == "<genexpr>":
             return False
-        return any(name == package or name.startswith(f"{package}.") for package in self.packages)
+        within = any(name == package or name.startswith(f"{package}.") for package in self.packages)
+        return within and name != _CLOCK
 
 
 @contextmanager

@@ -77,6 +77,7 @@ USER: Final = (
     "tests/unit/edge_runtime",
     # What a forked program has of its parent.
     "tests/unit/support/test_forked_programs.py",
+    "tests/unit/support/test_shell_programs.py",
 )
 """As an ordinary user: what depends on the user."""
 
