@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from edge_runtime import clock
+from tests.support.deadlines import deadline, scaled
 from tests.support.moved_clock import ClockOfProcess, MovedClock, moved_clock
 
 
@@ -29,7 +30,7 @@ async def test_the_systems_clock_goes() -> None:
     came = asyncio.Event()
     timer = clock.call_later(0.01, came.set)
     clock.call_later(0.0, lambda what: what.append(1), said := []).cancel()
-    async with asyncio.timeout(60):
+    async with deadline(60):
         await came.wait()
     assert clock.monotonic() >= before + 0.01
     assert not said
@@ -172,7 +173,7 @@ async def test_it_goes_with_the_systems_until_it_stands_and_again(moved: MovedCl
     sleeping = asyncio.ensure_future(clock.sleep(0.02))
     await asyncio.sleep(0)
     moved.go()
-    async with asyncio.timeout(60):
+    async with deadline(60):
         await sleeping
     assert clock.monotonic() >= at + 0.02
     moved.stand()
@@ -219,6 +220,6 @@ async def test_the_clock_of_another_process_is_moved() -> None:
             os.set_blocking(process.stdout.fileno(), True)
             assert process.stdout.readline() == b"an hour has passed\n"
             moved.close()
-            assert process.wait(60) == 0
+            assert process.wait(scaled(60)) == 0
         finally:
             process.kill()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from edge_runtime.children import zygote
+from tests.support.deadlines import scaled
 
 PARSERS = {"cffi.cparser", "pycparser"}
 """To parse declarations at each start would take 40 ms and 3 MB of each process (`scripts.bindings`)."""
@@ -24,7 +25,7 @@ print("libwasmedge" in mapped, "libLLVM" in mapped, "libsql" in mapped,
       *[name for name in sys.modules if name.startswith("edge_runtime.wasmedge")])
 print(*sys.modules)
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=scaled(60), check=True)
     found, modules = ran.stdout.splitlines()
     assert found.split() == ["False", "False", "False"]
     assert "edge_runtime.front" in modules.split()
@@ -39,7 +40,7 @@ from edge_runtime.children import zygote
 zygote._imports()
 print(*sys.modules)
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=scaled(60), check=True)
     parts = [
         part for part in ast.walk(ast.parse(Path(zygote.__file__).read_text())) if isinstance(part, ast.FunctionDef)
     ]

@@ -25,6 +25,7 @@ from bench.parts.servers import process
 from bench.parts.wrk import Load, Target, Wrk
 from control.local.pki import Pki
 from edge_runtime.built import parts
+from tests.support.deadlines import scaled
 from tests.support.ports import free_port
 
 SENT = request("/", b"hello", [("X-Y", "z")])
@@ -164,7 +165,7 @@ def test_servers_of_a_benchmark_that_is_killed_end(tmp_path: Path) -> None:
         assert bench_process.stdout is not None
         server = psutil.Process(int(bench_process.stdout.readline()))
         bench_process.kill()
-    server.wait(timeout=30)
+    server.wait(timeout=scaled(30))
 
 
 async def test_the_floor_of_polls_echoes_by_controls_own_server(pki: Pki, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.state import State
 from tests.support import forked_programs
+from tests.support.deadlines import scaled
 from tests.support.edge import until
 from tests.support.forked_programs import Programs
 
@@ -202,7 +203,7 @@ def test_a_command_ends_and_says_the_same(
 )
 def test_a_program_ends_the_same(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def ran() -> tuple[int, str, str]:
-        done = subprocess.run([sys.executable, "-c", ENDS, code], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", ENDS, code], capture_output=True, text=True, timeout=scaled(60))
         # Python shows lines of a program's text only where it has started that itself.
         said = re.sub(r"(?m)^    .*\n", "", done.stderr)
         return done.returncode, done.stdout, said
@@ -230,7 +231,7 @@ def test_signals_for_the_whole_group_end_the_programs_and_not_the_template(progr
                 os.kill(pid, signal.SIGINT)
                 os.kill(pid, signal.SIGTERM)
             process.terminate()
-            assert process.wait(60) == -signal.SIGTERM
+            assert process.wait(scaled(60)) == -signal.SIGTERM
 
 
 def test_a_program_that_is_to_end_with_us_does() -> None:
@@ -262,7 +263,7 @@ def _gone(pids: list[int]) -> None:
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.append(psutil.Process(pid))
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=scaled(60))
     assert alive == []
 
 
@@ -333,7 +334,7 @@ async def zygote(folder: Path) -> AsyncIterator[ZygoteClient]:
         processes = ZygoteClient(frames.ChildSettings(str(state.path), "NORMAL"), state.lock)
         running = asyncio.ensure_future(processes.run())
         try:
-            await asyncio.wait_for(processes._up.wait(), 60)
+            await asyncio.wait_for(processes._up.wait(), scaled(60))
             pid = processes.pid
             yield processes
         finally:

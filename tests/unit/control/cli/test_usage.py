@@ -11,6 +11,7 @@ import pytest
 
 from control import version
 from control.cli import main as cli
+from tests.support.deadlines import scaled
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -175,7 +176,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
-    process.wait(30)
+    process.wait(scaled(30))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +194,8 @@ def test_wrong_use_is_a_document_for_a_script(arguments: list[str], capsys: pyte
 
 @pytest.mark.parametrize("module", ["control.cli", "edge_runtime.cli"])
 def test_the_version_has_the_commit(module: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=scaled(60)
+    )
     program = "skerry" if module == "control.cli" else "skerry-edge"
     assert done.stdout == f"{program}, version {version.told()}\n", done.stderr

@@ -1,6 +1,5 @@
 """Topics and streams, without a server: what is made how often, and what each reader gets of it."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +10,7 @@ from control.console import hub
 from control.console.hub import Hub
 from control.problems import ProblemError
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 
 
 class Maker:
@@ -58,7 +58,7 @@ class Reader:
 
     async def following(self) -> tuple[str, Any]:
         """The next event: its name and its data."""
-        async with asyncio.timeout(30):
+        async with deadline(30):
             name, data = (await anext(self._events)).decode().strip().split("\n")
         return name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
 

@@ -7,6 +7,7 @@ import pytest
 
 from control.access import certificates
 from control.local import pki
+from tests.support.deadlines import scaled
 
 
 def handshake(files: pki.Pki, ca: str, name: str, client_version: ssl.TLSVersion | None = None) -> str | None:
@@ -34,7 +35,7 @@ def handshake(files: pki.Pki, ca: str, name: str, client_version: ssl.TLSVersion
             return connection.version()
     finally:
         ours.close()
-        thread.join(10)
+        thread.join(scaled(10))
         theirs.close()
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 from control.storage.transaction_queue import PATIENCE, SHORT_PATIENCE, Turns
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 
 
 async def test_quick_ones_run_one_at_a_time_in_their_order() -> None:
@@ -65,5 +66,5 @@ async def test_one_that_is_cancelled_passes_its_turn_on() -> None:
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    async with asyncio.timeout(20), taken.turn():
+    async with deadline(20), taken.turn():
         pass

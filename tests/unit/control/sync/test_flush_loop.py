@@ -8,6 +8,7 @@ import pytest
 from control.problems import ProblemError
 from control.sync import flush_loop
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 
 PERIOD = 5.0
 
@@ -42,7 +43,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def ended(task: "asyncio.Task[None]") -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        async with asyncio.timeout(30):
+        async with deadline(30):
             await task
 
 

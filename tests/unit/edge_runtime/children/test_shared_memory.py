@@ -7,12 +7,15 @@ import sys
 import pytest
 
 from edge_runtime.children import immortal
+from tests.support.deadlines import scaled
 
 needs_immortal = pytest.mark.skipif(not immortal.possible(), reason="this Python's counts aren't known")
 
 
 def run(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=scaled(120), check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -94,7 +97,7 @@ def test_a_child_shares_what_it_only_reads():
     def own(*arguments: str) -> int:
         """KiB that the child has copied."""
         program = [sys.executable, "-c", SHARED, *arguments]
-        return int(subprocess.run(program, capture_output=True, text=True, timeout=120, check=True).stdout)
+        return int(subprocess.run(program, capture_output=True, text=True, timeout=scaled(120), check=True).stdout)
 
     counted, immortal_ones = own(), own("immortal")
     assert counted > 5000

@@ -11,6 +11,7 @@ from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.guests import http_json
 from edge_runtime.ipc import frames, http_messages
 from edge_runtime.ipc.frame_reader import FrameReader
+from tests.support.deadlines import scaled
 
 ASKED = b'{"url": "https://a.example/", "body": "b"}'
 
@@ -19,8 +20,8 @@ ASKED = b'{"url": "https://a.example/", "body": "b"}'
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     front, worker = socket.socketpair()
     with front, worker:
-        front.settimeout(60)
-        worker.settimeout(60)
+        front.settimeout(scaled(60))
+        worker.settimeout(scaled(60))
         yield front, worker
 
 

@@ -26,6 +26,7 @@ from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.settings import PoolLimits
+from tests.support.deadlines import deadline
 
 WORKERS: Final = 3
 MANIFESTS: Final = {
@@ -259,7 +260,7 @@ async def test_a_pause_as_a_worker_is_given_a_call_counts_for_no_limit(monkeypat
     with contextlib.closing(world), contextlib.closing(watchdog):
         world.submit("one")
         due = watchdog._due
-        async with asyncio.timeout(60):
+        async with deadline(60):
             # Until it has looked.
             while watchdog._due == due:
                 await asyncio.sleep(0.001)

@@ -23,6 +23,7 @@ from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.pauses import Pauses
 from edge_runtime.settings import PoolLimits
+from tests.support.deadlines import deadline, scaled
 
 LIMITS = PoolLimits(workers=1, lock_wait=10.0, lock_hold=2.0)
 NOW = 1000.0
@@ -125,9 +126,9 @@ def test_a_page_is_never_seen_half_written() -> None:
     with subprocess.Popen([sys.executable, "-c", _WRITER, str(descriptor)], pass_fds=(descriptor,)) as writer:
         try:
             states = set()
-            deadline = time.monotonic() + 60
+            ends = time.monotonic() + scaled(60)
             running_until = None
-            while time.monotonic() < (running_until or deadline):
+            while time.monotonic() < (running_until or ends):
                 for _ in range(1000):
                     at = progress_page.read(opened, 5)
                     states.add(at.state)
@@ -205,7 +206,7 @@ async def test_a_pause_within_a_look_counts_for_no_limit_either(
     assert pool.waiting == 1
     # A machine that is busy adds to it, and may make a pause of its own before it.
     told = re.compile(r"this process didn't run for 2\d\.\d s")
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while not outcomes and not told.search(caplog.text):
             await asyncio.sleep(0.001)
     watchdog.close()
@@ -230,7 +231,7 @@ async def test_a_pause_while_a_call_begins_to_wait_counts_for_no_limit_either(mo
     pool.watch = watch
     pool.submit(Call("f", "GET", "", b"", [], "", b"", outcomes.append))
     due = watchdog._due
-    async with asyncio.timeout(60):
+    async with deadline(60):
         # Until it has looked.
         while watchdog._due == due:
             await asyncio.sleep(0.001)

@@ -12,6 +12,7 @@ import pytest
 
 from edge_runtime.ipc import death_word, progress_page
 from edge_runtime.ipc.death_word import DeathWatch
+from tests.support.deadlines import deadline, scaled
 
 LIMIT = 60.0
 CHILD = """
@@ -47,7 +48,7 @@ async def child(page: int, slot: int) -> AsyncIterator[asyncio.subprocess.Proces
     assert process.stdout is not None
     assert process.stdin is not None
     try:
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             assert await process.stdout.readline() == b"ready\n"
         yield process
     finally:
@@ -77,12 +78,12 @@ async def test_the_end_of_one_is_told_and_not_of_the_other(page: int, how: str) 
         else:
             assert first.stdin is not None
             first.stdin.close()
-        await asyncio.wait_for(ended.wait(), LIMIT)
+        await asyncio.wait_for(ended.wait(), scaled(LIMIT))
         assert death_word.ends(first.pid)
         assert not death_word.ends(second.pid)
         assert not other.is_set()
         second.kill()
-        await asyncio.wait_for(other.wait(), LIMIT)
+        await asyncio.wait_for(other.wait(), scaled(LIMIT))
 
 
 @pytest.mark.parametrize("state", range(progress_page.SENT + 1))
@@ -101,7 +102,7 @@ async def test_one_that_runs_no_call_gives_way_before_it_is_told_of(page: int, s
         # As the kernel does at the end of a process, which would be gone before one could look.
         death_word._word(words, 4).value |= 1 << 30
         watch._changed()
-        await asyncio.wait_for(told.wait(), LIMIT)
+        await asyncio.wait_for(told.wait(), scaled(LIMIT))
     assert policies == [os.SCHED_IDLE if state == progress_page.IDLE else os.sched_getscheduler(0)]
 
 
@@ -113,13 +114,13 @@ async def test_a_slot_tells_of_each_of_its_processes_once(page: int) -> None:
             async with child(page, 0) as process:
                 watch.watch(0, process.pid, lambda number=number: told.append(number))
                 process.kill()
-                async with asyncio.timeout(LIMIT):
+                async with deadline(LIMIT):
                     while len(told) <= number:
                         await asyncio.sleep(0.002)
                 # The words are looked at once more.
                 watch.watch(1, other.pid, last.set)
         other.kill()
-        await asyncio.wait_for(last.wait(), LIMIT)
+        await asyncio.wait_for(last.wait(), scaled(LIMIT))
     assert told == [0, 1, 2]
 
 
@@ -138,7 +139,7 @@ async def test_one_that_has_ended_before_or_is_forgotten_is_not_told_of(page: in
         ended = asyncio.Event()
         watch.watch(2, last.pid, ended.set)
         last.kill()
-        await asyncio.wait_for(ended.wait(), LIMIT)
+        await asyncio.wait_for(ended.wait(), scaled(LIMIT))
     assert told == []
 
 
@@ -149,7 +150,7 @@ async def test_where_the_kernel_cannot_wait_for_many_words_nothing_is_told(
     # No system call has this number, as on a kernel before 5.16.
     monkeypatch.setattr(death_word, "_FUTEX_WAITV", 4095)
     async with watching(page) as watch, child(page, 0) as process:
-        watch._thread.join(LIMIT)
+        watch._thread.join(scaled(LIMIT))
         assert not watch._thread.is_alive()
         watch.watch(0, process.pid, lambda: told.append(process.pid))
         process.kill()

@@ -10,6 +10,7 @@ import pytest
 
 from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
+from tests.support.deadlines import scaled
 
 STEPS = 16
 """Turns of the loop in which a child here is born and all is done with it."""
@@ -69,7 +70,7 @@ async def settled() -> None:
     """Wait until no other task runs."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:
-        await asyncio.wait(others, timeout=10)
+        await asyncio.wait(others, timeout=scaled(10))
 
 
 every_start = pytest.mark.parametrize("start", [begin, prepare, prepare_twice])

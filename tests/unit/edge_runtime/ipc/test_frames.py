@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
+from tests.support.deadlines import scaled
 
 FRAME = st.tuples(
     st.integers(0, 2**32 - 1),
@@ -70,7 +71,7 @@ def test_a_reader_tells_when_it_is_quiet_after_a_large_frame() -> None:
             reading.start()
             # The rest of it comes when the reader waits for it.
             frames.send(ours, 2, 100, b"", b"z" * 200_000)
-            assert told.wait(60)
+            assert told.wait(scaled(60))
             ours.sendall(frames.pack(3, 100))
         reading.join()
     assert got == [2, 3]

@@ -18,6 +18,7 @@ import pytest
 
 from edge_runtime.telemetry import records, ring, ring_files, search
 from edge_runtime.telemetry.search import LineFilter
+from tests.support.deadlines import scaled
 
 MIB = 1 << 20
 DAY = 86_400.0
@@ -38,7 +39,7 @@ def told(folder: Path) -> list[str]:
 
 
 def until(condition, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
+    end = time.monotonic() + scaled(seconds)
     while not condition():
         assert time.monotonic() < end, "it didn't come to that"
         time.sleep(0.01)
@@ -126,7 +127,7 @@ def test_old_lines_go_while_newer_ones_come(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ring, "LOOK", 0.05)
     with opened(tmp_path, age=2.0) as made:
         n = 0
-        end = time.monotonic() + 60
+        end = time.monotonic() + scaled(60)
         while 0 in kept(tmp_path) or n < 20:
             assert time.monotonic() < end
             made.put(line(n))
@@ -287,7 +288,9 @@ made.put(records.encode({"t": records.time_text(time.time()), "n": 100}))
 made.close()
 print(made.lost)
 """
-    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=scaled(60)
+    )
     assert ran.returncode == 0, ran.stderr
     found = kept(tmp_path)
     assert found[:-1] == list(range(100 - int(ran.stdout)))

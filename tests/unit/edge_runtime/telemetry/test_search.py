@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edge_runtime.telemetry import records, ring_files, search
 from edge_runtime.telemetry.ring import Ring
 from edge_runtime.telemetry.search import Follower, LineFilter
+from tests.support.deadlines import scaled
 
 BASE = 1_764_000_000.0
 FUNCTIONS = ("orders", "stock", 'a"b', "ü")
@@ -168,7 +169,7 @@ def test_a_follower_misses_nothing_while_the_ring_goes_round(tmp_path) -> None:
             if n % 300 == 0:
                 seen += follower.lines(LineFilter())
                 # However slow the thread that writes is: no more may come at once than the ring has room for.
-                deadline = time.monotonic() + 60
+                deadline = time.monotonic() + scaled(60)
                 while not written():
                     assert time.monotonic() < deadline
                     time.sleep(0.01)

@@ -12,13 +12,14 @@ import pytest
 
 from control.cli import main as cli
 from control.cli.support import authoring, project, toolchains
+from tests.support.deadlines import scaled
 
 
 def errors(folder: Path, *flags: str) -> str:
     """What clang says of main.c and skerry.h, each by itself, without what Zig adds."""
     sources = ["main.c", "skerry.h", "skerry_direct.h"]
     command = [sys.executable, "-m", "ziglang", "clang", "-fsyntax-only", *flags, *sources]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120).stderr
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=scaled(120)).stderr
 
 
 def test_clang_has_no_error_in_a_new_c_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from control.cli import main as cli
 from control.cli.support import authoring, project, toolchains
+from tests.support.deadlines import deadline, scaled
 from tests.support.programs import runs
 
 TOML = 'name = "f"\nmodule = "f.wasm"\n'
@@ -237,12 +238,12 @@ async def test_a_build_that_is_given_up_leaves_nothing_running(folder: Path) -> 
     sleeper = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
     (folder / "make.py").write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeper!r}])")
     building = asyncio.ensure_future(toolchains.build(project.read(folder).functions[0]))
-    async with asyncio.timeout(20):
+    async with deadline(20):
         while not (folder / "pid").exists() or not (folder / "pid").read_text():
             await asyncio.sleep(0.01)
     child = psutil.Process(int((folder / "pid").read_text()))
     building.cancel()
-    async with asyncio.timeout(20):
+    async with deadline(20):
         await asyncio.wait([building])
         assert building.cancelled()
         while runs(child):
@@ -334,13 +335,13 @@ def test_a_long_build_says_on_a_terminal_what_it_does(folder: Path) -> None:
             assert select.select([ours], [], [], 60)[0], shown
             shown += os.read(ours, 1000).decode()
         goes_on.write_text("")
-        process.wait(60)
+        process.wait(scaled(60))
     os.close(ours)
     assert "building f …" in shown
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         with goes_on.open("w"):  # which the build has begun to read
             time.sleep(toolchains.SILENT + 0.5)
-        assert "building" not in process.communicate(timeout=60)[1]
+        assert "building" not in process.communicate(timeout=scaled(60))[1]
 
 
 def test_what_nodes_cannot_run_is_said_after_the_build(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
