@@ -21,6 +21,7 @@ from edge_runtime.wasmedge import CompileError, LoadError, aot_compile, compile_
 from edge_runtime.wasmedge.declarations import library
 from tests.guests.build import guest
 from tests.guests.hostile import module
+from tests.support.deadlines import scaled
 from tests.support.functions import local
 
 ECHO = guest("echo")
@@ -117,7 +118,7 @@ def test_code_is_told_of_once_it_is_linked(tmp_path, monkeypatch):
     given = []
 
     def frees(result):
-        waited.append(told.wait(60))
+        waited.append(told.wait(scaled(60)))
         return result
 
     def made(aot):
@@ -136,7 +137,7 @@ def test_code_is_told_of_once_it_is_linked(tmp_path, monkeypatch):
 
 def test_a_compiler_that_fails_after_all_is_heard(tmp_path, monkeypatch):
     told = threading.Event()
-    monkeypatch.setattr(aot_compile, "library", Library(lambda _: told.wait(60) and 1))
+    monkeypatch.setattr(aot_compile, "library", Library(lambda _: told.wait(scaled(60)) and 1))
     with pytest.raises(CompileError):
         compile_module(ECHO, tmp_path, QUICK, made=lambda _: told.set())
     assert told.is_set()
@@ -149,7 +150,7 @@ def test_what_hinders_the_taking_of_linked_code_is_raised(tmp_path, monkeypatch)
         raised.set()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(aot_compile, "library", Library(lambda result: raised.wait(60) and result))
+    monkeypatch.setattr(aot_compile, "library", Library(lambda result: raised.wait(scaled(60)) and result))
     with pytest.raises(OSError, match="No space left"):
         compile_module(ECHO, tmp_path, QUICK, made=made)
 
@@ -192,7 +193,7 @@ compile_module(Path({str(tmp_path / "slow.wasm")!r}).read_bytes(), Path({str(tmp
     # It takes ten seconds, so that it isn't done before it is seen and killed.
     (tmp_path / "slow.wasm").write_bytes(module(functions=100_000, bodies=[b"\0\x0b"] * 100_000))
     child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(edge_runtime.__file__).parents[1])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + scaled(60)
     while not list((tmp_path / "aot").glob(".compile-*")):
         assert time.monotonic() < deadline
         assert child.poll() is None

@@ -13,6 +13,7 @@ from edge_runtime import logs
 from edge_runtime.ipc import child_output
 from edge_runtime.token_bucket import TokenBucket
 from tests.guests.build import wat
+from tests.support.deadlines import deadline, scaled
 from tests.support.edge import node, until
 from tests.support.edge_process import front_process
 
@@ -108,7 +109,7 @@ def test_lines_that_come_together_go_out_together(pipe: tuple[int, int], monkeyp
 
     def write(descriptor: int, data: memoryview) -> int:
         writes.append(bytes(data))
-        go_on.wait(60)
+        go_on.wait(scaled(60))
         return len(data)
 
     monkeypatch.setattr(logs.os, "write", write)
@@ -129,7 +130,7 @@ async def test_a_node_serves_where_nobody_reads_its_log(tmp_path: Path) -> None:
     async with node(tmp_path / "state") as edge:
         await edge.release(dict.fromkeys(names, CHATTY))
     async with front_process(tmp_path / "state", reads_log=False) as front:
-        async with asyncio.timeout(60):
+        async with deadline(60):
             for number in range(180):
                 status, _ = await front.call(names[number % 3])
                 assert status == 200

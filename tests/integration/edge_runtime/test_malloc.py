@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.support.deadlines import scaled
+
 FILLED = """
 import ctypes, resource, sys
 from edge_runtime import malloc
@@ -21,7 +23,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(how: str) -> int:
     """Page faults of a process that writes 6 MB for the first time."""
-    ran = subprocess.run([sys.executable, "-c", FILLED, how], capture_output=True, text=True, timeout=100, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", FILLED, how], capture_output=True, text=True, timeout=scaled(100), check=True
+    )
     return int(ran.stdout)
 
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.support.deadlines import scaled
+
 CODE = """
 import re
 from pathlib import Path
@@ -31,7 +33,7 @@ print("works")
 def test_the_pages_of_the_compiler_are_dropped_and_come_back(tmp_path):
     """As the zygote does before its first fork."""
     ran = subprocess.run(
-        [sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True, timeout=200, check=True
+        [sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True, timeout=scaled(200), check=True
     )
     before, after, *rest = ran.stdout.split()
     assert int(before) > 4096, "KiB that linking it has read"

@@ -18,6 +18,7 @@ from edge_runtime.settings import EdgeSettingsError
 from edge_runtime.web.listener import Listener
 from edge_runtime.web.server import KEPT, KEPT_PER_WORKER
 from tests.guests.build import guest
+from tests.support.deadlines import deadline, scaled
 from tests.support.edge import Node, node, until
 from tests.support.edge_process import FrontProcess, front_process
 
@@ -170,7 +171,7 @@ async def test_connections_never_take_the_descriptors_that_the_front_needs(tmp_p
                 workers = (await front.status())["workers"]
                 return workers["fit"] == 2 and len(workers["spares"]) == 1 and workers["deaths"] == 1
 
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 while not await recovered():
                     await asyncio.sleep(0.05)
         # With those gone, a new connection is taken.
@@ -179,7 +180,7 @@ async def test_connections_never_take_the_descriptors_that_the_front_needs(tmp_p
         try:
             # Idle ones are ended where others need their place.
             await hold(front, clients, 2 * most)
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 assert await _ask(front.port) == b"HTTP/1.1 200 OK"
         finally:
             for client in clients:
@@ -189,7 +190,7 @@ async def test_connections_never_take_the_descriptors_that_the_front_needs(tmp_p
 
 async def _ask(port: int) -> bytes:
     """The first line of what a new client is told of the node's health; a connection that is ended is made again."""
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while True:
             with contextlib.suppress(ConnectionError):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -281,5 +282,5 @@ def test_a_start_without_threads_fails_and_leaves_none(monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError, match="can't start new thread"):
         threads.executor(4)
     for thread in started:
-        thread.join(60)
+        thread.join(scaled(60))
         assert not thread.is_alive()

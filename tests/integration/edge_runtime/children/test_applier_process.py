@@ -17,6 +17,7 @@ from edge_runtime.children import applier
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sql import database
+from tests.support.deadlines import scaled
 from tests.support.forked_programs import may_be_forked
 from tests.support.plans import changes, plan
 
@@ -43,7 +44,7 @@ class Applier:
         """`limits`: bytes, HEAP of memory, FILE of a file."""
         (state / "db").mkdir(exist_ok=True)
         mine, its = socket.socketpair()
-        mine.settimeout(60)
+        mine.settimeout(scaled(60))
         self.sock = mine
         self.reader = FrameReader(mine)
         self.doing: list[str] = []
@@ -75,7 +76,7 @@ class Applier:
 
     def end(self) -> int:
         self.sock.close()
-        return self.process.wait(60)
+        return self.process.wait(scaled(60))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest_asyncio
 from control.local.pki import Pki
 from tests.guests.build import guest
 from tests.support.agents import running_control
+from tests.support.deadlines import deadline
 from tests.support.failing_calls import ALWAYS, FailingCalls
 from tests.support.node_process import LIMIT, NodeProcess
 from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
@@ -69,7 +70,7 @@ async def node(killed: NodeProcess, tmp_path: Path, failing: FailingCalls) -> As
 
 async def call(node: NodeProcess, body: bytes) -> str:
     """What the function answers; asked again where no worker could take the call in its time."""
-    async with asyncio.timeout(LIMIT):
+    async with deadline(LIMIT):
         while True:
             async with node.http.post("/functions/sql", data=body) as answer:
                 said = await answer.text()
@@ -105,7 +106,7 @@ async def test_nothing_is_served_while_the_log_cannot_be_read(node: NodeProcess,
     rule = failing.fail("read", WAL, errno.EIO, times=ALWAYS)
     # The front is there, and waits.
     assert await node.start(), node.log.read_text()
-    async with asyncio.timeout(LIMIT):
+    async with deadline(LIMIT):
         while rule.concerned < 2:
             await asyncio.sleep(0.02)
         async with node.http.get("/_skerry/status") as answer:
@@ -122,7 +123,7 @@ async def test_all_processes_that_are_killed_at_once_cost_no_row(node: NodeProce
         await insert(node, 20)
         there = f"[[{50 + 20 * number}]]"
         rule = failing.fail("read", WAL, errno.EIO, first=read)
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             # How often the log is read before a call is answered depends on who is born first.
             while not rule.concerned:
                 processes = await workers(node)

@@ -18,6 +18,7 @@ from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sql import database
 from tests.integration.edge_runtime.children.test_applier_process import CHILD, ROOT
 from tests.integration.edge_runtime.children.test_stepwise import ADDED, FILL, ITEMS, ROWS
+from tests.support.deadlines import scaled
 from tests.support.plans import changes, plan
 
 pytestmark = pytest.mark.never_retry
@@ -35,7 +36,7 @@ class Steps:
 
     def __init__(self, state: Path, faults: Path | None = None) -> None:
         mine, its = socket.socketpair()
-        mine.settimeout(60)
+        mine.settimeout(scaled(60))
         self.sock = mine
         environment = {"SQLITE_TMPDIR": str(state)} | ({} if faults is None else {"SKERRY_FAULTS": str(faults)})
         command = [sys.executable, "-c", CHILD, str(its.fileno()), str(state)]
@@ -51,7 +52,7 @@ class Steps:
                 threading.Timer(kill_after, self.process.kill).start()
             first = False
         self.sock.close()
-        self.process.wait(60)
+        self.process.wait(scaled(60))
         assert frame is None or frame.kind == frames.DONE, frame and msgspec.json.decode(frame.body)
         return frame is not None
 

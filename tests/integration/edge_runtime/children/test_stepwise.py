@@ -20,6 +20,7 @@ from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.session import Session
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import HOLDER
+from tests.support.deadlines import scaled
 from tests.support.guest_sql import ask
 from tests.support.plans import changes, local, plan
 
@@ -300,5 +301,5 @@ def test_another_program_that_holds_the_database_is_told_as_that(opened: LibsqlD
             stepwise.advance(opened, order, lambda _: None)
         assert failed.value.code == "database_held"
         other.stdin.close()
-        other.wait(60)
+        other.wait(scaled(60))
     stepwise.advance(opened, order, lambda _: None)

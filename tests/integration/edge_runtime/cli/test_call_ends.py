@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from tests.guests.build import guest, wat
+from tests.support.deadlines import scaled
 from tests.support.edge import until
 from tests.support.programs import Done
 
@@ -63,7 +64,7 @@ async def test_nothing_runs_on_when_the_command_is_interrupted(tmp_path):
         await until(lambda children=children, found=found: runs_fenced(children, found))
         interrupt(command.pid, signal.SIGINT)
         assert command.stderr is not None
-        assert (await asyncio.wait_for(command.stderr.read(), 30)).strip() == b"Aborted!"
+        assert (await asyncio.wait_for(command.stderr.read(), scaled(30))).strip() == b"Aborted!"
         assert await command.wait() == 1
         assert not Path(f"/proc/{found[0]}").exists()
 

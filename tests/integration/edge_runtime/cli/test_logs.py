@@ -13,6 +13,7 @@ from edge_runtime.telemetry import records, ring
 from edge_runtime.telemetry.ring import Ring
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_node import command
+from tests.support.deadlines import deadline
 from tests.support.edge import node, until
 
 PLAIN = b"Content-Type: text/plain\n\n."
@@ -45,7 +46,7 @@ async def test_a_node_s_lines_are_shown_while_it_runs_and_after(tmp_path: Path) 
             assert (status, err) == (0, "")
             return out
 
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while "exit code 3" not in await shown():
                 await asyncio.sleep(0.05)
         # Records of slow calls, which the first ones are, come in between, and lines about the node itself.

@@ -24,6 +24,7 @@ from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support import programs
 from tests.support.agents import Control
+from tests.support.deadlines import deadline
 from tests.support.environment import without_settings
 from tests.support.ports import free_port
 
@@ -61,7 +62,7 @@ async def running_node(
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             _, log = await process.communicate()
         assert process.returncode == 0
         if logged is not None:
@@ -90,7 +91,7 @@ async def status(listen: str, *more: str) -> tuple[int, Any]:
 
 
 async def status_until(listen: str, wanted: int) -> Any:
-    async with asyncio.timeout(DEADLINE):
+    async with deadline(DEADLINE):
         while True:
             code, found = await status(listen)
             if code == wanted:
@@ -100,7 +101,7 @@ async def status_until(listen: str, wanted: int) -> Any:
 
 async def own_error(listen: str) -> Any:
     """What a node says that is wrong, as soon as it says anything of that."""
-    async with asyncio.timeout(DEADLINE):
+    async with deadline(DEADLINE):
         while True:
             with contextlib.suppress(OSError):
                 found = await asyncio.to_thread(node.read_status, listen, "")
@@ -138,7 +139,7 @@ async def test_a_node_from_its_token_to_its_status(control: Control, tmp_path: P
             assert f"built      {parts.told(name, found['built'][name])}\n" in text
 
         await control.call("POST", "nodes/edge-1/rename", {"name": "tokyo-1"})
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             while (await asyncio.to_thread(node_socket.ask, state, "status"))["node"]["name"] != "tokyo-1":
                 await asyncio.sleep(0.05)
         assert identity.read(state).name == "tokyo-1"
@@ -218,7 +219,7 @@ async def test_a_release_that_ends_the_process_each_time_is_not_tried_in_a_hot_l
     for _ in range(3):
         (faults / "edge.sync.compile.before").write_text("kill")
         process = await start(*run, SKERRY_FAULTS=str(faults))
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             await process.communicate()
         assert process.returncode == -signal.SIGKILL
     assert (await control.node())["failures"] == 0
@@ -245,16 +246,16 @@ async def test_the_status_of_a_node_with_a_token_needs_it_and_takes_it_from_a_fi
         code, _, err = await command("status", "--listen", listen)
         assert code == 1
         assert "token" in err
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             while (await command("status", "--listen", listen, SKERRY_EDGE_TOKEN_FILE=str(file)))[0] != 0:
                 await asyncio.sleep(0.1)
         # The file is read again when it changes, and one that can't be used leaves the token in force.
         await asyncio.to_thread(file.write_text, "another long and random secret\n")
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             while (await command("status", "--listen", listen, SKERRY_EDGE_TOKEN_FILE=str(file)))[0] != 0:
                 await asyncio.sleep(0.1)
         await asyncio.to_thread(file.write_text, "short")
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             while True:
                 told = await command("status", "--listen", listen, SKERRY_EDGE_TOKEN="another long and random secret")
                 if told[0] == 1 and "less than 16 characters" in told[1]:
@@ -280,7 +281,7 @@ async def test_the_status_of_a_state_directory_is_that_of_its_own_node(control: 
         code, found = await status(listen, "--state", str(other))
         assert (code, found["node"]["name"]) == (0, "edge-2")
         async with running_node(one, f"127.0.0.1:{free_port()}", SKERRY_EDGE_TOKEN="a long and random secret"):
-            async with asyncio.timeout(DEADLINE):
+            async with deadline(DEADLINE):
                 while not (found := (await status(listen, "--state", str(one)))[1]).get("running"):
                     await asyncio.sleep(0.1)
             assert found["node"]["name"] == "edge-1"
@@ -307,7 +308,7 @@ async def test_a_nodes_settings_are_those_that_it_runs_with(control: Control, tm
     assert (running, found["SKERRY_EDGE_BODY_LIMIT"]) == (False, ("5000", "environment"))
     process = await start("run", "--state", str(state), "--listen", listen, "--workers", "1", **given)
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             while (await command("status", "--state", str(state)))[0] == node.NOT_RUNNING:
                 await asyncio.sleep(0.1)
             while True:
@@ -316,7 +317,7 @@ async def test_a_nodes_settings_are_those_that_it_runs_with(control: Control, tm
                     break
     finally:
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             _, log = await process.communicate()
     # This command has another environment than the node.
     assert running

@@ -12,6 +12,7 @@ import pytest
 from control.local.pki import Pki
 from tests.support.agents import Control, joined
 from tests.support.callers_load import answered, calling
+from tests.support.deadlines import deadline
 from tests.support.handed_node import log_of, node_on, start
 from tests.support.programs import DEADLINE
 from tests.support.releases import first_release
@@ -33,10 +34,10 @@ async def test_no_call_fails_while_a_node_is_restarted(
         async with calling(handed.getsockname()[1], "/functions/hello", tls=tls) as made:
             await answered(made, 50)
             first.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(DEADLINE):
+            async with deadline(DEADLINE):
                 await first.wait()
             # Every client that keeps its connection was told to come again on another one.
-            async with asyncio.timeout(DEADLINE):
+            async with deadline(DEADLINE):
                 while made.told_to_move + made.ended_idle < 4 and not made.failed:
                     await asyncio.sleep(0.01)
             assert made.failed == []
@@ -53,7 +54,7 @@ async def test_the_socket_and_listen_agree_or_nothing_starts(control: Control, t
 
     async def refused(*more: str, **environment: str) -> str:
         process = await start(handed, state, *more, **environment)
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             await process.wait()
         told = log_of(state).read_text()
         log_of(state).unlink()

@@ -20,6 +20,7 @@ from edge_runtime.sync.sql_runs import FOLDER
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import texts, write
 from tests.integration.edge_runtime.cli.test_node import DEADLINE, command, start
+from tests.support.deadlines import deadline
 from tests.support.edge import Node, node
 
 FUNCTIONS = {"sql": (guest("sql"), {"sql": "write"}), "reader": (guest("sql"), {"sql": "read"})}
@@ -114,7 +115,7 @@ async def test_a_command_that_is_broken_off_ends(served: Node, how: str, form: s
         process.send_signal(signal.SIGINT)
     else:
         process.stdout._transport.close()  # type: ignore[attr-defined]
-    async with asyncio.timeout(DEADLINE):
+    async with deadline(DEADLINE):
         await process.communicate()
     assert process.returncode == 1
     # What was shown is recorded.
@@ -133,7 +134,7 @@ async def test_a_child_that_has_not_ended_keeps_no_guard_from_ending(served: Nod
         sys.executable, "-c", script, str(served.state.path / wal.FILE), stdin=PIPE, stdout=PIPE
     )
     assert process.stdout is not None
-    async with asyncio.timeout(DEADLINE):
+    async with deadline(DEADLINE):
         assert await process.stdout.readline() == b"ended\n"
         await process.communicate()
 
@@ -188,7 +189,7 @@ async def test_nobody_who_reads_slowly_keeps_the_transaction_open(served: Node) 
         return sum(runs(child) for child in children.read_text().split())
 
     assert process.stdout is not None
-    async with asyncio.timeout(60):
+    async with deadline(60):
         assert await process.stdout.readline() == b"i\r\n"
         # What is left keeps the file open alone.
         while running() > 1:

@@ -20,6 +20,7 @@ from tests.integration.edge_runtime.cli.test_node import command, start
 from tests.integration.edge_runtime.cli.test_sql import ENDLESS, FUNCTIONS, NOTES
 from tests.support.agents import Control, edge, joined, running_control
 from tests.support.control import until as settled
+from tests.support.deadlines import deadline
 from tests.support.edge import node
 from tests.support.edge_process import front_process
 
@@ -85,7 +86,7 @@ async def test_control_is_told_who_has_changed_what(
         run = wire.SqlRun(str(uuid4()), datetime.now(UTC), "ada", "write", "DELETE FROM notes -- \0\udcff", "\0")
         SqlRunRecord(tmp_path, run).end(1)
         await settled(hidden)
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while list((tmp_path / FOLDER).iterdir()):
                 await asyncio.sleep(0.02)
     assert f"by sudo from ada) (reason: ticket 7), 1 rows: {insert}" in caplog.text
@@ -111,18 +112,18 @@ async def test_a_command_that_was_killed_is_told_of_with_an_unknown_end(
         await made.release(FUNCTIONS, NOTES)
         process = await start("sql", "--state", str(state), ENDLESS, "--time-limit", "600")
         reports = SqlRunReports(state)
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while not list((state / FOLDER).glob("*.json")):
                 await asyncio.sleep(0.02)
         await reports.look()
         assert not reports._waiting
         # One keeps the file open, one runs the SQL.
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while filtered(process.pid) != [True, True]:
                 await asyncio.sleep(0.02)
         process.kill()
         await process.communicate()
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while not reports._waiting:
                 await reports.look()
                 await asyncio.sleep(0.02)

@@ -17,6 +17,7 @@ from edge_runtime.sync.identity import Identity
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import holder
 from tests.integration.edge_runtime.cli.test_node import command
+from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
 
 FUNCTIONS = {
@@ -30,7 +31,7 @@ COUNT = b'{"sql":"SELECT count(*) FROM notes"}'
 
 async def held(edge: Node) -> None:
     """Wait until the node knows."""
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while not edge.front.pool.held_by:
             await asyncio.sleep(0.02)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests.build import guest
+from tests.support.deadlines import deadline
 from tests.support.edge import node
 from tests.support.edge_process import FrontProcess, front_process
 
@@ -20,7 +21,7 @@ async def three_under_way(
 ) -> tuple[list[asyncio.Task[tuple[int, bytes]]], asyncio.StreamReader, asyncio.StreamWriter]:
     """Two calls of a function that has one worker at a time: one of them is running now, and the other waits. And the
     connection of a third one, of which a half of the body has been sent."""
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while True:
             reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
             writer.write(b"POST /functions/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nhello")
@@ -56,7 +57,7 @@ async def test_a_pause_is_counted_by_no_limit(tmp_path: Path, alone: bool) -> No
         writer.write(b"world")
         for call in calls:
             assert await call == (200, b'{"first":1,"second":1}\n')
-        async with asyncio.timeout(60):
+        async with deadline(60):
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
         writer.transport.abort()
         after = await front.status()

@@ -14,6 +14,7 @@ from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames
 from tests.guests.build import guest
 from tests.guests.version import version
+from tests.support.deadlines import scaled
 from tests.support.edge import Node, node, until
 from tests.support.moved_clock import MovedClock
 from tests.support.programs import Faults
@@ -56,7 +57,7 @@ async def test_a_spare_worker_has_loaded_what_the_others_were_called_for(tmp_pat
             os.kill(edge.front.processes.pid, signal.SIGSTOP)
             try:
                 os.kill(worker, signal.SIGKILL)
-                assert (await asyncio.wait_for(edge.call("called", b"well"), 60))[2] == b"well"
+                assert (await asyncio.wait_for(edge.call("called", b"well"), scaled(60)))[2] == b"well"
                 assert edge.workers() == {spare}
                 assert not has(spare, uncalled)
             finally:
@@ -98,7 +99,7 @@ async def test_a_spare_worker_in_the_middle_of_a_load_takes_a_place_after_it(tmp
             answer = asyncio.ensure_future(edge.call("two", b"well"))
             await until(lambda: edge.workers() == {spare})
             faults.let_go("edge.preload.before")
-            assert (await asyncio.wait_for(answer, 60))[2] == b"well"
+            assert (await asyncio.wait_for(answer, scaled(60)))[2] == b"well"
             # It loads no more functions in advance, now that it has calls.
             (link,) = [link for link in edge.front.pool.links if link.child.pid == spare]
             assert len(link.preloaded) == 1
@@ -236,7 +237,7 @@ async def test_a_spare_worker_that_takes_a_place_loads_what_is_served_first(tmp_
         finally:
             os.kill(spare.child.pid, signal.SIGCONT)
         try:
-            assert orjson.loads((await asyncio.wait_for(answer, 60))[2])["version"] == 3
+            assert orjson.loads((await asyncio.wait_for(answer, scaled(60)))[2])["version"] == 3
             assert spare.serials == {edge.front.pool.serial}
         finally:
             os.kill(edge.front.processes.pid, signal.SIGCONT)

@@ -10,6 +10,7 @@ import pytest
 
 from edge_runtime.ipc import death_word, zygote_client
 from tests.guests.build import guest
+from tests.support.deadlines import scaled
 from tests.support.edge import node, until
 
 
@@ -38,7 +39,7 @@ async def test_an_end_is_seen_whose_socket_stays_open(tmp_path: Path, monkeypatc
             os.kill(edge.front.processes.pid, signal.SIGSTOP)
             try:
                 os.kill(worker, signal.SIGKILL)
-                assert (await asyncio.wait_for(edge.call("echo", b"well"), 60))[2] == b"well"
+                assert (await asyncio.wait_for(edge.call("echo", b"well"), scaled(60)))[2] == b"well"
                 assert edge.workers() == spares
                 assert edge.front.pool.deaths == before + 1
             finally:

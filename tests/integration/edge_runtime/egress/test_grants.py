@@ -19,6 +19,7 @@ from edge_runtime.dispatch.supervisor import LoadFailed
 from edge_runtime.errors import SyncFailed
 from edge_runtime.release import manager
 from tests.guests.build import guest
+from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
 from tests.support.moved_clock import MovedClock
 
@@ -221,7 +222,7 @@ async def test_secrets_come_from_the_nodes_file_alone(
 
         # Another value gets to the workers without a release.
         write(path, f'[f]\nKEY = "{VALUE}3"\n[g]\nKEY = "{VALUE}2"\n')
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while await env(edge, "f", "KEY") != f"{VALUE}3":
                 await clock.move(manager.SECRETS_PAUSE)
         # One that can't be used changes nothing, and is told.
@@ -242,7 +243,7 @@ async def test_secrets_come_from_the_nodes_file_alone(
         assert await edge.problem("g") == (503, "secret_missing")
         assert (await edge.call("h?env=KEY"))[0] == 200
         write(path, f'[f]\nKEY = "{VALUE}"\n')
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while (await edge.call("f?env=KEY"))[2] != VALUE.encode():
                 await clock.move(manager.SECRETS_PAUSE)
         assert await edge.problem("g") == (503, "secret_missing")
@@ -273,7 +274,7 @@ async def test_new_values_of_secrets_that_cannot_be_loaded_are_tried_again(
             raise LoadFailed("no_process", "There is no process for it.")
 
         async def has(value: str) -> None:
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 while (await edge.call("f?env=KEY"))[2].decode() != value:
                     await clock.move(manager.SECRETS_PAUSE)
 

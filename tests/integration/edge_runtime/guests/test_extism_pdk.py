@@ -18,6 +18,7 @@ from edge_runtime.oneshot.check import check_module
 from tests.guests.build import HERE
 from tests.support import by_extism, projects
 from tests.support.by_extism import Call, alike, by_node
+from tests.support.deadlines import scaled
 from tests.support.functions import function
 from tests.support.projects import NPM
 
@@ -48,7 +49,7 @@ def compiler(name: str, language: str, *options: str) -> Callable[[Path], bytes]
 
 def ran(command: list[str], made: Path, toolchain: str = "asc") -> bytes:
     environment = {**os.environ, **TOOLCHAINS[toolchain].environment}
-    done = subprocess.run(command, cwd=PLUGINS, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=PLUGINS, env=environment, capture_output=True, text=True, timeout=scaled(200))
     assert done.returncode == 0, done.stderr
     return made.read_bytes()
 

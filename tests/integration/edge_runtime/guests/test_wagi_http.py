@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tests.guests.build import guest
+from tests.support.deadlines import deadline
 from tests.support.edge import Node, node
 
 LIMIT = 1_000_000
@@ -33,7 +34,7 @@ async def edge(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
 async def raw(edge: Node, request: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
     """Send bytes as they are; status, headers in their order, and all else until the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.front.port)
-    async with asyncio.timeout(60):
+    async with deadline(60):
         writer.write(request)
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         split = [line.partition(":") for line in head[1:] if line]

@@ -10,6 +10,7 @@ from edge_runtime.ipc import progress_page
 from edge_runtime.native import library
 from tests.guests.build import wat
 from tests.support.both_ways import BothWays, both_ways
+from tests.support.deadlines import scaled
 
 pytestmark = [
     pytest.mark.never_retry,
@@ -226,7 +227,7 @@ def test_the_page_says_when_a_call_has_ended(both: BothWays) -> None:
     for _ in range(3):
         in_c.call("answers CR LF")
     assert in_c.ran[-1] != in_c._request
-    until = time.monotonic() + 30
+    until = time.monotonic() + scaled(30)
     while (seen := progress_page.read(in_c.words, 0)).state != progress_page.IDLE and time.monotonic() < until:
         time.sleep(0.01)
     assert (seen.state, seen.request) == (progress_page.IDLE, in_c._request)

@@ -10,6 +10,7 @@ import pytest
 
 import edge_runtime
 from tests.guests.build import example, guest, wat
+from tests.support.deadlines import scaled
 
 # What it imports before its fence is all that it has behind it.
 pytestmark = pytest.mark.usefixtures("programs_by_exec")
@@ -21,7 +22,7 @@ def check(*arguments):
         [sys.executable, "-m", "edge_runtime.oneshot.check", *map(str, arguments)],
         capture_output=True,
         cwd=Path(edge_runtime.__file__).parents[1],
-        timeout=60,
+        timeout=scaled(60),
     )
     return ran.returncode, orjson.loads(ran.stdout) if ran.stdout else ran.stderr.decode()
 
@@ -112,7 +113,7 @@ for kind in ("CPU", "FSIZE", "DATA", "CORE", "AS"):
     print(kind, *resource.getrlimit(getattr(resource, f"RLIMIT_{kind}")))
 """
     root = Path(edge_runtime.__file__).parents[1]
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=scaled(60))
     limits = {line.split()[0]: line.split()[1:] for line in ran.stdout.splitlines()}
     assert int(limits["CPU"][1]) <= 60
     assert 0 < int(limits["FSIZE"][1]) <= 1 << 30

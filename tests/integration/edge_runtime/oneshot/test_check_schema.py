@@ -12,6 +12,7 @@ from edge_runtime.oneshot import check_schema
 from edge_runtime.oneshot.check_schema import RegisteredChange, SchemaCheckRequest, check
 from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sql import database
+from tests.support.deadlines import scaled
 
 ROOT = Path(__file__).parents[4]
 SHOP = [
@@ -182,7 +183,7 @@ def run(asked, program=("-m", "edge_runtime.oneshot.check", "schema")):
         input=asked if isinstance(asked, bytes) else orjson.dumps(asked),
         cwd=ROOT,
         capture_output=True,
-        timeout=100,
+        timeout=scaled(100),
     )
 
 

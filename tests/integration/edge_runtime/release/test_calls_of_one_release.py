@@ -24,6 +24,7 @@ from tests.integration.edge_runtime.release.test_release_change import (
     numbers,
     schema,
 )
+from tests.support.deadlines import deadline
 from tests.support.edge import node
 from tests.support.gate import http_server
 
@@ -89,7 +90,7 @@ async def test_no_call_mixes_releases(tmp_path: Path) -> None:
                 await kind()
                 await asyncio.sleep(0.002)
 
-        async with asyncio.timeout(180), asyncio.TaskGroup() as group:
+        async with deadline(180), asyncio.TaskGroup() as group:
             for kind in (small, small, small, slow, late, late, write, write, write):
                 group.create_task(client(kind))
             for number in range(2, releases + 1):

@@ -22,6 +22,7 @@ from edge_runtime.ipc.zygote_client import Child
 from edge_runtime.release import checkpoint_schedule
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_node import command
+from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
 from tests.support.failing_calls import ALWAYS, FailingCalls
 from tests.support.moved_clock import MovedClock
@@ -184,7 +185,7 @@ async def test_readers_cannot_have_the_log_grow_without_bound(tmp_path: Path, ca
         async with standing_reader(tmp_path):
             readers = [asyncio.ensure_future(read()) for _ in range(2)]
             found = (200, "")
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 while found == (200, ""):
                     found = await write(edge)
             assert found == (503, "wal_full")
@@ -195,7 +196,7 @@ async def test_readers_cannot_have_the_log_grow_without_bound(tmp_path: Path, ca
             # Others go on.
             assert (await edge.call("plain", b"{}"))[0] == 200
         # Though calls that read overlap all the time, as nobody writes now.
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while await write(edge) != (200, ""):
                 await asyncio.sleep(0.05)
         assert (await status(edge))["writes"] == "open"
@@ -267,14 +268,14 @@ async def test_what_the_command_sql_writes_counts_for_the_limit(tmp_path: Path) 
         async with standing_reader(tmp_path):
             assert (await command(*mend, SKERRY_EDGE_WAL_LIMIT=str(16 << 20)))[0] == 0
             # The reader needs the log as it is.
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 while (found := await write(edge)) != (503, "wal_full"):
                     assert found == (200, "")
             code, out, _ = await command(*mend, SKERRY_EDGE_WAL_LIMIT=str(16 << 20))
             assert (code, orjson.loads(out)["error"]["code"]) == (1, "wal_full"), out
             reads = ("sql", "SELECT count(*) FROM notes", "--json", "--state", path)
             assert (await command(*reads, SKERRY_EDGE_WAL_LIMIT=str(16 << 20)))[0] == 0
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while await write(edge) != (200, ""):
                 await asyncio.sleep(0.05)
         assert (await command(*mend, SKERRY_EDGE_WAL_LIMIT=str(16 << 20)))[0] == 0

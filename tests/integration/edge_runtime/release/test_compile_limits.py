@@ -27,6 +27,7 @@ from edge_runtime.sandbox import fence
 from edge_runtime.wasmedge import QUICK, CompileError
 from tests.guests.build import guest
 from tests.guests.hostile import leb, module
+from tests.support.deadlines import scaled
 from tests.support.edge import Node, node, until
 
 ROOT = Path(edge_runtime.__file__).parents[1]
@@ -55,7 +56,7 @@ def child(wasm: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
     path.write_bytes(wasm)
     shutil.rmtree(folder / "aot", ignore_errors=True)
     command = [sys.executable, "-c", CHILD, str(path), hashlib.sha256(wasm).hexdigest(), str(folder / "aot")]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=scaled(100))
 
 
 def test_a_compiler_that_needs_too_much_memory_dies_and_leaves_nothing(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from edge_runtime.ipc.zygote_client import Child, NotBorn
 from edge_runtime.release import compile_jobs, compiler, manager
 from edge_runtime.release.compile_jobs import CompileJobs
 from tests.guests.version import version
+from tests.support.deadlines import scaled
 from tests.support.edge import BACKGROUND, Node, node, until
 from tests.support.moved_clock import MovedClock, MovedTimer
 
@@ -280,7 +281,7 @@ async def test_compiled_code_is_on_disk_before_its_release_is_prepared(
 
     def waits(*given: Any) -> None:
         loop.call_soon_threadsafe(begun.set)
-        asyncio.run_coroutine_threadsafe(slow.wait(), loop).result(60)
+        asyncio.run_coroutine_threadsafe(slow.wait(), loop).result(scaled(60))
         real(*given)
 
     monkeypatch.setattr(compile_jobs, "put_on_disk", waits)

@@ -14,6 +14,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.wasmedge import BEST
 from tests.guests.build import guest
 from tests.guests.version import version
+from tests.support.deadlines import deadline
 from tests.support.edge import BACKGROUND, Node, node, until
 from tests.support.programs import Faults
 
@@ -281,7 +282,7 @@ async def test_the_best_compiled_code_takes_over_without_a_failed_call(tmp_path:
         await edge.release({"echo": guest("echo")})
         first = edge.front.pool.serial
         calls = 0
-        async with asyncio.timeout(BACKGROUND):
+        async with deadline(BACKGROUND):
             while edge.front.pool.serial == first:
                 assert (await edge.call("echo", b"%d" % calls))[2] == b"%d" % calls
                 calls += 1
@@ -307,7 +308,7 @@ async def test_a_damaged_aot_file_is_made_again(tmp_path: Path) -> None:
             path.write_bytes(b"damaged")
         for pid in edge.workers() | edge.spares():
             os.kill(pid, 9)
-        async with asyncio.timeout(BACKGROUND):
+        async with deadline(BACKGROUND):
             while edge.front.pool.serial == 2:
                 status, _, body = await edge.call("echo", b"again")
                 assert status == 503 or (status, body) == (200, b"again")

@@ -15,6 +15,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames, progress_page
 from tests.guests.build import guest
 from tests.guests.version import SQL, version
+from tests.support.deadlines import scaled
 from tests.support.edge import Node, node, until
 from tests.support.gate import gate
 from tests.support.moved_clock import MovedClock
@@ -297,7 +298,7 @@ async def test_a_read_that_finds_the_release_that_serves_by_now_is_run_again_at_
         await held.reached(1)
         await edge.release(functions(2, held.url), schema(2))
         held.open.set()
-        release, answers = await asyncio.wait_for(reading, 60)
+        release, answers = await asyncio.wait_for(reading, scaled(60))
         assert (release, answers[1]["rows"]) == (2, [[2]])
 
 

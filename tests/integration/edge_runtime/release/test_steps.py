@@ -10,6 +10,7 @@ import pytest
 from edge_runtime.errors import SyncFailed
 from tests.guests.build import guest
 from tests.integration.edge_runtime.children.test_stepwise import ADDED, ANEW, FILL, ITEMS, ROWS, TOTALS
+from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
 
 FUNCTIONS = {"sql": (guest("sql"), {"sql": "write"})}
@@ -95,7 +96,7 @@ async def test_what_comes_after_a_flip_goes_on_at_the_next_start(tmp_path: Path,
     async with node(tmp_path / "state") as edge:
         edge.changes = changes
         tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'items%'"
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while await rows(edge, tables) != [["items"]]:
                 await asyncio.sleep(0.02)
         await until(

@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_runtime.sql.call_sql import CommitFailed, SqlLimits, StaleRelease, WriteHeld
+from tests.support.deadlines import scaled
 from tests.support.guest_sql import GENERATION, ask, calls
 
 
@@ -389,7 +390,7 @@ def test_a_file_that_cannot_grow_keeps_what_was_committed(tmp_path):
     path = tmp_path / "skerry.db"
     root = Path(__file__).parents[4]
     ran = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(path)], cwd=root, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", FULL_DISK, str(path)], cwd=root, capture_output=True, text=True, timeout=scaled(60)
     )
     assert ran.returncode == 0, ran.stderr
     assert "disk_failed" in ran.stdout or "transaction_ended" in ran.stdout

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.deadlines import scaled
 from tests.support.guest_sql import ask, calls
 
 pytestmark = pytest.mark.never_retry
@@ -63,7 +64,7 @@ def test_four_writers_take_turns(path):
     for process in writers:
         process.stdin.write("go\n")
         process.stdin.flush()
-    counts = [int(process.communicate(timeout=60)[0]) for process in writers]
+    counts = [int(process.communicate(timeout=scaled(60))[0]) for process in writers]
     assert all(process.returncode == 0 for process in writers)
     # SQLite's own wait gave one of four a ten-thousandth.
     assert min(counts) > max(counts) / 5, counts
@@ -83,7 +84,7 @@ def test_a_writer_that_is_killed_leaves_nothing_and_holds_up_nobody(path):
         killer = threading.Timer(0.2, hanging.kill)
         killer.start()
         assert db.one("INSERT INTO log (writer) VALUES (2)")["last_id"] == 1
-        assert hanging.wait(60) == -9
+        assert hanging.wait(scaled(60)) == -9
         assert db.one("SELECT writer FROM log")["rows"] == [[2]]
     hanging.stdin.close()
     hanging.stdout.close()
@@ -121,12 +122,12 @@ def test_a_watcher_is_told_of_the_wait(path):
 
         thread = threading.Thread(target=wait)
         thread.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + scaled(60)
         while second.seen != ["waiting"] and time.monotonic() < deadline:
             time.sleep(0.002)
         assert second.seen == ["waiting"]
         first.commit()
-        thread.join(60)
+        thread.join(scaled(60))
         call = one.new(watch=undone)
         ask(call, "DELETE FROM log")
         call.rollback()
@@ -148,7 +149,7 @@ def test_many_processes_make_the_file_at_once(tmp_path):
     )
     command = [sys.executable, "-c", script, str(made)]
     started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(6)]
-    ids = {process.communicate(timeout=60)[0] for process in started}
+    ids = {process.communicate(timeout=scaled(60))[0] for process in started}
     assert [process.returncode for process in started] == [0] * 6
     assert len(ids) == 1
     assert made.stat().st_mode & 0o077 == 0

@@ -18,6 +18,7 @@ from edge_runtime.sync.control_client import ControlClient
 from edge_runtime.wasmedge import BEST, QUICK
 from tests.guests.version import version
 from tests.support.agents import Control, Edge, Refused, change_plans, edge, joined, running_control
+from tests.support.deadlines import deadline
 from tests.support.moved_clock import MovedClock
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
 
@@ -60,11 +61,11 @@ async def test_two_releases_are_kept_on_disk_and_older_ones_go_with_their_aot_fi
         await push(control, number)
         await answers(node, number)
     await control.until(lambda n: n["at_target"])
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while artifacts(tmp_path) != {sha(2), sha(3)}:
             await asyncio.sleep(0.02)
     kept = {key(sha(n), level) for n in (2, 3) for level in (QUICK, BEST)}
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while not {p.stem for p in (tmp_path / "aot").glob("*.so")} <= kept:
             await asyncio.sleep(0.02)
 

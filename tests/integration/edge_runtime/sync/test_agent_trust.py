@@ -12,6 +12,7 @@ from edge_runtime.sync import identity
 from edge_runtime.sync.control_client import ControlClient, NoAnswer
 from edge_runtime.sync.join import join
 from tests.support.agents import Control, Edge, edge, joined
+from tests.support.deadlines import deadline
 from tests.support.releases import answers, first_release, push
 
 EMPTY = wire.Poll(generation=0, digest=wire.digest(wire.Inventory()))
@@ -67,7 +68,7 @@ async def test_an_old_credential_is_exchanged_and_used(control: Control, tmp_pat
     async with edge(tmp_path, rotate_after=timedelta(0)) as node:
         await first_release(control)
         await answers(node, 1)
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while identity.read(tmp_path).credential == before.credential:
                 await asyncio.sleep(0.02)
     after = identity.read(tmp_path)
@@ -181,8 +182,7 @@ async def test_a_node_that_was_offline_for_too_long_says_how_it_joins_again(
 async def test_a_credential_dated_by_a_clock_that_was_ahead_is_exchanged(control: Control, tmp_path: Path) -> None:
     before = await joined(control, tmp_path)
     identity.write(tmp_path, replace(before, credential_since=before.credential_since + timedelta(days=3650)))
-    async with edge(tmp_path):
-        async with asyncio.timeout(60):
-            while identity.read(tmp_path).credential == before.credential:
-                await asyncio.sleep(0.02)
+    async with edge(tmp_path), deadline(60):
+        while identity.read(tmp_path).credential == before.credential:
+            await asyncio.sleep(0.02)
     assert identity.read(tmp_path).credential_since < before.credential_since + timedelta(days=1)

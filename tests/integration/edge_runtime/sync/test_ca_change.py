@@ -22,6 +22,7 @@ from edge_runtime.telemetry import poll_numbers
 from tests.support import programs
 from tests.support.agents import Control, Edge, edge, joined, running_control
 from tests.support.certificates import Authority
+from tests.support.deadlines import deadline
 from tests.support.moved_clock import MovedClock
 
 PAGE = Path(__file__).parents[4] / "docs/how-to/change-the-ca.md"
@@ -54,7 +55,7 @@ class Changing:
         shell = await asyncio.create_subprocess_exec("bash", "-eu", "-c", text, cwd=self.desk)
         assert await shell.wait() == 0
         if heading != "Before":
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 while (self.held.error, self.held.context, self.held.trust) == before or self.held.error:
                     await asyncio.sleep(0.05)
 
@@ -75,7 +76,7 @@ class Changing:
 
     async def lack(self, *names: str) -> programs.Done:
         """`skerry ca --check`, as soon as these nodes alone lack what control gives out."""
-        async with asyncio.timeout(150):
+        async with deadline(150):
             while [node["name"] for node in (await self.nodes())["lacking"]] != list(names):
                 await asyncio.sleep(0.1)
         return await self.ca("--check")
@@ -118,7 +119,7 @@ def trusted(state: Path) -> set[str]:
 
 
 async def until_trusted(state: Path, *wanted: Authority) -> None:
-    async with asyncio.timeout(90):
+    async with deadline(90):
         while trusted(state) != {authority.digest for authority in wanted}:
             await asyncio.sleep(0.05)
 
@@ -324,7 +325,7 @@ async def test_a_node_follows_at_a_time_of_its_own_and_no_replica_that_lags(
         # None is given up by this one.
         (changing.etc / "ca.pem").write_text(both)
         changing.control.server.app.services.reread.look_now()
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while changing.held.trust.digest != authorities.digest(both):
                 await asyncio.sleep(0.05)
         assert not await follows(both)

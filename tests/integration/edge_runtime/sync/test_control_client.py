@@ -1,6 +1,5 @@
 """The node's client over real TLS: what each fault on the way to control is called, and where the credential goes."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from control import wire
 from control.local.pki import Pki, ensure
 from edge_runtime.sync import control_client
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
+from tests.support.deadlines import deadline
 from tests.support.file_server import FileServer, Proxy, connect_proxy, file_server
 
 POLL = wire.Poll(generation=0, digest="a" * 64)
@@ -134,7 +134,7 @@ async def test_a_control_that_says_nothing_is_given_up(
     monkeypatch.setattr(control_client, "ANSWER_TIMEOUT", 0.2)
     control.slow = 60.0
     with pytest.raises(NoAnswer, match="in time") as caught:
-        async with asyncio.timeout(30):
+        async with deadline(30):
             await poll(control, named)
     assert caught.value.code == "timed_out"
 

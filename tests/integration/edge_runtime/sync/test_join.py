@@ -17,6 +17,7 @@ from edge_runtime.sync import join as joining
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.sync.join import JoinFailed, join
 from tests.support.agents import Control, joined, running_control
+from tests.support.deadlines import deadline
 from tests.support.file_server import file_server
 from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
 
@@ -52,7 +53,7 @@ async def poll(state: Path) -> None:
 
 async def poll_on(session: ControlClient) -> None:
     """Until control's replica has heard of a change, a second at most."""
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while True:
             await session.poll(POLL)
 

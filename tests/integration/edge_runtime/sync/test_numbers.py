@@ -12,6 +12,7 @@ from edge_runtime.cli.node import render
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.telemetry import poll_numbers
 from tests.support.agents import DEADLINE, Control, Edge
+from tests.support.deadlines import deadline
 from tests.support.releases import answers, first_release
 
 
@@ -52,7 +53,7 @@ class Polls:
         return found
 
     async def until(self, condition: Callable[["Polls"], object]) -> None:
-        async with asyncio.timeout(DEADLINE):
+        async with deadline(DEADLINE):
             while not condition(self):
                 await asyncio.sleep(0.02)
 

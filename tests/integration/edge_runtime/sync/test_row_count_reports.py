@@ -10,6 +10,7 @@ from edge_runtime.ipc import frames
 from edge_runtime.release import row_counter
 from edge_runtime.sync.row_count_reports import RowCountReports, differ
 from tests.support.agents import Control, Edge
+from tests.support.deadlines import deadline
 from tests.support.releases import answers, first_release, push
 
 TABLES = (
@@ -41,7 +42,7 @@ async def test_a_real_node_tells_its_rows_and_control_shows_them(control: Contro
     try:
         for column in ("none", "three", "many"):
             await control.call("POST", "schema-changes", {"name": column, "sql": f"DELETE FROM {column}"})
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while True:
                 planned = await control.call("POST", "releases?plan=true", {"group": "default"})
                 rows = {loss["table"]: loss["rows"] for loss in planned["losses"]}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime import wasmedge
+from tests.support.deadlines import scaled
 
 
 def python(code, **environment):
@@ -17,7 +18,7 @@ def python(code, **environment):
         capture_output=True,
         text=True,
         cwd=Path(wasmedge.__file__).parents[2],
-        timeout=60,
+        timeout=scaled(60),
     )
 
 

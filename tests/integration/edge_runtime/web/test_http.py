@@ -15,6 +15,7 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.web.connection_waits import HEAD_WAIT, KEEP_ALIVE
 from edge_runtime.web.server import SWEEP
 from tests.guests.build import guest
+from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
 from tests.support.edge_process import front_process
 from tests.support.moved_clock import ClockOfProcess, MovedClock
@@ -112,7 +113,7 @@ async def test_a_body_is_waited_for_as_long_by_a_front_of_its_own_process(tmp_pa
         await clock.stand()
         reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
         writer.write(head)
-        async with asyncio.timeout(60):
+        async with deadline(60):
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             answer = asyncio.ensure_future(reader.readline())
             await clock.move(60.0)

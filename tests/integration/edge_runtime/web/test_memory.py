@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests.build import guest
+from tests.support.deadlines import deadline
 from tests.support.edge import node
 from tests.support.edge_process import FrontProcess, front_process
 
@@ -45,7 +46,7 @@ async def post(
 
 async def shrunk(front: FrontProcess, to: float) -> None:
     """Wait until the front has at most so many MiB."""
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while front.memory() > to:
             await asyncio.sleep(0.1)
 
@@ -53,7 +54,7 @@ async def shrunk(front: FrontProcess, to: float) -> None:
 async def highest(front: FrontProcess, clients: int, sent: list[int], refused: list[Exception]) -> float:
     """The most MiB that the front has until all clients have sent theirs, or not, and until it grows no more."""
     most, still = front.memory(), 0
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while still < 10:
             await asyncio.sleep(0.05)
             now = front.memory()

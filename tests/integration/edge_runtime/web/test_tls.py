@@ -26,6 +26,7 @@ from tests.guests.build import guest
 from tests.integration.edge_runtime.web.test_callers import entry, write
 from tests.support.certificates import Authority
 from tests.support.connections import on_uvloop, post, site
+from tests.support.deadlines import deadline, scaled
 from tests.support.edge import node, until
 from tests.support.edge_process import front_process
 from tests.support.moved_clock import MovedClock
@@ -183,7 +184,7 @@ async def test_a_signal_has_the_files_read_at_once(
     async with front_process(tmp_path / "state", **given) as process:
         first = await serial(process.port, authority)
         os.kill(process.pid, signal.SIGHUP)
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while not process.logged(b"new connections get the certificate"):
                 await asyncio.sleep(0.01)
         assert await serial(process.port, authority) == first
@@ -313,7 +314,7 @@ async def test_handshakes_that_dont_come_to_an_end_are_ended(tmp_path: Path, pki
         await until(lambda: not edge.server.shared.live)
         for sock in socks:
             sock.setblocking(True)
-            sock.settimeout(60)
+            sock.settimeout(scaled(60))
             with contextlib.suppress(ConnectionError):
                 assert sock.recv(10) == b""
             sock.close()
@@ -325,7 +326,7 @@ async def test_what_is_no_tls_is_counted_and_ended(tmp_path: Path, pki: Pki, cap
         for data in (b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n", b"\0" * 100, os.urandom(300)):
             reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
             writer.write(data)
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 with contextlib.suppress(ConnectionError):
                     await reader.read(-1)
             writer.close()
@@ -367,7 +368,7 @@ async def test_a_signal_ends_no_node_that_has_nothing_to_read_again(tmp_path: Pa
         await edge.release(FUNCTIONS)
     async with front_process(tmp_path / "state") as process:
         os.kill(process.pid, signal.SIGHUP)
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while not process.logged(b"files that can change are read again"):
                 await asyncio.sleep(0.01)
         async with aiohttp.ClientSession(f"http://127.0.0.1:{process.port}") as session:
