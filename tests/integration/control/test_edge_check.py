@@ -14,6 +14,7 @@ from control import edge_check
 from control.edge_check import Checks
 from control.problems import ProblemError
 from tests.support.control import module, until
+from tests.support.deadlines import deadline
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_a_check_that_ends_before_it_was_asked_has_failed(
     async def ended(*_: Any, **more: Any) -> Any:
         child = await spawn(sys.executable, "-c", "raise SystemExit(3)", **more)
         assert child.stdin is not None
-        async with asyncio.timeout(30):
+        async with deadline(30):
             while not child.stdin.is_closing():
                 await asyncio.sleep(0.01)
         return child

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.support import disturb, disturbed
+from tests.support.deadlines import scaled
 
 ROOT = Path(__file__).parents[3]
 PARENT = "import subprocess, sys; subprocess.run(['sleep', '60'])"
@@ -46,7 +47,7 @@ def pytest_configure(config):
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Wait until that is true."""
-    ends = time.monotonic() + seconds
+    ends = time.monotonic() + scaled(seconds)
     while not condition():
         assert time.monotonic() < ends
         time.sleep(0.002)
@@ -135,7 +136,7 @@ def test_it_tells_what_failed_and_how_often(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as running:
         until(lambda: ran.exists() and len(ran.read_text()) > 1, 120)
         running.send_signal(signal.SIGINT)
-        out, _ = running.communicate(timeout=120)
+        out, _ = running.communicate(timeout=scaled(120))
     lines = out.rstrip().splitlines()
     assert running.returncode == 1, lines
     assert lines[0] == "SKERRY_TEST_DISTURBANCE=7 repeats this, as far as clocks do"

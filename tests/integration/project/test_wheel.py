@@ -16,6 +16,7 @@ import pytest
 from control import version
 from control.cli.support import project
 from control.cli.support.authoring import LANGUAGES
+from tests.support.deadlines import scaled
 
 ROOT = Path(__file__).parents[3]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -42,7 +43,7 @@ print(len(statements.load("tables")))
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     build = [*PIP, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, ROOT]
-    subprocess.run(build, check=True, timeout=100)
+    subprocess.run(build, check=True, timeout=scaled(100))
     (made,) = folder.glob("*.whl")
     return made
 
@@ -65,7 +66,7 @@ def test_the_wheel_has_the_sql_and_finds_it_there(wheel, tmp_path):
 
     # Without the checkout, which an editable install has on the path: the wheel's folder comes first.
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}){USE}"]
-    done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True, timeout=scaled(60))
     folder, size = done.stdout.split()
     assert folder == str(tmp_path / "site" / "control" / "_sql")
     assert int(size) > 100
@@ -74,7 +75,9 @@ def test_the_wheel_has_the_sql_and_finds_it_there(wheel, tmp_path):
     use = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\nfrom control.cli import main\n"
     for language in LANGUAGES:
         new = ["function", "new", "orders", "--lang", language, "--into", language]
-        subprocess.run([sys.executable, "-c", f"{use}sys.exit(main.run({new}))"], check=True, cwd=tmp_path, timeout=60)
+        subprocess.run(
+            [sys.executable, "-c", f"{use}sys.exit(main.run({new}))"], check=True, cwd=tmp_path, timeout=scaled(60)
+        )
         found = project.read(tmp_path / language)
         assert found.name == "orders"
         assert len(found.changes()) == 1
@@ -90,7 +93,7 @@ def test_a_wheel_with_machine_code_says_which_machine_it_is_for(wheel):
 
 def install(wheel: Path, folder: Path, packages: set[str]) -> Path:
     """A virtual environment with the wheel and, as symbolic links to our own copies, `packages`; its programs."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=scaled(60))
     programs = folder / "bin"
     there = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
     for distribution in importlib.metadata.distributions(path=[sysconfig.get_path("purelib")]):
@@ -99,7 +102,7 @@ def install(wheel: Path, folder: Path, packages: set[str]) -> Path:
             for top in tops:
                 Path(there, top).symlink_to(distribution.locate_file(top))
     command = [*PIP, "--python", programs / "python", "install", "--no-deps", "--no-index", wheel]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=scaled(60))
     return programs
 
 
@@ -112,7 +115,7 @@ def test_an_edge_runs_without_controls_packages(wheel, tmp_path):
     def run(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         command = [programs / program, *arguments]
         return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=scaled(60), check=False
         )
 
     done = run("skerry-edge", "--version")

@@ -13,6 +13,7 @@ from control import wire
 from control.web.server import ControlServer
 from tests.support import seeds
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 from tests.support.replica import Replica, Site, TestNode
 
 NODES = 1000
@@ -67,7 +68,7 @@ class Polls(list[Held]):
         """Have all of them wait at once."""
         for start in range(0, len(nodes), 50):
             self += await asyncio.gather(*(self._made(node) for node in nodes[start : start + 50]))
-        async with asyncio.timeout(SOON):
+        async with deadline(SOON):
             while len(self._waiters) < len(nodes):
                 await asyncio.sleep(0.01)
 
@@ -97,7 +98,7 @@ async def test_a_new_target_wakes_a_thousand(control_site: Site) -> None:
         async with holding(replica, nodes) as polls:
             await seeds.release(replica, functions={"hello": 1})
             since = time.monotonic()
-            async with asyncio.timeout(SOON):
+            async with deadline(SOON):
                 await asyncio.gather(*(poll.answer for poll in polls))
             took = sorted(poll.answered_at - since for poll in polls)
             print(f"of {NODES}: half told after {took[NODES // 2] * 1000:.0f} ms, all after {took[-1] * 1000:.0f} ms")
@@ -124,7 +125,7 @@ async def test_a_thousand_are_answered_at_the_end(control_site: Site, monkeypatc
             server: ControlServer = replica.server
             since = time.monotonic()
             server.should_exit = True
-            async with asyncio.timeout(SOON):
+            async with deadline(SOON):
                 await asyncio.gather(*(poll.answer for poll in polls))
             took = sorted(poll.answered_at - since for poll in polls)
             print(
@@ -146,7 +147,7 @@ async def test_a_thousand_aborted_clients_are_freed(control_site: Site) -> None:
             since = time.monotonic()
             for poll in polls:
                 poll.transport.abort()
-            async with asyncio.timeout(SOON):
+            async with deadline(SOON):
                 while replica.services.fleet.waiters or replica.server.server_state.tasks:
                     await asyncio.sleep(0.01)
             print(f"{NODES} freed after {(time.monotonic() - since) * 1000:.0f} ms")

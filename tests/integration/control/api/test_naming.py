@@ -7,6 +7,7 @@ from uuid import uuid4
 from control import wire
 from tests.support import deploy
 from tests.support.control import Control, module, until
+from tests.support.deadlines import deadline
 from tests.support.replica import Site
 
 POLL = {"generation": 0, "digest": wire.digest(wire.Inventory()), "inventory": {}}
@@ -43,7 +44,7 @@ async def test_a_node_learns_its_name_by_a_poll_that_is_held(control: Control) -
     poll = {**POLL, "name": "edge-7"}
     assert (await control.call("POST", "/v1/poll", poll, token=node.credential)).status == 204
     held = asyncio.create_task(control.call("POST", "/v1/poll", {**poll, "wait": 60}, token=node.credential))
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while node.id not in control.services.fleet.waiters:
             await asyncio.sleep(0.01)
     await control.ok("POST", "/v1/nodes/edge-7/rename", {"name": "tokyo-1"})

@@ -13,6 +13,7 @@ from control.manifest_fields import Manifest, manifest_digest
 from control.web import connection_limits
 from tests.support import seeds
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 from tests.support.replica import Answered, Replica, Site, plan_of
 from tests.support.wire_tap import tap
 
@@ -22,7 +23,7 @@ SOON = 35.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SOON):
+    async with deadline(SOON):
         while not condition():
             await asyncio.sleep(0.005)
 

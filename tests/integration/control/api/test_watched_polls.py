@@ -11,6 +11,7 @@ import msgspec
 from control import wire
 from control.storage.announcements import Changed
 from tests.support import seeds
+from tests.support.deadlines import deadline
 from tests.support.replica import Answered, Replica, Site, TestNode
 
 HOLD = 50.0
@@ -62,7 +63,7 @@ def questions(node: TestNode, answer: Answered) -> list[str]:
 
 async def held(replica: Replica, *nodes: TestNode) -> None:
     """Wait until control holds a poll of each."""
-    async with asyncio.timeout(SOON):
+    async with deadline(SOON):
         while not {node.id for node in nodes} <= replica.services.fleet.waiters.keys():
             await asyncio.sleep(0.01)
 

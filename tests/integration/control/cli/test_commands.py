@@ -17,6 +17,7 @@ import pytest
 from control import version
 from edge_runtime.cli.node import read_status, render
 from tests.guests.build import CACHE
+from tests.support.deadlines import scaled
 from tests.support.up import LIMIT, ROOT, Shell, Up
 
 
@@ -34,7 +35,7 @@ def test_status_shows_how_a_releases_calls_end(skerry: Shell) -> None:
     skerry("function", "push", "told", str(hello / "hello.wasm"), "--manifest", str(hello / "manifest.json"), "--wait")
     for _ in range(3):
         skerry("invoke", "told")
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + scaled(LIMIT)
     while True:
         found = skerry.json("status")["fleet"]
         (group,) = (g for g in found["groups"] if g["name"] == "default")
@@ -68,7 +69,7 @@ def test_the_readmes_first_function(skerry: Shell, tmp_path: Path, monkeypatch: 
             assert [program, words[0]] == ["curl", "-d"]
             edge = json.loads((Path(os.environ["SKERRY_HOME"]) / "cli.json").read_text())["edge"]
             url = words[2].replace("http://127.0.0.1:8087", edge)
-            with urllib.request.urlopen(url, data=words[1].encode(), timeout=LIMIT) as response:
+            with urllib.request.urlopen(url, data=words[1].encode(), timeout=scaled(LIMIT)) as response:
                 assert json.loads(response.read()) == json.loads(blocks["json"][0])
     assert blocks["c"][0] in (tmp_path / "notes" / "main.c").read_text()
     assert "notes" not in skerry("status")
@@ -84,7 +85,7 @@ def test_wait_and_a_nodes_status_tell_the_same_release(skerry: Shell) -> None:
     assert told.startswith(f"{release['number'] + 1} of group default ")
     edge = json.loads((Path(os.environ["SKERRY_HOME"]) / "cli.json").read_text())["edge"]
     listen = edge.removeprefix("http://")
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + scaled(LIMIT)
     while (status := render(read_status(listen, ""))) and f"release    {told}" not in status:
         assert time.monotonic() < deadline, status
         time.sleep(0.05)
@@ -221,7 +222,7 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     assert (unwanted["id"] in listed, made["id"] in listed) == (True, False)
     join = [sys.executable, "-m", "edge_runtime.cli.main", "join", "--control", made["url"], "--name", "edge-9"]
     told = {**up.environment, "SKERRY_JOIN_TOKEN": made["token"]}
-    subprocess.run([*join, "--state", str(tmp_path / "edge-9")], env=told, check=True, timeout=LIMIT)
+    subprocess.run([*join, "--state", str(tmp_path / "edge-9")], env=told, check=True, timeout=scaled(LIMIT))
     assert skerry.json("node", "show", "edge-9")["group"] == "spare"
     skerry("node", "token", "revoke", made["id"], ends=3)
     assert "skerry node revoke edge-9" in skerry.err
@@ -250,13 +251,13 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     # It joins again, under the name that it has.
     told["SKERRY_JOIN_TOKEN"] = skerry.json("node", "token", "--rejoin", "edge-9")["token"]
     again = [*join[: join.index("--name")], "--again", "--state", str(tmp_path / "edge-9")]
-    subprocess.run(again, env=told, check=True, timeout=LIMIT)
+    subprocess.run(again, env=told, check=True, timeout=scaled(LIMIT))
     assert "ends in 90 d" in skerry("node", "show", "edge-9")
 
     # Its disk is lost: the same name again, with a token for it.
     rejoin = skerry.json("node", "token", "--rejoin", "edge-9")
     told["SKERRY_JOIN_TOKEN"] = rejoin["token"]
-    subprocess.run([*join, "--state", str(tmp_path / "new-disk")], env=told, check=True, timeout=LIMIT)
+    subprocess.run([*join, "--state", str(tmp_path / "new-disk")], env=told, check=True, timeout=scaled(LIMIT))
     assert "tokyo-1" in skerry("node", "rename", "edge-9", "tokyo-1")
     skerry("node", "rename", "edge-1", "tokyo-1", ends=3)
     assert skerry("node", "label", "tokyo-1", "site=tokyo", "floor=2") == "tokyo-1: floor=2 site=tokyo\n"
@@ -285,7 +286,7 @@ def test_a_release_that_a_node_is_too_old_for(skerry: Shell, up: Up) -> None:
     request.add_header("Authorization", f"Bearer {made['token'].partition('.')[0]}")
     request.add_header("Content-Type", "application/json")
     tls = ssl.create_default_context(cafile=json.loads((up.home / "cli.json").read_text())["ca"])
-    urllib.request.urlopen(request, timeout=LIMIT, context=tls).close()
+    urllib.request.urlopen(request, timeout=scaled(LIMIT), context=tls).close()
     assert "manifest" in skerry("node", "show", "edge-7")
     assert "all fields but entry, route" in skerry.out
 
@@ -313,7 +314,7 @@ def test_a_release_that_no_node_can_reach_in_time(skerry: Shell, tmp_path: Path,
     made = skerry.json("node", "token", "--group", "asleep")
     join = [sys.executable, "-m", "edge_runtime.cli.main", "join", "--control", made["url"], "--name", "edge-8"]
     told = {**up.environment, "SKERRY_JOIN_TOKEN": made["token"]}
-    subprocess.run([*join, "--state", str(tmp_path / "edge-8")], env=told, check=True, timeout=LIMIT)
+    subprocess.run([*join, "--state", str(tmp_path / "edge-8")], env=told, check=True, timeout=scaled(LIMIT))
     skerry("release", "create", "--group", "asleep", "--schema", "0", "--wait", "--timeout", "0.5", ends=5)
     assert "edge-8" in skerry.err
     skerry("node", "remove", "edge-8", "--yes")

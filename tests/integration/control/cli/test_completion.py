@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.deadlines import scaled
+
 PROGRAMS = Path(sys.executable).parent
 
 
@@ -22,7 +24,7 @@ def completed(program: str, *words: str) -> set[str]:
     """
     environment = {**os.environ, "PATH": f"{PROGRAMS}:{os.environ['PATH']}", "SHELL": "/bin/bash"}
     command = ["bash", "--norc", "-c", script, "bash", *words]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=scaled(120))
     assert ended.returncode == 0, ended.stderr
     return set(ended.stdout.split())
 
@@ -54,7 +56,7 @@ def test_folders_and_files_are_for_the_shell_to_complete(words: str) -> None:
         "COMP_CWORD": str(len(asked) - 1),
     }
     ended = subprocess.run(
-        [str(PROGRAMS / "skerry")], env=environment, capture_output=True, text=True, check=False, timeout=60
+        [str(PROGRAMS / "skerry")], env=environment, capture_output=True, text=True, check=False, timeout=scaled(60)
     )
     assert ended.stdout.strip() in {"file,no", "dir,no"}
 
@@ -64,7 +66,7 @@ def test_other_shells_have_a_script_and_an_unknown_one_is_refused(program: str) 
     def ran(shell: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(PROGRAMS / program), "completion", *arguments]
         return subprocess.run(
-            command, env={**os.environ, "SHELL": shell}, capture_output=True, text=True, check=False, timeout=60
+            command, env={**os.environ, "SHELL": shell}, capture_output=True, text=True, check=False, timeout=scaled(60)
         )
 
     variable = f"_{program.replace('-', '_').upper()}_COMPLETE"

@@ -17,6 +17,7 @@ import pytest
 from control.cli.support.local_edge import HOST, PORTS
 from tests.guests.build import guest
 from tests.support import projects
+from tests.support.deadlines import scaled
 from tests.support.ports import free_port
 from tests.support.programs import runs, until
 from tests.support.projects import compilers
@@ -62,7 +63,7 @@ class Dev:
         """Ctrl-C."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGINT)
-        await asyncio.wait_for(self.process.wait(), 60)
+        await asyncio.wait_for(self.process.wait(), scaled(60))
         await self._read
         assert self.process.returncode is not None
         return self.process.returncode
@@ -305,6 +306,6 @@ async def test_an_address_that_is_taken_ends_it(tmp_path: Path) -> None:
     port = server.sockets[0].getsockname()[1]
     async with server, dev(folder, "--listen", f"127.0.0.1:{port}") as running:
         await running.said("the local edge has ended")
-        assert await asyncio.wait_for(running.process.wait(), 60) == 1
+        assert await asyncio.wait_for(running.process.wait(), scaled(60)) == 1
     assert f"can't listen on 127.0.0.1:{port}" in running.text
     assert "--listen of `skerry dev`" in running.text

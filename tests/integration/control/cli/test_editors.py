@@ -14,6 +14,7 @@ import pytest
 
 from control.cli import main as cli
 from control.cli.support import toolchains
+from tests.support.deadlines import scaled
 
 LIMIT = 240
 """Seconds that a server may take; rust-analyzer reads all of the standard library, in 10 s on an idle machine."""
@@ -37,7 +38,7 @@ def replace(file: Path, before: str, after: str) -> None:
 def out(command: list[str], folder: Path, environment: dict[str, str]) -> str:
     """What a program printed."""
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=scaled(LIMIT)
     )
     return done.stdout + done.stderr
 

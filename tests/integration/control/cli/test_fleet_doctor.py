@@ -20,6 +20,7 @@ from control.sync import replica_mark
 from tests.support import programs
 from tests.support.agents import Control, joined, running_control
 from tests.support.control import module
+from tests.support.deadlines import deadline
 from tests.support.ports import free_port
 from tests.support.store_proxy import always, never, store_proxy
 
@@ -177,7 +178,7 @@ async def test_without_its_bucket_control_is_looked_at_all_the_same(
         await control.call("POST", "nodes/edge-1/revoke", {})
         await control.release(functions={"hello": await control.push("hello", module("a"))})
         proxy.refused = always
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while "control" not in (found := (await doctor(control))[1]):
                 await asyncio.sleep(0.1)
         assert found["control"]["what"].endswith("[not_ready]")
@@ -218,7 +219,7 @@ async def test_what_comes_with_time_and_with_strangers(
             async with control.http.get(f"{control.url}/v1/groups", headers=headers) as answer:
                 assert answer.status == 401
         # They are written once a second.
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while (
                 sum(one["count"] for one in (await control.call("GET", "auth-failures"))["items"])
                 < access_rules.REFUSED

@@ -19,6 +19,7 @@ from control.local.pki import Pki
 from edge_runtime.telemetry import records
 from tests.support import agents
 from tests.support.agents import Control, Edge
+from tests.support.deadlines import deadline
 from tests.support.environment import without_settings
 from tests.support.ports import free_port
 from tests.support.releases import answers, first_release
@@ -48,7 +49,7 @@ def log(message: str, level: str = "info", call: str = "c-1", **more: Any) -> by
 
 async def written(edge: Edge, text: bytes, times: int = 1) -> None:
     """Wait until the node's disk has a text so many times: its ring writes what has come a little later."""
-    async with asyncio.timeout(SOON):
+    async with deadline(SOON):
         while sum(path.read_bytes().count(text) for path in edge.front.ring.folder.glob("*.ndjson")) < times:
             await asyncio.sleep(0.02)
 
@@ -71,7 +72,7 @@ class Command:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         try:
-            async with asyncio.timeout(SOON):
+            async with deadline(SOON):
                 while not condition():
                     assert self.process.returncode is None, (self.out, self.err)
                     await asyncio.sleep(0.02)
@@ -79,7 +80,7 @@ class Command:
             raise AssertionError((self.out, self.err)) from None
 
     async def ends(self) -> int:
-        async with asyncio.timeout(SOON):
+        async with deadline(SOON):
             status = await self.process.wait()
             await asyncio.gather(*self._reading)
         return status
@@ -182,7 +183,7 @@ async def test_a_view_outlives_its_replica(control: Control, edge: Edge, tmp_pat
         words = (sys.executable, "-m", "control.cli", "serve")
         with (tmp_path / "replica.log").open("ab") as output:
             process = await asyncio.create_subprocess_exec(*words, env=environment, stdout=output, stderr=output)
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -218,7 +219,7 @@ async def test_a_view_outlives_its_replica(control: Control, edge: Edge, tmp_pat
             assert len(shown) == next(numbers)
             assert "going on from there" in command.err
         # The killed replica's watch has ended by its lease, the other one with its operator.
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while ring.taps:
                 await asyncio.sleep(0.05)
     finally:

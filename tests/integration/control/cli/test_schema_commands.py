@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from tests.support.deadlines import scaled
 from tests.support.up import LIMIT, ROOT, Shell
 
 
@@ -23,7 +24,7 @@ def test_a_schema_change_that_fails_on_the_data(skerry: Shell, tmp_path: Path) -
     number = skerry.json("schema", "list")[-1]["number"]
     assert "UNIQUE constraint failed" in skerry("status")
     # While it tries again, as every few seconds, it is said to sync.
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + scaled(LIMIT)
     while "failing" not in (failing := skerry("status")):
         assert time.monotonic() < deadline, failing
     assert "next attempt" in failing

@@ -17,6 +17,7 @@ from control.access.sessions import COOKIE
 from control.local.pki import Pki
 from tests.support.control import Control, until
 from tests.support.cookies_and_forms import ConsoleBrowser
+from tests.support.deadlines import deadline
 from tests.support.environment import without_settings
 
 
@@ -105,7 +106,7 @@ async def test_a_login_is_kept_used_and_ended(
 
     await until(begun)
     assert "signed out of" in await terminal.run("logout")
-    async with asyncio.timeout(30):
+    async with deadline(30):
         said = (await following.communicate())[1].decode()
     assert (following.returncode, "session_ended" in said, "run `skerry login`" in said) == (3, True, True), said
     assert (await control.call("GET", "/v1/groups", token=secret)).code == "session_ended"

@@ -15,6 +15,7 @@ import pytest
 
 from control.cli.support import fleet_watch
 from tests.support import numbers, seeds
+from tests.support.deadlines import deadline
 from tests.support.ports import free_port
 from tests.support.replica import Site
 
@@ -34,7 +35,7 @@ class Terminal:
     async def until(self, *texts: str) -> None:
         """Wait until it draws all of these, after what was waited for before."""
         for text in texts:
-            async with asyncio.timeout(LIMIT):
+            async with deadline(LIMIT):
                 while text not in self.shown:
                     self.more.clear()
                     await self.more.wait()
@@ -105,7 +106,7 @@ async def test_it_shows_what_comes_also_after_control_was_away_and_ends_by_ctrl_
             await terminal.until("west-coast")
             assert "doesn't answer" not in terminal.shown
             terminal.process.send_signal(signal.SIGINT)
-            async with asyncio.timeout(LIMIT):
+            async with deadline(LIMIT):
                 assert await terminal.process.wait() == 0
             assert "Traceback" not in terminal.shown
 
@@ -116,7 +117,7 @@ async def test_an_ended_token_ends_it(control_site: Site) -> None:
         async with watching(environment(control_site, replica.url) | {"SKERRY_TOKEN": made["token"]}) as terminal:
             await terminal.until("AT TARGET")
             await replica.call("DELETE", "/v1/operators/guard")
-            async with asyncio.timeout(LIMIT):
+            async with deadline(LIMIT):
                 assert await terminal.process.wait() == 3
             await terminal.until("credentials_invalid")
 

@@ -21,6 +21,7 @@ from control.access.sessions import COOKIE
 from control.cli.support import local
 from control.local.process import ServiceError
 from tests.support.cookies_and_forms import ConsoleBrowser
+from tests.support.deadlines import scaled
 from tests.support.up import LIMIT, ROOT, Shell, Up, make_home
 
 
@@ -86,7 +87,7 @@ def test_the_code_that_it_prints_signs_in_at_the_console(up: Up) -> None:
 
 def test_a_second_up_is_told_that_it_is_the_second(up: Up) -> None:
     second = Up(up.home, "--demo", log="second.log")
-    assert second.process.wait(LIMIT) == 1
+    assert second.process.wait(scaled(LIMIT)) == 1
     assert "another" in second.output
 
 
@@ -102,15 +103,15 @@ def test_each_server_that_is_killed_comes_back(up: Up) -> None:
     for name, is_it in servers.items():
         (server,) = [child for child in up.process.children() if is_it(child.cmdline())]
         server.kill()
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + scaled(LIMIT)
         while f"{name} is back after" not in up.output:
             assert time.monotonic() < deadline, up.output
             if name != "edge":
-                with urllib.request.urlopen(url, timeout=LIMIT) as response:
+                with urllib.request.urlopen(url, timeout=scaled(LIMIT)) as response:
                     assert b"Bonjour" in response.read()
             time.sleep(0.01)
         assert f"{name} was ended by signal 9; it is started again" in up.output
-    with urllib.request.urlopen(url, timeout=LIMIT) as response:
+    with urllib.request.urlopen(url, timeout=scaled(LIMIT)) as response:
         assert b"Bonjour" in response.read()
 
 
@@ -125,7 +126,7 @@ def test_killed_and_started_again(
         family = first.family()
         assert len(family) > 5
         first.process.kill()
-        _, alive = psutil.wait_procs(family, timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=scaled(60))
         assert alive == []
     finally:
         first.end()
@@ -150,8 +151,8 @@ def test_killed_and_started_again(
 
             family = second.family()
             second.process.send_signal(signal.SIGINT)
-            assert second.process.wait(LIMIT) == 0
-            _, alive = psutil.wait_procs(family, timeout=60)
+            assert second.process.wait(scaled(LIMIT)) == 0
+            _, alive = psutil.wait_procs(family, timeout=scaled(60))
             assert alive == []
             assert second.output.endswith("everything has ended\n")
         finally:
@@ -161,7 +162,7 @@ def test_killed_and_started_again(
 def test_on_services_that_the_environment_names(new_home: Path, empty_database_url: str, bucket_url: str) -> None:
     running = Up(new_home, "--demo", SKERRY_METADATA_URL=empty_database_url, SKERRY_ARTIFACTS_URL=bucket_url)
     try:
-        assert running.process.wait(LIMIT) == 0, running.output
+        assert running.process.wait(scaled(LIMIT)) == 0, running.output
     finally:
         running.end()
     assert "that the environment names" in running.output
@@ -173,7 +174,7 @@ def test_on_services_that_the_environment_names(new_home: Path, empty_database_u
 
 def test_the_first_step_that_fails_is_named(home: Path) -> None:
     running = Up(home, "--demo", SKERRY_METADATA_URL="postgresql://u:secret@127.0.0.1:1/d")
-    assert running.process.wait(LIMIT) == 1
+    assert running.process.wait(scaled(LIMIT)) == 1
     assert "error: services: set both SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL" in running.output
     assert "secret" not in running.output
 

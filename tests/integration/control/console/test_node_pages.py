@@ -12,6 +12,7 @@ from control.storage.connection import Connection
 from tests.support import numbers, standings
 from tests.support.clock import SetClock
 from tests.support.console import MARKUP, ShownPage, fails, live, page, release, send
+from tests.support.deadlines import deadline
 from tests.support.live import asked, record
 from tests.support.live import joined as joined_live
 from tests.support.live import send as send_lines
@@ -265,7 +266,7 @@ async def test_what_a_node_logs_comes_as_it_is_and_without_markup(control_site: 
             assert (question.level, question.follow, question.history) == ("warning", True, True)
             await send_lines(node, question.id, record(1, "error", message=MARKUP))
             text = ""
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 while "l-error" not in text:
                     text += (await answer.content.readline()).decode()
         assert MARKUP not in text

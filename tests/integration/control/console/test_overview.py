@@ -12,6 +12,7 @@ from control.web import connection_limits
 from tests.support import deploy, numbers, seeds
 from tests.support.console import MARKUP, fails, live, page, release
 from tests.support.control import until
+from tests.support.deadlines import deadline
 from tests.support.replica import Site
 
 
@@ -192,7 +193,7 @@ async def test_who_reads_nothing_is_let_go(control_site: Site, monkeypatch: pyte
         head = f"GET /live?page=/ HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {replica.admin}\r\n\r\n"
         writer.write(head.encode())
         for streams in (1, 0):
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 while replica.server.app.hub.streams != streams:
                     await asyncio.sleep(0.02)
         writer.close()

@@ -20,6 +20,7 @@ import pytest
 from control.local import embedded, postgres, seaweedfs
 from control.local.process import choose_port, read_settings
 from control.local.seaweedfs import s3_client
+from tests.support.deadlines import deadline, scaled
 from tests.support.programs import runs
 from tests.support.services import remove_home
 
@@ -73,7 +74,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 async def until_gone(processes: list[psutil.Process], seconds: float = 60) -> None:
-    async with asyncio.timeout(seconds):
+    async with deadline(seconds):
         while any(map(runs, processes)):
             await asyncio.sleep(0.05)
 
@@ -108,7 +109,7 @@ async def test_a_server_that_ends_by_itself_is_noticed(home):
         watch = asyncio.create_task(services.watch())
         os.kill(services.artifacts.pid, signal.SIGKILL)
         with pytest.raises(embedded.ServiceError, match=r"SeaweedFS was ended by signal 9; its log .*artifacts\.log"):
-            await asyncio.wait_for(watch, 60)
+            await asyncio.wait_for(watch, scaled(60))
 
 
 async def test_transactions_are_serializable_and_further_databases_are_empty(running):
@@ -149,7 +150,7 @@ async def test_servers_listen_on_loopback_alone_and_want_their_secrets(running):
 async def all_listening(services: embedded.LocalServices) -> set[Any]:
     """The addresses, once there are all: the store takes objects before its last parts are up."""
     processes = [psutil.Process(services.metadata.pid), psutil.Process(services.artifacts.pid)]
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while True:
             found = [c for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
             if len(found) >= 11:
@@ -180,7 +181,7 @@ async def grpc_greeting(port: int, context: ssl.SSLContext | None) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     try:
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
-        return await asyncio.wait_for(reader.read(9), 60)
+        return await asyncio.wait_for(reader.read(9), scaled(60))
     finally:
         # Not a TLS connection's polite end, for which the test's loop would be gone.
         writer.transport.abort()

@@ -10,6 +10,7 @@ import asyncpg
 import psutil
 
 from tests.support import shared_services
+from tests.support.deadlines import scaled
 from tests.support.shared_services import SharedServices
 
 ROOT = Path(__file__).parents[4]
@@ -50,7 +51,7 @@ def test_where_nobody_asks_nothing_is_started() -> None:
     shared = SharedServices()
     holder = psutil.Process(shared.process.pid)
     # It has come as far as to wait: its own imports are done.
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + scaled(LIMIT)
     while holder.status() != psutil.STATUS_SLEEPING or not holder.cpu_times().user:
         assert time.monotonic() < deadline
         time.sleep(0.05)

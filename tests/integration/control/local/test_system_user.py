@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from control.local import postgres
+from tests.support.deadlines import scaled
 
 PROCESSES = 6
 
@@ -61,7 +62,9 @@ def test_processes_that_need_the_user_at_once_make_one(tmp_path: Path) -> None:
         print(*(one.stdout.read().strip() or "failed" for one in made))
         assert all(one.wait() == 0 for one in made)
     """)
-    done = subprocess.run([*inside, sys.executable, "-c", start, CHILD], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*inside, sys.executable, "-c", start, CHILD], capture_output=True, text=True, timeout=scaled(60)
+    )
     assert done.returncode == 0, done.stderr
     given = done.stdout.split()
     entries = [line.split(":") for line in (tmp_path / "etc" / "passwd").read_text().splitlines()]

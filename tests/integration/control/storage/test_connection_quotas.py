@@ -11,6 +11,7 @@ from control.storage import connection_quotas, database
 from control.storage.connection_quotas import LONGEST, WAIT, Share
 from tests.support.clock import SetClock
 from tests.support.control import until
+from tests.support.deadlines import deadline
 from tests.support.locks import locked
 from tests.support.replica import Site, TestNode
 from tests.support.services import is_cockroachdb
@@ -151,6 +152,6 @@ async def test_who_goes_away_while_it_waits_takes_none() -> None:
     await holding
     waiting[1].cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    async with asyncio.timeout(20), share.one():
+    async with deadline(20), share.one():
         pass
     assert share._free._value == 1

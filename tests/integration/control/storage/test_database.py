@@ -12,6 +12,7 @@ from control.settings import ControlSettingsError
 from control.storage import database
 from control.storage.database import Database, Locked, UnknownCommit
 from tests.support.cutting import Cutter, cutting
+from tests.support.deadlines import deadline, scaled
 from tests.support.locks import locked
 from tests.support.services import is_cockroachdb
 
@@ -265,7 +266,7 @@ async def test_a_cancelled_transaction_does_not_wait_for_a_server_that_stands(cu
         await begun.wait()
         await asyncio.sleep(0)
         task.cancel()
-        await asyncio.wait({task}, timeout=30)
+        await asyncio.wait({task}, timeout=scaled(30))
         assert task.cancelled()
         cutter.frozen = False
         assert await value(db) == 0
@@ -321,7 +322,7 @@ async def test_a_transaction_that_the_server_ended_is_run_again(table: str, monk
         counted = await count(conn)
         if runs == 1:
             pid = await conn.fetchval("SELECT pg_backend_pid()")
-            async with asyncio.timeout(20):
+            async with deadline(20):
                 while await watch.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pid):
                     await asyncio.sleep(0.05)
         await conn.execute("SELECT 1")
@@ -344,7 +345,7 @@ async def test_a_change_of_the_schema_waits_for_a_locked_table(db: Database, tab
         change = asyncio.create_task(db.alone("ALTER TABLE counters ADD COLUMN IF NOT EXISTS more int8"))
         await asyncio.sleep(database.LOCK_TIMEOUT + 0.5)
         assert not change.done()
-    async with asyncio.timeout(30):
+    async with deadline(30):
         await change
 
 

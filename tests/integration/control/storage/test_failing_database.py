@@ -13,6 +13,7 @@ from control.storage import readiness
 from control.sync import monitor
 from tests.support import seeds
 from tests.support.control import until
+from tests.support.deadlines import deadline
 from tests.support.replica import Replica, Site
 from tests.support.services import is_cockroachdb
 
@@ -68,7 +69,7 @@ async def test_a_read_only_database(control_site: Site) -> None:
         assert (await node.poll()).status == 204
         await well(replica)
         async with (
-            asyncio.timeout(2 * SOON),
+            deadline(2 * SOON),
             set_so(
                 control_site.settings.metadata_url,
                 'ALTER DATABASE "{name}" SET default_transaction_read_only = on',
@@ -97,7 +98,7 @@ async def test_a_database_that_lets_nobody_in(control_site: Site, caplog: pytest
         caplog.clear()
         caplog.set_level(logging.INFO)
         async with (
-            asyncio.timeout(4 * SOON),
+            deadline(4 * SOON),
             set_so(
                 control_site.settings.metadata_url,
                 'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false',

@@ -23,6 +23,7 @@ from control.problems import ProblemError
 from control.storage import object_store, owner_mark
 from tests.support import replica
 from tests.support.control import Control, Reply, module, running, until
+from tests.support.deadlines import deadline
 from tests.support.replica import Site
 from tests.support.store_proxy import StoreProxy, always, never, store_proxy
 
@@ -79,7 +80,7 @@ async def test_an_upload_that_the_store_takes_and_does_not_answer_ends(
     behind: Control, proxy: StoreProxy, size: int
 ) -> None:
     proxy.silent = always
-    async with asyncio.timeout(60):
+    async with deadline(60):
         reply = await put(behind, module("x" * size))
     assert (reply.status, reply.code) == (503, "store_unavailable")
     assert "no progress" in reply.body["detail"]

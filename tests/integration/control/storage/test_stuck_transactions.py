@@ -12,6 +12,7 @@ from control.sync.heartbeats import Heartbeats
 from tests.support import seeds
 from tests.support.clock import SetClock
 from tests.support.control import until
+from tests.support.deadlines import deadline
 from tests.support.locks import frozen, locked
 from tests.support.replica import Answered, Replica, Site, TestNode, plan_of
 
@@ -22,7 +23,7 @@ NODE = "UPDATE nodes SET name = name WHERE name = $1"
 
 
 async def ask_all(replica: Replica, *names: str) -> list[Answered]:
-    async with asyncio.timeout(SOON):
+    async with deadline(SOON):
         return await asyncio.gather(*(replica.call("GET", name) for name in names))
 
 
@@ -53,26 +54,25 @@ async def test_a_locked_row_of_epochs_stops_announcements_alone(control_site: Si
     async with control_site.running() as replica:
         nodes = await seeds.behind(replica, 3)
         release = {"group": "default", "functions": {"hello": 1}}
-        async with locked(control_site.settings.metadata_url, EPOCHS):
-            async with asyncio.timeout(SOON):
-                refused = [
-                    asyncio.create_task(replica.call("POST", "/v1/releases", {**release, "reason": str(number)}))
-                    for number in range(6)
-                ]
-                await asyncio.sleep(0)
-                # What doesn't announce goes on meanwhile: polls, reports, joins, writes and lists.
-                plans = [plan_of(answer) for answer in await asyncio.gather(*(node.poll() for node in nodes))]
-                for node, plan in zip(nodes, plans, strict=True):
-                    node.apply(plan)
-                    assert (await node.report(plan.sync_id, "succeeded")).json()["status"] == "succeeded"
-                await replica.join("newcomer")
-                assert (await replica.call("POST", "/v1/groups", {"name": "other"})).status == 201
-                assert (await replica.call("GET", "/v1/nodes")).status == 200
-                answers = await asyncio.gather(*refused)
-                assert {(answer.status, answer.json()["code"]) for answer in answers} == {(503, "database_locked")}
-                # The first one waits for it; the others wait for the first one.
-                assert any("a row of epochs is locked" in answer.json()["detail"] for answer in answers)
-                assert all(answer.headers["retry-after"] for answer in answers)
+        async with locked(control_site.settings.metadata_url, EPOCHS), deadline(SOON):
+            refused = [
+                asyncio.create_task(replica.call("POST", "/v1/releases", {**release, "reason": str(number)}))
+                for number in range(6)
+            ]
+            await asyncio.sleep(0)
+            # What doesn't announce goes on meanwhile: polls, reports, joins, writes and lists.
+            plans = [plan_of(answer) for answer in await asyncio.gather(*(node.poll() for node in nodes))]
+            for node, plan in zip(nodes, plans, strict=True):
+                node.apply(plan)
+                assert (await node.report(plan.sync_id, "succeeded")).json()["status"] == "succeeded"
+            await replica.join("newcomer")
+            assert (await replica.call("POST", "/v1/groups", {"name": "other"})).status == 201
+            assert (await replica.call("GET", "/v1/nodes")).status == 200
+            answers = await asyncio.gather(*refused)
+            assert {(answer.status, answer.json()["code"]) for answer in answers} == {(503, "database_locked")}
+            # The first one waits for it; the others wait for the first one.
+            assert any("a row of epochs is locked" in answer.json()["detail"] for answer in answers)
+            assert all(answer.headers["retry-after"] for answer in answers)
         assert (await replica.call("POST", "/v1/releases", release)).status == 201
 
 
@@ -82,7 +82,7 @@ async def test_a_locked_node_holds_up_no_other_one(control_site: Site) -> None:
         stuck, *others = nodes
         async with (
             locked(control_site.settings.metadata_url, NODE, seeds.name_of(replica, stuck)),
-            asyncio.timeout(SOON),
+            deadline(SOON),
         ):
             polls = [asyncio.create_task(node.poll()) for node in nodes]
             plans = [plan_of(answer) for answer in await asyncio.gather(*polls[1:])]
@@ -113,7 +113,7 @@ async def test_a_locked_sync_holds_up_no_other_node(control_site: Site) -> None:
         nodes = await seeds.behind(replica, 10)
         plans = [await node.plan() for node in nodes]
         statement = "UPDATE syncs SET step = step WHERE id = $1::text::uuid"
-        async with locked(control_site.settings.metadata_url, statement, plans[0].sync_id), asyncio.timeout(SOON):
+        async with locked(control_site.settings.metadata_url, statement, plans[0].sync_id), deadline(SOON):
             await all_but_the_first_succeed(nodes, plans)
         assert (await nodes[0].report(plans[0].sync_id, "succeeded")).json()["status"] == "succeeded"
 
@@ -126,7 +126,7 @@ async def test_a_locked_row_that_no_slice_looks_for_is_found_one_by_one(control_
         await seeds.release(replica, functions={"hello": await seeds.function(replica, "hello")})
         plans = [await node.plan() for node in nodes]
         statement = "UPDATE node_functions SET sha256 = sha256 WHERE node_id = $1::text::uuid"
-        async with locked(control_site.settings.metadata_url, statement, nodes[0].id), asyncio.timeout(SOON):
+        async with locked(control_site.settings.metadata_url, statement, nodes[0].id), deadline(SOON):
             await all_but_the_first_succeed(nodes, plans)
 
 
@@ -144,7 +144,7 @@ async def test_a_replica_that_is_frozen_within_a_transaction_is_cut_off_by_the_s
     async with control_site.running(clock=clock) as replica:
         stuck, other = await seeds.behind(replica, 2)
         url, name = control_site.settings.metadata_url, seeds.name_of(replica, stuck)
-        async with frozen(url, NODE, name, idle=8.0), asyncio.timeout(2 * SOON):
+        async with frozen(url, NODE, name, idle=8.0), deadline(2 * SOON):
             assert (await other.poll()).status == 200
             waits = asyncio.create_task(stuck.poll())
             await clock.passes_until(waits.done, write_batches.LOCKED_FOR / 10)
@@ -193,7 +193,7 @@ async def test_a_locked_group_holds_up_joins_and_releases_and_no_node(control_si
         statement = "SELECT id FROM groups WHERE name = 'default' FOR UPDATE"
         body = wire.Join("one", str(uuid4()))
         release = {"group": "default", "functions": {"hello": 1}}
-        async with locked(control_site.settings.metadata_url, statement), asyncio.timeout(SOON):
+        async with locked(control_site.settings.metadata_url, statement), deadline(SOON):
             refused = [
                 asyncio.create_task(replica.call("POST", "/v1/nodes", body, token=token)),
                 asyncio.create_task(replica.call("POST", "/v1/join-tokens", {})),
@@ -224,7 +224,7 @@ async def test_a_deletion_under_a_locked_group_holds_up_no_other_decision(
         async with locked(control_site.settings.metadata_url, statement):
             deleting = asyncio.create_task(replica.call("DELETE", "/v1/functions/hello?release=true"))
             # It releases in a and b. One of the default group's releases comes while it waits for b.
-            async with asyncio.timeout(SOON):
+            async with deadline(SOON):
                 for number in range(20):
                     await seeds.release(replica, functions={"other": 1}, reason=str(number))
             assert not deleting.done()

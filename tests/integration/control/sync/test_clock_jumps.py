@@ -15,6 +15,7 @@ from control.clock import AHEAD
 from control.sync import monitor
 from tests.support import seeds
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 from tests.support.replica import Replica, Site, TestNode
 
 HOUR = 3600.0
@@ -218,7 +219,7 @@ async def test_a_replica_goes_by_the_databases_clock_where_its_own_is_wrong(
 
 
 async def until(check: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while not check():
             await asyncio.sleep(0.01)
 

@@ -13,6 +13,7 @@ from control.sync import fleet_rows, heartbeats
 from control.sync.heartbeats import Heartbeats
 from tests.support import seeds
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 from tests.support.replica import Replica, Site
 
 
@@ -157,11 +158,11 @@ async def test_a_flush_waits_for_what_another_has_in_hand(control_site: Site) ->
 
         heard._db = Held()  # type: ignore[assignment]
         first = asyncio.create_task(heard.flush())
-        async with asyncio.timeout(60):
+        async with deadline(60):
             await begun.wait()
         second = asyncio.create_task(heard.flush())
         asyncio.get_running_loop().call_later(0.1, may_go_on.set)
-        async with asyncio.timeout(60):
+        async with deadline(60):
             await second
             row = await replica.services.db.read(lambda conn: conn.fetchrow("SELECT * FROM node_presence"))
             assert row["last_seen_at"] == clock.now()

@@ -9,6 +9,7 @@ from control import wire
 from control.storage.database import UnknownCommit
 from control.sync.reconciler import NodeRequest
 from tests.support import seeds
+from tests.support.deadlines import deadline
 from tests.support.replica import Replica, Site, TestNode
 
 SOON = 20.0
@@ -40,7 +41,7 @@ async def stored_digest(replica: Replica, node: TestNode) -> str:
 
 async def until_believed(replica: Replica, node: TestNode) -> None:
     """Have the node ask until control says that it runs what it runs."""
-    async with asyncio.timeout(SOON):
+    async with deadline(SOON):
         while await stored_digest(replica, node) != wire.digest(node.inventory):
             assert (await node.poll()).status in (200, 204)
             await asyncio.sleep(0.05)

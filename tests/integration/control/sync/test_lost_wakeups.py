@@ -12,6 +12,7 @@ import pytest
 
 from control import wire
 from tests.support import seeds
+from tests.support.deadlines import deadline
 from tests.support.replica import Answered, Replica, Site, TestNode, deaf, plan_of
 
 SEEDS = int(os.environ.get("SKERRY_TEST_ORDERS", "30"))
@@ -44,7 +45,7 @@ class Gate:
 
     async def arrived(self) -> None:
         """Wait until somebody stands before it."""
-        async with asyncio.timeout(TOLD):
+        async with deadline(TOLD):
             await self._arrived.wait()
 
 
@@ -236,7 +237,7 @@ async def first(poll: asyncio.Task[Answered], gate: Gate) -> None:
 
 async def held(poll: asyncio.Task[Answered], node: TestNode) -> None:
     """Wait until the node's poll is held, or was answered."""
-    async with asyncio.timeout(TOLD):
+    async with deadline(TOLD):
         while not poll.done() and node.id not in node.replica.services.fleet.waiters:
             await asyncio.sleep(0.001)
 

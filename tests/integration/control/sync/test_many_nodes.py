@@ -17,6 +17,7 @@ from control.storage import queries
 from control.sync import monitor
 from tests.support import many_nodes, replica
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 from tests.support.replica import Site
 from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
 
@@ -192,7 +193,7 @@ async def test_ended_credentials_are_deleted_after_a_time(fleet: Site) -> None:
         before = await started.services.db.read(lambda conn: conn.fetchval(ended))
         await started.services.db.transaction(some)
         passes = started.services.monitor()
-        async with asyncio.timeout(300):
+        async with deadline(300):
             # A slow machine doesn't come to the end of it in one pass.
             while not await passes.retention(NOW):
                 pass

@@ -15,6 +15,7 @@ from control.telemetry import live_records
 from control.telemetry.viewer import HISTORY_SECONDS, LOOK, Ask
 from tests.support.clock import SetClock
 from tests.support.cookies_and_forms import ConsoleBrowser
+from tests.support.deadlines import deadline
 from tests.support.live import SOON, asked, encoded, joined, record, send, viewing
 from tests.support.replica import Replica, Site, TestNode
 
@@ -189,7 +190,7 @@ async def test_a_slow_reader_gets_the_newest_and_is_told_how_many_it_missed(cont
                 return sum(line["kind"] == "log" for line in view.seen)
 
             # What is missing is told before the newest line or after it: as it is time for that.
-            async with asyncio.timeout(SOON):
+            async with deadline(SOON):
                 while shown() + missed() < 7001:
                     assert await view.line() is not None
         assert shown() + missed() == 7001

@@ -14,6 +14,7 @@ from control.telemetry.node_numbers import OF_NODE
 from control.telemetry.tallies import Tallies
 from tests.support import numbers, seeds
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 from tests.support.replica import Replica, Site, TestNode
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -329,7 +330,7 @@ async def test_a_replica_that_stops_says_that_held_numbers_are_counted(control_s
             numbers=numbers.message([numbers.function()]),
         )
         held = asyncio.create_task(replica.call("POST", "/v1/poll", poll, token=node.credential))
-        async with asyncio.timeout(30):
+        async with deadline(30):
             while node.id not in replica.services.fleet.waiters:
                 await asyncio.sleep(0.01)
         replica.services.fleet.close()

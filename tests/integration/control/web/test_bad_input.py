@@ -19,6 +19,7 @@ from control.tokens import new_token
 from control.web import openapi
 from control.web.routes import OPERATIONS
 from tests.support.control import Control, module, running
+from tests.support.deadlines import deadline
 from tests.support.lent import Lender
 from tests.support.services import ServerUrls
 
@@ -297,7 +298,7 @@ async def test_a_body_that_does_not_come_is_given_up(database_url: str, bucket_u
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
             head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {control.token}\r\n"
             writer.write(head.encode() + b"content-length: 100\r\n\r\n{")
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 answer = await reader.read()
             assert answer.startswith(b"HTTP/1.1 408")
             assert b"body_timeout" in answer
@@ -313,7 +314,7 @@ async def test_an_upload_that_ends_early_leaves_nothing(lent: Control, pki: Pki)
     writer.write(head.encode() + b"content-length: 100\r\n\r\nabc")
     await writer.drain()
     writer.close()
-    async with asyncio.timeout(60):
+    async with deadline(60):
         await reader.read()
     found = "SELECT count(*) FROM artifacts WHERE sha256 = $1"
     assert await lent.services.db.read(lambda conn: conn.fetchval(found, "0" * 64)) == 0

@@ -11,6 +11,7 @@ import pytest
 
 from control.web.listener import AT_ONCE, RETRY, ListeningSockets
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 
 SOON = 20.0
 
@@ -69,7 +70,7 @@ async def test_many_at_once_are_all_served_and_few_in_one_pass(
     listener._resume(listener.sockets[0])
     socks = connected(listener, 10 * AT_ONCE)
     try:
-        async with asyncio.timeout(SOON):
+        async with deadline(SOON):
             assert all(await asyncio.gather(*(echoed(sock) for sock in socks)))
         assert max(taken) <= AT_ONCE
     finally:
@@ -87,14 +88,14 @@ async def test_without_a_descriptor_it_goes_on_later(
         # None is free below it.
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
         filling = [os.dup(0) for _ in range(_free())]
-        async with asyncio.timeout(SOON):
+        async with deadline(SOON):
             while "no connection can be accepted for now" not in caplog.text:
                 await asyncio.sleep(0.01)
         for descriptor in filling:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         clock.advance(RETRY)
-        async with asyncio.timeout(SOON):
+        async with deadline(SOON):
             assert await echoed(sock)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -27,6 +27,7 @@ from tests.support import seeds
 from tests.support.certificates import Authority
 from tests.support.clock import SetClock
 from tests.support.cutting import cutting
+from tests.support.deadlines import deadline, scaled
 from tests.support.ports import free_port
 from tests.support.programs import control_program, until
 from tests.support.replica import Replica, Site, TestNode, running
@@ -55,7 +56,7 @@ async def test_plain_http_is_not_spoken(control_site: Site) -> None:
         parts = urlsplit(replica.url)
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-        async with asyncio.timeout(60):
+        async with deadline(60):
             assert b"HTTP" not in await reader.read()
         writer.close()
 
@@ -106,7 +107,7 @@ async def process(site: Site) -> AsyncIterator[tuple[asyncio.subprocess.Process,
     assert serving.stderr is not None
     try:
         said = b""
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while not (found := re.search(rb"serves on (https://\S+)", said)):
                 line = await serving.stderr.readline()
                 assert line, said.decode()
@@ -137,7 +138,7 @@ async def test_a_process_ends_in_order_on_a_signal(control_site: Site, number: s
             serving.send_signal(number)
             answers = await asyncio.gather(*polls)
             took = time.monotonic() - since
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 assert await serving.wait() == 0
             print(f"answered after {took * 1000:.0f} ms, ended after {(time.monotonic() - since) * 1000:.0f} ms")
         assert {(answer.status, answer.headers["connection"]) for answer in answers} == {(503, "close")}
@@ -150,7 +151,7 @@ async def test_it_ends_while_the_database_stands(control_site: Site) -> None:
         server = ControlServer(replace(control_site.settings, metadata_url=cutter.url, database_timeout=1000.0))
         serving = asyncio.create_task(server._serve())
         try:
-            async with asyncio.timeout(30):
+            async with deadline(30):
                 while not server.started:
                     await asyncio.sleep(0.01)
             context = ssl.create_default_context(cafile=str(control_site.ca))
@@ -162,13 +163,13 @@ async def test_it_ends_while_the_database_stands(control_site: Site) -> None:
                 cutter.freezing = b"INSERT INTO groups"
                 asking = asyncio.create_task(replica.call("POST", "/v1/groups", {"name": "g"}))
                 asking.add_done_callback(lambda task: task.exception())
-                async with asyncio.timeout(30):
+                async with deadline(30):
                     while not cutter.frozen:
                         await asyncio.sleep(0.01)
                 # A heartbeat that is to be written at the end.
                 server.app.services.heartbeats.seen(node.id, server.app.services.clock.now())
                 server.should_exit = True
-                await asyncio.wait({serving}, timeout=60)
+                await asyncio.wait({serving}, timeout=scaled(60))
                 assert serving.done()
         finally:
             server.should_exit = True
@@ -179,7 +180,7 @@ async def test_it_ends_while_the_database_stands(control_site: Site) -> None:
 
 async def held_by(replica: Replica, count: int) -> None:
     """Wait until a replica says that it holds so many polls."""
-    async with asyncio.timeout(60):
+    async with deadline(60):
         while f"skerry_held_polls {count}.0" not in (await replica.call("GET", "/metrics")).body.decode():
             await asyncio.sleep(0.05)
 
@@ -230,7 +231,7 @@ async def test_a_signal_has_the_certificate_read_again_and_ends_nothing(control_
         first = await serial(url, ca)
         authority.issue("control", timedelta(days=300)).put(tmp_path, "control")
         serving.send_signal(signal.SIGHUP)
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while await serial(url, ca) == first:
                 await asyncio.sleep(0.05)
         # One that can't be used changes nothing, and an operator is told of it.
@@ -240,7 +241,7 @@ async def test_a_signal_has_the_certificate_read_again_and_ends_nothing(control_
         headers = {"authorization": f"Bearer {site.admin}"}
         async with aiohttp.ClientSession(url, connector=connector, headers=headers) as session:
             for path, said in (("/readyz", "notes"), ("/v1/certificates", "notes")):
-                async with asyncio.timeout(60):
+                async with deadline(60):
                     while True:
                         async with session.get(path) as answer:
                             told = await answer.json()
@@ -254,7 +255,7 @@ async def test_a_signal_has_the_certificate_read_again_and_ends_nothing(control_
                 assert 'skerry_files_unfit{files="certificates"} 1.0' in await answer.text()
         assert serving.returncode is None
         serving.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(60):
+        async with deadline(60):
             assert await serving.wait() == 0
 
 
@@ -264,7 +265,7 @@ async def test_it_refuses_to_start_with_a_certificate_that_has_ended(control_sit
     serving = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "control.cli", "serve", env=environment, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(60):
+    async with deadline(60):
         _, said = await serving.communicate()
     assert serving.returncode == 1
     assert b"nodes and operators would refuse" in said.replace(b"\n", b" ")
@@ -303,7 +304,7 @@ async def test_no_signal_to_read_files_again_ends_it_at_its_start_or_end(control
     loaded = Path(f"/proc/{serving.pid}/maps")
     reading = asyncio.create_task(read())
     try:
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while "uvloop" not in loaded.read_text():
                 await asyncio.sleep(0.0005)
             sending = asyncio.create_task(signals())

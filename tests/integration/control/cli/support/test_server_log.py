@@ -15,6 +15,7 @@ import pytest
 
 from control.cli.support import server_log
 from tests.support.control import until
+from tests.support.deadlines import deadline, scaled
 from tests.support.replica import Site
 
 LIMIT = 120.0
@@ -58,7 +59,7 @@ def test_what_nobody_reads_is_dropped_and_counted(pipe: tuple[int, int]) -> None
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    reader.join(LIMIT)
+    reader.join(scaled(LIMIT))
     assert not reader.is_alive()
     assert numbers() == sorted(numbers())
     assert (len(numbers()), told()) == (400 - dropped, dropped)
@@ -91,7 +92,7 @@ async def test_control_serves_and_ends_where_nobody_reads_its_log(control_site: 
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), writing, inheritable=False)
     try:
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             said = b""
             while not (found := re.search(rb"serves on https://127.0.0.1:(\d+)\b.*\n", said)):
                 more = await asyncio.to_thread(os.read, reading, 4096)

@@ -16,6 +16,7 @@ from control.cli.support.followed_files import FollowedFiles
 from control.cli.testing import run_cases
 from tests.guests.build import guest
 from tests.support.cases_project import Folder, sent
+from tests.support.deadlines import scaled
 from tests.support.programs import command, until
 
 
@@ -50,9 +51,9 @@ async def test_ctrl_c_ends_all_without_a_word(tmp_path: Path, cache: Path) -> No
     process, made = await two_calls(tmp_path, cache)
     os.killpg(process.pid, signal.SIGINT)
     assert process.stdout is not None
-    assert (await asyncio.wait_for(process.stdout.read(), 30)).strip() == b"interrupted"
+    assert (await asyncio.wait_for(process.stdout.read(), scaled(30))).strip() == b"interrupted"
     assert await process.wait() == 130
-    assert psutil.wait_procs(made, timeout=30)[1] == []
+    assert psutil.wait_procs(made, timeout=scaled(30))[1] == []
 
 
 @pytest.mark.usefixtures("programs_by_exec")
@@ -62,7 +63,7 @@ async def test_a_process_that_is_killed_ends_the_run(tmp_path: Path, cache: Path
     [maker] = psutil.Process(process.pid).children()
     maker.kill()
     assert process.stdout is not None
-    told = (await asyncio.wait_for(process.stdout.read(), 60)).decode()
+    told = (await asyncio.wait_for(process.stdout.read(), scaled(60))).decode()
     assert "was ended by SIGKILL, and 2 of 2 weren't made" in " ".join(told.split())
     assert await process.wait() == 1
 
@@ -96,7 +97,7 @@ async def watching(project: Folder, cache: Path, *more: str) -> AsyncIterator[Wa
         yield made
     finally:
         process.send_signal(signal.SIGINT)
-        await asyncio.wait_for(process.wait(), 60)
+        await asyncio.wait_for(process.wait(), scaled(60))
         await reading
     assert process.returncode == 130
 

@@ -13,6 +13,7 @@ from control.telemetry.webhooks.webhook_client import TIME_LIMIT
 from control.telemetry.webhooks.webhook_sender import WebhookSender
 from tests.support.clock import SetClock
 from tests.support.control import until
+from tests.support.deadlines import deadline
 from tests.support.ports import free_port
 from tests.support.replica import Replica, Site
 from tests.support.webhook_receiver import Receiver, receiving
@@ -111,7 +112,7 @@ async def test_a_receiver_that_is_back_gets_all_that_waits(
     async with receiving(port=port) as receiver:
         await send_test(replica)
         # Only one of those that wait is due.
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while not {*ids} & {m.id for m in receiver.received}:
                 clock.advance(seconds=10)
                 await asyncio.sleep(0.02)
