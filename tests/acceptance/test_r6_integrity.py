@@ -18,6 +18,7 @@ from control import wire
 from tests.guests.version import version
 from tests.support import cockroachdb, deploy
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 from tests.support.deploy import ok
 from tests.support.programs import EdgeProgram, Faults, control_program, edge_program, join, skerry, until
 from tests.support.replica import Replica, Site
@@ -285,7 +286,7 @@ async def test_r6_3_control_commits_a_success_whole(
                 seen.append(await recorded(metadata))
 
         watching = asyncio.create_task(watch())
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while not seen:
                 await asyncio.sleep(0.001)
         faults.arm("control.result.after", "kill")

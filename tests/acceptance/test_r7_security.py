@@ -20,6 +20,7 @@ from control.local.pki import ensure
 from tests.guests.version import version
 from tests.support import deploy, repeating
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 from tests.support.deploy import code, ok
 from tests.support.programs import command, until
 from tests.support.replica import Answered, Replica, Site
@@ -159,7 +160,7 @@ async def test_r7_2_control_speaks_tls_alone(live: Replica, tmp_path: Path) -> N
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         request = f"GET {path} HTTP/1.1\r\nHost: control\r\nAuthorization: Bearer {live.admin}\r\n\r\n"
         writer.write(request.encode())
-        async with asyncio.timeout(20):
+        async with deadline(20):
             try:
                 answer = await reader.read()
             except ConnectionError:

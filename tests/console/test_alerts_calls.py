@@ -12,6 +12,7 @@ import pytest
 
 from tests.guests.build import guest
 from tests.support.cluster import SLOW, WRITE
+from tests.support.deadlines import scaled
 from tests.support.prometheus import ALERTS
 from tests.support.watched import BAD, LIMIT, Watched, repeating
 
@@ -59,7 +60,7 @@ async def test_each_panel_of_the_dashboard_shows_something(watched: Watched) -> 
     empty = [(title, query) for title, query in panels() if not re.search(none, query)]
     async with repeating(lambda: watched.call(next(calls))):
         await watched.tell_now()
-        end = time.monotonic() + LIMIT
+        end = time.monotonic() + scaled(LIMIT)
         while empty and time.monotonic() < end:
             await asyncio.sleep(1)
             empty = [(title, query) for title, query in empty if not await watched.prometheus.query(query)]

@@ -10,6 +10,7 @@ import aiohttp
 import psutil
 import pytest
 
+from tests.support.deadlines import deadline
 from tests.support.watched import LIMIT, Watched, repeating
 from tests.support.webhook_receiver import receiving
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_all_is_scraped(watched: Watched) -> None:
-    async with asyncio.timeout(LIMIT):
+    async with deadline(LIMIT):
         for job in ("skerry-control", "skerry-edge"):
             while await watched.prometheus.up(job) != [1.0]:
                 await asyncio.sleep(0.2)

@@ -10,6 +10,7 @@ import pytest
 from edge_runtime import wal
 from tests.integration.edge_runtime.cli.test_backup import holder
 from tests.support.cluster import WRITE
+from tests.support.deadlines import deadline
 from tests.support.watched import LIMIT, LOG_LIMIT, ROOM, Watched, repeating
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -36,7 +37,7 @@ async def test_a_long_read_keeps_the_log_from_being_moved(watched: Watched) -> N
         rows = "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 100)"
         number = 0
         # The metric is some seconds old: the log may be at its limit before it says so, and refuse what is written.
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             while await watched.metric("skerry_edge_wal_bytes") < 0.6 * LOG_LIMIT:
                 number += 1
                 sql = f"INSERT INTO written {rows} SELECT {number} || '-' || x || {text} FROM c"
@@ -45,7 +46,7 @@ async def test_a_long_read_keeps_the_log_from_being_moved(watched: Watched) -> N
         await watched.tell_now()
         await watched.fires("SkerryEdgeLogLong", "SkerryGroupLogLong")
     delete = orjson.dumps({"sql": "DELETE FROM written WHERE id LIKE '%-%'"})
-    async with asyncio.timeout(LIMIT):
+    async with deadline(LIMIT):
         while await watched.call(WRITE, delete) != 200:
             await asyncio.sleep(0.2)
     await watched.ends("SkerryEdgeLogLong")

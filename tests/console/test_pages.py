@@ -15,6 +15,7 @@ from control.problems import ProblemError
 from control.storage.connection import Connection
 from tests.support.console import MARKUP, fails, release, session_of
 from tests.support.console_browser import THEMES, WIDTHS, chromium, look
+from tests.support.deadlines import deadline
 from tests.support.live import asked, send
 from tests.support.replica import Replica, Site
 
@@ -292,7 +293,7 @@ async def test_a_tab_that_nobody_can_see_has_no_stream(console: Console) -> None
         await tab.is_live()
 
         async def there_are(streams: int) -> None:
-            async with asyncio.timeout(60):
+            async with deadline(60):
                 while hub.streams != streams:
                     await tab.page.wait_for_timeout(20)
 

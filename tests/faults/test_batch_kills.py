@@ -15,6 +15,7 @@ import orjson
 import pytest
 
 from tests.support.cluster import LIMIT, WRITE, Cluster, cluster
+from tests.support.deadlines import deadline
 
 KILLS = int(os.environ.get("SKERRY_TEST_KILLS", "6"))
 SEED = int(os.environ.get("SKERRY_TEST_SEED") or random.SystemRandom().randrange(1_000_000))
@@ -43,7 +44,7 @@ FAILS = {"worker_crashed", "commit_unknown"}
 async def rows(made: Cluster, sql: str) -> list[list[Any]]:
     """Ask until there is an answer: the front may be away, and a worker killed."""
     # Kills follow each other faster than a busy machine starts a front: a write may wait until they end.
-    async with asyncio.timeout(LIMIT + KILLS):
+    async with deadline(LIMIT + KILLS):
         while True:
             try:
                 status, _, body = await made.ask(f"/functions/{WRITE}", orjson.dumps({"sql": sql}))

@@ -27,6 +27,7 @@ from control.sync import fleet_cache, heartbeats, monitor
 from tests.support import cockroachdb, seeds
 from tests.support.cockroachdb import Proxy
 from tests.support.control import module
+from tests.support.deadlines import deadline
 from tests.support.replica import Answered, Replica, Site, TestNode, plan_of
 from tests.support.services import ServerUrls
 
@@ -57,7 +58,7 @@ class Sweep:
         if not isinstance(body, bytes):
             headers["content-type"] = "application/json"
             data = None if body is None else wire.canonical(body)
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while True:
                 async with self.replica.session.request(
                     method, self.replica.url + path, data=data, headers=headers

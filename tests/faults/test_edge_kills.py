@@ -14,6 +14,7 @@ import orjson
 import pytest
 
 from tests.guests.build import guest
+from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
 
 KILLS = int(os.environ.get("SKERRY_TEST_KILLS", "10"))
@@ -39,7 +40,7 @@ class Clients:
             turn += 1
             name = f"{number}-{turn}"
             self.calls += 1
-            async with asyncio.timeout(90):
+            async with deadline(90):
                 if number % 2:
                     status, _, body = await self.edge.call("echo", name.encode())
                     good = body == name.encode()

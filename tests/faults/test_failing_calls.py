@@ -23,6 +23,7 @@ from control.local.pki import Pki
 from edge_runtime.sync import identity
 from tests.guests.build import guest
 from tests.support.agents import Control, running_control
+from tests.support.deadlines import deadline
 from tests.support.failing_calls import SHORT, FailingCalls
 from tests.support.node_process import LIMIT, NodeProcess
 
@@ -167,7 +168,7 @@ async def log(node: Node) -> str:
 async def release(node: Node) -> str:
     """A release's application, with the download of its artifact."""
     number = await node.release()
-    async with asyncio.timeout(LIMIT):
+    async with deadline(LIMIT):
         while True:
             seen = await node.control.node()
             if seen["at_target"] and seen["schema_version"] == number:

@@ -24,6 +24,7 @@ from control.local.pki import Pki
 from tests.guests.build import guest
 from tests.support import power
 from tests.support.agents import Control, running_control
+from tests.support.deadlines import deadline
 from tests.support.edge_process import front_process
 from tests.support.node_process import LIMIT, NodeProcess
 from tests.support.power_check import Expected
@@ -88,7 +89,7 @@ class Node(NodeProcess):
         """Wait until the node uses its second credential."""
         connection = await asyncpg.connect(self._database_url)
         try:
-            async with asyncio.timeout(LIMIT):
+            async with deadline(LIMIT):
                 query = "SELECT id::text FROM credentials WHERE replaces IS NOT NULL AND first_used_at IS NOT NULL"
                 while (found := await connection.fetch(query)) == []:
                     await asyncio.sleep(0.02)

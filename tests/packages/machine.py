@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from tests.support.deadlines import scaled
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".skerry" / "bare-root"
 NAMES = ("control.example.org",)
@@ -79,7 +81,7 @@ class Machine:
     def put(self, source: Path, path: str) -> None:
         """Copy a file of the outer world into the machine."""
         with source.open("rb") as stream:
-            subprocess.run(self.command("sh", "-c", f"cat >'{path}'"), stdin=stream, check=True, timeout=120)
+            subprocess.run(self.command("sh", "-c", f"cat >'{path}'"), stdin=stream, check=True, timeout=scaled(120))
 
     def apt(self, *arguments: str) -> str:
         """Run apt-get, which asks nothing, and return what it said."""
@@ -131,6 +133,6 @@ def running(folder: Path = FOLDER) -> Iterator[Machine]:
     finally:
         process.stdin.close()
         for one in (process, *started):
-            one.wait(60)
+            one.wait(scaled(60))
         process.stdout.close()
         process.stderr.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.packages.machine import FOLDER, ROOT
+from tests.support.deadlines import scaled
 
 PROGRAM = """
 import sys, time
@@ -34,7 +35,7 @@ def test_nothing_is_left_of_a_machine(tmp_path: Path, how: signal.Signals) -> No
         assert Path("/proc", number).exists()
         process.send_signal(how)
         # It removes a whole Debian.
-        process.wait(120)
+        process.wait(scaled(120))
     wait_until(lambda: not (tmp_path / "machine").exists())
     # The one that removed the folder is about to end, and so are those that started it.
     wait_until(lambda: not Path("/proc", number).exists())
@@ -56,7 +57,7 @@ def processes_below(folder: Path) -> list[str]:
 
 
 def wait_until(true: Callable[[], bool], within: float = 60.0) -> None:
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + scaled(within)
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.1)

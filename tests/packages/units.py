@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.packages.machine import Machine
+from tests.support.deadlines import scaled
 
 KEPT = {
     *("User", "Group", "EnvironmentFile", "StateDirectory", "StateDirectoryMode", "ExecStart", "LimitNOFILE"),
@@ -119,7 +120,7 @@ def answered(service: Service, *curl: str, within: float = 60.0) -> str:
     Raises:
         AssertionError: It has ended, or hasn't answered in time; says what it printed.
     """
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + scaled(within)
     while True:
         done = service.machine.attempt("curl", "--silent", "--show-error", "--fail-with-body", *curl)
         if done.returncode == 0:

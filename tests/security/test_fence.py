@@ -27,6 +27,7 @@ from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import CHILD_KINDS, ProcessKind
 from edge_runtime.state import State
 from tests.support import taken_over
+from tests.support.deadlines import deadline, scaled
 from tests.support.taken_over import Answer, Ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -57,7 +58,7 @@ class Victim:
         try:
             return (await self.ask(what, *arguments)).refused
         except frames.ChildGone:
-            status = await asyncio.wait_for(self.child.exited, 60)
+            status = await asyncio.wait_for(self.child.exited, scaled(60))
             assert status is not None
             assert os.WIFSIGNALED(status), status
             return signal.Signals(os.WTERMSIG(status)).name
@@ -72,7 +73,7 @@ class Place:
 
     @contextlib.asynccontextmanager
     async def victim(self, kind: ChildKind = "worker") -> AsyncIterator[Victim]:
-        with contextlib.closing(await asyncio.wait_for(self.processes.birth(kind), 60)) as child:
+        with contextlib.closing(await asyncio.wait_for(self.processes.birth(kind), scaled(60))) as child:
             yield Victim(child, self)
 
     @contextlib.asynccontextmanager
@@ -88,7 +89,7 @@ async def zygote(state: State) -> AsyncIterator[ZygoteClient]:
     running = asyncio.ensure_future(processes.run())
     try:
         first = asyncio.ensure_future(processes.birth("worker"))
-        await asyncio.wait((running, first), timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((running, first), timeout=scaled(60), return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             first.cancel()
             await running
@@ -332,7 +333,7 @@ async def on_a_kernel_without(call: str, state: Path, fenced: str) -> AsyncItera
     )
     assert process.stderr is not None
     try:
-        async with asyncio.timeout(90):
+        async with deadline(90):
             yield process.stderr
     finally:
         with contextlib.suppress(ProcessLookupError):

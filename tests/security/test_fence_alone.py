@@ -18,6 +18,7 @@ from control.manifest_fields import Manifest
 from edge_runtime.guests.guest import Request
 from edge_runtime.oneshot.call_messages import SingleCallRequest
 from tests.guests.build import guest
+from tests.support.deadlines import scaled
 from tests.support.programs import command
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def taken(
         capture_output=True,
         cwd=ROOT,
         env={**os.environ, "SKERRY_TAKEN_OVER": json.dumps(plan)},
-        timeout=60,
+        timeout=scaled(60),
         check=False,
     )
     told = [line.rpartition(": ")[2] for line in done.stderr.decode().splitlines() if line.startswith("TRIED ")]
@@ -152,7 +153,7 @@ async def test_on_a_kernel_without_landlock(file: Path, tmp_path: Path) -> None:
             input=stdin,
             capture_output=True,
             cwd=ROOT,
-            timeout=60,
+            timeout=scaled(60),
             check=False,
         )
         return orjson.loads(done.stdout.splitlines()[-1]), done.stderr.decode()

@@ -19,6 +19,7 @@ from control.access.certificates import server_context
 from control.local.pki import Pki
 from control.web import connection_limits
 from tests.support.clock import SetClock
+from tests.support.deadlines import deadline
 from tests.support.wire_tap import Tap, tap
 
 MEGABYTE = 1024 * 1024
@@ -127,7 +128,7 @@ def memory() -> int:
 
 
 async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with deadline(30):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -266,7 +267,7 @@ async def test_a_body_that_drips(site: Site) -> None:
         await drips(site, client)
         refused(await client.answer(), 408, "body_timeout")
     await until_gone(site)
-    async with asyncio.timeout(30):
+    async with deadline(30):
         while site.state.tasks:  # the application has heard of it
             await asyncio.sleep(0.01)
 
@@ -408,8 +409,8 @@ async def test_an_upgrade_is_ignored(site: Site) -> None:
 async def test_a_client_that_goes_away_is_seen(site: Site) -> None:
     async with site.tap() as client:
         await client.send(b"POST /held HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
-        async with asyncio.timeout(30):
+        async with deadline(30):
             while not site.served:
                 await asyncio.sleep(0.01)
-    async with asyncio.timeout(30):
+    async with deadline(30):
         await site.gone.wait()

@@ -13,6 +13,7 @@ import edge_runtime
 from edge_runtime.guests.guest import CallLimits, GuestFault, Request
 from edge_runtime.wasmedge import QUICK, compile_module
 from tests.guests.build import guest, wat
+from tests.support.deadlines import scaled
 from tests.support.functions import function
 
 ROOT = Path(edge_runtime.__file__).parents[1]
@@ -41,7 +42,7 @@ def run(aot, before="", during="pass", shell=""):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=60,
+        timeout=scaled(60),
     )
     return ran.returncode, ran.stdout.strip() or ran.stderr
 

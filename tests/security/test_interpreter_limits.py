@@ -10,6 +10,7 @@ from pathlib import Path
 
 import edge_runtime
 from tests.guests.build import guest
+from tests.support.deadlines import scaled
 
 ROOT = Path(edge_runtime.__file__).parents[1]
 LIMIT = 600 * 1024**2
@@ -36,7 +37,7 @@ def test_endless_recursion_ends_at_the_limit_on_data(tmp_path: Path) -> None:
         "print('status', ran.returncode, 'peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", measured, *command], capture_output=True, text=True, cwd=ROOT, timeout=100
+        [sys.executable, "-c", measured, *command], capture_output=True, text=True, cwd=ROOT, timeout=scaled(100)
     )
     found = re.search(r"status (-?\d+) peak (\d+)", ran.stdout)
     assert found is not None, ran.stderr

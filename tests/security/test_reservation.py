@@ -16,6 +16,7 @@ import edge_runtime
 from edge_runtime.aot_cache import QUICK, AotFile
 from edge_runtime.wasmedge import aot_compile, compile_module
 from tests.guests.build import wat
+from tests.support.deadlines import scaled
 
 ROOT = Path(edge_runtime.__file__).parents[1]
 CANARY = 0xC000_0000
@@ -106,7 +107,7 @@ def aot(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AotFile]:
 
 def run(aot: AotFile, *how: str) -> list[str]:
     command = [sys.executable, "-c", RUN, str(aot.path), aot.digest, *how]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=scaled(60))
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.splitlines()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from control.cli.support.client import ConnectionSettings
 from tests.support.balancer import balancing
 from tests.support.callers_load import CallsMade, answered, calling
+from tests.support.deadlines import deadline
 from tests.support.handed_node import log_of, node_on
 from tests.support.operators_load import OperatorsCalls
 from tests.support.previous import Previous
@@ -39,7 +40,7 @@ class LoadedNode:
         """End its process."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(DEADLINE):
+            async with deadline(DEADLINE):
                 await self._process.wait()
         await self._stack.aclose()
         self._process = None

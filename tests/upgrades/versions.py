@@ -10,6 +10,7 @@ import orjson
 
 from tests.guests.version import version
 from tests.support import deploy
+from tests.support.deadlines import deadline
 from tests.support.environment import without_settings
 from tests.support.live import viewing
 from tests.support.programs import DEADLINE, EdgeProgram, until
@@ -31,7 +32,7 @@ async def ran(python: str, module: str, *arguments: str | Path, **environment: s
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(DEADLINE):
+    async with deadline(DEADLINE):
         out, errors = await process.communicate()
     assert process.returncode == 0, (arguments, errors.decode())
     return out
