@@ -17,6 +17,7 @@ from control.local.pki import Pki
 from tests.guests.build import guest
 from tests.support.agents import running_control
 from tests.support.deadlines import deadline
+from tests.support.edge import until
 from tests.support.failing_calls import ALWAYS, FailingCalls
 from tests.support.node_process import LIMIT, NodeProcess
 from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
@@ -149,6 +150,6 @@ async def test_a_file_that_cannot_be_written_is_served_for_reading(node: NodePro
         told = len(node.log.read_text()) if node.log.exists() else 0
         assert await node.start(), node.log.read_text()
         assert "[[50]]" in await call(node, COUNT)
-        assert "its log stays as it is: disk I/O error" in node.log.read_text()[told:]
+        await until(lambda told=told: "its log stays as it is: disk I/O error" in node.log.read_text()[told:])
         await node.end(kill=True)
         failing.clear()
