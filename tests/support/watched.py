@@ -15,7 +15,7 @@ import orjson
 from tests.guests.build import guest
 from tests.support.certificates import Authority
 from tests.support.cluster import SLOW, VERSION, WRITE, Cluster, cluster
-from tests.support.deadlines import deadline
+from tests.support.deadlines import deadline, scaled
 from tests.support.prometheus import ALERTS, Prometheus, prometheus, quick
 from tests.support.webhook_receiver import Receiver, receiving
 
@@ -111,7 +111,7 @@ class Watched:
             seen = await self.cluster.node()
             return bool(seen["generation"] > before and seen["at_target"])
 
-        await self.cluster.until("control knows that the node serves the release", there, lambda: seen, LIMIT)
+        await self.cluster.until("control knows that the node serves the release", there, lambda: seen, scaled(LIMIT))
 
     async def tell_now(self) -> None:
         """Have the metrics show the node's own numbers as they are now.
@@ -127,7 +127,7 @@ class Watched:
         async def told() -> bool:
             return await self._taken() > before
 
-        await self.cluster.until("control has taken the node's own numbers", told, limit=LIMIT)
+        await self.cluster.until("control has taken the node's own numbers", told, limit=scaled(LIMIT))
         await self.restart_control(signal.SIGTERM)
 
     async def restart_control(self, how: signal.Signals = signal.SIGKILL) -> None:
@@ -139,7 +139,7 @@ class Watched:
         async def started() -> bool:
             return control.starts > before
 
-        await self.cluster.until("control is started again", started, limit=LIMIT)
+        await self.cluster.until("control is started again", started, limit=scaled(LIMIT))
         async with deadline(LIMIT):
             await self._taken()
 

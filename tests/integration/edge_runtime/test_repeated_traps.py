@@ -23,6 +23,7 @@ from edge_runtime.telemetry.repeated_traps import RepeatedTraps
 from edge_runtime.telemetry.search import LineFilter
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_call_ends import trapping
+from tests.support.deadlines import scaled
 from tests.support.edge import BACKGROUND, Node, node, until
 from tests.support.moved_clock import MovedClock
 
@@ -53,7 +54,7 @@ async def edge(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
 async def of_call(edge: Node, call: str, count: int) -> list[dict[str, Any]]:
     """What the node has logged of a call, once there is so much."""
     wanted, folder = LineFilter(kinds=("node",), calls=(call,)), edge.state.path / ring.FOLDER
-    await until(lambda: len(search.search(folder, wanted).lines) >= count, BACKGROUND)
+    await until(lambda: len(search.search(folder, wanted).lines) >= count, scaled(BACKGROUND))
     return [orjson.loads(line) for line in search.search(folder, wanted).lines]
 
 

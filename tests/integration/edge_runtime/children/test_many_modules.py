@@ -20,6 +20,7 @@ from edge_runtime.ipc.zygote_client import NotBorn
 from edge_runtime.release import compile_jobs, manager
 from edge_runtime.release.compile_jobs import CompileJobs
 from tests.guests.build import guest
+from tests.support.deadlines import scaled
 from tests.support.edge import BACKGROUND, Node, node, until
 from tests.support.moved_clock import MovedClock
 
@@ -96,7 +97,7 @@ async def test_a_compilation_that_nobody_waits_for_any_more_goes_on(tmp_path: Pa
         name, jobs = (local[0].sha256, QUICK), edge.front.compiler.compilations._jobs
         await until(lambda: attempt.done() or (name in jobs and jobs[name].started))
         attempt.cancel()
-        await until(lambda: aot_cache.find(edge.state.aot, local[0].sha256, QUICK), BACKGROUND)
+        await until(lambda: aot_cache.find(edge.state.aot, local[0].sha256, QUICK), scaled(BACKGROUND))
 
 
 async def test_all_functions_are_compiled_quickly_before_one_is_at_its_best(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ async def test_all_functions_are_compiled_quickly_before_one_is_at_its_best(tmp_
 
         edge.front.compiler.compilations.make = seen  # type: ignore[method-assign]
         await edge.release({f"m{n}": module(n, 20_000) for n in range(4)})
-        await until(lambda: all(f["best"] for f in edge.front.status()["functions"]), BACKGROUND)
+        await until(lambda: all(f["best"] for f in edge.front.status()["functions"]), scaled(BACKGROUND))
         assert levels == sorted(levels)
 
 
@@ -173,8 +174,8 @@ async def test_code_that_was_damaged_is_interpreted_and_made_again(tmp_path: Pat
         damaged.replace(echo.aot)
         assert aot_cache.find(edge.state.aot, echo.sha256, QUICK) is None
         assert (await edge.call("echo", b"well"))[::2] == (200, b"well")
-        await until(lambda: aot_cache.find(edge.state.aot, echo.sha256, QUICK), BACKGROUND)
-        await until(lambda: edge.front.status()["functions"][0]["best"], BACKGROUND)
+        await until(lambda: aot_cache.find(edge.state.aot, echo.sha256, QUICK), scaled(BACKGROUND))
+        await until(lambda: edge.front.status()["functions"][0]["best"], scaled(BACKGROUND))
         assert (await edge.call("echo", b"again"))[::2] == (200, b"again")
 
 
@@ -198,8 +199,8 @@ async def test_damaged_code_of_what_is_too_large_for_the_interpreter_is_made_aga
                 # It was removed, and isn't made again yet.
                 return False
 
-        await until(is_whole, BACKGROUND)
-        await until(lambda: not edge.front.compiler._damaged, BACKGROUND)
+        await until(is_whole, scaled(BACKGROUND))
+        await until(lambda: not edge.front.compiler._damaged, scaled(BACKGROUND))
         assert (await edge.call("large"))[0] == 200
         assert not edge.front.compiler._hopeless
 
@@ -230,7 +231,7 @@ async def test_a_shortage_while_code_is_made_passes(
             await clock.move(manager.POSTPONED / 2)
             assert tries == 1
             await clock.move(manager.POSTPONED)
-        await until(lambda: served(edge)[0].aot, BACKGROUND)
+        await until(lambda: served(edge)[0].aot, scaled(BACKGROUND))
         assert tries == 2
 
 

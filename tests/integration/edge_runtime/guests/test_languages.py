@@ -7,6 +7,7 @@ import pytest
 
 from control.cli.support.authoring import LANGUAGES
 from tests.support import projects
+from tests.support.deadlines import scaled
 from tests.support.edge import node, until
 from tests.support.programs import command
 from tests.support.projects import compilers
@@ -30,7 +31,7 @@ async def test_the_example_reads_the_request_asks_the_database_and_answers_json(
     async with node(tmp_path / "state", compile_wait=60.0) as edge:
         function = (project.functions[0].module.read_bytes(), project.functions[0].manifest)
         await edge.release({"notes": function}, projects.schema(project))
-        await until(lambda: edge.front.manager.release.functions[0].aot, 120.0)
+        await until(lambda: edge.front.manager.release.functions[0].aot, scaled(120.0))
 
         async def call(method: str, query: str, body: bytes = b"") -> tuple[int, object]:
             status, headers, answer = await edge.call(f"notes{query}", body, method)

@@ -334,11 +334,11 @@ async def test_better_code_that_cannot_be_written_is_not_used_and_made_again(
     monkeypatch.setattr(compile_jobs, "put_on_disk", fails_once)
     async with node(tmp_path / "state", best=aot_cache.BEST) as edge:
         await edge.release({"version": (version(1), {})})
-        await until(lambda: left and not left[0].exists(), BACKGROUND)
+        await until(lambda: left and not left[0].exists(), scaled(BACKGROUND))
         await until(lambda: edge.front.compiler.postponed)
         await clock.move(manager.POSTPONED)
         clock.go()
-        await until(lambda: edge.front.status()["functions"][0]["best"], BACKGROUND)
+        await until(lambda: edge.front.status()["functions"][0]["best"], scaled(BACKGROUND))
         assert len(left) == 2
 
 
@@ -361,5 +361,5 @@ async def test_the_best_code_of_a_release_that_another_one_follows_at_once_is_no
                 await edge.release({"version": (version(number), {})})
             assert edge.front.manager.release is not None
             await clock.move(compiler.CALM)
-        await until(lambda: edge.front.status()["functions"][0]["best"], BACKGROUND)
+        await until(lambda: edge.front.status()["functions"][0]["best"], scaled(BACKGROUND))
     assert made == [(shas[0], aot_cache.QUICK), (shas[1], aot_cache.QUICK), (shas[1], aot_cache.BEST)]

@@ -14,7 +14,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.wasmedge import BEST
 from tests.guests.build import guest
 from tests.guests.version import version
-from tests.support.deadlines import deadline
+from tests.support.deadlines import deadline, scaled
 from tests.support.edge import BACKGROUND, Node, node, until
 from tests.support.programs import Faults
 
@@ -270,7 +270,7 @@ async def test_a_function_whose_artifact_is_lost_costs_the_others_nothing(tmp_pa
                     lambda front=again.front: all(
                         front.compiler.is_best(f) for f in front.manager.release.functions if f.name != "slow"
                     ),
-                    BACKGROUND,
+                    scaled(BACKGROUND),
                 )
                 assert await numbers(again) == (1, 1)
                 assert await again.problem("slow") == (503, "function_uncompiled")
@@ -301,7 +301,7 @@ async def test_a_damaged_aot_file_is_made_again(tmp_path: Path) -> None:
         await edge.release({"echo": guest("echo")})
         release = edge.front.manager.release
         assert release is not None
-        await until(lambda: edge.front.pool.serial == 2, BACKGROUND)
+        await until(lambda: edge.front.pool.serial == 2, scaled(BACKGROUND))
         for path in edge.state.aot.glob("*.so"):
             # In a new file: the one that workers have mapped must stay as it is.
             path.unlink()

@@ -14,6 +14,7 @@ from edge_runtime.sync import retries
 from tests.guests.version import version
 from tests.support.agents import Control, edge, joined
 from tests.support.control import until as settled
+from tests.support.deadlines import scaled
 from tests.support.edge import BACKGROUND, until
 from tests.support.releases import answers, first_release, push, sha
 
@@ -81,8 +82,8 @@ async def test_a_damaged_artifact_is_noticed_at_target_and_at_a_start(control: C
     async with edge(tmp_path) as node:
         await first_release(control)
         await answers(node, 1)
-        await node.until(lambda s: s["at_target"] and s["functions"][0]["best"], BACKGROUND)
-        await node.until(lambda s: s["verified"]["at"], BACKGROUND)
+        await node.until(lambda s: s["at_target"] and s["functions"][0]["best"], scaled(BACKGROUND))
+        await node.until(lambda s: s["verified"]["at"], scaled(BACKGROUND))
         artifact.write_bytes(version(2))
         await node.front.verification.check()
         status = await node.status()
@@ -104,7 +105,7 @@ async def test_damaged_compiled_code_is_noticed_and_made_again(control: Control,
     async with edge(tmp_path) as node:
         await first_release(control)
         await answers(node, 1)
-        await node.until(lambda s: s["at_target"] and s["functions"][0]["best"], BACKGROUND)
+        await node.until(lambda s: s["at_target"] and s["functions"][0]["best"], scaled(BACKGROUND))
         release = node.front.manager.release
         assert release is not None
         code = Path(release.functions[0].aot)
@@ -112,8 +113,8 @@ async def test_damaged_compiled_code_is_noticed_and_made_again(control: Control,
             file.seek(-1, os.SEEK_END)
             file.write(b"x")
         await node.front.verification.check()
-        await until(lambda: node.front.manager.release is not release, BACKGROUND)
-        await node.until(lambda s: s["functions"][0]["best"], BACKGROUND)
+        await until(lambda: node.front.manager.release is not release, scaled(BACKGROUND))
+        await node.until(lambda s: s["functions"][0]["best"], scaled(BACKGROUND))
         again = node.front.manager.release
         assert again is not None
         verify(code, again.functions[0].aot_digest)
