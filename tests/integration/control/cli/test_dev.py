@@ -47,7 +47,8 @@ class Dev:
         """Wait until it has printed that so often."""
 
         async def there() -> bool:
-            return len(re.findall(what, self.text)) >= times or self.process.returncode is not None
+            # Where it has ended, all that it has printed is read.
+            return len(re.findall(what, self.text)) >= times or self._read.done()
 
         with contextlib.suppress(AssertionError):
             await until(there, what)

@@ -111,10 +111,10 @@ async def test_a_log_is_followed_and_left_by_ctrl_c(control: Control, edge: Edge
         await command.until(lambda: bool(ring.taps))
         ring.put(log("hidden", "debug"))
         ring.put(log("\x1b[31mred\nnext\u202e line", "warning"))
-        await command.until(lambda: "line" in command.out)
+        away = "1 node is offline or revoked and was not asked: far-away"
+        await command.until(lambda: "line" in command.out and away in command.err)
         assert "warning edge-1 orders@3 [c-1] \\x1b[31mred\\nnext\\u202e line\n" in command.out
         assert "hidden" not in command.out
-        assert "1 node is offline or revoked and was not asked: far-away" in command.err
         command.process.send_signal(signal.SIGINT)
         assert await command.ends() == 130
         assert command.err.strip().endswith("interrupted")
@@ -217,7 +217,7 @@ async def test_a_view_outlives_its_replica(control: Control, edge: Edge, tmp_pat
             shown = [int(line.rpartition("line ")[2][:-1]) for line in command.out.splitlines() if "orders@3" in line]
             assert shown == sorted(set(shown))
             assert len(shown) == next(numbers)
-            assert "going on from there" in command.err
+            await command.until(lambda: "going on from there" in command.err)
         # The killed replica's watch has ended by its lease, the other one with its operator.
         async with deadline(60):
             while ring.taps:

@@ -85,7 +85,7 @@ async def test_an_upload_that_the_store_takes_and_does_not_answer_ends(
     assert (reply.status, reply.code) == (503, "store_unavailable")
     assert "no progress" in reply.body["detail"]
     assert spools(behind.services.settings.spool) == []
-    await until(lambda: none_uploading(behind), 60)
+    await until(lambda: none_uploading(behind))
     proxy.silent = never
     assert (await put(behind, module("x" * size))).status == 201
 
@@ -112,15 +112,14 @@ async def test_clients_that_leave_end_their_uploads_and_nothing_stays(
 ) -> None:
     """More uploads than there are connections to the store, their clients gone: all is well as soon as the store is."""
     async with running(database_url, proxy.url, pki, spool=tmp_path) as control:
-        await until(lambda: ready(control), 60)
+        await until(lambda: ready(control))
         proxy.silent = lambda line: line.startswith("PUT") and "owner.json" not in line
         uploads = [asyncio.create_task(put(control, module(f"{n} {'x' * 300_000}"))) for n in range(24)]
 
         async def all_wait() -> bool:
-            return len(await states(control)) == 24
+            return len(await states(control)) == len(spools(tmp_path)) == 24
 
-        await until(all_wait, 60)
-        assert len(spools(tmp_path)) == 24
+        await until(all_wait)
         for upload in uploads:
             upload.cancel()
         await asyncio.gather(*uploads, return_exceptions=True)
@@ -131,26 +130,25 @@ async def test_clients_that_leave_end_their_uploads_and_nothing_stays(
         # Long before the limits of the requests to the store, which are the usual ones here.
         await until(all_gone, 20)
         proxy.silent = never
-        await until(lambda: ready(control), 60)
+        await until(lambda: ready(control))
         assert (await put(control, module("after"))).status == 201
-        await until(lambda: none_uploading(control), 60)
+        await until(lambda: none_uploading(control))
 
 
 async def test_readiness_is_answered_while_the_store_stands_and_is_back_with_it(
     behind: Control, proxy: StoreProxy
 ) -> None:
-    await until(lambda: ready(behind), 60)
+    await until(lambda: ready(behind))
     proxy.silent = always
 
     async def unready() -> bool:
-        return not await ready(behind)
+        """For this reason: on a busy machine the database may for a moment be another."""
+        reply = await behind.call("GET", "/readyz", token="")
+        return reply.status == 503 and reply.code == "not_ready" and "artifact store" in reply.body["detail"]
 
-    await until(unready, 60)
-    reply = await behind.call("GET", "/readyz", token="")
-    assert reply.code == "not_ready"
-    assert "artifact store" in reply.body["detail"]
+    await until(unready)
     proxy.silent = never
-    await until(lambda: ready(behind), 60)
+    await until(lambda: ready(behind))
 
 
 async def test_a_deletion_is_answered_at_its_commit(behind: Control, proxy: StoreProxy, bucket_url: str) -> None:
@@ -167,7 +165,7 @@ async def test_a_deletion_is_answered_at_its_commit(behind: Control, proxy: Stor
             await behind.services.deletions.sweep()
         return await states(behind) == []
 
-    await until(swept, 60)
+    await until(swept)
     async with s3_client(bucket_url) as client:
         listed = await client.list_objects_v2(Bucket=bucket_url.rpartition("/")[2])
         assert not [found for found in listed.get("Contents", ()) if found["Key"][:1] != "s"]
@@ -175,7 +173,7 @@ async def test_a_deletion_is_answered_at_its_commit(behind: Control, proxy: Stor
 
 async def test_a_slow_store_is_used_and_ready(behind: Control, proxy: StoreProxy) -> None:
     proxy.delay = 0.5
-    await until(lambda: ready(behind), 60)
+    await until(lambda: ready(behind))
     assert (await put(behind, module("slow"))).status == 201
 
 
@@ -225,7 +223,7 @@ async def test_no_store_at_all_is_said_in_words(database_url: str, pki: Pki) -> 
         async def said() -> bool:
             return "refuses connections" in (await control.call("GET", "/readyz", token="")).body["detail"]
 
-        await until(said, 60)
+        await until(said)
 
 
 async def test_a_store_whose_certificate_nobody_vouches_for_is_not_believed(database_url: str, pki: Pki) -> None:
@@ -296,7 +294,7 @@ async def test_a_wrong_secret_is_said_in_words(database_url: str, bucket_url: st
             detail = (await control.call("GET", "/readyz", token="")).body["detail"]
             return "secret" in detail
 
-        await until(said, 60)
+        await until(said)
         assert before.rpartition(":")[2] not in detail
 
 
@@ -309,7 +307,7 @@ async def test_a_bucket_that_is_not_there_is_not_made(database_url: str, bucket_
             assert reply.code == "not_ready"
             return f"no bucket {missing.rpartition('/')[2]}" in reply.body["detail"]
 
-        await until(said, 60)
+        await until(said)
         assert (await put(control, module("a"))).code == "bucket_missing"
     async with s3_client(bucket_url) as client:
         names = {found["Name"] for found in (await client.list_buckets())["Buckets"]}
@@ -355,7 +353,7 @@ async def test_bytes_through_control_end_when_the_store_stands(database_url: str
             with pytest.raises(aiohttp.ClientError):
                 await response.read()
         proxy.deaf = False
-        await until(lambda: ready(control), 60)
+        await until(lambda: ready(control))
 
 
 async def test_an_object_that_comes_in_pieces_is_read_whole(patient: Control, proxy: StoreProxy) -> None:
