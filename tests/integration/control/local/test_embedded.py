@@ -348,7 +348,7 @@ async def test_a_stale_lock_file_with_the_pid_of_another_process_is_no_hindrance
 async def test_ctrl_c_ends_everything_in_order(home):
     parent, processes = start_parent(home)
     parent.send_signal(signal.SIGINT)
-    await asyncio.to_thread(parent.wait, 60)
+    await asyncio.to_thread(parent.wait, scaled(60))
     assert parent.stdout is not None
     parent.stdout.close()
     await until_gone(processes, 0)

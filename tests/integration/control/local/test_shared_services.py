@@ -25,7 +25,7 @@ sys.stdin.read()
 
 
 def ended(processes: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(processes, LIMIT)[1]
+    return not psutil.wait_procs(processes, scaled(LIMIT))[1]
 
 
 async def test_all_who_ask_are_told_of_the_same_and_a_kill_of_the_starter_ends_them() -> None:

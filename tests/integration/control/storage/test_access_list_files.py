@@ -12,7 +12,7 @@ from control.problems import ProblemError
 from control.storage.object_store import Store
 from control.storage.recovery import access_journal, access_list
 from control.web.lifespan import STORE_PATIENCE
-from tests.integration.control.storage.test_access_lists import DEADLINE, join_token, made, status
+from tests.integration.control.storage.test_access_lists import join_token, made, status
 from tests.support import deploy
 from tests.support.backups import Backups, RowBackup
 from tests.support.clock import SetClock
@@ -77,7 +77,7 @@ async def test_a_bucket_that_does_not_answer_holds_no_revocation_up(
                 answers = await live.call("GET", "/v1/nodes", token=token), await stolen.ask()
                 return [answer.status for answer in answers] == [401, 401]
 
-            await until(refused, DEADLINE)
+            await until(refused)
 
 
 async def test_a_bucket_that_does_not_answer_for_long_leaves_nothing_behind(
@@ -115,7 +115,7 @@ async def test_a_running_control_lets_nobody_in_until_the_bucket_answers(
         async def restoring() -> bool:
             return (await node.ask()).status == 503
 
-        await until(restoring, DEADLINE)
+        await until(restoring)
         assert (await live.call("GET", "/v1/nodes", token=token)).status == 503
         body = {"name": "two", "attempt": "00000000-0000-0000-0000-000000000001"}
         assert (await live.call("POST", "/v1/nodes", body, token=joining["token"])).status == 503
@@ -124,7 +124,7 @@ async def test_a_running_control_lets_nobody_in_until_the_bucket_answers(
         async def answered() -> bool:
             return (await node.ask(report=True)).status == 204
 
-        await until(answered, DEADLINE)
+        await until(answered)
         assert (await live.call("GET", "/v1/nodes", token=token)).status == 401
 
 

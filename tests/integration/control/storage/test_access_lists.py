@@ -17,7 +17,6 @@ from tests.support.control import until
 from tests.support.replica import Replica, Site, TestNode
 
 SCOPE = asking()
-DEADLINE = 60.0
 """Seconds; it takes less than one."""
 
 
@@ -127,7 +126,7 @@ async def test_who_may_come_in_survives_a_restore_under_a_running_control(contro
         async def marked() -> bool:
             return mark.committed >= count + 2
 
-        await until(marked, DEADLINE)
+        await until(marked)
         async with backup.putting_back():
             pass
 

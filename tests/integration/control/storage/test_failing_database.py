@@ -13,7 +13,7 @@ from control.storage import readiness
 from control.sync import monitor
 from tests.support import seeds
 from tests.support.control import until
-from tests.support.deadlines import deadline
+from tests.support.deadlines import deadline, scaled
 from tests.support.replica import Replica, Site
 from tests.support.services import is_cockroachdb
 
@@ -60,7 +60,7 @@ async def well(replica: Replica) -> None:
     async def there() -> bool:
         return await ready(replica) == ""
 
-    await until(there, SOON)
+    await until(there)
 
 
 async def test_a_read_only_database(control_site: Site) -> None:
@@ -83,7 +83,7 @@ async def test_a_read_only_database(control_site: Site) -> None:
             async def says_so() -> bool:
                 return "takes no writes" in await ready(replica)
 
-            await until(says_so, SOON)
+            await until(says_so)
             # What only reads is answered, and so is a node at its target.
             assert (await replica.call("GET", "/v1/nodes")).status == 200
             assert (await node.poll()).status == 204
@@ -115,7 +115,7 @@ async def test_a_database_that_lets_nobody_in(control_site: Site, caplog: pytest
             async def says_so() -> bool:
                 return "not currently accepting connections" in await ready(replica)
 
-            await until(says_so, SOON)
+            await until(says_so)
             for _ in range(20):
                 await replica.call("GET", "/v1/groups")
         # However many failed: a line for each of those who noticed.
@@ -158,7 +158,7 @@ async def test_a_database_whose_disk_is_full(control_site: Site) -> None:
         async def says_so() -> bool:
             return "disk of the metadata database is full" in await ready(replica)
 
-        await until(says_so, readiness.KNOWN_FOR + SOON)
+        await until(says_so, scaled(readiness.KNOWN_FOR + SOON))
         assert (await replica.call("GET", "/v1/groups")).status == 200
 
 

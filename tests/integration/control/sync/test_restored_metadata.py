@@ -15,8 +15,6 @@ from tests.support.control import module, until
 from tests.support.replica import Replica, Site, deaf
 from tests.support.services import ServerUrls
 
-DEADLINE = 60.0
-"""Seconds; it takes less than one."""
 HOLD = 50.0
 """Seconds; a poll that isn't closed is held for 37 s at least."""
 
@@ -44,7 +42,7 @@ async def marked(live: Replica) -> None:
     async def written() -> bool:
         return mark.committed >= count + 2
 
-    await until(written, DEADLINE)
+    await until(written)
 
 
 async def operator(live: Replica, name: str, role: str = "read") -> str:
@@ -79,7 +77,7 @@ async def test_a_running_replica_goes_by_the_restored_rows(control_site: Site, c
         async def is_held() -> bool:
             return held.id in live.services.fleet.waiters
 
-        await until(is_held, DEADLINE)
+        await until(is_held)
         await marked(live)
         async with backup.putting_back():
             await connection.execute(f"UPDATE epochs SET epoch = epoch + {passed}")
@@ -91,14 +89,14 @@ async def test_a_running_replica_goes_by_the_restored_rows(control_site: Site, c
             return (await joined.ask()).status == 200
 
         # Who may come in is as it was before the restore.
-        await until(lambda: answered(401, revoked), DEADLINE)
-        await until(lambda: answered(200, made), DEADLINE)
-        await until(is_known, DEADLINE)
+        await until(lambda: answered(401, revoked))
+        await until(lambda: answered(200, made))
+        await until(is_known)
         assert (await poll).status == 503, "the held poll was closed"
         # What it runs is told again, since the database has forgotten it, and it goes back to the release of then.
         [planned] = (await node.plan()).functions
         assert planned.version == 1
-        await until(lambda: _answers(live, 200), DEADLINE)
+        await until(lambda: _answers(live, 200))
 
 
 async def test_a_mark_that_is_written_before_it_is_read_hides_nothing(control_site: Site, connection: Any) -> None:
@@ -144,18 +142,18 @@ async def test_nothing_is_answered_until_all_is_read_anew(
                         holder.get_server_pid(),
                     )
 
-                await until(waits, DEADLINE)
+                await until(waits)
             await lock
 
             async def refused() -> bool:
                 return (await node.ask()).status == 503
 
             # Not by whether it is ready: it may be told in that moment that the database doesn't answer in time.
-            await until(refused, DEADLINE)
+            await until(refused)
             assert (await live.call("GET", "/v1/nodes")).status == 503
-            await until(lambda: _answers(live, 503), DEADLINE)
+            await until(lambda: _answers(live, 503))
             assert (await node.ask()).status == 503
-        await until(lambda: _answers(live, 200), DEADLINE)
+        await until(lambda: _answers(live, 200))
         assert (await node.poll()).status == 204
         assert (await live.call("GET", "/v1/nodes")).status == 200
 

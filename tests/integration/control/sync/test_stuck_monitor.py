@@ -12,8 +12,6 @@ from tests.support.control import until
 from tests.support.locks import locked
 from tests.support.replica import Site
 
-SOON = 60.0
-"""Seconds, far above what is wanted: a lock is held for longer in these tests."""
 NODE = "UPDATE nodes SET name = name WHERE name = $1"
 
 
@@ -37,7 +35,7 @@ async def test_a_locked_node_holds_up_no_other_ones_state(control_site: Site) ->
                 found = await states()
                 return all(found[node.id] == "offline" for node in others)
 
-            await until(others_are_offline, SOON)
+            await until(others_are_offline)
             assert (await states())[stuck.id] == "online", names
 
 
@@ -62,13 +60,13 @@ async def test_a_locked_row_holds_up_no_other_ones_expiry(control_site: Site, ta
             async def others_are_expired() -> bool:
                 return (await statuses())[1:] == ["expired", "expired"]
 
-            await until(others_are_expired, SOON)
+            await until(others_are_expired)
             assert (await statuses())[0] == "running"
 
         async def all_are_expired() -> bool:
             return await statuses() == ["expired"] * 3
 
-        await until(all_are_expired, SOON)
+        await until(all_are_expired)
 
 
 @pytest.mark.usefixtures("quiet")

@@ -112,7 +112,7 @@ async def test_control_serves_and_ends_where_nobody_reads_its_log(control_site: 
                     async with session.get(f"https://127.0.0.1:{port}/readyz") as answer:
                         return answer.status == 200
 
-                await until(ready, LIMIT)
+                await until(ready, scaled(LIMIT))
             serving.terminate()
             assert await serving.wait() == 0
     finally:
