@@ -90,7 +90,7 @@ async def test_what_comes_after_a_flip_goes_on_at_the_next_start(tmp_path: Path,
         await until((faults / "edge.batch.after.held").exists)
         assert await rows(edge, "SELECT count(*), min(state) FROM items") == [[ROWS, "open"]]
         assert 0 < (await rows(edge, "SELECT count(*) FROM items_old"))[0][0] < ROWS
-        assert edge.front.status()["database"]["steps"]["doing"] == "items_old: 0 %"
+        await until(lambda: edge.front.status()["database"]["steps"]["doing"] == "items_old: 0 %")
         changes = [*edge.changes, *plan.schema_changes]
     (faults / "edge.batch.after.held").unlink()
     async with node(tmp_path / "state") as edge:
