@@ -17,7 +17,6 @@ from tests.support.control import until
 from tests.support.replica import Replica, Site, TestNode
 
 SCOPE = asking()
-"""Seconds; it takes less than one."""
 
 
 async def made(live: Replica, name: str, role: str = "read") -> str:
