@@ -14,6 +14,7 @@ from edge_runtime.wasmedge.declarations import ffi
 from edge_runtime.wasmedge.declarations import library as wasmedge
 from edge_runtime.wasmedge.handles import address
 from edge_runtime.wasmedge.outer import OuterModule
+from tests.support.deadlines import scaled
 from tests.support.worker_thread import Said, WorkerThread, worker
 
 
@@ -78,7 +79,7 @@ def handlers_kept() -> Iterator[None]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert entered.wait(60)
+        assert entered.wait(scaled(60))
         yield
     finally:
         over.set()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from tests.support.deadlines import scaled
 from tests.support.programs import until
 
 SILENT = 0.3
@@ -114,7 +115,7 @@ async def calling(
         yield made
     finally:
         ending.set()
-        await asyncio.wait(tasks, timeout=60)
+        await asyncio.wait(tasks, timeout=scaled(60))
         for task in tasks:
             task.cancel()
 

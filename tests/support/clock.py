@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Literal
 
 from control.clock import Limit, LoopTimers, Timer
+from tests.support.deadlines import deadline
 
 ROUNDING = 1e-6
 """Seconds by which a timer may seem to be due later, after additions of fractions."""
@@ -155,14 +156,14 @@ class SetClock:
 
     async def passes_until(self, holds: Callable[[], object], step: float) -> None:
         """Have time pass, so many seconds at a time, until `holds()`: for what needs real work beside the time."""
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while not holds():
                 self.advance(step)
                 await asyncio.sleep(0.01)
 
     async def until_waiting(self, seconds: float) -> None:
         """Wait until a timer is set that ends within so many seconds from now: the program has come so far."""
-        async with asyncio.timeout(60):
+        async with deadline(60):
             while self._due() > self._passed + seconds + ROUNDING:
                 await asyncio.sleep(0.002)
 

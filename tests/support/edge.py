@@ -27,7 +27,7 @@ from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.wasmedge import QUICK
 from tests.support import moved_clock
-from tests.support.deadlines import deadline
+from tests.support.deadlines import deadline, scaled
 
 DEADLINE = 60.0
 BACKGROUND = 200.0
@@ -163,7 +163,7 @@ async def node(path: Path, *, best: int = QUICK, **settings: Any) -> AsyncIterat
         async with asyncio.TaskGroup() as group:
             running = group.create_task(front.run())
             ready = asyncio.ensure_future(front.ready.wait())
-            await asyncio.wait((running, ready), timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((running, ready), timeout=scaled(DEADLINE), return_when=asyncio.FIRST_COMPLETED)
             ready.cancel()
             assert running.done() or front.ready.is_set(), "the front did not come up"
             if not running.done():

@@ -20,6 +20,7 @@ from unittest import mock
 import orjson
 
 from edge_runtime import clock
+from tests.support.deadlines import deadline
 
 TURNS = 12
 """Turns of the loop that everything has that a timer led to, before the next timer fires."""
@@ -175,7 +176,7 @@ class MovedClock:
 
     async def until(self, condition: Callable[[], Any], step: float = 1.0) -> None:
         """Move by `step` seconds again and again, until the condition holds."""
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             while not condition():
                 await self.move(step)
                 await asyncio.sleep(0.005)
@@ -253,7 +254,7 @@ class ClockOfProcess:
 
     async def _do(self, what: str, *given: float) -> None:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(LIMIT):
+        async with deadline(LIMIT):
             await loop.sock_sendall(self._socket, orjson.dumps([what, *given]))
             assert await loop.sock_recv(self._socket, 100) == b"done"
 

@@ -66,7 +66,7 @@ class Up:
         if self.process.poll() is None:
             family = self.family()
             self.process.send_signal(signal.SIGINT)
-            _, alive = psutil.wait_procs(family, timeout=30)
+            _, alive = psutil.wait_procs(family, timeout=scaled(30))
             for process in alive:
                 process.kill()
 

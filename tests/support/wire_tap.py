@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.support.deadlines import deadline
+
 
 class Tap:
     """One connection; `send` and `answer` work on bytes."""
@@ -24,9 +26,9 @@ class Tap:
             return False
         return True
 
-    async def answer(self, seconds: float = 20.0) -> tuple[int, dict[str, str], bytes]:
+    async def answer(self, seconds: float | None = None) -> tuple[int, dict[str, str], bytes]:
         """The next answer: status, headers, body; status 0 when the connection was closed instead."""
-        async with asyncio.timeout(seconds):
+        async with deadline(20, seconds):
             try:
                 head = await self.reader.readuntil(b"\r\n\r\n")
             except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
@@ -36,10 +38,10 @@ class Tap:
             body = await self.reader.readexactly(int(headers.get("content-length", "0")))
             return int(first.split()[1]), headers, body
 
-    async def closed(self, seconds: float = 20.0) -> bool:
+    async def closed(self, seconds: float | None = None) -> bool:
         """Whether the server closes the connection in time; what it still sends is thrown away."""
         try:
-            async with asyncio.timeout(seconds):
+            async with deadline(20, seconds):
                 while await self.reader.read(65536):
                     pass
         except TimeoutError:

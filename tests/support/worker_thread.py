@@ -21,6 +21,7 @@ from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.ipc.preloads import Preload
 from edge_runtime.sql import database
 from edge_runtime.sql.queries import load
+from tests.support.deadlines import scaled
 from tests.support.functions import compiled, local
 
 DEADLINE = 60.0
@@ -127,7 +128,7 @@ def worker(
     ]
     release = frames.LocalRelease("r", 1, GENERATION, 0, compiled_ones)
     ours, theirs = socket.socketpair()
-    ours.settimeout(DEADLINE)
+    ours.settimeout(scaled(DEADLINE))
     words = memoryview(mmap(-1, progress_page.SLOT_BYTES)).cast("Q")
     progress_page.clear(words, 0)
     mark, claims, cache = progress_page.Mark(words, 0), Claims(words, 0), Functions(1 << 40)
@@ -173,7 +174,7 @@ def worker(
         yield made
     finally:
         ours.close()
-        thread.join(DEADLINE)
+        thread.join(scaled(DEADLINE))
         host().wasi.copy = None
         if failed:
             # Why the block failed, if it did.
