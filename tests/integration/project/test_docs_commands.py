@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from tests.guests.build import CACHE
+from tests.support.deadlines import scaled
 from tests.support.shell_programs import ShellPrograms, shell_programs
 from tests.support.up import ROOT, Up, ready_up
 
@@ -139,7 +140,7 @@ def run_blocks(told: list[Block], up: Up, programs: ShellPrograms, folder: Path)
             stderr=subprocess.STDOUT,
         )
         try:
-            status: int | str = programs.run(shell, LIMIT)
+            status: int | str = programs.run(shell, scaled(LIMIT))
         except TimeoutError as error:
             for process in (*shell.children(recursive=True), shell):
                 process.kill()
