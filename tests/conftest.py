@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from control.local.pki import Pki, ensure
-from control.telemetry import live_records
 from control.web import lifespan
 from edge_runtime.built import parts
 from edge_runtime.native import library
@@ -217,22 +216,10 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     return ensure(folder)
 
 
-@pytest.fixture
-def named_tasks() -> set[str]:
-    """The background tasks that a `quiet` replica has all the same; the tests of a folder may name some."""
-    return set()
-
-
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch, named_tasks: set[str]) -> None:
-    """Nothing that a replica does by itself writes heartbeats, looks after nodes or the bucket, or sends or deletes
-    what there is to tell.
-
-    For tests that do so themselves: what its own pass has locked in that moment theirs would leave out, and what its
-    own flush is about to write theirs wouldn't wait for.
-    """
-    replica.leave_out(monkeypatch, *replica.UNASKED - named_tasks)
-    monkeypatch.setattr(live_records, "CLEAN_EVERY", 1e6)
+@pytest.fixture(autouse=True)
+def _silent_replicas(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas in the test's own process do nothing by themselves, but for what its marks `background` name."""
+    replica.silence(monkeypatch, {name for mark in request.node.iter_markers("background") for name in mark.args})
 
 
 @pytest.fixture

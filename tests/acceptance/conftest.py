@@ -1,7 +1,6 @@
 """What the tests of the requirements share: control on real servers over TLS, its clock, and a look past its API."""
 
 from collections.abc import AsyncIterator, Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import pytest
 
 from control.local.seaweedfs import s3_client
 from control.storage import owner_mark
-from control.sync import monitor
 from tests.support import repeating
 from tests.support.clock import SetClock
-from tests.support.programs import Faults, until
+from tests.support.programs import Faults
 from tests.support.replica import Advance, Replica, Site
 from tests.support.services import LIKE_COCKROACHDB, with_errors
 
@@ -35,32 +33,21 @@ def clock() -> SetClock:
 
 
 @pytest.fixture
-async def replica(control_site: Site, clock: SetClock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Replica]:
-    """Control, whose monitor looks at the clock that the test sets more often than people need."""
-    monkeypatch.setattr(monitor, "PERIOD", 0.05)
+async def replica(control_site: Site, clock: SetClock) -> AsyncIterator[Replica]:
+    """Control by the clock that the test sets; see `advance` for what it does by itself."""
     async with control_site.running(clock=clock) as running:
         yield running
 
 
 @pytest.fixture
-def advance(clock: SetClock, monkeypatch: pytest.MonkeyPatch) -> Advance:
-    """Move the clock by so many seconds, and wait until the monitor has looked by it: a look that was under way goes by
-    the time before, also where it comes to a node that is heard of since."""
-    looked: list[datetime] = []
-    look = monitor.Monitor.look
-
-    async def noted(self: monitor.Monitor, now: datetime) -> None:
-        await look(self, now)
-        looked.append(now)
-
-    monkeypatch.setattr(monitor.Monitor, "look", noted)
-
-    async def is_done() -> bool:
-        return looked[-1:] == [clock.time]
+def advance(replica: Replica, clock: SetClock) -> Advance:
+    """Move the clock by so many seconds, as control does each second or two: heartbeats of before are written, and the
+    monitor looks by the time of after."""
 
     async def move(seconds: float) -> None:
+        await repeating.saved(replica.services.heartbeats.flush)
         clock.advance(seconds)
-        await until(is_done, "the monitor has looked")
+        await repeating.saved(lambda: replica.services.monitor().look(clock.time))
 
     return move
 

@@ -141,6 +141,7 @@ async def test_r2_4_a_deletion_takes_data_from_the_store_and_the_metadata_db(
 
 
 @pytest.mark.never_retry
+@pytest.mark.background("monitor")
 @pytest.mark.parametrize("point", ["control.delete.rows.after", "control.delete.object.after"])
 async def test_r2_4_a_deletion_that_was_killed_is_finished_later(
     control_site: Site,
@@ -148,8 +149,6 @@ async def test_r2_4_a_deletion_that_was_killed_is_finished_later(
     metadata: asyncpg.Connection,
     faults: Faults,
     tmp_path: Path,
-    clock: SetClock,
-    monkeypatch: pytest.MonkeyPatch,
     point: str,
 ) -> None:
     async with control_program(control_site, tmp_path / "control", faults) as (program, control):
@@ -161,12 +160,12 @@ async def test_r2_4_a_deletion_that_was_killed_is_finished_later(
         await program.ended()
         assert await counts(metadata) == (0, 1)
         assert len(await stored()) == (0 if "object" in point else 1)
-    monkeypatch.setattr(monitor, "SWEEP_PERIOD", 0.05)
     # The killed one went by the system's clock.
-    clock.time = datetime.now(UTC) + artifact_deletions.RETRY
+    clock = SetClock(datetime.now(UTC) + artifact_deletions.RETRY, timers="stand")
     async with control_site.running(clock=clock):
 
         async def clean() -> bool:
+            clock.advance(monitor.SWEEP_PERIOD)
             return await counts(metadata) == (0, 0) and await stored() == {}
 
         await until(clean, "nothing is left of the artifact")

@@ -20,10 +20,9 @@ import msgspec
 import pytest
 
 from control import wire
-from control.access import auth_failures
 from control.edge_check import Checks
 from control.storage import batched_lookups, database
-from control.sync import fleet_cache, heartbeats, monitor
+from control.sync import fleet_cache
 from tests.support import cockroachdb, seeds
 from tests.support.cockroachdb import Proxy
 from tests.support.control import module
@@ -103,8 +102,7 @@ async def sweep(
     async def nothing(_: object) -> None:
         await asyncio.Event().wait()
 
-    for runs in (fleet_cache.FleetCache, heartbeats.Heartbeats, auth_failures.AuthFailures, monitor.Monitor):
-        monkeypatch.setattr(runs, "run", nothing)
+    monkeypatch.setattr(fleet_cache.FleetCache, "run", nothing)
     monkeypatch.setattr(fleet_cache, "STALE_AFTER", 1e6)
     monkeypatch.setattr(batched_lookups, "PAUSE", 0.0)
     monkeypatch.setattr(database, "FIRST_PAUSE", 0.001)

@@ -23,7 +23,7 @@ from control.local.pki import Pki
 from tests.support import services as servers
 from tests.support.clock import SetClock
 from tests.support.control import Control
-from tests.support.replica import UNASKED, leave_out, prepare, wait_longer
+from tests.support.replica import prepare, silence, wait_longer
 
 RETURN_LIMIT = 5.0
 """Seconds in which what a test leaves behind goes by itself."""
@@ -86,10 +86,12 @@ class Lender:
         stack.push_async_callback(servers.drop_bucket, bucket_url)
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         wait_longer(patch)
-        leave_out(patch, *UNASKED)
         clock = SetClock(time="run")
         site = await prepare(self._url, bucket_url, self._pki, self._spool)
-        found = await stack.enter_async_context(site.running(clock=clock, **self._settings))
+        with pytest.MonkeyPatch.context() as start:
+            # It does nothing by itself, whatever the test names that is the first to be lent it.
+            silence(start)
+            found = await stack.enter_async_context(site.running(clock=clock, **self._settings))
         self.control = Control(found.server, site.admin, clock, found.session)
         self._tables = [row[0] for row in await self._read(TABLES) if row[0] not in RECORDS]
         self.made = None if self._make is None else await self._make(self.control)

@@ -318,7 +318,6 @@ async def test_made_up_sessions_are_looked_up_together(first: Control, monkeypat
         assert len(asked) == 3
 
 
-@pytest.mark.usefixtures("quiet")
 async def test_old_sessions_are_deleted(first: Control) -> None:
     await sign_in(first)
     monitor = first.services.monitor()

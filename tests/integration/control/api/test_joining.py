@@ -118,7 +118,6 @@ async def test_a_lost_disk_joins_again_as_the_same_node(control: Control) -> Non
     assert (await control.ok("POST", "/v1/join-tokens", {"rejoin": "n1"}))["group"] == "east"
 
 
-@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("before", ["syncing", "offline"])
 async def test_a_node_that_joins_again_is_online_from_then_on(control: Control, before: str) -> None:
     """Whatever its old disk was about: of that nothing comes any more."""

@@ -1,11 +1,7 @@
 """A version that a rollback would need isn't deleted by mistake."""
 
-import pytest
-
 from tests.support import seeds
 from tests.support.replica import Replica, Site
-
-pytestmark = pytest.mark.usefixtures("quiet")
 
 
 async def delete(replica: Replica, path: str) -> str:

@@ -2,13 +2,9 @@
 
 from typing import Any
 
-import pytest
-
 from control import wire
 from tests.support import deploy, seeds
 from tests.support.replica import Replica, Site, TestNode
-
-pytestmark = pytest.mark.usefixtures("quiet")
 
 
 async def release(replica: Replica, version: int) -> int:

@@ -79,7 +79,7 @@ async def test_what_a_release_changed_can_be_read_later(control: Control) -> Non
     assert found["changes"]["grants"] == []
 
 
-async def test_the_failing_nodes_of_a_release_try_again(control_site: Site, quiet: None) -> None:
+async def test_the_failing_nodes_of_a_release_try_again(control_site: Site) -> None:
     async with control_site.running() as replica:
         await replica.call("POST", "/v1/schema-changes", {"name": "notes", "sql": TABLE})
         made = (await replica.call("POST", "/v1/releases", {})).json()

@@ -156,8 +156,6 @@ async def test_the_audit_log_with_filters_that_are_the_address(control_site: Sit
         assert "malformed" in (await page(replica, "/audit")).words
 
 
-# The monitor would seal rows between two looks at them.
-@pytest.mark.usefixtures("quiet")
 async def test_the_rows_that_a_filter_finds_can_be_downloaded(
     control_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,7 +95,6 @@ async def release_of(replica: Replica, group: str) -> None:
     assert answer.status == 201, answer.body
 
 
-@pytest.mark.usefixtures("quiet")
 async def test_a_list_has_an_order_on_all_its_pages(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("control.console.node_list.LIMIT", 2)
     async with control_site.running() as replica:

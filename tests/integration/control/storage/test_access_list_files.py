@@ -31,7 +31,6 @@ async def test_changes_with_many_grants_are_lists_that_can_be_read(
     grants = [{"role": "push", "group": "default", "functions": [f"f{'x' * 50}{n}" for n in range(20)]}]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(access_list, "MOST_BYTES", 3000)
-        patch.setattr(access_journal, "PERIOD", 1e6)
         async with control_site.running() as live:
             for number in range(5):
                 await deploy.ok(live, "POST", "/v1/operators", {"name": f"many-{number}", "grants": grants})
@@ -44,6 +43,7 @@ async def test_changes_with_many_grants_are_lists_that_can_be_read(
         assert not live.services.access.unverified
 
 
+@pytest.mark.background("access lists")
 async def test_a_bucket_that_does_not_answer_holds_no_revocation_up(
     control_site: Site, bucket_url: str, backups: Backups
 ) -> None:
@@ -81,9 +81,8 @@ async def test_a_bucket_that_does_not_answer_holds_no_revocation_up(
 
 
 async def test_a_bucket_that_does_not_answer_for_long_leaves_nothing_behind(
-    control_site: Site, bucket_url: str, connection: Any, monkeypatch: pytest.MonkeyPatch
+    control_site: Site, bucket_url: str, connection: Any
 ) -> None:
-    monkeypatch.setattr(access_journal, "PERIOD", 1e6)
     async with store_proxy(bucket_url) as proxy, control_site.running(artifacts_url=proxy.url) as live:
         await made(live, "one")
         await live.services.access.write()
@@ -190,7 +189,6 @@ async def test_many_changes_are_several_lists(
     control_site: Site, backups: Backups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access_list, "MOST", 3)
-    monkeypatch.setattr(access_journal, "PERIOD", 1e6)
     async with control_site.running() as live:
         tokens = [await made(live, f"o{n}") for n in range(8)]
     backup = await backups.take()

@@ -10,7 +10,6 @@ from control.access.provider import Person
 from control.access.rights import Grant, Rights
 from control.access.sessions import COOKIE
 from control.storage import migrations
-from control.storage.recovery import access_journal
 from tests.integration.control.access.test_sessions import asking
 from tests.integration.control.storage.test_access_lists import SCOPE, made, rotate, status
 from tests.support import deploy
@@ -150,11 +149,8 @@ async def repeated(live: Replica, what: str, body: dict[str, object], wanted: in
         return str((await answer.json())["token"])
 
 
-async def test_what_waited_in_the_backup_takes_nothing_back(
-    control_site: Site, backups: Backups, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_waited_in_the_backup_takes_nothing_back(control_site: Site, backups: Backups) -> None:
     """It is in a list, too: applied to metadata that have it and what came after it, it changes nothing."""
-    monkeypatch.setattr(access_journal, "PERIOD", 1e6)
     async with control_site.running() as live:
         ci = {"name": "ci", "role": "read"}
         lost, leaked = [await repeated(live, "operators", ci) for _ in range(2)]

@@ -8,7 +8,6 @@ import pytest
 from control.access.auth import AuthError
 from control.access.sessions import COOKIE
 from control.problems import ProblemError
-from control.storage.recovery import access_journal
 from control.storage.recovery.access_journal import AccessJournal
 from tests.integration.control.access.test_sessions import asking
 from tests.support import deploy
@@ -206,22 +205,20 @@ async def test_a_second_restore_takes_no_later_change_back(control_site: Site, b
         token = await made(live, "ci")
         await live.services.access.write()
     oldest = await backups.take()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(access_journal, "PERIOD", 1e6)
-        async with control_site.running() as live:
-            await deploy.ok(live, "POST", "/v1/operators/ci/change", {"grants": [{"role": "admin"}]})
-        waiting = await backups.take()
-        async with control_site.running() as live:
-            await live.services.access.write()
-            await deploy.ok(live, "POST", "/v1/operators/ci/change", {"grants": [{"role": "read"}]})
-            await live.services.access.write()
-        await backups.restore(waiting)
-        async with control_site.running() as live:
-            assert (await live.call("GET", "/v1/operators", token=token)).status == 403
-            await live.services.access.write()
-        await backups.restore(oldest)
-        async with control_site.running() as live:
-            assert (await live.call("GET", "/v1/operators", token=token)).status == 403
+    async with control_site.running() as live:
+        await deploy.ok(live, "POST", "/v1/operators/ci/change", {"grants": [{"role": "admin"}]})
+    waiting = await backups.take()
+    async with control_site.running() as live:
+        await live.services.access.write()
+        await deploy.ok(live, "POST", "/v1/operators/ci/change", {"grants": [{"role": "read"}]})
+        await live.services.access.write()
+    await backups.restore(waiting)
+    async with control_site.running() as live:
+        assert (await live.call("GET", "/v1/operators", token=token)).status == 403
+        await live.services.access.write()
+    await backups.restore(oldest)
+    async with control_site.running() as live:
+        assert (await live.call("GET", "/v1/operators", token=token)).status == 403
 
 
 async def test_a_node_that_got_a_name_which_another_had_survives_a_restore(

@@ -9,18 +9,14 @@ import pytest
 from control.clock import SystemClock
 from control.local.pki import Pki
 from control.storage import database, migrations
-from control.sync import monitor
 from tests.support import cockroachdb
 from tests.support.cockroachdb import Proxy
 from tests.support.control import Control, module, running
 
 
 @pytest.fixture
-async def watched(
-    database_url: str, bucket_url: str, pki: Pki, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[Proxy, Control]]:
-    """A control plane whose statements are written down; its monitor makes none."""
-    monkeypatch.setattr(monitor, "PERIOD", 1e6)
+async def watched(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[tuple[Proxy, Control]]:
+    """A control plane whose statements are written down."""
     async with (
         cockroachdb.proxied(database_url) as (proxy, url),
         running(url, bucket_url, pki) as control,

@@ -16,9 +16,6 @@ from control.storage.audit_log import Actor
 from tests.support.clock import SetClock
 from tests.support.replica import Replica, Site
 
-# The replica's own monitor stays out of it.
-pytestmark = pytest.mark.usefixtures("quiet")
-
 Verify = Callable[..., Any]
 
 

@@ -76,6 +76,7 @@ async def sweep_of_years(to: replica.Replica, clock: SetClock) -> None:
         await to.services.deletions.sweep()
 
 
+@pytest.mark.background("bucket's owner")
 async def test_a_bucket_is_claimed_and_gets_the_steps_of_the_metadata(control: Control, bucket_url: str) -> None:
     first = await mark(bucket_url)
     await control.push("f", module("f"))
@@ -105,6 +106,7 @@ async def test_another_control_neither_starts_nor_sweeps(
     assert await keys(bucket_url) == before
 
 
+@pytest.mark.background("bucket's owner")
 async def test_a_control_that_finds_another_owner_later_uses_nothing_of_the_bucket(
     control: Control, bucket_url: str, other_database_url: str, pki: Pki, tmp_path: Path
 ) -> None:
@@ -337,6 +339,7 @@ async def test_status_tells_of_a_held_bucket_and_resume_ends_it(
     assert "in order" in capsys.readouterr().out
 
 
+@pytest.mark.background("bucket's owner")
 async def test_a_bucket_that_keeps_versions_is_told_of(
     services: ServerUrls, database_url: str, pki: Pki, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from control.sync import monitor
 from tests.support import seeds
 from tests.support.control import until
 from tests.support.deadlines import deadline, scaled
-from tests.support.replica import Replica, Site
+from tests.support.replica import UNASKED, Replica, Site
 from tests.support.services import is_cockroachdb
 
 SOON = 30.0
@@ -92,6 +92,7 @@ async def test_a_read_only_database(control_site: Site) -> None:
         assert (await replica.call("POST", "/v1/groups", {"name": "other"})).status == 201
 
 
+@pytest.mark.background(*UNASKED)
 async def test_a_database_that_lets_nobody_in(control_site: Site, caplog: pytest.LogCaptureFixture) -> None:
     async with control_site.running() as replica:
         await well(replica)
@@ -162,8 +163,7 @@ async def test_a_database_whose_disk_is_full(control_site: Site) -> None:
         assert (await replica.call("GET", "/v1/groups")).status == 200
 
 
-async def test_what_readiness_writes_is_forgotten(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "PERIOD", 1e6)
+async def test_what_readiness_writes_is_forgotten(control_site: Site) -> None:
     async with control_site.running() as replica:
 
         async def rows() -> int:

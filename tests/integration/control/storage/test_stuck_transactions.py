@@ -7,7 +7,7 @@ import pytest
 
 from control import wire
 from control.storage import database
-from control.sync import monitor, write_batches
+from control.sync import write_batches
 from control.sync.heartbeats import Heartbeats
 from tests.support import seeds
 from tests.support.clock import SetClock
@@ -153,8 +153,8 @@ async def test_a_replica_that_is_frozen_within_a_transaction_is_cut_off_by_the_s
             assert (await stuck.poll()).status == 200
 
 
-async def test_a_locked_heartbeat_holds_up_no_other_one(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "PERIOD", 1e6)
+@pytest.mark.background("heartbeats")
+async def test_a_locked_heartbeat_holds_up_no_other_one(control_site: Site) -> None:
     async with control_site.running() as replica:
         nodes = await seeds.nodes(replica, 20)
         stuck, *others = nodes

@@ -12,8 +12,6 @@ from control.sync import applied_revisions
 from tests.support import seeds
 from tests.support.replica import Site
 
-pytestmark = pytest.mark.usefixtures("quiet")
-
 
 async def test_a_node_that_has_an_older_revision_is_told(
     control_site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

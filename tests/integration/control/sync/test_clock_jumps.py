@@ -22,7 +22,6 @@ HOUR = 3600.0
 LEASE = monitor.LEASE.total_seconds()
 DISK_FULL = wire.SyncError("disk_full", "no room")
 # A pass of the replica's own that began before a jump would still go by the time from before it.
-pytestmark = pytest.mark.usefixtures("quiet")
 
 
 async def behind(replica: Replica) -> TestNode:

@@ -8,7 +8,6 @@ import asyncpg
 import pytest
 
 from control.problems import ProblemError
-from control.storage.recovery import access_journal
 from control.sync import fleet_rows, heartbeats
 from control.sync.heartbeats import Heartbeats
 from tests.support import seeds
@@ -45,10 +44,7 @@ class Statements:
         return [statement for statement in self.texts if text in statement]
 
 
-@pytest.mark.usefixtures("quiet")
-async def test_a_poll_at_target_touches_no_database(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    # It looks every five seconds for what is to be written to the bucket, whoever polls.
-    monkeypatch.setattr(access_journal, "PERIOD", 1e6)
+async def test_a_poll_at_target_touches_no_database(control_site: Site) -> None:
     async with control_site.running() as replica:
         nodes = await seeds.nodes(replica, 50)
         await asyncio.gather(*(node.ask() for node in nodes))  # looked up once
@@ -65,7 +61,6 @@ async def test_a_poll_at_target_touches_no_database(control_site: Site, monkeypa
         assert 'skerry_polls_total{answer="at_target"} 1050.0' in polls
 
 
-@pytest.mark.usefixtures("quiet")
 async def test_heartbeats_are_written_together_with_their_times(control_site: Site) -> None:
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
@@ -169,7 +164,6 @@ async def test_a_flush_waits_for_what_another_has_in_hand(control_site: Site) ->
             await first
 
 
-@pytest.mark.usefixtures("quiet")
 async def test_heartbeats_never_conflict_with_syncs(control_site: Site) -> None:
     """The same nodes' heartbeats and syncs, as fast as they go: no transaction of heartbeats is ever run again."""
     async with control_site.running() as replica:

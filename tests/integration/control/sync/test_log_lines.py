@@ -18,7 +18,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_acts_releases_and_nodes_are_in_the_log_by_name(
-    control_site: Site, caplog: pytest.LogCaptureFixture, quiet: None
+    control_site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "skerry")
     clock = SetClock(time="run")

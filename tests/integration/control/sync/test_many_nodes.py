@@ -74,12 +74,6 @@ pytestmark = pytest.mark.timeout(600)
 LARGE = re.compile(r"Seq Scan on (nodes|node_presence|node_functions|credentials)\b")
 
 
-@pytest.fixture(autouse=True)
-def no_passes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica's own monitor would see to the same nodes as a test's, by the system's clock."""
-    monkeypatch.setattr(monitor, "PERIOD", 1e6)
-
-
 @pytest.fixture(scope="module")
 def fleet(services: ServerUrls, pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site whose database has `many_nodes.NODES` nodes."""

@@ -13,9 +13,6 @@ from tests.support import seeds
 from tests.support.clock import SetClock
 from tests.support.replica import Replica, Site
 
-# The replica's own monitor stays out of it.
-pytestmark = pytest.mark.usefixtures("quiet")
-
 
 async def look(replica: Replica) -> Any:
     """Heartbeats written, one pass of the monitor; what operators then see of the node called one."""

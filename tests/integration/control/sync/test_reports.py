@@ -46,7 +46,6 @@ async def test_a_lease_is_renewed_by_running(control_site: Site) -> None:
         assert (await replica.node("one"))["failures"] == 0
 
 
-@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("found_by", ["monitor", "running", "result", "poll"])
 async def test_past_its_lease_a_sync_is_a_counted_failure(control_site: Site, found_by: str) -> None:
     clock = SetClock()

@@ -15,9 +15,6 @@ from tests.support.clock import SetClock
 from tests.support.control import module
 from tests.support.replica import Replica, Site, TestNode
 
-# The replica's own monitor stays out of it.
-pytestmark = pytest.mark.usefixtures("quiet")
-
 
 @pytest.fixture(autouse=True)
 def read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

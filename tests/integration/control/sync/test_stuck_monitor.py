@@ -8,7 +8,6 @@ import pytest
 
 from tests.support import seeds
 from tests.support.clock import SetClock
-from tests.support.control import until
 from tests.support.locks import locked
 from tests.support.replica import Site
 
@@ -21,7 +20,6 @@ async def test_a_locked_node_holds_up_no_other_ones_state(control_site: Site) ->
     async with control_site.running(clock=clock) as replica:
         nodes = await seeds.nodes(replica, 5)
         stuck, *others = nodes
-        names = [seeds.name_of(replica, node) if node.id in replica.services.fleet.nodes else "" for node in nodes]
 
         async def states() -> dict[str, Any]:
             rows = await replica.services.db.read(lambda conn: conn.fetch("SELECT id::text AS id, state FROM nodes"))
@@ -30,13 +28,8 @@ async def test_a_locked_node_holds_up_no_other_ones_state(control_site: Site) ->
         statement = "UPDATE nodes SET name = name WHERE id = $1::text::uuid"
         async with locked(control_site.settings.metadata_url, statement, stuck.id):
             clock.advance(control_site.settings.offline_after + 1)
-
-            async def others_are_offline() -> bool:
-                found = await states()
-                return all(found[node.id] == "offline" for node in others)
-
-            await until(others_are_offline)
-            assert (await states())[stuck.id] == "online", names
+            await replica.services.monitor().look(clock.now())
+            assert await states() == {stuck.id: "online", **{node.id: "offline" for node in others}}
 
 
 @pytest.mark.parametrize("table", ["nodes", "syncs"])
@@ -56,20 +49,12 @@ async def test_a_locked_row_holds_up_no_other_ones_expiry(control_site: Site, ta
         statement = f"SELECT id FROM {table} WHERE id = $1::text::uuid FOR UPDATE"
         async with locked(control_site.settings.metadata_url, statement, id):
             clock.advance(control_site.settings.sync_lease + 1)
-
-            async def others_are_expired() -> bool:
-                return (await statuses())[1:] == ["expired", "expired"]
-
-            await until(others_are_expired)
-            assert (await statuses())[0] == "running"
-
-        async def all_are_expired() -> bool:
-            return await statuses() == ["expired"] * 3
-
-        await until(all_are_expired)
+            await replica.services.monitor().look(clock.now())
+            assert await statuses() == ["running", "expired", "expired"]
+        await replica.services.monitor().look(clock.now())
+        assert await statuses() == ["expired"] * 3
 
 
-@pytest.mark.usefixtures("quiet")
 async def test_a_locked_node_holds_up_no_other_ones_warning(control_site: Site) -> None:
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
@@ -88,7 +73,6 @@ async def test_a_locked_node_holds_up_no_other_ones_warning(control_site: Site) 
         assert await warned() == {node.id for node in nodes}
 
 
-@pytest.mark.usefixtures("quiet")
 async def test_a_step_of_the_monitor_that_waits_in_vain_holds_up_no_other_one(control_site: Site) -> None:
     clock = SetClock()
     async with control_site.running(clock=clock, log_retention=86400.0) as replica:
@@ -116,7 +100,6 @@ async def test_a_step_of_the_monitor_that_waits_in_vain_holds_up_no_other_one(co
         assert not (await replica.node("seed-0"))["warnings"]
 
 
-@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("state", ["uploading", "ready", "deleting"])
 async def test_a_locked_artifact_holds_up_no_other_ones_deletion(control_site: Site, state: str) -> None:
     clock = SetClock()
@@ -157,7 +140,6 @@ WRONG_CLOCK = {
 }
 
 
-@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("table", WRONG_CLOCK)
 async def test_a_locked_row_of_a_wrong_clock_holds_up_no_other_one(control_site: Site, table: str) -> None:
     """The monitor: the row is put right later, the others are now, and the pass goes on to what comes after that."""

@@ -17,8 +17,6 @@ from tests.support.replica import Replica, Site
 from tests.support.replica import running as server_running
 from tests.support.standings import group, node
 
-pytestmark = pytest.mark.usefixtures("quiet")
-
 
 @pytest.fixture(autouse=True)
 def read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,6 @@ from tests.support import numbers, seeds
 from tests.support.replica import Replica, Site
 from tests.support.standings import group, node
 
-pytestmark = pytest.mark.usefixtures("quiet")
-
 
 @pytest.fixture(autouse=True)
 def read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

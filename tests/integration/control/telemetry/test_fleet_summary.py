@@ -13,9 +13,6 @@ from tests.support.clock import SetClock
 from tests.support.replica import Replica, Site
 from tests.support.standings import group, node
 
-# The replica's own monitor would see to the nodes that are written here.
-pytestmark = pytest.mark.usefixtures("quiet")
-
 
 @pytest.fixture(autouse=True)
 def read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,14 +17,7 @@ from tests.support.clock import SetClock
 from tests.support.deadlines import deadline
 from tests.support.replica import Replica, Site, TestNode
 
-pytestmark = pytest.mark.usefixtures("quiet")
 NOON = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)
-
-
-@pytest.fixture(autouse=True)
-def written_by_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The replica's own task writes nothing."""
-    monkeypatch.setattr(ingest, "HURRY", 1e6)
 
 
 async def at_release(replica: Replica, name: str = "one") -> TestNode:
@@ -304,6 +297,7 @@ async def test_what_nodes_tell_of_themselves_is_kept(control_site: Site) -> None
         assert found.database_bytes == 5
 
 
+@pytest.mark.background("numbers")
 async def test_a_replica_that_stops_writes_what_nodes_told_of_themselves(control_site: Site) -> None:
     """Also where it has just written what they told before."""
     async with control_site.running() as replica:

@@ -15,8 +15,6 @@ from tests.support.otlp_receiver import attributes, collector
 from tests.support.ports import free_port
 from tests.support.replica import Replica, Site, TestNode
 
-pytestmark = pytest.mark.usefixtures("quiet")
-
 
 @pytest.fixture(autouse=True)
 def all_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,6 @@ from tests.support.webhooks import LOOPBACK
 
 
 @pytest.fixture
-def named_tasks() -> set[str]:
-    return {"webhooks"}
-
-
-@pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages are made and sent at once."""
     monkeypatch.setattr(webhook_sender, "PERIOD", 0.02)

@@ -15,7 +15,7 @@ from tests.support.webhook_receiver import Receiver
 from tests.support.webhooks import LOOPBACK, add, deliveries, got, look, send_test, told
 
 # The replica's own monitor stays out of it.
-pytestmark = pytest.mark.usefixtures("quiet", "hurried")
+pytestmark = [pytest.mark.usefixtures("hurried"), pytest.mark.background("webhooks")]
 
 
 async def test_what_happens_to_nodes_and_releases_is_told(

@@ -20,7 +20,7 @@ from tests.support.webhook_receiver import Receiver, receiving
 from tests.support.webhooks import LOOPBACK, add, check, deliveries, got, look, one, send_test
 
 # The replica's own monitor stays out of it.
-pytestmark = pytest.mark.usefixtures("quiet", "hurried")
+pytestmark = [pytest.mark.usefixtures("hurried"), pytest.mark.background("webhooks")]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.support.webhook_receiver import Receiver
 from tests.support.webhooks import add, got, send_test
 
 # The replica's own monitor stays out of it.
-pytestmark = pytest.mark.usefixtures("quiet", "hurried")
+pytestmark = [pytest.mark.usefixtures("hurried"), pytest.mark.background("webhooks")]
 
 
 async def test_secrets_are_shown_once_and_recorded_nowhere(
