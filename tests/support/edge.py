@@ -167,9 +167,7 @@ async def node(path: Path, *, best: int = QUICK, **settings: Any) -> AsyncIterat
             ready.cancel()
             assert running.done() or front.ready.is_set(), "the front did not come up"
             if not running.done():
-                connector = aiohttp.TCPConnector(limit=0)
-                base = f"http://127.0.0.1:{front.port}"
-                async with aiohttp.ClientSession(base, connector=connector, auto_decompress=False) as http:
+                async with client(front.port) as http:
                     release = front.manager.release
                     made = Node(front, state, http, release.generation if release is not None else 0)
                     try:
@@ -179,6 +177,12 @@ async def node(path: Path, *, best: int = QUICK, **settings: Any) -> AsyncIterat
                         moved_clock.let_go()
                         front.stop()
             await running
+
+
+def client(port: int) -> aiohttp.ClientSession:
+    """A client of a node's local HTTP, which a context manager closes."""
+    connector = aiohttp.TCPConnector(limit=0)
+    return aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector, auto_decompress=False)
 
 
 def _hurry(processes: ZygoteClient) -> None:

@@ -266,17 +266,27 @@ def _conditions(environment: Mapping[str, str]) -> tuple[object, ...]:
     return early, limits, os.getresuid(), os.getresgid(), os.getgroups(), ignored, share
 
 
+_used: list[Programs] = []
+
+
 @contextlib.contextmanager
 def used() -> Iterator[Programs]:
     """Have this process start our programs so, until the block ends."""
     programs = Programs({}, may_start=True)
+    _used.append(programs)
     before = subprocess.Popen._execute_child  # type: ignore[attr-defined]
     _start_by(programs)
     try:
         yield programs
     finally:
         subprocess.Popen._execute_child = before  # type: ignore[attr-defined]
+        _used.remove(programs)
         programs.end()
+
+
+def template_pids() -> list[int]:
+    """Return the process ids of the templates that this process has: they stay when a program has ended."""
+    return [pid for programs in _used for pid in programs.template_pids]
 
 
 def use_nested(descriptor: int) -> None:

@@ -5,8 +5,6 @@ processes, files, and a clock that was moved. It has a moment to go by itself; e
 lent a new replica. A test that leaves something on purpose has a replica of its own, by the fixture `control`.
 """
 
-import asyncio
-import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +14,6 @@ from typing import Any
 
 import aiohttp
 import asyncpg
-import psutil
 import pytest
 
 from control.local.pki import Pki
@@ -24,10 +21,8 @@ from tests.support import services as servers
 from tests.support.clock import SetClock
 from tests.support.control import Control
 from tests.support.replica import prepare, silence, wait_longer
+from tests.support.returned import descriptors, left_behind, processes, told
 
-RETURN_LIMIT = 5.0
-"""Seconds in which what a test leaves behind goes by itself."""
-LOOK_EVERY = 0.05
 RECORDS = {
     "access_changes", "access_lists", "artifact_store", "audit", "audit_seals", "auth_failure_batches", "auth_failures",
     "epochs", "events", "generations", "idempotency", "leases", "node_presence", "operator_uses",
@@ -68,9 +63,9 @@ class Lender:
         connector = aiohttp.TCPConnector(ssl=tls, limit=0)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(60)) as session:
             yield replace(control, session=session)
-        if left := await self._left(control, before):
+        if left := await left_behind(before, lambda: self._traces(control)):
             await self.end()
-            pytest.fail("the test left behind:\n" + "\n".join(sorted(left)))
+            pytest.fail(told(left))
 
     async def end(self) -> None:
         """End the replica, if there is one."""
@@ -97,13 +92,6 @@ class Lender:
         self.made = None if self._make is None else await self._make(self.control)
         return self.control
 
-    async def _left(self, control: Control, before: set[str]) -> set[str]:
-        """What the test left, as soon as that is nothing or when the limit is over."""
-        end = asyncio.get_running_loop().time() + RETURN_LIMIT
-        while (left := _left(before, await self._traces(control))) and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(LOOK_EVERY)
-        return left
-
     async def _traces(self, control: Control) -> set[str]:
         """What there is now of all that a test may leave behind."""
         found = {f"clock: moved to {control.clock.time}"}
@@ -114,9 +102,8 @@ class Lender:
         state = control.server.server_state
         found |= {f"connection: {id(each)}" for each in state.connections}
         found |= {f"request: {task!r}" for task in state.tasks}
-        found |= {f"process: {child.pid}" for child in psutil.Process().children()}
         found |= {f"file: {path}" for path in self._spool.rglob("*")}
-        return found | _descriptors()
+        return found | processes() | descriptors()
 
     async def _read(self, sql: str) -> list[Any]:
         connection = await asyncpg.connect(self._url)
@@ -124,21 +111,3 @@ class Lender:
             return list(await connection.fetch(sql))
         finally:
             await connection.close()
-
-
-def _left(before: set[str], now: set[str]) -> set[str]:
-    """What has come, and the rows that have gone."""
-    return now - before | {f"no more {trace}" for trace in before - now if trace.startswith("row ")}
-
-
-def _descriptors() -> set[str]:
-    """The files and pipes that this process has open. Pools open and close sockets as they like."""
-    found = set()
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{number}")
-        except FileNotFoundError:  # That of the listing.
-            continue
-        if not target.startswith(("socket:", "anon_inode:", "/proc/")):
-            found.add(f"descriptor {number}: {target}")
-    return found

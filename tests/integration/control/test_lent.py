@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from control.local.pki import Pki
-from tests.support import lent
+from tests.support import returned
 from tests.support.control import Control
 from tests.support.lent import Lender
 from tests.support.services import ServerUrls
@@ -22,7 +22,7 @@ from tests.support.services import ServerUrls
 async def lender(
     services: ServerUrls, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Lender]:
-    monkeypatch.setattr(lent, "RETURN_LIMIT", 0.3)
+    monkeypatch.setattr(returned, "RETURN_LIMIT", 0.3)
 
     async def make(control: Control) -> str:
         return str((await control.ok("POST", "/v1/groups", {"name": "made"}))["name"])

@@ -12,6 +12,7 @@ from edge_runtime import clock
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 from tests.support.gate import gate
+from tests.support.lent_node import NodeLender
 
 GUESTS = {
     "echo": guest("echo"),
@@ -33,10 +34,17 @@ GUESTS = {
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def edge(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
-    async with node(tmp_path_factory.mktemp("node") / "state", lock_hold=4.0) as made:
-        await made.release(GUESTS, ["CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)"])
-        yield made
+async def lender(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NodeLender]:
+    notes = ["CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)"]
+    made = NodeLender(tmp_path_factory.mktemp("node"), GUESTS, notes, written={"notes"}, lock_hold=4.0)
+    yield made
+    await made.end()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def edge(lender: NodeLender) -> AsyncIterator[Node]:
+    async with lender.lent() as lent:
+        yield lent
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+import pytest_asyncio
 
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.release.compiler import Compiler
@@ -18,6 +19,7 @@ from tests.guests.build import guest
 from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
 from tests.support.edge_process import front_process
+from tests.support.lent_node import NodeLender
 from tests.support.moved_clock import ClockOfProcess, MovedClock
 from tests.support.raw_http import post, raw
 
@@ -37,28 +39,45 @@ async def serving(path: Path, **settings: Any) -> AsyncIterator[Node]:
         yield edge
 
 
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def lender(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NodeLender]:
+    """Has a node with one worker and little room for bodies."""
+    functions = {**FUNCTIONS, "left": guest("echo")}
+    made = NodeLender(tmp_path_factory.mktemp("node"), functions, workers=1, body_limit=100_000, body_memory=150_000)
+    yield made
+    await made.end()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def lent(lender: NodeLender) -> AsyncIterator[Node]:
+    async with lender.lent() as edge:
+        yield edge
+
+
+in_the_modules_loop = pytest.mark.asyncio(loop_scope="module")
+"""For a test that is lent the module's node."""
+
+
 # How much
 
 
-async def test_bodies_have_a_limit(tmp_path: Path) -> None:
-    async with serving(tmp_path, body_limit=100_000) as edge:
-        assert (await edge.call("echo", b"x" * 100_000))[0] == 200
-        async with raw(edge) as connection:
-            # Told by the head alone, before the body.
-            await connection.send(post("/functions/echo").replace(b"length: 0", b"length: 100001"))
-            status, headers, body = await connection.answer()
-            assert (status, headers["connection"]) == (413, "close")
-            assert orjson.loads(body)["code"] == "body_too_large"
-        async with raw(edge) as connection:
-            await connection.send(
-                b"POST /functions/echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
-            )
-            with contextlib.suppress(ConnectionError):
-                for _ in range(4):
-                    await connection.send(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
-            status, _, body = await connection.answer()
-            assert (status, orjson.loads(body)["code"]) == (413, "body_too_large")
-        assert edge.front.server.shared.memory.held == 0
+@in_the_modules_loop
+async def test_bodies_have_a_limit(lent: Node) -> None:
+    assert (await lent.call("echo", b"x" * 100_000))[0] == 200
+    async with raw(lent) as connection:
+        # Told by the head alone, before the body.
+        await connection.send(post("/functions/echo").replace(b"length: 0", b"length: 100001"))
+        status, headers, body = await connection.answer()
+        assert (status, headers["connection"]) == (413, "close")
+        assert orjson.loads(body)["code"] == "body_too_large"
+    async with raw(lent) as connection:
+        await connection.send(b"POST /functions/echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(4):
+                await connection.send(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
+        status, _, body = await connection.answer()
+        assert (status, orjson.loads(body)["code"]) == (413, "body_too_large")
+    assert lent.front.server.shared.memory.held == 0
 
 
 async def test_large_bodies_pass_whole_and_beside_small_ones(tmp_path: Path) -> None:
@@ -78,14 +97,14 @@ async def test_large_bodies_pass_whole_and_beside_small_ones(tmp_path: Path) -> 
         assert edge.front.server.shared.memory.held == 0
 
 
-async def test_all_bodies_together_have_a_limit(tmp_path: Path) -> None:
-    async with serving(tmp_path, workers=1, body_memory=150_000) as edge:
-        with edge.standing():
-            first = asyncio.ensure_future(edge.call("slow", SLOW + b"\n" * 100_000))
-            await until(lambda: edge.front.server.shared.memory.held > 100_000)
-            assert await edge.problem("echo", b"x" * 60_000) == (503, "body_memory")
-        assert (await first)[0] == 200
-        assert (await edge.call("echo", b"x" * 60_000))[0] == 200
+@in_the_modules_loop
+async def test_all_bodies_together_have_a_limit(lent: Node) -> None:
+    with lent.standing():
+        first = asyncio.ensure_future(lent.call("slow", SLOW + b"\n" * 90_000))
+        await until(lambda: lent.front.server.shared.memory.held > 90_000)
+        assert await lent.problem("echo", b"x" * 70_000) == (503, "body_memory")
+    assert (await first)[0] == 200
+    assert (await lent.call("echo", b"x" * 70_000))[0] == 200
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, clock: MovedClock) -> None:
@@ -126,26 +145,26 @@ async def test_a_body_is_waited_for_as_long_by_a_front_of_its_own_process(tmp_pa
     clock.close()
 
 
-async def test_heads_have_limits(tmp_path: Path) -> None:
-    async with serving(tmp_path) as edge:
-        async with raw(edge) as connection:
-            await connection.send(post("/functions/echo", more="".join(f"x-{k}: 1\r\n" for k in range(200))))
-            status, _, body = await connection.answer()
-            assert (status, orjson.loads(body)["code"]) == (431, "head_too_large")
-            assert await connection.ended()
-        async with raw(edge) as connection:
-            await connection.send(post("/functions/echo", more=f"x-long: {'y' * 40_000}\r\n"))
-            assert (await connection.answer())[0] == 431
-        async with raw(edge) as connection:
-            # One line that doesn't end: the parser never tells of it.
-            with contextlib.suppress(ConnectionError):
-                await connection.send(b"POST /functions/echo HTTP/1.1\r\nx: " + b"y" * 2_000_000)
-            assert await connection.ended()
-        async with raw(edge) as connection:
-            await connection.send(b"nonsense\r\n\r\n")
-            status, headers, _ = await connection.answer()
-            assert (status, headers["content-type"]) == (400, "application/problem+json")
-        assert (await edge.call("echo", b"still here"))[0] == 200
+@in_the_modules_loop
+async def test_heads_have_limits(lent: Node) -> None:
+    async with raw(lent) as connection:
+        await connection.send(post("/functions/echo", more="".join(f"x-{k}: 1\r\n" for k in range(200))))
+        status, _, body = await connection.answer()
+        assert (status, orjson.loads(body)["code"]) == (431, "head_too_large")
+        assert await connection.ended()
+    async with raw(lent) as connection:
+        await connection.send(post("/functions/echo", more=f"x-long: {'y' * 40_000}\r\n"))
+        assert (await connection.answer())[0] == 431
+    async with raw(lent) as connection:
+        # One line that doesn't end: the parser never tells of it.
+        with contextlib.suppress(ConnectionError):
+            await connection.send(b"POST /functions/echo HTTP/1.1\r\nx: " + b"y" * 2_000_000)
+        assert await connection.ended()
+    async with raw(lent) as connection:
+        await connection.send(b"nonsense\r\n\r\n")
+        status, headers, _ = await connection.answer()
+        assert (status, headers["content-type"]) == (400, "application/problem+json")
+    assert (await lent.call("echo", b"still here"))[0] == 200
 
 
 async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, clock: MovedClock) -> None:
@@ -173,16 +192,16 @@ async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, clock: M
                 assert await kept.ended()
 
 
-async def test_pipelined_requests_are_answered_in_their_order_up_to_a_limit(tmp_path: Path) -> None:
-    async with serving(tmp_path) as edge:
-        async with raw(edge) as connection:
-            await connection.send(b"".join(post("/functions/echo", b"%d" % k) for k in range(6)))
-            assert [(await connection.answer())[2] for _ in range(6)] == [b"%d" % k for k in range(6)]
-        async with raw(edge) as connection:
-            with contextlib.suppress(ConnectionError):
-                await connection.send(post("/functions/echo", b"x") * 5000)
-            assert await connection.ended()
-        assert (await edge.call("echo", b"still here"))[0] == 200
+@in_the_modules_loop
+async def test_pipelined_requests_are_answered_in_their_order_up_to_a_limit(lent: Node) -> None:
+    async with raw(lent) as connection:
+        await connection.send(b"".join(post("/functions/echo", b"%d" % k) for k in range(6)))
+        assert [(await connection.answer())[2] for _ in range(6)] == [b"%d" % k for k in range(6)]
+    async with raw(lent) as connection:
+        with contextlib.suppress(ConnectionError):
+            await connection.send(post("/functions/echo", b"x") * 5000)
+        assert await connection.ended()
+    assert (await lent.call("echo", b"still here"))[0] == 200
 
 
 # How long
@@ -225,41 +244,41 @@ async def test_a_call_waits_only_so_long_for_a_release(tmp_path: Path, clock: Mo
         assert (await edge.call("echo"))[0] == 200
 
 
-async def test_first_come_first_served(tmp_path: Path) -> None:
-    async with serving(tmp_path, workers=1) as edge:
-        order: list[int] = []
+@in_the_modules_loop
+async def test_first_come_first_served(lent: Node) -> None:
+    order: list[int] = []
 
-        async def one(number: int) -> None:
-            await edge.call("slow?sleep=5", SLOW)
-            order.append(number)
+    async def one(number: int) -> None:
+        await lent.call("slow?sleep=5", SLOW)
+        order.append(number)
 
-        with edge.standing():
-            first = asyncio.ensure_future(edge.call("slow", SLOW))
-            await until(edge.busy)
-            tasks = []
-            for number in range(10):
-                tasks.append(asyncio.ensure_future(one(number)))
-                await until(lambda number=number: edge.front.pool.waiting == number + 1)
-        await asyncio.gather(first, *tasks)
-        assert order == list(range(10))
+    with lent.standing():
+        first = asyncio.ensure_future(lent.call("slow", SLOW))
+        await until(lent.busy)
+        tasks = []
+        for number in range(10):
+            tasks.append(asyncio.ensure_future(one(number)))
+            await until(lambda number=number: lent.front.pool.waiting == number + 1)
+    await asyncio.gather(first, *tasks)
+    assert order == list(range(10))
 
 
 # Clients that go away
 
 
-async def test_a_client_that_goes_leaves_the_queue(tmp_path: Path) -> None:
-    async with serving(tmp_path, workers=1) as edge:
-        with edge.standing():
-            running = asyncio.ensure_future(edge.call("slow", SLOW))
-            await until(edge.busy)
-            async with raw(edge) as leaving:
-                await leaving.send(post("/functions/echo", b"x"))
-                await until(lambda: edge.front.pool.waiting == 1)
-            await until(lambda: edge.front.pool.waiting == 0)
-            assert not running.done()
-        assert (await running)[0] == 200
-        assert edge.front.pool.tallies["echo"].outcomes == {"client_gone": 1}
-        assert edge.front.server.shared.memory.held == 0
+@in_the_modules_loop
+async def test_a_client_that_goes_leaves_the_queue(lent: Node) -> None:
+    with lent.standing():
+        running = asyncio.ensure_future(lent.call("slow", SLOW))
+        await until(lent.busy)
+        async with raw(lent) as leaving:
+            await leaving.send(post("/functions/left", b"x"))
+            await until(lambda: lent.front.pool.waiting == 1)
+        await until(lambda: lent.front.pool.waiting == 0)
+        assert not running.done()
+    assert (await running)[0] == 200
+    assert lent.front.pool.tallies["left"].outcomes == {"client_gone": 1}
+    assert lent.front.server.shared.memory.held == 0
 
 
 async def test_an_abandoned_call_is_ended_only_where_others_wait(
