@@ -22,6 +22,7 @@ from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 from tests.support.functions import compiled, local
 from tests.support.generated import generated
+from tests.support.lent_node import NodeLender
 
 REFUSED = hostile.refused()
 ACCEPTED = hostile.accepted()
@@ -39,11 +40,17 @@ def checks() -> Checks:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def edge(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
-    async with node(tmp_path_factory.mktemp("node") / "state") as made:
-        functions = {name: (module.wasm, module.manifest) for name, module in ACCEPTED.items()}
-        await made.release({"echo": guest("echo"), **functions})
-        yield made
+async def lender(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NodeLender]:
+    functions = {name: (module.wasm, module.manifest) for name, module in ACCEPTED.items()}
+    made = NodeLender(tmp_path_factory.mktemp("node"), {"echo": guest("echo"), **functions})
+    yield made
+    await made.end()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def edge(lender: NodeLender) -> AsyncIterator[Node]:
+    async with lender.lent() as lent:
+        yield lent
 
 
 @pytest.mark.parametrize("name", [*REFUSED, TOO_LARGE])
@@ -143,32 +150,35 @@ async def test_among_all_of_them_the_front_is_as_quick_as_before(edge: Node) -> 
             assert (status, code) in ((module.status, module.code), (503, "circuit_open")), name
 
 
-async def test_a_module_as_large_as_it_may_be(edge: Node) -> None:
+async def test_a_module_as_large_as_it_may_be(tmp_path: Path) -> None:
     """In a release of its own: each worker that is born loads all functions of the release."""
     largest = hostile.largest()
-    async with as_quick_as_before(edge):
-        await edge.release({"echo": guest("echo"), "largest": (largest.wasm, largest.manifest)})
-        assert await edge.problem("largest") == (largest.status, largest.code)
+    async with node(tmp_path / "state") as edge:
+        await edge.release({"echo": guest("echo")})
+        async with as_quick_as_before(edge):
+            await edge.release({"echo": guest("echo"), "largest": (largest.wasm, largest.manifest)})
+            assert await edge.problem("largest") == (largest.status, largest.code)
 
 
-async def test_generated_modules_end_in_their_own_status(edge: Node, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_generated_modules_end_in_their_own_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     functions = {}
     for module in random.Random("sample").sample(generated(500), SAMPLE):
         with contextlib.suppress(ModuleRefused):
             abi = check_module(module.wasm)["abi"]
             manifest = {"abi": abi, "entry": "run" if abi == "extism" else "", "time_limit_ms": 300, "memory_pages": 32}
             functions[module.name] = (module.wasm, manifest)
-    await edge.release({"echo": guest("echo"), **functions})
-    ends = []
-    for name in functions:
-        status, _, body = await edge.call(name, b"hello")
-        ends.append(status)
-        assert status in (200, 500, 502, 504, 507), (name, status, body)
-        assert (await edge.call("echo", name.encode()))[2] == name.encode()
+    async with node(tmp_path / "state") as edge:
+        await edge.release({"echo": guest("echo"), **functions})
+        ends = []
+        for name in functions:
+            status, _, body = await edge.call(name, b"hello")
+            ends.append(status)
+            assert status in (200, 500, 502, 504, 507), (name, status, body)
+            assert (await edge.call("echo", name.encode()))[2] == name.encode()
+        assert edge.front.processes.zygotes == 1
     with capsys.disabled():
         counted = {status: ends.count(status) for status in sorted(set(ends))}
         print(
             f"\n{len(functions)} of {SAMPLE} generated modules went through the edge; their calls ended so: {counted}"
         )
     assert 502 in ends
-    assert edge.front.processes.zygotes == 1

@@ -21,7 +21,8 @@ from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import texts, write
 from tests.integration.edge_runtime.cli.test_node import DEADLINE, command, start
 from tests.support.deadlines import deadline
-from tests.support.edge import Node, node
+from tests.support.edge import Node
+from tests.support.lent_node import NodeLender
 
 FUNCTIONS = {"sql": (guest("sql"), {"sql": "write"}), "reader": (guest("sql"), {"sql": "read"})}
 NOTES = [
@@ -34,11 +35,18 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+async def lender(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NodeLender]:
+    """Has a node with a table of notes."""
+    made = NodeLender(tmp_path_factory.mktemp("served"), FUNCTIONS, NOTES, written={"notes", "child"})
+    yield made
+    await made.end()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def served(lender: NodeLender) -> AsyncIterator[Node]:
     """A node that serves, with a table of notes."""
-    async with node(tmp_path_factory.mktemp("served") / "state") as made:
-        await made.release(FUNCTIONS, NOTES)
-        yield made
+    async with lender.lent() as lent:
+        yield lent
 
 
 async def sql(edge: Node, *arguments: str) -> tuple[int, str, str]:

@@ -9,7 +9,8 @@ import pytest_asyncio
 
 from tests.guests.build import guest
 from tests.support.deadlines import deadline
-from tests.support.edge import Node, node
+from tests.support.edge import Node
+from tests.support.lent_node import NodeLender
 
 LIMIT = 1_000_000
 GOOD = b"Content-Type: text/plain\n\n"
@@ -18,17 +19,22 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def edge(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
-    async with node(tmp_path_factory.mktemp("node") / "state", body_limit=LIMIT) as made:
-        await made.release(
-            {
-                "env": guest("env"),
-                "raw": guest("raw"),
-                "echo": (guest("echo"), {"response_limit": LIMIT}),
-                "tight": (guest("echo"), {"response_limit": 1000}),
-            }
-        )
-        yield made
+async def lender(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NodeLender]:
+    functions = {
+        "env": guest("env"),
+        "raw": guest("raw"),
+        "echo": (guest("echo"), {"response_limit": LIMIT}),
+        "tight": (guest("echo"), {"response_limit": 1000}),
+    }
+    made = NodeLender(tmp_path_factory.mktemp("node"), functions, body_limit=LIMIT)
+    yield made
+    await made.end()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def edge(lender: NodeLender) -> AsyncIterator[Node]:
+    async with lender.lent() as lent:
+        yield lent
 
 
 async def raw(edge: Node, request: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
