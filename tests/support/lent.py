@@ -6,7 +6,7 @@ lent a new replica. A test that leaves something on purpose has a replica of its
 """
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,11 @@ TRANSACTIONS = """
 
 
 class Lender:
-    """Has one replica at a time; `made` is what was made of it before it is lent, the same for each test."""
+    """Has one replica at a time; `made` is what was made of it before it is lent, the same for each test.
+
+    `written` are tables whose rows the tests leave to each other: what a test makes there has a name of its own, and
+    what it asks has that name in it.
+    """
 
     def __init__(
         self,
@@ -44,13 +48,17 @@ class Lender:
         pki: Pki,
         spool: Path,
         make: Callable[[Control], Awaitable[Any]] | None = None,
+        *,
+        written: Collection[str] = (),
         **settings: Any,
     ) -> None:
         self.made: Any = None
         self.control: Control | None = None
         self._services, self._pki, self._spool = services, pki, spool
         self._make, self._settings = make, settings
-        self._url = ""
+        self._unseen = RECORDS.union(written)
+        self._reader: Any = None
+        """The lender's own connection to the database."""
         self._tables: list[str] = []
         self._stack = AsyncExitStack()
 
@@ -75,20 +83,22 @@ class Lender:
 
     async def _start(self) -> Control:
         stack, services = self._stack, self._services
-        self._url = await services.fresh_database()
-        stack.push_async_callback(servers.drop_database, services.metadata_url, self._url)
+        url = await services.fresh_database()
+        stack.push_async_callback(servers.drop_database, services.metadata_url, url)
         bucket_url = await servers.fresh_bucket(services.artifacts_url)
         stack.push_async_callback(servers.drop_bucket, bucket_url)
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         wait_longer(patch)
         clock = SetClock(time="run")
-        site = await prepare(self._url, bucket_url, self._pki, self._spool)
+        site = await prepare(url, bucket_url, self._pki, self._spool)
         with pytest.MonkeyPatch.context() as start:
             # It does nothing by itself, whatever the test names that is the first to be lent it.
             silence(start)
             found = await stack.enter_async_context(site.running(clock=clock, **self._settings))
         self.control = Control(found.server, site.admin, clock, found.session)
-        self._tables = [row[0] for row in await self._read(TABLES) if row[0] not in RECORDS]
+        self._reader = await asyncpg.connect(url)
+        stack.push_async_callback(self._reader.close)
+        self._tables = [row[0] for row in await self._reader.fetch(TABLES) if row[0] not in self._unseen]
         self.made = None if self._make is None else await self._make(self.control)
         return self.control
 
@@ -96,18 +106,11 @@ class Lender:
         """What there is now of all that a test may leave behind."""
         found = {f"clock: moved to {control.clock.time}"}
         rows = " UNION ALL ".join(f"SELECT '{table}', t::text FROM {table} t" for table in self._tables)
-        found |= {f"row of {table}: {row}" for table, row in await self._read(rows)}
+        found |= {f"row of {table}: {row}" for table, row in await self._reader.fetch(rows)}
         if self._services.postgresql_url:
-            found |= {f"transaction: {tuple(row)}" for row in await self._read(TRANSACTIONS)}
+            found |= {f"transaction: {tuple(row)}" for row in await self._reader.fetch(TRANSACTIONS)}
         state = control.server.server_state
         found |= {f"connection: {id(each)}" for each in state.connections}
         found |= {f"request: {task!r}" for task in state.tasks}
         found |= {f"file: {path}" for path in self._spool.rglob("*")}
         return found | processes() | descriptors()
-
-    async def _read(self, sql: str) -> list[Any]:
-        connection = await asyncpg.connect(self._url)
-        try:
-            return list(await connection.fetch(sql))
-        finally:
-            await connection.close()

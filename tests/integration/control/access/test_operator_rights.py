@@ -7,12 +7,15 @@ from uuid import uuid4
 import asyncpg
 import msgspec
 import pytest
+import pytest_asyncio
 
 from control import wire
 from control.access.rights import ROLES
 from control.local.pki import Pki
 from tests.support.control import Control, module, running
+from tests.support.lent import Lender
 from tests.support.operation_rules import RULES, Rule
+from tests.support.services import ServerUrls
 
 KINDS: dict[str, list[dict[str, Any]]] = {
     "reader": [{"role": "read"}],
@@ -27,16 +30,34 @@ KINDS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+async def two_groups(control: Control) -> None:
+    """Each with a release of `orders` and `stock`."""
+    for name in ("orders", "stock"):
+        await control.push(name, module(name))
+    for group in ("north", "south"):
+        await control.ok("POST", "/v1/groups", {"name": group})
+        await control.release(group=group, functions={"orders": 1, "stock": 1})
+
+
 @pytest.fixture
 async def fleet(long_waits: None, database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
-    """Two groups, each with a release of `orders` and `stock`."""
+    """One with two groups."""
     async with running(database_url, bucket_url, pki) as control:
-        for name in ("orders", "stock"):
-            await control.push(name, module(name))
-        for group in ("north", "south"):
-            await control.ok("POST", "/v1/groups", {"name": group})
-            await control.release(group=group, functions={"orders": 1, "stock": 1})
+        await two_groups(control)
         yield control
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lender(services: ServerUrls, pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lender]:
+    """Has one with two groups. Each test has operators and nodes with names of its own."""
+    written = {"operators", "nodes", "credentials", "join_tokens"}
+    made = Lender(services, pki, tmp_path_factory.mktemp("spool"), two_groups, written=written)
+    yield made
+    await made.end()
+
+
+in_the_modules_loop = pytest.mark.asyncio(loop_scope="module")
+"""For a test that is lent the module's replica."""
 
 
 async def operator(control: Control, name: str, grants: list[dict[str, Any]], **more: Any) -> str:
@@ -171,50 +192,54 @@ async def test_ci_pushes_named_functions_to_its_group_and_nothing_else(fleet: Co
     assert [r["number"] for r in await fleet.items("/v1/releases?group=north")] == [3, 2, 1], "nothing else was made"
 
 
-async def test_who_only_pushes_sends_a_release_to_no_node_that_cannot_run_it(fleet: Control) -> None:
-    ci = await operator(fleet, "ci", [{"role": "push", "group": "north", "functions": ["orders"]}])
-    await fleet.join("old", "north", capabilities={"abi": [], "manifest": [], "schema": []})
+@in_the_modules_loop
+async def test_who_only_pushes_sends_a_release_to_no_node_that_cannot_run_it(lent: Control) -> None:
+    ci = await operator(lent, "pusher", [{"role": "push", "group": "north", "functions": ["orders"]}])
+    await lent.join("old", "north", capabilities={"abi": [], "manifest": [], "schema": []})
     body = {"group": "north", "functions": {"orders": 1}, "allow_unfit": True}
-    assert (await fleet.ok("POST", "/v1/releases?plan=true", body, token=ci))["unfit"]["count"] == 1
-    reply = await fleet.call("POST", "/v1/releases", body, token=ci)
+    assert (await lent.ok("POST", "/v1/releases?plan=true", body, token=ci))["unfit"]["count"] == 1
+    reply = await lent.call("POST", "/v1/releases", body, token=ci)
     assert (reply.status, reply.code) == (403, "role_insufficient"), reply.body
     assert "deploy@north" in reply.body["detail"]
-    assert len(await fleet.items("/v1/releases?group=north")) == 1
+    assert len(await lent.items("/v1/releases?group=north")) == 1
 
 
-async def test_a_plan_of_a_move_shows_no_group_that_the_operator_may_not_see(fleet: Control) -> None:
-    reader = await operator(fleet, "reader", [{"role": "read", "group": "north"}])
-    await fleet.join("n1", "north")
+@in_the_modules_loop
+async def test_a_plan_of_a_move_shows_no_group_that_the_operator_may_not_see(lent: Control) -> None:
+    reader = await operator(lent, "planner", [{"role": "read", "group": "north"}])
+    await lent.join("planned", "north")
     there, nowhere = [
-        await fleet.call("GET", f"/v1/nodes/n1/move?group={group}", token=reader) for group in ("south", "nowhere")
+        await lent.call("GET", f"/v1/nodes/planned/move?group={group}", token=reader) for group in ("south", "nowhere")
     ]
     assert (there.status, there.code) == (404, "unknown_group")
     # Its refusal doesn't tell whether there is such a group.
     assert there.body["detail"] == nowhere.body["detail"].replace("nowhere", "south")
 
 
-async def test_a_node_moves_between_groups_of_the_operator_alone(fleet: Control) -> None:
-    north = await operator(fleet, "north", [{"role": "deploy", "group": "north"}])
-    both = await operator(fleet, "both", [{"role": "deploy", "group": g} for g in ("north", "south")])
-    await fleet.join("n1", "north")
-    token = await fleet.ok("POST", "/v1/join-tokens", {"rejoin": "n1"})
-    reply = await fleet.call("POST", "/v1/nodes/n1/move", {"group": "south"}, token=north)
+@in_the_modules_loop
+async def test_a_node_moves_between_groups_of_the_operator_alone(lent: Control) -> None:
+    north = await operator(lent, "mover-north", [{"role": "deploy", "group": "north"}])
+    both = await operator(lent, "mover-both", [{"role": "deploy", "group": g} for g in ("north", "south")])
+    await lent.join("moved", "north")
+    token = await lent.ok("POST", "/v1/join-tokens", {"rejoin": "moved"})
+    reply = await lent.call("POST", "/v1/nodes/moved/move", {"group": "south"}, token=north)
     assert (reply.status, "deploy@south" in reply.body["detail"]) == (403, True)
-    await fleet.ok("POST", "/v1/nodes/n1/move", {"group": "south"}, token=both)
-    assert (await fleet.call("POST", "/v1/nodes/n1/retry", token=north)).code == "unknown_node"
+    await lent.ok("POST", "/v1/nodes/moved/move", {"group": "south"}, token=both)
+    assert (await lent.call("POST", "/v1/nodes/moved/retry", token=north)).code == "unknown_node"
     # A token with which the node could join again was made by an admin of the group that it was in.
-    body = {"name": "n1", "attempt": str(uuid4())}
-    assert (await fleet.call("POST", "/v1/nodes", body, token=token["token"])).status == 401
+    body = {"name": "moved", "attempt": str(uuid4())}
+    assert (await lent.call("POST", "/v1/nodes", body, token=token["token"])).status == 401
 
 
-async def test_nobody_gives_or_takes_more_than_it_has(fleet: Control) -> None:
-    admin = await operator(fleet, "north-admin", [{"role": "admin", "group": "north"}], expires_in=3600)
+@in_the_modules_loop
+async def test_nobody_gives_or_takes_more_than_it_has(lent: Control) -> None:
+    admin = await operator(lent, "giver", [{"role": "admin", "group": "north"}], expires_in=3600)
 
     async def asked(method: str, path: str, body: Any = None) -> int:
-        return (await fleet.call(method, path, body, token=admin)).status
+        return (await lent.call(method, path, body, token=admin)).status
 
     here = {"grants": [{"role": "deploy", "group": "north"}], "expires_in": 600}
-    assert await asked("POST", "/v1/operators", {"name": "a", **here}) == 201
+    assert await asked("POST", "/v1/operators", {"name": "given", **here}) == 201
     for wrong in (
         {"grants": [{"role": "read"}]},
         {"grants": [{"role": "read", "group": "south"}]},
@@ -222,15 +247,15 @@ async def test_nobody_gives_or_takes_more_than_it_has(fleet: Control) -> None:
         {"expires_in": 7200},
         {"expires_in": None},
     ):
-        assert await asked("POST", "/v1/operators", {"name": "b", **here, **wrong}) == 403, wrong
+        assert await asked("POST", "/v1/operators", {"name": "not-given", **here, **wrong}) == 403, wrong
         change = {k: v for k, v in wrong.items() if v is not None} or {"endless": True}
-        assert await asked("POST", "/v1/operators/a/change", change) == 403, wrong
+        assert await asked("POST", "/v1/operators/given/change", change) == 403, wrong
     assert await asked("POST", "/v1/operators/admin/change", {"grants": here["grants"]}) == 403
     assert await asked("DELETE", "/v1/operators/admin") == 403
-    assert await asked("POST", "/v1/operators/a/change", {"expires_in": 900}) == 200
-    assert await asked("DELETE", "/v1/operators/a") == 204
-    token = await fleet.ok("POST", "/v1/join-tokens", {"group": "north", "expires_in": 86400}, token=admin)
-    [shown] = [o for o in await fleet.items("/v1/operators") if o["name"] == "north-admin"]
+    assert await asked("POST", "/v1/operators/given/change", {"expires_in": 900}) == 200
+    assert await asked("DELETE", "/v1/operators/given") == 204
+    token = await lent.ok("POST", "/v1/join-tokens", {"group": "north", "expires_in": 86400}, token=admin)
+    [shown] = [o for o in await lent.items("/v1/operators") if o["name"] == "giver"]
     assert token["expires_at"] == shown["expires_at"], "a join token doesn't outlive who made it"
 
 
@@ -253,12 +278,13 @@ async def test_what_an_operator_may_changes_at_once_and_its_token_stays(fleet: C
     assert (await fleet.call("GET", "/v1/groups", token=token)).status == 200
 
 
-async def test_an_operators_join_tokens_end_when_it_may_less(fleet: Control) -> None:
-    admin = await operator(fleet, "anna", [{"role": "admin"}])
-    made = await fleet.ok("POST", "/v1/join-tokens", {"group": "south"}, token=admin)
-    await fleet.ok("POST", "/v1/operators/anna/change", {"grants": [{"role": "admin", "group": "north"}]})
+@in_the_modules_loop
+async def test_an_operators_join_tokens_end_when_it_may_less(lent: Control) -> None:
+    admin = await operator(lent, "token-maker", [{"role": "admin"}])
+    made = await lent.ok("POST", "/v1/join-tokens", {"group": "south"}, token=admin)
+    await lent.ok("POST", "/v1/operators/token-maker/change", {"grants": [{"role": "admin", "group": "north"}]})
     body = {"name": "x", "attempt": str(uuid4())}
-    assert (await fleet.call("POST", "/v1/nodes", body, token=made["token"])).code == "token_revoked"
+    assert (await lent.call("POST", "/v1/nodes", body, token=made["token"])).code == "token_revoked"
 
 
 async def test_an_admin_of_all_groups_stays(fleet: Control) -> None:
@@ -286,11 +312,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_wrong_grants_are_refused(fleet: Control) -> None:
+@in_the_modules_loop
+async def test_wrong_grants_are_refused(lent: Control) -> None:
+    before = [o["name"] for o in await lent.items("/v1/operators")]
     for body, code in WRONG:
-        reply = await fleet.call("POST", "/v1/operators", {"name": "x", **body})
+        reply = await lent.call("POST", "/v1/operators", {"name": "x", **body})
         assert reply.code == code, body
-    assert [o["name"] for o in await fleet.items("/v1/operators")] == ["admin"]
+    assert [o["name"] for o in await lent.items("/v1/operators")] == before
 
 
 async def test_an_operator_of_an_earlier_version_keeps_its_role(fleet: Control, database_url: str) -> None:
