@@ -1,35 +1,58 @@
 """Signing in and out at the console, as a browser does it, and what others can't do with it."""
 
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from control.access import sign_ins
 from control.access.guesses import Guesses
 from control.access.sessions import COOKIE
 from control.console.sign_in_pages import VISIT_COOKIE
 from control.local.pki import Pki
-from tests.support.control import Control, running
+from tests.support.control import Control
 from tests.support.cookies_and_forms import ConsoleBrowser
+from tests.support.lent import Lender
+from tests.support.services import ServerUrls
 
 
-@pytest.fixture
-async def control(long_waits: None, database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
-    async with running(database_url, bucket_url, pki) as found:
-        yield found
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lender(services: ServerUrls, pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lender]:
+    """Has a replica with sign-ins of all tests; the operators of each have names of its own."""
+    written = {"operators", "sessions", "sign_in_codes", "logins"}
+    made = Lender(services, pki, tmp_path_factory.mktemp("spool"), written=written)
+    yield made
+    await made.end()
 
 
-@pytest.fixture
-async def browser(control: Control) -> AsyncIterator[ConsoleBrowser]:
+in_the_modules_loop = pytest.mark.asyncio(loop_scope="module")
+"""For a test that is lent the module's replica."""
+
+
+@contextlib.asynccontextmanager
+async def browsing(control: Control) -> AsyncIterator[ConsoleBrowser]:
     connector = control.session.connector
     # Its cookies are kept by the test's rules.
     async with aiohttp.ClientSession(
         connector=connector, connector_owner=False, cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
         yield ConsoleBrowser(control.url, session)
+
+
+@pytest.fixture
+async def browser(control: Control) -> AsyncIterator[ConsoleBrowser]:
+    async with browsing(control) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def lent_browser(lent: Control) -> AsyncIterator[ConsoleBrowser]:
+    async with browsing(lent) as made:
+        yield made
 
 
 def another(browser: ConsoleBrowser) -> ConsoleBrowser:
@@ -42,29 +65,31 @@ def standing_still(guesses: Guesses) -> None:
     guesses._passed = lambda: now
 
 
-async def test_who_asks_for_a_page_signs_in_and_gets_it(control: Control, browser: ConsoleBrowser) -> None:
-    shown = await browser.open("/?range=1h")
-    assert (shown.status, browser.at) == (200, f"{control.url}/sign-in?next=/%3Frange%3D1h")
+@in_the_modules_loop
+async def test_who_asks_for_a_page_signs_in_and_gets_it(lent: Control, lent_browser: ConsoleBrowser) -> None:
+    shown = await lent_browser.open("/?range=1h")
+    assert (shown.status, lent_browser.at) == (200, f"{lent.url}/sign-in?next=/%3Frange%3D1h")
     assert "no-store" in shown.headers["cache-control"]
-    shown = await browser.send("/sign-in", token=f" {control.token} ")
-    assert (shown.status, browser.at) == (200, f"{control.url}/?range=1h")
+    shown = await lent_browser.send("/sign-in", token=f" {lent.token} ")
+    assert (shown.status, lent_browser.at) == (200, f"{lent.url}/?range=1h")
     assert "admin" in shown.words
-    assert set(browser.cookies) == {COOKIE}
-    assert control.token not in shown.text
+    assert set(lent_browser.cookies) == {COOKIE}
+    assert lent.token not in shown.text
     # Who is signed in isn't asked again.
-    await browser.open("/sign-in?next=/login")
-    assert browser.at == f"{control.url}/login"
+    await lent_browser.open("/sign-in?next=/login")
+    assert lent_browser.at == f"{lent.url}/login"
 
 
-async def test_signing_out_ends_the_session_itself(control: Control, browser: ConsoleBrowser) -> None:
-    await browser.sign_in(control.token)
-    kept = dict(browser.cookies)
-    await browser.send("/sign-out")
-    assert (browser.cookies.keys(), browser.at) == ({VISIT_COOKIE}, f"{control.url}/sign-in")
-    thief = another(browser)
+@in_the_modules_loop
+async def test_signing_out_ends_the_session_itself(lent: Control, lent_browser: ConsoleBrowser) -> None:
+    await lent_browser.sign_in(lent.token)
+    kept = dict(lent_browser.cookies)
+    await lent_browser.send("/sign-out")
+    assert (lent_browser.cookies.keys(), lent_browser.at) == ({VISIT_COOKIE}, f"{lent.url}/sign-in")
+    thief = another(lent_browser)
     thief.cookies = kept
     await thief.open("/")
-    assert thief.at.startswith(f"{control.url}/sign-in?")
+    assert thief.at.startswith(f"{lent.url}/sign-in?")
 
 
 async def test_a_wrong_token_tells_nothing_and_is_counted(control: Control, browser: ConsoleBrowser) -> None:
@@ -83,73 +108,77 @@ async def test_a_wrong_token_tells_nothing_and_is_counted(control: Control, brow
 
 
 @pytest.mark.parametrize("to", ["https://evil.example/", "//evil.example", "/\\evil.example", "/sign-in", "/sign-out"])
-async def test_signing_in_leads_to_no_other_place(control: Control, browser: ConsoleBrowser, to: str) -> None:
-    await browser.open("/sign-in")
-    await browser.send("/sign-in", token=control.token, next=to)
-    assert browser.at == f"{control.url}/"
-    await browser.send("/sign-out")
-    await browser.session.get(control.url)
-    shown = await browser.open(f"/sign-in?next={to}")
+@in_the_modules_loop
+async def test_signing_in_leads_to_no_other_place(lent: Control, lent_browser: ConsoleBrowser, to: str) -> None:
+    await lent_browser.open("/sign-in")
+    await lent_browser.send("/sign-in", token=lent.token, next=to)
+    assert lent_browser.at == f"{lent.url}/"
+    await lent_browser.send("/sign-out")
+    await lent_browser.session.get(lent.url)
+    shown = await lent_browser.open(f"/sign-in?next={to}")
     assert 'name="next" value="/"' in shown.text
 
 
-async def test_no_other_site_signs_anybody_in(control: Control, browser: ConsoleBrowser) -> None:
+@in_the_modules_loop
+async def test_no_other_site_signs_anybody_in(lent: Control, lent_browser: ConsoleBrowser) -> None:
     """Nor has them send a form, whatever of the cookies it could put into the browser."""
-    await browser.open("/sign-in")
+    await lent_browser.open("/sign-in")
     for headers in (
         {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
         {"origin": "https://evil.example"},
         {"origin": "null"},
         {},
     ):
-        shown = await browser.send("/sign-in", headers=headers, token=control.token)
-        assert (shown.status, COOKIE in browser.cookies) == (403, False)
+        shown = await lent_browser.send("/sign-in", headers=headers, token=lent.token)
+        assert (shown.status, COOKIE in lent_browser.cookies) == (403, False)
     # A form that was made for another browser.
-    other = another(browser)
+    other = another(lent_browser)
     await other.open("/sign-in")
-    other.cookies = dict(browser.cookies)
-    shown = await other.send("/sign-in", token=control.token)
+    other.cookies = dict(lent_browser.cookies)
+    shown = await other.send("/sign-in", token=lent.token)
     assert (shown.status, COOKIE in other.cookies) == (403, False)
     # Without cookies the page says what is wrong.
-    lost = another(browser)
+    lost = another(lent_browser)
     await lost.open("/sign-in")
     lost.cookies.clear()
-    shown = await lost.send("/sign-in", token=control.token)
+    shown = await lost.send("/sign-in", token=lent.token)
     assert (shown.status, COOKIE in lost.cookies) == (403, False)
     assert "Cookies must be allowed" in shown.words
 
 
+@in_the_modules_loop
 async def test_signing_in_makes_a_new_session_whatever_the_browser_had(
-    control: Control, browser: ConsoleBrowser
+    lent: Control, lent_browser: ConsoleBrowser
 ) -> None:
     """A session that somebody put there before isn't the one that is signed in."""
-    await browser.sign_in(control.token)
-    first = browser.cookies[COOKIE]
-    token = await control.operator("anna", "read")
-    victim = another(browser)
+    await lent_browser.sign_in(lent.token)
+    first = lent_browser.cookies[COOKIE]
+    token = await lent.operator("victim", "read")
+    victim = another(lent_browser)
     await victim.open("/sign-in")
     victim.cookies[COOKIE] = first
     shown = await victim.send("/sign-in", token=token)
     assert victim.cookies[COOKIE] != first
-    assert "anna" in shown.words
+    assert "victim" in shown.words
     # The one before was ended.
-    await browser.open("/")
-    assert "/sign-in" in browser.at
+    await lent_browser.open("/")
+    assert "/sign-in" in lent_browser.at
 
 
+@in_the_modules_loop
 async def test_every_form_of_the_console_needs_its_sessions_token_and_origin(
-    control: Control, browser: ConsoleBrowser
+    lent: Control, lent_browser: ConsoleBrowser
 ) -> None:
-    await browser.sign_in(control.token)
-    await browser.open("/login")
-    shown = await browser.send("/sign-out", form_token="0" * 64)
-    assert (shown.status, COOKIE in browser.cookies) == (403, True)
-    await browser.open("/login")
-    shown = await browser.send(
+    await lent_browser.sign_in(lent.token)
+    await lent_browser.open("/login")
+    shown = await lent_browser.send("/sign-out", form_token="0" * 64)
+    assert (shown.status, COOKIE in lent_browser.cookies) == (403, True)
+    await lent_browser.open("/login")
+    shown = await lent_browser.send(
         "/sign-out", headers={"origin": "https://sibling.127.0.0.1", "sec-fetch-site": "same-site"}
     )
-    assert (shown.status, COOKIE in browser.cookies) == (403, True)
-    assert (await browser.open("/login")).status == 200
+    assert (shown.status, COOKIE in lent_browser.cookies) == (403, True)
+    assert (await lent_browser.open("/login")).status == 200
 
 
 async def test_staying_signed_in_is_chosen(control: Control, browser: ConsoleBrowser) -> None:
@@ -164,21 +193,22 @@ async def test_staying_signed_in_is_chosen(control: Control, browser: ConsoleBro
     assert "/sign-in" in other.at
 
 
-async def test_a_code_signs_in_once(control: Control, browser: ConsoleBrowser) -> None:
-    token = await control.operator("anna", "deploy")
-    made = await control.ok("POST", "/v1/sign-in-codes", token=token)
+@in_the_modules_loop
+async def test_a_code_signs_in_once(lent: Control, lent_browser: ConsoleBrowser) -> None:
+    token = await lent.operator("coder", "deploy")
+    made = await lent.ok("POST", "/v1/sign-in-codes", token=token)
     assert re.fullmatch(r"[B-Z]{4}-[B-Z]{4}", made["code"])
-    rows = await control.services.db.read(lambda conn: conn.fetch("SELECT c::text AS c FROM sign_in_codes AS c"))
+    rows = await lent.services.db.read(lambda conn: conn.fetch("SELECT c::text AS c FROM sign_in_codes AS c"))
     assert made["code"].replace("-", "") not in str(rows)
-    shown = await browser.open("/sign-in?by=code")
+    shown = await lent_browser.open("/sign-in?by=code")
     assert 'name="token"' not in shown.text
-    shown = await browser.send("/sign-in", code=made["code"].lower().replace("-", " "))
-    assert (browser.at, "anna" in shown.words) == (f"{control.url}/", True)
-    other = another(browser)
+    shown = await lent_browser.send("/sign-in", code=made["code"].lower().replace("-", " "))
+    assert (lent_browser.at, "coder" in shown.words) == (f"{lent.url}/", True)
+    other = another(lent_browser)
     await other.open("/sign-in?by=code")
     shown = await other.send("/sign-in", code=made["code"])
     assert (shown.status, COOKIE in other.cookies) == (401, False)
-    actions = [(r["action"], r["details"].get("by")) for r in await control.items("/v1/audit?actor=anna")]
+    actions = [(r["action"], r["details"].get("by")) for r in await lent.items("/v1/audit?actor=coder")]
     assert actions == [("session.begin", "code"), ("code.create", None)]
 
 
@@ -220,32 +250,33 @@ async def take(control: Control, made: dict[str, str]) -> tuple[int, str, str]:
     return reply.status, "" if reply.status == 200 else reply.code, reply.body.get("token", "")
 
 
-async def test_a_login_is_allowed_by_whoever_types_its_code(control: Control, browser: ConsoleBrowser) -> None:
-    token = await control.operator("anna", "deploy")
-    made = await login(control)
-    assert await take(control, made) == (403, "login_pending", "")
-    await browser.open(made["verification_path"])
-    await browser.send("/sign-in", token=token)
-    assert browser.at == f"{control.url}/login"
-    shown = await browser.send("/login", code=made["user_code"])
+@in_the_modules_loop
+async def test_a_login_is_allowed_by_whoever_types_its_code(lent: Control, lent_browser: ConsoleBrowser) -> None:
+    token = await lent.operator("typist", "deploy")
+    made = await login(lent)
+    assert await take(lent, made) == (403, "login_pending", "")
+    await lent_browser.open(made["verification_path"])
+    await lent_browser.send("/sign-in", token=token)
+    assert lent_browser.at == f"{lent.url}/login"
+    shown = await lent_browser.send("/login", code=made["user_code"])
     assert "&lt;b&gt;anna&#39;s laptop" in shown.text
     assert "127.0.0.1" in shown.words
-    assert await take(control, made) == (403, "login_pending", "")
-    shown = await browser.send("/login", answer="allow")
+    assert await take(lent, made) == (403, "login_pending", "")
+    shown = await lent_browser.send("/login", answer="allow")
     assert "The login is allowed" in shown.words
-    status, _, got = await take(control, made)
+    status, _, got = await take(lent, made)
     assert status == 200
-    assert (await control.call("GET", "/v1/groups", token=got)).status == 200
-    assert await take(control, made) == (403, "login_ended", "")
-    assert (await browser.send("/login", answer="allow")).status == 404
+    assert (await lent.call("GET", "/v1/groups", token=got)).status == 200
+    assert await take(lent, made) == (403, "login_ended", "")
+    assert (await lent_browser.send("/login", answer="allow")).status == 404
     # Both are of one sign-in, and end apart.
-    await browser.open("/login")
-    await browser.send("/sign-out")
-    assert (await control.call("GET", "/v1/groups", token=got)).status == 200
-    await control.ok("DELETE", "/v1/sessions/self", token=got)
-    assert (await control.call("GET", "/v1/groups", token=got)).code == "session_ended"
-    assert (await control.call("DELETE", "/v1/sessions/self", token=token)).code == "unknown_session"
-    actions = [row["action"] for row in await control.items("/v1/audit?actor=anna")]
+    await lent_browser.open("/login")
+    await lent_browser.send("/sign-out")
+    assert (await lent.call("GET", "/v1/groups", token=got)).status == 200
+    await lent.ok("DELETE", "/v1/sessions/self", token=got)
+    assert (await lent.call("GET", "/v1/groups", token=got)).code == "session_ended"
+    assert (await lent.call("DELETE", "/v1/sessions/self", token=token)).code == "unknown_session"
+    actions = [row["action"] for row in await lent.items("/v1/audit?actor=typist")]
     assert actions == ["session.end", "session.end", "session.begin", "login.allow", "session.begin"]
 
 
