@@ -16,7 +16,8 @@ from edge_runtime.ipc.progress_page import RUNNING, WAITING
 from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
 from edge_runtime.telemetry.search import LineFilter, search
 from tests.guests.build import guest
-from tests.support.edge import Node, node, until
+from tests.support.edge import Node, until
+from tests.support.lent_node import NodeLender
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 INSERT = b"""{"sql":"INSERT INTO notes (text) VALUES ('written out')"}"""
@@ -67,7 +68,7 @@ async def site() -> AsyncIterator[str]:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def edge(tmp_path_factory: pytest.TempPathFactory, site: str) -> AsyncIterator[Node]:
+async def lender(tmp_path_factory: pytest.TempPathFactory, site: str) -> AsyncIterator[NodeLender]:
     guests = {
         "sql": (guest("sql"), {"sql": "write", "concurrency": 2}),
         "reader": (guest("sql"), {"sql": "read"}),
@@ -77,9 +78,17 @@ async def edge(tmp_path_factory: pytest.TempPathFactory, site: str) -> AsyncIter
         "slow": guest("slow"),
         "echo": guest("echo"),
     }
-    async with node(tmp_path_factory.mktemp("node") / "state", lock_wait=60.0, lock_hold=60.0) as made:
-        await made.release(guests, ["CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)"])
-        yield made
+    notes = ["CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)"]
+    settings = {"lock_wait": 60.0, "lock_hold": 60.0}
+    made = NodeLender(tmp_path_factory.mktemp("node"), guests, notes, written={"notes"}, **settings)
+    yield made
+    await made.end()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def edge(lender: NodeLender) -> AsyncIterator[Node]:
+    async with lender.lent() as lent:
+        yield lent
 
 
 @pytest.fixture

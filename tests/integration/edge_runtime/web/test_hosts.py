@@ -13,6 +13,7 @@ import pytest_asyncio
 from edge_runtime.dispatch.pool import Pool
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
+from tests.support.lent_node import NodeLender
 from tests.support.raw_http import post, raw
 
 TOKEN = "a-long-enough-secret"
@@ -33,17 +34,25 @@ FUNCTIONS = {
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def behind_token(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
-    async with node(tmp_path_factory.mktemp("token") / "state", token=TOKEN) as edge:
-        await edge.release(FUNCTIONS)
+async def lenders(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, NodeLender]]:
+    """By token: who has a node with it, and without one, on loopback."""
+    folder = tmp_path_factory.mktemp("nodes")
+    made = {token: NodeLender(folder / (token or "open"), FUNCTIONS, token=token) for token in (TOKEN, "")}
+    yield made
+    for lender in made.values():
+        await lender.end()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def behind_token(lenders: dict[str, NodeLender]) -> AsyncIterator[Node]:
+    async with lenders[TOKEN].lent() as edge:
         yield edge
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def open_node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def open_node(lenders: dict[str, NodeLender]) -> AsyncIterator[Node]:
     """A node without a token, on loopback."""
-    async with node(tmp_path_factory.mktemp("open") / "state") as edge:
-        await edge.release(FUNCTIONS)
+    async with lenders[""].lent() as edge:
         yield edge
 
 
