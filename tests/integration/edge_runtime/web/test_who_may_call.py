@@ -1,9 +1,7 @@
 """A node's local HTTP: who may call, and what is refused before a function is asked."""
 
-import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -11,28 +9,23 @@ import pytest_asyncio
 
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
+from tests.support.lent_node import NodeLender
 from tests.support.raw_http import post, raw
 
-FUNCTIONS = {
-    "echo": guest("echo"),
-    "env": guest("env"),
-    "slow": (guest("sql"), {"sql": "read", "time_limit_ms": 60_000}),
-    "loop": (guest("loop"), {"time_limit_ms": 60_000}),
-}
-SLOW = b'{"sql":"SELECT 1"}'
-
-
-@contextlib.asynccontextmanager
-async def serving(path: Path, **settings: Any) -> AsyncIterator[Node]:
-    async with node(path / "state", **settings) as edge:
-        await edge.release(FUNCTIONS)
-        yield edge
+FUNCTIONS = {"echo": guest("echo"), "env": guest("env")}
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def named(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+async def lender(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NodeLender]:
+    made = NodeLender(tmp_path_factory.mktemp("named"), FUNCTIONS, hosts=("Node.internal",))
+    yield made
+    await made.end()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def named(lender: NodeLender) -> AsyncIterator[Node]:
     """A node that is also called `node.internal`."""
-    async with serving(tmp_path_factory.mktemp("named"), hosts=("Node.internal",)) as edge:
+    async with lender.lent() as edge:
         yield edge
 
 
@@ -124,7 +117,8 @@ async def test_a_page_that_the_manifest_names_is_answered_by_cors(tmp_path: Path
 
 async def test_a_node_with_a_token_asks_for_it(tmp_path: Path) -> None:
     token = "a-long-enough-secret"
-    async with serving(tmp_path, token=token) as edge:
+    async with node(tmp_path / "state", token=token) as edge:
+        await edge.release(FUNCTIONS)
         assert await edge.problem("echo") == (401, "token_needed")
         status, headers, _ = await edge.call("echo", headers={"Authorization": "Bearer a-long-enough-secreT"})
         assert (status, headers["www-authenticate"]) == (401, "Bearer")
@@ -165,20 +159,20 @@ async def test_children_die_with_their_parents_and_have_limits(tmp_path: Path) -
     await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
 
 
-async def test_without_a_token_an_authorization_is_the_functions(tmp_path: Path) -> None:
-    async with serving(tmp_path) as edge:
-        _, _, body = await edge.call("env", headers={"Authorization": "Bearer of-the-application"})
-        assert "HTTP_AUTHORIZATION=Bearer of-the-application" in body.decode()
+@pytest.mark.asyncio(loop_scope="module")
+async def test_without_a_token_an_authorization_is_the_functions(named: Node) -> None:
+    _, _, body = await named.call("env", headers={"Authorization": "Bearer of-the-application"})
+    assert "HTTP_AUTHORIZATION=Bearer of-the-application" in body.decode()
 
 
-async def test_other_paths_and_methods(tmp_path: Path) -> None:
-    async with serving(tmp_path) as edge:
-        for method, path, expected in (
-            ("GET", "/", 404),
-            ("GET", "/functions", 404),
-            ("GET", "/_skerry/secret", 404),
-            ("POST", "/_skerry/status", 405),
-            ("DELETE", "/functions/echo", 200),
-        ):
-            async with edge.http.request(method, path) as answer:
-                assert answer.status == expected, (method, path)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_other_paths_and_methods(named: Node) -> None:
+    for method, path, expected in (
+        ("GET", "/", 404),
+        ("GET", "/functions", 404),
+        ("GET", "/_skerry/secret", 404),
+        ("POST", "/_skerry/status", 405),
+        ("DELETE", "/functions/echo", 200),
+    ):
+        async with named.http.request(method, path) as answer:
+            assert answer.status == expected, (method, path)
