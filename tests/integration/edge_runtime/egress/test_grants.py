@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+import pytest_asyncio
 from aiohttp import web
 
 from edge_runtime.cli import node as commands
@@ -21,6 +22,7 @@ from edge_runtime.release import manager
 from tests.guests.build import guest
 from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
+from tests.support.lent_node import NodeLender
 from tests.support.moved_clock import MovedClock
 
 LARGE = 1_200_000
@@ -55,6 +57,46 @@ async def server() -> AsyncIterator[tuple[str, dict[str, int]]]:
         await runner.cleanup()
 
 
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def site() -> AsyncIterator[tuple[str, dict[str, int]]]:
+    """A server for the functions of the lent node."""
+    async with server() as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def lender(
+    tmp_path_factory: pytest.TempPathFactory, site: tuple[str, dict[str, int]]
+) -> AsyncIterator[NodeLender]:
+    """Has a node on which each test has functions of its own."""
+    url, wasm = site[0], guest("fetch")
+    both = {"hosts": [url], "methods": ["GET", "POST"]}
+    large = {**both, "request_bytes": LARGE, "response_bytes": LARGE}
+    functions = {
+        "f": (wasm, {"http": {**both, "response_bytes": 10_000, "time_limit_ms": 5000}, "sql": "write"}),
+        "none": wasm,
+        "many": (wasm, {"http": {"hosts": [url]}}),
+        "echo": guest("echo"),
+        "large": (wasm, {"http": large, "memory_pages": 4000, "time_limit_ms": 60_000}),
+        "rows": (wasm, {"sql": "read", "sql_rows": 40}),
+        "bytes": (wasm, {"sql": "read", "sql_bytes": 2000}),
+    }
+    things = ["CREATE TABLE things (n INTEGER);"]
+    made = NodeLender(tmp_path_factory.mktemp("node"), functions, things, written={"things"})
+    yield made
+    await made.end()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def lent(lender: NodeLender) -> AsyncIterator[Node]:
+    async with lender.lent() as edge:
+        yield edge
+
+
+in_the_modules_loop = pytest.mark.asyncio(loop_scope="module")
+"""For a test that is lent the module's node."""
+
+
 async def ask(edge: Node, path: str, *requests: dict[str, Any] | str) -> list[Any]:
     """The answers that the guest got, in order."""
     lines = [r if isinstance(r, str) else orjson.dumps(r).decode() for r in requests]
@@ -73,83 +115,79 @@ async def denied(edge: Node, name: str) -> dict[str, int]:
     return found
 
 
-async def test_http_is_made_by_the_front_within_its_grant(tmp_path: Path) -> None:
-    async with server() as (url, seen), node(tmp_path / "state") as edge:
-        grant = {"hosts": [url], "methods": ["GET", "POST"], "response_bytes": 10_000, "time_limit_ms": 5000}
-        await edge.release(
-            {"f": (guest("fetch"), {"http": grant, "sql": "write"}), "none": guest("fetch")},
-            ["CREATE TABLE things (n INTEGER);"],
-        )
-        got, posted, put, other, plain = await ask(
-            edge,
-            "f",
-            {"url": f"{url}/a"},
-            {"url": f"{url}/b", "method": "POST", "body": "text"},
-            {"url": f"{url}/c", "method": "PUT"},
-            {"url": "https://other.example/"},
-            {"url": "nonsense"},
-        )
-        assert (got["status"], got["body"]) == (200, "GET /a ")
-        assert posted["body"] == "POST /b text"
-        assert [answer["error"]["code"] for answer in (put, other, plain)] == [
-            "not_granted",
-            "not_granted",
-            "http_request_invalid",
-        ]
-        assert seen == {"/a": 1, "/b": 1}
-        # SQL and HTTP in one call, its transaction kept.
-        mixed = await ask(
-            edge,
-            "f",
-            'SQL {"sql":"INSERT INTO things VALUES (1)"}',
-            {"url": f"{url}/d"},
-            'SQL {"sql":"DROP TABLE things"}',
-        )
-        assert mixed[1]["body"] == "GET /d "
-        [[counted]] = (await ask(edge, "f", 'SQL {"sql":"SELECT count(*) FROM things"}'))[0]["rows"]
-        assert counted == 1
-        assert [a["error"]["code"] for a in await ask(edge, "none", {"url": f"{url}/e"}, 'SQL {"sql":"SELECT 1"}')] == [
-            "not_granted",
-            "not_granted",
-        ]
-        assert await denied(edge, "f") == {"http_method": 1, "http_host": 1, "sql_statement": 1}
-        assert await denied(edge, "none") == {"http_host": 1, "sql": 1}
-        async with edge.http.get("/_skerry/metrics") as answer:
-            assert 'skerry_edge_denied_total{function="none",kind="sql"} 1.0' in await answer.text()
+@in_the_modules_loop
+async def test_http_is_made_by_the_front_within_its_grant(lent: Node, site: tuple[str, dict[str, int]]) -> None:
+    url, seen = site
+    seen.clear()
+    got, posted, put, other, plain = await ask(
+        lent,
+        "f",
+        {"url": f"{url}/a"},
+        {"url": f"{url}/b", "method": "POST", "body": "text"},
+        {"url": f"{url}/c", "method": "PUT"},
+        {"url": "https://other.example/"},
+        {"url": "nonsense"},
+    )
+    assert (got["status"], got["body"]) == (200, "GET /a ")
+    assert posted["body"] == "POST /b text"
+    assert [answer["error"]["code"] for answer in (put, other, plain)] == [
+        "not_granted",
+        "not_granted",
+        "http_request_invalid",
+    ]
+    assert seen == {"/a": 1, "/b": 1}
+    # SQL and HTTP in one call, its transaction kept.
+    mixed = await ask(
+        lent,
+        "f",
+        'SQL {"sql":"INSERT INTO things VALUES (1)"}',
+        {"url": f"{url}/d"},
+        'SQL {"sql":"DROP TABLE things"}',
+    )
+    assert mixed[1]["body"] == "GET /d "
+    [[counted]] = (await ask(lent, "f", 'SQL {"sql":"SELECT count(*) FROM things"}'))[0]["rows"]
+    assert counted == 1
+    assert [a["error"]["code"] for a in await ask(lent, "none", {"url": f"{url}/e"}, 'SQL {"sql":"SELECT 1"}')] == [
+        "not_granted",
+        "not_granted",
+    ]
+    assert await denied(lent, "f") == {"http_method": 1, "http_host": 1, "sql_statement": 1}
+    assert await denied(lent, "none") == {"http_host": 1, "sql": 1}
+    async with lent.http.get("/_skerry/metrics") as answer:
+        assert 'skerry_edge_denied_total{function="none",kind="sql"} 1.0' in await answer.text()
 
 
-async def test_many_calls_fetch_at_once_and_each_gets_its_own(tmp_path: Path) -> None:
-    async with server() as (url, _), node(tmp_path / "state") as edge:
-        await edge.release({"f": (guest("fetch"), {"http": {"hosts": [url]}}), "echo": guest("echo")})
+@in_the_modules_loop
+async def test_many_calls_fetch_at_once_and_each_gets_its_own(lent: Node, site: tuple[str, dict[str, int]]) -> None:
+    url, _ = site
 
-        async def one(number: int) -> None:
-            [first, second] = await ask(edge, "f", {"url": f"{url}/{number}"}, {"url": f"{url}/{number}/2"})
-            assert (first["body"], second["body"]) == (f"GET /{number} ", f"GET /{number}/2 ")
-            status, _, body = await edge.call("echo", b"%d" % number)
-            assert (status, body) == (200, b"%d" % number)
+    async def one(number: int) -> None:
+        [first, second] = await ask(lent, "many", {"url": f"{url}/{number}"}, {"url": f"{url}/{number}/2"})
+        assert (first["body"], second["body"]) == (f"GET /{number} ", f"GET /{number}/2 ")
+        status, _, body = await lent.call("echo", b"%d" % number)
+        assert (status, body) == (200, b"%d" % number)
 
-        async with asyncio.TaskGroup() as group:
-            for number in range(60):
-                group.create_task(one(number))
+    async with asyncio.TaskGroup() as group:
+        for number in range(60):
+            group.create_task(one(number))
 
 
-async def test_large_bodies_pass_both_ways(tmp_path: Path) -> None:
-    async with server() as (url, _), node(tmp_path / "state") as edge:
-        grant = {"hosts": [url], "methods": ["GET", "POST"], "request_bytes": LARGE, "response_bytes": LARGE}
-        await edge.release({"f": (guest("fetch"), {"http": grant, "memory_pages": 4000, "time_limit_ms": 60_000})})
-        text = "ü" * (LARGE // 2)
-        large, posted, more = await ask(
-            edge,
-            "f",
-            {"url": f"{url}/large"},
-            {"url": f"{url}/x", "method": "POST", "body": text},
-            {"url": f"{url}/x", "method": "POST", "body": text + "x"},
-        )
-        assert base64.b64decode(large["body"]["$blob"]) == b"\xff" * LARGE
-        # The answer repeats the body, and its first line is more than the grant allows.
-        assert [posted["error"]["code"], more["error"]["code"]] == ["http_too_large"] * 2
-        assert "request_bytes" in more["error"]["message"]
-        assert "response_bytes" in posted["error"]["message"]
+@in_the_modules_loop
+async def test_large_bodies_pass_both_ways(lent: Node, site: tuple[str, dict[str, int]]) -> None:
+    url, _ = site
+    text = "ü" * (LARGE // 2)
+    large, posted, more = await ask(
+        lent,
+        "large",
+        {"url": f"{url}/large"},
+        {"url": f"{url}/x", "method": "POST", "body": text},
+        {"url": f"{url}/x", "method": "POST", "body": text + "x"},
+    )
+    assert base64.b64decode(large["body"]["$blob"]) == b"\xff" * LARGE
+    # The answer repeats the body, and its first line is more than the grant allows.
+    assert [posted["error"]["code"], more["error"]["code"]] == ["http_too_large"] * 2
+    assert "request_bytes" in more["error"]["message"]
+    assert "response_bytes" in posted["error"]["message"]
 
 
 async def test_a_call_that_ends_gives_its_request_up(tmp_path: Path) -> None:
@@ -167,22 +205,15 @@ async def test_a_call_that_ends_gives_its_request_up(tmp_path: Path) -> None:
         assert told["body"] == "GET /quick "
 
 
-async def test_the_manifests_limits_of_sql_and_log_hold(tmp_path: Path) -> None:
+@in_the_modules_loop
+async def test_the_manifests_limits_of_sql_and_log_hold(lent: Node) -> None:
     rows = 'SQL {"sql":"WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n LIMIT %d) SELECT i FROM n"}'
-    async with node(tmp_path / "state") as edge:
-        wasm = guest("fetch")
-        await edge.release(
-            {
-                "rows": (wasm, {"sql": "read", "sql_rows": 40}),
-                "bytes": (wasm, {"sql": "read", "sql_bytes": 2000}),
-            }
-        )
-        fits, many = await ask(edge, "rows", rows % 40, rows % 500)
-        assert len(fits["rows"]) == 40
-        assert many["error"]["code"] == "sql_too_many_rows"
-        fits, large = await ask(edge, "bytes", rows % 100, rows % 500)
-        assert len(fits["rows"]) == 100
-        assert large["error"]["code"] == "sql_answer_too_large"
+    fits, many = await ask(lent, "rows", rows % 40, rows % 500)
+    assert len(fits["rows"]) == 40
+    assert many["error"]["code"] == "sql_too_many_rows"
+    fits, large = await ask(lent, "bytes", rows % 100, rows % 500)
+    assert len(fits["rows"]) == 100
+    assert large["error"]["code"] == "sql_answer_too_large"
 
 
 def write(path: Path, text: str) -> None:
