@@ -17,6 +17,7 @@ import asyncpg
 import pytest
 
 from control.local.pki import Pki
+from control.sync import fleet_cache
 from tests.support import services as servers
 from tests.support.clock import SetClock
 from tests.support.control import Control
@@ -89,6 +90,8 @@ class Lender:
         stack.push_async_callback(servers.drop_bucket, bucket_url)
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         wait_longer(patch)
+        # It is for tests of what it answers, and on a busy machine a reading of the targets may take seconds.
+        patch.setattr(fleet_cache, "STALE_AFTER", 60.0)
         clock = SetClock(time="run")
         site = await prepare(url, bucket_url, self._pki, self._spool)
         with pytest.MonkeyPatch.context() as start:

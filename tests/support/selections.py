@@ -22,6 +22,7 @@ METADATA: Final = (
     "tests/integration/control/telemetry/test_live_records.py",
     "tests/integration/control/telemetry/test_numbers.py",
     "tests/integration/control/telemetry/webhooks/test_webhook_sending.py",
+    "tests/integration/control/web/test_background.py",
     "tests/integration/control/web/test_traces.py",
 )
 """Behind the proxy that behaves as CockroachDB: what touches metadata, and one file each for the statements of
