@@ -25,6 +25,15 @@ from tests.support.program_request import Request
 IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that a template ignores: where they come for its whole process group, they are meant for the programs."""
 _PR_SET_PDEATHSIG: Final = 1
+_inherited: Final[dict[signal.Signals, object]] = {}
+"""What is done at these signals in the process that asks for programs, as in one that exec starts."""
+
+
+def ignore() -> None:
+    """Have this process, a template, ignore them; its programs do at them what it did before."""
+    for number in IGNORED:
+        _inherited[number] = signal.getsignal(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def run(request: Request, given: list[int], asked: socket.socket | None) -> NoReturn:
@@ -79,7 +88,7 @@ def _begin(request: Request, given: list[int], asked: socket.socket | None) -> N
     time.tzset()
     kernel_command_line.tell(request.words, request.environment)
     for number in IGNORED:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_IGN if _inherited.get(number) is signal.SIG_IGN else signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _streams(unbuffered=bool(request.environment.get("PYTHONUNBUFFERED")))
     sys.dont_write_bytecode = bool(request.environment.get("PYTHONDONTWRITEBYTECODE"))

@@ -40,8 +40,7 @@ def serve(descriptor: int, parent: int, kind: Kind) -> None:
     The first folder of `sys.path` is for this module's own imports alone.
     """
     fence.die_with_parent(parent)
-    for number in program_start.IGNORED:
-        signal.signal(number, signal.SIG_IGN)
+    program_start.ignore()
     requests = socket.socket(fileno=descriptor)
     _thread_id_address()
     _IMPORTS[kind]()
