@@ -27,22 +27,25 @@ async def settled(pool: Pool, limit: float) -> None:
                 await pool.change()
 
 
+# The worker may be at a later job than its first: the front hasn't read the answers before it then.
+
+
 def _sent(link: WorkerLink) -> bool:
     """Tell whether a worker's call may write, and sends or has sent an HTTP request that can't be sent twice."""
-    call = link.jobs[0] if link.jobs else None
-    if not isinstance(call, Call) or not call.writes:
-        return False
     seen = link.seen()
-    # The shared page shows it before the worker's frame arrives.
-    return call.sent or (seen.request == call.id and seen.state == progress_page.SENT)
+    return any(
+        # The shared page shows it before the worker's frame arrives.
+        isinstance(job, Call)
+        and job.writes
+        and (job.sent or (seen.request == job.id and seen.state == progress_page.SENT))
+        for job in link.jobs
+    )
 
 
 def _locks(link: WorkerLink) -> bool:
     """Tell whether a worker's call holds the writer lock, or waits for it."""
-    if not link.jobs:
-        return False
     seen = link.seen()
-    return seen.request == link.jobs[0].id and seen.state in (
+    return any(seen.request == job.id for job in link.jobs) and seen.state in (
         progress_page.WAITING,
         progress_page.WRITING,
         progress_page.COMMITTING,

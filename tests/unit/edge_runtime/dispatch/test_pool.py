@@ -21,6 +21,7 @@ from edge_runtime.dispatch.incoming_frames import IncomingFrames
 from edge_runtime.dispatch.outcomes import TIME_LIMIT, Answer, Outcome, Refusal
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
+from edge_runtime.dispatch.release_gate import settled
 from edge_runtime.dispatch.watchdog import Watchdog
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
@@ -266,6 +267,30 @@ async def test_a_pause_as_a_worker_is_given_a_call_counts_for_no_limit(monkeypat
                 await asyncio.sleep(0.001)
         assert [len(worker.link.jobs) for worker in world.workers].count(1) == 1
         assert not any(worker.link.killed for worker in world.workers)
+
+
+@pytest.mark.parametrize("state", ["sending", "waiting", "writing", "committing"])
+async def test_a_change_waits_for_a_call_behind_an_answer_that_is_not_read_yet(state: str) -> None:
+    """The worker goes on with its next call before the front has read the answer of the one before."""
+    world = World()
+    with contextlib.closing(world):
+        for tally in world.pool.tallies.values():
+            tally.recent = 0.0001
+        for _ in range(world.pool.functions["writes"].function.manifest.concurrency):
+            world.submit("writes")
+        worker = next(worker for worker in world.workers if len(worker.link.jobs) > 1)
+        first, second = list(worker.link.jobs)[:2]
+        worker.mark.start(second.id)
+        getattr(worker.mark, state)()
+        world.pool.hold_writes(60.0)
+        settling = asyncio.ensure_future(settled(world.pool, 60.0))
+        await asyncio.sleep(0)
+        assert not settling.done()
+        for job in (first, second):
+            worker.mark.end()
+            worker.link.receive(job.id, 200, b"", b"")
+        async with deadline(60):
+            await settling
 
 
 def test_a_long_call_gets_a_worker_although_short_ones_never_end() -> None:
