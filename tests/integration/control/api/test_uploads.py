@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import io
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import pytest
@@ -62,6 +62,25 @@ async def test_the_same_bytes_are_stored_once(control: Control) -> None:
     reply = await control.call("PUT", f"/v1/artifacts/{sha256}", data=module("a"))
     assert (reply.status, reply.body["sha256"]) == (200, sha256)
     assert len(await keys(control)) == 1
+
+
+async def test_an_object_that_the_store_has_less_of_is_no_artifact(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wasm = module("a")
+    sha256, whole = hashlib.sha256(wasm).hexdigest(), control.services.store.put
+
+    async def cut(key: str, file: BinaryIO) -> None:
+        file.seek(0)
+        await whole(key, io.BytesIO(file.read()[:-1]))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(control.services.store, "put", cut)
+        reply = await control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm)
+    assert (reply.status, reply.code) == (503, "store_unavailable")
+    assert f"{len(wasm) - 1} of {len(wasm)} bytes" in reply.body["detail"]
+    assert (await control.call("HEAD", f"/v1/artifacts/{sha256}")).status == 404
+    assert (await control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm)).status == 201
 
 
 async def test_uploads_of_the_same_bytes_at_once_leave_one(control: Control) -> None:
