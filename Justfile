@@ -109,6 +109,11 @@ errors: setup
 bindings: setup
     @.venv/bin/python -m scripts.bindings
 
+# the C library under the checks that only clang has: ASan and UBSan, libFuzzer for 10 s, static analysis
+test-native *ARGS: setup
+    @scripts/native-tools
+    @SKERRY_TEST_FUZZ_SECONDS=10 exec {{ pytest }} --numprocesses=2 tests/faults/test_native_checks.py "$@"
+
 # the long versions: of the tests that kill processes, cut the power and fail system calls, of generated modules and calls of hosts; `--all` fails every call (hours)
 faults *ARGS: setup
     @scripts/native-tools

@@ -1,5 +1,6 @@
 """The C library under the checks that only clang has: its tests with ASan and UBSan, libFuzzer at its frame boundary,
-and static analysis. All run in processes of their own, outside the fence; only `just faults` has them."""
+and static analysis. All run in processes of their own, outside the fence; `just test-native` and `just faults` have
+them."""
 
 import os
 import subprocess
@@ -13,7 +14,7 @@ from tests.support import native_build
 
 SECONDS = int(os.environ.get("SKERRY_TEST_FUZZ_SECONDS", "0"))
 pytestmark = [
-    pytest.mark.skipif(not SECONDS, reason="only `just faults` runs the C library under clang's checks"),
+    pytest.mark.skipif(not SECONDS, reason="`just test-native` runs the C library under clang's checks"),
     pytest.mark.skipif(bool(native_build.missing("clang-19")), reason=native_build.missing("clang-19")),
     pytest.mark.timeout(2400),
 ]

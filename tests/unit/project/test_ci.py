@@ -26,7 +26,7 @@ def test_ci_runs_all_of_its_steps_in_their_order() -> None:
         "just test-console",
         "just test-upgrades",
         "just test-packages",
-        "just faults",
+        'just "$faults"',
         'just "$metadata"',
         "as_user just demo",
         'as_user just "$uncompiled"',
@@ -36,10 +36,11 @@ def test_ci_runs_all_of_its_steps_in_their_order() -> None:
 
 
 def test_ci_runs_selections_and_everything_all_tests() -> None:
-    assert '"") metadata=test-metadata uncompiled=test-uncompiled ;;' in SCRIPT
-    assert "everything) metadata=test-cockroachdb uncompiled=test-pure ;;" in SCRIPT
+    assert '"") faults=test-native metadata=test-metadata uncompiled=test-uncompiled ;;' in SCRIPT
+    assert "everything) faults=faults metadata=test-cockroachdb uncompiled=test-pure ;;" in SCRIPT
     recipes = (ROOT / "Justfile").read_text()
-    for name in ("test-metadata", "test-uncompiled", "test-cockroachdb *ARGS", "test-pure *ARGS"):
+    selections = ("test-native *ARGS", "test-metadata", "test-uncompiled")
+    for name in (*selections, "faults *ARGS", "test-cockroachdb *ARGS", "test-pure *ARGS"):
         assert f"\n{name}: setup\n" in recipes
 
 
