@@ -85,9 +85,11 @@ test-packages *ARGS: packages
     @scripts/bare-root
     @exec {{ pytest }} tests/packages "$@"
 
-# build the docs into a site with search, site/index.html; a link that leads nowhere fails it
+# build the docs into a site with search, site/index.html, and test it; a link that leads nowhere fails it
 docs: setup
+    rm -rf site
     .venv/bin/python -m sphinx -W --keep-going --quiet --fresh-env --builder html --doctree-dir .skerry/docs docs site
+    @exec {{ pytest }} --quiet tests/docs
 
 # build the modules that the tree has in it, from the sources beside them: two examples and the Extism kernel
 guests: setup

@@ -1,4 +1,4 @@
-"""`just docs`: the site is whole, has every command and every call in it, and needs nothing from elsewhere."""
+"""The site that `just docs` has built is whole, has every command and call in it, and needs nothing from elsewhere."""
 
 import json
 import re
@@ -14,22 +14,16 @@ from control.cli import main as cli
 from control.web.routes import OPERATIONS
 from edge_runtime.cli.main import main as edge
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "site"
 CONF = ROOT / "docs" / "conf.py"
 RECIPE = ["-m", "sphinx", "-W", "--keep-going", "--quiet", "--fresh-env", "--builder", "html"]
 
 
-def build(source: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *RECIPE, str(source), str(site)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("docs") / "site"
-    built = build(ROOT / "docs", folder)
-    assert built.returncode == 0, built.stderr
-    return folder
+def site() -> Path:
+    assert SITE.is_dir(), "`just docs` builds the site, and runs these tests"
+    return SITE
 
 
 def commands(command: click.Command, path: str) -> Iterator[str]:
@@ -40,10 +34,6 @@ def commands(command: click.Command, path: str) -> Iterator[str]:
             inner = command.get_command(context, name)
             assert inner is not None
             yield from commands(inner, f"{path} {name}")
-
-
-def test_the_recipe_is_what_is_tested() -> None:
-    assert f"{' '.join(RECIPE)} --doctree-dir .skerry/docs docs site" in (ROOT / "Justfile").read_text("utf-8")
 
 
 def test_every_page_is_in_the_site(site: Path) -> None:
@@ -85,6 +75,7 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
 
 def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path) -> None:
     """In one build, which costs seconds: each of the links is a warning, and there is no other one that fails it."""
+    assert f"{' '.join(RECIPE)} --doctree-dir .skerry/docs docs site" in (ROOT / "Justfile").read_text("utf-8")
     source = tmp_path / "docs"
     source.mkdir()
     (source / "conf.py").write_text(f"import runpy\nglobals().update(runpy.run_path({str(CONF)!r}))\n")
@@ -92,7 +83,8 @@ def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path) -> None:
     links = ["nosuch.md", "second.md#no-anchor", "#none-of-mine", "nosuch.txt"]
     lines = ["# First", "[good](second.md#there)", *(f"[bad]({link})" for link in links)]
     (source / "index.md").write_text("\n\n".join([*lines, "```{toctree}\nsecond\n```\n"]))
-    built = build(source, tmp_path / "site")
+    command = [sys.executable, *RECIPE, str(source), str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode != 0
     warnings = [line for line in built.stderr.splitlines() if "WARNING" in line]
     assert len(warnings) == len(links), built.stderr
