@@ -22,28 +22,34 @@ from control.local.process import choose_port, read_settings
 from control.local.seaweedfs import s3_client
 from tests.support.deadlines import deadline, scaled
 from tests.support.programs import runs
-from tests.support.services import remove_home
+from tests.support.services import home_folder, remove_home
 
 
 @pytest.fixture
-def home(tmp_path_factory):
+def new_home(tmp_path_factory):
+    """One that isn't there yet, as at the first start of all."""
     path = tmp_path_factory.mktemp("embedded") / "home"
     yield path
     remove_home(path)
 
 
+@pytest.fixture
+def home():
+    """One with PostgreSQL's files in it, which cost most of a first start."""
+    with home_folder() as path:
+        yield path
+
+
 @pytest.fixture(scope="module")
-def running(tmp_path_factory):
+def running():
     """A home and its services, for tests that end none of them."""
-    path = tmp_path_factory.mktemp("running") / "home"
-    with asyncio.Runner() as runner:
+    with home_folder() as path, asyncio.Runner() as runner:
         context = embedded.services(path)
         services = runner.run(context.__aenter__())
         try:
             yield path, services
         finally:
             runner.run(context.__aexit__(None, None, None))
-    remove_home(path)
 
 
 async def write(services: embedded.LocalServices, text: str) -> None:
@@ -79,14 +85,14 @@ async def until_gone(processes: list[psutil.Process], seconds: float = 60) -> No
             await asyncio.sleep(0.05)
 
 
-async def test_data_and_addresses_are_there_after_a_stop_and_nothing_runs_on(home):
-    async with embedded.services(home) as services:
+async def test_data_and_addresses_are_there_after_a_stop_and_nothing_runs_on(new_home):
+    async with embedded.services(new_home) as services:
         urls = services.metadata_url, services.artifacts_url
         await write(services, "first")
         processes = family(services.metadata.pid) + family(services.artifacts.pid)
     await until_gone(processes)
     assert not list(Path("/tmp").glob(f"seaweedfs-*-grpc-{int(urls[1].rpartition(':')[2].partition('/')[0]) + 10000}*"))
-    async with embedded.services(home) as services:
+    async with embedded.services(new_home) as services:
         assert (services.metadata_url, services.artifacts_url) == urls
         assert await read(services) == (["first"], ["first"])
 
