@@ -47,12 +47,10 @@ def out(command: list[str], folder: Path, environment: dict[str, str]) -> str:
 def test_gopls_knows_that_a_go_project_is_for_wasi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made("go", tmp_path, monkeypatch)
     environment = {**os.environ, "GOTOOLCHAIN": "local", "GOPROXY": "off"}
-    check = ["gopls", "check", "main.go", "skerry.go"]
-    assert out(check, folder, environment) == ""
-    # Linux has it, and WASI hasn't.
+    # Linux has it, and WASI hasn't. It is all that is found: without it the project has no error.
     replace(folder / "main.go", 'import (\n\t"encoding/json"', 'import (\n\t"encoding/json"\n\t"syscall"')
     replace(folder / "main.go", "\tauthor := ", "\t_ = syscall.PtraceAttach\n\tauthor := ")
-    told = out(check, folder, environment).splitlines()
+    told = out(["gopls", "check", "main.go", "skerry.go"], folder, environment).splitlines()
     assert len(told) == 1
     assert "main.go:16:14-26: undefined: syscall.PtraceAttach" in told[0]
 
@@ -61,9 +59,8 @@ def analyzed(folder: Path, compiler: Path, tmp_path: Path) -> list[str]:
     """What rust-analyzer finds in a project, as lines."""
     # Not cargo: it would look for the library's dependencies on the network, which nothing here needs.
     programs = tmp_path / "programs"
-    programs.mkdir(exist_ok=True)
-    if not (programs / "rustc").exists():
-        (programs / "rustc").symlink_to(compiler)
+    programs.mkdir()
+    (programs / "rustc").symlink_to(compiler)
     environment = {"PATH": str(programs), "HOME": str(tmp_path), "CARGO_HOME": str(tmp_path)}
     told = out(["/usr/bin/rust-analyzer", "diagnostics", str(folder)], folder, environment)
     assert "diagnostic scan complete" in told
@@ -80,7 +77,7 @@ def test_rust_analyzer_finds_the_standard_library(tmp_path: Path, monkeypatch: p
     sysroot = Path(json.loads((folder / toolchains.RUST_PROJECT).read_text())["sysroot"])
     if (sysroot / "bin" / "cargo").exists():
         pytest.skip("rust-analyzer would take the cargo that is beside this compiler, which needs the network")
-    assert analyzed(folder, sysroot / "bin" / "rustc", tmp_path) == []
+    # It is all that is found, in a run that takes seconds: without it the project has no error.
     replace(folder / "main.rs", "fn main() {", 'fn main() {\n    let _count: usize = String::from("orders");')
     told = analyzed(folder, sysroot / "bin" / "rustc", tmp_path)
     assert len(told) == 1
