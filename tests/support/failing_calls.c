@@ -1,7 +1,7 @@
 /* Preloaded into processes under test: system calls on chosen files fail, or take longer, as a table of rules says.
 
    The table is a file that the test maps too (failing_calls.py), named by SKERRY_FAILING_CALLS. It is mapped when a
-   process starts by exec, and inherited by its forks, so that a process behind a fence follows it as well.
+   program starts, and inherited by its forks, so that a process behind a fence follows it as well.
    To have another call fail: add it to the functions at the end. */
 
 #define _GNU_SOURCE
@@ -42,7 +42,8 @@ _Static_assert(sizeof(struct rule) == 120, "failing_calls.py has the same layout
 
 static struct table *table;
 
-__attribute__((constructor)) static void begin(void) {
+/* Called again by a program that is forked from a template, which has no table (program_start.py). */
+__attribute__((constructor)) void begin(void) {
     const char *path = getenv("SKERRY_FAILING_CALLS");
     if (path == NULL) return;
     int fd = open(path, O_RDWR | O_CLOEXEC);

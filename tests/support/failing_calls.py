@@ -1,7 +1,7 @@
 """Has system calls of the processes that a test starts fail, or take longer, on chosen files (`failing_calls.c`).
 
-Processes started by exec with `FailingCalls.environment`, and all that they fork, follow its rules from the moment that
-a rule is made; a fence doesn't keep them from it. The test's own process is never concerned.
+Programs started with `FailingCalls.environment`, and all that they fork, follow its rules from the moment that a rule
+is made; a fence doesn't keep them from it. The test's own process is never concerned.
 """
 
 import mmap
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.guests.build import native
+from tests.support import forked_programs
 
 SOURCE: Final = Path(__file__).with_name("failing_calls.c")
 _RULE: Final = struct.Struct("=16s64siIQQQQ")
@@ -24,7 +25,9 @@ SHORT: Final = -1
 
 def library() -> Path:
     """The shared library to be preloaded, built once for its source."""
-    return native(SOURCE, "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror")
+    made = native(SOURCE, "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror")
+    forked_programs.may_be_preloaded(made)
+    return made
 
 
 class Rule:

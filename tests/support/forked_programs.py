@@ -6,7 +6,8 @@ an exec would give it, and runs the program's `__main__`. What is different: it 
 start, of imports or of memory therefore have the fixture `programs_by_exec`; SKERRY_TEST_EXEC=1 has all tests do so.
 
 Forked are the programs of `MODULES`, and those by ``-c`` whose text went through `may_be_forked`. Whatever is unusual,
-such as another user, other limits, variables that Python or the C library look at first, is started by exec.
+such as another user, other limits, variables that Python or the C library look at first, is started by exec. Programs
+with a library of ours preloaded (`may_be_preloaded`) are forked from a template that has it as well.
 """
 
 import contextlib
@@ -58,11 +59,20 @@ from tests.support.program_template import serve
 serve(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
 """
 _codes: Final[dict[str, bool]] = {}
+_preloaded: Final[set[str]] = set()
 
+Which = tuple[Kind, str]
+"""A template: of the kind, and with the preloaded library."""
 _PIPES: Final = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 
 by_exec = False
 """Whether all programs are started by exec."""
+
+
+def may_be_preloaded(library: Path) -> None:
+    """Say that programs with this library in LD_PRELOAD may be forked: its function `begin` does in a fork what its
+    constructor does after an exec."""
+    _preloaded.add(str(library))
 
 
 def may_be_forked(code: str, *, starts_others: bool = False) -> str:
@@ -125,7 +135,7 @@ class Template:
 class Programs:
     """Starts programs as `subprocess.Popen` does: by a fork where that is the same, by exec where it isn't."""
 
-    def __init__(self, templates: dict[Kind, Template], *, may_start: bool) -> None:
+    def __init__(self, templates: dict[Which, Template], *, may_start: bool) -> None:
         """`may_start` tells whether a template that isn't there is started."""
         self.forked = 0
         """How many programs were forked."""
@@ -143,19 +153,20 @@ class Programs:
         request = _request(given)
         if request is None or _conditions(request.environment) != self._usual:
             return None
-        kind = MODULES.get(request.module, "programs")
-        if kind not in self._templates and not self._may_start:
+        which = kind, preload = MODULES.get(request.module, "programs"), request.environment.get("LD_PRELOAD", "")
+        if which not in self._templates and not self._may_start:
             return None
         streams = ("p2cread", 0), ("c2pwrite", 1), ("errwrite", 2)
         descriptors = [*(number if given[name] == -1 else given[name] for name, number in streams), *given["pass_fds"]]
         try:
-            if kind not in self._templates:
-                self._templates[kind] = Template.start(kind, self._environment)
-            pid = self._templates[kind].fork(request, descriptors)
+            if which not in self._templates:
+                more = {"LD_PRELOAD": preload} if preload else {}
+                self._templates[which] = Template.start(kind, {**self._environment, **more})
+            pid = self._templates[which].fork(request, descriptors)
         except BaseException as error:
             # It has ended, or its answer is still to come.
-            if kind in self._templates:
-                self._templates.pop(kind).end()
+            if which in self._templates:
+                self._templates.pop(which).end()
             if not isinstance(error, OSError):
                 raise
             return None
@@ -262,6 +273,8 @@ def _conditions(environment: Mapping[str, str]) -> tuple[object, ...]:
     # A test may have ended what this process was started with: a program in the background ignores SIGQUIT.
     ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
     early = {name: value for name, value in environment.items() if name.startswith(_EARLY) and name not in _TAKEN_ON}
+    if early.get("LD_PRELOAD") in _preloaded:
+        del early["LD_PRELOAD"]
     share = os.sched_getaffinity(0), os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
     return early, limits, os.getresuid(), os.getresgid(), os.getgroups(), ignored, share
 
@@ -292,7 +305,8 @@ def template_pids() -> list[int]:
 def use_nested(descriptor: int) -> None:
     """Have this process, which was forked itself, start our programs by asking the template on this descriptor."""
     template = Template(socket.socket(fileno=descriptor))
-    _start_by(Programs({"programs": template, "zygotes": template}, may_start=False))
+    preload = os.environ.get("LD_PRELOAD", "")
+    _start_by(Programs({("programs", preload): template, ("zygotes", preload): template}, may_start=False))
 
 
 def _start_by(programs: Programs) -> None:

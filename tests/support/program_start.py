@@ -96,6 +96,8 @@ def _begin(request: Request, given: list[int], asked: socket.socket | None) -> N
     sys.argv[:] = request.arguments
     sys.path[:0] = request.paths
     faults._FOLDER = os.environ.get("SKERRY_FAULTS")
+    if library := os.environ.get("LD_PRELOAD"):
+        ctypes.CDLL(library).begin()
     if asked is not None:
         forked_programs.use_nested(given[-1])
     if request.death is not None:

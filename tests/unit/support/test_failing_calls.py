@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.support import forked_programs
 from tests.support.failing_calls import FailingCalls
 
-PROGRAM = """
+PROGRAM = forked_programs.may_be_forked(
+    """
 import errno, os, sys
 for at in range(4):
     if os.fork() == 0:
@@ -22,6 +26,7 @@ for at in range(4):
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
+)
 
 
 def codes(path: Path, failing: FailingCalls) -> list[int]:
@@ -35,7 +40,9 @@ def codes(path: Path, failing: FailingCalls) -> list[int]:
     return [int(line) for line in ran.stdout.split()]
 
 
-def test_a_rule_concerns_its_calls_on_its_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["fork", "exec"])
+def test_a_rule_concerns_its_calls_on_its_files(start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forked_programs, "by_exec", start == "exec")
     failing = FailingCalls(tmp_path / "rules")
     assert codes(tmp_path / "one", failing) == [0, 0, 0, 0]
     rule = failing.fail("fsync", "/one", errno.EIO, first=1, times=2)

@@ -23,6 +23,7 @@ from edge_runtime.state import State
 from tests.support import forked_programs
 from tests.support.deadlines import scaled
 from tests.support.edge import until
+from tests.support.failing_calls import FailingCalls
 from tests.support.forked_programs import Programs
 
 ROOT = Path(__file__).parents[3]
@@ -304,6 +305,19 @@ def test_where_a_fork_would_be_something_else_it_is_exec(
             assert not is_fork(process.pid)
     finally:
         resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+
+
+def test_programs_with_a_preloaded_library_are_forked_from_one_that_has_it(tmp_path: Path) -> None:
+    failing = FailingCalls(tmp_path / "rules")
+    library = failing.environment["LD_PRELOAD"]
+    with forked_programs.used():
+        for environment, loaded in ((failing.environment, True), ({}, False)):
+            with waiting(by_exec=False, env={**os.environ, **environment}) as process:
+                assert is_fork(process.pid)
+                assert (library in Path(f"/proc/{process.pid}/maps").read_text()) == loaded
+        # None of ours.
+        with waiting(by_exec=False, env={**os.environ, "LD_PRELOAD": "libc.so.6"}) as process:
+            assert not is_fork(process.pid)
 
 
 def test_a_folder_that_is_not_there_is_said_as_ever(tmp_path: Path) -> None:
