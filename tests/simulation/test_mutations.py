@@ -23,7 +23,13 @@ from edge_runtime.sync.sync_outcomes import SyncOutcomes
 from tests.support.simulation import runs
 
 SEEDS = 200
-"""Within so many each must be found; most are within five."""
+"""Within so many each must be found; most are in the first."""
+LATE = {
+    "a node accepts an older generation": 11,
+    "a node that has less counts as confirmed": 2,
+    "other replicas don't hear that a node has less": 15,
+}
+"""What the first seeds don't show, and one that does: it is tried first. Where it no longer does, all others are."""
 
 
 async def _nothing(*_arguments: Any) -> None:
@@ -108,9 +114,9 @@ MUTATIONS: dict[str, tuple[object, str, Callable[..., Any], str]] = {
 }
 
 
-def _found() -> str:
-    """What is wrong in the first of the seeds in which something is."""
-    for seed in range(SEEDS):
+def _found(first: int) -> str:
+    """What is wrong in the first of the seeds in which something is, beginning with `first`."""
+    for seed in dict.fromkeys((first, *range(SEEDS))):
         try:
             runs.run(seed)
         except runs.Failed as failed:
@@ -122,4 +128,4 @@ def _found() -> str:
 def test_a_broken_program_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, name, broken, why = MUTATIONS[what]
     monkeypatch.setattr(owner, name, broken)
-    assert why in _found()
+    assert why in _found(LATE.get(what, 0))

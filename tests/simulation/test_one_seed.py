@@ -14,10 +14,11 @@ def test_the_seed_that_a_failure_named_is_run_again() -> None:
 
 
 def test_a_seed_repeats_a_run_exactly() -> None:
-    seeds = range(3)
+    seeds = range(2)
     digests = [runs.run(seed).digest for seed in seeds]
     assert [runs.run(seed).digest for seed in seeds] == digests
-    assert [runs.elsewhere(seeds, 1), runs.elsewhere(seeds, 2)] == [digests] * 2
+    # Nearly always another than this process has, which draws its own.
+    assert runs.elsewhere(seeds, hash_seed=1) == digests
 
 
 def test_what_another_thread_draws_changes_nothing() -> None:
@@ -37,7 +38,7 @@ def test_what_another_thread_draws_changes_nothing() -> None:
 
 
 def test_another_seed_is_another_run() -> None:
-    assert len({runs.run(seed).digest for seed in range(5)}) == 5
+    assert len({runs.run(seed).digest for seed in range(3)}) == 3
 
 
 def test_a_failure_says_what_happened_last_and_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
