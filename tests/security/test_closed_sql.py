@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.sql import schema_change
 from edge_runtime.sql.queries import load
+from tests.support.draws import examples
 from tests.support.guest_sql import GENERATION, ask, calls
 
 OWN = "_skerry_functions"
@@ -270,7 +271,7 @@ STATEMENTS = st.sampled_from(
 
 
 @given(STATEMENTS, SOURCES, st.sampled_from(["read", "write"]))
-@settings(max_examples=300)
+@settings(max_examples=examples(100))
 def test_no_composition_reads_or_changes_what_is_the_runtimes(db, statement, source, grant):
     before = schema_change.own(db.database)
     call = db.new(grant)

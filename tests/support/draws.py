@@ -1,13 +1,19 @@
 """What hypothesis draws: the same examples in each run, whatever ran before, or those of SKERRY_TEST_SEED, a number.
 
 So a run on a commit that has passed passes again, and what others find with their seeds doesn't fail it by chance.
-SKERRY_TEST_EXAMPLES says how many examples a property has that names no number of its own.
+SKERRY_TEST_EXAMPLES says how many examples a property has that names no number of its own, and how many more it has
+whose number is `examples`.
 """
 
 import os
 
 import hypothesis
 from hypothesis.internal.conjecture import providers
+
+
+def examples(few: int) -> int:
+    """The number of examples of a property that is run with `few` where nobody asks for more."""
+    return max(few, int(os.environ.get("SKERRY_TEST_EXAMPLES", "0")))
 
 
 def settle() -> None:

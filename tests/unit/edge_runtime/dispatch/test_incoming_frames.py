@@ -20,7 +20,8 @@ class Sock:
 
     def __init__(self, data: bytes, sizes: list[int]) -> None:
         self.left = memoryview(data)
-        self.sizes = sizes
+        # Much that comes byte by byte takes seconds, and shows what little does.
+        self.sizes = [*sizes[:-1], max(sizes[-1], len(data) // 1000)]
 
     def recv_into(self, room: memoryview) -> int:
         assert room

@@ -28,6 +28,7 @@ from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.settings import PoolLimits
 from tests.support.deadlines import deadline
+from tests.support.draws import examples
 
 WORKERS: Final = 3
 MANIFESTS: Final = {
@@ -238,7 +239,7 @@ async def play(actions: list[tuple[str, Any]]) -> None:
     world.close()
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(50))
 @given(st.lists(ACTIONS, min_size=5, max_size=80))
 def test_whatever_happens(actions: list[tuple[str, Any]]) -> None:
     asyncio.run(play(actions))

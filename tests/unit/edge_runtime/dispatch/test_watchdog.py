@@ -137,7 +137,7 @@ def test_a_page_is_never_seen_half_written() -> None:
                         assert at.started_ns + at.waited_ns <= time.monotonic_ns()
                         assert at.state in (progress_page.RUNNING, progress_page.IDLE) or at.since_ns >= at.started_ns
                 if running_until is None and len(states) == 5:
-                    running_until = time.monotonic() + 0.7
+                    running_until = time.monotonic() + 0.35
             assert len(states) == 5
         finally:
             writer.kill()

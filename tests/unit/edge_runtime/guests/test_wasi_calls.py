@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
 from edge_runtime.guests.wasi import BADF, INVAL, NOTCAPABLE, NOTSUP, SUCCESS, Exit, OutputTooLarge, Strings
+from tests.support.draws import examples
 from tests.unit.edge_runtime.guests.test_wasi import SIZE, Bytes, begun, subscription
 
 LAST_ERRNO = 76
@@ -38,7 +39,7 @@ content = st.binary(max_size=400) | st.lists(
 
 
 @given(st.lists(calls, max_size=6), content)
-@settings(max_examples=400)
+@settings(max_examples=examples(100))
 def test_any_calls_with_any_arguments(asked: list[tuple[str, tuple[int, ...]]], held: bytes) -> None:
     slept: list[float] = []
     memory = Bytes()

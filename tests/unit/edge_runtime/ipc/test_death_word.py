@@ -13,9 +13,11 @@ import pytest
 from edge_runtime.ipc import death_word, progress_page
 from edge_runtime.ipc.death_word import DeathWatch
 from tests.support.deadlines import deadline, scaled
+from tests.support.forked_programs import may_be_forked
 
 LIMIT = 60.0
-CHILD = """
+CHILD = may_be_forked(
+    """
 import os, sys, threading
 from edge_runtime.ipc import death_word, progress_page
 page = progress_page.open_page(int(sys.argv[1]))
@@ -26,6 +28,7 @@ print("ready", flush=True)
 sys.stdin.read()
 os._exit(0)
 """
+)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from edge_runtime.telemetry import records, ring_files, search
 from edge_runtime.telemetry.ring import Ring
 from edge_runtime.telemetry.search import Follower, LineFilter
 from tests.support.deadlines import scaled
+from tests.support.draws import examples
 
 BASE = 1_764_000_000.0
 FUNCTIONS = ("orders", "stock", 'a"b', "ü")
@@ -79,7 +80,7 @@ def write(folder: Path, batches: list[list[bytes]], limit: int = 1 << 20) -> Non
     files.close()
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(75))
 @given(
     lines=st.lists(st.tuples(steps, fields), max_size=60),
     cuts=st.lists(st.integers(1, 20), max_size=6),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from edge_runtime.guests.abi import binary
 from edge_runtime.guests.abi.detect import ModuleRefused, detect
 from tests.guests.build import guest, wat
+from tests.support.draws import examples
 
 ENTRY = '(func (export "_start"))'
 MEMORY = '(memory (export "memory") 1)'
@@ -269,7 +270,7 @@ def test_malformed_sections(section, message):
 
 
 @given(st.integers(0, 10_000), st.binary(min_size=1, max_size=8))
-@settings(max_examples=300)
+@settings(max_examples=examples(100))
 def test_damaged_modules_are_read_or_refused(at, damage):
     wasm = bytearray(guest("sql")[:600])
     at %= len(wasm)

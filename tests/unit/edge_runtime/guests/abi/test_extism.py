@@ -15,6 +15,7 @@ from edge_runtime.guests.abi.merge import merge
 from edge_runtime.guests.extism_memory import Blocks
 from edge_runtime.guests.invocation import GuestFault
 from tests.guests.build import KERNEL, build, wat
+from tests.support.draws import examples
 
 PAGE = 65536
 
@@ -140,7 +141,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(50))
 @given(STEPS)
 def test_blocks_of_both_sides_keep_what_is_in_them(steps):
     plugin, live, made = Plugin(), {}, 0
@@ -171,7 +172,7 @@ def test_blocks_of_both_sides_keep_what_is_in_them(steps):
 
 def test_what_is_freed_is_used_again():
     plugin = Plugin(most=4)
-    for number in range(2000):
+    for number in range(400):
         for size in (1000, 700 + number % 300, 17):
             handles = [plugin.alloc(size), plugin.host.new(bytes(size))]
             assert all(handles), f"no room in round {number}"
@@ -343,7 +344,7 @@ def test_what_is_freed_stays_while_there_is_other_room():
 SPOILT = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 2**64 - 1)), max_size=12)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(50))
 @given(SPOILT, st.data())
 def test_spoilt_blocks_harm_only_their_own_call(spoilt, data):
     """Whatever stands in the blocks' heads, the host stays inside the memory, or says what is wrong."""

@@ -181,7 +181,7 @@ def test_generated_modules(tmp_path):
     options = ["--module-shape", tmp_path / "shape.wasm", *off, "--max-memories", "1", "--min-funcs", "2"]
     kernel = ["length", "alloc", "store_u8", "load_u64"]
     chance, seen = random.Random("merge"), ""
-    for _ in range(60):
+    for _ in range(30):
         wasm = tool("smith", *options, given=chance.randbytes(6000))
         merged = merge(wasm)
         loads(merged)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.guests.abi.trap_places import SHOWN, function_at
+from tests.support.draws import examples
 
 
 def section(number: int, content: bytes) -> bytes:
@@ -63,7 +64,7 @@ def test_names_are_their_author_s_text() -> None:
     assert len(shown) < SHOWN + 30
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(100))
 @given(st.integers(0, len(WASM)), st.binary(max_size=8), st.integers(0, len(WASM) + 9))
 def test_no_bytes_make_it_fail(at: int, other: bytes, offset: int) -> None:
     bent = WASM[:at] + other + WASM[at + len(other) :]
