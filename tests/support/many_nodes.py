@@ -3,8 +3,6 @@
 from datetime import datetime
 from typing import Any
 
-NODES = 200_000
-
 _NODES = """
 INSERT INTO nodes (name, group_id, state, state_since, joined_at, synced_at, digest, capabilities_digest)
 SELECT 'n' || i, g.id, 'online', $1, $1, $1, 'd', 'c'
@@ -25,7 +23,7 @@ FROM nodes AS n, generate_series(1, 2) AS i
 """
 
 
-async def add(connection: Any, now: datetime, nodes: int = NODES) -> None:
+async def add(connection: Any, now: datetime, nodes: int) -> None:
     """Add so many nodes to the group `default`, all of them online and at their target at `now`: each with a function,
     a credential and one that has ended. `connection` is asyncpg's own."""
     # The rows are right by themselves.

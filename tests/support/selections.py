@@ -100,6 +100,8 @@ ONE_LENGTH: Final = (
 FAULTS: Final = (
     "tests/faults",
     "tests/security/test_generated.py",
+    "tests/integration/control/api/test_held_polls.py",
+    "tests/integration/control/sync/test_many_nodes.py",
     "tests/integration/control/web/test_openapi.py",
     "tests/integration/edge_runtime/guests/beside_extism",
     "tests/integration/edge_runtime/guests/beside_wasmtime",
