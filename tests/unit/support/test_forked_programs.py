@@ -330,7 +330,7 @@ def test_a_template_that_was_killed_is_replaced(programs: Programs, monkeypatch:
     monkeypatch.setitem(forked_programs.MODULES, "", "zygotes")
     with waiting(by_exec=False) as process:
         assert is_fork(process.pid)
-    os.kill(programs._templates["zygotes"].pid, signal.SIGKILL)
+    os.kill(programs._templates["zygotes", ""].pid, signal.SIGKILL)
     with waiting(by_exec=False) as process:
         assert not is_fork(process.pid)
     with waiting(by_exec=False) as process:
