@@ -184,7 +184,7 @@ async def database_url(services: servers.ServerUrls) -> AsyncIterator[str]:
     """A metadata database of the test's own, migrated; see `replica.prepare` for its admin."""
     url = await services.fresh_database()
     yield url
-    await servers.drop_database(services.metadata_url, url)
+    await services.give_back(url)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ async def shared_site(
         # As `long_waits`, which is for one test.
         wait_longer(patch)
         yield await prepare(database_url, bucket_url, pki, tmp_path_factory.mktemp("spool"))
-    await servers.drop_database(services.metadata_url, database_url)
+    await services.give_back(database_url)
     await servers.drop_bucket(bucket_url)
 
 

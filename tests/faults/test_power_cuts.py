@@ -28,7 +28,7 @@ from tests.support.deadlines import deadline
 from tests.support.edge_process import front_process
 from tests.support.node_process import LIMIT, NodeProcess
 from tests.support.power_check import Expected
-from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
+from tests.support.services import ServerUrls, drop_bucket, fresh_bucket
 
 CUTS = int(os.environ.get("SKERRY_TEST_CUTS", "40"))
 WHOLE = max(3, CUTS // 20)
@@ -116,7 +116,7 @@ async def _record(services: ServerUrls, pki: Pki, folder: Path) -> Recorded:
             await _live(Node(recorder, control, database_url))
     finally:
         await drop_bucket(bucket_url)
-        await drop_database(services.metadata_url, database_url)
+        await services.give_back(database_url)
     return Recorded(root, recorder.read())
 
 

@@ -10,6 +10,7 @@ import asyncpg
 
 from tests.support.deadlines import deadline
 from tests.support.services import drop_database
+from tests.support.spare_databases import APPLICATION
 
 
 class Backups:
@@ -35,6 +36,11 @@ class Backups:
     async def _copy(self, template: str, name: str) -> None:
         conn = await asyncpg.connect(self._maintenance_url)
         try:
+            # A database that is copied has no connection to it.
+            await conn.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                f" WHERE datname = '{template}' AND application_name = '{APPLICATION}'"
+            )
             await conn.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         finally:
             await conn.close()

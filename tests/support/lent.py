@@ -85,7 +85,7 @@ class Lender:
     async def _start(self) -> Control:
         stack, services = self._stack, self._services
         url = await services.fresh_database()
-        stack.push_async_callback(servers.drop_database, services.metadata_url, url)
+        stack.push_async_callback(services.give_back, url)
         bucket_url = await servers.fresh_bucket(services.artifacts_url)
         stack.push_async_callback(servers.drop_bucket, bucket_url)
         patch = stack.enter_context(pytest.MonkeyPatch.context())

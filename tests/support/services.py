@@ -30,7 +30,7 @@ from botocore.config import Config
 from control.clock import SystemClock
 from control.local import embedded
 from control.storage import database, migrations
-from tests.support import cockroachdb, kept_initdb, shared_services
+from tests.support import cockroachdb, kept_initdb, shared_services, spare_databases
 from tests.support.cockroachdb_session import ERRORS_PARAMETER
 
 TEMPLATE = "migrated"
@@ -47,6 +47,8 @@ POSTGRESQL = {
     "full_page_writes": "off",
     "max_wal_size": "64MB",
     "min_wal_size": "32MB",
+    # It looks at each database once a minute, and what it counts changes how statements are carried out.
+    "autovacuum": "off",
     # For the tests of all worker processes of a run.
     "max_connections": "600",
 }
@@ -66,16 +68,31 @@ class ServerUrls:
     """The database past the proxy that stands for CockroachDB; '' where the environment named the servers."""
     admin: str = ""
     """The token of the admin in each database of `fresh_database`; '' where that is empty."""
+    look: str = ""
+    rows: str = ""
+    """`spare_databases.Template` of those databases."""
 
     async def fresh_database(self) -> str:
         """A database of its own: a copy of one that was migrated and has an admin, empty where there is none."""
         if not self.postgresql_url:
             return await fresh_database(self.metadata_url)
         # CockroachDB can't copy a database, so this goes past the proxy.
-        copied = await fresh_database(self.postgresql_url, TEMPLATE)
+        like = spare_databases.Template(self.look, self.rows)
+        copied, unfit = await spare_databases.take(self.postgresql_url, like)
+        for left in unfit:
+            with contextlib.suppress(asyncpg.InvalidCatalogNameError):
+                await drop_database(self.postgresql_url, left)
+        copied = copied or await fresh_database(self.postgresql_url, TEMPLATE)
         url = _of(self.metadata_url, copied)
         _admins[_name(url)] = (url, self.admin)
         return url
+
+    async def give_back(self, url: str) -> None:
+        """Have a database of `fresh_database` be another test's, or remove it; the test's processes have ended."""
+        if self.postgresql_url:
+            spare_databases.give_back(self.postgresql_url, _of(self.postgresql_url, url))
+        else:
+            await drop_database(self.metadata_url, url)
 
     def past_proxy(self, url: str, why: str) -> str:
         """The URL of the database of `url` past the proxy that stands for CockroachDB; `why` a test needs that.
@@ -131,7 +148,10 @@ def used_services(socket: str) -> Iterator[ServerUrls]:
     elif socket:
         shared = ServerUrls(**shared_services.ask(socket))
         with like_cockroachdb(shared.postgresql_url) as url:
-            yield replace(shared, metadata_url=url)
+            try:
+                yield replace(shared, metadata_url=url)
+            finally:
+                spare_databases.forget(shared.postgresql_url)
     else:
         with own_services() as own:
             yield own
@@ -145,11 +165,12 @@ def own_services() -> Iterator[OwnServers]:
         services = runner.run(context.__aenter__())
         try:
             with like_cockroachdb(services.metadata_url) as url:
-                admin = runner.run(_make_template(url))
-                urls = ServerUrls(url, services.artifacts_url, services.metadata_url, admin)
+                admin, like = runner.run(_make_template(url, services.metadata_url))
+                urls = ServerUrls(url, services.artifacts_url, services.metadata_url, admin, like.look, like.rows)
                 yield OwnServers(**vars(urls), processes=services)
         finally:
             _spares.pop(services.artifacts_url.rpartition("/")[0], None)
+            spare_databases.forget(services.metadata_url)
             runner.run(context.__aexit__(None, None, None))
 
 
@@ -217,18 +238,18 @@ def remove_home(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
 
 
-async def _make_template(url: str) -> str:
+async def _make_template(url: str, postgresql_url: str) -> tuple[str, spare_databases.Template]:
     """Migrate a database that others are copied from, and make an admin in it, whose token is returned."""
     made = await embedded.create_database(url, TEMPLATE)
     admin = await _migrate(made)
     assert admin is not None
-    connection = await asyncpg.connect(made)
+    connection = await asyncpg.connect(_of(postgresql_url, made))
     try:
         # As in any metadata that are minutes old: a replica has put the admin on an access list in the bucket.
         await connection.execute("DELETE FROM access_changes")
+        return admin, await spare_databases.template(connection)
     finally:
         await connection.close()
-    return admin
 
 
 async def _migrate(url: str) -> str | None:

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from tests.support.services import ServerUrls, drop_database
+from tests.support.services import ServerUrls
 
 
 @pytest.fixture
@@ -23,4 +23,4 @@ async def schema_url(services: ServerUrls) -> AsyncIterator[str]:
     """A migrated database of the module, whose tests read what tables there are and change nothing."""
     url = await services.fresh_database()
     yield url
-    await drop_database(services.metadata_url, url)
+    await services.give_back(url)

@@ -22,7 +22,7 @@ from tests.support.backups import Backups
 from tests.support.clock import SetClock
 from tests.support.control import Control, module, running, until
 from tests.support.replica import Site
-from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
+from tests.support.services import ServerUrls, drop_bucket, fresh_bucket
 from tests.support.store_proxy import store_proxy
 
 REASON = "the metadata were restored"
@@ -38,7 +38,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def other_database_url(services: ServerUrls) -> AsyncIterator[str]:
     url = await services.fresh_database()
     yield url
-    await drop_database(services.metadata_url, url)
+    await services.give_back(url)
 
 
 async def mark(bucket_url: str) -> Any:

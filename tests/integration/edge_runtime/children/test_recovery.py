@@ -20,7 +20,7 @@ from tests.support.deadlines import deadline
 from tests.support.edge import until
 from tests.support.failing_calls import ALWAYS, FailingCalls
 from tests.support.node_process import LIMIT, NodeProcess
-from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
+from tests.support.services import ServerUrls, drop_bucket, fresh_bucket
 
 pytestmark = pytest.mark.never_retry
 
@@ -52,7 +52,7 @@ async def killed(
         finally:
             await made.end(kill=True)
     await drop_bucket(bucket_url)
-    await drop_database(services.metadata_url, database_url)
+    await services.give_back(database_url)
     yield made
 
 

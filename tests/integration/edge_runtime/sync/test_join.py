@@ -19,7 +19,7 @@ from edge_runtime.sync.join import JoinFailed, join
 from tests.support.agents import Control, joined, running_control
 from tests.support.deadlines import deadline
 from tests.support.file_server import file_server
-from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
+from tests.support.services import ServerUrls, drop_bucket, fresh_bucket
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -34,7 +34,7 @@ async def shared(services: ServerUrls, pki: Pki) -> AsyncIterator[Control]:
     async with running_control(database_url, bucket_url, pki) as running:
         yield running
     await drop_bucket(bucket_url)
-    await drop_database(services.metadata_url, database_url)
+    await services.give_back(database_url)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
