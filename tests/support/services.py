@@ -30,7 +30,7 @@ from botocore.config import Config
 from control.clock import SystemClock
 from control.local import embedded
 from control.storage import database, migrations
-from tests.support import cockroachdb, kept_initdb, shared_services, spare_databases
+from tests.support import cockroachdb, emptied_bucket, kept_initdb, shared_services, spare_databases
 from tests.support.cockroachdb_session import ERRORS_PARAMETER
 
 TEMPLATE = "migrated"
@@ -299,7 +299,7 @@ async def fresh_bucket(url: str) -> str:
     if len(spares) < 2:
         return await asyncio.to_thread(_make_bucket, store)
     spare = spares.popleft()
-    await asyncio.to_thread(_empty_bucket, _store(store), spare.rpartition("/")[2])
+    await asyncio.to_thread(emptied_bucket.empty, spare)
     return spare
 
 
@@ -319,22 +319,13 @@ async def drop_bucket(url: str, *, again: bool = True) -> None:
     if again:
         _spares.setdefault(store, deque()).append(url)
     else:
-        await asyncio.to_thread(_drop_bucket, _store(store), name)
+        await asyncio.to_thread(_drop_bucket, url)
 
 
-def _drop_bucket(client: Any, name: str) -> None:
-    _empty_bucket(client, name)
-    client.delete_bucket(Bucket=name)
-
-
-def _empty_bucket(client: Any, name: str) -> None:
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
-        if keys := [{"Key": found["Key"]} for found in page.get("Contents", [])]:
-            deleted = client.delete_objects(Bucket=name, Delete={"Objects": keys, "Quiet": True})
-            assert not deleted.get("Errors"), deleted
-    for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
-        for found in page.get("Uploads", []):
-            client.abort_multipart_upload(Bucket=name, Key=found["Key"], UploadId=found["UploadId"])
+def _drop_bucket(url: str) -> None:
+    emptied_bucket.empty(url)
+    store, _, name = url.rpartition("/")
+    _store(store).delete_bucket(Bucket=name)
 
 
 _spares: dict[str, deque[str]] = {}
@@ -343,9 +334,9 @@ _spares: dict[str, deque[str]] = {}
 
 def _drop_spares() -> None:
     """Remove the buckets from a store that isn't ours."""
-    for store, urls in _spares.items():
+    for urls in _spares.values():
         for url in urls:
-            _drop_bucket(_store(store), url.rpartition("/")[2])
+            _drop_bucket(url)
     _spares.clear()
 
 
