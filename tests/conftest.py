@@ -1,5 +1,6 @@
 """Fixtures that all tests share: real servers, once for the session, and fresh things in them for each test."""
 
+import functools
 import gc
 import os
 import resource
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from control.local.pki import Pki, ensure
+from control.storage import migrations
 from control.web import lifespan
 from edge_runtime.built import parts
 from edge_runtime.native import library
@@ -134,6 +136,14 @@ def _kept_checks() -> Iterator[None]:
     """Replicas in the tests' own process start no child for a check that was made before."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(lifespan, "Checks", KeptChecks)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_migrations() -> Iterator[None]:
+    """Replicas in the tests' own process read the files of migrations once for all of them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(migrations, "migrations", functools.cache(migrations.migrations))
         yield
 
 

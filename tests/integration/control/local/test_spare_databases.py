@@ -18,7 +18,7 @@ CHANGES = {
     "a constraint": "ALTER TABLE groups ADD CHECK (name <> 'left')",
     "a constraint less": "ALTER TABLE nodes DROP CONSTRAINT nodes_name_key",
     "an index": "CREATE INDEX left_here ON nodes (state_since)",
-    "an index less": "DROP INDEX nodes_by_synced",
+    "an index less": "DROP INDEX nodes_by_group",
     "a function": "CREATE FUNCTION left_here() RETURNS INT LANGUAGE SQL RETURN 1",
     "a trigger that is off": "ALTER TABLE nodes DISABLE TRIGGER ALL",
     "a view": "CREATE VIEW left_here AS SELECT 1",
