@@ -18,13 +18,17 @@ from tests.support.services import is_cockroachdb
 
 
 @pytest.fixture
-async def table(database_url: str) -> str:
+async def table(database_url: str) -> AsyncIterator[str]:
     """A database with the table counters, of which row 1 counts 0."""
     conn = await asyncpg.connect(database_url)
     await conn.execute("CREATE TABLE counters (id int8 PRIMARY KEY, value int8 NOT NULL)")
     await conn.execute("INSERT INTO counters VALUES (1, 0)")
     await conn.close()
-    return database_url
+    yield database_url
+    # So that the next test can have the database.
+    conn = await asyncpg.connect(database_url)
+    await conn.execute("DROP TABLE counters")
+    await conn.close()
 
 
 @pytest.fixture
