@@ -31,6 +31,7 @@ from tests.support import (
     limit_of_a_test,
     long_files,
     replica,
+    rewritten,
 )
 from tests.support import services as servers
 from tests.support.control import Control, running
@@ -65,10 +66,14 @@ _measured: Counter[str] = Counter()
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker process of pytest-xdist, before it starts, where it gets the servers that all of them share."""
+    """Tell a worker process of pytest-xdist, before it starts, where it gets the servers that all of them share.
+
+    What all of them import is rewritten before the first one starts.
+    """
     if _SHARED not in node.config.stash:
         node.config.stash[_SHARED] = SharedServices()
         node.config.stash[_SECONDS] = long_files.kept()
+        rewritten.keep(node.config)
     node.workerinput["servers"] = node.config.stash[_SHARED].socket
     node.workerinput["seconds"] = node.config.stash[_SECONDS]
 
