@@ -29,7 +29,7 @@ FIRST_RUN: Final = {
     "tests/faults/test_edge_kills.py": 70.0,
     "tests/integration/edge_runtime/cli/test_call.py": 65.0,
     "tests/integration/control/storage/test_bucket_owner.py": 65.0,
-    "tests/integration/control/cli/test_project_push.py": 50.0,
+    "tests/integration/control/cli/test_schema_and_projects.py": 50.0,
 }
 """Seconds by file, about, where no run has measured them yet."""
 

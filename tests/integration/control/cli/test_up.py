@@ -22,7 +22,7 @@ from control.cli.support import local
 from control.local.process import ServiceError
 from tests.support.cookies_and_forms import ConsoleBrowser
 from tests.support.deadlines import scaled
-from tests.support.up import LIMIT, ROOT, Shell, Up, make_home
+from tests.support.up import LIMIT, Shell, Up, make_home
 
 
 @pytest.fixture
@@ -116,27 +116,22 @@ def test_each_server_that_is_killed_comes_back(up: Up) -> None:
 
 
 def test_killed_and_started_again(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    up: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """kill -9 leaves no process; the next start finds its data, on the same ports where they are free; Ctrl-C ends
-    everything in order."""
-    first = Up(home)
-    try:
-        first.wait_ready()
-        family = first.family()
-        assert len(family) > 5
-        first.process.kill()
-        _, alive = psutil.wait_procs(family, timeout=scaled(60))
-        assert alive == []
-    finally:
-        first.end()
+    everything in order. It is the last test of the module's `up`, which it kills."""
+    home, family = up.home, up.family()
+    assert len(family) > 5
+    up.process.kill()
+    _, alive = psutil.wait_procs(family, timeout=scaled(60))
+    assert alive == []
     kept = json.loads((home / "cli.json").read_text())
     with socket.socket() as other:
         # Control's port is another's meanwhile: it takes a new one, and the edge finds it.
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", int(kept["url"].rpartition(":")[2])))
         other.listen()
-        second = Up(home)
+        second = Up(home, log="again.log")
         try:
             second.wait_ready()
             assert "the schema has all of this version" in second.output
@@ -147,7 +142,8 @@ def test_killed_and_started_again(
             assert {**now, "url": ""} == {**kept, "url": ""}
             monkeypatch.setenv("SKERRY_HOME", str(home))
             skerry = Shell(capsys, home / "logs")
-            skerry("schema", "add", str(ROOT / "examples" / "visits" / "schema.sql"), "--wait", "--timeout", "60")
+            (tmp_path / "again.sql").write_text("CREATE TABLE again (name TEXT);")
+            skerry("schema", "add", str(tmp_path / "again.sql"), "--wait", "--timeout", "60")
 
             family = second.family()
             second.process.send_signal(signal.SIGINT)
