@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.statements import statements
+
 ROOT = Path(__file__).parents[3]
 LONGEST = 400
 """Lines of a module."""
@@ -111,7 +113,10 @@ def name_of(path: Path, root: Path) -> str:
 def imported(source: str, known: Iterable[str]) -> set[str]:
     """What the source imports: of `from a import b` the module a.b where there is one, else a."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    # Calls are looked for where there may be one.
+    nodes = ast.walk(tree) if "import_module" in source or "__import__" in source else statements(tree)
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -27,25 +27,32 @@ OTHERS = {
 """What else is called with a code."""
 
 
+Nodes = list[ast.Call | ast.Assign | ast.Constant | ast.ClassDef]
+
+
+def nodes(source: str) -> Nodes:
+    """What of a module may have to do with codes, from one walk through all of it."""
+    kinds = (ast.Call, ast.Assign, ast.Constant, ast.ClassDef)
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+
+
 @functools.cache
-def trees(package: str) -> dict[Path, ast.Module]:
+def modules(package: str) -> dict[Path, Nodes]:
     """The package's modules, but for the one that has the table."""
-    modules = (ROOT / package).rglob("*.py")
-    return {path: ast.parse(path.read_text("utf-8")) for path in modules if path not in TABLE_MODULES}
+    paths = (ROOT / package).rglob("*.py")
+    return {path: nodes(path.read_text("utf-8")) for path in paths if path not in TABLE_MODULES}
 
 
 @functools.cache
 def take_a_code() -> set[str]:
     """Names of what takes a code as the argument `code`, or as one of the first two positional ones."""
-    modules = [tree for package in TABLES for tree in trees(package).values()]
-    modules += [ast.parse(path.read_text("utf-8")) for path in TABLE_MODULES]
-    classes = [node for tree in modules for node in tree.body]
+    all_of_them = [found for package in TABLES for found in modules(package).values()]
+    all_of_them += [nodes(path.read_text("utf-8")) for path in TABLE_MODULES]
+    classes = [node for found in all_of_them for node in found if isinstance(node, ast.ClassDef)]
     found = BASES | OTHERS
     while True:
         derived = {
-            node.name
-            for node in classes
-            if isinstance(node, ast.ClassDef) and found & {base.id for base in node.bases if isinstance(base, ast.Name)}
+            node.name for node in classes if found & {base.id for base in node.bases if isinstance(base, ast.Name)}
         }
         if derived <= found:
             return found
@@ -59,9 +66,9 @@ def strings(node: ast.expr) -> list[str]:
     return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
 
 
-def calls(tree: ast.Module) -> Iterator[ast.Call]:
+def calls(module: Nodes) -> Iterator[ast.Call]:
     """The calls of what is called with a code."""
-    for node in ast.walk(tree):
+    for node in module:
         if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in take_a_code():
             yield node
 
@@ -73,10 +80,10 @@ def code_of(call: ast.Call) -> set[str]:
     return found | {text for keyword in call.keywords if keyword.arg == "code" for text in strings(keyword.value)}
 
 
-def told(tree: ast.Module) -> set[str]:
+def told(module: Nodes) -> set[str]:
     """The codes that a module tells."""
-    found = {code for call in calls(tree) for code in code_of(call)}
-    for node in ast.walk(tree):
+    found = {code for call in calls(module) for code in code_of(call)}
+    for node in module:
         if isinstance(node, ast.Assign):
             target = getattr(node.targets[0], "id", getattr(node.targets[0], "attr", ""))
             if target in ("code", "limit_code"):
@@ -86,7 +93,9 @@ def told(tree: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize("package", TABLES)
 def test_every_code_that_is_told_is_in_the_table(package: str) -> None:
-    missing = {code: path.name for path, tree in trees(package).items() for code in told(tree) - TABLES[package].keys()}
+    missing = {
+        code: path.name for path, module in modules(package).items() for code in told(module) - TABLES[package].keys()
+    }
     assert missing == {}
 
 
@@ -96,15 +105,15 @@ def test_classes_with_a_code_are_found_by_their_base() -> None:
 
 def test_a_code_that_is_not_in_the_table_is_found() -> None:
     source = 'raise ProblemError("no_such_code", f"{name} is gone", field="name")\ncode = "another_one"'
-    assert told(ast.parse(source)) == {"no_such_code", "another_one"}
+    assert told(nodes(source)) == {"no_such_code", "another_one"}
 
 
 @pytest.mark.parametrize("package", TABLES)
 def test_every_code_of_the_table_is_told(package: str) -> None:
     constants = {
         node.value
-        for tree in trees(package).values()
-        for node in ast.walk(tree)
+        for module in modules(package).values()
+        for node in module
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert TABLES[package].keys() - constants == set()
@@ -113,8 +122,8 @@ def test_every_code_of_the_table_is_told(package: str) -> None:
 @pytest.mark.parametrize("package", TABLES)
 def test_a_status_beside_a_code_is_that_of_the_table(package: str) -> None:
     other = {}
-    for path, tree in trees(package).items():
-        for call in calls(tree):
+    for path, module in modules(package).items():
+        for call in calls(module):
             values = [
                 node.value for node in [*call.args, *(k.value for k in call.keywords)] if type(node) is ast.Constant
             ]

@@ -30,9 +30,10 @@ def criteria(page: str) -> list[Criterion]:
 
 
 @functools.cache
-def sources() -> dict[Path, str]:
-    """Return the text of every test module, by its path."""
-    return {path.resolve(): path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+def defined() -> dict[Path, list[str]]:
+    """Return the tests of criteria in every test module, by its path."""
+    test = re.compile(r"^(?:async )?def (test_r\d_\d_\w+)", re.MULTILINE)
+    return {path.resolve(): test.findall(path.read_text("utf-8")) for path in (ROOT / "tests").rglob("test_*.py")}
 
 
 def wrong(found: Criterion) -> list[str]:
@@ -40,14 +41,13 @@ def wrong(found: Criterion) -> list[str]:
     file = PAGE.parent / found.link
     if found.link != f"../{found.shown}" or not file.is_file():
         return [f"there is no {found.link}"]
-    prefix = f"test_r{found.number.replace('.', '_')}"
-    defined = re.compile(rf"^(?:async )?def ({prefix}_\w+)", re.MULTILINE)
-    there = defined.findall(file.read_text("utf-8"))
-    others = {path: source for path, source in sources().items() if path != file.resolve()}
+    prefix = f"test_r{found.number.replace('.', '_')}_"
+    named = {path: [test for test in tests if test.startswith(prefix)] for path, tests in defined().items()}
+    there = named.pop(file.resolve())
     return [
         *[f"{file.name} has no {test}" for test in found.tests if test not in there],
         *[f"{PAGE.name} doesn't name {test}" for test in there if test not in found.tests],
-        *[f"{path.name} has tests of {found.number} too" for path, source in others.items() if defined.search(source)],
+        *[f"{path.name} has tests of {found.number} too" for path, tests in named.items() if tests],
     ]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.statements import statements
+
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"control", "edge_runtime"}
@@ -19,7 +21,7 @@ OURS = {"control", "edge_runtime"}
 def third_party(source: str) -> set[str]:
     """The top-level modules that `source` imports, wherever in the file, without Python's own and ours."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in statements(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
