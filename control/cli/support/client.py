@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
-import aiohttp
 import orjson
 
 from control.cli.support import logins, near_names
 from control.settings import is_loopback, is_safe
+
+if TYPE_CHECKING:
+    import aiohttp
 
 ATTEMPTS = 5
 """Times that a call is tried while control can't be reached or answers 503."""
@@ -261,6 +263,9 @@ class Client:
         Raises: RequestRefused, when control answers 4xx; Unreachable, when it can't be reached or trusted, or still
         answers 503 after `ATTEMPTS`; Failure, when it answers anything else that isn't a success.
         """
+        # Imported here: it takes a third of the start of a command, and a shell that completes one calls nothing.
+        import aiohttp
+
         headers = {"accept": "application/json"}
         if self._to.token:
             headers["authorization"] = f"Bearer {self._to.token}"
@@ -323,7 +328,9 @@ class Client:
             f"{self._to.url} can't be reached: {error or type(error).__name__}", code="unreachable", cure=cure
         )
 
-    def _open(self) -> aiohttp.ClientSession:
+    def _open(self) -> "aiohttp.ClientSession":
+        import aiohttp
+
         if self._session is None:
             # Proxies of the environment are used, but not for this machine.
             proxies = not is_loopback(urlsplit(self._to.url).hostname or "")

@@ -199,3 +199,11 @@ def test_the_version_has_the_commit(module: str) -> None:
     )
     program = "skerry" if module == "control.cli" else "skerry-edge"
     assert done.stdout == f"{program}, version {version.told()}\n", done.stderr
+
+
+def test_a_shell_that_completes_does_not_wait_for_the_client_of_control() -> None:
+    """Its library takes a third of the start of a command."""
+    code = "import sys; from control.cli import main; main.run(['completion', 'bash']); print('aiohttp' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "_skerry_completion" in done.stdout
+    assert done.stdout.endswith("\nFalse\n")
