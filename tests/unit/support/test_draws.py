@@ -1,5 +1,6 @@
 """What properties draw, run after run."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -16,13 +17,14 @@ draws.settle()
 from hypothesis import given, settings, strategies as st
 {}
 @given(st.integers() | st.text() | st.floats())
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test(value):
     print(ascii(value))
 test()
 """
 
 
+@functools.cache
 def drawn(first: str = "", **environment: str) -> Sequence[str]:
     """What a run draws that begins with the statement `first`."""
     found = subprocess.run(
@@ -33,7 +35,7 @@ def drawn(first: str = "", **environment: str) -> Sequence[str]:
         check=True,
     )
     lines = found.stdout.splitlines()
-    assert len(lines) >= 300
+    assert len(lines) >= 100
     return lines
 
 
@@ -44,7 +46,7 @@ def test_a_run_draws_the_same_whatever_is_imported() -> None:
 def test_a_seed_draws_something_else_and_the_same_each_time() -> None:
     seeded = drawn(SKERRY_TEST_SEED="1")
     assert seeded == drawn("import edge_runtime.guests.wasi", SKERRY_TEST_SEED="1")
-    assert seeded != drawn()
+    assert seeded != drawn(PYTHONHASHSEED="1")
     assert seeded != drawn(SKERRY_TEST_SEED="2")
 
 

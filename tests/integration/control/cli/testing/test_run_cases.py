@@ -217,15 +217,15 @@ async def test_a_case_by_a_route_for_a_host(tmp_path: Path, cache: Path) -> None
     assert "the route is for shop.example, and the request for localhost" in done.out.decode()
 
 
-async def test_a_hundred_cases(project: Folder) -> None:
-    """In seconds: one process makes them all."""
+async def test_many_cases(project: Folder) -> None:
+    """One process makes them all."""
     text = sent("INSERT INTO notes (author) VALUES (1)")
     rows = 'sql_after = { sql = "SELECT count(*) FROM notes", rows = [[2]] }'
-    project.cases("\n".join(f'[[case]]\nname = "case {n}"\n{text}\n{rows}' for n in range(100)))
+    project.cases("\n".join(f'[[case]]\nname = "case {n}"\n{text}\n{rows}' for n in range(30)))
     done = await project.test()
-    assert b"100 passed" in done.out, done
-    assert len(done.out.splitlines()) == 101
-    done = await project.test("-k", "CASE 7")
+    assert b"30 passed" in done.out, done
+    assert len(done.out.splitlines()) == 31
+    done = await project.test("-k", "CASE 1")
     assert b"11 passed" in done.out
 
 
