@@ -17,9 +17,9 @@ import pytest
 from tests.support.cluster import LIMIT, WRITE, Cluster, cluster
 from tests.support.deadlines import deadline
 
-KILLS = int(os.environ.get("SKERRY_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("SKERRY_TEST_KILLS", "4"))
 SEED = int(os.environ.get("SKERRY_TEST_SEED") or random.SystemRandom().randrange(1_000_000))
-ROWS = 20_000 + 2_000 * KILLS
+ROWS = 10_000 + 2_000 * KILLS
 ITEMS = (
     "UPDATE generation SET number = 2; CREATE TABLE items (id INTEGER PRIMARY KEY, n INTEGER NOT NULL);"
     f"INSERT INTO items SELECT value, 0 FROM generate_series(1, {ROWS})"

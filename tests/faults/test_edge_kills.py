@@ -17,7 +17,7 @@ from tests.guests.build import guest
 from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
 
-KILLS = int(os.environ.get("SKERRY_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("SKERRY_TEST_KILLS", "5"))
 TALLY = "CREATE TABLE done (name TEXT)"
 ENDED = {(502, "worker_crashed"), (502, "commit_unknown")}
 
@@ -128,7 +128,7 @@ async def test_those_that_wait_behind_a_loop_are_served(tmp_path: Path, monkeypa
     # However slow the machine is.
     monkeypatch.setattr("edge_runtime.dispatch.served_functions.SHORT", 60.0)
     wasm = guest("slow")
-    functions = {"slow": (wasm, {"sql": "read", "time_limit_ms": 3000}), "echo": guest("echo")}
+    functions = {"slow": (wasm, {"sql": "read", "time_limit_ms": 1500}), "echo": guest("echo")}
     async with node(tmp_path / "state", workers=1) as edge:
         await edge.release(functions, ["CREATE TABLE generation (number INTEGER)", "INSERT INTO generation VALUES (1)"])
         for _ in range(5):

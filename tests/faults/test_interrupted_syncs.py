@@ -51,6 +51,8 @@ async def _a_sync_whose_node_is_gone_expires(
     await meanwhile(made)
 
     async def expired() -> bool:
+        # It takes seconds.
+        await asyncio.sleep(0.3)
         return (await _sync(made, sync))["status"] == "expired"
 
     await made.until("the sync has expired", expired)

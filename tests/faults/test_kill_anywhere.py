@@ -19,7 +19,7 @@ from control.local.seaweedfs import s3_client
 from tests.support.cluster import Cluster, cluster
 from tests.support.load import LOST, Load, check_writes
 
-KILLS = int(os.environ.get("SKERRY_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("SKERRY_TEST_KILLS", "4"))
 SEED = int(os.environ.get("SKERRY_TEST_SEED") or random.SystemRandom().randrange(1_000_000))
 
 WHO = {
