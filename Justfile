@@ -124,7 +124,7 @@ faults *ARGS: setup
         SKERRY_TEST_GUESTS=5000 SKERRY_TEST_REQUESTS=10 SKERRY_TEST_EXAMPLES=400 SKERRY_TEST_FUZZ_SECONDS=60 \
         SKERRY_TEST_INPUTS=3000 SKERRY_TEST_FLEET=200000 SKERRY_TEST_POLLS=1000 \
         SKERRY_TEST_CALLS={{ if ARGS == "--all" { "0" } else { "40" } }} \
-        exec {{ pytest }} {{ if ARGS =~ '^(--all)?$' { by_fives } else { "" } }} $tests \
+        exec {{ pytest }} -p tests.support.long_versions {{ if ARGS =~ '^(--all)?$' { by_fives } else { "" } }} $tests \
         {{ if ARGS == "--all" { "" } else { '"$@"' } }}
 
 # tests again and again for some minutes, while their processes are stopped and tasks, threads, store and database come late; words are pytest's
