@@ -2,6 +2,7 @@
 memory. For plug-ins it is the merging of Extism's kernel that is checked: wasmtime links it from outside."""
 
 import hashlib
+import os
 import random
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from tests.support import by_wasmtime
 from tests.support.functions import function
 from tests.support.generated import ENDING, PLUGIN, SHAPE, smith
 
-EACH = 40
+EACH = max(40, int(os.environ.get("SKERRY_TEST_MODULES", "0")) // 25)
+"""Modules of each kind."""
 REASONS = {
     "unreachable": "UNREACHABLE",
     "out of bounds memory access": "MEMORY_OUT_OF_BOUNDS",

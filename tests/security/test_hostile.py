@@ -28,7 +28,7 @@ REFUSED = hostile.refused()
 ACCEPTED = hostile.accepted()
 TOO_LARGE = "64 MiB and a byte"
 """Made only where it is used, as `hostile.largest`: each test process imports this module."""
-SAMPLE = 40
+SAMPLE = 20
 """Generated modules that go through the real edge; all of them go through test_generated's children."""
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]

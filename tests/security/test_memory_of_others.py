@@ -2,6 +2,7 @@
 memories that one worker keeps as by wasmtime in fresh ones."""
 
 import itertools
+import os
 import random
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from tests.support import by_wasmtime
 
 PAGES = 24
 """`memory_pages`: a maximum that is larger, or isn't there, is this for wasmtime."""
+RUNS = int(os.environ.get("SKERRY_TEST_EXAMPLES", "40"))
+"""Runs of calls for each shape, in compiled code; a fifth of them where it is interpreted."""
 Limits = tuple[int, int | None]
 SHAPES: list[list[Limits]] = [
     [(1, None)],
@@ -98,7 +101,7 @@ def made_up(shape: list[Limits], chance: random.Random, count: int) -> list[list
     return [run() for _ in range(count)]
 
 
-@pytest.mark.parametrize(("compiled", "count"), [(False, 20), (True, 100)], ids=["interpreted", "compiled"])
+@pytest.mark.parametrize(("compiled", "count"), [(False, RUNS // 5), (True, RUNS)], ids=["interpreted", "compiled"])
 def test_one_reservation_behaves_as_fresh_memories_do(compiled: bool, count: int, tmp_path: Path) -> None:
     with by_wasmtime.apart() as pool:
         traps = answers = 0

@@ -24,7 +24,7 @@ def together(file: str) -> bool:
     return 'scope="module"' in (ROOT / file).read_text("utf-8")
 
 
-class Shares(LoadScopeScheduling):  # type: ignore[misc]
+class Shares(LoadScopeScheduling):
     """What workers get, one after the other."""
 
     def _split_scope(self, nodeid: str) -> str:

@@ -99,7 +99,9 @@ ONE_LENGTH: Final = (
 
 FAULTS: Final = (
     "tests/faults",
+    "tests/security/test_differential.py",
     "tests/security/test_generated.py",
+    "tests/security/test_memory_of_others.py",
     "tests/integration/control/api/test_held_polls.py",
     "tests/integration/control/sync/test_many_nodes.py",
     "tests/integration/control/web/test_openapi.py",
