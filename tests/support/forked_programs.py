@@ -153,7 +153,9 @@ class Programs:
         request = _request(given)
         if request is None or _conditions(request.environment) != self._usual:
             return None
-        which = kind, preload = MODULES.get(request.module, "programs"), request.environment.get("LD_PRELOAD", "")
+        preload = request.environment.get("LD_PRELOAD", "")
+        # What is preloaded is for programs of nodes.
+        which = kind, _ = "nodes" if preload else MODULES.get(request.module, "programs"), preload
         if which not in self._templates and not self._may_start:
             return None
         streams = ("p2cread", 0), ("c2pwrite", 1), ("errwrite", 2)
@@ -306,7 +308,8 @@ def use_nested(descriptor: int) -> None:
     """Have this process, which was forked itself, start our programs by asking the template on this descriptor."""
     template = Template(socket.socket(fileno=descriptor))
     preload = os.environ.get("LD_PRELOAD", "")
-    _start_by(Programs({("programs", preload): template, ("zygotes", preload): template}, may_start=False))
+    kinds: tuple[Kind, ...] = ("nodes",) if preload else ("programs", "zygotes")
+    _start_by(Programs({(kind, preload): template for kind in kinds}, may_start=False))
 
 
 def _start_by(programs: Programs) -> None:

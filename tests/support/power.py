@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.guests.build import native
+from tests.support import forked_programs
 
 SECTOR: Final = 512
 """Bytes that a disk writes whole or not at all."""
@@ -35,7 +36,9 @@ class Record(NamedTuple):
 
 def shared_library() -> Path:
     """The library that records, built once for its source."""
-    return native(SOURCE, "-shared", "-fPIC", "-O1")
+    made = native(SOURCE, "-shared", "-fPIC", "-O1")
+    forked_programs.may_be_preloaded(made)
+    return made
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["programs", "zygotes"]
+Kind = Literal["programs", "nodes", "zygotes"]
 """Programs that need the same imports: each kind has a template of its own."""
 
 

@@ -120,13 +120,11 @@ def _thread_id_address() -> int:
     return found.value
 
 
-def _import_programs() -> None:
+def _import_nodes() -> None:
     for name in (
         "asyncio",
-        "control.local.embedded",
-        "control.local.pki",
-        "control.web.server",
         "edge_runtime.children.zygote",
+        "edge_runtime.cli.main",
         "edge_runtime.front",
         "edge_runtime.guests.function_code",
         "edge_runtime.oneshot.check",
@@ -137,6 +135,12 @@ def _import_programs() -> None:
         "edge_runtime.sync.agent",
         "edge_runtime.sync.identity",
     ):
+        importlib.import_module(name)
+
+
+def _import_programs() -> None:
+    _import_nodes()
+    for name in ("control.local.embedded", "control.local.pki", "control.web.server"):
         importlib.import_module(name)
     import click
 
@@ -154,5 +158,9 @@ def _import_zygotes() -> None:
     zygote._imports()
 
 
-_IMPORTS: Final[dict[Kind, Callable[[], None]]] = {"programs": _import_programs, "zygotes": _import_zygotes}
+_IMPORTS: Final[dict[Kind, Callable[[], None]]] = {
+    "programs": _import_programs,
+    "nodes": _import_nodes,
+    "zygotes": _import_zygotes,
+}
 """What each kind of programs needs, and no more."""

@@ -46,7 +46,8 @@ static void lock(void) {
 
 static void unlock(void) { pthread_mutex_unlock(mutex); }
 
-__attribute__((constructor)) static void start(void) {
+/* Called again by a program that is forked from a template, which has neither variable (program_start.py). */
+__attribute__((constructor)) void begin(void) {
   const char *wanted = getenv("SKERRY_RECORD_FOLDER"), *path = getenv("SKERRY_RECORD_LOG");
   char lock_path[PATH_MAX];
   if (!wanted || !path) return;
