@@ -19,6 +19,7 @@ from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.zygote_client import NotBorn
 from edge_runtime.release import compile_jobs, manager
 from edge_runtime.release.compile_jobs import CompileJobs
+from edge_runtime.settings import EdgeSettings
 from tests.guests.build import guest
 from tests.support.deadlines import scaled
 from tests.support.edge import BACKGROUND, Node, node, until
@@ -29,9 +30,9 @@ LITTLE = {"worker_memory": 128 * MIB}
 """The least: 64 MiB of it for functions."""
 SIZE = 800_000
 """Bytes of code, which take 11 MiB on the interpreter, and more while they run."""
-MANY = 24
+MANY = 10
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("programs_by_exec")]
+pytestmark = pytest.mark.timeout(600)
 
 
 def module(number: int, size: int) -> tuple[bytes, dict[str, Any]]:
@@ -42,6 +43,7 @@ async def never(*_: Any) -> Any:
     await asyncio.Event().wait()
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_functions_that_need_more_memory_than_there_is_all_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +66,7 @@ async def all_answer(edge: Node) -> None:
     assert edge.front.pool.deaths == 0
 
 
+@pytest.mark.usefixtures("real_compilation")
 async def test_what_can_not_fit_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
     async with node(tmp_path / "state", **LITTLE) as edge:
         await edge.release({"echo": guest("echo")})
@@ -89,6 +92,7 @@ async def test_what_is_too_large_for_the_interpreter_waits_for_its_compiled_code
         assert (await edge.call("big"))[2] == modules.answer(1)
 
 
+@pytest.mark.usefixtures("real_compilation")
 async def test_a_compilation_that_nobody_waits_for_any_more_goes_on(tmp_path: Path) -> None:
     """A sync that was refused, superseded or ended: the next one finds what was compiled."""
     async with node(tmp_path / "state") as edge:
@@ -116,6 +120,7 @@ async def test_all_functions_are_compiled_quickly_before_one_is_at_its_best(tmp_
         assert levels == sorted(levels)
 
 
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_what_only_the_loader_reads_of_compiled_code_is_dropped(tmp_path: Path) -> None:
     """A third of each file."""
     async with node(tmp_path / "state", workers=1) as edge:
@@ -179,12 +184,14 @@ async def test_code_that_was_damaged_is_interpreted_and_made_again(tmp_path: Pat
         assert (await edge.call("echo", b"again"))[::2] == (200, b"again")
 
 
-async def test_damaged_code_of_what_is_too_large_for_the_interpreter_is_made_again(tmp_path: Path) -> None:
-    async with node(tmp_path / "state", workers=1, **LITTLE) as edge:
-        large = modules.make(1, 3_000_000)
-        await edge.release({"large": (large, {"abi": "direct"})})
+async def test_damaged_code_of_what_is_too_large_for_the_interpreter_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EdgeSettings, "code_memory", MIB)
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"large": module(1, 100_000)})
         (function,) = served(edge)
-        assert aot_cache.memory_estimate(function.wasm, compiled=False) > 64 * MIB
+        assert aot_cache.memory_estimate(function.wasm, compiled=False) > MIB
         code = Path(function.aot)
         whole = code.read_bytes()
         damaged = code.with_suffix(".new")

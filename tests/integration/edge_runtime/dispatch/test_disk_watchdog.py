@@ -8,6 +8,7 @@ import orjson
 import pytest
 import pytest_asyncio
 
+from edge_runtime.sql import database
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 
@@ -16,9 +17,11 @@ FUNCTIONS = {
     "reader": (guest("sql"), {"sql": "read", **LIMITS}),
     "writer": (guest("sql"), {"sql": "write", **LIMITS}),
 }
-ROWS = 180_000
-WIDE = "printf('%0800d', id)"
+ROWS = 14_000
+WIDTH = 10_000
+WIDE = f"printf('%0{WIDTH}d', id)"
 """A value of a row. Those of all rows, in an index or a sorter, need more memory than SQLite may have."""
+assert ROWS * WIDTH > database.HEAP_BYTES
 TABLE = "CREATE TABLE facts (id INTEGER PRIMARY KEY, number INTEGER NOT NULL CHECK (number >= 0))"
 FILL = (
     f"INSERT INTO facts (number) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS}) "
@@ -67,7 +70,7 @@ async def test_what_memory_does_not_hold_is_sorted_and_grouped(edge: Node, sql: 
     status, answers = await ask(edge, "reader", sql, "SELECT 1")
     assert status == 200, answers
     # Into files without a name.
-    assert written(edge) - before > ROWS * 800 / 2
+    assert written(edge) - before > ROWS * WIDTH / 2
     assert not isinstance(answers, str)
     assert [answer.get("error") for answer in answers] == [None, None]
     assert answers[0]["rows"] == [[value]]
@@ -92,7 +95,7 @@ async def test_a_statement_of_many_rows_can_be_undone_alone(edge: Node) -> None:
 
 async def test_the_files_of_a_call_are_bounded_together(edge: Node) -> None:
     """Each of these groups has one of 150 MB or so, and its result another."""
-    groups = [f"(SELECT printf('%0800d', id + {n}) AS wide, count(*) FROM facts GROUP BY wide)" for n in range(6)]
+    groups = [f"(SELECT printf('%0{WIDTH}d', id + {n}) AS wide, count(*) FROM facts GROUP BY wide)" for n in range(6)]
     sql = f"SELECT count(*) FROM {' CROSS JOIN '.join(groups)}"
     assert await ask(edge, "reader", "SELECT 1", sql) == (507, "sql_disk_limit")
     await until(lambda: len(edge.workers()) == 2)
@@ -104,7 +107,7 @@ async def test_the_files_of_a_call_are_bounded_together(edge: Node) -> None:
 @pytest.mark.parametrize(
     ("how", "sql", "code"),
     [
-        ("", "SELECT count(*) FROM (SELECT 1 FROM facts GROUP BY printf('%03500d', id))", "sql_disk_limit"),
+        ("", "SELECT count(*) FROM (SELECT 1 FROM facts GROUP BY printf('%044000d', id))", "sql_disk_limit"),
         ("?trap=1", "SELECT hex(randomblob(200000000))", "sql_out_of_memory"),
     ],
 )
@@ -121,7 +124,7 @@ async def test_who_needs_more_is_told(edge: Node, function: str, how: str, sql: 
 
 async def test_a_release_may_build_a_large_index(edge: Node) -> None:
     await edge.release(FUNCTIONS, [f"CREATE INDEX wide ON facts ({WIDE})"])
-    status, answers = await ask(edge, "reader", f"SELECT number FROM facts WHERE {WIDE} = printf('%0800d', 77)")
+    status, answers = await ask(edge, "reader", f"SELECT number FROM facts WHERE {WIDE} = printf('%0{WIDTH}d', 77)")
     assert status == 200
     assert not isinstance(answers, str)
     assert answers[0]["rows"] == [[77]]

@@ -203,7 +203,9 @@ def test_the_program_reads_and_prints_json():
 def test_a_change_that_never_ends_or_fills_the_memory_is_refused():
     endless = "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) "
     patient = "from edge_runtime.oneshot import check, check_schema; check_schema.SECONDS = 90; check.main(['schema'])"
-    greedy = orjson.loads(run({"sql": "CREATE TABLE t AS " + endless + "SELECT x FROM c"}, ["-c", patient]).stdout)
+    greedy = orjson.loads(
+        run({"sql": "CREATE TABLE t AS " + endless + "SELECT zeroblob(10000) FROM c"}, ["-c", patient]).stdout
+    )
     assert (greedy["ok"], greedy["code"]) == (False, "apply_out_of_memory")
     assert "out of memory" in greedy["message"]
     hurried = "from edge_runtime.oneshot import check, check_schema; check_schema.SECONDS = 0.5; check.main(['schema'])"

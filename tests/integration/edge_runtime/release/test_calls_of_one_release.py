@@ -35,7 +35,7 @@ async def test_no_call_mixes_releases(tmp_path: Path) -> None:
     """Each release moves the number to another table, and drops the last one. Calls of every kind go on meanwhile: none
     fails, each sees one release alone, and what was acknowledged is there once."""
     chance = random.Random(27)
-    releases = 12
+    releases = 6
     acknowledged: dict[str, int] = {}
     seen: Counter[str] = Counter()
 
@@ -93,10 +93,12 @@ async def test_no_call_mixes_releases(tmp_path: Path) -> None:
         async with deadline(180), asyncio.TaskGroup() as group:
             for kind in (small, small, small, slow, late, late, write, write, write):
                 group.create_task(client(kind))
-            for number in range(2, releases + 1):
+            number = 1
+            # At least so many, and as many as come while each kind is called three times.
+            while number < releases or min(seen.values()) < 4:
+                number += 1
                 await edge.release(made(number, url), moves(number))
                 assert await numbers(edge) == (number, number, number)
             stop.set()
-        assert min(seen.values()) >= 3
         rows = (await lines(edge, "reads", DONE))[1][0]["rows"]
         assert sorted(row[0] for row in rows) == sorted(f"{name} {release}" for name, release in acknowledged.items())

@@ -76,11 +76,11 @@ async def test_releases_under_load(tmp_path: Path) -> None:
                 if which < 3:
                     group.create_task(writer(which))
             group.create_task(slow_reader())
-            for number in range(2, 14):
+            for number in range(2, 9):
                 await edge.release(functions(number), [f"UPDATE generation SET number = {number}"])
                 assert await numbers(edge) == (number, number)
             stop = True
-        assert len(seen) > 6
+        assert len(seen) > 4
         _, _, body = await edge.call("sql", b'{"sql":"SELECT name FROM done"}')
         assert sorted(row[0] for row in orjson.loads(body)["rows"]) == sorted(written)
 
@@ -108,11 +108,11 @@ async def test_the_database_is_the_judge(tmp_path: Path, monkeypatch: pytest.Mon
         async with asyncio.TaskGroup() as group:
             for _ in range(8):
                 group.create_task(reader())
-            for number in range(2, 10):
+            for number in range(2, 7):
                 await edge.release(functions(number), [f"UPDATE generation SET number = {number}"])
                 assert await numbers(edge) == (number, number)
             stop = True
-        assert len(seen) > 4
+        assert len(seen) > 3
 
 
 async def test_a_change_that_fails_leaves_the_old_release(tmp_path: Path) -> None:
