@@ -66,7 +66,6 @@ async def all_answer(edge: Node) -> None:
     assert edge.front.pool.deaths == 0
 
 
-@pytest.mark.usefixtures("real_compilation")
 async def test_what_can_not_fit_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
     async with node(tmp_path / "state", **LITTLE) as edge:
         await edge.release({"echo": guest("echo")})
@@ -96,7 +95,7 @@ async def test_what_is_too_large_for_the_interpreter_waits_for_its_compiled_code
 async def test_a_compilation_that_nobody_waits_for_any_more_goes_on(tmp_path: Path) -> None:
     """A sync that was refused, superseded or ended: the next one finds what was compiled."""
     async with node(tmp_path / "state") as edge:
-        _, local = edge.plan({"big": module(1, SIZE)})
+        _, local = edge.plan({"big": module(1, 300_000)})
         attempt = asyncio.ensure_future(edge.front.compiler.functions(local, {"big"}))
         name, jobs = (local[0].sha256, QUICK), edge.front.compiler.compilations._jobs
         await until(lambda: attempt.done() or (name in jobs and jobs[name].started))
@@ -115,12 +114,11 @@ async def test_all_functions_are_compiled_quickly_before_one_is_at_its_best(tmp_
             return await make(sha256, level, background=background)
 
         edge.front.compiler.compilations.make = seen  # type: ignore[method-assign]
-        await edge.release({f"m{n}": module(n, 20_000) for n in range(4)})
+        await edge.release({f"m{n}": module(n, 4000) for n in range(4)})
         await until(lambda: all(f["best"] for f in edge.front.status()["functions"]), scaled(BACKGROUND))
         assert levels == sorted(levels)
 
 
-@pytest.mark.usefixtures("programs_by_exec")
 async def test_what_only_the_loader_reads_of_compiled_code_is_dropped(tmp_path: Path) -> None:
     """A third of each file."""
     async with node(tmp_path / "state", workers=1) as edge:
