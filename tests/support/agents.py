@@ -98,7 +98,7 @@ class Control:
         try:
             async with deadline(DEADLINE):
                 while not condition(node := await self.node(name)):
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(f"in {DEADLINE:.0f} s it never came true for {node}") from None
         return node
@@ -178,7 +178,7 @@ class Edge:
         try:
             async with deadline(DEADLINE, limit):
                 while not condition(found := await self.status()):
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(f"in {limit or DEADLINE:.0f} s it never came true for {found}") from None
         return found

@@ -31,7 +31,7 @@ async def answers(node: Edge, number: int) -> None:
             status, body = await node.call("hello")
             if status == 200 and f'"version":{number},'.encode() in body:
                 return
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
 
 
 def artifacts(state: Path) -> set[str]:
