@@ -18,7 +18,7 @@ from typing import Final
 
 from edge_runtime.children import immortal
 from edge_runtime.sandbox import fence
-from tests.support import program_start
+from tests.support import forked_programs, program_start
 from tests.support.program_request import Kind, Request
 
 REQUEST_BYTES: Final = 1 << 20
@@ -145,7 +145,11 @@ def _import_programs() -> None:
     import click
 
     from control.cli.main import skerry
+    from edge_runtime.cli.doctor import machine
     from edge_runtime.cli.main import main as skerry_edge
+
+    # What a fork of this process starts is looked up there.
+    forked_programs.may_be_forked(machine._LOAD)
 
     for group in (skerry, skerry_edge):
         for name in group.list_commands(click.Context(group)):

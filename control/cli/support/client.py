@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import orjson
 
 from control.cli.support import logins, near_names
 from control.settings import is_loopback, is_safe
-
-if TYPE_CHECKING:
-    import aiohttp
 
 ATTEMPTS = 5
 """Times that a call is tried while control can't be reached or answers 503."""
@@ -188,7 +185,7 @@ class Client:
 
     def __init__(self, to: ConnectionSettings) -> None:
         self._to = to
-        self._session: aiohttp.ClientSession | None = None
+        self._session: Any = None
         self._ending = False
         try:
             self._tls = ssl.create_default_context(cafile=None if to.ca is None else str(to.ca))
@@ -328,7 +325,7 @@ class Client:
             f"{self._to.url} can't be reached: {error or type(error).__name__}", code="unreachable", cure=cure
         )
 
-    def _open(self) -> "aiohttp.ClientSession":
+    def _open(self) -> Any:
         import aiohttp
 
         if self._session is None:

@@ -13,8 +13,10 @@ import pytest
 from edge_runtime import wal
 from edge_runtime.sql import database
 from tests.support.failing_calls import FailingCalls
+from tests.support.forked_programs import may_be_forked
 
-PROGRAM = """
+PROGRAM = may_be_forked(
+    """
 import sys
 from pathlib import Path
 from edge_runtime.sql import database
@@ -26,6 +28,7 @@ else:
     opened.rows("INSERT INTO written VALUES (1)")
     print("wrote")
 """
+)
 
 
 def run(program: str, path: Path, failing: FailingCalls) -> subprocess.CompletedProcess[str]:
@@ -68,7 +71,8 @@ def test_a_writer_does_not_keep_others_from_opening_the_file(tmp_path: Path) -> 
         kept.rows("ROLLBACK")
 
 
-CALLS = """
+CALLS = may_be_forked(
+    """
 import contextlib, sys
 from pathlib import Path
 from edge_runtime.sql import database
@@ -85,6 +89,7 @@ for grant in ("read", "write", "read", "write"):
     with contextlib.suppress(CommitFailed):
         call.commit()
 """
+)
 
 
 def test_a_read_that_failed_once_spoils_no_later_call(tmp_path: Path) -> None:
@@ -115,7 +120,8 @@ def test_a_read_that_failed_once_spoils_no_later_call(tmp_path: Path) -> None:
         assert failed > 0
 
 
-UPDATE = """
+UPDATE = may_be_forked(
+    """
 import sys
 from pathlib import Path
 from edge_runtime.sql import database
@@ -126,6 +132,7 @@ try:
 except (database.DatabaseOpenError, ValueError) as error:
     sys.exit(f"refused: {error}")
 """
+)
 
 
 def test_a_read_that_failed_is_never_written_back_as_zeros(tmp_path: Path) -> None:
@@ -184,7 +191,8 @@ def test_a_path_may_have_any_name(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == [folder.name]
 
 
-UNTIL_EXIT = """
+UNTIL_EXIT = may_be_forked(
+    """
 import os, sys
 from pathlib import Path
 from edge_runtime.sql import database
@@ -196,6 +204,7 @@ def serve():
 serve()
 os._exit(0)
 """
+)
 
 
 def test_a_process_that_ends_leaves_the_log_to_others(tmp_path: Path) -> None:

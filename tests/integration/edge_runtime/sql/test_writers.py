@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.deadlines import scaled
+from tests.support.forked_programs import may_be_forked
 from tests.support.guest_sql import ask, calls
 
 pytestmark = pytest.mark.never_retry
 
 ROOT = Path(__file__).parents[4]
 
-WRITER = """
+WRITER = may_be_forked(
+    """
 import sys, time
 from pathlib import Path
 from tests.support.guest_sql import ask, calls
@@ -36,6 +38,7 @@ with calls(Path(sys.argv[1])) as made:
         count += 1
     print(count)
 """
+)
 
 
 @pytest.fixture
