@@ -25,8 +25,9 @@ KEYS = {
 }
 """Catalogs that show that a table was changed or analysed, and the key that is above `BUILT_IN` where it is ours."""
 BUILT_IN = 16383
-LARGEST = 2 * 2**20
-"""Bytes of tables beyond which a database isn't given again: PostgreSQL would choose other plans for what was large."""
+LARGEST = 10 * 8192
+"""Bytes of a table beyond which a database isn't given again: up to these ten pages PostgreSQL's plans are those for an
+empty table, which it takes to have ten."""
 _CATALOGS = " UNION ALL ".join(
     # How many rows there are, and which transaction wrote the newest: a copy of a database has them as they are.
     f"SELECT '{name}', count(*), min(age(xmin)) - age('3'::xid) FROM {name} WHERE {key} > {BUILT_IN}"
@@ -35,7 +36,7 @@ _CATALOGS = " UNION ALL ".join(
 _LOOK = f"""
 SELECT (SELECT string_agg(c::text, '') FROM ({_CATALOGS}) AS c)
     || ' counted ' || sum(reltuples)
-    || ' small ' || (sum(pg_relation_size(oid)) FILTER (WHERE relkind = 'r') < {LARGEST})
+    || ' small ' || (max(pg_relation_size(oid)) FILTER (WHERE relkind = 'r') <= {LARGEST})
     || ' sequences ' || count(*) FILTER (WHERE relkind = 'S')
     || ' settings ' || (SELECT count(*) FROM pg_db_role_setting AS s JOIN pg_database AS d ON d.oid = s.setdatabase
         WHERE d.datname = current_database())

@@ -28,7 +28,7 @@ CHANGES = {
     "statistics": "ANALYZE groups",
     "a setting": "ALTER DATABASE {name} SET default_transaction_read_only = on",
     "nobody may come in": "ALTER DATABASE {name} ALLOW_CONNECTIONS false",
-    "many pages": f"INSERT INTO groups (name, created_at) SELECT 'a' || i, now() FROM generate_series(1, {2**15}) i",
+    "many pages": f"INSERT INTO groups (name, created_at) SELECT 'a' || i, now() FROM generate_series(1, {2**11}) i",
 }
 
 
