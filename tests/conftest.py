@@ -153,12 +153,14 @@ def _read_migrations() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _forked_programs() -> Iterator[None]:
+def _forked_programs(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Our programs are forked from a process that has imported them, where that is the same as a start by exec."""
     if os.environ.get("SKERRY_TEST_EXEC"):
         yield
         return
-    with forked_programs.used():
+    shared = getattr(pytestconfig, "workerinput", {}).get("servers", "")
+    code = Path(shared).with_name("code") if shared else tmp_path_factory.mktemp("code") / "code"
+    with forked_programs.used(str(code)):
         yield
 
 
@@ -174,6 +176,12 @@ def _whole_records() -> Iterator[None]:
 def programs_by_exec(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our programs are started as they are in production: for tests of that start, of imports and of memory."""
     monkeypatch.setattr(forked_programs, "by_exec", True)
+
+
+@pytest.fixture
+def real_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes and commands compile whatever they need code of: for tests of what that takes."""
+    monkeypatch.setattr(forked_programs, "real_compilation", True)
 
 
 @pytest.fixture(scope="session")

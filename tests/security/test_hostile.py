@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from edge_runtime.oneshot.check import ModuleRefused, check_module
 from edge_runtime.wasmedge import BEST
 from tests.guests import hostile
 from tests.guests.build import guest
+from tests.support import forked_programs
 from tests.support.edge import Node, node, until
 from tests.support.functions import compiled, local
 from tests.support.generated import generated
@@ -32,6 +33,14 @@ SAMPLE = 20
 """Generated modules that go through the real edge; all of them go through test_generated's children."""
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _real_compilation() -> Iterator[None]:
+    """Also of the node that the module's tests are lent."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(forked_programs, "real_compilation", True)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ _TEMPLATE: Final = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from tests.support.program_template import serve
-serve(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+serve(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5])
 """
 _codes: Final[dict[str, bool]] = {}
 _preloaded: Final[set[str]] = set()
@@ -67,6 +67,8 @@ _PIPES: Final = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwr
 
 by_exec = False
 """Whether all programs are started by exec."""
+real_compilation = False
+"""Whether programs that are forked take no code that `kept_code` has."""
 
 
 def may_be_preloaded(library: Path) -> None:
@@ -90,12 +92,13 @@ class Template:
         self._process = process
 
     @classmethod
-    def start(cls, kind: Kind, environment: Mapping[str, str]) -> "Template":
+    def start(cls, kind: Kind, environment: Mapping[str, str], code: str) -> "Template":
         """Start one that has made the imports of these programs. Raises: OSError, when it can't fork."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        start = [sys.executable, "-P", "-c", _TEMPLATE]
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _TEMPLATE, str(_ROOT), str(theirs.fileno()), str(os.getpid()), kind],
+                [*start, str(_ROOT), str(theirs.fileno()), str(os.getpid()), kind, code],
                 pass_fds=(theirs.fileno(),),
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -135,12 +138,13 @@ class Template:
 class Programs:
     """Starts programs as `subprocess.Popen` does: by a fork where that is the same, by exec where it isn't."""
 
-    def __init__(self, templates: dict[Which, Template], *, may_start: bool) -> None:
-        """`may_start` tells whether a template that isn't there is started."""
+    def __init__(self, templates: dict[Which, Template], *, may_start: bool, code: str = "") -> None:
+        """`may_start` tells whether a template that isn't there is started, with this file of `kept_code`."""
         self.forked = 0
         """How many programs were forked."""
         self._templates = templates
         self._may_start = may_start
+        self._code = code
         self._environment = {name: value for name, value in without_settings().items() if name != "PYTHONPATH"}
         self._usual = _conditions(os.environ)
         self._owner = os.getpid()
@@ -163,7 +167,7 @@ class Programs:
         try:
             if which not in self._templates:
                 more = {"LD_PRELOAD": preload} if preload else {}
-                self._templates[which] = Template.start(kind, {**self._environment, **more})
+                self._templates[which] = Template.start(kind, {**self._environment, **more}, self._code)
             pid = self._templates[which].fork(request, descriptors)
         except BaseException as error:
             # It has ended, or its answer is still to come.
@@ -246,6 +250,7 @@ def _program(words: list[str]) -> Request | None:
         group=-1,
         death=None,
         starts_others=starts,
+        real_compilation=real_compilation,
     )
 
 
@@ -285,9 +290,10 @@ _used: list[Programs] = []
 
 
 @contextlib.contextmanager
-def used() -> Iterator[Programs]:
-    """Have this process start our programs so, until the block ends."""
-    programs = Programs({}, may_start=True)
+def used(code: str = "") -> Iterator[Programs]:
+    """Have this process start our programs so, until the block ends. `code` is the file of `kept_code`, where there is
+    one."""
+    programs = Programs({}, may_start=True, code=code)
     _used.append(programs)
     before = subprocess.Popen._execute_child  # type: ignore[attr-defined]
     _start_by(programs)

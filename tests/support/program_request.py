@@ -33,3 +33,5 @@ class Request:
     """The signal that the kernel sends when the parent ends, and the parent's id."""
     starts_others: bool
     """Whether it starts programs of ours, which then are forked as well."""
+    real_compilation: bool
+    """Whether it takes no code that `kept_code` has."""

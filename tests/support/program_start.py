@@ -103,6 +103,7 @@ def _begin(request: Request, given: list[int], asked: socket.socket | None) -> N
     compiler = sys.modules.get("edge_runtime.release.compiler")
     if compiler is not None and os.environ.get(QUICK_CODE):
         compiler.BEST = compiler.QUICK  # type: ignore[attr-defined]
+    forked_programs.real_compilation = request.real_compilation
     if asked is not None:
         forked_programs.use_nested(given[-1])
     if request.death is not None:

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from edge_runtime.children import immortal
@@ -34,16 +35,20 @@ _libc: Final = ctypes.PyDLL(None, use_errno=True)
 """The C library, called with Python's lock: what is called here is over at once, and a fork has it as well."""
 
 
-def serve(descriptor: int, parent: int, kind: Kind) -> None:
+def serve(descriptor: int, parent: int, kind: Kind, code: str) -> None:
     """Fork programs until the asking process, which is the parent, closes its end or ends. It returns in no program.
 
-    The first folder of `sys.path` is for this module's own imports alone.
+    The first folder of `sys.path` is for this module's own imports alone. `code` is the file that has what LLVM has
+    made (`kept_code`); where it is empty, the programs keep none.
     """
     fence.die_with_parent(parent)
     program_start.ignore()
     requests = socket.socket(fileno=descriptor)
     _thread_id_address()
     _IMPORTS[kind]()
+    if code:
+        kept_code = importlib.import_module("tests.support.kept_code")
+        kept_code.use(Path(code))
     del sys.path[0]
     gc.collect()
     # A fork that counts references to what all have would copy the pages that this lies in.

@@ -50,6 +50,8 @@ compile_child.serve(theirs, None, 0, None)
 print(frame_reader.FrameReader(ours).next().kind)
 """
 
+pytestmark = pytest.mark.usefixtures("real_compilation")
+
 
 def child(wasm: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
     path = folder / "module.wasm"

@@ -176,6 +176,7 @@ def pages(child: Child, kind: str) -> int:
     return int(rollup.partition(f"{kind}:")[2].split()[0]) * 1024
 
 
+@pytest.mark.usefixtures("real_compilation")
 async def test_one_that_waits_has_compiled_before_and_keeps_little_of_that(edge: Node) -> None:
     await until(lambda: REHEARSED < memory(edge) < HEAP_BYTES)
     await until(lambda: not list(edge.state.aot.iterdir()))
@@ -191,6 +192,7 @@ async def test_one_that_waits_has_compiled_before_and_keeps_little_of_that(edge:
     shutil.rmtree(work)
 
 
+@pytest.mark.usefixtures("real_compilation")
 async def test_one_that_waits_keeps_mapped_pages_for_a_while_after_a_sync(clock: MovedClock, edge: Node) -> None:
     compiler = edge.front.compiler
     # From the node's start it has few.
@@ -244,6 +246,7 @@ def test_a_disk_that_hinders_it_is_told_of(tmp_path: Path, capfd: pytest.Capture
     assert str(tmp_path / "missing") in told
 
 
+@pytest.mark.usefixtures("real_compilation")
 async def test_one_that_waits_takes_memory_when_something_will_come(edge: Node, born: list[Child]) -> None:
     compiler = edge.front.compiler
     await until(lambda: memory(edge))
