@@ -24,8 +24,6 @@ from tests.support.program_request import Request
 
 IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that a template ignores: where they come for its whole process group, they are meant for the programs."""
-QUICK_CODE: Final = "SKERRY_TEST_QUICK_CODE"
-"""The variable that has a node stay with the code it starts on: better code takes a second for each function."""
 _PR_SET_PDEATHSIG: Final = 1
 _inherited: Final[dict[signal.Signals, object]] = {}
 """What is done at these signals in the process that asks for programs, as in one that exec starts."""
@@ -100,9 +98,6 @@ def _begin(request: Request, given: list[int], asked: socket.socket | None) -> N
     faults._FOLDER = os.environ.get("SKERRY_FAULTS")
     if library := os.environ.get("LD_PRELOAD"):
         ctypes.CDLL(library).begin()
-    compiler = sys.modules.get("edge_runtime.release.compiler")
-    if compiler is not None and os.environ.get(QUICK_CODE):
-        compiler.BEST = compiler.QUICK  # type: ignore[attr-defined]
     forked_programs.real_compilation = request.real_compilation
     if asked is not None:
         forked_programs.use_nested(given[-1])

@@ -19,7 +19,6 @@ from control.local.process import ending_with_us
 from tests.support.deadlines import scaled
 from tests.support.environment import without_settings
 from tests.support.ports import free_port
-from tests.support.program_start import QUICK_CODE
 from tests.support.services import home_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +33,7 @@ class Up:
     def __init__(self, home: Path, *arguments: str, log: str = "up.log", **environment: str) -> None:
         kept = without_settings()
         self.home = home
-        self.environment = {**kept, "PYTHONPATH": str(ROOT), "SKERRY_HOME": str(home), QUICK_CODE: "1", **environment}
+        self.environment = {**kept, "PYTHONPATH": str(ROOT), "SKERRY_HOME": str(home), **environment}
         self.log = home.with_name(log)
         with self.log.open("wb") as output:
             self.process = psutil.Popen(

@@ -91,6 +91,7 @@ async def test_what_is_too_large_for_the_interpreter_waits_for_its_compiled_code
         assert (await edge.call("big"))[2] == modules.answer(1)
 
 
+@pytest.mark.usefixtures("real_compilation")
 async def test_a_compilation_that_nobody_waits_for_any_more_goes_on(tmp_path: Path) -> None:
     """A sync that was refused, superseded or ended: the next one finds what was compiled."""
     async with node(tmp_path / "state") as edge:
