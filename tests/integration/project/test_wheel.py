@@ -42,6 +42,9 @@ print(len(statements.load("tables")))
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
+    # Somebody may have committed since this process read it: it is that of the wheel from here on.
+    version.running.cache_clear()
+    version.running()
     build = [*PIP, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, ROOT]
     subprocess.run(build, check=True, timeout=scaled(100))
     (made,) = folder.glob("*.whl")
