@@ -47,6 +47,8 @@ def children() -> set[psutil.Process]:
     return set(psutil.Process().children())
 
 
+# A fork may be done with it within that time.
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_a_check_past_its_deadline_is_ended(wasm: Path) -> None:
     before = children()
     with pytest.raises(ProblemError) as slow:
@@ -56,6 +58,8 @@ async def test_a_check_past_its_deadline_is_ended(wasm: Path) -> None:
     assert children() <= before
 
 
+# A fork may be done with it within that time.
+@pytest.mark.usefixtures("programs_by_exec")
 async def test_a_check_that_is_given_up_is_ended(wasm: Path) -> None:
     before = children()
     task = asyncio.create_task(Checks(1, 30).module(wasm, 1 << 20))
