@@ -142,7 +142,7 @@ async def test_a_release_that_came_back_is_served(tmp_path: Path, state: Path, f
             await edge.release(FUNCTIONS)
         assert failed.value.code == "disk_failed"
         # What a start after a loss of power finds: the log as it is, without its index.
-        shutil.copytree(state, tmp_path / "copy", ignore=shutil.ignore_patterns("*-shm", "*.sock"))
+        shutil.copytree(state, tmp_path / "copy", ignore=shutil.ignore_patterns("*-shm", "*.sock", ".compile-*"))
     state = tmp_path / "copy"
     with contextlib.closing(database.connect(state / database.FILE)) as opened:
         found = database.read_release(opened)

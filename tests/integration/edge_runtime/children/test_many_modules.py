@@ -150,6 +150,9 @@ async def test_a_few_new_functions_are_loaded_before_they_are_called(tmp_path: P
         await edge.release(functions)
         functions |= {"new": guest("env")}
         await edge.release(functions)
+        # A worker may be at it still: only calls wait for that.
+        (new,) = (f for f in served(edge) if f.name == "new")
+        await until(lambda: all(Path(new.aot).name in maps(pid) for pid in edge.workers()), scaled(BACKGROUND))
         lose(edge, "new")
         for _ in range(10):
             assert (await edge.call("new"))[0] == 200
@@ -157,6 +160,10 @@ async def test_a_few_new_functions_are_loaded_before_they_are_called(tmp_path: P
         await edge.release(functions | many)
         lose(edge, "m0")
         assert (await edge.call("m0"))[0] == 503
+
+
+def maps(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
 
 
 def lose(edge: Node, name: str) -> None:
