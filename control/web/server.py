@@ -130,7 +130,8 @@ class ControlServer(uvicorn.Server):
             connection_limits.sweep(self.server_state.connections, self._clock.monotonic())
         if self._tame and counter % FULL_COLLECTION_TICKS == FULL_COLLECTION_TICKS - 1:
             gc.collect()
-        return await super().on_tick(counter)
+        # 0 has uvicorn set the Date of answers, by which nodes know the time: ten ticks of a busy loop are seconds.
+        return await super().on_tick(0)
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Answer every held poll (503, Retry-After, connection: close), and end the other requests, in three seconds.

@@ -61,6 +61,16 @@ async def test_plain_http_is_not_spoken(control_site: Site) -> None:
         writer.close()
 
 
+async def test_the_date_of_answers_is_set_at_each_tick(control_site: Site) -> None:
+    """Ten ticks of a busy loop take seconds, by which nodes would take their clocks for wrong."""
+    async with control_site.running() as replica:
+        state = replica.server.server_state
+        for counter in range(1, 11):
+            state.default_headers = []
+            assert not await replica.server.on_tick(counter)
+            assert [name for name, _ in state.default_headers] == [b"date"]
+
+
 async def test_what_keeps_it_from_starting_is_said(control_site: Site, pki: Pki, tmp_path: Path) -> None:
     async def refused(**settings: object) -> str:
         with pytest.raises(StartError) as error:
