@@ -108,6 +108,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "store_refused": ProblemCode(503, "The artifact store refuses control"),
     "bucket_missing": ProblemCode(503, "The artifact store has no such bucket"),
     "store_not_owned": ProblemCode(503, "The bucket is another control's"),
+    "store_mark_refused": ProblemCode(503, "The bucket's mark isn't one that this control wrote"),
     "deletions_held": ProblemCode(503, "Nothing is deleted from the bucket for now"),
     "spool_failed": ProblemCode(503, "Control can't keep uploads on its disk"),
     "store_full": ProblemCode(507, "The artifact store has no room"),

@@ -2,7 +2,8 @@
 
 The bucket has an object with its owner's id and a counter, and the metadata have the same. A transaction after which
 an artifact is needed increments the counter, which is written to the bucket afterwards. So a bucket whose counter is
-ahead of the metadata shows that these were restored: then nothing is deleted until an operator resumes deletions.
+ahead of the metadata shows that these were restored: then nothing is deleted until an operator resumes deletions. A
+counter that is ahead and that these metadata's key didn't make is somebody else's: the bucket isn't used then.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.storage.object_store import SmallObject, Store, WriteConflict, artifact_id_of
-from control.storage.owner_mark import OwnerMark, Standing, UnreadableMark
+from control.storage.owner_mark import BucketMark, OwnerMark, Standing, UnreadableMark
 
 SQL = queries.load("bucket_owner")
 KNOWN_ARTIFACTS = queries.load("artifacts").value("known", str)
@@ -48,6 +49,8 @@ class StoreRow(NamedTuple):
     held_since: datetime | None
     held_reason: str
     sweep_problem: str
+    key: str
+    """The key of the codes of what control writes to the bucket."""
     restored_at: datetime | None
     """When it turned out that the metadata were restored; None again once an operator has recovered."""
 
@@ -81,6 +84,7 @@ class StoreState:
     """None where this control never had a bucket."""
     held: DeletionHold | None
     sweep_problem: str
+    key: str
 
 
 async def state(conn: Connection) -> StoreRow:
@@ -138,18 +142,19 @@ class Ownership:
 
     async def ready(self) -> None:
         """Read the bucket's mark; write nothing. Raises: ProblemError, when the store doesn't answer, or the bucket
-        isn't this control's.
+        isn't this control's, or its mark isn't.
         """
         found = await self._store.read(owner_mark.KEY)
         mark = None if found is None else owner_mark.decode(found.data)
         if self.problem is not None:
             self.wake()
-        if isinstance(mark, OwnerMark) and mark.owner == self._owner:
+        refused = self.problem is not None and self.problem.code == "store_mark_refused"
+        if isinstance(mark, OwnerMark) and mark.owner == self._owner and not refused:
             return
         self.wake()
-        if mark is None or not self._owner:
+        if mark is None or not self._owner or refused:
             raise self.problem or ProblemError("store_unavailable", f"the bucket {self._store.bucket} has no owner yet")
-        raise self._foreign(mark)
+        raise self._refused(mark) if isinstance(mark, UnreadableMark) else self._foreign(mark)
 
     def wake(self) -> None:
         """Have the bucket looked at soon: the metadata may be a step ahead of it."""
@@ -183,6 +188,8 @@ class Ownership:
     async def take_over(self, command: str) -> TakenOver:
         """Make the bucket this control's, whoever owned it, and hold deletions; if it is this control's, do nothing.
 
+        A mark that isn't good is made anew. The counter goes on from the metadata's own, whatever the bucket says.
+
         `command`: the name in the audit log of who does it.
 
         Raises: ProblemError, when the store or the database doesn't answer, or another replica wrote meanwhile.
@@ -190,16 +197,18 @@ class Ownership:
         async with self._lock:
             found = await self._store.read(owner_mark.KEY)
             there = None if found is None else owner_mark.decode(found.data)
-            mark = await self._named()
-            if isinstance(there, OwnerMark) and there.owner == mark.owner:
+            mark, key = await self._named()
+            standing = owner_mark.compare(there, mark, key) if isinstance(there, BucketMark) else None
+            if isinstance(there, BucketMark) and standing not in (Standing.FOREIGN, Standing.FORGED):
                 return TakenOver(False, there.owner)
-            before = there.counter if isinstance(there, OwnerMark) else 0
-            from_whom = f"control {there.owner}" if isinstance(there, OwnerMark) else "nobody who can be told"
+            from_whom = "nobody who can be told"
+            if isinstance(there, BucketMark):
+                from_whom = f"control {there.owner}" if standing is Standing.FOREIGN else "whoever wrote its mark"
             reason = f"the bucket was taken over from {from_whom}"
             now = self._clock.now()
 
             async def work(conn: Connection) -> None:
-                await conn.execute(SQL["hold_above"], before, uuid4(), now, reason)
+                await conn.execute(SQL["begin_anew"], owner_mark.ANEW, uuid4(), now, reason)
                 actor, details = Actor("control", command), {"from": from_whom}
                 await audit_log.record(conn, now, actor, "artifacts.take-over", self._store.bucket, details)
 
@@ -207,10 +216,10 @@ class Ownership:
             try:
                 stored = await self._read()
                 assert stored.mark is not None  # noqa: S101
-                await self._write(stored.mark, found)
+                await self._write(stored.mark, stored.key, found)
             except WriteConflict:
                 raise ProblemError("store_unavailable", "the bucket's owner changed meanwhile; try again") from None
-            return TakenOver(True, there.owner if isinstance(there, OwnerMark) else "")
+            return TakenOver(True, there.owner if isinstance(there, BucketMark) else "")
 
     async def _look(self) -> None:
         """Compare as `confirm` says, and store the result in `problem` and `held`."""
@@ -243,16 +252,20 @@ class Ownership:
             await self._claim()
             raise WriteConflict
         there = owner_mark.decode(found.data)
-        if isinstance(there, UnreadableMark) or stored.mark is None:
+        if isinstance(there, UnreadableMark):
+            raise self._refused(there)
+        if stored.mark is None:
             raise self._foreign(there)
-        standing = owner_mark.compare(there, stored.mark)
+        standing = owner_mark.compare(there, stored.mark, stored.key)
         if standing is Standing.FOREIGN:
             raise self._foreign(there)
+        if standing is Standing.FORGED:
+            raise self._refused(there, stored.mark)
         if standing is Standing.AHEAD:
             await self._restored(there, stored.mark)
             raise WriteConflict
         if standing is Standing.BEHIND:
-            await self._write(stored.mark, found)
+            await self._write(stored.mark, stored.key, found)
         if self.held is None and stored.held is not None:
             log.warning("no artifact is deleted from the bucket: %s; %s", stored.held.reason, RESUME)
         self.held, self._owner, self.sweep_problem = stored.held, there.owner, stored.sweep_problem
@@ -286,16 +299,16 @@ class Ownership:
             await audit_log.record(conn, now, ACTOR, "artifacts.claim", bucket, after=after)
 
         await self._db.transaction(work)
-        mark = await self._named()
-        await self._write(mark, None)
+        mark, key = await self._named()
+        await self._write(mark, key, None)
         log.info("claimed the bucket %s for control %s", self._store.bucket, mark.owner)
 
-    async def _named(self) -> OwnerMark:
-        """The metadata's mark; the first time, the id of this control is made for it."""
+    async def _named(self) -> tuple[OwnerMark, str]:
+        """The metadata's mark and key; the first time, the id of this control is made for it."""
         await self._db.transaction(lambda conn: conn.execute(SQL["name_owner"], uuid4()))
         stored = await self._read()
         assert stored.mark is not None  # noqa: S101
-        return stored.mark
+        return stored.mark, stored.key
 
     async def _restored(self, bucket: OwnerMark, metadata: OwnerMark) -> None:
         reason = (
@@ -313,8 +326,9 @@ class Ownership:
 
         await self._db.transaction(work)
 
-    async def _write(self, mark: OwnerMark, replaces: SmallObject | None) -> None:
-        await self._store.write(owner_mark.KEY, owner_mark.encode(mark), None if replaces is None else replaces.tag)
+    async def _write(self, mark: OwnerMark, key: str, replaces: SmallObject | None) -> None:
+        data, tag = owner_mark.encode(key, mark), None if replaces is None else replaces.tag
+        await self._store.write(owner_mark.KEY, data, tag)
 
     async def _read(self) -> StoreState:
         row = await self._db.read(state)
@@ -322,17 +336,27 @@ class Ownership:
             None if row.owner is None or row.step is None else OwnerMark(row.owner, row.counter, row.step),
             None if row.held_since is None else DeletionHold(row.held_since, row.held_reason),
             row.sweep_problem,
+            row.key,
         )
 
-    def _foreign(self, there: OwnerMark | UnreadableMark) -> ProblemError:
-        if isinstance(there, UnreadableMark):
-            what = f"has an object {owner_mark.KEY} that can't be read ({there.why})"
-        else:
-            what = f"belongs to another control ({there.owner})"
+    def _foreign(self, there: BucketMark) -> ProblemError:
         return ProblemError(
             "store_not_owned",
-            f"the bucket {self._store.bucket} {what}, not to the one of this metadata database: correct "
-            f"SKERRY_ARTIFACTS_URL or SKERRY_METADATA_URL. {TAKE_OVER}",
+            f"the bucket {self._store.bucket} belongs to another control ({there.owner}), not to the one of this "
+            f"metadata database: correct SKERRY_ARTIFACTS_URL or SKERRY_METADATA_URL. {TAKE_OVER}",
+            retry_after=5,
+        )
+
+    def _refused(self, there: BucketMark | UnreadableMark, metadata: OwnerMark | None = None) -> ProblemError:
+        if isinstance(there, UnreadableMark):
+            why = f"can't be read ({there.why})"
+        else:
+            at = "" if metadata is None else f", and the metadata at {metadata.counter}"
+            why = f"isn't one that this control wrote: it is at step {there.counter}{at}"
+        return ProblemError(
+            "store_mark_refused",
+            f"the object {owner_mark.KEY} of the bucket {self._store.bucket} {why}. Nothing is stored or deleted. Find "
+            "out who else can write to the bucket, then make it anew: `skerry artifacts take-over`",
             retry_after=5,
         )
 

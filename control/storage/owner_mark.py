@@ -1,5 +1,11 @@
-"""The mark of a bucket's owner, an object in it, and what follows from it: pure rules, without I/O."""
+"""The mark of a bucket's owner, an object in it, and what follows from it: pure rules, without I/O.
 
+Whoever can write to the bucket can write the object, too. So it has a code (HMAC-SHA256), with a key that the metadata
+have and the bucket hasn't: a mark that is ahead of the metadata is believed with that alone.
+"""
+
+import hashlib
+import hmac
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
@@ -13,15 +19,26 @@ from control import wire
 PREFIX = "skerry/"
 """Prefix of the keys of control's own objects, which aren't artifacts."""
 KEY = f"{PREFIX}owner.json"
+MOST = 2**62
+"""The highest counter of a mark, since the metadata count on from it."""
+ANEW = 2**60
+"""Where the metadata count on from when a bucket is taken over, if they are above it: no control steps so often, but
+one of a version before marks had codes counted on from whatever it found."""
 
 
 class OwnerMark(msgspec.Struct, frozen=True):
     """The id of the control that owns a bucket, and the step of its metadata that the bucket has seen."""
 
     owner: wire.Uuid
-    counter: Annotated[int, Meta(ge=0, le=2**62)]
-    """At most 2^62, since the metadata count on from it."""
+    counter: Annotated[int, Meta(ge=0, le=MOST)]
     step: wire.Uuid
+
+
+class BucketMark(OwnerMark, frozen=True):
+    """A mark as the bucket has it."""
+
+    code: str = ""
+    """'' in one of a version of control that made no codes."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +52,27 @@ class Standing(Enum):
     """How a bucket's mark compares with the metadata, which were read after it."""
 
     SAME = "they agree"
-    BEHIND = "the bucket lacks the last steps: they are written into it next"
+    BEHIND = "the bucket lacks the last steps, or the mark its code: it is written next"
     AHEAD = "the metadata lack steps that they once had: they were restored"
     FOREIGN = "the bucket is another control's"
+    FORGED = "the mark is ahead, and the metadata's key didn't make it; or the metadata counted on from such a one"
 
 
-def encode(mark: OwnerMark) -> bytes:
-    """The bytes of the mark's object."""
-    return orjson.dumps(msgspec.to_builtins(mark), option=orjson.OPT_INDENT_2)
+def encode(key: str, mark: OwnerMark) -> bytes:
+    """The bytes of the mark's object. `key`: the metadata's secret key."""
+    sealed = BucketMark(mark.owner, mark.counter, mark.step, _code_of(key, mark))
+    return orjson.dumps(msgspec.to_builtins(sealed), option=orjson.OPT_INDENT_2)
 
 
-def decode(data: bytes) -> OwnerMark | UnreadableMark:
+def decode(data: bytes) -> BucketMark | UnreadableMark:
     """The mark that an object's bytes are, or why they aren't one."""
     try:
-        return msgspec.json.decode(data, type=OwnerMark)
+        return msgspec.json.decode(data, type=BucketMark)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return UnreadableMark(str(error)[:200])
 
 
-def compare(bucket: OwnerMark, metadata: OwnerMark) -> Standing:
+def compare(bucket: BucketMark, metadata: OwnerMark, key: str) -> Standing:
     """Compare a bucket's mark with that of the metadata, which must have been read later.
 
     A step is committed in the metadata first and written to the bucket afterwards. So the metadata are never behind
@@ -61,8 +80,20 @@ def compare(bucket: OwnerMark, metadata: OwnerMark) -> Standing:
     """
     if bucket.owner != metadata.owner:
         return Standing.FOREIGN
-    if bucket.counter > metadata.counter:
-        return Standing.AHEAD
+    if metadata.counter > MOST // 2:
+        return Standing.FORGED
+    proven = hmac.compare_digest(bucket.code.encode(), _code_of(key, bucket).encode())
     if bucket.counter < metadata.counter:
         return Standing.BEHIND
-    return Standing.SAME if bucket.step == metadata.step else Standing.AHEAD
+    if (bucket.counter, bucket.step) == (metadata.counter, metadata.step):
+        return Standing.SAME if proven else Standing.BEHIND
+    return Standing.AHEAD if proven else Standing.FORGED
+
+
+def code(key: str, name: str, raw: bytes) -> str:
+    """The code of what control writes to the bucket as the object `name`."""
+    return hmac.new(key.encode(), name.encode() + b"\0" + raw, hashlib.sha256).hexdigest()
+
+
+def _code_of(key: str, mark: OwnerMark) -> str:
+    return code(key, KEY, f"{mark.owner} {mark.counter} {mark.step}".encode())

@@ -8,7 +8,7 @@ from control.api.recovery import store_check
 from control.web.release_routes import RELEASED
 
 ARTIFACT = "/v1/artifacts/{sha256}"
-STORE = ("store_unavailable", "store_refused", "store_full", "store_not_owned", "bucket_missing")
+STORE = ("store_unavailable", "store_refused", "store_full", "store_not_owned", "store_mark_refused", "bucket_missing")
 """Codes of problems that the artifact store may cause."""
 FUNCTION = "/v1/functions/{name}"
 VERSIONS = "/v1/functions/{name}/versions"

@@ -1,7 +1,7 @@
 -- What the metadata say of the bucket.
 -- name: state
 SELECT owner::text AS owner, counter, step::text AS step, held_since, held_reason, sweep_problem,
-    restored_at
+    access_key::text AS key, restored_at
 FROM artifact_store WHERE id = 1;
 
 -- Set the id of this control, if it has none.
@@ -15,6 +15,10 @@ UPDATE artifact_store SET counter = counter + 1, step = $1 WHERE id = 1;
 -- Set the counter above the bucket's, which is ahead, and hold all deletions.
 -- name: hold_above
 UPDATE artifact_store SET counter = GREATEST(counter, $1) + 1, step = $2, held_since = $3, held_reason = $4 WHERE id = 1;
+
+-- Go on from the metadata's own counter, or from $1 where it is above that, and hold all deletions.
+-- name: begin_anew
+UPDATE artifact_store SET counter = LEAST(counter, $1) + 1, step = $2, held_since = $3, held_reason = $4 WHERE id = 1;
 
 -- Record that the metadata turned out to be restored.
 -- name: note_restored

@@ -5,7 +5,6 @@ A restore of the metadata takes them back to a backup; the lists bring that part
 to the bucket alone can't make one.
 """
 
-import hashlib
 import hmac
 from datetime import datetime
 from typing import Any, Literal, get_args
@@ -14,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from control import wire
+from control.storage import owner_mark
 from control.storage.owner_mark import PREFIX
 
 FOLDER = f"{PREFIX}access/"
@@ -73,7 +73,7 @@ def folder(owner: str) -> str:
 def encode(key: str, name: str, changes: list[AccessChange]) -> bytes:
     """The bytes of a list's object. `key`: the metadata's secret key."""
     raw = msgspec.json.encode(changes)
-    return msgspec.json.encode(_Sealed(_code(key, name, raw), msgspec.Raw(raw)))
+    return msgspec.json.encode(_Sealed(owner_mark.code(key, name, raw), msgspec.Raw(raw)))
 
 
 def first_of(changes: list[AccessChange]) -> list[AccessChange]:
@@ -91,12 +91,9 @@ def decode(key: str, name: str, data: bytes) -> list[AccessChange]:
     """The changes of the list whose object `name` has the bytes `data`. Raises: UnverifiedList."""
     try:
         sealed = msgspec.json.decode(data, type=_Sealed)
-        if not hmac.compare_digest(sealed.code.encode(), _code(key, name, bytes(sealed.changes)).encode()):
+        wanted = owner_mark.code(key, name, bytes(sealed.changes))
+        if not hmac.compare_digest(sealed.code.encode(), wanted.encode()):
             raise UnverifiedList("its code isn't of these metadata's key")
         return msgspec.json.decode(sealed.changes, type=list[AccessChange])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UnverifiedList(f"it can't be read: {error}") from None
-
-
-def _code(key: str, name: str, raw: bytes) -> str:
-    return hmac.new(key.encode(), name.encode() + b"\0" + raw, hashlib.sha256).hexdigest()

@@ -102,7 +102,7 @@ async def test_a_bucket_that_became_anothers_is_not_mended(control: Control, buc
     sha256 = await control.upload(wasm)
     key = await bucket.key_of(wasm)
     await bucket.delete(key)
-    await bucket.put(owner_mark.KEY, owner_mark.encode(OwnerMark(str(uuid4()), 1, str(uuid4()))))
+    await bucket.put(owner_mark.KEY, owner_mark.encode("a key", OwnerMark(str(uuid4()), 1, str(uuid4()))))
     refused = await control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm, headers=WASM)
     assert (refused.status, refused.code) == (503, "store_not_owned")
     assert key not in await bucket.keys()
