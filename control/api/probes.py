@@ -19,14 +19,17 @@ async def healthz(call: ApiCall) -> Reply:
 async def readyz(call: ApiCall) -> Reply:
     """GET /readyz: the metadata database takes writes, the artifact store answers, and the targets are known."""
     await call.services.readiness.check()
-    if not call.services.fleet.fresh:
-        raise ProblemError("not_ready", "the targets haven't been read lately from the metadata database; ask again")
     held, access = call.services.ownership.held, call.services.access
+    if not call.services.fleet.fresh:
+        why = "the targets haven't been read lately from the metadata database"
+        if access.answered and not access.looked:
+            why = f"the bucket's access lists are being read; {access.unverified} so far can't be verified: see the log"
+        raise ProblemError("not_ready", f"{why}; ask again")
     notes = [] if held is None else [f"no artifact is deleted: {held.reason}"]
     if not access.looked:
         notes.append("the bucket's access lists weren't read yet: the store hasn't answered since the start")
     if access.unverified:
-        notes.append(f"{len(access.unverified)} access lists in the bucket can't be verified: see the log")
+        notes.append(f"{access.unverified} access lists in the bucket can't be verified: see the log")
     notes += call.services.reread.errors() + call.services.certificates.warnings()
     return Reply(200, responses.Health("ready", notes))
 

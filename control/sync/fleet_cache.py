@@ -57,7 +57,7 @@ FORGET_EVERY = 600.0
 that began before may still return it as valid."""
 
 STALE = f"the targets couldn't be read for {STALE_AFTER:.0f} s; ask again"
-RESTORED = "the metadata database was restored meanwhile; ask again"
+RESTORED = "who may come in isn't known now, since the metadata database was restored or may have been; ask again"
 
 log = logging.getLogger("skerry.fleet")
 
@@ -110,11 +110,11 @@ class FleetCache:
         self._forgot_at = self.clock.monotonic()
         self._restored = 0
         """How often the database turned out to be restored."""
-        self.after_restore: Callable[[], Awaitable[None]] | None = None
-        """What is done with a database that turned out to be restored, before anything of it is answered. Raises:
-        ProblemError, when it can't be done now."""
-        self._restoring = False
-        """Whether that is still to be done."""
+        self.after_restore: Callable[[bool], Awaitable[None]] | None = None
+        """What is done with a database that turned out to be restored, or (False) may have been before the start,
+        before anything of it is answered. Raises: ProblemError, when it can't be done now."""
+        self.restoring = False
+        """Whether that is still to be done; nothing is answered before."""
         self._reading = asyncio.Lock()
         self._nudged = asyncio.Event()
         self._to_wake: list[str] = []
@@ -235,16 +235,16 @@ class FleetCache:
 
     def refuse_restoring(self) -> None:
         """Raises: ProblemError, when the database was restored, and who was revoked since isn't known yet."""
-        if self._restoring:
+        if self.restoring:
             raise ProblemError("database_unavailable", RESTORED)
 
     async def _finish_restore(self) -> None:
-        if self._restoring:
+        if self.restoring:
             if self.after_restore is not None:
-                await self.after_restore()
+                await self.after_restore(self._restored > 0)
             # What was looked up meanwhile may be of before.
             self._forget_known()
-            self._restoring = False
+            self.restoring = False
 
     def _is_restored(self, epoch: Epoch, mark: int) -> bool:
         """Whether the database lacks what this replica has read, or its mark, which was `mark` before it was asked."""
@@ -257,7 +257,7 @@ class FleetCache:
             epoch.epoch,
             self._epoch,
         )
-        self._restoring = True
+        self.restoring = True
         self._epoch = -1
         self._read_at = self.clock.monotonic() - STALE_AFTER
         self.mark.committed = epoch.mark

@@ -51,6 +51,8 @@ RESTART_PAUSE = 1.0
 """Seconds after which a background task that failed starts again."""
 STORE_PATIENCE = 3.0
 """Seconds that a start waits for the artifact store; without it, nodes are served too."""
+LISTS_PATIENCE = 30.0
+"""Seconds for which a start reads access lists; where there are more, it lets nobody in until it has read them."""
 JOINS, FIRST_POLLS, CACHE = 2, 2, 3
 """Connections to the metadata database beyond those of `ControlSettings.database_connections`; see `Databases`."""
 BACKGROUND, BATCHES, READINESS = 4, 2, 1
@@ -81,14 +83,14 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         ownership = Ownership(databases.background, store, clock)
         await _confirm(ownership, clock)
         access = AccessJournal(databases.background, store, clock)
-        await _look_back(access, clock)
+        known = await _look_back(access, clock)
         readiness = Readiness(databases.readiness, ownership, clock)
         stack.push_async_callback(readiness.close)
         join_tokens = auth.join_tokens(databases.cache)
         stack.push_async_callback(join_tokens.stop)
         fleet = FleetCache(databases.cache, clock, metrics)
         stack.push_async_callback(fleet.stop)
-        fleet.after_restore = partial(access.apply, restored=True)
+        fleet.after_restore = lambda restored: access.apply(restored=restored)
         background = databases.background
         heartbeats = Heartbeats(background, clock, metrics)
         failures = AuthFailures(background, clock)
@@ -170,7 +172,9 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             reread=RereadFiles(parts, clock),
             live_settings=live,
         )
-        await fleet.load()
+        fleet.restoring = not known
+        if known:
+            await fleet.load()
         webhooks = WebhookSender(background, clock, metrics, WebhookClient(settings.webhook_networks, clock))
         tasks = {
             "fleet cache": fleet.run,
@@ -251,17 +255,29 @@ async def _confirm(ownership: Ownership, clock: Clock) -> None:
         log.warning("the artifact store hasn't answered for %.0f s: serving without it", STORE_PATIENCE)
 
 
-async def _look_back(access: AccessJournal, clock: Clock) -> None:
-    """Apply access lists that the metadata don't know, however many; later, where the store doesn't answer in time."""
+async def _look_back(access: AccessJournal, clock: Clock) -> bool:
+    """Apply access lists that the metadata don't know; the rest later, where they take too long.
+
+    Return whether somebody may be let in: not while there are lists that weren't read. A store that hasn't said which
+    there are is no such reason.
+    """
+    end = clock.monotonic() + LISTS_PATIENCE
     try:
-        async with clock.timeout(STORE_PATIENCE) as limit:
-            await access.apply(on_list=lambda: limit.reschedule(clock.monotonic() + STORE_PATIENCE))
+        async with clock.timeout(min(STORE_PATIENCE, LISTS_PATIENCE)) as limit:
+            await access.apply(on_list=lambda: limit.reschedule(min(clock.monotonic() + STORE_PATIENCE, end)))
     except (ProblemError, TimeoutError) as error:
+        if access.answered:
+            log.warning(
+                "the bucket's access lists aren't all read yet: nobody is let in until they are (%s)",
+                error or "they take long",
+            )
+            return False
         log.warning(
             "the bucket's access lists couldn't be read: if the metadata were restored, those revoked since are good "
             "until the store answers (%s)",
             error or "it doesn't answer",
         )
+    return True
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -21,7 +22,7 @@ from control.storage.announcements import Changed
 from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.storage.object_store import Store, WriteConflict
+from control.storage.object_store import SmallObject, Store, WriteConflict
 from control.storage.recovery import access_list, access_replay
 from control.storage.recovery.access_list import AccessChange, UnverifiedList
 
@@ -59,9 +60,22 @@ NOTED = SQL.value("noted", str)
 
 PERIOD = 5.0
 """Seconds between two looks at whether something is to be written."""
+READ_AT_ONCE = 8
+"""Lists that are read at once; they are applied one after the other."""
 ACTOR = Actor("control", "recovery")
 
 log = logging.getLogger("skerry.recovery")
+
+
+@dataclass
+class _Pass:
+    """How far the lists of the bucket were looked at."""
+
+    judged: str = ""
+    """The key up to which each list is applied, or can't be."""
+    lists: int = 0
+    done: Counter[str] = field(default_factory=Counter)
+    """Of the lists that were applied, how many changes of each kind changed something."""
 
 
 class AccessJournal:
@@ -74,8 +88,12 @@ class AccessJournal:
         self._applying = asyncio.Lock()
         self.looked = False
         """Whether this replica has applied, since its start, all lists that there were."""
-        self.unverified: set[str] = set()
-        """The keys of lists that can't be applied, since they aren't of these metadata or were changed."""
+        self.answered = False
+        """Whether the store has said which lists there are: until they are read, this replica knows that it doesn't
+        know who was revoked."""
+        self.unverified = 0
+        """How many lists can't be applied, since they aren't of these metadata or were changed."""
+        self._pass = _Pass()
 
     async def run(self) -> None:
         """Write what has changed every few seconds, until cancelled, and apply the lists once the store answers."""
@@ -119,49 +137,59 @@ class AccessJournal:
     async def apply(self, *, restored: bool = False, on_list: Callable[[], None] = lambda: None) -> None:
         """Apply the lists of the bucket that the metadata don't know, which shows that they were restored.
 
-        `restored`: that is known already. `on_list` is called after each list. Raises: ProblemError, when the store or
-        the database doesn't answer.
+        `restored`: that is known already, and all lists are looked at; else those that an interrupted call has judged
+        aren't read again. `on_list` is called after each list that was applied: anybody who can write to the bucket
+        can put any number of others there. Raises: ProblemError, when the store or the database doesn't answer.
         """
         async with self._applying:
+            if self.looked and not restored:
+                return  # another call has done it meanwhile
             owner, key = await self._db.read(lambda conn: conn.one(KEY))
-            done, lists = Counter[str](), 0
-            if owner is not None:
-                after = access_list.folder(owner)
-                more = True
-                while more:
-                    names, more = await self._store.keys(access_list.folder(owner), after)
-                    noted = set(await self._db.read(lambda conn, names=names: conn.column(NOTED, names)))  # type: ignore[misc]
-                    for name in names:
-                        if name not in noted:
-                            found = await self._apply(key, name)
-                            lists += found is not None
-                            done.update(found or {})
+            if restored or not self._pass.judged:
+                self._pass, self.unverified = _Pass(), 0
+            at = self._pass
+            more = owner is not None
+            while more:
+                folder = access_list.folder(owner or "")
+                names, more = await self._store.keys(folder, at.judged or folder)
+                self.answered = True
+                noted = set(await self._db.read(lambda conn, names=names: conn.column(NOTED, names)))  # type: ignore[misc]
+                unknown = [name for name in names if name not in noted]
+                for start in range(0, len(unknown), READ_AT_ONCE):
+                    part = unknown[start : start + READ_AT_ONCE]
+                    read = await asyncio.gather(*(self._store.read(name, access_list.MOST_BYTES) for name in part))
+                    for name, found in zip(part, read, strict=True):
+                        applied = await self._apply(key, name, found)
+                        at.judged = name
+                        if applied is not None:
+                            at.lists += 1
+                            at.done.update(applied)
                             on_list()
-                    after = names[-1] if names else after
-            if restored or lists:
-                await self._db.transaction(lambda conn: self._note_restored(conn, lists, done))
-            self.looked = True
+                at.judged = names[-1] if names else at.judged
+            if restored or at.lists:
+                await self._db.transaction(lambda conn: self._note_restored(conn, at.lists, at.done))
+            self.looked, self._pass = True, _Pass()
 
     async def waiting(self, conn: Connection) -> UnlistedCount:
         """What isn't in the bucket yet: a restore of a backup of before would undo it."""
         return await conn.one(COUNT_WAITING)
 
-    async def _apply(self, key: str, name: str) -> Counter[str] | None:
-        """Apply one list; None where it isn't one of these metadata."""
-        found = await self._store.read(name, access_list.MOST_BYTES)
+    async def _apply(self, key: str, name: str, found: SmallObject | None) -> Counter[str] | None:
+        """Apply one list, as it was read; None where it isn't one of these metadata."""
         if found is None:
             return None
         try:
             changes = access_list.decode(key, name, found.data)
         except UnverifiedList as error:
-            if name not in self.unverified:
+            if not self.unverified:
                 log.error(
                     "the access list %s isn't applied, since %s: if the metadata were restored, those revoked since "
-                    "may be good again; look at `skerry operator list` and `skerry node list`",
+                    "may be good again; look at `skerry operator list` and `skerry node list`. /readyz counts those "
+                    "that can't be applied",
                     name,
                     error,
                 )
-                self.unverified.add(name)
+            self.unverified += 1
             return None
 
         async def work(conn: Connection) -> Counter[str]:

@@ -11,6 +11,7 @@ from control.local.seaweedfs import s3_client
 from control.problems import ProblemError
 from control.storage.object_store import Store
 from control.storage.recovery import access_journal, access_list
+from control.web import lifespan
 from control.web.lifespan import STORE_PATIENCE
 from tests.integration.control.storage.test_access_lists import join_token, made, status
 from tests.support import deploy
@@ -153,6 +154,94 @@ async def test_a_start_waits_for_all_lists_while_the_store_answers(
         assert clock.monotonic() - began > 1.2 * STORE_PATIENCE
         assert live.services.access.looked
         assert [await status(live, token) for token in tokens] == [401] * 5
+
+
+async def test_lists_that_are_none_of_ours_hold_no_start_up_and_let_nobody_in(
+    control_site: Site, bucket_url: str, backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with control_site.running() as live:
+        token, node = await made(live, "revoked"), await live.join("one")
+        joining = await join_token(live)
+        await live.services.access.write()
+        owner, _ = await live.services.db.read(lambda conn: conn.one(access_journal.KEY))
+    backup = await backups.take()
+    async with control_site.running() as live:
+        await deploy.ok(live, "DELETE", "/v1/operators/revoked")
+        await live.services.access.write()
+    await backups.restore(backup)
+    junk = 40
+    async with s3_client(bucket_url) as client:
+        name = bucket_url.rpartition("/")[2]
+        for number in range(junk):
+            # Before the list that counts, which is named by its time.
+            await client.put_object(Bucket=name, Key=f"{access_list.folder(owner)}0-{number:03}", Body=b"junk")
+    clock, read, reads, slowly = SetClock(timers="stand"), Store.read, list[str](), True
+
+    async def slow(store: Store, key: str, *more: Any) -> Any:
+        if key.startswith(access_list.FOLDER):
+            reads.append(key)
+            # All together take longer than a start waits, each by itself much less.
+            clock.advance(slowly * STORE_PATIENCE / 4)
+            await asyncio.sleep(0)
+        return await read(store, key, *more)
+
+    monkeypatch.setattr(Store, "read", slow)
+    monkeypatch.setattr(lifespan, "STORE_PATIENCE", STORE_PATIENCE)
+    async with control_site.running(clock=clock) as live:
+        assert not live.services.access.looked
+        for _ in range(2):
+            body = {"name": "x", "attempt": "00000000-0000-0000-0000-000000000001"}
+            answers = [
+                await live.call("GET", "/v1/nodes", token=token),
+                await live.call("GET", "/v1/nodes"),
+                await replace(node, replica=live).ask(),
+                await live.call("POST", "/v1/nodes", body, token=joining["token"]),
+            ]
+            assert [answer.status for answer in answers] == [503] * 4, answers
+            ready = await live.call("GET", "/readyz", token="")
+            assert (ready.status, "access lists" in ready.json()["detail"]) == (503, True), ready
+        slowly = False
+        await live.services.fleet.refresh()
+        assert await status(live, token) == 401
+        assert (await live.call("GET", "/v1/nodes")).status == 200
+        assert live.services.access.unverified == junk
+        assert len(reads) <= junk + 1 + access_journal.READ_AT_ONCE, "what was judged isn't read again"
+
+
+async def test_a_start_reads_lists_for_so_long_and_no_longer(
+    control_site: Site, backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all of them are good."""
+    monkeypatch.setattr(access_list, "MOST", 1)
+    monkeypatch.setattr(access_journal, "READ_AT_ONCE", 1)
+    async with control_site.running() as live:
+        tokens = [await made(live, f"o{n}") for n in range(5)]
+        await live.services.access.write()
+    backup = await backups.take()
+    async with control_site.running() as live:
+        for n in range(5):
+            await deploy.ok(live, "DELETE", f"/v1/operators/o{n}")
+        await live.services.access.write()
+    await backups.restore(backup)
+    clock, read, slowly = SetClock(timers="stand"), Store.read, True
+
+    async def slow(store: Store, *args: Any) -> Any:
+        if slowly and args[0].startswith(access_list.FOLDER):
+            clock.advance(STORE_PATIENCE / 2)
+            await asyncio.sleep(0)
+        return await read(store, *args)
+
+    monkeypatch.setattr(Store, "read", slow)
+    monkeypatch.setattr(lifespan, "LISTS_PATIENCE", STORE_PATIENCE * 1.7)
+    async with control_site.running(clock=clock) as live:
+        assert not live.services.access.looked
+        # Those of the lists that were applied are known to be revoked, and nobody else is let in.
+        assert {await status(live, token) for token in tokens} == {401, 503}
+        slowly = False
+        await live.services.fleet.refresh()
+        assert [await status(live, token) for token in tokens] == [401] * 5
+        told = (await live.call("GET", "/v1/audit?action=metadata.restored")).json()["items"]
+        assert [entry["details"]["access_lists"] for entry in told] == [5]
 
 
 async def when_ready(live: Replica) -> Any:
