@@ -102,7 +102,7 @@ async def _keep(call: ApiCall, file: BinaryIO, size: int) -> Reply:
     known = await services.db.transaction(find)
     if known is not None and await _has_object(call, known, file):
         return Reply(200, responses.Artifact(sha256, known.size, known.abi))
-    checked = await services.checks.module(
+    checked = await services.checks.of(call.operator.id).module(
         Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"), services.settings.artifact_limit
     )
     made = await _store(call, file, size, checked)

@@ -203,7 +203,7 @@ async def _check_unchecked(call: ApiCall, role: Role, group: str) -> None:
     db = call.services.databases.writes
     # Without the right to it, whoever asks is refused later.
     if call.operator.rights.allows(role, group):
-        await unchecked_changes.check_for_move(db, call.services.checks, *await db.read(find))
+        await unchecked_changes.check_for_move(db, call.services.checks.of(call.operator.id), *await db.read(find))
 
 
 class MoveQuery(Struct, forbid_unknown_fields=True):

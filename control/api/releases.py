@@ -24,7 +24,7 @@ from control.api.release_making import (
     make,
     rollback_target,
 )
-from control.edge_check import CheckedChange
+from control.checks.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -125,7 +125,7 @@ async def _known(
     known = await services.db.read(read)
     if known is None:
         # Between transactions, since a check takes its time.
-        await unchecked_changes.check_for_group(services.databases.writes, services.checks, group)
+        await unchecked_changes.check_for_group(services.databases.writes, services.checks.of(call.operator.id), group)
         known = await services.db.read(partial(read, as_they_are=True))
     return known or NOTHING_KNOWN
 

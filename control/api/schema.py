@@ -9,7 +9,7 @@ from control import wire
 from control.api import pagination, release_making, releases
 from control.api.bodies import release_responses, requests, responses
 from control.api.operations import ApiCall, Reply
-from control.edge_check import CheckedChange
+from control.checks.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -152,7 +152,7 @@ async def draft_reversal(call: ApiCall) -> Reply:
     history = await call.services.db.read(_history)
     if number > len(history):
         raise _unknown(number)
-    sql, kept = await call.services.checks.reversal(_texts(history), number)
+    sql, kept = await call.services.checks.of(call.operator.id).reversal(_texts(history), number)
     name = f"reverses {number} {history[number - 1].name}"[:200]
     return Reply(
         200, release_responses.ReversalDraft(number, name, sql, [release_responses.Unreversed(**item) for item in kept])
@@ -216,8 +216,9 @@ async def _check(
 ) -> CheckedChange:
     """Try the change, and the functions of releases after it. Raises: ProblemError schema_refused."""
     services = call.services
-    checked = await services.checks.schema(earlier, sql, amends)
-    probes = await probed_functions.check(services.db, services.store, services.checks, earlier, sql, amends)
+    checks = services.checks.of(call.operator.id)
+    checked = await checks.schema(earlier, sql, amends)
+    probes = await probed_functions.check(services.db, services.store, checks, earlier, sql, amends)
     return checked._replace(warnings=checked.warnings + probes)
 
 

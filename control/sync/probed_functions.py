@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from control.edge_check import Checks
+from control.checks.edge_check import OperatorChecks
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.database import Database
@@ -38,12 +38,12 @@ PROBED = queries.load("releases").rows("probed", ProbedVersion)
 async def check(
     db: Database,
     store: Store,
-    checks: Checks,
+    checks: OperatorChecks,
     earlier: list[tuple[int, str]],
     sql: str,
     amends: tuple[int, str] | None = None,
 ) -> list[dict[str, str]]:
-    """Run the probes after a schema change, as `Checks.schema` takes it; return warnings."""
+    """Run the probes after a schema change, as `OperatorChecks.schema` takes it; return warnings."""
     found = [row for row in await db.read(lambda conn: conn.fetch(PROBED)) if _alone(row.manifest)]
     chosen: list[ProbedVersion] = []
     size = 0

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from control import wire
-from control.edge_check import Checks
+from control.checks.edge_check import OperatorChecks
 from control.storage import batched_lookups, database
 from control.sync import fleet_cache
 from tests.support import cockroachdb, seeds
@@ -114,7 +114,7 @@ async def sweep(
     async def fits(*_: object) -> dict[str, Any]:
         return {"ok": True, "abi": "wagi", "memory_pages": 1}
 
-    monkeypatch.setattr(Checks, "module", fits)
+    monkeypatch.setattr(OperatorChecks, "module", fits)
     metadata = await asyncpg.connect(database_url)
     async with (
         cockroachdb.proxied(control_site.settings.metadata_url, plain=True) as (proxy, url),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from control.edge_check import Checks
+from control.checks.edge_check import Checks, OperatorChecks
 from control.problems import ProblemError
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request
@@ -44,8 +44,8 @@ def _real_compilation() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def checks() -> Checks:
-    return Checks(2, 60.0)
+def checks() -> OperatorChecks:
+    return Checks(2, 60.0).of("somebody")
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -63,7 +63,7 @@ async def edge(lender: NodeLender) -> AsyncIterator[Node]:
 
 
 @pytest.mark.parametrize("name", [*REFUSED, TOO_LARGE])
-async def test_refused_when_it_is_uploaded(checks: Checks, tmp_path: Path, name: str) -> None:
+async def test_refused_when_it_is_uploaded(checks: OperatorChecks, tmp_path: Path, name: str) -> None:
     wasm, code = (hostile.too_large(), "module_too_large") if name == TOO_LARGE else REFUSED[name]
     file = tmp_path / "module.wasm"
     file.write_bytes(wasm)

@@ -6,7 +6,7 @@ import logging
 from typing import NamedTuple
 from uuid import UUID
 
-from control.edge_check import Checks
+from control.checks.edge_check import OperatorChecks
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
@@ -47,7 +47,7 @@ UNCHECKED = SQL.rows("unchecked", UncheckedRevision)
 TEXTS = SQL.rows("texts", ChangeText)
 
 
-async def check_for_group(db: Database, checks: Checks, group: str) -> None:
+async def check_for_group(db: Database, checks: OperatorChecks, group: str) -> None:
     """Check the changes above the floor of a group's release that aren't checked yet."""
 
     async def read(conn: Connection) -> Unchecked:
@@ -57,7 +57,7 @@ async def check_for_group(db: Database, checks: Checks, group: str) -> None:
     await _check(db, checks, await db.read(read))
 
 
-async def check_for_move(db: Database, checks: Checks, node_id: UUID, group_id: UUID) -> None:
+async def check_for_move(db: Database, checks: OperatorChecks, node_id: UUID, group_id: UUID) -> None:
     """Check the changes that the move to a group brings to a node and that aren't checked yet."""
 
     async def read(conn: Connection) -> Unchecked:
@@ -72,7 +72,7 @@ async def _between(conn: Connection, above: int, upto: int) -> Unchecked:
     return Unchecked(found, await conn.fetch(TEXTS, found[-1].number) if found else [])
 
 
-async def _check(db: Database, checks: Checks, found: Unchecked) -> None:
+async def _check(db: Database, checks: OperatorChecks, found: Unchecked) -> None:
     """Check changes; one whose check fails stays unchecked."""
     for change in found.changes:
         earlier = [(text.number, text.sql) for text in found.texts if text.number < change.number]

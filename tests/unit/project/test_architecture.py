@@ -39,14 +39,15 @@ the command line: where control and the edge meet, and nowhere else."""
 # What each folder may import of its own package, beside itself and the modules at the package's top; `edge_runtime` is
 # what the package does when it is imported: it has compiled modules found.
 LAW: dict[str, set[str]] = {
+    "control.checks": set(),
     "control.storage": set(),
-    "control.sync": {"storage"},
+    "control.sync": {"checks", "storage"},
     "control.access": {"storage", "sync"},
     "control.telemetry": {"storage", "sync"},
-    "control.api": {"access", "storage", "sync", "telemetry"},
+    "control.api": {"access", "checks", "storage", "sync", "telemetry"},
     "control.local": set(),
     "control.console": {"access", "api", "storage", "sync", "telemetry"},
-    "control.web": {"access", "api", "console", "storage", "sync", "telemetry"},
+    "control.web": {"access", "api", "checks", "console", "storage", "sync", "telemetry"},
     "control.cli": {"access", "api", "console", "local", "storage", "sync", "telemetry", "web"},
     "edge_runtime": {"built"},
     "edge_runtime.built": {"native"},

@@ -1,28 +1,35 @@
 """The edge runtime's own checks of modules and schema changes, so that control accepts what nodes accept.
 
 They run in a child process, so that control never parses hostile input: the child has limits and a fence of its own
-(`edge_runtime.oneshot.check`), a deadline, and almost nothing of control's environment.
+(`edge_runtime.oneshot.check`), a deadline, and almost nothing of control's environment. Uploads have places of their
+own; in either line operators have turns, so that one who asks for many checks holds up no other. What a check of
+schema changes has found is kept, since it depends on their texts alone.
 """
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import signal
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
+from control.checks.fair_turns import FairTurns, TooManyWaiting
 from control.problems import ProblemError
 
 log = logging.getLogger("skerry.checks")
 
 ANSWER_LIMIT = 1024 * 1024
 """Bytes of the child's answer, and of its stderr, that are read."""
-WAITING = 32
-"""Checks that may wait for their turn."""
+KEPT = 64
+"""Answers of checks that are kept."""
+KEPT_BYTES = 8 * 1024 * 1024
+"""Bytes of them together."""
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
 
 
@@ -38,18 +45,17 @@ class CheckedChange(NamedTuple):
     """What holds writers up on large tables: a statement, a table, a message and microseconds for each row."""
 
 
-class Checks:
-    """Runs a few checks at a time; others wait for their turn."""
+class OperatorChecks:
+    """The checks that one operator asks for."""
 
-    def __init__(self, at_once: int, deadline: float) -> None:
-        self._deadline = deadline
-        self._turn = asyncio.Semaphore(at_once)
-        self._waiting = 0
-        self._warned = False
+    def __init__(self, checks: "Checks", operator: str) -> None:
+        self._checks = checks
+        self._operator = operator
 
     async def module(self, file: Path, size_limit: int) -> dict[str, Any]:
         """Check the module in `file`; return what a node needs to know of it. Raises: ProblemError module_refused."""
-        answer = await self._run(["module", str(file), "--size-limit", str(size_limit)], b"", "module_refused")
+        asked = ["module", str(file), "--size-limit", str(size_limit)]
+        answer = await self._checks.run(self._operator, asked, b"", "module_refused")
         if not answer["ok"]:
             raise ProblemError("module_refused", f"{answer['message']} [{answer['code']}]")
         return answer
@@ -61,7 +67,7 @@ class Checks:
 
         Raises: ProblemError schema_refused, with the statement that is wrong.
         """
-        answer = await self._run(["schema"], orjson.dumps(_asked(earlier, sql, amends)), "schema_refused")
+        answer = await self._schema(_asked(earlier, sql, amends))
         if not answer["ok"]:
             statement = f" The statement: {answer['statement']}" if answer.get("statement") else ""
             raise ProblemError("schema_refused", f"{answer['message']} [{answer['code']}]{statement}", field="sql")
@@ -79,7 +85,7 @@ class Checks:
         `probed`: of each function its name, version, manifest, and its artifact's file.
         """
         asked = {"change": _asked(earlier, sql, amends), "probes": probed}
-        answer = await self._run(["probes"], orjson.dumps(asked), "check_unavailable")
+        answer = await self._checks.run(self._operator, ["probes"], orjson.dumps(asked), "check_unavailable")
         return [
             {
                 "statement": "",
@@ -94,20 +100,67 @@ class Checks:
         Returns its SQL, '' where nothing can be reversed, and the statements that can't be, with a message for each.
         """
         asked = {"earlier": [{"number": at, "sql": text} for at, text in earlier], "reverse": number}
-        answer = await self._run(["schema"], orjson.dumps(asked), "schema_refused")
+        answer = await self._schema(asked)
         if not answer["ok"]:
             raise ProblemError("schema_refused", f"{answer['message']} [{answer['code']}]")
         return answer["reversal"], answer["kept"]
 
-    async def _run(self, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
-        if self._waiting >= WAITING:
-            raise ProblemError("check_unavailable", f"{WAITING} other checks are waiting; try again", retry_after=5)
-        self._waiting += 1
+    async def _schema(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return await self._checks.run(self._operator, ["schema"], orjson.dumps(asked), "schema_refused")
+
+
+class Checks:
+    """Runs a few checks of uploads at a time, and as many others; the rest wait for their turns."""
+
+    def __init__(self, at_once: int, deadline: float) -> None:
+        self._deadline = deadline
+        self._uploads = FairTurns(at_once)
+        self._others = FairTurns(at_once)
+        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
+        """Answers as JSON, by the sha256 of what was asked; the one that was asked for last is at the end."""
+        self._warned = False
+
+    def of(self, operator: str) -> OperatorChecks:
+        """The checks that an operator asks for, by its id."""
+        return OperatorChecks(self, operator)
+
+    async def run(self, operator: str, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
+        """The answer of a check, which is kept where `stdin` is all that it depends on.
+
+        Raises: ProblemError of the code `refused`, when it took too long or was ended; check_unavailable.
+        """
+        kind = arguments[0]
+        key = hashlib.sha256(stdin).digest() if kind == "schema" else b""
+        turns = self._uploads if kind == "module" else self._others
+        found = self._look_up(key)
+        if found is not None:
+            return found
         try:
-            async with self._turn:
-                return await self._child(arguments, stdin, refused)
-        finally:
-            self._waiting -= 1
+            async with turns.turn(operator):
+                # Another one may have asked the same meanwhile.
+                found = self._look_up(key)
+                if found is None:
+                    found = await self._child(arguments, stdin, refused)
+                    if key and found["ok"]:
+                        self._keep(key, found)
+                return found
+        except TooManyWaiting:
+            raise ProblemError(
+                "check_unavailable", "as many of your checks wait as may; try again when they are done", retry_after=5
+            ) from None
+
+    def _look_up(self, key: bytes) -> dict[str, Any] | None:
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        self._kept.move_to_end(key)
+        answer: dict[str, Any] = orjson.loads(kept)
+        return answer
+
+    def _keep(self, key: bytes, answer: dict[str, Any]) -> None:
+        self._kept[key] = orjson.dumps(answer)
+        while len(self._kept) > KEPT or sum(map(len, self._kept.values())) > KEPT_BYTES:
+            self._kept.popitem(last=False)
 
     async def _child(self, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
         child = await asyncio.create_subprocess_exec(
