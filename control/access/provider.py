@@ -25,6 +25,7 @@ from control.access.auth import AuthError
 from control.access.id_tokens import Expected, KeyUnknown, TokenRefused
 from control.access.provider_files import ProviderFiles
 from control.access.rights import Rights
+from control.answer_heads import BoundedConnector
 from control.clock import Clock
 from control.problems import ProblemError
 from control.settings import ControlSettings, is_safe
@@ -258,7 +259,10 @@ class Provider:
         """Status and body of the provider's answer. Raises: ProblemError provider_unavailable."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=PATIENCE), cookie_jar=aiohttp.DummyCookieJar(), trust_env=True
+                connector=BoundedConnector(),
+                timeout=aiohttp.ClientTimeout(total=PATIENCE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=True,
             )
         sent = {"accept": "application/json", **(headers or {})}
         try:

@@ -8,6 +8,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import click
 
+from control.answer_heads import BoundedConnector
 from control.cli.support import options, output
 from control.cli.support.client import Failure, NotConnected, Unreachable, read_home_file
 from control.settings import is_loopback
@@ -81,7 +82,7 @@ async def _call(
     proxies = not is_loopback(urlsplit(url).hostname or "")
     try:
         async with (
-            aiohttp.ClientSession(trust_env=proxies) as session,
+            aiohttp.ClientSession(connector=BoundedConnector(), trust_env=proxies) as session,
             session.request(method, url, headers=headers, data=body, allow_redirects=False) as response,
         ):
             return response.status, {k.lower(): v for k, v in response.headers.items()}, await response.read()

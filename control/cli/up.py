@@ -16,6 +16,7 @@ from pathlib import Path
 import aiohttp
 import click
 
+from control.answer_heads import BoundedConnector
 from control.cli import migrate, signing_in
 from control.cli.support import example, local, options, output, waiting
 from control.cli.support.client import HOME_FILE, Client, ConnectionSettings, Failure, Json, RequestRefused, home, path
@@ -291,7 +292,10 @@ def _ready(url: str, tls: ssl.SSLContext | None) -> local.Ready:
     async def ready() -> bool:
         limit = aiohttp.ClientTimeout(total=2)
         try:
-            async with aiohttp.ClientSession() as session, session.get(url, ssl=tls or True, timeout=limit) as response:
+            async with (
+                aiohttp.ClientSession(connector=BoundedConnector()) as session,
+                session.get(url, ssl=tls or True, timeout=limit) as response,
+            ):
                 return response.status < 300
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False
@@ -300,5 +304,5 @@ def _ready(url: str, tls: ssl.SSLContext | None) -> local.Ready:
 
 
 async def _call(url: str) -> tuple[int, str]:
-    async with aiohttp.ClientSession() as session, session.get(url) as response:
+    async with aiohttp.ClientSession(connector=BoundedConnector()) as session, session.get(url) as response:
         return response.status, (await response.text(errors="replace")).strip()

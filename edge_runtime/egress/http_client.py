@@ -20,6 +20,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from control.addresses import Address, Network, is_own, is_public
+from control.answer_heads import BoundedConnector
 from control.manifest_fields import HttpGrant
 from edge_runtime.egress import grants
 from edge_runtime.egress.grants import Outgoing
@@ -115,7 +116,7 @@ class HttpClient:
     async def __aenter__(self) -> Self:
         resolver = Resolver(self._networks)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=BoundedConnector(
                 limit=0,
                 keepalive_timeout=KEEP_ALIVE,
                 resolver=resolver,

@@ -22,6 +22,7 @@ import msgspec
 from yarl import URL
 
 from control import version, wire
+from control.answer_heads import BoundedConnector
 from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import authorities
 from edge_runtime.sync.proxies import is_loopback, proxy_for
@@ -105,7 +106,7 @@ class ControlClient:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(keepalive_timeout=KEEP_ALIVE),
+            connector=BoundedConnector(keepalive_timeout=KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             headers={"User-Agent": f"skerry-edge/{version.running().short}", "Accept-Encoding": "identity"},

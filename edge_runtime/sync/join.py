@@ -23,6 +23,7 @@ from msgspec import Struct
 from yarl import URL
 
 from control import wire
+from control.answer_heads import BoundedConnector
 from edge_runtime import files
 from edge_runtime.errors import CodedError
 from edge_runtime.sync import authorities, capabilities, control_client, identity, proxies
@@ -145,7 +146,9 @@ async def fetch_authority(base: URL, fingerprint: str) -> str:
     timeout = aiohttp.ClientTimeout(total=control_client.ANSWER_TIMEOUT, sock_connect=control_client.CONNECT_TIMEOUT)
     try:
         async with (
-            aiohttp.ClientSession(timeout=timeout, headers={"Accept-Encoding": "identity"}) as session,
+            aiohttp.ClientSession(
+                connector=BoundedConnector(), timeout=timeout, headers={"Accept-Encoding": "identity"}
+            ) as session,
             session.get(
                 url, ssl=untrusting, allow_redirects=False, proxy=proxy, proxy_headers=proxy_headers
             ) as response,

@@ -328,14 +328,14 @@ class Client:
     def _open(self) -> Any:
         import aiohttp
 
+        from control.answer_heads import BoundedConnector
+
         if self._session is None:
             # Proxies of the environment are used, but not for this machine.
             proxies = not is_loopback(urlsplit(self._to.url).hostname or "")
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self._tls),
-                trust_env=proxies,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90),
-            )
+            limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)
+            made = BoundedConnector(ssl=self._tls)
+            self._session = aiohttp.ClientSession(connector=made, trust_env=proxies, timeout=limits)
         return self._session
 
 

@@ -2,7 +2,7 @@
 
 A name's addresses are looked up for each attempt, each of them is checked, and the connection goes to one of those that
 were checked: a name that changes meanwhile (DNS rebinding) gains nothing. No redirect is followed, no proxy used, no
-cookie kept, and nothing of the answer's body is read.
+cookie kept, and nothing of the answer's body is read. What may come before it is bounded (`control.answer_heads`).
 """
 
 import asyncio
@@ -20,6 +20,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from control.addresses import Address, Network, is_own, is_public
+from control.answer_heads import BoundedConnector
 from control.clock import Clock
 
 TIME_LIMIT = 15.0
@@ -146,7 +147,7 @@ class WebhookClient:
 
     def _session(self, scheme: str) -> aiohttp.ClientSession:
         if scheme not in self._sessions:
-            connector = aiohttp.TCPConnector(
+            connector = BoundedConnector(
                 limit=0,
                 force_close=True,
                 use_dns_cache=False,

@@ -28,13 +28,14 @@ SHARED = {
     "control.trace_context",
     "control.sketch",
     "control.addresses",
+    "control.answer_heads",
     "control.version",
     "control.settings_in_force",
     "control.cli.doctor.findings",
     "control.cli.shared.program",
 }
-"""Messages, manifest, fault points, times of calls, public addresses, the version, what is shown of settings, findings,
-the command line: where control and the edge meet, and nowhere else."""
+"""Messages, manifest, fault points, times of calls, public addresses, what clients take, the version, what is shown of
+settings, findings, the command line: where control and the edge meet, and nowhere else."""
 
 # What each folder may import of its own package, beside itself and the modules at the package's top; `edge_runtime` is
 # what the package does when it is imported: it has compiled modules found.
