@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import re
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -39,6 +40,10 @@ INTERVAL = 2
 """Seconds between two questions of `skerry login` whether it is allowed."""
 TRIES = (20, 1000, 300.0)
 """Wrong codes that are looked at: from an address, and in all, in these seconds."""
+MADE = (20, 1000, 300.0)
+"""Codes that are made: for an operator, and in all, in these seconds."""
+HASHED_AT_ONCE = 2
+"""Codes that are hashed at once; others wait, and nothing else does: bodies are parsed by other threads."""
 ANSWERS = (60, 2000, 300.0)
 """Answers of a provider that are looked at: from an address, and in all, in these seconds."""
 BEGINS = (30, 600, 300.0)
@@ -112,6 +117,8 @@ class SignIns:
         self.answers = Guesses("answers of the provider", *ANSWERS, clock.monotonic)
         """Counts the answers that browsers bring from the OpenID provider."""
         self._begins = Guesses("logins", *BEGINS, clock.monotonic)
+        self._made = Guesses("codes of `skerry console`", *MADE, clock.monotonic)
+        self._hashing = ThreadPoolExecutor(HASHED_AT_ONCE, "skerry-codes")
 
         async def find(ids: list[str]) -> dict[str, LoginRow]:
             return {row.id: row for row in await lookups.read(lambda conn: conn.fetch(LOGINS, ids))}
@@ -121,10 +128,14 @@ class SignIns:
     # A browser, by a code of `skerry console`
 
     async def make_code(self, scope: Scope, operator: Principal) -> tuple[str, datetime]:
-        """A code by which a browser is signed in as the operator that asks, and its end. Raises: AuthError."""
+        """A code by which a browser is signed in as the operator that asks, and its end.
+
+        Raises: AuthError; ProblemError too_many_tries.
+        """
         auth.refuse_exchanged(operator)
+        self._made.take(operator.id)
         code = new_code()
-        code_hash = await asyncio.to_thread(hash_code, code)
+        code_hash = await self._hashed(code)
         now = self._clock.now()
         made_at, stays = (None, False) if operator.since is None else (operator.since.made_at, operator.since.stays)
 
@@ -147,7 +158,7 @@ class SignIns:
         self._tries.take(address)
         if code is None:
             raise _wrong_code("malformed")
-        code_hash = await asyncio.to_thread(hash_code, code)
+        code_hash = await self._hashed(code)
 
         async def work(conn: Connection) -> str:
             now = self._clock.now()
@@ -240,6 +251,10 @@ class SignIns:
     async def stop(self) -> None:
         """End the look-up under way."""
         await self._logins.stop()
+        self._hashing.shutdown(wait=False, cancel_futures=True)
+
+    async def _hashed(self, code: str) -> str:
+        return await asyncio.get_running_loop().run_in_executor(self._hashing, hash_code, code)
 
     async def _record(self, conn: Connection, scope: Scope, operator: Principal, action: str, target: str) -> None:
         actor = auth.actor(scope, operator.name)

@@ -77,6 +77,7 @@ OPERATIONS: tuple[Operation, ...] = (
         operators.make_code,
         "read",
         {201: responses.SignInCode},
+        ("too_many_tries",),
         everywhere=False,
     ),
     Operation(

@@ -1,8 +1,11 @@
 """Signing in and out at the console, as a browser does it, and what others can't do with it."""
 
+import asyncio
 import contextlib
 import re
+import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -14,7 +17,7 @@ from control.access.guesses import Guesses
 from control.access.sessions import COOKIE
 from control.console.sign_in_pages import VISIT_COOKIE
 from control.local.pki import Pki
-from tests.support.control import Control
+from tests.support.control import Control, until
 from tests.support.cookies_and_forms import ConsoleBrowser
 from tests.support.lent import Lender
 from tests.support.services import ServerUrls
@@ -222,6 +225,30 @@ async def test_a_code_ends_and_its_operator_ends_it(control: Control, browser: C
     await control.ok("DELETE", "/v1/operators/anna")
     assert (await browser.send("/sign-in", code=new["code"])).status == 401
     assert COOKIE not in browser.cookies
+
+
+async def test_codes_that_are_asked_for_hold_up_nothing_else(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, hashed = threading.Event(), list[str]()
+
+    def slow(code: str) -> str:
+        hashed.append(code)
+        assert go_on.wait(60)
+        return f"hash of {code}"
+
+    monkeypatch.setattr(sign_ins, "hash_code", slow)
+    standing_still(control.services.sign_ins._made)
+    # More than Python has threads for on any machine.
+    readers = [await control.operator(f"reader-{n}", "read") for n in range(2)]
+    each = sign_ins.MADE[0] + 2
+    asked = [asyncio.create_task(control.call("POST", "/v1/sign-in-codes", token=token)) for token in readers * each]
+    await until(lambda: asyncio.sleep(0, len(hashed) == sign_ins.HASHED_AT_ONCE))
+    # A body that is parsed by a thread.
+    async with asyncio.timeout(20):
+        assert (await control.call("POST", "/v1/groups", {"name": "x" * 70_000})).status == 422
+    go_on.set()
+    answers = Counter(answer.status for answer in await asyncio.gather(*asked))
+    assert answers == {201: 2 * sign_ins.MADE[0], 429: 4}
+    assert (await control.call("POST", "/v1/sign-in-codes")).status == 201, "others' codes don't count"
 
 
 async def test_codes_cannot_be_found_by_trying(control: Control, browser: ConsoleBrowser) -> None:
