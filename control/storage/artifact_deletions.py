@@ -20,6 +20,7 @@ from control.storage.bucket_owner import KNOWN_ARTIFACTS, Ownership
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
 from control.storage.object_store import Store, artifact_id_of, object_key
+from control.storage.queries import Rows, Value
 
 STALE = timedelta(hours=1)
 """Time after which an unfinished upload is given up, and an artifact that no version uses is deleted."""
@@ -27,6 +28,8 @@ RETRY = timedelta(minutes=1)
 """Time after which the sweep tries a deletion again that hasn't ended."""
 SWEPT_AT_ONCE = 200
 """Deletions that one sweep tries."""
+MARKED_AT_ONCE = 1000
+"""Unfinished uploads, and artifacts that nothing uses, that one sweep marks."""
 WAITING = 10_000
 """Artifacts that wait in memory for their deletion; further ones are left to the sweep."""
 
@@ -53,8 +56,9 @@ SQL = queries.load("artifacts")
 GIVE_UP = SQL.rows("give_up", ArtifactKey)
 RELEASE_UNUSED = SQL.rows("release_unused", ArtifactKey)
 DELETING = SQL.rows("deleting", ArtifactKey)
-LOCK_STALE_UPLOADS = SQL.value("lock_stale_uploads", str)
-LOCK_STALE = SQL.value("lock_stale", str)
+STALE_UPLOADS = SQL.value("stale_uploads", str)
+UNUSED = SQL.value("stale", str)
+LOCK_FREE = SQL.value("lock_free", str)
 OWNERSHIP = queries.load("bucket_owner")
 UNKNOWN_SINCE = OWNERSHIP.rows("unknown_since", UnknownObject)
 
@@ -143,7 +147,8 @@ class Deletions:
 
     async def _sweep(self) -> None:
         now = self._clock.now()
-        await self._db.transaction(lambda conn: _mark_stale(conn, now))
+        await self._mark_stale(STALE_UPLOADS, "uploading", GIVE_UP, now)
+        await self._mark_stale(UNUSED, "ready", RELEASE_UNUSED, now)
         deleting = await self._db.read(lambda conn: conn.fetch(DELETING, now - RETRY, SWEPT_AT_ONCE))
         for artifact in deleting:
             # A row that another transaction has locked waits for a later sweep, and holds up no other one.
@@ -157,6 +162,19 @@ class Deletions:
         await self._db.transaction(lambda conn: conn.execute(OWNERSHIP["forget_old"], now - 2 * self._unknown_kept))
         if deleting or unknown:
             log.info("swept %d artifacts and %d objects that no row knew", len(deleting), unknown)
+
+    async def _mark_stale(self, find: Value[str], state: str, mark: Rows[ArtifactKey], now: datetime) -> None:
+        """Mark artifacts in this state as deleting that `find` finds, but for those that a transaction has locked."""
+        ids = await self._db.read(lambda conn: conn.column(find, now - STALE, MARKED_AT_ONCE))
+
+        async def work(conn: Connection) -> None:
+            # By id: CockroachDB locks each row that it reads for this, and those in use are needed by others.
+            free = await conn.column(LOCK_FREE, ids, state, now - STALE)
+            if free:
+                await conn.fetch(mark, free, now)
+
+        if ids:
+            await self._db.transaction(work)
 
     async def _delete_unknown(self, objects: dict[str, str], now: datetime) -> int:
         """Delete those of the objects (their keys, by row id) that no row has known for long; return how many."""
@@ -187,10 +205,3 @@ class Deletions:
         if forget:
             await self._db.transaction(lambda conn: conn.execute(OWNERSHIP["forget_unknown"], forget))
         return len(gone)
-
-
-async def _mark_stale(conn: Connection, now: datetime) -> None:
-    for lock, mark in ((LOCK_STALE_UPLOADS, GIVE_UP), (LOCK_STALE, RELEASE_UNUSED)):
-        ids = await conn.column(lock, now - STALE)
-        if ids:
-            await conn.fetch(mark, ids, now)

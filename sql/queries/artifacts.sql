@@ -21,15 +21,20 @@ UPDATE artifacts SET state = 'ready', state_since = $2 WHERE id = $1 AND state =
 UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE id = ANY($1::text[]::uuid[]) AND state = 'uploading'
 RETURNING sha256, id::text AS id;
 
--- Lock uploads that began too long ago and that no other transaction has locked.
--- name: lock_stale_uploads
-SELECT id::text AS id FROM artifacts WHERE state = 'uploading' AND state_since < $1 FOR NO KEY UPDATE SKIP LOCKED;
+-- Uploads that began too long ago.
+-- name: stale_uploads
+SELECT id::text AS id FROM artifacts WHERE state = 'uploading' AND state_since < $1 LIMIT $2;
 
--- Lock artifacts that no version has used for too long and that no other transaction has locked.
--- name: lock_stale
+-- Artifacts that no version has used for too long.
+-- name: stale
 SELECT a.id::text AS id FROM artifacts AS a WHERE a.state = 'ready' AND a.state_since < $1
     AND NOT EXISTS (SELECT 1 FROM function_versions v WHERE v.artifact_id = a.id)
-FOR NO KEY UPDATE OF a SKIP LOCKED;
+LIMIT $2;
+
+-- Lock those of these artifacts that no other transaction has locked.
+-- name: lock_free
+SELECT id::text AS id FROM artifacts WHERE id = ANY($1::text[]::uuid[]) AND state = $2 AND state_since < $3
+FOR NO KEY UPDATE SKIP LOCKED;
 
 -- Mark those of these artifacts that no version uses, to be deleted; answers them.
 -- name: release_unused

@@ -14,7 +14,6 @@ from control.storage import audit_log, queries
 from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.storage.queries import Value
 
 
 class Found(NamedTuple):
@@ -28,7 +27,9 @@ class Found(NamedTuple):
 
 SQL = queries.load("future_times")
 FOUND = SQL.rows("found", Found)
+FINDS = {table: SQL.value(f"find_{table}", str) for table in Found._fields}
 LOCKS = {table: SQL.value(f"lock_{table}", str) for table in Found._fields}
+"""By id: CockroachDB locks each row that it reads for such a statement, whether it is one of those or not."""
 
 HEARD = 40.0
 """Seconds within which a node that is alive is heard of again: one and a half times a held poll."""
@@ -59,17 +60,17 @@ async def correct(db: Database, settings: ControlSettings, now: datetime) -> Non
         "tokens": (limit, (now,)),
     }
     for table, is_ahead in found._asdict().items():
-        if is_ahead and (count := await _correct_all(db, now, table, LOCKS[table], *arguments[table])):
+        if is_ahead and (count := await _correct_all(db, now, table, *arguments[table])):
             log.warning("%s: corrected %d rows with times of a clock that was ahead", table, count)
 
 
 async def _correct_all(
-    db: Database, now: datetime, table: str, lock: Value[str], beyond: datetime, arguments: tuple[datetime, ...]
+    db: Database, now: datetime, table: str, beyond: datetime, arguments: tuple[datetime, ...]
 ) -> int:
     """Correct all rows of a table, and return how many. Rows that are locked are left to the next pass."""
 
     async def work(conn: Connection) -> int:
-        ids = await conn.column(lock, beyond, LIMIT)
+        ids = await conn.column(LOCKS[table], beyond, (await conn.column(FINDS[table], beyond, LIMIT))[:LIMIT])
         if ids:
             await conn.execute(SQL[table], *arguments, ids)
             await audit_log.record(conn, now, Actor("control", "monitor"), "times.correct", table, {"rows": len(ids)})
