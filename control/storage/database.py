@@ -53,8 +53,7 @@ LOCK_TIMEOUT = 2.0
 IDLE_TIMEOUT = 10.0
 """Seconds without a statement after which the server ends a transaction: its client is stopped or gone."""
 CANCEL_TIMEOUT = 0.5
-"""Seconds for the ROLLBACK of a cancelled transaction, after which its connection is ended: the end of the process
-must not wait for a server that doesn't answer."""
+"""Seconds for the ROLLBACK of a cancelled transaction; then its connection is ended: no stop waits for a server."""
 CLOSE_TIMEOUT = 0.5
 """Seconds for all connections of a pool to end properly, before they are cut."""
 ANSWER_GRACE = 2.0
@@ -129,7 +128,7 @@ class Database:
 
         `work` must have no effect but through its connection. Raises: Locked, when a row is locked; UnknownCommit, when
         the answer to COMMIT was lost; ProblemError database_busy, when no connection gets free or after `ATTEMPTS`
-        conflicts, database_read_only, database_full, or database_unavailable, when the server doesn't answer or fails.
+        conflicts, body_too_large, database_read_only, database_full, or database_unavailable, when the server fails.
         """
         async with self._share.one():
             if self._turns is None:
@@ -222,6 +221,8 @@ class Database:
             locked = Locked(f"a row of {table}" if table else "a row that this needs")
             self._outages.locked.failed(f"a row of {table}" if table else str(error))
             return locked
+        if sqlstates.is_too_large(error):
+            return ProblemError("body_too_large", f"the metadata database takes less at once: {_cause(error)}")
         if sqlstates.is_conflict(error) and not isinstance(error, asyncpg.UniqueViolationError):
             return ProblemError(
                 "database_busy", f"other writers were in the way {attempts} times; nothing was changed, try again"

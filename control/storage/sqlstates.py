@@ -49,7 +49,17 @@ def is_conflict(error: BaseException) -> bool:
 
 def is_lost(error: BaseException) -> bool:
     """Return whether the connection or the server is gone, or didn't answer in time; another connection may do."""
+    if is_too_large(error):
+        return False
     return isinstance(error, OSError | TimeoutError) or of(error).startswith(_LOST)
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Return whether a message was larger than the server takes (CockroachDB: 16 MiB); it always will be.
+
+    The state is that of any violation of the protocol, by which PgBouncer says that it has lost the server.
+    """
+    return of(error) == "08P01" and "message size" in str(error)
 
 
 def is_locked(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -20,6 +20,9 @@ TURN = 10
 """Nodes, each of which may run a thousand functions, that are worked on before other tasks have their turn."""
 FAR = timedelta(days=365)
 """A time that a node sends is moved to within `FAR` of now."""
+MESSAGE_BYTES = 4 * 1024 * 1024
+"""Bytes of the inventories and capabilities that are written in one statement; CockroachDB takes 16 MiB in a message,
+and what one node sends is far below this."""
 ROWS = 2000
 """Functions that are written in one statement, or read into inventories before other tasks have their turn."""
 
@@ -200,7 +203,7 @@ async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
     rows = sorted(rows, key=_ID)
     if not rows:
         return
-    values = [
+    values: list[tuple[str, ...]] = [
         (
             row.id,
             row.state,
@@ -226,7 +229,8 @@ async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
         )
         for row in rows
     ]
-    await conn.execute(SQL["save_nodes"], *(list(column) for column in zip(*values, strict=True)))
+    for some in _parts(values):
+        await conn.execute(SQL["save_nodes"], *(list(column) for column in zip(*some, strict=True)))
     failed = [(row.error_at, _failure(row)) for row in rows if row.failed_anew and row.error_at is not None]
     if failed:
         await events.record(conn, failed[0][0], "sync.failed", [failure for _, failure in failed])
@@ -248,6 +252,20 @@ async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
 
 
 _ID = operator.attrgetter("id")
+
+
+def _parts(values: list[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+    """These rows, as many at a time as have `MESSAGE_BYTES` together, or one."""
+    part: list[tuple[str, ...]] = []
+    size = 0
+    for row in values:
+        own = sum(map(len, row))
+        if part and size + own > MESSAGE_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += own
+    yield part
 
 
 def _failure(row: NodeRow) -> dict[str, str | None]:

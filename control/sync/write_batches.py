@@ -188,9 +188,12 @@ class WriteBatches(Generic[A, B]):
                 return await self._answer(taken)
             if len(taken) > 1:
                 # It isn't the nodes' own rows that are locked: find out whose request needs the locked row.
-                return await self._one_by_one(taken)
+                return await self._in_parts(taken, 1)
             answers = [locked]
         except ProblemError as problem:
+            if problem.code == "body_too_large" and len(taken) > 1:
+                # The database takes no message as large: it would refuse the same again.
+                return await self._in_parts(taken, (len(taken) + 1) // 2)
             answers = [problem] * len(taken)
         except asyncio.CancelledError:
             for waiting in taken:
@@ -199,7 +202,7 @@ class WriteBatches(Generic[A, B]):
         except Exception:
             if len(taken) > 1:
                 # One node's request must not make those of the others fail.
-                return await self._one_by_one(taken)
+                return await self._in_parts(taken, 1)
             log.exception("the request of node %s could not be answered", self._name(taken[0].request.node_id))
             answers = [ProblemError("internal", "this is a fault of control; its log has more")]
         for waiting, answer in zip(taken, answers, strict=True):
@@ -238,12 +241,13 @@ class WriteBatches(Generic[A, B]):
         group = None if node is None else self._fleet.groups.get(node.group_id)
         return "its target" if group is None else f"release {group.name}/{group.release_number}"
 
-    async def _one_by_one(self, taken: list[_Waiting[A, B]]) -> None:
-        for number, waiting in enumerate(taken):
+    async def _in_parts(self, taken: list[_Waiting[A, B]], size: int) -> None:
+        """Answer a batch as several ones, of `size` requests at most."""
+        for start in range(0, len(taken), size):
             try:
-                await self._answer([waiting])
+                await self._answer(taken[start : start + size])
             except asyncio.CancelledError:
-                for other in taken[number:]:
+                for other in taken[start:]:
                     other.future.cancel()
                 raise
 

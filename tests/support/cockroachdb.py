@@ -19,7 +19,7 @@ from typing import cast
 from urllib.parse import urlsplit, urlunsplit
 
 from tests.support import every_statement
-from tests.support.cockroachdb_session import Errors, Session, message, start
+from tests.support.cockroachdb_session import LARGEST, Errors, Session, message, start
 
 _SSL_REQUEST = 80877103
 _CANCEL_REQUEST = 80877102
@@ -38,6 +38,8 @@ class Proxy:
     """Where it is a list: number of the connection and text of each statement that was carried out."""
     note: Callable[[str], None] | None = None
     """Told the text of each statement that was carried out."""
+    largest: int = LARGEST
+    """Bytes of a message at most."""
     together: bool = False
     """Count messages that are sent together as one: cut among them, the database has them for nothing."""
     messages: int = 0
@@ -159,7 +161,7 @@ class _Client(_Side):
         self._tasks = task_group
         proxy.sessions += 1
         self.number = proxy.sessions
-        self.session = Session(self, proxy.errors, self._note)
+        self.session = Session(self, proxy.errors, self._note, largest=proxy.largest)
 
     def _note(self, text: str) -> None:
         if self.proxy.statements is not None:

@@ -15,6 +15,9 @@ from tests.support.cockroachdb_rules import Refused
 
 MULTIPLE_PORTALS = Refused("0A000", "unimplemented: multiple active portals is in preview, please set session variable "
                            "multiple_active_portals_enabled to true to enable them")  # fmt: skip
+LARGEST = 16 * 1024 * 1024
+"""Bytes of a message at most (`sql.conn.max_read_buffer_message_size`)."""
+TOO_LARGE = Refused("08P01", "message size 17 MiB bigger than maximum allowed message size 16 MiB")
 RESTART = Refused("40001", "restart transaction: TransactionRetryWithProtoRefreshError: WriteTooOldError")
 AMBIGUOUS = Refused("40003", "result is ambiguous: error=rpc error: code = Unavailable [propagate]")
 UNIMPLEMENTED_HERE = Refused("XX000", "the proxy can't translate this statement when it is prepared")
@@ -104,6 +107,7 @@ class Session:
     _done: list[str] = field(default_factory=list)
     """The statements of this transaction."""
     refused: int = 0
+    largest: int = LARGEST
 
     # From the client
 
@@ -113,6 +117,9 @@ class Session:
             if kind == b"S":
                 self._skipping = False
                 self.ends.to_client(message(b"Z", self.status))
+            return
+        if len(body) > self.largest:
+            self._refuse(TOO_LARGE, kind)
             return
         if self._suspended is not None and not self._allowed(kind, body):
             self._refuse(MULTIPLE_PORTALS, kind)
