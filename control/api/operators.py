@@ -194,10 +194,8 @@ async def change(call: ApiCall) -> Reply:
             # Join tokens that it couldn't make any more, or that would be good for longer than it is.
             await join_token_ends.end_of_operator(conn, row.name, now)
         changed.operators.add(str(row.id))
-        old: dict[str, Any] = {"grants": _said(before), "expires_at": row.expires_at}
-        new: dict[str, Any] = {"grants": _said(after), "expires_at": expires_at}
-        differ = [key for key in new if new[key] != old[key]]
-        was, becomes = ({key: values[key] for key in differ} for values in (old, new))
+        was = {"grants": _said(before), "expires_at": row.expires_at}
+        becomes = {"grants": _said(after), "expires_at": expires_at}
         await call.audit(conn, "operator.change", row.name, {"id": str(row.id)}, before=was, after=becomes)
         last_use = await conn.fetchval(LAST_USE, row.id)
         return _operator(row._replace(grants=column, expires_at=expires_at), last_use, now)

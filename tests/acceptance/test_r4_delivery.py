@@ -44,7 +44,9 @@ async def test_r4_2_a_node_gets_the_binary_from_the_artifact_store(live: Replica
     wasm, other = version(1), version(2)
     await deploy.push(live, "show", wasm)
     hidden = (await deploy.push(live, "hidden", other))["sha256"]
+    await ok(live, "POST", "/v1/groups", {"name": "apart"})
     await deploy.release(live, functions={"show": 1})
+    await deploy.release(live, group="apart", functions={"hidden": 1})
     node = await live.join("one")
     [planned] = (await node.plan()).functions
 
@@ -65,10 +67,13 @@ async def test_r4_2_a_node_gets_the_binary_from_the_artifact_store(live: Replica
     assert redirect.status == 307
     async with live.session.get(redirect.headers["location"]) as answer:
         assert (answer.status, await answer.read()) == (200, wasm)
-    # Not what no target of its own has, and not for others.
+    # Not what another group's release has, and not for others.
     for sha256 in (hidden, "0" * 64):
         refused = await live.call("GET", f"/v1/artifacts/{sha256}", token=node.credential)
         assert (refused.status, code(refused)) == (404, "unknown_artifact")
+    apart = await live.join("two", group="apart")
+    assert (await live.call("GET", path, token=apart.credential)).status == 404
+    assert (await live.call("GET", f"/v1/artifacts/{hidden}", token=apart.credential)).status == 307
     for token in ("", live.admin):
         assert (await live.call("GET", path, token=token)).status == 401
 

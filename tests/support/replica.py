@@ -104,12 +104,14 @@ class Replica:
     def services(self) -> Services:
         return self.server.app.services
 
-    async def call(self, method: str, path: str, body: Any = None, *, token: str | None = None) -> Answered:
+    async def call(
+        self, method: str, path: str, body: Any = None, *, token: str | None = None, key: str = ""
+    ) -> Answered:
         """Ask as the admin, or with `token` ('' for none). Bytes are sent as they are, else the body is JSON."""
         headers = {"authorization": f"Bearer {self.admin if token is None else token}"} if token != "" else {}
         if body is not None and not isinstance(body, bytes):
             headers["content-type"] = "application/json"
-        if method in ("POST", "DELETE") and (key := repeating.key()):
+        if method in ("POST", "DELETE") and (key := key or repeating.key()):
             headers["idempotency-key"] = key
 
         async def ask() -> Answered:

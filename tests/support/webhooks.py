@@ -15,8 +15,8 @@ LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 """What tests' controls may send messages to."""
 
 
-async def add(replica: Replica, url: str, name: str = "chat", **more: Any) -> Any:
-    answer = await replica.call("POST", "/v1/webhooks", {"name": name, "url": url, **more})
+async def add(replica: Replica, url: str, name: str = "chat", *, key: str = "", **more: Any) -> Any:
+    answer = await replica.call("POST", "/v1/webhooks", {"name": name, "url": url, **more}, key=key)
     assert answer.status == 201, answer.body
     return answer.json()
 

@@ -245,6 +245,22 @@ async def test_a_revoked_token_stays_revoked_and_is_in_the_audit(control: Contro
     assert ("join-token.revoke", token["id"]) in actions
 
 
+async def test_a_secret_that_is_exchanged_while_a_node_joins_by_it_lets_nobody_in(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head was taken with the secret before: it is looked at once more where the node is made."""
+    token = await control.ok("POST", "/v1/join-tokens", {}, key="same")
+    real = control.services.databases.joins.transaction
+
+    async def later(work: Any) -> Any:
+        await control.ok("POST", "/v1/join-tokens", {}, key="same")
+        return await real(work)
+
+    monkeypatch.setattr(control.services.databases.joins, "transaction", later)
+    refused = await join(control, token["token"], "n1")
+    assert (refused.status, refused.code) == (401, "credentials_invalid")
+
+
 async def test_a_used_token_is_not_revoked_but_says_which_node_to_revoke(control: Control) -> None:
     token = await made(control)
     assert (await join(control, token["token"], "n1")).status == 201

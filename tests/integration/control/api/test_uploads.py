@@ -13,6 +13,7 @@ from control import wire
 from control.api import artifacts
 from control.local.pki import Pki
 from control.problems import ProblemError
+from control.storage.artifact_deletions import ArtifactKey
 from tests.support import deploy
 from tests.support.control import Control, module, running, until
 from tests.support.replica import Site
@@ -145,8 +146,11 @@ async def test_too_large_is_refused_with_and_without_a_length(database_url: str,
 async def test_a_missing_object_is_stored_again(control: Control) -> None:
     sha256 = await control.upload(module("lost"))
     [row] = await rows(control, sha256)
-    await control.services.store.delete(f"{sha256}/{row['id']}")
+    # A deletion of what isn't marked for it takes the object, and leaves the row.
+    await control.services.deletions.delete(ArtifactKey(sha256, row["id"]))
+    assert (await rows(control, sha256), await keys(control)) == ([row], set())
     await control.upload(module("lost"))
+    assert await rows(control, sha256) == [row]
     await consistent(control)
 
 

@@ -91,20 +91,22 @@ async def test_heartbeats_are_written_together_with_their_times(control_site: Si
         assert found[nodes[1150].id][0] < early
 
 
-async def test_time_never_goes_back(control_site: Site) -> None:
+@pytest.mark.parametrize("heard_as", ["seen", "confirmed"])
+async def test_time_never_goes_back(control_site: Site, heard_as: str) -> None:
     """Two replicas may write a node's heartbeats in any order."""
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
         (node,) = await seeds.nodes(replica, 1)
         one, two = (Heartbeats(replica.services.db, clock, replica.services.metrics) for _ in range(2))
         clock.advance(1)
-        one.confirmed(node.id, clock.now())
+        getattr(one, heard_as)(node.id, clock.now())
         clock.advance(1)
-        two.confirmed(node.id, clock.now())
+        getattr(two, heard_as)(node.id, clock.now())
         await two.flush()
         await one.flush()
         row = await replica.services.db.read(lambda conn: conn.fetchrow("SELECT * FROM node_presence"))
-        assert (row["last_seen_at"], row["last_sync_at"]) == (clock.now(), clock.now())
+        confirmed = clock.now() if heard_as == "confirmed" else None
+        assert (row["last_seen_at"], row["last_sync_at"]) == (clock.now(), confirmed)
 
 
 async def test_what_could_not_be_written_is_kept(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

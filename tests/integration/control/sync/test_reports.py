@@ -69,6 +69,7 @@ async def test_past_its_lease_a_sync_is_a_counted_failure(control_site: Site, fo
         assert shown["state"] == ("syncing" if found_by == "poll" else "online")
         first = (await log(replica))[0]
         assert (first["status"], first["error"]["code"]) == ("expired", "sync_expired")
+        assert first["error"]["message"] == shown["error"]["message"]
 
 
 async def test_a_late_success_is_recorded_as_late_and_the_node_is_believed(control_site: Site) -> None:
@@ -207,6 +208,7 @@ async def test_what_a_text_of_a_node_may_hold(control_site: Site) -> None:
         answer = await node.report(plan.sync_id, "failed", error=wire.SyncError("a", '\U0001f30a " \n'))
         assert answer.status == 200, answer.body
         assert (await replica.node("one"))["error"]["message"] == '\U0001f30a " \n'
+        assert [sync["error"] for sync in await log(replica)] == [{"code": "a", "message": '\U0001f30a " \n'}]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,10 @@ def test_only_an_admin_of_a_group_gives_rights_in_it() -> None:
     assert not Rights((Grant("admin", "north"), Grant("deploy", "south"))).may_give([Grant("read", "south")])
 
 
+def test_who_has_no_grant_is_for_an_admin_of_all_groups() -> None:
+    assert [Rights((held,)).may_give([]) for held in (Grant("admin", "north"), Grant("admin"))] == [False, True]
+
+
 @given(RIGHTS)
 def test_rights_are_kept_as_they_are(held: Rights) -> None:
     assert rights.of_row(rights.old_role(held), rights.to_rows(held)) == held

@@ -23,14 +23,16 @@ async def test_secrets_are_shown_once_and_recorded_nowhere(
     replica: Replica, receiver: Receiver, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    made = await add(replica, receiver.url + "?key=in-the-url")
-    secret = made["secret"]
+    made = [await add(replica, receiver.url + "?key=in-the-url", key="first-key") for _ in range(2)]
+    secret = made[0]["secret"]
+    assert made[1] == made[0]
     own = "whsec_" + "Zm9v" * 8
-    assert (await add(replica, receiver.url, "own", secret=own))["secret"] is None
+    assert (await add(replica, receiver.url, "own", secret=own, key="second-key"))["secret"] is None
     await send_test(replica, "own")
     (await got(receiver, "webhook.test"))[0].verify(own)
     answers = [(await replica.call("GET", path)).body for path in ("/v1/webhooks", "/v1/audit")]
     kept = await replica.services.db.read(lambda conn: conn.fetch("SELECT response::text AS a FROM idempotency"))
+    assert len(kept) >= 2
     # The receiver's own log is none of control's.
     log = "\n".join(r.getMessage() for r in caplog.records if r.name != "aiohttp.access")
     said = [*(answer.decode() for answer in answers), log, str([row["a"] for row in kept])]
