@@ -66,7 +66,7 @@ class DeliveryFilter(Paging, forbid_unknown_fields=True):
 
 
 async def create(call: ApiCall) -> Reply:
-    """POST /v1/webhooks. The same request again gets the same secret."""
+    """POST /v1/webhooks. The same request again gets the same secret, while there is that webhook."""
     body: requests.NewWebhook = call.body
     try:
         host = webhook_client.check_url(body.url, call.services.settings.webhook_networks)
@@ -90,15 +90,18 @@ async def create(call: ApiCall) -> Reply:
         if not number:
             # What was left of events when the last webhook was removed is old news.
             await conn.execute(SQL["forget_events"])
-        now, by = call.services.clock.now(), call.operator.name
-        await conn.execute(SQL["add"], uuid4(), body.name, body.url, secret, kinds, by, now)
+        id, now, by = uuid4(), call.services.clock.now(), call.operator.name
+        await conn.execute(SQL["add"], id, body.name, body.url, secret, kinds, by, now)
         # Of the URL the host alone: receivers' URLs often hold a secret.
         await call.audit(conn, "webhook.create", body.name, after={"host": host, "kinds": kinds})
-        return responses.MadeWebhook(body.name, body.url, kinds, secret if made else None)
+        return responses.MadeWebhook(str(id), body.name, body.url, kinds, secret if made else None)
 
     async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> responses.MadeWebhook:
         row = await _find(conn, kept["name"])
-        return responses.MadeWebhook(row.name, row.url, row.kinds, row.secret if made else None)
+        if row.id != kept.get("id"):
+            # It was removed since, and the name is another one's, whose secret is none of this operator's.
+            raise _unknown(row.name)
+        return responses.MadeWebhook(row.id, row.name, row.url, row.kinds, row.secret if made else None)
 
     return await call.write(work, renew=renew)
 
@@ -159,8 +162,12 @@ async def list_deliveries(call: ApiCall) -> Reply:
 async def _find(conn: Connection, name: str) -> WebhookRow:
     row = await conn.fetchrow(NAMED, name)
     if row is None:
-        raise ProblemError("unknown_webhook", f"there is no webhook {name}", field="name")
+        raise _unknown(name)
     return row
+
+
+def _unknown(name: str) -> ProblemError:
+    return ProblemError("unknown_webhook", f"there is no webhook {name}", field="name")
 
 
 def _delivery(row: DeliveryRow) -> responses.WebhookDelivery:

@@ -179,6 +179,8 @@ class ListedWebhook(Struct):
 
 
 class MadeWebhook(Struct):
+    id: str
+    """Which webhook it is: another one may have its name later."""
     name: str
     url: str
     kinds: list[str]

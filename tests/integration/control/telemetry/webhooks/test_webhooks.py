@@ -84,6 +84,18 @@ async def test_names_are_unique_and_webhooks_are_few(
         assert (answer.status, answer.json()["code"]) == (404, "unknown_webhook")
 
 
+async def test_an_old_key_gives_nobody_the_secret_of_a_later_webhook(replica: Replica, receiver: Receiver) -> None:
+    made = await replica.call("POST", "/v1/operators", {"name": "other", "role": "admin"})
+    first = await add(replica, receiver.url, key="old-key")
+    assert (await replica.call("DELETE", "/v1/webhooks/chat")).status == 204
+    body = {"name": "chat", "url": receiver.url}
+    later = await replica.call("POST", "/v1/webhooks", body, token=made.json()["token"])
+    assert later.json()["id"] != first["id"]
+    again = await replica.call("POST", "/v1/webhooks", body, key="old-key")
+    assert (again.status, again.json()["code"]) == (404, "unknown_webhook")
+    assert later.json()["secret"] not in again.body.decode()
+
+
 async def test_the_commands(replica: Replica, receiver: Receiver, tmp_path: Path) -> None:
     environment = {**os.environ, "SKERRY_URL": replica.url, "SKERRY_TOKEN": replica.admin, "SKERRY_CA": str(replica.ca)}
 
