@@ -122,10 +122,7 @@ async def get(call: ApiCall) -> Reply:
     """GET /v1/operators/{name}."""
 
     async def work(conn: Connection) -> responses.Operator:
-        row = await conn.fetchrow(OPERATOR, call.path["name"])
-        # Those that it couldn't change aren't shown, as in the list.
-        if row is None or not call.operator.rights.may_give(rights.of_row(row.role, row.grants).grants):
-            raise _unknown(call.path["name"])
+        row = await _find(conn, call.operator, call.path["name"])
         return _operator(row, await conn.fetchval(LAST_USE, row.id), call.services.clock.now())
 
     return await call.read(work)
@@ -254,16 +251,13 @@ async def end_session(call: ApiCall) -> Reply:
 
 
 async def _find(conn: Connection, by: Principal, name: str) -> OperatorRow:
-    """An operator that `by` may change.
+    """An operator that `by` is shown and may change, as an admin of all its groups.
 
-    Raises: ProblemError unknown_operator, when there is none; AuthError, when `by` isn't an admin of all its groups.
+    Raises: ProblemError unknown_operator, when there is none; any other one isn't there for `by` either.
     """
     row = await conn.fetchrow(OPERATOR, name)
-    if row is None:
+    if row is None or not by.rights.may_give(rights.of_row(row.role, row.grants).grants):
         raise _unknown(name)
-    held = rights.of_row(row.role, row.grants)
-    if not by.rights.may_give(held.grants):
-        by.refuse(f"the role admin for all groups of {name}")
     return row
 
 
