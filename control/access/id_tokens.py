@@ -19,6 +19,8 @@ SKEW = 60.0
 """Seconds by which the provider's clock and control's may differ."""
 OLDEST = 600.0
 """Seconds from its making after which an ID token isn't of a sign-in that was just made."""
+LAST = 253_402_300_799
+"""The last second that a time can name, of the year 9999."""
 LONGEST_SUBJECT = 255
 """Characters of a subject (OpenID Connect Core 2)."""
 
@@ -47,7 +49,8 @@ def claims(token: str, keys: KeySet, expected: Expected, access_token: str) -> d
         decoded = jwt.decode(token, keys, algorithms=ALGORITHMS, registry=_REGISTRY)
     except InvalidKeyIdError as error:
         raise KeyUnknown("the ID token is signed by a key that the provider doesn't tell") from error
-    except (JoseError, ValueError) as error:
+    except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        # Its header isn't signed: whatever types and depths it has come to the library.
         raise TokenRefused(f"the ID token's signature isn't good ({type(error).__name__})") from error
     found = decoded.claims
     _check(found, expected)
@@ -60,7 +63,12 @@ def _check(found: Mapping[str, Any], expected: Expected) -> None:
     if found.get("iss") != expected.issuer:
         raise TokenRefused("the ID token is of another issuer (iss)")
     subject, audience = found.get("sub"), found.get("aud")
-    if not isinstance(subject, str) or not 0 < len(subject) <= LONGEST_SUBJECT or not subject.isprintable():
+    if (
+        not isinstance(subject, str)
+        or not subject.strip()
+        or len(subject) > LONGEST_SUBJECT
+        or not subject.isprintable()
+    ):
         raise TokenRefused("the ID token says nobody (sub)")
     audiences = audience if isinstance(audience, list) else [audience]
     if expected.client_id not in audiences:
@@ -72,18 +80,21 @@ def _check(found: Mapping[str, Any], expected: Expected) -> None:
     if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(), expected.nonce.encode()):
         raise TokenRefused("the ID token is of another sign-in (nonce)")
     now = expected.now.timestamp()
-    ends, made, since = _time(found, "exp"), _time(found, "iat"), found.get("nbf", 0)
+    ends, made = _time(found, "exp"), _time(found, "iat")
+    since = _time(found, "nbf") if "nbf" in found else made
     if ends <= now - SKEW:
         raise TokenRefused(f"the ID token has ended, {now - ends:.0f} s ago by control's clock (exp)")
-    if made > now + SKEW or (isinstance(since, int | float) and since > now + SKEW):
-        raise TokenRefused(f"the ID token is of a time to come, in {made - now:.0f} s by control's clock (iat, nbf)")
+    if max(made, since) > now + SKEW:
+        ahead = max(made, since) - now
+        raise TokenRefused(f"the ID token is of a time to come, in {ahead:.0f} s by control's clock (iat, nbf)")
     if made < now - OLDEST - SKEW:
         raise TokenRefused(f"the ID token is {now - made:.0f} s old by control's clock (iat)")
 
 
 def _time(found: Mapping[str, Any], name: str) -> float:
     value = found.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    # Neither NaN nor infinity, which Python takes for JSON, is within the range.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LAST:
         raise TokenRefused(f"the ID token has no time {name}")
     return float(value)
 
