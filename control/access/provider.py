@@ -33,13 +33,15 @@ from control.settings import ControlSettings, is_safe
 CALLBACK = "/sign-in/provider/done"
 """Where the provider sends the browser back to, behind `SKERRY_PUBLIC_URL`."""
 PATIENCE = 10.0
-"""Seconds for an answer of the provider."""
+"""Seconds for an answer of the provider, and for those with its description and its keys together."""
 MOST_BYTES = 1024 * 1024
 """Bytes of an answer of the provider at most."""
 METADATA_KEPT = 3600.0
 """Seconds after which the provider's description and its keys are read anew."""
 KEYS_KEPT = 10.0
 """Seconds within which unknown keys don't have them read anew."""
+FAILURE_KEPT = 5.0
+"""Seconds for which it is believed that the provider is away, once its description couldn't be read."""
 LONGEST_NAME = 100
 """Characters of the name that somebody is shown by."""
 MOST_GROUPS = 1000
@@ -103,7 +105,10 @@ class Provider:
         self._public_url = settings.public_url
         self._clock = clock
         self._known: _ReadProvider | None = None
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[_ReadProvider] | None = None
+        """Under way for all who need the description."""
+        self._failed: tuple[float, str] | None = None
+        """When it couldn't be read, and what was said of it."""
         self._session: aiohttp.ClientSession | None = None
 
     async def begin(self, to: str) -> tuple[str, str]:
@@ -169,6 +174,9 @@ class Provider:
 
     async def close(self) -> None:
         """Close the connections to the provider."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
@@ -195,6 +203,8 @@ class Provider:
         if 400 <= status < 500:
             raise _not_signed_in(f"{self.name} doesn't take the code ({_error(body)})", "code")
         given: Tokens = self._decode(status, body, Tokens, metadata.token_endpoint)
+        if not (given.access_token.isascii() and given.access_token.isprintable()):
+            raise self._away(f"{metadata.token_endpoint} answered an access token that no header can have")
         return given
 
     async def _claims(self, known: _ReadProvider, tokens: Tokens, nonce: str) -> dict[str, Any]:
@@ -229,29 +239,50 @@ class Provider:
         return Person(self.issuer, claims["sub"], shown, held, len(groups))
 
     async def _read(self, *, unknown_key: bool = False) -> _ReadProvider:
-        """The provider's description and its keys. Raises: ProblemError provider_unavailable."""
-        async with self._reading:
-            kept = KEYS_KEPT if unknown_key else METADATA_KEPT
-            if self._known is not None and self._clock.monotonic() - self._known.read_at < kept:
-                return self._known
-            where = self.issuer.rstrip("/") + "/.well-known/openid-configuration"
-            metadata = self._decode(*await self._ask("GET", where), ProviderMetadata, where)
-            if metadata.issuer != self.issuer:
-                raise self._away(
-                    f"{where} is the description of another issuer: set SKERRY_OIDC_ISSUER to its `issuer`"
-                )
-            required = (metadata.authorization_endpoint, metadata.token_endpoint, metadata.jwks_uri)
-            for url in (*required, metadata.userinfo_endpoint, metadata.end_session_endpoint):
-                if (url or url in required) and not is_safe(url):
-                    raise self._away(f"{where} names an endpoint that isn't https")
-            raw = self._decode(*await self._ask("GET", metadata.jwks_uri), dict[str, Any], metadata.jwks_uri)
-            try:
-                signing = [key for key in raw["keys"] if key.get("use", "sig") == "sig" and key.get("kty") != "oct"]
-                keys = KeySet.import_key_set({"keys": signing})
-            except (JoseError, KeyError, TypeError, AttributeError, ValueError) as error:
-                raise self._away(f"the keys at {metadata.jwks_uri} can't be read ({type(error).__name__})") from error
-            self._known = _ReadProvider(metadata, keys, self._clock.monotonic())
+        """The provider's description and its keys: one question for all who ask meanwhile, so that one who comes late
+        waits for no other's. Raises: ProblemError provider_unavailable.
+        """
+        now, kept = self._clock.monotonic(), KEYS_KEPT if unknown_key else METADATA_KEPT
+        if self._known is not None and now - self._known.read_at < kept:
             return self._known
+        if self._failed is not None and now - self._failed[0] < FAILURE_KEPT:
+            raise ProblemError("provider_unavailable", self._failed[1])
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_anew())
+            # Where all who wait have left, nobody takes its error.
+            self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self._reading)
+
+    async def _read_anew(self) -> _ReadProvider:
+        try:
+            async with self._clock.timeout(PATIENCE):
+                known = await self._description()
+        except ProblemError as away:
+            said = away
+        except TimeoutError:
+            said = self._away(f"{self.issuer} answers too slowly")
+        else:
+            self._known, self._failed = known, None
+            return known
+        self._failed = self._clock.monotonic(), said.detail
+        raise said
+
+    async def _description(self) -> _ReadProvider:
+        where = self.issuer.rstrip("/") + "/.well-known/openid-configuration"
+        metadata = self._decode(*await self._ask("GET", where), ProviderMetadata, where)
+        if metadata.issuer != self.issuer:
+            raise self._away(f"{where} is the description of another issuer: set SKERRY_OIDC_ISSUER to its `issuer`")
+        required = (metadata.authorization_endpoint, metadata.token_endpoint, metadata.jwks_uri)
+        for url in (*required, metadata.userinfo_endpoint, metadata.end_session_endpoint):
+            if (url or url in required) and not (is_safe(url) and url.isascii() and url.isprintable()):
+                raise self._away(f"{where} names an endpoint that isn't https, or no URL")
+        raw = self._decode(*await self._ask("GET", metadata.jwks_uri), dict[str, Any], metadata.jwks_uri)
+        try:
+            signing = [key for key in raw["keys"] if key.get("use", "sig") == "sig" and key.get("kty") != "oct"]
+            keys = KeySet.import_key_set({"keys": signing})
+        except (JoseError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise self._away(f"the keys at {metadata.jwks_uri} can't be read ({type(error).__name__})") from error
+        return _ReadProvider(metadata, keys, self._clock.monotonic())
 
     async def _ask(
         self, method: str, url: str, form: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None

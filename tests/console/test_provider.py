@@ -273,7 +273,8 @@ async def test_without_the_provider_tokens_sign_in(setting: Setting, monkeypatch
     assert "Signing in by a token goes on" in text_of(browser)
     await browser.send("/sign-in", token=setting.control.token)
     assert (browser.at, COOKIE in browser.cookies) == (f"{setting.control.url}/login", True)
-    # It is asked again as soon as it is back, and one that goes away within a sign-in is told of.
+    # It is asked again soon, and one that goes away within a sign-in is told of.
+    monkeypatch.setattr(client, "FAILURE_KEPT", 0.0)
     await setting.provider.start()
     other = setting.another()
     await other.open("/sign-in/provider")
