@@ -3,10 +3,16 @@
 A topic is what a page shows, to operators who may see the same. While somebody looks, its parts are made once a second;
 those that differ from before go to all its streams. A stream keeps the newest of each part, so one that reads slowly
 misses what is old, and takes no more memory. Nothing is made while nobody looks.
+
+Operators take turns: the next topic that is made is one of who has had no turn for longest, and whoever has had one
+rests for as long as it took, twice. So many pages of one operator are late themselves, and no other's are. A stream
+tells by the clock how old its parts are, whatever is being made meanwhile.
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 import random
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
@@ -18,15 +24,16 @@ from control.log_throttle import Outage
 from control.problems import ProblemError
 
 PERIOD = 1.0
-"""Seconds between two makings of all topics' parts, at least."""
+"""Seconds between two makings of a topic's parts, at least."""
 REST = 2.0
-"""And as many times as long as the last ones took: what is live takes a third of the time at most."""
+"""Times as long as a making took, nothing is made for the same operator, nor, for `PERIOD` at most, for others: what is
+live takes a third of the time at most, but where the database answers slowly."""
 PATIENCE = 5.0
 """Seconds for a topic's parts to be made."""
 HEARTBEAT = 15.0
 """Seconds without a part after which a stream is told that it is alive."""
 STALE_AFTER = 5.0
-"""Seconds without a making after which streams are told how old their parts are."""
+"""Seconds after which streams tell how old their parts are, and again after as many."""
 STREAMS = 1000
 """Streams of a replica at once."""
 OF_OPERATOR = 50
@@ -47,25 +54,23 @@ log = logging.getLogger("skerry.console")
 class Stream:
     """One who looks: what isn't sent yet."""
 
-    def __init__(self, operator: str, clock: Clock) -> None:
+    def __init__(self, operator: str, clock: Clock, made_at: float) -> None:
         self._clock = clock
         self.operator = operator
         self._waiting: dict[str, bytes] = {}
         self._woken = asyncio.Event()
-        self._age = 0.0
+        self._made_at = made_at
+        """When the parts that it has were made, by the clock's `monotonic`."""
+        self._told = 0.0
+        """The age that was told last."""
         self._closing = False
 
-    def put(self, parts: Mapping[str, bytes]) -> None:
-        """Have the newest of these encoded parts sent."""
+    def put(self, parts: Mapping[str, bytes], made_at: float) -> None:
+        """Have the newest of these encoded parts sent, if there are any; all others are as new."""
         self._waiting.update(parts)
-        self._age = 0.0
-        self._woken.set()
-
-    def tell_age(self, seconds: float) -> None:
-        """Have it told that its parts are as old as this; 0: they are new again."""
-        if seconds or self._age:
+        self._made_at = made_at
+        if parts or self._told:
             self._woken.set()
-        self._age = seconds
 
     def close(self) -> None:
         """Have it end, and come again soon."""
@@ -74,25 +79,40 @@ class Stream:
 
     async def events(self) -> AsyncGenerator[bytes]:
         """What is to be sent, as it comes, until the stream is closed."""
-        yield event("beat", self._age)
+        yield self._beat()
+        told_at = self._clock.monotonic()
         while not self._closing:
-            try:
-                async with self._clock.timeout(HEARTBEAT):
+            stale_at = max(self._made_at, told_at if self._told else -math.inf) + STALE_AFTER
+            with contextlib.suppress(TimeoutError):
+                async with self._clock.timeout(min(told_at + HEARTBEAT, stale_at) - self._clock.monotonic()):
                     await self._woken.wait()
-            except TimeoutError:
-                pass
             self._woken.clear()
+            now = self._clock.monotonic()
+            if not (self._waiting or self._told or self._age() or self._closing or now >= told_at + HEARTBEAT):
+                # New parts came since, and they are as the ones before.
+                continue
+            told_at = now
             parts, self._waiting = self._waiting, {}
             for name in ("title", "kind"):
                 said = parts.pop(name, None)
                 if said is not None:
                     yield b"event: %s\ndata: %s\n\n" % (name.encode(), said.partition(b":")[2])
             if parts:
-                data = b'{"age":%.1f,"parts":{%s}}' % (self._age, b",".join(parts.values()))
+                self._told = self._age()
+                data = b'{"age":%.1f,"parts":{%s}}' % (self._told, b",".join(parts.values()))
                 yield b"event: parts\ndata: %s\n\n" % data
             elif not self._closing:
-                yield event("beat", self._age)
+                yield self._beat()
         yield event("bye", random.randint(*RETURN_MS))  # noqa: S311
+
+    def _age(self) -> float:
+        """How old the parts are; 0 while they are as new as they should be."""
+        age = round(self._clock.monotonic() - self._made_at, 1)
+        return age if age >= STALE_AFTER else 0.0
+
+    def _beat(self) -> bytes:
+        self._told = self._age()
+        return event("beat", self._told)
 
 
 class _Topic:
@@ -105,23 +125,25 @@ class _Topic:
         self.newest: dict[str, bytes] = {}
         """All parts, encoded."""
         self.made_at = clock.monotonic()
+        """When what the streams have was made: at first the page as it was loaded."""
+        self.due_at = self.made_at
+        """From when on parts are made again."""
         self._compared: dict[str, str] = {}
 
-    async def renew(self, now: float) -> None:
+    async def renew(self) -> None:
         """Make the parts, and send those that have changed. Raises what the making raises."""
+        began = self._clock.monotonic()
+        self.due_at = began + PERIOD
         async with self._clock.timeout(PATIENCE):
             parts = await self.make()
-        self.made_at = now
+        self.made_at = began
         # An age that goes on is no change: the browser writes it anew by itself.
         texts = {id: _BESIDE_NOW.sub(r"\1", text) for id, text in parts.items()}
         changed = {id: _encoded(id, parts[id]) for id, text in texts.items() if self._compared.get(id) != text}
         self.newest = {id: changed.get(id) or self.newest[id] for id in parts}
         self._compared = texts
         for stream in self.streams:
-            if changed:
-                stream.put(changed)
-            else:
-                stream.tell_age(0.0)
+            stream.put(changed, began)
 
 
 class Hub:
@@ -130,6 +152,9 @@ class Hub:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._topics: dict[Hashable, _Topic] = {}
+        self._free_at: dict[str, float] = {}
+        """From when on something may be made for an operator again, by the clock's `monotonic`."""
+        self._opened = asyncio.Event()
         self._making: asyncio.Task[None] | None = None
         self._outage = Outage(log, "live parts of pages can't be made")
         self._closing = False
@@ -157,10 +182,12 @@ class Hub:
         topic = self._topics.get(key)
         if topic is None:
             topic = self._topics[key] = _Topic(make, self._clock)
-        stream = Stream(operator, self._clock)
+        # The page was loaded just now: it is older only once it is sent what was made before.
+        stream = Stream(operator, self._clock, self._clock.monotonic())
         if topic.newest:
-            stream.put(topic.newest)
+            stream.put(topic.newest, topic.made_at)
         topic.streams.add(stream)
+        self._opened.set()
         if self._making is None or self._making.done():
             self._making = asyncio.create_task(self._keep_making())
         return stream
@@ -187,26 +214,48 @@ class Hub:
             await asyncio.gather(self._making, return_exceptions=True)
 
     async def _keep_making(self) -> None:
-        """Make all topics' parts, one after the other, until nobody looks any more."""
+        """Make topics' parts, one after the other, until nobody looks any more."""
         while self._topics:
+            operator, topic, at = self._next()
             began = self._clock.monotonic()
-            for topic in list(self._topics.values()):
-                if topic.streams:
-                    await self._renew(topic, self._clock.monotonic())
+            if at > began:
+                await self._wait(at - began)
+                continue
+            await self._renew(topic)
             took = self._clock.monotonic() - began
-            await self._clock.sleep(max(PERIOD - took, REST * took))
+            self._free_at[operator] = began + (1 + REST) * took
+            await self._clock.sleep(min(REST * took, PERIOD))
 
-    async def _renew(self, topic: _Topic, now: float) -> None:
+    def _next(self) -> tuple[str, _Topic, float]:
+        """Whose turn it is, with which topic, and from when on: of those that are due, who has rested for longest."""
+        now = self._clock.monotonic()
+        turns = dict.fromkeys((stream.operator, topic) for topic in self._topics.values() for stream in topic.streams)
+        looking = {operator for operator, _ in turns}
+        # Whoever looks no more, and comes back at once, has still to rest.
+        self._free_at = {name: at for name, at in self._free_at.items() if at > now or name in looking}
+
+        def order(turn: tuple[str, _Topic]) -> tuple[float, float, float]:
+            free_at, due_at = self._free_at.get(turn[0], -math.inf), turn[1].due_at
+            return max(free_at, due_at, now), free_at, due_at
+
+        operator, topic = chosen = min(turns, key=order)
+        return operator, topic, order(chosen)[0]
+
+    async def _wait(self, seconds: float) -> None:
+        """Until so much time has passed, or another stream is opened."""
+        self._opened.clear()
+        with contextlib.suppress(TimeoutError):
+            async with self._clock.timeout(seconds):
+                await self._opened.wait()
+
+    async def _renew(self, topic: _Topic) -> None:
         try:
-            await topic.renew(now)
+            await topic.renew()
             self._outage.worked()
         except (ProblemError, TimeoutError) as error:
             self._outage.failed(str(error) or f"it took longer than {PATIENCE:.0f} s")
         except Exception:
             log.exception("live parts of a page can't be made")
-        if now - topic.made_at >= STALE_AFTER:
-            for stream in topic.streams:
-                stream.tell_age(now - topic.made_at)
 
 
 def event(name: str, value: object) -> bytes:

@@ -78,8 +78,10 @@ def page(find: Find) -> ConsolePage:
         if shown is None or shown.live is None:
             raise ProblemError("invalid_parameter", f"the page {wanted[:200]} isn't live", field="page")
         visit.check_role(shown)
-        looked_at = replace(visit, path=parameters, query=QueryParams(parts.query))
-        key = (parts.path, tuple(sorted(looked_at.query.multi_items())), visit.rights)
+        given = QueryParams(parts.query)
+        query = {name: given[name] for name in shown.live_by if given.get(name)}
+        looked_at = replace(visit, path=parameters, query=QueryParams(query))
+        key = (shown.path, tuple(sorted(parameters.items())), tuple(query.items()), visit.rights)
         make = await shown.live(looked_at)
 
         async def make_all() -> Parts:

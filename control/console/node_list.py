@@ -160,4 +160,4 @@ def _command(query: NodeFilter) -> str:
     return " ".join(["skerry node list", *words])
 
 
-PAGES = (ConsolePage("GET", "/nodes", show, live=live),)
+PAGES = (ConsolePage("GET", "/nodes", show, live=live, live_by=(*SHOWN, "cursor")),)

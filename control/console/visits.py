@@ -56,6 +56,8 @@ class ConsolePage:
     live: ShowParts | None = None
     """What makes the page's live parts, where it has any. They are the same for all who have the same rights, so no
     form is in them."""
+    live_by: tuple[str, ...] = ()
+    """The fields of the query that the live parts depend on; they are made as if there were no other."""
 
 
 @dataclass(frozen=True)

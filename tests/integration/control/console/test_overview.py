@@ -138,10 +138,11 @@ async def test_an_operator_of_a_group_sees_that_group_alone(control_site: Site) 
 async def test_the_end_of_a_replica_is_told_to_pages(control_site: Site) -> None:
     async with control_site.running() as replica:
         await replica.join("edge-1")
-        async with live(replica, "/") as stream, live(replica, "/") as other:
+        async with live(replica, "/") as stream, live(replica, "/?what=ever") as other:
             await stream.until(lambda s: "say" in s.parts)
             await other.until(lambda s: "say" in s.parts)
             assert replica.server.app.hub.streams == 2
+            assert len(replica.server.app.hub._topics) == 1, "what the page doesn't depend on makes no other topic"
             assert b"skerry_console_streams 2.0" in replica.services.metrics.render()
             replica.server.app.close()
             await stream.until(lambda s: s.ended)

@@ -1,5 +1,6 @@
 """Topics and streams, without a server: what is made how often, and what each reader gets of it."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -130,6 +131,38 @@ async def test_what_cannot_be_made_is_kept_and_its_age_is_told(streams: Hub, clo
     maker.parts["a"] = "<p id=a>again</p>"
     await maker.times(1)
     assert await reader.parts() == maker.parts
+
+
+class SlowMaker(Maker):
+    """Takes 0.3 s each time."""
+
+    async def __call__(self) -> dict[str, str]:
+        await self._clock.sleep(0.3)
+        return await super().__call__()
+
+
+async def test_many_pages_of_one_operator_are_late_themselves_and_say_so(streams: Hub, clock: SetClock) -> None:
+    many, maker = [SlowMaker(clock) for _ in range(50)], Maker(clock)
+    opened = [streams.open(number, "many", made) for number, made in enumerate(many)]
+    opened.append(streams.open("one", "one", maker))
+    told: list[list[Any]] = [[] for _ in opened]
+
+    async def listen(stream: hub.Stream, ages: list[Any]) -> None:
+        async for event in stream.events():
+            if event.startswith(b"event: beat\n"):
+                ages.append(json.loads(event.split(b"data: ")[1]))
+
+    listening = [asyncio.create_task(listen(stream, ages)) for stream, ages in zip(opened, told, strict=True)]
+    await clock.passes(60)
+    # A making of the many takes 0.3 s, and the rest behind it as much twice.
+    assert maker.made >= 30, "another operator's turn comes once it is due, after one of theirs"
+    assert all(1 <= made.made <= 2 for made in many), "they have turns among themselves"
+    # The last of them waited for 44 s, and told it each 5 s.
+    assert set(told[-1]) == {0.0}
+    assert told[-2][:9] == [0.0, *(5.0 * number for number in range(1, 9))]
+    for task in listening:
+        task.cancel()
+    await asyncio.gather(*listening, return_exceptions=True)
 
 
 async def test_streams_are_bounded_for_all_and_for_each_operator(
