@@ -1,8 +1,9 @@
 """Signing in by a code that is typed: in a browser by one of `skerry console`, and `skerry login` by one in a browser.
 
 A code has 8 of 20 letters. It is good for minutes and for once, and wrong ones are counted, so that nobody finds one by
-trying: ten replicas take 10,000 tries in the five minutes of a code, of 25,600,000,000 codes. Neither way makes a
-session that is younger than the one in which it was begun, so nobody stays signed in by asking for codes.
+trying: ten replicas take 20,000 tries in the five minutes of a code, half of them from addresses where somebody has
+signed in before, of 25,600,000,000 codes. Neither way makes a session that is younger than the one in which it was
+begun, so nobody stays signed in by asking for codes.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from control.access import auth, sessions
 from control.access.auth import AuthError, Principal, Since
 from control.access.guesses import Guesses
 from control.access.sessions import ConsoleSession, Sessions
+from control.access.signed_in_places import SignedInPlaces
 from control.clock import Clock
 from control.problems import ProblemError
 from control.storage import audit_log, queries
@@ -39,7 +41,8 @@ LOGIN_LIFE = timedelta(minutes=10)
 INTERVAL = 2
 """Seconds between two questions of `skerry login` whether it is allowed."""
 TRIES = (20, 1000, 300.0)
-"""Wrong codes that are looked at: from an address, and in all, in these seconds."""
+"""Wrong codes that are looked at: from an address, and in all, in these seconds. "In all" are strangers, and as many
+again from where somebody has signed in."""
 MADE = (20, 1000, 300.0)
 """Codes that are made: for an operator, and in all, in these seconds."""
 HASHED_AT_ONCE = 2
@@ -113,11 +116,12 @@ class SignIns:
         self._sessions = held
         self._clock = clock
         self._writes = writes
-        self._tries = Guesses("codes", *TRIES, clock.monotonic)
-        self.answers = Guesses("answers of the provider", *ANSWERS, clock.monotonic)
+        known = SignedInPlaces(lookups, clock).has
+        self._tries = Guesses("codes", *TRIES, clock.monotonic, known)
+        self.answers = Guesses("answers of the provider", *ANSWERS, clock.monotonic, known)
         """Counts the answers that browsers bring from the OpenID provider."""
-        self._begins = Guesses("logins", *BEGINS, clock.monotonic)
-        self._made = Guesses("codes of `skerry console`", *MADE, clock.monotonic)
+        self._begins = Guesses("logins", *BEGINS, clock.monotonic, known)
+        self._made = Guesses("codes of `skerry console`", *MADE, clock.monotonic, known)
         self._hashing = ThreadPoolExecutor(HASHED_AT_ONCE, "skerry-codes")
 
         async def find(ids: list[str]) -> dict[str, LoginRow]:
@@ -133,7 +137,7 @@ class SignIns:
         Raises: AuthError; ProblemError too_many_tries.
         """
         auth.refuse_exchanged(operator)
-        self._made.take(operator.id)
+        await self._made.take(operator.id, known=True)
         code = new_code()
         code_hash = await self._hashed(code)
         now = self._clock.now()
@@ -153,9 +157,8 @@ class SignIns:
 
         Raises: AuthError, when the code isn't good; ProblemError too_many_tries.
         """
-        address = auth.address(scope)
         code = read_code(typed)
-        self._tries.take(address)
+        tried = await self._tries.take(auth.address(scope))
         if code is None:
             raise _wrong_code("malformed")
         code_hash = await self._hashed(code)
@@ -170,14 +173,14 @@ class SignIns:
             return await self._sessions.add(conn, scope, operator, "console", "code", stays=stays, since=since)
 
         secret = await self._writes.transaction(work)
-        self._tries.give_back(address)
+        self._tries.give_back(tried)
         return secret
 
     # `skerry login`, by a code that is typed in a browser
 
     async def begin_login(self, scope: Scope, machine: str) -> NewLoginSecret:
         """Begin a login, which anybody may. Raises: ProblemError too_many_tries."""
-        self._begins.take(auth.address(scope))
+        await self._begins.take(auth.address(scope))
         token, code, now = tokens.new_token("login"), new_code(), self._clock.now()
         row = token.id, token.secret_hash, code, machine, auth.address(scope), now
         await self._writes.transaction(lambda conn: conn.execute(SQL["begin_login"], *row))
@@ -185,8 +188,7 @@ class SignIns:
 
     async def find_login(self, scope: Scope, typed: str) -> WaitingLogin:
         """The login with a code, for whoever is signed in. Raises: ProblemError unknown_login, too_many_tries."""
-        address = auth.address(scope)
-        self._tries.take(address)
+        tried = await self._tries.take(auth.address(scope), known=True)
         code, since = read_code(typed), self._clock.now() - LOGIN_LIFE
         found = [] if code is None else await self._writes.read(lambda conn: conn.fetch(WAITING, code, since))
         if len(found) != 1:
@@ -196,7 +198,7 @@ class SignIns:
                 "once. Run `skerry login` again",
                 field="code",
             )
-        self._tries.give_back(address)
+        self._tries.give_back(tried)
         return found[0]
 
     async def answer_login(self, scope: Scope, id: str, session: ConsoleSession, *, allow: bool) -> None:

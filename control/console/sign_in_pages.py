@@ -78,7 +78,7 @@ async def end_at_provider(visit: Visit) -> Reply:
     gone = sessions.set_cookie(PROVIDER_COOKIE, "", seconds=0)
     try:
         visit.services.fleet.refuse_stale()
-        visit.services.sign_ins.answers.take(auth.address(visit.scope))
+        await visit.services.sign_ins.answers.take(auth.address(visit.scope))
         person, to = await provider.finish(sessions.cookie(visit.scope, PROVIDER_COOKIE), answer)
         secret = await visit.services.people.sign_in(visit.scope, person)
     except ProblemError as error:

@@ -9,6 +9,12 @@ INSERT INTO sign_in_codes (code_hash, operator_id, made_at, signed_in_at, stays)
 UPDATE sign_in_codes SET used_at = $2 WHERE code_hash = $1 AND used_at IS NULL AND made_at > $3
 RETURNING operator_id::text AS operator_id, signed_in_at, stays;
 
+-- The addresses of the newest sessions that were begun since a time.
+-- name: signed_in_from
+SELECT DISTINCT n.address FROM (
+    SELECT a.address FROM audit AS a WHERE a.action = 'session.begin' AND a.at >= $1 ORDER BY a.at DESC, a.id DESC LIMIT $2
+) AS n;
+
 -- Begin a login.
 -- name: begin_login
 INSERT INTO logins (id, secret_hash, code, machine, address, made_at) VALUES ($1, $2, $3, $4, $5, $6);

@@ -12,11 +12,12 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from control.access import sign_ins
+from control.access import sign_ins, signed_in_places
 from control.access.guesses import Guesses
 from control.access.sessions import COOKIE
 from control.console.sign_in_pages import VISIT_COOKIE
 from control.local.pki import Pki
+from control.problems import ProblemError
 from tests.support.control import Control, until
 from tests.support.cookies_and_forms import ConsoleBrowser
 from tests.support.lent import Lender
@@ -353,3 +354,19 @@ async def test_logins_are_begun_only_so_often(control: Control) -> None:
     reply = await control.call("POST", "/v1/logins", {"machine": "x"}, token="")
     assert (reply.status, reply.code) == (429, "too_many_tries")
     assert int(reply.headers["retry-after"]) > 0
+
+
+async def test_strangers_keep_nobody_out_who_has_signed_in_from_there(
+    control: Control, browser: ConsoleBrowser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begins = control.services.sign_ins._begins
+    standing_still(begins)
+    for number in range(sign_ins.BEGINS[1]):
+        await begins.take(f"2001:db8:0:{number:x}::1")
+    assert (await control.call("POST", "/v1/logins", {"machine": "x"}, token="")).code == "too_many_tries"
+    await browser.sign_in(control.token)
+    # It is read again soon: who has just signed in may wait for so long.
+    monkeypatch.setattr(signed_in_places, "AGAIN", 0.0)
+    await login(control)
+    with pytest.raises(ProblemError):
+        await begins.take("2001:db8:1::1")
