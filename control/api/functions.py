@@ -29,6 +29,13 @@ class ListedFunction(NamedTuple):
     versions: int
 
 
+class NewestVersion(NamedTuple):
+    """A function, and the number of its newest version."""
+
+    name: str
+    last_version: int
+
+
 class GroupsOfFunction(NamedTuple):
     """How many groups' newest releases have a function."""
 
@@ -94,6 +101,9 @@ class DeletedVersion(NamedTuple):
 SQL = queries.load("functions")
 FUNCTIONS = SQL.rows("functions", ListedFunction)
 FUNCTION = SQL.rows("function", ListedFunction)
+NEWEST_OF = SQL.rows("newest_of", NewestVersion)
+NOT_AMONG = SQL.rows("not_among", NewestVersion)
+NAMED_LIKE = SQL.value("named_like", str)
 IN_TARGETS = SQL.rows("in_targets", GroupsOfFunction)
 TARGETS = SQL.rows("targets", release_responses.FunctionTarget)
 WITH_ARTIFACT = SQL.rows("with_artifact", release_responses.ReleaseFunction)
@@ -158,6 +168,21 @@ async def get_function(call: ApiCall) -> Reply:
         return release_responses.DetailedFunction(*row, groups=found.get(name, 0), targets=targets)
 
     return await call.read(work)
+
+
+async def newest_of(call: ApiCall) -> Reply:
+    """The newest versions of the functions `names`, as the form of a release shows them."""
+    return await call.read(lambda conn: conn.fetch(NEWEST_OF, call.path["names"]))
+
+
+async def not_among(call: ApiCall) -> Reply:
+    """The newest versions of the first `count` functions that aren't among `names`."""
+    return await call.read(lambda conn: conn.fetch(NOT_AMONG, call.path["names"], call.path["count"]))
+
+
+async def named_like(call: ApiCall) -> Reply:
+    """The names of at most `count` functions that have `text` in them, the one that is called so first."""
+    return await call.read(lambda conn: conn.column(NAMED_LIKE, call.path["text"], call.path["count"]))
 
 
 async def with_artifact(call: ApiCall) -> Reply:

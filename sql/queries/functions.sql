@@ -10,6 +10,23 @@ SELECT f.name, f.last_version, f.created_at, count(*) AS versions
 FROM functions f JOIN function_versions v ON v.name = f.name
 WHERE f.name = $1 GROUP BY f.name, f.last_version, f.created_at;
 
+-- The newest versions' numbers of these functions, of those that have versions.
+-- name: newest_of
+SELECT f.name, f.last_version FROM functions AS f
+WHERE f.name = ANY($1::text[]) AND EXISTS (SELECT 1 FROM function_versions AS v WHERE v.name = f.name);
+
+-- Functions that have versions and aren't among these, by name.
+-- name: not_among
+SELECT f.name, f.last_version FROM functions AS f
+WHERE NOT f.name = ANY($1::text[]) AND EXISTS (SELECT 1 FROM function_versions AS v WHERE v.name = f.name)
+ORDER BY f.name LIMIT $2;
+
+-- Functions that have versions and a text in their names: the one that is called so, then those that begin with it.
+-- name: named_like
+SELECT f.name FROM functions AS f
+WHERE strpos(f.name, $1) > 0 AND EXISTS (SELECT 1 FROM function_versions AS v WHERE v.name = f.name)
+ORDER BY f.name <> $1, strpos(f.name, $1) > 1, f.name LIMIT $2;
+
 -- How many groups' newest releases have each of these functions; of these groups ($2), if given.
 -- name: in_targets
 SELECT f.name, count(*) AS groups

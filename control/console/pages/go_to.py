@@ -2,11 +2,12 @@
 
 import asyncio
 import re
+from collections import Counter
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from control.api import functions, pagination, releases, schema
-from control.api.bodies.release_responses import Function, Release, ReleaseFunction
+from control.api import functions, releases, schema
+from control.api.bodies.release_responses import Release, ReleaseFunction
 from control.api.operations import Reply
 from control.console import rendering
 from control.console.visits import ConsolePage, Visit
@@ -42,9 +43,9 @@ async def show(visit: Visit) -> Reply:
     pages = {match.page for match in meant}
     if len(pages) == 1:
         return rendering.redirect(pages.pop())
-    return await visit.html(
-        "go_to.html", wanted=wanted, found=sorted(found, key=lambda m: (not m.exact, m.kind, m.text))
-    )
+    listed = sorted(found, key=lambda match: (not match.exact, match.kind, match.text))
+    more = any(count >= SHOWN for count in Counter(match.kind for match in found).values())
+    return await visit.html("go_to.html", wanted=wanted, found=listed, most=SHOWN if more else 0)
 
 
 async def _nodes_and_groups(visit: Visit, wanted: str) -> list[MeantPage]:
@@ -63,11 +64,9 @@ async def _nodes_and_groups(visit: Visit, wanted: str) -> list[MeantPage]:
 
 async def _functions(visit: Visit, wanted: str) -> list[MeantPage]:
     name, _, version = wanted.lower().partition("@")
-    names, _ = await visit.items(functions.list_functions, Function, pagination.Paging(limit=1000))
+    meant: list[str] = await visit.ask(functions.named_like, {"text": name, "count": SHOWN})
     query = f"?version={version}" if version.isdecimal() and version.isascii() else ""
-    meant = [f.name for f in names if name in f.name]
-    found = [MeantPage("function", each, f"/functions/{each}{query}", each == name) for each in meant]
-    return sorted(found, key=lambda match: (not match.exact, match.text))[:SHOWN]
+    return [MeantPage("function", each, f"/functions/{each}{query}", each == name) for each in meant]
 
 
 async def _releases(visit: Visit, wanted: str) -> list[MeantPage]:

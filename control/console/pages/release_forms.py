@@ -12,8 +12,8 @@ import msgspec
 from starlette.datastructures import QueryParams
 
 from control.access.auth import AuthError
-from control.api import functions, pagination, releases, request_input
-from control.api.bodies.release_responses import Function, MadeRelease, Release
+from control.api import functions, releases, request_input
+from control.api.bodies.release_responses import MadeRelease, Release
 from control.api.bodies.requests import NewRelease
 from control.api.operations import Reply
 from control.console import rendering
@@ -27,6 +27,8 @@ ROLLBACK = f"{ONE}/rollback"
 CONSENTS = ("allow_unfit", "allow_loss", "allow_stall")
 ROWS = 100
 """Functions that have a row of their own in the form; others are named in its field of text."""
+OUTSIDE = 20
+"""Rows at least for functions that the release before doesn't have."""
 GROUPS = 200
 """Groups that the form offers."""
 _ITEM = re.compile(r"([^=\s]+)=(\S+)|-(\S+)")
@@ -40,7 +42,7 @@ class FunctionChoice:
     version: int | None
     """In the group's newest release; None where it isn't in it."""
     newest: int | None
-    """The number of its newest version; None where that isn't known here."""
+    """The number of its newest version; None where it has none any more."""
 
     @property
     def is_older(self) -> bool:
@@ -153,7 +155,7 @@ async def _show_new(visit: Visit, fields: QueryParams, *, planned: bool, error: 
             raise
         error = error or problem
     before = await _newest(visit, body.group) if body else None
-    inside, outside = await _rows(visit, before)
+    inside, outside, more = await _rows(visit, before)
     return await visit.html(
         "release_new.html",
         error.status if error else 200,
@@ -162,10 +164,10 @@ async def _show_new(visit: Visit, fields: QueryParams, *, planned: bool, error: 
         before=before,
         inside=inside,
         outside=outside,
+        more=more,
         fields=fields,
         form=form,
         error=error,
-        most=ROWS,
     )
 
 
@@ -175,14 +177,17 @@ async def _newest(visit: Visit, group: str) -> Release | None:
     return found[0] if found else None
 
 
-async def _rows(visit: Visit, before: Release | None) -> tuple[list[FunctionChoice], list[FunctionChoice]]:
-    """Functions of the group's newest release, those with a newer version first, and others."""
-    known, _ = await visit.items(functions.list_functions, Function, pagination.Paging(limit=1000))
-    newest = {function.name: function.last_version for function in known}
+async def _rows(visit: Visit, before: Release | None) -> tuple[list[FunctionChoice], list[FunctionChoice], bool]:
+    """Functions of the group's newest release, those with a newer version first, and others; and whether there are
+    more of either."""
     has = {f.name: f.version for f in before.functions} if before else {}
+    newest = dict(await visit.ask(functions.newest_of, {"names": list(has)}))
     inside = [FunctionChoice(name, version, newest.get(name)) for name, version in has.items()]
-    outside = [FunctionChoice(f.name, None, f.last_version) for f in known if f.name not in has]
-    return sorted(inside, key=lambda row: (not row.is_older, row.name)), outside
+    inside.sort(key=lambda row: (not row.is_older, row.name))
+    room = max(ROWS - len(inside), OUTSIDE)
+    others = await visit.ask(functions.not_among, {"names": list(has), "count": room + 1})
+    outside = [FunctionChoice(name, None, version) for name, version in others[:room]]
+    return inside[:ROWS], outside, len(inside) > ROWS or len(others) > room
 
 
 async def _plan(visit: Visit, body: NewRelease, action: str) -> PlanForm:

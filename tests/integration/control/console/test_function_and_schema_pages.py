@@ -163,6 +163,32 @@ async def test_the_schema_is_shown_added_to_amended_and_withdrawn(control_site: 
             assert (await send(replica, path, token=token, key=KEY, sql=other, do="amend")).status == 403, path
 
 
+async def test_of_more_functions_than_a_list_has_each_is_found_and_shown(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        for name, text in (("zebra", "1"), ("zebra", "2"), ("a-zebra-house", "3"), ("yak", "4")):
+            await deploy.push(replica, name, module(text))
+        await deploy.release(replica, functions={"zebra": 1})
+        assert "There are more functions" not in (await page(replica, "/releases/new")).words
+        of_versions = "version, artifact_id, sha256, size, manifest, manifest_digest, created_by, created_at"
+        for table, columns in (("functions", "last_version, created_at"), ("function_versions", of_versions)):
+            sql = (
+                f"INSERT INTO {table} (name, {columns}) SELECT 'f-' || n::text, {columns} FROM {table}, "
+                "generate_series(1, 1100) AS s (n) WHERE name = 'yak'"
+            )
+            await replica.services.db.transaction(lambda conn, sql=sql: conn.execute(sql))  # type: ignore[misc]
+        shown = await page(replica, "/releases/new")
+        assert "zebra 1 2 Version of zebra" in shown.words, "the newest of what the release has"
+        assert "There are more functions than have a row here" in shown.words
+        assert "f-1 not in it 1" in shown.words
+        assert 'value="2"' in (await page(replica, "/releases/new?group=default&newest")).text
+        shown = await page(replica, "/go?q=zebra@1")
+        assert (shown.status, shown.headers["location"]) == (303, "/functions/zebra?version=1")
+        shown = await page(replica, "/go?q=zeb")
+        assert ("function zebra" in shown.words, "function a-zebra-house" in shown.words) == (True, True)
+        assert "At most 20" not in shown.words
+        assert "At most 20 of a kind" in (await page(replica, "/go?q=f-")).words
+
+
 async def test_go_to_finds_the_one_page_or_lists_what_may_be_meant(control_site: Site) -> None:
     async with control_site.running() as replica:
         await ok(replica, "/v1/groups", {"name": "shops"})
