@@ -85,6 +85,7 @@ async def join(call: ApiCall) -> Reply:
             used = await conn.fetchval(CREDENTIAL_USED, node_id, token.used_at)
             if token.attempt != body.attempt or used:
                 raise AuthError("token_used", "a join token is good for one node; make another one", "token_used")
+            call.services.node_limits.take("credentials", token_id, f"the join token {token_id}")
             # Its answer was lost: the credential of the first one is replaced.
             action = "node.join-again"
             ended = await _revoke(conn, node_id, now)
@@ -116,6 +117,7 @@ async def join(call: ApiCall) -> Reply:
 async def rotate(call: ApiCall) -> Reply:
     """POST /v1/nodes/self/credential: the old credential ends when the new one is first used."""
     node_id, old = call.node_id, call.credential_id
+    call.services.node_limits.take("credentials", node_id, _called(call))
 
     async def work(conn: Connection) -> wire.Rotated:
         # Who has a revoked credential may have asked before, and kept the body back.
@@ -139,6 +141,7 @@ async def rotate(call: ApiCall) -> Reply:
 async def sql_run(call: ApiCall) -> Reply:
     """POST /v1/nodes/self/sql: a row in the audit log, one for each id."""
     run: wire.SqlRun = call.body
+    call.services.node_limits.take("SQL that was run", call.node_id, _called(call))
 
     async def work(conn: Connection) -> None:
         await auth.refuse_revoked(conn, call.credential_id)
@@ -314,6 +317,12 @@ async def _admit(
     told = {"name": body.name, "labels": body.labels, "protocol": body.protocol, "group": str(token.group_id)}
     await access_changes.record(conn, now, "node-joined", id, told)
     return id, set()
+
+
+def _called(call: ApiCall) -> str:
+    """The node that calls, as the log names it."""
+    node = call.services.fleet.nodes.get(call.node_id)
+    return f"node {call.node_id if node is None else node.name}"
 
 
 async def _revoke(conn: Connection, node_id: UUID, now: datetime) -> set[str]:

@@ -6,6 +6,7 @@ from control.access.auth import Authenticator, JoinTokenRow
 from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
 from control.access.live_settings import LiveSettings
+from control.access.node_limits import NodeLimits
 from control.access.people import People
 from control.access.provider import Provider
 from control.access.reread_files import RereadFiles
@@ -83,6 +84,7 @@ class Services:
     """The OpenID provider at which people may sign in, if there is one."""
     join_tokens: Lookups[JoinTokenRow]
     failures: AuthFailures
+    node_limits: NodeLimits
     fleet: FleetCache
     heartbeats: Heartbeats
     decisions: WriteBatches[NodeRequest, Decision]

@@ -12,6 +12,7 @@ from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
 from control.access.group_grants import GrantsError
 from control.access.live_settings import LiveSettings
+from control.access.node_limits import NodeLimits
 from control.access.operator_uses import OperatorUses
 from control.access.people import People
 from control.access.provider import Provider
@@ -156,6 +157,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             provider=provider,
             join_tokens=join_tokens,
             failures=failures,
+            node_limits=NodeLimits(clock.monotonic),
             fleet=fleet,
             heartbeats=heartbeats,
             decisions=decisions,

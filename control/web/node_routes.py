@@ -39,7 +39,7 @@ OPERATIONS: tuple[Operation, ...] = (
         nodes.join,
         "join",
         {201: wire.Joined},
-        ("token_expired", "token_used", "token_revoked", "name_taken"),
+        ("token_expired", "token_used", "token_revoked", "name_taken", "too_many_acts"),
         body=wire.Join,
     ),
     Operation(
@@ -58,6 +58,7 @@ OPERATIONS: tuple[Operation, ...] = (
         nodes.rotate,
         "node",
         {201: wire.Rotated},
+        ("too_many_acts",),
         ended="",
     ),
     Operation(
@@ -67,6 +68,7 @@ OPERATIONS: tuple[Operation, ...] = (
         nodes.sql_run,
         "node",
         {204: None},
+        ("too_many_acts",),
         body=wire.SqlRun,
     ),
     Operation(

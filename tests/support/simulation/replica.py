@@ -9,6 +9,7 @@ from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
 from control.access.live_settings import LiveSettings
+from control.access.node_limits import NodeLimits
 from control.access.operator_uses import OperatorUses
 from control.access.reread_files import RereadFiles
 from control.access.sessions import Sessions
@@ -120,6 +121,7 @@ class Replica:
             auth=operators,
             sessions=Sessions(fleet, clock, operators, db, db, db, SETTINGS),
             failures=AuthFailures(db, clock),
+            node_limits=NodeLimits(clock.monotonic),
             fleet=fleet,
             heartbeats=heartbeats,
             decisions=WriteBatches(*written, reconciler.write, fault="control.poll", finish=reconciler.finish),

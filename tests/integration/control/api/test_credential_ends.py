@@ -1,12 +1,15 @@
 """A node's credential ends by its age: then it is good to return with, and in the end for nothing."""
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from control import wire
+from control.access import node_limits
+from control.access.node_limits import NodeLimits
 from tests.support.control import Control, Joined, Reply, module
 from tests.support.replica import Site, deaf
 
@@ -51,6 +54,39 @@ async def test_a_rotation_whose_answer_is_lost_is_asked_for_again(control: Contr
     assert (await poll(control, new)).status == 204
     for ended in (lost, node.credential):
         assert (await poll(control, ended)).code == "credentials_invalid"
+
+
+async def test_who_has_a_credential_fills_no_log_with_it(
+    control: Control, node: Joined, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is too much is refused so that a node asks again, and told once; other nodes and acts go on."""
+    passed = 0.0
+    limits = NodeLimits(lambda: passed)
+    monkeypatch.setattr(control.services, "node_limits", limits)
+    for act in node_limits.MOST:
+        monkeypatch.setitem(node_limits.MOST, act, 3)
+
+    async def tell(credential: str) -> Reply:
+        run = {"id": str(uuid4()), "at": "2026-11-27T12:00:00Z", "user": "a", "kind": "read", "statement": "SELECT 1"}
+        return await control.call("POST", "/v1/nodes/self/sql", run, token=credential)
+
+    for act in (tell, partial(rotate, control)):
+        assert [(await act(node.credential)).status for _ in range(5)] == [*[204 if act is tell else 201] * 3, 503, 503]
+    refused = await tell(node.credential)
+    assert (refused.code, refused.headers["retry-after"]) == ("too_many_acts", "1201")
+    passed += 1201
+    assert [(await tell(node.credential)).status for _ in range(2)] == [204, 503]
+    assert (await tell((await control.join("other")).credential)).status == 204
+    rows = [row["action"] for row in await control.items("/v1/audit?actor=n1")]
+    assert (rows.count("node.sql"), rows.count("node.rotate")) == (4, 3)
+    told = [record.getMessage() for record in caplog.records if "rows about" in record.getMessage()]
+    assert len(told) == 2
+    assert all(text.startswith("node n1 has left as many rows") for text in told)
+    # So is an attempt to join whose answer is said to be lost again and again.
+    token = (await control.ok("POST", "/v1/join-tokens", {}))["token"]
+    body = {"name": "again", "attempt": str(uuid4())}
+    answers = [(await control.call("POST", "/v1/nodes", body, token=token)).status for _ in range(5)]
+    assert answers == [201, 201, 201, 201, 503]
 
 
 async def test_a_successor_that_was_never_used_has_a_return_of_its_own(control: Control, node: Joined) -> None:
