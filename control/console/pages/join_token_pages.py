@@ -74,6 +74,7 @@ async def revoke(visit: Visit) -> Reply:
 
 async def _show_new(visit: Visit, error: ProblemError | None = None) -> Reply:
     summary = (await visit.services.standings.summary()).of(visit.rights.groups("admin"))
+    # The form proposes them; others are typed.
     names = [group.name for group in summary.groups][:200]
     status = error.status if error else 200
     return await visit.html("join_token_new.html", status, names=names, fields=visit.form, error=error)

@@ -30,7 +30,7 @@ ROWS = 100
 OUTSIDE = 20
 """Rows at least for functions that the release before doesn't have."""
 GROUPS = 200
-"""Groups that the form offers."""
+"""Groups that the form proposes; others are typed."""
 _ITEM = re.compile(r"([^=\s]+)=(\S+)|-(\S+)")
 
 

@@ -105,6 +105,7 @@ async def test_an_admin_of_a_group_sees_and_gives_no_more_than_that(control_site
 async def test_join_tokens_are_made_and_revoked(control_site: Site) -> None:
     async with control_site.running() as replica:
         await ok(replica, "/v1/groups", {"name": "shops"})
+        assert 'name="group" value="default"' in (await page(replica, "/join-tokens/new")).text
         made = await send(replica, "/join-tokens/new", key=KEY, group="shops", hours="2")
         assert made.status == 200
         assert f"skerry-edge join --control {replica.url}" in made.words
