@@ -47,16 +47,17 @@ class _BoundedHandler(ResponseHandler):
                 return
 
     def feed_data(self, data: Any, size: int = 0) -> None:
-        """Take an answer that was parsed. An interim one is counted alone: none of ours waits for "100 Continue"."""
+        """Take an answer that was parsed, an interim one too: an upload waits for "100 Continue"."""
         status = data[0].code
         if self._answered:
             self._refuse("another answer came, which nobody had asked for")
-        elif 100 <= status < 200 and status != SWITCHING_PROTOCOLS:
+        elif status >= 200 or status == SWITCHING_PROTOCOLS:
+            self._answered = True
+        else:
             self._interim += 1
             if self._interim > MOST_INTERIM:
                 self._refuse(f"more than {MOST_INTERIM} interim answers came before it")
-        else:
-            self._answered = True
+        if self.exception() is None:
             super().feed_data(data, size)
 
     def _refuse(self, why: str) -> None:
