@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from control.checks.edge_check import OperatorChecks
 from control.problems import ProblemError
 from control.sync import probed_functions
 from tests.guests.version import version
@@ -70,7 +71,7 @@ async def test_probes_that_are_not_run_are_told_and_refuse_no_change(
     async def unavailable(*_: Any) -> Any:
         raise ProblemError("check_unavailable", "too much is to be checked")
 
-    monkeypatch.setattr(control.services.checks, "probes", unavailable)
+    monkeypatch.setattr(OperatorChecks, "probes", unavailable)
     [message] = await warned(control, more)
     assert message.startswith("the probes of functions couldn't be run after it: too much is to be checked")
 
