@@ -4,8 +4,10 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.sql import schema_change
+from edge_runtime.sql import database, schema_change
+from edge_runtime.sql.access import AccessDenied, AccessRules, examine
 from edge_runtime.sql.queries import load
+from edge_runtime.sql.tokenizer import tokenize
 from tests.support.draws import examples
 from tests.support.guest_sql import GENERATION, ask, calls
 
@@ -282,3 +284,13 @@ def test_no_composition_reads_or_changes_what_is_the_runtimes(db, statement, sou
     assert SECRET not in str(answer)
     if "error" not in answer:
         event("ran")
+
+
+def test_the_tables_of_another_database_are_closed_where_one_is_attached():
+    """No statement of a guest can attach one; a second look, at the moment of the call, doesn't count on that."""
+    with database.in_memory() as opened:
+        opened.rows("ATTACH ':memory:' AS other")
+        opened.rows("CREATE TABLE other.items (x)")
+        sql = "SELECT x FROM other.items"
+        with pytest.raises(AccessDenied, match="another database"):
+            examine(opened, AccessRules.read(opened), sql, tokenize(sql))

@@ -16,7 +16,7 @@ import pytest
 
 from control.manifest_fields import Manifest
 from edge_runtime.guests.guest import Request
-from edge_runtime.oneshot.call_messages import SingleCallRequest
+from edge_runtime.oneshot.call_messages import FreshCall, FreshCalls, SingleCallRequest
 from tests.guests.build import guest
 from tests.support.deadlines import scaled
 from tests.support.programs import command
@@ -63,10 +63,15 @@ PROCESSES: list[tuple[Any, ...]] = [("spawn", "/bin/sh"), ("fork",), ("kill", os
 
 
 @pytest.mark.parametrize(
-    ("program", "stdin"), [(["check", "module"], b""), (["check", "schema"], SCHEMA)], ids=["module", "schema"]
+    ("program", "stdin"),
+    [(["check", "module"], b""), (["check", "schema"], SCHEMA), (["fresh"], None)],
+    ids=["module", "schema", "skerry test"],
 )
-def test_a_check_opens_nothing(file: Path, program: list[str], stdin: bytes) -> None:
-    arguments = [*program, str(file)] if not stdin else program
+def test_a_check_opens_nothing(file: Path, program: list[str], stdin: bytes | None) -> None:
+    arguments = [*program, str(file)] if stdin == b"" else program
+    if stdin is None:
+        calls = [FreshCall(str(file), "echo", {}, "GET", "/")]
+        stdin = msgspec.json.encode(FreshCalls(calls, [], os.getpid()))
     tries = [
         *(("open", str(path), os.O_RDONLY) for path in ("/etc/passwd", file, "/proc/self/environ", "/dev/urandom")),
         ("open", str(file.with_name("new")), os.O_WRONLY | os.O_CREAT),

@@ -1,8 +1,8 @@
-"""A check of an upload, or one call without a node, that is taken over the moment that it is fenced.
+"""A check of an upload, or calls without a node, that are taken over the moment that they are fenced.
 
-`python -m tests.support.taken_alone PROGRAM ARGUMENT…`, where PROGRAM is `check` or `once`. SKERRY_TAKEN_OVER has what
-it tries as a process of a kind: `{"kind": …, "tries": [[what, [argument, …]], …]}` (taken_over.ATTACKS). Each is told
-on stderr in a line, `TRIED what: name of the errno, or "worked"`; then it ends.
+`python -m tests.support.taken_alone PROGRAM ARGUMENT…`, where PROGRAM is `check`, `once` or `fresh`. SKERRY_TAKEN_OVER
+has what it tries as a process of a kind: `{"kind": …, "tries": [[what, [argument, …]], …]}` (taken_over.ATTACKS). Each
+is told on stderr in a line, `TRIED what: name of the errno, or "worked"`; then it ends.
 """
 
 import errno
@@ -10,7 +10,7 @@ import json
 import os
 import sys
 
-from edge_runtime.oneshot import check, single_call
+from edge_runtime.oneshot import check, fresh_calls, single_call
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import ProcessKind
 
@@ -37,4 +37,6 @@ def seal(kind: ProcessKind, writer_lock: int | None = None) -> None:
 
 if __name__ == "__main__":
     fence.seal = seal
-    sys.exit(check.main(sys.argv[2:]) if sys.argv[1] == "check" else single_call.main())
+    if sys.argv[1] == "check":
+        sys.exit(check.main(sys.argv[2:]))
+    sys.exit(single_call.main() if sys.argv[1] == "once" else fresh_calls.main())

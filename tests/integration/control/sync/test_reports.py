@@ -178,6 +178,18 @@ async def test_control_dies_with_the_answer_unsent(control_site: Site) -> None:
         assert (await node.plan()).sync_id == plan.sync_id
 
 
+async def test_a_node_whose_report_was_lost_is_known_by_its_next_poll(control_site: Site) -> None:
+    """R 1.4: it is `online` again, not `syncing` until the lease of its sync ends."""
+    async with control_site.running() as replica:
+        node = await released(replica)
+        node.apply(await node.plan())
+        assert (await replica.node("one"))["state"] == "syncing"
+        assert (await node.poll()).status == 204
+        shown = await replica.node("one")
+        assert (shown["state"], shown["standing"], shown["failures"]) == ("online", "at_target", 0)
+        assert [sync["status"] for sync in await log(replica)] == ["succeeded"]
+
+
 BAD_REPORTS: list[tuple[str, Any, int, str]] = [
     ("own", {"status": "done"}, 422, "invalid_body"),
     ("own", {"status": "succeeded"}, 422, "invalid_body"),

@@ -10,7 +10,7 @@ import pytest
 from control import wire
 from edge_runtime.children import applier
 from edge_runtime.errors import SyncFailed
-from edge_runtime.sql import database
+from edge_runtime.sql import database, schema_record
 from edge_runtime.sql.call_sql import CallSql, Session, StaleRelease
 from tests.guests.build import guest
 from tests.guests.version import version
@@ -127,6 +127,8 @@ def test_a_plan_that_was_applied_already_is_applied_again(opened):
     assert apply(opened, made, [FUNCTION]) == first
     assert opened.rows("SELECT count(*) FROM items") == [(3,)]
     assert apply(opened, plan(1, changes([ITEMS, SEED, "CREATE TABLE more (x)"])), []).schema_version == 3
+    assert schema_record.is_recorded(opened)
+    assert schema_record.differences(opened) == ([], [], [])
 
 
 def test_a_change_that_was_amended_after_the_file_had_it_stays(opened):

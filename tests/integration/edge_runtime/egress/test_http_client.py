@@ -17,7 +17,7 @@ from control.access import certificates
 from control.local import pki
 from control.manifest_fields import HttpGrant
 from edge_runtime.egress import http_client
-from edge_runtime.egress.http_client import HttpClient, is_own, reachable
+from edge_runtime.egress.http_client import AddressRefused, HttpClient, Resolver, is_own, reachable
 from edge_runtime.guests import http_json
 from edge_runtime.ipc.http_messages import NotFetched
 
@@ -278,6 +278,18 @@ async def test_a_name_leads_to_public_addresses_alone(monkeypatch: pytest.Monkey
 def test_where_a_name_may_lead(host: str, address: str, networks: list[str], may: bool) -> None:
     allowed = [ipaddress.ip_network(network) for network in networks]
     assert reachable(host, ipaddress.ip_address(address), allowed) is may
+
+
+async def test_a_name_leads_to_no_public_address_of_the_nodes_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What listens there may be for the machine alone, whatever networks the operator has allowed."""
+    mine = "93.184.215.14"
+    monkeypatch.setattr(http_client, "is_own", lambda address: str(address) == mine)
+    for networks in ([], [ipaddress.ip_network(mine)]):
+        resolver = Resolver(networks)
+        with pytest.raises(AddressRefused):
+            await resolver.resolve(mine, 443)
+        assert [found["host"] for found in await resolver.resolve("93.184.215.15", 443)] == ["93.184.215.15"]
+        await resolver.close()
 
 
 def test_the_nodes_own_address_is_known() -> None:

@@ -104,19 +104,26 @@ def test_a_wrong_call_is_no_verdict(tmp_path):
         assert "ok" not in answer
 
 
-def test_it_limits_itself():
+def test_it_limits_and_seals_itself(file):
     code = """
-import resource
+import resource, sys
 from edge_runtime.oneshot import check
-check.limit()
-for kind in ("CPU", "FSIZE", "DATA", "CORE", "AS"):
-    print(kind, *resource.getrlimit(getattr(resource, f"RLIMIT_{kind}")))
+from edge_runtime.sandbox import fence
+def seal(kind, *_):
+    print("SEALED", kind)
+    for kind in ("CPU", "FSIZE", "DATA", "CORE", "AS"):
+        print(kind, *resource.getrlimit(getattr(resource, f"RLIMIT_{kind}")))
+fence.seal = seal
+check.main(["module", sys.argv[1]])
 """
     root = Path(edge_runtime.__file__).parents[1]
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=scaled(60))
-    limits = {line.split()[0]: line.split()[1:] for line in ran.stdout.splitlines()}
-    assert int(limits["CPU"][1]) <= 60
-    assert 0 < int(limits["FSIZE"][1]) <= 1 << 30
-    assert 0 < int(limits["DATA"][1]) <= 4 << 30
-    assert limits["CORE"] == ["0", "0"]
-    assert limits["AS"] == ["-1", "-1"], "a guest could leave its sandbox"
+    program = [sys.executable, "-c", code, str(file(guest("echo")))]
+    ran = subprocess.run(program, capture_output=True, text=True, cwd=root, timeout=scaled(60))
+    told = {line.split()[0]: line.split()[1:] for line in ran.stdout.splitlines()}
+    assert told["SEALED"] == ["check"]
+    # Lower than what the fence allows to every process.
+    assert int(told["CPU"][1]) <= 60
+    assert 0 < int(told["FSIZE"][1]) <= 1 << 30
+    assert 0 < int(told["DATA"][1]) <= 4 << 30
+    assert told["CORE"] == ["0", "0"]
+    assert told["AS"] == ["-1", "-1"], "a guest could leave its sandbox"

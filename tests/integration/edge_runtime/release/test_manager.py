@@ -11,6 +11,8 @@ import pytest
 
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.errors import SyncFailed
+from edge_runtime.ipc.zygote_client import Child
+from edge_runtime.release import applier_process, manager, stored_release
 from edge_runtime.wasmedge import BEST
 from tests.guests.build import guest
 from tests.guests.version import version
@@ -215,6 +217,33 @@ async def test_an_applier_that_is_killed(tmp_path: Path, faults: Faults, point: 
         assert (await edge.call("sql", b'{"sql":"SELECT 1"}'))[0] == 200
     async with node(tmp_path / "state") as again:
         assert await numbers(again) == expected
+
+
+async def test_an_applier_that_doesnt_answer_has_ended_before_the_file_is_asked(
+    tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it could commit after the file has said that it didn't."""
+    appliers: list[Child] = []
+    prepare, until_answered = applier_process.prepare, stored_release.until_answered
+
+    async def prepared(applier: Child, *more: Any) -> Any:
+        appliers.append(applier)
+        return await prepare(applier, *more)
+
+    async def asked(*given: Any) -> Any:
+        assert appliers[-1].exited.done()
+        return await until_answered(*given)
+
+    monkeypatch.setattr(applier_process, "prepare", prepared)
+    monkeypatch.setattr(stored_release, "until_answered", asked)
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        monkeypatch.setattr(manager, "COMMIT_LIMIT", 0.2)
+        faults.arm("edge.commit.before", "hold")
+        with pytest.raises(SyncFailed) as failed:
+            await edge.release(functions(2), ["UPDATE generation SET number = 2"])
+        assert failed.value.code == "applier_died"
+        assert await numbers(edge) == (1, 1)
 
 
 @pytest.mark.never_retry

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from control import wire
 from control.local.pki import Pki
@@ -129,6 +130,19 @@ async def test_a_server_that_ignores_range_is_read_from_the_start(
     store.cut_after = [200_000]
     await kept.fetch(session, [planned(f"{store.url}/blob?sig=1")], set())
     assert kept.path(SHA).read_bytes() == DATA
+
+
+@pytest.mark.parametrize(("status", "first"), [(206, 0), (200, 300_000)])
+async def test_an_answer_that_is_not_the_part_asked_for_is_not_put_behind_what_is_there(
+    store: FileServer, session: ControlClient, kept: Artifacts, status: int, first: int
+) -> None:
+    """Whatever such a server says, the whole is read from what it sends, or asked for, once."""
+    (kept.folder / f"{SHA}.part").write_bytes(DATA[:300_000])
+    told = {"Content-Range": f"bytes {first}-{len(DATA) - 1}/{len(DATA)}"}
+    store.answer["/blob?sig=1"] = lambda _: web.Response(body=DATA, status=status, headers=told)
+    await kept.fetch(session, [planned(f"{store.url}/blob?sig=1")], set())
+    assert kept.path(SHA).read_bytes() == DATA
+    assert len(store.requests) == 1
 
 
 @pytest.mark.parametrize("wrong", [b"y" * len(DATA), DATA + b"z", DATA[:-1] + b"\0"])

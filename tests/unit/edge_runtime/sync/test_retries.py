@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from control import wire
 from edge_runtime.errors import SyncFailed
+from edge_runtime.redaction import Redactor
 from edge_runtime.sync import retries
 from edge_runtime.sync.retries import FailedSync
 
@@ -50,6 +51,15 @@ def test_another_generation_starts_to_count_anew() -> None:
     failed = retries.failure(retries.failure(None, 7, ERROR, NOW, 0.0), 7, ERROR, NOW, 0.0)
     assert failed.attempts == 2
     assert retries.failure(failed, 8, ERROR, NOW, 0.0).attempts == 1
+
+
+def test_a_failure_tells_no_value_of_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a probe answered may have one in it, and goes on to control."""
+    redactor = Redactor()
+    redactor.know({"f": {"KEY": "a-value-of-it"}})
+    monkeypatch.setattr(retries, "redact", redactor)
+    failed = retries.failure(None, 7, SyncFailed("probe_failed", "it answered a-value-of-it"), NOW, 0.0)
+    assert failed.message == "it answered [secret KEY]"
 
 
 @given(st.integers(0, 400), st.integers(-10, 400))
