@@ -4,7 +4,9 @@ The lock (flock) belongs to an open file, which every child inherits, so the dir
 ended.
 """
 
+import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import time
@@ -14,7 +16,11 @@ from typing import Final, Self
 
 from edge_runtime import aot_cache, files, wal
 
+log = logging.getLogger("skerry.front")
+
 PAUSE: Final = 0.02
+NOTE_BYTES: Final = 16
+"""Bytes of what the lock's file says, always as many: written over what is there, they need no room on the disk."""
 
 
 class StateUnfit(Exception):
@@ -78,8 +84,16 @@ class State:
             # Left by a compilation whose process was killed. The process id in the name may be this process's own by
             # now.
             shutil.rmtree(work_folder, ignore_errors=True)
-        os.ftruncate(self.lock, 0)
-        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
+        self._note_holder()
+
+    def _note_holder(self) -> None:
+        """Have the lock's file say whose it is. That is for people: a node whose disk takes nothing serves without."""
+        try:
+            os.pwrite(self.lock, f"{os.getpid():<{NOTE_BYTES - 1}}\n".encode(), 0)
+        except OSError as error:
+            log.warning("%s can't say which process has it: %s", self.path / "lock", error)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.lock, 0)
 
     def close(self) -> None:
         """Release the lock, as far as it is this process's: children may still hold it."""

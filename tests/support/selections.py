@@ -71,6 +71,7 @@ USER: Final = (
     "tests/integration/edge_runtime/sync/test_ca_change.py",
     "tests/integration/edge_runtime/sync/test_join.py",
     "tests/integration/edge_runtime/test_aot_cache.py",
+    "tests/integration/edge_runtime/test_full_disk.py",
     "tests/integration/edge_runtime/test_shortage.py",
     "tests/integration/edge_runtime/web",
     "tests/unit/control/cli/support",

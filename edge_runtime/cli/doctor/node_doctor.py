@@ -31,6 +31,8 @@ from edge_runtime.sync import authorities, identity
 from edge_runtime.web import node_socket
 from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
 
+START: Final = "systemctl reset-failed 'skerry-edge.*' && systemctl start skerry-edge"
+"""Also where systemd has given the node up, or its socket."""
 EXITS: Final = {"ok": 0, "note": 4, "wrong": 1}
 """Exit status by the worst level. 2 is wrong use, as of all commands."""
 
@@ -74,23 +76,24 @@ def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
     if facts is None or facts.owner != facts.user:
         # What is made or opened by another user would be closed to the node.
         return found
+    if values is not None:
+        facts = facts._replace(log_limit=int(values["SKERRY_EDGE_WAL_LIMIT"]))
+    # A full disk is behind much of what else is found.
+    found += state_files.disk_findings(facts) + state_files.log_findings(facts)
     if status is not None:
         found += running_node.node_findings(status, version.running().short, str(state))
     else:
         text = silent or f"no node runs on {state}"
-        found.append(Finding("node", "wrong", text, f"systemctl start skerry-edge (skerry-edge run --state {state})"))
+        found.append(Finding("node", "wrong", text, f"{START} (skerry-edge run --state {state})"))
         # First, while this process has one thread.
         found += state_files.database_findings(state, facts.sizes)
     built = status.get("built", {}) if status is not None else parts.document()
     found += machine.built_findings(built, runs=status is not None)
     if values is not None:
-        limit = int(values["SKERRY_EDGE_WAL_LIMIT"])
-        facts = facts._replace(log_limit=limit)
         found += local_http.file_findings(state, values)
         found += local_http.listen_findings(values, runs=status is not None)
         found += local_http.risk_findings(values)
         found += trace_collector.trace_findings(values)
-    found += state_files.disk_findings(facts) + state_files.log_findings(facts)
     workers = int(values["SKERRY_EDGE_WORKERS"]) if values is not None else 2 * processors()
     seen = machine.look(workers, _pid(state) if status is not None else None)
     found += machine.machine_findings(seen, partial=values is not None and values["SKERRY_EDGE_FENCE"] == "partial")

@@ -126,6 +126,10 @@ def database_findings(state: Path, sizes: database_sizes.DatabaseSizes) -> list[
         with guarded(database, reading=False):
             whole = report(database, database)
     except (GuardFailed, DatabaseUnread) as failed:
+        if sizes.disk_free < DISK_RESERVE:
+            # To open it takes some room, too: this says nothing of the database.
+            text = f"{database} can't be opened while its disk is full: {failed.message}"
+            return [Finding("database", "wrong", text, f"df -h {state}")]
         return [Finding("database", "wrong", f"{database} can't be used: {failed.message}", look_through)]
     wrong = whole.findings()
     if not TamperCheck(state).confirms(whole.stored):

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from control.cli.doctor.findings import Finding, lines, worst
+from edge_runtime import wal
 from edge_runtime.cli.doctor import control_connection, local_http, machine, running_node, state_files
 from edge_runtime.cli.doctor.control_connection import ControlFacts
 from edge_runtime.cli.doctor.state_files import MIB, StateFacts
+from edge_runtime.oneshot import database_guard
 from edge_runtime.release.database_sizes import DatabaseSizes
 from edge_runtime.settings import WAL_LIMIT
 from edge_runtime.sync.identity import Identity
@@ -70,6 +72,23 @@ def test_the_state_directory(facts: StateFacts | None, level: str) -> None:
 def test_the_disk(free: int, level: str) -> None:
     facts = state(sizes=DatabaseSizes(MIB, 0, 0, free * MIB))
     assert levels(state_files.disk_findings(facts)) == {"disk": level}
+
+
+@pytest.mark.parametrize(("free", "cure"), [(0, "df -h"), (1_000, "check-database")])
+def test_a_database_that_cant_be_opened_on_a_full_disk_is_not_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, cure: str
+) -> None:
+    """To open it takes room, too."""
+
+    def refuse(*_: object, **__: object) -> Any:
+        raise database_guard.GuardFailed("database_unfit", "disk I/O error")
+
+    monkeypatch.setattr(database_guard, "guarded", refuse)
+    (tmp_path / "db").mkdir()
+    (tmp_path / wal.FILE).write_bytes(b"x")
+    (found,) = state_files.database_findings(tmp_path, DatabaseSizes(1, 0, 0, free * MIB))
+    assert found.level == "wrong"
+    assert cure in found.cure
 
 
 @pytest.mark.parametrize(("log", "level"), [(0, "ok"), (WAL_LIMIT // 2, "note"), (WAL_LIMIT, "wrong")])
