@@ -1,6 +1,7 @@
 """The front: one run of server, agent, pool and zygote, from the lock on the state directory to the last answer."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import resource
@@ -12,7 +13,8 @@ from typing import Any
 import uvloop
 
 from control import version
-from edge_runtime import logs, mapped_pages, threads, wal
+from control.web.service_manager import ServiceManager
+from edge_runtime import clock, logs, mapped_pages, threads, wal
 from edge_runtime.built import parts
 from edge_runtime.dispatch import disk_watchdog, memory_watchdog
 from edge_runtime.dispatch.foreign_lock import ForeignLock
@@ -166,6 +168,8 @@ class Front:
         self.node_socket = NodeSocket(state.path, {"status": self.status})
         self.handed: socket.socket | None = None
         """The listening socket that a service manager has handed over, if it has."""
+        self.service_manager = ServiceManager()
+        """Who has started the process, if that is to be told how it is."""
         self.port = 0
         """Port of the local HTTP, once it is bound."""
         self.ready = asyncio.Event()
@@ -220,6 +224,7 @@ class Front:
                         self.traps.run(),
                         ForeignLock(self.pool, self.processes, settings.state.absolute() / wal.FILE).run(),
                         self.compiler.compilations.run(),
+                        self._tell_manager(),
                         memory_watchdog.run(self.pool, settings.worker_memory),
                         disk_watchdog.run(self.pool, (settings.state / wal.TEMPORARY).resolve(), settings.temp_limit),
                     )
@@ -266,6 +271,21 @@ class Front:
                     self.agent.watched.functions = self.function_records.told
                     group.create_task(self.agent.watched.run())
                 group.create_task(self._tell_rows())
+
+    async def _tell_manager(self) -> None:
+        """Tell the service manager that the start goes on, as long as that takes: each of its steps has a limit of its
+        own. Then that the node serves, and that it still does."""
+        while not self.ready.is_set():
+            self.service_manager.starting()
+            with contextlib.suppress(TimeoutError):
+                async with clock.timeout(self.service_manager.period):
+                    await self.ready.wait()
+        self.service_manager.up()
+        while True:
+            # Of a front whose loop stands, or that has had no worker for a while, nothing is heard.
+            if any(link.usable for link in self.pool.links):
+                self.service_manager.works()
+            await clock.sleep(self.service_manager.period)
 
     async def _tell_rows(self) -> None:
         # Here, because a front without an agent doesn't need it.

@@ -12,6 +12,7 @@ from control.cli.support import server_log
 from control.cli.support.client import Failure
 from control.cli.support.startup_errors import startup_errors
 from control.settings import from_environment
+from control.web import service_manager
 
 log = logging.getLogger("skerry.control")
 
@@ -34,6 +35,8 @@ def command(log_level: str) -> None:
     """
     # Until the server reads files again at it; without a handler it would end this process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    manager = service_manager.taken(os.environ)
+    manager.starting()
     # Imported here, so that `skerry --help` doesn't load the server and all that it uses.
     import uvloop
 
@@ -47,6 +50,6 @@ def command(log_level: str) -> None:
             startup_errors("does that service run, and is its URL right?"),
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            runner.run(server.serve(from_environment(os.environ)))
+            runner.run(server.serve(from_environment(os.environ), manager=manager))
     except server.StartError as error:
         raise Failure(str(error), code="start") from error

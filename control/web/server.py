@@ -24,6 +24,7 @@ from control.web import connection_limits, metrics_app
 from control.web.app import create_app
 from control.web.listener import ListeningSockets
 from control.web.metrics_app import MetricsApp
+from control.web.service_manager import ServiceManager
 
 KEEP_ALIVE = 150
 """Seconds that an idle connection is kept: a new handshake costs as much as twenty polls. Nodes that send a record a
@@ -33,6 +34,8 @@ BACKLOG = 4096
 HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 """Seconds for a client to take part in the end of a TLS connection."""
+TICK = 0.1
+"""Seconds between two calls of `ControlServer.on_tick`."""
 GRACE = 2.5
 """Seconds for answers that are under way when the server stops; held polls are answered at once."""
 FULL_COLLECTION_TICKS = 36_000
@@ -48,7 +51,16 @@ class StartError(Exception):
 class ControlServer(uvicorn.Server):
     """One replica's HTTP server. What keeps it from starting is raised; uvicorn's own server would end the process."""
 
-    def __init__(self, settings: ControlSettings, *, clock: Clock | None = None, tame: bool = False) -> None:
+    def __init__(
+        self,
+        settings: ControlSettings,
+        *,
+        clock: Clock | None = None,
+        tame: bool = False,
+        manager: ServiceManager | None = None,
+    ) -> None:
+        """`manager`: who has started the process, and is told how it is."""
+        self._manager = manager or ServiceManager()
         self._clock = clock or SystemClock()
         self.app = create_app(settings, clock=self._clock)
         self._settings = settings
@@ -73,10 +85,13 @@ class ControlServer(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         settings = self._settings
         _check_address(settings)
+        telling = asyncio.create_task(self._tell_start())
         try:
             await self._services.enter_async_context(self.app.lifespan())
         except CertificateError as error:
             raise StartError(str(error)) from error
+        finally:
+            telling.cancel()
         certificates = self.app.services.certificates
         listener = self._new_listener(self.config, None if certificates.context is None else certificates.served)
         try:
@@ -95,9 +110,16 @@ class ControlServer(uvicorn.Server):
             gc.collect()
             gc.freeze()
             gc.set_threshold(2000, 10, 1_000_000)
+        self._manager.up()
         log.info("control serves on %s", self.url)
         if self.metrics_url:
             log.info("metrics are at %s, without a token", self.metrics_url)
+
+    async def _tell_start(self) -> None:
+        """Tell the service manager that the start goes on, until cancelled."""
+        while True:
+            self._manager.starting()
+            await asyncio.sleep(self._manager.period)
 
     async def _listen_for_metrics(self, address: str) -> ListeningSockets:
         """Serve /metrics at `address`, without TLS. Raises: StartError, when it can't be used."""
@@ -128,6 +150,9 @@ class ControlServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
             connection_limits.sweep(self.server_state.connections, self._clock.monotonic())
+        if counter % max(int(self._manager.period / TICK), 1) == 0:
+            # The loop turns.
+            self._manager.works()
         if self._tame and counter % FULL_COLLECTION_TICKS == FULL_COLLECTION_TICKS - 1:
             gc.collect()
         # 0 has uvicorn set the Date of answers, by which nodes know the time: ten ticks of a busy loop are seconds.
@@ -159,14 +184,17 @@ class ControlServer(uvicorn.Server):
         log.info("control has ended")
 
 
-async def serve(settings: ControlSettings, *, clock: Clock | None = None) -> None:
+async def serve(
+    settings: ControlSettings, *, clock: Clock | None = None, manager: ServiceManager | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT; a second signal ends the process at once. At SIGHUP files are read again.
+    `manager`: as of `ControlServer`.
 
     Raises what keeps it from starting.
     """
     _raise_limit()
     log.info("this is skerry %s", version.running().text)
-    server = ControlServer(settings, clock=clock, tame=True)
+    server = ControlServer(settings, clock=clock, tame=True, manager=manager)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from control import settings_in_force
 from control.settings_in_force import Origin, SettingInForce
+from control.web import service_manager
 from edge_runtime import logs
 from edge_runtime.cli.owner import told_owner
 from edge_runtime.files import FileUnfit
@@ -150,6 +151,8 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
     skerry-edge.socket), it serves on that: then a restart refuses no call.
     """
     logs.set_up(form, debug=debug)
+    manager = service_manager.taken(os.environ)
+    manager.starting()
     # Until the node reads files again at it; without a handler it would end this process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for line in settings_in_force.unknown():
@@ -172,12 +175,16 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
         from edge_runtime import front
         from edge_runtime.sync import agent
 
+        # Until the front can say it itself: it may wait for the end of an earlier run.
+        manager.starting(settings.start_wait + service_manager.PATIENCE)
+
         def make_agent(manager: "ReleaseManager", compiler: "Compiler") -> agent.Agent:
             return agent.Agent(state, who, manager, compiler)
 
         def begin(made: front.Front) -> None:
             made.node_socket.documents["settings"] = lambda: document
             made.handed = handed
+            made.service_manager = manager
 
         front.run(settings, make_agent, begin, who.name)
 

@@ -19,11 +19,14 @@ from tests.support.deadlines import scaled
 KEPT = {
     *("User", "Group", "EnvironmentFile", "StateDirectory", "StateDirectoryMode", "ExecStart", "LimitNOFILE"),
     *("AmbientCapabilities", "CapabilityBoundingSet", "NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateTmp"),
+    "UMask",
 }
 LEFT = {
     *("ExecReload", "Restart", "RestartSec", "TimeoutStopSec", "KillMode", "OOMPolicy", "PrivateDevices"),
     *("ProtectControlGroups", "ProtectKernelModules", "ProtectKernelTunables", "RestrictAddressFamilies"),
-    *("RestrictSUIDSGID", "LockPersonality"),
+    *("RestrictSUIDSGID", "LockPersonality", "Type", "TimeoutStartSec", "WatchdogSec", "RestartSteps"),
+    *("RestartMaxDelaySec", "ProtectClock", "ProtectHostname", "ProtectKernelLogs", "RemoveIPC", "RestrictNamespaces"),
+    *("RestrictRealtime", "SystemCallArchitectures", "SystemCallFilter", "SystemCallErrorNumber"),
 }
 SETTING = re.compile(r"([A-Z_]+)='([^'\\]*)'")
 STOPS_WITHIN = 30.0
@@ -81,6 +84,7 @@ def script(machine: Machine, unit: str) -> str:
     lines += [f"mount -t tmpfs -o mode=0,nosuid,nodev,noexec tmpfs {folder}" for folder in ("/home", "/root")]
     lines.append("mount -o remount,bind,ro /")
     lines.append(f"echo $$ >/run/{unit}.number")
+    lines.append(f"umask {entries['UMask']}")
     lines.append(f'ulimit -n {entries["LimitNOFILE"]} 2>/dev/null || ulimit -n "$(ulimit -H -n)"')
     lines.append(shlex.join(["exec", *who, "env", "-i", "-C", "/", *environment, *shlex.split(entries["ExecStart"])]))
     return "\n".join(lines)

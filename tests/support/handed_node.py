@@ -50,10 +50,10 @@ async def start(
 
 @asynccontextmanager
 async def node_on(
-    handed: socket.socket, state: Path, *more: str | Path, python: str = sys.executable
+    handed: socket.socket, state: Path, *more: str | Path, python: str = sys.executable, **environment: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a node on this socket until the block ends, which ends it as systemd does; it must end well."""
-    process = await start(handed, state, *more, python=python)
+    process = await start(handed, state, *more, python=python, **environment)
     try:
         yield process
     finally:

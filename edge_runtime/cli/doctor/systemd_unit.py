@@ -6,6 +6,7 @@ have no bus to ask it by. Drop-ins for all services (`service.d`) aren't looked 
 
 import itertools
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -20,6 +21,8 @@ FOLDERS: Final = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/sys
 """Where systemd looks for units, those that count first in front."""
 _NO: Final = ("", "0", "no", "n", "false", "f", "off")
 """How systemd lets a setting be off, in any case of letters."""
+_NONE: Final = re.compile(r"0+\s*[a-z]*")
+"""A time of nothing, in any unit."""
 
 
 class UnitFacts(NamedTuple):
@@ -32,6 +35,9 @@ class UnitFacts(NamedTuple):
     masked: bool
     values: dict[str, str]
     """What its section [Service] sets, by the names of the settings."""
+    start_limit: str
+    """In which time systemd counts starts, to start it no more after a few (StartLimitIntervalSec); '' where the unit
+    doesn't say."""
     program: Path | None
     """What it starts; None where that can't be read from it."""
     program_there: bool
@@ -54,8 +60,10 @@ def look(state: Path, root: Path = Path("/")) -> UnitFacts | None:
     texts = [(files[-1] if masked else file).read_text("utf-8")]
     texts += [drop_in.read_text("utf-8") for drop_in in _drop_ins(root)]
     values: dict[str, str] = {}
+    limit = ""
     for text in texts:
-        values |= service_values(text)
+        values |= section_values(text, "Service")
+        limit = section_values(text, "Unit").get("StartLimitIntervalSec", limit)
     words = shlex.split(values.get("ExecStart", "").lstrip("@-:+!"))
     if _state_of(words) != state:
         return None
@@ -64,17 +72,17 @@ def look(state: Path, root: Path = Path("/")) -> UnitFacts | None:
     packaged = root / PACKAGED / NAME
     hides = packaged if file != packaged and packaged.exists() else None
     enabled = any(os.path.lexists(root / folder / "multi-user.target.wants" / NAME) for folder in FOLDERS)
-    return UnitFacts(file, hides, masked, values, program, there, enabled)
+    return UnitFacts(file, hides, masked, values, limit, program, there, enabled)
 
 
-def service_values(text: str) -> dict[str, str]:
-    """What the section [Service] of a unit's file or drop-in sets; of what is set twice, the last. Pure."""
+def section_values(text: str, wanted: str) -> dict[str, str]:
+    """What a section of a unit's file or drop-in sets; of what is set twice, the last. Pure."""
     found, section = {}, ""
     for line in text.replace("\\\n", " ").splitlines():
         line = line.strip()
         if line.startswith("["):
             section = line
-        elif section == "[Service]" and not line.startswith(("#", ";")) and "=" in line:
+        elif section == f"[{wanted}]" and not line.startswith(("#", ";")) and "=" in line:
             name, _, value = line.partition("=")
             found[name.strip()] = value.strip()
     return found
@@ -109,6 +117,10 @@ def unit_findings(facts: UnitFacts | None, owner: int) -> list[Finding]:
     if (restart := values.get("Restart", "") or "no") != "always":
         text = f"the unit has Restart={restart}: a node that has ended may stay so"
         found.append(Finding("unit", "note", text, f"{edit} (Restart=always)"))
+    if not _NONE.fullmatch(facts.start_limit):
+        text = "the unit has a limit of starts: a node that has ended a few times in a row isn't started again"
+        cure = f"{edit} (in [Unit]: StartLimitIntervalSec=0), then systemctl reset-failed 'skerry-edge.*'"
+        found.append(Finding("unit", "note", text, cure))
     if not facts.enabled:
         text = f"{NAME} isn't enabled: the node isn't started with the machine"
         found.append(Finding("unit", "note", text, "systemctl enable skerry-edge"))

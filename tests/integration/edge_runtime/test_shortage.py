@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from edge_runtime import threads
+from control.web.service_manager import ServiceManager
+from edge_runtime import front, threads
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 from edge_runtime.settings import EdgeSettingsError
 from edge_runtime.web.listener import Listener
@@ -21,6 +22,15 @@ from tests.guests.build import guest
 from tests.support.deadlines import deadline, scaled
 from tests.support.edge import Node, node, until
 from tests.support.edge_process import FrontProcess, front_process
+
+
+class Told(ServiceManager):
+    """A service manager, and what it was told."""
+
+    words: list[str]
+
+    def _tell(self, words: str) -> None:
+        self.words = [*getattr(self, "words", ()), words]
 
 
 @pytest.fixture
@@ -58,8 +68,10 @@ async def kill_all(edge: Node) -> None:
 
 
 async def test_a_failed_fork_costs_no_more_than_its_worker(
-    tmp_path: Path, no_forks: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, no_forks: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    manager = Told(watchdog=0.06)
+    monkeypatch.setattr(front, "ServiceManager", lambda: manager)
     async with node(tmp_path / "state", queue_wait=60.0) as edge:
         await edge.release({"echo": guest("echo")})
         no_forks.touch()
@@ -75,11 +87,16 @@ async def test_a_failed_fork_costs_no_more_than_its_worker(
         waiting = asyncio.ensure_future(edge.call("echo", b"waited"))
         await until(lambda: edge.front.pool.waiting == 1)
         await until(lambda: edge.front.supervisor._misses > 5)
+        # Nor is systemd told that the node works, which starts it again if that lasts.
+        manager.words = []
+        await asyncio.sleep(0.1)
+        assert manager.words == []
         with pytest.raises(NotBorn, match="Resource temporarily unavailable"):
             await edge.front.processes.birth("applier", patience=0.2)
         no_forks.unlink()
         assert (await waiting)[2] == b"waited"
         await until(lambda: len(edge.workers()) == 2)
+        await until(lambda: manager.words[-1:] == ["WATCHDOG=1"])
         assert (edge.front.processes.pid, edge.front.processes.zygotes) == (zygote, 1)
         assert edge.front.status()["workers"]["error"] is None
         # An applier too.

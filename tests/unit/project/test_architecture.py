@@ -33,9 +33,10 @@ SHARED = {
     "control.settings_in_force",
     "control.cli.doctor.findings",
     "control.cli.shared.program",
+    "control.web.service_manager",
 }
 """Messages, manifest, fault points, times of calls, public addresses, what clients take, the version, what is shown of
-settings, findings, the command line: where control and the edge meet, and nowhere else."""
+settings, findings, the command line, the service manager: where control and the edge meet, and nowhere else."""
 
 # What each folder may import of its own package, beside itself and the modules at the package's top; `edge_runtime` is
 # what the package does when it is imported: it has compiled modules found.

@@ -1,6 +1,7 @@
 """What the Debian packages bring beside the programs: settings that systemd and a shell read alike, and units."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -61,3 +62,19 @@ def test_a_unit_runs_what_its_package_installs(unit: str) -> None:
     installed = (debian / f"{package}.install").read_text("utf-8")
     assert f"docs/systemd/{unit}.service usr/lib/systemd/system" in installed
     assert f"packaging/{settings}.env etc/skerry" in installed
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_unit_allows_little(unit: str) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd-analyze")
+    command = ["systemd-analyze", "security", "--no-pager", "--offline=yes", "--threshold=25"]
+    judged = subprocess.run([*command, ROOT / "docs" / "systemd" / f"{unit}.service"], capture_output=True, text=True)
+    assert judged.returncode == 0, judged.stdout
+
+
+def test_a_socket_is_started_before_its_service() -> None:
+    """Once the service runs, its socket can't be started any more."""
+    rules = (ROOT / "packaging" / "debian" / "rules").read_text("utf-8")
+    started = re.findall(r"^\tdh_installsystemd .*(skerry-edge\.\w+)", rules, re.MULTILINE)
+    assert started == ["skerry-edge.socket", "skerry-edge.service"]

@@ -31,6 +31,7 @@ from tests.support.deadlines import deadline, scaled
 from tests.support.ports import free_port
 from tests.support.programs import control_program, until
 from tests.support.replica import Replica, Site, TestNode, running
+from tests.support.told_manager import told_manager
 from tests.support.wire_tap import tap
 
 
@@ -109,10 +110,12 @@ async def test_requests_under_way_are_finished_and_endless_ones_cut(control_site
 
 
 @asynccontextmanager
-async def process(site: Site) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def process(site: Site, **environment: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """`skerry serve`, and where it says that it serves."""
     serving = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "control.cli", "serve", env=site.environment(), stderr=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "control.cli", "serve"),
+        env=site.environment() | environment,
+        stderr=asyncio.subprocess.PIPE,
     )
     assert serving.stderr is not None
     try:
@@ -237,7 +240,9 @@ async def test_a_signal_has_the_certificate_read_again_and_ends_nothing(control_
     site = replace(
         control_site, settings=replace(control_site.settings, tls_cert=certificate, tls_key=key, ca_cert=ca), ca=ca
     )
-    async with process(site) as (serving, url):
+    async with told_manager(tmp_path) as manager, process(site, **manager.environment) as (serving, url):
+        # systemd, which may send the signal from then on.
+        await manager.is_told_of_the_start()
         first = await serial(url, ca)
         authority.issue("control", timedelta(days=300)).put(tmp_path, "control")
         serving.send_signal(signal.SIGHUP)
@@ -264,6 +269,7 @@ async def test_a_signal_has_the_certificate_read_again_and_ends_nothing(control_
             async with session.get("/metrics") as answer:
                 assert 'skerry_files_unfit{files="certificates"} 1.0' in await answer.text()
         assert serving.returncode is None
+        await manager.is_told_of_work()
         serving.send_signal(signal.SIGTERM)
         async with deadline(60):
             assert await serving.wait() == 0

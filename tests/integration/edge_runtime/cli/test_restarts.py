@@ -16,6 +16,7 @@ from tests.support.deadlines import deadline
 from tests.support.handed_node import log_of, node_on, start
 from tests.support.programs import DEADLINE
 from tests.support.releases import first_release
+from tests.support.told_manager import told_manager
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
@@ -66,10 +67,16 @@ async def test_the_socket_and_listen_agree_or_nothing_starts(control: Control, t
         told = f"the socket that systemd hands over has the address 127.0.0.1:{port}"
         assert told in await refused("--listen", "127.0.0.1:1")
         assert told in await refused(SKERRY_EDGE_LISTEN="nonsense")
-        async with node_on(handed, state, "--listen", f"localhost:{port}"):
+        async with (
+            told_manager(tmp_path) as manager,
+            node_on(handed, state, "--listen", f"localhost:{port}", **manager.environment),
+        ):
+            await manager.is_told_of_the_start()
+            assert " serving on " in log_of(state).read_text()
             async with calling(port, "/functions/none", keeping=1, others=0) as made:
                 await answered(made, 1)
             assert made.failed[0] == "status 404"
+            await manager.is_told_of_work()
     with socket.create_server(("0.0.0.0", 0)) as handed:
         # The address is judged as that of --listen is.
         assert "which others can reach" in await refused()

@@ -84,6 +84,10 @@ def test_a_node_that_isnt_started_or_not_again(machine: Machine) -> None:
     assert "Restart=on-failure" in machine.found("note")
     machine.drop_in("zz", "; as it was", "Restart=always")
     machine.found("ok")
+    machine.drop_in("limit", "[Unit]", "StartLimitIntervalSec=10s")
+    assert "limit of starts" in machine.found("note")
+    machine.drop_in("limit", "[Unit]", "StartLimitIntervalSec=0s")
+    machine.found("ok")
     machine.program.unlink()
     assert "which isn't there" in machine.found("wrong")
 
