@@ -176,7 +176,7 @@ class Store:
 
     async def read(self, key: str, most: int = SMALL) -> SmallObject | None:
         """A small object whole, or None if there is none. Of one with more than `most` bytes, one byte more is read."""
-        async with self._limited(GET):
+        async with self._limited(GET.of(key)):
             try:
                 answer = await self._client.get_object(Bucket=self.bucket, Key=key)
             except ClientError as error:
@@ -197,7 +197,7 @@ class Store:
         """
         condition = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
         asked = {"Bucket": self.bucket, "Key": key, "Body": data, "ContentType": "application/json"}
-        async with self._limited(PUT):
+        async with self._limited(PUT.of(key)):
             try:
                 await self._client.put_object(**asked, **condition)
             except ClientError as error:

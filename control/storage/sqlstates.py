@@ -88,6 +88,11 @@ def is_failing(error: BaseException) -> bool:
     return of(error).startswith(_FAILING) and not is_lost(error)
 
 
+def is_forbidden(error: BaseException | None) -> bool:
+    """Return whether the server doesn't let the user do what was asked."""
+    return error is not None and of(error) == "42501"
+
+
 def undoes_commit(error: BaseException) -> bool:
     """Return whether a COMMIT that failed with this error has certainly saved nothing.
 

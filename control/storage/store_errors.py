@@ -1,7 +1,7 @@
 """Errors of the artifact store as problems to answer, with what to do about them: pure rules, without I/O."""
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import ClientError as HttpError
@@ -20,6 +20,10 @@ class Action:
 
     words: str
     permission: str
+
+    def of(self, key: str) -> "Action":
+        """The same with the object that it is about."""
+        return replace(self, words=self.words.replace("an object", f"the object {key}"))
 
 
 PUT = Action("store an object", "s3:PutObject")
@@ -53,7 +57,8 @@ def problem(error: Exception, action: Action, bucket: str) -> ProblemError:
     """The problem to answer when a request to the store failed with `error`. It contains no secret."""
     if isinstance(error, boto.ClientError):
         return _answered(error, action, bucket)
-    return ProblemError("store_unavailable", f"the artifact store {_unanswered(error)}; try again")
+    text = f"the artifact store {_unanswered(error)} when asked to {action.words}; try again"
+    return ProblemError("store_unavailable", text)
 
 
 def no_progress(action: Action, seconds: float) -> ProblemError:

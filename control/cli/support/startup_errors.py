@@ -8,6 +8,7 @@ import click
 from control.cli.support.client import Failure
 from control.problems import ProblemError
 from control.settings import ControlSettingsError
+from control.storage import sqlstates
 from control.storage.migrations import SchemaError
 
 
@@ -25,4 +26,6 @@ def startup_errors(cure: str) -> Iterator[None]:
     except SchemaError as error:
         raise Failure(str(error), code="schema") from error
     except ProblemError as error:
+        if sqlstates.is_forbidden(error.__cause__):
+            cure = "have the URL's user own the database: ALTER DATABASE … OWNER TO … (docs/how-to/set-up-control.md)"
         raise Failure(error.detail, code=error.code, cure=cure) from error

@@ -1,18 +1,26 @@
 """`skerry migrate`: repeatable, refuses what it doesn't know, and makes the first admin once."""
 
+import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from control import tokens
+from control.cli import migrate
+from control.cli.support.client import Failure
 from control.clock import SystemClock
 from control.storage import database, migrations
 from control.storage.database import Database
 from control.storage.migrations import SchemaError
-from tests.support.services import is_cockroachdb
+from tests.support.services import ServerUrls, is_cockroachdb
 
+ROOT = Path(__file__).parents[4]
 CLOCK = SystemClock()
 
 
@@ -183,3 +191,32 @@ async def test_unused_rejoin_tokens_get_their_node_or_end(db: Database, monkeypa
         "used": (None, False),
         "used by one that was revoked": (None, True),
     }
+
+
+@pytest.mark.parametrize("owns", [True, False])
+async def test_the_user_of_the_guide_may_do_what_is_needed(services: ServerUrls, owns: bool) -> None:
+    """The statements of docs/how-to/set-up-control.md, to the letter; and what is said where all rights were granted to
+    the database in the place of the last one."""
+    server = services.past_proxy(services.metadata_url, "users and databases stay where the server is somebody's")
+    page = (ROOT / "docs" / "how-to" / "set-up-control.md").read_text("utf-8")
+    (block,) = re.findall(r"```text\n( *CREATE DATABASE.*?)```", page, re.DOTALL)
+    name = f"guide_{uuid4().hex[:12]}"
+    *made, given = [line.strip().replace("skerry", name) for line in block.splitlines() if line.strip()]
+    admin = await asyncpg.connect(server)
+    try:
+        for statement in (*made, given if owns else f"GRANT ALL ON DATABASE {name} TO {name}"):
+            await admin.execute(statement)
+        parts = urlsplit(server)
+        url = parts._replace(netloc=f"{name}:…@{parts.netloc.rpartition('@')[2]}", path=f"/{name}").geturl()
+        if owns:
+            applied, token = await migrate.run(url, None)
+            assert applied
+            assert token
+        else:
+            with pytest.raises(Failure, match="permission denied for schema public") as failed:
+                await migrate.run(url, None)
+            assert "OWNER TO" in failed.value.cure
+    finally:
+        await admin.execute(f"DROP DATABASE IF EXISTS {name}")
+        await admin.execute(f"DROP USER IF EXISTS {name}")
+        await admin.close()

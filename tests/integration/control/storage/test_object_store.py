@@ -139,15 +139,21 @@ async def test_readiness_is_answered_while_the_store_stands_and_is_back_with_it(
     behind: Control, proxy: StoreProxy
 ) -> None:
     await until(lambda: ready(behind))
-    proxy.silent = always
 
     async def unready() -> bool:
         """For this reason: on a busy machine the database may for a moment be another."""
         reply = await behind.call("GET", "/readyz", token="")
-        return reply.status == 503 and reply.code == "not_ready" and "artifact store" in reply.body["detail"]
+        return reply.status == 503 and reply.code == "not_ready" and reason in reply.body["detail"]
 
+    proxy.silent, reason = always, "the artifact store doesn't answer"
     await until(unready)
     proxy.silent = never
+    await until(lambda: ready(behind))
+    # Which object it is that can't be read: it may be this one alone, as after a loss of power.
+    proxy.answers(500, "InternalError")
+    reason = "asked to read the object skerry/owner.json"
+    await until(unready)
+    proxy.answer = b""
     await until(lambda: ready(behind))
 
 
