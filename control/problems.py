@@ -74,6 +74,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     # What is in the way
     "name_taken": ProblemCode(409, "The name is in use"),
     "group_in_use": ProblemCode(409, "The group is still needed"),
+    "node_cloned": ProblemCode(409, "Two machines poll as the node"),
     "node_joined": ProblemCode(409, "A node has joined with the token"),
     "digest_mismatch": ProblemCode(409, "The bytes aren't those that were announced"),
     "upload_interrupted": ProblemCode(409, "The upload was given up before it ended"),

@@ -21,6 +21,7 @@ from control.storage.recovery import access_changes
 from control.sync import compatibility, requirements
 from control.sync.effects import change_effects, unchecked_changes
 from control.sync.node_state import clean
+from control.sync.passes.liveness import CLONED
 
 
 class StoredJoinToken(NamedTuple):
@@ -55,6 +56,7 @@ REVOKE_UNUSED = SQL.value("revoke_unused", str)
 FIND_BY_NAME = SQL.optional("find_by_name", UUID)
 NAME_AND_GROUP = SQL.rows("name_and_group", JoinedNode)
 LOCK = SQL.value("lock", UUID)
+IS_CLONED = SQL.optional("is_cloned", bool)
 
 
 async def join(call: ApiCall) -> Reply:
@@ -122,6 +124,9 @@ async def rotate(call: ApiCall) -> Reply:
     async def work(conn: Connection) -> wire.Rotated:
         # Who has a revoked credential may have asked before, and kept the body back.
         await auth.refuse_revoked(conn, old)
+        if await conn.fetchval(IS_CLONED, node_id):
+            # The one that asks would shut the other out, and nobody has said which of them is the node.
+            raise ProblemError("node_cloned", f"{CLONED}: until then the credential isn't rotated")
         now = call.services.clock.now()
         revoked = await conn.column(REVOKE_UNUSED, node_id, old, now)
         credential = tokens.new_token("node")

@@ -133,12 +133,12 @@ class PollEndpoint:
             node = self._look(credential)
             group = fleet.groups[node.group_id]
             if poll.name and poll.name != node.name:
-                self._heartbeats.seen(node.id, now)
+                self._heartbeats.seen(node.id, now, poll.boot_id)
                 self._metrics.poll("renamed")
                 return operations.json_reply(200, msgspec.json.encode(wire.Renamed(node.name)))
             kind, limit = "at_target", until
             if not fleet.at_target(node, poll):
-                self._heartbeats.seen(node.id, now)
+                self._heartbeats.seen(node.id, now, poll.boot_id)
                 decision = await self._decisions.ask(
                     NodeRequest(
                         node.id,
@@ -163,7 +163,7 @@ class PollEndpoint:
                     # woken, and the decision may be older than the announcement.
                     continue
             if kind == "at_target":
-                self._heartbeats.confirmed(node.id, now)
+                self._heartbeats.confirmed(node.id, now, poll.boot_id)
             if (poll.watching or fleet.watches.alive) and poll.protocol >= wire.WATCH_PROTOCOL:
                 told = fleet.watches.answer(node, poll.watching)
                 if told is not None:

@@ -14,6 +14,7 @@ from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
 from control.sync import flush_loop
+from control.sync.node_state import clean
 
 SQL = queries.load("heartbeats")
 LOCK_FREE = SQL.value("lock_free", str)
@@ -22,6 +23,8 @@ PERIOD = 1.0
 """Seconds between two writes to the database."""
 STATEMENT = 500
 """Nodes in one statement."""
+Heard = tuple[datetime, str]
+"""When a node was heard of, and by which of its processes it has polled; '' where that isn't known."""
 
 log = logging.getLogger("skerry.presence")
 
@@ -33,19 +36,19 @@ class Heartbeats:
         self._db = db
         self._clock = clock
         self._metrics = metrics
-        self._seen: dict[str, datetime] = {}
-        self._confirmed: dict[str, datetime] = {}
+        self._seen: dict[str, Heard] = {}
+        self._confirmed: dict[str, Heard] = {}
         self._careful = False
         """Whether a row was locked lately: then locked rows are left out, else they are waited for."""
         self._writing = asyncio.Lock()
 
-    def seen(self, node_id: str, now: datetime) -> None:
-        """The node has polled or reported."""
-        self._seen[node_id] = now
+    def seen(self, node_id: str, now: datetime, boot_id: str = "") -> None:
+        """The node has polled, by its process `boot_id`, or reported."""
+        self._seen[node_id] = now, boot_id
 
-    def confirmed(self, node_id: str, now: datetime) -> None:
-        """The node has polled or reported, and is at its target."""
-        self._confirmed[node_id] = now
+    def confirmed(self, node_id: str, now: datetime, boot_id: str = "") -> None:
+        """The same, and the node is at its target."""
+        self._confirmed[node_id] = now, boot_id
 
     async def flush(self) -> None:
         """Write the heartbeats. Those that can't be written are kept for the next time.
@@ -67,22 +70,28 @@ class Heartbeats:
                 self._confirmed = confirmed | self._confirmed
             self._careful = bool(seen or confirmed)
 
-    async def _write(self, statement: str, heard: dict[str, datetime]) -> None:
-        """Write the times in `heard`, by node, and delete those that are written from it."""
+    async def _write(self, statement: str, heard: dict[str, Heard]) -> None:
+        """Write what was heard, by node, and delete what is written from it."""
         # Sorted, so that two replicas that write the same nodes wait for each other and don't deadlock.
         for ids in _slices(sorted(heard)):
             now = self._clock.now()
             # A time of a clock that was ahead becomes now.
-            times = [(heard[id] if heard[id] <= now + AHEAD else now).isoformat() for id in ids]
+            times = [(heard[id][0] if heard[id][0] <= now + AHEAD else now).isoformat() for id in ids]
+            boots = [clean(heard[id][1]) for id in ids]
 
             async def work(
-                conn: Connection, ids: list[str] = ids, times: list[str] = times, believed: datetime = now + AHEAD
+                conn: Connection,
+                ids: list[str] = ids,
+                times: list[str] = times,
+                boots: list[str] = boots,
+                believed: datetime = now + AHEAD,
             ) -> list[str]:
                 if self._careful:
                     free = set(await conn.column(LOCK_FREE, ids))
                     times = [time for id, time in zip(ids, times, strict=True) if id in free]
+                    boots = [boot for id, boot in zip(ids, boots, strict=True) if id in free]
                     ids = [id for id in ids if id in free]
-                await conn.execute(statement, ids, times, believed)
+                await conn.execute(statement, ids, times, boots, believed)
                 return ids
 
             try:

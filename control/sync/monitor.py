@@ -28,7 +28,7 @@ from control.sync.leases import Leases
 from control.sync.node_state import RunningSync
 from control.sync.passes import future_times
 from control.sync.passes.arrivals import Arrivals
-from control.sync.passes.liveness import Work, confirmed, heard, overdue, revoked, silent
+from control.sync.passes.liveness import Work, alone, confirmed, crossing, heard, overdue, revoked, silent
 
 SQL = queries.load("monitor")
 EXPIRED = SQL.rows("expired", RunningSync)
@@ -36,6 +36,8 @@ UNSEEN = SQL.value("unseen", str)
 SEEN_AGAIN = SQL.value("seen_again", str)
 OVERDUE = SQL.value("overdue", str)
 OVERDUE_NO_MORE = SQL.value("overdue_no_more", str)
+CROSSING = SQL.value("crossing", str)
+CROSSING_NO_MORE = SQL.value("crossing_no_more", str)
 NAMES = SQL.value("names", str)
 
 PERIOD = 2.0
@@ -55,6 +57,11 @@ SEAL_EVERY = 30.0
 """Seconds between two times at which rows of the audit log are put under a seal."""
 SEAL_FOR = 1.0
 """Seconds of a pass for it; rows that are left are sealed in the next pass."""
+CROSSED_FOR = timedelta(minutes=1)
+"""For how long two processes poll in turn until a node counts as cloned: longer than a poll is held of one that has
+ended."""
+CLONED_FOR = timedelta(minutes=5)
+"""For how long one process alone polls until it doesn't."""
 RETENTION_EVERY = 600.0
 RETENTION_FOR = 2.0
 """Seconds of a pass for deleting old logs; what is left is deleted in the next pass, after states and syncs."""
@@ -133,7 +140,7 @@ class Monitor:
     async def look(self, now: datetime) -> None:
         """Make stored states and warnings what they should be at `now`; two replicas may do it at once."""
         correct = partial(future_times.correct, self._db, self._settings)
-        for step in (correct, self.expire, self.states, self.warnings, self._arrivals.look):
+        for step in (correct, self.expire, self.states, self.warnings, self.clones, self._arrivals.look):
             # A locked row that can't be left out is logged, and holds up no other step.
             with contextlib.suppress(Locked):
                 await step(now)
@@ -197,6 +204,14 @@ class Monitor:
         warned = await self._pages(OVERDUE, since, partial(overdue, since, now))
         if warned:
             log.warning("overdue: %d nodes, %s", len(warned), await self._names(warned))
+
+    async def clones(self, now: datetime) -> None:
+        """Warn of nodes as which two processes poll, until one alone does."""
+        since = now - CLONED_FOR
+        await self._pages(CROSSING_NO_MORE, since, partial(alone, since, now))
+        since = now - CROSSED_FOR
+        if cloned := await self._pages(CROSSING, since, partial(crossing, since, now)):
+            log.warning("cloned: %d nodes, %s", len(cloned), await self._names(cloned))
 
     async def _names(self, ids: list[str]) -> str:
         """What some nodes are called, for the log; their ids where that can't be read now."""

@@ -80,8 +80,10 @@ def standings(summary: FleetSummary) -> str:
     nodes: list[tuple[str, float]] = []
     failing: list[tuple[str, float]] = []
     overdue: list[tuple[str, float]] = []
+    cloned: list[tuple[str, float]] = []
     releases: list[tuple[str, float]] = []
     for group in summary.groups:
+        cloned.append((labels(group=group.name), group.cloned))
         releases.append((labels(group=group.name), group.release or 0))
         overdue.append((labels(group=group.name), sum(group.overdue.values())))
         at_rest: dict[tuple[str, int | None], int] = {(stands, group.release): 0 for stands in group.standings}
@@ -100,6 +102,7 @@ def standings(summary: FleetSummary) -> str:
         )
         + family("skerry_failing_nodes", "gauge", "Nodes whose last sync failed, by the code of the error", failing)
         + family("skerry_overdue_nodes", "gauge", "Nodes that weren't confirmed at their target for a while", overdue)
+        + family("skerry_cloned_nodes", "gauge", "Nodes as which two processes poll in turn", cloned)
         + family("skerry_group_release", "gauge", "Number of the release that a group has, 0 without one", releases)
     )
 

@@ -55,6 +55,13 @@ class OverdueRow(NamedTuple):
     nodes: int
 
 
+class ClonedRow(NamedTuple):
+    """How many nodes of a group are cloned."""
+
+    group_id: str
+    nodes: int
+
+
 class ExampleRow(NamedTuple):
     """A node that fails."""
 
@@ -77,6 +84,7 @@ SQL = queries.load("fleet_summary")
 GROUPS = SQL.rows("groups", TargetedGroup)
 COUNTS = SQL.rows("counts", CountRow)
 OVERDUE = SQL.rows("overdue", OverdueRow)
+CLONED = SQL.rows("cloned", ClonedRow)
 EXAMPLE_NODES = SQL.rows("examples", ExampleRow)
 GRID = SQL.rows("grid", GridRow)
 
@@ -115,6 +123,8 @@ class GroupSummary:
     """How many of them are overdue, by standing."""
     causes: tuple[Cause, ...]
     """Of those that are failing, by code: the most frequent one first."""
+    cloned: int = 0
+    """As how many of them two processes poll in turn."""
 
     @cached_property
     def standings(self) -> dict[Standing, int]:
@@ -155,6 +165,11 @@ class FleetSummary:
     def overdue(self) -> int:
         """How many nodes are overdue."""
         return sum(n for group in self.groups for n in group.overdue.values())
+
+    @cached_property
+    def cloned(self) -> int:
+        """How many nodes are cloned."""
+        return sum(group.cloned for group in self.groups)
 
     @cached_property
     def causes(self) -> tuple[Cause, ...]:
@@ -233,13 +248,14 @@ class FleetReader:
             groups = await conn.fetch(GROUPS)
             counts = await conn.fetch(COUNTS)
             overdue = await conn.fetch(OVERDUE)
+            cloned = {row.group_id: row.nodes for row in await conn.fetch(CLONED)}
             failing = [row for row in counts if _standing(row) == "failing"]
             failing.sort(key=lambda row: (-row.nodes, row.group_id, row.error_code))
             causes = dict.fromkeys((row.group_id, row.error_code) for row in failing)
             asked = list(causes)[:MOST_CAUSES]
             ids, codes = [group_id for group_id, _ in asked], [code for _, code in asked]
             examples = await conn.fetch(EXAMPLE_NODES, ids, codes, EXAMPLES) if asked else []
-            return _summary(read_at, groups, counts, overdue, examples)
+            return _summary(read_at, groups, counts, overdue, examples, cloned)
 
         return await self._db.read(work)
 
@@ -279,6 +295,7 @@ def _summary(
     counts: list[CountRow],
     overdue: list[OverdueRow],
     examples: list[ExampleRow],
+    cloned: dict[str, int],
 ) -> FleetSummary:
     failing: dict[tuple[str, str], int] = {}
     by_group: dict[str, dict[tuple[Standing, int | None], int]] = {group.id: {} for group in groups}
@@ -314,7 +331,9 @@ def _summary(
     return FleetSummary(
         read_at,
         tuple(
-            GroupSummary(g.name, g.release, by_group[g.id], late[g.id], tuple(causes.get(g.id, ())))
+            GroupSummary(
+                g.name, g.release, by_group[g.id], late[g.id], tuple(causes.get(g.id, ())), cloned.get(g.id, 0)
+            )
             for g in sorted(groups, key=lambda g: g.name)
         ),
     )

@@ -33,6 +33,11 @@ FROM node_presence AS p JOIN nodes AS n ON n.id = p.node_id JOIN groups AS g ON 
 WHERE p.overdue = true AND n.removed_at IS NULL AND n.state <> 'revoked'
 GROUP BY 1, 2, 3, 4;
 
+-- Cloned nodes, by group.
+-- name: cloned
+SELECT n.group_id::text AS group_id, count(*) AS nodes FROM node_presence AS p JOIN nodes AS n ON n.id = p.node_id
+WHERE p.cloned = true AND p.crossed_at IS NOT NULL AND n.removed_at IS NULL GROUP BY 1;
+
 -- Some failing nodes of each of these causes: one element of each array for each cause, its group and its code.
 -- name: examples
 SELECT c.group_id, c.error_code, f.name, f.error_message, f.error_at

@@ -100,21 +100,47 @@ FOR NO KEY UPDATE OF p, n SKIP LOCKED;
 SELECT node_id::text AS id FROM node_presence
 WHERE node_id = ANY($1::text[]::uuid[]) AND overdue = true AND confirmed_at >= $2 FOR NO KEY UPDATE SKIP LOCKED;
 
+-- Nodes that don't count as cloned, and as which two processes have polled in turn since before a time, and after it.
+-- name: crossing
+SELECT node_id::text AS id FROM node_presence
+WHERE cloned = false AND crossed_at >= $1 AND crossed_since < $1 AND crossings >= 4 LIMIT $2;
+
+-- Nodes that count as cloned, and as which one process alone has polled since a time.
+-- name: crossing_no_more
+SELECT node_id::text AS id FROM node_presence WHERE cloned = true AND crossed_at < $1 LIMIT $2;
+
+-- Lock the presence of nodes that don't count as cloned, and as which two processes have polled in turn since before a
+-- time, and the nodes, to which warnings refer, where no other transaction has locked them.
+-- name: lock_crossing
+SELECT p.node_id::text AS id FROM node_presence AS p JOIN nodes AS n ON n.id = p.node_id
+WHERE p.node_id = ANY($1::text[]::uuid[]) AND p.cloned = false AND p.crossed_since < $2 AND p.crossings >= 4
+FOR NO KEY UPDATE OF p, n SKIP LOCKED;
+
+-- Lock the presence of nodes that count as cloned, and as which one process alone has polled since a time, where no other
+-- transaction has locked it.
+-- name: lock_crossing_no_more
+SELECT node_id::text AS id FROM node_presence
+WHERE node_id = ANY($1::text[]::uuid[]) AND cloned = true AND crossed_at < $2 FOR NO KEY UPDATE SKIP LOCKED;
+
+-- Set whether nodes count as cloned.
+-- name: set_cloned
+UPDATE node_presence SET cloned = $2 WHERE node_id = ANY($1::text[]::uuid[]);
+
 -- Set whether nodes count as overdue.
 -- name: set_overdue
 UPDATE node_presence SET overdue = $2 WHERE node_id = ANY($1::text[]::uuid[]);
 
--- Add warnings of nodes; one element of each array for each node.
+-- Add warnings of nodes, of one kind ($5); one element of each array for each node.
 -- name: warn
 INSERT INTO warnings (id, node_id, kind, message, since)
-SELECT u.id::uuid, u.node_id::uuid, 'overdue', u.message, $4
+SELECT u.id::uuid, u.node_id::uuid, $5::text, u.message, $4
 FROM unnest($1::text[], $2::text[], $3::text[]) AS u (id, node_id, message)
 ON CONFLICT (node_id, kind) WHERE cleared_at IS NULL DO NOTHING;
 
--- Clear the warnings that nodes are overdue.
+-- Clear the warnings of nodes of one kind.
 -- name: clear_warnings
 UPDATE warnings SET cleared_at = $2
-WHERE node_id = ANY($1::text[]::uuid[]) AND kind = 'overdue' AND cleared_at IS NULL;
+WHERE node_id = ANY($1::text[]::uuid[]) AND kind = $3 AND cleared_at IS NULL;
 
 -- Open syncs whose lease has passed.
 -- name: expired

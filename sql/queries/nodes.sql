@@ -56,6 +56,10 @@ WHERE id = $1;
 -- name: forget_functions
 DELETE FROM node_functions WHERE node_id = $1;
 
+-- Whether two processes poll as a node in turn.
+-- name: is_cloned
+SELECT cloned FROM node_presence WHERE node_id = $1;
+
 -- Lock a node.
 -- name: lock
 SELECT id FROM nodes WHERE id = $1 FOR NO KEY UPDATE;

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import asyncpg
 import pytest
 
 from edge_runtime.sync.join import join
@@ -52,6 +53,18 @@ async def test_its_certificate_ends_soon(watched: Watched) -> None:
     for name in settings:
         del front.environment[name]
     front.kill()
+
+
+async def test_it_was_cloned(watched: Watched) -> None:
+    """As its polls have shown it (tests/integration/control/sync/test_cloned_nodes.py)."""
+    conn = await asyncpg.connect(watched.cluster.services.metadata_url)
+    try:
+        await conn.execute("UPDATE node_presence SET cloned = true, crossed_at = now()")
+        await watched.fires("SkerryNodesCloned")
+        await conn.execute("UPDATE node_presence SET crossed_at = now() - interval '1 hour'")
+        await watched.ends("SkerryNodesCloned")
+    finally:
+        await conn.close()
 
 
 async def join_again(watched: Watched) -> None:

@@ -156,6 +156,8 @@ class TestNode:
     """None: of a version that tells them only when it joins."""
     protocol: int = 1
     watching: str = ""
+    boot_id: str = ""
+    """Of its process; '' where it doesn't say."""
 
     def __post_init__(self) -> None:
         if self.inventory is None:
@@ -173,6 +175,7 @@ class TestNode:
             capabilities=self.capabilities if report else None,
             protocol=self.protocol,
             watching=self.watching,
+            boot_id=self.boot_id,
         )
         return await self.replica.call("POST", "/v1/poll", poll, token=self.credential)
 

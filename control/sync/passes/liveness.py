@@ -41,6 +41,13 @@ LOCK_FREE = SQL.rows("lock_free", NodeStateRow)
 LOCK_OVERDUE = SQL.rows("lock_overdue", OverdueNode)
 LOCK_OVERDUE_NO_MORE = SQL.value("lock_overdue_no_more", str)
 
+LOCK_CROSSING = SQL.value("lock_crossing", str)
+LOCK_CROSSING_NO_MORE = SQL.value("lock_crossing_no_more", str)
+CLONED = (
+    "two processes poll as this node in turn: another machine has a copy of its state directory. Stop one of them, and "
+    "have it join as a node of its own, with an empty state directory"
+)
+
 Done = tuple[int, list[str]]
 """How many nodes were looked after, and the ids of those that have changed."""
 Work = Callable[[list[str], Connection], Awaitable[Done]]
@@ -83,7 +90,7 @@ async def revoked(now: datetime, limit: int, conn: Connection) -> int:
         await conn.execute(SQL["set_offline"], good, True)
     found = await conn.column(FIND_REVOKED, limit)
     if found:
-        await conn.execute(SQL["clear_warnings"], found, now)
+        await conn.execute(SQL["clear_warnings"], found, now, "overdue")
     if good or found:
         await Changed(nodes={*good, *found}).announce(conn)
     return len(good) + len(found)
@@ -95,7 +102,7 @@ async def overdue(since: datetime, now: datetime, ids: list[str], conn: Connecti
     late = [node for node in nodes if not node.gone]
     if late:
         messages = [f"not confirmed at its target since {node.confirmed_at:%Y-%m-%d %H:%M:%S} UTC" for node in late]
-        await conn.execute(SQL["warn"], [str(uuid4()) for _ in late], [node.id for node in late], messages, now)
+        await _warn(conn, now, "overdue", [node.id for node in late], messages)
     if nodes:
         await conn.execute(SQL["set_overdue"], [node.id for node in nodes], True)
     await _tell(conn, now, "node.overdue", [node.id for node in late])
@@ -106,10 +113,32 @@ async def confirmed(since: datetime, now: datetime, ids: list[str], conn: Connec
     """Clear the warnings of nodes that were confirmed since `since`."""
     again = await conn.column(LOCK_OVERDUE_NO_MORE, ids, since)
     if again:
-        await conn.execute(SQL["clear_warnings"], again, now)
+        await conn.execute(SQL["clear_warnings"], again, now, "overdue")
         await conn.execute(SQL["set_overdue"], again, False)
     await _tell(conn, now, "node.caught_up", again)
     return len(again), again
+
+
+async def crossing(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Warn of nodes as which two processes have polled in turn since before `since`."""
+    nodes = await conn.column(LOCK_CROSSING, ids, since)
+    if nodes:
+        await _warn(conn, now, "cloned", nodes, [CLONED] * len(nodes))
+        await conn.execute(SQL["set_cloned"], nodes, True)
+    return len(nodes), nodes
+
+
+async def alone(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Clear the warnings of nodes as which one process alone has polled since `since`."""
+    nodes = await conn.column(LOCK_CROSSING_NO_MORE, ids, since)
+    if nodes:
+        await conn.execute(SQL["clear_warnings"], nodes, now, "cloned")
+        await conn.execute(SQL["set_cloned"], nodes, False)
+    return len(nodes), nodes
+
+
+async def _warn(conn: Connection, now: datetime, kind: str, ids: list[str], messages: list[str]) -> None:
+    await conn.execute(SQL["warn"], [str(uuid4()) for _ in ids], ids, messages, now, kind)
 
 
 async def _tell(conn: Connection, now: datetime, kind: EventKind, ids: list[str]) -> None:

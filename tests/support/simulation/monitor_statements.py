@@ -40,13 +40,16 @@ def _heard(t: Tables, ids: Sequence[str], texts: Sequence[str], believed: dateti
     return count
 
 
+# No node of a run is cloned, so it doesn't matter which process has polled.
+
+
 @statement("heartbeats", "seen")
-def _seen(t: Tables, ids: Sequence[str], times: Sequence[str], believed: datetime) -> int:
+def _seen(t: Tables, ids: Sequence[str], times: Sequence[str], boots: Sequence[str], believed: datetime) -> int:
     return _heard(t, ids, times, believed, ("last_seen_at",))
 
 
 @statement("heartbeats", "confirmed")
-def _confirmed(t: Tables, ids: Sequence[str], times: Sequence[str], believed: datetime) -> int:
+def _confirmed(t: Tables, ids: Sequence[str], times: Sequence[str], boots: Sequence[str], believed: datetime) -> int:
     return _heard(t, ids, times, believed, ("last_seen_at", "last_sync_at", "confirmed_at"))
 
 
@@ -123,6 +126,8 @@ statement("monitor", "unseen")(_all(_UNSEEN))
 statement("monitor", "seen_again")(_all(_SEEN_AGAIN))
 statement("monitor", "overdue")(_all(_OVERDUE))
 statement("monitor", "overdue_no_more")(_all(_OVERDUE_NO_MORE))
+statement("monitor", "crossing")(_all(lambda row, since: False))
+statement("monitor", "crossing_no_more")(_all(lambda row, since: False))
 statement("monitor", "lock_unseen")(_of(_UNSEEN))
 statement("monitor", "lock_seen_again")(_of(_SEEN_AGAIN))
 statement("monitor", "lock_overdue_no_more")(_of(_OVERDUE_NO_MORE))
@@ -172,23 +177,25 @@ def _set_overdue(t: Tables, ids: Sequence[str], overdue: bool) -> int:
 
 
 @statement("monitor", "warn")
-def _warn(t: Tables, ids: Sequence[str], node_ids: Sequence[str], messages: Sequence[str], now: datetime) -> int:
+def _warn(
+    t: Tables, ids: Sequence[str], node_ids: Sequence[str], messages: Sequence[str], now: datetime, kind: str
+) -> int:
     warned = {(w["node_id"], w["kind"]) for w in t["warnings"].values() if w["cleared_at"] is None}
     count = 0
     for id, node_id, message in zip(ids, node_ids, messages, strict=True):
-        if (node_id, "overdue") not in warned:
-            t.insert("warnings", id=id, node_id=node_id, kind="overdue", message=message, since=now, cleared_at=None)
+        if (node_id, kind) not in warned:
+            t.insert("warnings", id=id, node_id=node_id, kind=kind, message=message, since=now, cleared_at=None)
             count += 1
     return count
 
 
 @statement("monitor", "clear_warnings")
-def _clear_warnings(t: Tables, node_ids: Sequence[str], now: datetime) -> int:
+def _clear_warnings(t: Tables, node_ids: Sequence[str], now: datetime, kind: str) -> int:
     wanted = set(node_ids)
     found = [
         w["id"]
         for w in t["warnings"].values()
-        if w["node_id"] in wanted and w["kind"] == "overdue" and w["cleared_at"] is None
+        if w["node_id"] in wanted and w["kind"] == kind and w["cleared_at"] is None
     ]
     for id in found:
         t.update("warnings", id, cleared_at=now)

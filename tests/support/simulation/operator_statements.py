@@ -270,6 +270,11 @@ def _keep(t: Tables, operator: str, key: str, digest: str, status: int, response
 # nodes: moves, another try, rotated credentials
 
 
+@statement("nodes", "is_cloned")
+def _is_cloned(t: Tables, id: str) -> Rows:
+    return [Row(cloned=False)]
+
+
 @statement("nodes", "lock")
 def _lock(t: Tables, id: UUID) -> int:
     return len(known(t, "nodes", [str(id)]))
