@@ -85,6 +85,12 @@ test-packages *ARGS: packages
     @scripts/bare-root
     @exec {{ pytest }} tests/packages "$@"
 
+# build the Debian packages and test them with systemd and power cuts, in a box: 5 minutes; not part of `.ci/run`; as root, or with sudo
+test-machines *ARGS: packages
+    @scripts/bare-root
+    @scripts/machine-tools
+    @exec {{ pytest }} tests/machines "$@"
+
 # build the docs into a site with search, site/index.html, and test it; a link that leads nowhere fails it
 docs: setup
     rm -rf site

@@ -56,11 +56,11 @@ class Fleet:
         return self.call(f"http://127.0.0.1:{self.node_port}/functions/visits/{name}")
 
 
-def set_up(machine: Machine, database: str, bucket: str, folder: Path) -> Fleet:
-    """Set up control, a node and a function by the pages, and return them, running."""
+def set_up(machine: Machine, database: str, bucket: str, folder: Path, kind: type[Fleet] = Fleet) -> Fleet:
+    """Set up control, a node and a function by the pages, and return them, running; `kind` says how they are run."""
     # After the packages, so that it brings nothing that they lack.
     machine.apt("install", "curl")
-    fleet = Fleet(machine, folder, free_port(), free_port(), "", {})
+    fleet = kind(machine, folder, free_port(), free_port(), "", {})
     page = (ROOT / "docs" / "how-to" / "set-up-control.md").read_text("utf-8")
     machine.shell(f"mkdir /root/authority; cd /root/authority\n{block(page, 'openssl req')}")
     settings = block(page, "SKERRY_METADATA_URL=")

@@ -13,7 +13,7 @@ from tests.support import selections
 
 ROOT = Path(__file__).parents[3]
 ASKS_FOR_THE_USER = re.compile(r"\b(?:get[e]?uid|get[e]?gid|st_uid|st_gid|st_mode|chmod|chown|umask)\b")
-RUN_ONCE = ("tests/console", "tests/docs", "tests/packages", "tests/upgrades")
+RUN_ONCE = ("tests/console", "tests/docs", "tests/machines", "tests/packages", "tests/upgrades")
 """Folders that no selection is of: they have runs of their own."""
 
 

@@ -1,0 +1,137 @@
+"""The units as systemd runs them: started, restarted, hung, failing, removed, and with all that they forbid."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.machines.conftest import BoxFleet
+from tests.packages.built import Package
+from tests.packages.machine import Machine
+from tests.support.deadlines import scaled
+
+pytestmark = pytest.mark.timeout(900)
+UNITS = ("skerry", "skerry-edge")
+STATE = ("--state", "/var/lib/skerry-edge")
+
+
+def shown(box: Machine, unit: str, name: str) -> str:
+    """What systemd knows of a unit."""
+    return box.run("systemctl", "show", "--value", "--property", name, unit).strip()
+
+
+def drop_in(box: Machine, unit: str, *lines: str) -> None:
+    """Have a unit run with these lines besides; without lines, as it is packaged."""
+    folder = f"/run/systemd/system/{unit}.service.d"
+    box.shell(f"rm -rf {folder}; mkdir -p {folder}")
+    if lines:
+        box.write(f"{folder}/test.conf", "\n".join(lines) + "\n")
+    box.run("systemctl", "daemon-reload")
+
+
+def until(box: Machine, unit: str, name: str, value: str, within: float = 60.0) -> None:
+    deadline = time.monotonic() + scaled(within)
+    while (is_now := shown(box, unit, name)) != value:
+        assert time.monotonic() < deadline, f"{unit}: {name} is {is_now}, not {value}"
+        time.sleep(0.2)
+
+
+def test_both_do_all_of_their_work_behind_what_their_units_forbid(fleet: BoxFleet) -> None:
+    """A function was pushed, checked, released and compiled before."""
+    assert fleet.count("box") == fleet.visits("box") != ""
+    status = fleet.machine.run("runuser", "-u", "skerry-edge", "--", "skerry-edge", "status", "--json", *STATE)
+    assert '"unfenced": []' in status or '"unfenced":[]' in status, status
+    for unit in UNITS:
+        judged = ("systemd-analyze", "security", "--no-pager", "--threshold=25", f"{unit}.service")
+        fleet.machine.run(*judged)
+        assert "SIGSYS" not in fleet.machine.run("journalctl", "--unit", unit, "--no-pager")
+    found = fleet.machine.attempt(
+        "runuser", "-u", "skerry-edge", "--", "skerry-edge", "doctor", "--json", *STATE
+    ).stdout
+    assert '"check": "unit", "level": "wrong"' not in found, found
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_restart_returns_when_the_service_answers(fleet: BoxFleet, unit: str) -> None:
+    for _ in range(2):
+        fleet.machine.run("systemctl", "restart", unit)
+        fleet.answers(unit)
+
+
+def test_a_start_that_is_slow_goes_on(fleet: BoxFleet, tmp_path: Path) -> None:
+    """Here it waits for a process of the run before, longer than systemd waits for what says nothing."""
+    box = fleet.machine
+    drop_in(box, "skerry-edge", "[Service]", "TimeoutStartSec=4")
+    try:
+        box.run("systemctl", "stop", "skerry-edge")
+        with (tmp_path / "log").open("wb") as log:
+            box.start(["flock", f"{STATE[1]}/lock", "sleep", "8"], log)
+        began = time.monotonic()
+        box.run("systemctl", "start", "skerry-edge")
+        assert time.monotonic() - began > 4
+        assert shown(box, "skerry-edge", "NRestarts") == "0"
+        fleet.answers("skerry-edge")
+    finally:
+        drop_in(box, "skerry-edge")
+        box.run("systemctl", "restart", "skerry-edge")
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_service_that_hangs_is_started_again(fleet: BoxFleet, unit: str) -> None:
+    drop_in(fleet.machine, unit, "[Service]", "WatchdogSec=3", "TimeoutAbortSec=1")
+    try:
+        fleet.machine.run("systemctl", "restart", unit)
+        pid = shown(fleet.machine, unit, "MainPID")
+        time.sleep(5)
+        assert shown(fleet.machine, unit, "MainPID") == pid, "it works, and says so"
+        fleet.machine.run("kill", "-STOP", pid)
+        until(fleet.machine, unit, "NRestarts", "1")
+        until(fleet.machine, unit, "SubState", "running")
+        fleet.answers(unit)
+    finally:
+        drop_in(fleet.machine, unit)
+        fleet.machine.run("systemctl", "restart", unit)
+
+
+def test_what_ends_again_and_again_is_started_again_and_again(fleet: BoxFleet) -> None:
+    """As for a cause that passes: here, of a state directory that it can't use. Systemd's own limit is five starts."""
+    box = fleet.machine
+    drop_in(box, "skerry-edge", "[Service]", "RestartSec=100ms", "RestartMaxDelaySec=200ms")
+    try:
+        box.run("chown", "root", "/var/lib/skerry-edge/identity.json")
+        box.attempt("systemctl", "restart", "skerry-edge")
+        deadline = time.monotonic() + scaled(120)
+        while int(shown(box, "skerry-edge", "NRestarts")) < 7:
+            assert time.monotonic() < deadline
+            assert shown(box, "skerry-edge", "ActiveState") != "failed"
+            time.sleep(0.2)
+        box.run("chown", "skerry-edge:skerry-edge", "/var/lib/skerry-edge/identity.json")
+        until(box, "skerry-edge", "SubState", "running")
+        fleet.answers("skerry-edge")
+    finally:
+        drop_in(box, "skerry-edge")
+
+
+def test_a_node_that_was_removed_is_installed_again_on_its_socket(fleet: BoxFleet, built: dict[str, Package]) -> None:
+    box = fleet.machine
+    box.run("systemctl", "stop", "skerry-edge")
+    folder = "/etc/systemd/system/skerry-edge.socket.d"
+    box.shell(f"mkdir -p {folder}")
+    address = f"ListenStream=127.0.0.1:{fleet.node_port}"
+    box.write(f"{folder}/address.conf", f"[Socket]\nListenStream=\n{address}\n")
+    box.run("systemctl", "daemon-reload")
+    box.run("systemctl", "enable", "--now", "skerry-edge.socket")
+    box.run("systemctl", "enable", "--now", "skerry-edge.service")
+    before = fleet.count("again")
+    box.apt("remove", "skerry-edge")
+    assert box.attempt("pgrep", "--euid", "skerry-edge").stdout == ""
+    said = box.apt("install", built["skerry-edge"].path)
+    assert "ailed" not in said, said
+    for unit in ("skerry-edge.socket", "skerry-edge.service"):
+        assert box.run("systemctl", "is-active", unit).strip() == "active"
+    assert fleet.visits("again") == before
+    assert box.run("systemctl", "show", "--value", "--property", "TriggeredBy", "skerry-edge.service").strip()
+    # Its address is the socket's: the service has no other one.
+    assert "serving on" in box.run("journalctl", "--unit", "skerry-edge", "--no-pager")
+    fleet.machine.run("systemctl", "restart", "skerry-edge")
+    assert fleet.visits("again") == before
