@@ -5,7 +5,7 @@ import contextlib
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 
-EACH = 8
+EACH = 32
 """Turns that one may wait for."""
 TOGETHER = 256
 """Turns that all may wait for together; beyond them, whoever waits for none yet may wait for one."""

@@ -1,8 +1,9 @@
 """What the metadata database stores of nodes: read, changed as values, and written back in the same transaction."""
 
 import asyncio
+import itertools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -229,8 +230,15 @@ async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
         )
         for row in rows
     ]
-    for some in _parts(values):
-        await conn.execute(SQL["save_nodes"], *(list(column) for column in zip(*some, strict=True)))
+    begins, size = [0], 0
+    for at, columns in enumerate(values):
+        own = sum(map(len, columns))
+        size += own
+        if size > MESSAGE_BYTES and at > begins[-1]:
+            begins.append(at)
+            size = own
+    for begin, end in itertools.pairwise([*begins, len(values)]):
+        await conn.execute(SQL["save_nodes"], *(list(column) for column in zip(*values[begin:end], strict=True)))
     failed = [(row.error_at, _failure(row)) for row in rows if row.failed_anew and row.error_at is not None]
     if failed:
         await events.record(conn, failed[0][0], "sync.failed", [failure for _, failure in failed])
@@ -252,20 +260,6 @@ async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
 
 
 _ID = operator.attrgetter("id")
-
-
-def _parts(values: list[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
-    """These rows, as many at a time as have `MESSAGE_BYTES` together, or one."""
-    part: list[tuple[str, ...]] = []
-    size = 0
-    for row in values:
-        own = sum(map(len, row))
-        if part and size + own > MESSAGE_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(row)
-        size += own
-    yield part
 
 
 def _failure(row: NodeRow) -> dict[str, str | None]:

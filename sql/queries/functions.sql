@@ -25,7 +25,7 @@ ORDER BY f.name LIMIT $2;
 -- name: named_like
 SELECT f.name FROM functions AS f
 WHERE strpos(f.name, $1) > 0 AND EXISTS (SELECT 1 FROM function_versions AS v WHERE v.name = f.name)
-ORDER BY f.name <> $1, strpos(f.name, $1) > 1, f.name LIMIT $2;
+ORDER BY CASE WHEN f.name = $1 THEN 0 WHEN strpos(f.name, $1) = 1 THEN 1 ELSE 2 END, f.name LIMIT $2;
 
 -- How many groups' newest releases have each of these functions; of these groups ($2), if given.
 -- name: in_targets

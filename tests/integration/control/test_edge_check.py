@@ -120,7 +120,7 @@ async def test_one_who_asks_for_many_checks_holds_up_no_other(wasm: Path) -> Non
     refused = [task.exception() for task in drafts if task.done()]
     assert {error.code for error in refused if isinstance(error, ProblemError)} == {"check_unavailable"}
     assert len(refused) == 34 - 1 - fair_turns.EACH
-    for _ in range(34):
+    for _ in range(40):
         checks.go_on.release()
     await asyncio.gather(*changes, pushed, *(task for task in drafts if not task.done()))
     assert checks.run_ones[:6] == ["schema 0", "module ", "schema 1", "first", "schema 2", "second"]
