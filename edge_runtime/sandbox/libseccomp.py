@@ -48,6 +48,7 @@ class Rule(NamedTuple):
 _ffi: Final[Any] = seccomp_h.ffi
 _EQ: Final = 4
 _MASKED_EQ: Final = 7
+_BAD_ARCHITECTURE: Final = 2
 _TSYNC: Final = 4
 _OPTIMIZE: Final = 8
 _NO_SUCH_CALL: Final = -1
@@ -80,6 +81,8 @@ class Filter:
         """`otherwise` is the action for a call that no rule fits. A call by another architecture's numbers ends the
         process."""
         self._context = _library.seccomp_init(otherwise)
+        # libseccomp's own action ends the thread alone, and the others go on with its files and locks.
+        _check(_library.seccomp_attr_set(self._context, _BAD_ARCHITECTURE, KILL), "ACT_BADARCH")
         _check(_library.seccomp_attr_set(self._context, _TSYNC, 1), "TSYNC")
         # The rules become a binary tree, in place of one comparison after the other.
         _check(_library.seccomp_attr_set(self._context, _OPTIMIZE, 2), "OPTIMIZE")

@@ -228,6 +228,17 @@ async def test_what_ends_it(victim: Any, kind: ProcessKind, what: tuple[Any, ...
         assert await it.refused(*what) == "SIGSYS"
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
+@pytest.mark.parametrize("what", [("interrupt",), ("raw", 0x4000_0027)], ids=["i386", "x32"])
+@pytest.mark.parametrize("place", USERS[:1], indirect=True)
+async def test_a_call_by_another_architectures_numbers_ends_all_threads(victim: Any, what: tuple[Any, ...]) -> None:
+    """libsql's thread would keep the socket, the locks and the memory."""
+    async with victim() as it:
+        assert await it.refused("raw", 39) == "", "getpid, by the number that it has here"
+        assert len(os.listdir(f"/proc/{it.child.pid}/task")) > 1
+        assert await asyncio.wait_for(it.refused(*what), scaled(10)) == "SIGSYS"
+
+
 async def test_processes(victim: Any) -> None:
     async with victim() as it:
         for what in (("spawn", "/bin/sh"), ("fork",), ("thread",)):
@@ -248,6 +259,24 @@ async def test_signals(victim: Any) -> None:
         assert await it.refused("owner", it.child.sock.fileno(), os.getpid()) == "EPERM", "a signal with input"
         assert await it.refused("raw", 157, 1, 0) == "EPERM", "PR_SET_PDEATHSIG"
         assert await it.refused("kill", it.child.pid, signal.SIGTERM) == "", "itself"
+
+
+LIVES = """
+import sys
+from edge_runtime.sandbox import fence
+fence.die_with_parent(int(sys.argv[1]))
+print("it lives")
+"""
+
+
+@pytest.mark.parametrize(("parent", "said"), [(os.getpid, b"it lives\n"), (os.getppid, b"")], ids=["there", "gone"])
+async def test_a_child_whose_parent_ended_before_it_could_be_bound_to_it_ends(parent: Any, said: bytes) -> None:
+    """The kernel tells only of an end that comes later."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LIVES, str(parent()), stdout=asyncio.subprocess.PIPE
+    )
+    told, _ = await asyncio.wait_for(process.communicate(), scaled(60))
+    assert (told, process.returncode) == (said, 0 if said else 1)
 
 
 async def test_limits(victim: Any) -> None:

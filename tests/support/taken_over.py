@@ -102,6 +102,13 @@ def eat(size: int) -> None:
         eaten[at] = 1
 
 
+def interrupt() -> None:
+    """A system call of a 32-bit program, by `int 0x80`: getpid."""
+    code = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=7)
+    code.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")
+    ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
+
+
 def owner(descriptor: int, pid: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, pid)
 
@@ -130,7 +137,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "raw": raw, "open": open_file, "write": write, "connect": connect, "shell": shell, "spawn": spawn, "fork": fork,
     "thread": thread, "take": take, "eat": eat, "kill": os.kill, "signal": os.pidfd_open, "owner": owner,
     "unlock": unlock, "hand_on": hand_on, "rename": os.rename, "link": os.link, "symlink": os.symlink,
-    "reach": faults.reach,
+    "reach": faults.reach, "interrupt": interrupt,
 }  # fmt: skip
 
 
