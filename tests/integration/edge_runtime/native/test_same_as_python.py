@@ -127,6 +127,15 @@ GUESTS: dict[str, tuple[bytes, dict[str, Any]]] = {
         ),
         {},
     ),
+    # Its header lines and its body, each as long as it may be, and a byte more.
+    "writes as much as may be": (
+        wagi(called(f"(i32.store (i32.const 12) (i32.const 65010)) {WRITE}")),
+        {"response_limit": 10},
+    ),
+    "writes more than may be": (
+        wagi(called(f"(i32.store (i32.const 12) (i32.const 65011)) {WRITE}")),
+        {"response_limit": 10},
+    ),
     "answers nothing": (wagi(NOTHING), {}),
     "answers a blank line": (wagi(called(WRITE), '"\\n\\nbody"'), {}),
     "answers CR LF": (wagi(called(WRITE), '"content-type: a/b\\r\\n\\r\\nbody"'), {}),
