@@ -134,6 +134,15 @@ def test_a_version_keeps_its_breaker_and_a_function_its_queue() -> None:
     assert queues.clear(queues.of("b")) == [waiting]
 
 
+def test_no_function_takes_the_places_of_others_where_writes_are_held() -> None:
+    queues = Queues(PoolLimits(4, function_queue=2))
+    queues.serve(release(a=Manifest(), b=Manifest(queue=1)), {})
+    held = [queues.hold(call(name), 4) for name in ("a", "a", "a", "b", "b", "c", "d")]
+    # Each as many as may wait for it; all together as many as there are places.
+    assert held == [True, True, False, True, False, True, False]
+    assert queues.waiting == len(queues.held) == 4
+
+
 class Workers:
     """Makes links as they are with so many jobs. Nobody is at the other end: what they can do isn't asked of them."""
 
