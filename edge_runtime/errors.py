@@ -206,6 +206,11 @@ FAILED: Final = ErrorCode(502, "The function failed")
 """What a code stands for that isn't in the table: it came from another program or version."""
 
 
+def known(code: str) -> str:
+    """Return a code that a child has said; `internal` where the node has none of that name."""
+    return code if code in CODES else "internal"
+
+
 def status_of(code: str) -> int:
     """HTTP status of a call that ends with the code."""
     return CODES.get(code, FAILED).status or FAILED.status

@@ -1,5 +1,5 @@
 """Times in which this process didn't run: it was stopped by a signal or with the whole machine, or got no processor. A
-timer that fires much too late shows such a time. Pure.
+timer that fires much too late shows such a time, as far as the process wasn't busy itself. Pure.
 
 Other processes may not have run either, so time limits don't count pauses.
 """
@@ -20,13 +20,13 @@ class Pauses:
         self._known: deque[tuple[float, float]] = deque(maxlen=_MOST)
         """Start and end of each pause, in order."""
 
-    def notice(self, due: float, now: float) -> float:
+    def notice(self, due: float, now: float, busy: float = 0.0) -> float:
         """Note that a timer due at `due` fires at `now`. Return the seconds of the pause that this shows; 0 where it
-        shows none."""
-        late = now - due
+        shows none. `busy`: seconds of the processor that this process has had meanwhile, in which it did run."""
+        late = now - due - busy
         if late < LATE:
             return 0.0
-        self._known.append((due, now))
+        self._known.append((now - late, now))
         return late
 
     def passed(self, since: float, now: float) -> float:

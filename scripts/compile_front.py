@@ -31,6 +31,7 @@ MODULES = (
     "edge_runtime.dispatch.served_functions",
     "edge_runtime.dispatch.watchdog",
     "edge_runtime.dispatch.worker_link",
+    "edge_runtime.ipc.outgoing_frames",
     "edge_runtime.pauses",
     "edge_runtime.telemetry.call_counts",
     "edge_runtime.telemetry.call_ids",

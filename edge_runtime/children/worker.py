@@ -19,7 +19,7 @@ from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import UNANSWERED, CallEnds, CallRights, FrontHttp
 from edge_runtime.guests import call_requests, guest
 from edge_runtime.guests.host_functions import RecentCache, host
-from edge_runtime.ipc import call_head, death_word, frames, progress_page
+from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.ipc.preloads import Preload
@@ -48,7 +48,6 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     except database.DatabaseOpenError as error:
         frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.ChildFailure(error.code, error.message))
         return
-    death_word.tell_end(shared, slot)
     malloc.keep(_KEPT_BLOCK)
     fence.limit_files(settings.temp_limit)
     opened.file_limit_was_hit = fence.file_limit_was_hit

@@ -195,7 +195,9 @@ class CallEnds:
         """Tell the front of a fault, with the frames `before` it."""
         if log:
             frames.send(self._sock, request, frames.LOG, b"", log)
-        frames.send_json(self._sock, request, frames.FAULT, frames.Fault(code, message, status_of(code)), before)
+        frames.send_json(
+            self._sock, request, frames.FAULT, frames.Fault(code, message[: frames.FAULT_TEXT], status_of(code)), before
+        )
 
     def _times(self, request: int, ended: float) -> bytes:
         return frames.pack(request, frames.TIMES, b"", self.steps.encode(self._mark.started, ended, _shown))

@@ -18,8 +18,8 @@ class Call:
     """A request to a function. It ends once, always, with an `Outcome`."""
 
     __slots__ = (
-        "attempts", "began", "body", "client", "deadline", "done", "ended", "gone", "head", "headers", "host", "id",
-        "method", "name", "params", "path", "query", "request_id", "route", "script", "sent", "served", "short",
+        "attempts", "began", "body", "client", "deadline", "deaths", "done", "ended", "gone", "head", "headers", "host",
+        "id", "method", "name", "params", "path", "query", "request_id", "route", "script", "sent", "served", "short",
         "timed", "times", "traced", "via",
     )  # fmt: skip
 
@@ -68,6 +68,8 @@ class Call:
         """When it came to the pool (monotonic clock, seconds)."""
         self.attempts = 0
         """How often the call was dispatched."""
+        self.deaths = 0
+        """Workers that ended when the call was the next one that they had."""
         self.deadline = 0.0
         """Until when the call may wait to be dispatched (`clock.monotonic`)."""
         self.gone = False
@@ -104,9 +106,11 @@ class Call:
 class Order:
     """Something that the front asks of one worker, in line with the calls."""
 
-    __slots__ = ("answer", "crashed", "id", "short")
+    __slots__ = ("answer", "crashed", "id", "kind", "short")
 
-    def __init__(self, answer: asyncio.Future[frames.Frame]) -> None:
+    def __init__(self, answer: asyncio.Future[frames.Frame], kind: int) -> None:
+        """`kind` is that of its frame."""
+        self.kind = kind
         self.answer = answer
         """Ends with `frames.ChildGone`, when the worker ended before it had answered."""
         self.crashed = False

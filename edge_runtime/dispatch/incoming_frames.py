@@ -1,19 +1,76 @@
-"""What comes from a worker's socket, as frames: small ones out of one buffer, a large one in pieces that aren't copied.
+"""What comes from a worker's socket, as frames, and what a worker may say in them.
 
-A body of megabytes in one block would be asked of the system, page by page, and given back with each call, which holds
-the loop up for longer than the rest of the call takes.
+A guest may have its worker in its hands, so a frame is a claim of whoever wrote it. Its kind, its lengths and its
+fields are checked here and nowhere else; when a frame may come is for `worker_link`, and what the shared page says is
+checked by `progress_page.read`. A worker that says anything else is ended.
+
+Small frames come out of one buffer, a large one in pieces that aren't copied: a body of megabytes in one block would be
+asked of the system, page by page, and given back with each call, which holds the loop up for longer than the rest of
+the call takes.
 """
 
 import socket
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
-from edge_runtime.dispatch.outcomes import AnswerBody
-from edge_runtime.ipc import frames
+import msgspec
+from msgspec import Meta
+
+from control.manifest_fields import Manifest
+from edge_runtime.dispatch.outcomes import Answer, AnswerBody, Outcome, Refusal, whole
+from edge_runtime.errors import known, status_of
+from edge_runtime.ipc import call_times, frames, header_lines
+from edge_runtime.ipc.call_times import CallTimes
 
 BUFFER: Final = 256 * 1024
 """Bytes of the buffer, and of each piece of a larger frame."""
-FRAME_LIMIT: Final = 128 * 1024 * 1024
-"""Bytes, more than any answer has. A worker that announces a longer frame was taken over."""
+STATUSES: Final = 600
+"""HTTP statuses are below this number."""
+LONGEST: Final = 128 << 20
+"""Bytes that no frame has: more than an answer or a function's HTTP request can have."""
+AT_ONCE: Final = 512
+"""Frames that can't come together: those of all jobs that a worker may have are fewer."""
+MEANWHILE: Final = frozenset(
+    (frames.LOG, frames.HTTP, frames.DENIED, frames.NEWLY_LOADED, frames.DAMAGED, frames.TIMES)
+)
+"""Kinds of frames about a call that goes on; all but HTTP come once of a call."""
+BODILESS: Final = (204, 205, 304)
+"""Statuses of answers without a body."""
+_MOST: Final = {
+    frames.READY: 0,
+    frames.FAILED: 256 << 10,
+    frames.FAULT: 256 << 10,
+    frames.STALE: 0,
+    frames.HELD: 0,
+    frames.LOADED: 16 << 20,
+    frames.DONE: 0,
+    frames.LOG: 1 << 20,
+    frames.HTTP: LONGEST,
+    frames.DENIED: 1 << 10,
+    frames.TIMES: call_times.LONGEST,
+    frames.DAMAGED: 0,
+    frames.NEWLY_LOADED: 0,
+}
+"""Bytes of a frame that is no guest's answer, by its kind. It has no head."""
+_ORDERS: Final = {
+    frames.RELEASE: (frames.LOADED,),
+    frames.FORGET: (frames.DONE,),
+    frames.PRELOAD: (frames.DONE, frames.DAMAGED),
+}
+"""The kinds of frames that answer orders, by the orders' kinds."""
+
+_T = TypeVar("_T")
+
+DeniedKind = Literal["sql", "sql_statement", "sql_closed", "http_host"]
+"""Kinds of what a worker may deny a call: values of a metric's label, of which there must be no others."""
+
+_decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
+_decode_denied: Final = msgspec.json.Decoder(dict[DeniedKind, Annotated[int, Meta(ge=1, le=2**32)]]).decode
+_decode_loaded: Final = msgspec.json.Decoder(frames.Loaded).decode
+
+
+class FrameUnfit(ValueError):
+    """No honest worker sends this."""
 
 
 class IncomingFrame(NamedTuple):
@@ -22,10 +79,6 @@ class IncomingFrame(NamedTuple):
     head: bytes
     body: AnswerBody
     """In pieces if it is large and a guest's answer."""
-
-
-class FrameTooLong(Exception):
-    """A frame was announced that no honest worker sends."""
 
 
 class IncomingFrames:
@@ -44,7 +97,7 @@ class IncomingFrames:
     def receive(self, sock: socket.socket) -> list[IncomingFrame] | None:
         """Read once, and return the frames that are whole now; None if the other side has closed.
 
-        Raises: BlockingIOError, when nothing has come; FrameTooLong; other OSErrors of the socket.
+        Raises: BlockingIOError, when nothing has come; FrameUnfit; other OSErrors of the socket.
         """
         if self._missing:
             got = sock.recv_into(self._room)
@@ -61,17 +114,18 @@ class IncomingFrames:
         found: list[IncomingFrame] = []
         while have - at >= frames.HEADER_BYTES:
             length, request, kind, head = frames.HEADER.unpack_from(data, at)
+            check_header(length, request, kind, head)
             start = at + frames.HEADER_BYTES
             end = start + length
             if end > have:
-                if length > FRAME_LIMIT:
-                    raise FrameTooLong
                 if end - at > BUFFER:
                     return [*found, *self._begin(view[at:have], end - at)]
                 break
             split = start + head
             at = end
             found.append(IncomingFrame(request, kind, bytes(view[start:split]), bytes(view[split:end])))
+            if len(found) > AT_ONCE:
+                raise FrameUnfit(f"it sent more than {AT_ONCE} frames at once")
         if at:
             data[: have - at] = data[at:have]
         self._have = have - at
@@ -100,3 +154,76 @@ class IncomingFrames:
         # An answer goes on in its pieces; other large frames are rare.
         body = pieces if kind >= frames.FIRST_STATUS else b"".join(pieces)
         return [IncomingFrame(request, kind, bytes(first[frames.HEADER_BYTES : split]), body)]
+
+
+def check_header(length: int, request: int, kind: int, head: int) -> None:
+    """Check the header of a frame, before more of it is read. Raises: FrameUnfit."""
+    if frames.FIRST_STATUS <= kind < STATUSES:
+        if head <= length <= LONGEST:
+            return
+    elif not head and length <= _MOST.get(kind, -1):
+        return
+    raise FrameUnfit(f"it announced {length} bytes of kind {kind} about request {request}, {head} of them a head")
+
+
+def check_order(order: int, kind: int, body: bytes) -> None:
+    """Check the answer to an order of this kind. Raises: FrameUnfit."""
+    if kind not in _ORDERS.get(order, ()):
+        raise FrameUnfit(f"it answered an order of kind {order} by a frame of kind {kind}")
+    if kind == frames.LOADED:
+        loaded(body)
+
+
+def outcome(
+    kind: int, head: bytes, body: AnswerBody, release: int, manifest: Manifest, method: str
+) -> tuple[Outcome, frames.Fault | None]:
+    """Return the outcome that a worker's last frame about a call stands for, and the fault where it is one.
+
+    `release` is the number of the call's release, `manifest` its function's, `method` its request's. Raises:
+    FrameUnfit.
+    """
+    if frames.FIRST_STATUS <= kind < STATUSES:
+        size = len(body) if isinstance(body, bytes) else sum(map(len, body))
+        try:
+            told = (
+                header_lines.length_cached(head)
+                if len(head) <= header_lines.CACHED_BYTES
+                else header_lines.length(head)
+            )
+        except ValueError as error:
+            raise FrameUnfit(str(error)) from None
+        if size > manifest.response_limit or (size and kind in BODILESS):
+            raise FrameUnfit(f"it answered a body of {size} bytes with the status {kind}")
+        # Where there is a body, its length is written by who sends it.
+        if told != header_lines.NONE and (size or method != "HEAD" or kind in BODILESS):
+            raise FrameUnfit(f"it answered {method} with a Content-Length of its own and a body of {size} bytes")
+        return Answer(kind, head, body, release), None
+    if kind != frames.FAULT:
+        raise FrameUnfit(f"it ended a call by a frame of kind {kind}")
+    fault = _decoded(_decode_fault, whole(body))
+    code = known(fault.code)
+    fault = frames.Fault(code, fault.message, status_of(code))
+    return Refusal(fault.status, code, fault.message, int(fault.status == 503), release=release), fault
+
+
+def denials(body: bytes) -> dict[DeniedKind, int]:
+    """Return how often a call was denied what its manifest doesn't grant, by kind. Raises: FrameUnfit."""
+    return _decoded(_decode_denied, body)
+
+
+def times(body: bytes) -> CallTimes:
+    """Return where a call's time went. Raises: FrameUnfit."""
+    return _decoded(call_times.decode, body)
+
+
+def loaded(body: bytes) -> frames.Loaded:
+    """Return which functions of a set couldn't be loaded. Raises: FrameUnfit."""
+    failures = _decoded(_decode_loaded, body).failures
+    return frames.Loaded([frames.told_failure(failure) for failure in failures])
+
+
+def _decoded(decode: Callable[[bytes], _T], body: bytes) -> _T:
+    try:
+        return decode(body)
+    except Exception as error:
+        raise FrameUnfit(f"it said {len(body)} bytes that can't be read: {str(error)[:200]}") from None

@@ -1,4 +1,4 @@
-"""How a call can end: an answer of its function, or a refusal; made of a worker's frame or of a worker's death. Pure.
+"""How a call can end: an answer of its function, or a refusal; what is said of a worker's death. Pure.
 
 `overdue`, which says when a worker must be ended before its time, is in `watchdog`.
 """
@@ -7,18 +7,11 @@ import os
 import signal
 from typing import Final, NamedTuple
 
-import msgspec
-
 from control import wire
 from edge_runtime.errors import status_of
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.zygote_client import how
 from edge_runtime.settings import PoolLimits
-
-STATUSES: Final = 600
-"""HTTP statuses are below this number."""
-DENIED: Final = ("sql", "sql_statement", "sql_closed", "http_host")
-"""Kinds of what a worker may deny a call: values of a metric's label, of which there must be no others."""
 
 # Why the front ends a worker.
 TIME_LIMIT: Final = "time_limit"
@@ -29,6 +22,8 @@ LOCK_WAIT: Final = "writer_busy"
 CLIENT_GONE: Final = "client_gone"
 STUCK: Final = "stuck"
 HELD: Final = "database_held"
+FOREIGN: Final = "foreign"
+"""The worker said or did what no honest one does."""
 KILL_CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE, HELD)
 """Reasons that are also the code of the refusal that the worker's call gets."""
 
@@ -83,34 +78,6 @@ def refused(code: str, message: str, retry_after: int = 0, allow: str = "") -> R
     return Refusal(status_of(code), code, message, retry_after, allow)
 
 
-_decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
-_decode_denied: Final = msgspec.json.Decoder(dict[str, int]).decode
-
-
-def of_frame(kind: int, head: bytes, body: AnswerBody, release: int) -> tuple[Outcome, frames.Fault | None]:
-    """Return the outcome that a worker's last frame about a call stands for, and the fault where it is one.
-
-    Raises: ValueError, when no honest worker sends such a frame.
-    """
-    if kind >= STATUSES:
-        raise ValueError(f"an answer with the status {kind}")
-    if kind >= frames.FIRST_STATUS:
-        return Answer(kind, head, body, release), None
-    fault = _decode_fault(whole(body))
-    if not 400 <= fault.status < STATUSES:
-        raise ValueError(f"a fault with the status {fault.status}")
-    return Refusal(fault.status, fault.code, fault.message, int(fault.status == 503), release=release), fault
-
-
-def denials(body: bytes) -> dict[str, int]:
-    """Return how often a call was denied what its manifest doesn't grant, by kind. Raises: ValueError."""
-    times_by_kind = _decode_denied(body)
-    for kind, times in times_by_kind.items():
-        if kind not in DENIED or times < 1:
-            raise ValueError(f"it was denied {kind[:80]!r} {times} times")
-    return times_by_kind
-
-
 def blames(why: str, state: int, status: int | None) -> bool:
     """Tell whether a worker's death is the fault of the function that it ran; parameters as of `of_death`.
 
@@ -118,7 +85,9 @@ def blames(why: str, state: int, status: int | None) -> bool:
     is the disk's.
     """
     if why:
-        return why in (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD) or (why == STUCK and state == progress_page.LOADING)
+        return why in (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, FOREIGN) or (
+            why == STUCK and state == progress_page.LOADING
+        )
     outside = status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
     return state != progress_page.COMMITTING and not outside
 
@@ -156,6 +125,9 @@ def of_death(
         return database_held(held_by, f"{name} waited for it longer than {limits.lock_wait:g} s. Nothing was changed.")
     if why == CLIENT_GONE:
         return client_gone()
+    if why == FOREIGN:
+        text = f"The process that ran {name} did what none of the node's does, and was ended: its log says what."
+        return refused("worker_crashed", text)
     overflow = ""
     if status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSEGV:
         overflow = " (so shows a guest whose stack overflows)"

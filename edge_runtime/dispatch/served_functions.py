@@ -25,6 +25,8 @@ _OUTLIER: Final = 4.0
 LOG_BURST = 1 << 20
 LOG_RATE = 64 * 1024
 """Bytes that the calls of one function may log at once, and then per second."""
+MOST_DENIED: Final = 2**53
+"""A count that a worker says: so large that none is larger, and each reader of JSON takes it."""
 RELEASES: Final = 2
 """Releases of which a function's calls are counted apart: the newest ones."""
 MOST_RELEASES: Final = 4
@@ -99,7 +101,7 @@ class Tally:
         return self.all.outcomes
 
     def deny(self, kind: str, times: int = 1) -> None:
-        self.denied[kind] = self.denied.get(kind, 0) + times
+        self.denied[kind] = min(self.denied.get(kind, 0) + times, MOST_DENIED)
 
     @property
     def short(self) -> bool:

@@ -14,9 +14,8 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-import msgspec
-
 from edge_runtime import clock
+from edge_runtime.dispatch import incoming_frames
 from edge_runtime.dispatch.call import Call, Order
 from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.pool import Pool
@@ -25,7 +24,6 @@ from edge_runtime.dispatch.watchdog import Watchdog
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
-from edge_runtime.ipc.death_word import DeathWatch
 from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.preloads import Preload
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
@@ -60,8 +58,6 @@ PRELOAD_PAUSE: Final = 0.1
 LOAD_TRIES: Final = 3
 """After so many workers that ended while they loaded a release's modules, the modules are to blame."""
 
-_decode_loaded: Final = msgspec.json.Decoder(frames.Loaded).decode
-
 
 class Supervisor:
     """`run` must be running while the others of its methods are used."""
@@ -70,8 +66,6 @@ class Supervisor:
         self._pool = pool
         self._hooks = hooks
         self._watchdog = Watchdog(pool)
-        self._deaths: DeathWatch
-        """Set while `run` runs."""
         self._trials = trials
         self._processes = processes
         self._serial = 0
@@ -94,10 +88,7 @@ class Supervisor:
         hooks.loaded = self._newly_loaded
 
     async def run(self) -> None:
-        """Keep the workers alive until cancelled, and end them then. Raises: RuntimeError, when the system refuses a
-        thread."""
-        self._deaths = DeathWatch(self._processes.page)
-        self._deaths.start()
+        """Keep the workers alive until cancelled, and end them then."""
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._pool.limits.workers + SPARES):
@@ -105,7 +96,6 @@ class Supervisor:
         finally:
             if self._preloading is not None:
                 self._preloading.cancel()
-            self._deaths.close()
             self._watchdog.close()
             self._pool.close()
 
@@ -276,7 +266,6 @@ class Supervisor:
                 equipping.cancel()
             return link, equipping.done() and not equipping.cancelled() and equipping.result()
         finally:
-            self._deaths.forget(slot)
             self._slots.append(slot)
             if link is not None and link.ended.done():
                 # The slot has been read; the pidfd stays open until the zygote has said how the worker ended.
@@ -290,7 +279,6 @@ class Supervisor:
         try:
             async with clock.timeout(READY_LIMIT):
                 await link.ready
-                self._deaths.watch(link.child.slot, link.child.pid, link.died)
             while missing := self._loads.keys() - link.serials:
                 await self._load(link, min(missing)).answer
         except TimeoutError:
@@ -371,7 +359,7 @@ class Supervisor:
         if not answer.cancelled() and answer.exception() is None:
             if serial in link.ordered:
                 link.serials.add(serial)
-            for failure in _decode_loaded(answer.result().body).failures:
+            for failure in incoming_frames.loaded(answer.result().body).failures:
                 self._failures.get(serial, []).append(failure)
                 log.error("worker %d: %s", link.child.pid, failure.message)
             self._pool.place(link)

@@ -13,7 +13,7 @@ from edge_runtime.errors import CodedError
 from edge_runtime.ipc import frames, trial_messages
 from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient, decode_failure
+from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 
 LIMIT: Final = 120.0
 """Seconds for all functions together."""
@@ -88,7 +88,7 @@ class TrialLoads:
             reply = await child.ask(frames.TRY, order, LIMIT)
             while True:
                 if reply.kind == frames.FAILED:
-                    failure = decode_failure(reply.body)
+                    failure = frames.decode_failure(reply.body)
                     raise LoadFailed(failure.code, failure.message)
                 self._fits(new[0], _decode_tried(reply.body).bytes)
                 del new[0]

@@ -40,6 +40,8 @@ COMMIT_LIMIT: Final = 5.0
 """Seconds that a COMMIT may take beyond the call's own limit: the disk's time, not the guest's."""
 CALLED_LOAD_LIMIT: Final = 30.0
 """Seconds that a worker may take to load a function when it is called; they don't count as the call's time."""
+UNDER_WAY: Final = 1.0
+"""Seconds in which the answer is here of a call behind which its worker has begun the next one."""
 ABANDONED: Final = 0.05
 """Seconds that a call may run on when its client has gone and others wait: ending a worker costs about as much."""
 
@@ -53,12 +55,15 @@ class Watchdog:
         self._pauses = Pauses()
         self._due = 0.0
         """When the timer is due."""
+        self._busy = 0.0
+        """Seconds of the processor that this process had had when the timer was set."""
         self._timer: asyncio.TimerHandle | None = None
 
     def soon(self) -> None:
         """Look soon: there is something with a time limit."""
         if self._timer is None:
             # Written out: each call passes here, and its way through the front is bounded.
+            self._busy = time.process_time()
             self._due = time.monotonic() + TICK
             self._timer = asyncio.get_running_loop().call_at(self._due, self._tick)
 
@@ -69,7 +74,8 @@ class Watchdog:
 
     def _tick(self) -> None:
         pool, now, patience = self._pool, time.monotonic(), clock.monotonic()
-        pause = self._pauses.notice(self._due, now)
+        busy, self._busy = self._busy, time.process_time()
+        pause = self._pauses.notice(self._due, now, self._busy - busy)
         # First of all: the next look sees a pause within this one.
         self._due = now + TICK
         self._timer = asyncio.get_running_loop().call_at(self._due, self._tick)
@@ -84,8 +90,9 @@ class Watchdog:
             if isinstance(job, Order):
                 why = "load_limit" if self._pauses.passed(link.since, now) > ORDER_LIMIT else ""
             else:
-                if len(link.jobs) > 1:
-                    link.take_back()
+                if len(link.jobs) > 1 and link.take_back() and self._pauses.passed(link.since, now) > UNDER_WAY:
+                    link.end("it has begun a call and not answered the one before")
+                    continue
                 others = pool.waiting > 0 or len(link.jobs) > 1
                 why = overdue(job, link.seen(), link.since, now, others, pool.limits, self._pauses)
             if why in (LOCK_HELD, LOCK_WAIT) and pool.holder():
@@ -141,11 +148,14 @@ def overdue(
 
     `since` is when the call became the first, `others_wait` whether other calls need the worker; times are seconds of
     the monotonic clock. Waiting for the writer lock doesn't count as running, and has a limit of its own. The time in
-    which the front didn't run (`pauses`) counts for no limit.
+    which the front didn't run (`pauses`) counts for no limit. What the worker says of itself (`seen`) counts as long as
+    the front's own clock lets it.
     """
-    limit = call.served.limit
+    limit, gone = call.served.limit, pauses.passed(since, now)
+    if gone > bound(call, limits):
+        return STUCK if seen.state == progress_page.COMMITTING else TIME_LIMIT
     if seen.request != call.id:
-        return STUCK if pauses.passed(since, now) > limit + GRACE else ""
+        return STUCK if gone > limit + GRACE else ""
     in_state = pauses.passed(seen.since_ns / 1e9, now)
     if seen.state == progress_page.LOADING:
         return STUCK if in_state > CALLED_LOAD_LIMIT else ""
@@ -161,3 +171,12 @@ def overdue(
     if seen.state == progress_page.WRITING and in_state > limits.lock_hold:
         return LOCK_HELD
     return CLIENT_GONE if call.gone and others_wait and ran > ABANDONED else ""
+
+
+def bound(call: Call, limits: PoolLimits) -> float:
+    """Return the seconds that a call may be its worker's first, whatever the worker says: those of all its limits."""
+    limit = call.served.limit
+    most = GRACE + CALLED_LOAD_LIMIT + limit
+    if call.served.function.manifest.sql != "none":
+        most += limits.lock_wait + limit + COMMIT_LIMIT
+    return most

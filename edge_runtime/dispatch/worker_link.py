@@ -5,32 +5,27 @@ had already come.
 """
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import deque
 from typing import Final, Protocol
 
-from edge_runtime.dispatch import outcomes
+from edge_runtime.dispatch import incoming_frames
 from edge_runtime.dispatch.call import Body, Call, Job, Order
 from edge_runtime.dispatch.hooks import Hooks
-from edge_runtime.dispatch.incoming_frames import FrameTooLong, IncomingFrames
-from edge_runtime.dispatch.outcomes import AnswerBody, refused, whole
-from edge_runtime.ipc import call_times, death_word, frames, progress_page
+from edge_runtime.dispatch.incoming_frames import FrameUnfit, IncomingFrames
+from edge_runtime.dispatch.outcomes import FOREIGN, AnswerBody, whole
+from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
-from edge_runtime.ipc.zygote_client import Child, decode_failure
+from edge_runtime.ipc.outgoing_frames import OutgoingFrames
+from edge_runtime.ipc.zygote_client import Child
 
 log = logging.getLogger("skerry.pool")
 
-_SMALL: Final = 65_536
-_AGAIN: Final = 0.02
-"""Seconds between two looks at a dead worker's socket."""
-_AT_ONCE: Final = 16
-"""Pieces of what waits to be sent that one system call is given."""
-_MEANWHILE: Final = frozenset(
-    (frames.LOG, frames.HTTP, frames.DENIED, frames.NEWLY_LOADED, frames.DAMAGED, frames.TIMES)
-)
-"""Kinds of frames about a call that goes on."""
+_READS: Final = 64
+"""How often a dead worker's socket is read: more often than it can hold so much."""
+DEATHS: Final = 3
+"""Workers that may have ended when they were to begin a call, until the call is told that it ended them."""
 
 
 class Owner(Protocol):
@@ -44,7 +39,8 @@ class Owner(Protocol):
         """These calls, which waited behind the worker's first job, were taken back from it; there may be none."""
 
     def lost(self, link: "WorkerLink", running: Call | None, waiting: list[Call], seen: progress_page.Seen) -> None:
-        """The worker has ended. It was running one call, which had come as far as `seen` says; others waited."""
+        """The worker's process has ended. It was running one call, which had come as far as `seen` says; others
+        waited."""
 
 
 class WorkerLink:
@@ -77,6 +73,14 @@ class WorkerLink:
         """Names of the functions that the worker was told to load while it was a spare one."""
         self.killed = ""
         """Why the front killed the worker; empty while it hasn't."""
+        self._listens = True
+        """What the worker says counts."""
+        self._spoke = False
+        """The worker has said that it is ready, or why it can't be."""
+        self._said = set[int]()
+        """Kinds of frames that have come about the first job, of those that come once."""
+        self._asked = False
+        """An HTTP request of the first job is under way."""
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
@@ -88,11 +92,9 @@ class WorkerLink:
         self._sock = child.sock
         self._fileno = child.sock.fileno()
         self._incoming = IncomingFrames()
-        self._out: deque[memoryview] = deque()
-        self._held: list[bytes] | None = None
-        """Frames that go out together, while those that came together are handled."""
+        self._outgoing = OutgoingFrames(child.sock, loop)
         loop.add_reader(self._fileno, self._readable)
-        child.exited.add_done_callback(self._exited)
+        child.gone.add_done_callback(self._gone)
 
     # Jobs
 
@@ -100,32 +102,46 @@ class WorkerLink:
         """Give the worker a call, after the jobs that it has."""
         self._give(call)
         self._claims.offer(call.id)
-        self.send(call.id, frames.CALL_TIMED if call.timed else frames.CALL, head, call.body)
+        self._outgoing.send(call.id, frames.CALL_TIMED if call.timed else frames.CALL, head, call.body)
 
     def order(self, kind: int, body: bytes) -> Order:
         """Ask something of the worker, after the jobs that it has."""
-        order = Order(self._loop.create_future())
+        order = Order(self._loop.create_future(), kind)
         if self.ended.done():
             order.answer.set_exception(frames.ChildGone("the worker ended"))
         else:
             self._give(order)
-            self.send(order.id, kind, b"", body)
+            self._outgoing.send(order.id, kind, b"", body)
         return order
 
-    def take_back(self) -> None:
-        """Take the calls back that wait behind the first job, which counts as long from here on."""
+    def take_back(self) -> bool:
+        """Take the calls back that wait behind the first job, which counts as long from here on. Return whether the
+        worker has one of them already: then its answer to the first one is under way."""
         jobs = self.jobs
         if jobs[0].short:
             jobs[0].short = False
             self.longs += 1
-        taken = [job for job in jobs if isinstance(job, Call) and job is not jobs[0] and self._claims.take(job.id)]
+        behind = [job for job in jobs if isinstance(job, Call) and job is not jobs[0]]
+        taken = [job for job in behind if self._claims.take(job.id)]
         if taken:
             self.jobs = deque(job for job in jobs if job not in taken)
         self._owner.requeue(self, taken)
+        return len(taken) < len(behind)
+
+    def end(self, what: str) -> None:
+        """Kill a worker that says or does what no honest one does. Nothing counts that it says from here on."""
+        log.error("worker %d: %s: it is killed", self.child.pid, what)
+        self._stop_listening()
+        self.kill(FOREIGN)
 
     def seen(self) -> progress_page.Seen:
-        """Read how far the worker has come."""
-        return progress_page.read(self._page, self.child.slot)
+        """Return how far the worker says that it has come, as far as that can be."""
+        seen = progress_page.read(self._page, self.child.slot, self.since)
+        if seen.state in progress_page.OF_SQL:
+            for job in self.jobs:
+                if job.id == seen.request and not (isinstance(job, Call) and _may(job, seen.state)):
+                    return seen._replace(state=progress_page.RUNNING)
+        return seen
 
     def set_applying(self, applying: bool) -> None:
         """Tell the worker whether a release is being applied."""
@@ -139,13 +155,17 @@ class WorkerLink:
             self.child.kill()
 
     def detach(self) -> None:
-        """Read and write no more."""
+        """Read and write no more, as the worker has ended."""
         self.usable = False
+        self._stop_listening()
         if not self.ended.done():
-            self._loop.remove_reader(self._fileno)
-            self._loop.remove_writer(self._fileno)
-            self._out.clear()
             self.ended.set_result(None)
+
+    def _stop_listening(self) -> None:
+        if self._listens:
+            self._listens = False
+            self._loop.remove_reader(self._fileno)
+            self._outgoing.close()
 
     def close(self) -> None:
         """Forget the worker, which ends."""
@@ -166,87 +186,106 @@ class WorkerLink:
     def receive(self, request: int, kind: int, head: bytes, body: AnswerBody) -> None:
         """Handle a frame of the worker."""
         jobs = self.jobs
-        if request == progress_page.NONE:
-            self._about_itself(kind, body)
-            return
-        if not jobs or jobs[0].id != request:
-            log.error("worker %d answered request %d out of turn: it is killed", self.child.pid, request)
-            self.kill("out_of_turn")
-            return
-        job = jobs[0]
-        if kind in _MEANWHILE and isinstance(job, Call):
-            self._meanwhile(job, kind, whole(body))
-            return
-        self._answered(job, kind, head, body)
+        try:
+            if request == progress_page.NONE:
+                self._about_itself(kind, body)
+            elif not jobs or jobs[0].id != request:
+                raise FrameUnfit(f"it spoke of request {request} out of turn")
+            else:
+                job = jobs[0]
+                if isinstance(job, Order):
+                    self._carried_out(job, kind, head, whole(body))
+                elif kind in incoming_frames.MEANWHILE:
+                    self._meanwhile(job, kind, whole(body))
+                else:
+                    self._answered(job, kind, head, body)
+        except FrameUnfit as unfit:
+            self.end(str(unfit))
+        except Exception:
+            log.exception("worker %d said what can't be handled", self.child.pid)
+            self.end("it said what can't be handled")
 
     def _about_itself(self, kind: int, body: AnswerBody) -> None:
         """Handle a frame that is about no job: the worker is ready, or says why it can't be."""
-        if kind != frames.FAILED:
-            if not self.ready.done():
-                self.ready.set_result(None)
-            return
-        try:
-            log.error("worker %d: %s", self.child.pid, decode_failure(whole(body)).message)
-        except Exception:
-            self._unreadable("said what")
+        if self._spoke or kind not in (frames.READY, frames.FAILED):
+            raise FrameUnfit(f"it said a frame of kind {kind} of itself")
+        self._spoke = True
+        if kind == frames.FAILED:
+            log.error("worker %d: %s", self.child.pid, frames.decode_failure(whole(body)).message)
+        elif not self.ready.done():
+            self.ready.set_result(None)
 
-    def _answered(self, job: Job, kind: int, head: bytes, body: AnswerBody) -> None:
-        """The worker has done its first job: end it."""
+    def _next(self, job: Job) -> float:
+        """The worker has done its first job; return the seconds that it took."""
         self.jobs.popleft()
         self.replied = job.id
         if not job.short:
             self.longs -= 1
+        if self._said:
+            self._said.clear()
         now = time.monotonic()
         took, self.since = now - self.since, now
+        return took
+
+    def _carried_out(self, order: Order, kind: int, head: bytes, body: bytes) -> None:
+        """The worker has done its first job, an order."""
+        incoming_frames.check_order(order.kind, kind, body)
+        self._next(order)
+        self._owner.freed(self, order, stale=False, held=False)
+        if not order.answer.done():
+            order.answer.set_result(frames.Frame(order.id, kind, head, body))
+
+    def _answered(self, call: Call, kind: int, head: bytes, body: AnswerBody) -> None:
+        """The worker has done its first job, a call: end it."""
+        if self._asked:
+            raise FrameUnfit("it ended a call that waits for the answer of an HTTP request")
+        served, stale, held = call.served, kind == frames.STALE, kind == frames.HELD
+        if stale or held:
+            self._next(call)
+            self._owner.freed(self, call, stale=stale, held=held)
+            return
+        outcome, fault = incoming_frames.outcome(
+            kind, head, body, served.release, served.function.manifest, call.method
+        )
+        took = self._next(call)
+        now = self.since
         # First, so that the next call goes out in the same write as the others that come together.
-        self._owner.freed(self, job, stale=kind == frames.STALE, held=kind == frames.HELD)
-        if isinstance(job, Order):
-            if not job.answer.done():
-                job.answer.set_result(frames.Frame(job.id, kind, head, whole(body)))
-            return
-        if kind in (frames.STALE, frames.HELD):
-            return
-        served = job.served
-        try:
-            outcome, fault = outcomes.of_frame(kind, head, body, served.release)
-            served.settle(job, outcome, now, took)
-            if fault is not None:
-                outcome = self._hooks.fault(job, outcome, fault)
-            job.end(outcome)
-        except Exception:
-            self._unreadable("gave an answer that")
-            refusal = refused("worker_crashed", "The function's process answered what can't be read.")
-            served.settle(job, refusal, now)
-            job.end(refusal)
+        self._owner.freed(self, call, stale=False, held=False)
+        served.settle(call, outcome, now, took)
+        if fault is not None:
+            outcome = self._hooks.fault(call, outcome, fault)
+        call.end(outcome)
 
     def _meanwhile(self, call: Call, kind: int, body: bytes) -> None:
         """Handle a frame about a call that goes on."""
-        try:
-            if kind == frames.HTTP:
-                # The request may take long: the calls behind this one needn't wait for the world.
-                self.take_back()
-                self._hooks.http(self, call, body)
-            elif kind == frames.LOG:
-                self._hooks.log.write(call, body)
-            elif kind == frames.TIMES:
-                call.times = call_times.decode(body)
-            elif kind == frames.NEWLY_LOADED:
-                self._hooks.loaded()
-            elif kind == frames.DAMAGED:
-                self._hooks.damaged(call.served.function.sha256)
-            else:
-                for denied, times in outcomes.denials(body).items():
-                    call.served.tally.deny(denied, times)
-        except Exception:
-            self._unreadable("said what")
-
-    def _unreadable(self, what: str) -> None:
-        """End a worker that says what no honest one does; called while the error is handled."""
-        log.exception("worker %d %s can't be read: it is ended", self.child.pid, what)
-        self.kill("unreadable")
+        manifest = call.served.function.manifest
+        if kind == frames.HTTP:
+            if self._asked or manifest.http is None:
+                raise FrameUnfit("it asked for an HTTP request while another is under way, or that isn't granted")
+            self._asked = True
+            # The request may take long: the calls behind this one needn't wait for the world.
+            self.take_back()
+            self._hooks.http(self, call, body)
+            return
+        if kind in self._said:
+            raise FrameUnfit(f"it said a frame of kind {kind} of one call twice")
+        self._said.add(kind)
+        if kind == frames.LOG:
+            if len(body) > manifest.log_bytes:
+                raise FrameUnfit(f"it logged {len(body)} bytes, of {manifest.log_bytes}")
+            self._hooks.log.write(call, body)
+        elif kind == frames.TIMES:
+            call.times = incoming_frames.times(body)
+        elif kind == frames.NEWLY_LOADED:
+            self._hooks.loaded()
+        elif kind == frames.DAMAGED:
+            self._hooks.damaged(call.served.function.sha256)
+        else:
+            for denied, times in incoming_frames.denials(body).items():
+                call.served.tally.deny(denied, times)
 
     def _lost(self) -> None:
-        """The worker has ended, or can't be understood any more."""
+        """The worker's process has ended."""
         seen = self.seen()
         jobs, self.jobs, self.longs = list(self.jobs), deque(), 0
         self.detach()
@@ -261,107 +300,81 @@ class WorkerLink:
                 running = job
                 # What it wrote is lost with the worker, but for this copy.
                 self._hooks.log.write(job, progress_page.log(self._page, self.child.slot), cut=True)
+            elif job is jobs[0] and self._ended_by(job):
+                running, seen = job, seen._replace(state=progress_page.RUNNING)
             else:
                 waiting.append(job)
         self._owner.lost(self, running, waiting, seen)
 
+    def _ended_by(self, call: Call) -> bool:
+        """Tell whether the worker has ended by its first call, though it says that it hadn't begun it.
+
+        What it was given is known here: a worker that takes a call and says nothing of it has begun it, and so has one
+        that ends again and again where the call would be the next.
+        """
+        if not self._claims.take(call.id):
+            return True
+        call.deaths += 1
+        return call.deaths >= DEATHS
+
     # The socket
 
     def send(self, request: int, kind: int, head: bytes, body: Body) -> None:
-        """Send a frame, now or as the worker reads. Nothing is sent to a dead worker, which is about to be `lost`."""
-        size = len(body) if isinstance(body, bytes) else sum(map(len, body))
-        frame = frames.HEADER.pack(len(head) + size, request, kind, len(head)) + head
-        if size < _SMALL:
-            frame += body if isinstance(body, bytes) else b"".join(body)
-            if self._held is None:
-                self._write(frame)
-            else:
-                self._held.append(frame)
-            return
-        if self._held:
-            self._write(b"".join(self._held))
-            self._held.clear()
-        pieces = (body,) if isinstance(body, bytes) else body
-        self._out += (memoryview(frame), *[memoryview(piece) for piece in pieces])
-        self._loop.add_writer(self._fileno, self._writable)
+        """Send the answer to something that the worker has asked for."""
+        if kind == frames.HTTP_ANSWER:
+            self._asked = False
+        self._outgoing.send(request, kind, head, body)
 
-    def _write(self, frame: bytes) -> None:
-        if not self._out:
-            try:
-                sent = self._sock.send(frame)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                return
-            if sent == len(frame):
-                return
-            frame = frame[sent:]
-        self._out.append(memoryview(frame))
-        self._loop.add_writer(self._fileno, self._writable)
-
-    def _writable(self) -> None:
-        # One write, and no more even if the worker makes room meanwhile: others wait for the loop.
-        out = self._out
-        try:
-            sent = self._sock.sendmsg(list(itertools.islice(out, _AT_ONCE)))
-        except BlockingIOError:
-            return
-        except OSError:
-            out.clear()
-            sent = 0
-        while out and sent >= len(out[0]):
-            sent -= len(out.popleft())
-        if out:
-            out[0] = out[0][sent:]
-        else:
-            self._loop.remove_writer(self._fileno)
-
-    def died(self) -> None:
-        """The worker's word has changed (`death_word`): it ends. Read what it still said, and see its end, before its
-        socket shows it."""
+    def _gone(self, _: object) -> None:
+        """The worker's process has ended: handle what it still said, which its socket can hold, and see its end."""
         if self.ended.done():
             return
-        if not death_word.ends(self.child.pid):
-            log.error("worker %d says that it ends, and goes on: it is killed", self.child.pid)
-            self.kill("unreadable")
-            return
-        while self._readable():
-            pass
-        if not self.ended.done():
-            self._lost()
+        for _try in range(_READS):
+            if not self._readable():
+                break
+        self._lost()
 
-    def _exited(self, _: object) -> None:
-        """The worker is dead: read what it still said and see its end, even where the loop misses that (as it sometimes
-        does of a socket whose other end died with something unread)."""
-        if not self.ended.done():
-            self._readable()
-            self._loop.call_later(_AGAIN, self._exited, None)
+    def _left(self) -> None:
+        """Nothing more comes: the worker ends, or has closed its socket. In either case it is to be gone."""
+        self._stop_listening()
+        if self.child.lives():
+            self.end("it has closed its socket, and lives")
+        self.usable = False
+        self.child.kill()
 
     def _readable(self) -> bool:
         """Handle what the worker has sent; return whether there may be more."""
+        if not self._listens:
+            return False
         try:
             came = self._incoming.receive(self._sock)
         except BlockingIOError:
             return False
-        except FrameTooLong:
-            self._lost()
-            self.child.kill()
+        except FrameUnfit as unfit:
+            self.end(str(unfit))
             return False
         except OSError:
             came = None
         if came is None:
-            self._lost()
+            self._left()
             return False
         # Each answer makes room for another call: all go out in one system call, which wakes the worker once.
-        held: list[bytes] = []
-        self._held = held
+        self._outgoing.hold()
         try:
             for request, kind, head, body in came:
                 self.receive(request, kind, head, body)
-                if self.ended.done():
+                if not self._is_heard():
                     return False
         finally:
-            self._held = None
-        if held:
-            self._write(b"".join(held))
+            self._outgoing.let_go()
         return True
+
+    def _is_heard(self) -> bool:
+        """Asked where a frame may have changed it: mypy, and so compiled code, takes it that a call changes nothing."""
+        return self._listens
+
+
+def _may(call: Call, state: int) -> bool:
+    """Tell whether a call may be in a state of `progress_page.OF_SQL`, by its function's grant."""
+    grant = call.served.function.manifest.sql
+    return grant == "write" or (grant == "read" and state not in (progress_page.COMMITTING, progress_page.SENT))

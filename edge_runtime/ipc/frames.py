@@ -7,13 +7,14 @@ child has one SOCK_STREAM socketpair with the front.
 
 import socket
 import struct
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from control import wire
 from control.manifest_fields import Manifest
+from edge_runtime.errors import known
 
 HEADER: Final = struct.Struct("<IIHH")
 HEADER_BYTES: Final = HEADER.size
@@ -80,7 +81,7 @@ SETTLE: Final = 11
 CLOSE: Final = 12
 """Close the file and end; answered by DONE."""
 
-# From a child. A kind of 100 or more is the HTTP status of a guest's answer: the head is its header lines as they go
+# From a child. A kind of 200 or more is the HTTP status of a guest's answer: the head is its header lines as they go
 # out (`name: value`, each ended by CR LF; none about the connection, or the length where there is a body), the raw
 # bytes the body.
 READY: Final = 20
@@ -123,8 +124,12 @@ VERIFIED: Final = 36
 COUNTED: Final = 40
 APPLYING: Final = 39
 """What the applier is about to do, for people, as raw bytes; comes before the answer to APPLY, any number of times."""
-FIRST_STATUS: Final = 100
+FIRST_STATUS: Final = 200
 
+FAULT_TEXT: Final = 16_384
+"""Characters of a fault's message."""
+FAILURE_TEXT: Final = 10_000
+"""Characters that are read of a failure's message."""
 COMMIT_UNKNOWN: Final = "commit_unknown"
 """Code of a COMMIT that failed when it can't be made sure that nothing of it is kept."""
 
@@ -259,9 +264,9 @@ class Loaded(Struct, frozen=True):
 
 
 class Fault(Struct, frozen=True):
-    code: str
-    message: str
-    status: int
+    code: Annotated[str, Meta(max_length=64)]
+    message: Annotated[str, Meta(max_length=FAULT_TEXT)]
+    status: Annotated[int, Meta(ge=400, le=599)]
 
 
 class ChildSettings(Struct, frozen=True):
@@ -286,6 +291,21 @@ class ChildGone(ConnectionError):
 
 
 encode_json: Final = msgspec.json.encode
+_decode_failure: Final = msgspec.json.Decoder(ChildFailure).decode
+
+
+def told_failure(failure: ChildFailure) -> ChildFailure:
+    """Return a failure that a child has told, as far as it can be: others may have the child in their hands."""
+    return ChildFailure(known(failure.code), failure.message[:FAILURE_TEXT])
+
+
+def decode_failure(body: bytes) -> ChildFailure:
+    """Return what a child says of its failure, as `told_failure` does."""
+    try:
+        failure = _decode_failure(body)
+    except Exception:
+        return ChildFailure("internal", "It said what can't be read.")
+    return told_failure(failure)
 
 
 def pack(request: int, kind: int, head: bytes = b"", body: bytes = b"") -> bytes:

@@ -25,8 +25,6 @@ LOG_BYTES: Final = 16 * 1024
 SLOT_BYTES: Final = LOG_AT + mmap.PAGESIZE + LOG_BYTES
 SLOTS: Final = 128
 """Workers that there may be at once."""
-DEATH_AT: Final = 512
-"""Bytes from a slot's start to the word of 32 bits that says whether its worker lives (module `death_word`)."""
 CLAIMS_AT: Final = 1024
 """Bytes from a slot's start to its claims (module `claims`), which take 2 KiB."""
 _STRIDE: Final = SLOT_BYTES // 8
@@ -45,7 +43,10 @@ LOADING: Final = 5
 """The called function is being loaded: nothing of it runs yet."""
 SENT: Final = 6
 """The call runs, may write, and, before its first SQL, sends or has sent an HTTP request that can't be sent twice."""
-
+OF_SQL: Final = (WAITING, WRITING, COMMITTING, SENT)
+"""States in which only a call can be that is granted SQL."""
+_TRIES: Final = 16
+"""How often a slot is read that changes meanwhile; an honest worker's changes once, or twice."""
 
 _LOG_WORD: Final = LOG_AT // 8
 _LOG_TEXT: Final = LOG_AT + 8
@@ -86,14 +87,28 @@ def open_slot(descriptor: int, slot: int) -> memoryview:
     return memoryview(opened).cast("Q")
 
 
-def read(words: memoryview, slot: int) -> Seen:
-    """Return what a slot says at one moment, while its worker goes on writing."""
+def read(words: memoryview, slot: int, since: float = 0.0) -> Seen:
+    """Return what a slot says at one moment, while its worker goes on writing, as far as it can be true.
+
+    A guest may have the worker in its hands, and write anything. A slot that changes all the time says nothing. A time
+    that hasn't come yet is taken for `since`, when the worker's first job became that (monotonic clock, seconds).
+    """
     at = slot * _STRIDE
-    while True:
+    for _ in range(_TRIES):
         last = words[at + 3]
-        seen = Seen(words[at], words[at + 1], words[at + 2], last >> 32, last & NONE)
+        started, waited, entered = words[at], words[at + 1], words[at + 2]
         if words[at + 3] == last:
-            return seen
+            now, first, state = time.monotonic_ns(), int(since * 1e9), last >> 32
+            if started > now:
+                started = first
+            return Seen(
+                started,
+                waited if waited <= now - started else 0,
+                entered if entered <= now else first,
+                state if state <= SENT else RUNNING,
+                last & NONE,
+            )
+    return Seen(0, 0, 0, IDLE, NONE)
 
 
 def clear(words: memoryview, slot: int) -> None:

@@ -8,13 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-import msgspec
-
 from edge_runtime import clock
-from edge_runtime.ipc import births, death_word, frames, progress_page
+from edge_runtime.ipc import births, frames, progress_page
 from edge_runtime.ipc.births import ChildKind
 from edge_runtime.ipc.child_output import ChildOutput
 
@@ -33,6 +32,8 @@ SOCKET_BUFFER: Final = 1 << 20
 """Bytes that the sockets of children can hold."""
 FRAME_LIMIT: Final = 64 * 1024 * 1024
 """Bytes that an answer may have; the largest is an inventory."""
+_EXITING: Final = 4
+"""PF_EXITING."""
 
 
 class MachineUnfit(Exception):
@@ -58,6 +59,8 @@ class Child:
         self.born: asyncio.Future[None] = loop.create_future()
         self.exited: asyncio.Future[int | None] = loop.create_future()
         """The exit status as from waitpid; None if the zygote died first."""
+        self.gone: asyncio.Future[None] = loop.create_future()
+        """Ends when the process has ended: the kernel says it by the pidfd, whatever the socket shows."""
 
     def kill(self) -> None:
         """Kill the child; does nothing if it has ended."""
@@ -68,13 +71,30 @@ class Child:
     def give_way(self) -> None:
         """Have all other processes run before this one, which has given its last answer and holds no lock."""
         if self.pidfd >= 0 and not self.exited.done():
-            death_word.give_way(self.pid)
+            with contextlib.suppress(OSError):
+                os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
+
+    def lives(self) -> bool:
+        """Return whether one of the child's threads runs on, and isn't about to end."""
+        return not self.exited.done() and any(_runs(self.pid))
+
+    def was_born(self, pid: int, pidfd: int) -> None:
+        """Note that the zygote has forked the child."""
+        self.pid, self.pidfd = pid, pidfd
+        asyncio.get_running_loop().add_reader(pidfd, self._ended)
+        self.born.set_result(None)
+
+    def _ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.pidfd)
+        if not self.gone.done():
+            self.gone.set_result(None)
 
     def close(self) -> None:
         """Close the front's end, and kill the child if it runs."""
         self.kill()
         self.sock.close()
         if self.pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self.pidfd)
             os.close(self.pidfd)
             self.pidfd = -1
 
@@ -102,6 +122,8 @@ class Child:
             return await self._frame()
 
     async def _frame(self) -> frames.Frame:
+        # What has come is read without waiting: one that was taken over and never stops to send must not have the loop.
+        await asyncio.sleep(0)
         length, request, kind, head = frames.HEADER.unpack(await self._exactly(frames.HEADER_BYTES))
         if length > FRAME_LIMIT:
             raise frames.ChildGone(f"process {self.pid} announced an answer of {length} bytes")
@@ -150,6 +172,10 @@ class ZygoteClient:
         """Why workers run plain calls in Python; empty where they run them in C."""
         self.lacking: tuple[str, ...] = ()
         """The pieces of the children's fence that this machine lacks, in words."""
+
+    def knows(self, pid: int) -> bool:
+        """Tell whether a process is a child that was asked for and hasn't ended, or may be one that is being born."""
+        return any(child.pid == pid or not child.born.done() for child in self._children.values())
 
     async def run(self) -> None:
         """Keep a zygote alive until cancelled. Raises: MachineUnfit, when the first one finds the machine so."""
@@ -339,16 +365,27 @@ class ZygoteClient:
             return
         child = self._children.get(number)
         if child is None:
-            # Nobody waits for the child any more; its socket's other end is closed, so it ends by itself.
+            # Nobody waits for the child any more.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptors[0], signal.SIGKILL)
             os.close(descriptors[0])
             return
-        child.pid, child.pidfd = pid, descriptors[0]
-        child.born.set_result(None)
+        child.was_born(pid, descriptors[0])
 
     def _not_born(self, number: int, why: str) -> None:
         child = self._children.pop(number, None)
         if child is not None and not child.born.done():
             child.born.set_exception(NotBorn(why))
+
+
+def _runs(pid: int) -> Iterator[bool]:
+    """Yield of each thread of a process whether it isn't about to end."""
+    tasks = f"/proc/{pid}/task"
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(tasks):
+            with contextlib.suppress(OSError):
+                fields = Path(tasks, thread, "stat").read_bytes().rpartition(b")")[2].split()
+                yield not int(fields[6]) & _EXITING
 
 
 def how(status: int | None) -> str:
@@ -361,6 +398,3 @@ def how(status: int | None) -> str:
         name = next((known.name for known in signal.Signals if known == number), "")
         return f"was ended by signal {number}{f' ({name})' if name else ''}"
     return f"ended with status {os.waitstatus_to_exitcode(status)}"
-
-
-decode_failure: Final = msgspec.json.Decoder(frames.ChildFailure).decode

@@ -11,7 +11,7 @@ from control import wire
 from edge_runtime import clock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import Child, NotBorn, decode_failure
+from edge_runtime.ipc.zygote_client import Child, NotBorn
 
 Named = Callable[[str, str], str]
 """Returns an error's message, by its code and its message, as `Pool.named` does."""
@@ -89,7 +89,7 @@ async def steps(
 
 
 def _failure(reply: frames.Frame, named: Named) -> SyncFailed:
-    failure = decode_failure(reply.body)
+    failure = frames.decode_failure(reply.body)
     return SyncFailed(failure.code, named(failure.code, failure.message))
 
 

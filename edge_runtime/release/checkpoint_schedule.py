@@ -17,7 +17,7 @@ import msgspec
 from edge_runtime import clock, wal
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
+from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
 from edge_runtime.release import database_sizes
 from edge_runtime.release.database_sizes import DatabaseSizes
 from edge_runtime.wal import Index, Pressure
@@ -179,7 +179,7 @@ class CheckpointSchedule:
         with contextlib.closing(child):
             reply = await child.ask(frames.SETTLE, None, None)
         if reply.kind == frames.FAILED:
-            raise _Failed(decode_failure(reply.body).message)
+            raise _Failed(frames.decode_failure(reply.body).message)
 
     async def finish(self) -> None:
         """Leave a database file that is complete without its log; for an orderly stop, once the workers have ended."""
@@ -328,7 +328,7 @@ class CheckpointSchedule:
             async with clock.timeout(BEGIN_LIMIT):
                 first = await child.answer()
             if first.kind != frames.READY:
-                raise _Failed(decode_failure(first.body).message)
+                raise _Failed(frames.decode_failure(first.body).message)
         except BaseException:
             child.close()
             raise
@@ -338,7 +338,7 @@ class CheckpointSchedule:
         """Ask for a checkpoint, without a time limit: it takes what the disk takes."""
         reply = await child.ask(frames.CHECKPOINT, order, None)
         if reply.kind == frames.FAILED:
-            raise _Failed(decode_failure(reply.body).message)
+            raise _Failed(frames.decode_failure(reply.body).message)
         return _decode_done(reply.body)
 
     def _end_child(self) -> None:

@@ -20,7 +20,7 @@ from edge_runtime.aot_cache import QUICK, AotFile, install, key, put_on_disk, re
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import compiler_messages, frames
 from edge_runtime.ipc.early_child import EarlyChild, told
-from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
+from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
 from edge_runtime.settings import processors
 
 log = logging.getLogger("skerry.compiler")
@@ -191,7 +191,7 @@ class CompileJobs:
             raise SyncFailed("compile_timeout", text) from None
         child.give_way()
         if reply.kind == frames.FAILED:
-            failure = decode_failure(reply.body)
+            failure = frames.decode_failure(reply.body)
             if failure.code == "compile_io":
                 raise _unwritten(sha256, failure.message)
             raise SyncFailed(failure.code, f"artifact {sha256} can't be compiled: {failure.message}")

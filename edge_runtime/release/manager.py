@@ -26,7 +26,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.early_child import EarlyChild, told
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
-from edge_runtime.ipc.zygote_client import Child, ZygoteClient, decode_failure
+from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.release import applier_process, stored_release
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.secrets import Secrets
@@ -300,7 +300,7 @@ class ReleaseManager:
             stored = msgspec.structs.replace(stored, durable=in_file.durable)
         else:
             if reply.kind != frames.COMMITTED:
-                failure = decode_failure(reply.body)
+                failure = frames.decode_failure(reply.body)
                 if failure.code == frames.COMMIT_UNKNOWN:
                     self._in_doubt()
                     raise SyncFailed("disk_failed", f"{failure.message} Look at the disk.")

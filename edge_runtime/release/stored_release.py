@@ -8,7 +8,7 @@ import msgspec
 
 from edge_runtime import clock
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient, decode_failure
+from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 from edge_runtime.release.applier_process import Named
 
 log = logging.getLogger("skerry.flip")
@@ -39,7 +39,7 @@ async def stored(processes: ZygoteClient, named: Named) -> frames.Stored:
             try:
                 first = await child.answer(LIMIT)
                 if first.kind == frames.FAILED:
-                    failure = decode_failure(first.body)
+                    failure = frames.decode_failure(first.body)
                     raise DatabaseUnfit(named(failure.code, f"{failure.message}."))
                 reply = await child.ask(frames.QUERY_RELEASE, None, LIMIT)
                 return _decode(reply.body)

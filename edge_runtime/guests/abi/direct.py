@@ -12,6 +12,7 @@ from edge_runtime.guests.abi import head
 from edge_runtime.guests.abi.head import CheckedResponse, ResponseInvalid
 from edge_runtime.guests.invocation import Request
 from edge_runtime.ipc.call_head import BLOCK, PLAIN, UNSENDABLE, RequestUnfit, encode_head
+from edge_runtime.ipc.header_lines import CACHED_BYTES
 
 ALLOCATE: Final = "skerry_alloc"
 """(size) -> the address of room for `size` bytes."""
@@ -64,7 +65,7 @@ def decode(memory: Any, start: int, size: int, method: str) -> CheckedResponse:
         most = min(head.LIMIT, end - lines)
         raise ResponseInvalid(f"it answered {size} bytes with {length} of header lines; at most {most} are possible")
     block = memory[lines:split]
-    parsed = head.parse_cached(block) if length <= head.CACHED_BYTES else head.parse(block)
+    parsed = head.parse_cached(block) if length <= CACHED_BYTES else head.parse(block)
     if parsed.status is not None:
         raise ResponseInvalid("it wrote the header Status; the status is the answer's first number")
     body = memory[split:end]

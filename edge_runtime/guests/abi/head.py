@@ -7,9 +7,10 @@ import functools
 import re
 from typing import Final, NamedTuple, NoReturn
 
+from edge_runtime.ipc.header_lines import LINES, SERVERS, TEXT, TOKEN
+
 LIMIT: Final = 65_000
 """Bytes of header lines. They become a little longer on their way, and a frame's head holds 65,535."""
-LINES: Final = 128
 BODILESS: Final = (204, 205, 304)
 """Statuses whose responses have no body."""
 
@@ -36,14 +37,11 @@ CheckedResponse = tuple[int, bytes, bytes]
 """The status, the header lines as they are sent, and the body."""
 
 
-_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]"
-_BLOCK: Final = re.compile(rb"(?:%b++:%b*+\r?\n)*+" % (_TOKEN, _TEXT))
-_NAME: Final = re.compile(_TOKEN + b"+")
-_VALUE: Final = re.compile(_TEXT + b"*")
+_BLOCK: Final = re.compile(rb"(?:%b++:%b*+\r?\n)*+" % (TOKEN, TEXT))
+_NAME: Final = re.compile(TOKEN + b"+")
+_VALUE: Final = re.compile(TEXT + b"*")
 _SPECIAL: Final = re.compile(
-    rb"^(status|content-length|date|content-type|location|connection|keep-alive|te|trailer|transfer-encoding|upgrade"
-    rb"|skerry-release|x-request-id):(.*)\r\n",
+    rb"^(status|content-length|date|content-type|location|x-request-id|%b):(.*)\r\n" % SERVERS,
     re.IGNORECASE | re.MULTILINE,
 )
 _TAKEN: Final = (b"status", b"content-length", b"date", b"x-request-id")
@@ -51,9 +49,6 @@ _TAKEN: Final = (b"status", b"content-length", b"date", b"x-request-id")
 _SEEN: Final = (*_TAKEN, b"content-type", b"location")
 """The other headers of `_SPECIAL` are about the connection or the release, and refused: they are the server's to
 write."""
-
-CACHED_BYTES: Final = 1024
-"""Bytes of header lines: longer ones aren't worth caching, and not given to `parse_cached`."""
 
 
 def parse(block: bytes) -> Head:

@@ -11,7 +11,6 @@ from urllib.parse import unquote_to_bytes
 
 from edge_runtime.guests.abi.head import (
     BODILESS,
-    CACHED_BYTES,
     LIMIT,
     CheckedResponse,
     Head,
@@ -22,6 +21,7 @@ from edge_runtime.guests.abi.head import (
 )
 from edge_runtime.guests.invocation import Request
 from edge_runtime.ipc.call_head import RequestUnfit
+from edge_runtime.ipc.header_lines import CACHED_BYTES
 
 SOFTWARE = "skerry"
 

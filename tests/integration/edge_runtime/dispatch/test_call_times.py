@@ -11,6 +11,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from edge_runtime import wal
+from edge_runtime.dispatch.outcomes import FOREIGN
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.progress_page import RUNNING, WAITING
 from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
@@ -189,7 +190,7 @@ async def test_a_worker_that_tells_nonsense_is_ended(edge: Node) -> None:
     await until(lambda: any(k.jobs and k.seen().state == RUNNING for k in edge.front.pool.links))
     link = next(k for k in edge.front.pool.links if k.jobs and k.seen().state == RUNNING)
     link.receive(link.jobs[0].id, frames.TIMES, b"", b"nonsense")
-    assert link.killed == "unreadable"
+    assert link.killed == FOREIGN
     assert (await call)[0] == 502
 
 

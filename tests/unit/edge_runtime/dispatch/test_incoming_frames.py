@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.dispatch.incoming_frames import BUFFER, FRAME_LIMIT, FrameTooLong, IncomingFrames
+from edge_runtime.dispatch.incoming_frames import AT_ONCE, BUFFER, LONGEST, FrameUnfit, IncomingFrames
 from edge_runtime.dispatch.outcomes import whole
 from edge_runtime.ipc import frames
 
@@ -49,14 +49,28 @@ def received(data: bytes, sizes: list[int]) -> list[tuple[int, int, bytes, bytes
 @example([(200, b"", BUFFER)], [BUFFER])
 @example([(200, b"h" * 40, BUFFER), (200, b"", 3)], [12, 40, BUFFER])
 def test_frames_come_out_as_they_were_sent(sent: list[tuple[int, bytes, int]], sizes: list[int]) -> None:
-    made = [(number, kind, head, bytes([number + 1]) * size) for number, (kind, head, size) in enumerate(sent, start=1)]
+    made = [
+        # Only an answer has a head.
+        (number, kind, head if kind >= frames.FIRST_STATUS else b"", bytes([number + 1]) * size)
+        for number, (kind, head, size) in enumerate(sent, start=1)
+    ]
     data = b"".join(frames.pack(request, kind, head, body) for request, kind, head, body in made)
     assert received(data, sizes) == made
 
 
-def test_a_frame_that_no_honest_worker_sends_is_refused() -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(frames.HEADER.pack(LONGEST + 1, 1, 200, 0), id="longer than any"),
+        # The rest of the head would be whatever the buffer has there.
+        pytest.param(frames.HEADER.pack(4, 1, 200, 5) + b"abcd", id="a head beyond its end"),
+        pytest.param(frames.pack(1, 200) + frames.pack(1, 199), id="an unknown kind"),
+        pytest.param(frames.pack(1, frames.LOG) * (AT_ONCE + 1), id="too many at once"),
+    ],
+)
+def test_a_frame_that_no_honest_worker_sends_is_refused(sent: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        theirs.send(frames.HEADER.pack(FRAME_LIMIT + 1, 1, 200, 0))
-        with pytest.raises(FrameTooLong):
+        theirs.send(sent)
+        with pytest.raises(FrameUnfit):
             IncomingFrames().receive(ours)

@@ -1,15 +1,13 @@
-"""What a worker's frame is for its call, its function's counts and its breaker; and what no worker says."""
+"""What a call's end is for its function's counts and its breaker, and what is said of a worker's death."""
 
 import signal
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 
 from control import sketch
 from control.manifest_fields import Manifest
-from edge_runtime.children.worker_services import KINDS
 from edge_runtime.dispatch import outcomes
 from edge_runtime.dispatch.breaker import RULES, Breaker
 from edge_runtime.dispatch.outcomes import Answer, Refusal
@@ -30,23 +28,14 @@ def call(began: float = 10.0) -> Any:
     return SimpleNamespace(began=began, request_id=b"", method="GET", script="/functions/f", path="", times=None)
 
 
-def fault(status: Any) -> bytes:
-    return msgspec.json.encode({"code": "guest_trap", "message": "It trapped.", "status": status})
-
-
-def test_an_answer_and_a_fault_are_outcomes_and_are_counted() -> None:
+def test_answers_and_refusals_are_counted() -> None:
     made, one = served(), call(9.9)
-    answered, none = outcomes.of_frame(201, b"h", b"x", 7)
-    assert (answered, none) == (Answer(201, b"h", b"x", 7), None)
-    assert not made.settle(one, answered, 10.0, 0.0015)
+    assert not made.settle(one, Answer(201, b"h", b"x", 7), 10.0, 0.0015)
     assert made.tally.outcomes == {"ok": 1}
     # Its waiting counts, too; but not in what decides where calls go.
     assert made.counts.times == {sketch.bucket(0.1): 1}
     assert made.tally.recent == 0.0015
-    refused, found = outcomes.of_frame(frames.FAULT, b"", fault(503), 7)
-    assert refused == Refusal(503, "guest_trap", "It trapped.", 1, release=7)
-    assert found == frames.Fault("guest_trap", "It trapped.", 503)
-    assert not made.settle(one, refused, 71.0, 60.0)
+    assert not made.settle(one, Refusal(502, "guest_trap", "It trapped.", release=7), 71.0, 60.0)
     assert made.tally.outcomes == {"ok": 1, "guest_trap": 1}
     assert made.counts.times[sketch.LONGER] == 1
     assert made.counts.total == pytest.approx(61.2)
@@ -81,36 +70,6 @@ def test_a_refusal_without_a_worker_lets_another_call_try() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "body"),
-    [
-        (600, b""),
-        (65_535, b""),
-        (frames.FAULT, fault(200)),
-        (frames.FAULT, fault(600)),
-        (frames.FAULT, fault(10**9)),
-        (frames.FAULT, fault("502")),
-        (frames.FAULT, b"{}"),
-        (frames.DONE, b""),
-    ],
-)
-def test_what_no_worker_says_is_no_outcome(kind: int, body: bytes) -> None:
-    with pytest.raises(ValueError, match=r"\w"):
-        outcomes.of_frame(kind, b"", body, 7)
-
-
-@pytest.mark.parametrize("denied", [{"sql": 0}, {"sql": -1}, {"x" * 1000: 1}, {"": 1}, {"sql": "1"}])
-def test_a_worker_makes_up_no_label_of_the_metrics(denied: dict[str, Any]) -> None:
-    assert outcomes.denials(b'{"sql":2,"http_host":1}') == {"sql": 2, "http_host": 1}
-    with pytest.raises(ValueError, match=r"\w"):
-        outcomes.denials(msgspec.json.encode(denied))
-
-
-def test_every_kind_that_a_worker_counts_is_known() -> None:
-    # The front doesn't import what opens databases, so it has a list of its own.
-    assert set(outcomes.DENIED) == {*KINDS.values(), "http_host"}
-
-
-@pytest.mark.parametrize(
     ("state", "reason", "status", "expected"),
     [
         (progress_page.RUNNING, outcomes.TIME_LIMIT, signal.SIGKILL, (504, "time_limit")),
@@ -120,6 +79,7 @@ def test_every_kind_that_a_worker_counts_is_known() -> None:
         (progress_page.RUNNING, outcomes.TEMP, signal.SIGKILL, (507, "sql_disk_limit")),
         (progress_page.RUNNING, "", signal.SIGSEGV, (502, "worker_crashed")),
         (progress_page.RUNNING, "", None, (502, "worker_crashed")),
+        (progress_page.RUNNING, outcomes.FOREIGN, signal.SIGKILL, (502, "worker_crashed")),
         # Whatever ended it: what was being committed may be kept.
         (progress_page.COMMITTING, "", signal.SIGKILL, (502, "commit_unknown")),
         (progress_page.COMMITTING, outcomes.STUCK, signal.SIGKILL, (502, "commit_unknown")),
@@ -129,7 +89,8 @@ def test_what_the_client_is_told(state: int, reason: str, status: Any, expected:
     told = outcomes.of_death(LOCAL, state, reason, status, LIMITS, "")
     assert (told.status, told.code) == expected
     assert (told.retry_after > 0) == (told.status == 503)
-    assert ("Nothing was changed" in told.message) == (told.code != "commit_unknown")
+    # Nobody knows what one has done that is in the hands of others.
+    assert ("Nothing was changed" in told.message) == (told.code != "commit_unknown" and reason != outcomes.FOREIGN)
 
 
 def test_who_holds_the_database_is_told_where_it_is_known() -> None:
@@ -147,6 +108,7 @@ def test_who_holds_the_database_is_told_where_it_is_known() -> None:
         (outcomes.MEMORY, progress_page.RUNNING, None, True),
         (outcomes.TEMP, progress_page.RUNNING, None, True),
         (outcomes.LOCK_HELD, progress_page.WRITING, signal.SIGKILL, True),
+        (outcomes.FOREIGN, progress_page.COMMITTING, signal.SIGKILL, True),
         (outcomes.LOCK_WAIT, progress_page.WAITING, signal.SIGKILL, False),
         (outcomes.CLIENT_GONE, progress_page.RUNNING, signal.SIGKILL, False),
         (outcomes.STUCK, progress_page.COMMITTING, signal.SIGKILL, False),
@@ -175,3 +137,10 @@ def test_one_call_that_was_held_up_leaves_a_function_short() -> None:
     assert not made.tally.short
     assert made.tally.recent > SHORT
     assert made.counts.total == pytest.approx(11.001)
+
+
+def test_what_was_denied_stays_a_number_that_everybody_can_read() -> None:
+    made = served()
+    for _ in range(3):
+        made.tally.deny("sql", 2**53 - 2)
+    assert made.tally.denied == {"sql": 2**53}

@@ -12,18 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control.manifest_fields import Manifest, manifest_digest
+from control.manifest_fields import HttpGrant, Manifest, manifest_digest
 from edge_runtime import clock
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.hooks import Hooks
-from edge_runtime.dispatch.incoming_frames import IncomingFrames
-from edge_runtime.dispatch.outcomes import TIME_LIMIT, Answer, Outcome, Refusal
+from edge_runtime.dispatch.outcomes import FOREIGN, TIME_LIMIT, Answer, Outcome, Refusal
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.dispatch.release_gate import settled
 from edge_runtime.dispatch.watchdog import Watchdog
-from edge_runtime.dispatch.worker_link import WorkerLink
+from edge_runtime.dispatch.worker_link import DEATHS, WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.settings import PoolLimits
@@ -52,11 +51,14 @@ class PlayedWorker:
         self.claims.clear()
         sock, self.other = socket.socketpair()
         exited = asyncio.get_running_loop().create_future()
-        self.child: Any = SimpleNamespace(slot=slot, pid=slot, exited=exited, sock=sock, kill=lambda: None)
+        gone = asyncio.get_running_loop().create_future()
+        self.child: Any = SimpleNamespace(
+            slot=slot, pid=slot, exited=exited, gone=gone, sock=sock, kill=lambda: None, lives=lambda: False
+        )
         self.link = WorkerLink(self.child, world.page, world.pool, Hooks(GuestLog()))
         self.link.serials = {1}
         self.link.usable, self.link.spare = True, False
-        self.incoming = IncomingFrames()
+        self.incoming = b""
         self.unread: deque[tuple[int, bytes]] = deque()
         self.running: tuple[int, bytes] | None = None
         for end in (sock, self.other):
@@ -65,10 +67,13 @@ class PlayedWorker:
     def receive(self) -> None:
         """Take what the link has sent."""
         with contextlib.suppress(BlockingIOError):
-            for request, kind, _, body in self.incoming.receive(self.other) or ():
-                assert kind == frames.CALL
-                assert isinstance(body, bytes)
-                self.unread.append((request, body))
+            self.incoming += self.other.recv(1 << 20)
+        while self.incoming:
+            length, request, kind, head = frames.HEADER.unpack_from(self.incoming)
+            assert kind == frames.CALL
+            end = frames.HEADER_BYTES + length
+            self.unread.append((request, self.incoming[frames.HEADER_BYTES + head : end]))
+            self.incoming = self.incoming[end:]
 
     def die(self, why: str) -> None:
         """End by itself, or by the front for `why`."""
@@ -350,56 +355,135 @@ async def test_a_request_that_no_frame_can_have_is_refused(
     world.close()
 
 
-@pytest.mark.parametrize(
-    ("kind", "body"),
-    [(600, b""), (frames.FAULT, b"{}"), (frames.FAULT, b'{"code":"x","message":"x","status":200}')],
-)
-async def test_an_answer_that_no_worker_gives_ends_its_call_and_the_worker(kind: int, body: bytes) -> None:
-    world = World()
-    world.submit("one")
+def running(world: World, name: str = "one") -> PlayedWorker:
+    """The worker that has the world's only call, which is of this function, and has begun it."""
+    world.submit(name)
     (worker,) = [worker for worker in world.workers if worker.link.jobs]
-    link, call = worker.link, world.calls[0]
     worker.move()
-    link.receive(call.id, kind, b"", body)
-    (outcome,) = world.outcomes[b"0"]
-    assert isinstance(outcome, Refusal)
-    assert (outcome.status, outcome.code) == (502, "worker_crashed")
-    assert link.killed
-    assert world.pool.functions["one"].tally.outcomes == {"worker_crashed": 1}
-    # Its end changes nothing for the call that it answered, and it is given no other one.
-    world.submit("one")
-    assert not link.jobs
-    await world.die(worker, "")
-    assert world.outcomes[b"0"] == [outcome]
-    world.close()
+    return worker
+
+
+LOG: Final = (frames.LOG, b"", b"x")
 
 
 @pytest.mark.parametrize(
-    ("kind", "body", "which"),
+    "said",
     [
-        (frames.DENIED, b'{"made_up":1}', 0),
-        (frames.DENIED, b"[", 0),
-        (200, b"", 1),
-        (frames.STALE, b"", 7),
-        (frames.FAILED, b"[", None),
-        (frames.FAILED, b"[" * 100_000, None),
+        # Which request, counted from the one that it runs; None: it speaks of itself.
+        pytest.param([(0, 600, b"", b"")], id="no status"),
+        pytest.param([(0, frames.FAULT, b"", b"{}")], id="no fault"),
+        pytest.param([(0, 200, b"a: b", b"")], id="no header line"),
+        pytest.param([(0, 200, b"", b"x" * (8 * 2**20 + 1))], id="a body beyond its limit"),
+        pytest.param([(0, frames.LOADED, b"", b"")], id="an order's answer"),
+        pytest.param([(0, frames.DENIED, b"", b'{"made_up":1}')], id="denied what there isn't"),
+        pytest.param([(0, frames.DENIED, b"", b"[")], id="denied what can't be read"),
+        pytest.param([(0, *LOG), (0, *LOG)], id="two logs"),
+        pytest.param([(0, frames.NEWLY_LOADED, b"", b"")] * 2, id="loaded twice"),
+        pytest.param([(0, frames.LOG, b"", b"x" * (16 * 1024 + 1))], id="a log beyond its limit"),
+        pytest.param([(0, frames.HTTP, b"", b"")], id="HTTP that isn't granted"),
+        pytest.param([(1, 200, b"", b"")], id="the next call"),
+        pytest.param([(7, frames.STALE, b"", b"")], id="a call that there isn't"),
+        pytest.param([(None, frames.READY, b"", b"")] * 2, id="ready twice"),
+        pytest.param([(None, frames.FAILED, b"", b"[" * 100_000)] * 2, id="failed twice"),
+        pytest.param([(None, frames.DONE, b"", b"")], id="done with nothing"),
     ],
 )
-async def test_a_worker_that_says_what_none_says_is_ended_and_its_call_with_it(
-    kind: int, body: bytes, which: int | None
-) -> None:
-    """`which`: the request that it speaks of, counted from the one that it runs; None: it speaks of itself."""
+async def test_a_worker_that_says_what_none_says_is_ended_and_its_call_with_it(said: list[Any]) -> None:
     world = World()
-    world.submit("one")
-    (worker,) = [worker for worker in world.workers if worker.link.jobs]
+    worker = running(world)
     link, call = worker.link, world.calls[0]
-    worker.move()
-    link.receive(progress_page.NONE if which is None else call.id + which, kind, b"", body)
+    for which, kind, head, body in said:
+        assert not link.killed
+        link.receive(progress_page.NONE if which is None else call.id + which, kind, head, body)
     assert link.killed
+    # Nothing counts any more that it says, and it is given no other call.
+    worker.other.send(frames.pack(call.id, 200))
+    assert not link._readable()
     assert world.outcomes[b"0"] == []
     assert world.pool.functions["one"].tally.denied == {}
     await world.die(worker, "")
     (outcome,) = world.outcomes[b"0"]
     assert isinstance(outcome, Refusal)
-    assert outcome.code == "worker_crashed"
+    assert (outcome.status, outcome.code) == (502, "worker_crashed")
+    assert world.pool.functions["one"].tally.outcomes == {"worker_crashed": 1}
+    # It is the function's fault.
+    assert len(world.pool.functions["one"].breaker._deaths) == 1
     world.close()
+
+
+async def test_a_call_that_waits_for_http_can_do_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    grant = Manifest(concurrency=1, http=HttpGrant(hosts=["a.example"]))
+    monkeypatch.setitem(MANIFESTS, "one", grant)
+    for answered in (False, True):
+        world = World()
+        worker = running(world)
+        link, call = worker.link, world.calls[0]
+        link.receive(call.id, frames.HTTP, b"", b"")
+        if answered:
+            link.send(call.id, frames.HTTP_ANSWER, b"", b"")
+        link.receive(call.id, 204, b"", b"")
+        assert bool(link.killed) is not answered
+        world.close()
+        world = World()
+        worker = running(world)
+        link, call = worker.link, world.calls[0]
+        for _ in range(2):
+            link.receive(call.id, frames.HTTP, b"", b"")
+            if answered:
+                link.send(call.id, frames.HTTP_ANSWER, b"", b"")
+        assert bool(link.killed) is not answered
+        world.close()
+
+
+@pytest.mark.parametrize("claims", [True, False])
+async def test_workers_that_end_before_a_call_are_ended_by_it_at_last(claims: bool) -> None:
+    """Each says that it hadn't begun the call; it has taken it all the same where it `claims` it."""
+    world = World()
+    world.submit("one")
+    for _ in range(DEATHS):
+        (worker,) = [worker for worker in world.workers if worker.link.jobs]
+        assert world.outcomes[b"0"] == []
+        if claims:
+            worker.receive()
+            assert worker.claims.take(world.calls[0].id)
+        await world.die(worker, "")
+        if claims:
+            break
+    (outcome,) = world.outcomes[b"0"]
+    assert isinstance(outcome, Refusal)
+    assert outcome.code == "worker_crashed"
+    assert world.pool.deaths == (1 if claims else DEATHS)
+    assert len(world.pool.functions["one"].breaker._deaths) == 1
+    world.close()
+
+
+async def test_what_a_page_says_of_sql_counts_for_a_call_that_may_have_it() -> None:
+    for name, believed in (("one", progress_page.RUNNING), ("writes", progress_page.COMMITTING)):
+        world = World()
+        worker = running(world, name)
+        worker.mark.committing()
+        assert worker.link.seen().state == believed
+        world.close()
+
+
+async def test_a_worker_that_begins_calls_behind_one_that_it_does_not_answer_is_ended() -> None:
+    """It keeps them from others, which would run them meanwhile."""
+    world = World()
+    watchdog = Watchdog(world.pool)
+    with contextlib.closing(world), contextlib.closing(watchdog):
+        for tally in world.pool.tallies.values():
+            tally.recent = 0.0001
+        world.pool.watch = watchdog.soon
+        for _ in range(3):
+            world.submit("one")
+        (worker,) = [worker for worker in world.workers if worker.link.jobs]
+        first, *others = list(worker.link.jobs)
+        assert others
+        worker.receive()
+        worker.mark.start(first.id)
+        assert all(worker.claims.take(job.id) for job in others)
+        async with deadline(60):
+            while not worker.link.killed:
+                await asyncio.sleep(0.01)
+        assert worker.link.killed == FOREIGN
+        assert [job.id for job in worker.link.jobs] == [first.id, *(job.id for job in others)]

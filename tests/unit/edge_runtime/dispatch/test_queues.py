@@ -151,8 +151,8 @@ class Workers:
         self._page = progress_page.open_page(progress_page.create())
 
     def __call__(self, jobs: int = 0, **more: Any) -> WorkerLink:
-        exited = asyncio.get_running_loop().create_future()
-        child: Any = SimpleNamespace(slot=0, pid=1, exited=exited, sock=self.sock)
+        gone = asyncio.get_running_loop().create_future()
+        child: Any = SimpleNamespace(slot=0, pid=1, gone=gone, sock=self.sock)
         owner: Any = None
         made = WorkerLink(child, self._page, owner, Hooks(GuestLog()))
         made.serials, made.usable, made.spare = {1}, True, False

@@ -6,19 +6,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.manifest_fields import Manifest
+from control.manifest_fields import Manifest, SqlGrant
 from edge_runtime import clock
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import CLIENT_GONE, LOCK_HELD, LOCK_WAIT, STUCK, TIME_LIMIT, Outcome
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
-from edge_runtime.dispatch.watchdog import Watchdog, overdue
+from edge_runtime.dispatch.watchdog import Watchdog, bound, overdue
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.pauses import Pauses
@@ -29,9 +30,9 @@ LIMITS = PoolLimits(workers=1, lock_wait=10.0, lock_hold=2.0)
 NOW = 1000.0
 
 
-def call(limit_ms: int = 1000, gone: bool = False) -> Call:
+def call(limit_ms: int = 1000, gone: bool = False, grant: SqlGrant = "write") -> Call:
     made = Call("f", "GET", "", b"", [], "", b"", lambda outcome: None)
-    function = frames.LocalFunction("f", 1, "", Manifest(time_limit_ms=limit_ms), "")
+    function = frames.LocalFunction("f", 1, "", Manifest(time_limit_ms=limit_ms, sql=grant), "")
     made.served = ServedFunction(0, function, Tally("f"), Breaker(), True, limit_ms / 1000, 1)
     made.id = 7
     made.gone = gone
@@ -70,6 +71,22 @@ def why(
 )
 def test_when_a_call_is_ended(at: progress_page.Seen, expected: str) -> None:
     assert why(call(), at) == expected
+
+
+@pytest.mark.parametrize("grant", ["none", "read", "write"])
+@pytest.mark.parametrize("state", range(progress_page.SENT + 1))
+def test_whatever_a_page_says_a_call_ends(grant: SqlGrant, state: int) -> None:
+    """It says again and again that what the call does has begun this moment."""
+    made, now_ns = call(grant=grant), int(NOW * 1e9)
+    said = progress_page.Seen(now_ns, 0, now_ns, state, 7)
+    most = bound(made, LIMITS)
+    assert most < (33 if grant == "none" else 50)
+    assert why(made, said, since=NOW - most + 1) == ""
+    assert why(made, said, since=NOW - most - 1) == (STUCK if state == progress_page.COMMITTING else TIME_LIMIT)
+    # The time in which the front didn't run doesn't count.
+    pauses = Pauses()
+    pauses.notice(NOW - 21, NOW - 1)
+    assert why(made, said, since=NOW - most - 1, pauses=pauses) == ""
 
 
 def test_a_lock_that_is_held_too_long() -> None:
@@ -143,6 +160,48 @@ def test_a_page_is_never_seen_half_written() -> None:
             writer.kill()
 
 
+FIRST = 5.0
+"""When the call became the first of its worker."""
+AHEAD = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((AHEAD, 0, 0, 1 << 32 | 7), (int(FIRST * 1e9), 0, 0, progress_page.RUNNING, 7)),
+        (
+            (2**64 - 1, 2**64 - 1, 2**64 - 1, 5 << 32 | 7),
+            (int(FIRST * 1e9), 0, int(FIRST * 1e9), progress_page.LOADING, 7),
+        ),
+        ((1, AHEAD, 1, 3 << 32 | 7), (1, 0, 1, progress_page.WRITING, 7)),
+        ((1, 1, 1, 2**64 - 1), (1, 1, 1, progress_page.RUNNING, progress_page.NONE)),
+        ((1, 1, 1, 7 << 32), (1, 1, 1, progress_page.RUNNING, 0)),
+        ((3, 2, 1, 4 << 32 | 7), (3, 2, 1, progress_page.COMMITTING, 7)),
+    ],
+)
+def test_what_a_page_says_is_believed_as_far_as_it_can_be(words: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    opened = progress_page.open_page(progress_page.create())
+    at = 3 * progress_page.SLOT_BYTES // 8
+    for place, word in enumerate(words):
+        opened[at + place] = word
+    assert progress_page.read(opened, 3, FIRST) == expected
+
+
+def test_a_page_that_changes_all_the_time_says_nothing() -> None:
+    class Changing:
+        """Another one at each look."""
+
+        looks = 0
+
+        def __getitem__(self, _: int) -> int:
+            self.looks += 1
+            return self.looks
+
+    words: Any = Changing()
+    assert progress_page.read(words, 3) == (0, 0, 0, progress_page.IDLE, progress_page.NONE)
+    assert words.looks < 100
+
+
 def test_a_mark_is_read_as_it_was_made() -> None:
     opened = progress_page.open_page(progress_page.create())
     progress_page.clear(opened, 3)
@@ -214,6 +273,22 @@ async def test_a_pause_within_a_look_counts_for_no_limit_either(
     assert pool.waiting == 1
 
 
+async def test_time_in_which_the_front_was_busy_itself_is_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, had, busy = time.monotonic, time.process_time, 0.0
+    for module in (time, clock):
+        monkeypatch.setattr(module, "monotonic", lambda: real() + busy)
+    monkeypatch.setattr(time, "process_time", lambda: had() + busy)
+    pool, outcomes = Pool(PoolLimits(1, queue_wait=10.0)), list[Outcome]()
+    watchdog = Watchdog(pool)
+    pool.submit(Call("f", "GET", "", b"", [], "", b"", outcomes.append))
+    busy = 20.0
+    async with deadline(60):
+        while not outcomes:
+            await asyncio.sleep(0.001)
+    watchdog.close()
+    assert pool.waiting == 0
+
+
 async def test_a_pause_while_a_call_begins_to_wait_counts_for_no_limit_either(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process was stopped before it set the first timer."""
     real, paused = time.monotonic, 0.0
@@ -250,6 +325,10 @@ def test_time_without_its_pauses() -> None:
     assert pauses.passed(120.0, 140.0) == 15.0
     assert pauses.passed(133.0, 140.0) == 5.0
     assert pauses.passed(136.0, 140.0) == 4.0
+    # It was busy itself, and for the rest of the time it had no processor.
+    assert pauses.notice(200.0, 201.0, busy=0.9) == 0.0
+    assert pauses.notice(210.0, 212.0, busy=0.5) == 1.5
+    assert pauses.passed(200.0, 212.0) == 10.5
 
 
 def test_a_call_that_gives_up_waiting_has_waited() -> None:

@@ -1,0 +1,180 @@
+"""What a node makes of workers that are in the hands of others: it believes nothing that they say beyond what it can
+check, serves everybody else, and has them gone."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from edge_runtime.dispatch.breaker import Breaker
+from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc.zygote_client import ZygoteClient
+from tests.guests.build import guest
+from tests.support.deadlines import deadline
+from tests.support.edge import Node, node, until
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.never_retry]
+
+LIMITED = {"time_limit_ms": 300}
+FUNCTIONS = {
+    "echo": guest("echo"),
+    "sql": (guest("sql"), {"sql": "write", "concurrency": 2}),
+    "evil": (guest("echo"), LIMITED),
+    "evil-sql": (guest("echo"), {**LIMITED, "sql": "write"}),
+}
+INSERT = b"""{"sql":"INSERT INTO notes (text) VALUES ('x')"}"""
+AHEAD = 2**63 - 1
+STALL = 0.25
+"""Seconds of the processor that the front may take for one turn of its loop, whatever a worker does."""
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ZygoteClient, "PROGRAM", "tests.support.hostile_workers")
+        async with node(tmp_path_factory.mktemp("node"), workers=2, lock_wait=1.0) as edge:
+            await edge.release(FUNCTIONS, ["CREATE TABLE notes (text TEXT)"])
+            yield edge
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def edge(made: Node) -> AsyncIterator[Node]:
+    """The node, whose functions nobody has cut off, with another client, none of whose calls fails; no child of its
+    zygote is left that it doesn't know."""
+    for served in made.front.pool.functions.values():
+        served.breaker = Breaker()
+    await until(lambda: len(made.workers()) == 2 and bool(made.spares()))
+    over, longest = asyncio.Event(), 0.0
+
+    async def others() -> None:
+        while not over.is_set():
+            status, _, body = await made.call("echo", b"well")
+            assert (status, body) == (200, b"well")
+            await asyncio.sleep(0.005)
+
+    async def turns() -> None:
+        nonlocal longest
+        before = time.thread_time()
+        while not over.is_set():
+            await asyncio.sleep(0.01)
+            now = time.thread_time()
+            longest, before = max(longest, now - before), now
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(others())
+        group.create_task(turns())
+        yield made
+        await until(lambda: len(made.workers()) == 2 and bool(made.spares()))
+        over.set()
+    assert longest < STALL
+    await until(lambda: children(made) <= {link.child.pid for link in made.front.pool.links})
+
+
+def children(edge: Node) -> set[int]:
+    """The zygote's children."""
+    zygote = edge.front.processes.pid
+    return {int(pid) for pid in Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()}
+
+
+async def attack(edge: Node, what: str, *arguments: Any, name: str = "evil", method: str = "POST") -> tuple[int, str]:
+    """Status and code of a call whose worker does that; the code is empty where it is answered."""
+    async with deadline(60):
+        status, headers, body = await edge.call(name, msgspec.json.encode([what, *arguments]), method)
+    is_problem = headers.get("content-type") == "application/problem+json"
+    return status, json.loads(body)["code"] if is_problem else ""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param([(200, "", "", 1)], id="another request"),
+        pytest.param([(100, "", "")], id="continue"),
+        pytest.param([(frames.LOG, "", "x" * 20_000)], id="a log beyond its limit"),
+        pytest.param([(frames.LOG, "", "x"), (frames.LOG, "", "x")], id="two logs"),
+        pytest.param([(frames.DENIED, "", '{"sql":18446744073709551615}')], id="denied too often"),
+        pytest.param([(frames.FAULT, "", '{"code":"%s","message":"","status":502}' % ("x" * 5000))], id="a long code"),
+        pytest.param([(200, "x: y\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", "")], id="a second response"),
+        pytest.param([(200, "Transfer-Encoding: chunked\r\n", "0\r\n\r\n")], id="transfer-encoding"),
+        pytest.param([(200, "content-length: 1\r\ncontent-length: 2\r\n", "")], id="content-length twice"),
+        pytest.param([(204, "", "body")], id="a body where none is"),
+    ],
+)
+async def test_what_no_honest_worker_says_ends_its_call_and_the_worker(edge: Node, said: list[Any]) -> None:
+    before, answers = edge.front.pool.deaths, [(204, "", "")]
+    assert await attack(edge, "say", *said, *answers) == (502, "worker_crashed")
+    assert edge.front.pool.deaths == before + 1
+    assert edge.front.pool.functions["evil"].breaker._deaths
+    async with edge.http.get("/_skerry/status") as answer:
+        assert answer.status == 200
+    async with edge.http.get("/_skerry/metrics") as answer:
+        assert "made_up" not in await answer.text()
+
+
+async def test_codes_that_nobody_knows_are_one(edge: Node) -> None:
+    for code in ("made_up", "x" * 64, ""):
+        fault = json.dumps({"code": code, "message": "It says so.", "status": 599})
+        assert await attack(edge, "say", (frames.FAULT, "", fault)) == (500, "internal")
+    assert {*edge.front.pool.tallies["evil"].outcomes} <= {"worker_crashed", "internal", "ok", "time_limit"}
+
+
+async def test_a_head_that_is_longer_than_its_frame_sends_nothing_of_others(edge: Node) -> None:
+    status, code = await attack(edge, "header", 10, 200, 5000, "x: y\r\nabcd")
+    assert (status, code) == (502, "worker_crashed")
+    for length, kind in ((2**32 - 1, 200), (2**27 + 1, 200), (2**27, frames.LOG), (2000, frames.DENIED)):
+        assert await attack(edge, "header", length, kind, 0, "") == (502, "worker_crashed")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [(frames.LOG, "a\n"), (frames.DENIED, '{"sql":1}'), (frames.READY, "")],
+)
+async def test_a_flood_of_small_frames_stops_nobody(edge: Node, kind: int, body: str) -> None:
+    assert await attack(edge, "repeat", 100_000, kind, body) == (502, "worker_crashed")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        pytest.param((AHEAD, 0, 0, progress_page.RUNNING), id="begins later"),
+        pytest.param((0, AHEAD, 0, progress_page.RUNNING), id="has waited for ever"),
+        pytest.param((AHEAD, AHEAD, AHEAD, progress_page.WAITING), id="waits later"),
+        pytest.param((AHEAD, AHEAD, AHEAD, progress_page.COMMITTING), id="commits later"),
+        pytest.param((AHEAD, AHEAD, AHEAD, 0xFFFF_FFFF), id="in no state"),
+        pytest.param((0, 0, 0, progress_page.RUNNING, 0), id="another request"),
+        pytest.param((0, 0, 0, progress_page.IDLE, progress_page.NONE), id="no request"),
+    ],
+)
+async def test_no_time_that_is_written_to_the_page_lets_a_call_run_on(edge: Node, written: tuple[int, ...]) -> None:
+    began = time.monotonic()
+    status, _ = await attack(edge, "page", *written)
+    assert status in (502, 504)
+    assert time.monotonic() - began < 10
+
+
+async def test_a_page_that_changes_all_the_time_stops_nobody(edge: Node) -> None:
+    assert (await attack(edge, "spin"))[0] in (502, 504)
+
+
+async def test_a_worker_whose_main_thread_has_ended_is_killed(edge: Node) -> None:
+    assert await attack(edge, "end_alone") == (502, "worker_crashed")
+
+
+@pytest.mark.parametrize("holds", [False, True])
+async def test_a_worker_that_closes_its_socket_is_killed(edge: Node, holds: bool) -> None:
+    assert await attack(edge, "close", holds, name="evil-sql") == (502, "worker_crashed")
+    assert edge.front.pool.functions["evil-sql"].breaker._deaths
+    assert (await edge.call("sql", INSERT))[0] == 200
+
+
+@pytest.mark.parametrize("gives_back", [False, True])
+async def test_a_worker_that_denies_that_it_has_begun_a_call_has_ended_by_it(edge: Node, gives_back: bool) -> None:
+    before = edge.front.pool.deaths
+    assert await attack(edge, "deny", gives_back) == (502, "worker_crashed")
+    assert edge.front.pool.deaths - before == (3 if gives_back else 1)
+    assert edge.front.pool.functions["evil"].breaker._deaths
