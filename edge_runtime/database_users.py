@@ -57,6 +57,22 @@ def lock_holder(database: Path) -> DatabaseUser | None:
     return None if holder is None else DatabaseUser(holder, _name(holder))
 
 
+def flock_holder(path: Path) -> int:
+    """Return a process that has a file locked by flock; 0 where none has, or the system doesn't say which."""
+    try:
+        # The device isn't compared: that of an overlay isn't the one that the kernel names.
+        inode = f":{path.stat().st_ino}"
+        locks = Path("/proc/locks").read_text(errors="replace")
+    except OSError:
+        return 0
+    for line in locks.splitlines():
+        fields = line.split()
+        # One that waits for a lock has an arrow in the second place.
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5].endswith(inode):
+            return max(0, int(fields[4]))
+    return 0
+
+
 def held(database: Path) -> str:
     """Return, for a person, that another process holds the file, and which, as far as the system shows it."""
     holder = lock_holder(database)

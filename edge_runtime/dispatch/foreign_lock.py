@@ -1,12 +1,19 @@
-"""Sees whether a process that is none of the node's has the database locked, as a shell or a backup, and says so."""
+"""Sees who keeps others from the database: a process that is none of the node's, as a shell or a backup, is named, and
+one of the node's that has no right to is ended."""
 
+import contextlib
 import logging
+import os
+import signal
 from pathlib import Path
 from typing import Final
 
 from edge_runtime import clock, database_users
 from edge_runtime.database_users import DatabaseUser
+from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.pool import Pool
+from edge_runtime.dispatch.worker_link import WorkerLink
+from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.zygote_client import ZygoteClient
 
 log = logging.getLogger("skerry.database")
@@ -17,6 +24,8 @@ LONG: Final = 1.0
 """Seconds from which on a lock is told of: other programs may write, too, as long as they are quick."""
 LOG_PERIOD: Final = 60.0
 """Seconds between two lines of the log while the lock lasts."""
+WRITER_LOCK: Final = "writer.lock"
+"""The file, beside the database, that one process of the node at a time has locked to write (`sql.writer_lock`)."""
 
 
 class ForeignLock:
@@ -29,7 +38,9 @@ class ForeignLock:
         self._holder: DatabaseUser | None = None
         self._since = 0.0
         self._logged = 0.0
-        pool.find_holder = self.find
+        self._idle: set[int] = set()
+        """Workers that had a lock and no call that may write, when it was last looked."""
+        pool.find_holder, pool.find_writer = self.find, self.find_writer
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -39,7 +50,9 @@ class ForeignLock:
 
     def look(self, now: float) -> None:
         """Look once, at the time `now` of `clock.monotonic`."""
-        holder = self._foreign()
+        locks = self._locks()
+        self._judge(0 if locks is None else locks.pid)
+        holder = None if locks is None or self._is_ours(locks.pid) else locks
         if holder is None or self._holder is None or holder.pid != self._holder.pid:
             if self._pool.held_by:
                 log.info("the database is free again, after %.0f s", now - self._since)
@@ -58,12 +71,52 @@ class ForeignLock:
         """Return the process that holds the database just now, for a person; empty where none does."""
         return str(self._foreign() or "")
 
+    def find_writer(self) -> str:
+        """Return the process of the node that has the writer lock, with the function whose call it may be for."""
+        pid = self._writer()
+        link = self._link(pid)
+        if link is None:
+            return f"process {pid}" if pid else ""
+        return next((f"worker {pid} ({job.name})" for job in link.jobs if isinstance(job, Call)), f"worker {pid}")
+
+    def _writer(self) -> int:
+        return database_users.flock_holder(self._database.with_name(WRITER_LOCK))
+
+    def _link(self, pid: int) -> WorkerLink | None:
+        return next((link for link in self._pool.links if link.child.pid == pid), None)
+
     def _foreign(self) -> DatabaseUser | None:
+        holder = self._locks()
+        return None if holder is None or self._is_ours(holder.pid) else holder
+
+    def _locks(self) -> DatabaseUser | None:
         try:
-            holder = database_users.lock_holder(self._database)
+            return database_users.lock_holder(self._database)
         except OSError as error:
             log.debug("the database's locks can't be looked at: %s", error)
             return None
+
+    def _is_ours(self, pid: int) -> bool:
         # The node's processes that open the file are the zygote's children. One without a parent has just ended.
-        ours = holder is not None and holder.pid and database_users.parent(holder.pid) in (self._processes.pid, 0)
-        return None if ours else holder
+        return bool(pid) and database_users.parent(pid) in (self._processes.pid, 0)
+
+    def _judge(self, holder: int) -> None:
+        """End those of the node's own processes that keep others from the database and have no call that may: a guest
+        may have a worker in its hands. `holder`: the process that has SQLite's lock, 0 where none has."""
+        pids = {holder}
+        if any(link.seen().state == progress_page.WAITING for link in self._pool.links):
+            pids.add(self._writer())
+        idle = set[int]()
+        for pid in pids:
+            link = self._link(pid)
+            if link is None:
+                if pid and database_users.parent(pid) == self._processes.pid and not self._processes.knows(pid):
+                    log.error("process %d, which this node has lost, holds the writer lock: it is ended", pid)
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
+            elif not link.killed and not any(isinstance(job, Call) and job.writes for job in link.jobs):
+                # A worker lets go before it answers. Twice, since one that reads may recover the log, for a moment.
+                idle.add(pid)
+                if pid in self._idle:
+                    link.end("it holds the writer lock, and has no call that may")
+        self._idle = idle

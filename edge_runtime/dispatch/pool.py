@@ -67,10 +67,11 @@ class Pool:
         self.pressure = Pressure.NONE
         """What the length of the write-ahead log lets calls do."""
         self.held_by = ""
-        """Which process that is none of the node's has held the database for a while, for a person; empty where none
-        has."""
+        """Which process that is none of the node's has held the database for a while, for a person; empty for none."""
         self.find_holder: Callable[[], str] = _nobody
         """Looks which process holds the database just now, with an answer as in `held_by`."""
+        self.find_writer: Callable[[], str] = _nobody
+        """Looks which of the node's own processes has the writer lock just now, for a person."""
         self.worker_deaths = WorkerDeaths(limits, self._opened, self.holder)
         self.watch: Callable[[], None] = _nothing
         """Called when there is something with a time limit: a call that waits, a job that runs."""

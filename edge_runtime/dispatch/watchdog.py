@@ -97,6 +97,8 @@ class Watchdog:
                 why = overdue(job, link.seen(), link.since, now, others, pool.limits, self._pauses)
             if why in (LOCK_HELD, LOCK_WAIT) and pool.holder():
                 why = HELD
+            elif why == LOCK_WAIT and (writer := pool.find_writer()):
+                log.warning("worker %d has waited too long for the writer lock, which %s has", link.child.pid, writer)
             if why:
                 link.kill(why)
         if pool.waiting:

@@ -178,3 +178,14 @@ async def test_a_worker_that_denies_that_it_has_begun_a_call_has_ended_by_it(edg
     assert await attack(edge, "deny", gives_back) == (502, "worker_crashed")
     assert edge.front.pool.deaths - before == (3 if gives_back else 1)
     assert edge.front.pool.functions["evil"].breaker._deaths
+
+
+async def test_a_worker_that_keeps_the_writer_lock_is_named_and_ended(
+    edge: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (await attack(edge, "hold", name="evil-sql"))[0] == 204
+    async with deadline(60):
+        while "it holds the writer lock, and has no call that may: it is killed" not in caplog.text:
+            # One of them comes to the worker that keeps it.
+            await asyncio.gather(*(edge.call("sql", INSERT) for _ in range(2)))
+    assert (await edge.call("sql", INSERT))[0] == 200

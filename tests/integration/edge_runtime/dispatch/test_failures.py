@@ -170,7 +170,7 @@ async def test_a_guest_that_fails_over_a_limit_of_sql_is_told_by_the_limit(edge:
     assert (status, orjson.loads(body)["error"]["code"]) == (200, "sql_answer_too_large")
 
 
-async def test_waiting_for_the_writer_lock_has_a_limit(tmp_path: Path) -> None:
+async def test_waiting_for_the_writer_lock_has_a_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with gate() as held, node(tmp_path / "state", lock_wait=0.4, lock_hold=60.0) as made:
         holds = {"sql": "write", "http": held.grant, "time_limit_ms": 60_000}
         functions = {"sql": GUESTS["sql"], "holds": (guest("fetch"), holds)}
@@ -178,7 +178,9 @@ async def test_waiting_for_the_writer_lock_has_a_limit(tmp_path: Path) -> None:
         insert = """{"sql":"INSERT INTO notes VALUES ('x')"}"""
         holder = asyncio.ensure_future(made.call("holds", f"SQL {insert}\n{held.request()}".encode()))
         await held.reached()
+        (keeper,) = (link.child.pid for link in made.busy())
         assert await made.problem("sql", insert.encode()) == (503, "writer_busy")
+        assert f"has waited too long for the writer lock, which worker {keeper} (holds) has" in caplog.text
         held.open.set()
         assert (await holder)[0] == 200
 

@@ -1,10 +1,15 @@
 """Another program that holds the database is told as that, with its name, and not as slow functions or overload."""
 
 import asyncio
+import contextlib
 import json
+import os
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +17,7 @@ from edge_runtime import database_users, wal
 from edge_runtime.cli import node as node_commands
 from edge_runtime.dispatch import foreign_lock
 from edge_runtime.errors import SyncFailed
+from edge_runtime.ipc import progress_page
 from edge_runtime.sync import identity
 from edge_runtime.sync.identity import Identity
 from tests.guests.build import guest
@@ -143,3 +149,52 @@ async def test_quick_writes_of_others_do_no_harm(tmp_path: Path) -> None:
             status, _, body = await writing
             # On a busy machine the other one may be none of the quick ones, and the call itself may take long.
             assert status == 200 or time.monotonic() - began > 1.5, body
+
+
+LOCKS = """
+import fcntl, sys, time
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print(flush=True)
+time.sleep(600)
+"""
+
+
+class Waiting:
+    """A worker that waits for the lock."""
+
+    child = SimpleNamespace(pid=1)
+    seen = staticmethod(lambda: SimpleNamespace(state=progress_page.WAITING))
+
+
+async def test_a_child_of_the_node_that_it_has_lost_is_ended_where_others_wait_for_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """This process is in the zygote's place."""
+    path = tmp_path / foreign_lock.WRITER_LOCK
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", LOCKS, str(path), stdout=asyncio.subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        async with deadline(60):
+            await child.stdout.readline()
+        known = {child.pid}
+        processes: Any = SimpleNamespace(pid=os.getpid(), knows=known.__contains__)
+        pool: Any = SimpleNamespace(links=set(), held_by="")
+        looks = foreign_lock.ForeignLock(pool, processes, tmp_path / "skerry.db")
+        assert database_users.flock_holder(path) == child.pid
+        assert database_users.flock_holder(tmp_path) == database_users.flock_holder(tmp_path / "none") == 0
+        # It is known; then nobody waits for it.
+        pool.links = {Waiting()}
+        looks.look(0.0)
+        known.clear()
+        pool.links = set()
+        looks.look(0.0)
+        assert not caplog.text
+        pool.links = {Waiting()}
+        looks.look(0.0)
+        async with deadline(60):
+            await child.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+    assert f"process {child.pid}, which this node has lost, holds the writer lock: it is ended" in caplog.text
