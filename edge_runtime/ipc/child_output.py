@@ -58,15 +58,20 @@ class ChildOutput:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _PIECE:
             lines, self._rest = [*lines, self._rest], b""
-        for line in lines:
-            self._say(line)
+        for number, line in enumerate(lines):
+            if not self._say(line):
+                # Not one by one: a child that was taken over may print nothing but ends of lines.
+                self._left_out += len(lines) - number - 1
+                break
 
-    def _say(self, line: bytes) -> None:
+    def _say(self, line: bytes) -> bool:
+        """Log a line; return whether it was, or is left out."""
         if not self._budget.take(len(line) + _LINE, clock.monotonic()):
             self._left_out += 1
-            return
+            return False
         if self._left_out:
             log.error("%d lines that the zygote and its children printed were left out: too many", self._left_out)
             self._left_out = 0
         text = line.decode(errors="backslashreplace")
         log.error("%s", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+        return True

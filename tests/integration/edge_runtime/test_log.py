@@ -187,3 +187,21 @@ async def test_what_children_print_is_bounded_and_told(caplog: pytest.LogCapture
         "250 lines that the zygote and its children printed were left out: too many",
         "the last",
     ]
+
+
+async def test_children_that_print_nothing_but_ends_of_lines_cost_next_to_nothing() -> None:
+    asked = 0
+
+    class Nothing(TokenBucket):
+        def take(self, count: float, now: float) -> bool:
+            nonlocal asked
+            asked += 1
+            return False
+
+    heard = child_output.ChildOutput()
+    heard._budget = Nothing(1, 1)
+    os.write(heard.write, b"\n" * 60_000)
+    await until(lambda: heard._left_out == 60_000)
+    assert asked < 20
+    heard.started()
+    heard.close()
