@@ -6,6 +6,8 @@ Run in place of `edge_runtime.children.zygote`. Workers run all calls in Python,
 
 import ctypes
 import os
+import random
+import signal
 import socket
 import sys
 import threading
@@ -18,6 +20,7 @@ import msgspec
 from edge_runtime.children import plain_calls, worker, zygote
 from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.ipc.claims import Claims
+from tests.support import foreign_frames
 
 FOREVER = 60.0
 """Seconds for which an attack goes on where nobody ends it: far beyond what any limit here lets it."""
@@ -109,8 +112,30 @@ def deny(hands: Hands, gives_back: bool) -> None:
     os._exit(1)
 
 
+def at_random(hands: Hands, seed: int) -> None:
+    """Write to the page and to the socket what comes, and go on, stay or end."""
+    source = random.Random(seed)
+    for _ in range(source.randrange(1, 4)):
+        if source.random() < 0.5:
+            for place, word in enumerate(foreign_frames.words(source, hands.request, time.monotonic_ns())):
+                hands.words[place] = word
+        else:
+            hands.sock.sendall(foreign_frames.data(source, hands.request))
+    match source.randrange(8):
+        case 0:
+            os._exit(0)
+        case 1:
+            time.sleep(FOREVER)
+        case 2:
+            close(hands)
+        case 3:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case _:
+            hands.sock.sendall(frames.pack(hands.request, 204))
+
+
 ATTACKS: dict[str, Callable[..., None]] = {
-    made.__name__: made for made in (say, repeat, header, page, spin, end_alone, close, hold, deny)
+    made.__name__: made for made in (say, repeat, header, page, spin, end_alone, close, hold, deny, at_random)
 }
 
 
