@@ -33,7 +33,10 @@ async def run(pool: Pool, besides: int) -> None:
         for link in list(pool.links):
             limit = allowed(link, besides)
             size = private(link.child.pid)
-            if size > limit and not link.killed:
+            if not size and not link.killed and link.child.lives():
+                # The system tells no memory of such a process.
+                link.end("its main thread has ended, and another one goes on")
+            elif size > limit and not link.killed:
                 log.error("worker %d has %d MiB of memory, and may have %d", link.child.pid, size >> 20, limit >> 20)
                 link.kill(MEMORY)
 

@@ -165,6 +165,16 @@ async def test_a_worker_whose_main_thread_has_ended_is_killed(edge: Node) -> Non
     assert await attack(edge, "end_alone") == (502, "worker_crashed")
 
 
+async def test_a_worker_of_which_only_other_threads_are_left_is_ended(
+    edge: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system says of such a process that it has no memory."""
+    before = edge.front.pool.deaths
+    assert (await attack(edge, "leave"))[0] == 204
+    await until(lambda: edge.front.pool.deaths > before)
+    assert "its main thread has ended, and another one goes on: it is killed" in caplog.text
+
+
 @pytest.mark.parametrize("holds", [False, True])
 async def test_a_worker_that_closes_its_socket_is_killed(edge: Node, holds: bool) -> None:
     assert await attack(edge, "close", holds, name="evil-sql") == (502, "worker_crashed")

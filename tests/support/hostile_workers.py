@@ -89,6 +89,12 @@ def end_alone(hands: Hands) -> None:
     _libc.syscall(ctypes.c_long(_EXIT), ctypes.c_long(0))
 
 
+def leave(hands: Hands) -> None:
+    """Answer, and end the main thread alone."""
+    hands.sock.sendall(frames.pack(hands.request, 204))
+    _libc.syscall(ctypes.c_long(_EXIT), ctypes.c_long(0))
+
+
 def close(hands: Hands, holds: bool = False) -> None:
     """Close the socket and stay, with the writer lock where it `holds` that."""
     if holds:
@@ -135,7 +141,7 @@ def at_random(hands: Hands, seed: int) -> None:
 
 
 ATTACKS: dict[str, Callable[..., None]] = {
-    made.__name__: made for made in (say, repeat, header, page, spin, end_alone, close, hold, deny, at_random)
+    made.__name__: made for made in (say, repeat, header, page, spin, end_alone, leave, close, hold, deny, at_random)
 }
 
 
