@@ -1,9 +1,10 @@
 """Which running calls a change of the node's release waits for."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 from edge_runtime import clock
-from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.call import Call, Job
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import progress_page
@@ -14,13 +15,15 @@ async def settled(pool: Pool, limit: float) -> None:
 
     Those are calls that hold the writer lock or wait for it (they have limits of their own), and, for `limit` seconds
     at most, calls that may write and have sent an HTTP request that can't be sent twice. Writes must be held, so that
-    there will be no others.
+    there will be no others: whatever a worker says of a call that it is given from now on isn't waited for.
     """
     deadline = clock.monotonic() + limit
+    given = [(link, set(link.jobs)) for link in pool.links]
     while True:
         left = deadline - clock.monotonic()
-        sent = left > 0 and any(_sent(link) for link in pool.links)
-        if not sent and not any(_locks(link) for link in pool.links):
+        waited = [(link, jobs.intersection(link.jobs)) for link, jobs in given]
+        sent = left > 0 and any(_sent(link, jobs) for link, jobs in waited)
+        if not sent and not any(_locks(link, jobs) for link, jobs in waited):
             return
         with suppress(TimeoutError):
             async with clock.timeout(left if sent else None):
@@ -30,22 +33,22 @@ async def settled(pool: Pool, limit: float) -> None:
 # The worker may be at a later job than its first: the front hasn't read the answers before it then.
 
 
-def _sent(link: WorkerLink) -> bool:
-    """Tell whether a worker's call may write, and sends or has sent an HTTP request that can't be sent twice."""
+def _sent(link: WorkerLink, jobs: Iterable[Job]) -> bool:
+    """Tell whether one of a worker's jobs may write, and sends or has sent an HTTP request that can't be sent twice."""
     seen = link.seen()
     return any(
         # The shared page shows it before the worker's frame arrives.
         isinstance(job, Call)
         and job.writes
         and (job.sent or (seen.request == job.id and seen.state == progress_page.SENT))
-        for job in link.jobs
+        for job in jobs
     )
 
 
-def _locks(link: WorkerLink) -> bool:
-    """Tell whether a worker's call holds the writer lock, or waits for it."""
+def _locks(link: WorkerLink, jobs: Iterable[Job]) -> bool:
+    """Tell whether one of a worker's jobs holds the writer lock, or waits for it."""
     seen = link.seen()
-    return any(seen.request == job.id for job in link.jobs) and seen.state in (
+    return any(seen.request == job.id for job in jobs) and seen.state in (
         progress_page.WAITING,
         progress_page.WRITING,
         progress_page.COMMITTING,

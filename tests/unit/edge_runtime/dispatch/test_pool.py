@@ -299,6 +299,28 @@ async def test_a_change_waits_for_a_call_behind_an_answer_that_is_not_read_yet(s
             await settling
 
 
+async def test_no_call_that_comes_later_holds_a_change_up() -> None:
+    """A worker would only have to say, call after call, that it holds the writer lock."""
+    world = World()
+    with contextlib.closing(world):
+        first = running(world, "writes")
+        first.mark.writing()
+        world.pool.hold_writes(60.0)
+        settling = asyncio.ensure_future(settled(world.pool, 60.0))
+        await asyncio.sleep(0)
+        world.submit("writes")
+        (second,) = [worker for worker in world.workers if worker.link.jobs and worker is not first]
+        second.move()
+        second.mark.writing()
+        world.pool.changed()
+        await asyncio.sleep(0)
+        assert not settling.done()
+        first.move()
+        async with deadline(60):
+            await settling
+        assert second.link.seen().state == progress_page.WRITING
+
+
 def test_a_long_call_gets_a_worker_although_short_ones_never_end() -> None:
     """It needs an idle worker, and short calls may queue in busy ones: they must leave one."""
 
