@@ -220,10 +220,10 @@ class Pool:
             self.refuse(call, outcomes.cut_off(call.name, left))
         return left > 0
 
-    def _opened(self, call: Call) -> None:
-        """The death that `call` caused has opened its breaker: refuse what waits behind it."""
-        queue = self.queues.of(call.name)
-        if queue.served is not None and queue.served.breaker is call.served.breaker:
+    def _opened(self, served: ServedFunction) -> None:
+        """A worker's death has opened a function's breaker: refuse what waits behind it."""
+        queue = self.queues.of(served.function.name)
+        if queue.served is not None and queue.served.breaker is served.breaker:
             self.again(self.queues.clear(queue))
 
     # What links tell: `worker_link.Owner`
@@ -261,7 +261,7 @@ class Pool:
             self.queues.of(call.name).left(link)
         if running is not None:
             self.queues.of(running.name).left(link)
-            self.worker_deaths.add(link, running, seen)
+        self.worker_deaths.add(link, running, seen, idle=not waiting)
         self.again(waiting)
         self.changed()
 

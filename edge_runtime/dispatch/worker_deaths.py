@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final
 
 from edge_runtime import clock
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import fields_of, shown_with
-from edge_runtime.dispatch.outcomes import HELD, KILL_CODES, blames, of_death
+from edge_runtime.dispatch.outcomes import FOREIGN, HELD, KILL_CODES, blames, of_death
+from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.zygote_client import how
@@ -26,8 +27,8 @@ async def _nothing_to_settle() -> None:
 
 
 class WorkerDeaths:
-    def __init__(self, limits: PoolLimits, opened: Callable[[Call], None], holder: Callable[[], str]) -> None:
-        """`opened` is called with a call whose death has opened its function's breaker; `holder` is `Pool.holder`."""
+    def __init__(self, limits: PoolLimits, opened: Callable[[ServedFunction], None], holder: Callable[[], str]) -> None:
+        """`opened` is called with a function whose breaker a death has opened; `holder` is `Pool.holder`."""
         self.settle_commit: Callable[[], Awaitable[None]] = _nothing_to_settle
         """Sees to it that a COMMIT whose worker was killed in it is either kept or undone; it must not raise."""
         self._limits = limits
@@ -35,30 +36,42 @@ class WorkerDeaths:
         self._holder = holder
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, link: WorkerLink, call: Call, seen: progress_page.Seen) -> None:
-        """End a call that a worker ran when it died; `seen`: how far the call had come."""
-        if link.killed in KILL_CODES and seen.state != progress_page.COMMITTING:
+    def add(self, link: WorkerLink, call: Call | None, seen: progress_page.Seen, *, idle: bool) -> None:
+        """End the call that a worker ran when it died, if it ran one; `seen`: how far the call had come. `idle`: none
+        waited for the worker either."""
+        if call is None:
+            if idle and link.ran is not None and link.killed in ("", FOREIGN):
+                self._begin(self._blame(link, link.ran))
+        elif link.killed in KILL_CODES and seen.state != progress_page.COMMITTING:
             self._end(link, call, seen, None)
         else:
-            task = asyncio.get_running_loop().create_task(self._ask(link, call, seen))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(self._ask(link, call, seen))
 
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
 
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _ask(self, link: WorkerLink, call: Call, seen: progress_page.Seen) -> None:
         """End a call once the zygote has said how its worker ended."""
-        try:
-            async with clock.timeout(STATUS_WAIT):
-                status = await asyncio.shield(link.child.exited)
-        except TimeoutError:
-            status = None
+        status = await _status(link)
         if seen.state == progress_page.COMMITTING:
             # Before the client is told: what it then reads of the changes must stay so.
             await self.settle_commit()
         self._end(link, call, seen, status)
+
+    async def _blame(self, link: WorkerLink, served: ServedFunction) -> None:
+        """Count the death of a worker that had no call: as one by the function whose call it had answered last."""
+        status = await _status(link)
+        if blames(link.killed, progress_page.IDLE, status):
+            what = "was ended by the front" if link.killed else how(status)
+            log.warning("worker %d %s after a call of %s", link.child.pid, what, served.function.name)
+            if served.breaker.died(link, clock.monotonic()):
+                self._cut_off(served)
 
     def _end(self, link: WorkerLink, call: Call, seen: progress_page.Seen, status: int | None) -> None:
         holder = self._holder() if link.killed == HELD else ""
@@ -70,7 +83,19 @@ class WorkerDeaths:
         now = time.monotonic()
         blamed = blames(link.killed, seen.state, status)
         if call.served.settle(call, refusal, now, blamed=blamed, ran=max(0.0, now - link.since)):
-            text = "%s is cut off for %.0f s: its calls ended their processes again and again"
-            log.error(text, call.name, call.served.breaker.until - clock.monotonic())
-            self._opened(call)
+            self._cut_off(call.served)
         call.end(refusal)
+
+    def _cut_off(self, served: ServedFunction) -> None:
+        text = "%s is cut off for %.0f s: its calls ended their processes again and again"
+        log.error(text, served.function.name, served.breaker.until - clock.monotonic())
+        self._opened(served)
+
+
+async def _status(link: WorkerLink) -> int | None:
+    """Return how a worker has ended, as from waitpid; None where the zygote doesn't say it in time."""
+    try:
+        async with clock.timeout(STATUS_WAIT):
+            return await asyncio.shield(link.child.exited)
+    except TimeoutError:
+        return None

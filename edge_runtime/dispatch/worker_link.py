@@ -15,6 +15,7 @@ from edge_runtime.dispatch.call import Body, Call, Job, Order
 from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.incoming_frames import FrameUnfit, IncomingFrames
 from edge_runtime.dispatch.outcomes import FOREIGN, AnswerBody, whole
+from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.outgoing_frames import OutgoingFrames
@@ -73,6 +74,8 @@ class WorkerLink:
         """Names of the functions that the worker was told to load while it was a spare one."""
         self.killed = ""
         """Why the front killed the worker; empty while it hasn't."""
+        self.ran: ServedFunction | None = None
+        """The function whose call the worker has answered last."""
         self._listens = True
         """What the worker says counts."""
         self._spoke = False
@@ -247,6 +250,7 @@ class WorkerLink:
         outcome, fault = incoming_frames.outcome(
             kind, head, body, served.release, served.function.manifest, call.method
         )
+        self.ran = served
         took = self._next(call)
         now = self.since
         # First, so that the next call goes out in the same write as the others that come together.

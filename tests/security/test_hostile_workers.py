@@ -116,6 +116,15 @@ async def test_what_no_honest_worker_says_ends_its_call_and_the_worker(edge: Nod
         assert "made_up" not in await answer.text()
 
 
+async def test_what_a_worker_says_after_its_answer_is_held_against_the_function_too(edge: Node) -> None:
+    breaker = edge.front.pool.functions["evil"].breaker
+    async with deadline(60):
+        # Where the worker is given another call meanwhile, it isn't known who ended it.
+        while not breaker._deaths:
+            assert (await attack(edge, "say", (204, "", ""), (204, "", "")))[0] == 204
+            await until(lambda: len(edge.workers()) == 2)
+
+
 async def test_codes_that_nobody_knows_are_one(edge: Node) -> None:
     for code in ("made_up", "x" * 64, ""):
         fault = json.dumps({"code": code, "message": "It says so.", "status": 599})

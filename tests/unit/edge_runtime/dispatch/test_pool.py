@@ -75,13 +75,13 @@ class PlayedWorker:
             self.unread.append((request, self.incoming[frames.HEADER_BYTES + head : end]))
             self.incoming = self.incoming[end:]
 
-    def die(self, why: str) -> None:
+    def die(self, why: str, status: int) -> None:
         """End by itself, or by the front for `why`."""
         if why:
             self.link.kill(why)
         self.link._lost()
         self.close_sockets()
-        self.child.exited.set_result(11)
+        self.child.exited.set_result(status)
 
     def close_sockets(self) -> None:
         self.link.detach()
@@ -135,9 +135,9 @@ class World:
         self.calls.append(call)
         self.pool.submit(call)
 
-    async def die(self, worker: PlayedWorker, why: str) -> None:
+    async def die(self, worker: PlayedWorker, why: str, status: int = 11) -> None:
         """A worker ends, by itself or by the front, and another one comes."""
-        worker.die(why)
+        worker.die(why, status)
         for _ in range(5):
             await asyncio.sleep(0)
         new = self.workers[worker.slot] = PlayedWorker(self, worker.slot)
@@ -509,3 +509,26 @@ async def test_a_worker_that_begins_calls_behind_one_that_it_does_not_answer_is_
                 await asyncio.sleep(0.01)
         assert worker.link.killed == FOREIGN
         assert [job.id for job in worker.link.jobs] == [first.id, *(job.id for job in others)]
+
+
+@pytest.mark.parametrize(
+    ("status", "foreign", "waits", "blamed"),
+    [(11, False, False, 1), (9, False, False, 0), (9, True, False, 1), (11, False, True, 0)],
+)
+async def test_a_worker_that_ends_after_an_answer_was_ended_by_that_call(
+    status: int, foreign: bool, waits: bool, blamed: int
+) -> None:
+    """By itself, from outside (a signal 9 that isn't the front's), or as it says what none says; unless it has been
+    given another call, which may be who ended it."""
+    world = World()
+    worker = running(world, "one")
+    worker.move()
+    if foreign:
+        worker.link.receive(progress_page.NONE, frames.DONE, b"", b"")
+    if waits:
+        world.submit("one")
+        assert [job.id for job in worker.link.jobs] == [world.calls[1].id]
+    await world.die(worker, "", status)
+    assert isinstance(world.outcomes[b"0"][0], Answer)
+    assert len(world.pool.functions["one"].breaker._deaths) == blamed
+    world.close()
