@@ -28,6 +28,7 @@ class IndexLock:
         self._path = wal.index_of(database)
         self.descriptor = -1
         """Descriptor of the locked index; -1 if none is. A child closes it before it opens the database."""
+        self._wanted = True
 
     def take(self) -> bool:
         """Take the lock if another process holds it, which shows that the index is in use; return whether it is held
@@ -35,6 +36,8 @@ class IndexLock:
 
         Raises: OSError.
         """
+        if not self._wanted:
+            return False
         if self.descriptor >= 0:
             if self._is_current(self.descriptor):
                 return True
@@ -50,6 +53,14 @@ class IndexLock:
             return True
         os.close(descriptor)
         return False
+
+    def let_go(self) -> None:
+        """Hold the lock no more, for good. As long as it is held, SQLite from 3.51.0 on takes no connection that closes
+        for the last one, and leaves the log's files where they are."""
+        self._wanted = False
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def _is_shared(self, descriptor: int) -> bool:
         """Share the lock that another process holds; return whether there is one."""

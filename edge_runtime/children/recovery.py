@@ -1,36 +1,39 @@
 """Recovers the libsql file's write-ahead log before libsql opens the file, after an end that wasn't in order.
 
 If a read of the log fails, libsql takes that for the log's end, and forgets what was committed after it (seen with
-libsql-experimental 0.0.55), while SQLite reports the failure. So Python's own SQLite recovers the log, in a process of
-its own behind the checkpointer's fence, and libsql is never started on a log that can't be read.
+libsql-experimental 0.0.55), while SQLite reports the failure. So a current SQLite (`sql.log.current_sqlite`) recovers
+the log, in a process of its own behind the checkpointer's fence, and libsql is never started on a log that can't be
+read.
 """
 
 import os
-import sqlite3
 import sys
 from pathlib import Path
 from typing import Final
 
+import apsw
+
 from edge_runtime import wal
 from edge_runtime.sandbox import fence
+from edge_runtime.sql.log.current_sqlite import FileAndLog, name_of, result_of
 
 PATIENCE: Final = 5.0
 """Seconds to wait for a process that is about to end and still has the file open."""
 
 _UNREAD: Final = (
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_CANTOPEN,
+    apsw.SQLITE_IOERR,
+    apsw.SQLITE_CANTOPEN,
     # SQLite calls some errors of the disk so.
-    sqlite3.SQLITE_CORRUPT,
+    apsw.SQLITE_CORRUPT,
     # A file that can't be opened for writing is opened for reading, without a look at the log.
-    sqlite3.SQLITE_READONLY,
+    apsw.SQLITE_READONLY,
 )
 """Codes of errors after which the log may not have been read."""
 _UNREAD_IN_CHECKPOINT: Final = (
-    sqlite3.SQLITE_IOERR_READ,
-    sqlite3.SQLITE_IOERR_SHORT_READ,
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_READONLY,
+    apsw.SQLITE_IOERR_READ,
+    apsw.SQLITE_IOERR_SHORT_READ,
+    apsw.SQLITE_CORRUPT,
+    apsw.SQLITE_READONLY,
 )
 """Extended codes of such errors in the checkpoint that follows, which reads the log again."""
 
@@ -53,8 +56,8 @@ def run(database: Path) -> None:
             fence.enter("checkpointer")
             _recover(database)
             code = 0
-        except sqlite3.Error as error:
-            print(f"{wal.log_of(database)}: {error} ({error.sqlite_errorname})", file=sys.stderr)
+        except apsw.Error as error:
+            print(f"{wal.log_of(database)}: {error} ({name_of(error)})", file=sys.stderr)
         except OSError as error:
             print(f"{wal.log_of(database)}: {error}", file=sys.stderr)
         finally:
@@ -69,25 +72,26 @@ def run(database: Path) -> None:
 
 
 def _recover(database: Path) -> None:
-    """Recover the log. Raises: sqlite3.Error, when it can't be read; OSError."""
-    connection = sqlite3.connect(database, timeout=PATIENCE, isolation_level=None)
+    """Recover the log. Raises: apsw.Error, when it can't be read; OSError."""
+    opened = FileAndLog(database, PATIENCE, create=True)
     fence.seal("checkpointer")
     try:
         try:
-            # The first statement reads the whole log.
-            connection.execute("BEGIN IMMEDIATE").execute("ROLLBACK")
-        except sqlite3.Error as error:
-            if error.sqlite_errorcode & 0xFF in _UNREAD:
+            # The first transaction reads the whole log.
+            with opened.writing():
+                pass
+        except apsw.Error as error:
+            if result_of(error) & 0xFF in _UNREAD:
                 raise
             # Anything else that is wrong with the file is for libsql to find.
             print(f"{database}: its log stays as it is: {error}", file=sys.stderr)
             return
         try:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except sqlite3.Error as error:
-            if error.sqlite_errorcode in _UNREAD_IN_CHECKPOINT:
+            opened.checkpoint("truncate")
+        except apsw.Error as error:
+            if result_of(error) in _UNREAD_IN_CHECKPOINT:
                 raise
             # A write has failed: a full disk, for example, can still be read.
-            print(f"{database}: its log stays as it is: {error} ({error.sqlite_errorname})", file=sys.stderr)
+            print(f"{database}: its log stays as it is: {error} ({name_of(error)})", file=sys.stderr)
     finally:
-        connection.close()
+        opened.close()

@@ -171,7 +171,9 @@ class Zygote:
             # The kernel leaves out a descriptor that there is no room for.
             self._not_born(birth, "the zygote has too many open files")
             return True
-        if birth.kind != "compiler" and (why := self._unreadable()):
+        if birth.last:
+            self._lock.let_go()
+        elif birth.kind != "compiler" and (why := self._unreadable()):
             os.close(descriptors[0])
             self._not_born(birth, why)
             return True

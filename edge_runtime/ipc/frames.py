@@ -238,10 +238,6 @@ class Checkpoint(Struct, frozen=True):
 class Checkpointed(Struct, frozen=True):
     busy: bool
     """Whether readers, or frames that came meanwhile, keep the log from beginning anew."""
-    frames: int
-    """Frames in the log."""
-    backfilled: int
-    """Frames of them that were moved into the database file."""
 
 
 class Counted(Struct, frozen=True):

@@ -3,11 +3,12 @@
 import contextlib
 import hashlib
 import os
-import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+import apsw
 
 from edge_runtime import files, wal
 from edge_runtime.disk_space import DISK_RESERVE, fits
@@ -19,10 +20,13 @@ from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, WRITE
 from edge_runtime.sql.database import HEAP_BYTES
 from edge_runtime.sql.libsql_connection import open_file
+from edge_runtime.sql.log.current_sqlite import FileAndLog
 
 PIECE: Final = 4 * 1024 * 1024
 """Bytes that are copied at once. Each piece is written to the disk and dropped from memory, so that a copy of a large
 file neither drives others' pages out of memory nor holds up their writes behind its own."""
+PATIENCE: Final = 5.0
+"""Seconds to wait for a lock of another process."""
 _TRIES: Final = 5000
 """Looks at the log's index, a millisecond apart: a process may be writing it."""
 
@@ -163,12 +167,12 @@ def _copy(source: Path, target: Path, length: int | None = None) -> None:
 
 
 def _join(path: Path, frames: int | None) -> None:
-    """Move the log of a copy into its file, and leave the file alone, in a process of its own behind the fence. The log
-    has so many `frames`; None where that isn't known.
+    """Move the log of a copy into its file, and leave the file alone, in processes of their own behind the fence. The
+    log has so many `frames`; None where that isn't known.
 
     Raises: CopyFailed, when that can't be done.
     """
-    why = _child(lambda: _checkpoint(path, frames), path)
+    why = _child(lambda: _move_log(path, frames), path) or _child(lambda: _end_log(path), path)
     if why:
         raise CopyFailed("copy_failed", f"The copy isn't whole: {why}.")
     try:
@@ -194,20 +198,33 @@ def _child(work: Callable[[], str], path: Path) -> str:
     return answer.decode().removeprefix("done:")
 
 
-def _checkpoint(path: Path, frames: int | None) -> str:
+def _move_log(path: Path, frames: int | None) -> str:
     """Return why the log can't be moved, or an empty string."""
     try:
-        connection = sqlite3.connect(path, isolation_level=None)
+        opened = FileAndLog(path, PATIENCE)
         fence.seal("checkpointer")
+        # What another program has left in a journal is undone here.
+        opened.look()
         if frames != 0:
             # As above all the last frame has to be there: a log that is cut counts as one that ends earlier.
-            _, log, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            log, moved = opened.checkpoint("passive") or (-1, 0)
             if log != moved or frames not in (None, log):
                 return f"{moved} of {log if frames is None else frames} pages of its log could be moved"
-        # A copy that anybody can open, where nothing can be written beside it, too.
-        if connection.execute("PRAGMA journal_mode = DELETE").fetchone() != ("delete",):
+        opened.close()
+    except apsw.Error as error:
+        return str(error)
+    return ""
+
+
+def _end_log(path: Path) -> str:
+    """Return why the file can't do without a log, or an empty string. Then anybody can open it, where nothing can be
+    written beside it, too. SQLite has the schema parsed for that, so libsql does it."""
+    try:
+        connection = open_file(path)
+        fence.seal("worker")
+        if connection.execute("PRAGMA journal_mode = DELETE").fetchall() != [("delete",)]:
             return "its journal mode can't be changed"
         connection.close()
-    except sqlite3.Error as error:
+    except ValueError as error:
         return str(error)
     return ""

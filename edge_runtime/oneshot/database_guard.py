@@ -1,6 +1,6 @@
 """A process that keeps the libsql file of a node open while a command works with it, and reads its log first where that
-is needed. It uses Python's own SQLite, for the reason that the checkpointer has (docs/adr/0025): the first connection
-recovers the log, the last one that closes moves it into the file, and libsql does both wrongly where a read fails.
+is needed. It opens the file as the checkpointer does (`sql.log.current_sqlite`): the first connection recovers the log,
+the last one that closes moves it into the file, and libsql does both wrongly where a read fails.
 
 It can hold a read transaction. Then what the file and its log say at that moment can be copied, byte by byte: no
 checkpoint moves anything newer into the file meanwhile, and the log doesn't begin anew.
@@ -8,15 +8,17 @@ checkpoint moves anything newer into the file meanwhile, and the log doesn't beg
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+import apsw
 
 from edge_runtime import database_users
 from edge_runtime.errors import CodedError
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, WRITE
+from edge_runtime.sql.log.current_sqlite import FileAndLog
 
 BUSY: Final = 5.0
 """Seconds that the guard waits for a lock of another process."""
@@ -74,9 +76,8 @@ def guarded(database: Path, *, reading: bool) -> Iterator[DatabaseGuard]:
             os.close(orders)
             fence.die_with_parent(parent)
             _keep_open(database, reading, listening, writing)
-        except (sqlite3.Error, OSError) as error:
-            held = isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            os.write(writing, _HELD if held else f"{database}: {error}".encode())
+        except (apsw.Error, OSError) as error:
+            os.write(writing, _HELD if isinstance(error, apsw.BusyError) else f"{database}: {error}".encode())
         finally:
             os._exit(0)
     os.close(writing)
@@ -97,20 +98,14 @@ def guarded(database: Path, *, reading: bool) -> Iterator[DatabaseGuard]:
 def _keep_open(database: Path, reading: bool, orders: int, answers: int) -> None:
     """Be the guard, until `orders` says to end."""
     fence.enclose([(database.parent, WRITE), RANDOM])
-    connection = sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=BUSY, isolation_level=None)
+    opened = FileAndLog(database, BUSY)
     fence.seal("checkpointer")
-    connection.execute("PRAGMA wal_autocheckpoint = 0")
-    # It needs a transaction and, unlike a SELECT, no function that the schema names and Python's SQLite lacks.
-    looking = "PRAGMA schema_version"
-    if reading:
-        connection.execute("BEGIN")
-    connection.execute(looking).fetchall()
-    os.write(answers, _READY)
-    while os.read(orders, 1) == _LOOK:
-        if reading and not connection.in_transaction:
-            raise sqlite3.OperationalError("the read transaction has ended")
-        connection.execute(looking).fetchall()
+    with opened.reading() if reading else contextlib.nullcontext():
+        opened.look()
         os.write(answers, _READY)
-    if reading:
-        connection.execute("ROLLBACK")
-    connection.close()
+        while os.read(orders, 1) == _LOOK:
+            if reading and not opened.is_reading:
+                raise OSError("the read transaction has ended")
+            opened.look()
+            os.write(answers, _READY)
+    opened.close()

@@ -35,8 +35,7 @@ class LibsqlCursor(Protocol):
 
 
 class LibsqlConnection(Protocol):
-    """A connection in autocommit mode. One of libsql raises ValueError alone, and panics (`is_panic`). The checkpointer
-    uses one of Python's own sqlite3 instead."""
+    """A connection in autocommit mode. It raises ValueError alone, and panics (`is_panic`)."""
 
     @property
     def in_transaction(self) -> bool: ...

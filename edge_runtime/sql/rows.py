@@ -150,14 +150,6 @@ class NameRow(NamedTuple):
     name: str
 
 
-class CheckpointRow(NamedTuple):
-    """PRAGMA wal_checkpoint."""
-
-    busy: int
-    log: int
-    checkpointed: int
-
-
 class ViolationRow(NamedTuple):
     """PRAGMA foreign_key_check."""
 

@@ -5,9 +5,10 @@ run in one. It reaches neither the runtime's tables nor anything outside the dat
 computed names, so its tokens show every name.
 """
 
-import sqlite3
 from collections.abc import Callable, Iterable, Set
 from typing import Final, NamedTuple
+
+import apsw
 
 from edge_runtime.errors import CodedError
 from edge_runtime.sql.access import FUNCTIONS, INTERNAL, MODULES, AccessRules
@@ -74,13 +75,13 @@ def split(sql: str) -> list[SchemaStatement]:
         if at == first:
             # An empty statement.
             first = at + 1
-        elif not _is_trigger(tokens[first : first + 4]) or sqlite3.complete_statement(text):
+        elif not _is_trigger(tokens[first : first + 4]) or apsw.complete(text):
             statements.append(SchemaStatement(text, tokens[first:at]))
             first = at + 1
     if first < len(tokens):
         text = sql[tokens[first].start : tokens[-1].end]
         # On a new line, because the text may end with a comment.
-        if _is_trigger(tokens[first : first + 4]) and not sqlite3.complete_statement(text + "\n;"):
+        if _is_trigger(tokens[first : first + 4]) and not apsw.complete(text + "\n;"):
             raise SchemaChangeRefused(
                 "schema_invalid", "The last statement is incomplete: its trigger has no END.", text
             )

@@ -35,7 +35,7 @@ CHECKS: Final = {
     "wal": "the database's write-ahead log is short",
     "database": "the database is whole, takes writes, and no other program holds it",
     "fence": "this machine has all that the workers' fence needs",
-    "libraries": "WasmEdge and libsql can be loaded, in the versions that this program works with",
+    "libraries": "WasmEdge, libsql and SQLite can be loaded, in the versions that this program works with",
     "memory": "there is memory for the workers",
     "open_files": "the node may have enough files open",
 }

@@ -21,8 +21,8 @@ FEW_FILES: Final = 4096
 """Open files of a node below which its connections become few."""
 _LOAD: Final = """
 from edge_runtime.wasmedge import declarations
-import edge_runtime.sql.libsql_connection, importlib.metadata
-print(declarations.VERSION, importlib.metadata.version("libsql-experimental"))
+import edge_runtime.sql.libsql_connection, apsw, importlib.metadata
+print(declarations.VERSION, importlib.metadata.version("libsql-experimental"), apsw.sqlite_lib_version())
 """
 
 
@@ -77,8 +77,9 @@ def fence_findings(lacking: Iterable[str], *, partial: bool) -> list[Finding]:
 
 def library_findings(versions: str, error: str) -> list[Finding]:
     if versions:
-        wasmedge, _, libsql = versions.partition(" ")
-        return [Finding("libraries", "ok", f"WasmEdge {wasmedge} and libsql {libsql} can be loaded")]
+        wasmedge, libsql, sqlite = versions.split()
+        text = f"WasmEdge {wasmedge}, libsql {libsql} and SQLite {sqlite} can be loaded"
+        return [Finding("libraries", "ok", text)]
     cure = "sudo apt-get install -y libwasmedge0" if "WasmEdge" in error or "wasmedge" in error else "just setup"
     return [Finding("libraries", "wrong", f"what runs functions can't be loaded: {error}", cure)]
 

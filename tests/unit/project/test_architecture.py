@@ -86,7 +86,7 @@ FRONT = (
 """The process on the network. It maps neither WasmEdge nor libsql, and parses nothing that others made."""
 BEHIND = (
     *("edge_runtime.sql", "edge_runtime.children", "edge_runtime.guests", "edge_runtime.wasmedge"),
-    "libsql_experimental",
+    *("libsql_experimental", "apsw"),
 )
 """What the front imports neither itself nor through others."""
 
@@ -104,7 +104,7 @@ PURE = (
 IO = {
     *("asyncio", "io", "mmap", "os", "pathlib", "select", "selectors", "shutil", "signal", "socket", "sqlite3", "ssl"),
     *("subprocess", "tempfile", "threading", "aiohttp", "asyncpg", "aioboto3", "libsql_experimental"),
-    *("cffi", "_cffi_backend"),
+    *("cffi", "_cffi_backend", "apsw"),
 }
 
 
@@ -250,6 +250,11 @@ def test_the_rules_do_no_input_or_output(graph):
 def test_control_runs_no_guest_and_opens_no_libsql_database(graph):
     native = ("cffi", "_cffi_backend", "libsql_experimental", "libsql", "wasmtime")
     assert [m for m, names in graph.items() if within(m, ["control"]) and any(within(n, native) for n in names)] == []
+
+
+def test_no_part_of_a_node_has_pythons_own_sqlite(graph):
+    """It has the WAL-reset bug on Debian 13 (docs/adr/0071)."""
+    assert [m for m, names in graph.items() if within(m, ["edge_runtime"]) and "sqlite3" in names] == []
 
 
 def test_folders_and_modules_are_small_and_packages_say_what_they_are(graph):

@@ -31,7 +31,6 @@ QUERIES: list[tuple[type[NamedTuple], str, tuple[Value, ...]]] = [
     (rows.StepRow, load("read_steps"), ()),
     (rows.SizeRow, load("sizes"), ()),
     (rows.SchemaRecordRow, load("read_schema_record"), ()),
-    (rows.CheckpointRow, "PRAGMA wal_checkpoint", ()),
     (rows.ViolationRow, "PRAGMA foreign_key_check", ()),
 ]
 UNNAMED: list[tuple[type[NamedTuple], str]] = [

@@ -32,7 +32,7 @@ async def _asked(monkeypatch: pytest.MonkeyPatch, indices: list[Index], busy: li
         asked.append(order.mode)
         if len(indices) > 1:
             indices.pop(0)
-        return frames.Checkpointed(order.mode != "passive" and next(answers), 0, 0)
+        return frames.Checkpointed(order.mode != "passive" and next(answers))
 
     pool: Any = SimpleNamespace(worker_deaths=SimpleNamespace(), pressure=Pressure.NONE, feed=lambda: None)
     monkeypatch.setattr(CheckpointSchedule, "_ask", ask)
