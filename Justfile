@@ -124,12 +124,13 @@ test-native *ARGS: setup
 
 # the long versions: of the tests that kill processes, cut the power and fail system calls, of generated modules and calls of hosts; `--all` fails every call (hours)
 faults *ARGS: setup
+    @scripts/compile
     @scripts/native-tools
     @tests="$(.venv/bin/python -m tests.support.selections faults) $(grep -rl --include='test_*.py' hypothesis tests/unit)" && \
         SKERRY_TEST_KILLS=200 SKERRY_TEST_RELEASES=50 SKERRY_TEST_MODULES=5000 SKERRY_TEST_CUTS=1000 SKERRY_TEST_SEEDS=5000 \
         SKERRY_TEST_GUESTS=5000 SKERRY_TEST_REQUESTS=10 SKERRY_TEST_EXAMPLES=400 SKERRY_TEST_FUZZ_SECONDS=60 \
-        SKERRY_TEST_INPUTS=3000 SKERRY_TEST_FLEET=200000 SKERRY_TEST_POLLS=1000 \
-        SKERRY_TEST_FRAMES=1000000 SKERRY_TEST_ATTACKS=2000 \
+        SKERRY_TEST_INPUTS=3000 SKERRY_TEST_FLEET=200000 SKERRY_TEST_POLLS=1000 SKERRY_TEST_DELAYS=20 \
+        SKERRY_TEST_FRAMES=1000000 SKERRY_TEST_ATTACKS=2000 SKERRY_TEST_COMPILED=1 \
         SKERRY_TEST_CALLS={{ if ARGS == "--all" { "0" } else { "40" } }} \
         exec {{ pytest }} -p tests.support.long_versions {{ if ARGS =~ '^(--all)?$' { by_fives } else { "" } }} $tests \
         {{ if ARGS == "--all" { "" } else { '"$@"' } }}

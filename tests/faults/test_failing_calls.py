@@ -3,7 +3,8 @@
 For every operation (a writing call, a release, a start, a download, a renewed credential, a log line) the calls of an
 undisturbed run are counted, and then the n-th of them fails, for every n. After each: no answer lied (what was
 acknowledged is there, what was said to be undone isn't), and the node serves again, or has said on one line why it
-can't. SKERRY_TEST_CALLS says how many failures of each operation there are (at a seeded share of the calls); 0: all.
+can't. The node runs what is built, its workers' loop too. SKERRY_TEST_CALLS says how many failures of each operation
+there are (at a seeded share of the calls); 0: all.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ import msgspec
 import pytest
 
 from control.local.pki import Pki
+from edge_runtime.built import parts
 from edge_runtime.sync import identity
 from tests.guests.build import guest
 from tests.support.agents import Control, running_control
@@ -139,6 +141,9 @@ async def node(database_url: str, bucket_url: str, pki: Pki, tmp_path: Path) -> 
         made.functions["sql"] = await control.push("sql", guest("sql"), {"sql": "write"})
         made.functions["raw"] = await control.push("raw", guest("raw"), {"sql": "write"})
         assert await made.start(), made.log.read_text()
+        async with made.http.get("/_skerry/status") as answer:
+            runs = {name: part["compiled"] for name, part in (await answer.json())["built"].items()}
+        assert runs == {name: part["compiled"] for name, part in parts.document().items()}
         try:
             await made.at_release(await made.release())
             yield made
