@@ -200,13 +200,19 @@ class Zygote:
         return True
 
     def _unreadable(self) -> str:
-        """Recover the log if nobody has the libsql file open any more, as the next connection would otherwise do it.
+        """Recover the log if nobody has done so who has the libsql file open, as the next connection would otherwise do
+        it; and see to it that the lock on the log's index is held.
 
-        Return why that can't be done, or an empty string.
+        Return why the log can't be recovered, or an empty string.
         """
-        if self._is_locked() or not wal.has_log(self._database):
-            return ""
-        return _recovered(self._database)
+        try:
+            if wal.has_log(self._database):
+                return "" if self._is_locked() and not self._lock.is_blank() else _recovered(self._database)
+            if not self._is_locked():
+                self._lock.make()
+        except OSError as error:
+            print(f"the index of the database's log can't be made: {error}", file=sys.stderr, flush=True)
+        return ""
 
     def _is_locked(self) -> bool:
         """Tell whether the lock on the log's index is held: from the first connection on, for all later ones."""
