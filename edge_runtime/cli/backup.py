@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from control import faults
 from edge_runtime import database_users, files, wal
 from edge_runtime.cli.node import JSON, STATE, check_owner, fail, show
 from edge_runtime.ipc.frames import Stored
@@ -42,10 +43,17 @@ def backup(file: Path, state: Path, compactly: bool, as_json: bool) -> None:
     if not database.exists():
         raise fail("database_missing", f"{database} isn't there: the node has not run yet", as_json)
     _check_target(file, database, as_json)
+    witness = TamperCheck(state)
+    seen = [witness.kept()]
+
+    def begun() -> None:
+        seen.append(witness.kept())
+        faults.reach("edge.backup.begun")
+
     try:
         with _partial(file) as partial:
             copy = partial / file.name
-            copy_served(database, copy)
+            copy_served(database, copy, begun)
             if compactly:
                 compact(copy)
             found = report(copy, database)
@@ -62,7 +70,7 @@ def backup(file: Path, state: Path, compactly: bool, as_json: bool) -> None:
     except OSError as error:
         raise fail("copy_failed", f"{file} can't be written: {error}", as_json) from None
     warnings = found.findings()
-    if not TamperCheck(state).confirms(found.stored):
+    if not witness.confirms(found.stored, *seen):
         warnings.append(
             "The node doesn't believe this database's record of its release (database_unverified): don't restore it "
             "unless you know why."

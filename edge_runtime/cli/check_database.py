@@ -6,6 +6,7 @@ from typing import Final
 
 import click
 
+from control import faults
 from edge_runtime import wal
 from edge_runtime.cli.backup import release_of, release_text
 from edge_runtime.cli.node import JSON, STATE, check_owner, fail, show
@@ -36,9 +37,16 @@ def check_database(state: Path, as_json: bool) -> None:
     database = state / wal.FILE
     if not database.exists():
         raise fail("database_missing", f"{database} isn't there: the node has not run yet", as_json)
+    witness = TamperCheck(state)
+    seen = [witness.kept()]
+
+    def begun() -> None:
+        seen.append(witness.kept())
+        faults.reach("edge.check.begun")
+
     try:
         with guarded(database, reading=False):
-            found: DatabaseReport = report(database, database, sizes=True)
+            found: DatabaseReport = report(database, database, begun, sizes=True)
             sizes = database_sizes.read(database)
     except GuardFailed as failed:
         code = failed.code if failed.code == "database_held" else "database_damaged"
@@ -46,7 +54,7 @@ def check_database(state: Path, as_json: bool) -> None:
     except DatabaseUnread as failed:
         raise fail(failed.code, failed.message, as_json) from None
     findings = found.findings()
-    if not TamperCheck(state).confirms(found.stored):
+    if not witness.confirms(found.stored, *seen):
         findings.append("Its record of the release isn't what the node has committed (database_unverified).")
     notes = [f"The {name} is no release's." for name in found.added]
     if not found.recorded:

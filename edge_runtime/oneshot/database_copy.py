@@ -35,9 +35,9 @@ class CopyFailed(CodedError):
     """The file can't be copied. What was made of the copy has been removed."""
 
 
-def copy_served(database: Path, target: Path) -> None:
-    """Copy a node's file as of one moment, while the node serves or while it doesn't. `target` is a new file in a
-    folder of its own. The caller has one thread.
+def copy_served(database: Path, target: Path, begun: Callable[[], None]) -> None:
+    """Copy a node's file as of one moment, while the node serves or while it doesn't; `begun` is called once that
+    moment is past. `target` is a new file in a folder of its own. The caller has one thread.
 
     Raises: CopyFailed, when that can't be done.
     """
@@ -45,6 +45,7 @@ def copy_served(database: Path, target: Path) -> None:
         with guarded(database, reading=True) as guard:
             # Read after the transaction's begin: the log stays at least as long as this, or is in the file as a whole.
             index = _index(database)
+            begun()
             log_bytes = 0 if index is None or index.frames == index.backfilled else index.bytes
             _check_room(target.parent, database.stat().st_size + 2 * log_bytes)
             _copy(database, target)

@@ -1,15 +1,17 @@
 """Looks a libsql file through, whole: pages, foreign keys, the schema and the record of the release."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 from msgspec import Struct
 
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import Stored
-from edge_runtime.oneshot.forked import run_forked
+from edge_runtime.oneshot.forked import forked_lines
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, WRITE
 from edge_runtime.sql import database, schema_change, schema_record
@@ -23,6 +25,8 @@ LIMIT: Final = 3600.0
 """Seconds that looking a file through may take."""
 SHOWN: Final = 20
 """Faults of the file that are told at most."""
+_BEGUN: Final = b"begun"
+"""The line that the process writes once its transaction has begun."""
 
 _HAS_META: Final = load("has_meta")
 _READ_META: Final = load("read_meta")
@@ -65,36 +69,48 @@ class DatabaseUnread(CodedError):
     """The file can't be looked through."""
 
 
-def report(path: Path, called: Path, *, sizes: bool = False) -> DatabaseReport:
-    """Look a file through, in a process of its own behind the fence; others may use the file meanwhile. The caller has
-    one thread, and sees to it that the file's log was recovered. Errors call the file `called`.
+def report(
+    path: Path, called: Path, begun: Callable[[], None] = lambda: None, *, sizes: bool = False
+) -> DatabaseReport:
+    """Look a file through as of one moment, in a process of its own behind the fence; others may use the file
+    meanwhile. `begun` is called once that moment is past. The caller has one thread, and sees to it that the file's log
+    was recovered. Errors call the file `called`.
 
     Raises: DatabaseUnread, when the file isn't a node's, or is too damaged for SQLite.
     """
 
-    def work() -> bytes:
+    def work(out: BinaryIO) -> None:
         fence.enclose([(path.parent, WRITE), RANDOM])
-        try:
-            return msgspec.json.encode(_report(path, called, sizes))
-        except DatabaseUnread as unread:
-            return msgspec.json.encode([unread.code, unread.message])
-        except ValueError as error:
-            return msgspec.json.encode(["database_damaged", f"{called} can't be read: {error}."])
 
+        def tell(line: bytes) -> None:
+            out.write(line + b"\n")
+            out.flush()
+
+        try:
+            tell(msgspec.json.encode(_report(path, called, sizes, lambda: tell(_BEGUN))))
+        except DatabaseUnread as unread:
+            tell(msgspec.json.encode([unread.code, unread.message]))
+        except ValueError as error:
+            tell(msgspec.json.encode(["database_damaged", f"{called} can't be read: {error}."]))
+
+    until, answer = time.monotonic() + LIMIT, b""
     try:
-        answer, status = run_forked(work, LIMIT)
+        for line in forked_lines(work, lambda: max(0.0, until - time.monotonic())):
+            if line == _BEGUN:
+                begun()
+            else:
+                answer = line
     except TimeoutError:
         raise DatabaseUnread("database_damaged", f"{called} wasn't looked through after {LIMIT:g} s.") from None
     if not answer:
-        why = f"ended with status {os.waitstatus_to_exitcode(status)}"
-        raise DatabaseUnread("database_damaged", f"The process that looked {called} through {why}.")
+        raise DatabaseUnread("database_damaged", f"The process that looked {called} through ended before it was done.")
     found = msgspec.json.decode(answer, type=DatabaseReport | list[str])
     if isinstance(found, list):
         raise DatabaseUnread(*found)
     return found
 
 
-def _report(path: Path, called: Path, sizes: bool) -> DatabaseReport:
+def _report(path: Path, called: Path, sizes: bool, begun: Callable[[], None]) -> DatabaseReport:
     """Raises: DatabaseUnread; ValueError, when SQLite can't read the file."""
     opened = LibsqlDatabase(open_file(path), WriterLock(os.memfd_create("writer.lock")), path)
     fence.seal("worker")
@@ -103,6 +119,7 @@ def _report(path: Path, called: Path, sizes: bool) -> DatabaseReport:
     opened.rows("PRAGMA temp_store = MEMORY")
     opened.rows("PRAGMA wal_autocheckpoint = 0")
     opened.rows("PRAGMA query_only = ON")
+    opened.rows("BEGIN")
     if opened.rows(_HAS_META) == [(0,)]:
         text = f"{called} is no node's database: the runtime's own tables aren't there."
         raise DatabaseUnread("database_unknown", text)
@@ -110,7 +127,7 @@ def _report(path: Path, called: Path, sizes: bool) -> DatabaseReport:
     if version != FORMAT:
         text = f"{called} has format {version} of the runtime's tables, and this version knows {FORMAT}: upgrade first."
         raise DatabaseUnread("database_unknown", text)
-    opened.rows("BEGIN")
+    begun()
     faults = [str(row[0]) for row in opened.rows(f"PRAGMA integrity_check({SHOWN})")]
     differences = schema_record.differences(opened)
     return DatabaseReport(

@@ -74,22 +74,29 @@ class TamperCheck:
     def __init__(self, state: Path) -> None:
         self.path = state / FILE
 
-    def confirms(self, stored: Stored) -> bool:
+    def kept(self) -> Kept | None:
+        """Return what is in the file now; None where there is no file."""
+        try:
+            return msgspec.json.decode(self.path.read_bytes(), type=Kept)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.error("%s can't be read: %s", self.path, error)
+            return Kept("")
+
+    def confirms(self, stored: Stored, *seen: Kept | None) -> bool:
         """Tell whether the libsql file may be believed: it says what was committed last, or names no release at all.
 
-        It is also believed if no digest was kept yet, as by an earlier version of the program.
+        It is also believed if no digest was kept yet, as by an earlier version of the program. Who has read the file
+        while the node may have committed gives what was `kept` before that and after: either is believed.
         """
         if stored.release is None and not stored.inventory.functions:
             return True
-        try:
-            kept = msgspec.json.decode(self.path.read_bytes(), type=Kept)
-        except FileNotFoundError:
+        believed = seen or (self.kept(),)
+        if None in believed:
             log.warning("%s doesn't exist: the libsql file is believed as it is", self.path)
-            return True
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log.error("%s can't be read: %s", self.path, error)
-            return False
-        return digest(stored) in (kept.now, kept.next, kept.restored)
+        found = digest(stored)
+        return any(kept is None or found in (kept.now, kept.next, kept.restored) for kept in believed)
 
     def announce(self, now: Stored, following: Stored) -> None:
         """Note, before a COMMIT, that the libsql file holds `now` and may come to hold `following`.

@@ -25,6 +25,7 @@ from tests.integration.edge_runtime.cli.test_node import command
 from tests.support.agents import Control, edge, joined
 from tests.support.edge import Node, node
 from tests.support.edge_process import front_process
+from tests.support.programs import Faults
 
 pytestmark = pytest.mark.never_retry
 
@@ -152,6 +153,28 @@ async def test_a_backup_of_a_node_that_was_killed_has_what_its_log_has(tmp_path:
     assert (code, err) == (0, "")
     assert "release 1 (generation 1), schema version 1" in out
     assert rows(tmp_path / "backup.db") == ["last"]
+
+
+@pytest.mark.parametrize("verb", ["backup", "check-database"])
+async def test_a_release_that_is_committed_meanwhile_is_no_sign_of_tampering(tmp_path: Path, verb: str) -> None:
+    """What was read is of the moment before, and the witness says so."""
+    state, faults = tmp_path / "state", Faults(tmp_path / "faults")
+    point = "edge.backup.begun" if verb == "backup" else "edge.check.begun"
+    file = [str(tmp_path / "backup.db")] if verb == "backup" else []
+    async with node(state) as edge:
+        await edge.release(FUNCTIONS, NOTES)
+        faults.arm(point, "hold")
+        running = asyncio.ensure_future(
+            command(verb, *file, "--state", str(state), "--json", SKERRY_FAULTS=str(faults.folder))
+        )
+        await faults.reached(point)
+        for change in ("CREATE TABLE more (x)", "CREATE TABLE most (x)"):
+            await edge.release(FUNCTIONS, [change])
+        faults.let_go(point)
+        code, out, err = await running
+        assert (code, err) == (0, ""), out
+        found = json.loads(out)
+        assert (found["release"]["number"], found.get("warnings", found.get("findings"))) == (1, [])
 
 
 async def free(state: Path) -> None:
