@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -32,6 +33,7 @@ from edge_runtime.ipc.births import (
     Born,
     Died,
     Recovering,
+    Starting,
     ZygoteUnfit,
     ZygoteUp,
 )
@@ -54,7 +56,7 @@ def main(argument: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=arguments.control)
     try:
-        children = _imports()
+        children = _imports(lambda: control.send(frames.encode_json(Starting())))
         lacking = fence.lacking()
         # SQLite looks once for the folder of temporary files: when it is first used, in a child.
         os.environ["SQLITE_TMPDIR"] = str(Path(arguments.settings.state) / wal.TEMPORARY)
@@ -104,27 +106,28 @@ def _unfenced(lacking: tuple[str, ...]) -> str:
     )
 
 
-def _imports() -> dict[str, ModuleType]:
-    """Import everything that children will use, so that a fork has it already.
+def _imports(step: Callable[[], object] = lambda: None) -> dict[str, ModuleType]:
+    """Import everything that children will use, so that a fork has it already. `step` is called again and again
+    meanwhile: on a slow machine it takes minutes.
 
     Raises: any exception, when this machine isn't fit to run functions.
     """
-    from edge_runtime import aot_cache
-    from edge_runtime.children import (
-        applier,
-        checkpointer,
-        compile_child,
-        plain_calls,
-        recovery,
-        repeater,
-        warmup,
-        worker,
-    )
+    from edge_runtime.children import checkpointer, recovery
+
+    step()
     from edge_runtime.guests import guest
 
+    step()
     guest.prepare()
+    step()
+    from edge_runtime import aot_cache
+    from edge_runtime.children import applier, compile_child, plain_calls, repeater, warmup, worker
+
+    step()
     plain_calls.prepare()
+    step()
     warmup.rehearse()
+    step()
     # It is used later, when its file may be another version's.
     del recovery
     # Reads a file that children can't read, and keeps what it found.

@@ -45,6 +45,10 @@ class ZygoteUp(Struct, frozen=True, tag="up"):
     """Why workers run plain calls in Python; empty where they run them in C."""
 
 
+class Starting(Struct, frozen=True, tag="starting"):
+    """The zygote's start has come a step further."""
+
+
 class Recovering(Struct, frozen=True, tag="recovering"):
     """The database's log is being read, which takes as long as the disk needs."""
 
@@ -77,5 +81,5 @@ class Died(Struct, frozen=True, tag="died"):
     """The exit status as from waitpid."""
 
 
-News = ZygoteUp | Recovering | ZygoteUnfit | Born | BirthFailed | Died
+News = ZygoteUp | Starting | Recovering | ZygoteUnfit | Born | BirthFailed | Died
 decode_news: Final = msgspec.json.Decoder(News).decode

@@ -25,7 +25,8 @@ BACKOFF_CAP: Final = 5.0
 PATIENCE: Final = 10.0
 """Seconds for which a child is asked for again and again, if there can be none now."""
 START_LIMIT: Final = 30.0
-"""Seconds that a new zygote has to say that it is up: for its imports, on a slow disk."""
+"""Seconds that a new zygote has for each step of its start, which are mostly imports. Where they weren't enough, as on
+a slow disk, the next one has twice as many, until one is up."""
 GONE_PAUSE: Final = 0.005
 """Seconds between two looks at whether a zygote that was killed is gone."""
 SOCKET_BUFFER: Final = 1 << 20
@@ -159,7 +160,8 @@ class ZygoteClient:
         self._control: socket.socket | None = None
         self._up = asyncio.Event()
         self._starting = clock.timeout(None)
-        """The limit of the present zygote's start."""
+        """The limit of the present step of a zygote's start."""
+        self._start_limit = START_LIMIT
         self._children: dict[int, Child] = {}
         self._next = 0
         self.pid = 0
@@ -270,7 +272,7 @@ class ZygoteClient:
         ended: asyncio.Future[None] = loop.create_future()
         try:
             loop.add_reader(ours, self._news, ours, ended)
-            async with clock.timeout(START_LIMIT) as self._starting:
+            async with clock.timeout(self._start_limit) as self._starting:
                 up = asyncio.ensure_future(self._up.wait())
                 try:
                     await asyncio.wait((up, ended), return_when=asyncio.FIRST_COMPLETED)
@@ -279,7 +281,9 @@ class ZygoteClient:
                 self._starting.reschedule(None)
                 await ended
         except TimeoutError:
-            log.error("a new zygote (process %d) was not up after %.0f s", process.pid, START_LIMIT)
+            text = "a new zygote (process %d) came no further in %.0f s of its start; the next one has twice the time"
+            log.error(text, process.pid, self._start_limit)
+            self._start_limit *= 2
         finally:
             self._up.clear()
             self.pid = 0
@@ -340,7 +344,10 @@ class ZygoteClient:
                         log.warning("functions run without a part of their fence: %s", piece)
                     self._control = control
                     self._fit = True
+                    self._start_limit = START_LIMIT
                     self._up.set()
+                case births.Starting():
+                    self._starting.reschedule(clock.monotonic() + self._start_limit)
                 case births.Recovering():
                     log.info("the database's write-ahead log is read: the node didn't end in order")
                     self._starting.reschedule(None)

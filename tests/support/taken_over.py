@@ -188,9 +188,9 @@ def main(argument: str) -> None:
     fence.seal = seal
     imports = zygote._imports
 
-    def imported() -> dict[str, Any]:
+    def imported(step: Callable[[], object]) -> dict[str, Any]:
         """Import all as root, since another user may not reach this folder; then be that user."""
-        made = imports()
+        made = imports(step)
         if uid := int(os.environ.get("SKERRY_TAKEN_OVER_UID", "0")):
             os.setgroups([])
             os.setresgid(uid, uid, uid)

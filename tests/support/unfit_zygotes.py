@@ -5,6 +5,7 @@ It is run in place of `edge_runtime.children.zygote`.
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,11 +14,11 @@ from edge_runtime.children import zygote
 _imports = zygote._imports
 
 
-def imports() -> dict[str, ModuleType]:
+def imports(step: Callable[[], object]) -> dict[str, ModuleType]:
     """Fail as an import does when memory is short, while the file is there; else import what the zygote needs."""
     if Path(os.environ["SKERRY_UNFIT"]).exists():
         raise ImportError("libgcc_s.so.1: failed to map segment from shared object")
-    return _imports()
+    return _imports(step)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
-"""What the front knows of a child that has ended: what it said before, and how it ended, in words."""
+"""What the front knows of a child that has ended, in words, and how long it waits for a zygote that starts."""
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import Child, how
+from edge_runtime.ipc.zygote_client import START_LIMIT, Child, ZygoteClient, how
+from tests.support.edge import until
+from tests.support.moved_clock import MovedClock, moved_clock
 
 
 @pytest.mark.parametrize(
@@ -88,3 +93,61 @@ async def test_one_that_never_stops_to_speak_lets_others_go_on() -> None:
 def test_a_failure_is_told_by_a_code_of_the_nodes(said: bytes, told: tuple[str, str]) -> None:
     failure = frames.decode_failure(said)
     assert (failure.code, failure.message) == told
+
+
+@pytest.fixture
+def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The FIFO from which zygotes take the steps of their start."""
+    fifo = tmp_path / "steps"
+    os.mkfifo(fifo)
+    monkeypatch.setenv("SKERRY_STEPS", str(fifo))
+    monkeypatch.setattr(ZygoteClient, "PROGRAM", "tests.support.slow_zygotes")
+    return fifo
+
+
+@contextlib.asynccontextmanager
+async def starting() -> AsyncIterator[tuple[ZygoteClient, MovedClock]]:
+    """A client that has zygotes started, by a clock that stands still."""
+    with moved_clock() as moved:
+        client = ZygoteClient(frames.ChildSettings("", "FULL", 0, "partial"), 0)
+        moved.stand()
+        running = asyncio.ensure_future(client.run())
+        try:
+            yield client, moved
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_zygote_that_comes_further_is_waited_for(steps: Path) -> None:
+    """However slow the machine is."""
+    async with starting() as (client, moved):
+        with await asyncio.to_thread(steps.open, "w") as lines:
+            for _ in range(4):
+                before = client._starting.when()
+                await moved.move(START_LIMIT * 0.9)
+                print(file=lines, flush=True)
+                await until(lambda before=before: client._starting.when() != before)
+        await until(client._up.is_set)
+        assert client.zygotes == 1
+
+
+async def test_each_zygote_that_was_too_slow_is_followed_by_one_with_twice_the_time(
+    steps: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with starting() as (client, moved):
+        for number in range(3):
+            await moved.until(lambda number=number: client.zygotes > number and client._starting.when(), 0.05)
+            assert client._start_limit == START_LIMIT * 2**number
+            when = client._starting.when()
+            assert when is not None
+            await moved.move(when - moved.monotonic() - 0.5)
+            assert client.pid
+            await moved.move(1.0)
+            await until(lambda: not client.pid)
+        await moved.until(lambda: client.zygotes == 4, 0.05)
+        with await asyncio.to_thread(steps.open, "w"):
+            pass
+        await until(client._up.is_set)
+        assert (client.zygotes, client._start_limit) == (4, START_LIMIT)
+    assert "came no further in 120 s of its start; the next one has twice the time" in caplog.text
