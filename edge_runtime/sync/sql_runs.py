@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -25,41 +26,73 @@ log = logging.getLogger("skerry.sql")
 FOLDER: Final = Path("outbox", "sql")
 AGAIN: Final = 3600.0
 """Seconds until control is asked again that doesn't know this message: it is of an earlier version."""
+MOST: Final = 1000
+"""Records that wait for control at most. Of what is run then only the number is kept."""
 SOON: Final = 60.0
 """Seconds until control is asked again that could not take a record."""
+_MORE: Final = "more"
+"""The file in which runs without a record are counted."""
 _SHOWN: Final = 8000
 _REASON: Final = 2000
 _USER: Final = 400
+
+
+class MoreRuns(msgspec.Struct, frozen=True):
+    """What came while `MOST` records were waiting: it is counted, and control is told of it as of one run."""
+
+    id: str
+    first: datetime
+    last: datetime
+    reads: int = 0
+    writes: int = 0
+
+    def as_run(self) -> wire.SqlRun:
+        """Return the record that control gets."""
+        text = (
+            f"-- {self.reads} reads and {self.writes} writes until {self.last.isoformat(timespec='seconds')}, of which "
+            f"nothing else is known: {MOST} records were waiting for control"
+        )
+        return wire.SqlRun(self.id, self.first, "not recorded", "write" if self.writes else "read", text)
 
 
 class SqlRunRecord:
     """A record that is being made, by the command."""
 
     def __init__(self, state: Path, run: wire.SqlRun) -> None:
-        """Keep the record; it is on disk when this returns. Raises: OSError, when it can't be kept."""
+        """Keep the record; it is on disk when this returns. Where too many wait, the run is counted alone.
+
+        Raises: OSError, when it can't be kept.
+        """
         texts = {"statement": (run.statement, _SHOWN), "reason": (run.reason, _REASON), "user": (run.user, _USER)}
         kept = {name: _kept(text, most) for name, (text, most) in texts.items()}
         self._run = msgspec.structs.replace(run, **kept)
-        self._file = state / FOLDER / f"{run.at.strftime('%Y%m%dT%H%M%S.%f')}-{run.id}.json"
+        self._file: Path | None = state / FOLDER / _name_of(run)
         files.make_folder(self._file.parent)
-        # Locked before it has its name, so that nobody takes it for one whose command has ended.
-        begun = self._file.with_suffix(".begun")
-        self._lock = os.open(begun, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        os.write(self._lock, msgspec.json.encode(self._run))
-        os.fsync(self._lock)
-        begun.replace(self._file)
-        files.sync_folder(self._file.parent)
+        with _locked(self._file.parent):
+            if len(_records(self._file.parent)) >= MOST:
+                _count(self._file.parent, run)
+                self._file = None
+                return
+            # Locked before it has its name, so that nobody takes it for one whose command has ended.
+            begun = self._file.with_suffix(".begun")
+            self._lock = os.open(begun, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            os.write(self._lock, msgspec.json.encode(self._run))
+            os.fsync(self._lock)
+            begun.replace(self._file)
+            files.sync_folder(self._file.parent)
 
     def end(self, rows: int | None) -> None:
         """Note how many rows were read or changed; None where nobody knows. Raises: OSError, when it can't be kept."""
-        files.write(self._file, msgspec.json.encode(msgspec.structs.replace(self._run, rows=rows)))
-        os.close(self._lock)
+        if self._file is not None:
+            files.write(self._file, msgspec.json.encode(msgspec.structs.replace(self._run, rows=rows)))
+            os.close(self._lock)
 
     def drop(self) -> None:
         """Remove the record: nothing was read or changed. Raises: OSError."""
-        files.remove(self._file)
-        os.close(self._lock)
+        if self._file is not None:
+            files.remove(self._file)
+            os.close(self._lock)
 
 
 class SqlRunReports:
@@ -67,23 +100,33 @@ class SqlRunReports:
 
     def __init__(self, state: Path) -> None:
         self._folder = state / FOLDER
-        self._waiting: dict[Path, wire.SqlRun] = {}
-        """Records that control has not got yet, oldest first; each has been logged."""
+        self._logged: set[Path] = set()
+        """Records that control has not got yet, each of which has been logged. Their texts stay on disk."""
         self._not_before = 0.0
+
+    @property
+    def waiting(self) -> list[Path]:
+        """The records that control has not got yet, oldest first."""
+        return sorted(self._logged)
 
     async def look(self) -> None:
         """Find new records, and log them."""
-        for file, run in await asyncio.to_thread(self._new):
-            self._waiting[file] = run
+        for file in await asyncio.to_thread(_records, self._folder):
+            if file in self._logged or (run := await asyncio.to_thread(_ended, file)) is None:
+                continue
+            self._logged.add(file)
             rows = "nobody knows how many" if run.rows is None else run.rows
             because = f" (reason: {run.reason})" if run.reason else ""
             log.warning("%s by %s%s, %s rows: %s", run.kind, run.user, because, rows, run.statement)
 
     async def deliver(self, client: ControlClient) -> None:
         """Tell control of what `look` has found. Raises: NoAnswer, ControlRefused; what is left is told later."""
-        for file, run in list(self._waiting.items()):
+        for file in self.waiting:
             if clock.monotonic() < self._not_before:
                 return
+            if (run := await asyncio.to_thread(_ended, file)) is None:
+                self._logged.discard(file)
+                continue
             try:
                 await client.sql_run(run)
             except ControlRefused as refusal:
@@ -101,15 +144,58 @@ class SqlRunReports:
                 log.error("control does not take the record of SQL %s: %s", run.id, refusal.message)
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(files.remove, file)
-            del self._waiting[file]
+            self._logged.discard(file)
+        if not self._logged:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(_record_more, self._folder)
 
-    def _new(self) -> Iterator[tuple[Path, wire.SqlRun]]:
-        found = []
-        with contextlib.suppress(OSError):
-            for file in sorted(self._folder.glob("*.json")):
-                if file not in self._waiting and (run := _ended(file)) is not None:
-                    found.append((file, run))
-        return iter(found)
+
+def _records(folder: Path) -> list[Path]:
+    """Return the records, oldest first."""
+    try:
+        return sorted(folder.glob("*.json"))
+    except OSError:
+        return []
+
+
+def _name_of(run: wire.SqlRun) -> str:
+    return f"{run.at.strftime('%Y%m%dT%H%M%S.%f')}-{run.id}.json"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Have nobody else begin or count a record meanwhile. Raises: OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _count(folder: Path, run: wire.SqlRun) -> None:
+    """Count a run of which no record is kept. Raises: OSError."""
+    more = _more(folder) or MoreRuns(run.id, run.at, run.at)
+    counted = (more.reads + 1, more.writes) if run.kind == "read" else (more.reads, more.writes + 1)
+    files.write(folder / _MORE, msgspec.json.encode(MoreRuns(more.id, more.first, run.at, *counted)))
+
+
+def _more(folder: Path) -> MoreRuns | None:
+    """Return what was counted; None where nothing was, or it can't be read. Raises: OSError."""
+    with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return msgspec.json.decode((folder / _MORE).read_bytes(), type=MoreRuns)
+    return None
+
+
+def _record_more(folder: Path) -> None:
+    """Make a record of what was counted, if anything was. Raises: OSError."""
+    if not (folder / _MORE).exists():
+        return
+    with _locked(folder):
+        if (more := _more(folder)) is not None:
+            run = more.as_run()
+            files.write(folder / _name_of(run), msgspec.json.encode(run))
+        files.remove(folder / _MORE)
 
 
 def _kept(text: str, most: int) -> str:

@@ -3,16 +3,19 @@
 import asyncio
 import os
 import signal
+import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from control import wire
 from control.local.pki import Pki
+from edge_runtime.sync import sql_runs
 from edge_runtime.sync.control_client import ControlRefused
 from edge_runtime.sync.sql_runs import FOLDER, SqlRunRecord, SqlRunReports
 from tests.integration.edge_runtime.cli.test_backup import free, texts
@@ -116,7 +119,7 @@ async def test_a_command_that_was_killed_is_told_of_with_an_unknown_end(
             while not list((state / FOLDER).glob("*.json")):
                 await asyncio.sleep(0.02)
         await reports.look()
-        assert not reports._waiting
+        assert not reports.waiting
         # One keeps the file open, one runs the SQL.
         async with deadline(60):
             while filtered(process.pid) != [True, True]:
@@ -124,10 +127,11 @@ async def test_a_command_that_was_killed_is_told_of_with_an_unknown_end(
         process.kill()
         await process.communicate()
         async with deadline(60):
-            while not reports._waiting:
+            while not reports.waiting:
                 await reports.look()
                 await asyncio.sleep(0.02)
-        (run,) = reports._waiting.values()
+        (file,) = reports.waiting
+        run = msgspec.json.decode(file.read_bytes(), type=wire.SqlRun)
         assert (run.kind, run.rows, run.statement) == ("read", None, ENDLESS)
         assert f"read by {run.user}, nobody knows how many rows: {ENDLESS}" in caplog.text
 
@@ -166,3 +170,43 @@ async def test_a_record_waits_for_a_control_that_knows_it(tmp_path: Path) -> Non
     await reports.look()
     with pytest.raises(ControlRefused):
         await reports.deliver(OldControl(401))  # type: ignore[arg-type]
+
+
+class KnowingControl:
+    """Control that takes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[wire.SqlRun] = []
+
+    async def sql_run(self, run: wire.SqlRun) -> None:
+        self.told.append(run)
+
+
+async def test_records_without_control_are_bounded_and_the_rest_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the disk nor the front's memory fills up, and control learns how many there were."""
+    monkeypatch.setattr(sql_runs, "MOST", 50)
+    for number in range(60):
+        kind: Any = "write" if number % 6 == 0 else "read"
+        run = wire.SqlRun(str(uuid4()), datetime.now(UTC), "ada", kind, f"SELECT {number} -- {'x' * 7900}")
+        record = SqlRunRecord(tmp_path, run)
+        record.end(1) if number != 55 else record.drop()
+    assert len(list((tmp_path / FOLDER).iterdir())) == 51
+    reports, control = SqlRunReports(tmp_path), KnowingControl()
+    # What is logged is kept by the test, too.
+    monkeypatch.setattr(sql_runs.log, "disabled", True)
+    tracemalloc.start()
+    await reports.look()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(reports.waiting) == 50
+    assert held < 50 * 4000
+    for _ in range(2):
+        await reports.look()
+        await reports.deliver(control)  # type: ignore[arg-type]
+    assert [run.statement.split(" --")[0] for run in control.told[:50]] == [f"SELECT {number}" for number in range(50)]
+    (more,) = control.told[50:]
+    assert (more.kind, more.rows) == ("write", None)
+    assert more.statement.startswith("-- 9 reads and 1 writes until ")
+    assert list((tmp_path / FOLDER).iterdir()) == []
