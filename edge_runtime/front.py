@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import uvloop
 
@@ -38,7 +38,7 @@ from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import FILE, Secrets
 from edge_runtime.release.tamper_check import TamperCheck
 from edge_runtime.settings import EdgeSettings
-from edge_runtime.state import State
+from edge_runtime.state import State, make_reserve
 from edge_runtime.status import NodeStatus
 from edge_runtime.telemetry import span_sender
 from edge_runtime.telemetry.call_records import CallRecords
@@ -56,6 +56,9 @@ from edge_runtime.web.tls_files import TlsFiles
 from edge_runtime.web.token_file import TokenFile
 
 log = logging.getLogger("skerry.front")
+
+RESERVE_PERIOD: Final = 30.0
+"""Seconds between two looks at whether there is room for the reserve."""
 
 
 MakeAgent = Callable[[ReleaseManager, Compiler], NodeAgent]
@@ -225,6 +228,7 @@ class Front:
                         ForeignLock(self.pool, self.processes, settings.state.absolute() / wal.FILE).run(),
                         self.compiler.compilations.run(),
                         self._tell_manager(),
+                        self._keep_reserve(),
                         memory_watchdog.run(self.pool, settings.worker_memory),
                         disk_watchdog.run(self.pool, (settings.state / wal.TEMPORARY).resolve(), settings.temp_limit),
                     )
@@ -252,6 +256,15 @@ class Front:
             self.ring.close()
             if self.spans is not None:
                 await asyncio.to_thread(self.spans.close)
+
+    async def _keep_reserve(self) -> None:
+        """Make the reserve for a full disk, and make it anew once there is room, until cancelled."""
+        while True:
+            try:
+                await asyncio.to_thread(make_reserve, self.settings.state)
+            except OSError as error:
+                log.error("the reserve for a full disk can't be made: %s", error)
+            await clock.sleep(RESERVE_PERIOD)
 
     async def _change(self) -> None:
         """Serve the release that the node has, then newer ones and better code, until cancelled."""

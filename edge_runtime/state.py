@@ -1,7 +1,13 @@
-"""The state directory of a node: its folders, and the lock that keeps two fronts from using it at once.
+"""The state directory of a node: its folders, the lock that keeps two fronts from using it at once, and a reserve of
+room for a full disk.
 
 The lock (flock) belongs to an open file, which every child inherits, so the directory is free once the last child has
 ended.
+
+The reserve is a file of 1 MiB whose room is given up where the disk is full: a start needs some for the database's log
+and its index, and so do rows that an operator deletes, after which there is room again. It is made at a start, and made
+anew, where the disk has room. A start gives up one half of it, `skerry-edge sql --write` a little more for its record,
+and then all, once no call can take the room first.
 """
 
 import contextlib
@@ -15,12 +21,18 @@ from types import TracebackType
 from typing import Final, Self
 
 from edge_runtime import aot_cache, files, wal
+from edge_runtime.disk_space import fits
 
 log = logging.getLogger("skerry.front")
 
 PAUSE: Final = 0.02
 NOTE_BYTES: Final = 16
 """Bytes of what the lock's file says, always as many: written over what is there, they need no room on the disk."""
+RESERVE: Final = "reserve"
+RESERVE_BYTES: Final = 1 << 20
+"""The size of the reserve. A disk that has less free is full."""
+KEPT_BY_A_START: Final = RESERVE_BYTES // 2
+KEPT_BY_A_RECORD: Final = KEPT_BY_A_START - 64 * 1024
 
 
 class StateUnfit(Exception):
@@ -84,6 +96,8 @@ class State:
             # Left by a compilation whose process was killed. The process id in the name may be this process's own by
             # now.
             shutil.rmtree(work_folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            give_up_reserve(self.path, KEPT_BY_A_START)
         self._note_holder()
 
     def _note_holder(self) -> None:
@@ -104,3 +118,40 @@ class State:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def is_full(state: Path) -> bool:
+    """Tell whether the disk of a state directory, or of a folder in it, is full. Raises: OSError."""
+    return _free(state) < RESERVE_BYTES
+
+
+def make_reserve(state: Path) -> None:
+    """Make the reserve, or make it whole, where the disk has room. Raises: OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        if (state / RESERVE).stat().st_size >= RESERVE_BYTES:
+            return
+    if not fits(RESERVE_BYTES, _free(state)):
+        return
+    handle = os.open(state / RESERVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(handle, 0, RESERVE_BYTES)
+    finally:
+        os.close(handle)
+
+
+def give_up_reserve(state: Path, kept: int) -> None:
+    """Where the disk is full, give up all of the reserve but `kept` bytes. Raises: OSError."""
+    if not is_full(state):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        handle = os.open(state / RESERVE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if os.fstat(handle).st_size > kept:
+                os.ftruncate(handle, kept)
+        finally:
+            os.close(handle)
+
+
+def _free(state: Path) -> int:
+    disk = os.statvfs(state)
+    return disk.f_bavail * disk.f_frsize

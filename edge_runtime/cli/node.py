@@ -20,6 +20,7 @@ from edge_runtime.cli import access_lines
 from edge_runtime.cli.owner import told_owner
 from edge_runtime.cli.run import local_token
 from edge_runtime.settings import LISTEN, EdgeSettingsError
+from edge_runtime.state import RESERVE_BYTES
 from edge_runtime.sync import identity
 from edge_runtime.sync.join import JoinFailed, join
 from edge_runtime.web import node_socket
@@ -284,8 +285,12 @@ def _release(applied: dict[str, Any] | None, confirmed: dict[str, Any] | None) -
 
 def _database_ails(document: dict[str, Any]) -> bool:
     database = document.get("database") or {"writes": "open", "checkpoint_error": None}
-    ails: bool = database["writes"] == "refused" or bool(database["checkpoint_error"] or database.get("held_by"))
-    return ails
+    held: bool = bool(database["checkpoint_error"] or database.get("held_by"))
+    return held or database["writes"] == "refused" or _is_full(database)
+
+
+def _is_full(database: dict[str, Any]) -> bool:
+    return int(database.get("disk_free", RESERVE_BYTES)) < RESERVE_BYTES
 
 
 def _database(database: dict[str, Any]) -> str:
@@ -298,8 +303,9 @@ def _database(database: dict[str, Any]) -> str:
     refused = "; calls that may write are refused" if database["writes"] == "refused" else ""
     failed = f"; no checkpoint is made: {database['checkpoint_error']}" if database["checkpoint_error"] else ""
     held = f"; it is held by another program, {database['held_by']}" if database.get("held_by") else ""
+    full = "; its disk is full (disk_full): calls that write fail, until rows are deleted" if _is_full(database) else ""
     log = f"its write-ahead log has {mib('wal_bytes')} MiB of {mib('wal_limit')}"
-    return f"database   {size}{log}{refused}{failed}{held}"
+    return f"database   {size}{log}{full}{refused}{failed}{held}"
 
 
 def _function(function: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from edge_runtime.cli.node import STATE, check_owner, fail
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.settings import WAL_LIMIT
+from edge_runtime.state import KEPT_BY_A_RECORD, give_up_reserve
 from edge_runtime.sync.sql_runs import SqlRunRecord
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ def sql(
         raise click.UsageError("--param is for one statement alone")
     if not (state / wal.FILE).exists():
         raise fail("database_missing", f"{state / wal.FILE} isn't there: the node has not run yet", as_json)
+    if write:
+        with contextlib.suppress(OSError):
+            give_up_reserve(state, KEPT_BY_A_RECORD)
     output: _Output = _Json() if as_json else _Csv() if form == "csv" else _Table()
     values = [_value(p) for p in params]
     try:

@@ -4,6 +4,7 @@ What a statement may touch is what a function's may (`sql.access`): not the runt
 The events come one by one, so that a result of any size passes through.
 """
 
+import contextlib
 import math
 import os
 import signal
@@ -27,6 +28,7 @@ from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import GenerationRow
 from edge_runtime.sql.session import PreparedStatement, Session, SqlError, code_of_error, failed_commit
 from edge_runtime.sql.tokenizer import TokenKind, tokenize
+from edge_runtime.state import RESERVE, give_up_reserve
 
 TEMP_BYTES: Final = 1024 * 1024 * 1024
 """Bytes of each temporary file, and of what one transaction may write to the log."""
@@ -123,7 +125,8 @@ def _work(
 
     os.environ["SQLITE_TMPDIR"] = str(state / wal.TEMPORARY)
     path = state / wal.FILE
-    fence.enclose([(path.parent, WRITE), (state / wal.TEMPORARY, WRITE), RANDOM])
+    spare = [(file, WRITE)] if write and (file := state / RESERVE).exists() else []
+    fence.enclose([(path.parent, WRITE), (state / wal.TEMPORARY, WRITE), RANDOM, *spare])
     try:
         opened = database.connect_until_exit(path, "FULL")
         fence.limit_files(TEMP_BYTES)
@@ -131,7 +134,7 @@ def _work(
         fence.seal("worker", opened.lock.fileno())
         if write:
             _wait_for_log(path, wal_limit)
-        _run(opened, statements, params, write, tell)
+        _run(opened, state, statements, params, write, tell)
         tell(SqlEvent(done=True))
     except database.DatabaseOpenError as error:
         tell(SqlEvent(code=error.code, message=f"{error}."))
@@ -152,13 +155,19 @@ def _wait_for_log(path: Path, limit: int) -> None:
         time.sleep(0.02)
 
 
-def _run(opened: LibsqlDatabase, statements: Sequence[str], params: list[Any], write: bool, tell: Any) -> None:
+def _run(
+    opened: LibsqlDatabase, state: Path, statements: Sequence[str], params: list[Any], write: bool, tell: Any
+) -> None:
     """Raises: SqlError, SqlFailed."""
     session = Session(opened)
     if write:
         tell(SqlEvent(waiting=True))
         opened.lock.acquire()
     try:
+        if write:
+            # No call can take its room now.
+            with contextlib.suppress(OSError):
+                give_up_reserve(state, 0)
         opened.set_query_only(not write)
         opened.rows("BEGIN IMMEDIATE" if write else "BEGIN")
         # What is known of the schema is of this transaction.

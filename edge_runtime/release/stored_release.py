@@ -16,6 +16,8 @@ log = logging.getLogger("skerry.flip")
 LIMIT: Final = 30.0
 PAUSE: Final = 0.1
 TRIES: Final = 5
+FULL_PAUSE: Final = 5.0
+"""Seconds until the file is opened again for which the disk had no room."""
 
 _decode: Final = msgspec.json.Decoder(frames.Stored).decode
 
@@ -40,6 +42,11 @@ async def stored(processes: ZygoteClient, named: Named) -> frames.Stored:
                 first = await child.answer(LIMIT)
                 if first.kind == frames.FAILED:
                     failure = frames.decode_failure(first.body)
+                    if failure.code == "disk_full":
+                        log.error("nothing is served until there is room: %s", failure.message)
+                        tries = 0
+                        await clock.sleep(FULL_PAUSE)
+                        continue
                     raise DatabaseUnfit(named(failure.code, f"{failure.message}."))
                 reply = await child.ask(frames.QUERY_RELEASE, None, LIMIT)
                 return _decode(reply.body)

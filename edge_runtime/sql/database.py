@@ -27,6 +27,7 @@ from edge_runtime.sql.rows import ChangeRow, FunctionRow, MetaRow, ReleaseRow
 from edge_runtime.sql.tokenizer import TokenKind, tokenize
 from edge_runtime.sql.values import Row, Value
 from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
+from edge_runtime.state import is_full
 
 FORMAT: Final = 1
 """Version of the runtime's own tables; written into the file."""
@@ -173,6 +174,9 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
         if str(error).startswith(LOCKED):
             text = f"{path} can't be opened: another process holds the database"
             raise DatabaseOpenError("database_held", text) from None
+        if is_full(path.parent):
+            text = f"{path} can't be opened: its disk is full ({error})"
+            raise DatabaseOpenError("disk_full", text) from None
         raise DatabaseOpenError("database_unfit", f"{path} can't be opened: {error}") from None
     if format_ != FORMAT:
         database.close()
