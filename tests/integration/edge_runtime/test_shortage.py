@@ -15,6 +15,7 @@ import pytest
 from control.web.service_manager import ServiceManager
 from edge_runtime import front, threads
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
+from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.settings import EdgeSettingsError
 from edge_runtime.web.listener import Listener
 from edge_runtime.web.server import KEPT, KEPT_PER_WORKER
@@ -70,10 +71,17 @@ async def kill_all(edge: Node) -> None:
 async def test_a_failed_fork_costs_no_more_than_its_worker(
     tmp_path: Path, no_forks: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manager = Told(watchdog=0.06)
+    manager, boot = Told(watchdog=0.06), ReleaseManager.boot
+
+    async def booted(self: ReleaseManager) -> None:
+        await boot(self)
+        assert "READY=1" not in manager.words, "it doesn't serve before"
+
+    monkeypatch.setattr(ReleaseManager, "boot", booted)
     monkeypatch.setattr(front, "ServiceManager", lambda: manager)
     async with node(tmp_path / "state", queue_wait=60.0) as edge:
         await edge.release({"echo": guest("echo")})
+        assert "READY=1" in manager.words
         no_forks.touch()
         zygote = edge.front.processes.pid
         one = min(edge.workers())
