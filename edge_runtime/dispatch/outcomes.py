@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from control import wire
 from edge_runtime.errors import status_of
 from edge_runtime.ipc import frames, progress_page
-from edge_runtime.ipc.zygote_client import how
+from edge_runtime.ipc.births import how
 from edge_runtime.settings import PoolLimits
 
 # Why the front ends a worker.

@@ -13,7 +13,7 @@ from edge_runtime.dispatch.outcomes import FOREIGN, HELD, KILL_CODES, blames, of
 from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import progress_page
-from edge_runtime.ipc.zygote_client import how
+from edge_runtime.ipc.births import how
 from edge_runtime.settings import PoolLimits
 
 log = logging.getLogger("skerry.pool")

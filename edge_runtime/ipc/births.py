@@ -1,5 +1,7 @@
-"""The messages between the front and the zygote, in JSON: orders to fork a child, births and deaths."""
+"""The messages between the front and the zygote, in JSON: orders to fork a child, births, and deaths, also in words."""
 
+import os
+import signal
 from typing import Final, Literal
 
 import msgspec
@@ -83,3 +85,15 @@ class Died(Struct, frozen=True, tag="died"):
 
 News = ZygoteUp | Starting | Recovering | ZygoteUnfit | Born | BirthFailed | Died
 decode_news: Final = msgspec.json.Decoder(News).decode
+
+
+def how(status: int | None) -> str:
+    """Describe a child's end in words, by its exit status as from waitpid."""
+    if status is None:
+        return "ended with the zygote"
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        # Some signals have no name.
+        name = next((known.name for known in signal.Signals if known == number), "")
+        return f"was ended by signal {number}{f' ({name})' if name else ''}"
+    return f"ended with status {os.waitstatus_to_exitcode(status)}"

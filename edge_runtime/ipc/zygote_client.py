@@ -394,15 +394,3 @@ def _runs(pid: int) -> Iterator[bool]:
             with contextlib.suppress(OSError):
                 fields = Path(tasks, thread, "stat").read_bytes().rpartition(b")")[2].split()
                 yield not int(fields[6]) & _EXITING
-
-
-def how(status: int | None) -> str:
-    """Describe a child's end in words, by its exit status as from waitpid."""
-    if status is None:
-        return "ended with the zygote"
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        # Some signals have no name.
-        name = next((known.name for known in signal.Signals if known == number), "")
-        return f"was ended by signal {number}{f' ({name})' if name else ''}"
-    return f"ended with status {os.waitstatus_to_exitcode(status)}"

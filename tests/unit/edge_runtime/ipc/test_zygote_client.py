@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import START_LIMIT, Child, ZygoteClient, how
+from edge_runtime.ipc.births import how
+from edge_runtime.ipc.zygote_client import START_LIMIT, Child, ZygoteClient
 from tests.support.edge import until
 from tests.support.moved_clock import MovedClock, moved_clock
 
