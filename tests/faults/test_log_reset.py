@@ -164,8 +164,8 @@ class Rows:
             self.acknowledged.add(self._next)
 
     def lost(self, file: Path) -> set[int]:
-        """Those that aren't in the node's file once it has ended; all of them where that is damaged."""
-        with contextlib.closing(sqlite3.connect(file)) as opened:
+        """Those that a new connection doesn't find in the node's file; all of them where that is damaged."""
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as opened:
             try:
                 assert opened.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
                 there = {row[0] for row in opened.execute("SELECT id FROM notes NOT INDEXED")}
@@ -205,7 +205,9 @@ async def lost(folder: Path, asked: Asked, delay: int, *, caught: bool) -> set[i
         for _ in range(30):
             await rows.write()
         assert len(rows.acknowledged) > 30
-    return rows.lost(file)
+        # Where all workers have ended before the last checkpointer comes, that one recovers the log, and finds all.
+        missed = rows.lost(file)
+    return missed | rows.lost(file)
 
 
 @pytest.mark.skipif(not OLD, reason="Python's SQLite doesn't have the bug")
