@@ -28,11 +28,12 @@ class GroupRow(NamedTuple):
 
 
 class GroupToRelease(NamedTuple):
-    """What a release of a group goes by: the release that it has, and that one's floor, 0 without one."""
+    """What a release of a group goes by: its release, that one's floor, 0 without one, and the highest it has had."""
 
     id: UUID
     release_id: UUID | None
     schema_floor: int
+    highest_floor: int
     newest_change: int
     next_number: int
 
@@ -119,18 +120,20 @@ async def make(
     *,
     plan: bool = False,
     keep_floor: bool = False,
+    with_change: bool = False,
 ) -> release_responses.MadeRelease:
     """Make a release, or with `plan` only return what it would be.
 
     `capabilities`: those of the group's nodes. `found`: what schema changes can do to them. `stall_limit`: the seconds
-    for which it may hold the writers of a node up. `keep_floor`: where `body` names no floor, keep that of the release
-    before.
+    for which it may hold the writers of a node up. Where `body` names no floor, it is the newest schema change, but the
+    floor before with `keep_floor`, and where that was lowered, unless a schema change comes `with_change`.
 
     Raises: ProblemError, when the release can't be made, or isn't the one of the plan that `body` names, or a node
     can't run it, can lose rows by it or would have its writers wait, and `body` doesn't allow that.
     """
     group = await _to_release(conn, body.group)
     before, old_floor = await _functions(conn, group.release_id), group.schema_floor
+    held_below = None
     if body.rollback:
         body = await _chosen(conn, body, group)
     if body.rollback_to is not None:
@@ -138,8 +141,10 @@ async def make(
     else:
         functions, versions = await _changed(conn, body, before)
         floor = group.newest_change if body.schema is None else body.schema
-        if keep_floor and body.schema is None and group.release_id is not None:
+        lowered = old_floor < group.highest_floor and not with_change
+        if (keep_floor or lowered) and body.schema is None and group.release_id is not None:
             floor = old_floor
+            held_below = group.newest_change if lowered and floor < group.newest_change else None
         if floor > group.newest_change:
             detail = f"the newest schema change is {group.newest_change}, there is no {floor}"
             raise ProblemError("unknown_schema_change", detail, field="schema")
@@ -181,6 +186,7 @@ async def make(
         created_by=by,
         created_at=now,
         floor_before=old_floor,
+        held_below=held_below,
         changes=changes,
         unfit=unfit,
         losses=effects.losses,
@@ -229,10 +235,8 @@ async def _chosen(conn: Connection, body: requests.NewRelease, group: GroupToRel
 
 async def rollback_target(conn: Connection, group: GroupRow | GroupToRelease) -> int | None:
     """The number of the release that a rollback of a group goes to: the newest before its own that some node has run,
-    and on which none has failed; None where there is none.
-
-    Where its own is a rollback, it is the newest one before the release that this went back to: so a second rollback
-    goes further back, and not forth to what the first one has left.
+    and on which none has failed; None where there is none. Where its own is a rollback, it is the newest one before the
+    release that this went back to: a second rollback goes further back, not forth to what the first one has left.
     """
     if group.release_id is None:
         return None

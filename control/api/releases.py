@@ -82,7 +82,7 @@ class PlanFor(Struct, forbid_unknown_fields=True):
     """Only answer what would be made, and what a release of `group` with it would change; nothing is kept."""
     group: wire.Name | None = None
     schema: Annotated[int, Meta(ge=0)] | None = None
-    """The floor of that release; if not given, the newest schema change."""
+    """The floor of that release; if not given, the newest schema change, or the one that the group was lowered to."""
 
 
 class KnownOfGroup(NamedTuple):
@@ -152,12 +152,13 @@ async def make_following(
     wanted: ReleaseToMake | None,
     functions: dict[str, int] | None = None,
 ) -> release_responses.MadeRelease | None:
-    """Make or plan the release that `following` has found, after what was written in the transaction."""
+    """Make or plan the release that `following` has found, after what was written in the transaction: a version of each
+    of `functions`, or, where there are none, a schema change."""
     if wanted is None:
         return None
     given = asdict(wanted.body)
     body = requests.NewRelease(**{**given, "functions": {**given["functions"], **(functions or {})}})
-    return await _make(call, conn, changed, body, wanted.known, plan=call.query.plan)
+    return await _make(call, conn, changed, body, wanted.known, plan=call.query.plan, with_change=functions is None)
 
 
 async def _make(
@@ -168,6 +169,7 @@ async def _make(
     known: KnownOfGroup,
     *,
     plan: bool,
+    with_change: bool = False,
 ) -> release_responses.MadeRelease:
     """Make or plan a release, which changes no more than the operator may in its group; one that is made is recorded in
     the audit log."""
@@ -184,6 +186,7 @@ async def _make(
         call.services.settings.stall_limit,
         plan=plan,
         keep_floor=not deploys,
+        with_change=with_change,
     )
     if not deploys:
         _refuse_more(operator, made)

@@ -63,7 +63,7 @@ command.add_command(authoring.schema)
 @click.option("--memory-pages", type=int, metavar="N", help="Pages of 64 KiB that a call may use.")
 @click.option("--response-limit", type=int, metavar="BYTES", help="Bytes that a response may have.")
 @click.option("--no-release", is_flag=True, help="Only upload: no node gets it yet.")
-@click.option("--schema", type=click.IntRange(min=0), metavar="N", help="The schema floor; the newest without it.")
+@options.schema_option
 @options.group_option
 @options.release_options
 @options.json_option
@@ -106,18 +106,20 @@ async def push(
     for _, _, manifest in modules:
         check_manifest(manifest)
     async with options.client() as control:
-        if not no_release:
-            # Before builds, which may take their time, and before anything is uploaded.
-            await releasing.check_group(control, group)
-        files = await project_schema.new_files(control, found) if found is not None and schema is None else []
+        # Before builds, which may take their time, and before anything is uploaded.
+        floor = None if no_release else await releasing.floor_of(control, group)
+        own = project_schema.ProjectSchema([])
+        if found is not None and schema is None:
+            own = await project_schema.compared(control, found)
         for source in found.functions if found is not None else ():
             took = await toolchains.build(source)
             if not as_json:
                 output.say(f"{source.module} is built in {output.span(took)}")
         uploaded = [Uploaded(name, await upload(control, file, quiet=as_json), m) for name, file, m in modules]
-        push_ = ProjectPush(control, found, files, uploaded)
-        if plan or push_.has_several:
+        push_ = ProjectPush(control, found, own, uploaded)
+        if plan or push_.has_several or (floor is not None and floor < own.known):
             planned = await push_.plan(None if no_release else group, schema)
+            schema = planned.schema
             if plan:
                 output.document(planned.document()) if as_json else planned.show()
                 return

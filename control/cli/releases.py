@@ -70,6 +70,7 @@ async def show(number: int, group: str, as_json: bool) -> None:
             *(("function", f"{f['name']}@{f['version']} {f['sha256'][:12]}") for f in found["functions"]),
             # Control of an earlier version doesn't answer them.
             *(("change", line) for line, _ in releasing.changes(found.get("changes", {}))),
+            *(("change", line) for line, _ in releasing.moved_floor(found)),
         ]
     )
 
@@ -95,7 +96,7 @@ async def retry(number: int, group: str, as_json: bool) -> None:
     "--set", "versions", multiple=True, metavar="NAME=VERSION", help="A function to have; NAME@VERSION says the same."
 )
 @click.option("--remove", type=options.NAME, multiple=True, metavar="NAME", help="A function to take out.")
-@click.option("--schema", type=click.IntRange(min=0), metavar="N", help="The schema floor; the newest without it.")
+@options.schema_option
 @click.option(
     "--rollback-to", type=click.IntRange(min=1), metavar="N", help="An earlier release's functions and floor."
 )

@@ -82,7 +82,7 @@ async def add(
             _show_plan(await control.post(path("schema-changes"), body, **_planned(no_release, group)), as_json)
             return
         if not no_release:
-            await releasing.check_group(control, group)
+            await releasing.floor_of(control, group)
             body["release"] = {"group": group, "reason": reason, **allowed}
         await _register(control, path("schema-changes"), body, waited, as_json)
 
@@ -115,7 +115,7 @@ async def amend(
             _show_plan(await control.post(where, new, **_planned(no_release, group)), as_json)
             return
         if not no_release:
-            await releasing.check_group(control, group)
+            await releasing.floor_of(control, group)
             new["release"] = {"group": group, "reason": reason or f"schema change {number} amended", **allowed}
         await _register(control, where, new, waited, as_json)
 

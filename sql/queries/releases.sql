@@ -2,10 +2,11 @@
 -- name: group
 SELECT id, release_id, generation FROM groups WHERE name = $1;
 
--- What a release of a group goes by: the group's release and its floor, 0 without one, the number of the newest schema
--- change, and the number of the group's next release.
+-- What a release of a group goes by: the group's release and its floor, 0 without one, the highest floor of its releases,
+-- the number of the newest schema change, and the number of the group's next release.
 -- name: to_release
 SELECT g.id, g.release_id, coalesce(r.schema_floor, 0) AS schema_floor,
+    (SELECT coalesce(max(h.schema_floor), 0) FROM releases AS h WHERE h.group_id = g.id) AS highest_floor,
     (SELECT coalesce(max(c.number), 0) FROM schema_changes AS c) AS newest_change,
     (SELECT coalesce(max(o.number), 0) + 1 FROM releases AS o WHERE o.group_id = g.id) AS next_number
 FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.name = $1;

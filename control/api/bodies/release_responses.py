@@ -189,6 +189,8 @@ class PlannedRefusal(Struct):
 
 
 class MadeRelease(DetailedRelease):
+    held_below: int | None
+    """The number of the newest schema change, where the floor stays lower because somebody has lowered it."""
     unfit: Unfit
     losses: list[LostRows]
     """What nodes can lose by its schema changes."""

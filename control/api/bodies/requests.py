@@ -59,7 +59,7 @@ class FollowingRelease(Body, frozen=True):
     functions: Annotated[dict[Name, Number], Meta(max_length=MOST_FUNCTIONS)] = field(default_factory=dict)
     """Further versions to set, besides the new one."""
     schema: Annotated[int, Meta(ge=0)] | None = None
-    """The floor; if not given, the newest schema change."""
+    """The floor; if not given, the newest schema change, or the one that the group was lowered to."""
     allow_unfit: bool = False
     """As in `NewRelease`, like all further fields."""
     allow_loss: bool = False
@@ -109,7 +109,7 @@ class NewRelease(Body, frozen=True):
     """Versions to set; functions of the newest release that are not named here stay."""
     remove: Annotated[list[Name], Meta(max_length=MOST_FUNCTIONS)] = field(default_factory=list)
     schema: Annotated[int, Meta(ge=0)] | None = None
-    """The floor; if not given, the newest schema change."""
+    """The floor; if not given, the newest schema change, or the one that the group was lowered to."""
     rollback: bool = False
     """In place of `rollback_to`: go back to the newest earlier release that some node has run and on which none has
     failed."""

@@ -122,6 +122,11 @@ def limit_option(function: F) -> F:
     )(function)
 
 
+def schema_option(function: F) -> F:
+    text = "The schema floor; without it the newest change, or the one to which the group's floor was lowered."
+    return click.option("--schema", type=click.IntRange(min=0), metavar="N", help=text)(function)
+
+
 def group_option(function: F) -> F:
     return click.option(
         "--group", type=NAME, default="default", show_default=True, help="The group whose release it concerns."

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from control.cli.support import output, project_schema, releasing
 from control.cli.support.client import Client, Json, RequestRefused, path
 from control.cli.support.project import Project, SchemaFile
+from control.cli.support.project_schema import ProjectSchema
 
 STEPS = "-- skerry:"
 """What a schema change has that goes in steps: it can't be tried together with others."""
@@ -39,6 +40,8 @@ class PushPlan(NamedTuple):
     versions: list[Json]
     """Control's answers: each has `version`, and `release` where one would follow."""
     release: Json | None
+    schema: int | None = None
+    """The floor that the release must name, where control would choose one below the project's own schema."""
 
     def document(self) -> Json:
         """Return it for a script: of one function alone, control's own answer."""
@@ -73,12 +76,12 @@ class ProjectPush:
     """The push of one function, or of a project."""
 
     def __init__(
-        self, control: Client, found: Project | None, files: Sequence[SchemaFile], uploaded: Sequence[Uploaded]
+        self, control: Client, found: Project | None, schema: ProjectSchema, uploaded: Sequence[Uploaded]
     ) -> None:
-        """`files` are schema files of the project that control hasn't."""
+        """`schema`: what control has of the project's."""
         self._control = control
         self._found = found
-        self._files = files
+        self._files, self._known = schema
         self._uploaded = uploaded
         self.made: dict[str, int] = {}
         """The versions that were made, by function."""
@@ -104,7 +107,11 @@ class ProjectPush:
             versions.append(planned)
             releases.append(planned.get("release"))
         there = [release for release in releases if release is not None]
-        return PushPlan(changes, versions, _together(there, changes) if there else None)
+        whole = _together(there, changes) if there else None
+        if whole is not None and schema is None and whole["schema_floor"] < self._known:
+            # Somebody has lowered the group's floor: it stays so for what doesn't need more.
+            return await self.plan(group, self._known)
+        return PushPlan(changes, versions, whole, schema)
 
     async def _try_files(self, group: str | None) -> Json:
         """Plan the files in one text, or the first of them alone where one goes in steps."""
@@ -144,6 +151,8 @@ class ProjectPush:
             except RequestRefused as refused:
                 raise _of_files([file], refused) from None
             changes.append(change)
+            if following is not None:
+                following = {**following, "schema": change["number"]}
             if not quiet:
                 output.say(f"{releasing.named_change(change)} is registered")
                 releasing.show_findings(change)
@@ -197,4 +206,5 @@ def _together(releases: list[Json], changes: list[Json]) -> Json:
         named = [{"number": change["number"], "name": change["name"]} for change in changes]
         whole["changes"]["schema"] = [*earlier, *named]
         whole["schema_floor"] = max(whole["schema_floor"], changes[-1]["number"])
+        whole["held_below"] = None
     return whole

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from control import wire
 from control.cli.support.client import Client, Failure, Json, path
@@ -22,32 +23,43 @@ def name_of(found: Project, file: SchemaFile) -> str:
     return f"{found.name}/{file.path.stem}"[:NAME_LIMIT]
 
 
-async def new_files(control: Client, found: Project) -> list[SchemaFile]:
-    """Return the schema files that control hasn't, in their order.
+class ProjectSchema(NamedTuple):
+    """What control has of a project's schema."""
+
+    lacking: list[SchemaFile]
+    """The files that it hasn't, in their order."""
+    known: int = 0
+    """The number of the newest schema change that is one of its files; 0 for none."""
+
+
+async def compared(control: Client, found: Project) -> ProjectSchema:
+    """Return which schema files control hasn't, and up to which change it has them.
 
     Raises: SchemaFileChanged, when a file that was registered has another text now; else as `Client.items` does.
     """
     files = found.changes()
     if not files:
-        return []
+        return ProjectSchema([])
     registered = [change for change in await control.items(path("schema-changes")) if not change.get("withdrawn")]
     own = _own(found.name, registered)
     # What `schema add` has registered, by the text: each counts once, since a text may be there twice.
     by_hand = [change for change in registered if "/" not in change["name"]]
-    lacking = []
+    lacking, known = [], 0
     for file in files:
         checksum = wire.schema_checksum(file.sql)
         change = own.get(file.number)
         if change is not None:
             if change["checksum"] != checksum and not await _had(control, change, checksum):
                 raise _changed(file, change)
+            known = max(known, change["number"])
             continue
         same = next((change for change in by_hand if change["checksum"] == checksum), None)
         if same is None:
             lacking.append(file)
         else:
             by_hand.remove(same)
-    return lacking
+            known = max(known, same["number"])
+    return ProjectSchema(lacking, known)
 
 
 def _own(project: str, registered: Iterable[Json]) -> dict[int, Json]:

@@ -12,9 +12,13 @@ SHOWN = 5
 """Nodes of a loss that are named."""
 
 
-async def check_group(control: Client, group: str) -> None:
-    """Raises: RequestRefused, when there is no such group, or the operator may not see it."""
-    await control.get(path("releases"), group=group, limit=1)
+async def floor_of(control: Client, group: str) -> int:
+    """Return the schema floor of a group's newest release, 0 without one.
+
+    Raises: RequestRefused, when there is no such group, or the operator may not see it.
+    """
+    found = await control.get(path("releases"), group=group, limit=1)
+    return max((int(release["schema_floor"]) for release in found["items"]), default=0)
 
 
 async def finish(
@@ -50,7 +54,11 @@ def show(release: Json, *, planned: bool = False) -> None:
     made = _made(release, "would be" if planned else "is")
     functions = output.functions(release["functions"]) or "none"
     output.say(f"{made}: schema {release['schema_floor']}, functions {functions}")
-    lines = list(changes(release.get("changes") or {}))
+    if release.get("held_below"):
+        floor, newest = release["schema_floor"], release["held_below"]
+        text = f"the schema floor stays at {floor}, to which it was lowered; --schema {newest} raises it"
+        output.say(f"  = {text}", style="yellow")
+    lines = [*changes(release.get("changes") or {}), *moved_floor(release)]
     for line, style in lines:
         output.say(f"  {line}", style=style)
     if not lines:
@@ -114,6 +122,16 @@ def changes(changed: Json) -> list[tuple[str, str]]:
     lines += [(f"+ schema change {_text(item)}", "green") for item in changed.get("schema", [])]
     lines += [(f"! {_granted(item)}", "yellow") for item in changed.get("grants", [])]
     return lines
+
+
+def moved_floor(release: Json) -> list[tuple[str, str]]:
+    """Return a line and its colour where a release has another floor than the one before, and no new schema change says
+    so."""
+    floor, before = release["schema_floor"], release.get("floor_before")  # which an older control doesn't answer
+    if before in (None, floor) or (before < floor and (release.get("changes") or {}).get("schema")):
+        return []
+    kept = " (nodes keep the schema that they have)" if floor < before else ""
+    return [(f"~ schema floor {before} -> {floor}{kept}", "yellow")]
 
 
 def unfit(found: Json) -> list[str]:

@@ -99,14 +99,15 @@ def _to_release(t: Tables, name: str) -> Rows:
     found = []
     for row in _group(t, name):
         release = t["releases"].get(row["release_id"])
-        numbers = [other["number"] for other in t["releases"].values() if other["group_id"] == row["id"]]
+        own = [other for other in t["releases"].values() if other["group_id"] == row["id"]]
         found.append(
             Row(
                 id=UUID(row["id"]),
                 release_id=None if row["release_id"] is None else UUID(row["release_id"]),
                 schema_floor=0 if release is None else release["schema_floor"],
+                highest_floor=max((other["schema_floor"] for other in own), default=0),
                 newest_change=_newest_change(t),
-                next_number=max(numbers, default=0) + 1,
+                next_number=max((other["number"] for other in own), default=0) + 1,
             )
         )
     return found

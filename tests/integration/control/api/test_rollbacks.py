@@ -115,3 +115,45 @@ async def test_a_group_without_such_a_release(control_site: Site) -> None:
         assert await shown(replica, 1) is None
         answer = await replica.call("POST", "/v1/releases", {"rollback": True, "group": "nope"})
         assert deploy.code(answer) == "unknown_group"
+
+
+async def test_the_floor_that_a_rollback_lowered_stays_until_somebody_raises_it(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        for _ in range(3):
+            await seeds.function(replica, "hello")
+        for number in (1, 2):
+            await seeds.schema_change(replica, number, f"CREATE TABLE t{number} (id INTEGER)")
+        await seeds.release(replica, functions={"hello": 1})
+        await node.sync()
+        await seeds.schema_change(replica, 3, "CREATE TABLE t3 (id INTEGER)")
+        await release(replica, 2)
+        await fail(node)
+        assert await back(replica) == 1
+
+        async def planned(**body: Any) -> tuple[int, int, int | None]:
+            """The floor before, the floor, and above which newest change it stays, of a release that would be made."""
+            found = await deploy.ok(replica, "POST", "/v1/releases?plan=true", body)
+            return found["floor_before"], found["schema_floor"], found["held_below"]
+
+        assert await planned(functions={"hello": 3}) == (2, 2, 3)
+        assert await planned(functions={"hello": 3}, schema=3) == (2, 3, None)
+        # It stays over further releases, and for a group that it wasn't lowered in, the newest change is the floor.
+        assert (await seeds.release(replica, functions={"hello": 3}))["schema_floor"] == 2
+        assert await planned() == (2, 2, 3)
+        await deploy.ok(replica, "POST", "/v1/groups", {"name": "other"})
+        assert await planned(group="other") == (0, 3, None)
+        # Once it is raised, later ones follow the newest change again.
+        await seeds.release(replica, schema=3)
+        await seeds.schema_change(replica, 4, "CREATE TABLE t4 (id INTEGER)")
+        assert await planned() == (3, 4, None)
+
+
+async def test_a_schema_change_with_its_release_raises_a_lowered_floor(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await deploy.schema(replica, "CREATE TABLE a (id INTEGER)", "a")
+        await seeds.release(replica)
+        assert (await seeds.release(replica, schema=0))["schema_floor"] == 0
+        body = {"name": "b", "sql": "CREATE TABLE b (id INTEGER)", "release": {"group": "default"}}
+        made = await deploy.ok(replica, "POST", "/v1/schema-changes", body)
+        assert (made["release"]["schema_floor"], made["release"]["held_below"]) == (2, None)

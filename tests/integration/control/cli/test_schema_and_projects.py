@@ -80,6 +80,19 @@ def test_all_of_a_project_comes_in_one_release(skerry: Shell, tmp_path: Path, mo
     monkeypatch.chdir(shop)
     pushed = skerry.json("function", "push", "--no-release")
     assert ([v["version"] for v in pushed["versions"]], pushed["schema_changes"]) == ([2, 3], [])
+    # A floor that was lowered stays for what doesn't say what it needs, and the project says it.
+    needed = newest(skerry)["schema_floor"]
+    assert isinstance(needed, int)
+    later = tmp_path / "later.sql"
+    later.write_text("CREATE TABLE later (id INTEGER);")
+    skerry("schema", "add", str(later), "--wait")
+    assert f"~ schema floor {needed + 1} -> 1 (nodes keep" in skerry("release", "create", "--schema", "1", "--wait")
+    assert f"= the schema floor stays at 1, to which it was lowered; --schema {needed + 1} raises it" in skerry(
+        "release", "create", "--plan"
+    )
+    assert f"+ schema change {needed} shop/0003_later\n" in skerry("function", "push", str(shop / "stock"), "--plan")
+    skerry("function", "push", str(shop / "stock"), "--wait")
+    assert newest(skerry)["schema_floor"] == needed
 
 
 def test_projects_share_the_database(skerry: Shell, tmp_path: Path) -> None:

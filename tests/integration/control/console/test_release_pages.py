@@ -171,6 +171,14 @@ async def test_a_release_is_made_once_as_it_was_shown_or_not_at_all(control_site
         await until(offered)
         await ok(replica, "/v1/releases", {"rollback_to": 4})
 
+        # A floor that was lowered stays, and the plan says so.
+        await ok(replica, "/v1/schema-changes", {"name": "t", "sql": "CREATE TABLE t (id INTEGER)"})
+        await ok(replica, "/v1/releases", {})
+        assert "schema floor 1 → 0" in (await page(replica, "/releases/default/7/rollback")).words
+        await ok(replica, "/v1/releases", {"rollback_to": 7})
+        told = "Stays schema floor 0, to which it was lowered the newest schema change is 1"
+        assert told in (await page(replica, "/releases/new?group=default&do=plan")).words
+
         # What is wrong is said at the form, and nothing is made of it.
         for wrong_fields, text in (
             ("f:orders=99", "there is no version 99 of orders"),
@@ -182,7 +190,7 @@ async def test_a_release_is_made_once_as_it_was_shown_or_not_at_all(control_site
             shown = await page(replica, f"/releases/new?group=default&{wrong_fields}&do=plan")
             assert shown.status >= 400, wrong_fields
             assert text in shown.words, (wrong_fields, shown.words)
-        assert await numbers(replica) == [7, 6, 5, 4, 3, 2, 1]
+        assert await numbers(replica) == [9, 8, 7, 6, 5, 4, 3, 2, 1]
 
 
 async def test_losses_and_unfit_nodes_are_shown_and_allowed_one_by_one(control_site: Site) -> None:

@@ -182,6 +182,39 @@ def test_a_plan_shows_removals() -> None:
     ]
 
 
+def planned(**changes: object) -> Json:
+    nothing: Json = {"add": [], "change": [], "remove": [], "schema": [], "grants": []}
+    usual: Json = {
+        "group": "default",
+        "number": 4,
+        "generation": 9,
+        "rollback_to": None,
+        "functions": [],
+        "floor_before": 3,
+        "schema_floor": 3,
+        "held_below": None,
+        "changes": nothing,
+    }
+    return usual | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "  nothing changes"),
+        ({"schema_floor": 2}, "  ~ schema floor 3 -> 2 (nodes keep the schema that they have)"),
+        (
+            {"held_below": 5},
+            "  = the schema floor stays at 3, to which it was lowered; --schema 5 raises it\n  nothing changes",
+        ),
+        ({"floor_before": 2}, "  ~ schema floor 2 -> 3"),
+    ],
+)
+def test_a_plan_says_what_becomes_of_the_floor(changes: Json, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    releasing.show(planned(**changes), planned=True)
+    assert capsys.readouterr().out.partition("\n")[2] == f"{told}\n"
+
+
 def test_what_can_be_lost_has_a_line_with_the_nodes_that_have_most() -> None:
     most = [{"name": "a", "rows": 10_001}, {"name": "b", "rows": 3}, {"name": "c", "rows": None}]
     loss: Json = {"change": 4, "message": "the table t is dropped", "nodes": 9, "most": most}
