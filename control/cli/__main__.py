@@ -1,6 +1,7 @@
 """The program `skerry`, also ``python -m control.cli``: it says which extra to install where one is missing."""
 
 import gc
+import signal
 import sys
 
 
@@ -11,7 +12,14 @@ def main() -> None:
     try:
         from control.cli.main import run
 
-        sys.exit(run(sys.argv[1:]))
+        status = run(sys.argv[1:])
+        # Python's own end would answer a further Ctrl-C by a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.exit(status)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("control", "edge_runtime"):
             raise

@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-import signal
 import tempfile
 from pathlib import Path
 
 import click
 
-from control.cli.support import options, output, project, toolchains
+from control.cli.support import ending, options, output, project, toolchains
 from control.cli.support.client import Failure
 from control.cli.support.followed_files import FollowedFiles
 from control.cli.support.local_edge import PORTS, EdgeEnded, LocalEdge, free_address
@@ -44,10 +43,7 @@ async def command(folder: Path, listen: str | None, state: Path | None, secrets:
     call is shown with its time and what the function logged. Where a schema file that was applied has changed, the
     database is made again. The file of secrets is followed, too. Needs no control; Ctrl-C ends it.
     """
-    running = asyncio.current_task()
-    assert running is not None  # noqa: S101
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    ending.end_once()
     found = project.read(folder)
     beside = [secrets] if secrets is not None else [state / SECRETS] if state is not None else []
     files = FollowedFiles(found.folders(), beside)

@@ -5,7 +5,6 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import ssl
 import sys
 import time
@@ -18,13 +17,15 @@ import click
 
 from control.answer_heads import BoundedConnector
 from control.cli import migrate, signing_in
-from control.cli.support import example, local, options, output, waiting
+from control.cli.support import ending, example, local, options, output, waiting
 from control.cli.support.client import HOME_FILE, Client, ConnectionSettings, Failure, Json, RequestRefused, home, path
 from control.local import embedded, pki
 from control.local.process import ServiceError, read_settings, write_settings
 
 ARRIVAL_LIMIT = 60.0
 """Seconds within which the edge must run the example's release."""
+CALL_LIMIT = 20.0
+"""Seconds in which the edge may answer that it isn't ready yet: it has just been started."""
 
 
 class StepFailed(Failure):
@@ -40,11 +41,7 @@ async def command(demo: bool) -> None:
     A metadata database, an artifact store, control and one edge, with their files in SKERRY_HOME (.skerry). With
     SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL set, those are used. Ctrl-C ends everything.
     """
-    running = asyncio.current_task()
-    assert running is not None  # noqa: S101
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, running.cancel)
+    ending.end_once()
     up = Up(local.Home(home()))
     try:
         await up.run(demo)
@@ -72,13 +69,16 @@ class Up:
 
         Raises: StepFailed, when a step fails, or a server ends and can't be started again.
         """
-        self._home.make()
+        try:
+            self._home.make()
+        except ServiceError as error:
+            raise StepFailed(str(error)) from error
         output.say(f"everything is kept in {self._home.folder}")
         async with AsyncExitStack() as stack:
             metadata_url, artifacts_url = await self._services(stack)
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(self._watch())
-                client = await self._everything(stack, metadata_url, artifacts_url)
+                client = await self._everything(stack, metadata_url, artifacts_url, demo=demo)
                 if not demo:
                     self._tell_what_next(client.url, await client.post(path("sign-in-codes")))
                     self._step_now, self.serving = "serving", True
@@ -125,7 +125,7 @@ class Up:
             told.append(f"PostgreSQL at {_place(services.metadata_url)}, SeaweedFS at {_place(services.artifacts_url)}")
             return services.metadata_url, services.artifacts_url
 
-    async def _everything(self, stack: AsyncExitStack, metadata_url: str, artifacts_url: str) -> Client:
+    async def _everything(self, stack: AsyncExitStack, metadata_url: str, artifacts_url: str, *, demo: bool) -> Client:
         async with self._step("certificates") as told:
             keys = pki.ensure(self._home.pki)
             told.append(f"a CA of our own, {keys.fingerprint[:16]}…")
@@ -151,11 +151,7 @@ class Up:
             told.append(f"node {local.NODE} serves {edge_url}")
         new = await self._deploy(client)
         async with self._step("call") as told:
-            call = f"{edge_url}/functions/{example.FUNCTION}{example.REQUEST}"
-            status, text = await _call(call)
-            if new and status != 200:
-                raise Failure(f"{call} answered {status}: {text}")
-            told.append(f"{call} answers {text}" if status == 200 else f"{call} answers {status} {text}")
+            told.append(await called(edge_url, example.ANSWER if new else None, must=new or demo))
         return client
 
     async def _start_control(
@@ -301,6 +297,31 @@ def _ready(url: str, tls: ssl.SSLContext | None) -> local.Ready:
             return False
 
     return ready
+
+
+async def called(edge_url: str, expected: str | None, *, must: bool) -> str:
+    """Call the example and return a line about its answer. `expected` is that answer where it is known: an operator may
+    have released another version since. `must`: any other status than 200 is a failure, too.
+
+    Raises: Failure, when the answer is wrong.
+    """
+    call = f"{edge_url}/functions/{example.FUNCTION}{example.REQUEST}"
+    began = time.monotonic()
+    while True:
+        status, text = await _call(call)
+        if status != 503 or not must or time.monotonic() - began > CALL_LIMIT:
+            break
+        await asyncio.sleep(0.2)
+    if status == 200 and expected in (None, text):
+        return f"{call} answers {text}"
+    if not must:
+        return f"{call} answers {status} {text}"
+    wanted = "" if expected is None else f", and not {expected}"
+    raise Failure(
+        f"{call} answered {status} {text}{wanted}",
+        cure="`skerry status` says what the node runs; where the example was changed or taken out, `skerry release "
+        "list` has the releases with it, or set SKERRY_HOME to a new folder",
+    )
 
 
 async def _call(url: str) -> tuple[int, str]:

@@ -14,6 +14,7 @@ CHANGE = "greetings"
 GROUP = "default"
 """The group that the example is released to, which every control has."""
 REQUEST = "?name=Ada&language=ja"
+ANSWER = '{"message":"こんにちは, Ada!","language":"ja"}'
 
 
 def folder() -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pwd
 import subprocess
 import sys
 import time
@@ -50,7 +51,17 @@ class Home:
         return self.folder / "spool"
 
     def make(self) -> None:
-        """Make the folder, for this user alone; where that is root, PostgreSQL's own user may pass through it."""
+        """Make the folder, for this user alone; where that is root, PostgreSQL's own user may pass through it.
+
+        Raises: ServiceError, when it is another user's, or would be root's in another user's folder, by sudo.
+        """
+        there = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        owner = there.stat().st_uid
+        by_sudo = os.geteuid() == 0 and "SUDO_UID" in os.environ and owner != 0
+        if by_sudo or not os.access(there, os.W_OK | os.X_OK):
+            whose, user = _name(owner), _name(os.geteuid())
+            cure = f"run it as {whose}, or set SKERRY_HOME to another folder"
+            raise ServiceError(f"{there} is {whose}'s, and this runs as {user}: {cure}")
         self.folder.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
 
     def read(self) -> dict[str, Any]:
@@ -84,6 +95,13 @@ async def children_lock(home: Home) -> AsyncIterator[int]:
     message = f"control or the edge of an earlier run still ends; try again, or see {home.logs}"
     async with embedded.locked(home.folder / "children.lock", embedded.ORPHANS_LIMIT, message) as held:
         yield held
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"the user {uid}"
 
 
 Ready = Callable[[], Awaitable[bool]]

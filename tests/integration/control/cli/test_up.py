@@ -145,14 +145,30 @@ def test_killed_and_started_again(
             (tmp_path / "again.sql").write_text("CREATE TABLE again (name TEXT);")
             skerry("schema", "add", str(tmp_path / "again.sql"), "--wait", "--timeout", "60")
 
+            skerry("release", "create", "--remove", "hello", "--wait")
+
             family = second.family()
-            second.process.send_signal(signal.SIGINT)
-            assert second.process.wait(scaled(LIMIT)) == 0
+            # As somebody who is impatient does.
+            deadline = time.monotonic() + scaled(LIMIT)
+            while second.process.poll() is None:
+                assert time.monotonic() < deadline
+                second.process.send_signal(signal.SIGINT)
+                time.sleep(0.01)
+            assert second.process.wait() == 0
             _, alive = psutil.wait_procs(family, timeout=scaled(60))
             assert alive == []
-            assert second.output.endswith("everything has ended\n")
+            *_, ending, ended = second.output.splitlines()
+            assert (ending.partition(":")[0], ended) == ("everything is ending already", "everything has ended")
+            assert second.output.count("is ending already") == 1
+            assert "Traceback" not in second.output
         finally:
             second.end()
+    # The example is gone: a demo doesn't say that it went well.
+    third = Up(home, "--demo", log="demo.log")
+    assert third.process.wait(scaled(LIMIT)) == 1
+    assert "error: call: http" in third.output
+    assert "answered 404" in third.output
+    assert "succeeded" not in third.output
 
 
 def test_on_services_that_the_environment_names(new_home: Path, empty_database_url: str, bucket_url: str) -> None:
