@@ -18,7 +18,7 @@ from edge_runtime.cli.call_input import read_manifest, secret_values
 from edge_runtime.cli.node import JSON, fail, show
 from edge_runtime.errors import CodedError
 from edge_runtime.guests.invocation import Request, SingleCallResult
-from edge_runtime.ipc import progress_page
+from edge_runtime.ipc import cut_logs, progress_page
 from edge_runtime.ipc.call_head import RequestUnfit
 from edge_runtime.ipc.log_levels import shown
 from edge_runtime.oneshot.call_messages import SingleCallRequest, by_route, made_request
@@ -177,7 +177,8 @@ def call(
         result.message += f" It was in {result.place} of the module."
     result.message = redact(result.message)
     result.notes = [redact(note) for note in result.notes]
-    result.log = redact(result.log.decode(errors="replace"), cut=bool(result.code)).encode()
+    log, told = cut_logs.split(result.log)
+    result.log = redact(log.decode(errors="replace"), cut=bool(result.code or told)).encode() + told
     refused = fail_fast and not result.code and result.status >= 400
     _show(result, as_json, refused=refused)
     if result.code or refused:
@@ -268,11 +269,10 @@ def _ask(single_call: SingleCallRequest, limit: float, as_json: bool) -> SingleC
 
 def _show(result: SingleCallResult, as_json: bool, *, refused: bool) -> None:
     """Print the result; `refused`: without the answer, whose status says that it is an error."""
-    headers = [line.split(": ", 1) for line in result.head.decode("latin-1").split("\r\n") if line]
     if as_json:
         error = {"error": {"code": result.code, "message": result.message}} if result.code else {}
         log = shown(result.log.decode(errors="replace"))
-        answer = {} if result.code else {"headers": headers, "body": _text(result.body)}
+        answer = {} if result.code else {"headers": result.headers, "body": _text(result.body)}
         notes = {"notes": result.notes} if result.notes else {}
         show({"status": result.status, **answer, **error, "log": log, **notes, "seconds": round(result.seconds, 6)})
         return
@@ -289,7 +289,7 @@ def _show(result: SingleCallResult, as_json: bool, *, refused: bool) -> None:
         click.echo(f"Error: the function answered {status}", err=True)
         return
     click.echo(status)
-    for name, value in headers:
+    for name, value in result.headers:
         click.echo(f"{name}: {value}")
     click.echo()
     sys.stdout.flush()

@@ -10,7 +10,7 @@ from typing import Any, Final
 from edge_runtime import clock
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.served_functions import Tally
-from edge_runtime.ipc import frames, log_levels
+from edge_runtime.ipc import cut_logs, frames, log_levels
 from edge_runtime.redaction import redact
 from edge_runtime.telemetry import records
 from edge_runtime.token_bucket import TokenBucket
@@ -95,9 +95,10 @@ class GuestLog:
         if not written:
             return
         served = call.served
+        written, told = cut_logs.split(written)
         # All of it at once: a value may have been written in pieces, and have lines.
-        cut = cut or len(written) >= served.function.manifest.log_bytes
-        text = redact(written.decode(errors="replace"), cut=cut)
+        cut = cut or bool(told) or len(written) >= served.function.manifest.log_bytes
+        text = redact(written.decode(errors="replace"), cut=cut) + told.decode()
         fields = fields_of(call)
         if self.node:
             fields["node"] = self.node

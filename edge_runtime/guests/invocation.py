@@ -45,8 +45,8 @@ class Response(Struct, frozen=True):
 
     status: int
     head: bytes
-    """The checked header lines as they are sent: `name: value`, each ended by CR LF. Content-Length is among them only
-    in the answer to a HEAD, which has no body; otherwise the sender computes it from `body`."""
+    """The checked header lines as they are sent, each ended by CR LF; `abi.head.fields` reads them. Content-Length is
+    among them only in the answer to a HEAD, which has no body; otherwise the sender computes it from `body`."""
     body: bytes
     log: bytes = b""
     """What the guest wrote to its log, cut at `CallLimits.log_bytes`."""
@@ -56,7 +56,8 @@ class SingleCallResult(Struct, omit_defaults=True):
     """The result of `oneshot.single_call`: the answer, or a fault where `code` is set."""
 
     status: int
-    head: bytes = b""
+    headers: list[tuple[str, str]] = []
+    """Names and values, in their order."""
     body: bytes = b""
     log: bytes = b""
     seconds: float = 0.0

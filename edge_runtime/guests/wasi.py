@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
+from edge_runtime.ipc import cut_logs
 
 SUCCESS, BADF, FAULT, INVAL, NOTDIR, NOTSOCK, NOTSUP, SPIPE, NOTCAPABLE = 0, 8, 21, 28, 54, 57, 58, 70, 76
 
@@ -74,6 +75,8 @@ class LogCopy(Protocol):
 
     def add(self, text: bytes | memoryview) -> None: ...
 
+    def lose(self, count: int) -> None: ...
+
 
 class Strings:
     """Strings as args_get and environ_get return them: their bytes, each string ended by NUL, and the offset of
@@ -112,6 +115,7 @@ class Wasi:
         self._answers = stdout_limit is not None
         self._stdout_limit = self._stdout_room = stdout_limit or 0
         self._stderr_room = stderr_limit
+        self._stderr_lost = 0
         self._streams = _STREAMS
         self._started = time.monotonic_ns()
 
@@ -121,12 +125,13 @@ class Wasi:
 
     @property
     def stderr(self) -> bytes:
-        """What the guest wrote to stderr, cut at its limit."""
-        return bytes(self._stderr)
+        """What the guest wrote to stderr, cut at its limit, with a line that says how much is missing."""
+        return cut_logs.with_loss(bytes(self._stderr), self._stderr_lost)
 
     def log(self, prefix: bytes, message: bytes) -> None:
         """Add lines to stderr, each with the prefix of its level (`log_levels`), and on a line of its own."""
-        start = b"" if self._stderr.endswith(b"\n") or not self._stderr else b"\n"
+        begun = self._stderr and not self._stderr.endswith(b"\n") and self._stderr_room
+        start = b"\n" if begun else b""
         lines = prefix + message.removesuffix(b"\n").replace(b"\n", b"\n" + prefix)
         self._keep(b"%b%b\n" % (start, lines))
 
@@ -135,8 +140,13 @@ class Wasi:
         kept = text[: self._stderr_room]
         self._stderr_room -= len(kept)
         self._stderr += kept
-        if self.copy is not None and len(kept):
-            self.copy.add(kept)
+        lost = len(text) - len(kept)
+        self._stderr_lost += lost
+        if self.copy is not None:
+            if len(kept):
+                self.copy.add(kept)
+            if lost:
+                self.copy.lose(lost)
 
     def functions(self) -> dict[str, tuple[tuple[str, str], Callable[..., int | None]]]:
         """Return every function with its signature, for a host module."""

@@ -13,6 +13,8 @@ import sys
 import time
 from typing import Final, NamedTuple
 
+from edge_runtime.ipc import cut_logs
+
 WORDS: Final = 4
 """Words of a slot that its worker writes, each of 8 bytes and written whole: when the call started, how long it waited
 for the writer lock, since when it is in its state (all in ns of the monotonic clock, which processes share), and state
@@ -20,7 +22,8 @@ and request id in one word. (`struct` won't do: it clears what it is about to wr
 One more word is the front's: whether a release is being applied."""
 LOG_AT: Final = mmap.PAGESIZE
 """Bytes from a slot's start to its log: a word with the number of bytes that the running call has written to stderr,
-and the last `LOG_BYTES` of them, the byte N at N modulo `LOG_BYTES`."""
+the last `LOG_BYTES` of them, the byte N at N modulo `LOG_BYTES`, and a word with the number of bytes that it wrote
+after that, beyond its function's `log_bytes`."""
 LOG_BYTES: Final = 16 * 1024
 SLOT_BYTES: Final = LOG_AT + mmap.PAGESIZE + LOG_BYTES
 SLOTS: Final = 128
@@ -50,6 +53,7 @@ _TRIES: Final = 16
 
 _LOG_WORD: Final = LOG_AT // 8
 _LOG_TEXT: Final = LOG_AT + 8
+_LOST_WORD: Final = (_LOG_TEXT + LOG_BYTES) // 8
 
 
 class Seen(NamedTuple):
@@ -117,17 +121,18 @@ def clear(words: memoryview, slot: int) -> None:
 
 
 def log(words: memoryview, slot: int) -> bytes:
-    """Return what the call that a dead worker ran has written to stderr, or the last of it. The worker may have been
-    taken over: the bytes are anything."""
-    written = words[slot * _STRIDE + _LOG_WORD]
+    """Return what the call that a dead worker ran has written to stderr, or the last of it, with lines that say what is
+    missing. The worker may have been taken over: the bytes are anything."""
+    written, lost = words[slot * _STRIDE + _LOG_WORD], words[slot * _STRIDE + _LOST_WORD]
     start = slot * SLOT_BYTES + _LOG_TEXT
     text = bytes(words.cast("B")[start : start + LOG_BYTES])
     if written <= LOG_BYTES:
-        return text[:written]
+        return cut_logs.with_loss(text[:written], lost)
     at = written % LOG_BYTES
     text = text[at:] + text[:at]
     # Its first line is a part of one.
-    return text[text.find(b"\n") + 1 :]
+    text = text[text.find(b"\n") + 1 :]
+    return cut_logs.with_loss(cut_logs.LINE % (written - len(text)) + text, lost)
 
 
 def set_applying(words: memoryview, slot: int, applying: bool) -> None:
@@ -154,13 +159,14 @@ class Mark:
     def clear(self) -> None:
         """Reset the slot: no call has been started."""
         self._words[self._last] = NONE
-        for word in (*range(self._at, self._last), self._last + 1, self._at + _LOG_WORD):
+        logged = self._at + _LOG_WORD, self._at + _LOST_WORD
+        for word in (*range(self._at, self._last), self._last + 1, *logged):
             self._words[word] = 0
 
     def loading(self, request: int) -> None:
         """Note that the function of call `request` is about to be loaded; `start` or, if that fails, `end` follows."""
         self._words[self._last] = NONE
-        self._words[self._at + _LOG_WORD] = 0
+        self._words[self._at + _LOG_WORD] = self._words[self._at + _LOST_WORD] = 0
         self._request = request
         self._enter(LOADING)
 
@@ -171,7 +177,7 @@ class Mark:
         words[self._last] = NONE
         words[at] = self._started_ns = time.monotonic_ns()
         words[at + 1] = 0
-        words[at + _LOG_WORD] = 0
+        words[at + _LOG_WORD] = words[at + _LOST_WORD] = 0
         self._request = request
         self._waiting = False
         words[self._last] = RUNNING << 32 | request
@@ -232,6 +238,7 @@ class LogPage:
     def __init__(self, words: memoryview, slot: int) -> None:
         self._words = words
         self._count = slot * _STRIDE + _LOG_WORD
+        self._lost = slot * _STRIDE + _LOST_WORD
         start = slot * SLOT_BYTES + _LOG_TEXT
         self._text = words.cast("B")[start : start + LOG_BYTES]
 
@@ -245,3 +252,7 @@ class LogPage:
         if len(first) < len(kept):
             self._text[: len(kept) - len(first)] = kept[len(first) :]
         self._words[self._count] = written + size
+
+    def lose(self, count: int) -> None:
+        """Note that the running call has written so many bytes more than its function may log."""
+        self._words[self._lost] += count

@@ -19,6 +19,10 @@ static void mark(Loop *loop, int word, uint64_t value) {
 
 static uint64_t *log_count(const Loop *loop) { return (uint64_t *)(void *)(loop->setup.slot + loop->setup.log_at); }
 
+static uint64_t *lost_count(const Loop *loop) {
+    return (uint64_t *)(void *)(loop->setup.slot + loop->setup.log_at + 8 + loop->setup.log_bytes);
+}
+
 static void mark_start(Loop *loop, uint32_t request) {
     /* No request, as long as the times may be those of either call. */
     mark(loop, SLOT_STATE, NO_REQUEST);
@@ -26,6 +30,7 @@ static void mark_start(Loop *loop, uint32_t request) {
     mark(loop, SLOT_STARTED, loop->call.started_ns);
     mark(loop, SLOT_WAITED, 0);
     __atomic_store_n(log_count(loop), 0, __ATOMIC_RELEASE);
+    __atomic_store_n(lost_count(loop), 0, __ATOMIC_RELEASE);
     mark(loop, SLOT_STATE, (uint64_t)STATE_RUNNING << 32 | request);
 }
 
@@ -38,6 +43,11 @@ void log_note(Loop *loop, const uint8_t *bytes, uint32_t size) {
     memcpy(text + at, bytes + size - kept, first);
     memcpy(text, bytes + size - kept + first, kept - first);
     __atomic_store_n(log_count(loop), written, __ATOMIC_RELEASE);
+}
+
+/* Notes that the running call has written so many bytes more than its function may log. */
+void log_lose(Loop *loop, uint64_t size) {
+    __atomic_store_n(lost_count(loop), *lost_count(loop) + size, __ATOMIC_RELEASE);
 }
 
 static bool claim(Loop *loop, uint32_t request) {
@@ -127,6 +137,7 @@ static uint32_t run_call(Loop *loop, Function *function, const Head *head, const
     Answer answer;
     begin(loop, function, head, frame);
     Ending ending = head_fits(head) ? guest_call(loop, &answer) : FOREIGN;
+    log_close(loop);
     event->stop = loop->call.stop;
     event->exit_code = loop->call.exit_code;
     event->log = loop->log.bytes;

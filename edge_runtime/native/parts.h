@@ -69,6 +69,7 @@ typedef struct {
     uint8_t streams[3];   /* what the descriptors 0, 1 and 2 are: 0, 1, 2, or CLOSED_STREAM */
     uint64_t out_room;
     uint32_t log_room;
+    uint64_t log_lost;    /* bytes that the guest wrote to its log beyond `log_room` */
     uint64_t started_ns;
     uint32_t stop, exit_code;
 } Call;
@@ -144,6 +145,8 @@ Ending answer_wagi(Loop *loop, Answer *answer);
 
 /* wasi.c */
 void log_note(Loop *loop, const uint8_t *bytes, uint32_t size);
+void log_lose(Loop *loop, uint64_t size);
+void log_close(Loop *loop);
 uint64_t now_ns(void);
 uint32_t arg(const Value *values, int position);
 uint32_t stop(Loop *loop, uint32_t why);

@@ -2,6 +2,7 @@
    runs no guest, each function is Python's. A guest that asks for more than there is here is ended, and its call is
    run again by Python: a plain call has done nothing yet that lasts. */
 #define _GNU_SOURCE
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -185,9 +186,24 @@ static bool log_add(Loop *loop, const uint8_t *bytes, uint32_t size) {
     Call *call = &loop->call;
     uint32_t kept = size < call->log_room ? size : call->log_room;
     call->log_room -= kept;
+    if (kept < size) {
+        call->log_lost += size - kept;
+        log_lose(loop, size - kept);
+    }
     if (!kept) return true;
     log_note(loop, bytes, kept);
     return output_add(&loop->log, bytes, kept);
+}
+
+/* Ends the log of a call with a line that says how much was left out, if anything was (edge_runtime.ipc.cut_logs). */
+void log_close(Loop *loop) {
+    unsigned long long lost = loop->call.log_lost;
+    if (!lost) return;
+    char line[96];
+    bool whole = !loop->log.size || loop->log.bytes[loop->log.size - 1] == '\n';
+    int size = snprintf(line, sizeof line, "\n<4>[skerry: %llu bytes of this log were left out here]\n", lost);
+    output_add(&loop->log, (const uint8_t *)line + whole, (uint64_t)size - whole);
+    loop->call.log_lost = 0;
 }
 
 static uint32_t fd_write(Loop *loop, const Value *in, uint32_t *answer) {

@@ -24,6 +24,7 @@ from edge_runtime.children.probe_sql import ProbeSql
 from edge_runtime.errors import status_of
 from edge_runtime.guests import guest, trap_log
 from edge_runtime.guests.abi.detect import ModuleRefused
+from edge_runtime.guests.abi.head import fields
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.guests.host_functions import host as guest_host
 from edge_runtime.guests.host_functions import not_granted
@@ -175,7 +176,7 @@ def call(
             result.place = trap_log.place(written, code.wasm, manifest.abi)
         return result
     seconds = time.monotonic() - began
-    return SingleCallResult(answer.status, answer.head, answer.body, answer.log, seconds, notes=notes)
+    return SingleCallResult(answer.status, fields(answer.head), answer.body, answer.log, seconds, notes=notes)
 
 
 def _failed(code: str, message: str, log: bytes, seconds: float, notes: list[str]) -> SingleCallResult:

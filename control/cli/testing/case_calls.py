@@ -22,7 +22,7 @@ class CaseResult(Struct):
     """What a call answered, or how it failed where `code` is set."""
 
     status: int
-    head: bytes = b""
+    headers: list[tuple[str, str]] = []
     body: bytes = b""
     log: bytes = b""
     seconds: float = 0.0
@@ -31,14 +31,12 @@ class CaseResult(Struct):
     notes: list[str] = []
     """Errors of its SQL and HTTP."""
 
-    def headers(self) -> dict[str, str]:
+    def headers_by_name(self) -> dict[str, str]:
         """Return the answer's headers by their names in lower case; the values of one that is there twice joined."""
         found: dict[str, str] = {}
-        for line in self.head.decode("latin-1").split("\r\n"):
-            name, colon, value = line.partition(": ")
-            if colon:
-                name = name.lower()
-                found[name] = f"{found[name]}, {value}" if name in found else value
+        for given, value in self.headers:
+            name = given.lower()
+            found[name] = f"{found[name]}, {value}" if name in found else value
         return found
 
 

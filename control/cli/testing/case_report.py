@@ -44,7 +44,7 @@ def compared(case: TestCase, done: CaseDone) -> list[str]:
         return [f"the call failed: {result.message} ({result.code})"]
     if result.status != case.status:
         lines.append(f"status: {_status(case.status)} is expected, {_status(result.status)} came")
-    headers = result.headers()
+    headers = result.headers_by_name()
     for name, value in case.headers.items():
         there = headers.get(name.lower())
         if there != value:

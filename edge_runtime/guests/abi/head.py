@@ -84,6 +84,13 @@ def parse(block: bytes) -> Head:
     )
 
 
+def fields(lines: bytes) -> list[tuple[str, str]]:
+    """Return names and values of header lines that were checked, as RFC 9110 reads them: the space around a value isn't
+    part of it, whether there is any or not."""
+    found = [line.partition(":") for line in lines.decode("latin-1").split("\r\n") if line]
+    return [(name, value.strip(" \t")) for name, _, value in found]
+
+
 parse_cached = functools.lru_cache(maxsize=256)(parse)
 """`parse`, with a cache of the last 256 heads: most responses of a function begin as the one before."""
 

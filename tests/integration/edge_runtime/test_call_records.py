@@ -234,8 +234,10 @@ async def test_the_end_of_a_long_log_is_kept(edge: Node) -> None:
     while texts[-1:] != ["line 002499"]:
         found = await lines(edge, len(texts) + 1, call=headers["x-request-id"])
         texts = [line["message"] for line in found]
-    assert texts == [f"line {n:06d}" for n in range(2500 - len(texts), 2500)]
+    assert texts[1:] == [f"line {n:06d}" for n in range(2501 - len(texts), 2500)]
     assert 1300 < len(texts) < 1400
+    # Each of the lines before has 12 bytes.
+    assert texts[0] == f"[skerry: {12 * (2501 - len(texts))} bytes of this log were left out here]"
 
 
 async def test_the_log_of_a_call_whose_worker_dies_is_kept(edge: Node) -> None:

@@ -22,6 +22,17 @@ async def test_a_call_is_answered(call, tmp_path, how):
     assert all(file.stat().st_mode & 0o077 == 0 for file in (*compiled, *tmp_path.glob("cache/skerry/aot")))
 
 
+async def test_a_header_is_read_as_its_standard_says(call):
+    """With any space behind the colon, or none, as WAGI's own examples write it."""
+    body = "Status: 200\nContent-Type:text/plain\nX-Empty:\nX-Wide: \t a:b \nX-A:1\nX-A: 2\n\nhi"
+    headers = [["Content-Type", "text/plain"], ["X-Empty", ""], ["X-Wide", "a:b"], ["X-A", "1"], ["X-A", "2"]]
+    done = await call(guest("raw"), "--body", body, "--json")
+    assert (done.status, done.json()["headers"]) == (0, headers), done.err
+    done = await call(guest("raw"), "--body", body)
+    lines = "".join(f"{name}: {value}\n" for name, value in headers)
+    assert (done.status, done.out.decode()) == (0, f"200 OK\n{lines}\nhi")
+
+
 async def test_the_request_is_what_the_options_say(call, tmp_path):
     (tmp_path / "body").write_bytes(b"\0\xff")
     given = ["--method", "put", "--path", "/a%20b?x=1&y", "--header", "X-One: 1", "--header", "X-Two:é"]

@@ -96,7 +96,10 @@ def test_status_headers_and_log(load):
 def test_the_log_is_cut(load):
     good = b"Content-Type: t/p\n\n"
     request = Request("GET", query="log=" + "x" * 4000, body=good)
-    assert load("raw", CallLimits(log_bytes=100)).call(request).log == b"x" * 100
+    lost = b"\n<4>[skerry: 3900 bytes of this log were left out here]\n"
+    assert load("raw", CallLimits(log_bytes=100)).call(request).log == b"x" * 100 + lost
+    # As much as there is room for is whole.
+    assert load("raw", CallLimits(log_bytes=4000)).call(request).log == b"x" * 4000
 
 
 def test_one_call_leaves_nothing_to_the_next(load):

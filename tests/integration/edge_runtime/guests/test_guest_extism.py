@@ -130,7 +130,9 @@ def test_everything_logged_is_in_the_call_s_log(every):
 
 def test_the_log_has_a_bound(load):
     loaded = load(limits=CallLimits(log_bytes=20))
-    assert call(loaded, "logs").log == b"<7>one\n<7>two\n<6>thr"
+    assert call(loaded, "logs").log == (
+        b"<7>one\n<7>two\n<6>thr\n<4>[skerry: 34 bytes of this log were left out here]\n"
+    )
 
 
 def test_config_and_secrets(aot):

@@ -14,8 +14,9 @@ from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
-from edge_runtime.ipc import frames
+from edge_runtime.ipc import cut_logs, frames
 from edge_runtime.ipc.call_head import Via
+from edge_runtime.redaction import redact
 
 
 def served(name: str) -> ServedFunction:
@@ -46,6 +47,19 @@ async def test_a_flood_of_lines_lets_others_have_the_loop(caplog: pytest.LogCapt
     assert max(after - before for before, after in zip([0, *turns], turns, strict=False)) <= guest_log.AT_ONCE
     assert lines(caplog) == [*[f"flood 1: {number}" for number in written], "other 1 (till): mine"]
     assert flood.served.tally.log_dropped == 0
+
+
+async def test_a_log_that_was_cut_says_so_and_shows_no_part_of_a_secret(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    known = type(redact)()
+    known.know({"f": {"KEY": "opensesame"}})
+    monkeypatch.setattr(guest_log, "redact", known)
+    GuestLog().write(call("f"), cut_logs.with_loss(b"one\nit opensesa", 70))
+    assert not [line for line in lines(caplog) if "opens" in line]
+    assert lines(caplog)[-1] == "f 1: [skerry: 70 bytes of this log were left out here]"
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING"]
 
 
 async def test_what_is_more_than_may_wait_is_left_out(

@@ -113,8 +113,8 @@ async def test_how_a_call_failed_is_shown(tmp_path: Path, cache: Path) -> None:
     project = Folder(tmp_path / "several", cache)
     (project.path).mkdir()
     (project.path / "skerry.toml").write_text('name = "several"\n')
-    for name, manifest in (("divide", ""), ("loop", "time_limit_ms = 200"), ("overflow", ""), ("echo", "")):
-        project.function(name, guest(name), manifest, folder=name)
+    for name in ("divide", "loop", "overflow", "echo", "raw"):
+        project.function(name, guest(name), "time_limit_ms = 200" if name == "loop" else "", folder=name)
     project.function("broken", b"\0asm", "", folder="broken")
     project.function("keyed", guest("env"), 'secrets = ["KEY"]', folder="keyed")
     project.cases(
@@ -123,6 +123,8 @@ async def test_how_a_call_failed_is_shown(tmp_path: Path, cache: Path) -> None:
             for name in ("divide", "loop", "overflow", "broken", "keyed")
         )
         + '[[case]]\nname = "a trap is a 502"\nfunction = "divide"\nstatus = 502\n'
+        + '[[case]]\nname = "no space"\nfunction = "raw"\nheaders = { Content-Type = "t/p" }\n'
+        + 'request = { body = "Content-Type:t/p\\nX:\\n\\nx" }\nbody = "x"\n'
     )
     project.cases('[[case]]\nname = "its own"\nrequest = { body = "x" }\nbody = "x"\n', folder="echo")
     done = await project.test()
@@ -137,7 +139,7 @@ async def test_how_a_call_failed_is_shown(tmp_path: Path, cache: Path) -> None:
         "_invalid)",
     ):
         assert line in told
-    assert "2 passed, 5 failed" in told
+    assert "3 passed, 5 failed" in told
     assert "ok    " in told
     assert "a trap is a 502" in told
     # The value of a secret is in the file, for all of its cases.
