@@ -86,6 +86,14 @@ class RunFunction(NamedTuple):
     manifest_digest: str
 
 
+class NodeReleases(NamedTuple):
+    """The numbers of the releases of its group that a node should run, and runs."""
+
+    node_id: UUID
+    target: int | None
+    runs: int | None
+
+
 class WarningRow(NamedTuple):
     """An open warning."""
 
@@ -126,6 +134,7 @@ BEGINNING = -(2**61)
 NODE = SQL.rows("node", DetailedNodeRow)
 CREDENTIAL = SQL.optional("credential", datetime)
 FUNCTIONS = SQL.rows("functions", RunFunction)
+RELEASES = SQL.rows("releases", NodeReleases)
 WARNINGS = SQL.rows("warnings", WarningRow)
 OPEN_SYNCS = SQL.rows("open_syncs", OpenSyncRow)
 
@@ -278,11 +287,13 @@ def _numbers(told: NodeTold) -> node_responses.ToldNumbers:
 async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[node_responses.Node]:
     ids = [str(row.id) for row in rows]
     runs = _by_node(await conn.fetch(FUNCTIONS, ids))
+    releases = {of.node_id: of for of in await conn.fetch(RELEASES, ids)}
     warnings = _by_node(await conn.fetch(WARNINGS, ids))
     syncs = _by_node(await conn.fetch(OPEN_SYNCS, ids))
     return [
         _node(
             row,
+            releases.get(row.id) or NodeReleases(row.id, None, None),
             runs.get(row.id, []),
             warnings.get(row.id, []),
             syncs.get(row.id, []),
@@ -293,6 +304,7 @@ async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[node_
 
 def _node(
     row: NodeListRow,
+    releases: NodeReleases,
     runs: list[RunFunction],
     warnings: list[WarningRow],
     syncs: list[OpenSyncRow],
@@ -309,6 +321,8 @@ def _node(
         joined_at=row.joined_at,
         last_seen_at=row.last_seen_at,
         last_sync_at=row.last_sync_at,
+        release=releases.runs,
+        target_release=releases.target,
         generation=row.confirmed_generation,
         target_generation=row.target_generation,
         at_target=at_target,

@@ -12,6 +12,8 @@ from control.cli.support.client import Json, path
 from control.manifest_fields import MANIFEST_FIELDS
 from control.sync.standing import STANDINGS
 
+SHOWN = 100
+"""Nodes that a list for people has."""
 STATES = ("online", "offline", "syncing", "revoked")
 
 
@@ -35,25 +37,33 @@ def command() -> None:
     type=click.Choice(["name", "standing", "seen"]),
     help="By name (as usual), the worst standing first, or the longest unseen first.",
 )
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), help=f"The first so many; without it {SHOWN}, or with --json all."
+)
 @options.json_option
 @options.asynchronous
-async def list_nodes(overdue: bool, as_json: bool, **filters: Any) -> None:
+async def list_nodes(overdue: bool, limit: int | None, as_json: bool, **filters: Any) -> None:
     """List the nodes."""
+    most = limit if limit is not None or as_json else SHOWN
     async with options.client() as control:
         query: dict[str, Any] = {**filters, "overdue": "true" if overdue else None}
-        nodes = await control.items(path("nodes"), **query)
+        # One more says whether there are more.
+        nodes = await control.items(path("nodes"), most=None if most is None else most + 1, **query)
+    if most is not None and len(nodes) > most:
+        nodes = nodes[:most]
+        output.note(f"there are more: these are the first {most:,} (--limit; `skerry status` counts them)")
     if as_json:
         output.document(nodes)
         return
     output.table(
-        ["NODE", "GROUP", "STANDING", "SEEN", "GENERATION", "SCHEMA", "FUNCTIONS"],
+        ["NODE", "GROUP", "STANDING", "SEEN", "RELEASE", "SCHEMA", "FUNCTIONS"],
         [
             [
                 node["name"],
                 node["group"],
                 status.standing(node),
                 output.ago(node["last_seen_at"]),
-                node["generation"],
+                status.release_of(node),
                 node["schema_version"],
                 output.functions(node["functions"]),
             ]
@@ -84,7 +94,7 @@ async def show(node: str, calls: bool, as_json: bool) -> None:
 
 def _details(node: Json) -> list[tuple[str, object]]:
     error, sync = node["error"], node["sync"]
-    target = "at target" if node["at_target"] else f"not at target (generation {node['target_generation']})"
+    target = "at target" if node["at_target"] else f"target {node['target_generation']}"
     rows: list[tuple[str, object]] = [
         ("node", f"{node['name']} ({node['id']})"),
         ("group", node["group"]),
@@ -95,6 +105,7 @@ def _details(node: Json) -> list[tuple[str, object]]:
         ("seen", output.ago(node["last_seen_at"])),
         ("last sync", output.ago(node["last_sync_at"])),
         ("credential", _credential(node["credential"])),
+        ("release", status.release_of(node)),
         ("generation", f"{node['generation']}, {target}"),
         ("schema", f"{node['schema_version']} (target {node['target_schema']})"),
         *[

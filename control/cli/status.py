@@ -1,11 +1,16 @@
 """`skerry status`: who runs what, who is late or failing, and why."""
 
+from collections import Counter
+
 import click
 
 from control.cli import artifacts
 from control.cli.support import fleet_watch, options, output
 from control.cli.support.client import Client, Json, NotConverged, RequestRefused, path
+from control.sync.standing import STANDINGS
 
+MOST_NAMED = 20
+"""Names that an error has."""
 REVOKED = (
     "a revoked node: `skerry node remove NAME` takes it out for good; "
     "`skerry node token --rejoin NAME` lets it join again"
@@ -16,9 +21,16 @@ REVOKED = (
 @click.option("--group", type=options.NAME, help="Only the nodes of this group.")
 @click.option("--watch", is_flag=True, help="Show the groups, their releases and failures, redrawn until Ctrl-C.")
 @click.option("--check", is_flag=True, help="Exit with 5 unless all nodes are online and at target, the store well.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0, 100_000),
+    default=100,
+    show_default=True,
+    help="So many nodes, those that aren't well first; the others are counted. --json has all.",
+)
 @options.json_option
 @options.asynchronous
-async def command(group: str | None, watch: bool, check: bool, as_json: bool) -> None:
+async def command(group: str | None, watch: bool, check: bool, limit: int, as_json: bool) -> None:
     """Show who runs what, who is late or failing, and why."""
     if watch:
         if check or as_json:
@@ -37,7 +49,7 @@ async def command(group: str | None, watch: bool, check: bool, as_json: bool) ->
             {"groups": groups, "nodes": nodes, "artifact_store": store, "fleet": fleet, "certificates": held}
         )
     else:
-        _show(groups, nodes, fleet)
+        _show(groups, nodes, fleet, limit)
         if store is not None:
             for line in artifacts.trouble(store):
                 output.say(f"artifacts: {line}", style="red" if store["problem"] else "yellow")
@@ -50,7 +62,9 @@ async def command(group: str | None, watch: bool, check: bool, as_json: bool) ->
         bad.append("control's certificates")
     if check and bad:
         revoked = any(node["state"] == "revoked" for node in nodes)
-        raise NotConverged(f"not well: {', '.join(bad)}", code="not_converged", cure=REVOKED if revoked else "")
+        named = ", ".join(bad[:MOST_NAMED])
+        more = f" and {len(bad) - MOST_NAMED:,} more" if len(bad) > MOST_NAMED else ""
+        raise NotConverged(f"not well: {named}{more}", code="not_converged", cure=REVOKED if revoked else "")
 
 
 async def _if_there(control: Client, what: str, **query: str | None) -> Json | None:
@@ -77,6 +91,14 @@ def standing(node: Json) -> str:
     word = str(node["standing"]).replace("_", " ")
     step = node["sync"]["step"] or "started" if node["sync"] and word == "syncing" else ""
     return f"{word} ({step})" if step else word
+
+
+def release_of(node: Json) -> str:
+    """Say which release of its group a node runs, and, where that isn't it, which one it should run: 25 → 26."""
+    runs, wanted = node.get("release"), node.get("target_release")  # which an older control doesn't answer
+    if wanted is None:
+        return ""
+    return str(wanted) if node["at_target"] else f"{'none' if runs is None else runs} → {wanted}"
 
 
 def trouble(node: Json) -> list[str]:
@@ -113,7 +135,15 @@ def certificate_lines(held: Json) -> list[tuple[str, str | None]]:
     return [*lines, *((f"certificates: {note.removeprefix('certificates: ')}", "red") for note in held["notes"])]
 
 
-def _show(groups: list[Json], nodes: list[Json], fleet: Json | None) -> None:
+def _show(groups: list[Json], nodes: list[Json], fleet: Json | None, limit: int) -> None:
+    """Print the groups with their nodes, at most `limit` of these, the worst: the others are counted by standing."""
+    shown = nodes
+    if len(nodes) > limit:
+        shown = sorted(nodes, key=lambda node: (well(node), STANDINGS.index(node["standing"]), node["name"]))[:limit]
+    by_group: dict[str, tuple[list[Json], list[Json]]] = {}
+    chosen = {node["id"] for node in shown}
+    for node in nodes:
+        by_group.setdefault(node["group"], ([], []))[node["id"] not in chosen].append(node)
     for group in groups:
         release = group["release"]
         told = (
@@ -123,27 +153,44 @@ def _show(groups: list[Json], nodes: list[Json], fleet: Json | None) -> None:
             else "no release yet"
         )
         output.say(f"group {group['name']}: {told}", style="bold")
-        members = [node for node in nodes if node["group"] == group["name"]]
-        output.table(
-            ["NODE", "STANDING", "FUNCTIONS", "SCHEMA", "SEEN", "LAST SYNC"],
-            [
-                [
-                    node["name"],
-                    standing(node),
-                    output.functions(node["functions"]),
-                    node["schema_version"],
-                    output.ago(node["last_seen_at"]),
-                    output.ago(node["last_sync_at"]),
-                ]
-                for node in members
-            ],
-            "  no nodes",
-        )
+        members, others = by_group.get(group["name"], ([], []))
+        if members or not others:
+            _table(members)
+        if others:
+            output.say(f"  {_counted(others, bool(members))} (--limit shows more nodes)")
         for line in _releases(group["name"], fleet):
             output.say(f"  {line}")
         for node in members:
             for line in trouble(node):
                 output.say(f"  {node['name']}: {line}", style="red")
+
+
+def _counted(nodes: list[Json], is_rest: bool) -> str:
+    """Say how many nodes there are besides, and how they stand, the worst first."""
+    counts = Counter(standing(node).partition(" (")[0] for node in nodes)
+    words = [word for each in STANDINGS if (word := each.replace("_", " ")) in counts]
+    told = ", ".join(f"{counts[word]:,} {word}" for word in words)
+    what = "node" if len(nodes) == 1 else "nodes"
+    return f"{len(nodes):,} {'more ' if is_rest else ''}{what}: {told}"
+
+
+def _table(nodes: list[Json]) -> None:
+    output.table(
+        ["NODE", "STANDING", "RELEASE", "FUNCTIONS", "SCHEMA", "SEEN", "LAST SYNC"],
+        [
+            [
+                node["name"],
+                standing(node),
+                release_of(node),
+                output.functions(node["functions"]),
+                node["schema_version"],
+                output.ago(node["last_seen_at"]),
+                output.ago(node["last_sync_at"]),
+            ]
+            for node in nodes
+        ],
+        "  no nodes",
+    )
 
 
 def _releases(group: str, fleet: Json | None) -> list[str]:

@@ -109,6 +109,16 @@ SELECT created_at FROM credentials WHERE node_id = $1 AND revoked_at IS NULL ORD
 SELECT node_id, name, version, sha256, manifest_digest FROM node_functions
 WHERE node_id = ANY($1::text[]::uuid[]) ORDER BY node_id, name;
 
+-- The numbers of the releases that nodes run and should run. Of its group's a node runs none, null, until it has been
+-- confirmed at one since it came to the group.
+-- name: releases
+SELECT n.id AS node_id, r.number AS target,
+    (SELECT max(x.number) FROM releases AS x
+        WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
+            AND n.confirmed_generation >= n.generation) AS runs
+FROM nodes AS n JOIN groups AS g ON g.id = n.group_id LEFT JOIN releases AS r ON r.id = g.release_id
+WHERE n.id = ANY($1::text[]::uuid[]);
+
 -- Open warnings of nodes.
 -- name: warnings
 SELECT node_id, kind, message, since FROM warnings

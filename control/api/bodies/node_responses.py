@@ -45,6 +45,10 @@ class Node(Struct):
     joined_at: datetime
     last_seen_at: datetime | None
     last_sync_at: datetime | None
+    release: int | None
+    """The number of the release of its group that it runs; null where it has run none of that group yet."""
+    target_release: int | None
+    """The number of its group's newest release, which it should run; null where there is none."""
     generation: int
     """The generation of the last target that it was confirmed at."""
     target_generation: int

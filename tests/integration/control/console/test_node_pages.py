@@ -8,8 +8,9 @@ from html import unescape
 import pytest
 
 from control import wire
+from control.cli import nodes, status
 from control.storage.connection import Connection
-from tests.support import numbers, standings
+from tests.support import numbers, seeds, standings
 from tests.support.clock import SetClock
 from tests.support.console import MARKUP, ShownPage, fails, live, page, release, send
 from tests.support.deadlines import deadline
@@ -42,6 +43,35 @@ async def joined(replica: Replica, count: int, **labels: str) -> None:
         if labels:
             set_labels = partial(_set_labels, node.id, labels)
             await replica.services.db.transaction(set_labels)
+
+
+async def test_which_release_a_failing_node_runs_is_said_alike_everywhere(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("edge-1")
+        for version in (1, 2):
+            await seeds.function(replica, "hello")
+            await seeds.release(replica, functions={"hello": version})
+            if version == 1:
+                await node.sync()
+        await fails(node, "disk_full", "no room")
+
+        async def said() -> tuple[str, ...]:
+            told = await replica.node("edge-1")
+            shown = (await page(replica, "/nodes/edge-1")).part("target")
+            listed = (await page(replica, "/nodes")).part("release-edge-1")
+            return status.release_of(told), dict(nodes._details(told))["release"], listed, shown
+
+        *short, detail = await said()
+        assert short == ["1 → 2"] * 3
+        assert "Target and what it runs release 1 → 2" in detail
+        await node.sync()
+        *short, detail = await said()
+        assert short == ["2"] * 3
+        # In another group it runs none of that one's releases yet.
+        await replica.call("POST", "/v1/groups", {"name": "other"})
+        await seeds.release(replica, "other", functions={"hello": 1})
+        await replica.call("POST", "/v1/nodes/edge-1/move", {"group": "other"})
+        assert (await said())[:3] == ("none → 1",) * 3
 
 
 async def test_filters_are_the_url_and_pages_go_on_by_a_cursor(control_site: Site) -> None:
