@@ -18,6 +18,11 @@ up *ARGS: (setup "run")
 demo *ARGS: (setup "run")
     @exec .venv/bin/skerry up --demo "$@"
 
+# what the tests need besides: a browser
+[private]
+browser: setup
+    @scripts/browser
+
 # lint, formatting, types
 check: setup
     .venv/bin/ruff check .
@@ -32,15 +37,15 @@ by_fives := "--numprocesses=5 --dist=loadfile --no-loadscope-reorder"
 every_statement := by_fives + " -p tests.support.every_statement"
 
 # the tests, five files at a time (they wait a lot), the quick ones last; `just test -k word` for some of them, one after the other
-test *ARGS: setup
+test *ARGS: browser
     @exec {{ pytest }} {{ if ARGS == "" { by_fives } else { "" } }} "$@"
 
 # the tests once more, on nothing that `just compile` built: all of the edge runtime runs as Python
-test-pure *ARGS: setup
+test-pure *ARGS: browser
     @SKERRY_EDGE_PURE=1 exec {{ pytest }} {{ if ARGS == "" { by_fives } else { "" } }} "$@"
 
 # those of them that `.ci/run` has: what has a compiled counterpart, and what depends on the user who runs it
-test-uncompiled: setup
+test-uncompiled: browser
     @paths=$(.venv/bin/python -m tests.support.selections uncompiled user) && \
         SKERRY_EDGE_PURE=1 exec {{ pytest }} {{ by_fives }} $paths
 
@@ -49,11 +54,11 @@ test-fast *ARGS: setup
     @exec {{ pytest }} --numprocesses=2 --quiet tests/unit "$@"
 
 # the tests once more, with a proxy before the metadata database that makes it behave as CockroachDB
-test-cockroachdb *ARGS: setup
+test-cockroachdb *ARGS: browser
     @SKERRY_TEST_COCKROACHDB=1 exec {{ pytest }} {{ if ARGS == "" { every_statement } else { "" } }} "$@"
 
 # those of them that `.ci/run` has: what touches metadata, and each statement of sql/queries
-test-metadata: setup
+test-metadata: browser
     @paths=$(.venv/bin/python -m tests.support.selections metadata) && \
         SKERRY_TEST_COCKROACHDB=1 exec {{ pytest }} {{ every_statement }} $paths
 
@@ -62,7 +67,7 @@ test-upgrades *ARGS: setup
     @exec {{ pytest }} {{ if ARGS == "" { "--numprocesses=2 --dist=loadfile" } else { "" } }} tests/upgrades "$@"
 
 # the tests with programs of others (Chromium, Prometheus, Alertmanager, an OpenID provider), 4 minutes; `just test-console -k word` for some
-test-console *ARGS: setup
+test-console *ARGS: browser
     @scripts/debian-tools
     @scripts/openid-provider
     @scripts/console-tools
@@ -106,7 +111,7 @@ picture: setup
     @.venv/bin/python scripts/picture.py
 
 # take the pictures of the console, docs/images/console-*.png, again: real pages of a real fleet, started for them (5 minutes)
-screenshots: setup
+screenshots: browser
     @.venv/bin/python -m scripts.screenshots
 
 # make docs/errors.md again, of the tables of codes and the explanations in scripts/errors
@@ -123,7 +128,7 @@ test-native *ARGS: setup
     @SKERRY_TEST_FUZZ_SECONDS=10 exec {{ pytest }} --numprocesses=2 tests/faults/test_native_checks.py "$@"
 
 # the long versions: of the tests that kill processes, cut the power and fail system calls, of generated modules and calls of hosts; `--all` fails every call (hours)
-faults *ARGS: setup
+faults *ARGS: browser
     @scripts/compile
     @scripts/native-tools
     @tests="$(.venv/bin/python -m tests.support.selections faults) $(grep -rl --include='test_*.py' hypothesis tests/unit)" && \
@@ -136,7 +141,7 @@ faults *ARGS: setup
         {{ if ARGS == "--all" { "" } else { '"$@"' } }}
 
 # tests again and again for some minutes, while their processes are stopped and tasks, threads, store and database come late; words are pytest's
-disturb minutes="30" *ARGS: setup
+disturb minutes="30" *ARGS: browser
     @exec .venv/bin/python -m tests.support.disturb "$@"
 
 # `.ci/run` with all tests in each variant, and half an hour of disturbance: before an issue is called resolved (2 to 3 hours)

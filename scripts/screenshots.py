@@ -69,7 +69,7 @@ class Fleet:
 def main() -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
-        raise SystemExit("Debian's package chromium isn't installed: `just setup` does it")
+        raise SystemExit("Debian's package chromium isn't installed: `scripts/browser` does it")
     with tempfile.TemporaryDirectory(prefix="skerry-") as name:
         folder = Path(name)
         # PostgreSQL runs as a user of its own where this runs as root, and has its files below.

@@ -38,7 +38,7 @@ FLAGS = (
 def program() -> str:
     """The path of Chromium."""
     found = shutil.which("chromium")
-    assert found is not None, "Debian's package chromium isn't installed: `just setup` does it"
+    assert found is not None, "Debian's package chromium isn't installed: `scripts/browser` does it"
     return found
 
 

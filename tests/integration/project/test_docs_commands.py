@@ -107,7 +107,18 @@ def checkout(folder: Path, programs: ShellPrograms) -> Path:
 def run(page: Path, up: Up, programs: ShellPrograms, folder: Path) -> None:
     """Run the blocks of `page` that are marked `sh` in one shell. Raises: as `run_blocks` does."""
     first = [Block("before the page", 0, "sh", DROP)] if page in AGAIN else []
-    run_blocks([*first, *runnable(page)], up, programs, folder)
+    run_blocks([*first, *runnable(page), *behind(page)], up, programs, folder)
+
+
+def behind(page: Path) -> list[Block]:
+    """What a reader does who goes on behind the README: the tutorial from its step 3 on."""
+    if page != ROOT / "README.md":
+        return []
+    before, step, _ = TUTORIAL.read_text("utf-8").partition("\n## 3. ")
+    assert step
+    found = [block for block in runnable(TUTORIAL) if block.line > before.count("\n")]
+    activate = Block(str(page), 0, "sh", ". .venv/bin/activate\n")
+    return [activate, *found]
 
 
 def run_blocks(told: list[Block], up: Up, programs: ShellPrograms, folder: Path) -> None:

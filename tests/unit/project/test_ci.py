@@ -39,9 +39,9 @@ def test_ci_runs_selections_and_everything_all_tests() -> None:
     assert '"") faults=test-native metadata=test-metadata uncompiled=test-uncompiled ;;' in SCRIPT
     assert "everything) faults=faults metadata=test-cockroachdb uncompiled=test-pure ;;" in SCRIPT
     recipes = (ROOT / "Justfile").read_text()
-    selections = ("test-native *ARGS", "test-metadata", "test-uncompiled")
-    for name in (*selections, "faults *ARGS", "test-cockroachdb *ARGS", "test-pure *ARGS"):
-        assert f"\n{name}: setup\n" in recipes
+    assert "\ntest-native *ARGS: setup\n" in recipes
+    for name in ("test-metadata", "test-uncompiled", "faults *ARGS", "test-cockroachdb *ARGS", "test-pure *ARGS"):
+        assert f"\n{name}: browser\n" in recipes
 
 
 def test_ci_runs_the_tests_on_what_is_built_and_on_python_alone() -> None:
@@ -49,5 +49,14 @@ def test_ci_runs_the_tests_on_what_is_built_and_on_python_alone() -> None:
     assert not [line for line in SCRIPT if "as_user just compile" in line]
     recipes = (ROOT / "Justfile").read_text()
     for name in ("test-pure *ARGS", "test-uncompiled"):
-        _, _, body = recipes.partition(f"\n{name}: setup\n")
+        _, _, body = recipes.partition(f"\n{name}: browser\n")
         assert "SKERRY_EDGE_PURE=1 exec" in body.partition("\n\n")[0]
+
+
+def test_only_tests_bring_a_browser() -> None:
+    """Whoever writes functions, or serves them, doesn't wait for 460 MB more."""
+    assert "chromium" not in (ROOT / "scripts" / "setup").read_text()
+    recipes = (ROOT / "Justfile").read_text()
+    brings = set(re.findall(r"^([a-z-]+)[^\n:]*: browser$", recipes, re.MULTILINE))
+    assert brings >= {"test", "test-pure", "test-uncompiled", "test-cockroachdb", "test-metadata", "test-console"}
+    assert not brings & {"up", "demo", "check", "toolchains", "compile", "setup"}
