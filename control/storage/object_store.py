@@ -1,4 +1,4 @@
-"""The artifact store: objects of one S3 bucket (MinIO, SeaweedFS, S3) through one client for the process's life.
+"""The artifact store: objects of one S3 bucket (SeaweedFS, MinIO, S3) through one client for the process's life.
 
 Each request has a limit: one without a body `artifacts_timeout`, one with a body `artifacts_stall` without progress.
 """
