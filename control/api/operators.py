@@ -242,6 +242,12 @@ async def take_login(call: ApiCall) -> Reply:
     return Reply(200, responses.TakenLogin(token, operator.name, ends_at))
 
 
+async def who_asks(call: ApiCall) -> Reply:
+    """GET /v1/sessions/self."""
+    by = call.operator
+    return Reply(200, responses.Asking(by.name, by.id, _shown(by.rights), bool(by.session_id), by.expires_at))
+
+
 async def end_session(call: ApiCall) -> Reply:
     """DELETE /v1/sessions/self."""
     if not call.operator.session_id:

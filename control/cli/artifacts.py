@@ -5,6 +5,7 @@ import os
 import click
 
 from control.cli.recovery import verify
+from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
 
@@ -15,7 +16,7 @@ AUDIT_NAME = "cli"
 """The actor in the audit log when a bucket is taken over: that needs the database's URL, and no operator's token."""
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def command() -> None:
     """The bucket of artifacts: which control owns it, whether all is in it, and what is deleted from it."""
 

@@ -9,6 +9,7 @@ import msgspec
 
 from control import audit_chain
 from control.audit_chain import AuditSeal, ChainBroken, WholeChain
+from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
 
@@ -31,7 +32,7 @@ class HashType(click.ParamType[str, str]):
 HASH = HashType()
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def command() -> None:
     """The audit log and the refused authentications."""
 

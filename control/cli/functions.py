@@ -11,6 +11,8 @@ import orjson
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from control import manifests
+from control.cli.shared.durations import DurationType
+from control.cli.shared.program import CommandGroup
 from control.cli.support import authoring, options, output, project, project_schema, releasing, toolchains
 from control.cli.support.client import Client, Json, path
 from control.cli.support.project_push import ProjectPush, Uploaded
@@ -19,7 +21,7 @@ from control.manifest_fields import Manifest, unfit
 FILE = click.Path(exists=True, dir_okay=False)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def command() -> None:
     """Functions and their versions."""
 
@@ -59,7 +61,9 @@ command.add_command(authoring.schema)
     metavar="'METHOD PATH'",
     help="A path of the node that leads to the function: 'GET /orders/{id}'; for a host, 'GET shop.example/{id}'.",
 )
-@click.option("--time-limit", type=int, metavar="MS", help="Milliseconds that a call may take.")
+@click.option(
+    "--time-limit", type=DurationType(of="ms", whole=True, plain=True), help="How long a call may take: 500ms, 5s."
+)
 @click.option("--memory-pages", type=int, metavar="N", help="Pages of 64 KiB that a call may use.")
 @click.option("--response-limit", type=int, metavar="BYTES", help="Bytes that a response may have.")
 @click.option("--no-release", is_flag=True, help="Only upload: no node gets it yet.")

@@ -2,11 +2,14 @@
 
 import click
 
-from control.cli.support import options, output
+from control.cli.releases import reason
+from control.cli.shared.program import CommandGroup
+from control.cli.support import fleet_watch, options, output
 from control.cli.support.client import path
+from control.sync.standing import STANDINGS
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def command() -> None:
     """Groups: the nodes that get the same releases."""
 
@@ -26,6 +29,39 @@ async def list_groups(as_json: bool) -> None:
         [[g["name"], g["nodes"], (g["release"] or {}).get("number"), g["generation"]] for g in found],
         "no groups",
     )
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@options.json_option
+@options.asynchronous
+async def show(name: str, as_json: bool) -> None:
+    """Show a group: its release, how its nodes stand, and why some fail."""
+    async with options.client() as control:
+        newest = await control.items(path("releases"), most=1, group=name)
+        fleet = (await control.get(path("fleet"), group=name))["groups"][0]
+    release = newest[0] if newest else None
+    if as_json:
+        output.document({**fleet, "release": release})
+        return
+    standings = ", ".join(
+        f"{fleet['standings'][each]:,} {each.replace('_', ' ')}" for each in STANDINGS if fleet["standings"][each]
+    )
+    rows: list[tuple[str, object]] = [("group", name), ("nodes", f"{fleet['nodes']:,}")]
+    rows += [("standing", standings), ("overdue", fleet["overdue"])] if fleet["nodes"] else []
+    if release is None:
+        rows.append(("release", "none yet"))
+    else:
+        rows += [
+            ("release", f"{release['number']} (generation {release['generation']})"),
+            ("schema", release["schema_floor"]),
+            ("functions", output.functions(release["functions"]) or "none"),
+            ("created", f"{output.ago(release['created_at'])} by {release['created_by']}"),
+            ("reason", reason(release)),
+        ]
+    output.pairs(rows)
+    for cause in fleet["failing"]:
+        output.say(fleet_watch.cause_line(name, cause), style="red")
 
 
 @command.command()

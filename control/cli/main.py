@@ -22,6 +22,7 @@ VERBS = {
     "migrate": "control.cli.migrate:command",
     "login": "control.cli.signing_in:login",
     "logout": "control.cli.signing_in:logout",
+    "whoami": "control.cli.signing_in:whoami",
     "console": "control.cli.signing_in:console",
     "status": "control.cli.status:command",
     "doctor": "control.cli.doctor.fleet_doctor:command",

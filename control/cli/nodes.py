@@ -7,6 +7,8 @@ import click
 from control import tokens
 from control.cli import status
 from control.cli.live import node_calls
+from control.cli.shared.durations import DurationType
+from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Json, path
 from control.manifest_fields import MANIFEST_FIELDS
@@ -14,10 +16,11 @@ from control.sync.standing import STANDINGS
 
 SHOWN = 100
 """Nodes that a list for people has."""
+UNSEEN = DurationType(1, whole=True, plain=True)
 STATES = ("online", "offline", "syncing", "revoked")
 
 
-@click.group()
+@click.group(cls=CommandGroup, renamed={"remove": "delete"})
 def command() -> None:
     """Nodes: the edge locations."""
 
@@ -31,7 +34,7 @@ def command() -> None:
 @click.option("--find", metavar="TEXT", help="Only the nodes with this in their names.")
 @click.option("--release", type=click.IntRange(1), metavar="N", help="Only the nodes that run their group's release N.")
 @click.option("--overdue", is_flag=True, help="Only the nodes that are overdue.")
-@click.option("--unseen", type=click.IntRange(1), metavar="SECONDS", help="Only the nodes unseen for so long.")
+@click.option("--unseen", type=UNSEEN, help="Only the nodes unseen for so long: 5m.")
 @click.option(
     "--sort",
     type=click.Choice(["name", "standing", "seen"]),
@@ -175,10 +178,14 @@ def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:
     return [("capabilities", ", ".join(texts)), *rows]
 
 
-@command.group(invoke_without_command=True)
+@command.group(cls=CommandGroup, invoke_without_command=True)
 @options.group_option
 @click.option(
-    "--expires-in", type=click.IntRange(60, 30 * 86400), default=3600, show_default=True, help="Seconds it is good for."
+    "--expires-in",
+    type=DurationType(60, 30 * 86400, whole=True, plain=True),
+    default="1h",
+    show_default=True,
+    help="How long it is good for.",
 )
 @click.option(
     "--rejoin", type=options.NAME, metavar="NODE", help="Let this node join again, after its disk was lost or replaced."
@@ -328,8 +335,8 @@ async def label(node: str, labels: tuple[str, ...], as_json: bool) -> None:
 async def revoke(node: str, as_json: bool) -> None:
     """Revoke a node's credentials: control refuses it from now on; it goes on serving its last release.
 
-    It stays in the lists, as `revoked`, until it joins again (`skerry node token --rejoin`) or is removed
-    (`skerry node remove`).
+    It stays in the lists, as `revoked`, until it joins again (`skerry node token --rejoin`) or is deleted
+    (`skerry node delete`).
     """
     async with options.client() as control:
         await control.post(path("nodes", node, "revoke"))
@@ -352,13 +359,17 @@ async def retry(node: str, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @options.json_option
 @options.asynchronous
-async def remove(node: str, yes: bool, as_json: bool) -> None:
-    """Remove a node: its credentials are revoked and it leaves the lists; its records in the logs stay."""
+async def delete(node: str, yes: bool, as_json: bool) -> None:
+    """Delete a node: its credentials are revoked and it leaves the lists; its records in the logs stay."""
     if not yes:
-        click.confirm(f"Remove node {output.clean(node)} and revoke its credentials?", abort=True, err=True)
+        click.confirm(f"Delete node {output.clean(node)} and revoke its credentials?", abort=True, err=True)
     async with options.client() as control:
         await control.delete(path("nodes", node))
-    _done(node, "removed", "is removed", as_json)
+    if as_json:
+        # By both words, since scripts may read the old one.
+        output.document({"node": node, "deleted": True, "removed": True})
+    else:
+        output.say(f"{node}: is deleted")
 
 
 def _done(node: str, what: str, text: str, as_json: bool) -> None:

@@ -1,6 +1,5 @@
 """`skerry operator`: who may ask control for what, and until when."""
 
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
@@ -8,11 +7,13 @@ import click
 
 from control import wire
 from control.access.rights import Role
+from control.cli.shared.durations import DurationType
+from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
 
 F = TypeVar("F", bound=Callable[..., Any])
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+DURATION = DurationType(whole=True)
 
 
 class GrantType(click.ParamType[Json, str]):
@@ -31,30 +32,14 @@ class GrantType(click.ParamType[Json, str]):
         return {"role": role, "group": group or None, "functions": None}
 
 
-class DurationType(click.ParamType[int, str]):
-    """A time in whole seconds, minutes, hours or days: 90d."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d{1,9})([smhd])", value)
-        if found is None:
-            self.fail(f"{value!r} is no time: a number with s, m, h or d behind it, such as 90d", param, ctx)
-        return int(found[1]) * SECONDS[found[2]]
-
-
-@click.group()
+@click.group(cls=CommandGroup)
 def command() -> None:
     """Operators: people and scripts with a token, roles, and perhaps an end."""
 
 
 def rights_options(function: F) -> F:
     """What `add` and `change` have alike."""
-    function = click.option("--expires-in", type=DurationType(), help="When the token ends, from now: 90d, 12h.")(
-        function
-    )
+    function = click.option("--expires-in", type=DURATION, help="When the token ends, from now: 90d, 12h.")(function)
     function = click.option(
         "--function",
         "functions",
@@ -92,7 +77,7 @@ async def add(
         output.document(made)
         return
     output.say(made["token"])
-    output.note(f"the token of {made['name']} ({_may(made)}): control keeps only its hash, so store it now")
+    output.note(f"the token of {made['name']} ({granted(made)}): control keeps only its hash, so store it now")
     if made["expires_at"] is not None:
         output.note(f"it is good until {made['expires_at']}")
 
@@ -112,7 +97,7 @@ async def list_operators(as_json: bool) -> None:
         [
             [
                 o["name"],
-                _may(o),
+                granted(o),
                 o["expires_at"] or "never",
                 output.ago(o.get("last_used_at")),
                 output.ago(o.get("created_at")),
@@ -139,7 +124,7 @@ async def show(name: str, as_json: bool) -> None:
         [
             ("operator", found["name"]),
             ("id", found["id"]),
-            ("may", _may(found)),
+            ("may", granted(found)),
             ("ends", found["expires_at"] or "never"),
             ("last used", output.ago(found["last_used_at"])),
             ("created", found["created_at"]),
@@ -153,7 +138,7 @@ async def show(name: str, as_json: bool) -> None:
 @click.argument("name", type=options.NAME)
 @click.option(
     "--keep-old",
-    type=DurationType(),
+    type=DURATION,
     default="0s",
     show_default=True,
     help="How long the old token, and who has signed in by it, stay good: 1h.",
@@ -212,7 +197,7 @@ async def change(
     if as_json:
         output.document(changed)
     else:
-        output.say(f"{name}: {_may(changed)}; ends {changed['expires_at'] or 'never'}")
+        output.say(f"{name}: {granted(changed)}; ends {changed['expires_at'] or 'never'}")
 
 
 @command.command()
@@ -239,7 +224,7 @@ def _grants(roles: tuple[Json, ...], functions: tuple[str, ...]) -> list[Json]:
     return [{**g, "functions": list(functions)} if functions and g["role"] == "push" else g for g in roles]
 
 
-def _may(operator: Json) -> str:
+def granted(operator: Json) -> str:
     """An operator's grants as they are given."""
     return ", ".join(
         g["role"]

@@ -2,11 +2,12 @@
 
 import click
 
+from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Json, path
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def command() -> None:
     """Releases: the functions and the schema that a group's nodes should run."""
 

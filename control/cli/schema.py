@@ -4,11 +4,12 @@ from pathlib import Path
 
 import click
 
+from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Client, Json, RequestRefused, path
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def command() -> None:
     """Schema changes: numbered SQL that every node applies in order."""
 

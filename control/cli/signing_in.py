@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from control.cli import operators
 from control.cli.support import client as connecting
 from control.cli.support import logins, options, output
 from control.cli.support.client import Client, ConnectionSettings, Failure, Json, NotConnected, RequestRefused, path
@@ -79,6 +80,23 @@ async def logout(url: str | None, as_json: bool) -> None:
         output.document({"url": kept.url, "operator": kept.operator, "ended": True})
     else:
         output.say(f"signed out of {kept.url}: the login of {kept.operator} has ended")
+
+
+@click.command()
+@options.json_option
+@options.asynchronous
+async def whoami(as_json: bool) -> None:
+    """Show as which operator, and at which control, commands ask, what it may, and until when."""
+    async with options.client() as control:
+        found = await control.get(path("sessions", "self"))
+        url = control.url
+    if as_json:
+        output.document({"url": url, **found})
+        return
+    ends = _clock(found["ends_at"]) if found["ends_at"] else "never"
+    by = "a session (`skerry login`)" if found["by_session"] else "its token"
+    rows = [("operator", found["operator"]), ("control", url), ("may", operators.granted(found)), ("by", by)]
+    output.pairs([*rows, ("ends", ends)])
 
 
 @click.command()

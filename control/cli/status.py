@@ -12,7 +12,7 @@ from control.sync.standing import STANDINGS
 MOST_NAMED = 20
 """Names that an error has."""
 REVOKED = (
-    "a revoked node: `skerry node remove NAME` takes it out for good; "
+    "a revoked node: `skerry node delete NAME` takes it out for good; "
     "`skerry node token --rejoin NAME` lets it join again"
 )
 
@@ -108,7 +108,7 @@ def trouble(node: Json) -> list[str]:
         name, since = node["name"], output.ago(node["state_since"])
         return [
             f"revoked {since}: control refuses it, and it may well serve its last release on; "
-            f"`skerry node remove {name}` takes it out for good, `skerry node token --rejoin {name}` lets it join again"
+            f"`skerry node delete {name}` takes it out for good, `skerry node token --rejoin {name}` lets it join again"
         ]
     if node["state"] == "offline":
         lines.append(f"offline since {output.ago(node['state_since'])}, last seen {output.ago(node['last_seen_at'])}")

@@ -2,11 +2,12 @@
 
 import click
 
+from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import path
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def command() -> None:
     """The log of the nodes' syncs."""
 

@@ -5,6 +5,8 @@ from typing import IO
 
 import click
 
+from control.cli.shared.durations import DurationType
+from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
 from control.event_kinds import KINDS
@@ -13,7 +15,7 @@ LOOK_EVERY = 0.5
 """Seconds between two looks at whether a test message was sent."""
 
 
-@click.group()
+@click.group(cls=CommandGroup, renamed={"remove": "delete"})
 def command() -> None:
     """Webhooks: URLs that events are sent to as signed JSON."""
 
@@ -88,16 +90,17 @@ async def list_webhooks(as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @options.json_option
 @options.asynchronous
-async def remove(name: str, yes: bool, as_json: bool) -> None:
-    """Remove a webhook, with the messages that wait for it."""
+async def delete(name: str, yes: bool, as_json: bool) -> None:
+    """Delete a webhook, with the messages that wait for it."""
     if not yes:
-        click.confirm(f"Remove the webhook {name}, with the messages that wait for it?", abort=True, err=True)
+        click.confirm(f"Delete the webhook {name}, with the messages that wait for it?", abort=True, err=True)
     async with options.client() as control:
         await control.delete(path("webhooks", name))
     if as_json:
-        output.document({"name": name, "removed": True})
+        # By both words, since scripts may read the old one.
+        output.document({"name": name, "deleted": True, "removed": True})
     else:
-        output.say(f"{name}: removed")
+        output.say(f"{name}: deleted")
 
 
 @command.command()
@@ -105,10 +108,10 @@ async def remove(name: str, yes: bool, as_json: bool) -> None:
 @click.option(
     "--timeout",
     "within",
-    type=click.FloatRange(min=1),
-    default=60.0,
+    type=DurationType(1, plain=True),
+    default="60s",
     show_default=True,
-    help="Seconds to wait for its first attempt.",
+    help="How long to wait for its first attempt.",
 )
 @options.json_option
 @options.asynchronous

@@ -60,7 +60,7 @@ ACTS: dict[str, NodeAct] = {
         ),
         NodeAct(
             "remove",
-            "Remove",
+            "Delete",
             "admin",
             "is out of all lists, its credential ends, and its name is free. Its logs stay; its disk isn't touched.",
             True,

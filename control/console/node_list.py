@@ -156,7 +156,7 @@ def _command(query: NodeFilter) -> str:
     words = [f"--{name} {value}" for name, value in options.items() if value is not None]
     words += [f"--sort {query.sort}"] if query.sort != "name" else []
     words += ["--overdue"] if query.overdue else []
-    words += [f"--unseen {query.unseen}"] if query.unseen else []
+    words += [f"--unseen {query.unseen}s"] if query.unseen else []
     return " ".join(["skerry node list", *words])
 
 

@@ -104,6 +104,15 @@ OPERATIONS: tuple[Operation, ...] = (
         body=requests.WaitingToken,
     ),
     Operation(
+        "GET",
+        "/v1/sessions/self",
+        "Who asks, and what it may",
+        operators.who_asks,
+        "read",
+        {200: responses.Asking},
+        everywhere=False,
+    ),
+    Operation(
         "DELETE",
         "/v1/sessions/self",
         "End the session in which one asks",

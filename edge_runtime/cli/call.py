@@ -13,6 +13,7 @@ from typing import Any, Final
 import click
 import msgspec
 
+from control.cli.shared.durations import DurationType
 from edge_runtime.aot_cache import users_folder
 from edge_runtime.cli.call_input import read_manifest, secret_values
 from edge_runtime.cli.node import JSON, fail, show
@@ -85,7 +86,9 @@ def _pairs(separator: str) -> Any:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="TOML file with the values of its secrets, as a node has one; --secret wins over it.",
 )
-@click.option("--time-limit", type=int, metavar="MS", help="Milliseconds that the call may take.")
+@click.option(
+    "--time-limit", type=DurationType(of="ms", whole=True, plain=True), help="How long the call may take: 500ms, 5s."
+)
 @click.option(
     "--fence",
     envvar="SKERRY_EDGE_FENCE",
@@ -283,7 +286,7 @@ def _show(result: SingleCallResult, as_json: bool, *, refused: bool) -> None:
         click.echo(f"Note: {shown(note)}", err=True)
     status = f"{result.status} {PHRASES.get(result.status, '')}".strip()
     if result.code:
-        click.echo(f"Error: {result.message} ({result.code})", err=True)
+        click.echo(f"Error: {result.message} [{result.code}]", err=True)
         return
     if refused:
         click.echo(f"Error: the function answered {status}", err=True)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import click
 
 from control import wire
+from control.cli.shared.program import CommandGroup
 from edge_runtime import files
 from edge_runtime.cli.node import JSON, fail, show
 from edge_runtime.files import FileUnfit
@@ -36,7 +37,7 @@ FILE = click.option(
 )
 
 
-@click.group()
+@click.group(cls=CommandGroup, renamed={"remove": "delete"})
 def caller() -> None:
     """The applications that may call this node, in the file that SKERRY_EDGE_CALLERS names."""
 
@@ -97,7 +98,7 @@ def add(
         with _changing(path) as text:
             entries = _parsed(text, path)
             if any(there.name == name for there in entries):
-                message = f"{path} has a caller {name} already: `skerry-edge caller remove {name}` first"
+                message = f"{path} has a caller {name} already: `skerry-edge caller delete {name}` first"
                 raise fail("callers_unfit", message, as_json)
             _write(path, callers_file.added(text, entry), [*entries, entry])
     except (FileUnfit, OSError) as error:
@@ -135,8 +136,8 @@ def list_command(path: Path, as_json: bool) -> None:
 @click.argument("name")
 @FILE
 @JSON
-def remove(name: str, path: Path, as_json: bool) -> None:
-    """Remove the caller NAME: a running node refuses its calls within seconds."""
+def delete(name: str, path: Path, as_json: bool) -> None:
+    """Delete the caller NAME: a running node refuses its calls within seconds."""
     try:
         with _changing(path) as text:
             entries = _parsed(text, path)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 import orjson
 
+from control.cli.shared.renamed import old_option
 from edge_runtime.cli.logs import Moment, show_lines
 from edge_runtime.cli.node import STATE, check_owner, fail
 from edge_runtime.logs import printable
@@ -32,8 +33,9 @@ PARTS: Final = ("queue", "lock", "guest", "sql", "http", "commit")
 @click.option("--function", default="", help="Of this function.")
 @click.option("--failed", is_flag=True, help="Only those that failed, the latest first.")
 @click.option("--call", "request_id", default="", metavar="ID", help="The call with this x-request-id, and its log.")
-@click.option("--lines", "-n", type=click.IntRange(1, MOST), default=LINES, show_default=True, help="So many calls.")
+@click.option("--limit", "-n", type=click.IntRange(1, MOST), default=LINES, show_default=True, help="So many calls.")
 @click.option("--json", "as_json", is_flag=True, help="Print each call as it is kept: one JSON object.")
+@old_option("--lines", "--limit", type=click.IntRange(1, MOST))
 def calls(
     state: Path,
     since: float | None,
@@ -41,7 +43,7 @@ def calls(
     function: str,
     failed: bool,
     request_id: str,
-    lines: int,
+    limit: int,
     as_json: bool,
 ) -> None:
     """Show the slowest calls of the node in this state directory and those that failed, the slowest first, whether it
@@ -66,9 +68,9 @@ def calls(
     else:
         kept.sort(key=lambda pair: -_number(pair[0].get("seconds")))
     if as_json:
-        show_lines([*(line for _, line in kept[:lines]), *logged], as_json=True)
+        show_lines([*(line for _, line in kept[:limit]), *logged], as_json=True)
         return
-    shown = [record for record, _ in kept[:lines]]
+    shown = [record for record, _ in kept[:limit]]
     sys.stdout.write(table(shown))
     if request_id:
         for record in shown:

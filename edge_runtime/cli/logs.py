@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 import orjson
 
+from control.cli.shared.renamed import old_option
 from edge_runtime.cli.node import STATE, check_owner, fail
 from edge_runtime.logs import printable
 from edge_runtime.telemetry import records
@@ -51,8 +52,9 @@ class Moment(click.ParamType[float]):
 @click.option("--level", type=click.Choice(sorted(LEVELS)), default="debug", help="This level, and those above it.")
 @click.option("--call", "request_id", default="", metavar="ID", help="Of the call with this x-request-id.")
 @click.option("--kind", type=click.Choice(["", *records.KINDS]), default="", help="Functions', calls', the node's.")
-@click.option("--lines", "-n", type=click.IntRange(1, MOST), help=f"The last so many (default: {LINES}, or {MOST}).")
+@click.option("--limit", "-n", type=click.IntRange(1, MOST), help=f"The last so many (default: {LINES}, or {MOST}).")
 @click.option("--json", "as_json", is_flag=True, help="Print each line as it is kept: one JSON object.")
+@old_option("--lines", "--limit", type=click.IntRange(1, MOST))
 def logs(
     state: Path,
     follow: bool,
@@ -62,7 +64,7 @@ def logs(
     level: str,
     request_id: str,
     kind: str,
-    lines: int | None,
+    limit: int | None,
     as_json: bool,
 ) -> None:
     """Show what the node in this state directory has kept of its functions' logs and of its own, whether it runs or
@@ -78,7 +80,7 @@ def logs(
     try:
         # From before the search, so that no line gets lost between both; those that both have are shown once.
         follower = Follower(folder) if follow else None
-        found = search(folder, wanted, lines or (MOST if narrow else LINES))
+        found = search(folder, wanted, limit or (MOST if narrow else LINES))
         if found.more and narrow:
             click.echo(f"There are older lines too; these are the last {len(found.lines)}.", err=True)
         show_lines(found.lines, as_json)

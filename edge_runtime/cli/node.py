@@ -389,7 +389,7 @@ def fail(code: str, message: str, as_json: bool) -> click.exceptions.Exit:
     if as_json:
         show({"error": {"code": code, "message": message}})
     else:
-        click.echo(f"Error: {message} ({code})", err=True)
+        click.echo(f"Error: {message} [{code}]", err=True)
     return click.exceptions.Exit(1)
 
 

@@ -16,6 +16,7 @@ import click
 import orjson
 
 from control import wire
+from control.cli.shared.durations import DurationType
 from edge_runtime import database_users, wal
 from edge_runtime.cli.node import STATE, check_owner, fail
 from edge_runtime.errors import CodedError
@@ -44,7 +45,13 @@ _CONTROL: Final = dict.fromkeys((*range(32), *range(127, 160)), "�")
 )
 @click.option("--json", "form", flag_value="json", help="A JSON document for each statement, one a line.")
 @click.option("--csv", "form", flag_value="csv", help="CSV with a head; a BLOB in hex, a NULL empty.")
-@click.option("--time-limit", type=click.FloatRange(0.1, 86_400), default=60.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "--time-limit",
+    type=DurationType(0.1, 86_400, plain=True),
+    default="60s",
+    show_default=True,
+    help="How long it may take, with all of its output.",
+)
 @click.option(
     "--wal-limit",
     envvar="SKERRY_EDGE_WAL_LIMIT",

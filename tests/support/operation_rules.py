@@ -55,6 +55,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ),
     ("GET", "/v1/schema-changes/{number}/reversal"): Rule("read", "any", lambda g, n: "/v1/schema-changes/99/reversal"),
     ("POST", "/v1/sign-in-codes"): Rule("read", "any"),
+    ("GET", "/v1/sessions/self"): Rule("read", "any"),
     ("DELETE", "/v1/sessions/self"): Rule("read", "any"),
     ("GET", "/v1/groups"): Rule("read", "any"),
     ("POST", "/v1/groups"): Rule("deploy", "all", body=lambda g, n: {"name": "north"}),

@@ -79,6 +79,18 @@ class MadeOperator(Struct):
     """The token's text, which is answered only once."""
 
 
+class Asking(Struct):
+    """Who asks, and what it may."""
+
+    operator: str
+    id: str
+    grants: list[HeldGrant]
+    by_session: bool
+    """Whether it has signed in; else it asks by its token."""
+    ends_at: datetime | None
+    """When the session, or the token, ends; null: it doesn't."""
+
+
 class SignInCode(Struct):
     code: str
     """To be typed at `/sign-in`, once."""

@@ -59,7 +59,7 @@ def webhook_findings(webhooks: Iterable[Json]) -> list[Finding]:
         name = hook["name"]
         if hook["ended_at"]:
             text = f"{name} gets nothing since {hook['ended_at']}, when its receiver answered that it is gone"
-            found.append(Finding("webhooks", "wrong", text, f"skerry webhook remove {name}"))
+            found.append(Finding("webhooks", "wrong", text, f"skerry webhook delete {name}"))
         elif hook["given_up"]:
             text = f"{hook['given_up']} messages to {name} were given up in the last seven days"
             found.append(Finding("webhooks", "wrong", text, f"skerry webhook deliveries --webhook {name}"))

@@ -71,7 +71,7 @@ def node_findings(nodes: list[Json]) -> list[Finding]:
             "revoked",
             "note",
             "revoked, and still listed",
-            "skerry node remove NAME (or skerry node token --rejoin NAME)",
+            "skerry node delete NAME (or skerry node token --rejoin NAME)",
         ),
         ("offline", "wrong", "offline", "skerry node show NAME; skerry-edge doctor on its machine"),
         ("failing", "wrong", "failing, as their last sync failed", "skerry node show NAME"),

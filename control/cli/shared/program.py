@@ -12,13 +12,45 @@ import click
 from click.exceptions import NoSuchCommand
 
 from control import version
+from control.cli.shared.renamed import warn
 
 SHELLS = ("bash", "zsh", "fish")
+SUMMARY = 400
+"""Characters of a command's summary in the help of its group, at most: more than any has."""
 _NOT_THERE = re.compile(r"'(.+)' does not exist\.$")
 """How click ends its refusal of a file or a folder."""
 
 
-class LazyGroup(click.Group):
+class CommandGroup(click.Group):
+    """A group that shows whole summaries of its commands, and knows words that they had in the version before."""
+
+    def __init__(self, *args: Any, renamed: Mapping[str, str] | None = None, **more: Any) -> None:
+        """`renamed` has the new word by the old one."""
+        super().__init__(*args, **more)
+        self._renamed = renamed or {}
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in self._renamed:
+            new = self._renamed[args[0]]
+            warn(f"{ctx.command_path} {args[0]}", f"{ctx.command_path} {new}")
+            args = [new, *args[1:]]
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                # Click would cut what doesn't fit on one line.
+                rows.append((name, command.get_short_help_str(SUMMARY)))
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+
+class LazyGroup(CommandGroup):
     """A group that imports a command's module when the command is used: most need little of what others import."""
 
     def __init__(self, *args: Any, places: Mapping[str, str], **more: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import click
 
 from control import wire
+from control.cli.shared.durations import DurationType
 from control.cli.support.client import Client, connection_settings
 
 P = ParamSpec("P")
@@ -187,10 +188,10 @@ def release_options(function: Callable[..., T]) -> Callable[..., T]:
         click.option(
             "--timeout",
             "within",
-            type=click.FloatRange(min=0.1),
-            default=300.0,
+            type=DurationType(0.1, plain=True),
+            default="5m",
             show_default=True,
-            help="Seconds to --wait.",
+            help="How long to --wait.",
         ),
         click.option(
             "--wait-for-offline", "offline_too", is_flag=True, help="--wait, and for nodes that are offline, too."

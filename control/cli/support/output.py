@@ -126,6 +126,6 @@ def failure(error: Failure, *, as_json: bool) -> None:
         sys.stderr.write(orjson.dumps({"error": told}).decode() + "\n")
         return
     notes = [text for text in (error.code, error.field and f"field {error.field}") if text]
-    note(f"error: {error}" + (f" [{', '.join(notes)}]" if notes else ""), style="red")
+    note(f"Error: {error}" + (f" [{', '.join(notes)}]" if notes else ""), style="red")
     if error.cure:
         note(f"  {error.cure}")

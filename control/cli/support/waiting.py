@@ -12,7 +12,7 @@ PAUSE = 0.25
 CURE = "`skerry status` says what each node runs and why it is late"
 LATER = (
     "offline nodes get the release when they are back (--wait-for-offline waits for them); a revoked node gets none "
-    "until it has joined again (`skerry node token --rejoin NAME`), or `skerry node remove NAME` removes it"
+    "until it has joined again (`skerry node token --rejoin NAME`), or `skerry node delete NAME` removes it"
 )
 
 

@@ -32,7 +32,9 @@ SHARED = {
     "control.version",
     "control.settings_in_force",
     "control.cli.doctor.findings",
+    "control.cli.shared.durations",
     "control.cli.shared.program",
+    "control.cli.shared.renamed",
     "control.web.service_manager",
 }
 """Messages, manifest, fault points, times of calls, public addresses, what clients take, the version, what is shown of

@@ -96,6 +96,27 @@ def test_wait_and_a_nodes_status_tell_the_same_release(skerry: Shell) -> None:
     assert skerry.json("node", "show", node["name"])["generation"] == release["generation"] + 1
 
 
+def test_who_asks_and_how_a_group_is(skerry: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    me = skerry.json("whoami")
+    assert (me["operator"], me["by_session"], me["ends_at"]) == ("admin", False, None)
+    assert skerry("whoami").split() == ["operator", "admin", "control", me["url"], "may", "admin", "by", "its", "token",
+                                        "ends", "never"]  # fmt: skip
+    token = skerry.json("operator", "add", "reads", "--role", "read@default", "--expires-in", "1d")["token"]
+    with monkeypatch.context() as patch:
+        patch.setenv("SKERRY_URL", me["url"])
+        patch.setenv("SKERRY_CA", str(Path(os.environ["SKERRY_HOME"]) / "pki" / "ca.pem"))
+        patch.setenv("SKERRY_TOKEN", token)
+        assert "read@default" in skerry("whoami")
+    skerry("operator", "revoke", "reads", "--yes")
+    newest = skerry.json("release", "list", "--limit", "1")[0]
+    shown = skerry("group", "show", "default")
+    for part in ("1 at target", f"{newest['number']} (generation {newest['generation']})", "hello@1"):
+        assert part in shown
+    assert skerry.json("group", "show", "default")["release"]["number"] == newest["number"]
+    skerry("group", "show", "nowhere", ends=3)
+    assert "[unknown_group, field group]" in skerry.err
+
+
 def test_names_with_a_slip_are_answered_with_the_near_ones(skerry: Shell) -> None:
     hello = ROOT / "examples" / "hello"
     pushed = ("function", "push", "greeting", str(hello / "hello.wasm"), "--manifest", str(hello / "manifest.json"))
@@ -110,7 +131,7 @@ def test_names_with_a_slip_are_answered_with_the_near_ones(skerry: Shell) -> Non
         (("function", "show", "greeting@99"), "`skerry function show greeting` shows its versions"),
         (("operator", "show", f"{operator}x"), f"is {operator} meant?"),
         (("group", "delete", "quite-another", "--yes"), "`skerry group list` shows"),
-        (("webhook", "remove", "quite-another", "--yes"), "`skerry webhook list` shows"),
+        (("webhook", "delete", "quite-another", "--yes"), "`skerry webhook list` shows"),
     ):
         skerry(*words, ends=3)
         assert told in skerry.err
@@ -240,7 +261,7 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     assert re.search(r"edge-9 +default +revoked ", skerry("node", "list"))
     said = skerry("status", "--check", ends=5)
     assert re.search(r"edge-9: revoked \d+(\.\d)? s ago", said)
-    assert "`skerry node remove edge-9`" in said
+    assert "`skerry node delete edge-9`" in said
     assert "not well: edge-9 (revoked)" in skerry.err
     assert "skerry node token --rejoin" in skerry.err
     # It neither holds a release up nor counts as one that has it; a script gets its name.
@@ -265,7 +286,7 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     assert skerry("node", "label", "tokyo-1", "site=tokyo", "floor=2") == "tokyo-1: floor=2 site=tokyo\n"
     assert skerry.json("node", "label", "tokyo-1", "floor-")["labels"] == {"site": "tokyo"}
     skerry("node", "label", "tokyo-1", "floor", ends=2)
-    skerry("node", "remove", "tokyo-1", "--yes")
+    skerry("node", "delete", "tokyo-1", "--yes")
     skerry("node", "show", "tokyo-1", ends=3)
     skerry("group", "delete", "default", "--yes", ends=3)
     assert "default" in skerry.err
@@ -307,7 +328,7 @@ def test_a_release_that_a_node_is_too_old_for(skerry: Shell, up: Up) -> None:
     skerry("node", "move", "edge-7", "old", ends=3)
     assert "nodes_unfit" in skerry.err
     assert skerry.json("node", "move", "edge-7", "old", "--allow-unfit")["group"] == "old"
-    skerry("node", "remove", "edge-7", "--yes")
+    skerry("node", "delete", "edge-7", "--yes")
 
 
 def test_a_release_that_no_node_can_reach_in_time(skerry: Shell, tmp_path: Path, up: Up) -> None:
@@ -317,9 +338,9 @@ def test_a_release_that_no_node_can_reach_in_time(skerry: Shell, tmp_path: Path,
     join = [sys.executable, "-m", "edge_runtime.cli.main", "join", "--control", made["url"], "--name", "edge-8"]
     told = {**up.environment, "SKERRY_JOIN_TOKEN": made["token"]}
     subprocess.run([*join, "--state", str(tmp_path / "edge-8")], env=told, check=True, timeout=scaled(LIMIT))
-    skerry("release", "create", "--group", "asleep", "--schema", "0", "--wait", "--timeout", "0.5", ends=5)
+    skerry("release", "create", "--group", "asleep", "--schema", "0", "--wait", "--timeout", "500ms", ends=5)
     assert "edge-8" in skerry.err
-    skerry("node", "remove", "edge-8", "--yes")
+    skerry("node", "delete", "edge-8", "--yes")
 
 
 def test_every_verb_that_makes_a_release_shows_its_plan(skerry: Shell, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_killed_and_started_again(
     # The example is gone: a demo doesn't say that it went well.
     third = Up(home, "--demo", log="demo.log")
     assert third.process.wait(scaled(LIMIT)) == 1
-    assert "error: call: http" in third.output
+    assert "Error: call: http" in third.output
     assert "answered 404" in third.output
     assert "succeeded" not in third.output
 
@@ -187,7 +187,7 @@ def test_on_services_that_the_environment_names(new_home: Path, empty_database_u
 def test_the_first_step_that_fails_is_named(home: Path) -> None:
     running = Up(home, "--demo", SKERRY_METADATA_URL="postgresql://u:secret@127.0.0.1:1/d")
     assert running.process.wait(scaled(LIMIT)) == 1
-    assert "error: services: set both SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL" in running.output
+    assert "Error: services: set both SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL" in running.output
     assert "secret" not in running.output
 
 

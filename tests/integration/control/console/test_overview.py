@@ -91,7 +91,7 @@ async def test_a_revoked_node_is_a_standing_of_its_own_on_every_page(control_sit
         shown = await page(replica, "/nodes/edge-1")
         assert shown.part("state") == "revoked"
         assert "skerry node token --rejoin edge-1" in shown.part("trouble")
-        assert "skerry node remove edge-1" in shown.part("trouble")
+        assert "skerry node delete edge-1" in shown.part("trouble")
         assert "1 of 2 nodes at target" in (await page(replica, "/releases/default/1")).part("standings")
 
 

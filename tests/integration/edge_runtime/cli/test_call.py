@@ -109,10 +109,10 @@ async def test_a_secret_that_is_missing_is_named(call, tmp_path):
     assert done.status == 1
     assert "the secret KEY, which" in done.err
     assert "--secret KEY=VALUE" in done.err
-    assert "(secret_missing)" in done.err
+    assert "[secret_missing]" in done.err
     secrets.write_text('[tll]\nKEY = "opens"\n')
     given = ("--manifest", manifest, "--secret", "OTHER=x", "--secrets", secrets)
-    assert "(secrets_unfit)" in (await call(guest("env"), *given)).err
+    assert "[secrets_unfit]" in (await call(guest("env"), *given)).err
     secrets.chmod(0o600)
     done = await call(guest("env"), *given)
     assert f"put it into {secrets}, in the table [till]" in done.err

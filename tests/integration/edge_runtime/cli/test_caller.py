@@ -34,7 +34,7 @@ async def test_callers_are_added_listed_and_removed(tmp_path: Path) -> None:
     status, _, err = await command("caller", "add", "till", "--all-functions", "--file", file)
     assert status == 1
     assert "callers_unfit" in err
-    assert "`skerry-edge caller remove till` first" in err
+    assert "`skerry-edge caller delete till` first" in err
     status, _, err = await command("caller", "list")
     assert status == 2
     assert "SKERRY_EDGE_CALLERS" in err
@@ -53,8 +53,8 @@ async def test_callers_are_added_listed_and_removed(tmp_path: Path) -> None:
         "till (by token): orders, 50 calls a second, 50 at once",
         "prometheus (by token): no function, the node's pages",
     ]
-    assert (await command("caller", "remove", "till", "--file", file))[0] == 0
-    status, _, err = await command("caller", "remove", "till", "--file", file)
+    assert (await command("caller", "delete", "till", "--file", file))[0] == 0
+    status, _, err = await command("caller", "delete", "till", "--file", file)
     assert status == 1
     assert "caller_missing" in err
     assert "it has prometheus" in err
@@ -79,7 +79,7 @@ async def test_what_else_is_in_the_file_stays_and_two_commands_lose_nothing(tmp_
     # A form that no command writes isn't changed by one.
     file.write_text(f'caller = [{{ name = "a", token_sha256 = "{"1" * 64}", functions = "all" }}]\n')
     before = file.read_text()
-    for verb in (("add", "b", "--all-functions"), ("remove", "a")):
+    for verb in (("add", "b", "--all-functions"), ("delete", "a")):
         status, _, err = await command("caller", *verb, "--file", str(file))
         assert status == 1
         assert "callers_unfit" in err
@@ -90,7 +90,7 @@ async def test_a_file_that_others_may_read_isnt_used(tmp_path: Path) -> None:
     file = tmp_path / "callers.toml"
     file.write_text(KEPT % ("0" * 64))
     file.chmod(0o644)
-    for verb in (("list",), ("add", "b", "--pages"), ("remove", "old")):
+    for verb in (("list",), ("add", "b", "--pages"), ("delete", "old")):
         status, _, err = await command("caller", *verb, "--file", str(file))
         assert status == 1
         assert "chmod 600" in err

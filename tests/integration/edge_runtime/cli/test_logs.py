@@ -70,7 +70,7 @@ async def test_the_last_lines_or_all_since_a_time(tmp_path: Path) -> None:
     put(tmp_path, *[line(5000 - n, call=f"c{n}") for n in range(150)])
     logs = ("logs", "--state", str(tmp_path), "--json")
     assert len((await command(*logs))[1].splitlines()) == 100
-    assert len((await command(*logs, "-n", "3"))[1].splitlines()) == 3
+    assert len((await command(*logs, "--lines", "3"))[1].splitlines()) == 3
     assert len((await command(*logs, "--since", "2h"))[1].splitlines()) == 150
     assert 0 < len((await command(*logs, "--since", "4950s"))[1].splitlines()) < 150
     status, out, err = await command(*logs, "--since", "2h", "-n", "3")

@@ -163,7 +163,7 @@ async def test_a_child_that_has_not_ended_keeps_no_guard_from_ending(served: Nod
         ("SELECT ?", (), "sql_parameters"),
         ("INSERT INTO notes (text) VALUES ('kept?'); INSERT INTO notes (text) VALUES ('')", ("--write",), "constraint"),
         ("INSERT INTO child VALUES (77)", ("--write",), "constraint_foreign_key"),
-        (f"INSERT INTO notes (text) VALUES ('kept?'); {ENDLESS}", ("--write", "--time-limit", "1"), "time_limit"),
+        (f"INSERT INTO notes (text) VALUES ('kept?'); {ENDLESS}", ("--write", "--time-limit", "1s"), "time_limit"),
     ],
 )
 async def test_what_is_refused_changes_nothing(served: Node, statement: str, more: tuple[str, ...], code: str) -> None:
@@ -183,7 +183,7 @@ async def test_what_is_refused_changes_nothing(served: Node, statement: str, mor
 async def test_nobody_who_reads_slowly_keeps_the_transaction_open(served: Node) -> None:
     """The write-ahead log couldn't begin anew, and calls that write would be refused after a while."""
     rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) SELECT i FROM n"
-    process = await start("sql", "--state", str(served.state.path), rows, "--csv", "--time-limit", "4")
+    process = await start("sql", "--state", str(served.state.path), rows, "--csv", "--time-limit", "4s")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
     def runs(child: str) -> bool:
@@ -218,7 +218,7 @@ async def test_a_write_waits_for_the_writer_lock(served: Node) -> None:
     lock = WriterLock.open(served.state.path / wal.FILE.parent / LOCK_NAME)
     try:
         lock.acquire()
-        status, out, _ = await sql(served, *insert, "--json", "--time-limit", "1")
+        status, out, _ = await sql(served, *insert, "--json", "--time-limit", "1s")
         assert (status, json.loads(out)["error"]["code"]) == (1, "time_limit")
         # Whoever only reads waits for nobody.
         assert (await shown(served, "SELECT text FROM notes"))["rows"] == []

@@ -113,7 +113,7 @@ async def test_a_command_that_was_killed_is_told_of_with_an_unknown_end(
     state = tmp_path / "state"
     async with node(state) as made:
         await made.release(FUNCTIONS, NOTES)
-        process = await start("sql", "--state", str(state), ENDLESS, "--time-limit", "600")
+        process = await start("sql", "--state", str(state), ENDLESS, "--time-limit", "600s")
         reports = SqlRunReports(state)
         async with deadline(60):
             while not list((state / FOLDER).glob("*.json")):

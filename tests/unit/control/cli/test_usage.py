@@ -83,7 +83,9 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["operator", "add", "o", "--role", "read", "--expires-in", "90"], "90d"),
         (["operator", "change", "o"], "nothing to change"),
         (["operator", "change", "o", "--no-end", "--expires-in", "1d"], "--no-end"),
-        (["node", "token", "--expires-in", "1"], "60"),
+        (["node", "token", "--expires-in", "1"], "1m at least, and 30d at most"),
+        (["node", "token", "--expires-in", "2x"], "a number with ms, s, m, h or d behind it"),
+        (["rollback", "--timeout", "0s"], "100ms at least"),
         (["invoke", "f", "--edge", "http://127.0.0.1:1", "--header", "nocolon"], "NAME:VALUE"),
         (["invoke", "f"], "--edge"),
     ],
@@ -151,7 +153,7 @@ def test_a_wrong_manifest_is_refused_before_the_upload(
 def test_a_removal_is_asked_for_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked = []
     monkeypatch.setattr(click, "confirm", lambda text, **_: asked.append(text) or (_ for _ in ()).throw(click.Abort))
-    for arguments in (["node", "remove", "n"], ["function", "delete", "f"], ["operator", "revoke", "o"]):
+    for arguments in (["node", "delete", "n"], ["function", "delete", "f"], ["operator", "revoke", "o"]):
         assert cli.run(arguments) == 130
     assert len(asked) == 3
 
@@ -159,7 +161,7 @@ def test_a_removal_is_asked_for_first(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_a_question_that_nobody_can_answer_says_which_option_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments in (["node", "remove", "n"], ["group", "delete", "g"], ["operator", "revoke", "o", "--json"]):
+    for arguments in (["node", "delete", "n"], ["group", "delete", "g"], ["operator", "revoke", "o", "--json"]):
         monkeypatch.setattr(sys, "stdin", io.StringIO())
         assert cli.run(arguments) == 2
         told = capsys.readouterr().err
@@ -209,3 +211,34 @@ def test_a_shell_that_completes_does_not_wait_for_the_client_of_control() -> Non
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "_skerry_completion" in done.stdout
     assert done.stdout.endswith("\nFalse\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [
+        (["node", "remove", "n"], "skerry node remove is skerry node delete now"),
+        (["webhook", "remove", "w"], "skerry webhook remove is skerry webhook delete now"),
+        (["node", "delete", "n"], ""),
+        (["node", "list", "--unseen", "300", "--standing", "no"], "300, is written with one, 300s, now"),
+        (["node", "list", "--unseen", "5m", "--standing", "no"], ""),
+    ],
+)
+def test_words_of_the_version_before_go_on_with_a_warning(
+    arguments: list[str], warned: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert cli.run(arguments) == 2
+    told = capsys.readouterr().err
+    assert (warned in told, "Warning: " in told) == (True, bool(warned))
+
+
+def test_an_old_word_is_in_no_help_and_no_summary_is_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for group in ([], ["node"], ["webhook"], ["function"], ["operator"], ["audit"], ["artifacts"], ["node", "token"]):
+        assert cli.run([*group, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert "..." not in shown.partition("Commands:")[2], group
+        assert "  remove " not in shown
+        assert max(map(len, shown.splitlines())) <= 80

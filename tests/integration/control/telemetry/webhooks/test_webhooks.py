@@ -124,7 +124,7 @@ async def test_the_commands(replica: Replica, receiver: Receiver, tmp_path: Path
     found = json.loads(await skerry("deliveries", "--state", "waiting", "--json"))
     assert ("own", "webhook.test") in [(d["webhook"], d["kind"]) for d in found]
     assert "delivered" in await skerry("deliveries", "--webhook", "chat")
-    assert await skerry("remove", "own", "--yes") == "own: removed\n"
-    assert "unknown_webhook" in await skerry("remove", "own", "--yes", ends=3)
+    assert await skerry("delete", "own", "--yes") == "own: deleted\n"
+    assert "unknown_webhook" in await skerry("delete", "own", "--yes", ends=3)
     receiver.answers = lambda message: 410
     assert "isn't tried again" in await skerry("test", "chat", ends=1)

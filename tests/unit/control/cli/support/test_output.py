@@ -100,7 +100,7 @@ def test_status_says_why() -> None:
     assert not status.well(late)
     assert "offline" in status.trouble(node(state="offline"))[0]
     [said] = status.trouble(node(state="revoked", at_target=False, error=error(1), failures=3))
-    assert "skerry node remove edge-1" in said
+    assert "skerry node delete edge-1" in said
     assert "skerry node token --rejoin edge-1" in said
     assert not status.well(node(state="revoked"))
 
