@@ -99,7 +99,7 @@ async def test_an_admin_of_a_group_sees_and_gives_no_more_than_that(control_site
         reader = token_of(made)
         for path in ("/operators", "/make-operator", "/join-tokens", "/audit", "/settings", "/operators/boss"):
             assert (await page(replica, path, token=reader)).status == 403, path
-        assert "Audit needs the role admin" in (await page(replica, "/releases", token=reader)).words
+        assert "Admin needs the role admin" in (await page(replica, "/releases", token=reader)).words
 
 
 async def test_join_tokens_are_made_and_revoked(control_site: Site) -> None:
