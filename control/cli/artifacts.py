@@ -5,6 +5,7 @@ import os
 import click
 
 from control.cli.recovery import verify
+from control.cli.shared.counts import counted
 from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
@@ -110,14 +111,16 @@ def trouble(found: Json) -> list[str]:
         lines.append(f"nothing is deleted since {since}: {found['held_reason']} (`skerry artifacts resume` ends that)")
     waiting_since = found.get("access_waiting_since")
     if waiting_since and output.seconds_since(waiting_since) > ACCESS_LATE:
+        waiting = counted(found["access_waiting"], "revocation, join or the like", "revocations, joins and the like")
         lines.append(
-            f"{found['access_waiting']} revocations, joins and the like aren't in the bucket since "
-            f"{output.ago(waiting_since)}: a restore of a backup of before would undo them"
+            f"not in the bucket since {output.ago(waiting_since)}: {waiting}: a restore of a backup of before would "
+            "undo that"
         )
     if found["sweep_problem"]:
         lines.append(f"the last sweep failed: {found['sweep_problem']}")
     if found["unknown_objects"]:
-        lines.append(f"{found['unknown_objects']} objects are known to no row; they go by themselves after some days")
+        objects = counted(found["unknown_objects"], "object")
+        lines.append(f"known to no row: {objects}; what is so goes by itself after some days")
     if found["keeps_versions"]:
         lines.append("the bucket keeps versions: what is deleted goes on taking room until a rule of the store ends it")
     return lines

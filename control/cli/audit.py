@@ -9,6 +9,7 @@ import msgspec
 
 from control import audit_chain
 from control.audit_chain import AuditSeal, ChainBroken, WholeChain
+from control.cli.shared.counts import counted
 from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
@@ -97,13 +98,15 @@ async def verify(head: str, as_json: bool) -> None:
     if whole.newest_at is None:
         output.say("no row of the audit log has a seal yet: the first one is made within a minute")
         return
-    output.say(f"whole: {whole.rows} rows under {whole.seals} seals, the newest made {whole.newest_at.isoformat()}")
+    rows, seals = counted(whole.rows, "row"), counted(whole.seals, "seal")
+    output.say(f"whole: {rows} under {seals}, the newest made {whole.newest_at.isoformat()}")
     if whole.cut_until is not None:
         output.say(f"rows up to {whole.cut_until.isoformat()} were deleted by their age (SKERRY_LOG_RETENTION)")
     if whole.late:
         output.say(
-            f"{whole.late} rows have a time that is more than {LATE_MINUTES} minutes before that of rows sealed "
-            f"earlier: they were added later than they say, or a clock was wrong then. The first is {whole.first_late} "
+            f"a time that is more than {LATE_MINUTES} minutes before that of rows sealed earlier: "
+            f"{counted(whole.late, 'row')}, added later than it says, or a clock was wrong then. The first is "
+            f"{whole.first_late} "
             "(`skerry audit list --json` has the ids)"
         )
     output.say(f"head {whole.head}")

@@ -2,6 +2,7 @@
 
 import click
 
+from control.cli.shared.counts import counted
 from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Json, path
@@ -88,7 +89,8 @@ async def retry(number: int, group: str, as_json: bool) -> None:
     if as_json:
         output.document(found)
     else:
-        output.say(f"{found['nodes']} failing nodes of group {group} try release {number} again with their next poll")
+        nodes = counted(found["nodes"], "failing node")
+        output.say(f"release {number} is tried again by {nodes} of group {group}, with the next poll")
 
 
 @command.command()

@@ -5,6 +5,7 @@ from collections import Counter
 import click
 
 from control.cli import artifacts
+from control.cli.shared.counts import counted
 from control.cli.support import fleet_watch, options, output
 from control.cli.support.client import Client, Json, NotConverged, RequestRefused, path
 from control.sync.standing import STANDINGS
@@ -114,7 +115,7 @@ def trouble(node: Json) -> list[str]:
         lines.append(f"offline since {output.ago(node['state_since'])}, last seen {output.ago(node['last_seen_at'])}")
     if node["error"] and not node["at_target"]:
         error = node["error"]
-        failures = "1 failure" if node["failures"] == 1 else f"{node['failures']} failures"
+        failures = counted(node["failures"], "failure")
         lines.append(f"{error['message']} [{error['code']}], {output.ago(error['at'])}, {failures}")
         if node["retry_at"]:
             lines.append(f"next attempt {output.ago(node['retry_at'])} (`skerry node retry {node['name']}` for now)")
@@ -170,8 +171,7 @@ def _counted(nodes: list[Json], is_rest: bool) -> str:
     counts = Counter(standing(node).partition(" (")[0] for node in nodes)
     words = [word for each in STANDINGS if (word := each.replace("_", " ")) in counts]
     told = ", ".join(f"{counts[word]:,} {word}" for word in words)
-    what = "node" if len(nodes) == 1 else "nodes"
-    return f"{len(nodes):,} {'more ' if is_rest else ''}{what}: {told}"
+    return f"{counted(len(nodes), 'more node' if is_rest else 'node')}: {told}"
 
 
 def _table(nodes: list[Json]) -> None:

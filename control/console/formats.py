@@ -66,11 +66,12 @@ def relative(seconds: float) -> str:
 
 
 def ago(at: datetime | None, now: datetime) -> Markup:
-    """A time beside now: `14 min ago`, `in 2 min`; the time itself is its title."""
+    """A time beside now: `14 min ago`, `now`, `in 2 min`; the time itself is its title."""
     if at is None:
         return Markup('<span class="zero">never</span>')
     seconds = (now - at).total_seconds()
     text = f"{relative(seconds)} ago" if seconds >= 0 else f"in {relative(-seconds)}"
+    text = "now" if abs(seconds) < 1 else text
     at = at.astimezone(UTC)
     return Markup('<time datetime="{}" title="{} UTC" data-ago>{}</time>').format(
         at.isoformat(timespec="seconds"), f"{at:%Y-%m-%d %H:%M:%S}", text

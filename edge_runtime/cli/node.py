@@ -15,6 +15,7 @@ from typing import Any
 import click
 import orjson
 
+from control.cli.shared.counts import counted
 from edge_runtime.built import parts
 from edge_runtime.cli import access_lines
 from edge_runtime.cli.owner import told_owner
@@ -320,7 +321,7 @@ def _function(function: dict[str, Any]) -> str:
     # A client that went away is no failure of the function.
     failed = {code: times for code, times in calls.items() if code not in ("ok", "client_gone")}
     if failed:
-        notes += f" (of {sum(calls.values())} calls: {_counts(failed)})"
+        notes += f" (of {counted(sum(calls.values()), 'call')}: {_counts(failed)})"
     if function.get("denied"):
         notes += f" (denied: {_counts(function['denied'])})"
     breaker = function.get("breaker") or {"state": "closed"}
@@ -335,9 +336,9 @@ def _function(function: dict[str, Any]) -> str:
 
 def _release_calls(release: dict[str, Any]) -> str:
     """How a function's calls went on one release."""
+    went = f"{counted(release['calls'], 'call')}, {counted(release['errors'], 'error')}"
     return (
-        f"             release {release['release']}: {release['calls']} calls, {release['errors']} errors, "
-        f"p50 {release['p50_ms']:g} ms, p99 {release['p99_ms']:g} ms"
+        f"             release {release['release']}: {went}, p50 {release['p50_ms']:g} ms, p99 {release['p99_ms']:g} ms"
     )
 
 

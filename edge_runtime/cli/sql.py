@@ -16,6 +16,7 @@ import click
 import orjson
 
 from control import wire
+from control.cli.shared.counts import counted
 from control.cli.shared.durations import DurationType
 from edge_runtime import database_users, wal
 from edge_runtime.cli.node import STATE, check_owner, fail
@@ -238,7 +239,7 @@ class _Csv(_Output):
 
     def end(self, changed: int, write: bool) -> None:
         if write:
-            click.echo(f"{changed} rows changed", err=True)
+            click.echo(f"{counted(changed, 'row')} changed", err=True)
 
 
 class _Table(_Output):
@@ -262,9 +263,10 @@ class _Table(_Output):
             for line in (heads, ["-" * width for width in widths], *self._rows):
                 click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
             left = self._count - len(self._rows)
-            click.echo(f"{self._count} rows" + (f", {left} of them not shown: use --csv or --json" if left else ""))
+            cut = f", {left:,} of them not shown: use --csv or --json" if left else ""
+            click.echo(f"{counted(self._count, 'row')}{cut}")
         if write:
-            click.echo(f"{changed} rows changed")
+            click.echo(f"{counted(changed, 'row')} changed")
         self._columns = []
 
 

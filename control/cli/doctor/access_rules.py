@@ -6,6 +6,7 @@ from typing import Final
 
 from control.cli.doctor.findings import Finding, Level
 from control.cli.doctor.fleet_rules import SOON, named, time
+from control.cli.shared.counts import counted
 from control.cli.support.client import Json
 
 UNUSED: Final = timedelta(days=90)
@@ -35,7 +36,8 @@ def operator_findings(operators: list[Json], now: datetime) -> list[Finding]:
         elif now - time(last or operator["created_at"]) > (UNUSED if last else NEW):
             text = f"{name} was last used at {last}" if last else f"{name} was never used"
             found.append(Finding("operators", "note", text, f"skerry operator revoke {name}"))
-    return found or [Finding("operators", "ok", f"{len(operators)} operators, {len(admins)} of them admins")]
+    text = f"{counted(len(operators), 'operator')}, {counted(len(admins), 'admin')} among them"
+    return found or [Finding("operators", "ok", text)]
 
 
 def join_token_findings(tokens: Iterable[Json], now: datetime) -> list[Finding]:
@@ -61,7 +63,7 @@ def webhook_findings(webhooks: Iterable[Json]) -> list[Finding]:
             text = f"{name} gets nothing since {hook['ended_at']}, when its receiver answered that it is gone"
             found.append(Finding("webhooks", "wrong", text, f"skerry webhook delete {name}"))
         elif hook["given_up"]:
-            text = f"{hook['given_up']} messages to {name} were given up in the last seven days"
+            text = f"given up in the last seven days: {counted(hook['given_up'], 'message')} to {name}"
             found.append(Finding("webhooks", "wrong", text, f"skerry webhook deliveries --webhook {name}"))
     return found or [Finding("webhooks", "ok", "no message was given up")]
 

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from control.cli.doctor.findings import Finding, Level
+from control.cli.shared.counts import counted
 from control.cli.support.client import Json
 
 SOON: Final = timedelta(days=30)
@@ -81,7 +82,7 @@ def node_findings(nodes: list[Json]) -> list[Finding]:
             found.append(Finding("nodes", level, f"nodes that are {what}: {named(names)}", cure))
     if names := [f"{n['name']} ({n['warnings'][0]['kind']})" for n in nodes if n["warnings"]]:
         found.append(Finding("nodes", "wrong", f"nodes with warnings: {named(names)}", "skerry status"))
-    return found or [Finding("nodes", "ok", f"{len(nodes)} nodes are online, and none fails")]
+    return found or [Finding("nodes", "ok", f"{counted(len(nodes), 'node')} online, and none fails")]
 
 
 def detail_findings(details: list[Json], now: datetime) -> list[Finding]:

@@ -3,6 +3,7 @@
 import click
 
 from control.cli.recovery import verify
+from control.cli.shared.counts import counted
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
 
@@ -48,7 +49,8 @@ def _say_when(found: Json) -> None:
     if when is not None:
         output.say(f"the metadata were restored, as was noticed {output.ago(when)}", style="bold")
     since = "since" if when is not None else "in the last minute"
-    output.say(f"{heard} of {found['nodes']} nodes were heard of {since}; the others' state is that of the backup")
+    nodes, were = counted(found["nodes"], "node"), "was" if found["nodes"] == 1 else "were"
+    output.say(f"{heard} of {nodes} {were} heard of {since}; the others' state is that of the backup")
 
 
 def _counters(found: Json, *, done: bool) -> list[str]:
@@ -78,20 +80,21 @@ def _left(found: Json, store: Json) -> list[str]:
             "look at which text is right" if change["registered"] else "register its text again (`skerry schema add`)"
         )
         lines.append(
-            f"schema change {change['number']}, {what}, is on {change['nodes']} nodes, such as {change['node']}: "
-            f"{cure}; sha256 {change['checksum']}"
+            f"schema change {change['number']}, {what}, is on {counted(change['nodes'], 'node')}, such as "
+            f"{change['node']}: {cure}; sha256 {change['checksum']}"
         )
     for version in found["unknown_versions"]:
         why = "made after the backup" if version["after_backup"] else "deleted, or made anew"
         lines.append(
-            f"{version['name']}@{version['version']} ({why}) runs on {version['nodes']} nodes, such as "
+            f"{version['name']}@{version['version']} ({why}) runs on {counted(version['nodes'], 'node')}, such as "
             f"{version['node']}: push it again (`skerry function push`); sha256 {version['sha256']}"
         )
     lines += [verify.fault_line(fault) + ": `skerry artifacts verify --repair`" for fault in store["faults"]]
     for group in found["behind"]:
+        nodes, lack = counted(group["nodes"], "node"), "doesn't" if group["nodes"] == 1 else "don't"
         lines.append(
-            f"{group['nodes']} nodes of {group['name']} don't run its release {group['release']}: make a new release "
-            "of what they are to run (`skerry release create`, which shows its --plan)"
+            f"{nodes} of {group['name']} {lack} run its release {group['release']}: make a new release of what "
+            "they are to run (`skerry release create`, which shows its --plan)"
         )
     for node in found["not_believed"]:
         lines.append(
@@ -100,7 +103,7 @@ def _left(found: Json, store: Json) -> list[str]:
         )
     for refused in found["refused"]:
         lines.append(
-            f"{refused['address']} was refused {refused['count']} times {REASONS[refused['reason']]}, last "
+            f"{refused['address']} was refused {counted(refused['count'], 'time')} {REASONS[refused['reason']]}, last "
             f"{output.ago(refused['last_at'])}"
         )
     return lines

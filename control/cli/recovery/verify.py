@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from control.cli.shared.counts import counted
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
 
@@ -97,7 +98,8 @@ def show_unknown(found: Json) -> None:
     """Print the objects that no row knows."""
     if not found["unknown"]:
         return
-    output.say(f"{found['unknown']} objects of the bucket are known to no row of the metadata:", style="yellow")
+    objects = counted(found["unknown"], "object")
+    output.say(f"known to no row of the metadata: {objects} of the bucket:", style="yellow")
     for item in found["unknown_objects"]:
         output.say(f"  {item['key']}, {output.size(item['size'])}, of {output.ago(item['modified'])}")
     if found["unknown"] > len(found["unknown_objects"]):

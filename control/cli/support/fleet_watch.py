@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from control.cli.shared.counts import counted
 from control.cli.support import output
 from control.cli.support.client import Client, Failure, Json, RequestRefused, path
 from control.sync.standing import STANDINGS
@@ -138,10 +139,10 @@ def cause_line(group: str, cause: Json) -> str:
 
 def release_line(release: Json, minutes: int) -> str:
     """How a release does on the nodes of its group, in a line."""
-    nodes = "1 node" if release["nodes"] == 1 else f"{release['nodes']:,} nodes"
+    nodes = counted(release["nodes"], "node")
     if not release["calls"]:
         return f"release {release['release']}: {nodes}, no calls in {minutes} min"
-    calls = "1 call" if release["calls"] == 1 else f"{release['calls']:,} calls"
+    calls = counted(release["calls"], "call")
     return (
         f"release {release['release']}: {nodes}, {calls} in {minutes} min, "
         f"errors {error_share(release)}, p99 {seconds(release['p99'])}"

@@ -77,10 +77,12 @@ def pairs(rows: Iterable[tuple[str, object]]) -> None:
 
 
 def ago(time: str | None, now: datetime | None = None) -> str:
-    """Say how long ago an RFC 3339 time was, or in how long it will be; `never` for none."""
+    """Say how long ago an RFC 3339 time was, or in how long it will be; `now` within a second, `never` for none."""
     if not time:
         return "never"
     seconds = seconds_since(time, now)
+    if abs(seconds) < 1:
+        return "now"
     return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
 
 

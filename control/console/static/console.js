@@ -15,7 +15,8 @@
   const times = (within = document) => {
     for (const time of within.querySelectorAll("time[data-ago]")) {
       const seconds = (now() - Date.parse(time.dateTime)) / 1000
-      const text = kept("absolute") ? time.title : seconds < 0 ? `in ${relative(-seconds)}` : `${relative(seconds)} ago`
+      const text = kept("absolute") ? time.title : Math.abs(seconds) < 1 ? "now"
+        : seconds < 0 ? `in ${relative(-seconds)}` : `${relative(seconds)} ago`
       if (time.textContent !== text) time.textContent = text
     }
   }

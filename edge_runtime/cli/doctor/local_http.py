@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from control.cli.doctor.findings import Finding
+from control.cli.shared.counts import counted
 from edge_runtime import files
 from edge_runtime.cli.doctor.control_connection import DAY, SOON, shown
 from edge_runtime.files import FileUnfit
@@ -94,7 +95,7 @@ def _secrets(path: Path) -> list[Finding]:
         return [Finding("secrets", "ok", f"there is no {path}, which only functions with secrets need")]
     except FileUnfit as unfit:
         return [Finding("secrets", "wrong", str(unfit), f"ls -l {path}")]
-    return [Finding("secrets", "ok", f"{path} has secrets of {len(values)} functions")]
+    return [Finding("secrets", "ok", f"{path} has secrets of {counted(len(values), 'function')}")]
 
 
 def listen_findings(values: Values, *, runs: bool) -> list[Finding]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from control.cli.doctor.findings import Finding, Level
+from control.cli.shared.counts import counted
 
 
 def node_findings(status: dict[str, Any], version: str, state: str) -> list[Finding]:
@@ -63,7 +64,7 @@ def _functions(status: dict[str, Any], look: str) -> list[Finding]:
             continue
         found.append(Finding("functions", level, text.rstrip("."), look))
     count = len(status.get("functions", []))
-    return found or [Finding("functions", "ok", f"each of {count} functions can be called")]
+    return found or [Finding("functions", "ok", f"all can be called: {counted(count, 'function')}")]
 
 
 def _workers(status: dict[str, Any], look: str) -> list[Finding]:

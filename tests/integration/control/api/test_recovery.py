@@ -83,7 +83,7 @@ async def test_the_next_release_is_taken_after_a_restore(control_site: Site, bac
         assert said["nodes"] == 3
         assert said["store"]["unknown"] == 1, "the bytes of f@2"
         text = await skerry(live, "recover")
-        assert "f@2 (made after the backup) runs on 1 nodes, such as ahead" in text
+        assert "f@2 (made after the backup) runs on 1 node, such as ahead" in text
         assert "`skerry recover --yes` does it" in text
         assert orjson.loads(await skerry(live, "recover", "--json"))["generation"] == 1, "nothing was changed"
 
@@ -188,10 +188,10 @@ async def test_what_a_person_has_to_do_is_said_in_words(control_site: Site, sker
         text = " ".join((await skerry(live, "recover")).split())
         for said in (
             "nodes were heard of in the last minute",
-            "schema change 1, with another text than the registered one, is on 1 nodes, such as other: look at which",
+            "schema change 1, with another text than the registered one, is on 1 node, such as other: look at which",
             "of default don't run its release 1: make a new release",
             f"node liar says that it completed generation {2**62}, which can't be: look at that machine",
-            "127.0.0.1 was refused 1 times with credentials that are revoked",
+            "127.0.0.1 was refused 1 time with credentials that are revoked",
         ):
             assert said in text, text
 

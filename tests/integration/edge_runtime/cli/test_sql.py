@@ -91,7 +91,7 @@ async def test_rows_are_shown_exported_and_mended_while_the_node_serves(served: 
     assert (await sql(served, infinite, "--csv"))[1].split() == ["a,b", "Inf,-Inf"]
     assert (await sql(served, infinite))[1].splitlines()[2] == "Inf  -Inf"
     code, out, err = await sql(served, "UPDATE notes SET text = 'z' WHERE text = 'x'", "--write", "--reason", "a test")
-    assert (code, out, err) == (0, "1 rows changed\n", "")
+    assert (code, out, err) == (0, "1 row changed\n", "")
     found = await shown(served, "DELETE FROM notes RETURNING text", "--write", "--reason", "a test")
     assert (len(found["rows"]), found["changed"]) == (3, 3)
 
@@ -106,7 +106,7 @@ async def test_a_result_of_any_size_is_exported(served: Node) -> None:
     assert (code, err) == (0, "")
     assert [row[0] for row in csv.reader(io.StringIO(out))][1:] == [f"note {i}" for i in range(1, 50_001)]
     code, out, _ = await sql(served, "SELECT text FROM notes")
-    assert out.splitlines()[-1] == "50000 rows, 49000 of them not shown: use --csv or --json"
+    assert out.splitlines()[-1] == "50,000 rows, 49,000 of them not shown: use --csv or --json"
     await change(served, "DELETE FROM notes")
 
 

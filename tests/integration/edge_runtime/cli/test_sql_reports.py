@@ -39,7 +39,7 @@ async def test_rows_are_mended_while_the_node_does_not_run(tmp_path: Path) -> No
     await free(state)
     update = ("UPDATE notes SET text = 'mended'", "--write", "--reason", "a test")
     code, out, err = await command("sql", "--state", str(state), *update)
-    assert (code, out, err) == (0, "1 rows changed\n", "")
+    assert (code, out, err) == (0, "1 row changed\n", "")
     async with node(state) as made:
         assert await texts(made) == ["mended"]
 

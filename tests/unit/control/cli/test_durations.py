@@ -3,6 +3,7 @@
 import click
 import pytest
 
+from control.cli.shared.counts import counted
 from control.cli.shared.durations import DurationType, shown
 
 
@@ -40,3 +41,10 @@ def test_a_number_alone_is_taken_where_it_was_before(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (0.1, "100ms"), (60, "1m"), (90, "90s"), (30 * 86400, "30d")])
 def test_it_is_shown_as_it_is_given(seconds: float, text: str) -> None:
     assert shown(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "many", "text"), [(0, "", "0 nodes"), (1, "", "1 node"), (2500, "", "2,500 nodes"), (2, "nodi", "2 nodi")]
+)
+def test_one_is_told_as_one(count: int, many: str, text: str) -> None:
+    assert counted(count, "node", many) == text

@@ -170,6 +170,9 @@ def values() -> list[tuple[str, Any]]:
             str(formats.ago(now - timedelta(minutes=14), now)),
             '<time datetime="2026-11-28T11:46:00+00:00" title="2026-11-28 11:46:00 UTC" data-ago>14 min ago</time>',
         ),
+        (str(formats.ago(now - timedelta(seconds=0.9), now)).partition(" data-ago")[2], ">now</time>"),
+        (str(formats.ago(now + timedelta(seconds=0.5), now)).partition(" data-ago")[2], ">now</time>"),
+        (str(formats.ago(now + timedelta(seconds=1), now)).partition(" data-ago")[2], ">in 1 s</time>"),
         (str(formats.sha('"><b>')), '<code class="sha" title="&#34;&gt;&lt;b&gt;">&#34;&gt;&lt;b&gt;</code>'),
     ]
 

@@ -36,11 +36,13 @@ def test_long_cells_are_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> N
 )
 def test_durations(seconds: float, text: str) -> None:
     assert output.span(seconds) == text
-    assert output.ago((NOW - timedelta(seconds=seconds)).isoformat(), NOW) == f"{text} ago"
+    told = "now" if seconds < 1 else f"{text} ago"
+    assert output.ago((NOW - timedelta(seconds=seconds)).isoformat(), NOW) == told
 
 
 def test_times_to_come_and_none() -> None:
     assert output.ago((NOW + timedelta(seconds=30)).isoformat().replace("+00:00", "Z"), NOW) == "in 30 s"
+    assert output.ago((NOW + timedelta(seconds=0.4)).isoformat(), NOW) == "now"
     assert output.ago(None) == "never"
 
 
