@@ -21,6 +21,8 @@ from tests.support.replica import Replica, Site
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+LONG = "a-name-that-is-as-long-as-names-may-be-and-has-no-place-to-be-x"
+"""Of a node, a group and an operator: 63 characters, the most that there may be."""
 PATHS = (
     "/",
     "/nodes",
@@ -45,6 +47,16 @@ PATHS = (
     "/join-tokens",
     "/settings",
     "/go?q=edge",
+    f"/nodes?group={LONG}",
+    f"/nodes/{LONG}",
+    f"/acts/move?node={LONG}&to=default",
+    f"/acts/remove?node={LONG}",
+    f"/releases?group={LONG}",
+    f"/releases/{LONG}/1",
+    f"/releases/{LONG}/1/rollback",
+    f"/releases/new?group={LONG}&do=plan",
+    f"/operators/{LONG}",
+    "/join-tokens/new",
 )
 """Each page, in each of its states that look different."""
 NODES = """
@@ -95,6 +107,10 @@ async def console(shared_site: Site) -> AsyncIterator[Console]:
         await release(replica, "default")
         await fails(failing, "schema_change_failed", MARKUP)
         await replica.call("POST", "/v1/releases", {"group": "shops"})
+        await replica.call("POST", "/v1/groups", {"name": LONG})
+        await replica.call("POST", "/v1/releases", {"group": LONG})
+        await fails(await replica.join(LONG, LONG), "schema_change_failed", MARKUP)
+        await replica.call("POST", "/v1/operators", {"name": LONG, "grants": [{"role": "deploy", "group": LONG}]})
 
         async def fill(conn: Connection) -> None:
             await conn.execute(NODES, MARKUP)
@@ -117,7 +133,8 @@ async def test_each_page_can_be_read_by_everybody(console: Console, width: int, 
             if violations := await tab.violations():
                 found[path] = violations
             wide = await tab.page.evaluate("document.documentElement.scrollWidth")
-            assert wide <= width, (path, wide)
+            if wide > width:
+                found.setdefault(path, []).append(f"{wide} px wide")
             assert await tab.page.locator("h1").count() == 1, path
             assert await tab.page.locator("img").count() == 0, "a node's text became markup"
         assert found == {}
