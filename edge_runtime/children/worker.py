@@ -22,7 +22,6 @@ from edge_runtime.guests.host_functions import RecentCache, host
 from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.frame_reader import FrameReader
-from edge_runtime.ipc.preloads import Preload
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
 from edge_runtime.sql.session import Session
@@ -37,7 +36,7 @@ _KEPT_HEAD: Final = 2048
 """Bytes that a call's head may have to be kept, decoded, for later calls with the same head."""
 
 _decode_load: Final = msgspec.json.Decoder(frames.Load).decode
-_decode_preload: Final = msgspec.json.Decoder(Preload).decode
+_decode_preload: Final = msgspec.json.Decoder(frames.Preload).decode
 _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
 
 
@@ -233,7 +232,7 @@ class Worker:
         self._changed()
         return failures
 
-    def _preload(self, preload: Preload) -> bool:
+    def _preload(self, preload: frames.Preload) -> bool:
         """Load a function that will be called, if it can be loaded, so that its first call is the loop's, and finds its
         memory made. Return whether its compiled code is damaged."""
         entry = self._releases[preload.serial].functions[preload.function]

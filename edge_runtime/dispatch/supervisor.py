@@ -25,7 +25,6 @@ from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.early_child import EarlyChild
-from edge_runtime.ipc.preloads import Preload
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 
 __all__ = ["LoadFailed", "Supervisor"]
@@ -324,7 +323,7 @@ class Supervisor:
             name, code = served.function.name, served.function.code[1]
             if name not in link.preloaded and self._preload_crashes[code] < LOAD_TRIES:
                 link.preloaded.add(name)
-                order = self._order(link, frames.PRELOAD, Preload(pool.serial, served.index))
+                order = self._order(link, frames.PRELOAD, frames.Preload(pool.serial, served.index))
                 order.answer.add_done_callback(functools.partial(self._preloaded, link, order, served.function))
                 return
 

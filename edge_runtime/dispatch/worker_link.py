@@ -16,7 +16,7 @@ from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.incoming_frames import FrameUnfit, IncomingFrames
 from edge_runtime.dispatch.outcomes import FOREIGN, AnswerBody, whole
 from edge_runtime.dispatch.served_functions import ServedFunction
-from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc import cut_logs, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.outgoing_frames import OutgoingFrames
 from edge_runtime.ipc.zygote_client import Child
@@ -275,7 +275,7 @@ class WorkerLink:
             raise FrameUnfit(f"it said a frame of kind {kind} of one call twice")
         self._said.add(kind)
         if kind == frames.LOG:
-            if len(body) > manifest.log_bytes:
+            if len(body) > manifest.log_bytes + cut_logs.LONGEST:
                 raise FrameUnfit(f"it logged {len(body)} bytes, of {manifest.log_bytes}")
             self._hooks.log.write(call, body)
         elif kind == frames.TIMES:

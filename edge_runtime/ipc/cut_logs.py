@@ -5,6 +5,8 @@ from typing import Final
 
 LINE: Final = b"<4>[skerry: %d bytes of this log were left out here]\n"
 """With the level `warning` (`log_levels`)."""
+LONGEST: Final = len(LINE % 10**19) + 1
+"""Bytes that `with_loss` adds to a log at most."""
 _AT_END: Final = re.compile(rb"\n?<4>\[skerry: \d{1,20} bytes of this log were left out here\]\n\Z")
 
 

@@ -35,7 +35,7 @@ QUERY_RELEASE: Final = 4
 CALL_TIMED: Final = 18
 """As CALL, and the front wants to know where the time goes: TIMES comes before the answer."""
 PRELOAD: Final = 19
-"""`preloads.Preload`, to a spare one; answered by DONE, or by DAMAGED where the function is interpreted now."""
+"""`Preload`, to a spare one; answered by DONE, or by DAMAGED where the function is interpreted now."""
 # To a repeater
 REPEAT: Final = 42
 """`repeat_messages.Repeat`: make a call that trapped once more; answered by REPEATED."""
@@ -179,6 +179,15 @@ class Load(Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Load({self.serial}, {self.release!r})"
+
+
+class Preload(Struct, frozen=True):
+    """A function that a spare worker is to load before it takes the place of another one."""
+
+    serial: int
+    """The front's number for the set of modules that has the function."""
+    function: int
+    """The function's place in it."""
 
 
 class Keep(Struct, frozen=True):

@@ -18,7 +18,6 @@ from edge_runtime.guests.host_functions import host
 from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.frame_reader import FrameReader
-from edge_runtime.ipc.preloads import Preload
 from edge_runtime.sql import database
 from edge_runtime.sql.queries import load
 from tests.support.deadlines import scaled
@@ -100,7 +99,7 @@ class WorkerThread:
 
     def preload(self, name: str) -> None:
         """Have the worker load a function, as a spare one."""
-        self.send(frames.pack_json(0, frames.PRELOAD, Preload(SERIAL, self._names.index(name))))
+        self.send(frames.pack_json(0, frames.PRELOAD, frames.Preload(SERIAL, self._names.index(name))))
         assert self.answer().kind == frames.DONE
 
     def fault(self, said: Said) -> tuple[str, str]:

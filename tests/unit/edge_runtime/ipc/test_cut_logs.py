@@ -18,6 +18,7 @@ from edge_runtime.ipc import cut_logs, progress_page
 )
 def test_the_line_is_where_the_log_was_cut(kept: bytes, lost: int, log: bytes) -> None:
     assert cut_logs.with_loss(kept, lost) == log
+    assert len(cut_logs.with_loss(kept, 10**19)) <= len(kept) + cut_logs.LONGEST
     text, line = cut_logs.split(log)
     assert (text.rstrip(b"\n"), bool(line)) == (kept.rstrip(b"\n"), lost > 0)
     assert text + line == log
