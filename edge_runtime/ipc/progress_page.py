@@ -127,12 +127,14 @@ def log(words: memoryview, slot: int) -> bytes:
     start = slot * SLOT_BYTES + _LOG_TEXT
     text = bytes(words.cast("B")[start : start + LOG_BYTES])
     if written <= LOG_BYTES:
-        return cut_logs.with_loss(text[:written], lost)
-    at = written % LOG_BYTES
-    text = text[at:] + text[:at]
-    # Its first line is a part of one.
-    text = text[text.find(b"\n") + 1 :]
-    return cut_logs.with_loss(cut_logs.LINE % (written - len(text)) + text, lost)
+        text = text[:written]
+    else:
+        at = written % LOG_BYTES
+        text = text[at:] + text[:at]
+        # Its first line is a part of one.
+        text = text[text.find(b"\n") + 1 :]
+        text = cut_logs.LINE % (written - len(text)) + text
+    return cut_logs.with_loss(text, lost) if lost else text
 
 
 def set_applying(words: memoryview, slot: int, applying: bool) -> None:

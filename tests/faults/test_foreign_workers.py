@@ -20,7 +20,7 @@ from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.incoming_frames import FrameUnfit, IncomingFrames
 from edge_runtime.dispatch.outcomes import Answer, whole
 from edge_runtime.errors import CODES
-from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc import cut_logs, frames, progress_page
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from tests.guests.build import guest
 from tests.support import foreign_frames
@@ -112,7 +112,7 @@ def test_no_word_of_a_page_is_believed_that_cannot_be() -> None:
         assert 0 <= seen.waited_ns <= now - seen.started_ns
         assert 0 <= seen.since_ns <= now
         assert seen.state <= progress_page.SENT
-        assert len(progress_page.log(opened, 0)) <= progress_page.LOG_BYTES
+        assert len(progress_page.log(opened, 0)) <= progress_page.LOG_BYTES + 2 * cut_logs.LONGEST
 
 
 async def test_a_node_whose_workers_are_in_the_hands_of_others_serves_everybody_else(

@@ -10,7 +10,7 @@
 
 #include "engine.h"
 
-enum { MOST_CALLS = 8, CLAIMS = 64, CLAIMS_AT = 1024, LOG_AT = 4096, SLOT_BYTES = LOG_AT + 8 + LOGS, HEAD_LIMIT = 300 };
+enum { MOST_CALLS = 8, CLAIMS = 64, CLAIMS_AT = 1024, LOG_AT = 4096, SLOT_BYTES = LOG_AT + 8 + LOGS + 8, HEAD_LIMIT = 300 };
 
 static _Alignas(4096) uint8_t slot[SLOT_BYTES + 64];
 

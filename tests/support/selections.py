@@ -55,6 +55,8 @@ USER: Final = (
     # Servers, their files and their users.
     "tests/integration/control/local",
     "tests/integration/control/cli/test_up.py",
+    "tests/unit/control/cli/test_up_steps.py",
+    "tests/unit/project/test_setup.py",
     # A node's commands: files of others, and what `doctor` says of them.
     "tests/integration/edge_runtime/cli",
     # What a child may still do, in namespaces that an ordinary user makes otherwise than root.

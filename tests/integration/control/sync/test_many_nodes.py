@@ -28,6 +28,7 @@ IDS = [str(uuid4()) for _ in range(NODES // 2000)]
 """So small a share of the nodes that PostgreSQL reads them by an index, and all nodes where there is none."""
 ONE = IDS[:1]
 TIMES = [NOW.isoformat()] * len(IDS)
+BOOTS = [""] * len(IDS)
 
 MAIN: dict[tuple[str, str], tuple[Any, ...]] = {
     ("fleet", "epoch"): ("mark x",),
@@ -39,8 +40,8 @@ MAIN: dict[tuple[str, str], tuple[Any, ...]] = {
     ("fleet", "nodes_by_id"): (IDS,),
     ("fleet", "credentials_by_id"): (IDS,),
     ("heartbeats", "lock_free"): (IDS,),
-    ("heartbeats", "seen"): (IDS, TIMES, NOW),
-    ("heartbeats", "confirmed"): (IDS, TIMES, NOW),
+    ("heartbeats", "seen"): (IDS, TIMES, BOOTS, NOW),
+    ("heartbeats", "confirmed"): (IDS, TIMES, BOOTS, NOW),
     ("monitor", "unseen"): (NOW - timedelta(seconds=75), monitor.PAGE),
     ("monitor", "seen_again"): (NOW - timedelta(seconds=75), monitor.PAGE),
     ("monitor", "lock_unseen"): (IDS, NOW),
@@ -53,7 +54,12 @@ MAIN: dict[tuple[str, str], tuple[Any, ...]] = {
     ("monitor", "lock_overdue"): (IDS, NOW),
     ("monitor", "lock_overdue_no_more"): (IDS, NOW),
     ("monitor", "set_overdue"): (IDS, True),
-    ("monitor", "clear_warnings"): (IDS, NOW),
+    ("monitor", "clear_warnings"): (IDS, NOW, "overdue"),
+    ("monitor", "crossing"): (NOW - timedelta(minutes=1), monitor.PAGE),
+    ("monitor", "crossing_no_more"): (NOW - timedelta(minutes=5), monitor.PAGE),
+    ("monitor", "lock_crossing"): (IDS, NOW),
+    ("monitor", "lock_crossing_no_more"): (IDS, NOW),
+    ("monitor", "set_cloned"): (IDS, True),
     ("monitor", "expired"): (NOW, 500),
     ("monitor", "old_credentials"): (NOW - timedelta(days=35), 500),
     ("future_times", "found"): (NOW + timedelta(seconds=10), NOW + timedelta(seconds=70)),
