@@ -103,14 +103,15 @@ class ForeignLock:
     def _judge(self, holder: int) -> None:
         """End those of the node's own processes that keep others from the database and have no call that may: a guest
         may have a worker in its hands. `holder`: the process that has SQLite's lock, 0 where none has."""
-        pids = {holder}
-        if any(link.seen().state == progress_page.WAITING for link in self._pool.links):
-            pids.add(self._writer())
+        waited_for = any(link.seen().state == progress_page.WAITING for link in self._pool.links)
+        writer = self._writer() if waited_for else 0
         idle = set[int]()
-        for pid in pids:
+        for pid in {holder, writer}:
             link = self._link(pid)
             if link is None:
-                if pid and database_users.parent(pid) == self._processes.pid and not self._processes.knows(pid):
+                # Not who has SQLite's lock alone: it recovers the log, in a process that the zygote alone knows.
+                lost = pid and pid == writer and not self._processes.knows(pid)
+                if lost and database_users.parent(pid) == self._processes.pid:
                     log.error("process %d, which this node has lost, holds the writer lock: it is ended", pid)
                     with contextlib.suppress(OSError):
                         os.kill(pid, signal.SIGKILL)
