@@ -7,6 +7,7 @@ is what runs, and a line says which part isn't.
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from bench import result
@@ -39,10 +40,12 @@ def main(arguments: list[str]) -> int:
     for name in names or [name for name in known if name not in ONLY_NAMED]:
         result.path(name).unlink(missing_ok=True)
         command = [sys.executable, "-m", f"bench.{name}", *given.get(name, [])]
+        began = time.monotonic()
         status = subprocess.run(command, cwd=FOLDER.parent, check=False).returncode
+        took = f"  {time.monotonic() - began:.0f} s"
         found = result.read(name) if status == 0 else None
         failed = failed or found is None or not found["passed"]
-        lines.append(f"{name:<12} didn't finish (status {status})" if found is None else result.line(found))
+        lines.append((f"{name:<12} didn't finish (status {status})" if found is None else result.line(found)) + took)
     print("\n" + "\n".join(lines))
     return 1 if failed else 0
 

@@ -26,7 +26,7 @@ from edge_runtime.wasmedge import Config, Module
 from tests.guests.build import wat
 
 BAR = 1
-READY_OVER, COMPILING_OVER = 0.3, 0.5
+READY_OVER, COMPILING_OVER = 0.4, 1.2
 """The least that the floor may be of the first call."""
 READY = 20
 COMPILING = 5

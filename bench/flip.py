@@ -22,7 +22,7 @@ from bench.parts.servers import Edge, Site, edge, folder, site
 from tests.guests.build import guest
 from tests.guests.version import version
 
-BAR = 0.2
+BAR = 0.4
 RELEASES = 3
 READERS = 2
 READ_MS = 4_000

@@ -2,7 +2,7 @@
 
 Each function is a module of its own, compiled at the quick level, which they stay at. The node starts with its release
 compiled, without a control, and each function is called in each worker. Then three things are measured: the PSS of all
-of its processes, 100 MB and 4.5 MB for each function at most; the p90 of calls of functions drawn evenly, by two
+of its processes, 130 MB and 4.5 MB for each function at most; the p90 of calls of functions drawn evenly, by two
 clients, beside the p90 of the same clients' calls of one function; and the p90 beside a release that changes one
 function, whose new version is compiled meanwhile (nothing of it is kept between runs), beside that while LLVM alone
 compiles a module as large. The ratio is the smallest of the three, each over what it must be (the p99s are told), and 0
@@ -45,9 +45,9 @@ from control.manifest_fields import Manifest, manifest_digest
 from edge_runtime.ipc.frames import LocalFunction
 
 BAR = 1
-MEMORY_ALONE, MEMORY_EACH = 100e6, 4.5e6
+MEMORY_ALONE, MEMORY_EACH = 130e6, 4.5e6
 """The bytes that a node may take, and those for each function."""
-DRAWN_OVER, RELEASE_OVER = 0.2, 0.3
+DRAWN_OVER, RELEASE_OVER = 0.6, 0.6
 """The least that each floor's p90 may be of what was measured."""
 FUNCTIONS = 25
 SIZE = 2_000_000

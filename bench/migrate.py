@@ -28,7 +28,7 @@ from edge_runtime.sql import database
 from tests.guests.build import guest
 
 BAR = 1
-STALL_OVER = 0.2
+STALL_OVER = 0.5
 """The least that the longest wait beside the floor may be of that beside a change."""
 MEMORY_LIMIT = 64_000_000
 ROWS = 500_000

@@ -22,7 +22,7 @@ from bench.parts.servers import choose_port, node_alone, process
 from control.cli.support.local import OTHER_PORTS
 from tests.guests.build import guest
 
-BAR = 0.3
+BAR = 0.5
 LARGE = bytes(range(250)) * 40_000
 SMALL = bytes(range(256))
 CLIENTS = 2

@@ -34,12 +34,13 @@ async def nodes(
 
 
 def ratios(nodes: Mapping[str, Alone], found: Rounds, other: str) -> dict[str, Any]:
-    """Return as details: the ratios of requests a second of each round, of `ours` over the other, what runs compiled,
-    and the ratio of the uncompiled node where there is one."""
+    """Return as details: the other's CPU of a request over that of `ours` in each round, our requests a second over the
+    other's, what runs compiled, and the ratio of CPU of the uncompiled node where there is one."""
     details: dict[str, Any] = {
-        "ratios": [round(ratio, 3) for ratio in rounds.ratios(found, "ours", other)],
+        "ratios": [round(ratio, 3) for ratio in rounds.ratios(found, other, "ours", "cpu_us")],
+        "rate_over": round(rounds.over(found, "ours", other), 3),
         "compiled": parts(nodes[""]),
     }
     if UNCOMPILED in nodes:
-        details["uncompiled"] = round(rounds.over(found, "ours" + UNCOMPILED, other), 3)
+        details["uncompiled"] = round(rounds.over(found, other, "ours" + UNCOMPILED, "cpu_us"), 3)
     return details
