@@ -51,9 +51,12 @@ class AotFile:
 
 
 def users_folder() -> Path:
-    """Return the folder of AOT files of calls without a node, the user's own."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "skerry" / "aot"
+    """Return the folder of AOT files of calls without a node, the user's own; a user without a home has none there."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path("/")
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "skerry" / "aot"
 
 
 def key(wasm_sha256: str, level: int) -> str:

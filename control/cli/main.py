@@ -7,12 +7,11 @@ interrupted.
 
 import asyncio
 import os
-import sys
 
 import click
 
 from control import settings_in_force
-from control.cli.shared.program import LazyGroup, completion, version_option
+from control.cli.shared.program import LazyGroup, completion, output_failure, prepare_output, version_option
 from control.cli.support import output
 from control.cli.support.client import Failure
 
@@ -72,32 +71,56 @@ UNANSWERED = "nothing was changed: nobody answered the question, as in a script:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; errors are printed here."""
+    prepare_output()
+    failed: OSError | None = None
+    try:
+        status = _run(arguments)
+    except OSError as error:
+        failed, status = error, 1
+    broken = output_failure(failed)
+    if isinstance(broken, BrokenPipeError):
+        # The reader of stdout, such as `head`, has had enough.
+        return status or 1
+    if broken is not None:
+        return _failed(Failure(f"the output can't be written: {broken.strerror}"), arguments)
+    return status if failed is None else _failed(Failure(_told(failed)), arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         result = skerry.main(arguments, prog_name="skerry", standalone_mode=False)
     except click.ClickException as error:
         if "--json" in arguments:
             told = Failure(error.format_message(), code="usage")
             told.exit_code = error.exit_code
-            output.failure(told, as_json=True)
-        else:
-            error.show()
+            return _failed(told, arguments)
+        error.show()
         return error.exit_code
     except click.Abort as stopped:
         if isinstance(stopped.__context__, EOFError):
             unanswered = Failure(UNANSWERED, code="usage")
             unanswered.exit_code = 2
-            output.failure(unanswered, as_json="--json" in arguments)
-            return 2
+            return _failed(unanswered, arguments)
         output.note("interrupted")
         return 130
     except (KeyboardInterrupt, asyncio.CancelledError):
         output.note("interrupted")
         return 130
-    except BrokenPipeError:
-        # The reader of stdout, such as `head`, has ended; Python's own flush at exit would fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Failure as error:
-        output.failure(error, as_json="--json" in arguments)
-        return error.exit_code
+        return _failed(error, arguments)
     return result if isinstance(result, int) else 0
+
+
+def _failed(failure: Failure, arguments: list[str]) -> int:
+    output.failure(failure, as_json="--json" in arguments)
+    return failure.exit_code
+
+
+def _told(error: OSError) -> str:
+    """What the operating system doesn't let a command do."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current folder isn't there any more, or is closed to this user: change to another one"
+    why = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {why}" if error.filename else why

@@ -9,9 +9,25 @@ def main() -> None:
     # Imports make objects that stay: looking through them for garbage again and again took a fifth of the start.
     gc.set_threshold(50_000)
     try:
+        from control.cli.shared.program import output_failure, prepare_output
         from edge_runtime.cli.main import main as skerry_edge
 
-        skerry_edge(prog_name="skerry-edge")
+        prepare_output()
+        status: str | int | None = 0
+        failed: OSError | None = None
+        try:
+            skerry_edge(prog_name="skerry-edge")
+        except SystemExit as end:
+            status = end.code
+        except OSError as error:
+            failed = error
+        broken = output_failure(failed)
+        if failed is not None and broken is None:
+            raise failed
+        if isinstance(broken, BrokenPipeError):
+            # The reader of stdout, such as `head`, has had enough.
+            sys.exit(status or 1)
+        sys.exit(status if broken is None else f"Error: the output can't be written: {broken.strerror}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("control", "edge_runtime"):
             raise

@@ -9,6 +9,9 @@ from control.event_kinds import EventKind
 from control.manifest_fields import Manifest
 from control.wire import MOST_FUNCTIONS, Body, LabelKey, LabelValue, Message, Name, Number, Sha256, Text
 
+LEGIBLE = r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]*$(?!\n)"
+"""A stranger's line of text, that reads as it is: no controls, nothing invisible or that turns the direction."""
+
 
 class NewJoinToken(Body, frozen=True):
     group: Name = "default"
@@ -175,7 +178,7 @@ class NewWebhook(Body, frozen=True):
 
 
 class NewLogin(Body, frozen=True):
-    machine: Annotated[str, Meta(min_length=1, max_length=100)]
+    machine: Annotated[str, Meta(min_length=1, max_length=100, pattern=LEGIBLE)]
     """The name of the machine that it is for, which whoever allows it is shown."""
 
 

@@ -19,7 +19,7 @@ STEPS = ("queue", "lock", "guest", "sql", "http", "commit")
 """Where the time of a call goes, in the order in which it is shown."""
 _VISIBLE = {c: f"\\x{c:02x}" for c in (*range(0x20), *range(0x7F, 0xA0))} | {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
 # Characters that end lines or turn the direction of what follows.
-_VISIBLE |= {c: f"\\u{c:04x}" for c in (0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_VISIBLE |= {c: f"\\u{c:04x}" for c in (0x2028, 0x2029, *output.DIRECTIONS)}
 
 
 def shared_options(function: F) -> F:

@@ -1,9 +1,12 @@
 """A program's group of commands, its `--version` and its `completion`."""
 
+import errno
 import importlib
 import inspect
+import io
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ SUMMARY = 400
 """Characters of a command's summary in the help of its group, at most: more than any has."""
 _NOT_THERE = re.compile(r"'(.+)' does not exist\.$")
 """How click ends its refusal of a file or a folder."""
+_OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""How a write fails that names no file."""
 
 
 class CommandGroup(click.Group):
@@ -86,6 +91,30 @@ class LazyGroup(CommandGroup):
                 text = f"{error.message} Did you mean '{near}'?"
                 raise click.BadParameter(text, error.ctx, error.param, error.param_hint) from None
             raise
+
+
+def prepare_output() -> None:
+    """Have stdout and stderr be there, where they are closed, and take any text, whatever encoding they have."""
+    for name, unknown in (("stdout", "replace"), ("stderr", "backslashreplace")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=unknown)
+
+
+def output_failure(failed: OSError | None) -> OSError | None:
+    """Write what waits for stdout; return why the output can't be written, as where the disk is full or the reader has
+    ended. What is left of it is lost then. `failed`: what the command has ended with, which may be that.
+    """
+    found = failed if failed is not None and failed.filename is None and failed.errno in _OUTPUT_ERRORS else None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python's own flush at exit would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return found
 
 
 def _near(missing: Path) -> str:

@@ -2,7 +2,9 @@
 folder, for this user alone; and the folder of `skerry up`."""
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,8 +25,12 @@ class Login:
 
 
 def file() -> Path:
-    """Where logins are kept: XDG_CONFIG_HOME, or .config in the user's folder."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "skerry" / "logins.json"
+    """Where logins are kept: XDG_CONFIG_HOME, or .config in the user's folder, which is / for a user that has none."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path("/")
+    return Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "skerry" / "logins.json"
 
 
 def read() -> list[Login]:
@@ -48,12 +54,14 @@ def find(url: str = "") -> Login | None:
 
 def keep(login: Login) -> None:
     """Keep a login in the place of one at the same control. Raises as `read`, and when it can't be written."""
-    _write([*(one for one in read() if one.url != login.url), login])
+    with _alone():
+        _write([*(one for one in read() if one.url != login.url), login])
 
 
 def forget(url: str) -> None:
     """Forget the login at a control. Raises as `read`, and when it can't be written."""
-    _write([one for one in read() if one.url != url])
+    with _alone():
+        _write([one for one in read() if one.url != url])
 
 
 def local_home(file: str) -> Path:
@@ -74,9 +82,17 @@ def local_home(file: str) -> Path:
     return here / ".skerry"
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other commands from changing the file until the block ends: they would write what they had read before."""
+    file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with file().with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _write(logins: list[Login]) -> None:
     # Imported here: most commands only read.
     from control.local.process import write_private
 
-    file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(file(), orjson.dumps([asdict(one) for one in logins], option=orjson.OPT_INDENT_2).decode())

@@ -17,7 +17,9 @@ from control.cli.support.client import Failure
 
 PLAIN_WIDTH = 240
 """Columns of the output where it isn't a terminal, so that nothing is cut in a file or a pipe."""
-_CONTROL = {c: "\ufffd" for c in (*range(0x20), *range(0x7F, 0xA0)) if c not in (0x09, 0x0A)}
+DIRECTIONS = (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Characters that turn the direction of what follows: a text with them reads as another one."""
+_CONTROL = {c: "\ufffd" for c in (*range(0x20), *range(0x7F, 0xA0), *DIRECTIONS) if c not in (0x09, 0x0A)}
 
 
 def clean(value: object) -> str:

@@ -152,6 +152,7 @@ WRONG_FIELDS: list[tuple[str, Any, str]] = [
     ("/v1/operators", {"name": "bob", "role": "king"}, "role"),
     ("/v1/join-tokens", {"expires_in": 1}, "expires_in"),
     ("/v1/nodes/n1/move", {"group": None}, "group"),
+    ("/v1/logins", {"machine": "of anna\u202e, of a stranger"}, "machine"),
 ]
 
 

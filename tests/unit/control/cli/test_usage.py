@@ -1,6 +1,8 @@
 """What the CLI refuses by itself, before it asks control, and what it tells about itself."""
 
 import io
+import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +181,47 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     process.wait(scaled(30))
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "told"),
+    [
+        pytest.param("-m control.cli completion bash >/dev/full", 1, "No space left on device", id="full"),
+        pytest.param("-m edge_runtime.cli completion bash >/dev/full", 1, "No space left on device", id="full-edge"),
+        pytest.param("-m control.cli whoami >&- 2>&-", 2, "", id="closed"),
+        pytest.param("-m control.cli whoami", 1, "the current folder isn't there any more", id="gone"),
+        pytest.param(
+            "-c 'from control.cli.shared.program import *; prepare_output(); print(chr(8211))'", 0, "", id="dash"
+        ),
+    ],
+)
+def test_no_place_or_output_ends_a_command_by_a_traceback(tmp_path: Path, line: str, status: int, told: str) -> None:
+    """A full disk, a reader that is gone, closed streams, an encoding without dashes, a folder that was deleted."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    gone = f"rmdir {folder};" if "folder" in told else ""
+    script = f"cd {folder}; {gone} {sys.executable} {line}; exit ${{PIPESTATUS[0]}}"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, timeout=scaled(60))
+    assert told in ran.stderr, ran.stderr
+    assert "Traceback" not in ran.stderr + ran.stdout
+    assert "Exception ignored" not in ran.stderr
+    assert ran.returncode == status, ran.stderr
+
+
+def test_a_user_without_a_home_is_told_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container that runs as a number."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CONFIG_HOME", "SKERRY_URL", "SKERRY_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert cli.run(["whoami"]) == 2
+    assert "no control to talk to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

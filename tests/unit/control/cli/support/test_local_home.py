@@ -1,12 +1,14 @@
 """Where the commands find what `skerry up` left."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from control.cli.support import logins
 from control.cli.support.client import HOME_FILE, NotConnected, connection_settings, home
-from control.cli.support.logins import local_home
+from control.cli.support.logins import Login, local_home
 
 
 @pytest.fixture
@@ -50,3 +52,13 @@ def test_a_folder_that_is_named_is_the_only_one(project: Path, monkeypatch: pyte
     assert local_home(HOME_FILE) == project / "elsewhere"
     with pytest.raises(NotConnected, match="elsewhere"):
         connection_settings()
+
+
+def test_logins_at_once_are_all_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    made = [Login(f"https://{number}.example", "skl_", "anna", "2026-12-01T00:00:00Z", "") for number in range(8)]
+    with ThreadPoolExecutor(len(made)) as threads:
+        list(threads.map(logins.keep, made))
+    assert {login.url for login in logins.read()} == {login.url for login in made}
+    logins.forget(made[0].url)
+    assert len(logins.read()) == 7

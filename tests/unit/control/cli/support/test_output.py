@@ -21,8 +21,8 @@ def test_nothing_can_steer_the_terminal(text: str) -> None:
 
 
 def test_a_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    output.table(["NAME"], [["[red]x[/red] :smile: \x1b[31m"]], "none")
-    assert "[red]x[/red] :smile: \ufffd[31m" in capsys.readouterr().out
+    output.table(["NAME"], [["[red]x[/red] :smile: \x1b[31m \u202eeman\u202c"]], "none")
+    assert "[red]x[/red] :smile: \ufffd[31m \ufffdeman\ufffd" in capsys.readouterr().out
 
 
 def test_long_cells_are_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
