@@ -1,4 +1,8 @@
-"""The record of refused authentications (R 7.4), as counts: a flood of them is one row with a large number."""
+"""The record of refused authentications (R 7.4), as counts: a flood of them is one row with a large number.
+
+Addresses cost a stranger nothing, in an IPv6 network above all. So such a network counts as one, and only so many rows
+an hour are made of others.
+"""
 
 import asyncio
 import logging
@@ -7,6 +11,7 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID, uuid4
 
+from control.access import guesses
 from control.clock import Clock
 from control.storage import queries
 from control.storage.connection import Connection
@@ -19,7 +24,9 @@ BEGIN_BATCH = SQL.optional("begin_batch", UUID)
 FLUSH_EVERY = 1.0
 """Seconds between two writes to the database."""
 MOST_ADDRESSES = 5_000
-"""Addresses whose refusals are counted apart between two flushes; those of further addresses are counted together."""
+"""Rows of an hour that tell addresses apart, about; so many at once, where there were none for an hour. Refusals of
+further addresses are counted together."""
+HOUR = 3600.0
 
 log = logging.getLogger("skerry.auth")
 
@@ -42,6 +49,12 @@ class AuthFailures:
         self._waiting: dict[tuple[datetime, str, str], _Count] = {}
         self._batch: tuple[UUID, list[list[str]]] | None = None
         """The id and the columns of what is being written, until it is known to be written."""
+        self._minute = datetime.min
+        self._apart: set[tuple[str, str]] = set()
+        """The addresses that are counted apart in that minute, each with a reason."""
+        self._left = float(MOST_ADDRESSES)
+        """How many more may be."""
+        self._left_at = clock.monotonic()
         self._replica = uuid4()
         self._writing = asyncio.Lock()
         self.total = 0
@@ -49,13 +62,28 @@ class AuthFailures:
     def record(self, address: str, reason: str) -> None:
         """Count one refusal."""
         now = self._clock.now()
-        minute = now.replace(second=0, microsecond=0)
-        if len(self._waiting) >= MOST_ADDRESSES and (minute, address, reason) not in self._waiting:
-            address = "others"
-        counted = self._waiting.setdefault((minute, address[:100], reason), _Count(0, now, now))
+        minute, place = now.replace(second=0, microsecond=0), guesses.place(address)[:100]
+        if minute != self._minute:
+            self._minute, self._apart = minute, set()
+        if not self._is_apart(place, reason):
+            place = "others"
+        counted = self._waiting.setdefault((minute, place, reason), _Count(0, now, now))
         counted.count += 1
         counted.last_at = now
         self.total += 1
+
+    def _is_apart(self, place: str, reason: str) -> bool:
+        """Whether this minute's refusals of an address are counted apart."""
+        if (place, reason) in self._apart:
+            return True
+        now = self._clock.monotonic()
+        self._left = min(MOST_ADDRESSES, self._left + (now - self._left_at) * MOST_ADDRESSES / HOUR)
+        self._left_at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        self._apart.add((place, reason))
+        return True
 
     async def flush(self) -> None:
         """Write the counts. A batch that wasn't written, or may not have been, is tried again the next time."""
