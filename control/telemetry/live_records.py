@@ -83,13 +83,7 @@ class LiveRecords:
         too_many_watches, and those of the database.
         """
         question = ask.question or wire.Question("", self._clock.now())
-        # Pages of nodes take no view away from who reads a log, nor the other way round.
-        counts = question.kind == COUNTS
-        alive = [watch for watch in self._fleet.watches.alive.values() if (watch.question.kind == COUNTS) == counts]
-        mine = sum(watch.operator == ask.operator for watch in alive)
-        if len(alive) >= MOST_WATCHES or mine >= MOST_OF_OPERATOR:
-            whose = f"{ask.operator} has {mine}" if mine >= MOST_OF_OPERATOR else f"there are {len(alive)}"
-            raise ProblemError("too_many_watches", f"{whose} views of records already; end one of them", retry_after=10)
+        self._refuse_more(ask.operator, question.kind)
         now, id = self._clock.now(), str(uuid4())
         node, groups = await self._db.read(lambda conn: watch_rows.find(conn, ask))
         nodes = await self._db.read(lambda conn: watch_rows.count(conn, node, groups, NAMED))
@@ -97,6 +91,8 @@ class LiveRecords:
         question = msgspec.structs.replace(
             question, id=id, limit=min(question.limit, least if nodes.asked > 1 else 10_000)
         )
+        # Others may have begun meanwhile, also many at once.
+        self._refuse_more(ask.operator, question.kind)
         viewer = Viewer(id, question, ask, nodes, self._clock)
         fields = msgspec.to_builtins(question)
         del fields["id"]
@@ -118,6 +114,18 @@ class LiveRecords:
             raise
         log.info("%s watches %s of %d nodes", ask.operator, question.kind, nodes.asked)
         return viewer
+
+    def _refuse_more(self, operator: str, kind: str) -> None:
+        """Raises: ProblemError too_many_watches, when there are as many views as there may be, those of this replica
+        too that aren't announced yet."""
+        views = {watch.id: (watch.operator, watch.question.kind) for watch in self._fleet.watches.alive.values()}
+        views |= {viewer.id: (viewer.operator, viewer.kind) for viewer in self.viewers.values()}
+        # Pages of nodes take no view away from who reads a log, nor the other way round.
+        alike = [whose for whose, what in views.values() if (what == COUNTS) == (kind == COUNTS)]
+        mine = alike.count(operator)
+        if len(alike) >= MOST_WATCHES or mine >= MOST_OF_OPERATOR:
+            told = f"{operator} has {mine}" if mine >= MOST_OF_OPERATOR else f"there are {len(alike)}"
+            raise ProblemError("too_many_watches", f"{told} views of records already; end one of them", retry_after=10)
 
     def leave(self, viewer: Viewer) -> None:
         """End a view: its nodes are told at once."""

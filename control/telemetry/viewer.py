@@ -99,6 +99,7 @@ class Viewer:
         self.id = id
         self.question = question
         self.kind = question.kind
+        self.operator = ask.operator
         self.may = ask.may
         self.nodes = nodes
         self.rates = node_rates(question)

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from control import wire
 from control.access.sessions import COOKIE, UsedIn
+from control.problems import ProblemError
 from control.telemetry import live_records
 from control.telemetry.viewer import HISTORY_SECONDS, LOOK, Ask
 from tests.support.clock import SetClock
@@ -323,6 +324,16 @@ async def test_views_are_bounded(control_site: Site) -> None:
         finally:
             for view in opened:
                 await view.__aexit__(None, None, None)
+
+
+async def test_views_that_begin_at_once_are_bounded_too(control_site: Site) -> None:
+    """Whoever asks for many leaves room for others."""
+    async with control_site.running() as one:
+        ask = Ask("reader", AsyncMock(return_value=""), None)
+        begun = await asyncio.gather(*(one.services.live.begin(ask) for _ in range(40)), return_exceptions=True)
+        refused = [error for error in begun if isinstance(error, ProblemError)]
+        assert ({error.code for error in refused}, len(refused)) == ({"too_many_watches"}, 32)
+        await one.services.live.begin(Ask("admin", AsyncMock(return_value=""), None))
 
 
 async def test_a_watch_that_nobody_reads_ends(control_site: Site) -> None:
