@@ -17,10 +17,10 @@ from control.api.fleet import logs
 from control.api.operations import Reply
 from control.console.visits import ConsolePage, Visit
 from control.telemetry.record_lines import CallRecord, LogRecord, NodeLogRecord
-from control.telemetry.viewer import Notice
+from control.telemetry.viewer import HISTORY_SECONDS, Notice
 
-PATIENCE = 6.0
-"""Seconds for which nodes are waited for."""
+PATIENCE = HISTORY_SECONDS + 2.0
+"""Seconds for which nodes are waited for: longer than the view waits, which says then which of them were silent."""
 SHOWN = 50
 """Calls that a list shows."""
 LINES = 200
