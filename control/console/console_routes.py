@@ -179,6 +179,7 @@ async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: R
     """Check who asks, then the form. Raises: ProblemError."""
     who, form = visits.Visitor(operations.NOBODY), QueryParams()
     if page.role is not None:
+        await services.fleet.refuse_stale()
         who = await visits.visitor(services, scope)
     if page.method == "POST":
         form = await visits.form(services, scope, receive)
@@ -191,6 +192,4 @@ async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: R
         raise ProblemError("invalid_parameter", "there is a NUL character in the address")
     visit = Visit(services, scope["path_params"], query, form, scope, receive, who)
     visit.check_role(page)
-    if page.role is not None:
-        services.fleet.refuse_stale()
     return visit

@@ -9,6 +9,7 @@ A database that was restored from a backup is noticed by the same reading: all i
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
@@ -47,7 +48,9 @@ from control.wire import Poll
 PERIOD = 0.25
 """Seconds between two readings of the epochs."""
 STALE_AFTER = 5.0
-"""Seconds without a reading after which polls are refused: a revocation could be unknown here."""
+"""Seconds without a reading after which nobody is answered: a revocation could be unknown here."""
+READING_PATIENCE = 2.0
+"""Seconds for which requests wait for a reading then: a process that stood still, or is busy, has it in a moment."""
 WOKEN_AT_ONCE = 64
 """Held polls that are woken together; all at once would keep operators' requests waiting."""
 WAKE_PAUSE = 0.005
@@ -175,10 +178,6 @@ class FleetCache:
             # It is written; this replica reads it when the others do.
             self.nudge()
 
-    async def load(self) -> None:
-        """Read for the first time. Raises: ProblemError, when the database doesn't answer."""
-        await self.refresh()
-
     async def refresh(self) -> None:
         """Read all that was committed before the call. Raises: ProblemError, when the database doesn't answer."""
         async with self._reading:
@@ -204,20 +203,16 @@ class FleetCache:
 
     async def caught_up(self) -> None:
         """Wait until what was announced before the call is read, or a second has passed."""
-        begun, loop = self._begun, asyncio.get_running_loop()
-        end = loop.time() + 1.0
-        while self._taken <= begun and loop.time() < end:  # noqa: ASYNC110
-            await asyncio.sleep(PERIOD / 5)
+        begun = self._begun
+        await _within(1.0, lambda: self._taken > begun)
 
     async def run(self) -> None:
         """Follow the changes until cancelled."""
         outage = Outage(log, "the epochs can't be read")
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with self.clock.timeout(PERIOD):
                     await self._nudged.wait()
-            except TimeoutError:
-                pass
             self._nudged.clear()
             try:
                 await self.refresh()
@@ -228,9 +223,10 @@ class FleetCache:
                 self._forgot_at = self.clock.monotonic()
                 self.forget()
 
-    def refuse_stale(self) -> None:
-        """Raises: ProblemError, when the epochs weren't read for `STALE_AFTER`: what is in memory may be wrong."""
-        if not self.fresh:
+    async def refuse_stale(self) -> None:
+        """Wait for a reading where there was none for `STALE_AFTER`: what is in memory may be wrong, so call this
+        before anything is believed. Raises: ProblemError, when there is none within `READING_PATIENCE`."""
+        if not self.fresh and (self.restoring or not await _within(READING_PATIENCE, lambda: self.fresh)):
             raise ProblemError("database_unavailable", STALE)
 
     def refuse_restoring(self) -> None:
@@ -252,11 +248,8 @@ class FleetCache:
 
     def _forget_all(self, epoch: Epoch) -> None:
         """Forget what was read of a database that was restored since; until all is read anew, nothing is answered."""
-        log.warning(
-            "the metadata database was restored: it is at epoch %d, this replica was at %d; all is read anew",
-            epoch.epoch,
-            self._epoch,
-        )
+        text = "the metadata database was restored: it is at epoch %d, this replica was at %d; all is read anew"
+        log.warning(text, epoch.epoch, self._epoch)
         self.restoring = True
         self._epoch = -1
         self._read_at = self.clock.monotonic() - STALE_AFTER
@@ -314,7 +307,6 @@ class FleetCache:
         changed = {group.id for group in changes.groups}
         if changed:
             self._wake_slowly(n for n in self.waiters if n in self.nodes and self.nodes[n].group_id in changed)
-
         if changes.watches is not None:
             self.take_watches(changes.watches)
 
@@ -397,3 +389,12 @@ class FleetCache:
             self._waking.cancel()
             await asyncio.gather(self._waking, return_exceptions=True)
         await self._unknown.stop()
+
+
+async def _within(seconds: float, holds: Callable[[], bool]) -> bool:
+    """Wait until `holds()`, for so many seconds at most, and return whether it does."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while not holds() and loop.time() < end:  # noqa: ASYNC110
+        await asyncio.sleep(PERIOD / 5)
+    return holds()

@@ -176,7 +176,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         )
         fleet.restoring = not known
         if known:
-            await fleet.load()
+            await fleet.refresh()
         webhooks = WebhookSender(background, clock, metrics, WebhookClient(settings.webhook_networks, clock))
         tasks = {
             "fleet cache": fleet.run,

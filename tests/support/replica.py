@@ -22,6 +22,7 @@ from control.clock import Clock
 from control.local.pki import Pki
 from control.settings import ControlSettings
 from control.storage import connection_quotas
+from control.sync import fleet_cache
 from control.telemetry import live_records
 from control.web import lifespan
 from control.web.server import ControlServer
@@ -33,8 +34,9 @@ from tests.support.deadlines import deadline
 
 def wait_longer(patch: pytest.MonkeyPatch) -> None:
     """Have replicas wait longer for what a busy machine may hold up: requests for a connection to the database, whose
-    disk may take seconds for a COMMIT, and a start for the store, without which it serves before it knows who was
-    revoked."""
+    disk may take seconds for a COMMIT, requests for a reading of the targets, and a start for the store, without which
+    it serves before it knows who was revoked."""
+    patch.setattr(fleet_cache, "READING_PATIENCE", 15.0)
     patch.setattr(connection_quotas, "WAIT", 15.0)
     patch.setattr(lifespan, "STORE_PATIENCE", 60.0)
 

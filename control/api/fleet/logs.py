@@ -113,8 +113,8 @@ async def take_at_once(services: Services, scope: Scope, receive: Receive) -> Re
 
     Raises: ProblemError, when it is refused.
     """
+    await services.fleet.refuse_stale()
     _credential, node = await services.auth.node(scope, services.clock.now())
-    services.fleet.refuse_stale()
     id = request_input.path_value("id", scope["path"].removeprefix(BATCHES))
     head = request_input.query_value(BatchHead, scope)
     return operations.prepared(await _take(services, node, id, head, scope, receive))

@@ -134,7 +134,7 @@ class Replica:
         )
         while True:
             try:
-                await fleet.load()
+                await fleet.refresh()
                 break
             except Exception:
                 await asyncio.sleep(1)  # as its service manager would start it again

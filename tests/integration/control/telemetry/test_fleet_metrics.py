@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from control import wire
 from control.problems import ProblemError
 from control.settings import ControlSettingsError, check
+from control.sync import fleet_cache
 from control.telemetry import fleet_metrics, fleet_summary
 from tests.support import numbers, seeds
 from tests.support.replica import Replica, Site
@@ -211,5 +212,6 @@ async def test_they_are_there_while_the_targets_are_not_known(
     async with control_site.running() as replica:
         assert (await replica.call("GET", "/metrics")).status == 200
         monkeypatch.setattr(type(replica.services.fleet), "fresh", False)
+        monkeypatch.setattr(fleet_cache, "READING_PATIENCE", 0.0)
         assert (await replica.call("GET", "/v1/nodes")).status == 503
         assert of("skerry_fleet_age_seconds") in await scraped(replica)

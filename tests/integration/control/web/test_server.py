@@ -222,6 +222,25 @@ async def test_a_database_that_goes_away_and_comes_back(control_site: Site) -> N
         await node.sync()
 
 
+async def test_a_replica_that_stood_still_reads_before_it_answers(control_site: Site) -> None:
+    """As after a pause of the machine: operators are neither refused nor believed by what was so before."""
+    clock = SetClock(timers="stand")
+    async with control_site.running(clock=clock) as replica, control_site.running() as other:
+        tokens = [
+            (await replica.call("POST", "/v1/operators", {"name": name, "role": "read"})).json()["token"]
+            for name in ("stays", "goes")
+        ]
+        fleet = replica.services.fleet
+        await fleet.refresh()
+        async with fleet._reading:
+            assert (await other.call("DELETE", "/v1/operators/goes")).status == 204
+            clock.advance(fleet_cache.STALE_AFTER)
+            asking = [asyncio.create_task(replica.call("GET", "/v1/nodes", token=token)) for token in tokens]
+            assert not (await asyncio.wait(asking, timeout=0.2))[0]
+        answers = [await answer for answer in asking]
+    assert [answer.status for answer in answers] == [200, 401]
+
+
 async def serial(url: str, ca: Path) -> int:
     """The serial number of the certificate that control shows now."""
     parts = urlsplit(url)
