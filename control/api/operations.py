@@ -20,6 +20,7 @@ from control.problems import ProblemError
 from control.storage import audit_log, idempotency
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
+from control.storage.connection_quotas import ASKS
 
 T = TypeVar("T")
 Handler = Callable[["ApiCall"], Awaitable["Reply"]]
@@ -198,11 +199,13 @@ async def answer(
     if operation.role == "node":
         credential, node = await services.auth.node(scope, services.clock.now(), operation.ended)
         node_id, credential_id = node.id, credential.id
+        ASKS.set(node_id)
     elif operation.role == "join":
         services.fleet.refuse_restoring()
         await services.auth.joining(scope)
     elif operation.role is not None:
         operator = await services.sessions.operator(scope)
+        ASKS.set(operator.id)
         if operation.everywhere:
             operator.need(operation.role, None)
         else:

@@ -46,6 +46,7 @@ from control.console.pages import (
 )
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
+from control.storage.connection_quotas import ASKS
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -181,6 +182,7 @@ async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: R
     if page.role is not None:
         await services.fleet.refuse_stale()
         who = await visits.visitor(services, scope)
+        ASKS.set(who.operator.id)
     if page.method == "POST":
         form = await visits.form(services, scope, receive)
         if who.session is not None:

@@ -22,6 +22,7 @@ import orjson
 from control.clock import Clock
 from control.log_throttle import Outage
 from control.problems import ProblemError
+from control.storage.connection_quotas import ASKS
 
 PERIOD = 1.0
 """Seconds between two makings of a topic's parts, at least."""
@@ -221,6 +222,7 @@ class Hub:
             if at > began:
                 await self._wait(at - began)
                 continue
+            ASKS.set(operator)
             await self._renew(topic)
             took = self._clock.monotonic() - began
             self._free_at[operator] = began + (1 + REST) * took

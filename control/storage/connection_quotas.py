@@ -1,11 +1,15 @@
-"""Shares of a pool's connections, so that no kind of work has to wait for another kind."""
+"""Shares of a pool's connections, so that no kind of work has to wait for another kind.
+
+Within a share, those who ask have turns, and one has half of it at most: whoever asks for much waits for its own.
+"""
 
 import asyncio
 import contextlib
 import math
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 
 from control.clock import Clock
 from control.metrics import NO_TIMES, SECONDS
@@ -15,6 +19,69 @@ WAIT = 3.0
 """Seconds that work waits for a connection of its share while none of them becomes free."""
 LONGEST = 20.0
 """Seconds that it waits at most, while others become free and are taken by earlier callers."""
+ASKS: ContextVar[str] = ContextVar("asks", default="")
+"""For whom this task works: the id of an operator or a node, or a stranger's address; '' for control itself."""
+
+
+class Places:
+    """So many places at once. Those who wait have turns, and one who asks has `each` at most."""
+
+    def __init__(self, count: int, each: int) -> None:
+        self.free = count
+        self.each = each
+        self.held: Counter[str] = Counter()
+        self.waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        """Who waits, in the order in which they have their next turns."""
+
+    def ask(self, who: str) -> asyncio.Future[None]:
+        """Ask for a place, which is had once the future is done, and is to be given back in any case."""
+        given = asyncio.get_running_loop().create_future()
+        if self.free and self._may(who):
+            self._take(who, given)
+        else:
+            self.waiting.setdefault(who, deque()).append(given)
+        return given
+
+    def give_back(self, who: str, given: asyncio.Future[None]) -> None:
+        """Have a place no longer, or wait for it no longer: the next one who waits and may have it gets it."""
+        if not given.done():
+            line = self.waiting[who]
+            line.remove(given)
+            if not line:
+                del self.waiting[who]
+            return
+        self.free += 1
+        self.held[who] -= 1
+        if not self.held[who]:
+            del self.held[who]
+        for other, line in self.waiting.items():
+            if self._may(other):
+                self._take(other, line.popleft())
+                if line:
+                    self.waiting.move_to_end(other)
+                else:
+                    del self.waiting[other]
+                return
+
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Have a place until the block ends."""
+        who = ASKS.get()
+        given = self.ask(who)
+        try:
+            # Not the future itself: whoever is cancelled would cancel it.
+            await asyncio.wait({given})
+            yield
+        finally:
+            self.give_back(who, given)
+
+    def _may(self, who: str) -> bool:
+        return not who or self.held[who] < self.each
+
+    def _take(self, who: str, given: asyncio.Future[None]) -> None:
+        self.free -= 1
+        self.held[who] += 1
+        given.set_result(None)
 
 
 class Share:
@@ -31,7 +98,7 @@ class Share:
         self._clock = clock
         self._connections = connections
         self._what = what
-        self._free = asyncio.Semaphore(connections)
+        self._places = Places(connections, (connections + 1) // 2)
         self._done_at = -math.inf
         """The clock's `monotonic` when a connection of the share last became free."""
 
@@ -42,40 +109,38 @@ class Share:
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
         """Have a connection until the block ends. Raises: ProblemError database_busy, when none gets free in time."""
-        if self._free.locked():
-            await self._wait()
-        else:
-            await self._free.acquire()
+        who = ASKS.get()
+        given = self._places.ask(who)
+        if not given.done():
+            await self._wait(who, given)
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
             yield
             self._done_at = self._clock.monotonic()
         finally:
-            self._free.release()
+            self._places.give_back(who, given)
             seconds = loop.time() - began
             # Here, since another call would be one more for each poll that asks the database.
             self._times[bisect_left(SECONDS, seconds)] += 1
             self._times[-1] += seconds
 
-    async def _wait(self) -> None:
-        """Wait for a connection; callers get theirs in the order in which they came."""
+    async def _wait(self, who: str, given: asyncio.Future[None]) -> None:
+        """Wait for a connection; callers for the same one get theirs in the order in which they came."""
         clock, began = self._clock, self._clock.monotonic()
-        acquiring = asyncio.ensure_future(self._free.acquire())
         try:
-            while not acquiring.done():
+            while not given.done():
                 # Quick transactions let many callers wait their turn; behind stuck ones no caller waits for long.
                 end = min(max(began, self._done_at) + WAIT, began + LONGEST)
                 if clock.monotonic() >= end:
                     raise ProblemError(
                         "database_busy",
-                        f"the database connections for {self._what} ({self._connections}) are all busy; "
-                        "nothing was changed, try again",
+                        f"the database connections for {self._what} ({self._connections}, of which one who asks has "
+                        f"{self._places.each} at most) are busy; nothing was changed, try again",
                     )
                 with contextlib.suppress(TimeoutError):
                     async with clock.timeout(end - clock.monotonic()):
-                        await asyncio.wait({acquiring})
+                        await asyncio.wait({given})
         except BaseException:
-            if not acquiring.cancel():
-                self._free.release()
+            self._places.give_back(who, given)
             raise

@@ -9,7 +9,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -24,13 +24,16 @@ from botocore.parsers import ResponseParserError
 from control.problems import ProblemError
 from control.settings import ControlSettings, is_loopback
 from control.storage import owner_mark, store_errors
+from control.storage.connection_quotas import Places
 from control.storage.store_errors import DELETE, GET, LIST, PUT, Action, code_of
 
 CACHED_URLS = 4096
 UPLOADS = 16
 """Objects that are stored at once; further ones wait."""
 DOWNLOADS = 32
-"""Objects that are read at once, for nodes that get artifacts through control."""
+"""Objects that are read at once, for nodes that get artifacts through control, and for operators who look at them."""
+UPLOADS_OF_ONE, DOWNLOADS_OF_ONE = 8, 4
+"""Of these, for one who asks. A node gets so many at once."""
 OTHERS = 16
 """Connections for all other requests, which thus never wait for a body."""
 CONNECT_TIMEOUT = 5.0
@@ -106,15 +109,15 @@ class Store:
         self._timeout = settings.artifacts_timeout
         self._stall = settings.artifacts_stall
         self._whole = settings.upload_timeout
-        self._uploads = asyncio.Semaphore(UPLOADS)
-        self._downloads = asyncio.Semaphore(DOWNLOADS)
+        self._uploads = Places(UPLOADS, UPLOADS_OF_ONE)
+        self._downloads = Places(DOWNLOADS, DOWNLOADS_OF_ONE)
         self._urls: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     async def put(self, key: str, file: BinaryIO) -> None:
         """Upload what `file` holds, from its start."""
         file.seek(0)
         # The wait for a slot counts as no progress: an upload that waits behind ones that stand ends with them.
-        async with self._progressing(file), self._uploads:
+        async with self._progressing(file), self._uploads.one():
             # In one piece, which leaves no parts behind after a kill; the file is read in threads as it goes.
             await self._client.put_object(Bucket=self.bucket, Key=key, Body=file, ContentType="application/wasm")
 
@@ -247,12 +250,12 @@ class Store:
 
     async def _pieces(self, key: str, asked: dict[str, str]) -> AsyncGenerator[Any]:
         """The answer to a GET, then the pieces of its body."""
-        try:
-            async with asyncio.timeout(self._stall):
-                await self._downloads.acquire()
-        except TimeoutError:
-            raise store_errors.no_progress(GET, self._stall) from None
-        try:
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(self._stall):
+                    await stack.enter_async_context(self._downloads.one())
+            except TimeoutError:
+                raise store_errors.no_progress(GET, self._stall) from None
             async with self._limited(GET):
                 try:
                     answer: dict[str, Any] = await self._client.get_object(Bucket=self.bucket, Key=key, **asked)
@@ -274,8 +277,6 @@ class Store:
                     if not piece:
                         return
                     yield piece
-        finally:
-            self._downloads.release()
 
     @asynccontextmanager
     async def _limited(self, action: Action) -> AsyncIterator[None]:

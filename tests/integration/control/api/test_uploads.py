@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, BinaryIO
 
 import msgspec
@@ -14,8 +14,11 @@ from control.api import artifacts
 from control.local.pki import Pki
 from control.problems import ProblemError
 from control.storage.artifact_deletions import ArtifactKey
+from control.storage.connection_quotas import ASKS
+from control.storage.object_store import DOWNLOADS, DOWNLOADS_OF_ONE, object_key
 from tests.support import deploy
 from tests.support.control import Control, module, running, until
+from tests.support.deadlines import deadline
 from tests.support.replica import Site
 
 
@@ -354,3 +357,23 @@ async def test_a_problem_of_the_store_is_none_of_the_works(control: Control) -> 
         await control.services.store.open("nothing/here")
     assert await control.services.store.head("nothing/here") is None
     await control.services.store.delete("nothing/here")
+
+
+async def test_one_who_reads_slowly_leaves_places_to_others(control: Control) -> None:
+    wasm = module("x" * 100_000)
+    sha256 = await control.upload(wasm)
+    id = await control.services.db.read(lambda conn: conn.fetchval("SELECT id FROM artifacts"))
+
+    async def opened(who: str) -> AsyncGenerator[bytes]:
+        ASKS.set(who)
+        return (await control.services.store.open(object_key(sha256, str(id))))[1]
+
+    slow = [asyncio.create_task(opened("slow")) for _ in range(DOWNLOADS + 1)]
+    async with deadline(20):
+        while sum(task.done() for task in slow) < DOWNLOADS_OF_ONE:
+            await asyncio.sleep(0.01)
+        pieces = await asyncio.create_task(opened("other"))
+        assert b"".join([piece async for piece in pieces]) == wasm
+        # As it reads on, it is served, too.
+        for task in slow:
+            await (await task).aclose()

@@ -8,7 +8,7 @@ import pytest
 from control import wire
 from control.problems import ProblemError
 from control.storage import connection_quotas, database
-from control.storage.connection_quotas import LONGEST, WAIT, Share
+from control.storage.connection_quotas import ASKS, LONGEST, WAIT, Share
 from tests.support.clock import SetClock
 from tests.support.control import until
 from tests.support.deadlines import deadline
@@ -33,10 +33,10 @@ async def test_lists_that_wait_leave_the_rest_its_connections(
             locked(control_site.settings.metadata_url, "LOCK TABLE auth_failures IN ACCESS EXCLUSIVE MODE"),
         ):
             lists = [asyncio.create_task(replica.call("GET", "/v1/auth-failures")) for _ in range(40)]
-            # Half of all get a connection, and the others are told soon that there is none.
-            half = replica.server.app._settings.database_connections // 2
+            # Lists have half of all, and one who asks half of these; the others are told soon that there is none.
+            quarter = replica.server.app._settings.database_connections // 4
             done, stuck = set(), set(lists)
-            while len(done) < 40 - half:
+            while len(done) < 40 - quarter:
                 more, stuck = await asyncio.wait(stuck, return_when=asyncio.FIRST_COMPLETED)
                 done |= more
             for task in done:
@@ -154,4 +154,58 @@ async def test_who_goes_away_while_it_waits_takes_none() -> None:
     await asyncio.gather(*waiting, return_exceptions=True)
     async with deadline(20), share.one():
         pass
-    assert share._free._value == 1
+    assert share._places.free == 1
+
+
+async def test_whoever_asks_for_much_waits_for_its_own() -> None:
+    clock = SetClock(timers="stand")
+    share, order = Share(4, "tests", clock), []
+
+    async def use(who: str) -> None:
+        ASKS.set(who)
+        async with share.one():
+            await clock.sleep(1)
+            order.append(who)
+
+    tasks = [asyncio.create_task(use(who)) for who in [*["much"] * 20, "other", "another", "other"]]
+    # Half of the share is left to others, and they have turns after one another.
+    await clock.passes(1)
+    assert order == ["much", "much", "other", "another"]
+    await clock.passes(1)
+    assert sorted(order[4:]) == ["much", "much", "other"]
+    await clock.passes(20)
+    await asyncio.gather(*tasks)
+    places = share._places
+    assert (places.free, places.held, places.waiting) == (4, {}, {})
+
+
+async def test_requests_are_those_of_who_asks(control_site: Site) -> None:
+    """Also the console's, which are asked for by the same operator."""
+    async with control_site.running(database_connections=4) as replica:
+        tokens = [
+            (await replica.call("POST", "/v1/operators", {"name": name, "role": "read"})).json()["token"]
+            for name in ("much", "other")
+        ]
+        share, busy, asked = replica.services.databases.lists._share, asyncio.Event(), []
+
+        async def hold() -> None:
+            async with share.one():
+                await busy.wait()
+
+        async def ask(token: str, path: str) -> None:
+            assert (await replica.call("GET", path, token=token)).status == 200
+            asked.append(token)
+
+        async def waits(*counts: int) -> None:
+            async with deadline(60):
+                while tuple(map(len, share._places.waiting.values())) != counts:
+                    await asyncio.sleep(0.01)
+
+        holding = [asyncio.create_task(hold()) for _ in range(2)]
+        much = [asyncio.create_task(ask(tokens[0], path)) for path in ["/v1/nodes", "/nodes"] * 5]
+        await waits(10)
+        other = asyncio.create_task(ask(tokens[1], "/v1/nodes"))
+        await waits(10, 1)
+        busy.set()
+        await asyncio.gather(*holding, *much, other)
+        assert asked.index(tokens[1]) < 4
