@@ -3,6 +3,8 @@
 SQL's now() is never used. A machine's clock may be wrong, for a moment or for long. Every replica compares its clock
 with the database's, which all replicas share, and goes by the database's while the two differ by more than `AHEAD`.
 Times that a wrong clock has stored further ahead than that are corrected (`control.sync.passes.future_times`).
+A clock that says a time before this version was made isn't believed at all: such a machine has no battery for its clock
+and hasn't got the time from the network yet. What was stored then would be years old once it has.
 
 By the clock goes what waits until enough time has passed: patience, holds, leases, how long an answer is believed, and
 the periods of background loops. Real stay
@@ -21,6 +23,8 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
+
+from control import version
 
 AHEAD = timedelta(seconds=10)
 """A time that is further ahead than this was written by a wrong clock."""
@@ -45,11 +49,19 @@ class Timer(Protocol):
         """Don't make it."""
 
 
+class ClockError(Exception):
+    """The time isn't known; the message says why, and what to do."""
+
+
 class Clock(Protocol):
     """A source of time, and of timers."""
 
     def now(self) -> datetime:
         """The time, in UTC."""
+
+    @property
+    def doubt(self) -> str:
+        """Why nothing may be stored by it: no clock says a time that can be right. '' where one does."""
 
     def compare(self, theirs: datetime, before: datetime) -> None:
         """Compare with `theirs`, the time of the database's clock, which was asked for at `before` by this clock."""
@@ -90,9 +102,21 @@ class SystemClock(LoopTimers):
     Between two comparisons it adds the time that has passed, so a jump of the machine's clock has no effect in between.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, earliest: float | None = None) -> None:
+        """`earliest`: Unix seconds before which no clock is right; as of this version where it isn't given."""
+        self._earliest = version.earliest() if earliest is None else earliest
         self._offset = time.time() - _passed()
-        self._wrong = False
+        self._told = ""
+        """What is wrong, as the log has it; '' while all is right."""
+
+    @property
+    def doubt(self) -> str:
+        if (now := _passed() + self._offset) >= self._earliest:
+            return ""
+        return (
+            f"this machine's clock says {_shown(now)}, and neither it nor the database's says a time after this "
+            "version was made: set them right, by NTP. Control starts once one of them is"
+        )
 
     def now(self) -> datetime:
         # As `_passed`, written out: it runs several times in each poll.
@@ -102,20 +126,41 @@ class SystemClock(LoopTimers):
         took = self.now() - before
         if took > AHEAD:
             return  # the answer took too long to say anything
-        machine = time.time()
-        ahead = machine - theirs.timestamp()
-        wrong = not -AHEAD.total_seconds() <= ahead <= (AHEAD + took).total_seconds()
-        if wrong and not self._wrong:
-            log.warning(
-                "this machine's clock is %.0f s %s the database's; going by the database's until they agree: set the "
-                "clocks of both right, by NTP",
-                abs(ahead),
-                "ahead of" if ahead > 0 else "behind",
+        machine, database = time.time(), theirs.timestamp()
+        ahead = machine - database
+        if max(machine, database) < self._earliest:
+            if not self.doubt:
+                self._tell(
+                    f"this machine's clock says {_shown(machine)} and the database's {_shown(database)}, before this "
+                    "version was made; going by the time that has passed: set them right, by NTP"
+                )
+            return
+        if database < self._earliest:
+            self._tell(
+                f"the database's clock says {_shown(database)}, before this version was made; going by this machine's: "
+                "set the database's right, by NTP"
             )
-        elif self._wrong and not wrong:
+        elif not -AHEAD.total_seconds() <= ahead <= (AHEAD + took).total_seconds():
+            self._tell(
+                f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the database's; "
+                "going by the database's until they agree: set the clocks of both right, by NTP",
+            )
+            machine = database
+        else:
+            self._tell("")
+        self._offset = machine - _passed()
+
+    def _tell(self, wrong: str) -> None:
+        """Log what is wrong with the clocks when that begins, and when it is over."""
+        if wrong and not self._told:
+            log.warning("%s", wrong)
+        elif self._told and not wrong:
             log.info("this machine's clock and the database's agree again")
-        self._wrong = wrong
-        self._offset = (theirs.timestamp() if wrong else machine) - _passed()
+        self._told = wrong
+
+
+def _shown(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _passed() -> float:

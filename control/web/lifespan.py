@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from functools import partial
 
 from control.access import auth
@@ -21,11 +22,11 @@ from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.api.services import Databases, Services
 from control.checks.edge_check import Checks
-from control.clock import Clock, SystemClock
+from control.clock import Clock, ClockError, SystemClock
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.settings import ControlSettings, ControlSettingsError
-from control.storage import database, migrations, object_store
+from control.storage import database, migrations, object_store, queries
 from control.storage.artifact_deletions import Deletions
 from control.storage.bucket_owner import Ownership
 from control.storage.readiness import Readiness
@@ -48,6 +49,8 @@ from control.telemetry.webhooks.webhook_sender import WebhookSender
 from control.tracing import Tracing
 from control.wire import SyncState
 
+TIME = queries.load("database").value("time", datetime)
+
 RESTART_PAUSE = 1.0
 """Seconds after which a background task that failed starts again."""
 STORE_PATIENCE = 3.0
@@ -68,17 +71,19 @@ log = logging.getLogger("skerry.control")
 async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Services]:
     """Connect, load the cache, and run the background tasks until the block ends.
 
-    Raises: CertificateError, when the certificates can't be used; SchemaError, when the database's schema doesn't suit;
-    ProblemError, when the database doesn't answer or the bucket is another control's.
+    Raises: ClockError, when the time isn't known; CertificateError, when the certificates can't be used; SchemaError,
+    when the database's schema doesn't suit; ProblemError, when the database doesn't answer or the bucket is another
+    control's.
     """
     async with AsyncExitStack() as stack:
         metrics = ControlMetrics()
         live = LiveSettings(settings)
         settings = live.settings
+        databases = await _connect(settings, clock, metrics, stack)
+        await _know_time(databases.cache, clock)
         # Ends are judged by this machine's own clock, as TLS does.
         certificates = ControlCertificates(settings, SystemClock(), metrics)
         certificates.start()
-        databases = await _connect(settings, clock, metrics, stack)
         store = await stack.enter_async_context(object_store.connect(settings))
         store.on_answer = metrics.store
         ownership = Ownership(databases.background, store, clock)
@@ -242,6 +247,19 @@ async def _connect(
         background=own.share(BACKGROUND, "work in the background"),
         readiness=own.share(READINESS, "readiness"),
     )
+
+
+async def _know_time(db: database.Database, clock: Clock) -> None:
+    """Find out the time. What was stored by a clock of years ago would be years old once the clock is right:
+    credentials and tokens would have ended for good.
+
+    Raises: ClockError, when it isn't known; ProblemError, when the database doesn't answer.
+    """
+    if clock.doubt:
+        before = clock.now()
+        clock.compare(await db.read(lambda conn: conn.fetchval(TIME)), before)
+    if clock.doubt:
+        raise ClockError(clock.doubt)
 
 
 async def _confirm(ownership: Ownership, clock: Clock) -> None:

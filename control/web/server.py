@@ -18,7 +18,7 @@ import uvicorn
 
 from control import version
 from control.access.certificates import CertificateError
-from control.clock import Clock, SystemClock
+from control.clock import Clock, ClockError, SystemClock
 from control.settings import ControlSettings, is_loopback, listen_address
 from control.web import connection_limits, metrics_app
 from control.web.app import create_app
@@ -88,7 +88,7 @@ class ControlServer(uvicorn.Server):
         telling = asyncio.create_task(self._tell_start())
         try:
             await self._services.enter_async_context(self.app.lifespan())
-        except CertificateError as error:
+        except (CertificateError, ClockError) as error:
             raise StartError(str(error)) from error
         finally:
             telling.cancel()

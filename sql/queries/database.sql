@@ -3,6 +3,10 @@
 INSERT INTO leases (name, holder, expires_at) VALUES ($1, $1, $2)
 ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at;
 
+-- The database's time.
+-- name: time
+SELECT clock_timestamp();
+
 -- Plan each statement with its values: CockroachDB's plans without them don't push LIMIT down to the tables.
 -- name: plan_with_values
 SET plan_cache_mode = force_custom_plan;

@@ -134,6 +134,10 @@ class Clock(LoopTimers):
     def now(self) -> datetime:
         return self._loop.clock()
 
+    @property
+    def doubt(self) -> str:
+        return ""
+
     def compare(self, theirs: datetime, before: datetime) -> None:
         """The database's clock is this one."""
 
