@@ -178,6 +178,7 @@ CODES: Final[dict[str, ErrorCode]] = {
     "name_unknown": ErrorCode(0, "The host name can't be resolved"),
     "timed_out": ErrorCode(0, "No answer came in time"),
     "tls_untrusted": ErrorCode(0, "Control's certificate isn't trusted"),
+    "clock_behind": ErrorCode(0, "By this machine's clock, control's certificate isn't valid yet"),
     "proxy_failed": ErrorCode(0, "The proxy gave no way to control"),
     "answer_too_large": ErrorCode(0, "An answer was larger than any of control's can be"),
     "answer_unknown": ErrorCode(0, "An answer isn't one that this version understands"),

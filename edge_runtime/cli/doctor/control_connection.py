@@ -28,6 +28,7 @@ _CURES: Final = {
     "unreachable": "curl -v {url}/healthz",
     "timed_out": "curl -v --max-time 10 {url}/healthz",
     "proxy_failed": "env | grep -i _proxy",
+    "clock_behind": "timedatectl set-ntp true",
     "tls_untrusted": "skerry-edge trust FINGERPRINT --state {state} (`skerry ca` shows it)",
 }
 

@@ -1,6 +1,8 @@
 """The node's client over real TLS: what each fault on the way to control is called, and where the credential goes."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -11,6 +13,7 @@ from control import wire
 from control.local.pki import Pki, ensure
 from edge_runtime.sync import control_client
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
+from tests.support.certificates import Authority
 from tests.support.deadlines import deadline
 from tests.support.file_server import FileServer, Proxy, connect_proxy, file_server
 
@@ -101,6 +104,18 @@ async def test_a_control_with_another_authority_is_not_trusted(control: FileServ
     with pytest.raises(NoAnswer, match="not trusted") as caught:
         await poll(control, other)
     assert caught.value.code == "tls_untrusted"
+    assert not control.requests
+
+
+async def test_a_clock_that_is_years_behind_is_named(pki: Pki, tmp_path: Path) -> None:
+    """As after a start without a battery: by it, the certificate is one of years to come."""
+    authority = Authority()
+    certificate, key = authority.issue("control", timedelta(days=9), timedelta(days=1)).put(tmp_path, "control")
+    async with file_server(replace(pki, certificate=certificate, key=key)) as control:
+        with pytest.raises(NoAnswer, match=r"this machine's clock, which says 20\d\d-.* set the clock right") as caught:
+            async with ControlClient(control.url, authority.put(tmp_path, "ca"), "x") as session:
+                await session.poll(POLL)
+    assert caught.value.code == "clock_behind"
     assert not control.requests
 
 
