@@ -196,19 +196,27 @@ async def serve(
     log.info("this is skerry %s", version.running().text)
     server = ControlServer(settings, clock=clock, tame=True, manager=manager)
     loop = asyncio.get_running_loop()
+    # Not uvicorn's serve(), which would raise the signal again at the end.
+    serving = asyncio.ensure_future(server._serve())
 
     def stop() -> None:
         if server.should_exit:
             sys.exit(1)
         server.should_exit = True
+        if not server.started:
+            # What a start waits for, as a database that doesn't answer, may take long.
+            serving.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     # None of the loop's handlers: when one is taken away, its signal ends the process until another way is set.
     signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(server.read_again))
     try:
-        # Not uvicorn's serve(), which would raise the signal again at the end.
-        await server._serve()
+        await serving
+    except asyncio.CancelledError:
+        if not server.should_exit:
+            raise
+        log.info("control has ended before it was up")
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

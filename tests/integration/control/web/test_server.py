@@ -158,6 +158,29 @@ async def test_a_process_ends_in_order_on_a_signal(control_site: Site, number: s
         assert took < 15
 
 
+async def test_a_start_that_waits_ends_at_once(control_site: Site) -> None:
+    """Here for a database that takes connections and doesn't answer."""
+    async with cutting(control_site.settings.metadata_url) as cutter:
+        cutter.freezing = b"user"
+        serving = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "control.cli", "serve"),
+            env=control_site.environment() | {"SKERRY_METADATA_URL": cutter.url},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with deadline(60):
+            while not cutter.frozen:
+                await asyncio.sleep(0.01)
+        since = time.monotonic()
+        serving.send_signal(signal.SIGTERM)
+        async with deadline(60):
+            _, said = await serving.communicate()
+        # asyncpg waits for ten seconds.
+        assert time.monotonic() - since < 8
+    assert serving.returncode == 0
+    assert b"control has ended before it was up" in said
+    assert b"Traceback" not in said
+
+
 async def test_it_ends_while_the_database_stands(control_site: Site) -> None:
     # Were a database that stands waited for, it would be for a quarter of an hour.
     async with cutting(control_site.settings.metadata_url) as cutter:
