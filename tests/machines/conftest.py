@@ -1,12 +1,15 @@
 """A box with both packages, which serves: systemd runs its units. Its metadata database is Debian's PostgreSQL."""
 
 import asyncio
+import json
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from tests.machines.box import booted
+from tests.machines.units import wait
 from tests.packages import built as packages
 from tests.packages import machine as machines
 from tests.packages.built import Package
@@ -34,6 +37,24 @@ class BoxFleet(Fleet):
             "skerry-edge": (f"http://127.0.0.1:{self.node_port}/_skerry/healthz",),
         }
         self.call(*ready[unit])
+
+    def edge_says(self, *command: str) -> str:
+        """What a command of the node prints, as its user, whatever its status."""
+        asked = ("runuser", "-u", "skerry-edge", "--", "skerry-edge", *command, "--state", "/var/lib/skerry-edge")
+        return self.machine.attempt(*asked).stdout
+
+    def edge(self, command: str) -> Any:
+        """What a command of the node says in JSON."""
+        return json.loads(self.edge_says(command, "--json"))
+
+    def at_target(self, after: int = 0) -> None:
+        """Wait until the node is at its target, at a later release than `after`."""
+
+        def there() -> bool:
+            told = self.edge("status")
+            return bool(told["at_target"]) and told["release"]["number"] > after
+
+        wait(there, "the node doesn't come to its target", 120)
 
 
 @pytest.fixture(scope="session")

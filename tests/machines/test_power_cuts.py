@@ -1,9 +1,11 @@
 """A node's power fails while it writes, moves its log and changes its release: no row that was acknowledged is lost."""
 
 import http.client
+import itertools
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +14,24 @@ import pytest
 
 from tests.machines.conftest import BoxFleet
 from tests.machines.lossy_disk import LossyDisk
+from tests.machines.units import drop_in
 from tests.support.deadlines import scaled
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.never_retry]
-CUTS = 20
+CUTS = 21
+POINTS = (
+    "commit",
+    "edge.sync.swap.before",
+    "edge.commit.after",
+    "edge.apply.after",
+    "commit",
+    "edge.sync.swap.after",
+    "edge.commit.before",
+)
+"""Where a release's power cuts are; `aim.py` has what they are."""
 STATE = "/var/lib/skerry-edge"
-GROUP = "/sys/fs/cgroup/system.slice/skerry-edge.service"
+VISITS = "visits /root/examples/visits/visits.wasm --manifest /root/examples/visits/manifest.json"
+FAULTS = "/run/faults"
 
 
 class Writers:
@@ -59,6 +73,8 @@ def on_a_lossy_disk(fleet: BoxFleet, folder: Path) -> Iterator[LossyDisk]:
     fleet.stop("skerry-edge")
     disk = LossyDisk(box, STATE, folder)
     box.shell(f"mkdir /root/state; cp -a {STATE}/. /root/state/")
+    box.shell(f"mkdir {FAULTS}; chown skerry-edge: {FAULTS}")
+    drop_in(box, "skerry-edge", "[Service]", f"Environment=SKERRY_FAULTS={FAULTS}", f"ReadWritePaths={FAULTS}")
     try:
         disk.mount()
         box.shell(f"cp -a /root/state/. {STATE}/; chown skerry-edge:skerry-edge {STATE}; chmod 0700 {STATE}; sync")
@@ -67,6 +83,7 @@ def on_a_lossy_disk(fleet: BoxFleet, folder: Path) -> Iterator[LossyDisk]:
     finally:
         box.attempt("systemctl", "stop", "skerry-edge")
         disk.close()
+        drop_in(box, "skerry-edge")
         box.run("systemctl", "start", "skerry-edge")
 
 
@@ -95,23 +112,34 @@ def change_release(fleet: BoxFleet, number: int) -> None:
         )
         fleet.skerry(f"skerry schema add /root/change.sql --name cut-{number}")
     else:
-        files = "/root/examples/visits/visits.wasm --manifest /root/examples/visits/manifest.json"
-        fleet.skerry(f"skerry function push visits {files} --config CUT={number}")
+        fleet.skerry(f"skerry function push {VISITS} --config CUT={number}")
+
+
+def freeze(fleet: BoxFleet, aim: str, number: int) -> str:
+    """Freeze all of the node's processes in the middle of what `aim` says; return what it was."""
+    box = fleet.machine
+    box.shell(f"rm -f {FAULTS}/*")
+    if aim not in ("anywhere", "checkpoint"):
+        held = ("edge.commit.before", "edge.commit.after") if aim == "commit" else (aim,)
+        for point in held:
+            box.write(f"{FAULTS}/{point}", "hold")
+        change_release(fleet, number)
+    return box.run("python3", "/root/aim.py", aim, timeout=scaled(150)).strip()
 
 
 def test_no_acknowledged_row_is_lost(fleet: BoxFleet, tmp_path: Path) -> None:
-    box, drawn = fleet.machine, random.Random(1)
+    box, drawn, points = fleet.machine, random.Random(1), itertools.cycle(POINTS)
+    box.put(Path(__file__).with_name("aim.py"), "/root/aim.py")
     everything: list[str] = []
+    hit = Counter[str]()
     with on_a_lossy_disk(fleet, tmp_path) as disk:
         for number in range(CUTS):
             writers = Writers(fleet.node_port, f"c{number}")
-            if number % 3 == 0:
-                change_release(fleet, number)
             time.sleep(drawn.uniform(0.1, 1.5))
             # A file that nobody syncs: its name may last, with what the node has synced.
             box.shell(f"echo written >{STATE}/unsynced-{number}")
-            # All at one moment, in the middle of whatever they do.
-            box.shell(f"echo 1 >{GROUP}/cgroup.freeze; until grep -q 'frozen 1' {GROUP}/cgroup.events; do :; done")
+            aim = ("anywhere", "checkpoint", next(points))[number % 3]
+            hit[freeze(fleet, aim, number)] += 1
             disk.cut()
             box.run("systemctl", "kill", "--signal=KILL", "skerry-edge")
             box.run("systemctl", "stop", "skerry-edge")
@@ -120,12 +148,15 @@ def test_no_acknowledged_row_is_lost(fleet: BoxFleet, tmp_path: Path) -> None:
             disk.mount()
             fleet.start("skerry-edge")
             assert writers.acknowledged
-            assert missing(fleet, writers.acknowledged) == [], f"after cut {number}"
+            assert missing(fleet, writers.acknowledged) == [], f"after cut {number}, in {aim}"
             everything += writers.acknowledged
         assert missing(fleet, everything) == []
+        fleet.at_target()
         command = ("runuser", "-u", "skerry-edge", "--", "skerry-edge", "check-database", "--state", STATE)
         done = box.attempt(*command)
         assert done.returncode == 0, done.stdout + done.stderr
         unsynced = box.shell(f"find {STATE} -name 'unsynced-*' -size +0").split()
-    print(f"{len(everything)} acknowledged rows, and {len(unsynced)} of {CUTS} files that nobody has synced")
+    print(f"{len(everything)} acknowledged rows, {len(unsynced)} of {CUTS} files that nobody has synced; cut in {hit}")
+    assert hit["checkpoint"] == hit["anywhere"] == CUTS / 3
+    assert hit.keys() >= {"commit", "edge.sync.swap.before"}, "no cut was in a release's COMMIT, or before its swap"
     assert len(unsynced) < CUTS / 2, "the disk has lost nothing, so nothing was shown"

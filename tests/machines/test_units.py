@@ -6,34 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.machines.conftest import BoxFleet
+from tests.machines.units import drop_in, shown, until
 from tests.packages.built import Package
-from tests.packages.machine import Machine
 from tests.support.deadlines import scaled
 
 pytestmark = pytest.mark.timeout(900)
 UNITS = ("skerry", "skerry-edge")
 STATE = ("--state", "/var/lib/skerry-edge")
-
-
-def shown(box: Machine, unit: str, name: str) -> str:
-    """What systemd knows of a unit."""
-    return box.run("systemctl", "show", "--value", "--property", name, unit).strip()
-
-
-def drop_in(box: Machine, unit: str, *lines: str) -> None:
-    """Have a unit run with these lines besides; without lines, as it is packaged."""
-    folder = f"/run/systemd/system/{unit}.service.d"
-    box.shell(f"rm -rf {folder}; mkdir -p {folder}")
-    if lines:
-        box.write(f"{folder}/test.conf", "\n".join(lines) + "\n")
-    box.run("systemctl", "daemon-reload")
-
-
-def until(box: Machine, unit: str, name: str, value: str, within: float = 60.0) -> None:
-    deadline = time.monotonic() + scaled(within)
-    while (is_now := shown(box, unit, name)) != value:
-        assert time.monotonic() < deadline, f"{unit}: {name} is {is_now}, not {value}"
-        time.sleep(0.2)
 
 
 def test_both_do_all_of_their_work_behind_what_their_units_forbid(fleet: BoxFleet) -> None:
