@@ -23,6 +23,14 @@ class ControlSettingsError(Exception):
     """A setting is missing or wrong; the message names the variable and says what it must be."""
 
 
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        # None of them takes a file, as on a full disk: uploads say so.
+        return Path("/tmp")  # noqa: S108
+
+
 @dataclass(frozen=True)
 class StoreAddress:
     """The parts of the artifact store's URL, ``http(s)://KEY:SECRET@HOST:PORT/BUCKET``."""
@@ -60,7 +68,7 @@ class ControlSettings:
     tls_key: Path | None = None
     ca_cert: Path | None = None
     """The CA that nodes are to trust, which /v1/ca answers; None where the certificate is publicly trusted."""
-    spool: Path = Path(tempfile.gettempdir())
+    spool: Path = field(default_factory=_temporary_folder)
     """The folder in which uploads are kept until their digest is known."""
     artifact_limit: int = 64 * 1024 * 1024
     body_limit: int = 4 * 1024 * 1024

@@ -1,5 +1,7 @@
 """What control is told by its environment, and what it refuses to be told."""
 
+import resource
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,18 @@ def test_what_can_not_be_is_refused_by_name_and_without_the_secret(change: dict[
         from_environment({**GOOD, **change})
     assert names in str(refused.value)
     assert "hunter2" not in str(refused.value)
+
+
+def test_a_disk_that_takes_nothing_keeps_nobody_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(FileNotFoundError):
+            tempfile.gettempdir()
+        assert from_environment(GOOD).spool == Path("/tmp")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_secrets_are_not_in_what_settings_print() -> None:
