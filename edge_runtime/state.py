@@ -54,6 +54,8 @@ class State:
         self.database = self.path / "db"
         self.temporary = self.path / wal.TEMPORARY
         try:
+            if self.path.exists() and (found := unusable(self.path)):
+                raise StateUnfit("{}: {}".format(*found))
             for folder in (self.path, self.aot, self.artifacts, self.database, self.temporary):
                 files.make_folder(folder)
                 if folder.stat().st_mode & 0o077:
@@ -118,6 +120,22 @@ class State:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def unusable(state: Path) -> tuple[str, str] | None:
+    """What keeps this process's user from using a state directory, and what to do; None where nothing does.
+
+    Raises: OSError.
+    """
+    if os.statvfs(state).f_flag & os.ST_RDONLY:
+        text = f"{state} is on a file system that is mounted read-only, as the kernel does where a disk fails (dmesg)"
+        return text, f'mount -o remount,rw "$(stat -c %m {state})"'
+    folders = [state / name for name in ("", aot_cache.FOLDER, "artifacts", wal.FILE.parent, wal.TEMPORARY)]
+    for path in [*folders, state / "lock", *(state / wal.FILE.parent).glob("*")]:
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)):
+            text = f"{path} is closed to this user: another one, such as root, made it"
+            return text, f"as root: chown -R --reference={state} {state}"
+    return None
 
 
 def is_full(state: Path) -> bool:

@@ -7,7 +7,7 @@ function with I/O returns facts, functions of facts return findings. `CHECKS` ha
 from typing import Final
 
 CHECKS: Final = {
-    "state": "the state directory: there, of this user, closed to others, on a disk that programs may be run from",
+    "state": "the state directory: there, open to this user alone, on a disk that programs may be run from",
     "identity": "the node has joined, and its identity can be read",
     "unit": "the systemd unit of the node, where there is one, lets it run, and starts it again and with the machine",
     "node": "a node runs on the state directory and answers",

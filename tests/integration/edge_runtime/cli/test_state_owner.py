@@ -7,14 +7,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from edge_runtime import wal
 from edge_runtime.cli import node
 from edge_runtime.cli.main import main as skerry_edge
 from edge_runtime.cli.owner import told_owner
+from edge_runtime.state import State
+from edge_runtime.sync import identity
+from edge_runtime.sync.identity import Identity
 
 JOIN = ("join", "--control", "https://localhost:1", "--name", "edge-1")
 TOKEN = {"SKERRY_JOIN_TOKEN": "skj_00000000-0000-0000-0000-000000000000_" + "a" * 43}
@@ -89,6 +94,32 @@ async def test_an_identity_of_another_user_is_told_with_what_opens_it(
     assert "Traceback" not in told
     assert f"as root: chown -R --reference={state} {state}" in told
     assert "skerry-edge join" not in told
+
+
+async def test_a_database_of_another_user_is_told_with_what_opens_it(open_folder: Path) -> None:
+    """As of root, who has looked into it with a program of SQLite's."""
+    state = open_folder / "state"
+    State(state, 0).close()
+    identity.write(state, Identity("id", "edge-1", "default", "https://localhost:1", "secret", datetime.now(UTC)))
+    made = state / wal.FILE
+    if os.geteuid() == 0:
+        for path in (state, *state.rglob("*")):
+            os.chown(path, 65534, 65534)
+    made.write_bytes(b"")
+    made.chmod(0)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", AS_NOBODY, "run", "--state", str(state)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={"PATH": os.environ["PATH"]},
+        cwd=Path(node.__file__).parents[2],
+    )
+    out, _ = await process.communicate()
+    told = out.decode()
+    assert process.returncode == 1
+    assert "Traceback" not in told
+    assert f"{made} is closed to this user" in told
+    assert f"as root: chown -R --reference={state} {state}" in told
 
 
 def test_a_join_without_a_token_names_the_variable(tmp_path: Path) -> None:
