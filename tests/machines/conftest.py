@@ -32,11 +32,16 @@ class BoxFleet(Fleet):
 
     def answers(self, unit: str) -> None:
         """Check that the service of a unit answers, at the first request."""
-        ready = {
-            "skerry": ("--cacert", CA, f"https://{NAME}:{self.port}/readyz"),
-            "skerry-edge": (f"http://127.0.0.1:{self.node_port}/_skerry/healthz",),
-        }
-        self.call(*ready[unit])
+        self.call(*self._ready(unit))
+
+    def is_there(self, unit: str) -> bool:
+        """Whether the service of a unit answers now."""
+        return self.machine.attempt("curl", "-sS", "--fail", *self._ready(unit)).returncode == 0
+
+    def _ready(self, unit: str) -> tuple[str, ...]:
+        if unit == "skerry":
+            return ("--cacert", CA, f"https://{NAME}:{self.port}/readyz")
+        return (f"http://127.0.0.1:{self.node_port}/_skerry/healthz",)
 
     def edge_says(self, *command: str) -> str:
         """What a command of the node prints, as its user, whatever its status."""

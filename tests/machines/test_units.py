@@ -1,12 +1,14 @@
 """The units as systemd runs them: started, restarted, hung, failing, removed, and with all that they forbid."""
 
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.machines.conftest import BoxFleet
-from tests.machines.units import drop_in, shown, until
+from tests.machines.units import drop_in, shown, until, wait
 from tests.packages.built import Package
 from tests.support.deadlines import scaled
 
@@ -89,6 +91,50 @@ def test_what_ends_again_and_again_is_started_again_and_again(fleet: BoxFleet) -
         fleet.answers("skerry-edge")
     finally:
         drop_in(box, "skerry-edge")
+
+
+def repackaged(package: Package, folder: Path, mark: str) -> Package:
+    """A package whose program says nothing to systemd, and whose unit waits for nothing: what it was once. Its version
+    is the present one's with `mark`."""
+    version = package.version + mark
+    tree = folder / package.name
+    subprocess.run(["dpkg-deb", "-R", package.file, tree], check=True)
+    control = tree / "DEBIAN" / "control"
+    control.write_text(control.read_text("utf-8").replace(package.version, version), "utf-8")
+    (unit,) = (tree / "usr" / "lib" / "systemd" / "system").glob("*.service")
+    text = unit.read_text("utf-8").replace("Type=notify", "Type=simple")
+    unit.write_text("".join(line for line in text.splitlines(True) if not line.startswith("WatchdogSec")), "utf-8")
+    (manager,) = tree.glob("usr/lib/*/lib/*/site-packages/control/web/service_manager.py")
+    silent = manager.read_text("utf-8").replace("if self._address:", "if False:")
+    manager.write_text(silent, "utf-8")
+    # It would be taken for that of this text.
+    (manager.parent / "__pycache__" / f"{manager.stem}.cpython-313.pyc").unlink()
+    file = folder / f"{package.name}_{version}_amd64.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, file], check=True, capture_output=True)
+    shutil.rmtree(tree)
+    return Package(package.name, version, file)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_unit_and_its_program_are_up_and_downgraded_together(
+    fleet: BoxFleet, built: dict[str, Package], unit: str, tmp_path: Path
+) -> None:
+    """A program that says nothing to systemd would be ended by a unit that waits for it."""
+    box, name = fleet.machine, {"skerry": "skerry-control"}.get(unit, unit)
+    before = fleet.count("versions")
+    earlier = repackaged(built[name], tmp_path, "~earlier")
+    earlier.give(box)
+    # A service that ends while files are exchanged is started again by the unit that it had.
+    for package, kind in ((earlier, "simple"), (built[name], "notify")):
+        began = time.monotonic()
+        box.apt("install", "--allow-downgrades", package.path)
+        assert time.monotonic() - began < scaled(60), "systemd waits for what says nothing"
+        assert shown(box, unit, "Type") == kind
+        assert shown(box, unit, "NRestarts") == "0"
+        wait(lambda: fleet.is_there(unit), "the service doesn't answer")
+    fleet.answers(unit)
+    fleet.at_target()
+    assert fleet.visits("versions") == before
 
 
 def test_a_node_that_was_removed_is_installed_again_on_its_socket(fleet: BoxFleet, built: dict[str, Package]) -> None:
