@@ -3,8 +3,8 @@
 SQL's now() is never used. A machine's clock may be wrong, for a moment or for long. Every replica compares its clock
 with the database's, which all replicas share, and goes by the database's while the two differ by more than `AHEAD`.
 Times that a wrong clock has stored further ahead than that are corrected (`control.sync.passes.future_times`).
-A clock that says a time before this version was made isn't believed at all: such a machine has no battery for its clock
-and hasn't got the time from the network yet. What was stored then would be years old once it has.
+A clock that says a time before `EARLIEST` isn't believed at all: such a machine has no battery for its clock and hasn't
+got the time from the network yet. What was stored then would be years old once it has.
 
 By the clock goes what waits until enough time has passed: patience, holds, leases, how long an answer is believed, and
 the periods of background loops. Real stay
@@ -24,10 +24,10 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from control import version
-
 AHEAD = timedelta(seconds=10)
 """A time that is further ahead than this was written by a wrong clock."""
+EARLIEST = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
+"""Unix seconds before which there was no Skerry, so that no clock is right that says so."""
 
 log = logging.getLogger("skerry.clock")
 
@@ -102,20 +102,18 @@ class SystemClock(LoopTimers):
     Between two comparisons it adds the time that has passed, so a jump of the machine's clock has no effect in between.
     """
 
-    def __init__(self, earliest: float | None = None) -> None:
-        """`earliest`: Unix seconds before which no clock is right; as of this version where it isn't given."""
-        self._earliest = version.earliest() if earliest is None else earliest
+    def __init__(self) -> None:
         self._offset = time.time() - _passed()
         self._told = ""
         """What is wrong, as the log has it; '' while all is right."""
 
     @property
     def doubt(self) -> str:
-        if (now := _passed() + self._offset) >= self._earliest:
+        if (now := _passed() + self._offset) >= EARLIEST:
             return ""
         return (
-            f"this machine's clock says {_shown(now)}, and neither it nor the database's says a time after this "
-            "version was made: set them right, by NTP. Control starts once one of them is"
+            f"this machine's clock says {_shown(now)}, and neither it nor the database's says a time that can be "
+            "right: set them right, by NTP. Control starts once one of them is"
         )
 
     def now(self) -> datetime:
@@ -128,17 +126,17 @@ class SystemClock(LoopTimers):
             return  # the answer took too long to say anything
         machine, database = time.time(), theirs.timestamp()
         ahead = machine - database
-        if max(machine, database) < self._earliest:
+        if max(machine, database) < EARLIEST:
             if not self.doubt:
                 self._tell(
-                    f"this machine's clock says {_shown(machine)} and the database's {_shown(database)}, before this "
-                    "version was made; going by the time that has passed: set them right, by NTP"
+                    f"this machine's clock says {_shown(machine)} and the database's {_shown(database)}, and neither "
+                    "can be right; going by the time that has passed: set them right, by NTP"
                 )
             return
-        if database < self._earliest:
+        if database < EARLIEST:
             self._tell(
-                f"the database's clock says {_shown(database)}, before this version was made; going by this machine's: "
-                "set the database's right, by NTP"
+                f"the database's clock says {_shown(database)}, which can't be right; going by this machine's: set the "
+                "database's right, by NTP"
             )
         elif not -AHEAD.total_seconds() <= ahead <= (AHEAD + took).total_seconds():
             self._tell(

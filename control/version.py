@@ -7,7 +7,6 @@ must not cost a process. This module imports no other one of the project, since 
 
 import contextlib
 import functools
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,14 +45,6 @@ def running() -> ProgramVersion:
     kept = parse((Path(__file__).parent / "commit.txt").read_text(encoding="utf-8"))
     commit, date = kept or (of_checkout(_root()), "")
     return ProgramVersion(number, commit[:LENGTH], date)
-
-
-@functools.cache
-def earliest() -> float:
-    """The time (Unix seconds) before which this version wasn't made: a clock that says an earlier one is wrong. It is
-    the commit's day, less one for time zones; 0 where the day isn't known."""
-    day = running().date
-    return (datetime.fromisoformat(day).replace(tzinfo=UTC) - timedelta(days=1)).timestamp() if day else 0.0
 
 
 def told() -> str:

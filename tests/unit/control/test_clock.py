@@ -5,15 +5,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from control import version
-from control.clock import SystemClock
-from control.version import ProgramVersion
+from control.clock import EARLIEST, SystemClock
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 BATTERY = datetime(2000, 1, 1, tzinfo=UTC)
 """What a machine's clock says after a start without one."""
-MADE = datetime(2026, 11, 30, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -23,9 +20,9 @@ MADE = datetime(2026, 11, 30, tzinfo=UTC)
         (NOW + HOUR, NOW, NOW, "3600 s ahead of the database's"),
         (NOW - HOUR, NOW, NOW, "3600 s behind the database's"),
         (BATTERY, NOW, NOW, "behind the database's"),
-        (NOW, BATTERY, NOW, "the database's clock says 2000-01-01 00:00 UTC, before this version was made"),
+        (NOW, BATTERY, NOW, "the database's clock says 2000-01-01 00:00 UTC, which can't be right"),
         (BATTERY, BATTERY, None, ""),
-        (BATTERY, MADE - HOUR, None, ""),
+        (BATTERY, datetime.fromtimestamp(EARLIEST, UTC) - HOUR, None, ""),
     ],
 )
 def test_the_clock_at_a_start(
@@ -37,7 +34,7 @@ def test_the_clock_at_a_start(
     said: str,
 ) -> None:
     monkeypatch.setattr(time, "time", machine.timestamp)
-    clock = SystemClock(MADE.timestamp())
+    clock = SystemClock()
     for _ in range(2):
         clock.compare(database, clock.now())
     assert ("this machine's clock says 2000-01-01 00:00 UTC" in clock.doubt) == (now is None)
@@ -55,23 +52,10 @@ def test_the_clock_at_a_start(
 
 def test_a_time_that_was_known_is_known_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(time, "time", NOW.timestamp)
-    clock = SystemClock(MADE.timestamp())
+    clock = SystemClock()
     clock.compare(NOW, clock.now())
     monkeypatch.setattr(time, "time", BATTERY.timestamp)
     clock.compare(BATTERY, clock.now())
     assert clock.doubt == ""
     assert abs(clock.now() - NOW) < timedelta(seconds=5)
     assert "going by the time that has passed" in caplog.text
-
-
-def test_no_clock_is_right_that_says_a_time_before_the_version_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(version, "running", lambda: ProgramVersion("0.1.0", "1a2b3c4d5e6f", "2026-12-01"))
-    try:
-        version.earliest.cache_clear()
-        # The day may be that of a zone in which it begins earlier.
-        assert version.earliest() == MADE.timestamp()
-        monkeypatch.setattr(version, "running", lambda: ProgramVersion("0.1.0", "1a2b3c4d5e6f", ""))
-        version.earliest.cache_clear()
-        assert version.earliest() == 0.0
-    finally:
-        version.earliest.cache_clear()
