@@ -98,7 +98,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "webhook_refused": ProblemCode(422, "No message would ever be sent to the webhook"),
     "schema_refused": ProblemCode(422, "The schema change can't be applied"),
     # Not now
-    "too_many_acts": ProblemCode(503, "The node has done this too often"),
+    "too_many_acts": ProblemCode(503, "A node or an operator has done this too often"),
     "too_many_watches": ProblemCode(503, "Too many views of nodes' records are open"),
     "database_busy": ProblemCode(503, "Too much is asked of the metadata database at once"),
     "database_locked": ProblemCode(503, "Another transaction holds what this one needs"),

@@ -142,7 +142,8 @@ class Sessions:
         Raises: AuthError credentials_missing, when it has none (which isn't recorded as a refusal), credentials_invalid
         or session_ended, when its session isn't good; ProblemError, when control can't know now.
         """
-        await self._fleet.refuse_stale()
+        await self._fleet.read_late()
+        self._fleet.refuse_stale()
         text = cookie(scope, COOKIE)
         if text is None:
             raise AuthError("credentials_missing", "sign in first, at /sign-in", "")

@@ -55,6 +55,11 @@ log = logging.getLogger("skerry.artifacts")
 
 async def upload(call: ApiCall) -> Reply:
     """PUT /v1/artifacts/{sha256}: spool and hash the bytes, check them, then row, object, and row ready (R 2.1)."""
+    with call.services.checks.of(call.operator.id).upload():
+        return await _upload(call)
+
+
+async def _upload(call: ApiCall) -> Reply:
     folder = call.services.settings.spool
     with _spool_failures(folder):
         # A file without a name: a kill leaves nothing behind.

@@ -195,7 +195,7 @@ async def answer(
     """Check the caller, then the input, then run the operation. Raises: ProblemError, when it is refused or fails."""
     operator, node_id, credential_id = NOBODY, "", ""
     if operation.role not in (None, "join") and not operation.when_stale:
-        await services.fleet.refuse_stale()
+        await services.fleet.read_late()
     if operation.role == "node":
         credential, node = await services.auth.node(scope, services.clock.now(), operation.ended)
         node_id, credential_id = node.id, credential.id
@@ -210,6 +210,8 @@ async def answer(
             operator.need(operation.role, None)
         else:
             operator.need_somewhere(operation.role)
+    if operation.role not in (None, "join") and not operation.when_stale:
+        services.fleet.refuse_stale()
     path = {name: request_input.path_value(name, text) for name, text in parameters.items()}
     query = request_input.query_value(operation.query, scope)
     key = request_input.idempotency_key(scope) if operation.method in ("POST", "DELETE") and operator.name else ""

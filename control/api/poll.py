@@ -19,6 +19,7 @@ from control.clock import Clock
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.settings import ControlSettings
+from control.storage.connection_quotas import ASKS
 from control.sync import plan, requirements
 from control.sync.fleet_cache import RESTORED, STALE, FleetCache, Waiter
 from control.sync.fleet_rows import CachedGroup, CachedNode, Credential
@@ -113,7 +114,9 @@ class PollEndpoint:
         if message["type"] == "http.request" and not message["more_body"]:
             raw = message["body"]
         else:
-            raw = await self._rest(scope, message, receive)
+            ASKS.set(credential.node_id)
+            with request_input.coming():
+                raw = await self._rest(scope, message, receive)
         if credential.last is not None and credential.last[0] == raw:
             poll = credential.last[1]
         else:

@@ -120,13 +120,13 @@ async def get_sync(call: ApiCall) -> Reply:
 
 async def _audit(conn: Connection, query: AuditFilter) -> responses.Page[AuditEntry]:
     rows = next((rows for name, rows in BY_INDEX if getattr(query, name) is not None), NEWEST)
+    # By their offsets from UTC, times may be outside of what the database takes.
+    since, until = (min(max(time, EARLIEST), LATEST) for time in (query.since or EARLIEST, query.until or LATEST))
     return await pagination.fill(
-        lambda after, count: conn.fetch(
-            rows, query.target, query.actor, query.action, *after, query.since or EARLIEST, count
-        ),
+        lambda after, count: conn.fetch(rows, query.target, query.actor, query.action, *after, since, count),
         pagination.as_they_are,
         lambda row: (row.at, row.id),
-        pagination.read_cursor(query.cursor, (datetime, UUID)) or (query.until or LATEST, UUID(int=0)),
+        pagination.read_cursor(query.cursor, (datetime, UUID)) or (until, UUID(int=0)),
         query.limit,
     )
 

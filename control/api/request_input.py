@@ -1,6 +1,9 @@
 """A request's input: bodies that are read and parsed within limits, and the values in paths, queries and headers."""
 
 import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -14,6 +17,7 @@ from control.clock import Clock
 from control.manifest_fields import unfit
 from control.problems import ProblemError
 from control.settings import ControlSettings
+from control.storage.connection_quotas import ASKS
 
 T = TypeVar("T")
 
@@ -26,8 +30,30 @@ SQL_BODY = 8 * 1024 * 1024
 BIG_BODY = 64 * 1024
 """Bytes of the largest body that is parsed at once; larger ones are parsed in a thread, beside other requests."""
 
+MOST_BODIES = 64
+"""Bodies of one operator or node that come at once: until they are whole, they are in memory."""
+
+_coming: Counter[str] = Counter()
+"""Those that come to this process, by who sends them (`ASKS`)."""
 _AT = re.compile(r" - at `(?:key` in `)?\$\.?([^`]*)`$")
 _FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
+
+
+@contextmanager
+def coming() -> Iterator[None]:
+    """Have a body come until the block ends. Raises: ProblemError too_many_acts, when there are too many of whoever
+    sends it."""
+    who = ASKS.get()
+    if who and _coming[who] >= MOST_BODIES:
+        text = f"{MOST_BODIES} requests of the same sender are under way whose bodies aren't whole yet"
+        raise ProblemError("too_many_acts", text, retry_after=1)
+    _coming[who] += 1
+    try:
+        yield
+    finally:
+        _coming[who] -= 1
+        if not _coming[who]:
+            del _coming[who]
 
 
 def check_length(scope: Scope, limit: int) -> None:
@@ -45,17 +71,18 @@ async def read_body(settings: ControlSettings, clock: Clock, scope: Scope, recei
     size = 0
     try:
         async with clock.timeout(settings.body_timeout):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ProblemError("body_incomplete", "the connection was closed within the body")
-                part = message.get("body", b"")
-                size += len(part)
-                if size > limit:
-                    raise _too_large(limit)
-                parts.append(part)
-                if not message.get("more_body", False):
-                    return b"".join(parts)
+            with coming():
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ProblemError("body_incomplete", "the connection was closed within the body")
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > limit:
+                        raise _too_large(limit)
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
     except TimeoutError:
         raise ProblemError("body_timeout", f"the body didn't arrive within {settings.body_timeout:.0f} s") from None
 

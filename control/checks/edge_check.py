@@ -13,19 +13,22 @@ import logging
 import os
 import signal
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
-from control.checks.fair_turns import FairTurns, TooManyWaiting
+from control.checks.fair_turns import EACH, FairTurns, TooManyWaiting
 from control.problems import ProblemError
 
 log = logging.getLogger("skerry.checks")
 
 ANSWER_LIMIT = 1024 * 1024
 """Bytes of the child's answer, and of its stderr, that are read."""
+MOST_UPLOADS = EACH + 8
+"""Uploads of one operator that are under way at once: as many as may wait for their checks, and some that arrive."""
 KEPT = 64
 """Answers of checks that are kept."""
 KEPT_BYTES = 8 * 1024 * 1024
@@ -51,6 +54,20 @@ class OperatorChecks:
     def __init__(self, checks: "Checks", operator: str) -> None:
         self._checks = checks
         self._operator = operator
+
+    @contextlib.contextmanager
+    def upload(self) -> Iterator[None]:
+        """Take an upload until the block ends. Raises: ProblemError check_unavailable, when as many are under way as
+        could wait for their checks: their bytes are on control's disk, which all uploads share."""
+        uploads = self._checks.uploads
+        if uploads[self._operator] >= MOST_UPLOADS:
+            raise _too_many("uploads are under way")
+        uploads[self._operator] += 1
+        try:
+            yield
+        finally:
+            uploads[self._operator] -= 1
+            uploads += Counter()  # without those that are 0
 
     async def module(self, file: Path, size_limit: int) -> dict[str, Any]:
         """Check the module in `file`; return what a node needs to know of it. Raises: ProblemError module_refused."""
@@ -116,6 +133,8 @@ class Checks:
         self._deadline = deadline
         self._uploads = FairTurns(at_once)
         self._others = FairTurns(at_once)
+        self.uploads: Counter[str] = Counter()
+        """Uploads under way, by operator."""
         self._kept: OrderedDict[bytes, bytes] = OrderedDict()
         """Answers as JSON, by the sha256 of what was asked; the one that was asked for last is at the end."""
         self._warned = False
@@ -145,9 +164,7 @@ class Checks:
                         self._keep(key, found)
                 return found
         except TooManyWaiting:
-            raise ProblemError(
-                "check_unavailable", "as many of your checks wait as may; try again when they are done", retry_after=5
-            ) from None
+            raise _too_many("checks wait") from None
 
     def _look_up(self, key: bytes) -> dict[str, Any] | None:
         kept = self._kept.get(key)
@@ -207,6 +224,12 @@ class Checks:
         if unfenced and not self._warned:
             self._warned = True
             log.warning("checks of uploads run without a part of their fence: %.1000s", unfenced)
+
+
+def _too_many(what: str) -> ProblemError:
+    return ProblemError(
+        "check_unavailable", f"as many of your {what} as may; try again when they are done", retry_after=5
+    )
 
 
 def _asked(earlier: list[tuple[int, str]], sql: str, amends: tuple[int, str] | None) -> dict[str, Any]:

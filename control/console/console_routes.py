@@ -180,7 +180,7 @@ async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: R
     """Check who asks, then the form. Raises: ProblemError."""
     who, form = visits.Visitor(operations.NOBODY), QueryParams()
     if page.role is not None:
-        await services.fleet.refuse_stale()
+        await services.fleet.read_late()
         who = await visits.visitor(services, scope)
         ASKS.set(who.operator.id)
     if page.method == "POST":
@@ -194,4 +194,6 @@ async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: R
         raise ProblemError("invalid_parameter", "there is a NUL character in the address")
     visit = Visit(services, scope["path_params"], query, form, scope, receive, who)
     visit.check_role(page)
+    if page.role is not None:
+        services.fleet.refuse_stale()
     return visit

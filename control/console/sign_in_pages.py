@@ -48,7 +48,8 @@ async def sign_in(visit: Visit) -> Reply:
         if own is None:
             return _page(visit, to, by_code=by_code, error=ProblemError("form_refused", NO_COOKIES))
         forms.check(visit.scope, sessions.form_token(own), form.getlist("visit_token"), services.settings.public_url)
-        await services.fleet.refuse_stale()
+        await services.fleet.read_late()
+        services.fleet.refuse_stale()
         if by_code:
             secret = await services.sign_ins.use_code(visit.scope, form["code"], stays=stays)
         else:
@@ -77,7 +78,8 @@ async def end_at_provider(visit: Visit) -> Reply:
         answer.setdefault(name, []).append(value)
     gone = sessions.set_cookie(PROVIDER_COOKIE, "", seconds=0)
     try:
-        await visit.services.fleet.refuse_stale()
+        await visit.services.fleet.read_late()
+        visit.services.fleet.refuse_stale()
         await visit.services.sign_ins.answers.take(auth.address(visit.scope))
         person, to = await provider.finish(sessions.cookie(visit.scope, PROVIDER_COOKIE), answer)
         secret = await visit.services.people.sign_in(visit.scope, person)

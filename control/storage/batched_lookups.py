@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
 from control.problems import ProblemError
+from control.storage.connection_quotas import ASKS
 
 PAUSE = 0.05
 """Seconds between two look-ups: made-up ids cost the database at most twenty queries a second."""
@@ -49,6 +50,7 @@ class Lookups(Generic[T]):
             future.cancel()
 
     async def _run(self) -> None:
+        ASKS.set("")  # for all who wait, whoever was first
         while self._unknown:
             asked, self._unknown = self._unknown, {}
             self._asked = asked

@@ -42,18 +42,19 @@ class Places:
             self.waiting.setdefault(who, deque()).append(given)
         return given
 
-    def give_back(self, who: str, given: asyncio.Future[None]) -> None:
+    def give_back(self, who: str, given: asyncio.Future[None] | None) -> None:
         """Have a place no longer, or wait for it no longer: the next one who waits and may have it gets it."""
-        if not given.done():
+        if given is not None and not given.done():
             line = self.waiting[who]
             line.remove(given)
             if not line:
                 del self.waiting[who]
             return
         self.free += 1
-        self.held[who] -= 1
-        if not self.held[who]:
-            del self.held[who]
+        if who:
+            self.held[who] -= 1
+            if not self.held[who]:
+                del self.held[who]
         for other, line in self.waiting.items():
             if self._may(other):
                 self._take(other, line.popleft())
@@ -80,7 +81,8 @@ class Places:
 
     def _take(self, who: str, given: asyncio.Future[None]) -> None:
         self.free -= 1
-        self.held[who] += 1
+        if who:
+            self.held[who] += 1
         given.set_result(None)
 
 
@@ -109,17 +111,25 @@ class Share:
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
         """Have a connection until the block ends. Raises: ProblemError database_busy, when none gets free in time."""
-        who = ASKS.get()
-        given = self._places.ask(who)
-        if not given.done():
-            await self._wait(who, given)
+        who, places = ASKS.get(), self._places
+        given: asyncio.Future[None] | None = None
+        if places.free and not who:
+            # Control's own work, as what polls have decided: a turn would be one call more.
+            places.free -= 1
+        else:
+            given = places.ask(who)
+            if not given.done():
+                await self._wait(who, given)
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
             yield
             self._done_at = self._clock.monotonic()
         finally:
-            self._places.give_back(who, given)
+            if given is None and not places.waiting:
+                places.free += 1
+            else:
+                places.give_back(who, given)
             seconds = loop.time() - began
             # Here, since another call would be one more for each poll that asks the database.
             self._times[bisect_left(SECONDS, seconds)] += 1

@@ -134,8 +134,6 @@ class FleetCache:
         """The number of the last announcement that was read; -1 before the first."""
         return self._epoch
 
-    # Targets
-
     @property
     def fresh(self) -> bool:
         """Whether the epochs were read within `STALE_AFTER`."""
@@ -223,10 +221,14 @@ class FleetCache:
                 self._forgot_at = self.clock.monotonic()
                 self.forget()
 
-    async def refuse_stale(self) -> None:
-        """Wait for a reading where there was none for `STALE_AFTER`: what is in memory may be wrong, so call this
-        before anything is believed. Raises: ProblemError, when there is none within `READING_PATIENCE`."""
-        if not self.fresh and (self.restoring or not await _within(READING_PATIENCE, lambda: self.fresh)):
+    async def read_late(self) -> None:
+        """Wait a moment for a reading where there was none for `STALE_AFTER`, before anything in memory is believed."""
+        if not self.fresh and not self.restoring:
+            await _within(READING_PATIENCE, lambda: self.fresh)
+
+    def refuse_stale(self) -> None:
+        """Raises: ProblemError, when the epochs weren't read for `STALE_AFTER`: what is in memory may be wrong."""
+        if not self.fresh:
             raise ProblemError("database_unavailable", STALE)
 
     def refuse_restoring(self) -> None:
@@ -391,10 +393,8 @@ class FleetCache:
         await self._unknown.stop()
 
 
-async def _within(seconds: float, holds: Callable[[], bool]) -> bool:
-    """Wait until `holds()`, for so many seconds at most, and return whether it does."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
+async def _within(seconds: float, holds: Callable[[], bool]) -> None:
+    """Wait until `holds()`, for so many seconds at most."""
+    end = (loop := asyncio.get_running_loop()).time() + seconds
     while not holds() and loop.time() < end:  # noqa: ASYNC110
         await asyncio.sleep(PERIOD / 5)
-    return holds()

@@ -10,6 +10,7 @@ written again without the nodes that are locked, and so are the following ones f
 import asyncio
 import functools
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +30,8 @@ BATCH = 100
 """Nodes in one transaction."""
 WAITING = 20_000
 """Requests that may wait for their batch."""
+MOST_OF_NODE = 16
+"""Of these, one node's: each may have an inventory of a megabyte, and a batch takes one of a node."""
 CAREFUL_FOR = 10.0
 """Seconds after a locked row was met for which batches look for locked rows first."""
 LOCKED_FOR = 2.0
@@ -124,6 +127,7 @@ class WriteBatches(Generic[A, B]):
         self._fault = fault
         self._finish = finish
         self._waiting: list[_Waiting[A, B]] = []
+        self._of_node: Counter[str] = Counter()
         self._wanted = asyncio.Event()
         self._locked: set[_Waiting[A, B]] = set()
         """Requests of nodes whose rows are locked, until they are tried again."""
@@ -133,9 +137,18 @@ class WriteBatches(Generic[A, B]):
         """Return the answer to `request`. Raises: ProblemError, when it is refused or the database doesn't answer."""
         if len(self._waiting) >= WAITING:
             raise ProblemError("database_busy", f"{WAITING} nodes wait to be served; try again")
+        if self._of_node[request.node_id] >= MOST_OF_NODE:
+            text = f"{MOST_OF_NODE} requests of this node wait to be served already; ask again"
+            raise ProblemError("too_many_acts", text, retry_after=1)
         waiting: _Waiting[A, B] = _Waiting(request, asyncio.get_running_loop().create_future())
         self._put(waiting)
-        answer = await waiting.future
+        self._of_node[request.node_id] += 1
+        try:
+            answer = await waiting.future
+        finally:
+            self._of_node[request.node_id] -= 1
+            if not self._of_node[request.node_id]:
+                del self._of_node[request.node_id]
         if isinstance(answer, ProblemError):
             raise answer
         return answer if self._finish is None else await self._finish(answer)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from control.clock import Clock
+from control.storage.connection_quotas import ASKS
 
 REST = 20
 """A reading is kept so many times as long as it took: readings take a twentieth of the time at most."""
@@ -46,6 +47,7 @@ class SharedReading(Generic[T]):
             await asyncio.gather(self._reading, return_exceptions=True)
 
     async def _run(self) -> T:
+        ASKS.set("")  # for all who wait, whoever was first
         began = self._clock.monotonic()
         value = self.value = await self._read()
         self._old_at = began + max(self._period, min(REST * (self._clock.monotonic() - began), LONGEST))

@@ -139,6 +139,7 @@ def _responses(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
         codes += WITH_BODY
     if operation.body is not None or operation.method in ("POST", "DELETE"):
         codes += ["invalid_body", "malformed_json", "body_too_large", "body_timeout", "body_incomplete"]
+        codes += ["too_many_acts"]
     if operation.method in ("POST", "DELETE", "PUT"):
         codes += ["commit_unknown", "idempotency_key_used"]
     codes += ["invalid_parameter"]
@@ -157,7 +158,15 @@ def _problems(codes: Sequence[str], by_type: dict[str, Any], *, head: bool = Fal
 
 
 def _poll(by_type: dict[str, Any]) -> dict[str, Any]:
-    codes = [*ALWAYS, *WITH_DATABASE, *WITH_BODY, "invalid_body", "credentials_missing", "credentials_invalid"]
+    codes = [
+        *ALWAYS,
+        *WITH_DATABASE,
+        *WITH_BODY,
+        "invalid_body",
+        "too_many_acts",
+        "credentials_missing",
+        "credentials_invalid",
+    ]
     codes += ["node_revoked", "node_removed", "credential_expired", "role_insufficient", "commit_unknown"]
     codes += ["history_mismatch"]
     return {

@@ -86,6 +86,8 @@ def logs(
         show_lines(found.lines, as_json)
         if follower is not None:
             _follow(follower, wanted, set(found.lines[-LINES:]), as_json)
+    except BrokenPipeError:
+        raise  # the reader of the output, such as `head`, has had enough
     except OSError as error:
         raise fail("state_unusable", f"the records in {folder} can't be read: {error}", as_json) from None
 

@@ -36,7 +36,8 @@ FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 15.0
 COUNTS_PERIOD: Final = 5.0
 """Seconds from one telling of what is counted of functions to the next."""
-
+AFTER_FAULT: Final = 5.0
+"""Seconds from a fault of the node's own, for which a question isn't answered, until control may ask it again."""
 
 log = logging.getLogger("skerry.agent")
 
@@ -95,6 +96,8 @@ class WatchedRecords:
         except Exception:
             if self._client is None or not self._client.closed:  # else the node has joined again
                 log.exception("records that are watched can't be sent")
+                # Control asks again as soon as it may.
+                await clock.sleep(AFTER_FAULT)
         # If control still wants to know, it asks again by the next poll.
         self.digest = ""
         self._broken.add(question.id)

@@ -24,6 +24,8 @@ TIME_AT: Final = len('{"t":"')
 TIME_END: Final = TIME_AT + len("2026-11-28T06:00:00.123Z")
 _START: Final = b'{"t":"'
 
+_FIRST, _LAST = -62_135_596_800, 253_402_300_799
+"""The first and the last second that a text can name, of the years 1 and 9999."""
 _second: tuple[int, str] = (-1, "")
 """The second of which a time was last made, and its text."""
 
@@ -34,7 +36,8 @@ def time_text(at: float) -> str:
     whole = math.floor(at)
     second, text = _second
     if second != whole:
-        text = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        # Whoever asks may name any time, and some more is taken off or added.
+        text = datetime.fromtimestamp(min(max(whole, _FIRST), _LAST), UTC).strftime("%Y-%m-%dT%H:%M:%S.")
         text = text.rjust(20, "0")
         _second = whole, text
     return f"{text}{int((at - whole) * 1000):03d}Z"

@@ -17,6 +17,7 @@ from control.api.operations import ApiCall, Reply
 from control.api.services import Services
 from control.problems import ProblemError
 from control.storage.connection import Connection
+from control.storage.connection_quotas import ASKS
 from control.sync.fleet_rows import CachedNode
 from control.telemetry import record_lines
 from control.telemetry.viewer import Ask, Viewer
@@ -113,8 +114,10 @@ async def take_at_once(services: Services, scope: Scope, receive: Receive) -> Re
 
     Raises: ProblemError, when it is refused.
     """
-    await services.fleet.refuse_stale()
+    await services.fleet.read_late()
     _credential, node = await services.auth.node(scope, services.clock.now())
+    services.fleet.refuse_stale()
+    ASKS.set(node.id)
     id = request_input.path_value("id", scope["path"].removeprefix(BATCHES))
     head = request_input.query_value(BatchHead, scope)
     return operations.prepared(await _take(services, node, id, head, scope, receive))

@@ -31,6 +31,8 @@ LONGEST_PAUSE = 5.0
 """Seconds between two attempts at most, whatever Retry-After says."""
 TLS_END = 0.25
 """Seconds to wait for the end of a TLS connection that control closes; aiohttp doesn't wait."""
+READ_SECONDS, UPLOAD_SECONDS = 90.0, 300.0
+"""Seconds without a byte of an answer until a call is tried again; an upload waits for its turn to be checked."""
 CHUNK = 1024 * 1024
 """Bytes of a file that are read and sent at a time."""
 HOME_FILE = "cli.json"
@@ -239,10 +241,7 @@ class Client:
         return True
 
     async def upload(self, where: str, file: Path, sent: Callable[[int], None]) -> Json:
-        """PUT the file's bytes as a stream.
-
-        `sent` is called with the bytes of each piece, and with their negative sum when the upload starts again.
-        """
+        """PUT a file; `sent` gets the bytes of each piece, and their negative sum when the upload starts again."""
         return await self.call("PUT", where, file=file, sent=sent)
 
     async def call(
@@ -273,6 +272,7 @@ class Client:
         if file is not None:
             # With these, control refuses a size or a token before the bytes are sent.
             headers |= {"content-type": "application/wasm", "content-length": str(file.stat().st_size)}
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=UPLOAD_SECONDS if file else READ_SECONDS)
         parameters = {name: str(value) for name, value in (query or {}).items() if value is not None}
         for attempt in range(1, ATTEMPTS + 1):
             pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.25)  # noqa: S311
@@ -287,6 +287,7 @@ class Client:
                     headers=headers,
                     data=data,
                     allow_redirects=False,
+                    timeout=limits,
                     expect100=file is not None,
                 ) as response:
                     content = await response.read()
@@ -333,9 +334,8 @@ class Client:
         if self._session is None:
             # Proxies of the environment are used, but not for this machine.
             proxies = not is_loopback(urlsplit(self._to.url).hostname or "")
-            limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)
             made = BoundedConnector(ssl=self._tls)
-            self._session = aiohttp.ClientSession(connector=made, trust_env=proxies, timeout=limits)
+            self._session = aiohttp.ClientSession(connector=made, trust_env=proxies)
         return self._session
 
 

@@ -1,5 +1,7 @@
 """A node's credential ends by its age: then it is good to return with, and in the end for nothing."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -10,7 +12,11 @@ import pytest
 from control import wire
 from control.access import node_limits
 from control.access.node_limits import NodeLimits
-from tests.support.control import Control, Joined, Reply, module
+from control.api import request_input
+from control.problems import ProblemError
+from control.sync.reconciler import NodeRequest
+from control.sync.write_batches import MOST_OF_NODE
+from tests.support.control import Control, Joined, Reply, module, until
 from tests.support.replica import Site, deaf
 
 POLL = {"generation": 0, "digest": wire.digest(wire.Inventory()), "inventory": {}}
@@ -87,6 +93,46 @@ async def test_who_has_a_credential_fills_no_log_with_it(
     body = {"name": "again", "attempt": str(uuid4())}
     answers = [(await control.call("POST", "/v1/nodes", body, token=token)).status for _ in range(5)]
     assert answers == [201, 201, 201, 201, 503]
+
+
+async def test_who_has_a_credential_holds_no_memory_with_it(
+    control: Control, node: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bodies that don't end are bounded for each who sends them, and inventories that wait for a decision."""
+    monkeypatch.setattr(request_input, "MOST_BODIES", 4)
+    goes_on = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'{"generation": '
+        await goes_on.wait()
+        yield b"0}"
+
+    async def send() -> Reply:
+        return await control.call("POST", "/v1/poll", data=slowly(), token=node.credential)
+
+    async def all_come() -> bool:
+        return request_input._coming.total() == 4
+
+    slow = [asyncio.create_task(send()) for _ in range(4)]
+    await until(all_come)
+    refused = await control.call("PUT", "/v1/nodes/self/row-counts", {"counts": {}}, token=node.credential)
+    assert (refused.status, refused.code) == (503, "too_many_acts")
+    assert (await poll(control, (await control.join("other")).credential)).status == 204
+    goes_on.set()
+    assert [(await task).status for task in slow] == [422] * 4
+    assert not request_input._coming
+
+    # None of them is taken into a batch.
+    monkeypatch.setattr(control.services.decisions, "_put", lambda _: None)
+    request = NodeRequest(node.id, "0" * 64, None, None)
+    asked = [asyncio.create_task(control.services.decisions.ask(request)) for _ in range(MOST_OF_NODE)]
+    await asyncio.sleep(0)
+    with pytest.raises(ProblemError, match="too_many_acts"):
+        await control.services.decisions.ask(request)
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert not control.services.decisions._of_node
 
 
 async def test_a_successor_that_was_never_used_has_a_return_of_its_own(control: Control, node: Joined) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from control import wire
 from control.api import artifacts
+from control.checks import edge_check
 from control.local.pki import Pki
 from control.problems import ProblemError
 from control.storage.artifact_deletions import ArtifactKey
@@ -377,3 +378,30 @@ async def test_one_who_reads_slowly_leaves_places_to_others(control: Control) ->
         # As it reads on, it is served, too.
         for task in slow:
             await (await task).aclose()
+
+
+async def test_uploads_of_one_operator_are_bounded_from_their_first_byte_on(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bytes are on a disk that all share."""
+    monkeypatch.setattr(edge_check, "MOST_UPLOADS", 2)
+    token, wasm, goes_on = await control.operator("anna", "push"), module("slow"), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield wasm[:10]
+        await goes_on.wait()
+        yield wasm[10:]
+
+    async def put(data: Any, token: str | None) -> Any:
+        return await control.call("PUT", f"/v1/artifacts/{hashlib.sha256(wasm).hexdigest()}", data=data, token=token)
+
+    async def under_way() -> bool:
+        return control.services.checks.uploads.total() == 2
+
+    slow = [asyncio.create_task(put(slowly(), token)) for _ in range(2)]
+    await until(under_way)
+    assert (await put(wasm, token)).code == "check_unavailable"
+    assert (await put(wasm, None)).status == 201
+    goes_on.set()
+    assert [(await task).status for task in slow] == [200, 200]
+    assert not control.services.checks.uploads

@@ -8,7 +8,9 @@ import pytest
 from control import wire
 from control.problems import ProblemError
 from control.storage import connection_quotas, database
+from control.storage.batched_lookups import Lookups
 from control.storage.connection_quotas import ASKS, LONGEST, WAIT, Share
+from control.telemetry.shared_reading import SharedReading
 from tests.support.clock import SetClock
 from tests.support.control import until
 from tests.support.deadlines import deadline
@@ -177,6 +179,23 @@ async def test_whoever_asks_for_much_waits_for_its_own() -> None:
     await asyncio.gather(*tasks)
     places = share._places
     assert (places.free, places.held, places.waiting) == (4, {}, {})
+
+
+async def test_what_many_wait_for_together_is_asked_for_none_of_them() -> None:
+    """It would wait behind all that the first one has asked for."""
+    asked = []
+
+    async def find(*_: object) -> dict[str, None]:
+        asked.append(ASKS.get())
+        return {}
+
+    async def first() -> None:
+        ASKS.set("much")
+        await Lookups("tests", find).find("one")
+        await SharedReading(find, 1.0, SetClock()).get()
+
+    await asyncio.create_task(first())
+    assert asked == ["", ""]
 
 
 async def test_requests_are_those_of_who_asks(control_site: Site) -> None:

@@ -212,6 +212,13 @@ async def test_cursors_at_the_ends_of_time_are_cursors(lent: Control, time: str)
         await lent.ok("GET", f"/v1/{path}?cursor={pagination.write_cursor(time, *rest)}")
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00%2B23:59", "9999-12-31T23:59:59-23:59"])
+@in_the_modules_loop
+async def test_lists_from_or_to_beyond_all_times_are_lists(lent: Control, time: str) -> None:
+    for filter in ("since", "until"):
+        await lent.ok("GET", f"/v1/audit?{filter}={time}")
+
+
 @in_the_modules_loop
 async def test_cursors_of_other_lists_are_refused(lent: Control) -> None:
     cursor = (await lent.ok("GET", "/v1/functions?limit=1"))["next"]

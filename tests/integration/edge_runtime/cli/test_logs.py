@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from edge_runtime.telemetry import records, ring
 from edge_runtime.telemetry.ring import Ring
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_node import command
-from tests.support.deadlines import deadline
+from tests.support.deadlines import deadline, scaled
 from tests.support.edge import node, until
 
 PLAIN = b"Content-Type: text/plain\n\n."
@@ -131,3 +132,11 @@ async def test_lines_are_followed_as_they_come(tmp_path: Path) -> None:
     finally:
         process.terminate()
         await process.wait()
+
+
+def test_a_reader_that_has_had_enough_is_no_error(tmp_path: Path) -> None:
+    """It was said that the records can't be read."""
+    put(tmp_path, *[line(60, message="m" * 100) for _ in range(2000)])
+    script = f"{sys.executable} -m edge_runtime.cli logs --state {tmp_path} --since 1h | head -1"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=scaled(60))
+    assert (len(ran.stdout.splitlines()), ran.stderr) == (1, "")

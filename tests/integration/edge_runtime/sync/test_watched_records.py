@@ -12,7 +12,7 @@ import pytest
 
 from control.local.pki import Pki
 from edge_runtime.sync import watched_records
-from edge_runtime.telemetry import records
+from edge_runtime.telemetry import followed, records
 from tests.support import agents
 from tests.support.agents import Control, Edge
 from tests.support.console import live
@@ -95,7 +95,7 @@ async def test_what_is_there_and_what_comes_has_neither_gap_nor_double(edge: Edg
 
     writing = asyncio.ensure_future(write())
     await asyncio.sleep(0.5)
-    async with watching(follow="true", function="orders", since="2026-01-01T00:00:00Z", limit=1000) as view:
+    async with watching(follow="true", function="orders", since="0001-01-01T00:00:00Z", limit=1000) as view:
         await view.message(f"line {count - 1}")
         assert sorted(numbers(view.seen)) == list(range(count))
     await writing
@@ -123,6 +123,23 @@ async def test_what_came_while_control_was_away_is_had_when_it_is_back(
 
 def found_time(lines: list[Any]) -> str:
     return str(next(found["t"] for found in lines if found["kind"] == "log"))
+
+
+async def test_a_question_that_fails_is_not_asked_again_at_once(
+    edge: Edge, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control would go on asking as fast as the node polls, and its log would fill."""
+    failed = []
+
+    def fail(*_: object) -> None:
+        failed.append(1)
+        raise RuntimeError("a fault of the node's own")
+
+    monkeypatch.setattr(followed.Followed, "past", fail)
+    async with watching(follow="true", since="2026-01-01T00:00:00Z"):
+        await until(lambda: failed)
+        await asyncio.sleep(1.0)
+        assert len(failed) <= 2
 
 
 async def test_a_hundred_thousand_lines_are_sampled_within_bounds(

@@ -257,6 +257,24 @@ async def test_an_upload_is_sent_whole_again(faulty: Faulty, tmp_path: Path) -> 
     assert len({headers["idempotency-key"] for headers, _ in uploads}) == 1
 
 
+async def test_an_upload_is_waited_for_while_it_is_checked(
+    faulty: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gave up would send it again, and wait for its turn once more."""
+    monkeypatch.setattr(client, "READ_SECONDS", 0.2)
+    file = tmp_path / "small.wasm"
+    file.write_bytes(b"\0asm")
+
+    async def late(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.5)
+        return await says({"size": 4}, 201)(request)
+
+    version = {"name": "small", "version": 1, "sha256": "0" * 64, "size": 4, "manifest": {}}
+    faulty.answers = [says({}, 404), late, says(version, 201)]
+    assert await run("function", "push", "small", str(file), "--no-release") == 0
+    assert [method for method, *_ in faulty.seen].count("PUT") == 1
+
+
 async def test_bytes_that_control_has_are_not_sent(faulty: Faulty, tmp_path: Path) -> None:
     file = tmp_path / "small.wasm"
     file.write_bytes(b"\0asm")
