@@ -53,6 +53,8 @@ PACKED = b"\x78\x01"
 
 T = TypeVar("T")
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What is raised by an answer that isn't the JSON that it should be: something before control may have made it."""
 _ANSWER: msgspec.json.Decoder[wire.Answer] = msgspec.json.Decoder(wire.Answer)
 
 
@@ -139,7 +141,7 @@ class ControlClient:
             return None
         try:
             return _ANSWER.decode(body)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             raise ControlRefused(
                 status,
                 "answer_unknown",
@@ -230,7 +232,7 @@ class ControlClient:
         status, body = await self._call(method, path, message)
         try:
             return msgspec.json.decode(body, type=kind)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             message_ = f"control's answer to {method} {path} makes no sense: {error}"
             raise ControlRefused(status, "answer_unknown", message_) from None
 
@@ -356,7 +358,7 @@ def refusal(response: aiohttp.ClientResponse, body: bytes, own: bool) -> Control
     seconds = float(retry_after) if retry_after.isdecimal() else None
     try:
         problem = msgspec.json.decode(body, type=wire.Problem)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         whom = "control" if own else "the artifact store"
         text = " ".join(body[:200].decode("utf-8", "replace").split())
         return ControlRefused(

@@ -177,7 +177,7 @@ def _attempt(work: Path, what: str) -> JoinAttempt:
     """Return the attempt on disk, if it was for the same token, control and name; else a new one, which is kept."""
     file = work / "attempt.json"
     digest = hashlib.sha256(what.encode()).hexdigest()
-    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+    with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         kept = msgspec.json.decode(file.read_bytes(), type=JoinAttempt)
         if kept.asked == digest:
             return kept

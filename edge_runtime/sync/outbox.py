@@ -99,7 +99,7 @@ def _read(file: Path, kind: type[T]) -> T | None:
         return msgspec.json.decode(file.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         log.error("%s is damaged, and is removed: %s", file, error)
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)

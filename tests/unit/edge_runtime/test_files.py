@@ -78,11 +78,23 @@ def test_a_sync_that_control_gives_again_is_reported_again(tmp_path: Path) -> No
         assert outbox.waiting() is None
 
 
-def test_a_damaged_report_is_given_up(tmp_path: Path) -> None:
-    Outbox(tmp_path).keep("sync-1", wire.SyncUpdate(status="running"))
-    (tmp_path / "outbox" / "report.json").write_bytes(b'{"sync_id":')
-    assert Outbox(tmp_path).waiting() is None
-    assert not (tmp_path / "outbox" / "report.json").exists()
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        pytest.param(b'{"sync_id":', id="cut"),
+        pytest.param(b'{"sync_id":"\xff"}', id="no UTF-8"),
+        pytest.param(b'{"a":' + b"[" * 100_000, id="deep"),
+    ],
+)
+def test_what_is_damaged_in_the_outbox_is_given_up(tmp_path: Path, damaged: bytes) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.keep("sync-1", wire.SyncUpdate(status="running"))
+    (tmp_path / "outbox" / "report.json").write_bytes(damaged)
+    (tmp_path / "outbox" / "attempt.json").write_bytes(damaged)
+    assert outbox.waiting() is None
+    # A node reads it at each start, before it asks control anything.
+    assert outbox.begun() is None
+    assert not list((tmp_path / "outbox").iterdir())
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,3 +129,10 @@ def test_a_connection_that_ends_without_an_answer_was_ended() -> None:
     for cause in (aiohttp.ServerDisconnectedError(), aiohttp.ClientOSError(104, "Connection reset by peer")):
         assert control_client.unreachable(cause, URL("https://control:1"), None).cut
     assert not control_client.unreachable(aiohttp.ClientPayloadError("broken"), URL("https://control:1"), None).cut
+
+
+@pytest.mark.parametrize("body", [b"<html>", b'{"type":"\xe9"}', b'{"a":' + b"[" * 100_000])
+def test_an_answer_of_something_before_control_is_told_as_that(body: bytes) -> None:
+    refused = control_client.refusal(Mock(status=502, headers={}), body, own=True)
+    assert (refused.status, refused.code) == (502, "http_502")
+    assert refused.message.startswith("control (or something before it) answered 502: ")
