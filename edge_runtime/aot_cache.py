@@ -4,12 +4,14 @@ Nothing here imports WasmEdge, so that the front, which looks for AOT files and 
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
 import platform
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,12 +149,16 @@ def make_work_folder(folder: Path) -> Path:
 def install(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
     """Move the AOT file and its digest, and nothing else, from `work` to the cache; `put_on_disk` comes next.
 
-    Raises: OSError, when a file is missing or can't be moved.
+    Raises: OSError, when a file is missing, is none, or can't be moved.
     """
     name = key(wasm_sha256, level)
-    for suffix in (".so", ".sha256"):
-        made = work / f"{name}{suffix}"
-        made.rename(folder / made.name)
+    made = [work / f"{name}{suffix}" for suffix in (".so", ".sha256")]
+    for path in made:
+        # Who has the compiler in their hands may have made a folder, which nobody could replace.
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OSError(errno.EINVAL, "what the compiler made is no file", str(path))
+    for path in made:
+        path.rename(folder / path.name)
 
 
 def put_on_disk(folder: Path, wasm_sha256: str, level: int) -> None:

@@ -7,7 +7,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import uvloop
@@ -60,6 +60,9 @@ log = logging.getLogger("skerry.front")
 RESERVE_PERIOD: Final = 30.0
 """Seconds between two looks at whether there is room for the reserve."""
 
+
+AGAIN = 10.0
+"""Seconds until what goes on beside the calls is begun anew, after a mistake that it made."""
 
 MakeAgent = Callable[[ReleaseManager, Compiler], NodeAgent]
 
@@ -221,11 +224,11 @@ class Front:
                     group.create_task(work)
                     for work in (
                         self.supervisor.run(),
-                        self.checkpoints.run(),
+                        _kept_up(self.checkpoints.run),
                         self.fetches.run(),
                         self.call_records.run(),
                         self.traps.run(),
-                        ForeignLock(self.pool, self.processes, settings.state.absolute() / wal.FILE).run(),
+                        _kept_up(ForeignLock(self.pool, self.processes, settings.state.absolute() / wal.FILE).run),
                         self.compiler.compilations.run(),
                         self._tell_manager(),
                         self._keep_reserve(),
@@ -272,18 +275,16 @@ class Front:
         await self.manager.boot()
         log.info("serving on %s port %d", self.settings.address[0], self.port)
         self.ready.set()
+        works = [self.manager.improve, self.manager.watch, self.manager.steps.run, self.verification.run]
+        if self.agent is not None:
+            works += [self.agent.run, self._tell_rows]
+            if self.agent.watched is not None:
+                self.agent.watched.ring = self.ring
+                self.agent.watched.functions = self.function_records.told
+                works.append(self.agent.watched.run)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.manager.improve())
-            group.create_task(self.manager.watch())
-            group.create_task(self.manager.steps.run())
-            group.create_task(self.verification.run())
-            if self.agent is not None:
-                group.create_task(self.agent.run())
-                if self.agent.watched is not None:
-                    self.agent.watched.ring = self.ring
-                    self.agent.watched.functions = self.function_records.told
-                    group.create_task(self.agent.watched.run())
-                group.create_task(self._tell_rows())
+            for work in works:
+                group.create_task(_kept_up(work))
 
     async def _tell_manager(self) -> None:
         """Tell the service manager that the start goes on, as long as that takes: each of its steps has a limit of its
@@ -313,6 +314,16 @@ class Front:
         """Return the document of /_skerry/status."""
         own = self._status.document()
         return {**(self.agent.status() if self.agent is not None else {}), **own}
+
+
+async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:
+    """Do what goes on beside the calls until cancelled: no mistake in it takes the serving of functions with it."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("the node made a mistake in what it does beside the calls; that is begun anew in a while")
+        await clock.sleep(AGAIN)
 
 
 def run(

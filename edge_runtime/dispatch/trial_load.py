@@ -90,7 +90,7 @@ class TrialLoads:
                 if reply.kind == frames.FAILED:
                     failure = frames.decode_failure(reply.body)
                     raise LoadFailed(failure.code, failure.message)
-                self._fits(new[0], _decode_tried(reply.body).bytes)
+                self._fits(new[0], frames.told(reply, frames.TRIED, _decode_tried).bytes)
                 del new[0]
                 if not new:
                     break

@@ -1,6 +1,8 @@
 """What a compiler is asked for, and what it answers: the frames COMPILE and VERIFY of `frames`."""
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 
 class Compile(Struct, frozen=True):
@@ -16,7 +18,7 @@ class Compile(Struct, frozen=True):
 
 
 class Compiled(Struct, frozen=True):
-    digest: str
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     """sha256 of the AOT file in hex."""
 
 

@@ -7,7 +7,8 @@ child has one SOCK_STREAM socketpair with the front.
 
 import socket
 import struct
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -292,8 +293,10 @@ class ChildSettings(Struct, frozen=True):
 
 
 class ChildGone(ConnectionError):
-    """The other side closed the socket in the middle of a frame, or before it had answered."""
+    """The other side closed the socket in the middle of a frame, or before it had answered; or its answer is none."""
 
+
+_T = TypeVar("_T")
 
 encode_json: Final = msgspec.json.encode
 _decode_failure: Final = msgspec.json.Decoder(ChildFailure).decode
@@ -328,6 +331,21 @@ class Frame(Struct, frozen=True):
     kind: int
     head: bytes
     body: bytes
+
+
+def told(answer: Frame, kind: int, decode: Callable[[bytes], _T]) -> _T:
+    """Return what a child's answer says, which must be of this kind.
+
+    Raises: ChildGone, when no honest child answers so. Others may have it in their hands: what it was to do is as lost
+    as if it had ended.
+    """
+    if answer.kind != kind:
+        raise ChildGone(f"it gave an answer of kind {answer.kind}, and not {kind}")
+    try:
+        return decode(answer.body)
+    except Exception as error:
+        text = f"it gave an answer of {len(answer.body)} bytes that can't be read: {str(error)[:200]}"
+        raise ChildGone(text) from None
 
 
 def unpack(frame: bytes) -> Frame:

@@ -46,8 +46,10 @@ async def prepare(applier: Child, order: frames.Apply, limit: float, named: Name
         async with clock.timeout(limit):
             reply = await applier.ask(frames.APPLY, order, None)
             while reply.kind == frames.APPLYING:
-                doing = reply.body.decode(errors="replace")
+                doing = _doing(reply)
                 reply = await applier.answer()
+        if reply.kind != frames.FAILED:
+            return frames.told(reply, frames.PREPARED, _decode_inventory)
     except TimeoutError:
         text = (
             f"The schema changes and probes of release {number} took longer than {limit:g} s together (apply_limit), "
@@ -57,9 +59,7 @@ async def prepare(applier: Child, order: frames.Apply, limit: float, named: Name
     except frames.ChildGone:
         text = f"The process that applied release {number} died; nothing was changed. What ran then: {doing}"
         raise SyncFailed("applier_died", text) from None
-    if reply.kind != frames.PREPARED:
-        raise _failure(reply, named)
-    return _decode_inventory(reply.body)
+    raise _failure(reply, named)
 
 
 async def steps(
@@ -74,7 +74,7 @@ async def steps(
         async with clock.timeout(limit) as timer:
             reply = await applier.ask(kind, order, None)
             while reply.kind == frames.APPLYING:
-                doing = reply.body.decode(errors="replace")
+                doing = _doing(reply)
                 tell(doing)
                 timer.reschedule(clock.monotonic() + limit)
                 reply = await applier.answer()
@@ -86,6 +86,10 @@ async def steps(
         raise SyncFailed("applier_died", text + doing) from None
     if reply.kind != frames.DONE:
         raise _failure(reply, named)
+
+
+def _doing(reply: frames.Frame) -> str:
+    return reply.body[: frames.FAILURE_TEXT].decode(errors="replace")
 
 
 def _failure(reply: frames.Frame, named: Named) -> SyncFailed:

@@ -339,7 +339,7 @@ class CheckpointSchedule:
         reply = await child.ask(frames.CHECKPOINT, order, None)
         if reply.kind == frames.FAILED:
             raise _Failed(frames.decode_failure(reply.body).message)
-        return _decode_done(reply.body)
+        return frames.told(reply, frames.CHECKPOINTED, _decode_done)
 
     def _end_child(self) -> None:
         if self._child is not None:

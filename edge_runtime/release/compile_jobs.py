@@ -195,6 +195,7 @@ class CompileJobs:
             if failure.code == "compile_io":
                 raise _unwritten(sha256, failure.message)
             raise SyncFailed(failure.code, f"artifact {sha256} can't be compiled: {failure.message}")
+        digest = frames.told(reply, frames.COMPILED, _decode_compiled).digest
         try:
             await asyncio.to_thread(install, work, self._folder, sha256, level)
             if background:
@@ -204,7 +205,7 @@ class CompileJobs:
         if not background:
             # A release goes on meanwhile, and waits for it before its COMMIT. All of those are at the level QUICK.
             self._written[sha256] = asyncio.get_running_loop().create_task(self._write(sha256))
-        return AotFile(self._folder / f"{key(sha256, level)}.so", _decode_compiled(reply.body).digest)
+        return AotFile(self._folder / f"{key(sha256, level)}.so", digest)
 
     def _written_or_removed(self, sha256: str, level: int) -> None:
         """Raises: OSError."""

@@ -272,12 +272,16 @@ class Compiler:
     async def _mend(self, sha256: str) -> AotFile | Path | None:
         """Remove the damaged AOT files of an artifact; return what to run meanwhile, None if the artifact is lost, too.
 
-        Raises: SyncFailed, when the interpreter has no room for it and it can't be compiled now.
+        Raises: SyncFailed, when they can't be removed, or the interpreter has no room for it and it can't be compiled
+        now.
         """
         for level in (QUICK, BEST):
             self._known.pop((sha256, level), None)
-        if await asyncio.to_thread(discard_damaged, self._folder, sha256):
-            self._hopeless.discard(sha256)
+        try:
+            if await asyncio.to_thread(discard_damaged, self._folder, sha256):
+                self._hopeless.discard(sha256)
+        except OSError as error:
+            raise SyncFailed("compile_io", f"its damaged code can't be removed: {error}; look at the disk") from None
         self._damaged.discard(sha256)
         try:
             path = await self._whole(sha256)

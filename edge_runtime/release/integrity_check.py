@@ -64,7 +64,8 @@ class IntegrityCheck:
             child = await self._processes.birth("compiler", background=True)
             with contextlib.closing(child):
                 reply = await child.ask(frames.VERIFY, compiler_messages.Verify(files), LIMIT)
-            damaged = _decode_verified(reply.body).damaged
+            told = frames.told(reply, frames.VERIFIED, _decode_verified).damaged
+            damaged = [path for path in told if path in compiled or path in artifacts]
         for path in damaged:
             of = compiled[path].sha256 if path in compiled else artifacts[path]
             again = "made" if path in compiled else "fetched"

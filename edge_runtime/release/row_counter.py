@@ -27,8 +27,8 @@ async def count(processes: ZygoteClient) -> frames.Counted | None:
     with contextlib.closing(child):
         try:
             reply = await child.ask(frames.COUNT, None, LIMIT)
+            return None if reply.kind == frames.FAILED else frames.told(reply, frames.COUNTED, _decode)
         except (frames.ChildGone, TimeoutError):
             return None
         finally:
             child.kill()
-    return _decode(reply.body) if reply.kind == frames.COUNTED else None

@@ -49,7 +49,7 @@ async def stored(processes: ZygoteClient, named: Named) -> frames.Stored:
                         continue
                     raise DatabaseUnfit(named(failure.code, f"{failure.message}."))
                 reply = await child.ask(frames.QUERY_RELEASE, None, LIMIT)
-                return _decode(reply.body)
+                return frames.told(reply, frames.RELEASE_IS, _decode)
             except (frames.ChildGone, TimeoutError) as error:
                 why = str(error) or "it did not answer"
         await clock.sleep(PAUSE)

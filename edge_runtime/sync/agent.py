@@ -353,8 +353,11 @@ class Agent:
             await asyncio.to_thread(self._collect, keep)
 
     def _collect(self, keep: set[str]) -> None:
-        self._artifacts.collect(keep)
-        self._compiler.collect(keep)
+        try:
+            self._artifacts.collect(keep)
+            self._compiler.collect(keep)
+        except OSError as error:
+            log.error("what earlier releases have left can't be removed: %s", error)
 
     # Credentials and time
 

@@ -112,5 +112,5 @@ class RepeatedTraps:
         limit = max(LIMIT, trapped.order.function.manifest.time_limit_ms / 1000)
         with contextlib.closing(await self._processes.birth("repeater", background=True)) as child:
             reply = await child.ask(frames.REPEAT, trapped.order, limit)
-        if place := _decode(reply.body).place:
+        if place := frames.told(reply, frames.REPEATED, _decode).place:
             log.warning("%s: it trapped in %s of its module", trapped.who, place, extra=trapped.fields)

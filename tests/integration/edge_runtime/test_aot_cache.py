@@ -45,6 +45,19 @@ def test_a_compilation_is_private_found_again_and_leaves_nothing_else(tmp_path):
     verify(made.path, made.digest)
 
 
+@pytest.mark.parametrize("suffix", [".so", ".sha256"])
+def test_a_folder_in_the_place_of_what_was_compiled_is_not_taken(tmp_path, suffix):
+    work = aot_cache.make_work_folder(tmp_path)
+    name = aot_cache.key(SHA, QUICK)
+    for made in (".so", ".sha256"):
+        (work / f"{name}{made}").write_bytes(b"made")
+    (work / f"{name}{suffix}").unlink()
+    (work / f"{name}{suffix}").mkdir()
+    with pytest.raises(OSError, match="what the compiler made is no file"):
+        aot_cache.install(work, tmp_path, SHA, QUICK)
+    assert list(tmp_path.iterdir()) == [work]
+
+
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_every_level_runs_and_is_apart(tmp_path, level):
     made = compile_module(ECHO, tmp_path, level)

@@ -3,6 +3,7 @@
 import socket
 import threading
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,3 +87,12 @@ def test_each_kind_of_frame_has_a_number_of_its_own() -> None:
     ]
     assert len(kinds) > 40
     assert len(kinds) == len(set(kinds))
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"code":"\xff","message":""}', b'{"a":' + b"[" * 100_000])
+def test_an_answer_that_cannot_be_read_is_as_if_the_child_had_ended(body: bytes) -> None:
+    decode = msgspec.json.Decoder(frames.ChildFailure).decode
+    with pytest.raises(frames.ChildGone, match=f"{len(body)} bytes that can't be read"):
+        frames.told(frames.Frame(0, frames.FAILED, b"", body), frames.FAILED, decode)
+    with pytest.raises(frames.ChildGone, match="an answer of kind 25, and not 24"):
+        frames.told(frames.Frame(0, frames.DONE, b"", body), frames.FAILED, decode)
