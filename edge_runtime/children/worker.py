@@ -44,8 +44,10 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     """Serve the front until it closes the socket."""
     try:
         opened = database.connect_until_exit(Path(settings.state) / database.FILE, settings.synchronous)
-    except database.DatabaseOpenError as error:
-        frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.ChildFailure(error.code, error.message))
+    except (database.DatabaseOpenError, OSError) as error:
+        code = error.code if isinstance(error, database.DatabaseOpenError) else "disk_failed"
+        text = f"it can't open the libsql file: {error}" if isinstance(error, OSError) else error.message
+        frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.ChildFailure(code, text))
         return
     malloc.keep(_KEPT_BLOCK)
     fence.limit_files(settings.temp_limit)

@@ -47,9 +47,12 @@ async def stored(processes: ZygoteClient, named: Named) -> frames.Stored:
                         tries = 0
                         await clock.sleep(FULL_PAUSE)
                         continue
-                    raise DatabaseUnfit(named(failure.code, f"{failure.message}."))
-                reply = await child.ask(frames.QUERY_RELEASE, None, LIMIT)
-                return frames.told(reply, frames.RELEASE_IS, _decode)
+                    if failure.code != "disk_failed":
+                        raise DatabaseUnfit(named(failure.code, f"{failure.message}."))
+                    why = failure.message
+                else:
+                    reply = await child.ask(frames.QUERY_RELEASE, None, LIMIT)
+                    return frames.told(reply, frames.RELEASE_IS, _decode)
             except (frames.ChildGone, TimeoutError) as error:
                 why = str(error) or "it did not answer"
         await clock.sleep(PAUSE)

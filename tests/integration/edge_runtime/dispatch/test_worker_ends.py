@@ -47,3 +47,21 @@ async def test_an_end_is_seen_whose_socket_stays_open(tmp_path: Path, monkeypatc
         finally:
             for end in kept:
                 end.close()
+
+
+async def test_a_worker_that_cannot_open_the_file_says_why_in_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a disk that takes no more writes; once it does, there are workers again."""
+    async with node(tmp_path / "state", workers=1, queue_wait=60.0) as edge:
+        await edge.release({"echo": guest("echo")})
+        lock = edge.state.database / "writer.lock"
+        lock.rename(lock.with_suffix(".kept"))
+        lock.mkdir()
+        for pid in edge.workers() | edge.spares():
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: "it can't open the libsql file: [Errno 21] Is a directory" in caplog.text)
+        assert "Traceback" not in caplog.text
+        lock.rmdir()
+        lock.with_suffix(".kept").rename(lock)
+        assert (await edge.call("echo", b"again"))[2] == b"again"
