@@ -93,11 +93,14 @@ class IncomingFrames:
         """The part of the last piece that is still empty."""
         self._missing = 0
         """Bytes of that frame that have yet to come."""
+        self.unfit: FrameUnfit | None = None
+        """What came behind the frames that were received last, if no honest worker sends it; nothing is read then."""
 
     def receive(self, sock: socket.socket) -> list[IncomingFrame] | None:
-        """Read once, and return the frames that are whole now; None if the other side has closed.
+        """Read once, and return the frames that are whole now; None if the other side has closed. They count also where
+        what comes behind them is `unfit`: they may end other functions' calls.
 
-        Raises: BlockingIOError, when nothing has come; FrameUnfit; other OSErrors of the socket.
+        Raises: BlockingIOError, when nothing has come; other OSErrors of the socket.
         """
         if self._missing:
             got = sock.recv_into(self._room)
@@ -114,7 +117,11 @@ class IncomingFrames:
         found: list[IncomingFrame] = []
         while have - at >= frames.HEADER_BYTES:
             length, request, kind, head = frames.HEADER.unpack_from(data, at)
-            check_header(length, request, kind, head)
+            if not may_come(length, kind, head):
+                self.unfit = FrameUnfit(
+                    f"it announced {length} bytes of kind {kind} about request {request}, {head} of them a head"
+                )
+                break
             start = at + frames.HEADER_BYTES
             end = start + length
             if end > have:
@@ -125,7 +132,8 @@ class IncomingFrames:
             at = end
             found.append(IncomingFrame(request, kind, bytes(view[start:split]), bytes(view[split:end])))
             if len(found) > AT_ONCE:
-                raise FrameUnfit(f"it sent more than {AT_ONCE} frames at once")
+                self.unfit = FrameUnfit(f"it sent more than {AT_ONCE} frames at once")
+                break
         if at:
             data[: have - at] = data[at:have]
         self._have = have - at
@@ -156,14 +164,11 @@ class IncomingFrames:
         return [IncomingFrame(request, kind, bytes(first[frames.HEADER_BYTES : split]), body)]
 
 
-def check_header(length: int, request: int, kind: int, head: int) -> None:
-    """Check the header of a frame, before more of it is read. Raises: FrameUnfit."""
+def may_come(length: int, kind: int, head: int) -> bool:
+    """Tell by the header of a frame whether an honest worker may send it, before more of it is read."""
     if frames.FIRST_STATUS <= kind < STATUSES:
-        if head <= length <= LONGEST:
-            return
-    elif not head and length <= _MOST.get(kind, -1):
-        return
-    raise FrameUnfit(f"it announced {length} bytes of kind {kind} about request {request}, {head} of them a head")
+        return head <= length <= LONGEST
+    return not head and length <= _MOST.get(kind, -1)
 
 
 def check_order(order: int, kind: int, body: bytes) -> None:

@@ -354,14 +354,15 @@ class WorkerLink:
             came = self._incoming.receive(self._sock)
         except BlockingIOError:
             return False
-        except FrameUnfit as unfit:
-            self.end(str(unfit))
-            return False
         except OSError:
             came = None
         if came is None:
             self._left()
             return False
+        unfit = self._incoming.unfit
+        if unfit is not None:
+            # It is given no other call.
+            self.usable = False
         # Each answer makes room for another call: all go out in one system call, which wakes the worker once.
         self._outgoing.hold()
         try:
@@ -371,6 +372,9 @@ class WorkerLink:
                     return False
         finally:
             self._outgoing.let_go()
+        if unfit is not None:
+            self.end(str(unfit))
+            return False
         return True
 
     def _is_heard(self) -> bool:

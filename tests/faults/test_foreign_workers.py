@@ -88,7 +88,7 @@ def test_no_frame_is_believed_that_no_worker_sends() -> None:
             for _, kind, head, body in incoming.receive(Sock(data)) or ():  # type: ignore[arg-type]
                 judge(kind, head, body, source.choice(("GET", "HEAD")))
                 read += 1
-            whole_frames = not incoming._have and not incoming._missing
+            whole_frames = incoming.unfit is None and not incoming._have and not incoming._missing
         except FrameUnfit:
             whole_frames = False
         except BaseException:

@@ -71,6 +71,10 @@ def test_frames_come_out_as_they_were_sent(sent: list[tuple[int, bytes, int]], s
 def test_a_frame_that_no_honest_worker_sends_is_refused(sent: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        theirs.send(sent)
-        with pytest.raises(FrameUnfit):
-            IncomingFrames().receive(ours)
+        # What was said before it counts: it may be the answer to another function's call.
+        answer = frames.pack(1, 204)
+        theirs.send(answer + sent)
+        incoming = IncomingFrames()
+        (first, *_) = incoming.receive(ours) or ()
+        assert first[:2] == (1, 204)
+        assert isinstance(incoming.unfit, FrameUnfit)
