@@ -189,17 +189,23 @@ class Zygote:
         if pid == 0:
             self._child(birth, descriptors[0], me)
         os.close(descriptors[0])
+        pidfd = -1
         try:
             pidfd = os.pidfd_open(pid)
+            faults.reach(f"edge.birth.{birth.kind}.after")
+            socket.send_fds(self._control, [frames.encode_json(Born(birth.id, pid))], [pidfd])
+        except (BrokenPipeError, ConnectionResetError):
+            raise
         except OSError as error:
+            # It has too many open files, or the processes of this user have too many descriptors under way.
+            if pidfd >= 0:
+                os.close(pidfd)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             self._not_born(birth, f"the zygote can't watch over a process: {error}")
             return True
         self._children[pidfd] = (birth.id, pid)
         self._poll.register(pidfd, select.POLLIN)
-        faults.reach(f"edge.birth.{birth.kind}.after")
-        socket.send_fds(self._control, [frames.encode_json(Born(birth.id, pid))], [pidfd])
         return True
 
     def _unreadable(self) -> str:

@@ -35,7 +35,9 @@ _THREADS: Final = ("exit", "exit_group", "futex", "rseq", "sched_getaffinity", "
 _SELF: Final = ("getcwd", "getegid", "geteuid", "getgid", "getpid", "getppid", "getrusage", "gettid", "getuid", "times")
 _TIME: Final = ("clock_getres", "clock_gettime", "clock_nanosleep", "gettimeofday", "nanosleep", "time")
 _WAITING: Final = ("epoll_pwait", "epoll_wait", "poll", "ppoll")
-_STREAMS: Final = ("close", "read", "readv", "recvfrom", "recvmsg", "sendmsg", "sendto", "write", "writev")
+_STREAMS: Final = ("close", "read", "readv", "recvfrom", "sendto", "write", "writev")
+"""Not sendmsg, which sends descriptors: of all that a user's processes have under way there may be so many, and the
+zygote sends the front its children's."""
 _OPENED: Final = ("fstat", "getrandom", "lseek", "newfstatat", "pread64")
 _FILES: Final = (
     "access", "faccessat", "faccessat2", "fchown", "fdatasync", "fstat", "fstatfs", "fsync", "ftruncate", "getrandom",
@@ -43,8 +45,8 @@ _FILES: Final = (
     "renameat", "renameat2", "stat", "statfs", "statx", "unlink", "unlinkat",
 )  # fmt: skip
 _BUILDING: Final = (
-    "chmod", "fallocate", "fchmod", "fchmodat", "getdents64", "ioctl", "landlock_add_rule",
-    "landlock_create_ruleset", "landlock_restrict_self", "mkdir", "mkdirat", "prctl", "rmdir", "set_tid_address",
+    "chmod", "fallocate", "fchmod", "fchmodat", "getdents64", "landlock_add_rule",
+    "landlock_create_ruleset", "landlock_restrict_self", "mkdir", "mkdirat", "rmdir", "set_tid_address",
     "sysinfo", "uname",
 )  # fmt: skip
 _NEVER: Final = (
@@ -55,6 +57,9 @@ _NEVER: Final = (
 )  # fmt: skip
 
 _F_GETFD, _F_SETFD, _F_GETFL, _F_GETLK, _F_SETLK, _F_SETLKW, _F_DUPFD_CLOEXEC = 1, 2, 3, 5, 6, 7, 1030
+_PR_SET_NAME: Final = 15
+_IOCTLS: Final = (0x5401, 0x5413, 0x5421, 0x5451)
+"""TCGETS and TIOCGWINSZ, by which it is asked whether a file is a terminal, FIONBIO and FIOCLEX."""
 _MAP_TYPE, _MAP_PRIVATE, _MAP_ANONYMOUS = 0x0F, 0x02, 0x20
 _THREAD: Final = 0x100 | 0x800 | 0x1_0000
 """CLONE_VM, CLONE_SIGHAND and CLONE_THREAD: set when a thread is made, and not when a process is."""
@@ -95,6 +100,10 @@ def rules(kind: ProcessKind) -> list[Rule]:
         names += _BUILDING
         commands += (_F_DUPFD_CLOEXEC,)
         listed.append(Rule("clone", (Argument(0, _THREAD, _THREAD | _NAMESPACES),)))
+        # To name its threads, and not to outlive its parent.
+        listed.append(Rule("prctl", (Argument(0, _PR_SET_NAME),)))
+        # FIOSETOWN, with FIOASYNC, would have the kernel send the front a signal.
+        listed += [Rule("ioctl", (Argument(1, request, 0xFFFF_FFFF),)) for request in _IOCTLS]
     # No command that duplicates a descriptor, since the rule on flock is about one number, and none that has a signal
     # sent (F_SETOWN).
     listed += [Rule("fcntl", (Argument(1, command),)) for command in commands]

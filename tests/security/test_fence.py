@@ -259,6 +259,10 @@ async def test_signals(victim: Any) -> None:
         assert await it.refused("owner", it.child.sock.fileno(), os.getpid()) == "EPERM", "a signal with input"
         assert await it.refused("raw", 157, 1, 0) == "EPERM", "PR_SET_PDEATHSIG"
         assert await it.refused("kill", it.child.pid, signal.SIGTERM) == "", "itself"
+    async with victim("compiler") as it:
+        assert await it.refused("raw", 157, 1, 0) == "EPERM", "PR_SET_PDEATHSIG"
+        for request in (0x8901, 0x8902, 0x5452):
+            assert await it.refused("raw", 16, 0, request, 0) == "EPERM", "a signal with input, by ioctl"
 
 
 LIVES = """
@@ -314,6 +318,7 @@ async def test_descriptors(victim: Any) -> None:
         for _ in range(2):
             assert await it.refused("unlock", str(it.state / "lock")) == "EPERM"
         assert await it.refused("hand_on") == "EPERM"
+        assert await it.refused("raw", 46, it.child.sock.fileno(), 0, 0) == "EPERM", "sendmsg"
         assert await it.refused("unlock", str(it.state / "db" / "writer.lock")) == ""
 
 

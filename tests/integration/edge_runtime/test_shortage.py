@@ -82,6 +82,10 @@ async def test_a_failed_fork_costs_no_more_than_its_worker(
     async with node(tmp_path / "state", queue_wait=60.0) as edge:
         await edge.release({"echo": guest("echo")})
         assert "READY=1" in manager.words
+        no_forks.write_text("descriptors")
+        with pytest.raises(NotBorn, match="Too many references"):
+            await edge.front.processes.birth("compiler", patience=0.0)
+        no_forks.unlink()
         no_forks.touch()
         zygote = edge.front.processes.pid
         one = min(edge.workers())
