@@ -5,16 +5,19 @@ import contextlib
 import logging
 import os
 import signal
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from edge_runtime import clock, database_users
-from edge_runtime.database_users import DatabaseUser
+from edge_runtime.database_users import DatabaseUser, FileLock
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.zygote_client import ZygoteClient
+from edge_runtime.wal import Pressure
 
 log = logging.getLogger("skerry.database")
 
@@ -24,6 +27,8 @@ LONG: Final = 1.0
 """Seconds from which on a lock is told of: other programs may write, too, as long as they are quick."""
 LOG_PERIOD: Final = 60.0
 """Seconds between two lines of the log while the lock lasts."""
+MANY: Final = 100
+"""Locks on files that no honest worker has: SQLite takes some ten."""
 WRITER_LOCK: Final = "writer.lock"
 """The file, beside the database, that one process of the node at a time has locked to write (`sql.writer_lock`)."""
 
@@ -73,14 +78,14 @@ class ForeignLock:
 
     def find_writer(self) -> str:
         """Return the process of the node that has the writer lock, with the function whose call it may be for."""
-        pid = self._writer()
+        pid = self._writer(database_users.file_locks())
         link = self._link(pid)
         if link is None:
             return f"process {pid}" if pid else ""
         return next((f"worker {pid} ({job.name})" for job in link.jobs if isinstance(job, Call)), f"worker {pid}")
 
-    def _writer(self) -> int:
-        return database_users.flock_holder(self._database.with_name(WRITER_LOCK))
+    def _writer(self, locks: Iterable[FileLock]) -> int:
+        return database_users.flock_holder(self._database.with_name(WRITER_LOCK), locks)
 
     def _link(self, pid: int) -> WorkerLink | None:
         return next((link for link in self._pool.links if link.child.pid == pid), None)
@@ -97,27 +102,53 @@ class ForeignLock:
             return None
 
     def _is_ours(self, pid: int) -> bool:
-        # The node's processes that open the file are the zygote's children. One without a parent has just ended.
-        return bool(pid) and database_users.parent(pid) in (self._processes.pid, 0)
+        # The node's processes that open the file are the zygote's children. One whose parent nobody knows has just
+        # ended.
+        return bool(pid) and (self._is_child(pid) or database_users.parent(pid) is None)
+
+    def _is_child(self, pid: int) -> bool:
+        # Where there is no zygote, it isn't the parent 0 that others have.
+        return self._processes.pid > 0 and database_users.parent(pid) == self._processes.pid
 
     def _judge(self, holder: int) -> None:
         """End those of the node's own processes that keep others from the database and have no call that may: a guest
         may have a worker in its hands. `holder`: the process that has SQLite's lock, 0 where none has."""
         waited_for = any(link.seen().state == progress_page.WAITING for link in self._pool.links)
-        writer = self._writer() if waited_for else 0
+        full = self._pool.pressure is not Pressure.NONE
+        locks = database_users.file_locks() if waited_for or full else []
+        self._end_crowds(locks)
+        writer = self._writer(locks) if waited_for else 0
         idle = set[int]()
         for pid in {holder, writer}:
             link = self._link(pid)
             if link is None:
                 # Not who has SQLite's lock alone: it recovers the log, in a process that the zygote alone knows.
                 lost = pid and pid == writer and not self._processes.knows(pid)
-                if lost and database_users.parent(pid) == self._processes.pid:
+                if lost and self._is_child(pid):
                     log.error("process %d, which this node has lost, holds the writer lock: it is ended", pid)
                     with contextlib.suppress(OSError):
                         os.kill(pid, signal.SIGKILL)
             elif not link.killed and not any(isinstance(job, Call) and job.writes for job in link.jobs):
-                # A worker lets go before it answers. Twice, since one that reads may recover the log, for a moment.
-                idle.add(pid)
-                if pid in self._idle:
-                    link.end("it holds the writer lock, and has no call that may")
+                what = "holds the writer lock" if pid == writer else "has the database locked"
+                self._end_idle(link, f"it {what}, and has no call that may", idle)
+        # As long as one reads, the log can't begin anew.
+        for pid in database_users.readers(self._database, locks) if full else ():
+            link = self._link(pid)
+            if link is not None and link.ready.done() and not link.killed and not link.jobs:
+                self._end_idle(link, "it reads from the database, and has no call", idle)
         self._idle = idle
+
+    def _end_idle(self, link: WorkerLink, what: str, idle: set[int]) -> None:
+        """End a worker that had no call that may when it was last looked, either. A worker lets go before it answers;
+        but one that reads may recover the log, for a moment."""
+        idle.add(link.child.pid)
+        if link.child.pid in self._idle:
+            link.end(what)
+
+    def _end_crowds(self, locks: list[FileLock]) -> None:
+        """End workers with so many locks that it takes long to find out who has the writer lock, or can't be."""
+        if len(locks) > MANY:
+            for pid, count in Counter(lock.pid for lock in locks).items():
+                link = self._link(pid) if count > MANY else None
+                if link is not None and not link.killed:
+                    link.end(f"it has {count} locks on files, or more")

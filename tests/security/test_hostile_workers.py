@@ -15,6 +15,7 @@ import pytest_asyncio
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.zygote_client import ZygoteClient
+from edge_runtime.wal import Pressure
 from tests.guests.build import guest
 from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
@@ -189,6 +190,41 @@ async def test_a_worker_that_closes_its_socket_is_killed(edge: Node, holds: bool
     assert await attack(edge, "close", holds, name="evil-sql") == (502, "worker_crashed")
     assert edge.front.pool.functions["evil-sql"].breaker._deaths
     assert (await edge.call("sql", INSERT))[0] == 200
+
+
+async def test_a_worker_that_locks_what_readers_share_is_ended(edge: Node, caplog: pytest.LogCaptureFixture) -> None:
+    assert (await attack(edge, "exclude"))[0] == 204
+    await until(lambda: "it has the database locked, and has no call that may: it is killed" in caplog.text)
+    assert (await edge.call("sql", INSERT))[0] == 200
+
+
+async def test_a_worker_that_reads_on_while_the_log_is_full_is_ended(
+    edge: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (await attack(edge, "read"))[0] == 204
+
+    def told() -> bool:
+        edge.front.pool.pressure = Pressure.WAIT
+        return "it reads from the database, and has no call: it is killed" in caplog.text
+
+    await until(told)
+
+
+async def test_a_worker_with_more_locks_than_can_be_looked_through_is_ended(
+    edge: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await attack(edge, "crowd", 1_000, name="evil-sql") == (502, "worker_crashed")
+    assert "locks on files, or more: it is killed" in caplog.text
+
+
+async def test_a_worker_has_no_descriptors_under_way(edge: Node) -> None:
+    """All processes of a user may have so many together: the zygote couldn't hand a new child's to the front."""
+    processes = edge.front.processes
+    zygotes, attacking = processes.zygotes, asyncio.ensure_future(attack(edge, "hand_over"))
+    while not attacking.done():
+        (await processes.birth("compiler")).close()
+    assert await attacking == (204, "")
+    assert processes.zygotes == zygotes
 
 
 @pytest.mark.parametrize("gives_back", [False, True])

@@ -5,6 +5,7 @@ Run in place of `edge_runtime.children.zygote`. Workers run all calls in Python,
 """
 
 import ctypes
+import fcntl
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from edge_runtime import wal
 from edge_runtime.children import plain_calls, worker, zygote
 from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.ipc.claims import Claims
@@ -39,7 +41,9 @@ class Hands:
         self.sock: socket.socket = taken._sock
         self.words: memoryview = taken._mark._words
         self.claims: Claims = taken._claims
+        self.worker = taken
         self.lock = taken._database.lock
+        self.database = taken._database.path
         self.request = request
 
 
@@ -118,6 +122,44 @@ def deny(hands: Hands, gives_back: bool) -> None:
     os._exit(1)
 
 
+def exclude(hands: Hands) -> None:
+    """Lock what readers of the database share, never to let it go, and answer."""
+    assert hands.database is not None
+    index = os.open(wal.index_of(hands.database), os.O_RDWR)
+    # SQLite's WAL_READ_LOCK(0) to (4).
+    fcntl.lockf(index, fcntl.LOCK_EX, 5, 123)
+    hands.sock.sendall(frames.pack(hands.request, 204))
+
+
+def read(hands: Hands) -> None:
+    """Begin to read from the database, never to end that, and answer."""
+    for statement in ("BEGIN", "SELECT count(*) FROM sqlite_schema"):
+        hands.worker._database.rows(statement)
+    hands.sock.sendall(frames.pack(hands.request, 204))
+
+
+def crowd(hands: Hands, locks: int) -> None:
+    """Take so many locks on a file, while others seem to wait for the writer lock."""
+    for place in range(locks, 0, -1):
+        fcntl.lockf(hands.lock.fileno(), fcntl.LOCK_EX, 1, 2 * place)
+    page(hands, time.monotonic_ns(), 0, time.monotonic_ns(), progress_page.WAITING)
+
+
+def hand_over(hands: Hands) -> None:
+    """Send descriptors, as many as go, with a frame that never ends; answer where that isn't let through."""
+    until, data = time.monotonic() + FOREVER, frames.HEADER.pack(1 << 20, hands.request, frames.LOG, 0)
+    while time.monotonic() < until:
+        try:
+            socket.send_fds(hands.sock, [data], [hands.sock.fileno()])
+        except PermissionError:
+            hands.sock.sendall(frames.pack(hands.request, 204))
+            return
+        except OSError:
+            # As many are under way as this process may have.
+            continue
+        data = b"x"
+
+
 def at_random(hands: Hands, seed: int) -> None:
     """Write to the page and to the socket what comes, and go on, stay or end."""
     source = random.Random(seed)
@@ -141,8 +183,12 @@ def at_random(hands: Hands, seed: int) -> None:
 
 
 ATTACKS: dict[str, Callable[..., None]] = {
-    made.__name__: made for made in (say, repeat, header, page, spin, end_alone, leave, close, hold, deny, at_random)
-}
+    made.__name__: made
+    for made in (
+        say, repeat, header, page, spin, end_alone, leave, close, hold, exclude, read, crowd, deny, hand_over,
+        at_random,
+    )
+}  # fmt: skip
 
 
 def _speak() -> None:

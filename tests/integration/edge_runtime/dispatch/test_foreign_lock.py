@@ -20,6 +20,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import progress_page
 from edge_runtime.sync import identity
 from edge_runtime.sync.identity import Identity
+from edge_runtime.wal import Pressure
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import holder
 from tests.integration.edge_runtime.cli.test_node import command
@@ -167,6 +168,32 @@ class Waiting:
     seen = staticmethod(lambda: SimpleNamespace(state=progress_page.WAITING))
 
 
+@pytest.mark.parametrize("zygote", [0, 4242])
+async def test_a_program_that_came_from_outside_of_the_nodes_container_is_none_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zygote: int
+) -> None:
+    """As by `docker exec`: no process here is its parent. Nor is one its own where a zygote is just started anew."""
+    (outside, *_) = (int(pid) for pid in os.listdir("/proc") if pid.isdigit() and database_users.parent(int(pid)) == 0)
+    processes: Any = SimpleNamespace(pid=zygote, knows=lambda _: False)
+    waiting = Waiting()
+    waiting.child = SimpleNamespace(pid=2**22)
+    pool: Any = SimpleNamespace(links={waiting}, held_by="", pressure=Pressure.NONE)
+    killed: list[int] = []
+    monkeypatch.setattr(foreign_lock.os, "kill", lambda pid, _: killed.append(pid))
+    monkeypatch.setattr(database_users, "flock_holder", lambda *_: outside)
+    monkeypatch.setattr(database_users, "lock_holder", lambda _: database_users.DatabaseUser(outside, "sqlite3"))
+    looks = foreign_lock.ForeignLock(pool, processes, tmp_path / "skerry.db")
+    looks.look(0.0)
+    looks.look(foreign_lock.LONG)
+    assert pool.held_by == f"process {outside} (sqlite3)"
+    assert not killed
+    # One that has ended meanwhile holds nothing.
+    monkeypatch.setattr(database_users, "lock_holder", lambda _: database_users.DatabaseUser(2**22 + 1, "sqlite3"))
+    looks.look(2 * foreign_lock.LONG)
+    looks.look(4 * foreign_lock.LONG)
+    assert not pool.held_by
+
+
 async def test_a_child_of_the_node_that_it_has_lost_is_ended_where_others_wait_for_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,10 +206,11 @@ async def test_a_child_of_the_node_that_it_has_lost_is_ended_where_others_wait_f
             await child.stdout.readline()
         known = {child.pid}
         processes: Any = SimpleNamespace(pid=os.getpid(), knows=known.__contains__)
-        pool: Any = SimpleNamespace(links=set(), held_by="")
+        pool: Any = SimpleNamespace(links=set(), held_by="", pressure=Pressure.NONE)
         looks = foreign_lock.ForeignLock(pool, processes, tmp_path / "skerry.db")
-        assert database_users.flock_holder(path) == child.pid
-        assert database_users.flock_holder(tmp_path) == database_users.flock_holder(tmp_path / "none") == 0
+        locks = database_users.file_locks()
+        assert database_users.flock_holder(path, locks) == child.pid
+        assert {database_users.flock_holder(other, locks) for other in (tmp_path, tmp_path / "none")} == {0}
         # It is known; then nobody waits for it.
         pool.links = {Waiting()}
         looks.look(0.0)
