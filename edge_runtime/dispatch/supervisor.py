@@ -71,7 +71,9 @@ class Supervisor:
         self._loads: dict[int, frames.Load] = {}
         """The sets of modules that workers must have, by serial: the one that is served, and the one that comes."""
         self._failures: dict[int, list[frames.ChildFailure]] = {}
-        """By serial, for the set that comes: the functions that a worker couldn't load."""
+        """By serial, for the set that comes: the functions that a new worker couldn't load."""
+        self._crashes: dict[int, int] = {}
+        """The same of new workers that ended while they loaded it."""
         self._slots = list(range(progress_page.SLOTS))
         """Free slots of the shared page."""
         self._preloading: clock.SetTimer | None = None
@@ -121,7 +123,7 @@ class Supervisor:
         self._serial += 1
         serial = self._serial
         self._loads[serial] = frames.Load(serial, release, secrets, lacking)
-        self._failures[serial] = []
+        self._failures[serial], self._crashes[serial] = [], 0
         try:
             async with clock.timeout(LOAD_LIMIT):
                 await self._all_load(serial, whole)
@@ -133,15 +135,16 @@ class Supervisor:
             self.forget(serial)
             raise
         finally:
-            del self._failures[serial]
+            del self._failures[serial], self._crashes[serial]
         return serial
 
     async def _all_load(self, serial: int, whole: bool) -> None:
         """Have the workers load a set of modules, a half of them at a time, so that the others serve meanwhile.
 
-        Workers in the middle of a long call load it when the call has ended, and spare ones when they come to it.
+        Workers in the middle of a long call load it when the call has ended, and spare ones when they come to it. A
+        function may have a worker in its hands that has run calls: where such a one fails, a new one is the judge.
         """
-        crashed = 0
+        doubted = False
         # A worker has two sets at most: first wait for those that haven't loaded the last one yet.
         while any(link.ordered - link.serials for link in self._placed()):
             await self._pool.change()
@@ -149,14 +152,17 @@ class Supervisor:
             fit = self._placed()
             lacking = [link for link in fit if serial not in link.ordered]
             half = max((len(fit) + 1) // 2, 1)
+            if doubted and not any(serial in link.serials for link in self._pool.links):
+                lacking.clear()
             for at in range(0, len(lacking), half):
                 for link, order in [(link, self._load(link, serial)) for link in lacking[at : at + half]]:
                     await self._patiently(link, order)
-                    crashed += order.crashed
-                if crashed >= LOAD_TRIES:
-                    number = self._loads[serial].release.number
-                    text = f"{crashed} workers ended while they loaded the modules of release {number}."
-                    raise LoadFailed("module_load_crashed", text)
+                if doubted := any(link.killed or link.ended.done() for link in lacking[at : at + half]):
+                    break
+            if (crashed := self._crashes[serial]) >= LOAD_TRIES:
+                number = self._loads[serial].release.number
+                text = f"{crashed} workers ended while they loaded the modules of release {number}."
+                raise LoadFailed("module_load_crashed", text)
             if whole and (failures := self._failures[serial]):
                 raise LoadFailed(failures[0].code, failures[0].message)
             fit = self._placed()
@@ -343,7 +349,7 @@ class Supervisor:
         link.ordered.add(serial)
         link.loads += 1
         order = self._order(link, frames.RELEASE, self._loads[serial])
-        order.answer.add_done_callback(lambda answer: self._loaded(link, serial, answer))
+        order.answer.add_done_callback(lambda answer: self._loaded(link, serial, order, answer))
         return order
 
     def _load_missing(self, link: WorkerLink) -> None:
@@ -352,13 +358,22 @@ class Supervisor:
         if not link.loads and (missing := wanted - link.ordered):
             self._load(link, min(missing))
 
-    def _loaded(self, link: WorkerLink, serial: int, answer: asyncio.Future[frames.Frame]) -> None:
+    def _loaded(self, link: WorkerLink, serial: int, order: Order, answer: asyncio.Future[frames.Frame]) -> None:
         """Note that a worker has loaded a set of modules, or has ended."""
         link.loads -= 1
-        if not answer.cancelled() and answer.exception() is None:
+        new = link.ran is None
+        if not answer.cancelled() and answer.exception() is not None:
+            if new and order.crashed and serial in self._crashes:
+                self._crashes[serial] += 1
+        elif not answer.cancelled():
+            failures = incoming_frames.loaded(answer.result().body).failures
+            if failures and not new and serial in self._failures:
+                log.warning("worker %d, which has run calls: %s", link.child.pid, failures[0].message)
+                link.kill("load_failed")
+                return
             if serial in link.ordered:
                 link.serials.add(serial)
-            for failure in incoming_frames.loaded(answer.result().body).failures:
+            for failure in failures:
                 self._failures.get(serial, []).append(failure)
                 log.error("worker %d: %s", link.child.pid, failure.message)
             self._pool.place(link)

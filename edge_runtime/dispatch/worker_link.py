@@ -242,7 +242,8 @@ class WorkerLink:
         """The worker has done its first job, a call: end it."""
         if self._asked:
             raise FrameUnfit("it ended a call that waits for the answer of an HTTP request")
-        served, stale, held = call.served, kind == frames.STALE, kind == frames.HELD
+        self.ran = served = call.served
+        stale, held = kind == frames.STALE, kind == frames.HELD
         if stale or held:
             self._next(call)
             self._owner.freed(self, call, stale=stale, held=held)
@@ -250,7 +251,6 @@ class WorkerLink:
         outcome, fault = incoming_frames.outcome(
             kind, head, body, served.release, served.function.manifest, call.method
         )
-        self.ran = served
         took = self._next(call)
         now = self.since
         # First, so that the next call goes out in the same write as the others that come together.

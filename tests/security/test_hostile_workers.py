@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from edge_runtime.dispatch import supervisor
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.zygote_client import ZygoteClient
@@ -190,6 +191,16 @@ async def test_a_worker_that_closes_its_socket_is_killed(edge: Node, holds: bool
     assert await attack(edge, "close", holds, name="evil-sql") == (502, "worker_crashed")
     assert edge.front.pool.functions["evil-sql"].breaker._deaths
     assert (await edge.call("sql", INSERT))[0] == 200
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_worker_cannot_make_a_release_fail(edge: Node, monkeypatch: pytest.MonkeyPatch, dies: bool) -> None:
+    """By what it says of the release's modules, or by its end; a new one is asked."""
+    monkeypatch.setattr(supervisor, "LOAD_TRIES", 1)
+    before = edge.front.pool.deaths
+    assert (await attack(edge, "spoil", dies))[0] == 204
+    await edge.release(FUNCTIONS)
+    await until(lambda: edge.front.pool.deaths == before + 1)
 
 
 async def test_a_worker_that_locks_what_readers_share_is_ended(edge: Node, caplog: pytest.LogCaptureFixture) -> None:

@@ -138,6 +138,18 @@ def read(hands: Hands) -> None:
     hands.sock.sendall(frames.pack(hands.request, 204))
 
 
+def spoil(hands: Hands, dies: bool) -> None:
+    """Answer, and fail to load the next release, or end by that."""
+
+    def load(_: frames.Load) -> list[frames.ChildFailure]:
+        if dies:
+            os._exit(1)
+        return [frames.ChildFailure("function_unloadable", "It can't be loaded.")]
+
+    hands.worker._load = load  # type: ignore[method-assign]
+    hands.sock.sendall(frames.pack(hands.request, 204))
+
+
 def crowd(hands: Hands, locks: int) -> None:
     """Take so many locks on a file, while others seem to wait for the writer lock."""
     for place in range(locks, 0, -1):
@@ -185,7 +197,7 @@ def at_random(hands: Hands, seed: int) -> None:
 ATTACKS: dict[str, Callable[..., None]] = {
     made.__name__: made
     for made in (
-        say, repeat, header, page, spin, end_alone, leave, close, hold, exclude, read, crowd, deny, hand_over,
+        say, repeat, header, page, spin, end_alone, leave, close, hold, exclude, read, spoil, crowd, deny, hand_over,
         at_random,
     )
 }  # fmt: skip
