@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
-import textwrap
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,8 +21,9 @@ from control.local import embedded, postgres, seaweedfs
 from control.local.process import choose_port, read_settings
 from control.local.seaweedfs import s3_client
 from tests.support.deadlines import deadline, scaled
+from tests.support.forked_programs import may_be_forked
 from tests.support.programs import runs
-from tests.support.services import home_folder, remove_home
+from tests.support.services import ServerUrls, home_folder, remove_home
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def home():
 
 @pytest.fixture(scope="module")
 def running():
-    """A home and its services, for tests that end none of them."""
+    """A home and its services, which a test leaves running."""
     with home_folder() as path, asyncio.Runner() as runner:
         context = embedded.services(path)
         services = runner.run(context.__aenter__())
@@ -52,19 +53,29 @@ def running():
             runner.run(context.__aexit__(None, None, None))
 
 
-async def write(services: embedded.LocalServices, text: str) -> None:
-    connection = await asyncpg.connect(services.metadata_url)
+async def keep(metadata_url: str, text: str) -> None:
+    """Write a row that stays."""
+    connection = await asyncpg.connect(metadata_url)
     await connection.execute("CREATE TABLE IF NOT EXISTS kept (text TEXT)")
     await connection.execute("INSERT INTO kept VALUES ($1)", text)
     await connection.close()
+
+
+async def kept(metadata_url: str) -> list[str]:
+    connection = await asyncpg.connect(metadata_url)
+    rows = [row["text"] for row in await connection.fetch("SELECT text FROM kept ORDER BY text")]
+    await connection.close()
+    return rows
+
+
+async def write(services: embedded.LocalServices | ServerUrls, text: str) -> None:
+    await keep(services.metadata_url, text)
     async with s3_client(services.artifacts_url) as client:
         await client.put_object(Bucket="artifacts", Key=text, Body=text.encode())
 
 
 async def read(services: embedded.LocalServices) -> tuple[list[str], list[str]]:
-    connection = await asyncpg.connect(services.metadata_url)
-    rows = [row["text"] for row in await connection.fetch("SELECT text FROM kept ORDER BY text")]
-    await connection.close()
+    rows = await kept(services.metadata_url)
     async with s3_client(services.artifacts_url) as client:
         listed = await client.list_objects_v2(Bucket="artifacts")
         objects = [o["Key"] for o in listed.get("Contents", [])]
@@ -110,12 +121,15 @@ async def test_data_survives_a_kill_of_both_servers(home):
         assert await read(services) == (["before", "later"], ["before", "later"])
 
 
-async def test_a_server_that_ends_by_itself_is_noticed(home):
-    async with embedded.services(home) as services:
-        watch = asyncio.create_task(services.watch())
-        os.kill(services.artifacts.pid, signal.SIGKILL)
+async def test_a_server_that_ends_by_itself_is_noticed(running):
+    _, services = running
+    watch = asyncio.create_task(services.watch())
+    os.kill(services.artifacts.pid, signal.SIGKILL)
+    try:
         with pytest.raises(embedded.ServiceError, match=r"SeaweedFS was ended by signal 9; its log .*artifacts\.log"):
             await asyncio.wait_for(watch, scaled(60))
+    finally:
+        await services.artifacts.start()
 
 
 async def test_transactions_are_serializable_and_further_databases_are_empty(running):
@@ -234,17 +248,19 @@ async def test_a_port_that_another_took_is_replaced(home):
             listener.close()
 
 
-@pytest.mark.parametrize("beside", [0, 1, -1])
-async def test_a_port_that_another_start_chose_in_the_same_moment_is_replaced(running, home, monkeypatch, beside):
+async def test_a_port_that_another_start_chose_in_the_same_moment_is_replaced(running, home, monkeypatch):
     """Both have seen it free, and the other's server was quicker; a store has several in a row."""
     _, others = running
-    for module, url in ((postgres, others.metadata_url), (seaweedfs, others.artifacts_url)):
-        first = [(urlsplit(url).port or 0) + beside]
-        monkeypatch.setattr(module, "choose_port", lambda *of, first=first: first.pop() if first else choose_port(*of))
+    taken = {}
+    for module, url, beside in ((postgres, others.metadata_url, [0]), (seaweedfs, others.artifacts_url, [0, 1, -1])):
+        taken[module] = [urlsplit(url).port + each for each in beside]
+        first = iter(taken[module])
+        monkeypatch.setattr(module, "choose_port", lambda *of, first=first: next(first, 0) or choose_port(*of))
     async with embedded.services(home) as services:
         await write(services, "own")
         assert await read(services) == (["own"], ["own"])
-        assert urlsplit(services.artifacts_url).port != (urlsplit(others.artifacts_url).port or 0) + beside
+        assert urlsplit(services.metadata_url).port not in taken[postgres]
+        assert urlsplit(services.artifacts_url).port not in taken[seaweedfs]
 
 
 @pytest.mark.parametrize("name", ["s3-{0}", "filer-{1}", "admin-grpc-{2}"])
@@ -263,18 +279,30 @@ def test_ports_whose_socket_another_user_left_are_not_chosen(name, monkeypatch):
         left.unlink()
 
 
+@contextlib.asynccontextmanager
+async def database_alone(home: Path) -> AsyncIterator[postgres.PostgreSQL]:
+    """The metadata database without the store."""
+    with open(home / "services.lock", "w") as lock:
+        server = postgres.PostgreSQL(home / "metadata", home / "logs" / "metadata.log", lock.fileno(), {})
+        try:
+            await server.start()
+            yield server
+        finally:
+            await server.stop()
+
+
 async def test_a_first_start_that_was_cut_short_is_done_again(home):
-    async with embedded.services(home) as services:
-        data = (home / "metadata" / "data").resolve()
-        password = services.metadata_url
+    data = (home / "metadata" / "data").resolve()
     # As a kill in the middle of initdb leaves it.
     data.rename(data.with_name("data.new"))
-    async with embedded.services(home) as services:
-        assert services.metadata_url == password
-        await write(services, "new")
+    password = read_settings(home / "metadata" / "settings.json")["password"]
+    async with database_alone(home) as server:
+        assert urlsplit(server.url).password == password
+        await keep(server.url, "new")
+        assert await kept(server.url) == ["new"]
 
 
-PARENT = """
+PARENT = may_be_forked("""
 import asyncio, sys
 from pathlib import Path
 from typing import Any
@@ -282,29 +310,27 @@ from control.local import embedded
 
 async def main():
     async with embedded.services(Path(sys.argv[1])) as services:
-        print(services.metadata.pid, services.artifacts.pid, flush=True)
+        print(services.metadata.pid, services.artifacts.pid, services.metadata_url, services.artifacts_url, flush=True)
         await asyncio.Event().wait()
 
 asyncio.run(main())
-"""
+""")
 
 
-def start_parent(home: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT), str(home)], stdout=subprocess.PIPE, text=True
-    )
+def start_parent(home: Path) -> tuple[subprocess.Popen[str], list[psutil.Process], ServerUrls]:
+    """A process with services of its own: what it started, and where that is."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(home)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    pids = parent.stdout.readline().split()
-    assert len(pids) == 2, f"the parent ended with {parent.wait()}"
-    return parent, [process for pid in pids for process in family(int(pid))]
+    told = parent.stdout.readline().split()
+    assert len(told) == 4, f"the parent ended with {parent.wait()}"
+    return parent, [process for pid in told[:2] for process in family(int(pid))], ServerUrls(*told[2:])
 
 
 @pytest.mark.never_retry
 async def test_nothing_is_left_after_kill_9_of_the_parent_and_a_new_start_finds_the_data(home):
-    async with embedded.services(home) as services:
-        await write(services, "kept")
-    parent, processes = start_parent(home)
+    parent, processes, urls = start_parent(home)
     assert len(processes) > 3
+    await write(urls, "kept")
     # A client that keeps its connection open and says nothing must not hold the end up.
     idle = socket.create_connection(("127.0.0.1", read_settings(home / "artifacts" / "settings.json")["port"]))
     parent.kill()
@@ -320,7 +346,7 @@ async def test_nothing_is_left_after_kill_9_of_the_parent_and_a_new_start_finds_
 
 async def test_a_store_that_hangs_is_not_left_after_kill_9_of_the_parent(home):
     """Seen: one that hung in its end in order, and took no second signal for it."""
-    parent, processes = start_parent(home)
+    parent, processes, _ = start_parent(home)
     [store] = [process for process in processes if process.name() == "weed"]
     store.suspend()
     try:
@@ -335,16 +361,16 @@ async def test_a_store_that_hangs_is_not_left_after_kill_9_of_the_parent(home):
 
 
 async def test_a_stale_lock_file_with_the_pid_of_another_process_is_no_hindrance(home):
-    async with embedded.services(home) as services:
-        await write(services, "kept")
-        await services.metadata.kill()
+    async with database_alone(home) as server:
+        await keep(server.url, "kept")
+        await server.kill()
         pid_file = (home / "metadata" / "data").resolve() / "postmaster.pid"
         lines = pid_file.read_text().splitlines()
         bystander = subprocess.Popen(["sleep", "600"], user=pid_file.stat().st_uid)
         pid_file.write_text("\n".join([str(bystander.pid), *lines[1:]]) + "\n")
         try:
-            await services.metadata.start()
-            assert (await read(services))[0] == ["kept"]
+            await server.start()
+            assert await kept(server.url) == ["kept"]
             assert bystander.poll() is None
         finally:
             bystander.kill()
@@ -352,7 +378,7 @@ async def test_a_stale_lock_file_with_the_pid_of_another_process_is_no_hindrance
 
 
 async def test_ctrl_c_ends_everything_in_order(home):
-    parent, processes = start_parent(home)
+    parent, processes, _ = start_parent(home)
     parent.send_signal(signal.SIGINT)
     await asyncio.to_thread(parent.wait, scaled(60))
     assert parent.stdout is not None
