@@ -11,6 +11,7 @@ with a library of ours preloaded (`may_be_preloaded`) are forked from a template
 """
 
 import contextlib
+import importlib
 import inspect
 import json
 import os
@@ -40,8 +41,11 @@ MODULES: Final[dict[str, Kind]] = {
     "edge_runtime.oneshot.single_call": "programs",
 }
 """What may follow ``python -m``, and which template forks it."""
-STARTING: Final = {"call", "dev", "run", "serve", "test", "up"}
-"""Commands that start programs of ours."""
+STARTING: Final = {
+    "control.cli": {"build", "dev", "push", "serve", "test", "up"},
+    "edge_runtime.cli": {"call", "check", "doctor", "run"},
+}
+"""By program, commands that start programs of ours: their first or second words."""
 
 _ROOT: Final = Path(__file__).parents[2]
 _LAUNCH: Final = str(_ROOT / "control" / "local" / "launch.py")
@@ -231,7 +235,7 @@ def _program(words: list[str]) -> Request | None:
     match rest:
         case ["-m", module, *arguments] if module in MODULES:
             code = ""
-            starts = module.startswith(("control.cli", "edge_runtime.cli")) and bool(STARTING & {*arguments[:1]})
+            starts = any(module.startswith(each) and verbs & {*arguments[:2]} for each, verbs in STARTING.items())
         case ["-c", code, *arguments] if code in _codes:
             module, starts = "", _codes[code]
         case _:
@@ -316,6 +320,8 @@ def use_nested(descriptor: int) -> None:
     preload = os.environ.get("LD_PRELOAD", "")
     kinds: tuple[Kind, ...] = ("nodes",) if preload else ("programs", "zygotes")
     _start_by(Programs({(kind, preload): template for kind in kinds}, may_start=False))
+    # It imports uvloop, which the template has.
+    importlib.import_module("tests.support.uvloop_children").use_subprocess()
 
 
 def _start_by(programs: Programs) -> None:
