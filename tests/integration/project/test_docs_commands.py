@@ -32,7 +32,8 @@ SET_UP = "sudo apt-get update && sudo apt-get install -y just && "
 FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-AGAIN = [ROOT / "README.md", ROOT / "examples" / "README.md"]
+README = ROOT / "README.md"
+AGAIN = [README, ROOT / "examples" / "README.md"]
 """Pages that make a table of the pages before them again: it is dropped first, with the functions that use it."""
 DROP = """\
 skerry release create --rollback-to 1 --wait
@@ -112,7 +113,7 @@ def run(page: Path, up: Up, programs: ShellPrograms, folder: Path) -> None:
 
 def behind(page: Path) -> list[Block]:
     """What a reader does who goes on behind the README: the tutorial from its step 3 on."""
-    if page != ROOT / "README.md":
+    if page != README:
         return []
     before, step, _ = TUTORIAL.read_text("utf-8").partition("\n## 3. ")
     assert step
@@ -178,7 +179,14 @@ def programs() -> Iterator[ShellPrograms]:
     "page", [page for page in PAGES if runnable(page)], ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_the_commands_of_a_page_work(up: Up, programs: ShellPrograms, tmp_path: Path, page: Path) -> None:
-    run(page, up, programs, checkout(tmp_path / "skerry", programs))
+    folder = checkout(tmp_path / "skerry", programs)
+    run(page, up, programs, folder)
+    if page == README:
+        texts = {block.language: block.text.strip() for block in blocks(page)}
+        assert texts["c"] in (folder / "notes" / "main.c").read_text("utf-8")
+        # Here and in the tutorial behind it, after the rows of the pages before.
+        answer = re.sub(r"\d+", r"\\d+", re.escape(texts["json"]))
+        assert len(re.findall(answer, (folder / ".log").read_text("utf-8"))) == 2
 
 
 def test_the_scripts_of_the_python_api_work(up: Up, programs: ShellPrograms, tmp_path: Path) -> None:
@@ -207,7 +215,7 @@ def test_every_recipe_that_a_page_calls_exists() -> None:
 
 
 def test_the_readme_has_both_commands_that_set_it_up() -> None:
-    texts = {block.text.strip() for block in blocks(ROOT / "README.md") if block.language == "sh"}
+    texts = {block.text.strip() for block in blocks(README) if block.language == "sh"}
     assert {f"{SET_UP}just up", f"{SET_UP}just test"} <= texts
 
 

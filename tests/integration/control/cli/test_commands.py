@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import ssl
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import pytest
 
 from control import version
 from edge_runtime.cli.node import read_status, render
-from tests.guests.build import CACHE
 from tests.support.deadlines import scaled
 from tests.support.up import LIMIT, ROOT, Shell, Up
 
@@ -50,31 +48,6 @@ def test_status_shows_how_a_releases_calls_end(skerry: Shell) -> None:
     assert (group["nodes"], group["standings"]["at_target"]) == (1, 1)
     assert 0 < newest["p50"] <= newest["p99"] < LIMIT
     assert f"release {group['release']}: 1 node, " in skerry("status")
-
-
-def test_the_readmes_first_function(skerry: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its blocks as they are: the project, the commands, the answer."""
-    section = (ROOT / "README.md").read_text("utf-8").split("## A first function")[1].split("\n## ")[0]
-    blocks: dict[str, list[str]] = {}
-    for language, block in re.findall(r"^```([a-z]+)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
-        blocks.setdefault(language, []).append(block)
-    monkeypatch.chdir(tmp_path)
-    # Where the C library is built already.
-    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(CACHE / "zig"))
-    monkeypatch.setenv("ZIG_LOCAL_CACHE_DIR", str(CACHE / "zig-local"))
-    _, *commands = blocks["sh"]
-    for line in "".join(commands).splitlines():
-        program, *words = shlex.split(line)
-        if program == ".venv/bin/skerry":
-            skerry(*words)
-        else:
-            assert [program, words[0]] == ["curl", "-d"]
-            edge = json.loads((Path(os.environ["SKERRY_HOME"]) / "cli.json").read_text())["edge"]
-            url = words[2].replace("http://127.0.0.1:8087", edge)
-            with urllib.request.urlopen(url, data=words[1].encode(), timeout=scaled(LIMIT)) as response:
-                assert json.loads(response.read()) == json.loads(blocks["json"][0])
-    assert blocks["c"][0] in (tmp_path / "notes" / "main.c").read_text()
-    assert "notes" not in skerry("status")
 
 
 def test_wait_and_a_nodes_status_tell_the_same_release(skerry: Shell) -> None:
