@@ -3,16 +3,24 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.deadlines import scaled
+from tests.support.shell_programs import ShellPrograms, shell_programs
 
 PROGRAMS = Path(sys.executable).parent
 
 
-def completed(program: str, *words: str) -> set[str]:
+@pytest.fixture(scope="module")
+def programs() -> Iterator[ShellPrograms]:
+    with shell_programs() as made:
+        yield made
+
+
+def completed(programs: ShellPrograms, program: str, *words: str) -> set[str]:
     """What bash offers where the last word is completed."""
     function = f"_{program.replace('-', '_')}_completion"
     script = f"""
@@ -22,11 +30,12 @@ def completed(program: str, *words: str) -> set[str]:
         {function} {program}
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    environment = {**os.environ, "PATH": f"{PROGRAMS}:{os.environ['PATH']}", "SHELL": "/bin/bash"}
+    environment = {**os.environ, "PATH": f"{programs.folder}:{os.environ['PATH']}", "SHELL": "/bin/bash"}
     command = ["bash", "--norc", "-c", script, "bash", *words]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=scaled(120))
-    assert ended.returncode == 0, ended.stderr
-    return set(ended.stdout.split())
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as shell:
+        assert programs.run(shell, scaled(120)) == 0
+        assert shell.stdout is not None
+        return set(shell.stdout.read().decode().split())
 
 
 @pytest.mark.parametrize(
@@ -40,8 +49,8 @@ def completed(program: str, *words: str) -> set[str]:
         ("skerry-edge", ["status", "--sta"], {"--state"}),
     ],
 )
-def test_a_shell_completes(program: str, words: list[str], offered: set[str]) -> None:
-    assert completed(program, *words) == offered
+def test_a_shell_completes(programs: ShellPrograms, program: str, words: list[str], offered: set[str]) -> None:
+    assert completed(programs, program, *words) == offered
 
 
 @pytest.mark.parametrize(
@@ -55,9 +64,8 @@ def test_folders_and_files_are_for_the_shell_to_complete(words: str) -> None:
         "COMP_WORDS": "\n".join(asked),
         "COMP_CWORD": str(len(asked) - 1),
     }
-    ended = subprocess.run(
-        [str(PROGRAMS / "skerry")], env=environment, capture_output=True, text=True, check=False, timeout=scaled(60)
-    )
+    command = [sys.executable, "-m", "control.cli"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=scaled(60))
     assert ended.stdout.strip() in {"file,no", "dir,no"}
 
 
