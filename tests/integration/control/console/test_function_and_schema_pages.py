@@ -95,8 +95,8 @@ async def test_the_calls_of_a_function_are_charted_by_release(control_site: Site
 
 async def test_many_versions_are_shown_page_by_page(control_site: Site) -> None:
     async with control_site.running() as replica:
-        for number in range(23):
-            await deploy.push(replica, "orders", module(str(number)))
+        for _ in range(23):
+            await deploy.push(replica, "orders", module("1"))
         shown = await page(replica, "/functions/orders")
         assert [f'?version={n}"' in shown.text for n in (23, 4, 3)] == [True, True, False]
         [further] = re.findall(r'<a href="([^"]*)" rel="next">', shown.text)
