@@ -91,12 +91,26 @@ async def status(listen: str, *more: str) -> tuple[int, Any]:
 
 
 async def status_until(listen: str, wanted: int) -> Any:
+    """What the command prints that ends with this status; it is started once the node says the like itself."""
     async with deadline(DEADLINE):
         while True:
-            code, found = await status(listen)
-            if code == wanted:
-                return found
-            await asyncio.sleep(0.1)
+            if await _is_well(listen) is (wanted == 0):
+                code, found = await status(listen)
+                if code == wanted:
+                    return found
+            await asyncio.sleep(0.02)
+
+
+async def _is_well(listen: str) -> bool | None:
+    """Whether the node that listens there is at its target; None where there is none."""
+    try:
+        found = await asyncio.to_thread(node.read_status, listen, "")
+    except OSError:
+        return None
+    except ValueError:
+        # It wants a token.
+        return False
+    return bool(found["at_target"]) and not found["error"]
 
 
 async def own_error(listen: str) -> Any:
