@@ -265,12 +265,15 @@ TOGETHER = [[*OPERATIONS]] if SHARE == 1 else [[name] for name in OPERATIONS]
 @pytest.mark.timeout(1500 if SHARE else 36_000)
 @pytest.mark.parametrize("names", TOGETHER, ids=lambda names: names[0] if len(names) == 1 else "once")
 async def test_each_call_fails(node: Node, names: list[str]) -> None:
-    for name in names:
-        await each_fails(node, name)
+    failures = [failure for name in names for failure in await each_fails(node, name)]
+    # And what the file says after the last start.
+    await restart(node)
+    failures += [f"after another start: {lie}" for lie in await node.lies()]
+    assert not failures, "\n".join(failures)
 
 
-async def each_fails(node: Node, name: str) -> None:
-    """Have the calls of an operation fail, one after the other."""
+async def each_fails(node: Node, name: str) -> list[str]:
+    """Have the calls of an operation fail, one after the other; return what was wrong then."""
     operation, path, calls = OPERATIONS[name]
     counts = await undisturbed(node, operation, path, calls)
     points = [(call, at, error) for call in calls for at in range(counts[call]) for error in ERRORS[call]]
@@ -293,7 +296,4 @@ async def each_fails(node: Node, name: str) -> None:
         if node.ended is not None:
             pytest.fail("\n".join([*failures, node.log.read_text()[-3000:]]))
     assert reached, "none of the calls that were to fail was made"
-    # And what the file says after the last start.
-    await restart(node)
-    failures += [f"after another start: {lie}" for lie in await node.lies()]
-    assert not failures, "\n".join(failures)
+    return failures
