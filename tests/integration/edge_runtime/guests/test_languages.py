@@ -1,11 +1,15 @@
 """Each language's project, as `skerry function new` writes it: built by its compiler, and run through a real edge."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
 from control.cli.support.authoring import LANGUAGES
+from edge_runtime.oneshot.check import check_module
+from edge_runtime.release.compile_jobs import CompileJobs
 from tests.support import projects
 from tests.support.deadlines import scaled
 from tests.support.edge import node, until
@@ -23,13 +27,15 @@ NOTE = 'mil"k\\\n\té 😀 \x01\x7f'
 async def test_the_example_reads_the_request_asks_the_database_and_answers_json(language: str, tmp_path: Path) -> None:
     projects.needs(language)
     project = await projects.made(language, tmp_path / "project")
-    told = (await projects.built(tmp_path / "project")).json()
-    assert (told["name"], told["abi"], told["sql"], told["start"]) == ("notes", "wagi", True, False)
+    # It builds the module too.
     tested = await command("control.cli", "test", tmp_path / "project", limit=projects.COMPILERS)
     assert (tested.status, b"3 passed" in tested.out) == (0, True), tested
+    wasm = project.functions[0].module.read_bytes()
+    told = check_module(wasm)
+    assert (project.functions[0].name, told["abi"], told["sql"], told["start"]) == ("notes", "wagi", True, False)
 
     async with node(tmp_path / "state", compile_wait=60.0) as edge:
-        function = (project.functions[0].module.read_bytes(), project.functions[0].manifest)
+        function = (wasm, project.functions[0].manifest)
         await edge.release({"notes": function}, projects.schema(project))
         await until(lambda: edge.front.manager.release.functions[0].aot, scaled(120.0))
 
@@ -60,6 +66,10 @@ async def test_the_example_reads_the_request_asks_the_database_and_answers_json(
         assert await call("POST", "?author=x", b"y") == (500, {"error": "the database refused it"})
 
 
+async def never(*_: Any) -> Any:
+    await asyncio.Event().wait()
+
+
 YES = {"c": "1", "rust": "true", "go": "true"}
 SAME = {
     "c": {"arguments": "1 /functions/std", "number": "1501"},
@@ -76,14 +86,16 @@ SAME = {
 
 @pytest.mark.parametrize("language", YES)
 async def test_its_standard_library_runs_on_the_edge(
-    language: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    language: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     projects.needs(language)
     source = GUESTS / f"std.{ {'c': 'c', 'rust': 'rs', 'go': 'go'}[language] }"
     project = projects.copy(language, tmp_path / "project", source)
     assert (await projects.built(project.folder)).status == 0
     caplog.set_level("INFO", "skerry.guest")
-    # Compiling Go takes long; it starts on the interpreter, as any new function would.
+    if language == "go":
+        # Compiling Go takes long; it starts on the interpreter, as any new function would, and stays there.
+        monkeypatch.setattr(CompileJobs, "_child", never)
     async with node(tmp_path / "state", compile_wait=0.01 if language == "go" else 60.0) as edge:
         manifest = {"config": {"GREETING": "Hello"}, "memory_pages": 1024, "time_limit_ms": 60_000}
         await edge.release({"std": (project.functions[0].module.read_bytes(), manifest)})
