@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import pytest_asyncio
 
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sql import database
@@ -33,13 +34,21 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FailingCalls:
     return made
 
 
-@pytest.fixture
-async def state(tmp_path: Path) -> Path:
-    """The state directory of a node whose release has functions that keep notes."""
-    path = tmp_path / "state"
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `state` is a copy of."""
+    path = tmp_path_factory.mktemp("made") / "state"
     async with node(path) as edge:
         await edge.release(FUNCTIONS, NOTES)
     return path
+
+
+@pytest.fixture
+def state(made: Path, tmp_path: Path) -> Path:
+    """The state directory of a node whose release has functions that keep notes."""
+    # A compilation's folder may be there for a moment after the node's end.
+    shutil.copytree(made, tmp_path / "state", ignore=shutil.ignore_patterns(".compile-*"))
+    return tmp_path / "state"
 
 
 @contextlib.asynccontextmanager
