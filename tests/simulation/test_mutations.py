@@ -26,7 +26,7 @@ SEEDS = 200
 """Within so many each must be found; most are in the first."""
 LATE = {
     "a node accepts an older generation": 11,
-    "a node that has less counts as confirmed": 2,
+    "a node that has less counts as confirmed": 8,
     "other replicas don't hear that a node has less": 15,
 }
 """What the first seeds don't show, and one that does: it is tried first. Where it no longer does, all others are."""
