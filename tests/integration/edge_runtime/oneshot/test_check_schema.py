@@ -227,9 +227,9 @@ def test_hundreds_of_earlier_changes_are_quick():
     )
     # Of this process alone: the machine may be busy.
     started = time.process_time()
-    answer = checked("CREATE TABLE last (x)", [table.format(n, max(0, n - 1)) for n in range(400)])
+    answer = checked("CREATE TABLE last (x)", [table.format(n, max(0, n - 1)) for n in range(200)])
     assert answer == {"ok": True, "empty": [], "warnings": [], "losses": [], "stalls": []}
-    assert time.process_time() - started < 20
+    assert time.process_time() - started < 5
 
 
 def test_what_nodes_can_lose_is_told():

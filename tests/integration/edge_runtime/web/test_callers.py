@@ -176,6 +176,7 @@ async def test_a_file_that_changes_is_in_force_while_calls_run(tmp_path: Path, f
         async def client() -> None:
             while not stop:
                 seen.append(await code(edge, "/functions/echo", TILL))
+                await asyncio.sleep(0.01)
 
         running = [asyncio.create_task(client()) for _ in range(4)]
         try:
