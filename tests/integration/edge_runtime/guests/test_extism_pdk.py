@@ -15,7 +15,7 @@ import pytest
 from control.cli.support.toolchains import TOOLCHAINS
 from edge_runtime.guests.guest import LoadedFunction
 from edge_runtime.oneshot.check import check_module
-from tests.guests.build import HERE
+from tests.guests.build import CACHE, HERE
 from tests.support import by_extism, projects
 from tests.support.by_extism import Call, alike, by_node
 from tests.support.deadlines import scaled
@@ -24,6 +24,7 @@ from tests.support.projects import NPM
 
 PACKAGES = NPM.parent
 PLUGINS = HERE / "plugins"
+CODE = CACHE / "code"
 CONFIG = {"thing": "config"}
 
 
@@ -70,8 +71,10 @@ def wasm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def loaded(wasm: bytes, tmp_path_factory: pytest.TempPathFactory) -> LoadedFunction:
-    return function(wasm, tmp_path_factory.mktemp("code"), config=CONFIG, abi="extism")
+def loaded(wasm: bytes) -> LoadedFunction:
+    """The plug-in, whose code is kept between runs: LLVM takes seconds for Go's, which is the same in each."""
+    CODE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return function(wasm, CODE, config=CONFIG, abi="extism")
 
 
 TEXT = "hello, wörld EIO".encode()
