@@ -65,7 +65,7 @@ async def test_batches_under_kills() -> None:
     print(f"SKERRY_TEST_KILLS={KILLS} SKERRY_TEST_SEED={SEED}")
     chance = random.Random(SEED)
     async with cluster(workers=2) as made:
-        await made.prepare(range(2, 4), lambda number: ITEMS if number == 2 else COUNTED)
+        await made.seed(range(2, 4), lambda number: ITEMS if number == 2 else COUNTED)
         await made.release(2)
         await made.converged(2)
         stop = asyncio.Event()

@@ -18,7 +18,7 @@ FAILS = "CREATE UNIQUE INDEX only ON twins (n)"
 @pytest.mark.timeout(600)
 async def test_syncs_that_were_interrupted() -> None:
     async with cluster(functions=(VERSION, WRITE, LOOP), SKERRY_SYNC_LEASE=str(LEASE)) as made:
-        await made.prepare(range(2, 3))
+        await made.seed(range(2, 3))
         await _a_sync_whose_node_is_gone_expires(made, 2, _prepare_the_others)
         # The other stories take their time; their syncs have the usual lease.
         made.control.environment.pop("SKERRY_SYNC_LEASE")
@@ -30,8 +30,8 @@ async def test_syncs_that_were_interrupted() -> None:
 
 
 async def _prepare_the_others(made: Cluster) -> None:
-    await made.prepare(range(3, 4), lambda _: "UPDATE generation SET number = 3; CREATE TABLE twins (n INTEGER)")
-    await made.prepare(range(4, 5), lambda _: f"UPDATE generation SET number = 4; {FAILS}")
+    await made.seed(range(3, 4), lambda _: "UPDATE generation SET number = 3; CREATE TABLE twins (n INTEGER)")
+    await made.seed(range(4, 5), lambda _: f"UPDATE generation SET number = 4; {FAILS}")
 
 
 async def _a_sync_whose_node_is_gone_expires(

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import signal
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -116,23 +116,19 @@ class Cluster:
         sha256 = hashlib.sha256(wasm).hexdigest()
         await self.call("PUT", f"/v1/artifacts/{sha256}", data=wasm)
         made = await self.call("POST", f"/v1/functions/{name}/versions", {"sha256": sha256, "manifest": manifest})
-        if name == VERSION:
-            self.pushed[made["version"]] = sha256
         return int(made["version"])
 
-    async def prepare(self, numbers: range, sql: Callable[[int], str] | None = None) -> None:
-        """Have control know the versions and schema changes of releases; `sql` says the text of each change."""
-        for number in numbers:
-            text = sql(number) if sql is not None else f"UPDATE generation SET number = {number}"
-            made, change = await asyncio.gather(
-                self.push(VERSION, version(number), sql="read"),
-                self.call("POST", "/v1/schema-changes", {"name": f"number {number}", "sql": text}),
-            )
-            assert (made, change["number"]) == (number, number)
+    async def seed(
+        self,
+        numbers: range,
+        sql: Callable[[int], str] | None = None,
+        others: Mapping[str, tuple[bytes, Manifest]] | None = None,
+    ) -> None:
+        """Have control know the versions and schema changes of releases, and a version of other functions; `sql` says
+        the text of each change.
 
-    async def seed(self, numbers: range, sql: Callable[[int], str] | None = None) -> None:
-        """Do as `prepare` for many releases, written straight into the database and the store: the API checks each in a
-        process of its own."""
+        All is written straight into the database and the store: the API checks each in a process of its own.
+        """
         modules = {number: version(number) for number in numbers}
         db = await database.connect(self.services.metadata_url, connections=1)
 
@@ -140,6 +136,8 @@ class Cluster:
             now = SystemClock().now()
             store = self.services.artifacts_url
             await seeds.add_versions(conn, store, now, VERSION, modules, Manifest(sql="read"))
+            for name, (wasm, manifest) in (others or {}).items():
+                await seeds.add_versions(conn, store, now, name, {1: wasm}, manifest)
             for number in numbers:
                 text = sql(number) if sql is not None else f"UPDATE generation SET number = {number}"
                 await seeds.add_change(conn, now, number, text)
@@ -355,18 +353,15 @@ async def _running(
 async def _first_release(made: Cluster, names: tuple[str, ...]) -> None:
     tables = "CREATE TABLE generation (number INTEGER NOT NULL); INSERT INTO generation VALUES (1);"
     tables += "CREATE TABLE written (id TEXT PRIMARY KEY)"
-    await made.prepare(range(1, 2), lambda _: tables)
     others = {
-        WRITE: ("sql", {"sql": "write"}),
-        SLOW: ("slow", {"sql": "read"}),
-        LOOP: ("loop", {"time_limit_ms": 60_000}),
+        WRITE: (guest("sql"), Manifest(sql="write")),
+        SLOW: (guest("slow"), Manifest(sql="read")),
+        LOOP: (guest("loop"), Manifest(time_limit_ms=60_000)),
     }
-    chosen = {VERSION: 1}
-    for name in names:
-        if name in others:
-            source, manifest = others[name]
-            chosen[name] = await made.push(name, guest(source), **manifest)
-    await made.call("POST", "/v1/releases", {"functions": chosen, "schema": 1})
+    chosen = {name: others[name] for name in names if name in others}
+    await made.seed(range(1, 2), lambda _: tables, chosen)
+    versions = dict.fromkeys([VERSION, *chosen], 1)
+    await made.call("POST", "/v1/releases", {"functions": versions, "schema": 1})
     made.released.append(1)
     await made.converged(1)
 
