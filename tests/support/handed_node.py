@@ -11,17 +11,25 @@ from pathlib import Path
 
 from tests.support.deadlines import deadline
 from tests.support.environment import without_settings
+from tests.support.forked_programs import may_be_forked
 from tests.support.programs import DEADLINE
 
-AS_SYSTEMD = """
+AS_SYSTEMD = may_be_forked(
+    """
 import os, sys
-handed, program = int(sys.argv[1]), sys.argv[2:]
+handed, python, words = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
 os.dup2(handed, 3)
 if handed != 3:
     os.close(handed)
 os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
-os.execv(program[0], program)
-"""
+if python != sys.executable:
+    os.execv(python, [python, "-m", "edge_runtime.cli.main", *words])
+from edge_runtime.cli.__main__ import main
+sys.argv = ["skerry-edge", *words]
+main()
+""",
+    starts_others=True,
+)
 
 
 def log_of(state: Path) -> Path:
@@ -34,10 +42,10 @@ async def start(
 ) -> asyncio.subprocess.Process:
     """Start `skerry-edge run` with this socket as its file descriptor 3; `python` is that of the version that runs."""
     kept = without_settings()
-    program = [python, "-m", "edge_runtime.cli.main", "run", "--state", state, "--workers", "1", *more]
+    words = ["run", "--state", state, "--workers", "1", *more]
     with log_of(state).open("ab") as log:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-S", "-c", AS_SYSTEMD, str(handed.fileno()), *map(str, program)),
+            *(sys.executable, "-c", AS_SYSTEMD, str(handed.fileno()), python, *map(str, words)),
             pass_fds=[handed.fileno()],
             env={**kept, **environment},
             # What `-m` finds in the present folder would come before the version's own.
