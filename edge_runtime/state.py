@@ -54,7 +54,7 @@ class State:
         self.database = self.path / "db"
         self.temporary = self.path / wal.TEMPORARY
         try:
-            if self.path.exists() and (found := unusable(self.path)):
+            if self.path.exists() and (found := closed(self.path, to_serve=True)):
                 raise StateUnfit("{}: {}".format(*found))
             for folder in (self.path, self.aot, self.artifacts, self.database, self.temporary):
                 files.make_folder(folder)
@@ -122,19 +122,27 @@ class State:
         self.close()
 
 
-def unusable(state: Path) -> tuple[str, str] | None:
-    """What keeps this process's user from using a state directory, and what to do; None where nothing does.
+def closed(state: Path, *, to_serve: bool) -> tuple[str, str] | None:
+    """What this process's user can't use of a state directory, and what to do; None where there is no such thing.
+    `to_serve`: look only at what calls need: without the rest a node serves on.
 
     Raises: OSError.
     """
     if os.statvfs(state).f_flag & os.ST_RDONLY:
         text = f"{state} is on a file system that is mounted read-only, as the kernel does where a disk fails (dmesg)"
         return text, f'mount -o remount,rw "$(stat -c %m {state})"'
-    folders = [state / name for name in ("", aot_cache.FOLDER, "artifacts", wal.FILE.parent, wal.TEMPORARY)]
-    for path in [*folders, state / "lock", *(state / wal.FILE.parent).glob("*")]:
-        if path.exists() and not os.access(path, os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)):
-            text = f"{path} is closed to this user: another one, such as root, made it"
-            return text, f"as root: chown -R --reference={state} {state}"
+    database, aot = state / wal.FILE.parent, state / aot_cache.FOLDER
+    folders = [state, database, aot, state / wal.TEMPORARY]
+    # Others are replaced, and not written.
+    written, read = [state / "lock", *database.glob("*")], [state / "witness.json", *aot.glob("*")]
+    if not to_serve:
+        folders += [state / name for name in ("artifacts", "outbox", "telemetry")]
+        read += [state / "ca.pem", *(state / "artifacts").glob("*")]
+    for paths, mode in ((folders, os.R_OK | os.W_OK | os.X_OK), (written, os.R_OK | os.W_OK), (read, os.R_OK)):
+        for path in paths:
+            if os.path.lexists(path) and not os.access(path, mode):
+                text = f"{path} is closed to this user: another one, such as root, made it"
+                return text, f"as root: chown -R --reference={state} {state}"
     return None
 
 

@@ -180,6 +180,10 @@ class SyncAttempt:
         except SyncFailed as error:
             self._trace(error.code)
             return error
+        except OSError as error:
+            # Those of connections have codes of their own.
+            self._trace("disk_failed")
+            return SyncFailed("disk_failed", f"the state directory can't be used: {error}; see `skerry-edge doctor`")
         except Exception as error:
             self._trace("internal")
             log.exception("a sync failed in a way that nobody foresaw")

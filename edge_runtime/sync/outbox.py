@@ -5,6 +5,7 @@ A node does one sync at a time, and doesn't poll while a report waits, so there 
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -43,7 +44,7 @@ class Outbox:
     def __init__(self, state: Path) -> None:
         self._file = state / "outbox" / "report.json"
         self._attempt = state / "outbox" / "attempt.json"
-        self.waits = self._file.exists()
+        self.waits = os.path.lexists(self._file)
         """Whether a report waits, as far as this object knows."""
         self._told = ""
         """Id of the sync whose report needn't be sent any more, though it may still be on disk."""

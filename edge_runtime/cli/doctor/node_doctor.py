@@ -27,6 +27,7 @@ from edge_runtime.cli.doctor.local_http import Values
 from edge_runtime.cli.node import JSON, STATE, show
 from edge_runtime.cli.run import run_options, settings_of, shown_settings
 from edge_runtime.settings import WAL_LIMIT, processors
+from edge_runtime.state import closed
 from edge_runtime.sync import authorities, identity
 from edge_runtime.web import node_socket
 from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
@@ -67,8 +68,8 @@ def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
     try:
         facts = state_files.look(state, WAL_LIMIT)
     except OSError as error:
-        cure = f"ls -ld {state} (run this as the node's user)"
-        return [*found, Finding("state", "wrong", f"{state} can't be looked into: {error}", cure)]
+        why = f"{state} can't be looked into: {error}", f"ls -ld {state} (run this as the node's user)"
+        return [*found, Finding("state", "wrong", *(closed(state, to_serve=False) or why))]
     found += state_files.state_findings(facts, state)
     found += _unit(state, facts)
     status, silent = _status(state)
@@ -85,8 +86,9 @@ def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
     else:
         text = silent or f"no node runs on {state}"
         found.append(Finding("node", "wrong", text, f"{START} (skerry-edge run --state {state})"))
-        # First, while this process has one thread.
-        found += state_files.database_findings(state, facts.sizes)
+        if facts.closed is None:
+            # First, while this process has one thread.
+            found += state_files.database_findings(state, facts.sizes)
     built = status.get("built", {}) if status is not None else parts.document()
     found += machine.built_findings(built, runs=status is not None)
     if values is not None:

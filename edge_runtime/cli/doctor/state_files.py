@@ -11,7 +11,7 @@ from edge_runtime.cli.owner import user_name
 from edge_runtime.disk_space import DISK_RESERVE
 from edge_runtime.release import database_sizes
 from edge_runtime.settings import WAL_LIMIT
-from edge_runtime.state import unusable
+from edge_runtime.state import closed
 from edge_runtime.sync import identity
 
 LOOKED_THROUGH: Final = 64 * 1024 * 1024
@@ -35,7 +35,7 @@ class StateFacts(NamedTuple):
     sizes: database_sizes.DatabaseSizes
     disk_size: int
     log_limit: int = WAL_LIMIT
-    unusable: tuple[str, str] | None = None
+    closed: tuple[str, str] | None = None
     """What keeps this process's user from using it, and what to do."""
 
 
@@ -59,7 +59,7 @@ def look(state: Path, log_limit: int) -> StateFacts | None:
         sizes,
         disk.f_blocks * disk.f_frsize,
         log_limit,
-        unusable(state),
+        closed(state, to_serve=False),
     )
 
 
@@ -73,8 +73,8 @@ def state_findings(facts: StateFacts | None, path: Path) -> list[Finding]:
         name = user_name(facts.owner)
         text = f"{path} belongs to the user {name}, and this is run as {user_name(facts.user)}: it can't look into it"
         found.append(Finding("state", "wrong", text, f"sudo -u {name} skerry-edge doctor --state {path}"))
-    elif facts.unusable is not None:
-        found.append(Finding("state", "wrong", *facts.unusable))
+    elif facts.closed is not None:
+        found.append(Finding("state", "wrong", *facts.closed))
     for file, mode in facts.open:
         if mode & 0o077:
             text = f"others may use {file}, whose mode is {mode:04o}"

@@ -59,7 +59,7 @@ def test_the_worst_comes_first_and_what_is_well_only_when_asked_for() -> None:
         (None, "wrong"),
         (state(), "ok"),
         (state(owner=1), "wrong"),
-        (state(unusable=("its file is closed", "chown it")), "wrong"),
+        (state(closed=("its file is closed", "chown it")), "wrong"),
         (state(open=((STATE, 0o750),)), "wrong"),
         (state(open=((STATE, 0o700),)), "ok"),
         (state(noexec=True), "wrong"),
