@@ -97,7 +97,9 @@ class Outbox:
 def _read(file: Path, kind: type[T]) -> T | None:
     """Return what a file holds, None if it can't be read; remove it if it is damaged. Serving needs neither file."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=kind)
+        data = file.read_bytes()
+        # A loss of power empties a file that wasn't synced.
+        return msgspec.json.decode(data, type=kind) if data else None
     except FileNotFoundError:
         return None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -97,6 +97,14 @@ def test_what_is_damaged_in_the_outbox_is_given_up(tmp_path: Path, damaged: byte
     assert not list((tmp_path / "outbox").iterdir())
 
 
+def test_a_note_that_a_loss_of_power_has_emptied_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """That a sync begins isn't synced: nothing is damaged."""
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox" / "attempt.json").touch()
+    assert Outbox(tmp_path).begun() is None
+    assert not caplog.messages
+
+
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     identity.write(tmp_path, WHO)
 
