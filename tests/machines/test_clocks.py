@@ -59,7 +59,7 @@ def test_a_node_serves_in_the_year_2000_and_converges_once_it_has_the_time(fleet
     assert fleet.visits("clock") == counted
     assert box.run("cat", IDENTITY) == identity
     # The calls of both times are kept.
-    years = {call["time"][:4] for call in map(json.loads, fleet.edge_says(*CALLS).splitlines())}
+    years = {call["t"][:4] for call in map(json.loads, fleet.edge_says(*CALLS).splitlines())}
     assert "2000" in years
     assert len(years) == 2
     fleet.machine.run("systemctl", "restart", "skerry-edge")
