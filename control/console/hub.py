@@ -31,10 +31,10 @@ REST = 2.0
 live takes a third of the time at most, but where the database answers slowly."""
 PATIENCE = 5.0
 """Seconds for a topic's parts to be made."""
-HEARTBEAT = 15.0
-"""Seconds without a part after which a stream is told that it is alive."""
+HEARTBEAT = 2.0
+"""Seconds without a part after which a stream is told that it is alive: a page that hears nothing for 5 s says so."""
 STALE_AFTER = 5.0
-"""Seconds after which streams tell how old their parts are, and again after as many."""
+"""Seconds after which streams tell how old their parts are."""
 STREAMS = 1000
 """Streams of a replica at once."""
 OF_OPERATOR = 50
@@ -83,7 +83,7 @@ class Stream:
         yield self._beat()
         told_at = self._clock.monotonic()
         while not self._closing:
-            stale_at = max(self._made_at, told_at if self._told else -math.inf) + STALE_AFTER
+            stale_at = math.inf if self._told else self._made_at + STALE_AFTER
             with contextlib.suppress(TimeoutError):
                 async with self._clock.timeout(min(told_at + HEARTBEAT, stale_at) - self._clock.monotonic()):
                     await self._woken.wait()

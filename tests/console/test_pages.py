@@ -2,9 +2,12 @@
 script; what is live, and what it says when control is away."""
 
 import asyncio
+import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -15,8 +18,9 @@ from control.problems import ProblemError
 from control.storage.connection import Connection
 from tests.support.console import MARKUP, fails, release, session_of
 from tests.support.console_browser import THEMES, WIDTHS, chromium, look
-from tests.support.deadlines import deadline
+from tests.support.deadlines import deadline, scaled
 from tests.support.live import asked, send
+from tests.support.programs import control_program
 from tests.support.replica import Replica, Site
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -349,6 +353,32 @@ async def test_a_stale_connection_is_shown_and_mended(console: Console, monkeypa
         await tab.is_live()
         # The browser says that it was refused; nothing else may be said.
         tab.said = [text for text in tab.said if "503" not in text]
+
+
+async def test_a_control_that_stands_still_does_not_look_live(
+    console: Console, shared_site: Site, tmp_path: Path
+) -> None:
+    """A process that is stopped keeps its connections, and says nothing in them."""
+    secret = await session_of(console.replica)
+    async with (
+        control_program(shared_site, tmp_path / "control") as (program, other),
+        look(console.browser, other, secret=secret) as one,
+        look(console.browser, other, secret=secret) as log,
+    ):
+        await log.open("/nodes/edge-000/log")
+        await one.open("/")
+        await one.is_live()
+        await log.page.locator("#fed", has_text="Live").wait_for()
+        assert program._process is not None
+        os.kill(program._process.pid, signal.SIGSTOP)
+        try:
+            # Both know nothing else of it, within some seconds.
+            await expect(one.page.locator("#live")).to_contain_text("No answer for ", timeout=scaled(12) * 1000)
+            await expect(log.page.locator("#fed")).to_contain_text("No answer for ", timeout=scaled(20) * 1000)
+        finally:
+            os.kill(program._process.pid, signal.SIGCONT)
+        await one.is_live()
+        await log.page.locator("#fed", has_text="Live").wait_for()
 
 
 async def test_a_form_of_another_session_does_nothing(console: Console) -> None:

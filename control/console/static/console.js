@@ -45,10 +45,11 @@
   }
   const show = () => {
     if (!chip) return
-    const stale = age + (Date.now() - heard) / 1000
+    const silent = (Date.now() - heard) / 1000, left = Math.ceil((again - Date.now()) / 1000)
     const [kind, text] = stopped ? ["gone", "Stopped"]
-      : !source || source.readyState !== 1 ? ["gone", lost ? `Not connected, again in ${Math.max(0, Math.ceil((again - Date.now()) / 1000))} s` : "Connecting"]
-      : age >= 5 ? ["stale", `Stale, ${relative(stale)} old`] : ["", "Live"]
+      : source?.readyState !== 1 ? ["gone", !lost ? "Connecting" : left > 0 ? `Not connected, again in ${left} s` : "Not connected"]
+      : silent >= 5 ? ["gone", `No answer for ${relative(silent)}`]
+      : age >= 5 ? ["stale", `Stale, ${relative(age + silent)} old`] : ["", "Live"]
     chip.className = `live ${kind}`
     if (chip.lastElementChild.textContent !== text) chip.lastElementChild.textContent = text
   }
@@ -82,8 +83,8 @@
   }
   setInterval(() => {
     put()
-    // Three heartbeats: a connection that nothing comes through any more.
-    if (source?.readyState === 1 && Date.now() - heard > 45000) gone(1000)
+    // Several heartbeats: a connection that nothing comes through any more. One that is being made has more time.
+    if (source && Date.now() - heard > (source.readyState === 1 ? 15000 : 30000)) gone(1000)
     show()
   }, 1000)
   document.addEventListener("visibilitychange", () => document.hidden ? close() : open())
@@ -96,7 +97,8 @@
 
   // A log: its lines as they come, the newest 2,000, and at the end while nobody has scrolled up.
   const lines = document.querySelector("[data-stream]"), newer = document.getElementById("log-newer")
-  let feed = null, unseen = 0
+  const fed = document.getElementById("fed")
+  let feed = null, fedAt = 0, unseen = 0
   const toEnd = () => { lines.scrollTop = lines.scrollHeight; unseen = 0; newer.hidden = true }
   const append = (html) => {
     const end = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 8, made = document.createElement("template")
@@ -113,10 +115,21 @@
     feed = null
     if (!lines || document.hidden) return
     feed = new EventSource(lines.dataset.stream)
+    fedAt = Date.now()
     // What was there already is told again.
     feed.onopen = () => lines.replaceChildren()
-    feed.addEventListener("lines", (e) => append(JSON.parse(e.data)))
+    feed.addEventListener("lines", (e) => { fedAt = Date.now(); append(JSON.parse(e.data)) })
+    feed.addEventListener("beat", () => { fedAt = Date.now() })
   }
+  setInterval(() => {
+    if (!feed || !fed) return
+    // A heartbeat comes each 5 s. After a refusal the browser doesn't ask again by itself.
+    const silent = (Date.now() - fedAt) / 1000
+    const text = feed.readyState !== 1 ? "Not connected" : silent >= 12 ? `No answer for ${relative(silent)}` : "Live"
+    fed.className = text === "Live" ? "live" : "live gone"
+    if (fed.lastElementChild.textContent !== text) fed.lastElementChild.textContent = text
+    if (silent > 30) listen()
+  }, 1000)
   newer?.addEventListener("click", toEnd)
   document.addEventListener("visibilitychange", listen)
   addEventListener("pagehide", () => feed?.close())
