@@ -42,6 +42,8 @@ class NodeList:
     """What is asked for, by `SHOWN`."""
     count: int | None
     """How many nodes the filter finds; None where that isn't counted."""
+    whole: int
+    """How many nodes there are."""
     url: str
     """The address of the list from its beginning."""
     command: str
@@ -117,11 +119,16 @@ async def _list(visit: Visit) -> NodeList:
     query, shown = filter_of(visit, visit.query, LIMIT)
     nodes, cursor = await visit.items(node_views.list_nodes, node_responses.Node, await with_block(visit, query, shown))
     fleet = await visit.fleet()
+    count = _count(fleet, shown) if fleet else None
+    if count is not None:
+        # What the page has is counted by itself: the summary is of another moment.
+        count = max(count, len(nodes)) if cursor or query.cursor else len(nodes)
     return NodeList(
         nodes,
         _url({**shown, "cursor": cursor}) if cursor else None,
         shown,
-        _count(fleet, shown) if fleet else None,
+        count,
+        max(fleet.nodes if fleet else 0, count or 0),
         _url(shown),
         _command(query),
     )

@@ -3,10 +3,10 @@
 With no node yet it shows the three commands that lead to a first answer, until the first node joins.
 """
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from hashlib import sha256
 from itertools import groupby
 from typing import NamedTuple
 
@@ -26,8 +26,8 @@ EVENTS = 10
 """What happened last: so many."""
 MOST_FAILED, LEAST_FAILED = 0.01, 4
 """Which share of a release's calls may fail, and how many in any case, before it is said to be wrong."""
-FIRST_RUN, OVERVIEW = "first-run", "overview"
-"""What the page is, with no node and with some."""
+FIRST_RUN = "first-run"
+"""What the page is, with no node."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,13 @@ class Overview:
     """Where more than `MOST_FAILED` of them fail, the most failed ones first."""
 
     @property
+    def kind(self) -> str:
+        """What the page is, with some nodes: which groups have how many blocks, as only a page loaded anew has more."""
+        blocks = ((name, len(found.blocks) + found.left_out) for name, found in self.grid.items())
+        shape = " ".join(f"{name}:{count}" for name, count in blocks if count)
+        return f"overview-{sha256(shape.encode()).hexdigest()[:12]}"
+
+    @property
     def headline(self) -> str:
         """Whether something is wrong, and how much, in a sentence."""
         counts = [(self.fleet.standings[word], word) for word in ("failing", "offline", "revoked")]
@@ -90,7 +97,7 @@ async def show(visit: Visit) -> Reply:
     if not shown.fleet.nodes:
         groups = visit.rights.groups("read")
         return await visit.html("first_run.html", kind=FIRST_RUN, group=groups[0] if groups else "default")
-    return await visit.html("overview.html", kind=OVERVIEW, shown=shown)
+    return await visit.html("overview.html", kind=shown.kind, shown=shown)
 
 
 async def live(visit: Visit) -> Make:
@@ -104,7 +111,7 @@ async def live(visit: Visit) -> Make:
         whole = {name: made(name) for name in ("say", "stand", "wrong", "flight", "events")}
         groups = {f"g-{group.name}": made("group", group=group) for group in shown.fleet.groups}
         blocks = {b.id: made("block", block=b) for group in shown.grid.values() for b in group.blocks}
-        return {"kind": OVERVIEW, "title": f"{shown.headline} · Overview · Skerry", **whole, **groups, **blocks}
+        return {"kind": shown.kind, "title": f"{shown.headline} · Overview · Skerry", **whole, **groups, **blocks}
 
     return make
 
@@ -112,7 +119,7 @@ async def live(visit: Visit) -> Make:
 async def _read(visit: Visit) -> Overview:
     groups = visit.rights.groups("read")
     services = visit.services
-    summary, grid = await asyncio.gather(services.standings.summary(), services.standings.grid())
+    summary, grid = await services.standings.both()
     fleet = summary.of(groups)
     if not fleet.nodes:
         return Overview(fleet, {}, [], [], CallTally(), [])

@@ -1,6 +1,5 @@
 """Releases: the list of them, and one: what it changed, how far it is, which nodes fail at it and why."""
 
-import asyncio
 from dataclasses import dataclass
 
 from control import wire
@@ -34,6 +33,11 @@ class Progress:
     def is_target(self) -> bool:
         """Whether it is what the nodes of the group should run now."""
         return self.release.number == self.group.release
+
+    @property
+    def kind(self) -> str:
+        """What the page is: how many blocks it has, if it has any, as only a page loaded anew has others."""
+        return "superseded" if self.blocks is None else f"target-{len(self.blocks.blocks) + self.blocks.left_out}"
 
     @property
     def nodes(self) -> int:
@@ -77,6 +81,7 @@ async def show_one(visit: Visit) -> Reply:
     retried = visit.query.get("retried", "")
     return await visit.html(
         "release.html",
+        kind=progress.kind,
         release=release,
         progress=progress,
         earlier=number - 1,
@@ -94,7 +99,12 @@ async def live(visit: Visit) -> Make:
         made = rendering.parts("release_parts.html", visit.now, visit=visit, progress=progress)
         blocks = {b.id: made("block", block=b) for b in progress.blocks.blocks} if progress.blocks else {}
         title = f"{progress.verdict[1]} · {release.group} {release.number} · Skerry"
-        return {"title": title, **{name: made(name) for name in ("verdict", "standings", "failing")}, **blocks}
+        return {
+            "kind": progress.kind,
+            "title": title,
+            **{name: made(name) for name in ("verdict", "standings", "failing")},
+            **blocks,
+        }
 
     return make
 
@@ -126,7 +136,7 @@ async def _release(visit: Visit) -> ShownRelease:
 
 async def _progress(visit: Visit, release: Release) -> Progress:
     services = visit.services
-    summary, grid = await asyncio.gather(services.standings.summary(), services.standings.grid())
+    summary, grid = await services.standings.both()
     of_group = summary.of([release.group]).groups
     # A group that was made since the summary was read isn't in it: nobody has joined it yet.
     group = of_group[0] if of_group else GroupSummary(release.group, release.number, {}, {}, ())

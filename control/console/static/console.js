@@ -38,6 +38,8 @@
       made.innerHTML = html
       const fresh = made.content.firstElementChild
       if (!fresh || (fresh.dataset.same && fresh.dataset.same === part.dataset.same)) continue
+      // A count of a list that isn't the one in the page any more.
+      if (fresh.dataset.of !== part.dataset.of) continue
       part.replaceWith(fresh)
       htmx.process(fresh)
       times(fresh)

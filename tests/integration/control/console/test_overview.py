@@ -3,10 +3,12 @@
 import asyncio
 import itertools
 import ssl
+from datetime import timedelta
 
 import pytest
 
 from control.console import overview, rendering
+from control.telemetry import fleet_summary
 from control.telemetry.fleet_summary import FleetGrid
 from control.web import connection_limits
 from tests.support import deploy, numbers, seeds
@@ -25,8 +27,14 @@ async def test_from_no_node_to_the_overview_by_itself(control_site: Site) -> Non
         async with live(replica, "/") as stream:
             await stream.until(lambda s: s.parts.get("kind") == "first-run")
             await replica.join("edge-1")
-            await stream.until(lambda s: s.parts["kind"] == "overview")
-        shown = await page(replica, "/")
+            await stream.until(lambda s: s.parts["kind"].startswith("overview-"))
+            kind = stream.parts["kind"]
+            shown = await page(replica, "/")
+            assert f'data-kind="{kind}"' in shown.text
+            # Only a page that is loaded again has the cells of a group that had no node before.
+            await replica.call("POST", "/v1/groups", {"name": "shops"})
+            await replica.join("shop-1", "shops")
+            await stream.until(lambda s: s.parts["kind"] not in ("first-run", kind))
         assert shown.part("say") == "Nothing is wrong 1 of 1 node at target, in 1 group"
         assert "<title>Nothing is wrong · Overview · Skerry</title>" in shown.text
 
@@ -168,6 +176,7 @@ async def test_a_group_that_the_grid_does_not_have_yet(control_site: Site, monke
         await replica.join("edge-1")
         reader = replica.services.standings
         grid = await reader.grid()
+        monkeypatch.setattr(fleet_summary, "LATE", timedelta(0))
 
         async def old_grid() -> FleetGrid:
             return grid

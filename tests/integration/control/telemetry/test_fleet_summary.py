@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -119,6 +120,37 @@ async def test_the_grid_is_ordered_by_group_site_and_name(control_site: Site) ->
         assert (west.names, west.letters) == (["d", "b", "c", "a"], "sbot")
         assert (grid.groups["east"].names, grid.groups["east"].letters) == ([], "")
         assert list(grid.of(["east"]).groups) == ["east"]
+
+
+async def test_numbers_and_the_cells_beside_them_are_of_one_moment(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with control_site.running() as replica:
+        await group(replica, "shops", 1)
+        standings = replica.services.standings
+        read = standings._grid._read
+
+        async def late() -> fleet_summary.FleetGrid:
+            # A node joins after the summary was read, and before the grid is.
+            await standings.summary()
+            await node(replica, "late", "shops")
+            return await read()
+
+        monkeypatch.setattr(standings._grid, "_read", late)
+        summary, grid = await standings.both()
+        assert summary.nodes == len(grid.groups["shops"].letters) == 1
+        (shops,) = grid.of(["shops"]).summary.groups
+        assert shops.nodes == 1
+        # Of a large fleet the cells are read more seldom, and the numbers are the newest ones.
+        old = replace(grid, read_at=grid.read_at - 2 * fleet_summary.LATE)
+
+        async def kept() -> fleet_summary.FleetGrid:
+            return old
+
+        monkeypatch.setattr(standings, "grid", kept)
+        await node(replica, "later", "shops")
+        summary, grid = await standings.both()
+        assert (summary.nodes, len(grid.groups["shops"].letters)) == (2, 1)
 
 
 async def test_all_who_look_share_one_reading(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,13 @@ import pytest
 
 from control.console import fleet_grid
 from control.sync.standing import LETTERS
-from control.telemetry.fleet_summary import FleetGrid, GroupGrid
+from control.telemetry.fleet_summary import FleetGrid, FleetSummary, GroupGrid
 
 
 def draw(letters: str) -> fleet_grid.GroupBlocks:
     names = " ".join(f"shop-{n}" for n in range(len(letters)))
-    return fleet_grid.draw(FleetGrid(datetime.now(UTC), {"shops": GroupGrid(letters, names)}))["shops"]
+    now = datetime.now(UTC)
+    return fleet_grid.draw(FleetGrid(now, {"shops": GroupGrid(letters, names)}, FleetSummary(now, ())))["shops"]
 
 
 def cells(drawing: str) -> dict[int, str]:
