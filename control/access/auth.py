@@ -193,15 +193,15 @@ class Authenticator:
             raise AuthError(
                 "credentials_invalid",
                 f"the credential ended at {made + self._life:%Y-%m-%d %H:%M} UTC, and a return was accepted until "
-                f"{made + self._return:%Y-%m-%d %H:%M}: make a token with `skerry node token --rejoin {node.name}`, "
-                "and run `skerry-edge join --again` with it on the node",
+                f"{made + self._return:%Y-%m-%d %H:%M} UTC: make a token with `skerry node token --rejoin "
+                f"{node.name}`, and run `skerry-edge join --again` with it on the node",
                 "return_expired",
             )
         if code:
             raise AuthError(
                 code,
                 f"the credential ended at {made + self._life:%Y-%m-%d %H:%M} UTC: it is good only to get its successor "
-                f"(POST /v1/nodes/self/credential), until {made + self._return:%Y-%m-%d %H:%M}",
+                f"(POST /v1/nodes/self/credential), until {made + self._return:%Y-%m-%d %H:%M} UTC",
                 "expired",
             )
 

@@ -128,7 +128,7 @@ def certificate_lines(held: Json) -> list[tuple[str, str | None]]:
     lines: list[tuple[str, str | None]] = [
         (
             f"certificates: {'control' if one['what'] == 'control' else 'CA ' + one['name']} until "
-            f"{one['ends_at'][:10]} ({output.ago(one['ends_at'])})",
+            f"{one['ends_at'][:10]} UTC ({output.ago(one['ends_at'])})",
             None,
         )
         for one in held["certificates"]

@@ -33,6 +33,7 @@ from control.console import (
 from control.console.pages import (
     audit_page,
     call_pages,
+    error_page,
     function_pages,
     go_to,
     join_token_pages,
@@ -92,6 +93,7 @@ PAGES: tuple[ConsolePage, ...] = (
     *join_token_pages.PAGES,
     *settings_page.PAGES,
     *go_to.PAGES,
+    *error_page.PAGES,
     *theme.PAGES,
     live.page(find),
 )

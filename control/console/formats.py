@@ -79,9 +79,9 @@ def ago(at: datetime | None, now: datetime) -> Markup:
 
 
 def clock(at: datetime) -> Markup:
-    """A time of its own: 2026-11-28 06:00:12, in UTC."""
+    """A time of its own: 2026-11-28 06:00:12 UTC."""
     at = at.astimezone(UTC)
-    return Markup('<time datetime="{}">{}</time>').format(
+    return Markup('<time datetime="{}">{} UTC</time>').format(
         at.isoformat(timespec="milliseconds"), f"{at:%Y-%m-%d %H:%M:%S}"
     )
 

@@ -10,7 +10,7 @@ import jinja2
 
 from control import manifests
 from control.api.operations import Reply
-from control.console import assets, drawings, fleet_grid, formats
+from control.console import assets, drawings, explanations, fleet_grid, formats
 from control.sync.effects import losses
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -32,6 +32,7 @@ def _environment() -> jinja2.Environment:
     made.filters["standings_said"] = fleet_grid.said
     made.globals.update({f.__name__: f for f in (drawings.bar, drawings.cell, drawings.key_cell)})
     made.filters["rows_said"] = losses.said
+    made.tests["explained"] = explanations.is_explained
     made.globals |= {"asset": assets.address, "shown": manifests.shown}
     return made
 

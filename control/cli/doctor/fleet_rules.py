@@ -49,7 +49,7 @@ def clock_findings(read_at: datetime, now: datetime) -> list[Finding]:
 def certificate_findings(held: Json) -> list[Finding]:
     cure = "put others in place: docs/how-to/set-up-control.md, docs/how-to/change-the-ca.md"
     found = [Finding("certificates", "wrong", note.removeprefix("certificates: "), cure) for note in held["notes"]]
-    ends = ", ".join(f"{one['what']} until {one['ends_at'][:10]}" for one in held["certificates"])
+    ends = ", ".join(f"{one['what']} until {one['ends_at'][:10]} UTC" for one in held["certificates"])
     return found or [Finding("certificates", "ok", ends or "control has no certificate of its own")]
 
 

@@ -37,7 +37,10 @@ def _show(held: Json, nodes: Json) -> None:
     authorities = [one for one in held["certificates"] if one["what"] == "ca"]
     output.table(
         ["CA", "FINGERPRINT (SHA256)", "UNTIL"],
-        [[one["name"], one["sha256"], f"{one['ends_at'][:10]} ({output.ago(one['ends_at'])})"] for one in authorities],
+        [
+            [one["name"], one["sha256"], f"{one['ends_at'][:10]} UTC ({output.ago(one['ends_at'])})"]
+            for one in authorities
+        ],
         "control gives out no CA (SKERRY_CA_CERT): nodes trust what their system trusts",
     )
     for line, style in certificate_lines(

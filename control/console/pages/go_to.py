@@ -10,8 +10,9 @@ from control.api import functions, releases, schema
 from control.api.bodies.release_responses import Release, ReleaseFunction
 from control.api.operations import Reply
 from control.console import rendering
+from control.console.explanations import is_explained
 from control.console.visits import ConsolePage, Visit
-from control.problems import CODES, ProblemError
+from control.problems import ProblemError
 
 LONGEST = 200
 """Characters of what is looked for."""
@@ -96,9 +97,10 @@ async def _codes(visit: Visit, wanted: str) -> list[MeantPage]:
     summary = (await visit.services.standings.summary()).of(visit.rights.groups("read"))
     code = wanted.lower()
     known = {cause.code: cause.nodes for cause in summary.causes}
-    if code in known or code in CODES:
-        nodes = known.get(code, 0)
-        return [MeantPage("error", f"{code}, {nodes} failing", f"/nodes?error={quote(code)}")]
+    if code in known:
+        return [MeantPage("error", f"{code}, {known[code]} failing", f"/nodes?error={quote(code)}")]
+    if is_explained(code):
+        return [MeantPage("error", code, f"/errors/{code}")]
     return [
         MeantPage("error", f"{one}, {nodes} failing", f"/nodes?error={quote(one)}", exact=False)
         for one, nodes in known.items()

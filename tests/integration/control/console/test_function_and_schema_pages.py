@@ -220,8 +220,8 @@ async def test_go_to_finds_the_one_page_or_lists_what_may_be_meant(control_site:
             (sha256, "/functions/orders?version=1"),
             (sha256[:10].upper(), "/functions/orders?version=1"),
             ("1", "/schema/1"),
-            ("disk_full", ""),
-            ("loss_not_allowed", "/nodes?error=loss_not_allowed"),
+            ("disk_full", "/errors/disk_full"),
+            ("loss_not_allowed", "/errors/loss_not_allowed"),
             ("edge", ""),
             ("default/9", ""),
             ("%3Cimg%20src=x%3E", ""),
@@ -230,6 +230,11 @@ async def test_go_to_finds_the_one_page_or_lists_what_may_be_meant(control_site:
         shown = await page(replica, "/go?q=edge")
         assert ("edge-1" in shown.words, "edge-12" in shown.words) == (True, True)
         assert "<img" not in (await page(replica, "/go?q=%3Cimg%20src=x%3E")).text
+        told = await page(replica, "/errors/function_uncompiled")
+        assert "Error function_uncompiled 503 · The function has no compiled code on this node yet." in told.words
+        assert "Cure:" in told.words
+        for unknown in ("nothing", "%3Cimg%20src=x%3E"):
+            assert (await page(replica, f"/errors/{unknown}")).status == 404, unknown
 
         grants = [{"role": "read", "group": "default"}]
         token = (await ok(replica, "/v1/operators", {"name": "one", "grants": grants}))["token"]

@@ -220,4 +220,4 @@ async def test_a_release_whose_calls_fail_is_wrong_though_all_is_at_target(contr
         async with live(replica, "/") as stream:
             await stream.until(lambda s: "Calls fail in 1 group" in s.parts.get("say", ""))
             assert "Calls fail in default 1" in stream.parts["wrong"]
-            assert "guest_trap</code> 39" in stream.parts["wrong"]
+            assert '<a href="/errors/guest_trap"><code>guest_trap</code></a> 39' in stream.parts["wrong"]

@@ -2,7 +2,7 @@
 
 import gzip
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,16 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from control import problems
 from control.access.certificates import ControlCertificates
 from control.access.live_settings import LiveSettings
 from control.access.reread_files import RereadFiles
 from control.clock import SystemClock
-from control.console import assets, formats, rendering
+from control.console import assets, explanations, formats, rendering
 from control.metrics import ControlMetrics
 from control.settings import ControlSettings
 from control.web.app import ControlApp
+from edge_runtime import errors
 
 CONSOLE = Path(rendering.__file__).parent
 SETTINGS = ControlSettings(metadata_url="postgresql://u:p@127.0.0.1/d", artifacts_url="http://k:s@127.0.0.1:1/b")
@@ -173,6 +175,10 @@ def values() -> list[tuple[str, Any]]:
         (str(formats.ago(now - timedelta(seconds=0.9), now)).partition(" data-ago")[2], ">now</time>"),
         (str(formats.ago(now + timedelta(seconds=0.5), now)).partition(" data-ago")[2], ">now</time>"),
         (str(formats.ago(now + timedelta(seconds=1), now)).partition(" data-ago")[2], ">in 1 s</time>"),
+        (
+            str(formats.clock(now.astimezone(timezone(timedelta(hours=9))))),
+            '<time datetime="2026-11-28T12:00:00.000+00:00">2026-11-28 12:00:00 UTC</time>',
+        ),
         (str(formats.sha('"><b>')), '<code class="sha" title="&#34;&gt;&lt;b&gt;">&#34;&gt;&lt;b&gt;</code>'),
     ]
 
@@ -180,3 +186,16 @@ def values() -> list[tuple[str, Any]]:
 @pytest.mark.parametrize(("written", "expected"), values())
 def test_how_values_are_written(written: str, expected: str) -> None:
     assert written == expected
+
+
+def test_each_code_of_an_error_has_its_page() -> None:
+    """Without a mark of Markdown in it."""
+    told = explanations.explanations()
+    assert told.keys() == problems.CODES.keys() | errors.CODES.keys()
+    for code, paragraphs in told.items():
+        assert any("<b>Cure:</b>" in one for one in paragraphs), code
+        plain = [re.sub(r"<code>.*?</code>", "", one) for one in paragraphs]
+        assert not [one for one in plain if re.search(r"\*|`|\]\(", one)], code
+    assert '<a href="/errors/history_mismatch"><code>history_mismatch</code></a>' in " ".join(
+        one for paragraphs in told.values() for one in paragraphs
+    )
