@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from control import wire
+from control.counts import counted
 
 LATE = timedelta(minutes=10)
 """How much earlier than rows that are sealed already a row's time may be: its transaction may have taken long."""
@@ -205,7 +206,8 @@ def _check_rows(one: AuditSeal, hashed: RowsHash) -> None:
     if hashed.count != one.count:
         what = "removed" if hashed.count < one.count else "added"
         raise ChainBroken(
-            f"seal {one.number} is over {one.count} rows, and there are {hashed.count}: rows {between} were {what}"
+            f"seal {one.number} is over {counted(one.count, 'row')}, and there are {hashed.count}: rows {between} "
+            f"were {what}"
         )
     if hashed.hexdigest() != one.rows_hash:
         raise ChainBroken(f"seal {one.number}: rows {between} were changed or replaced")

@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from control.counts import counted
+
 REMIND_EVERY = 60.0
 """Seconds between two lines about an outage that goes on."""
 QUIET = 5.0
@@ -33,7 +35,8 @@ class Outage:
         self._untold += 1
         if now - self._told >= REMIND_EVERY:
             seconds = now - self._told
-            self._log.warning("%s: %d times more in %.0f s, lately: %s", self._what, self._untold, seconds, cause)
+            more = counted(self._untold, "time")
+            self._log.warning("%s: %s more in %.0f s, lately: %s", self._what, more, seconds, cause)
             self._told, self._untold = now, 0
 
     def worked(self) -> None:
@@ -41,4 +44,5 @@ class Outage:
         if self._on and self._clock() - self._last >= QUIET:
             self._on = False
             seconds = self._last - self._began
-            self._log.info("over: %s (it lasted %.0f s; %d times unlogged)", self._what, seconds, self._untold)
+            untold = counted(self._untold, "time")
+            self._log.info("over: %s (it lasted %.0f s; %s unlogged)", self._what, seconds, untold)

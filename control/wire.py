@@ -8,7 +8,7 @@ that an older control and a newer edge work together, and the other way round; o
 import hashlib
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import orjson
@@ -52,6 +52,19 @@ OUTCOMES = (
 )
 """How a call can end but "ok", by its number in `FunctionNumbers`: the node's error codes, `answer_5xx` (its function
 answered with a status of 500 or more), and whatever else there is. It only grows, at its end."""
+EventKind = Literal[
+    "node.offline",
+    "node.online",
+    "node.overdue",
+    "node.caught_up",
+    "sync.failed",
+    "release.arrived",
+    "release.failed",
+    "operator.acted",
+    "webhook.test",
+]
+"""Of an event, as messages of webhooks have it in `type`. docs/how-to/send-events.md says what each is."""
+EVENT_KINDS: tuple[EventKind, ...] = get_args(EventKind)
 
 
 class Message(Struct, omit_defaults=True):

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
+from control.counts import counted
 from edge_runtime.redaction import RedactedRecord, redact
 
 Format = Literal["text", "json"]
@@ -128,8 +129,8 @@ class LogHandler(logging.Handler):
 
     def _tell(self) -> None:
         count = self.dropped - self._reported
-        text = "%d lines of this log were dropped: nobody read them in time, or they couldn't be written"
-        record = logging.LogRecord("skerry.log", logging.WARNING, "", 0, text, (count,), None)
+        text = "dropped of this log, which wasn't read in time or couldn't be written: %s"
+        record = logging.LogRecord("skerry.log", logging.WARNING, "", 0, text, (counted(count, "line"),), None)
         if self._write(self._line(record)):
             self._reported += count
 

@@ -17,6 +17,7 @@ from control.access.auth import AuthError, Principal
 from control.access.provider import Person
 from control.access.sessions import Sessions
 from control.clock import Clock
+from control.counts import counted
 from control.settings import ControlSettings
 from control.storage import audit_log, queries
 from control.storage.announcements import Changed
@@ -64,8 +65,8 @@ class People:
         if secret is None:
             raise AuthError(
                 "role_insufficient",
-                f"{person.name} is in no group that may anything here ({person.groups} groups were told): the file "
-                "SKERRY_OIDC_GRANTS says which groups may what",
+                f"{person.name} is in no group that may anything here (told: {counted(person.groups, 'group')}): the "
+                "file SKERRY_OIDC_GRANTS says which groups may what",
                 "provider_groups",
             )
         return secret

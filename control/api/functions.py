@@ -12,6 +12,7 @@ from control import faults, manifests
 from control.api import artifacts, pagination, release_making, releases
 from control.api.bodies import release_responses, requests, responses
 from control.api.operations import ApiCall, Reply
+from control.counts import counted
 from control.manifest_fields import completed, manifest_digest
 from control.problems import ProblemError
 from control.storage import bucket_owner, queries
@@ -245,7 +246,7 @@ async def add_version(call: ApiCall) -> Reply:
         if body.manifest.memory_pages < artifact.memory_pages:
             raise ProblemError(
                 "module_refused",
-                f"the module starts with {artifact.memory_pages} pages of memory, the manifest allows "
+                f"the module starts with {counted(artifact.memory_pages, 'page')} of memory, the manifest allows "
                 f"{body.manifest.memory_pages}",
                 field="manifest.memory_pages",
             )

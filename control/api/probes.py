@@ -6,6 +6,7 @@ import os
 from control import settings_in_force
 from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply
+from control.counts import counted
 from control.problems import ProblemError
 
 LOG_LEVEL = "SKERRY_LOG_LEVEL"
@@ -29,7 +30,8 @@ async def readyz(call: ApiCall) -> Reply:
     if not access.looked:
         notes.append("the bucket's access lists weren't read yet: the store hasn't answered since the start")
     if access.unverified:
-        notes.append(f"{access.unverified} access lists in the bucket can't be verified: see the log")
+        unverified = counted(access.unverified, "access list")
+        notes.append(f"in the bucket can't be verified: {unverified}: see the log")
     notes += call.services.reread.errors() + call.services.certificates.warnings()
     return Reply(200, responses.Health("ready", notes))
 

@@ -25,6 +25,7 @@ from control.api.release_making import (
     rollback_target,
 )
 from control.checks.edge_check import CheckedChange
+from control.counts import counted
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -203,7 +204,7 @@ def _refuse_more(operator: Principal, made: release_responses.MadeRelease) -> No
     if made.schema_floor != made.floor_before:
         more.append(f"moves the schema floor from {made.floor_before} to {made.schema_floor}")
     if made.unfit.count and made.id is not None:
-        more.append(f"goes to {made.unfit.count} nodes that can't run it")
+        more.append(f"goes to {counted(made.unfit.count, 'node')} that can't run it")
     if more:
         operator.refuse(f"the role {Grant('deploy', made.group)}, since the release {', and '.join(more)}")
 

@@ -9,7 +9,7 @@ from control.cli.shared.durations import DurationType
 from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
-from control.event_kinds import KINDS
+from control.wire import EVENT_KINDS
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at whether a test message was sent."""
@@ -26,7 +26,7 @@ def command() -> None:
 @click.option(
     "--event",
     "kinds",
-    type=click.Choice(KINDS),
+    type=click.Choice(EVENT_KINDS),
     multiple=True,
     help="A kind of event that it gets; may be given again. Without it: all.",
 )

@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
+from control.counts import counted
+
 UNKNOWN = "\u2013"
 """What stands for a value that isn't known, which is never 0."""
 
@@ -98,7 +100,7 @@ def cut(text: str, length: int = 300) -> str:
 
 def plural(count: int, word: str) -> str:
     """`1 node`, `2 nodes`."""
-    return f"{num(count)} {word}{'' if count == 1 else 's'}"
+    return counted(count, word)
 
 
 def _figures(value: float) -> str:

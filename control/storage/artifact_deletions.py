@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from control import faults
 from control.clock import Clock
+from control.counts import counted
 from control.problems import ProblemError
 from control.storage import audit_log, queries
 from control.storage.audit_log import Actor
@@ -111,7 +112,7 @@ class Deletions:
                 await self.delete(artifact)
                 left -= 1
         except ProblemError as error:
-            log.warning("%d deletions are left to the sweep: %s", left, error.detail)
+            log.warning("left to the sweep: %s: %s", counted(left, "deletion"), error.detail)
 
     async def delete(self, artifact: ArtifactKey) -> None:
         """Delete the object and then the row of an artifact that is marked `deleting` (R 2.4).
@@ -161,7 +162,8 @@ class Deletions:
                 unknown += await self._delete_unknown(old, now)
         await self._db.transaction(lambda conn: conn.execute(OWNERSHIP["forget_old"], now - 2 * self._unknown_kept))
         if deleting or unknown:
-            log.info("swept %d artifacts and %d objects that no row knew", len(deleting), unknown)
+            artifacts, objects = counted(len(deleting), "artifact"), counted(unknown, "object")
+            log.info("swept %s, and %s that no row knew", artifacts, objects)
 
     async def _mark_stale(self, find: Value[str], state: str, mark: Rows[ArtifactKey], now: datetime) -> None:
         """Mark artifacts in this state as deleting that `find` finds, but for those that a transaction has locked."""
@@ -200,7 +202,7 @@ class Deletions:
             log.info("deleted %s, which no row has known since %s", key, since[key])
         new, forget = sorted(unknown - since.keys()), sorted(since.keys() - unknown | set(gone))
         if new:
-            log.warning("%d objects of the bucket are known to no row, such as %s", len(new), new[0])
+            log.warning("known to no row: %s of the bucket, such as %s", counted(len(new), "object"), new[0])
             await self._db.transaction(lambda conn: conn.execute(OWNERSHIP["note_unknown"], new, now))
         if forget:
             await self._db.transaction(lambda conn: conn.execute(OWNERSHIP["forget_unknown"], forget))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from control.clock import Clock
+from control.counts import counted
 from control.problems import ProblemError
 from control.storage import audit_log, owner_mark, queries
 from control.storage.audit_log import Actor
@@ -284,12 +285,14 @@ class Ownership:
         if unknown and not known:
             raise ProblemError(
                 "store_not_owned",
-                f"the bucket {self._store.bucket} has {unknown} artifacts, of which this metadata database knows none, "
-                f"and no owner: it seems to be another control's. {TAKE_OVER}",
+                f"the bucket {self._store.bucket} has {counted(unknown, 'artifact')}, of which this metadata database "
+                f"knows none, and no owner: it seems to be another control's. {TAKE_OVER}",
             )
         bucket, now = self._store.bucket, self._clock.now()
         reason = (
-            f"when the bucket was claimed, it had {unknown} artifacts that the metadata don't know" if unknown else ""
+            f"when the bucket was claimed, it had {counted(unknown, 'artifact')} that the metadata don't know"
+            if unknown
+            else ""
         )
 
         async def work(conn: Connection) -> None:

@@ -8,6 +8,7 @@ from uuid import UUID
 import orjson
 from msgspec import Struct
 
+from control.counts import counted
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
@@ -141,7 +142,7 @@ def refusals(found: Unfit, group: str) -> list[ProblemError]:
     return [
         ProblemError(
             "nodes_unfit",
-            f"{found.count} {'nodes' if found.count > 1 else 'node'} can't run this release of group {group}: "
+            f"{counted(found.count, 'node')} can't run this release of group {group}: "
             f"{requirements.listed(texts, SHOWN, found.count, '; ')}. Upgrade their edge runtime, move them to another "
             "group (`skerry node move`), or go on with allow_unfit (--allow-unfit): they refuse the release then, and "
             "serve their old one on",

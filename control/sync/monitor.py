@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from control.clock import Clock
+from control.counts import counted
 from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
@@ -179,7 +180,7 @@ class Monitor:
             found, ended = await self._db.transaction(work)
             self._metrics.sync("expired", len(ended))
             if ended:
-                log.warning("syncs expired: %d nodes, %s", len(ended), await self._names(ended))
+                log.warning("syncs expired: %s, %s", counted(len(ended), "node"), await self._names(ended))
             more = found == LIMIT and bool(ended)
             await self._keep()
 
@@ -189,7 +190,7 @@ class Monitor:
         for query, work, state in ((UNSEEN, silent, "offline"), (SEEN_AGAIN, heard, "online")):
             changed = await self._pages(query, since, partial(work, since, now))
             if changed:
-                log.info("%s: %d nodes, %s", state, len(changed), await self._names(changed))
+                log.info("%s: %s, %s", state, counted(len(changed), "node"), await self._names(changed))
 
     async def revocations(self, now: datetime) -> None:
         """Make nodes revoked, or not, whose credentials say so: another version, or a recovery, has changed them."""
@@ -203,7 +204,7 @@ class Monitor:
         await self._pages(OVERDUE_NO_MORE, since, partial(confirmed, since, now))
         warned = await self._pages(OVERDUE, since, partial(overdue, since, now))
         if warned:
-            log.warning("overdue: %d nodes, %s", len(warned), await self._names(warned))
+            log.warning("overdue: %s, %s", counted(len(warned), "node"), await self._names(warned))
 
     async def clones(self, now: datetime) -> None:
         """Warn of nodes as which two processes poll, until one alone does."""
@@ -211,7 +212,7 @@ class Monitor:
         await self._pages(CROSSING_NO_MORE, since, partial(alone, since, now))
         since = now - CROSSED_FOR
         if cloned := await self._pages(CROSSING, since, partial(crossing, since, now)):
-            log.warning("cloned: %d nodes, %s", len(cloned), await self._names(cloned))
+            log.warning("cloned: %s, %s", counted(len(cloned), "node"), await self._names(cloned))
 
     async def _names(self, ids: list[str]) -> str:
         """What some nodes are called, for the log; their ids where that can't be read now."""

@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 from control import wire
+from control.counts import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def history_mismatch(inventory: wire.Inventory, revisions: Revisions) -> str:
         if all(change.checksum != revision.checksum for revision in known):
             return (
                 f"the node has applied schema change {change.number} with the checksum {change.checksum[:12]}…, "
-                f"which none of its {len(known)} registered revisions has"
+                f"which none of its {counted(len(known), 'registered revision')} has"
             )
     return ""
 

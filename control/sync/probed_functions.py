@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from control.checks.edge_check import OperatorChecks
+from control.counts import counted
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.database import Database
@@ -61,7 +62,7 @@ async def check(
             why = f"{error.detail} [{error.code}]" if isinstance(error, ProblemError) else str(error)
             return [_warning(f"the probes of functions couldn't be run after it: {why}")]
     if left := len(found) - len(chosen):
-        warnings.append(_warning(f"{left} of {len(found)} probes weren't run after it: too many, or too large"))
+        warnings.append(_warning(f"not run after it: {left} of {counted(len(found), 'probe')}: too many, or too large"))
     return warnings
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from control import sketch, wire
 from control.clock import Clock
+from control.counts import counted
 from control.log_throttle import Outage
 from control.problems import ProblemError
 from control.storage.database import Database
@@ -166,9 +167,9 @@ class NumbersIngest:
 
     def _turn(self, now: datetime) -> None:
         """Begin another minute. The clock may have gone back: then the last one goes on."""
-        for group_id, counted in self._current.items():
+        for group_id, lately in self._current.items():
             total = self._totals.setdefault(group_id, {})
-            tallies.add(total, counted)
+            tallies.add(total, lately)
             newest = sorted({release for _, release in total})[-2:]
             for key in [key for key in total if key[1] not in newest]:
                 del total[key]
@@ -204,7 +205,8 @@ class NumbersIngest:
                 async with self._clock.timeout(LAST_FLUSH):
                     await self._try(self._clock.now(), everything=True)
             except TimeoutError:
-                log.warning("numbers of %d minutes were not written before the end", len(self._minutes))
+                minutes = counted(len(self._minutes), "minute")
+                log.warning("numbers of %s were not written before the end", minutes)
 
     async def _try(self, now: datetime, *, everything: bool) -> None:
         try:

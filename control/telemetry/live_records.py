@@ -17,6 +17,7 @@ import msgspec
 
 from control import wire
 from control.clock import Clock
+from control.counts import counted
 from control.log_throttle import Outage
 from control.problems import ProblemError
 from control.storage.announcements import Changed
@@ -112,7 +113,7 @@ class LiveRecords:
         except BaseException:
             self.leave(viewer)
             raise
-        log.info("%s watches %s of %d nodes", ask.operator, question.kind, nodes.asked)
+        log.info("%s watches %s of %s", ask.operator, question.kind, counted(nodes.asked, "node"))
         return viewer
 
     def _refuse_more(self, operator: str, kind: str) -> None:

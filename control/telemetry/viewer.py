@@ -13,6 +13,7 @@ import msgspec
 
 from control import wire
 from control.clock import Clock
+from control.counts import counted
 from control.telemetry.fair_rates import NodeRates, level
 
 BUFFER_BYTES = 1024 * 1024
@@ -192,7 +193,7 @@ class Viewer:
                 waits = False
                 missing = self.nodes.asked - len(self.answered)
                 if missing > 0:
-                    text = f"{missing} nodes didn't answer within {HISTORY_SECONDS:.0f} s"
+                    text = f"{counted(missing, 'node')} didn't answer within {HISTORY_SECONDS:.0f} s"
                     yield notice("silent", text, missing, await names())
                 yield notice("history", "all that was there already has been told", len(self.answered))
                 if not self.question.follow:
@@ -205,7 +206,7 @@ class Viewer:
 
     def _beginning(self) -> list[bytes]:
         nodes = self.nodes
-        lines = [notice("begin", f"{nodes.asked} nodes are asked", nodes.asked)]
+        lines = [notice("begin", f"asked: {counted(nodes.asked, 'node')}", nodes.asked)]
         if nodes.offline:
             lines.append(
                 notice("offline", "nodes are offline or revoked and were not asked", nodes.offline, nodes.offline_names)

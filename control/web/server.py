@@ -19,6 +19,7 @@ import uvicorn
 from control import version
 from control.access.certificates import CertificateError
 from control.clock import Clock, ClockError, SystemClock
+from control.counts import counted
 from control.settings import ControlSettings, is_loopback, listen_address
 from control.web import connection_limits, metrics_app
 from control.web.app import create_app
@@ -174,7 +175,7 @@ class ControlServer(uvicorn.Server):
         while (state.connections or state.tasks) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         if state.tasks:
-            log.warning("%d requests were cut off by the end", len(state.tasks))
+            log.warning("cut off by the end: %s", counted(len(state.tasks), "request"))
         for connection in list(state.connections):
             connection.transport.abort()
         for task in list(state.tasks):

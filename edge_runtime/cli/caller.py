@@ -127,7 +127,11 @@ def list_command(path: Path, as_json: bool) -> None:
     for entry in entries:
         by = [*["token"] * bool(entry.tokens), *["certificate"] * bool(entry.certificates)]
         may = "all functions" if entry.functions is None else ", ".join(sorted(entry.functions)) or "no function"
-        rate = f", {entry.rate:g} calls a second, {entry.burst} at once" if entry.rate else ""
+        rate = (
+            f", {entry.rate:g} call{'' if entry.rate == 1 else 's'} a second, {entry.burst} at once"
+            if entry.rate
+            else ""
+        )
         pages = ", the node's pages" if entry.pages else ""
         click.echo(f"{entry.name} (by {' or '.join(by)}): {may}{pages}{rate}")
 

@@ -16,8 +16,8 @@ import click
 import orjson
 
 from control import wire
-from control.cli.shared.counts import counted
 from control.cli.shared.durations import DurationType
+from control.counts import counted
 from edge_runtime import database_users, wal
 from edge_runtime.cli.node import STATE, check_owner, fail
 from edge_runtime.errors import CodedError

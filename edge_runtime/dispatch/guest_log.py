@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from control.counts import counted
 from edge_runtime import clock
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.served_functions import Tally
@@ -146,8 +147,8 @@ class GuestLog:
         now = clock.monotonic()
         if tally.log_dropped and now - tally.log_told >= TOLD and tally.log_dropped != tally.log_said:
             tally.log_told, tally.log_said = now, tally.log_dropped
-            text = "%s: %d lines of its log were left out since the start, because functions log too much"
-            log.warning(text, tally.name, tally.log_dropped, extra={"function": tally.name})
+            text = "%s: left out of its log since the start, because functions log too much: %s"
+            log.warning(text, tally.name, counted(tally.log_dropped, "line"), extra={"function": tally.name})
 
     def fault(self, call: Call, fault: frames.Fault) -> None:
         """Log a call's fault; faults of the client's making aren't logged."""

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from typing import Any, Final
 
+from control.counts import counted
 from edge_runtime import clock
 from edge_runtime.dispatch import incoming_frames
 from edge_runtime.dispatch.call import Call, Order
@@ -161,7 +162,7 @@ class Supervisor:
                     break
             if (crashed := self._crashes[serial]) >= LOAD_TRIES:
                 number = self._loads[serial].release.number
-                text = f"{crashed} workers ended while they loaded the modules of release {number}."
+                text = f"{counted(crashed, 'worker')} ended while loading the modules of release {number}."
                 raise LoadFailed("module_load_crashed", text)
             if whole and (failures := self._failures[serial]):
                 raise LoadFailed(failures[0].code, failures[0].message)
@@ -239,12 +240,13 @@ class Supervisor:
         self._misses += 1
         now = clock.monotonic()
         if why != self.trouble or now - self._missed_at > MISSED_TOLD:
-            log.error("no worker can be started (%d attempts so far), and it is tried again: %s", self._misses, why)
+            tries = counted(self._misses, "attempt")
+            log.error("no worker can be started (%s so far), and it is tried again: %s", tries, why)
             self.trouble, self._missed_at = why, now
 
     def _born(self) -> None:
         if self._misses:
-            log.info("workers can be started again, after %d failed attempts", self._misses)
+            log.info("workers can be started again, after %s", counted(self._misses, "failed attempt"))
         self.trouble, self._misses = "", 0
 
     async def _one(self) -> tuple[WorkerLink, bool]:

@@ -11,6 +11,7 @@ from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 import orjson
 
+from control.counts import counted
 from edge_runtime.guests.abi.head import ResponseInvalid
 from edge_runtime.guests.abi.imports import OWN_SIGNATURES, SKERRY
 from edge_runtime.guests.abi.wasi_signatures import MODULE
@@ -189,8 +190,8 @@ class Guest:
         code = error.code & 0xFFFF if isinstance(error, Trap) else 0
         return self._fault(
             "guest_trap",
-            f"It trapped: {error} ({code:#x}). Its memory had {pages} of the {limit} pages (64 KiB each) that its "
-            "manifest's memory_pages allows; a guest that was refused more shows itself by such a trap of its own.",
+            f"It trapped: {error} ({code:#x}). Its memory had {pages} of {counted(limit, 'page')} (64 KiB each) that "
+            "its manifest's memory_pages allows; a guest that was refused more shows itself by such a trap of its own.",
         )
 
     def _fault(self, code: str, message: str) -> GuestFault:

@@ -10,6 +10,7 @@ import logging
 import os
 from typing import Final
 
+from control.counts import counted
 from edge_runtime import clock
 from edge_runtime.token_bucket import TokenBucket
 
@@ -70,7 +71,8 @@ class ChildOutput:
             self._left_out += 1
             return False
         if self._left_out:
-            log.error("%d lines that the zygote and its children printed were left out: too many", self._left_out)
+            left_out = counted(self._left_out, "line")
+            log.error("left out of what the zygote and its children printed, too much: %s", left_out)
             self._left_out = 0
         text = line.decode(errors="backslashreplace")
         log.error("%s", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))

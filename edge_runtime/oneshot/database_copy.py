@@ -10,6 +10,7 @@ from typing import Final
 
 import apsw
 
+from control.counts import counted
 from edge_runtime import files, wal
 from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import CodedError
@@ -210,7 +211,7 @@ def _move_log(path: Path, frames: int | None) -> str:
             # As above all the last frame has to be there: a log that is cut counts as one that ends earlier.
             log, moved = opened.checkpoint("passive") or (-1, 0)
             if log != moved or frames not in (None, log):
-                return f"{moved} of {log if frames is None else frames} pages of its log could be moved"
+                return f"{moved} of {counted(log if frames is None else frames, 'page')} of its log could be moved"
         opened.close()
     except apsw.Error as error:
         return str(error)

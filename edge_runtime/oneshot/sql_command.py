@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 from msgspec import Struct
 
+from control.counts import counted
 from edge_runtime import wal
 from edge_runtime.errors import CodedError
 from edge_runtime.oneshot.forked import forked_lines
@@ -188,7 +189,7 @@ def _statement(opened: LibsqlDatabase, statement: PreparedStatement, params: lis
     if statement.writes and not write:
         raise SqlError("not_granted", "The statement writes: give --write and --reason.")
     if len(params) != statement.count:
-        text = f"The statement takes {statement.count} parameters, and {len(params)} were given (--param)."
+        text = f"The statement takes {counted(statement.count, 'parameter')}, and was given {len(params)} (--param)."
         raise SqlError("sql_parameters", text)
     bound, wide = values.bind(params, msgspec.json.encode({"params": params}))
     try:

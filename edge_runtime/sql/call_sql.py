@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 import orjson
 
 from control import faults
+from control.counts import counted
 from control.manifest_fields import SqlGrant
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc import call_times
@@ -287,7 +288,8 @@ class CallSql:
     def _run(self, statement: PreparedStatement, params: list[Any], request: bytes) -> bytes:
         if len(params) != statement.count:
             raise SqlError(
-                "sql_parameters", f"The statement takes {statement.count} parameters, and {len(params)} were given."
+                "sql_parameters",
+                f"The statement takes {counted(statement.count, 'parameter')}, and was given {len(params)}.",
             )
         if statement.writes and self._grant != "write":
             raise SqlError("not_granted", self._why_not())

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import apsw
 
+from control.counts import counted
 from edge_runtime.errors import CodedError
 from edge_runtime.sql.access import FUNCTIONS, INTERNAL, MODULES, AccessRules
 from edge_runtime.sql.database import LibsqlDatabase
@@ -275,6 +276,5 @@ def orphans(opened: LibsqlDatabase, tables: Iterable[str] | None = None) -> str:
         return f"the foreign keys can't be checked: {error}."
     if first is None:
         return ""
-    return (
-        f"{count} rows have no parent; the first is row {first.rowid} of {first.table}, which refers to {first.parent}."
-    )
+    lack = counted(count, "row has no parent", "rows have no parent")
+    return f"{lack}; the first is row {first.rowid} of {first.table}, which refers to {first.parent}."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from control import wire
+from control.counts import counted
 from edge_runtime.errors import SyncFailed
 from edge_runtime.redaction import redact
 
@@ -82,7 +83,8 @@ def crashed(generation: int, release: int, crashes: int, now: datetime, jitter: 
     if crashes < CRASHES:
         return None
     wait = timedelta(seconds=backoff(crashes - CRASHES + 1, jitter, RETRY_BASE, RETRY_CAP))
-    text = f"the node's process ended {crashes} times in the middle of the sync to release {release}; see its log"
+    times = counted(crashes, "time")
+    text = f"the node's process ended {times} in the middle of the sync to release {release}; see its log"
     return FailedSync(generation, crashes, retry_at=now + wait, code="node_crashed", message=text, at=now)
 
 

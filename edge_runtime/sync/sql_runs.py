@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from control import wire
+from control.counts import counted
 from edge_runtime import clock, files
 from edge_runtime.sync import retries
 from edge_runtime.sync.control_client import ControlClient, ControlRefused
@@ -115,9 +116,9 @@ class SqlRunReports:
             if file in self._logged or (run := await asyncio.to_thread(_ended, file)) is None:
                 continue
             self._logged.add(file)
-            rows = "nobody knows how many" if run.rows is None else run.rows
+            rows = "nobody knows how many rows" if run.rows is None else counted(run.rows, "row")
             because = f" (reason: {run.reason})" if run.reason else ""
-            log.warning("%s by %s%s, %s rows: %s", run.kind, run.user, because, rows, run.statement)
+            log.warning("%s by %s%s, %s: %s", run.kind, run.user, because, rows, run.statement)
 
     async def deliver(self, client: ControlClient) -> None:
         """Tell control of what `look` has found. Raises: NoAnswer, ControlRefused; what is left is told later."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from control.counts import counted
 from edge_runtime.telemetry import records
 from edge_runtime.telemetry.ring_files import LinesUnwritten, RingFiles
 
@@ -134,7 +135,8 @@ class Ring:
             self._files.remove_old(time.time())
         lost = self.lost
         if lost != self._told and (not lines or not trouble) and now - self._told_at >= TOLD:
-            text = f"{lost - self._told} lines of the node's records were dropped: they couldn't be written in time"
+            dropped = counted(lost - self._told, "line")
+            text = f"dropped of the node's records, which couldn't be written in time: {dropped}"
             trouble = self._write([records.of_node("warning", text, self.node)], own=True)
             if not trouble:
                 log.warning("%s", text)

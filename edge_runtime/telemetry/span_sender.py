@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from control.counts import counted
 from control.trace_context import collector_headers
 from edge_runtime.settings import EdgeSettings, EdgeSettingsError
 from edge_runtime.telemetry.spans import TraceSpan
@@ -98,7 +99,8 @@ class SpanSender:
                 self._fails = True
                 return
             if self._fails:
-                log.info("traces can be sent again; %d spans were dropped since the start", self.dropped)
+                dropped = counted(self.dropped, "span")
+                log.info("traces can be sent again; dropped since the start: %s", dropped)
             self._fails = False
 
     def _send(self, body: bytes) -> None:

@@ -58,7 +58,7 @@ class Caller:
         if self.bucket is None or self.bucket.take(1, now):
             return None
         wait = math.ceil(self.bucket.wait(1, now)) or 1
-        text = f"{self.name} calls more often than {self.entry.rate:g} times a second; ask again in {wait} s."
+        text = f"{self.name} calls more often than its rate, {self.entry.rate:g} a second; ask again in {wait} s."
         return self._refused("rate_exceeded", text, wait)
 
     def closed(self, function: str) -> Refusal | None:

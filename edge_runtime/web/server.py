@@ -9,6 +9,7 @@ import time
 from email.utils import formatdate
 from typing import Final
 
+from control.counts import counted
 from edge_runtime import clock
 from edge_runtime.pauses import Pauses
 from edge_runtime.settings import EdgeSettings, EdgeSettingsError
@@ -69,8 +70,9 @@ class EdgeServer:
         self.limit = files - kept
         if self.limit < FEWEST:
             text = (
-                f"this process may have {files} open files, and a node with {self._settings.workers} workers needs "
-                f"{kept + FEWEST}: raise the limit (LimitNOFILE of a systemd unit, ulimit -n), or take fewer workers"
+                f"this process may have {files} open files, and a node with "
+                f"{counted(self._settings.workers, 'worker')} needs {kept + FEWEST}: raise the limit "
+                "(LimitNOFILE of a systemd unit, ulimit -n), or take fewer workers"
             )
             raise EdgeSettingsError(text)
         if self._tls is not None:

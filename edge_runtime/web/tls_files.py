@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from control.counts import counted
 from edge_runtime import clock, files
 from edge_runtime.files import FileUnfit
 
@@ -105,8 +106,8 @@ class TlsFiles:
             text = "TLS: the certificate in %s ended at %s: clients refuse it. Put another one in its place"
             log.error(text, self._certificate, _shown(ends))
         else:
-            text = "TLS: the certificate in %s ends at %s, in %d days: put another one in its place"
-            log.warning(text, self._certificate, _shown(ends), (ends - now) // 86_400)
+            text = "TLS: the certificate in %s ends at %s, in %s: put another one in its place"
+            log.warning(text, self._certificate, _shown(ends), counted(int((ends - now) // 86_400), "day"))
 
     def _stamps(self) -> tuple[tuple[int, ...], ...]:
         paths = (self._certificate, self._key, *([self._client_ca] if self._client_ca is not None else []))

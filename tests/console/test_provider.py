@@ -156,7 +156,7 @@ async def test_rights_are_those_of_the_groups_at_each_sign_in(
     await setting.provider.stop()
     await setting.provider.start()
     refused = await setting.sign_in("u-2")
-    assert "is in no group that may anything here (1 groups were told)" in text_of(refused)
+    assert "is in no group that may anything here (told: 1 group)" in text_of(refused)
     assert COOKIE not in refused.cookies
     await browser.open("/login")
     assert "/sign-in" in browser.at

@@ -6,8 +6,8 @@ from typing import Final
 
 from control.cli.doctor.findings import Finding, Level
 from control.cli.doctor.fleet_rules import SOON, named, time
-from control.cli.shared.counts import counted
 from control.cli.support.client import Json
+from control.counts import counted
 
 UNUSED: Final = timedelta(days=90)
 """How long an operator may do nothing."""
@@ -82,9 +82,9 @@ def refusal_findings(failures: Iterable[Json], now: datetime) -> list[Finding]:
     lately = [one for one in failures if now - time(one["minute"]) < HOUR]
     count = sum(one["count"] for one in lately)
     if count < REFUSED:
-        return [Finding("refusals", "ok", f"{count} authentications were refused in the last hour")]
+        return [Finding("refusals", "ok", f"refused in the last hour: {counted(count, 'authentication')}")]
     addresses = sorted({one["address"] for one in lately})
-    text = f"{count} authentications were refused in the last hour, of {named(addresses)}"
+    text = f"refused in the last hour: {counted(count, 'authentication')}, of {named(addresses)}"
     return [Finding("refusals", "note", text, "skerry audit failures")]
 
 

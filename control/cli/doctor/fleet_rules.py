@@ -4,8 +4,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from control.cli.doctor.findings import Finding, Level
-from control.cli.shared.counts import counted
 from control.cli.support.client import Json
+from control.counts import counted
 
 SOON: Final = timedelta(days=30)
 CLOCKS_DIFFER: Final = timedelta(minutes=1)
@@ -55,11 +55,12 @@ def certificate_findings(held: Json) -> list[Finding]:
 
 def trust_findings(trust: Json) -> list[Finding]:
     if not trust["trust"] or not trust["lacking"]:
-        return [Finding("trust", "ok", f"{trust['have']} of {trust['nodes']} nodes trust control's CAs as given out")]
+        have = f"{trust['have']:,} of {counted(trust['nodes'], 'node')}"
+        return [Finding("trust", "ok", f"control's CAs as given out are trusted by {have}")]
     names = [node["name"] for node in trust["lacking"]]
     count = trust["nodes"] - trust["have"]
     text = (
-        f"{count} {'node' if count == 1 else 'nodes'} told of other CAs than exactly those given out, or of none yet "
+        f"{counted(count, 'node')} told of other CAs than exactly those given out, or of none yet "
         f"(which is normal for some minutes after a join, or a change of the CAs): {named(names)}"
     )
     return [Finding("trust", "note", text, "skerry ca (before one of the CAs is dropped)")]
@@ -116,8 +117,8 @@ def release_findings(fleet: Json) -> list[Finding]:
         Finding(
             "releases",
             "wrong",
-            f"all {release['calls']} calls of release {release['release']} of {group['name']} failed in the last "
-            f"{fleet['minutes']} minutes",
+            f"all failed that came to release {release['release']} of {group['name']} in the last "
+            f"{counted(fleet['minutes'], 'minute')}: {counted(release['calls'], 'call')}",
             f"skerry calls --failed --group {group['name']} (skerry rollback {group['name']})",
         )
         for group in fleet["groups"]
@@ -142,8 +143,9 @@ def store_findings(store: Json, now: datetime) -> list[Finding]:
         found.append(Finding("store", "note", text, "skerry artifacts resume"))
     waits = store.get("access_waiting_since")
     if waits and now - time(waits) > ACCESS_LATE:
-        text = f"{store['access_waiting']} revocations, joins and the like aren't in the bucket since {waits}"
-        found.append(Finding("store", "wrong", f"{text}: a restore of a backup of before would undo them", look))
+        late = counted(store["access_waiting"], "revocation, join or the like", "revocations, joins and the like")
+        text = f"not in the bucket since {waits}: {late}: a restore of a backup of before would undo that"
+        found.append(Finding("store", "wrong", text, look))
     if store["sweep_problem"]:
         found.append(Finding("store", "wrong", f"the last sweep failed: {store['sweep_problem']}", look))
     if store["keeps_versions"]:
@@ -161,8 +163,8 @@ def artifact_findings(check: Json) -> list[Finding]:
         text = f"what releases need is lost, so no node can fetch it: {named(lost)}"
         cure = "skerry artifacts verify --repair FOLDER (a folder with the modules' files), or push them again"
         return [Finding("artifacts", "wrong", text, cure)]
-    looked = f"{check['looked']} of {check['artifacts']} artifacts that releases need were looked for in the bucket"
-    return [Finding("artifacts", "ok", f"{looked}; `skerry artifacts verify` reads all that there are")]
+    looked = f"{check['looked']:,} of {counted(check['artifacts'], 'artifact')} that releases need"
+    return [Finding("artifacts", "ok", f"looked for in the bucket: {looked}; `skerry artifacts verify` reads all")]
 
 
 def trial_findings(trial: Json) -> list[Finding]:

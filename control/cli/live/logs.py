@@ -10,6 +10,7 @@ import click
 from control.cli.live import record_stream
 from control.cli.support import options, output
 from control.cli.support.client import Json, connection_settings
+from control.counts import counted
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -166,10 +167,9 @@ def _tell(notice: Json) -> None:
     """Say on stderr what is missing."""
     count, names = notice.get("count", 0), notice.get("nodes", [])
     some = ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) > 0 else "")
-    nodes = "1 node is" if count == 1 else f"{count} nodes are"
-    have = "1 node has" if count == 1 else f"{count} nodes have"
-    did = "1 node" if count == 1 else f"{count} nodes"
-    records = "1 record was" if count == 1 else f"{count} records were"
+    nodes, have = counted(count, "node is", "nodes are"), counted(count, "node has", "nodes have")
+    did, records = counted(count, "node"), counted(count, "record was", "records were")
+    lines = counted(count, "line of nodes wasn't a record", "lines of nodes weren't records")
     texts = {
         "offline": f"{nodes} offline or revoked and {'was' if count == 1 else 'were'} not asked: {some}",
         "too_old": f"{have} a version of skerry-edge that can't be asked: {some}",
@@ -177,7 +177,7 @@ def _tell(notice: Json) -> None:
         "sampled": f"{records} left out, evenly: there are too many to show them all",
         "dropped": f"{records} left out: they came faster than they were read here",
         "left_out": f"{have} older records that aren't shown (--limit)",
-        "invalid": f"{count} lines of nodes weren't records",
+        "invalid": lines,
     }
     text = texts.get(notice["notice"])
     if text is not None:

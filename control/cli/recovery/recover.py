@@ -3,9 +3,9 @@
 import click
 
 from control.cli.recovery import verify
-from control.cli.shared.counts import counted
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
+from control.counts import counted
 
 REASONS = {
     "unknown": "with credentials that control doesn't know: made after the backup, or nobody's",
@@ -58,10 +58,10 @@ def _counters(found: Json, *, done: bool) -> list[str]:
     goes = "goes on" if done else "would go on"
     lines = []
     if found["jump_to"] is not None:
-        nodes = sum(group["nodes"] for group in found["ahead"])
+        nodes = counted(sum(group["nodes"] for group in found["ahead"]), "node")
         groups = ", ".join(group["name"] for group in found["ahead"])
         lines.append(
-            f"generations: {nodes} nodes (of {groups}) completed up to {found['jump_to']}, control was at "
+            f"generations: {nodes} (of {groups}) completed up to {found['jump_to']}, control was at "
             f"{found['generation']} and {goes} above"
         )
     for later in found["later_versions"]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from control.cli.shared.counts import counted
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
+from control.counts import counted
 
 SHOWN = 20
 """Objects that no row knows which are named."""
@@ -51,7 +51,7 @@ async def command(quick: bool, folder: Path | None, as_json: bool) -> None:
             if folder is None
             else f"{folder} has no files with these bytes: look for them elsewhere, or push the functions anew"
         )
-        raise Failure(f"{len(left)} artifacts are missing or damaged", code="artifacts_lost", cure=cure)
+        raise Failure(f"missing or damaged: {counted(len(left), 'artifact')}", code="artifacts_lost", cure=cure)
 
 
 async def compare(control: Client, *, read: bool, quiet: bool) -> Json:
@@ -103,7 +103,7 @@ def show_unknown(found: Json) -> None:
     for item in found["unknown_objects"]:
         output.say(f"  {item['key']}, {output.size(item['size'])}, of {output.ago(item['modified'])}")
     if found["unknown"] > len(found["unknown_objects"]):
-        output.say(f"  and {found['unknown'] - len(found['unknown_objects'])} others")
+        output.say(f"  and {counted(found['unknown'] - len(found['unknown_objects']), 'other')}")
     output.say("  they stay for SKERRY_UNKNOWN_OBJECTS_KEPT (a week), and longer while deletions are held")
 
 
@@ -121,7 +121,8 @@ def _show(found: Json, left: list[Json]) -> None:
             output.say(f"{fault_line(fault)}: stored again", style="green")
     show_unknown(found)
     whole = found["artifacts"] - len(left)
-    output.say(f"{whole} of {found['artifacts']} artifacts ({output.size(found['bytes'])}) are in the bucket as pushed")
+    of = f"{whole:,} of {counted(found['artifacts'], 'artifact')} ({output.size(found['bytes'])})"
+    output.say(f"in the bucket as pushed: {of}")
 
 
 async def _repair(control: Client, faults: list[Json], folder: Path) -> list[str]:

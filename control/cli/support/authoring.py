@@ -13,6 +13,7 @@ import orjson
 import control
 from control.cli.support import options, output, project, toolchains
 from control.cli.support.client import Failure, Json
+from control.counts import counted
 
 LANGUAGES = {"rust": "rustc", "c": "zig", "zig": "zig", "assemblyscript": "asc", "go": "go"}
 """The languages of `--lang`, and the toolchain that the project's build command names."""
@@ -188,7 +189,7 @@ async def build(folder: Path, as_json: bool) -> None:
         checked = await check(source)
         done.append({"name": source.name, "module": str(source.module), "seconds": round(seconds, 3), **checked})
         if not as_json:
-            pages = f"{checked['memory_pages']} pages of memory"
+            pages = f"{counted(checked['memory_pages'], 'page')} of memory"
             output.say(
                 f"{source.module}: {output.size(checked['size'])}, ABI {checked['abi']}, {pages}, in "
                 f"{output.span(seconds)}"

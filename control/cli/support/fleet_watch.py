@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from control.cli.shared.counts import counted
 from control.cli.support import output
 from control.cli.support.client import Client, Failure, Json, RequestRefused, path
+from control.counts import counted
 from control.sync.standing import STANDINGS
 
 PERIOD = 2.0
@@ -89,7 +89,7 @@ def _drawn(fleet: Json | None, age: float, trouble: str) -> RenderableType:
     causes.sort(key=lambda item: -item[1]["nodes"])
     lines += [Text(output.clean(f"  {cause_line(name, cause)}"), style="red") for name, cause in causes[:MOST_CAUSES]]
     if len(causes) > MOST_CAUSES:
-        lines.append(Text(f"  and {len(causes) - MOST_CAUSES} further causes: `skerry status`", style="red"))
+        lines.append(Text(f"  and {counted(len(causes) - MOST_CAUSES, 'further cause')}: `skerry status`", style="red"))
     return Group(*lines)
 
 
@@ -133,7 +133,7 @@ def cause_line(group: str, cause: Json) -> str:
     """Why nodes of a group fail, in a line."""
     names = ", ".join(cause["examples"])
     more = ", …" if cause["nodes"] > len(cause["examples"]) else ""
-    nodes = "1 node fails" if cause["nodes"] == 1 else f"{cause['nodes']:,} nodes fail"
+    nodes = counted(cause["nodes"], "node fails", "nodes fail")
     return f"{group}: {nodes}: {cause['text'] or 'no text'} [{cause['code']}] ({names}{more})"
 
 

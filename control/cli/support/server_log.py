@@ -12,6 +12,8 @@ from logging.handlers import QueueHandler, QueueListener
 from queue import Full, Queue
 from typing import Final
 
+from control.counts import counted
+
 LINES: Final = 4096
 """Log records that may wait to be written."""
 FLUSH_LIMIT: Final = 2.0
@@ -75,8 +77,8 @@ class LogWriter(QueueListener):
         count = self._queued.dropped - self._told
         if count and self._queued.queue.qsize() < self._queued.queue.maxsize // 2:
             self._told += count
-            text = "%d lines of this log were dropped: nobody read them in time, or they couldn't be written"
-            self._write(logging.LogRecord("skerry.log", logging.WARNING, "", 0, text, (count,), None))
+            text = "dropped of this log, which wasn't read in time or couldn't be written: %s"
+            self._write(logging.LogRecord("skerry.log", logging.WARNING, "", 0, text, (counted(count, "line"),), None))
 
     def _write(self, record: logging.LogRecord) -> None:
         """Write a line, however long that takes."""

@@ -13,6 +13,7 @@ from control.cli.support.project import TESTS, Project
 from control.cli.testing import case_calls, case_files, case_report
 from control.cli.testing.case_files import TestCase
 from control.cli.testing.case_report import Ended
+from control.counts import counted
 
 
 class NoCases(Failure):
@@ -78,7 +79,7 @@ async def _run(found: Project, word: str, junit: Path | None, built: set[str]) -
         )
     chosen = [case for case in cases if word.lower() in f"{case.title} {case.function.name}".lower()]
     if not chosen:
-        raise NoCases(f"none of the {len(cases)} cases has {word!r} in its file, function or name")
+        raise NoCases(f"none of {counted(len(cases), 'case')} has {word!r} in its file, function or name")
     for source in found.functions:
         if source.name not in built and any(case.function == source for case in chosen):
             took = await toolchains.build(source)

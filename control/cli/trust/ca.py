@@ -5,6 +5,7 @@ import click
 from control.cli.status import certificate_lines
 from control.cli.support import options, output
 from control.cli.support.client import Json, NotConverged, path
+from control.counts import counted
 
 NAMED = 20
 """Nodes that are named to a person."""
@@ -29,7 +30,8 @@ async def command(check: bool, as_json: bool) -> None:
     lacking = nodes["nodes"] - nodes["have"]
     if check and lacking:
         raise NotConverged(
-            f"{lacking} of {nodes['nodes']} nodes don't have the CAs yet: {_names(nodes)}", code="not_converged"
+            f"without the CAs yet: {lacking:,} of {counted(nodes['nodes'], 'node')}: {_names(nodes)}",
+            code="not_converged",
         )
 
 
@@ -49,7 +51,7 @@ def _show(held: Json, nodes: Json) -> None:
         output.say(line, style=style)
     if not authorities:
         return
-    output.say(f"{nodes['have']} of {nodes['nodes']} nodes trust these")
+    output.say(f"trusted by {nodes['have']:,} of {counted(nodes['nodes'], 'node')}")
     if nodes["lacking"]:
         output.say(f"not yet: {_names(nodes)}", style="yellow")
         output.say(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from control.clock import Clock
+from control.counts import counted
 from control.log_throttle import Outage
 from control.problems import ProblemError
 from control.storage import audit_log, bucket_owner, queries
@@ -216,4 +217,4 @@ class AccessJournal:
         details = {"access_lists": lists, "applied": dict(sorted(done.items()))}
         await audit_log.record(conn, now, ACTOR, "metadata.restored", "metadata", details)
         told = ", ".join(f"{kind} {count}" for kind, count in sorted(done.items())) or "nothing"
-        log.warning("the metadata were restored; %d access lists were applied: %s", lists, told)
+        log.warning("the metadata were restored; applied of %s: %s", counted(lists, "access list"), told)

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from control.counts import counted
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
@@ -104,10 +105,10 @@ def refusals(losses: Sequence[LostRows], what: str) -> list[ProblemError]:
 
 def told(loss: LostRows) -> str:
     """The nodes of a loss and their rows, as text."""
-    total = "an unknown number of rows" if loss.rows is None else f"{loss.rows} rows"
+    total = "an unknown number of rows" if loss.rows is None else counted(loss.rows, "row")
     named = [f"{node.name}: {said(node.rows)}" for node in loss.most]
     names = f" ({listed(named, SHOWN, max(loss.nodes, len(named)))})" if named else ""
-    return f"{loss.nodes} {'nodes' if loss.nodes > 1 else 'node'} with {total}{names}"
+    return f"{counted(loss.nodes, 'node')} with {total}{names}"
 
 
 def _statement(loss: LostRows) -> str:

@@ -9,10 +9,11 @@ from datetime import datetime
 from typing import NamedTuple
 
 from control.clock import Clock
-from control.event_kinds import EventKind
+from control.counts import counted
 from control.storage import events, queries
 from control.storage.connection import Connection, log_at_commit
 from control.storage.database import Database
+from control.wire import EventKind
 
 SHARE = 0.05
 """A release is looked at again after this share of its age, so its arrival is told late by that at most."""
@@ -106,7 +107,7 @@ def _line(release: ReleaseUnderWay, standing: GroupStanding, codes: dict[str, in
     """What the log says of a release that has arrived, or, with the codes of its nodes' errors, has failed."""
     name = f"release {release.group_name}/{release.number}"
     if codes is None:
-        return f"{name}: all {standing.nodes} nodes of the group are at it"
-    away = f", {standing.away} are offline" if standing.away else ""
+        return f"{name}: the whole group is at it, {counted(standing.nodes, 'node')}"
+    away = f", offline: {standing.away}" if standing.away else ""
     told = ", ".join(f"{code} {count}" for code, count in codes.items())
-    return f"{name} has failed on {standing.failed} of {standing.nodes} nodes ({told}){away}"
+    return f"{name} has failed on {standing.failed} of {counted(standing.nodes, 'node')} ({told}){away}"

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from control.clock import AHEAD
+from control.counts import counted
 from control.settings import ControlSettings
 from control.storage import audit_log, queries
 from control.storage.audit_log import Actor
@@ -61,7 +62,7 @@ async def correct(db: Database, settings: ControlSettings, now: datetime) -> Non
     }
     for table, is_ahead in found._asdict().items():
         if is_ahead and (count := await _correct_all(db, now, table, *arguments[table])):
-            log.warning("%s: corrected %d rows with times of a clock that was ahead", table, count)
+            log.warning("%s: corrected %s with times of a clock that was ahead", table, counted(count, "row"))
 
 
 async def _correct_all(

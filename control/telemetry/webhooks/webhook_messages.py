@@ -13,11 +13,11 @@ from uuid import uuid4
 import orjson
 
 from control.clock import Clock
-from control.event_kinds import KINDS
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.storage.events import MOST_ITEMS
+from control.wire import EVENT_KINDS
 
 FIRST_WAIT = timedelta(seconds=1)
 """An event waits this long for others of its kind, as of the monitor's next page of nodes."""
@@ -106,7 +106,7 @@ class Messages:
     async def make(self, webhooks: Sequence[Webhook], now: datetime) -> None:
         """Make a message of each kind that is due, for the webhooks that want it. Raises: ProblemError."""
         passed = self._clock.monotonic()
-        kinds = [kind for kind in KINDS if self._next.get(kind, passed) <= passed]
+        kinds = [kind for kind in EVENT_KINDS if self._next.get(kind, passed) <= passed]
         recorded = await self._db.read(lambda conn: conn.fetch(RECORDED, kinds, PAGE))
         by_kind: dict[str, list[RecordedEvent]] = {}
         for event in recorded:

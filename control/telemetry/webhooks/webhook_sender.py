@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from control.clock import Clock
+from control.counts import counted
 from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
@@ -169,10 +170,10 @@ class WebhookSender:
         await self._write("attempted", *key, "given_up", now, now, attempt.status, attempt.error)
         self._metrics.webhook("given_up")
         log.warning(
-            "webhook %s: message %s is given up after %d attempts: %s",
+            "webhook %s: message %s is given up after %s: %s",
             webhook.name,
             due.id,
-            due.attempts + 1,
+            counted(due.attempts + 1, "attempt"),
             attempt.error,
         )
 

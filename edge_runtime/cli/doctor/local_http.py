@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from control.cli.doctor.findings import Finding
-from control.cli.shared.counts import counted
+from control.counts import counted
 from edge_runtime import files
 from edge_runtime.cli.doctor.control_connection import DAY, SOON, shown
 from edge_runtime.files import FileUnfit
@@ -71,7 +71,7 @@ def _callers(path: Path, *, asks: bool) -> list[Finding]:
     if not entries:
         add = f"skerry-edge caller add NAME --file {path}"
         return [Finding("callers", "note", f"{path} has no caller: nobody can call a function", add)]
-    return [Finding("callers", "ok", f"{path} has {len(entries)} callers")]
+    return [Finding("callers", "ok", f"{path} has {counted(len(entries), 'caller')}")]
 
 
 def _token(path: Path) -> list[Finding]:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from control import settings_in_force
 from control.cli.doctor.findings import Finding
+from control.counts import counted
 from edge_runtime.built import parts
 from edge_runtime.sandbox import fence
 from edge_runtime.web.server import FEWEST, KEPT, KEPT_PER_WORKER
@@ -95,7 +96,7 @@ def file_findings(limit: int, workers: int) -> list[Finding]:
     needed = KEPT + KEPT_PER_WORKER * workers + FEWEST
     cure = "LimitNOFILE=65536 in the unit (systemctl edit skerry-edge)"
     if limit < needed:
-        text = f"a node may have {limit} files open; with {workers} workers it needs {needed}"
+        text = f"a node may have {limit} files open; with {counted(workers, 'worker')} it needs {needed}"
         return [Finding("open_files", "wrong", text, cure)]
     if limit < FEW_FILES:
         text = f"a node may have {limit} files open, and each connection of a client takes one"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from control.cli.doctor.findings import Finding, Level
-from control.cli.shared.counts import counted
+from control.counts import counted
 
 
 def node_findings(status: dict[str, Any], version: str, state: str) -> list[Finding]:
@@ -59,7 +59,7 @@ def _functions(status: dict[str, Any], look: str) -> list[Finding]:
         elif (function.get("breaker") or {"state": "closed"})["state"] != "closed":
             text = f"{name} is cut off, because its calls ended their processes"
         elif called and called == failed:
-            text, level = f"all {called} calls of {name} on the newest release failed", "note"
+            text, level = f"all failed that came to {name} on the newest release: {counted(called, 'call')}", "note"
         else:
             continue
         found.append(Finding("functions", level, text.rstrip("."), look))
@@ -73,13 +73,13 @@ def _workers(status: dict[str, Any], look: str) -> list[Finding]:
     if workers.get("error"):
         found.append(Finding("workers", "wrong", f"workers can't be started: {workers['error'].rstrip('.')}", look))
     elif workers.get("fit", 0) < workers.get("wanted", 0):
-        text = f"{workers['fit']} of {workers['wanted']} workers run"
+        text = f"running: {workers['fit']} of {counted(workers['wanted'], 'worker')}"
         found.append(Finding("workers", "note", text, look))
     if workers.get("unfenced"):
         text = f"workers lack of their fence: {', '.join(workers['unfenced'])}"
         found.append(Finding("workers", "note", text, "docs/operations.md#the-fence"))
     if not found:
-        found.append(Finding("workers", "ok", f"{workers.get('fit', 0)} workers run"))
+        found.append(Finding("workers", "ok", f"running: {counted(workers.get('fit', 0), 'worker')}"))
     if records.get("error"):
         found.append(Finding("records", "wrong", f"what functions log isn't kept: {records['error']}", look))
     else:

@@ -97,7 +97,9 @@ async def test_a_line_that_cannot_be_made_or_written_costs_nothing_else(
         writer._descriptor = pipe[1]
         writer.handle(record("kept"))
         await until(lambda: writer._reported == 1)
-        assert os.read(pipe[0], 1000).startswith(b"kept\n1 lines of this log were dropped")
+        assert os.read(pipe[0], 1000).startswith(
+            b"kept\ndropped of this log, which wasn't read in time or couldn't be written: 1 line\n"
+        )
     finally:
         os.close(full)
 
@@ -156,7 +158,7 @@ async def test_what_functions_log_is_bounded_and_told(
         assert 0 < tallies["chatty"].log_dropped < 40
         assert tallies["quiet"].log_dropped == 0
         told = [r.getMessage() for r in caplog.records if r.name == "skerry.calls"]
-        assert told[0] == "chatty: 1 lines of its log were left out since the start, because functions log too much"
+        assert told[0] == "chatty: left out of its log since the start, because functions log too much: 1 line"
         assert len(told) < 5
         logged = [r.getMessage() for r in caplog.records if r.name == "skerry.guest"]
         assert len(logged) == 101 - tallies["chatty"].log_dropped
@@ -184,7 +186,7 @@ async def test_what_children_print_is_bounded_and_told(caplog: pytest.LogCapture
     heard.close()
     told = [record.getMessage() for record in caplog.records if record.name == "skerry.child"]
     assert told == ["x" * 900] * 50 + [
-        "250 lines that the zygote and its children printed were left out: too many",
+        "left out of what the zygote and its children printed, too much: 250 lines",
         "the last",
     ]
 

@@ -75,7 +75,7 @@ async def test_a_collector_that_fails_is_told_of_once_and_gets_spans_when_it_is_
         ["traces", "can", "be"],
     ]
     assert "it answered 500" in lines[0]
-    assert "3 spans were dropped" in lines[1]
+    assert "dropped since the start: 3 spans" in lines[1]
 
 
 @pytest.mark.usefixtures("patient")

@@ -32,7 +32,7 @@ SHARED = {
     "control.version",
     "control.settings_in_force",
     "control.cli.doctor.findings",
-    "control.cli.shared.counts",
+    "control.counts",
     "control.cli.shared.durations",
     "control.cli.shared.program",
     "control.cli.shared.renamed",

@@ -62,7 +62,7 @@ async def test_probes_that_are_not_run_are_told_and_refuse_no_change(
     await control.release(functions={"one": 1, "two": 1})
     more = "CREATE TABLE more (x)"
     assert await warned(control, more) == []
-    left = "1 of 2 probes weren't run after it: too many, or too large"
+    left = "not run after it: 1 of 2 probes: too many, or too large"
     for bound, value in (("MOST", 1), ("BYTES", len(version(1)))):
         with monkeypatch.context() as patch:
             patch.setattr(probed_functions, bound, value)

@@ -41,8 +41,8 @@ async def test_acts_releases_and_nodes_are_in_the_log_by_name(
         clock.advance(seconds=301)
         await good.poll()
         await look(replica)
-        assert "offline: 1 nodes, bad" in lines(caplog)
-        assert "overdue: 1 nodes, bad" in lines(caplog)
+        assert "offline: 1 node, bad" in lines(caplog)
+        assert "overdue: 1 node, bad" in lines(caplog)
         # The same failure again is no news.
         plan = await bad.plan()
         await bad.report(plan.sync_id, "failed", error=wire.SyncError("disk_full", "no room\non the disk"))
@@ -50,11 +50,11 @@ async def test_acts_releases_and_nodes_are_in_the_log_by_name(
         await bad.plan()
         clock.advance(seconds=61)
         await look(replica)
-        assert "syncs expired: 1 nodes, bad" in lines(caplog)
+        assert "syncs expired: 1 node, bad" in lines(caplog)
         await bad.sync()
         await look(replica)
         await look(replica)
-        assert "release default/1: all 2 nodes of the group are at it" in lines(caplog)
+        assert "release default/1: the whole group is at it, 2 nodes" in lines(caplog)
         for node in (good, bad):
             assert not [line for line in lines(caplog) if node.id in line]
 

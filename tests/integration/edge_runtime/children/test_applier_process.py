@@ -214,6 +214,6 @@ def test_of_orphans_without_number_the_first_is_told(state):
     failure = msgspec.json.decode(failed.body, type=frames.ChildFailure)
     assert child.peak() - before < 24 << 20, "it has them all in memory"
     assert failure.code == "foreign_key_violation"
-    assert "300000 rows have no parent; the first is row 1 of child, which refers to items" in failure.message
+    assert "300,000 rows have no parent; the first is row 1 of child, which refers to items" in failure.message
     assert child.end() == 0
     assert generation(state) == 1

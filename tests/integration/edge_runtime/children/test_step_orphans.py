@@ -32,7 +32,7 @@ CREATE VIEW v AS SELECT 1;
 -- skerry: after
 {}
 """
-LOST = "After the steps of schema change 2 .*1 rows have no parent"
+LOST = "After the steps of schema change 2 .*1 row has no parent"
 
 
 def flip(opened: LibsqlDatabase, texts: list[str], version: int) -> None:
@@ -61,7 +61,7 @@ def test_steps_after_a_flip_that_leave_rows_without_a_parent(tmp_path: Path, ste
         if lost:
             for _ in range(2):
                 with pytest.raises(
-                    SyncFailed, match=r"After the steps of schema change 2 .*1 rows have no parent"
+                    SyncFailed, match=r"After the steps of schema change 2 .*1 row has no parent"
                 ) as told:
                     stepwise.finish(opened, lambda _: None)
                 assert told.value.code == "foreign_key_violation"

@@ -304,7 +304,7 @@ def _no_index(file: Path) -> None:
         (_no_database, "database_unknown", "no database", False),
         (_another_program, "database_unknown", "no node's database", False),
         (damage, "database_damaged", "malformed", False),
-        (_orphan, "database_damaged", "1 rows have no parent", True),
+        (_orphan, "database_damaged", "1 row has no parent", True),
         (_no_index, "database_damaged", "index by_text is missing", True),
     ],
 )

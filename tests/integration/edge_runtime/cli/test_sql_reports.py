@@ -92,7 +92,7 @@ async def test_control_is_told_who_has_changed_what(
         async with deadline(60):
             while list((tmp_path / FOLDER).iterdir()):
                 await asyncio.sleep(0.02)
-    assert f"by sudo from ada) (reason: ticket 7), 1 rows: {insert}" in caplog.text
+    assert f"by sudo from ada) (reason: ticket 7), 1 row: {insert}" in caplog.text
     assert "a secret" not in caplog.text
 
 

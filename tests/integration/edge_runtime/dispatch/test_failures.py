@@ -81,7 +81,7 @@ async def test_a_failure_costs_its_own_call_alone(edge: Node, name: str, status:
 
 async def test_a_refused_memory_says_pages_and_limit(edge: Node) -> None:
     _, _, body = await edge.call("hog")
-    assert "of the 64 pages" in orjson.loads(body)["detail"]
+    assert "of 64 pages" in orjson.loads(body)["detail"]
 
 
 async def test_a_guests_own_status_and_headers_are_its_answer(edge: Node) -> None:

@@ -124,13 +124,13 @@ def test_a_trap(load, name, reason):
         raised = fault(loaded)
         assert (raised.code, raised.status) == ("guest_trap", 502)
         assert f"The function f failed. It trapped: {reason}." in str(raised)
-        assert "1 of the 9 pages" in str(raised)
+        assert "1 of 9 pages" in str(raised)
 
 
 def test_a_refused_memory_shows_as_a_trap_with_pages_and_limit(load):
     raised = fault(load("hog", CallLimits(memory_pages=40)))
     assert raised.code == "guest_trap"
-    assert "33 of the 40 pages (64 KiB each)" in str(raised)
+    assert "33 of 40 pages (64 KiB each)" in str(raised)
     assert "memory_pages" in str(raised)
 
 

@@ -136,7 +136,7 @@ async def test_the_page_brings_all_nodes_to_another_ca(changing: Changing, tmp_p
     async with agent(here) as node:
         await reaches(node)
         done = await changing.lack("edge-away")
-        assert (done.status, "1 of 2 nodes trust these" in done.out.decode()) == (5, True)
+        assert (done.status, "trusted by 1 of 2 nodes" in done.out.decode()) == (5, True)
         assert "not yet: edge-away (" in done.out.decode()
 
         await changing.do("Before")
@@ -147,7 +147,7 @@ async def test_the_page_brings_all_nodes_to_another_ca(changing: Changing, tmp_p
         assert trusted(late) == {old.digest}
         done = await changing.lack("edge-away", "edge-late")
         assert done.status == 5
-        assert "2 of 3 nodes don't have the CAs yet" in done.err
+        assert "without the CAs yet: 2 of 3 nodes" in done.err
 
         await changing.do("2. Move")
         await reaches(node)

@@ -3,8 +3,8 @@
 import click
 import pytest
 
-from control.cli.shared.counts import counted
 from control.cli.shared.durations import DurationType, shown
+from control.counts import counted
 
 
 @pytest.mark.parametrize(

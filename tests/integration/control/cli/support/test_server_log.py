@@ -48,7 +48,7 @@ def test_what_nobody_reads_is_dropped_and_counted(pipe: tuple[int, int]) -> None
     found: list[bytes] = []
 
     def told() -> int:
-        return sum(int(count) for count in re.findall(rb"(\d+) lines of this log were dropped", b"".join(found)))
+        return sum(int(count) for count in re.findall(rb"couldn't be written: (\d+) line", b"".join(found)))
 
     def numbers() -> list[int]:
         return [int(number) for number in re.findall(rb"line (\d{3}) x{100}\n", b"".join(found))]
@@ -135,6 +135,6 @@ def test_a_line_that_cannot_be_put_together_costs_only_itself(
     queued.flush()
     said = os.read(reading, 4096)
     assert b"afterwards" in said
-    assert b"2 lines of this log were dropped" in said
+    assert b"couldn't be written: 2 lines" in said
     assert queued.dropped == 2
     assert capfd.readouterr().err == ""

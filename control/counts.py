@@ -1,4 +1,4 @@
-"""Counts as commands tell them. Pure."""
+"""Counts in words, as commands, logs and pages tell them. Pure."""
 
 
 def counted(count: int, what: str, many: str = "") -> str:
