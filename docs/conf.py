@@ -10,8 +10,8 @@ project = "Skerry"
 author = "The authors of Skerry"
 language = "en"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "generated_pages", "plain_docstrings"]
-exclude_patterns = ["_ext", "images"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "accessible_pages", "generated_pages", "plain_docstrings"]
+exclude_patterns = ["_ext", "_static", "images"]
 
 # Each heading is an anchor, down to the error codes of errors.md; a link to one that isn't there is a warning, and
 # `just docs` makes errors of warnings.
@@ -28,6 +28,8 @@ html_title = "Skerry"
 html_copy_source = False
 html_show_sphinx = False
 # The site needs nothing from elsewhere: no font, no script, no analytics.
+html_static_path = [str(DOCS / "_static")]
+html_css_files = ["skerry.css"]
 html_theme_options = {"navigation_with_keys": True}
 
 autodoc_member_order = "bysource"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,18 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     )
     files = [*site.rglob("*.html"), *site.rglob("*.css")]
     assert [str(file) for file in files if loaded.search(file.read_text("utf-8"))] == []
+
+
+def test_what_axe_found_in_the_theme_is_mended_in_each_page(site: Path) -> None:
+    """tests/console/test_docs_site.py asks axe itself, of some pages."""
+    mended: dict[str, str] = runpy.run_path(str(ROOT / "docs" / "_ext" / "accessible_pages.py"))["MENDED"]
+    found = {
+        (str(page.relative_to(site)), old)
+        for page in site.rglob("*.html")
+        for old, new in mended.items()
+        if old in page.read_text("utf-8").replace(new, "")
+    }
+    assert found == set()
 
 
 def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path) -> None:
