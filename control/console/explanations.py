@@ -4,19 +4,21 @@ import re
 from functools import cache
 from pathlib import Path
 
-from markupsafe import Markup, escape
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markupsafe import Markup
 
 _ENTRY = re.compile(r"^#### `([a-z0-9_]+)`\n+(.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL)
-_INLINE = re.compile(r"`([^`]+)`|\*\*(.+?)\*\*|\*(.+?)\*|\[([^\]]+)\]\(([^)]+)\)")
+_MARKDOWN = MarkdownIt("commonmark", {"html": False})
 
 
 @cache
-def explanations() -> dict[str, list[Markup]]:
-    """The paragraphs of each code's explanation."""
+def explanations() -> dict[str, Markup]:
+    """The explanation of each code, as HTML."""
     packaged = Path(__file__).parents[1] / "_docs"
     folder = packaged if packaged.is_dir() else Path(__file__).parents[2] / "docs"
     text = (folder / "errors.md").read_text(encoding="utf-8")
-    return {code: [_paragraph(part) for part in told.strip().split("\n\n")] for code, told in _ENTRY.findall(text)}
+    return {code: _html(told) for code, told in _ENTRY.findall(text)}
 
 
 def is_explained(code: str) -> bool:
@@ -24,20 +26,21 @@ def is_explained(code: str) -> bool:
     return code in explanations()
 
 
-def _paragraph(text: str) -> Markup:
-    """A paragraph of the page's Markdown: code, emphasis and links. Of its links, those to codes lead somewhere."""
-    made, at, text = Markup(), 0, " ".join(text.split())
-    for found in _INLINE.finditer(text):
-        made += escape(text[at : found.start()]) + _inline(*found.groups())
-        at = found.end()
-    return made + escape(text[at:])
+def _html(text: str) -> Markup:
+    parsed = _MARKDOWN.parse(text)
+    for block in parsed:
+        _lead(block.children or [])
+    # HTML in the text is escaped, and the page is our own.
+    return Markup(_MARKDOWN.renderer.render(parsed, _MARKDOWN.options, {}))  # noqa: S704
 
 
-def _inline(code: str | None, strong: str | None, stressed: str | None, link: str | None, to: str | None) -> Markup:
-    if code is not None:
-        return Markup("<code>{}</code>").format(code)
-    if link is None or to is None:
-        return Markup("<b>{}</b>").format(strong or stressed)
-    if re.fullmatch("#[a-z0-9_]+", to):
-        return Markup('<a href="/errors/{}">{}</a>').format(to[1:], _paragraph(link))
-    return _paragraph(link)
+def _lead(parts: list[Token]) -> None:
+    """Have links to other codes lead to their pages, and others, which are to pages of the docs, nowhere."""
+    leads = False
+    for part in parts:
+        if part.type == "link_open":
+            code = str(part.attrs["href"])
+            leads = code.startswith("#")
+            part.attrs["href"] = f"/errors/{code.removeprefix('#')}"
+        if part.type in ("link_open", "link_close"):
+            part.hidden = not leads

@@ -125,8 +125,8 @@ class LiveRecords:
         alike = [whose for whose, what in views.values() if (what == COUNTS) == (kind == COUNTS)]
         mine = alike.count(operator)
         if len(alike) >= MOST_WATCHES or mine >= MOST_OF_OPERATOR:
-            told = f"{operator} has {mine}" if mine >= MOST_OF_OPERATOR else f"there are {len(alike)}"
-            raise ProblemError("too_many_watches", f"{told} views of records already; end one of them", retry_after=10)
+            whose = f"{operator} has {mine}" if mine >= MOST_OF_OPERATOR else f"there are {len(alike)}"
+            raise ProblemError("too_many_watches", f"{whose} views of records already; end one of them", retry_after=10)
 
     def leave(self, viewer: Viewer) -> None:
         """End a view: its nodes are told at once."""

@@ -75,8 +75,7 @@ class Supervisor:
         """By serial, for the set that comes: the functions that a new worker couldn't load."""
         self._crashes: dict[int, int] = {}
         """The same of new workers that ended while they loaded it."""
-        self._slots = list(range(progress_page.SLOTS))
-        """Free slots of the shared page."""
+        self._slots = list(range(progress_page.SLOTS))  # those of the shared page that are free
         self._preloading: clock.SetTimer | None = None
         """Set while the spare workers are about to load what was called."""
         self._preload_crashes = Counter[str]()
@@ -161,8 +160,8 @@ class Supervisor:
                 if doubted := any(link.killed or link.ended.done() for link in lacking[at : at + half]):
                     break
             if (crashed := self._crashes[serial]) >= LOAD_TRIES:
-                number = self._loads[serial].release.number
-                text = f"{counted(crashed, 'worker')} ended while loading the modules of release {number}."
+                release = self._loads[serial].release.number
+                text = f"{counted(crashed, 'worker')} ended while loading the modules of release {release}."
                 raise LoadFailed("module_load_crashed", text)
             if whole and (failures := self._failures[serial]):
                 raise LoadFailed(failures[0].code, failures[0].message)
