@@ -44,8 +44,6 @@ RELEASE_HEADER = "X-Skerry-Release"
 
 NO_ARTIFACT = "0" * 64
 """A digest that no artifact has."""
-NOT_YET_VALID = 9
-"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID."""
 PACKED_FROM = 2048
 """Bytes of records from which on they are packed."""
 PACKED = b"\x78\x01"
@@ -373,7 +371,7 @@ def unreachable(error: Exception, url: URL, proxy: URL | None) -> NoAnswer:
     match error:
         case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
             cause = error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error
-            if getattr(cause, "verify_code", 0) == NOT_YET_VALID:
+            if getattr(cause, "verify_code", 0) == 9:  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID
                 return NoAnswer(
                     "clock_behind",
                     f"by this machine's clock, which says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, the certificate of "
