@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import ssl
 import tempfile
 import threading
@@ -73,6 +74,15 @@ def spools(folder: Path) -> list[str]:
 async def states(control: Control) -> list[str]:
     rows = await control.services.db.read(lambda conn: conn.fetch("SELECT state FROM artifacts"))
     return [row["state"] for row in rows]
+
+
+async def test_requests_say_who_asks_and_nothing_of_the_machine(control: Control) -> None:
+    said = []
+    events = control.services.store._client.meta.events
+    events.register("before-send.s3", lambda request, **_: said.append(request.headers["User-Agent"]))
+    await control.upload(module("1"))
+    [header] = {*said}
+    assert re.fullmatch(rb"skerry botocore/[0-9.]+", header)
 
 
 @pytest.mark.parametrize("size", [100, 8_000_000])
