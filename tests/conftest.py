@@ -32,6 +32,7 @@ from tests.support import (
     long_files,
     replica,
     rewritten,
+    store_clients,
 )
 from tests.support import services as servers
 from tests.support.control import Control, running
@@ -149,6 +150,14 @@ def _read_migrations() -> Iterator[None]:
     """Replicas in the tests' own process read the files of migrations once for all of them."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(migrations, "migrations", functools.cache(migrations.migrations))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _described_once() -> Iterator[None]:
+    """Clients of the store in the tests' own process share what botocore makes of S3's description."""
+    with pytest.MonkeyPatch.context() as patched:
+        store_clients.share_descriptions(patched)
         yield
 
 
