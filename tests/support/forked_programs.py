@@ -11,6 +11,7 @@ with a library of ours preloaded (`may_be_preloaded`) are forked from a template
 """
 
 import contextlib
+import importlib
 import inspect
 import json
 import os
@@ -319,6 +320,8 @@ def use_nested(descriptor: int) -> None:
     preload = os.environ.get("LD_PRELOAD", "")
     kinds: tuple[Kind, ...] = ("nodes",) if preload else ("programs", "zygotes")
     _start_by(Programs({(kind, preload): template for kind in kinds}, may_start=False))
+    # It imports uvloop, which the template has.
+    importlib.import_module("tests.support.uvloop_children").use_subprocess()
 
 
 def _start_by(programs: Programs) -> None:
