@@ -43,8 +43,9 @@ class ForeignLock:
         self._holder: DatabaseUser | None = None
         self._since = 0.0
         self._logged = 0.0
-        self._idle: set[int] = set()
-        """Workers that had a lock and no call that may write, when it was last looked."""
+        self._idle: set[WorkerLink] = set()
+        """Workers that had a lock and no call that may, when it was last looked. They rest until it is looked again: no
+        other function's call is to end with them."""
         pool.find_holder, pool.find_writer = self.find, self.find_writer
 
     async def run(self) -> None:
@@ -118,7 +119,7 @@ class ForeignLock:
         locks = database_users.file_locks() if waited_for or full else []
         self._end_crowds(locks)
         writer = self._writer(locks) if waited_for else 0
-        idle = set[int]()
+        idle = set[WorkerLink]()
         for pid in {holder, writer}:
             link = self._link(pid)
             if link is None:
@@ -136,14 +137,23 @@ class ForeignLock:
             link = self._link(pid)
             if link is not None and link.ready.done() and not link.killed and not link.jobs:
                 self._end_idle(link, "it reads from the database, and has no call", idle)
+        for link in self._idle - idle:
+            link.rests = False
+            self._pool.place(link)
+            self._pool.feed()
         self._idle = idle
 
-    def _end_idle(self, link: WorkerLink, what: str, idle: set[int]) -> None:
+    def _end_idle(self, link: WorkerLink, what: str, idle: set[WorkerLink]) -> None:
         """End a worker that had no call that may when it was last looked, either. A worker lets go before it answers;
         but one that reads may recover the log, for a moment."""
-        idle.add(link.child.pid)
-        if link.child.pid in self._idle:
+        idle.add(link)
+        if link in self._idle:
             link.end(what)
+            return
+        link.rests = True
+        self._pool.place(link)
+        if link.jobs:
+            link.take_back()
 
     def _end_crowds(self, locks: list[FileLock]) -> None:
         """End workers with so many locks that it takes long to find out who has the writer lock, or can't be."""

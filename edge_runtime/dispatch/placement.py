@@ -24,6 +24,7 @@ class Placement:
             or link.longs
             or not link.usable
             or link.spare
+            or link.rests
             or serial not in link.serials
             or abs(link.last - link.replied) > ROOM
         ):

@@ -70,6 +70,8 @@ class WorkerLink:
         """The worker was ready and has loaded what it must, and isn't being ended."""
         self.spare = True
         """The worker is to take the place of one that is lost, and has no calls before."""
+        self.rests = False
+        """The worker is given no calls until it is looked at again."""
         self.preloaded: set[str] = set()
         """Names of the functions that the worker was told to load while it was a spare one."""
         self.killed = ""

@@ -194,6 +194,41 @@ async def test_a_program_that_came_from_outside_of_the_nodes_container_is_none_o
     assert not pool.held_by
 
 
+class Holding:
+    """A worker that has a lock and no call."""
+
+    child = SimpleNamespace(pid=2**22)
+    seen = staticmethod(lambda: SimpleNamespace(state=progress_page.RUNNING))
+    jobs = ()
+    killed = ""
+    rests = False
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+        self.end = self.ended.append
+
+
+async def test_a_worker_that_has_a_lock_and_no_call_gets_none_until_it_is_looked_again(tmp_path: Path) -> None:
+    """No other function's call is to end with it."""
+    link, placed = Holding(), list[bool]()
+    pool: Any = SimpleNamespace(
+        links={link},
+        held_by="",
+        pressure=Pressure.NONE,
+        place=lambda link: placed.append(link.rests),
+        feed=lambda: None,
+    )
+    processes: Any = SimpleNamespace(pid=os.getpid(), knows=lambda _: True)
+    looks = foreign_lock.ForeignLock(pool, processes, tmp_path / "skerry.db")
+    for pid, rests in ((link.child.pid, True), (0, False), (link.child.pid, True)):
+        looks._judge(pid)
+        assert link.rests is rests
+    assert not link.ended
+    looks._judge(link.child.pid)
+    assert link.ended == ["it has the database locked, and has no call that may"]
+    assert placed == [True, False, True]
+
+
 async def test_a_child_of_the_node_that_it_has_lost_is_ended_where_others_wait_for_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
