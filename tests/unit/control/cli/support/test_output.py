@@ -30,6 +30,23 @@ def test_long_cells_are_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> N
     assert "b" * 90 in capsys.readouterr().out
 
 
+def test_long_names_are_whole_in_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "PLAIN_WIDTH", 80)
+    name = "a-name-that-is-as-long-as-names-may-be-and-has-no-place-to-be-x"
+    heads = ["NODE", "GROUP", "STANDING", "SEEN", "RELEASE", "SCHEMA", "FUNCTIONS"]
+    output.table(heads, [[name, name, "failing", "14 min ago", "25 → 26", 3, f"{name}@1"]], "none")
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, (head, *lines))) <= 80
+    begins = [head.index(column) for column in heads]
+    cells = [
+        "".join(line[begin:end].strip() for line in lines[1:])
+        for begin, end in zip(begins, (*begins[1:], None), strict=True)
+    ]
+    assert (cells[0], cells[1], cells[-1]) == (name, name, f"{name}@1")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0.0 s"), (0.44, "0.4 s"), (59, "59 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (3 * 86400, "3 d")],
