@@ -14,7 +14,7 @@ import pytest
 
 from tests.machines.conftest import BoxFleet
 from tests.machines.lossy_disk import LossyDisk
-from tests.machines.units import drop_in
+from tests.machines.units import drop_in, wait
 from tests.support.deadlines import scaled
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.never_retry]
@@ -61,6 +61,9 @@ class Writers:
             pass
         finally:
             connection.close()
+
+    def have_written(self) -> bool:
+        return bool(self.acknowledged)
 
     def end(self) -> None:
         for thread in self._threads:
@@ -139,6 +142,7 @@ def test_no_acknowledged_row_is_lost(fleet: BoxFleet, tmp_path: Path) -> None:
     with on_a_lossy_disk(fleet, tmp_path) as disk:
         for number in range(CUTS):
             writers = Writers(fleet.node_port, f"c{number}")
+            wait(writers.have_written, "no row is acknowledged")
             time.sleep(drawn.uniform(0.1, 1.5))
             # A file that nobody syncs: its name may last, with what the node has synced.
             box.shell(f"echo written >{STATE}/unsynced-{number}")

@@ -145,7 +145,14 @@ def _import_nodes() -> None:
 
 def _import_programs() -> None:
     _import_nodes()
-    for name in ("control.local.embedded", "control.local.pki", "control.web.server"):
+    for name in (
+        "control.local.embedded",
+        "control.local.pki",
+        "control.web.server",
+        # What the first client of a store, and the first certificate, import.
+        "aioboto3.s3.inject",
+        "cryptography.hazmat.backends.openssl",
+    ):
         importlib.import_module(name)
     import click
 
