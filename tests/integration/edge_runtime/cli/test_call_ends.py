@@ -126,7 +126,7 @@ async def test_a_call_that_is_ended_shows_its_log(call, how):
 
     async def ended(*more: str) -> Done:
         # A guest that had no processor until its end is given more time.
-        for limit in ("1500ms", "20s"):
+        for limit in ("300ms", "3s", "20s"):
             done = await call(looping, "--time-limit", limit, *more, *how)
             if "it hangs" in done.err + done.out.decode():
                 break
