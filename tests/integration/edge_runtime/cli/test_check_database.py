@@ -77,7 +77,7 @@ async def test_a_database_is_looked_through_while_the_node_serves_and_after(tmp_
     assert (code, err) == (1, "")
     found = json.loads(out)
     assert [finding[:40] for finding in found["findings"]] == [
-        "Foreign keys are violated: 1 row has n",
+        "Foreign keys are violated: 1 row has no ",
         "The index by_text isn't as the last rele",
         "The index by_length is missing.",
     ]
