@@ -80,6 +80,7 @@ def judge(kind: int, head: bytes, body: Any, method: str) -> None:
             assert len(whole(outcome.body)) <= 250
 
 
+@pytest.mark.timeout(60 + FRAMES // 500)
 def test_no_frame_is_believed_that_no_worker_sends() -> None:
     source, incoming, read = random.Random(SEED), IncomingFrames(), 0
     for number in range(FRAMES):
@@ -115,6 +116,7 @@ def test_no_word_of_a_page_is_believed_that_cannot_be() -> None:
         assert len(progress_page.log(opened, 0)) <= progress_page.LOG_BYTES + 2 * cut_logs.LONGEST
 
 
+@pytest.mark.timeout(60 + ATTACKS)
 async def test_a_node_whose_workers_are_in_the_hands_of_others_serves_everybody_else(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

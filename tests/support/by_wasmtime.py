@@ -58,7 +58,8 @@ def _ends_by(engine: wasmtime.Engine, wasm: bytes, errno: int) -> wasmtime.TrapC
 
 
 def run(wasm: bytes, abi: str) -> tuple[str, str]:
-    """The trap, "" for none, and the digest of the memory. A plug-in's kernel is another module here."""
+    """The trap, "" for none, and the digest of the memory: "" for a module that traps before its memory can be looked
+    at, as by data beyond the memory's end. A plug-in's kernel is another module here."""
     config = wasmtime.Config()
     config.wasm_multi_memory = True
     engine = wasmtime.Engine(config)
@@ -83,13 +84,13 @@ def run(wasm: bytes, abi: str) -> tuple[str, str]:
         for name in extism.KERNEL:
             linker.define(store, extism.ENV, name, kernel[name])
     trap = ""
-    instance = linker.instantiate(store, wasmtime.Module(engine, wasm))
-    exports: Any = instance.exports(store)
+    exports: Any = None
     try:
+        exports = linker.instantiate(store, wasmtime.Module(engine, wasm)).exports(store)
         exports["run" if abi == "extism" else "_start"](store)
     except wasmtime.Trap as error:
         trap = error.trap_code.name if error.trap_code is not None else str(error)
-    return trap, hashlib.sha256(bytes(exports["memory"].read(store))).hexdigest()
+    return trap, "" if exports is None else hashlib.sha256(bytes(exports["memory"].read(store))).hexdigest()
 
 
 def calls(wasm: bytes, runs: list[list[tuple[str, list[int]]]]) -> list[list[int | str]]:
