@@ -60,7 +60,7 @@ def in_a_commit() -> str:
     """Freeze while a release's COMMIT runs, or where that was over before, right after it."""
     held_at(f"{COMMIT}.before")
     (FAULTS / f"{COMMIT}.before.held").unlink()
-    time.sleep(random.uniform(0.004, 0.012))
+    time.sleep(random.uniform(0.0, 0.008))
     freeze()
     return f"{COMMIT}.after" if (FAULTS / f"{COMMIT}.after.held").exists() else "commit"
 

@@ -166,5 +166,7 @@ def test_no_acknowledged_row_is_lost(fleet: BoxFleet, tmp_path: Path) -> None:
         unsynced = box.shell(f"find {STATE} -name 'unsynced-*' -size +0").split()
     print(f"{len(everything)} acknowledged rows, {len(unsynced)} of {CUTS} files that nobody has synced; cut in {hit}")
     assert hit["checkpoint"] == hit["anywhere"] == CUTS / 3
-    assert hit.keys() >= {"commit", "edge.sync.swap.before"}, "no cut was in a release's COMMIT, or before its swap"
+    # A COMMIT takes a few milliseconds: a cut that is aimed at it may come right after it.
+    assert hit["commit"] + hit["edge.commit.after"] >= 2
+    assert hit["edge.sync.swap.before"]
     assert len(unsynced) < CUTS / 2, "the disk has lost nothing, so nothing was shown"
