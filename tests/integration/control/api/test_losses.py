@@ -44,7 +44,7 @@ async def test_a_release_that_drops_a_table_says_what_is_lost(control_site: Site
         detail = await refused(replica, group="default")
         assert "schema change 2: the table books is dropped with all its rows (DROP TABLE books)" in detail
         # The node without a schema has no rows.
-        assert "3 nodes with 10013 rows (many: more than 10,000, few: 12, untold: unknown)" in detail
+        assert "3 nodes with 10,013 rows (many: more than 10,000, few: 12, untold: unknown)" in detail
         planned = await deploy.ok(replica, "POST", "/v1/releases?plan=true", {"group": "default"})
         [loss] = planned["losses"]
         assert (loss["change"], loss["table"], loss["nodes"], loss["rows"]) == (2, "books", 3, 10_013)

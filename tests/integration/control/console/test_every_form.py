@@ -14,6 +14,7 @@ from tests.support.replica import Replica, Site
 
 KEY = "k" * 12
 VALUES = {"group": "default", "number": "1", "name": "admin", "id": str(uuid4()), "node": "edge-1", "act": "remove"}
+VALUES["code"] = "database_busy"
 FIELDS = {
     **{
         "key": KEY,

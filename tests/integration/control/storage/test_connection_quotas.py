@@ -227,4 +227,5 @@ async def test_requests_are_those_of_who_asks(control_site: Site) -> None:
         await waits(10, 1)
         busy.set()
         await asyncio.gather(*holding, *much, other)
-        assert asked.index(tokens[1]) < 4
+        # Behind all of the other's ten without turns; answers may pass each other.
+        assert asked.index(tokens[1]) < 8

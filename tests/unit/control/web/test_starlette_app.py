@@ -93,6 +93,11 @@ def test_who_is_refused_is_recorded_and_the_connection_ends(app: ControlApp) -> 
     clock = SystemClock()
     operators = starlette_app.auth.Authenticator(None, clock, None, None, SETTINGS, None)  # type: ignore[arg-type]
     app.services.sessions = Sessions(None, clock, operators, None, None, None, SETTINGS)  # type: ignore[arg-type]
+
+    async def in_time() -> None:
+        pass
+
+    app.services.fleet = SimpleNamespace(read_late=in_time)  # type: ignore[assignment]
     status, headers, body = ask(app, "GET", "/v1/nodes")
     assert (status, body["code"], headers["connection"]) == (401, "credentials_missing", "close")
     assert app.services.failures.recorded == [("192.0.2.1", "missing")]  # type: ignore[attr-defined]
