@@ -135,8 +135,8 @@ async def test_a_node_whose_workers_are_in_the_hands_of_others_serves_everybody_
                     assert body == b"well"
                     answered += 1
                 else:
-                    # A worker may answer, be given this call, say that it runs, and end: it is told that it may have.
-                    assert orjson.loads(body)["code"] == "worker_crashed"
+                    # A worker may answer, be given this call, say that it runs, and end or stay: that is told.
+                    assert orjson.loads(body)["code"] in ("worker_crashed", "time_limit")
                     lost += 1
                 await asyncio.sleep(0.002)
 
