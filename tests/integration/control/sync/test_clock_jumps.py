@@ -10,9 +10,11 @@ from uuid import uuid4
 
 import pytest
 
+from control import clock as clocks
 from control import wire
-from control.clock import AHEAD
+from control.clock import AHEAD, SystemClock
 from control.sync import monitor
+from control.web.server import StartError
 from tests.support import seeds
 from tests.support.clock import SetClock
 from tests.support.deadlines import deadline
@@ -238,3 +240,19 @@ async def test_a_machine_whose_clock_was_put_right_is_believed_again(
     assert len(told) == 2
     # How long the database's answer took is within the difference.
     assert re.search(r"\b36\d\d s ahead of the database's", told[0])
+
+
+async def test_a_start_that_does_not_know_the_time_asks_the_database(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as without_a_battery:
+        without_a_battery.setattr(time, "time", datetime(2000, 1, 1, tzinfo=UTC).timestamp)
+        clock = SystemClock()
+    assert clock.now().year == 2000
+    async with control_site.running(clock=clock) as replica:
+        assert abs(replica.services.clock.now() - datetime.now(UTC)) < AHEAD
+    # Where the database doesn't know either, control doesn't start.
+    monkeypatch.setattr(clocks, "EARLIEST", time.time() + HOUR)
+    with pytest.raises(StartError, match="neither it nor the database's says a time that can be right"):
+        async with control_site.running(clock=SystemClock()):
+            pass
