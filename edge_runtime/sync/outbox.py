@@ -5,7 +5,6 @@ A node does one sync at a time, and doesn't poll while a report waits, so there 
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -44,8 +43,11 @@ class Outbox:
     def __init__(self, state: Path) -> None:
         self._file = state / "outbox" / "report.json"
         self._attempt = state / "outbox" / "attempt.json"
-        self.waits = os.path.lexists(self._file)
+        self.waits = False
         """Whether a report waits, as far as this object knows."""
+        # A folder that is closed to this user keeps no node from serving: doctor and the next sync say so.
+        with contextlib.suppress(OSError):
+            self.waits = self._file.exists()
         self._told = ""
         """Id of the sync whose report needn't be sent any more, though it may still be on disk."""
 
