@@ -59,10 +59,9 @@ log = logging.getLogger("skerry.front")
 
 RESERVE_PERIOD: Final = 30.0
 """Seconds between two looks at whether there is room for the reserve."""
-
-
-AGAIN = 10.0
+AGAIN: Final = 10.0
 """Seconds until what goes on beside the calls is begun anew, after a mistake that it made."""
+
 
 MakeAgent = Callable[[ReleaseManager, Compiler], NodeAgent]
 
