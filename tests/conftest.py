@@ -30,6 +30,7 @@ from tests.support import (
     forked_programs,
     limit_of_a_test,
     long_files,
+    program_start,
     replica,
     rewritten,
     store_clients,
@@ -246,6 +247,17 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     """An authority and a server certificate for localhost and 127.0.0.1."""
     folder: Path = tmp_path_factory.mktemp("pki")
     return ensure(folder)
+
+
+@pytest.fixture(autouse=True)
+def _signals_stay() -> Iterator[None]:
+    """A command that a test runs in this process, such as `skerry-edge run`, leaves none of its signals ignored: all
+    programs would inherit that, and be started by exec for the rest of the run."""
+    before = {number: signal.getsignal(number) for number in program_start.IGNORED}
+    yield
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -370,3 +370,11 @@ async def test_a_forked_zygote_is_as_one_that_exec_starts(
     monkeypatch.setattr(forked_programs, "by_exec", True)
     async with zygote(tmp_path / "state") as started:
         assert told(started.pid) == of_fork
+
+
+def test_a_test_leaves_a_signal_ignored() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def test_the_next_one_finds_it_as_before() -> None:
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
