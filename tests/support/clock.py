@@ -79,7 +79,9 @@ class SetClock:
         time: Literal["run", "stand"] = "stand",
         timers: Literal["run", "stand"] = "run",
     ) -> None:
-        self.time = now or datetime.now(UTC)
+        today = datetime.now(UTC)
+        # Much is counted by minutes: a test whose clock stands has the whole of one before it.
+        self.time = now or (today if time == "run" else today.replace(second=0, microsecond=0))
         """What the clock says, where it stands."""
         self._runs_since = monotonic() if time == "run" else None
         self._real = LoopTimers() if timers == "run" else None
