@@ -24,7 +24,7 @@ from tests.guests.build import guest
 
 BAR = 0.5
 CLIENTS = 64
-ROUNDS = 7
+ROUNDS = 5
 SECONDS = 1.0
 BODY = bytes(range(256))
 

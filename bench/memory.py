@@ -1,7 +1,7 @@
 """How much memory does a node take? The PSS of all of its processes together, with nothing else of Skerry beside.
 
 `idle`: a node that has joined and has no function: 100 MB. `called`: one with the examples `hello` and `visits` under
-five names each, after 100,000 calls, 10,000 of which write: 150 MB. Control has ended when the memory is looked at. The
+five names each, after 50,000 calls, 10,000 of which write: 150 MB. Control has ended when the memory is looked at. The
 ratio is the limit over what was measured, the worse of both. Other processes of the same interpreter make the figures
 smaller than they are: run it with nothing beside.
 """
@@ -26,7 +26,7 @@ BAR = 1
 IDLE_LIMIT = 100e6
 CALLED_LIMIT = 150e6
 NAMES = 5
-READS = 90_000
+READS = 40_000
 WRITES = 10_000
 SETTLE = 5.0
 """Seconds to wait after a start or a load until its background work has ended."""

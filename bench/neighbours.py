@@ -36,7 +36,7 @@ RATE = 100
 SECONDS = 6.0
 SETTLES = 1.0
 """Seconds before each round in which the neighbours are there already."""
-ROUNDS = 3
+ROUNDS = 2
 CONNECTIONS = 128
 STUCK = 30.0
 """Seconds within which all calls must be answered."""

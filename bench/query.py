@@ -22,7 +22,7 @@ from tests.guests.build import guest
 
 BAR = 1.5
 CONNECTIONS = 64
-ROUNDS = 7
+ROUNDS = 5
 SECONDS = 1
 BODY = bytes(range(256))
 ITEMS = 1000

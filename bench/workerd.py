@@ -36,7 +36,7 @@ from tests.guests.build import guest
 BAR = 1.0
 TWO_CPU, TWO_CPU_OTHER_HEADS, P99_OVER_TWO, DIRECT_OVER_WAGI, REUSED_CPU = 2.8, 2.8, 0.6, 0.65, 1.6
 CONNECTIONS = 64
-ROUNDS = 5
+ROUNDS = 3
 SECONDS = 1
 BODY = bytes(range(256))
 ABIS = {"direct": "direct_echo", "wagi": "echo"}

@@ -37,7 +37,7 @@ SECONDS = 10.0
 """Twice as long as polls are held on average: nodes that poll together do so twice in each measurement."""
 IDLE = 100.0
 """Seconds after which a node takes another connection than its idle one, which control ends after two minutes."""
-ROUNDS = 3
+ROUNDS = 2
 """Measurements with an open view: what a request costs differs by a fifth from one measurement to the next."""
 JOINS = 50
 """Handshakes at once."""
