@@ -142,6 +142,9 @@ faults *ARGS: browser
 
 # tests again and again for some minutes, while their processes are stopped and tasks, threads, store and database come late; words are pytest's
 disturb minutes="30" *ARGS: browser
+    @scripts/debian-tools
+    @scripts/openid-provider
+    @scripts/console-tools
     @exec .venv/bin/python -m tests.support.disturb "$@"
 
 # `.ci/run` with all tests in each variant, and half an hour of disturbance: before an issue is called resolved (2 to 3 hours)
