@@ -22,8 +22,8 @@ from control.clock import Clock
 from control.local.pki import Pki
 from control.settings import ControlSettings
 from control.storage import connection_quotas
-from control.sync import fleet_cache
-from control.telemetry import live_records
+from control.sync import fleet_cache, monitor
+from control.telemetry import fleet_summary, live_records, recent_calls, shared_reading
 from control.web import lifespan
 from control.web.server import ControlServer
 from edge_runtime.sync import capabilities
@@ -61,7 +61,8 @@ UNASKED: Final = {
 
 
 def silence(patch: pytest.MonkeyPatch, named: Collection[str] = ()) -> None:
-    """Have replicas that start from now on do without the tasks in `UNASKED`, but for those that are named.
+    """Have replicas that start from now on do without the tasks in `UNASKED`, but for those that are named; and keep no
+    reading of the fleet.
 
     What such a task has locked in a moment, or is about to write, a test that does the same itself wouldn't find.
     """
@@ -73,6 +74,13 @@ def silence(patch: pytest.MonkeyPatch, named: Collection[str] = ()) -> None:
 
     patch.setattr(lifespan, "_in_background", others)
     patch.setattr(live_records, "CLEAN_EVERY", 1e6)
+    # On a busy machine a reading takes long, and what was written meanwhile would be seen twenty times as much later.
+    for module in (fleet_summary, recent_calls):
+        patch.setattr(module, "PERIOD", 0.0)
+    patch.setattr(shared_reading, "REST", 0)
+    # A pass of the monitor that a test asks for comes to its end, however slow the machine is.
+    patch.setattr(monitor, "SEAL_FOR", 60.0)
+    patch.setattr(monitor, "RETENTION_FOR", 60.0)
 
 
 Advance = Callable[[float], Awaitable[None]]

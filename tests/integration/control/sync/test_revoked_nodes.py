@@ -3,23 +3,14 @@
 from datetime import datetime
 from uuid import uuid4
 
-import pytest
-
 from control import wire
 from control.storage.connection import Connection
 from control.sync.reconciler import NodeRequest
 from control.sync.reports import SyncReport
-from control.telemetry import fleet_summary, shared_reading
 from tests.support import deploy, seeds
 from tests.support.clock import SetClock
 from tests.support.control import module
 from tests.support.replica import Replica, Site, TestNode
-
-
-@pytest.fixture(autouse=True)
-def read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_summary, "PERIOD", 0.0)
-    monkeypatch.setattr(shared_reading, "REST", 0)
 
 
 async def revoke(replica: Replica, name: str) -> None:

@@ -12,7 +12,7 @@ from control import wire
 from control.problems import ProblemError
 from control.settings import ControlSettingsError, check
 from control.sync import fleet_cache
-from control.telemetry import fleet_metrics, fleet_summary
+from control.telemetry import fleet_metrics
 from tests.support import numbers, seeds
 from tests.support.replica import Replica, Site
 from tests.support.replica import running as server_running
@@ -21,8 +21,6 @@ from tests.support.standings import group, node
 
 @pytest.fixture(autouse=True)
 def read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_summary, "PERIOD", 0.0)
-    monkeypatch.setattr("control.telemetry.shared_reading.REST", 0)
     monkeypatch.setattr(fleet_metrics, "TOLD_EVERY", 0.0)
 
 

@@ -4,17 +4,9 @@ from typing import Any
 
 import pytest
 
-from control.telemetry import fleet_summary, recent_calls
 from tests.support import numbers, seeds
 from tests.support.replica import Replica, Site
 from tests.support.standings import group, node
-
-
-@pytest.fixture(autouse=True)
-def read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_summary, "PERIOD", 0.0)
-    monkeypatch.setattr(recent_calls, "PERIOD", 0.0)
-    monkeypatch.setattr("control.telemetry.shared_reading.REST", 0)
 
 
 async def ask(replica: Replica, path: str, token: str | None = None) -> Any:

@@ -15,13 +15,6 @@ from tests.support.replica import Replica, Site
 from tests.support.standings import group, node
 
 
-@pytest.fixture(autouse=True)
-def read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No reading is kept, so that what was written is seen."""
-    monkeypatch.setattr(fleet_summary, "PERIOD", 0.0)
-    monkeypatch.setattr(shared_reading, "REST", 0)
-
-
 async def listed(replica: Replica, query: str = "") -> list[Any]:
     answer = await replica.call("GET", f"/v1/nodes?limit=1000{query}")
     assert answer.status == 200, answer.body

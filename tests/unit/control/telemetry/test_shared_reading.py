@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from control.telemetry import shared_reading
 from control.telemetry.shared_reading import LONGEST, REST, SharedReading
 from tests.support.clock import SetClock
 
@@ -21,8 +22,9 @@ PERIOD = 1.0
         (2 * LONGEST, LONGEST),
     ],
 )
-async def test_it_is_kept_by_how_long_it_took(took: float, kept: float) -> None:
+async def test_it_is_kept_by_how_long_it_took(took: float, kept: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its beginning: for the period, twenty times as long as it took, and half a minute at most."""
+    monkeypatch.setattr(shared_reading, "REST", REST)
     clock, count = SetClock(timers="stand"), 0
 
     async def read() -> int:
