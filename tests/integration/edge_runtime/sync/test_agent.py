@@ -92,27 +92,30 @@ async def test_a_release_that_fails_is_told_by_both_sides_and_waits(
     assert (await control.node())["failures"] == 1
 
 
-async def test_an_operators_retry_ends_the_wait_at_once(clock: MovedClock, control: Control, node: Edge) -> None:
+async def test_an_operators_retry_ends_the_wait_at_once(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "RETRY_BASE", 3600.0)
+    monkeypatch.setattr(retries, "RETRY_CAP", 3600.0)
     await first_release(control)
     await answers(node, 1)
-    with clock.standing():
-        await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
-        await control.until(lambda n: n["failures"] == 1)
-        await clock.move(retries.RETRY_FLOOR)
-        await control.call("POST", "nodes/edge-1/retry", {})
-        await control.until(lambda n: n["failures"] == 2)
+    await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
+    await control.until(lambda n: n["failures"] == 1)
+    await control.call("POST", "nodes/edge-1/retry", {})
+    await control.until(lambda n: n["failures"] == 2)
 
 
 async def test_a_new_target_ends_the_wait_at_once_and_the_error(
-    clock: MovedClock, control: Control, node: Edge
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(retries, "RETRY_BASE", 3600.0)
+    monkeypatch.setattr(retries, "RETRY_CAP", 3600.0)
     await first_release(control)
     await answers(node, 1)
-    with clock.standing():
-        await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
-        await control.until(lambda n: n["failures"] == 1)
-        await push(control, 3)
-        await answers(node, 3)
+    await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
+    await control.until(lambda n: n["failures"] == 1)
+    await push(control, 3)
+    await answers(node, 3)
     await node.until(lambda s: s["at_target"] and s["error"] is None and s["next_attempt"] is None)
 
 
