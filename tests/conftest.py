@@ -251,12 +251,12 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 @pytest.fixture(autouse=True)
 def _signals_stay() -> Iterator[None]:
-    """A command that a test runs in this process, such as `skerry-edge run`, leaves none of its signals ignored: all
-    programs would inherit that, and be started by exec for the rest of the run."""
+    """A command that a test runs in this process, such as `skerry-edge run`, leaves none of its signals ignored or
+    handled: all programs would inherit the first, and be started by exec for the rest of the run."""
     before = {number: signal.getsignal(number) for number in program_start.IGNORED}
     yield
     for number, handler in before.items():
-        if handler is not None and signal.getsignal(number) is signal.SIG_IGN:
+        if handler is not None and signal.getsignal(number) is not handler:
             signal.signal(number, handler)
 
 

@@ -23,9 +23,18 @@ class EndOnce:
 
 
 def end_once() -> None:
-    """Have the command that calls this end so at SIGINT (Ctrl-C), SIGTERM and SIGHUP."""
+    """Have the command that calls this end so at SIGINT (Ctrl-C), SIGTERM and SIGHUP.
+
+    The handlers are the process's own, not the loop's: one that closes gives SIGINT back to Python, and a Ctrl-C that
+    came then would make an interrupted command of one that has ended in order.
+    """
     running = asyncio.current_task()
     assert running is not None  # noqa: S101
-    end = EndOnce(running)
+    loop, end = asyncio.get_running_loop(), EndOnce(running)
+
+    def handle(number: int, frame: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(end.asked)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, end.asked)
+        signal.signal(number, handle)
