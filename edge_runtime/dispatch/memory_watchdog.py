@@ -14,7 +14,7 @@ import os
 from typing import Final
 
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.outcomes import MEMORY
+from edge_runtime.dispatch.outcomes import FOREIGN, MEMORY
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.worker_link import WorkerLink
 
@@ -30,15 +30,21 @@ async def run(pool: Pool, besides: int) -> None:
     """Watch until cancelled. `besides`: bytes that a worker may have besides its guest's memory."""
     while True:
         await asyncio.sleep(PERIOD)
-        for link in list(pool.links):
-            limit = allowed(link, besides)
-            size = private(link.child.pid)
-            if not size and not link.killed and link.child.lives():
-                # The system tells no memory of such a process.
-                link.end("its main thread has ended, and another one goes on")
-            elif size > limit and not link.killed:
-                log.error("worker %d has %d MiB of memory, and may have %d", link.child.pid, size >> 20, limit >> 20)
-                link.kill(MEMORY)
+        look(pool, besides)
+
+
+def look(pool: Pool, besides: int) -> None:
+    """Kill workers that have more than they may, and those of which the system tells no memory, though they live."""
+    for link in list(pool.links):
+        limit = allowed(link, besides)
+        size = private(link.child.pid)
+        if not size and not link.killed and link.child.lives():
+            log.error("worker %d: its main thread has ended, and another one goes on: it is killed", link.child.pid)
+            # Not `end`: what it has said counts, as of every process that ends, and it may have kept a call's changes.
+            link.kill(FOREIGN)
+        elif size > limit and not link.killed:
+            log.error("worker %d has %d MiB of memory, and may have %d", link.child.pid, size >> 20, limit >> 20)
+            link.kill(MEMORY)
 
 
 def allowed(link: WorkerLink, besides: int) -> int:

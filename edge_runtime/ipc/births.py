@@ -13,6 +13,10 @@ MESSAGE_BYTES: Final = 65_536
 """Bytes of the longest message."""
 
 ChildKind = Literal["worker", "applier", "compiler", "checkpointer", "repeater"]
+_EXITING: Final = 4
+"""PF_EXITING."""
+_KILLED: Final = 1 << signal.SIGKILL - 1
+"""SIGKILL, in a set of signals."""
 
 
 class Arguments(Struct, frozen=True):
@@ -97,3 +101,12 @@ def how(status: int | None) -> str:
         name = next((known.name for known in signal.Signals if known == number), "")
         return f"was ended by signal {number}{f' ({name})' if name else ''}"
     return f"ended with status {os.waitstatus_to_exitcode(status)}"
+
+
+def ending(stat: bytes) -> bool:
+    """Return whether a thread ends, or will with the next time that it runs, by its `stat` in /proc (proc_pid_stat(5)).
+
+    A process that was killed, or whose main thread has ended it, has SIGKILL wait for each other thread of it.
+    """
+    fields = stat.rpartition(b")")[2].split()
+    return bool(int(fields[6]) & _EXITING or int(fields[28]) & _KILLED)

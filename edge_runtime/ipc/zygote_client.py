@@ -33,8 +33,6 @@ SOCKET_BUFFER: Final = 1 << 20
 """Bytes that the sockets of children can hold."""
 FRAME_LIMIT: Final = 64 * 1024 * 1024
 """Bytes that an answer may have; the largest is an inventory."""
-_EXITING: Final = 4
-"""PF_EXITING."""
 
 
 class MachineUnfit(Exception):
@@ -392,5 +390,4 @@ def _runs(pid: int) -> Iterator[bool]:
     with contextlib.suppress(OSError):
         for thread in os.listdir(tasks):
             with contextlib.suppress(OSError):
-                fields = Path(tasks, thread, "stat").read_bytes().rpartition(b")")[2].split()
-                yield not int(fields[6]) & _EXITING
+                yield not births.ending(Path(tasks, thread, "stat").read_bytes())

@@ -17,6 +17,8 @@ import msgspec
 
 from control import wire
 from control.manifest_fields import Manifest, manifest_digest
+from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.outcomes import Outcome
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.errors import CODES
 from edge_runtime.front import Front
@@ -195,6 +197,13 @@ def _hurry(processes: ZygoteClient) -> None:
         return birth(kind, **more)
 
     processes.birth = foreground  # type: ignore[method-assign, assignment]
+
+
+def submit(edge: Node, name: str, query: bytes = b"") -> asyncio.Future[Outcome]:
+    """A call that comes to the pool this moment."""
+    outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    edge.front.pool.submit(Call(name, "GET", "", query, [], "", b"", outcome.set_result))
+    return outcome
 
 
 async def until(condition: Any, limit: float | None = None) -> None:

@@ -12,22 +12,14 @@ import pytest
 
 from edge_runtime.dispatch import breaker, supervisor
 from edge_runtime.dispatch.breaker import Breaker
-from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.outcomes import Answer, Outcome
+from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.ipc.zygote_client import Child
 from tests.guests.build import guest
-from tests.support.edge import Node, node, until
+from tests.support.edge import Node, node, submit, until
 from tests.support.moved_clock import MovedClock
 
 NUMBER = ["CREATE TABLE generation (number INTEGER)", "INSERT INTO generation VALUES (1)"]
 READ = {"sql": "read"}
-
-
-def submit(edge: Node, name: str, query: bytes = b"") -> asyncio.Future[Outcome]:
-    """A call that comes to the pool this moment."""
-    outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    edge.front.pool.submit(Call(name, "GET", "", query, [], "", b"", outcome.set_result))
-    return outcome
 
 
 async def calm(edge: Node) -> None:

@@ -2,16 +2,20 @@
 
 import asyncio
 import os
+import select
 import signal
 import socket
 from pathlib import Path
 
 import pytest
 
+from edge_runtime.dispatch import memory_watchdog
+from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.ipc import zygote_client
 from tests.guests.build import guest
 from tests.support.deadlines import scaled
-from tests.support.edge import node, until
+from tests.support.edge import node, submit, until
 
 
 async def test_an_end_is_seen_whose_socket_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +51,24 @@ async def test_an_end_is_seen_whose_socket_stays_open(tmp_path: Path, monkeypatc
         finally:
             for end in kept:
                 end.close()
+
+
+async def test_what_a_worker_has_said_counts_where_only_other_threads_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its call was answered, and may have changed rows: nobody may be told that it has failed."""
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"echo": guest("echo")})
+        # From here to the look the front does nothing else: the answer is in its socket, and it hasn't read it.
+        outcome = submit(edge, "echo")
+        (link,) = [link for link in edge.front.pool.links if any(isinstance(job, Call) for job in link.jobs)]
+        assert select.select([link.child.sock], [], [], scaled(30))[0]
+        with monkeypatch.context() as patched:
+            patched.setattr(memory_watchdog, "private", lambda pid: 0)
+            memory_watchdog.look(edge.front.pool, 0)
+        assert link.killed
+        assert isinstance(await outcome, Answer)
+        assert (await edge.call("echo", b"well"))[2] == b"well"
 
 
 async def test_a_worker_that_cannot_open_the_file_says_why_in_a_line(

@@ -5,13 +5,14 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from edge_runtime.ipc import frames
+from edge_runtime.ipc import births, frames
 from edge_runtime.ipc.births import how
 from edge_runtime.ipc.zygote_client import START_LIMIT, Child, ZygoteClient
 from tests.support.edge import until
@@ -31,6 +32,21 @@ from tests.support.moved_clock import MovedClock, moved_clock
 )
 def test_an_end_is_told_in_words(status: int | None, words: str) -> None:
     assert how(status) == words
+
+
+def test_a_thread_for_which_sigkill_waits_is_about_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine that takes a while. SIGKILL can't be held back, so another signal is."""
+    held = signal.SIGUSR1
+    monkeypatch.setattr(births, "_KILLED", 1 << held - 1)
+    stat = Path("/proc/thread-self/stat")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {held})
+    try:
+        assert not births.ending(stat.read_bytes())
+        signal.pthread_kill(threading.get_ident(), held)
+        assert births.ending(stat.read_bytes())
+    finally:
+        signal.sigtimedwait({held}, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def test_one_that_has_ended_still_says_why() -> None:
