@@ -34,7 +34,7 @@ def test_ci_runs_all_of_its_steps_in_their_order() -> None:
         'as_user just "$uncompiled"',
         'just "$uncompiled"',
     ]
-    assert "just toolchains" in SCRIPT
+    assert "just toolchains &&" in SCRIPT
 
 
 def test_ci_runs_selections_and_everything_all_tests() -> None:
