@@ -144,6 +144,6 @@ async def test_a_watch_whose_lease_has_passed_is_none(control_site: Site) -> Non
         await replica.services.databases.background.transaction(
             lambda conn: conn.execute("UPDATE watches SET expires_at = $2 WHERE id = $1", id, datetime.now(UTC))
         )
-        await replica.services.fleet.refresh()
+        await replica.services.fleet.refresh_watches()
         assert replica.services.fleet.watches.alive == {}
         assert (await node.ask()).status == 204
