@@ -22,7 +22,7 @@ from tests.guests.build import guest
 BAR = 1
 MIB = 1 << 20
 SIZES = (10, 70_000, 1_000_000, 4_000_000, 8_000_000)
-ROUNDS = 12
+ROUNDS = 9
 STUCK = 400
 STUCK_BYTES = 7_000_000
 MAY_KEEP = 50.0

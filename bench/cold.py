@@ -28,7 +28,7 @@ from tests.guests.build import wat
 BAR = 1
 READY_OVER, COMPILING_OVER = 0.4, 1.2
 """The least that the floor may be of the first call."""
-READY = 20
+READY = 16
 COMPILING = 5
 PAGES = 256
 """Of memory, that a module may have."""

@@ -41,7 +41,7 @@ PATIENCE = "3600"
 """Seconds after which the others count as offline."""
 AT_ONCE = 50
 """Connections that are made at a time."""
-ROUNDS = 40
+ROUNDS = 20
 """Requests of each page that are counted, and as many of its floor."""
 WARM = 3
 """Requests of each before that."""

@@ -31,7 +31,7 @@ BAR = 1
 NODES = 50_000
 WANTED = {"start": 0.5, "release": 0.35, "quiet_pass": 0.22, "offline": 0.4, "overdue": 0.1}
 """The least that each floor may be of what was measured."""
-ROUNDS = 5
+ROUNDS = 4
 RECORDED = {
     "offline": (
         100.0,

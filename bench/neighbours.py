@@ -33,7 +33,7 @@ BAR = 1
 TIMES = 2.0
 """So many times the p99 beside busy processes it may be."""
 RATE = 100
-SECONDS = 6.0
+SECONDS = 5.0
 SETTLES = 1.0
 """Seconds before each round in which the neighbours are there already."""
 ROUNDS = 2
