@@ -206,6 +206,17 @@ def submit(edge: Node, name: str, query: bytes = b"") -> asyncio.Future[Outcome]
     return outcome
 
 
+async def calm(edge: Node) -> None:
+    """Until the functions run their best code: no worker is asked to load any more."""
+    front = edge.front
+    await until(
+        lambda: (
+            all(front.compiler.is_best(f) for f in front.pool.release.functions)
+            and all(not link.jobs and link.serials == {front.pool.serial} for link in front.pool.links)
+        )
+    )
+
+
 async def until(condition: Any, limit: float | None = None) -> None:
     """Wait until `condition()` is true."""
     async with deadline(DEADLINE, limit):

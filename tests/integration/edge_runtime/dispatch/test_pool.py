@@ -15,22 +15,11 @@ from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.ipc.zygote_client import Child
 from tests.guests.build import guest
-from tests.support.edge import Node, node, submit, until
+from tests.support.edge import Node, calm, node, submit, until
 from tests.support.moved_clock import MovedClock
 
 NUMBER = ["CREATE TABLE generation (number INTEGER)", "INSERT INTO generation VALUES (1)"]
 READ = {"sql": "read"}
-
-
-async def calm(edge: Node) -> None:
-    """Until the functions run their best code: no worker is asked to load any more."""
-    front = edge.front
-    await until(
-        lambda: (
-            all(front.compiler.is_best(f) for f in front.pool.release.functions)
-            and all(not link.jobs and link.serials == {front.pool.serial} for link in front.pool.links)
-        )
-    )
 
 
 async def function(edge: Node, name: str) -> Any:

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.dispatch import memory_watchdog
-from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.ipc import zygote_client
 from tests.guests.build import guest
 from tests.support.deadlines import scaled
-from tests.support.edge import node, submit, until
+from tests.support.edge import calm, node, submit, until
 
 
 async def test_an_end_is_seen_whose_socket_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,9 +58,10 @@ async def test_what_a_worker_has_said_counts_where_only_other_threads_are_left(
     """Its call was answered, and may have changed rows: nobody may be told that it has failed."""
     async with node(tmp_path / "state", workers=1) as edge:
         await edge.release({"echo": guest("echo")})
+        await calm(edge)
         # From here to the look the front does nothing else: the answer is in its socket, and it hasn't read it.
         outcome = submit(edge, "echo")
-        (link,) = [link for link in edge.front.pool.links if any(isinstance(job, Call) for job in link.jobs)]
+        (link,) = [link for link in edge.front.pool.links if link.jobs]
         assert select.select([link.child.sock], [], [], scaled(30))[0]
         with monkeypatch.context() as patched:
             patched.setattr(memory_watchdog, "private", lambda pid: 0)
