@@ -59,6 +59,8 @@ async def test_what_a_worker_has_said_counts_where_only_other_threads_are_left(
     async with node(tmp_path / "state", workers=1) as edge:
         await edge.release({"echo": guest("echo")})
         await calm(edge)
+        # A worker's first call of a function has one more frame before its answer.
+        assert (await edge.call("echo", b"first"))[2] == b"first"
         # From here to the look the front does nothing else: the answer is in its socket, and it hasn't read it.
         outcome = submit(edge, "echo")
         (link,) = [link for link in edge.front.pool.links if link.jobs]
