@@ -121,11 +121,15 @@ async def test_a_receiver_that_is_back_gets_all_that_waits(
 
 
 async def test_a_receiver_that_is_gone_gets_nothing_more(
-    replica: Replica, receiver: Receiver, caplog: pytest.LogCaptureFixture
+    long_pauses: None, replica: Replica, receiver: Receiver, clock: SetClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     await add(replica, receiver.url + "/secret-in-the-path", kinds=["node.online"])
-    receiver.answers = lambda message: 410
+    receiver.answers = lambda message: 500
     ids = [await send_test(replica) for _ in range(2)]
+    for id in ids:
+        await one(replica, id, lambda d: d["attempts"] == 1)
+    receiver.answers = lambda message: 410
+    clock.advance(seconds=601)
     for id in ids:
         assert (await one(replica, id, lambda d: d["state"] == "given_up"))["error"] == (
             "the receiver answered 410: it is gone"
