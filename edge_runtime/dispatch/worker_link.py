@@ -254,10 +254,10 @@ class WorkerLink:
             kind, head, body, served.release, served.function.manifest, call.method
         )
         took = self._next(call)
-        # Whether the next call may go to another worker depends on how long this one took.
-        served.settle(call, outcome, self.since, took)
-        # Before the client gets its answer: the worker needn't wait for that.
+        now = self.since
+        # First, so that the next call goes out in the same write as the others that come together.
         self._owner.freed(self, call, stale=False, held=False)
+        served.settle(call, outcome, now, took)
         if fault is not None:
             outcome = self._hooks.fault(call, outcome, fault)
         call.end(outcome)
