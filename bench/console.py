@@ -26,8 +26,9 @@ from bench import result
 from bench.parts import cpu, watched_nodes
 from bench.parts.load import percentile, request
 from bench.parts.servers import Site, choose_port, folder, process, site
-from control import tokens, wire
+from control import tokens
 from control.cli.support.local import OTHER_PORTS
+from control.protocol import wire
 
 BAR = 1
 PAGES_OVER = 0.25

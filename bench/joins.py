@@ -24,9 +24,9 @@ from bench import result
 from bench.parts import cpu
 from bench.parts.servers import Process, choose_port, folder, process, site
 from bench.poll import ask
-from control import wire
 from control.cli.support.local import OTHER_PORTS
 from control.local.process import ending_with_us
+from control.protocol import wire
 
 BAR = 0.45
 ATTACKS = {"made_up_tokens": (1500, 0), "large_bodies": (40, 4_000_000)}

@@ -39,9 +39,9 @@ from bench import result
 from bench.parts import cpu, modules, pss
 from bench.parts.given_releases import COMPILE_WAIT, Release
 from bench.parts.load import percentile
-from control import wire
 from control.local.process import ending_with_us
-from control.manifest_fields import Manifest, manifest_digest
+from control.protocol import wire
+from control.protocol.manifest import Manifest, manifest_digest
 from edge_runtime.ipc.frames import LocalFunction
 
 BAR = 1

@@ -3,6 +3,6 @@
 `web` turns HTTP into operations, `api` has one module a resource, `sync` decides what a node is to do, `storage` reads
 and writes the metadata database and the artifact store, `checks` runs the edge's checks of what is uploaded, `local`
 starts all of it on one machine, `cli` is the command `skerry`. Control imports nothing of `edge_runtime`; the two meet
-in the messages of `control.wire`, the manifest of `control.manifest_fields` and the fault points of `control.faults`.
+in `control.protocol`, which has what both sides share.
 Start with `control.web.app`.
 """

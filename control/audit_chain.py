@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from control import wire
-from control.counts import counted
+from control.protocol import wire
+from control.protocol.counts import counted
 
 LATE = timedelta(minutes=10)
 """How much earlier than rows that are sealed already a row's time may be: its transaction may have taken long."""

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from control.counts import counted
+from control.protocol.counts import counted
 
 REMIND_EVERY = 60.0
 """Seconds between two lines about an outage that goes on."""

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from control import version
+from control.protocol import version
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from control.addresses import Network
+from control.protocol.public_addresses import Network
 
 LEAST_STALL_LIMIT = 0.1
 """Seconds of the setting `stall_limit` at least: what is expected to take less isn't told."""

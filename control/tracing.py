@@ -16,9 +16,9 @@ from uuid import UUID
 
 from starlette.types import Scope
 
-from control import trace_context
+from control.protocol import trace_context
+from control.protocol.trace_context import Place
 from control.settings import ControlSettings, ControlSettingsError
-from control.trace_context import Place
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import uvloop
 
-from control import version
-from control.web.service_manager import ServiceManager
+from control.protocol import version
+from control.protocol.service_manager import ServiceManager
 from edge_runtime import clock, logs, mapped_pages, threads, wal
 from edge_runtime.built import parts
 from edge_runtime.dispatch import disk_watchdog, memory_watchdog

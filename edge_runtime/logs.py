@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime.redaction import RedactedRecord, redact
 
 Format = Literal["text", "json"]

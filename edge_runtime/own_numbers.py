@@ -3,7 +3,7 @@
 import asyncio
 import os
 
-from control import version, wire
+from control.protocol import version, wire
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.logs import dropped
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule

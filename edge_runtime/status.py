@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from control import version
-from control.sketch import quantile
+from control.protocol import version
+from control.protocol.histogram import quantile
 from edge_runtime import clock
 from edge_runtime.built import parts
 from edge_runtime.dispatch.pool import Pool

@@ -1,5 +1,5 @@
-"""Has a wheel, and an archive of sources, say which commit it was made of (control/version.py), and a wheel that has
-machine code which Python and machine it is for. Hatchling runs it."""
+"""Has a wheel, and an archive of sources, say which commit it was made of (control/protocol/version.py), and a wheel
+that has machine code which Python and machine it is for. Hatchling runs it."""
 
 import subprocess
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FILE = "control/commit.txt"
+FILE = "control/protocol/commit.txt"
 COMPILED = ("edge_runtime/built/front", "edge_runtime/native/built")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import front, logs
 from edge_runtime.aot_cache import QUICK
 from edge_runtime.ipc.frames import LocalFunction

@@ -21,7 +21,8 @@ import orjson
 
 from bench.parts import cpu
 from bench.parts.servers import Site
-from control import tokens, wire
+from control import tokens
+from control.protocol import wire
 from control.storage import database
 
 MOST = 1.5

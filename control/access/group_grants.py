@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import get_args
 
-from control import wire
 from control.access.rights import WRITTEN_GRANT, Grant, Rights, Role
+from control.protocol import wire
 
 GroupGrants = Mapping[str, tuple[Grant, ...]]
 """The grants of each group of the provider."""

@@ -17,7 +17,7 @@ from control.access.auth import AuthError, Principal
 from control.access.provider import Person
 from control.access.sessions import Sessions
 from control.clock import Clock
-from control.counts import counted
+from control.protocol.counts import counted
 from control.settings import ControlSettings
 from control.storage import audit_log, queries
 from control.storage.announcements import Changed

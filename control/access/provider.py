@@ -25,9 +25,9 @@ from control.access.auth import AuthError
 from control.access.id_tokens import Expected, KeyUnknown, TokenRefused
 from control.access.provider_files import ProviderFiles
 from control.access.rights import Rights
-from control.answer_heads import BoundedConnector
 from control.clock import Clock
 from control.problems import ProblemError
+from control.protocol.bounded_http_client import BoundedConnector
 from control.settings import ControlSettings, is_safe
 
 CALLBACK = "/sign-in/provider/done"

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from uuid import UUID, uuid4
 
-from control import faults
 from control.access import auth
 from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
+from control.protocol import faults
 from control.storage import bucket_owner, queries
 from control.storage.artifact_deletions import GIVE_UP, RELEASE_UNUSED, ArtifactKey
 from control.storage.connection import Connection

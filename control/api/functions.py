@@ -8,13 +8,14 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import asdict
 
-from control import faults, manifests
+from control import manifest_rules
 from control.api import artifacts, pagination, release_making, releases
 from control.api.bodies import release_responses, requests, responses
 from control.api.operations import ApiCall, Reply
-from control.counts import counted
-from control.manifest_fields import completed, manifest_digest
 from control.problems import ProblemError
+from control.protocol import faults
+from control.protocol.counts import counted
+from control.protocol.manifest import completed, manifest_digest
 from control.storage import bucket_owner, queries
 from control.storage.announcements import Changed
 from control.storage.artifact_deletions import ArtifactKey
@@ -258,8 +259,8 @@ async def add_version(call: ApiCall) -> Reply:
             )
         asked = msgspec.structs.replace(body.manifest, abi=artifact.abi)
         try:
-            manifests.check(asked)
-        except manifests.ManifestUnfit as unfit:
+            manifest_rules.check(asked)
+        except manifest_rules.ManifestUnfit as unfit:
             raise ProblemError("manifest_unfit", str(unfit), field=f"manifest.{unfit.field}") from None
         kept = completed(asked)
         version = await conn.fetchval(NEXT_VERSION, name, now)

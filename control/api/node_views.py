@@ -9,13 +9,13 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
-from control import wire
 from control.access.auth import Principal
 from control.access.rights import Role
 from control.api import pagination
 from control.api.bodies import node_responses, release_responses, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
+from control.protocol import wire
 from control.settings import ControlSettings
 from control.storage import queries
 from control.storage.connection import Connection

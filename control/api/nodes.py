@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 from msgspec import Struct
 
-from control import tokens, wire
+from control import tokens
 from control.access import auth, join_token_ends
 from control.access.auth import AuthError
 from control.access.rights import Role
@@ -14,6 +14,7 @@ from control.api import node_views, release_making
 from control.api.bodies import node_responses, release_responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage import idempotency, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection

@@ -11,13 +11,13 @@ from enum import Enum
 import msgspec
 from starlette.types import Message, Receive, Scope
 
-from control import wire
 from control.access.auth import Authenticator, ended_credential
 from control.api import operations, request_input
 from control.api.operations import Reply
 from control.clock import Clock
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
+from control.protocol import wire
 from control.settings import ControlSettings
 from control.storage.connection_quotas import ASKS
 from control.sync import plan, requirements

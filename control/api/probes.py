@@ -3,11 +3,11 @@
 import logging
 import os
 
-from control import settings_in_force
 from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply
-from control.counts import counted
 from control.problems import ProblemError
+from control.protocol import settings_in_force
+from control.protocol.counts import counted
 
 LOG_LEVEL = "SKERRY_LOG_LEVEL"
 

@@ -6,7 +6,6 @@ from uuid import UUID
 
 from msgspec import Meta
 
-from control import wire
 from control.access.rights import Rights
 from control.api import pagination
 from control.api.bodies import node_responses, responses
@@ -14,6 +13,7 @@ from control.api.operations import ApiCall, Reply
 from control.api.pagination import LATEST, Paging
 from control.audit_chain import AuditEntry, AuditSeal
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage import audit_seals, queries
 from control.storage.connection import Connection
 

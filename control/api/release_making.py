@@ -7,11 +7,12 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from control import manifests, tracing, wire
+from control import manifest_rules, tracing
 from control.api.bodies import release_responses, requests
 from control.api.node_views import unknown_group
-from control.manifest_fields import Route
 from control.problems import ProblemError
+from control.protocol import wire
+from control.protocol.manifest import Route
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
@@ -338,7 +339,7 @@ def _check_routes(granted: Manifests) -> None:
         for name, manifest in granted.items()
         if manifest.get("route") is not None
     }
-    said = manifests.conflict(routes)
+    said = manifest_rules.conflict(routes)
     if said:
         raise ProblemError("route_conflict", f"{said}; give one of them another route, or take it out of the release")
 
@@ -363,7 +364,7 @@ async def _changes(
             for name in touched
             # A version's manifest goes when it is deleted, and may be missing here of releases that were.
             if name in granted and (name in had or name not in before)
-            for grant, (old, new) in manifests.differences(had.get(name, {}), granted[name]).items()
+            for grant, (old, new) in manifest_rules.differences(had.get(name, {}), granted[name]).items()
         ],
     )
 

@@ -8,7 +8,6 @@ from uuid import UUID, uuid4
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
-from control import wire
 from control.access.auth import Principal
 from control.access.rights import Grant
 from control.api import pagination
@@ -25,8 +24,9 @@ from control.api.release_making import (
     rollback_target,
 )
 from control.checks.edge_check import CheckedChange
-from control.counts import counted
 from control.problems import ProblemError
+from control.protocol import wire
+from control.protocol.counts import counted
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection

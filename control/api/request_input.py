@@ -12,10 +12,10 @@ import orjson
 from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope
 
-from control import wire
 from control.clock import Clock
-from control.manifest_fields import unfit
 from control.problems import ProblemError
+from control.protocol import wire
+from control.protocol.manifest import unfit
 from control.settings import ControlSettings
 from control.storage.connection_quotas import ASKS
 

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from msgspec.structs import asdict
 
-from control import wire
 from control.api import pagination, release_making, releases
 from control.api.bodies import release_responses, requests, responses
 from control.api.operations import ApiCall, Reply
 from control.checks.edge_check import CheckedChange
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection

@@ -15,6 +15,7 @@ from control.access.sign_ins import SignIns
 from control.checks.edge_check import Checks
 from control.clock import Clock
 from control.metrics import ControlMetrics
+from control.protocol.wire import SyncState
 from control.settings import ControlSettings
 from control.storage.artifact_deletions import Deletions
 from control.storage.batched_lookups import Lookups
@@ -36,7 +37,6 @@ from control.telemetry.ingest import NumbersIngest
 from control.telemetry.live_records import LiveRecords
 from control.telemetry.recent_calls import RecentCallsReader
 from control.tracing import Tracing
-from control.wire import SyncState
 
 
 @dataclass

@@ -5,11 +5,11 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from control import wire
 from control.api.bodies import requests
 from control.api.operations import ApiCall, Reply
 from control.api.services import Services
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage import queries
 from control.sync import plan
 from control.sync.effects import losses

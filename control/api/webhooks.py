@@ -6,12 +6,12 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid4
 
-from control import wire
 from control.api import pagination
 from control.api.bodies import requests, responses
 from control.api.operations import ApiCall, Reply
 from control.api.pagination import LATEST, Paging
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection

@@ -5,10 +5,10 @@ import os
 import click
 
 from control.cli.recovery import verify
-from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
-from control.counts import counted
+from control.protocol.command_line import CommandGroup
+from control.protocol.counts import counted
 
 RECOVER = "`skerry recover` shows what they lack of what nodes run"
 ACCESS_LATE = 60.0

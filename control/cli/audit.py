@@ -9,10 +9,10 @@ import msgspec
 
 from control import audit_chain
 from control.audit_chain import AuditSeal, ChainBroken, WholeChain
-from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
-from control.counts import counted
+from control.protocol.command_line import CommandGroup
+from control.protocol.counts import counted
 
 LATE_MINUTES = int(audit_chain.LATE.total_seconds() // 60)
 UNSEALED_MINUTES = 5

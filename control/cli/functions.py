@@ -10,13 +10,13 @@ import msgspec
 import orjson
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from control import manifests
-from control.cli.shared.durations import DurationType
-from control.cli.shared.program import CommandGroup
+from control import manifest_rules
 from control.cli.support import authoring, options, output, project, project_schema, releasing, toolchains
 from control.cli.support.client import Client, Json, path
 from control.cli.support.project_push import ProjectPush, Uploaded
-from control.manifest_fields import Manifest, unfit
+from control.protocol.command_line import CommandGroup
+from control.protocol.durations import DurationType
+from control.protocol.manifest import Manifest, unfit
 
 FILE = click.Path(exists=True, dir_okay=False)
 
@@ -227,10 +227,10 @@ def check_manifest(manifest: Json) -> None:
     Raises: UsageError, when control would refuse it.
     """
     try:
-        manifests.check(msgspec.convert(manifest, Manifest))
+        manifest_rules.check(msgspec.convert(manifest, Manifest))
     except msgspec.ValidationError as error:
         raise click.UsageError(f"the manifest isn't valid: {unfit(error, Manifest)}") from error
-    except manifests.ManifestUnfit as error:
+    except manifest_rules.ManifestUnfit as error:
         raise click.UsageError(f"the manifest isn't valid: {error}") from error
 
 
@@ -308,7 +308,7 @@ async def show(named: tuple[str, int | None], version: int | None, as_json: bool
                     v["version"],
                     v["sha256"][:12],
                     output.size(v["size"]),
-                    "; ".join(f"{grant} {text}" for grant, text in manifests.grants(v["manifest"]).items()),
+                    "; ".join(f"{grant} {text}" for grant, text in manifest_rules.grants(v["manifest"]).items()),
                     v["created_by"],
                     output.ago(v["created_at"]),
                 ]
@@ -319,8 +319,8 @@ async def show(named: tuple[str, int | None], version: int | None, as_json: bool
 
 
 def _shown(field: str, value: object) -> object:
-    if field in manifests.GRANTS:
-        return manifests.shown(field, value)
+    if field in manifest_rules.GRANTS:
+        return manifest_rules.shown(field, value)
     return orjson.dumps(value).decode() if isinstance(value, dict) else value
 
 

@@ -3,9 +3,9 @@
 import click
 
 from control.cli.releases import reason
-from control.cli.shared.program import CommandGroup
 from control.cli.support import fleet_watch, options, output
 from control.cli.support.client import path
+from control.protocol.command_line import CommandGroup
 from control.sync.standing import STANDINGS
 
 

@@ -8,9 +8,9 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import click
 
-from control.answer_heads import BoundedConnector
 from control.cli.support import options, output
 from control.cli.support.client import Failure, NotConnected, Unreachable, read_home_file
+from control.protocol.bounded_http_client import BoundedConnector
 from control.settings import is_loopback
 
 

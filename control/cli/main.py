@@ -10,10 +10,10 @@ import os
 
 import click
 
-from control import settings_in_force
-from control.cli.shared.program import LazyGroup, completion, output_failure, prepare_output, version_option
 from control.cli.support import output
 from control.cli.support.client import Failure
+from control.protocol import settings_in_force
+from control.protocol.command_line import LazyGroup, completion, output_failure, prepare_output, version_option
 
 VERBS = {
     "up": "control.cli.up:command",

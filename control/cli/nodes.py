@@ -7,11 +7,11 @@ import click
 from control import tokens
 from control.cli import status
 from control.cli.live import node_calls
-from control.cli.shared.durations import DurationType
-from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Json, path
-from control.manifest_fields import MANIFEST_FIELDS
+from control.protocol.command_line import CommandGroup
+from control.protocol.durations import DurationType
+from control.protocol.manifest import MANIFEST_FIELDS
 from control.sync.standing import STANDINGS
 
 SHOWN = 100

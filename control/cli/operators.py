@@ -5,12 +5,12 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from control import wire
 from control.access.rights import Role
-from control.cli.shared.durations import DurationType
-from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
+from control.protocol import wire
+from control.protocol.command_line import CommandGroup
+from control.protocol.durations import DurationType
 
 F = TypeVar("F", bound=Callable[..., Any])
 DURATION = DurationType(whole=True)

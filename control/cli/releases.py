@@ -2,10 +2,10 @@
 
 import click
 
-from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Json, path
-from control.counts import counted
+from control.protocol.command_line import CommandGroup
+from control.protocol.counts import counted
 
 
 @click.group(cls=CommandGroup)

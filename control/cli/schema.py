@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Client, Json, RequestRefused, path
+from control.protocol.command_line import CommandGroup
 
 
 @click.group(cls=CommandGroup)

@@ -7,12 +7,11 @@ import signal
 
 import click
 
-from control import settings_in_force
 from control.cli.support import server_log
 from control.cli.support.client import Failure
 from control.cli.support.startup_errors import startup_errors
+from control.protocol import service_manager, settings_in_force
 from control.settings import from_environment
-from control.web import service_manager
 
 log = logging.getLogger("skerry.control")
 

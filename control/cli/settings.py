@@ -6,7 +6,7 @@ import click
 
 from control.cli.support import client, logins, options, output
 from control.cli.support.client import Json, path
-from control.settings_in_force import HIDDEN
+from control.protocol.settings_in_force import HIDDEN
 
 
 @click.command()

@@ -7,7 +7,7 @@ import click
 from control.cli import artifacts
 from control.cli.support import fleet_watch, options, output
 from control.cli.support.client import Client, Json, NotConverged, RequestRefused, path
-from control.counts import counted
+from control.protocol.counts import counted
 from control.sync.standing import STANDINGS
 
 MOST_NAMED = 20

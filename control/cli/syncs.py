@@ -2,9 +2,9 @@
 
 import click
 
-from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import path
+from control.protocol.command_line import CommandGroup
 
 
 @click.group(cls=CommandGroup)

@@ -15,12 +15,12 @@ from pathlib import Path
 import aiohttp
 import click
 
-from control.answer_heads import BoundedConnector
 from control.cli import migrate, signing_in
 from control.cli.support import ending, example, local, options, output, waiting
 from control.cli.support.client import HOME_FILE, Client, ConnectionSettings, Failure, Json, RequestRefused, home, path
 from control.local import embedded, pki
 from control.local.process import ServiceError, read_settings, write_settings
+from control.protocol.bounded_http_client import BoundedConnector
 
 ARRIVAL_LIMIT = 60.0
 """Seconds within which the edge must run the example's release."""

@@ -5,11 +5,11 @@ from typing import IO
 
 import click
 
-from control.cli.shared.durations import DurationType
-from control.cli.shared.program import CommandGroup
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
-from control.wire import EVENT_KINDS
+from control.protocol.command_line import CommandGroup
+from control.protocol.durations import DurationType
+from control.protocol.wire import EVENT_KINDS
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at whether a test message was sent."""

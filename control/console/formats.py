@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
-from control.counts import counted
+from control.protocol.counts import counted
 
 UNKNOWN = "\u2013"
 """What stands for a value that isn't known, which is never 0."""

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from control import wire
 from control.api.bodies.node_responses import DetailedNode
 from control.api.services import Services
 from control.problems import ProblemError
+from control.protocol import wire
 from control.telemetry.live_records import COUNTS
 from control.telemetry.record_lines import FunctionRecord
 from control.telemetry.viewer import Ask, Notice

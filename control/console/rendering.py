@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from control import manifests
+from control import manifest_rules
 from control.api.operations import Reply
 from control.console import assets, drawings, explanations, fleet_grid, formats
 from control.sync.effects import losses
@@ -33,7 +33,7 @@ def _environment() -> jinja2.Environment:
     made.globals.update({f.__name__: f for f in (drawings.bar, drawings.cell, drawings.key_cell)})
     made.filters["rows_said"] = losses.said
     made.tests["explained"] = explanations.is_explained
-    made.globals |= {"asset": assets.address, "shown": manifests.shown}
+    made.globals |= {"asset": assets.address, "shown": manifest_rules.shown}
     return made
 
 

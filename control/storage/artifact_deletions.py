@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from control import faults
 from control.clock import Clock
-from control.counts import counted
 from control.problems import ProblemError
+from control.protocol import faults
+from control.protocol.counts import counted
 from control.storage import audit_log, queries
 from control.storage.audit_log import Actor
 from control.storage.bucket_owner import KNOWN_ARTIFACTS, Ownership

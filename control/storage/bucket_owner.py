@@ -15,8 +15,8 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from control.clock import Clock
-from control.counts import counted
 from control.problems import ProblemError
+from control.protocol.counts import counted
 from control.storage import audit_log, owner_mark, queries
 from control.storage.audit_log import Actor
 from control.storage.connection import Connection

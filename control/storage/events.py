@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+from control.protocol.wire import EventKind
 from control.storage import queries
 from control.storage.connection import Connection
-from control.wire import EventKind
 
 MOST_ITEMS = 50
 """Nodes and so on that an event names; it counts all of them."""

@@ -14,7 +14,7 @@ import msgspec
 import orjson
 from msgspec import Meta
 
-from control import wire
+from control.protocol import wire
 
 PREFIX = "skerry/"
 """Prefix of the keys of control's own objects, which aren't artifacts."""

@@ -8,8 +8,8 @@ from uuid import UUID
 import orjson
 from msgspec import Struct
 
-from control.counts import counted
 from control.problems import ProblemError
+from control.protocol.counts import counted
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync import requirements

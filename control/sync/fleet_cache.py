@@ -19,6 +19,7 @@ from control.clock import Clock, Limit
 from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
+from control.protocol.wire import Poll
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
@@ -43,7 +44,6 @@ from control.sync.fleet_rows import (
 from control.sync.node_state import NodeRow
 from control.sync.replica_mark import ReplicaMark
 from control.sync.watches import Watches, WatchRow
-from control.wire import Poll
 
 PERIOD = 0.25
 """Seconds between two readings of the epochs."""

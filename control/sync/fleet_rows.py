@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from control.protocol.wire import Poll
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync.watches import WatchRow
-from control.wire import Poll
 
 
 @dataclass(slots=True)

@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from control.clock import Clock
-from control.counts import counted
 from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
+from control.protocol.counts import counted
 from control.settings import ControlSettings
 from control.storage import audit_seals, queries
 from control.storage.connection import Connection

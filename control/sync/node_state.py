@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 import orjson
 
-from control import wire
+from control.protocol import wire
 from control.storage import events, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection

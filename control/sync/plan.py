@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from control import wire
-from control.counts import counted
+from control.protocol import wire
+from control.protocol.counts import counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from control.checks.edge_check import OperatorChecks
-from control.counts import counted
 from control.problems import ProblemError
+from control.protocol.counts import counted
 from control.storage import queries
 from control.storage.database import Database
 from control.storage.object_store import Store, object_key

@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
 from uuid import uuid4
 
-from control import faults, wire
 from control.clock import AHEAD, Clock
 from control.problems import ProblemError
+from control.protocol import faults, wire
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.object_store import Store

@@ -9,10 +9,10 @@ import logging
 from datetime import timedelta
 from uuid import uuid4
 
-from control import version
 from control.clock import Clock
 from control.log_throttle import Outage
 from control.problems import ProblemError
+from control.protocol import version
 from control.storage import queries
 from control.storage.database import Database
 

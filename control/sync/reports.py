@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from control import faults, wire
 from control.clock import Clock
 from control.problems import ProblemError
+from control.protocol import faults, wire
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync import node_state, plan

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from control import wire
-from control.manifest_fields import MANIFEST_FIELDS
 from control.problems import ProblemError
+from control.protocol import wire
+from control.protocol.manifest import MANIFEST_FIELDS
 
 LIMIT: Final = 16 * 1024
 """Bytes of a node's capabilities, and of its labels, as JSON."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 
 
 class WatchRow(NamedTuple):

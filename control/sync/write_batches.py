@@ -17,9 +17,9 @@ from datetime import datetime
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
-from control import faults
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
+from control.protocol import faults
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
 from control.sync.fleet_cache import FleetCache

@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from control import sketch
 from control.clock import Clock
 from control.problems import ProblemError
+from control.protocol import histogram
 from control.sync.fleet_cache import FleetCache
 from control.telemetry.exposition import family, head, labels
 from control.telemetry.fleet_summary import FleetReader, FleetSummary
@@ -24,9 +24,9 @@ TOLD_EVERY = 15.0
 """Seconds between two readings of what nodes tell of themselves."""
 MOST_CODES, MOST_VERSIONS = 50, 20
 """Codes of failures of a group, and versions of the edge, that have series of their own: nodes may tell any."""
-_BOUNDS = (*map(str, sketch.FOLDED), "+Inf")
-_MIDDLES = tuple(sketch.middle(index) for index in range(sketch.LONGER + 1))
-"""By bucket of `sketch`: the time in seconds that each of its calls is taken to have had."""
+_BOUNDS = (*map(str, histogram.FOLDED), "+Inf")
+_MIDDLES = tuple(histogram.middle(index) for index in range(histogram.LONGER + 1))
+"""By bucket of `histogram`: the time in seconds that each of its calls is taken to have had."""
 
 
 class GroupCalls(NamedTuple):
@@ -244,7 +244,7 @@ def call_seconds(calls: GroupCalls) -> str:
     """The samples of how long a group's calls took."""
     lines = []
     for of, tallies in _series(calls):
-        counts = [sum(each) for each in zip(*(sketch.fold(tally.times) for tally in tallies), strict=True)]
+        counts = [sum(each) for each in zip(*(histogram.fold(tally.times) for tally in tallies), strict=True)]
         for bound, count in zip(_BOUNDS, counts, strict=True):
             lines.append(f'skerry_function_seconds_bucket{{{of},le="{bound}"}} {count}\n')
         total = sum(count * _MIDDLES[index] for tally in tallies for index, count in tally.times.items())

@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import msgspec
 
-from control import sketch, wire
 from control.clock import Clock
-from control.counts import counted
 from control.log_throttle import Outage
 from control.problems import ProblemError
+from control.protocol import histogram, wire
+from control.protocol.counts import counted
 from control.storage.database import Database
 from control.sync.fleet_rows import CachedNode
 from control.telemetry import group_numbers, tallies
@@ -137,7 +137,7 @@ class NumbersIngest:
         """Add a function's calls to the current minute. Raises: ValueError, when they can't be true."""
         if function.index >= len(names):
             raise ValueError(f"the release {function.release} has no function number {function.index}")
-        times = sketch.unpack(function.seconds)
+        times = histogram.unpack(function.seconds)
         calls = sum(times.values())
         if calls > most:
             raise ValueError(f"{calls} calls are more than a node can have in that time")
@@ -151,7 +151,7 @@ class NumbersIngest:
         tally = current.get(key)
         if tally is None:
             tally = current[key] = CallTally()
-        sketch.add(tally.times, times)
+        histogram.add(tally.times, times)
         for code, count in zip(pairs[::2], pairs[1::2], strict=True):
             name = wire.OUTCOMES[code if code < len(wire.OUTCOMES) else 0]
             tally.outcomes[name] = tally.outcomes.get(name, 0) + count

@@ -15,11 +15,11 @@ from uuid import uuid4
 
 import msgspec
 
-from control import wire
 from control.clock import Clock
-from control.counts import counted
 from control.log_throttle import Outage
 from control.problems import ProblemError
+from control.protocol import wire
+from control.protocol.counts import counted
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.storage.database import Database

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from control import wire
 from control.clock import Clock
+from control.protocol import wire
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database

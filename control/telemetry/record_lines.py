@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from control.problems import ProblemError
-from control.wire import Count
+from control.protocol.wire import Count
 
 LINE_BYTES = 64 * 1024
 """Bytes of a line."""

@@ -5,8 +5,8 @@ from typing import TypeVar
 
 import msgspec
 
-from control import sketch
-from control.sketch import Counts
+from control.protocol import histogram
+from control.protocol.histogram import Counts
 
 PACKED = 512
 """Bytes of a histogram as it is stored: enough for each bucket to have some calls."""
@@ -23,7 +23,7 @@ class CallTally:
         self.outcomes: dict[str, int] = {} if outcomes is None else outcomes
         """How many calls ended so, by the code; those that ended well aren't there."""
         self.times: Counts = {} if times is None else times
-        """How long all calls took, as `sketch` has it."""
+        """How long all calls took, as `histogram` has it."""
 
     @property
     def calls(self) -> int:
@@ -37,13 +37,13 @@ class CallTally:
 
     def quantile(self, q: float) -> float | None:
         """The time in seconds that the share `q` of the calls didn't exceed; None without calls."""
-        return sketch.quantile(self.times, q)
+        return histogram.quantile(self.times, q)
 
     def add(self, outcomes: Mapping[str, int], times: Counts) -> None:
         """Count more calls."""
         for code, count in outcomes.items():
             self.outcomes[code] = self.outcomes.get(code, 0) + count
-        sketch.add(self.times, times)
+        histogram.add(self.times, times)
 
 
 Tallies = dict[tuple[str, int], CallTally]
@@ -68,12 +68,12 @@ def encode(tallies: Tallies) -> bytes:
 
 
 def _packed(times: Counts) -> bytes:
-    return sketch.pack(_bounded(times), PACKED)
+    return histogram.pack(_bounded(times), PACKED)
 
 
 def _bounded(counts: Mapping[K, int]) -> dict[K, int]:
     """Nodes may tell any numbers: what can't be read again isn't written."""
-    return {key: min(count, sketch.MOST) for key, count in counts.items()}
+    return {key: min(count, histogram.MOST) for key, count in counts.items()}
 
 
 def decode(body: bytes, function: str = "") -> Tallies:
@@ -83,7 +83,7 @@ def decode(body: bytes, function: str = "") -> Tallies:
     except msgspec.MsgspecError as error:
         raise ValueError(f"stored numbers that can't be read: {error}") from error
     return {
-        (name, release): CallTally(outcomes, sketch.unpack(packed))
+        (name, release): CallTally(outcomes, histogram.unpack(packed))
         for name, release, outcomes, packed in rows
         if function in ("", name)
     }

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from control import wire
 from control.clock import Clock
-from control.counts import counted
+from control.protocol import wire
+from control.protocol.counts import counted
 from control.telemetry.fair_rates import NodeRates, level
 
 BUFFER_BYTES = 1024 * 1024

@@ -3,8 +3,9 @@
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from control import tokens, wire
+from control import tokens
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync import replica_mark

@@ -25,6 +25,7 @@ from control.checks.edge_check import Checks
 from control.clock import Clock, ClockError, SystemClock
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
+from control.protocol.wire import SyncState
 from control.settings import ControlSettings, ControlSettingsError
 from control.storage import database, migrations, object_store, queries
 from control.storage.artifact_deletions import Deletions
@@ -47,7 +48,6 @@ from control.telemetry.recent_calls import RecentCallsReader
 from control.telemetry.webhooks.webhook_client import WebhookClient
 from control.telemetry.webhooks.webhook_sender import WebhookSender
 from control.tracing import Tracing
-from control.wire import SyncState
 
 TIME = queries.load("database").value("time", datetime)
 

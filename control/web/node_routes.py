@@ -1,6 +1,5 @@
 """The operations on nodes, and those that nodes call."""
 
-from control import wire
 from control.api import join_tokens, node_views, nodes, pagination, records, syncs
 from control.api.bodies import (
     fleet_responses,
@@ -16,6 +15,7 @@ from control.api.operations import Operation
 from control.api.recovery import recover
 from control.api.request_input import INVENTORY_BODY
 from control.audit_chain import AuditEntry, AuditSeal
+from control.protocol import wire
 
 NODE = "/v1/nodes/{node}"
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from control import wire
 from control.access.rights import ROLES
 from control.api.operations import Operation
 from control.api.request_input import path_types
 from control.problems import CODES
+from control.protocol import wire
 
 REF = "#/components/schemas/{name}"
 ALWAYS = ("internal", "method_not_allowed")

@@ -6,7 +6,7 @@ from control.api import probes
 from control.api.bodies import fleet_responses, responses
 from control.api.fleet import replicas, trust
 from control.api.operations import ApiCall, Operation, Reply, encode
-from control.settings_in_force import SettingInForce
+from control.protocol.settings_in_force import SettingInForce
 from control.web import function_routes, node_routes, openapi, operator_routes, release_routes, webhook_routes
 
 

@@ -16,16 +16,16 @@ from typing import Any
 
 import uvicorn
 
-from control import version
 from control.access.certificates import CertificateError
 from control.clock import Clock, ClockError, SystemClock
-from control.counts import counted
+from control.protocol import version
+from control.protocol.counts import counted
+from control.protocol.service_manager import ServiceManager
 from control.settings import ControlSettings, is_loopback, listen_address
 from control.web import connection_limits, metrics_app
 from control.web.app import create_app
 from control.web.listener import ListeningSockets
 from control.web.metrics_app import MetricsApp
-from control.web.service_manager import ServiceManager
 
 KEEP_ALIVE = 150
 """Seconds that an idle connection is kept: a new handshake costs as much as twenty polls. Nodes that send a record a

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from control import faults, wire
+from control.protocol import faults, wire
 from edge_runtime.children import change_failures, probe_call, stepwise
 from edge_runtime.children.plan_history import label_of, to_apply
 from edge_runtime.children.transactions import drop_uncommitted

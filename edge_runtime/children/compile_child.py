@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from control import faults
+from control.protocol import faults
 from edge_runtime import malloc, mapped_pages
 from edge_runtime.aot_cache import FOLDER, QUICK, AotFile, Damaged, make_work_folder, verify
 from edge_runtime.children import warmup

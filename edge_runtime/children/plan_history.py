@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load

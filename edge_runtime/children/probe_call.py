@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from control.manifest_fields import Probe, sql_grant
+from control.protocol.manifest import Probe, sql_grant
 from edge_runtime.children.function_cache import allocated, unloadable
 from edge_runtime.children.probe_sql import ProbeSql
 from edge_runtime.children.worker_services import Ungranted

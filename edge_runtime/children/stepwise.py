@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from control import faults, wire
+from control.protocol import faults, wire
 from edge_runtime.children import change_failures, plan_history, probe_call
 from edge_runtime.children.transactions import drop_uncommitted, transaction
 from edge_runtime.errors import SyncFailed

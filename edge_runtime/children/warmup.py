@@ -9,7 +9,7 @@ import mmap
 import os
 from typing import Final
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims

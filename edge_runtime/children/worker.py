@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from control import faults
-from control.manifest_fields import sql_grant
+from control.protocol import faults
+from control.protocol.manifest import sql_grant
 from edge_runtime import malloc
 from edge_runtime.children import plain_calls
 from edge_runtime.children.function_cache import Entry, Functions

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from control.manifest_fields import SqlGrant
+from control.protocol.manifest import SqlGrant
 from edge_runtime.children.function_cache import Entry
 from edge_runtime.errors import status_of
 from edge_runtime.guests import http_json

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from control import faults
+from control.protocol import faults
 from edge_runtime import mapped_pages, wal
 from edge_runtime.children import fresh_pages, immortal
 from edge_runtime.children.index_lock import IndexLock

@@ -9,7 +9,7 @@ def main() -> None:
     # Imports make objects that stay: looking through them for garbage again and again took a fifth of the start.
     gc.set_threshold(50_000)
     try:
-        from control.cli.shared.program import output_failure, prepare_output
+        from control.protocol.command_line import output_failure, prepare_output
         from edge_runtime.cli.main import main as skerry_edge
 
         prepare_output()

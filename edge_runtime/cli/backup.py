@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from control import faults
+from control.protocol import faults
 from edge_runtime import database_users, files, wal
 from edge_runtime.cli.node import JSON, STATE, check_owner, fail, show
 from edge_runtime.ipc.frames import Stored

@@ -13,7 +13,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from control.cli.shared.durations import DurationType
+from control.protocol.durations import DurationType
 from edge_runtime.aot_cache import users_folder
 from edge_runtime.cli.call_input import read_manifest, secret_values
 from edge_runtime.cli.node import JSON, fail, show

@@ -8,7 +8,7 @@ import click
 import msgspec
 import orjson
 
-from control.manifest_fields import Manifest, completed, unfit
+from control.protocol.manifest import Manifest, completed, unfit
 from edge_runtime.errors import CodedError
 from edge_runtime.files import FileUnfit
 from edge_runtime.release import secrets

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import click
 
-from control import wire
-from control.cli.shared.program import CommandGroup
+from control.protocol import wire
+from control.protocol.command_line import CommandGroup
 from edge_runtime import files
 from edge_runtime.cli.node import JSON, fail, show
 from edge_runtime.files import FileUnfit

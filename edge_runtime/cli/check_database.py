@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from control import faults
+from control.protocol import faults
 from edge_runtime import wal
 from edge_runtime.cli.backup import release_of, release_text
 from edge_runtime.cli.node import JSON, STATE, check_owner, fail, show

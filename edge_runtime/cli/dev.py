@@ -25,8 +25,8 @@ import msgspec
 import orjson
 from msgspec import Struct
 
-from control import wire
-from control.manifest_fields import completed, manifest_digest
+from control.protocol import wire
+from control.protocol.manifest import completed, manifest_digest
 from edge_runtime import files, front
 from edge_runtime.aot_cache import QUICK
 from edge_runtime.dispatch.call import Call

@@ -6,7 +6,7 @@ import gc
 
 import click
 
-from control.cli.shared.program import LazyGroup, completion, version_option
+from control.protocol.command_line import LazyGroup, completion, version_option
 
 COMMANDS = {
     "join": "edge_runtime.cli.node:join_command",
@@ -38,7 +38,7 @@ have the database's library, which some others need."""
 def main(context: click.Context) -> None:
     """A node: it serves functions over local HTTP on its libsql database, and syncs with control."""
     if context.invoked_subcommand not in ("run", "dev", "doctor"):  # these say it themselves, or have been told
-        from control import settings_in_force
+        from control.protocol import settings_in_force
 
         for line in settings_in_force.unknown():
             click.echo(f"Warning: {line}", err=True)

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import orjson
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime.built import parts
 from edge_runtime.cli import access_lines
 from edge_runtime.cli.owner import told_owner

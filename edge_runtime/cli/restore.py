@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from control import faults
+from control.protocol import faults
 from edge_runtime import database_users, files, wal
 from edge_runtime.cli.backup import is_database, release_of, release_text
 from edge_runtime.cli.node import JSON, STATE, check_owner, fail, show

@@ -14,9 +14,8 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from control import settings_in_force
-from control.settings_in_force import Origin, SettingInForce
-from control.web import service_manager
+from control.protocol import service_manager, settings_in_force
+from control.protocol.settings_in_force import Origin, SettingInForce
 from edge_runtime import logs
 from edge_runtime.cli.owner import told_owner
 from edge_runtime.files import FileUnfit

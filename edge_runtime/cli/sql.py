@@ -15,9 +15,9 @@ from uuid import uuid4
 import click
 import orjson
 
-from control import wire
-from control.cli.shared.durations import DurationType
-from control.counts import counted
+from control.protocol import wire
+from control.protocol.counts import counted
+from control.protocol.durations import DurationType
 from edge_runtime import database_users, wal
 from edge_runtime.cli.node import STATE, check_owner, fail
 from edge_runtime.errors import CodedError

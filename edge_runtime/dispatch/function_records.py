@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Any, Final
 
-from control import sketch, wire
+from control.protocol import histogram, wire
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.telemetry import records
 from edge_runtime.telemetry.call_counts import CallCounts
@@ -58,6 +58,6 @@ class FunctionRecords:
             "calls": counts.calls,
             "failed": counts.failed,
             "outcomes": {outcome: count for outcome, count in counts.outcomes.items() if outcome != "ok"},
-            "p50": round(sketch.quantile(counts.times, 0.5) or 0.0, 6),
-            "p99": round(sketch.quantile(counts.times, 0.99) or 0.0, 6),
+            "p50": round(histogram.quantile(counts.times, 0.5) or 0.0, 6),
+            "p99": round(histogram.quantile(counts.times, 0.99) or 0.0, 6),
         }

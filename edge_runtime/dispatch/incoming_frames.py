@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.dispatch.outcomes import Answer, AnswerBody, Outcome, Refusal, whole
 from edge_runtime.errors import known, status_of
 from edge_runtime.ipc import call_times, frames, header_lines

@@ -7,7 +7,7 @@ import os
 import signal
 from typing import Final, NamedTuple
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.errors import status_of
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.births import how

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from control.sketch import BOUNDS
+from control.protocol.histogram import BOUNDS
 from edge_runtime import clock
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Outcome, Refusal

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime import clock
 from edge_runtime.dispatch import incoming_frames
 from edge_runtime.dispatch.call import Call, Order

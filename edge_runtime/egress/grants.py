@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from control.manifest_fields import HttpGrant
+from control.protocol.manifest import HttpGrant
 from edge_runtime.ipc import http_messages
 from edge_runtime.ipc.http_messages import NotFetched
 

@@ -19,9 +19,9 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from control.addresses import Address, Network, is_own, is_public
-from control.answer_heads import BoundedConnector
-from control.manifest_fields import HttpGrant
+from control.protocol.bounded_http_client import BoundedConnector
+from control.protocol.manifest import HttpGrant
+from control.protocol.public_addresses import Address, Network, is_own, is_public
 from edge_runtime.egress import grants
 from edge_runtime.egress.grants import Outgoing
 from edge_runtime.ipc import http_messages

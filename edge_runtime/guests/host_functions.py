@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 import orjson
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime.guests.abi.head import ResponseInvalid
 from edge_runtime.guests.abi.imports import OWN_SIGNATURES, SKERRY
 from edge_runtime.guests.abi.wasi_signatures import MODULE

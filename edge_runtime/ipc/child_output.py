@@ -10,7 +10,7 @@ import logging
 import os
 from typing import Final
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime import clock
 from edge_runtime.token_bucket import TokenBucket
 

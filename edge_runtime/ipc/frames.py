@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from control import wire
-from control.manifest_fields import Manifest
+from control.protocol import wire
+from control.protocol.manifest import Manifest
 from edge_runtime.errors import known
 
 HEADER: Final = struct.Struct("<IIHH")

@@ -2,7 +2,6 @@
 of a module, and calls each on a new database.
 
 Control's upload check and the CLI start them as child processes, because their input is hostile. May import `children`,
-`guests`, `sql`, `sandbox`, `wasmedge`, `ipc`, `aot_cache`, `errors`, `control.wire` and `control.manifest_fields`, and
-of `web` the routes. Start with `check`, `single_call` and `fresh_calls`, each a program; the other modules are their
-parts.
+`guests`, `sql`, `sandbox`, `wasmedge`, `ipc`, `aot_cache`, `errors`, `control.protocol`, and of `web` the routes.
+Start with `check`, `single_call` and `fresh_calls`, each a program; the other modules are their parts.
 """

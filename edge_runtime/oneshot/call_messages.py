@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec import Struct, structs
 
-from control.manifest_fields import Manifest, SqlGrant, sql_grant
+from control.protocol.manifest import Manifest, SqlGrant, sql_grant
 from edge_runtime.guests.invocation import Request, SingleCallResult
 from edge_runtime.ipc.call_head import RequestUnfit
 from edge_runtime.web.routes import Match, Table

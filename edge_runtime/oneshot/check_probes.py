@@ -16,7 +16,7 @@ from typing import Final
 import orjson
 from msgspec import Struct
 
-from control.manifest_fields import Manifest, manifest_digest, sql_grant
+from control.protocol.manifest import Manifest, manifest_digest, sql_grant
 from edge_runtime.children.probe_sql import ProbeSql
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.guests import guest

@@ -10,7 +10,7 @@ from typing import Final
 
 import apsw
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime import files, wal
 from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import CodedError

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 import orjson
 
-from control.manifest_fields import Manifest, manifest_digest
+from control.protocol.manifest import Manifest, manifest_digest
 from edge_runtime.aot_cache import QUICK, AotFile, find, install, make_work_folder, put_on_disk
 from edge_runtime.children.compile_child import DATA_BYTES
 from edge_runtime.children.probe_sql import ProbeSql

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from control.manifest_fields import Manifest, completed
+from control.protocol.manifest import Manifest, completed
 from edge_runtime.aot_cache import users_folder
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.errors import CodedError

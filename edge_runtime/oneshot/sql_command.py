@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 from msgspec import Struct
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime import wal
 from edge_runtime.errors import CodedError
 from edge_runtime.oneshot.forked import forked_lines

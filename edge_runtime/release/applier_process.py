@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import clock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from control import faults, wire
+from control.protocol import faults, wire
 from edge_runtime import clock
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.release_gate import settled

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import files
 from edge_runtime.files import FileUnfit
 from edge_runtime.ipc.frames import ChildFailure, LocalFunction

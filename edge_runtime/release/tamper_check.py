@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import files
 from edge_runtime.ipc.frames import Stored
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from control import faults
+from control.protocol import faults
 from edge_runtime.sandbox import allowlists, landlock, libseccomp
 from edge_runtime.sandbox.allowlists import CHILD_KINDS, ProcessKind
 from edge_runtime.sandbox.landlock import Access

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from control import faults
+from control.protocol import faults
 from edge_runtime import wal
 from edge_runtime.sql import change_steps, schema_change
 from edge_runtime.sql.access import AccessRules

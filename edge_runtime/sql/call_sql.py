@@ -14,9 +14,9 @@ from typing import Any, Final, NoReturn
 
 import orjson
 
-from control import faults
-from control.counts import counted
-from control.manifest_fields import SqlGrant
+from control.protocol import faults
+from control.protocol.counts import counted
+from control.protocol.manifest import SqlGrant
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc import call_times
 from edge_runtime.ipc.call_times import StepClock

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
-from control import wire
-from control.manifest_fields import Manifest
+from control.protocol import wire
+from control.protocol.manifest import Manifest
 from edge_runtime import wal
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import apsw
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime.errors import CodedError
 from edge_runtime.sql.access import FUNCTIONS, INTERNAL, MODULES, AccessRules
 from edge_runtime.sql.database import LibsqlDatabase

@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol
 
 import aiohttp
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import clock, files
 from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import plan_check

@@ -8,8 +8,8 @@ from collections.abc import Callable, Set
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from control import faults, trace_context, wire
-from control.trace_context import Place
+from control.protocol import faults, trace_context, wire
+from control.protocol.trace_context import Place
 from edge_runtime import clock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames

@@ -8,8 +8,8 @@ import platform
 import sys
 from typing import Final
 
-from control import version, wire
-from control.manifest_fields import MANIFEST_FIELDS
+from control.protocol import version, wire
+from control.protocol.manifest import MANIFEST_FIELDS
 from edge_runtime.telemetry import followed
 
 ABIS: Final = ("wagi", "extism", "direct")

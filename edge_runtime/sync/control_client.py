@@ -21,8 +21,8 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from control import version, wire
-from control.answer_heads import BoundedConnector
+from control.protocol import version, wire
+from control.protocol.bounded_http_client import BoundedConnector
 from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import authorities
 from edge_runtime.sync.proxies import is_loopback, proxy_for

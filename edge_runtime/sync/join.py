@@ -22,8 +22,8 @@ import msgspec
 from msgspec import Struct
 from yarl import URL
 
-from control import wire
-from control.answer_heads import BoundedConnector
+from control.protocol import wire
+from control.protocol.bounded_http_client import BoundedConnector
 from edge_runtime import files
 from edge_runtime.errors import CodedError
 from edge_runtime.sync import authorities, capabilities, control_client, identity, proxies

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import files
 
 log = logging.getLogger("skerry.outbox")

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from control import wire
-from control.manifest_fields import Manifest
+from control.protocol import wire
+from control.protocol.manifest import Manifest
 from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
 

@@ -6,8 +6,8 @@ There is no I/O and no clock here: `agent` does what these functions say. Durati
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from control import wire
-from control.counts import counted
+from control.protocol import wire
+from control.protocol.counts import counted
 from edge_runtime.errors import SyncFailed
 from edge_runtime.redaction import redact
 

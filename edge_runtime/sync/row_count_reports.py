@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec import field
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import clock
 from edge_runtime.ipc import frames
 from edge_runtime.sync import identity

@@ -16,8 +16,8 @@ from typing import Final
 
 import msgspec
 
-from control import wire
-from control.counts import counted
+from control.protocol import wire
+from control.protocol.counts import counted
 from edge_runtime import clock, files
 from edge_runtime.sync import retries
 from edge_runtime.sync.control_client import ControlClient, ControlRefused

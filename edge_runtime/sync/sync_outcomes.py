@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from control import faults, wire
+from control.protocol import faults, wire
 from edge_runtime import clock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import retries

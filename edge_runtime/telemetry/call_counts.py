@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from control import sketch, wire
+from control.protocol import histogram, wire
 
 ROW_BYTES: Final = 48
 """Bytes that a function's numbers take at most: 64 in a poll, in base64."""
@@ -32,12 +32,12 @@ class CallCounts:
         """Number of the release."""
         self.outcomes: dict[str, int] = {}
         """Calls by how they ended: "ok", "answer_5xx" where the function itself answered so, or an error's code."""
-        self.times: sketch.Counts = {}
+        self.times: histogram.Counts = {}
         """Calls by how long they took, from their arrival to their end."""
         self.total = 0.0
         """Seconds that all calls took together."""
         self._told_outcomes: dict[str, int] = {}
-        self._told_times: sketch.Counts = {}
+        self._told_times: histogram.Counts = {}
 
     @property
     def calls(self) -> int:
@@ -51,7 +51,7 @@ class CallCounts:
         """Add what another one has counted."""
         for outcome, count in other.outcomes.items():
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + count
-        sketch.add(self.times, other.times)
+        histogram.add(self.times, other.times)
         self.total += other.total
 
     @property
@@ -77,7 +77,7 @@ def total(counts: Iterable[CallCounts]) -> CallCounts:
     return made
 
 
-def row(index: int, release: int, outcomes: dict[str, int], times: sketch.Counts) -> wire.FunctionNumbers:
+def row(index: int, release: int, outcomes: dict[str, int], times: histogram.Counts) -> wire.FunctionNumbers:
     """Return counts as control is told them, in `ROW_BYTES`: outcomes that don't fit are `other`, the seldom ones
     first, and times are told less finely."""
     numbered: dict[int, int] = {}
@@ -94,7 +94,7 @@ def row(index: int, release: int, outcomes: dict[str, int], times: sketch.Counts
         left = ROW_BYTES - len(_encode(made))
         if left >= SKETCH_BYTES or not kept:
             break
-    made.seconds = sketch.pack(times, left)
+    made.seconds = histogram.pack(times, left)
     return made
 
 

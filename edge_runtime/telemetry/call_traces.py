@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from control.trace_context import Place
+from control.protocol.trace_context import Place
 from edge_runtime.ipc import call_times
 from edge_runtime.ipc.call_times import CallTimes
 from edge_runtime.redaction import redact

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import clock
 from edge_runtime.telemetry import records, search
 from edge_runtime.telemetry.search import LineFilter

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.telemetry.followed import Past
 from edge_runtime.telemetry.poll_numbers import PollNumbers
 from edge_runtime.telemetry.ring import Ring

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import clock as front_clock
 from edge_runtime.telemetry.call_counts import CallCounts
 

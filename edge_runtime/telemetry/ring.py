@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime.telemetry import records
 from edge_runtime.telemetry.ring_files import LinesUnwritten, RingFiles
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from control.counts import counted
-from control.trace_context import collector_headers
+from control.protocol.counts import counted
+from control.protocol.trace_context import collector_headers
 from edge_runtime.settings import EdgeSettings, EdgeSettingsError
 from edge_runtime.telemetry.spans import TraceSpan
 

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from control.trace_context import Place
+from control.protocol.trace_context import Place
 
 SERVER: Final = 2
 """The kind of a span that answers a request; as OTLP numbers them."""

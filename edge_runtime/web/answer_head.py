@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.dispatch.outcomes import Refusal
 from edge_runtime.errors import title_of
 

@@ -2,7 +2,7 @@
 
 import time
 
-from control import trace_context
+from control.protocol import trace_context
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import Outcome, Refusal
 from edge_runtime.telemetry.call_traces import CallTracer, Passed

@@ -8,7 +8,7 @@ import re
 import tomllib
 from typing import Any, Final, NamedTuple
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.files import FileUnfit
 
 SIZE_LIMIT: Final = 256 * 1024

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
 
-from control.manifest_fields import Route
+from control.protocol.manifest import Route
 
 _NO_METHOD: Final = ""
 """Key of the function that takes every method."""

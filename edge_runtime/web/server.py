@@ -9,7 +9,7 @@ import time
 from email.utils import formatdate
 from typing import Final
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime import clock
 from edge_runtime.pauses import Pauses
 from edge_runtime.settings import EdgeSettings, EdgeSettingsError

@@ -9,7 +9,7 @@ that are no browsers send neither, and this module says nothing about them.
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 
 UNASKED: Final = (b"same-origin", b"none")
 """Values of Sec-Fetch-Site for requests that no other origin had sent; `none`: a person did, by the address bar."""

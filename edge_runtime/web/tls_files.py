@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime import clock, files
 from edge_runtime.files import FileUnfit
 

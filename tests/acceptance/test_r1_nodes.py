@@ -8,7 +8,7 @@ import asyncpg
 import orjson
 import pytest
 
-from control import wire
+from control.protocol import wire
 from tests.guests.version import version
 from tests.support import deploy, repeating
 from tests.support.clock import SetClock

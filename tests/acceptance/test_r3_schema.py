@@ -6,7 +6,7 @@ from pathlib import Path
 
 import asyncpg
 
-from control import wire
+from control.protocol import wire
 from tests.support import deploy
 from tests.support.clock import SetClock
 from tests.support.deploy import code, ok

@@ -4,7 +4,7 @@ import hashlib
 
 import asyncpg
 
-from control import wire
+from control.protocol import wire
 from tests.guests.version import version
 from tests.support import deploy
 from tests.support.clock import SetClock

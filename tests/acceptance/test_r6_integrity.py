@@ -14,7 +14,7 @@ import aiohttp
 import asyncpg
 import pytest
 
-from control import wire
+from control.protocol import wire
 from tests.guests.version import version
 from tests.support import cockroachdb, deploy
 from tests.support.clock import SetClock

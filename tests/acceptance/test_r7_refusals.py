@@ -11,7 +11,8 @@ from uuid import uuid4
 import asyncpg
 import orjson
 
-from control import tokens, wire
+from control import tokens
+from control.protocol import wire
 from tests.guests.version import version
 from tests.support import deploy, repeating
 from tests.support.clock import SetClock

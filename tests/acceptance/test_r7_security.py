@@ -15,8 +15,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from control import tokens, wire
+from control import tokens
 from control.local.pki import ensure
+from control.protocol import wire
 from tests.guests.version import version
 from tests.support import deploy, repeating
 from tests.support.clock import SetClock

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from control import wire
+from control.protocol import wire
 from tests.support import deploy, numbers
 from tests.support.console import session_of
 from tests.support.console_browser import THEMES, WIDTHS, Look, chromium, look

@@ -1,4 +1,4 @@
-"""What docs/alerts has, as Prometheus's and the Alertmanager's own tools judge it."""
+"""What packaging/alerts has, as Prometheus's and the Alertmanager's own tools judge it."""
 
 import shutil
 from pathlib import Path

@@ -19,8 +19,8 @@ import asyncpg
 import msgspec
 import pytest
 
-from control import wire
 from control.checks.edge_check import OperatorChecks
+from control.protocol import wire
 from control.storage import batched_lookups, database
 from control.sync import fleet_cache
 from tests.support import cockroachdb, seeds

@@ -14,7 +14,7 @@ import msgspec
 import orjson
 import pytest
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.dispatch import incoming_frames
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.incoming_frames import FrameUnfit, IncomingFrames

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from control import faults, wire
 from control.local.pki import Pki
+from control.protocol import faults, wire
 from edge_runtime.aot_cache import key, put_on_disk
 from edge_runtime.sql import database
 from edge_runtime.sync.artifacts import Artifacts

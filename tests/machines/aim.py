@@ -2,8 +2,8 @@
 
     aim.py anywhere | checkpoint | POINT
 
-POINT is one of a release's fault points (control/faults.py), at which the node is held. `commit` is the middle of the
-COMMIT that makes a release, `anywhere` is at once.
+POINT is one of a release's fault points (control/protocol/faults.py), at which the node is held. `commit` is the middle
+of the COMMIT that makes a release, `anywhere` is at once.
 """
 
 import mmap

@@ -104,7 +104,7 @@ def repackaged(package: Package, folder: Path, mark: str) -> Package:
     (unit,) = (tree / "usr" / "lib" / "systemd" / "system").glob("*.service")
     text = unit.read_text("utf-8").replace("Type=notify", "Type=simple")
     unit.write_text("".join(line for line in text.splitlines(True) if not line.startswith("WatchdogSec")), "utf-8")
-    (manager,) = tree.glob("usr/lib/*/lib/*/site-packages/control/web/service_manager.py")
+    (manager,) = tree.glob("usr/lib/*/lib/*/site-packages/control/protocol/service_manager.py")
     silent = manager.read_text("utf-8").replace("if self._address:", "if False:")
     manager.write_text(silent, "utf-8")
     # It would be taken for that of this text.

@@ -14,7 +14,7 @@ import msgspec
 import orjson
 import pytest
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.guests.guest import Request
 from edge_runtime.oneshot.call_messages import FreshCall, FreshCalls, SingleCallRequest
 from tests.guests.build import guest

@@ -20,7 +20,7 @@ ROOT = Path(edge_runtime.__file__).parents[1]
 
 RUN = """
 import resource, sys
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request, prepare
 from edge_runtime.wasmedge import Unsafe

@@ -17,7 +17,7 @@ LIMIT = 600 * 1024**2
 
 RUN = f"""
 import resource, sys
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.guests.guest import LoadedFunction, Request, prepare
 prepare()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.dispatch import memory_watchdog
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call

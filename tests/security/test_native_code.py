@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.guests.abi.detect import ModuleRefused, detect
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request

@@ -27,7 +27,7 @@ The heap of Debian's Python, which is no position-independent program, begins an
 
 RUN = f"""
 import ctypes, platform, struct, sys
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request, prepare
 from edge_runtime.wasmedge import Unsafe

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from control import wire
-from control.manifest_fields import Manifest
+from control.protocol import wire
+from control.protocol.manifest import Manifest
 from control.sync import monitor, plan, reconciler, reports
 from control.sync.fleet_cache import FleetCache
 from control.sync.fleet_rows import CachedNode

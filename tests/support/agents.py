@@ -14,8 +14,8 @@ from uuid import uuid4
 import aiohttp
 import pytest
 
-from control import wire
 from control.local.pki import Pki
+from control.protocol import wire
 from control.settings import ControlSettings
 from control.web.server import ControlServer
 from edge_runtime.front import Front

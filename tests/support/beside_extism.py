@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.guests import http_json
 from edge_runtime.guests.guest import CallServices, LoadedFunction
 from edge_runtime.ipc.frames import LocalFunction

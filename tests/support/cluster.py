@@ -18,7 +18,7 @@ import orjson
 
 from control.clock import SystemClock
 from control.local import embedded, pki
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from control.storage import database, migrations
 from edge_runtime.sync.join import join
 from tests.guests.build import guest

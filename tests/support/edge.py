@@ -15,8 +15,8 @@ from uuid import uuid4
 import aiohttp
 import msgspec
 
-from control import wire
-from control.manifest_fields import Manifest, manifest_digest
+from control.protocol import wire
+from control.protocol.manifest import Manifest, manifest_digest
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import Outcome
 from edge_runtime.dispatch.worker_link import WorkerLink

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from control.manifest_fields import Manifest, manifest_digest
+from control.protocol.manifest import Manifest, manifest_digest
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.guests.guest import CallLimits, LoadedFunction
 from edge_runtime.ipc.frames import LocalFunction

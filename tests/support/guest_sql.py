@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from control.manifest_fields import SqlGrant
+from control.protocol.manifest import SqlGrant
 from edge_runtime.sql import database
 from edge_runtime.sql.call_sql import CallSql, Session, SqlLimits
 from edge_runtime.sql.queries import load

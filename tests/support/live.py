@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 import orjson
 
-from control import wire
+from control.protocol import wire
 from tests.support.deadlines import deadline
 from tests.support.replica import Answered, Replica, TestNode
 

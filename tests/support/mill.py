@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.guests import guest
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.ipc import frames

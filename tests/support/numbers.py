@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from control import sketch, wire
+from control.protocol import histogram, wire
 from tests.support.replica import Answered, TestNode
 
 
@@ -13,7 +13,7 @@ def function(
 ) -> wire.FunctionNumbers:
     """Calls of a function that all took as long; of these `outcomes` have ended so."""
     pairs = [number for code, count in outcomes.items() for number in (wire.OUTCOMES.index(code), count)]
-    return wire.FunctionNumbers(index, release, pairs, sketch.pack({sketch.bucket(seconds): calls}, 64))
+    return wire.FunctionNumbers(index, release, pairs, histogram.pack({histogram.bucket(seconds): calls}, 64))
 
 
 def message(

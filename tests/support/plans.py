@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import msgspec
 
-from control import wire
-from control.manifest_fields import Manifest, manifest_digest
+from control.protocol import wire
+from control.protocol.manifest import Manifest, manifest_digest
 from edge_runtime.ipc.frames import LocalFunction
 from tests.support.functions import compiled
 

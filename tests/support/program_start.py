@@ -18,7 +18,7 @@ import time
 from types import ModuleType
 from typing import IO, Final, NoReturn
 
-from control import faults
+from control.protocol import faults
 from tests.support import forked_programs, kernel_command_line
 from tests.support.program_request import Request
 

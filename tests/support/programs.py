@@ -107,7 +107,7 @@ async def until(condition: Callable[[], Any], what: str, seconds: float | None =
 
 
 class Faults:
-    """A folder of fault points (control/faults.py) that programs are started with."""
+    """A folder of fault points (control/protocol/faults.py) that programs are started with."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()

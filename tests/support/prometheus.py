@@ -18,7 +18,7 @@ from tests.support.ports import free_port
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / ".skerry" / "debian"
 PROGRAMS = PLACE / "usr" / "bin"
-ALERTS = ROOT / "docs" / "alerts"
+ALERTS = ROOT / "packaging" / "alerts"
 WINDOW = 10
 """Seconds of the windows in a test's copy of the rules."""
 

@@ -16,10 +16,10 @@ import msgspec
 import orjson
 import pytest
 
-from control import wire
 from control.api.services import Services
 from control.clock import Clock
 from control.local.pki import Pki
+from control.protocol import wire
 from control.settings import ControlSettings
 from control.storage import connection_quotas
 from control.sync import fleet_cache, monitor

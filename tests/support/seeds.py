@@ -8,10 +8,11 @@ from uuid import uuid4
 
 import msgspec
 
-from control import tokens, wire
+from control import tokens
 from control.api import artifacts
 from control.local.seaweedfs import s3_client
-from control.manifest_fields import Manifest, manifest_digest
+from control.protocol import wire
+from control.protocol.manifest import Manifest, manifest_digest
 from control.storage import queries
 from edge_runtime.oneshot.check import check_module
 from tests.support.replica import Replica, TestNode

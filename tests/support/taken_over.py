@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from control import faults
+from control.protocol import faults
 from edge_runtime.children import applier, checkpointer, compile_child, repeater, worker, zygote
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader

@@ -1,6 +1,6 @@
 """Tokens that are wrong, polls with them, and how control counts its refusals."""
 
-from control import wire
+from control.protocol import wire
 from tests.support import deploy, repeating
 from tests.support.replica import Answered, Replica
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from control import wire
 from control.api.bodies.release_responses import ReleaseFunction
+from control.protocol import wire
 from control.sync.applied_revisions import OlderRevision
 from control.sync.standing import Standing
 

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from msgspec import Struct, field
 
-from control import wire
+from control.protocol import wire
 
 
 class ArtifactFault(Struct):

@@ -8,8 +8,8 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from control import wire
-from control.manifest_fields import Manifest
+from control.protocol import wire
+from control.protocol.manifest import Manifest
 from control.sync.applied_revisions import NodesOfRevision
 from control.sync.compatibility import Unfit
 from control.sync.effects.change_effects import ChangeEffects

@@ -5,8 +5,19 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from control.access.rights import Role
-from control.manifest_fields import Manifest
-from control.wire import MOST_FUNCTIONS, Body, EventKind, LabelKey, LabelValue, Message, Name, Number, Sha256, Text
+from control.protocol.manifest import Manifest
+from control.protocol.wire import (
+    MOST_FUNCTIONS,
+    Body,
+    EventKind,
+    LabelKey,
+    LabelValue,
+    Message,
+    Name,
+    Number,
+    Sha256,
+    Text,
+)
 
 LEGIBLE = r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]*$(?!\n)"
 """A stranger's line of text, that reads as it is: no controls, nothing invisible or that turns the direction."""

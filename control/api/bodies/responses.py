@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct, field
 
-from control import wire
+from control.protocol import wire
 
 T = TypeVar("T")
 

@@ -9,13 +9,13 @@ import msgspec
 from msgspec import Meta
 from starlette.types import Receive, Scope
 
-from control import wire
 from control.access import auth, sessions
 from control.access.auth import AuthError
 from control.api import operations, request_input
 from control.api.operations import ApiCall, Reply
 from control.api.services import Services
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage.connection import Connection
 from control.storage.connection_quotas import ASKS
 from control.sync.fleet_rows import CachedNode

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from control import wire
 from control.api.bodies import fleet_responses as bodies
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
+from control.protocol import wire
 from control.telemetry import group_numbers, tallies
 from control.telemetry.fleet_summary import GroupSummary
 from control.telemetry.recent_calls import MINUTES_SHOWN

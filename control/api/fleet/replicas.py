@@ -3,10 +3,10 @@
 from datetime import timedelta
 from typing import NamedTuple
 
-from control import version
 from control.api.bodies import fleet_responses as bodies
 from control.api.bodies.responses import Page
 from control.api.operations import ApiCall, Reply
+from control.protocol import version
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync import replica_mark

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from control import wire
 from control.api.bodies import recovery_responses as answers
 from control.api.operations import ApiCall, Reply
+from control.protocol import wire
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection

@@ -6,10 +6,10 @@ from uuid import uuid4
 import msgspec
 from msgspec import Meta
 
-from control import wire
 from control.api.bodies.recovery_responses import ArtifactFault, BucketObject, StoreCheck, StoreTrial, UnknownObjects
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage import owner_mark, queries
 from control.storage.bucket_owner import KNOWN_ARTIFACTS
 from control.storage.connection import Connection

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
-from control.cli.doctor.findings import Finding, Level
 from control.cli.doctor.fleet_rules import SOON, named, time
 from control.cli.support.client import Json
-from control.counts import counted
+from control.protocol.counts import counted
+from control.protocol.findings import Finding, Level
 
 UNUSED: Final = timedelta(days=90)
 """How long an operator may do nothing."""

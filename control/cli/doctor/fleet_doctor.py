@@ -6,12 +6,12 @@ from typing import Final, TypeVar
 
 import click
 
-from control import settings_in_force, version
 from control.cli import audit
-from control.cli.doctor import access_rules, findings, fleet_rules, version_rules
-from control.cli.doctor.findings import Finding
+from control.cli.doctor import access_rules, fleet_rules, version_rules
 from control.cli.support import options, output
 from control.cli.support.client import Client, Json, RequestRefused, Unreachable, path
+from control.protocol import findings, settings_in_force, version
+from control.protocol.findings import Finding
 
 EXITS: Final = {"ok": 0, "note": 7, "wrong": 5}
 """Exit code by the worst level."""

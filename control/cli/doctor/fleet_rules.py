@@ -3,9 +3,9 @@
 from datetime import datetime, timedelta
 from typing import Final
 
-from control.cli.doctor.findings import Finding, Level
 from control.cli.support.client import Json
-from control.counts import counted
+from control.protocol.counts import counted
+from control.protocol.findings import Finding, Level
 
 SOON: Final = timedelta(days=30)
 CLOCKS_DIFFER: Final = timedelta(minutes=1)

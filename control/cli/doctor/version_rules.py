@@ -3,9 +3,9 @@
 import re
 from typing import Final
 
-from control.cli.doctor.findings import Finding
 from control.cli.doctor.fleet_rules import named
 from control.cli.support.client import Json
+from control.protocol.findings import Finding
 
 VERSION: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
 """Major and minor number, at the beginning of a version."""

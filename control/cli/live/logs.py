@@ -10,7 +10,7 @@ import click
 from control.cli.live import record_stream
 from control.cli.support import options, output
 from control.cli.support.client import Json, connection_settings
-from control.counts import counted
+from control.protocol.counts import counted
 
 F = TypeVar("F", bound=Callable[..., Any])
 

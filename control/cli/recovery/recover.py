@@ -5,7 +5,7 @@ import click
 from control.cli.recovery import verify
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
-from control.counts import counted
+from control.protocol.counts import counted
 
 REASONS = {
     "unknown": "with credentials that control doesn't know: made after the backup, or nobody's",

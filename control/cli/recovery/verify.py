@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
-from control.counts import counted
+from control.protocol.counts import counted
 
 SHOWN = 20
 """Objects that no row knows which are named."""

@@ -13,7 +13,7 @@ import orjson
 import control
 from control.cli.support import options, output, project, toolchains
 from control.cli.support.client import Failure, Json
-from control.counts import counted
+from control.protocol.counts import counted
 
 LANGUAGES = {"rust": "rustc", "c": "zig", "zig": "zig", "assemblyscript": "asc", "go": "go"}
 """The languages of `--lang`, and the toolchain that the project's build command names."""

@@ -329,7 +329,7 @@ class Client:
     def _open(self) -> Any:
         import aiohttp
 
-        from control.answer_heads import BoundedConnector
+        from control.protocol.bounded_http_client import BoundedConnector
 
         if self._session is None:
             # Proxies of the environment are used, but not for this machine.

@@ -7,7 +7,7 @@ import msgspec
 from control.cli.functions import check_manifest, read_manifest, upload
 from control.cli.support.authoring import examples
 from control.cli.support.client import Client, Failure, Json, path
-from control.manifest_fields import Manifest, manifest_digest
+from control.protocol.manifest import Manifest, manifest_digest
 
 FUNCTION = "hello"
 CHANGE = "greetings"

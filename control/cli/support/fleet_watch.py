@@ -13,7 +13,7 @@ from rich.text import Text
 
 from control.cli.support import output
 from control.cli.support.client import Client, Failure, Json, RequestRefused, path
-from control.counts import counted
+from control.protocol.counts import counted
 from control.sync.standing import STANDINGS
 
 PERIOD = 2.0

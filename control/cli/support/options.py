@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import click
 
-from control import wire
-from control.cli.shared.durations import DurationType
 from control.cli.support.client import Client, connection_settings
+from control.protocol import wire
+from control.protocol.durations import DurationType
 
 P = ParamSpec("P")
 T = TypeVar("T")

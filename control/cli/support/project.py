@@ -24,9 +24,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from control import manifests, wire
+from control import manifest_rules
 from control.cli.support.client import Failure, Json
-from control.manifest_fields import Manifest, unfit
+from control.protocol import wire
+from control.protocol.manifest import Manifest, unfit
 
 FILE = "function.toml"
 SEVERAL = "skerry.toml"
@@ -193,7 +194,7 @@ def _several(folder: Path) -> Project:
             cure=f"`skerry function new NAME --lang LANGUAGE --project {folder}` writes one",
         )
     routes = {name: given.route for name, given in _manifests(functions).items() if given.route is not None}
-    if conflict := manifests.conflict(routes):
+    if conflict := manifest_rules.conflict(routes):
         raise ProjectInvalid(f"in {folder}, {conflict}: give one of them another route")
     in_order = tuple(functions[name] for name in sorted(functions))
     return Project(folder, whole.name, in_order, folder / whole.schema if whole.schema else None)
@@ -208,10 +209,10 @@ def _function(folder: Path) -> tuple[FunctionSource, str]:
     file = folder / FILE
     settings = _content(file, FunctionFile)
     try:
-        manifests.check(msgspec.convert(settings.manifest, Manifest))
+        manifest_rules.check(msgspec.convert(settings.manifest, Manifest))
     except msgspec.ValidationError as error:
         raise ProjectInvalid(f"{file} isn't valid: {unfit(error, Manifest)}", cure=CURE) from None
-    except manifests.ManifestUnfit as error:
+    except manifest_rules.ManifestUnfit as error:
         raise ProjectInvalid(f"{file} isn't valid: {error}", cure=CURE) from None
     source = FunctionSource(folder, settings.name, settings.build, folder / settings.module, manifest=settings.manifest)
     return source, settings.schema

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from control import wire
 from control.cli.support.client import Client, Failure, Json, path
 from control.cli.support.project import Project, SchemaFile
+from control.protocol import wire
 
 NAME_LIMIT = 200
 """Characters that the name of a schema change may have."""

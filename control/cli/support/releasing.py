@@ -3,7 +3,7 @@
 
 import itertools
 
-from control import manifests
+from control import manifest_rules
 from control.cli.support import output, waiting
 from control.cli.support.client import Client, Json, path
 from control.cli.support.options import ReleaseWait
@@ -176,8 +176,8 @@ def _count(rows: int | None) -> str:
 def _granted(item: Json) -> str:
     """Return the line of a grant that a new version has and the one before hadn't, or had otherwise."""
     grant, before, after = item["grant"], item["from"], item["to"]
-    new = f"{item['name']} {grant}: {manifests.shown(grant, after)}"
-    return new if before is None else f"{new} (was: {manifests.shown(grant, before)})"
+    new = f"{item['name']} {grant}: {manifest_rules.shown(grant, after)}"
+    return new if before is None else f"{new} (was: {manifest_rules.shown(grant, before)})"
 
 
 def _text(item: object) -> str:

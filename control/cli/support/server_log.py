@@ -12,7 +12,7 @@ from logging.handlers import QueueHandler, QueueListener
 from queue import Full, Queue
 from typing import Final
 
-from control.counts import counted
+from control.protocol.counts import counted
 
 LINES: Final = 4096
 """Log records that may wait to be written."""

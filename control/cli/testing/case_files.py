@@ -26,7 +26,7 @@ from msgspec import UNSET, Meta, UnsetType, field
 
 from control.cli.support.client import Json
 from control.cli.support.project import TESTS, FunctionSource, Project, ProjectInvalid
-from control.manifest_fields import unknown_field
+from control.protocol.manifest import unknown_field
 
 CASE = re.compile(r"^[ \t]*\[\[[ \t]*case[ \t]*\]\]", re.MULTILINE)
 

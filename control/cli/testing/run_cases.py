@@ -13,7 +13,7 @@ from control.cli.support.project import TESTS, Project
 from control.cli.testing import case_calls, case_files, case_report
 from control.cli.testing.case_files import TestCase
 from control.cli.testing.case_report import Ended
-from control.counts import counted
+from control.protocol.counts import counted
 
 
 class NoCases(Failure):

@@ -5,7 +5,7 @@ import click
 from control.cli.status import certificate_lines
 from control.cli.support import options, output
 from control.cli.support.client import Json, NotConverged, path
-from control.counts import counted
+from control.protocol.counts import counted
 
 NAMED = 20
 """Nodes that are named to a person."""

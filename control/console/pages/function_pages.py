@@ -2,15 +2,15 @@
 
 import msgspec
 
-from control import manifests
+from control import manifest_rules
 from control.api import functions, pagination
 from control.api.bodies.release_responses import DetailedFunction, Function, Version
 from control.api.operations import Reply
 from control.console.pages import call_charts
 from control.console.pages.release_pages import path_of
 from control.console.visits import ConsolePage, Visit
-from control.manifest_fields import Manifest
 from control.problems import ProblemError
+from control.protocol.manifest import Manifest
 from control.telemetry import recent_calls
 from control.telemetry.tallies import CallTally
 
@@ -80,7 +80,7 @@ async def show_one(visit: Visit) -> Reply:
 def _may(manifest: Manifest) -> str:
     """What a version may do, in words."""
     stored = msgspec.json.decode(msgspec.json.encode(manifest))
-    return "; ".join(f"{grant} {text}" for grant, text in manifests.grants(stored).items())
+    return "; ".join(f"{grant} {text}" for grant, text in manifest_rules.grants(stored).items())
 
 
 async def _version(visit: Visit, name: str, wanted: str) -> Version:

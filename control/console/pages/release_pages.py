@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from control import wire
 from control.api import releases, request_input
 from control.api.bodies.release_responses import Release, ShownRelease
 from control.api.operations import Reply
@@ -12,6 +11,7 @@ from control.console.formats import num, plural
 from control.console.hub import Make, Parts
 from control.console.pages import confirming
 from control.console.visits import ConsolePage, Visit
+from control.protocol import wire
 from control.telemetry.fleet_summary import GroupSummary
 
 SHOWN = 25

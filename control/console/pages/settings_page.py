@@ -1,10 +1,10 @@
 """The settings in force of the replica that answers: names, values, where each is from. No secret is among them."""
 
-from control import settings_in_force
 from control.api import probes
 from control.api.bodies.responses import Page
 from control.api.operations import Reply
 from control.console.visits import ConsolePage, Visit
+from control.protocol import settings_in_force
 
 
 async def show(visit: Visit) -> Reply:

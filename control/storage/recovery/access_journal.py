@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from control.clock import Clock
-from control.counts import counted
 from control.log_throttle import Outage
 from control.problems import ProblemError
+from control.protocol.counts import counted
 from control.storage import audit_log, bucket_owner, queries
 from control.storage.announcements import Changed
 from control.storage.audit_log import Actor

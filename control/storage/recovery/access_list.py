@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 from control.storage import owner_mark
 from control.storage.owner_mark import PREFIX
 

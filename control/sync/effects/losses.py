@@ -6,8 +6,8 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from control.counts import counted
 from control.problems import ProblemError
+from control.protocol.counts import counted
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync.requirements import listed

@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Iterable
 
-from control import wire
 from control.problems import ProblemError
+from control.protocol import wire
 from control.sync.effects.losses import LostRows
 from control.sync.effects.stalls import ExpectedStall
 

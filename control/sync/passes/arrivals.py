@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import NamedTuple
 
 from control.clock import Clock
-from control.counts import counted
+from control.protocol.counts import counted
+from control.protocol.wire import EventKind
 from control.storage import events, queries
 from control.storage.connection import Connection, log_at_commit
 from control.storage.database import Database
-from control.wire import EventKind
 
 SHARE = 0.05
 """A release is looked at again after this share of its age, so its arrival is told late by that at most."""

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from control.clock import AHEAD
-from control.counts import counted
+from control.protocol.counts import counted
 from control.settings import ControlSettings
 from control.storage import audit_log, queries
 from control.storage.audit_log import Actor

@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import uuid4
 
+from control.protocol.wire import EventKind
 from control.storage import events, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.wire import EventKind
 
 
 class NodeStateRow(NamedTuple):

@@ -2,7 +2,8 @@
 
 A name's addresses are looked up for each attempt, each of them is checked, and the connection goes to one of those that
 were checked: a name that changes meanwhile (DNS rebinding) gains nothing. No redirect is followed, no proxy used, no
-cookie kept, and nothing of the answer's body is read. What may come before it is bounded (`control.answer_heads`).
+cookie kept, and nothing of the answer's body is read. What may come before it is bounded
+(`control.protocol.bounded_http_client`).
 """
 
 import asyncio
@@ -19,9 +20,9 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from control.addresses import Address, Network, is_own, is_public
-from control.answer_heads import BoundedConnector
 from control.clock import Clock
+from control.protocol.bounded_http_client import BoundedConnector
+from control.protocol.public_addresses import Address, Network, is_own, is_public
 
 TIME_LIMIT = 15.0
 """Seconds for an attempt: names, connection, TLS, and the answer's head."""

@@ -13,11 +13,11 @@ from uuid import uuid4
 import orjson
 
 from control.clock import Clock
+from control.protocol.wire import EVENT_KINDS
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.storage.events import MOST_ITEMS
-from control.wire import EVENT_KINDS
 
 FIRST_WAIT = timedelta(seconds=1)
 """An event waits this long for others of its kind, as of the monitor's next page of nodes."""

@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from control.clock import Clock
-from control.counts import counted
 from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
+from control.protocol.counts import counted
 from control.storage import audit_log, queries
 from control.storage.audit_log import Actor
 from control.storage.connection import Connection

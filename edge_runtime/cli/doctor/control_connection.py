@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from control.cli.doctor.findings import Finding, Level
+from control.protocol.findings import Finding, Level
 from edge_runtime.sync import authorities, identity
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer, control_base
 from edge_runtime.sync.identity import Identity

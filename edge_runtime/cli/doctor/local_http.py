@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from control.cli.doctor.findings import Finding
-from control.counts import counted
+from control.protocol.counts import counted
+from control.protocol.findings import Finding
 from edge_runtime import files
 from edge_runtime.cli.doctor.control_connection import DAY, SOON, shown
 from edge_runtime.files import FileUnfit

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from control import settings_in_force
-from control.cli.doctor.findings import Finding
-from control.counts import counted
+from control.protocol import settings_in_force
+from control.protocol.counts import counted
+from control.protocol.findings import Finding
 from edge_runtime.built import parts
 from edge_runtime.sandbox import fence
 from edge_runtime.web.server import FEWEST, KEPT, KEPT_PER_WORKER

@@ -9,9 +9,8 @@ from typing import Any, Final
 
 import click
 
-from control import version
-from control.cli.doctor import findings
-from control.cli.doctor.findings import Finding
+from control.protocol import findings, version
+from control.protocol.findings import Finding
 from edge_runtime import logs
 from edge_runtime.built import parts
 from edge_runtime.cli.doctor import (

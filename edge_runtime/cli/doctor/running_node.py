@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from control.cli.doctor.findings import Finding, Level
-from control.counts import counted
+from control.protocol.counts import counted
+from control.protocol.findings import Finding, Level
 
 
 def node_findings(status: dict[str, Any], version: str, state: str) -> list[Finding]:

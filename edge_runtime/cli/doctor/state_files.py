@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from control.cli.doctor.findings import Finding
+from control.protocol.findings import Finding
 from edge_runtime import database_users, wal
 from edge_runtime.cli.owner import user_name
 from edge_runtime.disk_space import DISK_RESERVE

@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from control.cli.doctor.findings import Finding
+from control.protocol.findings import Finding
 from edge_runtime.cli.doctor.machine import FEW_FILES
 from edge_runtime.cli.owner import user_name
 

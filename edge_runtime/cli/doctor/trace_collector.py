@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from control.cli.doctor.findings import Finding
+from control.protocol.findings import Finding
 from edge_runtime.cli.doctor.local_http import PREFIX, Values
 from edge_runtime.settings import EdgeSettingsError
 from edge_runtime.telemetry import span_sender

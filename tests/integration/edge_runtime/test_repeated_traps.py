@@ -9,7 +9,7 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from control.manifest_fields import HttpGrant, Manifest
+from control.protocol.manifest import HttpGrant, Manifest
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import fields_of, shown_with

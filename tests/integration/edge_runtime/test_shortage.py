@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from control.web.service_manager import ServiceManager
+from control.protocol.service_manager import ServiceManager
 from edge_runtime import front, threads
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 from edge_runtime.release.manager import ReleaseManager

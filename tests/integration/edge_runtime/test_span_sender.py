@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-from control.trace_context import Place
+from control.protocol.trace_context import Place
 from edge_runtime.telemetry import span_sender
 from edge_runtime.telemetry.span_sender import SpanSender
 from edge_runtime.telemetry.spans import CLIENT, TraceSpan

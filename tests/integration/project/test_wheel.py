@@ -13,9 +13,9 @@ from zipfile import ZipFile
 
 import pytest
 
-from control import version
 from control.cli.support import project
 from control.cli.support.authoring import LANGUAGES
+from control.protocol import version
 from tests.support.deadlines import scaled
 
 ROOT = Path(__file__).parents[3]

@@ -6,8 +6,9 @@ from uuid import uuid4
 
 import msgspec
 
-from control import tokens, wire
-from control.manifest_fields import Manifest, manifest_digest
+from control import tokens
+from control.protocol import wire
+from control.protocol.manifest import Manifest, manifest_digest
 from tests.support.simulation.loop import START
 from tests.support.simulation.tables import Tables
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.ipc.frames import LocalRelease
 from tests.support.simulation.processes import Process
 

@@ -14,7 +14,7 @@ from zlib import crc32
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.ipc.frames import LocalRelease
 from tests.support.simulation.loop import VirtualLoop
 from tests.support.simulation.network import Answer, Request

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 import orjson
 
-from control import faults, wire
+from control.protocol import faults, wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.release.tamper_check import after

@@ -78,7 +78,7 @@ class Risk:
 
 
 def reach(point: str) -> None:
-    """In the place of `control.faults.reach`: the program says that it has reached `point`."""
+    """In the place of `control.protocol.faults.reach`: the program says that it has reached `point`."""
     process = CURRENT.get()
     if process is not None:
         process.step(point)

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 from unittest import mock
 
-from control import faults
+from control.protocol import faults
 from control.sync import fleet_cache
 from edge_runtime import clock
 from edge_runtime.sync import agent, attempt, control_client, control_trust, identity, outbox

@@ -4,7 +4,7 @@ import base64
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.errors import CODES
 
 CALLED = {code for code, known in CODES.items() if known.status}

@@ -121,7 +121,7 @@ def test_what_is_compiled_is_there_and_its_sources_have_what_it_imports() -> Non
         found = sources(MODULES)
     finally:
         os.chdir(before)
-    assert {"edge_runtime/web/parser.py", "control/wire.py", "edge_runtime/web/__init__.py"} <= set(found)
+    assert {"edge_runtime/web/parser.py", "control/protocol/wire.py", "edge_runtime/web/__init__.py"} <= set(found)
     # Imported by one of them through others, and by none of them.
     assert "edge_runtime/ipc/zygote_client.py" in found
     assert "edge_runtime/web/server.py" not in found

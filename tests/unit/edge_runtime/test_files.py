@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import files
 from edge_runtime.sync import identity
 from edge_runtime.sync.identity import Identity, NotJoined

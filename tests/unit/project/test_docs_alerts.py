@@ -1,4 +1,4 @@
-"""Each alert of docs/alerts has a test in which it fires, and ends."""
+"""Each alert of packaging/alerts has a test in which it fires, and ends."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ def told(method: str) -> Iterator[str]:
 
 
 def test_each_alert_is_made_to_fire_and_to_end() -> None:
-    rules = (ROOT / "docs" / "alerts" / "rules.yml").read_text()
+    rules = (ROOT / "packaging" / "alerts" / "rules.yml").read_text()
     alerts = re.findall(r"^ *- alert: (\w+)$", rules, re.MULTILINE)
     assert len(alerts) > 20
     assert set(told("fires")) == set(told("ends")) == set(alerts)

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from control.manifest_fields import Manifest
 from control.metrics import ControlMetrics
-from control.sketch import FOLDED
+from control.protocol.histogram import FOLDED
+from control.protocol.manifest import Manifest
 from control.telemetry import fleet_metrics
 from control.telemetry.fleet_summary import Cause, FleetSummary, GroupSummary
 from control.telemetry.node_numbers import Events, GroupToldRow

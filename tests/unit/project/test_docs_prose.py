@@ -70,7 +70,7 @@ def test_the_glossary_has_the_words_of_the_requirements() -> None:
 
 def test_what_is_too_wide_or_missing_would_be_found() -> None:
     assert wide("a\n" + "b" * 121) == [(2, 121)]
-    assert missing("`nosuch.py`, `control/nosuch.py`, `sql/nosuch`, `control/wire.py`, `sql/queries`") == [
+    assert missing("`nosuch.py`, `control/nosuch.py`, `sql/nosuch`, `control/protocol/wire.py`, `sql/queries`") == [
         "nosuch.py",
         "control/nosuch.py",
         "sql/nosuch",

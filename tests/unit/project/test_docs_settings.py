@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from control import settings as control_settings
-from control import settings_in_force
+from control.protocol import settings_in_force
 from edge_runtime import settings as edge_settings
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -57,7 +57,7 @@ def test_every_setting_is_documented_with_its_default(heading: str, settings: An
 
 
 def test_every_setting_is_known_and_nothing_else() -> None:
-    """Add a new one to `control/settings_in_force.py`: what isn't there is warned of as a mistake."""
+    """Add a new one to `control/protocol/settings_in_force.py`: what isn't there is warned of as a mistake."""
     assert set(settings_in_force.OF_CONTROL.split()) == {
         field.name.upper() for field in dataclasses.fields(control_settings.ControlSettings)
     }

@@ -52,7 +52,7 @@ def test_the_documented_settings_of_control_are_those_of_its_file() -> None:
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_unit_runs_what_its_package_installs(unit: str) -> None:
     package, settings = UNITS[unit]
-    text = (ROOT / "docs" / "systemd" / f"{unit}.service").read_text("utf-8")
+    text = (ROOT / "packaging" / "systemd" / f"{unit}.service").read_text("utf-8")
     debian = ROOT / "packaging" / "debian"
     assert f"ExecStart=/usr/bin/{unit} " in text
     assert f"EnvironmentFile={'-' if settings == 'edge' else ''}/etc/skerry/{settings}.env" in text
@@ -60,7 +60,7 @@ def test_a_unit_runs_what_its_package_installs(unit: str) -> None:
     assert user
     assert (debian / f"{package}.sysusers").read_text("utf-8").startswith(f"u {user[1]} ")
     installed = (debian / f"{package}.install").read_text("utf-8")
-    assert f"docs/systemd/{unit}.service usr/lib/systemd/system" in installed
+    assert f"packaging/systemd/{unit}.service usr/lib/systemd/system" in installed
     assert f"packaging/{settings}.env etc/skerry" in installed
 
 
@@ -69,7 +69,8 @@ def test_a_unit_allows_little(unit: str) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze")
     command = ["systemd-analyze", "security", "--no-pager", "--offline=yes", "--threshold=25"]
-    judged = subprocess.run([*command, ROOT / "docs" / "systemd" / f"{unit}.service"], capture_output=True, text=True)
+    unit_file = ROOT / "packaging" / "systemd" / f"{unit}.service"
+    judged = subprocess.run([*command, unit_file], capture_output=True, text=True)
     assert judged.returncode == 0, judged.stdout
 
 

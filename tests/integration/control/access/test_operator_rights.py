@@ -9,9 +9,9 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from control import wire
 from control.access.rights import ROLES
 from control.local.pki import Pki
+from control.protocol import wire
 from tests.support.control import Control, module, running
 from tests.support.lent import Lender
 from tests.support.operation_rules import RULES, Rule

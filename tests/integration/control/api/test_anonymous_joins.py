@@ -9,8 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from control import tokens, wire
+from control import tokens
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage import batched_lookups
 from control.storage.batched_lookups import Lookups
 from tests.support.replica import Replica, Site

@@ -9,11 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from control import wire
 from control.access import node_limits
 from control.access.node_limits import NodeLimits
 from control.api import request_input
 from control.problems import ProblemError
+from control.protocol import wire
 from control.sync.reconciler import NodeRequest
 from control.sync.write_batches import MOST_OF_NODE
 from tests.support.control import Control, Joined, Reply, module, until

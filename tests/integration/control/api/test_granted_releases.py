@@ -1,6 +1,6 @@
 """What a manifest grants, through the operators' API: refused, kept, shown by a release's plan; conflicting routes."""
 
-from control.manifest_fields import MANIFEST_FIELDS
+from control.protocol.manifest import MANIFEST_FIELDS
 from tests.support.control import Control, module
 
 HTTP = {"hosts": ["api.example"], "methods": ["GET", "POST"]}

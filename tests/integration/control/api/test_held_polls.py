@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from control.web.server import ControlServer
 from tests.support import seeds
 from tests.support.clock import SetClock

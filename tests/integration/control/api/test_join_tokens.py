@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from tests.support.control import Control, Reply, module
 from tests.support.replica import Site, deaf
 

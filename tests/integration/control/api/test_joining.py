@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from tests.support.control import Control, module
 
 EMPTY = {"generation": 0, "digest": wire.digest(wire.Inventory())}

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from control import wire
 from control.api import pagination
 from control.api.request_input import INVENTORY_BODY, SMALL_BODY
+from control.protocol import wire
 from tests.support import seeds
 from tests.support.control import Control
 from tests.support.replica import Replica, Site, TestNode

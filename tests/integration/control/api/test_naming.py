@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
-from control import wire
+from control.protocol import wire
 from tests.support import deploy
 from tests.support.control import Control, module, until
 from tests.support.deadlines import deadline

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from control import wire
 from control.local.pki import Pki
+from control.protocol import wire
 from tests.support.control import Control, module, running, until
 from tests.support.cutting import cutting
 

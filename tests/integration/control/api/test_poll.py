@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from control import wire
 from control.api.poll import SPREAD
-from control.manifest_fields import Manifest, manifest_digest
+from control.protocol import wire
+from control.protocol.manifest import Manifest, manifest_digest
 from control.web import connection_limits
 from tests.support import seeds
 from tests.support.clock import SetClock

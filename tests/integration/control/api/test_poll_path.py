@@ -2,7 +2,7 @@
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from tests.support import seeds
 from tests.support.call_path import recording
 from tests.support.replica import Replica, Site, TestNode

@@ -6,8 +6,8 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from control import wire
 from control.cli.main import run as cli
+from control.protocol import wire
 from control.sync.fleet_cache import FleetCache
 from tests.support import deploy
 from tests.support.backups import Backups

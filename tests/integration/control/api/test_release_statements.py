@@ -4,8 +4,8 @@ is a way there and back, and most of what a release takes at control.
 
 import asyncio
 
-from control import wire
 from control.api import release_making
+from control.protocol import wire
 from edge_runtime.sync import capabilities
 from tests.support import seeds
 from tests.support.asked_statements import asking

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from control import wire
+from control.protocol import wire
 from tests.support import deploy, seeds
 from tests.support.replica import Replica, Site, TestNode
 

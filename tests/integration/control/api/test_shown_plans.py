@@ -4,7 +4,7 @@ release changed can be read later; and its failing nodes can try it again at onc
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from control import wire
+from control.protocol import wire
 from tests.support.control import Control, module
 from tests.support.replica import Site, plan_of
 

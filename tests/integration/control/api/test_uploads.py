@@ -9,11 +9,11 @@ from typing import Any, BinaryIO
 import msgspec
 import pytest
 
-from control import wire
 from control.api import artifacts
 from control.checks import edge_check
 from control.local.pki import Pki
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage.artifact_deletions import ArtifactKey
 from control.storage.connection_quotas import ASKS
 from control.storage.object_store import DOWNLOADS, DOWNLOADS_OF_ONE, object_key

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 from control.storage.announcements import Changed
 from tests.support import seeds
 from tests.support.deadlines import deadline

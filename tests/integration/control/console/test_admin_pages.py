@@ -8,10 +8,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from control import settings_in_force
 from control.api import records
 from control.api.operations import ApiCall, Reply
 from control.console.pages import audit_page
+from control.protocol import settings_in_force
 from tests.support import deploy
 from tests.support.console import MARKUP, ShownPage, page, send
 from tests.support.replica import Replica, Site

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from control import wire
 from control.console import node_functions
+from control.protocol import wire
 from tests.support.console import MARKUP, LivePage, live, page
 from tests.support.live import asked, send, viewing
 from tests.support.replica import Replica, Site, TestNode

@@ -7,8 +7,8 @@ from html import unescape
 
 import pytest
 
-from control import wire
 from control.cli import nodes, status
+from control.protocol import wire
 from control.storage.connection import Connection
 from tests.support import numbers, seeds, standings
 from tests.support.clock import SetClock

@@ -4,7 +4,7 @@ import html
 import re
 from typing import Any
 
-from control import wire
+from control.protocol import wire
 from tests.support import deploy
 from tests.support.console import MARKUP, ShownPage, live, page, send
 from tests.support.control import module, until

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from control.storage import connection_quotas, database
 from tests.support.control import until
 from tests.support.deadlines import deadline

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from control.storage import database
 from control.sync import write_batches
 from control.sync.heartbeats import Heartbeats

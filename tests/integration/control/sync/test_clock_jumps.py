@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 
 from control import clock as clocks
-from control import wire
 from control.clock import AHEAD, SystemClock
+from control.protocol import wire
 from control.sync import monitor
 from control.web.server import StartError
 from tests.support import seeds

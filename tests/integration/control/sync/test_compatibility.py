@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from control import wire
-from control.manifest_fields import MANIFEST_FIELDS
+from control.protocol import wire
+from control.protocol.manifest import MANIFEST_FIELDS
 from control.sync import compatibility
 from edge_runtime.sync import capabilities
 from tests.support.control import Control, module

@@ -1,6 +1,6 @@
 """What a replica remembers of credentials and nodes that have ended: not for ever, and none of them comes back."""
 
-from control import wire
+from control.protocol import wire
 from control.sync import fleet_cache
 from tests.support.clock import SetClock
 from tests.support.control import Control

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from control.storage.database import UnknownCommit
 from control.sync.reconciler import NodeRequest
 from tests.support import seeds

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from control import wire
+from control.protocol import wire
 from control.sync import reconciler
 from tests.support import seeds
 from tests.support.clock import SetClock

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from control.storage.audit_log import Actor, record
 from control.storage.connection import Connection, log_at_commit
 from tests.support import seeds

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from tests.support import seeds
 from tests.support.deadlines import deadline
 from tests.support.replica import Answered, Replica, Site, TestNode, deaf, plan_of

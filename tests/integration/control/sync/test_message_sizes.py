@@ -8,9 +8,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from control import wire
 from control.local.pki import Pki
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage import sqlstates
 from control.sync import node_state
 from control.sync.reconciler import NodeRequest, Reconciler

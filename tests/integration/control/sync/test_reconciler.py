@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from control import tokens, wire
+from control import tokens
 from control.problems import ProblemError
+from control.protocol import wire
 from control.storage import batched_lookups
 from control.sync import reconciler
 from control.sync.reconciler import Decision, NodeRequest, Reconciler, _PollBatch

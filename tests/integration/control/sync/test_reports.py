@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from tests.support import seeds
 from tests.support.clock import SetClock
 from tests.support.replica import Replica, Site, TestNode

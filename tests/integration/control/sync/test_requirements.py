@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from control import wire
+from control.protocol import wire
 from control.sync import requirements
 from control.sync.reconciler import NodeRequest, Reconciler
 from edge_runtime.sync import capabilities as told

@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import uuid4
 
-from control import wire
+from control.protocol import wire
 from control.storage.connection import Connection
 from control.sync.reconciler import NodeRequest
 from control.sync.reports import SyncReport

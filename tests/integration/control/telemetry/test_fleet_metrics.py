@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from control import wire
 from control.problems import ProblemError
+from control.protocol import wire
 from control.settings import ControlSettingsError, check
 from control.sync import fleet_cache
 from control.telemetry import fleet_metrics

@@ -9,9 +9,9 @@ from unittest.mock import AsyncMock
 import pytest
 from starlette.types import Scope
 
-from control import wire
 from control.access.sessions import COOKIE, UsedIn
 from control.problems import ProblemError
+from control.protocol import wire
 from control.telemetry import live_records
 from control.telemetry.viewer import HISTORY_SECONDS, LOOK, Ask
 from tests.support.clock import SetClock

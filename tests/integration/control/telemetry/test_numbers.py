@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from control import sketch, wire
+from control.protocol import histogram, wire
 from control.telemetry import group_numbers, ingest, tallies
 from control.telemetry.node_numbers import OF_NODE
 from control.telemetry.tallies import Tallies
@@ -133,7 +133,7 @@ async def test_outcomes_of_newer_nodes_count_as_others(control_site: Site) -> No
     async with control_site.running() as replica:
         node = await at_release(replica)
         code = len(wire.OUTCOMES) + 5
-        sent = wire.FunctionNumbers(0, 1, [code, 3], sketch.pack({9: 4}, 64))
+        sent = wire.FunctionNumbers(0, 1, [code, 3], histogram.pack({9: 4}, 64))
         await numbers.tell(node, numbers.message([sent]))
         assert await totals(replica) == {("alpha", 1): (4, 3)}
 

@@ -9,7 +9,8 @@ from uuid import uuid4
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from control import tracing, wire
+from control import tracing
+from control.protocol import wire
 from tests.support import seeds
 from tests.support.otlp_receiver import attributes, collector
 from tests.support.ports import free_port

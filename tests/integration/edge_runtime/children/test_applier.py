@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.children import applier
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sql import database, schema_record

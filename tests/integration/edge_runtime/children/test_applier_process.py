@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.children import applier
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader

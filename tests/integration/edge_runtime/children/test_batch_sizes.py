@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from control import faults
+from control.protocol import faults
 from edge_runtime.children import applier, stepwise
 from edge_runtime.ipc import frames
 from edge_runtime.sql import batches, database

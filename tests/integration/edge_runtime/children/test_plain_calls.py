@@ -5,7 +5,7 @@ from time import perf_counter
 
 import pytest
 
-from control.manifest_fields import HttpGrant
+from control.protocol.manifest import HttpGrant
 from edge_runtime.ipc import call_head, call_times, frames, progress_page
 from edge_runtime.native import library
 from edge_runtime.wasmedge import Unsafe, instance

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import wal
 from edge_runtime.children import applier, stepwise
 from edge_runtime.errors import SyncFailed

@@ -13,8 +13,8 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from control import wire
 from control.local.pki import Pki
+from control.protocol import wire
 from edge_runtime.sync import sql_runs
 from edge_runtime.sync.control_client import ControlRefused
 from edge_runtime.sync.sql_runs import FOLDER, SqlRunRecord, SqlRunReports

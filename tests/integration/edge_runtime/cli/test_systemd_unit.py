@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from control.cli.doctor.findings import worst
+from control.protocol.findings import worst
 from edge_runtime.cli.doctor import systemd_unit
 
-UNITS = Path(__file__).parents[4] / "docs" / "systemd"
+UNITS = Path(__file__).parents[4] / "packaging" / "systemd"
 STATE = Path("/var/lib/skerry-edge")
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from control.access import certificates
 from control.local import pki
-from control.manifest_fields import HttpGrant
+from control.protocol.manifest import HttpGrant
 from edge_runtime.egress import http_client
 from edge_runtime.egress.http_client import AddressRefused, HttpClient, Resolver, is_own, reachable
 from edge_runtime.guests import http_json

@@ -6,7 +6,7 @@ import msgspec
 import orjson
 import pytest
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.guests.guest import CallLimits, CallServices, Request
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.sql import database

@@ -5,7 +5,7 @@ import hashlib
 import orjson
 import pytest
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.guests.guest import CallLimits, CallServices, GuestFault, LoadedFunction, Request
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import BEST, LinkError, LoadError, Unsafe, memory

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.guests.abi.wasi_signatures import MODULE, SIGNATURES
 from edge_runtime.guests.guest import LoadedFunction
 from edge_runtime.guests.invocation import GuestFault, Request

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import Stored
 from edge_runtime.ipc.zygote_client import ZygoteClient

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from control import wire
 from control.local.pki import Pki
-from control.manifest_fields import MANIFEST_FIELDS
+from control.protocol import wire
+from control.protocol.manifest import MANIFEST_FIELDS
 from edge_runtime.aot_cache import key
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sync import attempt, capabilities, retries

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from control import wire
 from control.local.pki import Pki
+from control.protocol import wire
 from edge_runtime import files
 from edge_runtime.sync import artifacts as artifacts_module
 from edge_runtime.sync import identity

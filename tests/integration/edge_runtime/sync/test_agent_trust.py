@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.sync import identity
 from edge_runtime.sync.control_client import ControlClient, NoAnswer
 from edge_runtime.sync.join import join

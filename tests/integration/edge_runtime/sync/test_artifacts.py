@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from control import wire
 from control.local.pki import Pki
+from control.protocol import wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import artifacts, control_client
 from edge_runtime.sync.artifacts import Artifacts

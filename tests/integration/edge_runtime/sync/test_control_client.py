@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from control import wire
 from control.local.pki import Pki, ensure
+from control.protocol import wire
 from edge_runtime.sync import control_client
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from tests.support.certificates import Authority

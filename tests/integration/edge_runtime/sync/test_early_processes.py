@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from control import faults
+from control.protocol import faults
 from edge_runtime.ipc.zygote_client import Child
 from edge_runtime.release import compile_jobs, row_counter
 from edge_runtime.sync import attempt

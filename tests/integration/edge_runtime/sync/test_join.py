@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from control import wire
 from control.local.pki import Pki, ensure
+from control.protocol import wire
 from edge_runtime.guests.guest import RUNNERS
 from edge_runtime.sync import capabilities, identity
 from edge_runtime.sync import join as joining

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from control import sketch, wire
+from control.protocol import histogram, wire
 from edge_runtime.cli.node import render
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.telemetry import poll_numbers
@@ -48,7 +48,7 @@ class Polls:
         found: dict[int, int] = {}
         for numbers in self.answered.values():
             for function in numbers.functions:
-                calls = sum(sketch.unpack(function.seconds).values())
+                calls = sum(histogram.unpack(function.seconds).values())
                 found[function.release] = found.get(function.release, 0) + calls
         return found
 

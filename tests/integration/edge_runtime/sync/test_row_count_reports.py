@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.ipc import frames
 from edge_runtime.release import row_counter
 from edge_runtime.sync.row_count_reports import RowCountReports, differ

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-from control import tracing, wire
+from control import tracing
 from control.local.pki import Pki
+from control.protocol import wire
 from edge_runtime.telemetry import span_sender
 from tests.guests.build import guest
 from tests.support.agents import change_plans, edge, joined, running_control

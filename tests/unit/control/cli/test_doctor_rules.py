@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from control.cli.doctor import access_rules, fleet_rules, version_rules
-from control.cli.doctor.findings import Finding
+from control.protocol.findings import Finding
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 STORE: dict[str, Any] = {

@@ -11,8 +11,8 @@ import click
 import orjson
 import pytest
 
-from control import version
 from control.cli import main as cli
+from control.protocol import version
 from tests.support.deadlines import scaled
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -191,7 +191,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         pytest.param("-m control.cli whoami >&- 2>&-", 2, "", id="closed"),
         pytest.param("-m control.cli whoami", 1, "the current folder isn't there any more", id="gone"),
         pytest.param(
-            "-c 'from control.cli.shared.program import *; prepare_output(); print(chr(8211))'", 0, "", id="dash"
+            "-c 'from control.protocol.command_line import *; prepare_output(); print(chr(8211))'", 0, "", id="dash"
         ),
     ],
 )

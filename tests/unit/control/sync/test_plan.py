@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import wire
+from control.protocol import wire
 from control.sync import plan
 
 NAMES = st.sampled_from(["hello", "orders", "stock", "users"])

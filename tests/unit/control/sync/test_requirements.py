@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import wire
-from control.manifest_fields import MANIFEST_FIELDS, Manifest, field_paths
 from control.problems import ProblemError
+from control.protocol import wire
+from control.protocol.manifest import MANIFEST_FIELDS, Manifest, field_paths
 from control.sync import compatibility, requirements
 from control.sync.requirements import Need
 from edge_runtime.errors import SyncFailed

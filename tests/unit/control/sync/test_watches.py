@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from control import wire
+from control.protocol import wire
 from control.sync.watches import Watches, WatchRow
 
 SINCE = "2026-11-28T06:00:00Z"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from control.cli.doctor.findings import Finding, lines, worst
+from control.protocol.findings import Finding, lines, worst
 from edge_runtime import wal
 from edge_runtime.cli.doctor import control_connection, local_http, machine, running_node, state_files
 from edge_runtime.cli.doctor.control_connection import ControlFacts

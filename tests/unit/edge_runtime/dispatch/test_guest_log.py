@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime import clock
 from edge_runtime.dispatch import guest_log
 from edge_runtime.dispatch.breaker import Breaker

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from control import sketch
-from control.manifest_fields import Manifest
+from control.protocol import histogram
+from control.protocol.manifest import Manifest
 from edge_runtime.dispatch import outcomes
 from edge_runtime.dispatch.breaker import RULES, Breaker
 from edge_runtime.dispatch.outcomes import Answer, Refusal
@@ -33,11 +33,11 @@ def test_answers_and_refusals_are_counted() -> None:
     assert not made.settle(one, Answer(201, b"h", b"x", 7), 10.0, 0.0015)
     assert made.tally.outcomes == {"ok": 1}
     # Its waiting counts, too; but not in what decides where calls go.
-    assert made.counts.times == {sketch.bucket(0.1): 1}
+    assert made.counts.times == {histogram.bucket(0.1): 1}
     assert made.tally.recent == 0.0015
     assert not made.settle(one, Refusal(502, "guest_trap", "It trapped.", release=7), 71.0, 60.0)
     assert made.tally.outcomes == {"ok": 1, "guest_trap": 1}
-    assert made.counts.times[sketch.LONGER] == 1
+    assert made.counts.times[histogram.LONGER] == 1
     assert made.counts.total == pytest.approx(61.2)
     assert made.breaker.calls == 2
 

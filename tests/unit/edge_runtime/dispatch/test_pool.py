@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control.manifest_fields import HttpGrant, Manifest, manifest_digest
+from control.protocol.manifest import HttpGrant, Manifest, manifest_digest
 from edge_runtime import clock
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import GuestLog

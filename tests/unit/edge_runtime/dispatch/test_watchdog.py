@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.manifest_fields import Manifest, SqlGrant
+from control.protocol.manifest import Manifest, SqlGrant
 from edge_runtime import clock
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call

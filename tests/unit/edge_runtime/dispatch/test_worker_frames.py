@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.children.worker_services import KINDS
 from edge_runtime.dispatch import incoming_frames
 from edge_runtime.dispatch.incoming_frames import LONGEST, FrameUnfit

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import manifests
-from control.manifest_fields import HttpGrant, Manifest
+from control import manifest_rules
+from control.protocol.manifest import HttpGrant, Manifest
 from edge_runtime.egress import grants
 from edge_runtime.guests import http_json
 from edge_runtime.ipc import http_messages
@@ -198,7 +198,7 @@ def test_no_url_gets_past_the_pattern_of_another_host(text: str) -> None:
 def test_every_pattern_that_control_takes_can_be_met() -> None:
     for pattern in ("a.example", "*.a.example:8443", "http://10.0.0.1:80", "[::1]", "http://[fe80::1]:9"):
         grant = msgspec.convert({"hosts": [pattern]}, HttpGrant)
-        manifests.check(Manifest(http=grant))
+        manifest_rules.check(Manifest(http=grant))
         scheme, _, rest = pattern.rpartition("://")
         read(grant, url=f"{scheme or 'https'}://{rest.replace('*', 'x')}/")
 

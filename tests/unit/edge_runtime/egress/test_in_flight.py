@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from control.manifest_fields import HttpGrant, Manifest
+from control.protocol.manifest import HttpGrant, Manifest
 from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.egress.in_flight import RequestsInFlight
 from edge_runtime.guests import http_json

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from control import wire
-from control.manifest_fields import Manifest
+from control.protocol import wire
+from control.protocol.manifest import Manifest
 from edge_runtime.files import FileUnfit
 from edge_runtime.ipc import frames
 from edge_runtime.release import secrets

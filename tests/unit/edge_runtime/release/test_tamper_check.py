@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import wire
-from control.manifest_fields import HttpGrant, Manifest
+from control.protocol import wire
+from control.protocol.manifest import HttpGrant, Manifest
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
 from edge_runtime.release.tamper_check import FILE, TamperCheck, after, digest
 from tests.support.plans import changes, local, plan

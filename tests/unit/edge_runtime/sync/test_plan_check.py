@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from control import wire
-from control.manifest_fields import Manifest
+from control.protocol import wire
+from control.protocol.manifest import Manifest
 from edge_runtime.disk_space import DISK_RESERVE
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import plan_check

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.redaction import Redactor
 from edge_runtime.sync import retries

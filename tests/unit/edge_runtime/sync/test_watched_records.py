@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from edge_runtime.sync import watched_records
 from edge_runtime.sync.control_client import ControlRefused, NoAnswer
 from edge_runtime.sync.watched_records import WatchedRecords

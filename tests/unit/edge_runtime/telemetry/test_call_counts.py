@@ -7,17 +7,17 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import sketch, wire
+from control.protocol import histogram, wire
 from edge_runtime.dispatch.served_functions import MOST_RELEASES, RELEASES, Tally
 from edge_runtime.telemetry.call_counts import CallCounts, row
 
-times = st.dictionaries(st.integers(0, sketch.LONGER), st.integers(1, 2**40), min_size=1)
+times = st.dictionaries(st.integers(0, histogram.LONGER), st.integers(1, 2**40), min_size=1)
 outcomes = st.dictionaries(st.sampled_from(["ok", "code_of_a_later_version", *wire.OUTCOMES]), st.integers(1, 2**40))
 
 
 def call(counts: CallCounts, outcome: str = "ok", seconds: float = 0.001) -> None:
     counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + 1
-    bucket = sketch.bucket(seconds)
+    bucket = histogram.bucket(seconds)
     counts.times[bucket] = counts.times.get(bucket, 0) + 1
     counts.total += seconds
 
@@ -28,7 +28,7 @@ def test_a_functions_numbers_take_64_bytes_of_a_poll_whatever_they_are(index, re
     size = len(msgspec.msgpack.encode(made))
     assert len(base64.b64encode(bytes(size))) <= 64
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(made), type=wire.FunctionNumbers) == made
-    assert sum(sketch.unpack(made.seconds).values()) == sum(took.values())
+    assert sum(histogram.unpack(made.seconds).values()) == sum(took.values())
     assert sum(made.outcomes[1::2]) == sum(count for outcome, count in ended.items() if outcome != "ok")
 
 
@@ -56,13 +56,16 @@ def test_each_call_is_told_once():
     assert not counts.all_told
     first = counts.take()
     assert first is not None
-    assert (first.outcomes, sum(sketch.unpack(first.seconds).values())) == ([wire.OUTCOMES.index("time_limit"), 1], 2)
+    assert (first.outcomes, sum(histogram.unpack(first.seconds).values())) == (
+        [wire.OUTCOMES.index("time_limit"), 1],
+        2,
+    )
     assert counts.take() is None
     assert counts.all_told
     call(counts)
     again = counts.take()
     assert again is not None
-    assert (again.outcomes, sketch.unpack(again.seconds)) == ([], {sketch.bucket(0.001): 1})
+    assert (again.outcomes, histogram.unpack(again.seconds)) == ([], {histogram.bucket(0.001): 1})
     assert (counts.calls, counts.failed) == (3, 1)
 
 

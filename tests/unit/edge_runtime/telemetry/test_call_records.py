@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from control.manifest_fields import Manifest
+from control.protocol.manifest import Manifest
 from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.ipc.call_times import COMMIT, HTTP, LOCK, SQL, TEXT, CallTimes, Step, Steps
 from edge_runtime.ipc.frames import LocalFunction

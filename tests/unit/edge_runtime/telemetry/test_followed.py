@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from control import wire
+from control.protocol import wire
 from edge_runtime import clock
 from edge_runtime.telemetry import followed, records, search
 from edge_runtime.telemetry.followed import Followed

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from control import sketch, wire
+from control.protocol import histogram, wire
 from edge_runtime.telemetry import poll_numbers
 from edge_runtime.telemetry.call_counts import CallCounts
 from edge_runtime.telemetry.poll_numbers import MOST, PERIOD, SOON, SOON_FOR, PollNumbers
@@ -46,7 +46,7 @@ class World:
 
 
 def told(numbers: bytes) -> int:
-    return sum(sum(sketch.unpack(f.seconds).values()) for f in decode(numbers).functions)
+    return sum(sum(histogram.unpack(f.seconds).values()) for f in decode(numbers).functions)
 
 
 async def test_once_a_minute():

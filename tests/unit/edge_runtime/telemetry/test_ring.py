@@ -16,7 +16,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from control.counts import counted
+from control.protocol.counts import counted
 from edge_runtime.telemetry import records, ring, ring_files, search
 from edge_runtime.telemetry.search import LineFilter
 from tests.support.deadlines import scaled

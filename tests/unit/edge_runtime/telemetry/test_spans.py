@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control import trace_context
-from control.trace_context import Place
+from control.protocol import trace_context
+from control.protocol.trace_context import Place
 from edge_runtime.ipc.call_times import COMMIT, HTTP, LOCK, SQL, TEXT, CallTimes, Step
 from edge_runtime.redaction import redact
 from edge_runtime.telemetry.call_traces import BURST, CallTrace, CallTracer

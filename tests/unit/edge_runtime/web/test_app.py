@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from control.manifest_fields import Cors, Manifest, Route
+from control.protocol.manifest import Cors, Manifest, Route
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.errors import CODES

@@ -2,7 +2,7 @@
 
 import pytest
 
-from control.trace_context import Place
+from control.protocol.trace_context import Place
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.telemetry.call_traces import CallTrace, CallTracer, Passed

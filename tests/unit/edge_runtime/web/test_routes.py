@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import manifests
-from control.manifest_fields import Route
+from control import manifest_rules
+from control.protocol.manifest import Route
 from edge_runtime.web.routes import Match, Table
 
 LITERALS = ["a", "b", ""]
@@ -89,7 +89,7 @@ def without_conflicts(listed: list[Route]) -> dict[str, Route]:
     """The routes by functions, without those that conflict with one before them."""
     routes: dict[str, Route] = {}
     for number, route in enumerate(listed):
-        if not manifests.conflict({**routes, f"f{number}": route}):
+        if not manifest_rules.conflict({**routes, f"f{number}": route}):
             routes[f"f{number}"] = route
     return routes
 
@@ -126,10 +126,12 @@ def test_the_nearest_host_decides_before_the_path(listed):
 @given(some_route_for_hosts(), some_route_for_hosts())
 def test_routes_for_hosts_conflict_exactly_where_they_are_as_near(one, other):
     hosts = [*NAMED, "x.a.example", "x.b.a.example", ""]
-    tie = bool(manifests.conflict({"one": Route(one.path, one.methods), "other": Route(other.path, other.methods)}))
+    tie = bool(
+        manifest_rules.conflict({"one": Route(one.path, one.methods), "other": Route(other.path, other.methods)})
+    )
     nears = [(nearness(one, host), nearness(other, host)) for host in hosts if not host.startswith("*")]
     as_near = any(a is not None and a == b for a, b in nears)
-    assert bool(manifests.conflict({"one": one, "other": other})) == (tie and as_near)
+    assert bool(manifest_rules.conflict({"one": one, "other": other})) == (tie and as_near)
 
 
 @given(some_route(), some_route())
@@ -138,7 +140,7 @@ def test_two_routes_conflict_exactly_where_some_request_is_both_ones_equally(one
         (not one.methods or method in one.methods) and (not other.methods or method in other.methods)
         for method in [*METHODS, "PUT"]
     )
-    assert bool(manifests.conflict({"one": one, "other": other})) == tie
+    assert bool(manifest_rules.conflict({"one": one, "other": other})) == tie
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from control.manifest_fields import Cors, Manifest
+from control.protocol.manifest import Cors, Manifest
 from edge_runtime.web import site_policy
 from edge_runtime.web.site_policy import PageRequest, PageRule
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from control import wire
+from control.protocol import wire
 from control.telemetry.webhooks import webhook_messages
 from tests.support import seeds
 from tests.support.clock import SetClock

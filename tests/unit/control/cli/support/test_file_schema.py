@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from control.cli import main as cli
 from control.cli.support import authoring, project
-from control.manifest_fields import Cors, HttpGrant, Manifest, Probe, Route
+from control.protocol.manifest import Cors, HttpGrant, Manifest, Probe, Route
 
 VALIDATOR = jsonschema_rs.validator_for(project.file_schema())
 TEXTS = st.one_of(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from control.cli import nodes, status
 from control.cli.support import options, output, releasing, waiting
 from control.cli.support.client import Json
-from control.manifest_fields import MANIFEST_FIELDS
+from control.protocol.manifest import MANIFEST_FIELDS
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 

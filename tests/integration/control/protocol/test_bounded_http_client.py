@@ -13,12 +13,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from control import answer_heads
 from control.access.provider import Provider
-from control.answer_heads import BoundedConnector
 from control.clock import SystemClock
-from control.manifest_fields import HttpGrant
 from control.problems import ProblemError
+from control.protocol import bounded_http_client
+from control.protocol.bounded_http_client import BoundedConnector
+from control.protocol.manifest import HttpGrant
 from control.settings import ControlSettings
 from control.telemetry.webhooks import webhook_signature
 from control.telemetry.webhooks.webhook_client import WebhookClient
@@ -130,11 +130,11 @@ async def get(session: aiohttp.ClientSession, port: int) -> str:
 
 
 async def test_some_interim_answers_are_no_answer() -> None:
-    with server(INTERIM * answer_heads.MOST_INTERIM + ANSWER) as (port, got):
+    with server(INTERIM * bounded_http_client.MOST_INTERIM + ANSWER) as (port, got):
         async with aiohttp.ClientSession(connector=BoundedConnector()) as session:
             assert [await get(session, port) for _ in range(3)] == ["200 ok"] * 3
         assert len(got) == 3
-    with server(INTERIM * (answer_heads.MOST_INTERIM + 1) + ANSWER) as (port, _):
+    with server(INTERIM * (bounded_http_client.MOST_INTERIM + 1) + ANSWER) as (port, _):
         async with aiohttp.ClientSession(connector=BoundedConnector()) as session:
             with pytest.raises(aiohttp.ClientResponseError, match="interim answers"):
                 await get(session, port)
@@ -159,7 +159,7 @@ async def test_a_large_answer_comes_whole() -> None:
 
 def test_every_client_of_ours_is_bounded() -> None:
     """botocore's and OpenTelemetry's are their own, and ask the store and the collector that an operator has named."""
-    root, unbounded = Path(answer_heads.__file__).parents[1], []
+    root, unbounded = Path(bounded_http_client.__file__).parents[2], []
     for path in [*(root / "control").rglob("*.py"), *(root / "edge_runtime").rglob("*.py")]:
         text = path.read_text()
         if "aiohttp" not in text:

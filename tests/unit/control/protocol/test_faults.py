@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from control import faults
+from control.protocol import faults
 
 
 @pytest.fixture

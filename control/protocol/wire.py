@@ -161,7 +161,7 @@ class FunctionNumbers(Struct, array_like=True):
     outcomes: Annotated[list[Count], Meta(max_length=2 * len(OUTCOMES))]
     """Pairs of a place in `OUTCOMES` and the number of calls that ended so; calls that ended well aren't there."""
     seconds: Annotated[bytes, Meta(max_length=64)]
-    """The times of all calls, from their arrival to their end (`sketch.pack`): so their sum is the number of calls."""
+    """The times of all calls, arrival to end (`histogram.pack`): so their sum is the number of calls."""
 
 
 class NodeNumbers(Struct, array_like=True):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from control import version
+from control.protocol import version
 
-ROOT = Path(version.__file__).parents[1]
+ROOT = Path(version.__file__).parents[2]
 UNFILLED = "$Format:%H %cs$\n"
 
 
@@ -53,14 +53,14 @@ def test_what_git_and_a_wheel_fill_in_is_read() -> None:
 
 
 def test_git_fills_it_in_in_its_archives(repository: Path, tmp_path: Path) -> None:
-    (repository / "control").mkdir()
-    (repository / "control" / "commit.txt").write_text(UNFILLED)
+    (repository / "control" / "protocol").mkdir(parents=True)
+    (repository / "control" / "protocol" / "commit.txt").write_text(UNFILLED)
     (repository / ".gitattributes").write_bytes((ROOT / ".gitattributes").read_bytes())
     git(repository, "add", ".")
     git(repository, "commit", "--quiet", "--message", "second")
     git(repository, "archive", "--output", str(tmp_path / "archive.tar"), "HEAD")
     subprocess.run(["tar", "-xf", tmp_path / "archive.tar", "-C", tmp_path], check=True)
-    found = version.parse((tmp_path / "control" / "commit.txt").read_text())
+    found = version.parse((tmp_path / "control" / "protocol" / "commit.txt").read_text())
     assert found == (git(repository, "rev-parse", "HEAD"), git(repository, "show", "--no-patch", "--format=%cs"))
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import manifests, wire
-from control.manifest_fields import Manifest, Route, completed, manifest_digest, sql_grant
+from control import manifest_rules
+from control.protocol import wire
+from control.protocol.manifest import Manifest, Route, completed, manifest_digest, sql_grant
 
 METHODS = st.sampled_from(["GET", "HEAD", "POST", "PUT"])
 
@@ -55,8 +56,8 @@ def manifest(**fields: Any) -> Manifest:
     ],
 )
 def test_a_manifest_is_refused_and_the_field_named(fields, field):
-    with pytest.raises(manifests.ManifestUnfit) as refused:
-        manifests.check(manifest(**fields))
+    with pytest.raises(manifest_rules.ManifestUnfit) as refused:
+        manifest_rules.check(manifest(**fields))
     assert refused.value.field == field
     assert str(refused.value)
 
@@ -137,7 +138,7 @@ def test_a_manifest_of_another_form_is_refused(fields):
     ],
 )
 def test_a_manifest_is_taken(fields):
-    manifests.check(manifest(**fields))
+    manifest_rules.check(manifest(**fields))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_manifest_is_taken(fields):
 )
 def test_two_routes_conflict_where_a_request_could_be_either_ones(one, other, conflicts):
     routes = {"f": Route(one[0], one[1]), "g": Route(other[0], other[1])}
-    said = manifests.conflict(routes)
+    said = manifest_rules.conflict(routes)
     assert bool(said) is conflicts
     if conflicts:
         assert one[0] in said
@@ -170,32 +171,32 @@ def test_routes_for_one_host_conflict_and_the_host_is_named():
         "g": Route("/a", ["GET"], ["www.shop.example"]),
     }
     said = "the route /a of f and /a of g take the same requests (GET for www.shop.example)"
-    assert manifests.conflict(routes) == said
+    assert manifest_rules.conflict(routes) == said
     for hosts in ([], ["*.shop.example"], ["other.example"]):
-        assert manifests.conflict({"f": routes["f"], "g": Route("/a", hosts=hosts)}) == ""
+        assert manifest_rules.conflict({"f": routes["f"], "g": Route("/a", hosts=hosts)}) == ""
 
 
 def test_the_hosts_of_a_route_are_shown():
     route = {"path": "/a", "methods": ["GET"], "hosts": ["shop.example", "*.shop.example"]}
-    assert manifests.shown("route", route) == "GET shop.example,*.shop.example/a"
+    assert manifest_rules.shown("route", route) == "GET shop.example,*.shop.example/a"
 
 
 def test_differences_are_those_of_grants_and_shown_to_people():
     before = {"sql": "read", "time_limit_ms": 100, "secrets": ["A"]}
     after = {"sql": "write", "time_limit_ms": 200, "http": {"hosts": ["a.example"]}, "route": {"path": "/{id}"}}
-    found = manifests.differences(before, after)
+    found = manifest_rules.differences(before, after)
     assert found == {
         "route": (None, {"path": "/{id}"}),
         "sql": ("read", "write"),
         "http": (None, {"hosts": ["a.example"]}),
         "secrets": (["A"], None),
     }
-    assert manifests.grants(after) == {
+    assert manifest_rules.grants(after) == {
         "route": "ANY /{id}",
         "sql": "write",
         "http": "GET|HEAD to a.example (5000 ms, 1048576 bytes out, 1048576 in)",
     }
-    assert manifests.shown("secrets", None) == "none"
+    assert manifest_rules.shown("secrets", None) == "none"
 
 
 @given(st.sampled_from(["none", "read", "write"]), st.none() | st.lists(METHODS, max_size=4), METHODS)
@@ -217,17 +218,17 @@ def test_what_was_stored_before_there_were_methods_that_only_read_is_what_it_was
 
 def test_the_methods_that_only_read_are_among_the_grants():
     before, after = {"sql": "write"}, msgspec.json.decode(wire.canonical(completed(manifest(sql="write"))))
-    assert manifests.differences(before, after) == {"read_only_methods": (None, ["GET", "HEAD"])}
-    assert manifests.grants(after) == {"sql": "write", "read_only_methods": "GET, HEAD"}
+    assert manifest_rules.differences(before, after) == {"read_only_methods": (None, ["GET", "HEAD"])}
+    assert manifest_rules.grants(after) == {"sql": "write", "read_only_methods": "GET, HEAD"}
 
 
 def test_what_web_pages_may_do_is_among_the_grants():
     given = manifest(cors={"origins": ["https://a.example", "null"]}, navigation=True)
-    assert manifests.grants(msgspec.json.decode(wire.canonical(given))) == {
+    assert manifest_rules.grants(msgspec.json.decode(wire.canonical(given))) == {
         "cors": "GET|HEAD|POST from https://a.example, null",
         "navigation": "links of other sites",
     }
     given = manifest(cors={"origins": ["https://a.example"], "methods": ["PUT"], "credentials": True})
     stored = msgspec.json.decode(wire.canonical(given))
-    assert manifests.grants(stored) == {"cors": "PUT from https://a.example, with credentials"}
-    assert manifests.differences({}, stored) == {"cors": (None, stored["cors"])}
+    assert manifest_rules.grants(stored) == {"cors": "PUT from https://a.example, with credentials"}
+    assert manifest_rules.differences({}, stored) == {"cors": (None, stored["cors"])}

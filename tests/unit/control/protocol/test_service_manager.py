@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from control.web import service_manager
-from control.web.service_manager import ServiceManager
+from control.protocol import service_manager
+from control.protocol.service_manager import ServiceManager
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -90,4 +90,4 @@ def of_checkout(root: Path) -> str:
 
 
 def _root() -> Path:
-    return Path(__file__).parents[1]
+    return Path(__file__).parents[2]

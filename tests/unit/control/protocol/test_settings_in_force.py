@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from control import settings_in_force
+from control.protocol import settings_in_force
 
 
 @pytest.mark.parametrize(

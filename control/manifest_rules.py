@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from control.manifest_fields import READ_ONLY_METHODS, Cors, HttpGrant, Manifest, Route, completed, sql_grant
+from control.protocol.manifest import READ_ONLY_METHODS, Cors, HttpGrant, Manifest, Route, completed, sql_grant
 
 OWN_PATHS: Final = ("functions", "_skerry")
 """First segments of paths that belong to the node itself."""

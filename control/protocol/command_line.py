@@ -14,8 +14,8 @@ from typing import Any
 import click
 from click.exceptions import NoSuchCommand
 
-from control import version
-from control.cli.shared.renamed import warn
+from control.protocol import version
+from control.protocol.renamed_options import warn
 
 SHELLS = ("bash", "zsh", "fish")
 SUMMARY = 400

@@ -5,7 +5,7 @@ from typing import Any, Final, Literal
 
 import click
 
-from control.cli.shared import renamed
+from control.protocol import renamed_options
 
 UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 """Milliseconds of each unit."""
@@ -40,7 +40,7 @@ class DurationType(click.ParamType[float, Any]):
         if found is None or not (found[2] or self._plain):
             self.fail(f"{value!r} is no duration: a number with ms, s, m, h or d behind it, such as 90d", param, ctx)
         if not found[2]:
-            renamed.warn(f"a duration without a unit, {value},", f"written with one, {value}{self._of},")
+            renamed_options.warn(f"a duration without a unit, {value},", f"written with one, {value}{self._of},")
         milliseconds = float(found[1]) * UNITS[found[2] or self._of]
         if not self._least <= milliseconds / 1000 <= self._most:
             most = "" if self._most == float("inf") else f", and {shown(self._most)} at most"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 import msgspec
 from msgspec import Meta, Struct, field, inspect
 
-from control.wire import MIB, Body, LabelKey, LabelValue, Name, Sha256, Uuid, canonical
+from control.protocol.wire import MIB, Body, LabelKey, LabelValue, Name, Sha256, Uuid, canonical
 
 # A Python pattern's $ also matches before a line break at the end, hence the look-ahead.
 Method = Annotated[str, Meta(pattern=r"^[A-Z]{1,16}$(?!\n)")]

@@ -3,8 +3,8 @@
 import click
 import pytest
 
-from control.cli.shared.durations import DurationType, shown
-from control.counts import counted
+from control.protocol.counts import counted
+from control.protocol.durations import DurationType, shown
 
 
 @pytest.mark.parametrize(
