@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 
 from control.access import auth
 from control.api.bodies import responses
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import faults
 from control.storage import bucket_owner, queries
@@ -48,13 +48,38 @@ SET_READY = SQL.optional("set_ready", UUID)
 CHUNK = 1024 * 1024
 """Bytes of an upload that are written to the spool at once."""
 
+STORE_ERRORS = (
+    *("store_unavailable", "store_refused", "store_full", "store_not_owned", "store_mark_refused"),
+    "bucket_missing",
+)
+"""Codes of problems that the artifact store may cause."""
+
 _RANGE = re.compile(r"bytes=\d{1,18}-(\d{1,18})?")
 
 log = logging.getLogger("skerry.artifacts")
 
 
+@operation(
+    "PUT",
+    "/v1/artifacts/{sha256}",
+    "Upload an artifact",
+    role="push",
+    everywhere=False,
+    answers={200: responses.Artifact, 201: responses.Artifact},
+    errors=(
+        "digest_mismatch",
+        "upload_interrupted",
+        "artifact_too_large",
+        "module_refused",
+        "check_unavailable",
+        "spool_failed",
+        "spool_full",
+        *STORE_ERRORS,
+    ),
+    stream=True,
+)
 async def upload(call: ApiCall) -> Reply:
-    """PUT /v1/artifacts/{sha256}: spool and hash the bytes, check them, then row, object, and row ready (R 2.1)."""
+    """Spool and hash the bytes, check them, then row, object, and row ready (R 2.1)."""
     with call.services.checks.of(call.operator.id).upload():
         return await _upload(call)
 
@@ -114,8 +139,17 @@ async def _keep(call: ApiCall, file: BinaryIO, size: int) -> Reply:
     return Reply(201 if made else 200, responses.Artifact(sha256, size, checked["abi"]))
 
 
+@operation(
+    "HEAD",
+    "/v1/artifacts/{sha256}",
+    "Is it uploaded, and whole in the store?",
+    role="push",
+    everywhere=False,
+    answers={200: bytes},
+    errors=("unknown_artifact", *STORE_ERRORS),
+)
 async def head(call: ApiCall) -> Reply:
-    """HEAD /v1/artifacts/{sha256}: whether it needn't be sent. Its object is read, since it may be lost or damaged."""
+    """Whether it needn't be sent. Its object is read, since it may be lost or damaged."""
     sha256 = call.path["sha256"]
     row = await call.services.db.read(lambda conn: conn.fetchrow(READY, sha256))
     if row is None or await _fault(call, row):
@@ -124,8 +158,16 @@ async def head(call: ApiCall) -> Reply:
     return Reply(200, b"", headers)
 
 
+@operation(
+    "GET",
+    "/v1/artifacts/{sha256}",
+    "The bytes, for a node that was ever to have them",
+    role="node",
+    answers={200: bytes, 206: bytes, 307: None},
+    errors=("unknown_artifact", *STORE_ERRORS),
+)
 async def download(call: ApiCall) -> Reply:
-    """GET /v1/artifacts/{sha256}, for a node whose target has it, or for which a sync with it was opened (R 4.2)."""
+    """For a node whose target has it, or for which a sync with it was opened (R 4.2)."""
     sha256 = call.path["sha256"]
     services = call.services
     id = await services.db.read(lambda conn: conn.fetchval(FOR_NODE, sha256, call.node_id))

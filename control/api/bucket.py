@@ -1,7 +1,7 @@
 """The bucket of artifacts: its state, and the order to resume deletions."""
 
 from control.api.bodies import responses
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.api.services import Services
 from control.storage import bucket_owner, queries
 from control.storage.announcements import Changed
@@ -11,13 +11,27 @@ SQL = queries.load("bucket_owner")
 COUNT_UNKNOWN = SQL.value("count_unknown", int)
 
 
+@operation(
+    "GET",
+    "/v1/artifact-store",
+    "The bucket of artifacts: whose it is, and whether anything is deleted from it",
+    role="read",
+    everywhere=False,
+    answers={200: responses.ArtifactStore},
+)
 async def show(call: ApiCall) -> Reply:
-    """GET /v1/artifact-store."""
     return await call.read(lambda conn: _described(call.services, conn))
 
 
+@operation(
+    "POST",
+    "/v1/artifact-store/resume",
+    "Let deletions from the bucket go on, which were held",
+    role="admin",
+    answers={200: responses.ArtifactStore},
+)
 async def resume(call: ApiCall) -> Reply:
-    """POST /v1/artifact-store/resume: resume deletions, which are held after a restore of the metadata, for example."""
+    """Resume deletions, which are held after a restore of the metadata, for example."""
     services = call.services
 
     async def work(conn: Connection, _changed: Changed) -> responses.ArtifactStore:

@@ -11,7 +11,7 @@ from msgspec.structs import asdict
 from control import manifest_rules
 from control.api import artifacts, pagination, release_making, releases
 from control.api.bodies import release_responses, requests, responses
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import faults
 from control.protocol.counts import counted
@@ -135,9 +135,16 @@ class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Only answer what would be deleted, and which releases be made."""
 
 
-async def list_functions(call: ApiCall) -> Reply:
-    """GET /v1/functions."""
-    begin = pagination.read_cursor(call.query.cursor, (str,)) or ("",)
+@operation(
+    "GET",
+    "/v1/functions",
+    "Functions",
+    role="read",
+    everywhere=False,
+    answers={200: responses.Page[release_responses.Function]},
+)
+async def list_functions(call: ApiCall, query: pagination.Paging) -> Reply:
+    begin = pagination.read_cursor(query.cursor, (str,)) or ("",)
     groups = call.operator.rights.groups("read")
 
     async def describe(conn: Connection, rows: Sequence[ListedFunction]) -> list[release_responses.Function]:
@@ -150,14 +157,22 @@ async def list_functions(call: ApiCall) -> Reply:
             lambda rows: describe(conn, rows),
             lambda row: (row.name,),
             begin,
-            call.query.limit,
+            query.limit,
         )
 
     return await call.read(work)
 
 
+@operation(
+    "GET",
+    "/v1/functions/{name}",
+    "A function, and the groups whose newest release has it",
+    role="read",
+    everywhere=False,
+    answers={200: release_responses.DetailedFunction},
+    errors=("unknown_function",),
+)
 async def get_function(call: ApiCall) -> Reply:
-    """GET /v1/functions/{name}."""
     name = call.path["name"]
     groups = call.operator.rights.groups("read")
 
@@ -193,10 +208,19 @@ async def with_artifact(call: ApiCall) -> Reply:
     return await call.read(lambda conn: conn.fetch(WITH_ARTIFACT, begin, begin + "g", TOLD))
 
 
-async def list_versions(call: ApiCall) -> Reply:
-    """GET /v1/functions/{name}/versions, newest first."""
-    name, paging = call.path["name"], call.query
-    before = pagination.read_cursor(paging.cursor, (int,)) or (2**62,)
+@operation(
+    "GET",
+    "/v1/functions/{name}/versions",
+    "Versions of a function, newest first",
+    role="read",
+    everywhere=False,
+    answers={200: responses.Page[release_responses.Version]},
+    errors=("unknown_function",),
+)
+async def list_versions(call: ApiCall, query: pagination.Paging) -> Reply:
+    """Newest first."""
+    name = call.path["name"]
+    before = pagination.read_cursor(query.cursor, (int,)) or (2**62,)
 
     async def work(conn: Connection) -> responses.Page[release_responses.Version]:
         if not await conn.fetchval(HAS_VERSIONS, name):
@@ -207,7 +231,7 @@ async def list_versions(call: ApiCall) -> Reply:
             pagination.each(_version),
             lambda row: (row.version,),
             before,
-            paging.limit,
+            query.limit,
             first=1,
             most=8,
         )
@@ -215,8 +239,16 @@ async def list_versions(call: ApiCall) -> Reply:
     return await call.read(work)
 
 
+@operation(
+    "GET",
+    "/v1/functions/{name}/versions/{version}",
+    "A version",
+    role="read",
+    everywhere=False,
+    answers={200: release_responses.Version},
+    errors=("unknown_version",),
+)
 async def get_version(call: ApiCall) -> Reply:
-    """GET /v1/functions/{name}/versions/{version}."""
     name, version = call.path["name"], call.path["version"]
 
     async def work(conn: Connection) -> release_responses.Version:
@@ -228,12 +260,21 @@ async def get_version(call: ApiCall) -> Reply:
     return await call.read(work)
 
 
-async def add_version(call: ApiCall) -> Reply:
-    """POST /v1/functions/{name}/versions: the next number for bytes that are in the store."""
-    name, body = call.path["name"], call.body
+@operation(
+    "POST",
+    "/v1/functions/{name}/versions",
+    "Make a version of an uploaded artifact",
+    role="push",
+    everywhere=False,
+    answers={200: release_responses.VersionPlan, 201: release_responses.PushedVersion},
+    errors=("unknown_artifact", "module_refused", "manifest_unfit", *releases.FOLLOWING_ERRORS),
+)
+async def add_version(call: ApiCall, body: requests.NewVersion, query: releases.PlanFor) -> Reply:
+    """The next number for bytes that are in the store."""
+    name = call.path["name"]
     call.operator.need_somewhere("push", {name})
 
-    wanted = await releases.following(call)
+    wanted = await releases.following(call, body.release, query)
 
     async def add(conn: Connection) -> release_responses.Version:
         now = call.services.clock.now()
@@ -295,28 +336,43 @@ async def add_version(call: ApiCall) -> Reply:
         made = await work(conn, changed)
         return release_responses.PushedVersion(**asdict(made.version), release=made.release)
 
-    if call.query.plan:
+    if query.plan:
         return await call.rehearse(work)
     answer = await call.write(push)
     call.services.ownership.wake()
     return answer
 
 
-async def delete(call: ApiCall) -> Reply:
-    """DELETE /v1/functions/{name} and /v1/functions/{name}/versions/{version}."""
+@operation(
+    "DELETE",
+    "/v1/functions/{name}",
+    "Delete a function with all its versions",
+    role="deploy",
+    answers={200: release_responses.DeletionPlan, 204: None},
+    errors=("unknown_function", "version_in_target", "version_needed"),
+)
+@operation(
+    "DELETE",
+    "/v1/functions/{name}/versions/{version}",
+    "Delete a version",
+    role="deploy",
+    answers={200: release_responses.DeletionPlan, 204: None},
+    errors=("unknown_version", "version_in_target", "version_needed"),
+)
+async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
     name, version = call.path["name"], call.path.get("version")
     unused: list[ArtifactKey] = []
 
     async def work(conn: Connection, changed: Changed) -> release_responses.DeletionPlan:
         now = call.services.clock.now()
         groups = await conn.fetch(GROUPS_WITH, name, version)
-        if groups and not call.query.release:
+        if groups and not query.release:
             names = ", ".join(row.name for row in groups)
             raise ProblemError(
                 "version_in_target",
                 f"the target of {names} has it; make a release without it first, or ask with ?release=true",
             )
-        if not call.query.force:
+        if not query.force:
             await _refuse_needed(conn, name, version)
         subject = name if version is None else f"{name}@{version}"
         # Rows that may be locked are locked before the generation is taken, so waiting holds up no other decision.
@@ -339,7 +395,7 @@ async def delete(call: ApiCall) -> Reply:
     async def delete_all(conn: Connection, changed: Changed) -> None:
         await work(conn, changed)
 
-    if call.query.plan:
+    if query.plan:
         return await call.rehearse(work)
 
     faults.reach("control.delete.rows.before")

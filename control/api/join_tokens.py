@@ -7,8 +7,8 @@ from uuid import UUID
 from control import tokens
 from control.access import join_token_ends
 from control.api import node_views, pagination
-from control.api.bodies import node_responses, responses
-from control.api.operations import ApiCall, Reply
+from control.api.bodies import node_responses, requests, responses
+from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -49,9 +49,17 @@ class JoinTokenFilter(pagination.Paging, forbid_unknown_fields=True):
     state: join_token_ends.State | None = None
 
 
-async def create(call: ApiCall) -> Reply:
-    """POST /v1/join-tokens. Only the token's hash is stored, so the same request again gets a new token."""
-    body = call.body
+@operation(
+    "POST",
+    "/v1/join-tokens",
+    "Make a one-time token to join with",
+    role="admin",
+    everywhere=False,
+    answers={201: node_responses.MadeJoinToken},
+    errors=("unknown_group", "unknown_node", "token_used"),
+)
+async def create(call: ApiCall, body: requests.NewJoinToken) -> Reply:
+    """Only the token's hash is stored, so the same request again gets a new token."""
     fingerprint = call.services.certificates.trust.fingerprint
 
     async def work(conn: Connection, _changed: Changed) -> node_responses.MadeJoinToken:
@@ -87,27 +95,44 @@ async def create(call: ApiCall) -> Reply:
     return await call.write(work, renew=renew)
 
 
-async def list_tokens(call: ApiCall) -> Reply:
-    """GET /v1/join-tokens, newest first: never with their secrets, which control doesn't have."""
+@operation(
+    "GET",
+    "/v1/join-tokens",
+    "Join tokens, newest first",
+    role="admin",
+    everywhere=False,
+    answers={200: responses.Page[node_responses.JoinToken]},
+)
+async def list_tokens(call: ApiCall, query: JoinTokenFilter) -> Reply:
+    """Newest first: never with their secrets, which control doesn't have."""
     now = call.services.clock.now()
-    begin = pagination.read_cursor(call.query.cursor, (datetime, UUID)) or (None, None)
+    begin = pagination.read_cursor(query.cursor, (datetime, UUID)) or (None, None)
 
     groups = call.operator.rights.groups("admin")
 
     async def work(conn: Connection) -> responses.Page[node_responses.JoinToken]:
         return await pagination.fill(
-            lambda after, count: conn.fetch(LISTED, *after, groups, call.query.state, now, count),
+            lambda after, count: conn.fetch(LISTED, *after, groups, query.state, now, count),
             pagination.each(lambda row: _listed(row, now)),
             lambda row: (row.created_at, row.id),
             begin,
-            call.query.limit,
+            query.limit,
         )
 
     return await call.read(work)
 
 
+@operation(
+    "DELETE",
+    "/v1/join-tokens/{id}",
+    "Revoke a join token",
+    role="admin",
+    everywhere=False,
+    answers={204: None},
+    errors=("unknown_join_token", "node_joined"),
+)
 async def revoke(call: ApiCall) -> Reply:
-    """DELETE /v1/join-tokens/{id}: no node can join with it any more."""
+    """No node can join with it any more."""
     id = call.path["id"]
 
     async def work(conn: Connection, _changed: Changed) -> None:

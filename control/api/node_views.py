@@ -13,7 +13,7 @@ from control.access.auth import Principal
 from control.access.rights import Role
 from control.api import pagination
 from control.api.bodies import node_responses, release_responses, responses
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import wire
 from control.settings import ControlSettings
@@ -161,9 +161,16 @@ class NodeFilter(pagination.Paging, forbid_unknown_fields=True):
     """By name, by standing (the worst first), or by when they were last seen (the longest ago first)."""
 
 
-async def list_nodes(call: ApiCall) -> Reply:
-    """GET /v1/nodes."""
-    query = call.query
+@operation(
+    "GET",
+    "/v1/nodes",
+    "Nodes",
+    role="read",
+    everywhere=False,
+    answers={200: responses.Page[node_responses.Node]},
+    errors=("unknown_group",),
+)
+async def list_nodes(call: ApiCall, query: NodeFilter) -> Reply:
     by_name = query.sort == "name"
     after = pagination.read_cursor(query.cursor, (str,) if by_name else (str, int))
 
@@ -212,8 +219,16 @@ async def list_nodes(call: ApiCall) -> Reply:
     return await call.read(work)
 
 
+@operation(
+    "GET",
+    "/v1/nodes/{node}",
+    "A node",
+    role="read",
+    everywhere=False,
+    answers={200: node_responses.DetailedNode},
+    errors=("unknown_node",),
+)
 async def get_node(call: ApiCall) -> Reply:
-    """GET /v1/nodes/{node}."""
     node = call.path["node"]
 
     async def work(conn: Connection) -> node_responses.DetailedNode:

@@ -11,8 +11,8 @@ from control.access import auth, join_token_ends
 from control.access.auth import AuthError
 from control.access.rights import Role
 from control.api import node_views, release_making
-from control.api.bodies import node_responses, release_responses
-from control.api.operations import ApiCall, Reply
+from control.api.bodies import node_responses, release_responses, requests
+from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import wire
 from control.storage import idempotency, queries
@@ -60,13 +60,20 @@ LOCK = SQL.value("lock", UUID)
 IS_CLONED = SQL.optional("is_cloned", bool)
 
 
-async def join(call: ApiCall) -> Reply:
-    """POST /v1/nodes, with a join token (R 1.1, 1.2, 7.3).
+@operation(
+    "POST",
+    "/v1/nodes",
+    "Join",
+    role="join",
+    answers={201: wire.Joined},
+    errors=("token_expired", "token_used", "token_revoked", "name_taken", "too_many_acts"),
+)
+async def join(call: ApiCall, body: wire.Join) -> Reply:
+    """With a join token (R 1.1, 1.2, 7.3).
 
     The same attempt again, before its credential was used, gets another credential, since the answer may be lost.
     """
     token_id, secret_hash = auth.bearer(call.scope, "join")
-    body: wire.Join = call.body
     for field, value in (("labels", body.labels), ("capabilities", body.capabilities)):
         requirements.check(field, value)
 
@@ -117,8 +124,17 @@ async def join(call: ApiCall) -> Reply:
     return answer
 
 
+@operation(
+    "POST",
+    "/v1/nodes/self/credential",
+    "Rotate the node's credential",
+    role="node",
+    ended="",
+    answers={201: wire.Rotated},
+    errors=("too_many_acts",),
+)
 async def rotate(call: ApiCall) -> Reply:
-    """POST /v1/nodes/self/credential: the old credential ends when the new one is first used."""
+    """The old credential ends when the new one is first used."""
     node_id, old = call.node_id, call.credential_id
     call.services.node_limits.take("credentials", node_id, _called(call))
 
@@ -144,49 +160,70 @@ async def rotate(call: ApiCall) -> Reply:
     return answer
 
 
-async def sql_run(call: ApiCall) -> Reply:
-    """POST /v1/nodes/self/sql: a row in the audit log, one for each id."""
-    run: wire.SqlRun = call.body
+@operation(
+    "POST",
+    "/v1/nodes/self/sql",
+    "Tell of SQL that somebody has run on the node",
+    role="node",
+    answers={204: None},
+    errors=("too_many_acts",),
+)
+async def sql_run(call: ApiCall, body: wire.SqlRun) -> Reply:
+    """A row in the audit log, one for each id."""
     call.services.node_limits.take("SQL that was run", call.node_id, _called(call))
 
     async def work(conn: Connection) -> None:
         await auth.refuse_revoked(conn, call.credential_id)
         node = await conn.one(NAME_AND_GROUP, call.node_id)
-        texts = {"statement": run.statement, "reason": run.reason, "user": run.user}
+        texts = {"statement": body.statement, "reason": body.reason, "user": body.user}
         details = {name: clean(text) for name, text in texts.items() if text}
-        at = run.at.isoformat(timespec="milliseconds")
-        details |= {"run": run.id, "kind": run.kind, "at": at, "rows": "unknown" if run.rows is None else str(run.rows)}
+        at = body.at.isoformat(timespec="milliseconds")
+        details |= {
+            "run": body.id,
+            "kind": body.kind,
+            "at": at,
+            "rows": "unknown" if body.rows is None else str(body.rows),
+        }
 
         async def record(conn: Connection) -> None:
             await call.audit(conn, "node.sql", node.name, details, node=node.name)
 
         now = call.services.clock.now()
         # A node asks again where the answer was lost.
-        await idempotency.once(conn, now, f"node {call.node_id}", run.id, run.id, 204, record)
+        await idempotency.once(conn, now, f"node {call.node_id}", body.id, body.id, 204, record)
 
     await call.services.databases.joins.transaction(work)
     return Reply(204, None)
 
 
-async def move(call: ApiCall) -> Reply:
-    """POST /v1/nodes/{node}/move: to another group, whose release becomes the node's target."""
+@operation(
+    "POST",
+    "/v1/nodes/{node}/move",
+    "Move a node to another group",
+    role="deploy",
+    everywhere=False,
+    answers={200: node_responses.DetailedNode},
+    errors=("unknown_node", "unknown_group", "nodes_unfit", "loss_not_allowed", "stall_not_allowed"),
+)
+async def move(call: ApiCall, body: requests.MoveNode) -> Reply:
+    """To another group, whose release becomes the node's target."""
     if kept := await call.replayed(200):
         return kept
-    await _check_unchecked(call, "deploy", call.body.group)
+    await _check_unchecked(call, "deploy", body.group)
 
     async def work(conn: Connection, changed: Changed) -> node_responses.DetailedNode:
         node = await node_views.find(conn, call.operator, "deploy", call.path["node"])
-        call.operator.need("deploy", call.body.group)
-        group = await node_views.group(conn, call.body.group)
+        call.operator.need("deploy", body.group)
+        group = await node_views.group(conn, body.group)
         if group != node.group_id:
-            if not call.body.allow_unfit:
-                compatibility.refuse(await compatibility.unfit_for(conn, node.id, group), call.body.group)
+            if not body.allow_unfit:
+                compatibility.refuse(await compatibility.unfit_for(conn, node.id, group), body.group)
             change_effects.refuse(
                 await change_effects.of_move(conn, node.id, group),
-                f"the move to group {call.body.group}",
+                f"the move to group {body.group}",
                 call.services.settings.stall_limit,
-                allow_loss=call.body.allow_loss,
-                allow_stall=call.body.allow_stall,
+                allow_loss=body.allow_loss,
+                allow_stall=body.allow_stall,
             )
             # Before the generation is taken, so that waiting for a locked node holds up no other decision.
             await conn.fetchval(LOCK, node.id)
@@ -195,7 +232,7 @@ async def move(call: ApiCall) -> Reply:
             changed.nodes.add(str(node.id))
             # Who made them may have nothing to say in the new group.
             await join_token_ends.end_for_node(conn, node.id, call.services.clock.now())
-            before, after = {"group": node.group_name}, {"group": call.body.group}
+            before, after = {"group": node.group_name}, {"group": body.group}
             await call.audit(conn, "node.move", node.name, {"generation": generation}, before=before, after=after)
         return await node_views.describe(conn, node.id, call.services.settings)
 
@@ -219,9 +256,18 @@ class MoveQuery(Struct, forbid_unknown_fields=True):
     group: wire.Name
 
 
-async def plan_move(call: ApiCall) -> Reply:
-    """GET /v1/nodes/{node}/move: what the move to a group would change for the node; nothing is refused for it."""
-    name: str = call.query.group
+@operation(
+    "GET",
+    "/v1/nodes/{node}/move",
+    "What the move of a node would change",
+    role="read",
+    everywhere=False,
+    answers={200: release_responses.MovePlan},
+    errors=("unknown_node", "unknown_group"),
+)
+async def plan_move(call: ApiCall, query: MoveQuery) -> Reply:
+    """What the move to a group would change for the node; nothing is refused for it."""
+    name: str = query.group
     await _check_unchecked(call, "read", name)
 
     async def work(conn: Connection) -> release_responses.MovePlan:
@@ -239,8 +285,17 @@ async def plan_move(call: ApiCall) -> Reply:
     return await call.read(work)
 
 
+@operation(
+    "POST",
+    "/v1/nodes/{node}/revoke",
+    "Revoke a node's credentials",
+    role="admin",
+    everywhere=False,
+    answers={204: None},
+    errors=("unknown_node",),
+)
 async def revoke(call: ApiCall) -> Reply:
-    """POST /v1/nodes/{node}/revoke: all credentials of the node, and its join tokens."""
+    """All credentials of the node, and its join tokens."""
 
     async def work(conn: Connection, changed: Changed) -> None:
         node = await node_views.find(conn, call.operator, "admin", call.path["node"])
@@ -257,8 +312,17 @@ async def revoke(call: ApiCall) -> Reply:
     return await call.write(work, status=204)
 
 
+@operation(
+    "POST",
+    "/v1/nodes/{node}/retry",
+    "Let a node try again now",
+    role="deploy",
+    everywhere=False,
+    answers={204: None},
+    errors=("unknown_node",),
+)
 async def retry(call: ApiCall) -> Reply:
-    """POST /v1/nodes/{node}/retry: the node tries a failed generation again with its next poll."""
+    """The node tries a failed generation again with its next poll."""
 
     async def work(conn: Connection, changed: Changed) -> None:
         node = await node_views.find(conn, call.operator, "deploy", call.path["node"])
@@ -269,8 +333,17 @@ async def retry(call: ApiCall) -> Reply:
     return await call.write(work, status=204)
 
 
+@operation(
+    "DELETE",
+    "/v1/nodes/{node}",
+    "Remove a node",
+    role="admin",
+    everywhere=False,
+    answers={204: None},
+    errors=("unknown_node",),
+)
 async def remove(call: ApiCall) -> Reply:
-    """DELETE /v1/nodes/{node}: its credentials are revoked and its name is free; its logs stay."""
+    """Its credentials are revoked and its name is free; its logs stay."""
 
     async def work(conn: Connection, changed: Changed) -> None:
         node = await node_views.find(conn, call.operator, "admin", call.path["node"])

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -23,7 +24,9 @@ from control.storage.connection import Connection
 from control.storage.connection_quotas import ASKS
 
 T = TypeVar("T")
-Handler = Callable[["ApiCall"], Awaitable["Reply"]]
+Handler = Callable[..., Awaitable["Reply"]]
+"""Takes the `ApiCall` and, by these names, the request's `body` and `query`, where it has them."""
+H = TypeVar("H", bound=Handler)
 Read = Callable[[Connection], Awaitable[Any]]
 Work = Callable[[Connection, Changed], Awaitable[Any]]
 Renew = Callable[[Connection, Changed, Any], Awaitable[Any]]
@@ -86,6 +89,60 @@ class Operation:
     """Whether it is answered also while this replica hasn't read the targets lately, nor who was revoked since."""
 
 
+_DECLARED: list[Operation] = []
+
+
+def operation(
+    method: str,
+    path: str,
+    summary: str,
+    *,
+    role: Role | Literal["node", "join"] | None,
+    answers: Mapping[int, Any],
+    errors: tuple[str, ...] = (),
+    everywhere: bool = True,
+    when_stale: bool = False,
+    ended: str = "credential_expired",
+    stream: bool = False,
+    body_limit: int = SMALL_BODY,
+) -> Callable[[H], H]:
+    """Declare the operation that the decorated handler serves: see `Operation`.
+
+    The types of the JSON body and of the query are those of the handler's parameters `body` and `query`. `stream`: the
+    body is no JSON, and the handler reads it.
+    """
+
+    def declare(handler: H) -> H:
+        body, query = (handler.__annotations__.get(name) for name in ("body", "query"))
+        body = bytes if stream else body
+        _DECLARED.append(
+            Operation(
+                method,
+                path,
+                summary,
+                handler,
+                role,
+                answers,
+                errors,
+                body=body,
+                query=query,
+                ended=ended,
+                body_limit=body_limit,
+                everywhere=everywhere,
+                when_stale=when_stale,
+            )
+        )
+        return handler
+
+    return declare
+
+
+def declared(*modules: ModuleType) -> tuple[Operation, ...]:
+    """Return the operations that these modules declare."""
+    names = {module.__name__ for module in modules}
+    return tuple(operation for operation in _DECLARED if operation.handler.__module__ in names)
+
+
 class _Undone(Exception):
     """Ends the transaction of a rehearsal; `body` is its answer."""
 
@@ -100,8 +157,6 @@ class ApiCall:
 
     services: Services
     path: Mapping[str, Any]
-    query: Any
-    body: Any
     scope: Scope
     receive: Receive
     operator: Principal
@@ -231,8 +286,6 @@ async def answer(
     call = ApiCall(
         services,
         path,
-        query,
-        body,
         scope,
         receive,
         operator,
@@ -241,7 +294,12 @@ async def answer(
         key,
         digest,
     )
-    return prepared(await operation.handler(call))
+    return prepared(await operation.handler(call, **inputs(body, query)))
+
+
+def inputs(body: Any, query: Any) -> dict[str, Any]:
+    """Return what a handler is called with, besides the call; None: it has no such parameter."""
+    return {name: value for name, value in (("body", body), ("query", query)) if value is not None}
 
 
 def encode(body: Any) -> bytes:

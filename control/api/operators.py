@@ -12,7 +12,7 @@ from control.access.rights import Grant, Rights
 from control.access.sign_ins import INTERVAL
 from control.api import pagination
 from control.api.bodies import requests, responses
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -61,9 +61,17 @@ ADMINS = SQL.value("admins", int)
 GROUPS = SQL.value("groups", str)
 
 
-async def create(call: ApiCall) -> Reply:
-    """POST /v1/operators. Only the token's hash is stored, so the same request again gets a new token."""
-    body: requests.NewOperator = call.body
+@operation(
+    "POST",
+    "/v1/operators",
+    "Make an operator",
+    role="admin",
+    everywhere=False,
+    answers={201: responses.MadeOperator},
+    errors=("name_taken", "unknown_group"),
+)
+async def create(call: ApiCall, body: requests.NewOperator) -> Reply:
+    """Only the token's hash is stored, so the same request again gets a new token."""
     if (body.role is None) == (body.grants is None):
         raise ProblemError("invalid_body", "send either role, for all groups, or grants", field="grants")
     given = Rights((Grant(body.role),)) if body.role is not None else _given(body.grants or [])
@@ -101,9 +109,17 @@ async def create(call: ApiCall) -> Reply:
     return await call.write(work, renew=renew)
 
 
-async def list_operators(call: ApiCall) -> Reply:
-    """GET /v1/operators: those that weren't revoked, and that the operator who asks may change."""
-    query, groups = call.query, call.operator.rights.groups("admin")
+@operation(
+    "GET",
+    "/v1/operators",
+    "Operators",
+    role="admin",
+    everywhere=False,
+    answers={200: responses.Page[responses.Operator]},
+)
+async def list_operators(call: ApiCall, query: pagination.Paging) -> Reply:
+    """Those that weren't revoked, and that the operator who asks may change."""
+    groups = call.operator.rights.groups("admin")
     begin = pagination.read_cursor(query.cursor, (str,)) or ("",)
 
     async def work(conn: Connection) -> responses.Page[responses.Operator]:
@@ -118,8 +134,16 @@ async def list_operators(call: ApiCall) -> Reply:
     return await call.read(work)
 
 
+@operation(
+    "GET",
+    "/v1/operators/{name}",
+    "An operator",
+    role="admin",
+    everywhere=False,
+    answers={200: responses.Operator},
+    errors=("unknown_operator",),
+)
 async def get(call: ApiCall) -> Reply:
-    """GET /v1/operators/{name}."""
 
     async def work(conn: Connection) -> responses.Operator:
         row = await _find(conn, call.operator, call.path["name"])
@@ -128,9 +152,17 @@ async def get(call: ApiCall) -> Reply:
     return await call.read(work)
 
 
-async def rotate(call: ApiCall) -> Reply:
-    """POST /v1/operators/{name}/rotate: another token. The one before ends now, or after `keep_old`; so do sessions."""
-    body: requests.RotateOperator = call.body
+@operation(
+    "POST",
+    "/v1/operators/{name}/rotate",
+    "Exchange an operator's token for another one",
+    role="admin",
+    everywhere=False,
+    answers={200: responses.MadeOperator},
+    errors=("unknown_operator", "operator_of_provider"),
+)
+async def rotate(call: ApiCall, body: requests.RotateOperator) -> Reply:
+    """Another token. The one before ends now, or after `keep_old`; so do sessions."""
 
     async def work(conn: Connection, changed: Changed) -> responses.MadeOperator:
         row = await _find(conn, call.operator, call.path["name"])
@@ -157,9 +189,17 @@ async def rotate(call: ApiCall) -> Reply:
     return await call.write(work, status=200, renew=renew)
 
 
-async def change(call: ApiCall) -> Reply:
-    """POST /v1/operators/{name}/change: what the operator may, and until when; its token stays."""
-    body: requests.ChangeOperator = call.body
+@operation(
+    "POST",
+    "/v1/operators/{name}/change",
+    "Change what an operator may, and until when",
+    role="admin",
+    everywhere=False,
+    answers={200: responses.Operator},
+    errors=("unknown_operator", "unknown_group", "last_admin", "operator_of_provider"),
+)
+async def change(call: ApiCall, body: requests.ChangeOperator) -> Reply:
+    """What the operator may, and until when; its token stays."""
     given = None if body.grants is None else _given(body.grants)
     if body.endless and body.expires_in is not None:
         raise ProblemError("invalid_body", "send either expires_in or endless", field="endless")
@@ -200,8 +240,16 @@ async def change(call: ApiCall) -> Reply:
     return await call.write(work, status=200)
 
 
+@operation(
+    "DELETE",
+    "/v1/operators/{name}",
+    "Revoke an operator",
+    role="admin",
+    everywhere=False,
+    answers={204: None},
+    errors=("unknown_operator", "last_admin"),
+)
 async def revoke(call: ApiCall) -> Reply:
-    """DELETE /v1/operators/{name}."""
 
     async def work(conn: Connection, changed: Changed) -> None:
         row = await _find(conn, call.operator, call.path["name"])
@@ -221,35 +269,76 @@ async def revoke(call: ApiCall) -> Reply:
 # What `skerry console`, `skerry login` and `skerry logout` ask
 
 
+@operation(
+    "POST",
+    "/v1/sign-in-codes",
+    "Make a code for signing in at the console",
+    role="read",
+    everywhere=False,
+    answers={201: responses.SignInCode},
+    errors=("too_many_tries",),
+)
 async def make_code(call: ApiCall) -> Reply:
-    """POST /v1/sign-in-codes. A code is stored as a hash alone, and isn't kept under an idempotency key."""
+    """A code is stored as a hash alone, and isn't kept under an idempotency key."""
     code, ends_at = await call.services.sign_ins.make_code(call.scope, call.operator)
     return Reply(201, responses.SignInCode(code, ends_at))
 
 
-async def begin_login(call: ApiCall) -> Reply:
-    """POST /v1/logins, by anybody: the device authorization request of RFC 8628."""
-    body: requests.NewLogin = call.body
+@operation(
+    "POST",
+    "/v1/logins",
+    "Begin a login of a command line",
+    role=None,
+    answers={201: responses.BegunLogin},
+    errors=("too_many_tries",),
+)
+async def begin_login(call: ApiCall, body: requests.NewLogin) -> Reply:
+    """By anybody: the device authorization request of RFC 8628."""
     begun = await call.services.sign_ins.begin_login(call.scope, body.machine)
     made = responses.BegunLogin(begun.secret, begun.code, "/login", begun.ends_at, INTERVAL)
     return Reply(201, made)
 
 
-async def take_login(call: ApiCall) -> Reply:
-    """POST /v1/logins/token, by whoever has the secret of the login: the device access token request."""
-    body: requests.WaitingToken = call.body
+@operation(
+    "POST",
+    "/v1/logins/token",
+    "Was the login allowed?",
+    role=None,
+    answers={200: responses.TakenLogin},
+    errors=(
+        *("login_pending", "login_refused", "login_ended"),
+        *("credentials_invalid", "token_expired", "session_ended"),
+    ),
+)
+async def take_login(call: ApiCall, body: requests.WaitingToken) -> Reply:
+    """By whoever has the secret of the login: the device access token request."""
     token, operator, ends_at = await call.services.sign_ins.take_login(call.scope, body.device_code)
     return Reply(200, responses.TakenLogin(token, operator.name, ends_at))
 
 
+@operation(
+    "GET",
+    "/v1/sessions/self",
+    "Who asks, and what it may",
+    role="read",
+    everywhere=False,
+    answers={200: responses.Asking},
+)
 async def who_asks(call: ApiCall) -> Reply:
-    """GET /v1/sessions/self."""
     by = call.operator
     return Reply(200, responses.Asking(by.name, by.id, _shown(by.rights), bool(by.session_id), by.expires_at))
 
 
+@operation(
+    "DELETE",
+    "/v1/sessions/self",
+    "End the session in which one asks",
+    role="read",
+    everywhere=False,
+    answers={204: None},
+    errors=("unknown_session",),
+)
 async def end_session(call: ApiCall) -> Reply:
-    """DELETE /v1/sessions/self."""
     if not call.operator.session_id:
         raise ProblemError("unknown_session", "this is an operator's token, and no session that could be ended")
     await call.services.sessions.end(call.scope, call.operator)

@@ -4,7 +4,7 @@ import logging
 import os
 
 from control.api.bodies import responses
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import settings_in_force
 from control.protocol.counts import counted
@@ -12,13 +12,28 @@ from control.protocol.counts import counted
 LOG_LEVEL = "SKERRY_LOG_LEVEL"
 
 
+@operation(
+    "GET",
+    "/healthz",
+    "Is the process alive?",
+    role=None,
+    answers={200: responses.Health},
+)
 async def healthz(call: ApiCall) -> Reply:
-    """GET /healthz: the process answers. Nothing else is checked."""
+    """The process answers. Nothing else is checked."""
     return Reply(200, responses.Health("ok"))
 
 
+@operation(
+    "GET",
+    "/readyz",
+    "Can it serve?",
+    role=None,
+    answers={200: responses.Health},
+    errors=("not_ready",),
+)
 async def readyz(call: ApiCall) -> Reply:
-    """GET /readyz: the metadata database takes writes, the artifact store answers, and the targets are known."""
+    """The metadata database takes writes, the artifact store answers, and the targets are known."""
     await call.services.readiness.check()
     held, access = call.services.ownership.held, call.services.access
     if not call.services.fleet.fresh:
@@ -36,8 +51,15 @@ async def readyz(call: ApiCall) -> Reply:
     return Reply(200, responses.Health("ready", notes))
 
 
+@operation(
+    "GET",
+    "/v1/settings",
+    "The settings that the replica which answers has, without secrets",
+    role="admin",
+    answers={200: responses.Page[settings_in_force.SettingInForce]},
+)
 async def settings(call: ApiCall) -> Reply:
-    """GET /v1/settings: those of the replica that answers."""
+    """Those of the replica that answers."""
     live = call.services.live_settings
     found = settings_in_force.in_force(live.settings, origins=dict.fromkeys(live.named, "file"))
     level, given = logging.getLogger("skerry").getEffectiveLevel(), os.environ.get(LOG_LEVEL, "")
@@ -48,8 +70,16 @@ async def settings(call: ApiCall) -> Reply:
     return Reply(200, responses.Page(sorted(found, key=lambda setting: setting.name)))
 
 
+@operation(
+    "GET",
+    "/v1/certificates",
+    "The certificates that the replica which answers has in use, and when they end",
+    role="read",
+    everywhere=False,
+    answers={200: responses.Certificates},
+)
 async def certificates(call: ApiCall) -> Reply:
-    """GET /v1/certificates: those of the replica that answers."""
+    """Those of the replica that answers."""
     held, reread = call.services.certificates, call.services.reread
     listed = [
         responses.CertificateInUse(end.what, end.name, end.sha256, end.begins_at, end.ends_at) for end in held.ends
@@ -57,8 +87,16 @@ async def certificates(call: ApiCall) -> Reply:
     return Reply(200, responses.Certificates(listed, held.trust.digest, reread.errors() + held.warnings()))
 
 
+@operation(
+    "GET",
+    "/v1/ca",
+    "The CA's certificate",
+    role=None,
+    answers={200: bytes},
+    errors=("unknown_ca",),
+)
 async def ca(call: ApiCall) -> Reply:
-    """GET /v1/ca, PEM: to be compared with the fingerprint in a join token before it is trusted."""
+    """PEM: to be compared with the fingerprint in a join token before it is trusted."""
     pem = call.services.certificates.trust.pem
     if not pem:
         raise ProblemError(

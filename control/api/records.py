@@ -9,7 +9,7 @@ from msgspec import Meta
 from control.access.rights import Rights
 from control.api import pagination
 from control.api.bodies import node_responses, responses
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.api.pagination import LATEST, Paging
 from control.audit_chain import AuditEntry, AuditSeal
 from control.problems import ProblemError
@@ -83,19 +83,38 @@ class SyncFilter(Paging, forbid_unknown_fields=True):
     status: Literal["running", "succeeded", "failed", "expired", "superseded"] | None = None
 
 
-async def list_audit(call: ApiCall) -> Reply:
-    """GET /v1/audit."""
-    return await call.read(lambda conn: _audit(conn, call.query))
+@operation(
+    "GET",
+    "/v1/audit",
+    "Who changed what, newest first",
+    role="admin",
+    answers={200: responses.Page[AuditEntry]},
+)
+async def list_audit(call: ApiCall, query: AuditFilter) -> Reply:
+    return await call.read(lambda conn: _audit(conn, query))
 
 
-async def list_sealed(call: ApiCall) -> Reply:
-    """GET /v1/audit/sealed: the rows that have a seal, by seal, time and id: the order in which they are hashed."""
-    return await call.read(lambda conn: _sealed(conn, call.query))
+@operation(
+    "GET",
+    "/v1/audit/sealed",
+    "The rows of the audit log that have a seal, in the order in which they are hashed",
+    role="admin",
+    answers={200: responses.Page[AuditEntry]},
+)
+async def list_sealed(call: ApiCall, query: AfterSeal) -> Reply:
+    """The rows that have a seal, by seal, time and id: the order in which they are hashed."""
+    return await call.read(lambda conn: _sealed(conn, query))
 
 
-async def list_seals(call: ApiCall) -> Reply:
-    """GET /v1/audit/seals."""
-    return await call.read(lambda conn: _seals(conn, call.query))
+@operation(
+    "GET",
+    "/v1/audit/seals",
+    "The seals over the audit log's rows, by number",
+    role="admin",
+    answers={200: responses.Page[AuditSeal]},
+)
+async def list_seals(call: ApiCall, query: AfterSeal) -> Reply:
+    return await call.read(lambda conn: _seals(conn, query))
 
 
 async def newest_seal(call: ApiCall) -> Reply:
@@ -103,18 +122,39 @@ async def newest_seal(call: ApiCall) -> Reply:
     return await call.read(lambda conn: conn.fetchrow(audit_seals.NEWEST_SEAL))
 
 
-async def list_auth_failures(call: ApiCall) -> Reply:
-    """GET /v1/auth-failures."""
-    return await call.read(lambda conn: _auth_failures(conn, call.query))
+@operation(
+    "GET",
+    "/v1/auth-failures",
+    "Refused authentications, newest first",
+    role="admin",
+    answers={200: responses.Page[responses.AuthFailure]},
+)
+async def list_auth_failures(call: ApiCall, query: pagination.Paging) -> Reply:
+    return await call.read(lambda conn: _auth_failures(conn, query))
 
 
-async def list_syncs(call: ApiCall) -> Reply:
-    """GET /v1/syncs."""
-    return await call.read(lambda conn: _syncs(conn, call.query, call.operator.rights.groups("read")))
+@operation(
+    "GET",
+    "/v1/syncs",
+    "The log of syncs, newest first",
+    role="read",
+    everywhere=False,
+    answers={200: responses.Page[node_responses.Sync]},
+)
+async def list_syncs(call: ApiCall, query: SyncFilter) -> Reply:
+    return await call.read(lambda conn: _syncs(conn, query, call.operator.rights.groups("read")))
 
 
+@operation(
+    "GET",
+    "/v1/syncs/{id}",
+    "A sync",
+    role="read",
+    everywhere=False,
+    answers={200: node_responses.Sync},
+    errors=("unknown_sync",),
+)
 async def get_sync(call: ApiCall) -> Reply:
-    """GET /v1/syncs/{id}."""
     return await call.read(lambda conn: _one_sync(conn, call.path["id"], call.operator.rights))
 
 

@@ -13,7 +13,7 @@ from control.access.rights import Grant
 from control.api import pagination
 from control.api.bodies import release_responses, requests, responses
 from control.api.node_views import unknown_group
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.api.release_making import (
     FUNCTIONS,
     RELEASE,
@@ -51,6 +51,11 @@ GROUPS = SQL.rows("groups", GroupListRow)
 RELEASES = SQL.rows("releases", ReleaseListRow)
 RETRY = SQL.value("retry", str)
 
+FOLLOWING_ERRORS = (
+    *("unknown_group", "unknown_schema_change", "release_not_possible", "route_conflict", "nodes_unfit"),
+    *("loss_not_allowed", "stall_not_allowed"),
+)
+"""Codes for which the release that comes with a version or a schema change may be refused."""
 MOST_RETRIED = 10_000
 """Nodes that one request lets try again; another one does so with further ones."""
 
@@ -64,16 +69,23 @@ class PlanQuery(Struct, forbid_unknown_fields=True):
     """Only answer what it would be and change; nothing is kept."""
 
 
-async def create(call: ApiCall) -> Reply:
-    """POST /v1/releases."""
-    body = call.body
+@operation(
+    "POST",
+    "/v1/releases",
+    "Make a release, or with plan say what it would change",
+    role="push",
+    everywhere=False,
+    answers={200: release_responses.MadeRelease, 201: release_responses.MadeRelease},
+    errors=("unknown_function", "unknown_version", "unknown_release", "plan_changed", *FOLLOWING_ERRORS),
+)
+async def create(call: ApiCall, body: requests.NewRelease, query: PlanQuery) -> Reply:
     call.operator.need("push", body.group, ())
     known = await _known(call, body.group)
 
     async def work(conn: Connection, changed: Changed) -> release_responses.MadeRelease:
-        return await _make(call, conn, changed, body, known, plan=call.query.plan)
+        return await _make(call, conn, changed, body, known, plan=query.plan)
 
-    if call.query.plan:
+    if query.plan:
         return await call.read(lambda conn: work(conn, Changed()))
     return await call.write(work)
 
@@ -102,6 +114,8 @@ class ReleaseToMake(NamedTuple):
 
     body: requests.FollowingRelease
     known: KnownOfGroup
+    plan: bool
+    """Only answer what it would be; nothing is kept."""
 
 
 async def _known(
@@ -132,18 +146,23 @@ async def _known(
 
 
 async def following(
-    call: ApiCall, number: int | None = None, checked: CheckedChange | None = None
+    call: ApiCall,
+    body: requests.FollowingRelease | None,
+    query: PlanFor,
+    number: int | None = None,
+    checked: CheckedChange | None = None,
 ) -> ReleaseToMake | None:
-    """The release that a call asks for with its version or schema change, or with the plan of it; None where it asks
-    for none. `number`, `checked`: of the schema change."""
-    query: PlanFor = call.query
-    body: requests.FollowingRelease | None = call.body.release
+    """Return the release to make with a version or a schema change, or to plan with the plan of one; None where the
+    call asks for none.
+
+    `number`, `checked`: of the schema change.
+    """
     if body is None and query.plan and query.group is not None:
         body = requests.FollowingRelease(group=query.group, schema=query.schema)
     if body is None:
         return None
     call.operator.need("push", body.group, ())
-    return ReleaseToMake(body, await _known(call, body.group, number, checked))
+    return ReleaseToMake(body, await _known(call, body.group, number, checked), query.plan)
 
 
 async def make_following(
@@ -153,13 +172,13 @@ async def make_following(
     wanted: ReleaseToMake | None,
     functions: dict[str, int] | None = None,
 ) -> release_responses.MadeRelease | None:
-    """Make or plan the release that `following` has found, after what was written in the transaction: a version of each
-    of `functions`, or, where there are none, a schema change."""
+    """Make or plan the release that `following` returned, after what was written in the transaction: a version of each
+    of `functions`, or, without any, a schema change."""
     if wanted is None:
         return None
     given = asdict(wanted.body)
     body = requests.NewRelease(**{**given, "functions": {**given["functions"], **(functions or {})}})
-    return await _make(call, conn, changed, body, wanted.known, plan=call.query.plan, with_change=functions is None)
+    return await _make(call, conn, changed, body, wanted.known, plan=wanted.plan, with_change=functions is None)
 
 
 async def _make(
@@ -226,9 +245,16 @@ async def record(call: ApiCall, conn: Connection, made: release_responses.MadeRe
     await call.audit(conn, "release.create", target, details, before={"functions": before}, after={"functions": after})
 
 
-async def list_releases(call: ApiCall) -> Reply:
-    """GET /v1/releases, newest first."""
-    query = call.query
+@operation(
+    "GET",
+    "/v1/releases",
+    "Releases, newest first",
+    role="read",
+    everywhere=False,
+    answers={200: responses.Page[release_responses.Release]},
+    errors=("unknown_group",),
+)
+async def list_releases(call: ApiCall, query: ReleaseQuery) -> Reply:
     after = pagination.read_cursor(query.cursor, (int, str)) or (2**62, "")
     groups = call.operator.rights.groups("read") if query.group is None else [query.group]
 
@@ -247,8 +273,16 @@ async def list_releases(call: ApiCall) -> Reply:
     return await call.read(work)
 
 
+@operation(
+    "GET",
+    "/v1/releases/{group}/{number}",
+    "A release",
+    role="read",
+    everywhere=False,
+    answers={200: release_responses.ShownRelease},
+    errors=("unknown_group", "unknown_release"),
+)
 async def get_release(call: ApiCall) -> Reply:
-    """GET /v1/releases/{group}/{number}."""
     group, number = call.path["group"], call.path["number"]
 
     async def work(conn: Connection) -> release_responses.ShownRelease:
@@ -264,8 +298,17 @@ async def get_release(call: ApiCall) -> Reply:
     return await call.read(work)
 
 
+@operation(
+    "POST",
+    "/v1/releases/{group}/{number}/retry",
+    "Let the failing nodes of a group try its release again at once",
+    role="deploy",
+    everywhere=False,
+    answers={200: release_responses.ReleaseRetry},
+    errors=("unknown_group", "unknown_release", "release_not_possible"),
+)
 async def retry(call: ApiCall) -> Reply:
-    """POST /v1/releases/{group}/{number}/retry: the group's failing nodes try again with their next poll."""
+    """The group's failing nodes try again with their next poll."""
     group, number = call.path["group"], call.path["number"]
     if not call.operator.rights.allows("read", group):
         raise unknown_group(group)
@@ -288,9 +331,16 @@ async def retry(call: ApiCall) -> Reply:
     return await call.write(work, status=200)
 
 
-async def create_group(call: ApiCall) -> Reply:
-    """POST /v1/groups."""
-    name = call.body.name
+@operation(
+    "POST",
+    "/v1/groups",
+    "Make a group",
+    role="deploy",
+    answers={201: release_responses.Group},
+    errors=("name_taken",),
+)
+async def create_group(call: ApiCall, body: requests.NewGroup) -> Reply:
+    name = body.name
 
     async def work(conn: Connection, _changed: Changed) -> release_responses.Group:
         if await conn.fetchrow(GROUP, name) is not None:
@@ -302,10 +352,16 @@ async def create_group(call: ApiCall) -> Reply:
     return await call.write(work)
 
 
-async def list_groups(call: ApiCall) -> Reply:
-    """GET /v1/groups."""
-    paging = call.query
-    after = pagination.read_cursor(paging.cursor, (str,)) or ("",)
+@operation(
+    "GET",
+    "/v1/groups",
+    "Groups and their releases",
+    role="read",
+    everywhere=False,
+    answers={200: responses.Page[release_responses.Group]},
+)
+async def list_groups(call: ApiCall, query: pagination.Paging) -> Reply:
+    after = pagination.read_cursor(query.cursor, (str,)) or ("",)
     groups = call.operator.rights.groups("read")
 
     async def describe(conn: Connection, rows: Sequence[GroupListRow]) -> list[release_responses.Group]:
@@ -325,7 +381,7 @@ async def list_groups(call: ApiCall) -> Reply:
             lambda rows: describe(conn, rows),
             lambda row: (row.name,),
             after,
-            paging.limit,
+            query.limit,
             first=4,
         )
 

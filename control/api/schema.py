@@ -7,7 +7,8 @@ from msgspec.structs import asdict
 
 from control.api import pagination, release_making, releases
 from control.api.bodies import release_responses, requests, responses
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
+from control.api.request_input import SQL_BODY
 from control.checks.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.protocol import wire
@@ -44,9 +45,16 @@ SHOWN = 10
 """Revisions that are shown with a change: its newest ones."""
 
 
-async def add(call: ApiCall) -> Reply:
-    """POST /v1/schema-changes."""
-    body: requests.NewSchemaChange = call.body
+@operation(
+    "POST",
+    "/v1/schema-changes",
+    "Register a schema change",
+    role="deploy",
+    answers={200: release_responses.SchemaChangePlan, 201: release_responses.RegisteredSchemaChange},
+    errors=("schema_conflict", "schema_refused", "check_unavailable", *releases.FOLLOWING_ERRORS),
+    body_limit=SQL_BODY,
+)
+async def add(call: ApiCall, body: requests.NewSchemaChange, query: releases.PlanFor) -> Reply:
     if kept := await call.replayed():
         return kept
     for _ in range(ATTEMPTS):
@@ -63,18 +71,29 @@ async def add(call: ApiCall) -> Reply:
                 "schema_conflict", f"the next number is {number}; look at what was registered meanwhile", field="number"
             )
         checked = await _check(call, _texts(history), body.sql)
-        answer = await _insert(call, history, number, 1, body.name, body.sql, checked, ChangeEffects([], []))
+        answer = await _insert(
+            call, body.release, query, history, number, 1, body.name, body.sql, checked, ChangeEffects([], [])
+        )
         if answer is not None:
             return answer
     raise _moving()
 
 
-async def amend(call: ApiCall) -> Reply:
-    """POST /v1/schema-changes/{number}/revisions: another text that leads to the same schema.
+@operation(
+    "POST",
+    "/v1/schema-changes/{number}/revisions",
+    "Amend a schema change",
+    role="deploy",
+    answers={200: release_responses.SchemaChangePlan, 201: release_responses.RegisteredSchemaChange},
+    errors=("schema_conflict", "schema_refused", "plan_changed", "check_unavailable", *releases.FOLLOWING_ERRORS),
+    body_limit=SQL_BODY,
+)
+async def amend(call: ApiCall, body: requests.AmendSchemaChange, query: releases.PlanFor) -> Reply:
+    """Another text that leads to the same schema.
 
     Nodes that lack the change get the newest revision; the others keep what they applied.
     """
-    number, sql = call.path["number"], call.body.sql
+    number = call.path["number"]
     if kept := await call.replayed():
         return kept
     for _ in range(ATTEMPTS):
@@ -84,26 +103,34 @@ async def amend(call: ApiCall) -> Reply:
         old = history[number - 1]
         if old.withdrawn:
             raise ProblemError("schema_conflict", f"change {number} is withdrawn: register a new one", field="number")
-        if sql == old.sql:
+        if body.sql == old.sql:
             raise ProblemError(
                 "schema_conflict", f"revision {old.revision} of change {number} has this very text", field="sql"
             )
-        checked = await _check(call, _texts(history), sql, (number, old.sql))
+        checked = await _check(call, _texts(history), body.sql, (number, old.sql))
         effects = await call.services.db.read(lambda conn: change_effects.of_amendment(conn, number, checked))  # noqa: B023
-        if not call.query.plan:
+        if not query.plan:
             what, limit = f"this amendment of schema change {number}", call.services.settings.stall_limit
-            plan_digests.refuse_other(call.body.plan_digest, _digest(number, old.revision + 1, sql, effects), what)
-            change_effects.refuse(
-                effects, what, limit, allow_loss=call.body.allow_loss, allow_stall=call.body.allow_stall
-            )
-        answer = await _insert(call, history, number, old.revision + 1, old.name, sql, checked, effects)
+            plan_digests.refuse_other(body.plan_digest, _digest(number, old.revision + 1, body.sql, effects), what)
+            change_effects.refuse(effects, what, limit, allow_loss=body.allow_loss, allow_stall=body.allow_stall)
+        answer = await _insert(
+            call, body.release, query, history, number, old.revision + 1, old.name, body.sql, checked, effects
+        )
         if answer is not None:
             return answer
     raise _moving()
 
 
+@operation(
+    "POST",
+    "/v1/schema-changes/{number}/withdraw",
+    "Withdraw the last schema change, if no plan has contained it",
+    role="deploy",
+    answers={201: release_responses.SchemaChange},
+    errors=("unknown_schema_change", "schema_conflict", "schema_planned"),
+)
 async def withdraw(call: ApiCall) -> Reply:
-    """POST /v1/schema-changes/{number}/withdraw: its number stays, as a revision that does nothing.
+    """Its number stays, as a revision that does nothing.
 
     Only for the last change, as far as the ones behind it weren't withdrawn, and where no node can have it. A release
     whose floor includes it stays as it is: its nodes get the new revision.
@@ -146,8 +173,17 @@ async def withdraw(call: ApiCall) -> Reply:
     return await call.write(work)
 
 
+@operation(
+    "GET",
+    "/v1/schema-changes/{number}/reversal",
+    "Draft the schema change that reverses one",
+    role="read",
+    everywhere=False,
+    answers={200: release_responses.ReversalDraft},
+    errors=("unknown_schema_change", "schema_refused", "check_unavailable"),
+)
 async def draft_reversal(call: ApiCall) -> Reply:
-    """GET /v1/schema-changes/{number}/reversal: SQL to look at, and perhaps to register; nothing is written."""
+    """SQL to look at, and perhaps to register; nothing is written."""
     number = call.path["number"]
     history = await call.services.db.read(_history)
     if number > len(history):
@@ -159,10 +195,17 @@ async def draft_reversal(call: ApiCall) -> Reply:
     )
 
 
-async def list_changes(call: ApiCall) -> Reply:
-    """GET /v1/schema-changes: the newest revision of each, by number."""
-    paging = call.query
-    after = pagination.read_cursor(paging.cursor, (int,)) or (0,)
+@operation(
+    "GET",
+    "/v1/schema-changes",
+    "Schema changes, each in its newest revision",
+    role="read",
+    everywhere=False,
+    answers={200: responses.Page[release_responses.ListedSchemaChange]},
+)
+async def list_changes(call: ApiCall, query: pagination.Paging) -> Reply:
+    """The newest revision of each, by number."""
+    after = pagination.read_cursor(query.cursor, (int,)) or (0,)
 
     async def work(conn: Connection) -> responses.Page[release_responses.ListedSchemaChange]:
         counts = await applied_revisions.counts(conn)
@@ -179,7 +222,7 @@ async def list_changes(call: ApiCall) -> Reply:
             describe,
             lambda row: (row.number,),
             after,
-            paging.limit,
+            query.limit,
             first=1,
             most=8,
         )
@@ -192,8 +235,16 @@ async def count_changes(call: ApiCall) -> Reply:
     return await call.read(lambda conn: conn.fetchval(release_making.NEWEST_CHANGE))
 
 
+@operation(
+    "GET",
+    "/v1/schema-changes/{number}",
+    "A schema change and its revisions",
+    role="read",
+    everywhere=False,
+    answers={200: release_responses.SchemaChangeHistory},
+    errors=("unknown_schema_change",),
+)
 async def get_change(call: ApiCall) -> Reply:
-    """GET /v1/schema-changes/{number}."""
     number = call.path["number"]
 
     async def work(conn: Connection) -> release_responses.SchemaChangeHistory:
@@ -228,6 +279,8 @@ def _texts(history: list[release_responses.SchemaChange]) -> list[tuple[int, str
 
 async def _insert(
     call: ApiCall,
+    following: requests.FollowingRelease | None,
+    query: releases.PlanFor,
     history: list[release_responses.SchemaChange],
     number: int,
     revision: int,
@@ -239,7 +292,7 @@ async def _insert(
     """Register a change that was checked after `history`; None where the history is another one by now. `effects`: on
     nodes that get it without another release."""
     tried = [(row.number, row.revision) for row in history]
-    wanted = await releases.following(call, number, checked)
+    wanted = await releases.following(call, following, query, number, checked)
 
     async def register(conn: Connection) -> release_responses.MadeSchemaChange:
         if [tuple(row) for row in await conn.fetch(NUMBERS)] != tried:
@@ -267,7 +320,7 @@ async def _insert(
         return release_responses.RegisteredSchemaChange(**asdict(made), release=release)
 
     try:
-        return await (call.rehearse(plan) if call.query.plan else call.write(work))
+        return await (call.rehearse(plan) if query.plan else call.write(work))
     except _Moved:
         return None
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from control.api.bodies import requests
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
+from control.api.request_input import INVENTORY_BODY
 from control.api.services import Services
 from control.problems import ProblemError
 from control.protocol import wire
@@ -34,26 +35,43 @@ TRACED = queries.load("syncs").rows("traced", TracedSync)
 log = logging.getLogger("skerry.control")
 
 
-async def put(call: ApiCall) -> Reply:
-    """PUT /v1/syncs/{id}: a node's report of its sync. The same report again changes nothing."""
+@operation(
+    "PUT",
+    "/v1/syncs/{id}",
+    "Report a sync",
+    role="node",
+    # An edge that knows no ended credentials sends a report that waits before all else, and drops it for good by this
+    # code; only then it asks for another credential.
+    ended="unknown_sync",
+    answers={200: wire.SyncState},
+    errors=("unknown_sync",),
+    body_limit=INVENTORY_BODY,
+)
+async def put(call: ApiCall, body: wire.SyncUpdate) -> Reply:
+    """A node's report of its sync. The same report again changes nothing."""
     try:
         sync_id = str(UUID(call.path["id"]))
     except ValueError:
         raise unknown_sync(call.path["id"]) from None
-    update: wire.SyncUpdate = call.body
-    _check(update)
+    _check(body)
     services = call.services
     services.heartbeats.seen(call.node_id, services.clock.now())
-    state = await services.reports.ask(SyncReport(sync_id, call.node_id, update))
+    state = await services.reports.ask(SyncReport(sync_id, call.node_id, body))
     tracing = services.tracing
-    if tracing is not None and update.status == state.status != "running" and not state.late:
+    if tracing is not None and body.status == state.status != "running" and not state.late:
         await _trace(services, tracing, sync_id)
     return Reply(200, state)
 
 
-async def tell_rows(call: ApiCall) -> Reply:
-    """PUT /v1/nodes/self/row-counts: what releases that can lose rows are shown with."""
-    body: requests.RowCounts = call.body
+@operation(
+    "PUT",
+    "/v1/nodes/self/row-counts",
+    "Tell how many rows the node's tables have",
+    role="node",
+    answers={204: None},
+)
+async def tell_rows(call: ApiCall, body: requests.RowCounts) -> Reply:
+    """What releases that can lose rows are shown with."""
     now = call.services.clock.now()
     await call.services.databases.joins.transaction(
         lambda conn: conn.execute(losses.SQL["tell"], call.node_id, body.counts, now, body.estimates)

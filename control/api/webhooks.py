@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from control.api import pagination
 from control.api.bodies import requests, responses
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.api.pagination import LATEST, Paging
 from control.problems import ProblemError
 from control.protocol import wire
@@ -65,9 +65,16 @@ class DeliveryFilter(Paging, forbid_unknown_fields=True):
     state: Literal["waiting", "delivered", "given_up"] | None = None
 
 
-async def create(call: ApiCall) -> Reply:
-    """POST /v1/webhooks. The same request again gets the same secret, while there is that webhook."""
-    body: requests.NewWebhook = call.body
+@operation(
+    "POST",
+    "/v1/webhooks",
+    "Add a webhook",
+    role="admin",
+    answers={201: responses.MadeWebhook},
+    errors=("name_taken", "webhook_refused", "too_many_webhooks", "unknown_webhook"),
+)
+async def create(call: ApiCall, body: requests.NewWebhook) -> Reply:
+    """The same request again gets the same secret, while there is that webhook."""
     try:
         host = webhook_client.check_url(body.url, call.services.settings.webhook_networks)
     except ValueError as error:
@@ -106,13 +113,27 @@ async def create(call: ApiCall) -> Reply:
     return await call.write(work, renew=renew)
 
 
-async def list_webhooks(call: ApiCall) -> Reply:
-    """GET /v1/webhooks."""
-    return await call.read(pagination.by_name(WEBHOOKS, call.query))
+@operation(
+    "GET",
+    "/v1/webhooks",
+    "Webhooks",
+    role="admin",
+    answers={200: responses.Page[responses.ListedWebhook]},
+)
+async def list_webhooks(call: ApiCall, query: pagination.Paging) -> Reply:
+    return await call.read(pagination.by_name(WEBHOOKS, query))
 
 
+@operation(
+    "DELETE",
+    "/v1/webhooks/{name}",
+    "Remove a webhook",
+    role="admin",
+    answers={204: None},
+    errors=("unknown_webhook",),
+)
 async def remove(call: ApiCall) -> Reply:
-    """DELETE /v1/webhooks/{name}: with its messages, those that wait too."""
+    """With its messages, those that wait too."""
 
     async def work(conn: Connection, _changed: Changed) -> None:
         row = await _find(conn, call.path["name"])
@@ -122,8 +143,16 @@ async def remove(call: ApiCall) -> Reply:
     return await call.write(work, status=204)
 
 
+@operation(
+    "POST",
+    "/v1/webhooks/{name}/test",
+    "Send a message to a webhook",
+    role="admin",
+    answers={201: responses.WebhookTest},
+    errors=("unknown_webhook", "webhook_refused"),
+)
 async def test(call: ApiCall) -> Reply:
-    """POST /v1/webhooks/{name}/test: a message of the kind webhook.test, sent as all others are."""
+    """A message of the kind webhook.test, sent as all others are."""
 
     async def work(conn: Connection, _changed: Changed) -> responses.WebhookTest:
         row = await _find(conn, call.path["name"])
@@ -140,9 +169,15 @@ async def test(call: ApiCall) -> Reply:
     return await call.write(work)
 
 
-async def list_deliveries(call: ApiCall) -> Reply:
-    """GET /v1/webhook-deliveries: what became of messages, newest first."""
-    query: DeliveryFilter = call.query
+@operation(
+    "GET",
+    "/v1/webhook-deliveries",
+    "What became of messages to webhooks",
+    role="admin",
+    answers={200: responses.Page[responses.WebhookDelivery]},
+)
+async def list_deliveries(call: ApiCall, query: DeliveryFilter) -> Reply:
+    """What became of messages, newest first."""
     begin = pagination.read_cursor(query.cursor, (datetime, UUID, UUID)) or (LATEST, UUID(int=0), UUID(int=0))
 
     async def work(conn: Connection) -> responses.Page[responses.WebhookDelivery]:

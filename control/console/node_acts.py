@@ -16,7 +16,7 @@ from control.access.rights import Role
 from control.api import node_views, nodes
 from control.api.bodies import node_responses, release_responses, requests
 from control.api.node_views import NodeFilter
-from control.api.operations import Reply
+from control.api.operations import Handler, Reply
 from control.api.request_input import convert
 from control.console import node_list, rendering
 from control.console.visits import ConsolePage, Visit
@@ -162,9 +162,13 @@ async def _do(visit: Visit, plan: ActPlan) -> ActResult:
     if plan.act.name == "move":
         allowed = {name: visit.form.get(name) == "1" for name in ("allow_unfit", "allow_loss", "allow_stall")}
         body = requests.MoveNode(group=plan.to, **allowed)
-    operation = {"retry": nodes.retry, "move": nodes.move, "revoke": nodes.revoke, "remove": nodes.remove}[
-        plan.act.name
-    ]
+    by_name: dict[str, Handler] = {
+        "retry": nodes.retry,
+        "move": nodes.move,
+        "revoke": nodes.revoke,
+        "remove": nodes.remove,
+    }
+    operation = by_name[plan.act.name]
     for node in plan.nodes:
         try:
             await visit.ask(operation, {"node": node.id}, body=body, key=f"{key}.{node.id}" if key else "")

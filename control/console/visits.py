@@ -166,10 +166,8 @@ class Visit:
         Raises: ProblemError, as the operation does.
         """
         digest = idempotency.digest("POST", self.scope["path"], msgspec.json.encode((path, body)), b"") if key else ""
-        call = ApiCall(
-            self.services, path or {}, query, body, self.scope, self.receive, self.operator, "", "", key, digest
-        )
-        return (await operation(call)).body
+        call = ApiCall(self.services, path or {}, self.scope, self.receive, self.operator, "", "", key, digest)
+        return (await operation(call, **operations.inputs(body, query))).body
 
     async def items(
         self, operation: operations.Handler, type: type[T], query: Any, path: Mapping[str, Any] | None = None

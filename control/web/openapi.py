@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of the API, made from the table of operations."""
+"""The OpenAPI 3.1 document of the API, made of the declared operations."""
 
 import re
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope
 from control.access import auth, sessions
 from control.access.auth import AuthError
 from control.api import operations, request_input
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.api.services import Services
 from control.problems import ProblemError
 from control.protocol import wire
@@ -64,9 +64,18 @@ class BatchHead(msgspec.Struct, forbid_unknown_fields=True):
     """This is the last of what was there already."""
 
 
-async def watch(call: ApiCall) -> Reply:
-    """GET /v1/logs: records as lines of JSON, until the client goes."""
-    services, query, operator = call.services, call.query, call.operator
+@operation(
+    "GET",
+    "/v1/logs",
+    "What nodes have logged, and their slow and failed calls, as they come",
+    role="read",
+    everywhere=False,
+    answers={200: bytes},
+    errors=("unknown_node", "unknown_group", "too_many_watches"),
+)
+async def watch(call: ApiCall, query: LogFilter) -> Reply:
+    """Records as lines of JSON, until the client goes."""
+    services, query, operator = call.services, query, call.operator
     if query.kind == "functions" and query.node is None:
         raise ProblemError(
             "invalid_parameter", "what is counted of functions is asked of one node: name it", field="node"
@@ -103,10 +112,19 @@ async def watch(call: ApiCall) -> Reply:
     return Reply(200, _stream(services, viewer, call.receive), headers)
 
 
-async def take(call: ApiCall) -> Reply:
-    """POST /v1/nodes/self/watches/{id}: a batch of records, as lines of JSON."""
+@operation(
+    "POST",
+    "/v1/nodes/self/watches/{id}",
+    "Send records that somebody watches",
+    role="node",
+    answers={200: wire.BatchTaken},
+    errors=("watch_ended",),
+    stream=True,
+)
+async def take(call: ApiCall, query: BatchHead) -> Reply:
+    """A batch of records, as lines of JSON."""
     node = call.services.fleet.nodes[call.node_id]
-    return await _take(call.services, node, call.path["id"], call.query, call.scope, call.receive)
+    return await _take(call.services, node, call.path["id"], query, call.scope, call.receive)
 
 
 async def take_at_once(services: Services, scope: Scope, receive: Receive) -> Reply:

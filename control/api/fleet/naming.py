@@ -3,8 +3,8 @@
 from typing import Any
 
 from control.api import node_views
-from control.api.bodies import node_responses
-from control.api.operations import ApiCall, Reply
+from control.api.bodies import node_responses, requests
+from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -24,9 +24,18 @@ TOKENS_OF_GROUP = SQL.value("tokens_of_group", str)
 OPERATORS_OF_GROUP = SQL.value("operators_of_group", str)
 
 
-async def rename(call: ApiCall) -> Reply:
-    """POST /v1/nodes/{node}/rename: another name; the node learns it by its next poll."""
-    name: str = call.body.name
+@operation(
+    "POST",
+    "/v1/nodes/{node}/rename",
+    "Give a node another name",
+    role="admin",
+    everywhere=False,
+    answers={200: node_responses.DetailedNode},
+    errors=("unknown_node", "name_taken"),
+)
+async def rename(call: ApiCall, body: requests.RenameNode) -> Reply:
+    """Another name; the node learns it by its next poll."""
+    name: str = body.name
 
     async def work(conn: Connection, changed: Changed) -> node_responses.DetailedNode:
         node = await node_views.find(conn, call.operator, "admin", call.path["node"])
@@ -45,10 +54,19 @@ async def rename(call: ApiCall) -> Reply:
     return await call.write(work, status=200)
 
 
-async def label(call: ApiCall) -> Reply:
-    """POST /v1/nodes/{node}/labels: set some of its labels, and take others away."""
-    given: dict[str, str] = call.body.set
-    gone: list[str] = call.body.remove
+@operation(
+    "POST",
+    "/v1/nodes/{node}/labels",
+    "Set labels of a node, and take others away",
+    role="deploy",
+    everywhere=False,
+    answers={200: node_responses.DetailedNode},
+    errors=("unknown_node",),
+)
+async def label(call: ApiCall, body: requests.LabelNode) -> Reply:
+    """Set some of its labels, and take others away."""
+    given: dict[str, str] = body.set
+    gone: list[str] = body.remove
     both = sorted(given.keys() & set(gone))
     if both:
         raise ProblemError("invalid_body", f"it is to be set and to be removed: {both[0]}", field="remove")
@@ -69,8 +87,16 @@ async def label(call: ApiCall) -> Reply:
     return await call.write(work, status=200)
 
 
+@operation(
+    "DELETE",
+    "/v1/groups/{group}",
+    "Delete a group that nothing needs",
+    role="admin",
+    answers={204: None},
+    errors=("unknown_group", "group_in_use"),
+)
 async def delete_group(call: ApiCall) -> Reply:
-    """DELETE /v1/groups/{group}: refused while anything needs it. Its releases leave the lists; the audit log has
+    """Refused while anything needs it. Its releases leave the lists; the audit log has
     them."""
     name: str = call.path["group"]
 

@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 
 from control.api.bodies import fleet_responses as bodies
 from control.api.node_views import unknown_group
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import wire
 from control.telemetry import group_numbers, tallies
@@ -36,12 +36,21 @@ class CallsFilter(Struct, forbid_unknown_fields=True):
     """How long ago they were at most; of more than 90 minutes ago, whole hours are counted."""
 
 
-async def fleet(call: ApiCall) -> Reply:
-    """GET /v1/fleet, of the groups that the operator may see."""
-    services, groups = call.services, _groups(call, call.query.group)
+@operation(
+    "GET",
+    "/v1/fleet",
+    "How many nodes stand how, and how releases do, by group",
+    role="read",
+    everywhere=False,
+    answers={200: bodies.Fleet},
+    errors=("unknown_group",),
+)
+async def fleet(call: ApiCall, query: FleetFilter) -> Reply:
+    """Of the groups that the operator may see."""
+    services, groups = call.services, _groups(call, query.group)
     summary = (await services.standings.summary()).of(groups)
-    if call.query.group is not None and not summary.groups:
-        raise unknown_group(call.query.group)
+    if query.group is not None and not summary.groups:
+        raise unknown_group(query.group)
     recent = await services.recent_calls.get()
     return Reply(
         200,
@@ -53,9 +62,18 @@ async def fleet(call: ApiCall) -> Reply:
     )
 
 
-async def calls(call: ApiCall) -> Reply:
-    """GET /v1/fleet/calls, of the groups that the operator may see."""
-    services, query = call.services, call.query
+@operation(
+    "GET",
+    "/v1/fleet/calls",
+    "Calls of the last minutes by group, function and release",
+    role="read",
+    everywhere=False,
+    answers={200: bodies.FleetCalls},
+    errors=("unknown_group",),
+)
+async def calls(call: ApiCall, query: CallsFilter) -> Reply:
+    """Of the groups that the operator may see."""
+    services = call.services
     if query.group is None and query.minutes > LONGEST_OF_ALL:
         raise ProblemError(
             "invalid_parameter",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from control.api.bodies import fleet_responses as bodies
 from control.api.bodies.responses import Page
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.protocol import version
 from control.storage import queries
 from control.storage.connection import Connection
@@ -25,8 +25,15 @@ class MarkRow(NamedTuple):
 REPLICAS = queries.load("fleet").rows("replicas", MarkRow)
 
 
+@operation(
+    "GET",
+    "/v1/replicas",
+    "The replicas of control that run, and their versions",
+    role="read",
+    answers={200: Page[bodies.RunningReplica]},
+)
 async def running(call: ApiCall) -> Reply:
-    """GET /v1/replicas: the one that answers first."""
+    """The one that answers first."""
     own = call.services.fleet.mark.name
     after = call.services.clock.now() + replica_mark.KEPT - AWAY
 

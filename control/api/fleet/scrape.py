@@ -1,12 +1,19 @@
 """What Prometheus reads: `GET /metrics`, for operators that may read everything, or on the listener of its own."""
 
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.api.services import Services
 from control.metrics import CONTENT_TYPE
 
 
+@operation(
+    "GET",
+    "/metrics",
+    "Metrics for Prometheus",
+    role="read",
+    when_stale=True,
+    answers={200: bytes},
+)
 async def metrics(call: ApiCall) -> Reply:
-    """GET /metrics."""
     return await scraped(call.services)
 
 

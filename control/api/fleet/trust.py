@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from control.api.bodies import fleet_responses as bodies
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.storage import queries
 from control.storage.connection import Connection
 
@@ -33,8 +33,16 @@ COUNTS = SQL.rows("counts", TrustCounts)
 LACKING = SQL.rows("lacking", LackingNode)
 
 
+@operation(
+    "GET",
+    "/v1/certificates/nodes",
+    "Which nodes trust the CAs that the replica which answers gives out",
+    role="read",
+    everywhere=False,
+    answers={200: bodies.NodesTrust},
+)
 async def nodes(call: ApiCall) -> Reply:
-    """GET /v1/certificates/nodes, of the groups that the operator may see."""
+    """Of the groups that the operator may see."""
     digest, groups = call.services.certificates.trust.digest, call.operator.rights.groups("read")
 
     async def work(conn: Connection) -> bodies.NodesTrust:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from control.api.bodies import recovery_responses as answers
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.protocol import wire
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -61,14 +61,27 @@ RESTORED_AT = SQL.optional("restored_at", datetime)
 REVISIONS = queries.load("poll").rows("revisions", plan.Revision)
 
 
+@operation(
+    "GET",
+    "/v1/recovery",
+    "What nodes run that the metadata don't know, as after a restore from a backup",
+    role="admin",
+    answers={200: answers.Recovery},
+)
 async def show(call: ApiCall) -> Reply:
-    """GET /v1/recovery."""
     now = call.services.clock.now()
     return await call.read(lambda conn: find(conn, now))
 
 
+@operation(
+    "POST",
+    "/v1/recovery",
+    "Let generations and versions go on above those that nodes run",
+    role="admin",
+    answers={200: answers.Recovery},
+)
 async def recover(call: ApiCall) -> Reply:
-    """POST /v1/recovery: set the counters above what nodes run. Answers what was found before."""
+    """Set the counters above what nodes run. Answers what was found before."""
 
     async def work(conn: Connection, _changed: Changed) -> answers.Recovery:
         now = call.services.clock.now()

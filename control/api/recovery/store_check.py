@@ -6,8 +6,9 @@ from uuid import uuid4
 import msgspec
 from msgspec import Meta
 
+from control.api.artifacts import STORE_ERRORS
 from control.api.bodies.recovery_responses import ArtifactFault, BucketObject, StoreCheck, StoreTrial, UnknownObjects
-from control.api.operations import ApiCall, Reply
+from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import wire
 from control.storage import owner_mark, queries
@@ -64,9 +65,17 @@ class UnknownQuery(msgspec.Struct, forbid_unknown_fields=True):
     """`next` of the page before."""
 
 
-async def check(call: ApiCall) -> Reply:
-    """GET /v1/artifact-store/check: the artifacts of a page whose objects aren't what they must be."""
-    store, db, query = call.services.store, call.services.databases.lists, call.query
+@operation(
+    "GET",
+    "/v1/artifact-store/check",
+    "The artifacts whose objects are missing or damaged",
+    role="admin",
+    answers={200: StoreCheck},
+    errors=STORE_ERRORS,
+)
+async def check(call: ApiCall, query: CheckQuery) -> Reply:
+    """The artifacts of a page whose objects aren't what they must be."""
+    store, db = call.services.store, call.services.databases.lists
     rows = await db.read(lambda conn: conn.fetch(READY_AFTER, query.after, PAGE, query.needed))
     page = StoreCheck()
     if query.after == FIRST:
@@ -88,17 +97,32 @@ async def check(call: ApiCall) -> Reply:
     return Reply(200, page)
 
 
-async def unknown(call: ApiCall) -> Reply:
-    """GET /v1/artifact-store/unknown: the objects of a page of the bucket that no row knows."""
-    objects, after = await call.services.store.page(call.query.after)
+@operation(
+    "GET",
+    "/v1/artifact-store/unknown",
+    "The objects of the bucket that the metadata don't know",
+    role="admin",
+    answers={200: UnknownObjects},
+    errors=STORE_ERRORS,
+)
+async def unknown(call: ApiCall, query: UnknownQuery) -> Reply:
+    """The objects of a page of the bucket that no row knows."""
+    objects, after = await call.services.store.page(query.after)
     ids = [id for item in objects if (id := artifact_id_of(item.key))]
     known = set(await call.services.databases.lists.read(lambda conn: conn.column(KNOWN_ARTIFACTS, ids)))
     found = [BucketObject(o.key, o.size, o.modified) for o in objects if artifact_id_of(o.key) not in known]
     return Reply(200, UnknownObjects(found, len(objects), after))
 
 
+@operation(
+    "GET",
+    "/v1/artifact-store/trial",
+    "Whether a small object can be stored, read and deleted",
+    role="admin",
+    answers={200: StoreTrial},
+)
 async def trial(call: ApiCall) -> Reply:
-    """GET /v1/artifact-store/trial: store, read and delete a small object of control's own. It leaves nothing."""
+    """Store, read and delete a small object of control's own. It leaves nothing."""
     store, name = call.services.store, str(uuid4())
     try:
         await call.services.ownership.confirm()

@@ -183,8 +183,8 @@ async def test_the_rows_that_a_filter_finds_can_be_downloaded(
         token = (await ok(replica, "/v1/operators", {"name": "two", "role": "admin"}))["token"]
         real = records.list_audit
 
-        async def revoked(call: ApiCall) -> Reply:
-            found = await real(call)
+        async def revoked(call: ApiCall, query: records.AuditFilter) -> Reply:
+            found = await real(call, query)
             assert (await replica.call("DELETE", "/v1/operators/two")).status < 300
             return found
 
