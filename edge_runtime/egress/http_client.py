@@ -1,25 +1,22 @@
 """The HTTP requests that the front makes for functions: workers have no network.
 
-`grants` decides what may be asked for; here a name must also lead to an address that a function may reach. The address
-that was checked is the one that is connected to, so a name that changes (DNS rebinding) gains nothing. No redirect is
-followed, no proxy used, no cookie kept, and nothing of the node's own is sent along.
+`grants` decides what may be asked for; here a name must also lead to an address that a function may reach
+(`control.protocol.checked_resolver`). No redirect is followed, no proxy used, no cookie kept, and nothing of the node's
+own is sent along.
 """
 
 import asyncio
 import io
-import ipaddress
-import socket
 import ssl
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from control.protocol.bounded_http_client import BoundedConnector
+from control.protocol.checked_resolver import AddressRefused, CheckedResolver
 from control.protocol.manifest import HttpGrant
 from control.protocol.public_addresses import Address, Network, is_own, is_public
 from edge_runtime.egress import grants
@@ -35,10 +32,6 @@ HEADERS_LIMIT: Final = 256
 HEADER_BYTES_LIMIT: Final = 65_536
 """Bytes of an answer's header names and values together."""
 _PIECE: Final = 65_536
-
-
-class AddressRefused(OSError):
-    """A name leads only to addresses that no function may reach by a name."""
 
 
 def reachable(host: str, address: Address, networks: Sequence[Network]) -> bool:
@@ -61,44 +54,13 @@ def _why(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-class Resolver(AbstractResolver):
-    """Looks up names, and leaves out the addresses that a function may not reach."""
+def resolver(networks: Sequence[Network]) -> CheckedResolver:
+    """Return what looks up names and leaves out the addresses that a function may not reach."""
 
-    def __init__(self, networks: Sequence[Network]) -> None:
-        self._networks = networks
-        self._threads = ThreadPoolExecutor(LOOKUPS, "skerry-lookup")
+    def allows(host: str, address: Address) -> bool:
+        return reachable(host, address, networks) and (address.is_loopback or not is_own(address))
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Raises: AddressRefused; OSError where the name has no address."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._look_up, host, port, family)
-
-    def _look_up(self, host: str, port: int, family: int) -> list[ResolveResult]:
-        # A machine without a network still has loopback, which AI_ADDRCONFIG doesn't count.
-        flags = 0 if host == "localhost" else socket.AI_ADDRCONFIG
-        infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags)
-        allowed: list[ResolveResult] = []
-        for kind, _, protocol, _, place in infos:
-            address = ipaddress.ip_address(str(place[0]).partition("%")[0])
-            if reachable(host, address, self._networks) and (address.is_loopback or not is_own(address)):
-                allowed.append(
-                    ResolveResult(
-                        hostname=host,
-                        host=str(address),
-                        port=port,
-                        family=kind,
-                        proto=protocol,
-                        flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-                    )
-                )
-        if not allowed:
-            raise AddressRefused(f"{host} leads to no public address")
-        return allowed
-
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    return CheckedResolver(allows, LOOKUPS, configured=True)
 
 
 class HttpClient:
@@ -114,12 +76,11 @@ class HttpClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        resolver = Resolver(self._networks)
         self._session = aiohttp.ClientSession(
             connector=BoundedConnector(
                 limit=0,
                 keepalive_timeout=KEEP_ALIVE,
-                resolver=resolver,
+                resolver=resolver(self._networks),
                 # Without `tls` what aiohttp has made of the system's CAs when it was imported: to read them takes 5 ms.
                 ssl=self._tls or True,
             ),

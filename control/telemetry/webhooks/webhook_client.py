@@ -1,27 +1,23 @@
 """Sends one message of a webhook: an HTTP POST that leads nowhere inside unless that is allowed.
 
-A name's addresses are looked up for each attempt, each of them is checked, and the connection goes to one of those that
-were checked: a name that changes meanwhile (DNS rebinding) gains nothing. No redirect is followed, no proxy used, no
-cookie kept, and nothing of the answer's body is read. What may come before it is bounded
+A name's addresses are looked up and checked for each attempt (`control.protocol.checked_resolver`). No redirect is
+followed, no proxy used, no cookie kept, and nothing of the answer's body is read. What may come before it is bounded
 (`control.protocol.bounded_http_client`).
 """
 
-import asyncio
 import ipaddress
 import re
-import socket
 import ssl
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from control.clock import Clock
 from control.protocol.bounded_http_client import BoundedConnector
+from control.protocol.checked_resolver import AddressRefused, CheckedResolver
 from control.protocol.public_addresses import Address, Network, is_own, is_public
 
 TIME_LIMIT = 15.0
@@ -32,12 +28,7 @@ LONGEST_URL = 2000
 GONE = 410
 """The status by which a receiver says that it wants no more messages."""
 
-
 _HOST = re.compile(r"[a-z0-9._-]{1,253}|[0-9a-f:.]{2,45}")
-
-
-class InsideRefused(OSError):
-    """A URL leads to an address that isn't allowed."""
 
 
 class Attempt(NamedTuple):
@@ -94,37 +85,17 @@ def _check(host: str, address: Address, networks: Sequence[Network], *, plain: b
         raise ValueError(f"{where}, which isn't public, and SKERRY_WEBHOOK_NETWORKS doesn't name its network")
 
 
-class _Resolver(AbstractResolver):
-    """Looks up names, and refuses those that lead inside."""
+def _resolver(networks: Sequence[Network], *, plain: bool) -> CheckedResolver:
+    """Return what looks up names and refuses each that has an address which isn't allowed."""
 
-    def __init__(self, networks: Sequence[Network], plain: bool) -> None:
-        self._networks = networks
-        self._plain = plain
-        self._threads = ThreadPoolExecutor(LOOKUPS, "skerry-webhook-lookup")
+    def allows(host: str, address: Address) -> bool:
+        try:
+            _check(host, address, networks, plain=plain)
+        except ValueError as error:
+            raise AddressRefused(str(error)) from None
+        return True
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Raises: InsideRefused, when one of the addresses isn't allowed; OSError, when the name has none."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._look_up, host, port, family)
-
-    def _look_up(self, host: str, port: int, family: int) -> list[ResolveResult]:
-        found: list[ResolveResult] = []
-        for kind, _, protocol, _, place in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM):
-            address = ipaddress.ip_address(str(place[0]).partition("%")[0])
-            try:
-                _check(host, address, self._networks, plain=self._plain)
-            except ValueError as error:
-                raise InsideRefused(str(error)) from None
-            flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-            found.append(
-                ResolveResult(hostname=host, host=str(place[0]), port=port, family=kind, proto=protocol, flags=flags)
-            )
-        return found
-
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    return CheckedResolver(allows, LOOKUPS)
 
 
 class WebhookClient:
@@ -152,7 +123,7 @@ class WebhookClient:
                 limit=0,
                 force_close=True,
                 use_dns_cache=False,
-                resolver=_Resolver(self._networks, plain=scheme == "http"),
+                resolver=_resolver(self._networks, plain=scheme == "http"),
                 ssl=ssl.create_default_context() if scheme == "https" else True,
             )
             self._sessions[scheme] = aiohttp.ClientSession(
@@ -182,7 +153,7 @@ class WebhookClient:
         except TimeoutError:
             return Attempt(f"{host} hadn't answered after {TIME_LIMIT:g} s")
         except aiohttp.ClientConnectorDNSError as error:
-            if isinstance(error.os_error, InsideRefused):
+            if isinstance(error.os_error, AddressRefused):
                 return Attempt(str(error.os_error))
             return Attempt(f"{host} has no address: {error.os_error}")
         except aiohttp.ClientConnectorCertificateError as error:

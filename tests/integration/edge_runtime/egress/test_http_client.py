@@ -15,9 +15,10 @@ from aiohttp import web
 
 from control.access import certificates
 from control.local import pki
+from control.protocol.checked_resolver import AddressRefused
 from control.protocol.manifest import HttpGrant
 from edge_runtime.egress import http_client
-from edge_runtime.egress.http_client import AddressRefused, HttpClient, Resolver, is_own, reachable
+from edge_runtime.egress.http_client import HttpClient, is_own, reachable
 from edge_runtime.guests import http_json
 from edge_runtime.ipc.http_messages import NotFetched
 
@@ -203,7 +204,7 @@ async def test_a_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatc
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return real(host, *args)
 
-    monkeypatch.setattr(http_client.socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
     # Bound, so that nobody else takes its port, and nothing listens there.
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -233,7 +234,7 @@ async def test_a_name_leads_to_public_addresses_alone(monkeypatch: pytest.Monkey
     def lying(host: str, *args: Any) -> Any:
         return real("127.0.0.1" if host == "evil.example" else host, *args)
 
-    monkeypatch.setattr(http_client.socket, "getaddrinfo", lying)
+    monkeypatch.setattr(socket, "getaddrinfo", lying)
     async with server() as port:
         url, allowed = f"http://evil.example:{port}/", grant(f"http://*.example:{port}", f"http://evil.example:{port}")
         async with HttpClient() as made:
@@ -285,7 +286,7 @@ async def test_a_name_leads_to_no_public_address_of_the_nodes_own(monkeypatch: p
     mine = "93.184.215.14"
     monkeypatch.setattr(http_client, "is_own", lambda address: str(address) == mine)
     for networks in ([], [ipaddress.ip_network(mine)]):
-        resolver = Resolver(networks)
+        resolver = http_client.resolver(networks)
         with pytest.raises(AddressRefused):
             await resolver.resolve(mine, 443)
         assert [found["host"] for found in await resolver.resolve("93.184.215.15", 443)] == ["93.184.215.15"]
