@@ -1,22 +1,13 @@
-"""The node's log on stderr: text for people, or one JSON object a line.
-
-A thread writes the log from a bounded queue, so that logging never waits for a reader or a disk. Lines that don't fit
-into the queue are dropped and counted; the count is logged as soon as there is room again.
-"""
+"""The node's log on stderr: text for people, or one JSON object a line. `control.protocol.log_writer` writes it."""
 
 import logging
-import os
 import re
-import select
-import threading
-import time
 from datetime import UTC, datetime
-from queue import SimpleQueue
 from typing import Any, Final, Literal
 
 import orjson
 
-from control.protocol.counts import counted
+from control.protocol.log_writer import LogHandler
 from edge_runtime.redaction import RedactedRecord, redact
 
 Format = Literal["text", "json"]
@@ -24,16 +15,6 @@ Format = Literal["text", "json"]
 FIELDS: Final = ("function", "version", "release", "call", "caller", "node")
 """What a line may have besides, which JSON has in fields of its own: of which call it is."""
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
-
-QUEUE_BYTES: Final = 1 << 20
-"""Bytes that may wait to be written."""
-AT_ONCE: Final = 256
-"""Lines besides the first that one write has at most."""
-FLUSH_LIMIT: Final = 2.0
-"""Seconds that the end of the process waits for what is still to be written."""
-RETRY: Final = 1.0
-"""Seconds from a line that couldn't be written to the next attempt."""
-_STDERR: Final = 2
 
 
 class JsonLines(logging.Formatter):
@@ -72,80 +53,6 @@ class Text(logging.Formatter):
 
     def formatTime(self, record: logging.LogRecord, _format: str | None = None) -> str:
         return _time(record)
-
-
-class LogHandler(logging.Handler):
-    """Writes lines to a descriptor, in a thread of its own."""
-
-    def __init__(self, descriptor: int = _STDERR, limit: int = QUEUE_BYTES) -> None:
-        super().__init__()
-        self.dropped = 0
-        """Lines dropped since the start."""
-        self._reported = 0
-        """Dropped lines of which the log has told."""
-        self._descriptor = descriptor
-        self._limit = limit
-        self._lines: SimpleQueue[bytes] = SimpleQueue()
-        self._put = 0
-        """Bytes put into the queue since the start; written by `emit` alone, under the handler's lock."""
-        self._done = 0
-        """Bytes written or given up since the start; written by the thread alone."""
-        threading.Thread(target=self._run, name="log", daemon=True).start()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self._line(record)
-        except Exception as error:
-            # `Handler.handleError` would write to stderr itself, and wait there.
-            line = f"a line of the log at {record.pathname}:{record.lineno} can't be made: {error!r}\n".encode()
-        if self._put - self._done + len(line) > self._limit:
-            self.dropped += 1
-            return
-        self._put += len(line)
-        self._lines.put(line)
-
-    def flush(self) -> None:
-        """Wait until everything is written, at most `FLUSH_LIMIT` seconds. Called at the end of the process."""
-        end = time.monotonic() + FLUSH_LIMIT
-        while self._done < self._put and time.monotonic() < end:
-            time.sleep(0.005)
-
-    def _line(self, record: logging.LogRecord) -> bytes:
-        return self.format(record).encode(errors="backslashreplace") + b"\n"
-
-    def _run(self) -> None:
-        while True:
-            # What came together goes out together: each write costs the other threads a hand-over of the interpreter,
-            # which takes long where this thread has to wait for a processor.
-            lines = [self._lines.get()]
-            lines += [self._lines.get() for _ in range(min(self._lines.qsize(), AT_ONCE))]
-            written = self._write(b"".join(lines))
-            self._done += sum(map(len, lines))
-            if not written:
-                self.dropped += len(lines)
-                time.sleep(RETRY)
-            elif self.dropped > self._reported and self._put - self._done < self._limit // 2:
-                self._tell()
-
-    def _tell(self) -> None:
-        count = self.dropped - self._reported
-        text = "dropped of this log, which wasn't read in time or couldn't be written: %s"
-        record = logging.LogRecord("skerry.log", logging.WARNING, "", 0, text, (counted(count, "line"),), None)
-        if self._write(self._line(record)):
-            self._reported += count
-
-    def _write(self, line: bytes) -> bool:
-        """Write a line, for as long as that takes, and return whether it could be written."""
-        rest = memoryview(line)
-        while rest:
-            try:
-                rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:
-                # Another process that shares the descriptor has made it non-blocking.
-                select.select([], [self._descriptor], [], RETRY)
-            except OSError:
-                return False
-        return True
 
 
 def printable(text: str) -> str:

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import os
 import signal
+import time
 
 import click
 
-from control.cli.support import server_log
 from control.cli.support.client import Failure
 from control.cli.support.startup_errors import startup_errors
 from control.protocol import service_manager, settings_in_force
+from control.protocol.log_writer import LogHandler
 from control.settings import from_environment
 
 log = logging.getLogger("skerry.control")
@@ -41,7 +42,7 @@ def command(log_level: str) -> None:
 
     from control.web import server
 
-    server_log.set_up(log_level)
+    set_up_log(log_level)
     for line in settings_in_force.unknown():
         log.warning("%s", line)
     try:
@@ -52,3 +53,23 @@ def command(log_level: str) -> None:
             runner.run(server.serve(from_environment(os.environ), manager=manager))
     except server.StartError as error:
         raise Failure(str(error), code="start") from error
+
+
+def line_format() -> logging.Formatter:
+    """Return the form of control's lines of log, with a time in UTC."""
+    form = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+    form.converter = time.gmtime
+    return form
+
+
+def set_up_log(level: str) -> None:
+    """Set up logging to stderr for the whole process: lines of `level` and above.
+
+    Of libraries only warnings and above are logged: their requests may have secrets.
+    """
+    handler = LogHandler()
+    handler.setFormatter(line_format())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("skerry").setLevel(level.upper())
+    # While the database is away its pool warns with tracebacks; control's own lines say the same.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)

@@ -1,20 +1,16 @@
 """The node's log never holds up what it tells about: not where nobody reads it, nor where functions log without end."""
 
 import asyncio
-import logging
 import os
-import re
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from edge_runtime import clock, logs
+from edge_runtime import clock
 from edge_runtime.ipc import child_output
 from edge_runtime.token_bucket import TokenBucket
 from tests.guests.build import wat
-from tests.support.deadlines import deadline, scaled
+from tests.support.deadlines import deadline
 from tests.support.edge import node, until
 from tests.support.edge_process import front_process
 
@@ -33,99 +29,6 @@ CHATTY = wat("""
     (drop (call $write (i32.const 1) (i32.const 100) (i32.const 1) (i32.const 200)))))
 """)
 """Logs one line of 16,000 bytes."""
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    reading, writing = os.pipe()
-    yield reading, writing
-    os.close(writing)
-    os.close(reading)
-
-
-def record(text: str) -> logging.LogRecord:
-    return logging.LogRecord("skerry.test", logging.INFO, "file.py", 7, text, None, None)
-
-
-async def test_what_nobody_reads_is_dropped_and_counted(pipe: tuple[int, int]) -> None:
-    reading, writing = pipe
-    writer = logs.LogHandler(writing, limit=100_000)
-    for number in range(400):
-        # Were it to wait, this test would never end.
-        writer.handle(record(f"{number:03} " + "x" * 996))
-    dropped = writer.dropped
-    assert 200 < dropped < 350
-    found: list[bytes] = []
-
-    def told() -> int:
-        return sum(int(count) for count in re.findall(rb"couldn't be written: (\d+) lines?\n", b"".join(found)))
-
-    def numbers() -> list[int]:
-        return [int(line[:3]) for line in b"".join(found).splitlines() if b"x" * 996 in line]
-
-    def read() -> None:
-        while told() < dropped or len(numbers()) < 400 - dropped:
-            found.append(os.read(reading, 65_536))
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    await until(lambda: not reader.is_alive())
-    assert numbers() == sorted(numbers())
-    assert len(numbers()) == 400 - dropped
-    assert told() == dropped
-    writer.handle(record("afterwards"))
-    writer.flush()
-    assert os.read(reading, 100) == b"afterwards\n"
-    assert writer.dropped == dropped
-
-
-async def test_a_line_that_cannot_be_made_or_written_costs_nothing_else(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logs, "RETRY", 0.01)
-    writer = logs.LogHandler(pipe[1])
-    broken = record("%d")
-    broken.args = ("x",)
-    writer.handle(broken)
-    writer.flush()
-    assert os.read(pipe[0], 1000).startswith(b"a line of the log at file.py:7 can't be made: TypeError(")
-    full = os.open("/dev/full", os.O_WRONLY)
-    try:
-        # The disk is full, and then it isn't.
-        writer._descriptor = full
-        writer.handle(record("lost"))
-        await until(lambda: writer.dropped == 1)
-        writer._descriptor = pipe[1]
-        writer.handle(record("kept"))
-        await until(lambda: writer._reported == 1)
-        assert os.read(pipe[0], 1000).startswith(
-            b"kept\ndropped of this log, which wasn't read in time or couldn't be written: 1 line\n"
-        )
-    finally:
-        os.close(full)
-
-
-def test_lines_that_come_together_go_out_together(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each write costs the loop's thread a hand-over of the interpreter."""
-    writes: list[bytes] = []
-    go_on = threading.Event()
-
-    def write(descriptor: int, data: memoryview) -> int:
-        writes.append(bytes(data))
-        go_on.wait(scaled(60))
-        return len(data)
-
-    monkeypatch.setattr(logs.os, "write", write)
-    # The thread has as long as a busy machine needs.
-    monkeypatch.setattr(logs, "FLUSH_LIMIT", 60.0)
-    writer = logs.LogHandler(pipe[1])
-    for number in range(100):
-        writer.handle(record(f"{number:02}"))
-    go_on.set()
-    writer.flush()
-    assert b"".join(writes) == b"".join(b"%02d\n" % number for number in range(100))
-    # The first may have gone out before the others came.
-    assert len(writes) <= 2
 
 
 async def test_a_node_serves_where_nobody_reads_its_log(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import os
 import re
 import ssl
 import sys
-import threading
 from collections.abc import Iterator
 
 import aiohttp
 import pytest
 
-from control.cli.support import server_log
+from control.cli import serve
+from control.protocol.log_writer import LogHandler
 from tests.support.control import until
 from tests.support.deadlines import deadline, scaled
 from tests.support.replica import Site
@@ -30,56 +30,6 @@ def pipe() -> Iterator[tuple[int, int]]:
     yield reading, writing
     os.close(writing)
     os.close(reading)
-
-
-def record(text: str) -> logging.LogRecord:
-    return logging.LogRecord("skerry.test", logging.INFO, "file.py", 7, text, None, None)
-
-
-def test_what_nobody_reads_is_dropped_and_counted(pipe: tuple[int, int]) -> None:
-    reading, writing = pipe
-    queued = server_log.Queued(100)
-    server_log.LogWriter(queued, writing).start()
-    for number in range(400):
-        # Were it to wait, this test would never end.
-        queued.handle(record(f"line {number:03} {'x' * 100}"))
-    dropped = queued.dropped
-    assert 200 < dropped <= 300
-    found: list[bytes] = []
-
-    def told() -> int:
-        return sum(int(count) for count in re.findall(rb"couldn't be written: (\d+) line", b"".join(found)))
-
-    def numbers() -> list[int]:
-        return [int(number) for number in re.findall(rb"line (\d{3}) x{100}\n", b"".join(found))]
-
-    def read() -> None:
-        while told() < dropped or len(numbers()) < 400 - dropped:
-            found.append(os.read(reading, 65_536))
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    reader.join(scaled(LIMIT))
-    assert not reader.is_alive()
-    assert numbers() == sorted(numbers())
-    assert (len(numbers()), told()) == (400 - dropped, dropped)
-    queued.handle(record("afterwards"))
-    queued.flush()
-    assert os.read(reading, 200).endswith(b"Z INFO skerry.test: afterwards\n")
-
-
-def test_a_descriptor_that_cannot_be_written_costs_only_its_lines(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_log, "FLUSH_LIMIT", LIMIT)
-    queued = server_log.Queued()
-    # It can only be read.
-    server_log.LogWriter(queued, pipe[0]).start()
-    queued.handle(record("one"))
-    queued.handle(record("another"))
-    queued.flush()
-    assert queued.queue.unfinished_tasks == 0
-    assert queued.dropped >= 2
 
 
 async def test_control_serves_and_ends_where_nobody_reads_its_log(control_site: Site, pipe: tuple[int, int]) -> None:
@@ -121,20 +71,17 @@ async def test_control_serves_and_ends_where_nobody_reads_its_log(control_site: 
             await serving.wait()
 
 
-def test_a_line_that_cannot_be_put_together_costs_only_itself(
+def test_lines_have_a_time_in_utc_and_one_that_cannot_be_made_costs_only_itself(
     pipe: tuple[int, int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     reading, writing = pipe
-    queued = server_log.Queued()
-    server_log.LogWriter(queued, writing).start()
-    wrong = logging.LogRecord("skerry.test", logging.INFO, "file.py", 7, "%d lines", ("many",), None)
-    # Where it is logged, and in the thread that writes.
-    queued.handle(wrong)
-    queued.enqueue(wrong)
-    queued.handle(record("afterwards"))
-    queued.flush()
+    handler = LogHandler(writing)
+    handler.setFormatter(serve.line_format())
+    for text, arguments in (("%d lines", ("many",)), ("afterwards", None)):
+        handler.handle(logging.LogRecord("skerry.test", logging.INFO, "file.py", 7, text, arguments, None))
+    handler.flush()
     said = os.read(reading, 4096)
-    assert b"afterwards" in said
-    assert b"couldn't be written: 2 lines" in said
-    assert queued.dropped == 2
+    assert said.startswith(b"a line of the log at file.py:7 can't be made: TypeError(")
+    assert re.search(rb"\n\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO skerry.test: afterwards\n$", said)
+    assert handler.dropped == 0
     assert capfd.readouterr().err == ""
