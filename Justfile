@@ -118,6 +118,10 @@ screenshots: browser
 errors: setup
     @.venv/bin/python -m scripts.errors_page
 
+# make the lists in docs/settings.md again, and the names that programs know, of the tables of settings
+settings: setup
+    @.venv/bin/python -m scripts.settings_page
+
 # make the modules of C declarations again, of edge_runtime's headers
 bindings: setup
     @.venv/bin/python -m scripts.bindings

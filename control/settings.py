@@ -3,12 +3,13 @@
 import ipaddress
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from control.protocol.public_addresses import Network
+from control.protocol.settings_table import about, about_of, setting
 
 LEAST_STALL_LIMIT = 0.1
 """Seconds of the setting `stall_limit` at least: what is expected to take less isn't told."""
@@ -43,90 +44,169 @@ class StoreAddress:
 
 @dataclass(frozen=True)
 class ControlSettings:
-    """All settings. Sizes are in bytes, times in seconds."""
+    """All settings, each as SKERRY_ and its name. Sizes are in bytes, times in seconds; numbers are more than 0, where
+    they have no `least`.
 
-    metadata_url: str = field(repr=False)
-    """``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``; to another machine with ``sslmode=verify-full``."""
-    artifacts_url: str = field(repr=False)
-    """``http(s)://KEY:SECRET@HOST:PORT/BUCKET``; http on loopback only."""
-    artifacts_public_url: str = ""
-    """``http(s)://HOST:PORT`` under which nodes reach the store, if it isn't that of `artifacts_url`."""
-    artifacts_delivery: Literal["presigned", "control"] = "presigned"
-    """How nodes get artifacts: by a presigned URL of the store, or through control."""
-    artifacts_region: str = "us-east-1"
-    artifacts_timeout: float = 15.0
-    """Time for the store to answer a request without a body."""
-    artifacts_stall: float = 60.0
-    """Time after which an upload to the store or a download from it is ended, if it makes no progress."""
-    unknown_objects_kept: float = 7 * 86400.0
-    """Time for which an object of the bucket that the metadata don't know is kept, from when that was first seen."""
-    bind: str = "127.0.0.1"
-    port: int = 8443
-    metrics_listen: str = ""
-    """``HOST:PORT``, or a port of 127.0.0.1, where /metrics is served by plain HTTP, without a token; '': nowhere."""
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    ca_cert: Path | None = None
-    """The CA that nodes are to trust, which /v1/ca answers; None where the certificate is publicly trusted."""
-    spool: Path = field(default_factory=_temporary_folder)
-    """The folder in which uploads are kept until their digest is known."""
-    artifact_limit: int = 64 * 1024 * 1024
-    body_limit: int = 4 * 1024 * 1024
-    """Bytes of the largest JSON body."""
-    body_timeout: float = 30.0
-    """Time for a JSON body to arrive, and for the next bytes of an upload."""
-    upload_timeout: float = 600.0
-    check_timeout: float = 60.0
-    """Time for the check of a module or of a schema change."""
-    checks_at_once: int = 2
-    database_connections: int = 16
-    database_timeout: float = 10.0
-    """Time for one statement."""
-    presigned_life: int = 3600
-    sync_lease: float = 60.0
-    stall_limit: float = 1.0
-    """Time for which schema changes may hold the writers of a node up without being asked."""
-    credential_life: float = 90 * 86400.0
-    """Age at which a node's credential ends: from then on it is good only to get its successor."""
-    credential_return: float = 365 * 86400.0
-    """Age from which on it isn't good for that either."""
-    public_url: str = ""
-    """``https://HOST:PORT`` at which browsers reach control; '' where it is what they send as Host."""
-    oidc_issuer: str = ""
-    """The issuer of an OpenID provider at which operators may sign in; '' for none."""
-    oidc_name: str = ""
-    """What the page for signing in calls it; '' for the issuer's host."""
-    oidc_client_id: str = ""
-    oidc_client_secret: Path | None = None
-    """The file with the client's secret; None for a client that has none."""
-    oidc_scopes: str = "openid profile email"
-    oidc_groups_claim: str = "groups"
-    """The claim that has the groups of whoever signs in."""
-    oidc_grants: Path | None = None
-    """The file with the grants of each group (`control.access.group_grants`)."""
-    session_life: float = 12 * 3600.0
-    """Age at which a session ends, whether it is used or not."""
-    session_idle: float = 2 * 3600.0
-    """Time without a request after which a session of the console ends."""
-    session_stay: float = 7 * 86400.0
-    """Age at which a session of the console ends whose browser was told to stay signed in; idle or not."""
-    hold: float = 25.0
-    """Time for which a poll is held at most."""
-    offline_after: float = 75.0
-    overdue_after: float = 300.0
-    log_retention: float = 90 * 86400.0
-    webhook_networks: tuple[Network, ...] = ()
-    """Networks to which messages of webhooks may be sent besides public addresses, also by plain http."""
-    otlp_url: str = ""
-    """``http(s)://HOST:PORT`` of the collector that gets traces by OTLP over HTTP; '': no traces; http on loopback."""
-    otlp_headers_file: Path | None = field(default=None, repr=False)
-    """A file of headers that the collector asks for, ``NAME: VALUE`` a line."""
-    otlp_ca: Path | None = None
-    """The CA that the collector's certificate must be of; None: those of the system."""
-    settings_file: Path | None = None
-    """A file of NAME=VALUE lines; those that `control.access.live_settings` names are read again while control runs."""
-    trace_share: float = 1.0
-    """Which share of requests and syncs is traced, where traces are sent: more than 0, at most 1."""
+    This is the table that all else comes from (`control.protocol.settings_table`).
+    """
+
+    metadata_url: str = field(
+        repr=False,
+        metadata=about(
+            "`postgresql://USER:PASSWORD@HOST:PORT/DATABASE`; away from loopback with "
+            "`?sslmode=verify-full&sslrootcert=FILE` (or `require`, `verify-ca`).",
+            "`skerry migrate` needs this one alone.",
+        ),
+    )
+    artifacts_url: str = field(
+        repr=False,
+        metadata=about(
+            "`https://KEY:SECRET@HOST:PORT/BUCKET` of an S3 store; http on loopback only.", "The bucket must exist."
+        ),
+    )
+    artifacts_public_url: str = setting(
+        "", "`https://HOST:PORT` under which nodes reach the store, where it is another than control's."
+    )
+    artifacts_delivery: Literal["presigned", "control"] = setting(
+        "presigned",
+        "How nodes get artifacts: `presigned` (from the store) or `control` (through control, for a private store).",
+    )
+    artifacts_region: str = setting("us-east-1", "S3 region that requests are signed for.")
+    artifacts_timeout: float = setting(15.0, "Seconds for the store to answer a request without a body.")
+    artifacts_stall: float = setting(
+        60.0, "Seconds that an upload to the store, or a download from it, may make no progress."
+    )
+    unknown_objects_kept: float = setting(
+        7 * 86400.0,
+        "Seconds that an artifact's object which the metadata don't know stays in the bucket, from when that was first "
+        "seen.",
+    )
+    bind: str = setting("127.0.0.1", "Address to listen on; away from loopback TLS is required.")
+    port: int = setting(8443, "Port to listen on.", least=0, most=65535)
+    metrics_listen: str = setting(
+        "",
+        "`HOST:PORT`, or a port of 127.0.0.1, at which `/metrics` is served without a token, by plain HTTP and to "
+        "whoever reaches it; `9464` is for a Prometheus on the same machine.",
+        "Unset, there is no such address, and `/metrics` needs an operator's token.",
+    )
+    tls_cert: Path | None = setting(
+        None,
+        "PEM file: the certificate and its chain.",
+        "It is read again when it changes, and at SIGHUP, as are the key and the CAs "
+        "([how to](how-to/rotate-credentials.md#controls-certificate)).",
+    )
+    tls_key: Path | None = setting(None, "PEM file: its key.")
+    ca_cert: Path | None = setting(
+        None,
+        "PEM file of the CAs that nodes are to trust, given out at `/v1/ca` and named in join tokens; unset where the "
+        "certificate is publicly trusted.",
+        "Nodes follow when they [change](how-to/change-the-ca.md).",
+    )
+    spool: Path = field(
+        default_factory=_temporary_folder,
+        metadata=about(
+            "Folder where uploads wait until their digest is known.", default="the system's folder for temporary files"
+        ),
+    )
+    artifact_limit: int = setting(64 * 1024 * 1024, "Bytes of an artifact.")
+    body_limit: int = setting(
+        4 * 1024 * 1024,
+        "Bytes of a JSON body.",
+        "Most calls take less: 256 KiB, and 1.5 MiB of a node's poll or report.",
+    )
+    body_timeout: float = setting(30.0, "Seconds for a JSON body to arrive, and for an upload's next bytes.")
+    upload_timeout: float = setting(600.0, "Seconds for a whole upload.")
+    check_timeout: float = setting(60.0, "Seconds for the check of a module or a schema change.")
+    checks_at_once: int = setting(2, "Checks of uploads that run side by side, and as many of schema changes.")
+    database_connections: int = setting(
+        16,
+        "Connections to the metadata database for requests, half of them for lists; beside them up to 14 of control's "
+        "own.",
+    )
+    database_timeout: float = setting(10.0, "Seconds for one statement.")
+    presigned_life: int = setting(3600, "Seconds that a presigned URL is good for.")
+    sync_lease: float = setting(60.0, "Seconds until a sync expires unless the node renews it.")
+    stall_limit: float = setting(
+        1.0,
+        "Seconds for which the schema changes of a release, a move or an amendment may hold up calls of a node that "
+        "write; what is expected to take longer is refused without `--allow-stall`.",
+        "Plans show what is expected to take that at least.",
+        least=LEAST_STALL_LIMIT,
+    )
+    credential_life: float = setting(
+        90 * 86400.0,
+        "Seconds from its making after which a node's credential ends: it is good then only for the node to get its "
+        "successor.",
+        "Nodes do so after 30 days by themselves; with less than that here, each does so when it is refused. A changed "
+        "setting is that of present credentials too.",
+    )
+    credential_return: float = setting(
+        365 * 86400.0,
+        "Seconds from its making until which a credential that has ended is good for that; at least the life, and at "
+        "most 100 years.",
+        "A node that was away for longer joins again.",
+    )
+    public_url: str = setting(
+        "",
+        "`https://HOST` at which browsers reach control.",
+        "Required with an OpenID provider, and where browsers don't send that in the header Host: behind a proxy that "
+        "gives control another name.",
+    )
+    oidc_issuer: str = setting(
+        "",
+        "The issuer of an OpenID provider at which people may sign in, as `https://id.example/realms/prod`: exactly "
+        "what its description calls `issuer` ([how-to](how-to/sign-in-with-oidc.md)).",
+    )
+    oidc_name: str = setting("", "What the page for signing in calls the provider; without it, the issuer's host.")
+    oidc_client_id: str = setting("", "What the provider calls control; required with the issuer.")
+    oidc_client_secret: Path | None = setting(None, "File with the client's secret; unset for a client that has none.")
+    oidc_scopes: str = setting("openid profile email", "What is asked for, with spaces between.")
+    oidc_groups_claim: str = setting("groups", "The claim that has the groups.")
+    oidc_grants: Path | None = setting(
+        None, "TOML file that says which of the provider's groups may what; required with the issuer."
+    )
+    session_life: float = setting(
+        12 * 3600.0,
+        "Seconds from signing in after which a session ends.",
+        "A changed setting is that of present sessions too.",
+    )
+    session_idle: float = setting(
+        2 * 3600.0,
+        "Seconds without a request after which a session of the console ends.",
+        least=LEAST_IDLE,
+    )
+    session_stay: float = setting(
+        7 * 86400.0,
+        'Seconds from signing in after which a session of the console ends where "Stay signed in" was chosen.',
+        "Standing idle doesn't end it.",
+    )
+    hold: float = setting(25.0, "Seconds that a poll is held at most.")
+    offline_after: float = setting(75.0, "Seconds unseen until a node is offline.")
+    overdue_after: float = setting(300.0, "Seconds without being at its target until a node gets the overdue warning.")
+    log_retention: float = setting(90 * 86400.0, "Seconds that syncs, audit and refused authentications are kept.")
+    webhook_networks: tuple[Network, ...] = setting(
+        (),
+        "Networks, as `10.0.0.0/8,fd00::/8`, to which [webhooks](how-to/send-events.md) may lead besides public "
+        "addresses, also by plain http.",
+    )
+    otlp_url: str = setting(
+        "",
+        "`http(s)://HOST:PORT` of the collector, to which `/v1/traces` is added; http on loopback only.",
+    )
+    otlp_headers_file: Path | None = setting(
+        None, "File of headers that the collector asks for, `NAME: VALUE` a line.", secret=True
+    )
+    otlp_ca: Path | None = setting(
+        None, "PEM file of the CA that the collector's certificate is of, where the system doesn't know it."
+    )
+    settings_file: Path | None = setting(
+        None,
+        "File of `NAME=VALUE` lines, as systemd's `EnvironmentFile`; it may be the same one.",
+        "It is read again when it changes, and at SIGHUP. Of it these are taken, before the environment's values: "
+        "`SKERRY_LOG_LEVEL`, `SKERRY_ARTIFACT_LIMIT`, `SKERRY_BODY_LIMIT`, `SKERRY_BODY_TIMEOUT`, "
+        "`SKERRY_STALL_LIMIT`, `SKERRY_HOLD`. A line that is taken out gives the environment's value back.",
+    )
+    trace_share: float = setting(1.0, "Share of requests and syncs that is traced, more than 0.", most=1)
 
     def store_address(self) -> StoreAddress:
         """`artifacts_url` in its parts."""
@@ -175,42 +255,43 @@ def check(settings: ControlSettings) -> None:
         raise ControlSettingsError("SKERRY_ARTIFACTS_URL must be http(s)://KEY:SECRET@HOST:PORT/BUCKET")
     if settings.artifacts_public_url:
         _check_url("SKERRY_ARTIFACTS_PUBLIC_URL", settings.artifacts_public_url)
-    if settings.artifacts_delivery not in ("presigned", "control"):
-        raise ControlSettingsError("SKERRY_ARTIFACTS_DELIVERY must be 'presigned' or 'control'")
     if settings.otlp_url:
         _check_url("SKERRY_OTLP_URL", settings.otlp_url)
-    if settings.trace_share > 1:
-        raise ControlSettingsError("SKERRY_TRACE_SHARE must be at most 1, which is everything")
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ControlSettingsError("SKERRY_TLS_CERT and SKERRY_TLS_KEY belong together: set both or none")
-    files = (
-        *("tls_cert", "tls_key", "ca_cert", "settings_file", "otlp_headers_file", "otlp_ca"),
-        *("oidc_client_secret", "oidc_grants"),
-    )
-    for name in files:
-        path = getattr(settings, name)
-        if path is not None and not path.is_file():
-            raise ControlSettingsError(f"SKERRY_{name.upper()}: there is no file {path}")
+    for each in fields(settings):
+        _check_value(f"SKERRY_{each.name.upper()}", each, getattr(settings, each.name))
     if settings.metrics_listen:
         listen_address(settings.metrics_listen)
-    if not 0 <= settings.port <= 65535:
-        raise ControlSettingsError(f"SKERRY_PORT must be between 0 and 65535, not {settings.port}")
-    for name, kind in _KINDS.items():
-        if name != "port" and kind in (int, float) and not getattr(settings, name) > 0:
-            raise ControlSettingsError(f"SKERRY_{name.upper()} must be more than 0")
-    if settings.stall_limit < LEAST_STALL_LIMIT:
-        raise ControlSettingsError(f"SKERRY_STALL_LIMIT must be at least {LEAST_STALL_LIMIT:g} s")
     if settings.public_url:
         _check_public_url(settings.public_url)
     if settings.oidc_issuer:
         _check_oidc(settings)
-    if settings.session_idle < LEAST_IDLE:
-        raise ControlSettingsError(f"SKERRY_SESSION_IDLE must be at least {LEAST_IDLE:g} s")
     if not settings.credential_life <= settings.credential_return <= LONGEST_RETURN:
         raise ControlSettingsError(
             "SKERRY_CREDENTIAL_RETURN must be at least SKERRY_CREDENTIAL_LIFE, after which a node's credential is good "
             f"only to return with, and at most {LONGEST_RETURN:.0f} s (100 years)"
         )
+
+
+def _check_value(variable: str, each: "Field[Any]", value: Any) -> None:
+    """Raises: ControlSettingsError, when a value isn't what the table says of the setting."""
+    said = about_of(each)
+    if get_origin(each.type) is Literal and value not in get_args(each.type):
+        choices = " or ".join(map(repr, get_args(each.type)))
+        raise ControlSettingsError(f"{variable} must be {choices}")
+    if each.type == Path | None and value is not None and not value.is_file():
+        raise ControlSettingsError(f"{variable}: there is no file {value}")
+    if each.type not in (int, float):
+        return
+    if said.least is None and not value > 0:
+        raise ControlSettingsError(f"{variable} must be more than 0")
+    if said.least is not None and said.most is not None and not said.least <= value <= said.most:
+        raise ControlSettingsError(f"{variable} must be between {said.least:g} and {said.most:g}, not {value}")
+    if said.least is not None and not said.least <= value:
+        raise ControlSettingsError(f"{variable} must be at least {said.least:g} s")
+    if said.most is not None and not value <= said.most:
+        raise ControlSettingsError(f"{variable} must be at most {said.most:g}, which is everything")
 
 
 def listen_address(text: str) -> tuple[str, int]:
@@ -295,54 +376,16 @@ _WANTED: dict[Callable[[str], object], str] = {
     float: "a number",
     networks: "networks such as 10.0.0.0/8, with commas between them",
 }
-_KINDS: dict[str, Callable[[str], object]] = {
-    "metadata_url": str,
-    "artifacts_url": str,
-    "artifacts_public_url": str,
-    "artifacts_delivery": str,
-    "artifacts_region": str,
-    "artifacts_timeout": float,
-    "artifacts_stall": float,
-    "unknown_objects_kept": float,
-    "bind": str,
-    "port": int,
-    "metrics_listen": str,
-    "tls_cert": Path,
-    "tls_key": Path,
-    "ca_cert": Path,
-    "spool": Path,
-    "artifact_limit": int,
-    "body_limit": int,
-    "body_timeout": float,
-    "upload_timeout": float,
-    "check_timeout": float,
-    "checks_at_once": int,
-    "database_connections": int,
-    "database_timeout": float,
-    "presigned_life": int,
-    "sync_lease": float,
-    "stall_limit": float,
-    "credential_life": float,
-    "credential_return": float,
-    "public_url": str,
-    "oidc_issuer": str,
-    "oidc_name": str,
-    "oidc_client_id": str,
-    "oidc_client_secret": Path,
-    "oidc_scopes": str,
-    "oidc_groups_claim": str,
-    "oidc_grants": Path,
-    "session_life": float,
-    "session_idle": float,
-    "session_stay": float,
-    "hold": float,
-    "offline_after": float,
-    "overdue_after": float,
-    "log_retention": float,
-    "webhook_networks": networks,
-    "otlp_url": str,
-    "otlp_headers_file": Path,
-    "otlp_ca": Path,
-    "settings_file": Path,
-    "trace_share": float,
-}
+
+
+def _kind(hint: Any) -> Callable[[str], object]:
+    """Return what makes a value of a field's type from its text."""
+    if hint == Path | None:
+        return Path
+    if hint == tuple[Network, ...]:
+        return networks
+    kind: Callable[[str], object] = str if get_origin(hint) is Literal else hint
+    return kind
+
+
+_KINDS: dict[str, Callable[[str], object]] = {each.name: _kind(each.type) for each in fields(ControlSettings)}

@@ -87,7 +87,7 @@ class Front:
         )
         self.processes = ZygoteClient(children, state.lock)
         self.fetches = RequestsInFlight(HttpClient(settings.networks))
-        self.pool = Pool(settings.limits)
+        self.pool = Pool(settings)
         self.ring = Ring(state.path / FOLDER, settings.records_limit, settings.records_age, node)
         self.guest_log = GuestLog(self.ring.put, node)
         self.hooks = Hooks(self.guest_log, self.fetches.begin, named=self.pool.named)

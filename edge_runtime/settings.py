@@ -1,17 +1,21 @@
-"""The settings of a node, given as flags or SKERRY_EDGE_* variables (docs/settings.md lists them).
+"""The settings of a node, given as flags or SKERRY_EDGE_* variables.
 
 Durations are in seconds, sizes in bytes.
 """
 
 import ipaddress
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal, get_args, get_origin
 from urllib.parse import urlsplit
+
+from control.protocol.settings_table import About, about, about_of, setting
 
 LISTEN: Final = "127.0.0.1:8087"
 MIB: Final = 1024 * 1024
+GIB: Final = 1024 * MIB
+DAY: Final = 86_400.0
 WAL_LIMIT: Final = 256 * MIB
 SHORTEST_TOKEN: Final = 16
 """Characters that the node's token has at least."""
@@ -26,114 +30,188 @@ def processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-@dataclass(frozen=True)
-class PoolLimits:
-    """The part of the settings that the pool needs."""
-
-    workers: int
-    depth: int = 8
-    """Calls that one worker may have at once, of functions whose calls are short."""
-    concurrency: int = 1
-    """Workers that one function's calls may have at once, if its manifest doesn't say."""
-    queue: int = 1024
-    """Calls that may wait for a worker."""
-    function_queue: int = 256
-    """Calls of one function that may wait, if its manifest doesn't say."""
-    queue_wait: float = 10.0
-    """How long a call may wait for a worker, or for a change of release."""
-    lock_wait: float = 10.0
-    """How long a call may wait for the writer lock."""
-    lock_hold: float = 5.0
-    """How long a call may hold the writer lock."""
-    few: int = 1
-    """Workers that one function's calls have at once while they are quick."""
+def seconds(default: float, text: str, more: str = "") -> float:
+    """Declare a setting in seconds, of more than 0 and a day at most."""
+    return setting(default, text, more, most=DAY)
 
 
 @dataclass(frozen=True)
 class EdgeSettings:
-    """The settings of `skerry-edge run`. Raises: EdgeSettingsError, when one is wrong."""
+    """The settings of `skerry-edge run`, each a flag, and a variable SKERRY_EDGE_ and its name.
 
-    state: Path
-    """The state directory."""
-    listen: str = LISTEN
-    """HOST:PORT of the local HTTP; a host that isn't loopback needs a token or a file of callers."""
-    token: str = field(default="", repr=False)
-    """If it isn't empty, callers must send it as `Authorization: Bearer`; where there is a file of callers, it is good
-    for the node's own pages alone."""
-    token_file: Path | None = None
-    """The file that `token` was read from, which is read again when it changes."""
-    callers: Path | None = None
-    """The file with the node's callers; without one all who may ask are one caller, without a name."""
-    tls_cert: Path | None = None
-    """PEM file with the certificate of the local HTTP and its chain; without one it is plain HTTP."""
-    tls_key: Path | None = None
-    """PEM file with the certificate's key."""
-    tls_client_ca: Path | None = None
-    """PEM file with the authorities of callers' certificates; with one, clients are asked for theirs."""
-    secrets: Path | None = None
-    """The file with the values of functions' secrets; by default secrets.toml in the state directory."""
-    http_networks: tuple[str, ...] = ()
-    """Networks, as 10.0.0.0/8, to which names may lead functions' HTTP requests besides public addresses."""
-    hosts: tuple[str, ...] = ()
-    """Names that the Host header may have besides localhost and its addresses, when there is no token."""
-    workers: int = field(default_factory=lambda: 2 * processors())
-    depth: int = 8
-    """Calls that one worker may have at once, of functions whose calls are short."""
-    concurrency: int = field(default_factory=processors)
-    """Workers that one function may have at once, if its manifest doesn't say; all of them if there are fewer."""
-    queue_limit: int = 1024
-    """Calls that may wait for a worker."""
-    function_queue: int = 256
-    """Calls of one function that may wait for a worker, if its manifest doesn't say."""
-    queue_wait: float = 10.0
-    """How long a call may wait for a worker, or for a change of release."""
-    body_limit: int = 10 * MIB
-    """Size that one request's body may have."""
-    body_memory: int = 256 * MIB
-    """Size of all request bodies together that are being received or wait."""
-    answer_memory: int = 256 * MIB
-    """Size of all answers together that clients haven't read; above it the longest unread one is given up."""
-    body_wait: float = 30.0
-    """How long a request's body may take to come."""
-    flip_limit: float = 5.0
-    """How long a change of release waits for calls that may write and have sent what can't be sent twice."""
-    apply_limit: float = 60.0
-    """How long a release's schema changes and probes may take together."""
-    compile_limit: float = 300.0
-    """How long the compiler may take for one artifact at the quick level."""
-    compile_wait: float = 0.25
-    """How long a new function waits for its compiled code before it starts on the interpreter."""
-    lock_wait: float = 10.0
-    """How long a call may wait for the writer lock."""
-    lock_hold: float = 5.0
-    """How long a call may hold the writer lock."""
-    synchronous: str = "FULL"
-    """FULL: what an answered call wrote is on disk. NORMAL: a loss of power may undo the last calls."""
-    wal_limit: int = WAL_LIMIT
-    """Size of the database's write-ahead log from which on calls that may write are refused."""
-    temp_limit: int = 1024 * MIB
-    """Size of the temporary data that a call may have on disk, and of the write-ahead log in any case."""
-    fence: str = "required"
-    """required: run no function if the machine lacks a piece of the workers' fence. partial: run with what it has."""
-    worker_memory: int = 512 * MIB
-    """Memory that a worker may have besides that of the guest that it runs."""
-    records_limit: int = 64 * MIB
-    """Size of the files that keep what functions and the node have logged."""
-    records_age: float = 7 * 86_400.0
-    """How long that is kept."""
-    otlp_url: str = ""
-    """http(s)://HOST:PORT of the collector that gets the node's traces by OTLP; empty: none are sent. It must be
-    https beyond this machine."""
-    otlp_headers_file: Path | None = None
-    """File with headers that the collector asks for, NAME: VALUE a line."""
-    otlp_ca: Path | None = None
-    """PEM file with the authority of the collector's certificate, where the system doesn't know it."""
-    trace_share: float = 0.01
-    """The share of calls that is traced whatever their callers do, where traces are sent."""
-    stop_limit: float = 10.0
-    """How long running calls may hold up the end of the node."""
-    start_wait: float = 15.0
-    """How long to wait for the processes of an earlier run to let the state directory go."""
+    This is the table that all else comes from (`control.protocol.settings_table`). Raises: EdgeSettingsError, when one
+    is wrong.
+    """
+
+    state: Path = field(
+        metadata=about(
+            "The state directory: identity, artifacts, compiled functions, database. Not on a `noexec` mount."
+        )
+    )
+    listen: str = setting(
+        LISTEN,
+        "`HOST:PORT` of the local HTTP. A host that isn't loopback needs a file of callers, or a token, in "
+        "`SKERRY_EDGE_TOKEN` or in the file that `SKERRY_EDGE_TOKEN_FILE` names.",
+    )
+    token: str = setting(
+        "",
+        "Callers must send it as `Authorization: Bearer`; 16 characters at least.",
+        "Beside `SKERRY_EDGE_CALLERS` it is good for `/_skerry/` alone, and for no function.",
+        secret=True,
+    )
+    token_file: Path | None = setting(None, "A file with it, in its place, which is read again when it changes.")
+    callers: Path | None = setting(
+        None,
+        "TOML file with the callers that may ask, and what each may call; `skerry-edge caller add` makes it.",
+        "It is of the node's user alone (mode 0600), and is read again when it changes ([how "
+        "to](how-to/name-callers.md)). Without it, all who may ask are one caller without a name.",
+    )
+    tls_cert: Path | None = setting(
+        None,
+        "PEM file with the certificate of the local HTTP and its chain; without one it is plain HTTP.",
+        "With it, it is HTTPS, TLS 1.2 or later, and 4,096 connections at most. It is read again when it changes, and "
+        "at SIGHUP, as are the key and the authorities ([how to](how-to/name-callers.md#https)).",
+    )
+    tls_key: Path | None = setting(None, "PEM file with the certificate's key.", "Others may not read it.")
+    tls_client_ca: Path | None = setting(
+        None,
+        "PEM file with the authorities of callers' certificates, for which clients are asked then.",
+        "It may have these certificates themselves. A client without a certificate may have a token.",
+    )
+    hosts: tuple[str, ...] = setting(
+        (),
+        "Name that the Host header may have besides `localhost`, where there is no token; may be repeated.",
+        "The flag is `--host`; the variable has spaces between names. Hosts that a function's "
+        "[route](functions.md#routes) names needn't be here.",
+    )
+    secrets: Path | None = setting(
+        None,
+        "TOML file with the values of functions' secrets (default: `secrets.toml` in the state directory).",
+        "It is of the node's user alone (mode 0600; [how to](how-to/give-secrets.md)).",
+    )
+    http_networks: tuple[str, ...] = setting(
+        (),
+        "Network, as `10.0.0.0/8`, to which names may lead functions' HTTP requests besides public ones; may be "
+        "repeated.",
+        "The flag is `--http-network`; the variable has spaces between networks.",
+    )
+    workers: int = field(
+        default_factory=lambda: 2 * processors(),
+        metadata=about(
+            "Processes that run functions (default: two for each processor).",
+            "One more is kept ready as a spare, for when one of them dies.",
+            least=1,
+            most=100,
+            default="twice the number of processors",
+        ),
+    )
+    depth: int = setting(
+        8, "Calls that one worker may have at once, of functions whose calls are short.", least=1, most=16
+    )
+    concurrency: int = field(
+        default_factory=processors,
+        metadata=about(
+            "Workers that one function's calls may have at once, where its manifest doesn't say (default: the "
+            "processors).",
+            "Have it below `SKERRY_EDGE_WORKERS`, or a slow function can have them all.",
+            least=1,
+            most=100,
+            default="the number of processors",
+        ),
+    )
+    queue_limit: int = setting(1024, "Calls that may wait for a worker.", least=1, most=1_000_000)
+    function_queue: int = setting(
+        256,
+        "Calls of one function that may wait for a worker, where its manifest doesn't say.",
+        least=1,
+        most=1_000_000,
+    )
+    queue_wait: float = seconds(10.0, "Seconds that a call may wait for a worker, or for a change of release.")
+    body_limit: int = setting(10 * MIB, "Bytes of a request's body.", least=0, most=GIB)
+    body_memory: int = setting(
+        256 * MIB, "Bytes of all request bodies that are being received or wait.", least=1, most=1024 * GIB
+    )
+    answer_memory: int = setting(
+        256 * MIB,
+        "Bytes of all answers that clients don't read; above it the longest unread one is given up.",
+        "Its connection is closed.",
+        least=1,
+        most=1024 * GIB,
+    )
+    body_wait: float = seconds(30.0, "Seconds that a request's body may take to come.")
+    flip_limit: float = seconds(
+        5.0,
+        "Seconds that a change of release waits for calls that may write and have sent an HTTP request that can't be "
+        "sent twice.",
+    )
+    apply_limit: float = seconds(60.0, "Seconds that a release's schema changes and probes may take together.")
+    compile_limit: float = seconds(300.0, "Seconds that the compiler may take for one artifact at the quick level.")
+    compile_wait: float = seconds(
+        0.25, "Seconds that a new function waits for its compiled code; then it starts on the interpreter."
+    )
+    lock_wait: float = seconds(10.0, "Seconds that a call may wait for the writer lock.")
+    lock_hold: float = seconds(5.0, "Seconds that a call may hold the writer lock.")
+    wal_limit: int = setting(
+        WAL_LIMIT,
+        "Bytes of the database's write-ahead log from which on calls that may write are refused.",
+        "The code is `wal_full`; before that, calls with SQL wait for a moment.",
+        least=16 * MIB,
+        most=16 * GIB,
+    )
+    temp_limit: int = setting(
+        GIB,
+        "Bytes of temporary data that a call may need; twice `wal_limit` at least.",
+        "They are in `temp/` of the state directory.",
+        least=32 * MIB,
+        most=64 * GIB,
+    )
+    synchronous: Literal["FULL", "NORMAL"] = setting(
+        "FULL", "`FULL`: what a call answered is on disk. `NORMAL`: a loss of power may undo the last calls."
+    )
+    fence: Literal["required", "partial"] = setting(
+        "required",
+        "`required`: run nothing where this machine lacks a piece of the workers' fence. `partial`: run all the same.",
+        "Log and `status` say what is missing of the [fence](operations.md#the-fence). `skerry-edge call` keeps to "
+        "it too.",
+    )
+    worker_memory: int = setting(
+        512 * MIB,
+        "Bytes of memory that a worker may have besides its guest's.",
+        "That of its guest is `memory_pages`. Half of the worker's own is for loaded functions.",
+        least=128 * MIB,
+        most=1024 * GIB,
+    )
+    records_limit: int = setting(
+        64 * MIB,
+        "Bytes of the files that keep what functions and the node have logged.",
+        "The oldest go.",
+        least=MIB,
+        most=1024 * GIB,
+    )
+    records_age: float = setting(
+        7 * DAY,
+        "Seconds for which that is kept.",
+        "A line is kept a sixteenth of that more at most.",
+        least=60,
+        most=10 * 365 * DAY,
+        bounds="a minute to ten years",
+    )
+    otlp_url: str = setting(
+        "",
+        "`http(s)://HOST:PORT` of the collector that gets the node's traces by OTLP; without one none are sent.",
+        "`/v1/traces` is added to it. It is http on this machine only.",
+    )
+    otlp_headers_file: Path | None = setting(None, "File with headers that the collector asks for, NAME: VALUE a line.")
+    otlp_ca: Path | None = setting(
+        None, "PEM file with the authority of the collector's certificate, where the system doesn't know it."
+    )
+    trace_share: float = setting(
+        0.01, "Share of the calls that is traced whatever their callers do, where traces are sent.", least=0, most=1
+    )
+    stop_limit: float = seconds(10.0, "Seconds that running calls may hold up the end of the node.")
+    start_wait: float = seconds(
+        15.0, "Seconds to wait for the processes of an earlier run to let the state directory go."
+    )
 
     def __post_init__(self) -> None:
         host, _ = self.address
@@ -152,36 +230,8 @@ class EdgeSettings:
             raise EdgeSettingsError(
                 "tls_client_ca is for the certificates of callers: it needs tls_cert and tls_key, and callers"
             )
-        if self.synchronous not in ("FULL", "NORMAL"):
-            raise EdgeSettingsError(f"synchronous is {self.synchronous!r}; it can be FULL or NORMAL")
-        if self.fence not in ("required", "partial"):
-            raise EdgeSettingsError(f"fence is {self.fence!r}; it can be required or partial")
-        for name, least, most in (
-            ("workers", 1, 100),
-            ("depth", 1, 16),
-            ("concurrency", 1, 100),
-            ("queue_limit", 1, 1_000_000),
-            ("function_queue", 1, 1_000_000),
-            ("body_limit", 0, 1024 * MIB),
-            ("worker_memory", 128 * MIB, 1024 * 1024 * MIB),
-            ("body_memory", 1, 1024 * 1024 * MIB),
-            ("answer_memory", 1, 1024 * 1024 * MIB),
-            ("wal_limit", 16 * MIB, 16 * 1024 * MIB),
-            ("records_limit", MIB, 1024 * 1024 * MIB),
-            ("temp_limit", 2 * self.wal_limit, 64 * 1024 * MIB),
-        ):
-            if not least <= getattr(self, name) <= most:
-                raise EdgeSettingsError(f"{name} is {getattr(self, name)}; it can be {least} to {most}")
-        for name in (
-            "queue_wait", "body_wait", "flip_limit", "apply_limit", "compile_limit", "compile_wait", "lock_wait",
-            "lock_hold", "stop_limit", "start_wait",
-        ):  # fmt: skip
-            if not 0 < getattr(self, name) <= 86_400:
-                raise EdgeSettingsError(f"{name} is {getattr(self, name)} s; it must be above 0, and a day at most")
-        if not 60 <= self.records_age <= 10 * 365 * 86_400:
-            raise EdgeSettingsError(f"records_age is {self.records_age} s; it can be a minute to ten years")
-        if not 0 <= self.trace_share <= 1:
-            raise EdgeSettingsError(f"trace_share is {self.trace_share}; it can be 0 to 1")
+        for each in fields(self):
+            self._check(each.name, each.type, about_of(each))
         if self.otlp_url and not _fit_for_traces(self.otlp_url):
             # What is before an @ may be a password.
             shown = self.otlp_url.rpartition("@")[2]
@@ -191,6 +241,22 @@ class EdgeSettings:
             )
         if not host:
             raise EdgeSettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
+
+    def _check(self, name: str, kind: Any, said: About) -> None:
+        """Raises: EdgeSettingsError, when a value isn't what the table says of the setting."""
+        value = getattr(self, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise EdgeSettingsError(f"{name} is {value!r}; it can be {' or '.join(get_args(kind))}")
+        if said.most is None:
+            return
+        if said.least is None:
+            if not 0 < value <= said.most:
+                raise EdgeSettingsError(f"{name} is {value} s; it must be above 0, and a day at most")
+            return
+        least = 2 * self.wal_limit if name == "temp_limit" else said.least
+        if not least <= value <= said.most:
+            unit = " s" if said.unit == "seconds" else ""
+            raise EdgeSettingsError(f"{name} is {value}{unit}; it can be {said.bounds or f'{least} to {said.most}'}")
 
     @property
     def address(self) -> tuple[str, int]:
@@ -218,18 +284,9 @@ class EdgeSettings:
             raise EdgeSettingsError(f"http_networks has what is no network: {error}") from None
 
     @property
-    def limits(self) -> PoolLimits:
-        return PoolLimits(
-            self.workers,
-            self.depth,
-            self.concurrency,
-            self.queue_limit,
-            self.function_queue,
-            self.queue_wait,
-            self.lock_wait,
-            self.lock_hold,
-            max(1, processors() - 1),
-        )
+    def few(self) -> int:
+        """Workers that one function's calls have at once while they are quick."""
+        return max(1, processors() - 1)
 
 
 def _is_loopback(host: str) -> bool:

@@ -61,7 +61,7 @@ class NodeStatus:
             "verified": self.verification.status(),
             "functions": [self._function(f, lacking.get(f.name)) for f in functions],
             "workers": {
-                "wanted": pool.limits.workers,
+                "wanted": pool.settings.workers,
                 "fit": sum(not link.spare for link in fit),
                 "pids": sorted(link.child.pid for link in fit if not link.spare),
                 "spares": sorted(link.child.pid for link in fit if link.spare and not link.jobs),

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from control.protocol import service_manager, settings_in_force
 from control.protocol.settings_in_force import Origin, SettingInForce
+from control.protocol.settings_table import about_of
 from edge_runtime import logs
 from edge_runtime.cli.owner import told_owner
 from edge_runtime.files import FileUnfit
@@ -30,52 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skerry.front")
 
-OPTIONS: Final = {
-    "listen": "HOST:PORT of the local HTTP. A host that isn't loopback needs a file of callers, or a token, in "
-    "SKERRY_EDGE_TOKEN or in the file that SKERRY_EDGE_TOKEN_FILE names.",
-    "callers": "TOML file with the callers that may ask, and what each may call; `skerry-edge caller add` makes it.",
-    "tls_cert": "PEM file with the certificate of the local HTTP and its chain; without one it is plain HTTP.",
-    "tls_key": "PEM file with the certificate's key.",
-    "tls_client_ca": "PEM file with the authorities of callers' certificates, for which clients are asked then.",
-    "hosts": "Name that the Host header may have besides localhost, where there is no token; may be repeated.",
-    "secrets": "TOML file with the values of functions' secrets (default: secrets.toml in the state directory).",
-    "http_networks": "Network, as 10.0.0.0/8, to which names may lead functions' HTTP requests besides public ones; "
-    "may be repeated.",
-    "workers": "Processes that run functions (default: two for each processor).",
-    "depth": "Calls that one worker may have at once, of functions whose calls are short.",
-    "concurrency": "Workers that one function's calls may have at once, where its manifest doesn't say (default: the "
-    "processors).",
-    "queue_limit": "Calls that may wait for a worker.",
-    "function_queue": "Calls of one function that may wait for a worker, where its manifest doesn't say.",
-    "queue_wait": "Seconds that a call may wait for a worker, or for a change of release.",
-    "body_limit": "Bytes of a request's body.",
-    "body_memory": "Bytes of all request bodies that are being received or wait.",
-    "answer_memory": "Bytes of all answers that clients don't read; above it the longest unread one is given up.",
-    "body_wait": "Seconds that a request's body may take to come.",
-    "flip_limit": "Seconds that a change of release waits for calls that may write and have sent an HTTP request that "
-    "can't be sent twice.",
-    "apply_limit": "Seconds that a release's schema changes and probes may take together.",
-    "compile_limit": "Seconds that the compiler may take for one artifact at the quick level.",
-    "compile_wait": "Seconds that a new function waits for its compiled code; then it starts on the interpreter.",
-    "lock_wait": "Seconds that a call may wait for the writer lock.",
-    "lock_hold": "Seconds that a call may hold the writer lock.",
-    "wal_limit": "Bytes of the database's write-ahead log from which on calls that may write are refused.",
-    "temp_limit": "Bytes of temporary data that a call may need; twice wal_limit at least.",
-    "synchronous": "FULL: what a call answered is on disk. NORMAL: a loss of power may undo the last calls.",
-    "fence": "required: run nothing where this machine lacks a piece of the workers' fence. partial: run all the same.",
-    "worker_memory": "Bytes of memory that a worker may have besides its guest's.",
-    "records_limit": "Bytes of the files that keep what functions and the node have logged.",
-    "records_age": "Seconds for which that is kept.",
-    "otlp_url": "http(s)://HOST:PORT of the collector that gets the node's traces by OTLP; without one none are sent.",
-    "otlp_headers_file": "File with headers that the collector asks for, NAME: VALUE a line.",
-    "otlp_ca": "PEM file with the authority of the collector's certificate, where the system doesn't know it.",
-    "trace_share": "Share of the calls that is traced whatever their callers do, where traces are sent.",
-    "stop_limit": "Seconds that running calls may hold up the end of the node.",
-    "start_wait": "Seconds to wait for the processes of an earlier run to let the state directory go.",
-}
-"""A flag and a variable SKERRY_EDGE_… for each of these settings."""
-FILES: Final = ("callers", "tls_cert", "tls_key", "tls_client_ca", "secrets", "otlp_headers_file", "otlp_ca")
-"""Those that are paths of files."""
+NO_FLAGS: Final = ("state", "token", "token_file")
+"""Settings that `run_options` makes no flag of: what all commands take, and what other users mustn't see."""
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -84,24 +41,30 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     command = click.option(
         "--log", "form", envvar="SKERRY_EDGE_LOG", type=click.Choice(["text", "json"]), default="text"
     )(command)
-    fields = {field.name: field for field in dataclasses.fields(EdgeSettings)}
-    for name, meaning in reversed(OPTIONS.items()):
-        field = fields[name]
-        many = name in ("hosts", "http_networks")
-        default = field.default if field.default is not dataclasses.MISSING else None
-        command = click.option(
-            "--" + (name.removesuffix("s") if many else name).replace("_", "-"),
-            name,
-            envvar=f"SKERRY_EDGE_{name.upper()}",
-            type=click.Path(path_type=Path)
-            if name in FILES
-            else {"int": int, "float": float}.get(getattr(field.type, "__name__", ""), str),
-            multiple=many,
-            default=() if many else default,
-            show_default=not many and default is not None,
-            help=meaning,
-        )(command)
+    for field in reversed(dataclasses.fields(EdgeSettings)):
+        if field.name not in NO_FLAGS:
+            command = _option(field)(command)
     return command
+
+
+def _option(field: "dataclasses.Field[Any]") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option of a setting, as the table says."""
+    many = field.type == tuple[str, ...]
+    default = () if many else None if field.default is dataclasses.MISSING else field.default
+    return click.option(
+        "--" + (field.name.removesuffix("s") if many else field.name).replace("_", "-"),
+        field.name,
+        envvar=f"SKERRY_EDGE_{field.name.upper()}",
+        type=click.Path(path_type=Path)
+        if field.type == Path | None
+        else field.type
+        if field.type in (int, float)
+        else str,
+        multiple=many,
+        default=default,
+        show_default=not many and default is not None,
+        help=about_of(field).flag_help,
+    )
 
 
 def settings_of(state: Path, given: dict[str, Any]) -> EdgeSettings:

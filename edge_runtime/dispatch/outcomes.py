@@ -11,7 +11,7 @@ from control.protocol import wire
 from edge_runtime.errors import status_of
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.births import how
-from edge_runtime.settings import PoolLimits
+from edge_runtime.settings import EdgeSettings
 
 # Why the front ends a worker.
 TIME_LIMIT: Final = "time_limit"
@@ -93,7 +93,7 @@ def blames(why: str, state: int, status: int | None) -> bool:
 
 
 def of_death(
-    function: frames.LocalFunction, state: int, why: str, status: int | None, limits: PoolLimits, held_by: str
+    function: frames.LocalFunction, state: int, why: str, status: int | None, settings: EdgeSettings, held_by: str
 ) -> Refusal:
     """Return the refusal for a call whose worker died while it ran it.
 
@@ -116,13 +116,15 @@ def of_death(
         text = f"{name} had more temporary data on disk than a call may (temp_limit). Nothing was changed."
         return refused(why, text)
     if why == LOCK_HELD:
-        text = f"{name} held the writer lock longer than {limits.lock_hold:g} s. Nothing was changed."
+        text = f"{name} held the writer lock longer than {settings.lock_hold:g} s. Nothing was changed."
         return refused(why, text)
     if why == LOCK_WAIT:
-        text = f"{name} waited for the writer lock longer than {limits.lock_wait:g} s. Nothing was changed."
+        text = f"{name} waited for the writer lock longer than {settings.lock_wait:g} s. Nothing was changed."
         return refused(why, text, 1)
     if why == HELD:
-        return database_held(held_by, f"{name} waited for it longer than {limits.lock_wait:g} s. Nothing was changed.")
+        return database_held(
+            held_by, f"{name} waited for it longer than {settings.lock_wait:g} s. Nothing was changed."
+        )
     if why == CLIENT_GONE:
         return client_gone()
     if why == FOREIGN:

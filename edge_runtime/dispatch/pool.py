@@ -24,7 +24,7 @@ from edge_runtime.dispatch.worker_deaths import WorkerDeaths
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.call_head import RequestUnfit, encode_head
-from edge_runtime.settings import PoolLimits
+from edge_runtime.settings import EdgeSettings
 from edge_runtime.telemetry.call_counts import CallCounts
 from edge_runtime.wal import Pressure
 
@@ -46,8 +46,8 @@ def _nobody() -> str:
 class Pool:
     """Until the first `serve` all calls are held."""
 
-    def __init__(self, limits: PoolLimits) -> None:
-        self.limits = limits
+    def __init__(self, settings: EdgeSettings) -> None:
+        self.settings = settings
         self.tallies: dict[str, Tally] = {}
         self.refusals: dict[str, int] = {}
         """By code: calls of names that aren't functions of the release."""
@@ -60,7 +60,7 @@ class Pool:
         """Serial number of the set of modules that is served."""
         self.functions: dict[str, ServedFunction] = {}
         """The functions of the release, by name."""
-        self.queues = Queues(limits)
+        self.queues = Queues(settings)
         self.hold = Hold.ALL
         self.applying = False
         """Whether a release is being applied, so that calls that would write must not wait in their workers."""
@@ -72,10 +72,10 @@ class Pool:
         """Looks which process holds the database just now, with an answer as in `held_by`."""
         self.find_writer: Callable[[], str] = _nobody
         """Looks which of the node's own processes has the writer lock just now, for a person."""
-        self.worker_deaths = WorkerDeaths(limits, self._opened, self.holder)
+        self.worker_deaths = WorkerDeaths(settings, self._opened, self.holder)
         self.watch: Callable[[], None] = _nothing
         """Called when there is something with a time limit: a call that waits, a job that runs."""
-        self._placement = Placement(limits.depth)
+        self._placement = Placement(settings.depth)
         self._held_since = self._held_until = 0.0
         """When writes began to be held, and when that must end (`clock.monotonic`)."""
         self._changed: asyncio.Event | None = None
@@ -118,14 +118,14 @@ class Pool:
             self.feed()
 
     def _wait(self, call: Call, queue: FunctionQueue) -> None:
-        if self.queues.waiting >= self.limits.queue:
+        if self.queues.waiting >= self.settings.queue_limit:
             self.refuse(call, outcomes.queue_full())
         elif len(queue.calls) >= queue.capacity:
             self.refuse(call, outcomes.queue_full(queue.name, queue.capacity))
         else:
             # First: a pause of this process is seen from then on.
             self.watch()
-            call.deadline = clock.monotonic() + self.limits.queue_wait
+            call.deadline = clock.monotonic() + self.settings.queue_wait
             self.queues.add(queue, call)
 
     def leave(self, call: Call) -> None:
@@ -293,10 +293,10 @@ class Pool:
             # The release is there by now, or has failed.
             call.deadline = 0.0
             self.again([call])
-        elif self.queues.hold(call, self.limits.queue // 2):
+        elif self.queues.hold(call, self.settings.queue_limit // 2):
             self.watch()
             call.id = 0
-            call.deadline = clock.monotonic() + self.limits.queue_wait
+            call.deadline = clock.monotonic() + self.settings.queue_wait
         else:
             self.refuse(call, outcomes.writes_held(self.hold_left))
 
@@ -313,7 +313,7 @@ class Pool:
                 text = "The node's release or its workers changed again and again while the call waited"
                 self.refuse(call, outcomes.release_changing(text))
             elif served is None or served.breaker.closed or not self._cut_off(call, served):
-                call.deadline = call.deadline or clock.monotonic() + self.limits.queue_wait
+                call.deadline = call.deadline or clock.monotonic() + self.settings.queue_wait
                 self.queues.put_back(self.queues.of(call.name), call)
         self.feed()
 

@@ -9,7 +9,7 @@ from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames
-from edge_runtime.settings import PoolLimits
+from edge_runtime.settings import EdgeSettings
 
 # Not `Final`, whose value is built into what is compiled: tests change it.
 QUICK = 0.001
@@ -66,7 +66,7 @@ class FunctionQueue:
 class Queues:
     """All queues of the node."""
 
-    def __init__(self, limits: PoolLimits) -> None:
+    def __init__(self, settings: EdgeSettings) -> None:
         self.turns: list[FunctionQueue] = []
         """The queues in which calls wait, the one whose turn it is first."""
         self.held: deque[Call] = deque()
@@ -74,27 +74,27 @@ class Queues:
         the function go on. They may be half of all that wait, which leaves room for the others."""
         self.waiting = 0
         """Calls in all queues, and those that are held."""
-        self._limits = limits
+        self._settings = settings
         self._queues: dict[str, FunctionQueue] = {}
 
     def of(self, name: str) -> FunctionQueue:
         """Return the queue of a function. The current release may not have the function: the next one may."""
         queue = self._queues.get(name)
         if queue is None:
-            queue = self._queues[name] = FunctionQueue(name, capacity=self._limits.function_queue)
+            queue = self._queues[name] = FunctionQueue(name, capacity=self._settings.function_queue)
         return queue
 
     def serve(self, release: frames.LocalRelease, tallies: dict[str, Tally]) -> dict[str, ServedFunction]:
         """Return the functions of a new release by name, which their queues serve now; a version keeps its breaker."""
-        limits = self._limits
+        settings = self._settings
         made = {}
         places = {name: place for place, name in enumerate(sorted(f.name for f in release.functions))}
         for index, f in enumerate(release.functions):
             queue = self.of(f.name)
             manifest, before = f.manifest, queue.served
-            queue.concurrency = min(manifest.concurrency or limits.concurrency, limits.workers)
-            queue.few = limits.few
-            queue.capacity = manifest.queue or limits.function_queue
+            queue.concurrency = min(manifest.concurrency or settings.concurrency, settings.workers)
+            queue.few = settings.few
+            queue.capacity = manifest.queue or settings.function_queue
             queue.served = made[f.name] = ServedFunction(
                 index,
                 f,

@@ -92,7 +92,7 @@ class Supervisor:
         """Keep the workers alive until cancelled, and end them then."""
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._pool.limits.workers + SPARES):
+                for _ in range(self._pool.settings.workers + SPARES):
                     group.create_task(self._keep())
         finally:
             if self._preloading is not None:
@@ -232,7 +232,7 @@ class Supervisor:
     @property
     def _complete(self) -> bool:
         """Whether there are as many workers as there should be, without the spare ones."""
-        return sum(link.usable and not link.spare for link in self._pool.links) >= self._pool.limits.workers
+        return sum(link.usable and not link.spare for link in self._pool.links) >= self._pool.settings.workers
 
     def _missed(self, why: str) -> None:
         """Log that a worker couldn't be started: the first time, when the reason changes, and once a minute."""
@@ -303,7 +303,7 @@ class Supervisor:
         pool = self._pool
         fit = [link for link in pool.links if link.usable]
         spares = [link for link in fit if link.spare]
-        for link in spares[: pool.limits.workers - len(fit) + len(spares)]:
+        for link in spares[: pool.settings.workers - len(fit) + len(spares)]:
             link.spare = False
             pool.place(link)
         pool.feed()

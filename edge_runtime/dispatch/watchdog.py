@@ -24,7 +24,7 @@ from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import FunctionQueue
 from edge_runtime.ipc import progress_page
 from edge_runtime.pauses import Pauses
-from edge_runtime.settings import PoolLimits
+from edge_runtime.settings import EdgeSettings
 
 log = logging.getLogger("skerry.pool")
 
@@ -94,7 +94,7 @@ class Watchdog:
                     link.end("it has begun a call and not answered the one before")
                     continue
                 others = pool.waiting > 0 or len(link.jobs) > 1
-                why = overdue(job, link.seen(), link.since, now, others, pool.limits, self._pauses)
+                why = overdue(job, link.seen(), link.since, now, others, pool.settings, self._pauses)
             if why in (LOCK_HELD, LOCK_WAIT) and pool.holder():
                 why = HELD
             elif why == LOCK_WAIT and (writer := pool.find_writer()):
@@ -131,7 +131,7 @@ class Watchdog:
             pool.feed()
 
     def _too_late(self, queue: FunctionQueue) -> Refusal:
-        wait = self._pool.limits.queue_wait
+        wait = self._pool.settings.queue_wait
         if not self._pool.holds(queue.served):
             return refused("queue_timeout", f"The call waited {wait:g} s for a worker: the node is overloaded.", 1)
         return release_changing(f"The call waited {wait:g} s for a change of the node's release, which isn't done yet")
@@ -143,7 +143,7 @@ def overdue(
     since: float,
     now: float,
     others_wait: bool,
-    limits: PoolLimits,
+    settings: EdgeSettings,
     pauses: Pauses,
 ) -> str:
     """Return why a worker must be ended, or an empty string if its first job, `call`, may go on.
@@ -154,7 +154,7 @@ def overdue(
     the front's own clock lets it.
     """
     limit, gone = call.served.limit, pauses.passed(since, now)
-    if gone > bound(call, limits):
+    if gone > bound(call, settings):
         return STUCK if seen.state == progress_page.COMMITTING else TIME_LIMIT
     if seen.request != call.id:
         return STUCK if gone > limit + GRACE else ""
@@ -166,19 +166,19 @@ def overdue(
         return STUCK if in_state > limit + COMMIT_LIMIT else ""
     if seen.state == progress_page.WAITING:
         ran -= in_state
-        if in_state > limits.lock_wait:
+        if in_state > settings.lock_wait:
             return LOCK_WAIT
     if ran > limit:
         return TIME_LIMIT
-    if seen.state == progress_page.WRITING and in_state > limits.lock_hold:
+    if seen.state == progress_page.WRITING and in_state > settings.lock_hold:
         return LOCK_HELD
     return CLIENT_GONE if call.gone and others_wait and ran > ABANDONED else ""
 
 
-def bound(call: Call, limits: PoolLimits) -> float:
+def bound(call: Call, settings: EdgeSettings) -> float:
     """Return the seconds that a call may be its worker's first, whatever the worker says: those of all its limits."""
     limit = call.served.limit
     most = GRACE + CALLED_LOAD_LIMIT + limit
     if call.served.function.manifest.sql != "none":
-        most += limits.lock_wait + limit + COMMIT_LIMIT
+        most += settings.lock_wait + limit + COMMIT_LIMIT
     return most

@@ -14,7 +14,7 @@ from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.births import how
-from edge_runtime.settings import PoolLimits
+from edge_runtime.settings import EdgeSettings
 
 log = logging.getLogger("skerry.pool")
 
@@ -27,11 +27,13 @@ async def _nothing_to_settle() -> None:
 
 
 class WorkerDeaths:
-    def __init__(self, limits: PoolLimits, opened: Callable[[ServedFunction], None], holder: Callable[[], str]) -> None:
+    def __init__(
+        self, settings: EdgeSettings, opened: Callable[[ServedFunction], None], holder: Callable[[], str]
+    ) -> None:
         """`opened` is called with a function whose breaker a death has opened; `holder` is `Pool.holder`."""
         self.settle_commit: Callable[[], Awaitable[None]] = _nothing_to_settle
         """Sees to it that a COMMIT whose worker was killed in it is either kept or undone; it must not raise."""
-        self._limits = limits
+        self._settings = settings
         self._opened = opened
         self._holder = holder
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,7 +77,7 @@ class WorkerDeaths:
 
     def _end(self, link: WorkerLink, call: Call, seen: progress_page.Seen, status: int | None) -> None:
         holder = self._holder() if link.killed == HELD else ""
-        refusal = of_death(call.served.function, seen.state, link.killed, status, self._limits, holder)
+        refusal = of_death(call.served.function, seen.state, link.killed, status, self._settings, holder)
         what = "was ended by the front" if link.killed else how(status)
         refusal = refusal._replace(release=call.served.release)
         shown, fields = shown_with(call.name, call), fields_of(call)

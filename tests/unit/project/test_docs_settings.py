@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from control import settings as control_settings
-from control.protocol import settings_in_force
+from control.protocol import setting_names, settings_in_force
 from edge_runtime import settings as edge_settings
+from scripts import settings_page
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 WORDS = {
@@ -57,16 +58,30 @@ def test_every_setting_is_documented_with_its_default(heading: str, settings: An
 
 
 def test_every_setting_is_known_and_nothing_else() -> None:
-    """Add a new one to `control/protocol/settings_in_force.py`: what isn't there is warned of as a mistake."""
-    assert set(settings_in_force.OF_CONTROL.split()) == {
-        field.name.upper() for field in dataclasses.fields(control_settings.ControlSettings)
-    }
-    assert set(settings_in_force.OF_EDGE.split()) == {
-        field.name.upper() for field in dataclasses.fields(edge_settings.EdgeSettings)
-    }
+    """What isn't known is warned of as a mistake."""
+    ours = {f"SKERRY_{field.name.upper()}" for field in dataclasses.fields(control_settings.ControlSettings)}
+    ours |= {f"SKERRY_EDGE_{field.name.upper()}" for field in dataclasses.fields(edge_settings.EdgeSettings)}
+    assert set(setting_names.SETTINGS.split()) == ours
+    assert settings_page.NAMES.read_text("utf-8") == settings_page.names(), "run `just settings`"
     text = (DOCS / "settings.md").read_text("utf-8")
     named = {name for name in re.findall(r"`(SKERRY_[A-Z_]*[A-Z])`", text) if not name.startswith("SKERRY_TEST_")}
     assert named == settings_in_force.KNOWN
+
+
+def test_the_page_is_what_the_tables_say() -> None:
+    text = settings_page.PAGE.read_text("utf-8")
+    assert settings_page.page(text) == text, "run `just settings`"
+    stale = text.replace("seconds that a poll is held at most", "seconds that a poll is held")
+    assert stale != text
+    assert settings_page.page(stale) == text
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_a_setting_without_its_place_on_the_page_is_found(more: int) -> None:
+    text = settings_page.PAGE.read_text("utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("- `SKERRY_HOLD`"))
+    with pytest.raises(ValueError, match="SKERRY_HOLD"):
+        settings_page.page(text.replace(f"{line}\n", f"{line}\n" * more))
 
 
 def test_every_variable_that_the_code_reads_is_documented() -> None:

@@ -13,11 +13,11 @@ from edge_runtime.dispatch.breaker import RULES, Breaker
 from edge_runtime.dispatch.outcomes import Answer, Refusal
 from edge_runtime.dispatch.served_functions import SHORT, ServedFunction, Tally
 from edge_runtime.ipc import frames, progress_page
-from edge_runtime.settings import PoolLimits
+from tests.support.pool_settings import pool_settings
 
 LOCAL = frames.LocalFunction("f", 1, "0" * 64, Manifest(), "")
 
-LIMITS = PoolLimits(workers=1, lock_wait=10.0, lock_hold=2.0)
+LIMITS = pool_settings(1, lock_wait=10.0, lock_hold=2.0)
 
 
 def served() -> ServedFunction:

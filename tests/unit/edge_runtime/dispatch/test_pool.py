@@ -25,9 +25,9 @@ from edge_runtime.dispatch.watchdog import Watchdog
 from edge_runtime.dispatch.worker_link import DEATHS, WorkerLink
 from edge_runtime.ipc import cut_logs, frames, progress_page
 from edge_runtime.ipc.claims import Claims
-from edge_runtime.settings import PoolLimits
 from tests.support.deadlines import deadline
 from tests.support.draws import examples
+from tests.support.pool_settings import pool_settings
 
 WORKERS: Final = 3
 MANIFESTS: Final = {
@@ -116,7 +116,7 @@ class PlayedWorker:
 class World:
     def __init__(self) -> None:
         self.page = progress_page.open_page(progress_page.create())
-        limits = PoolLimits(WORKERS, depth=4, queue=12, function_queue=10)
+        limits = pool_settings(WORKERS, depth=4, queue_limit=12, function_queue=10)
         self.pool = Pool(limits)
         self.starts: Counter[bytes] = Counter()
         self.calls: list[Call] = []
@@ -155,7 +155,7 @@ class World:
         queues = [pool.queues.of(name) for name in pool.functions]
         waiting = [*pool.queues.held, *(call for queue in queues for call in queue.calls)]
         given = [job for link in pool.links for job in link.jobs]
-        assert pool.waiting == len(waiting) <= pool.limits.queue + 4 * WORKERS
+        assert pool.waiting == len(waiting) <= pool.settings.queue_limit + 4 * WORKERS
         assert len({id(call) for call in waiting + given}) == len(waiting) + len(given)
         for call in self.calls:
             ended = self.outcomes[call.body]
@@ -176,7 +176,7 @@ class World:
             assert not (queue.calls and idle and not held and queue.spreads)
         for link in pool.links:
             assert link.longs == sum(not job.short for job in link.jobs)
-            assert len(link.jobs) <= pool.limits.depth
+            assert len(link.jobs) <= pool.settings.depth
 
 
 ACTIONS: Final = st.one_of(

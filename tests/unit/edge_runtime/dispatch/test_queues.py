@@ -22,7 +22,7 @@ from edge_runtime.dispatch.queues import QUICK, FunctionQueue, Queues
 from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
-from edge_runtime.settings import PoolLimits
+from tests.support.pool_settings import pool_settings
 
 NAMES = ("a", "b", "c", "d")
 
@@ -36,7 +36,7 @@ class QueuesMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queues = Queues(PoolLimits(4))
+        self.queues = Queues(pool_settings(4))
         self.model: dict[str, list[Call]] = {name: [] for name in NAMES}
 
     @rule(name=st.sampled_from(NAMES))
@@ -88,7 +88,7 @@ TestQueues = QueuesMachine.TestCase
 
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=60))
 def test_no_queue_is_served_twice_before_another_that_waits(names: list[str]) -> None:
-    queues = Queues(PoolLimits(4))
+    queues = Queues(pool_settings(4))
     for name in names:
         queues.add(queues.of(name), call(name))
     left = {name: names.count(name) for name in NAMES}
@@ -109,7 +109,7 @@ def release(**manifests: Manifest) -> frames.LocalRelease:
 
 
 def test_a_queue_has_its_manifests_limits_or_the_nodes() -> None:
-    queues = Queues(PoolLimits(4, concurrency=2, function_queue=7))
+    queues = Queues(pool_settings(4, concurrency=2, function_queue=7))
     targets = queues.serve(release(a=Manifest(), b=Manifest(concurrency=9, queue=3)), {})
     assert [(q.concurrency, q.capacity) for q in map(queues.of, targets)] == [(2, 7), (4, 3)]
     # A function that is unknown as yet may wait too.
@@ -117,7 +117,7 @@ def test_a_queue_has_its_manifests_limits_or_the_nodes() -> None:
 
 
 def test_a_version_keeps_its_breaker_and_a_function_its_queue() -> None:
-    queues, tallies = Queues(PoolLimits(4)), {}
+    queues, tallies = Queues(pool_settings(4)), {}
     first = queues.serve(release(a=Manifest(), b=Manifest()), tallies)
     queue = queues.of("b")
     assert queue.served is first["b"]
@@ -135,7 +135,7 @@ def test_a_version_keeps_its_breaker_and_a_function_its_queue() -> None:
 
 
 def test_no_function_takes_the_places_of_others_where_writes_are_held() -> None:
-    queues = Queues(PoolLimits(4, function_queue=2))
+    queues = Queues(pool_settings(4, function_queue=2))
     queues.serve(release(a=Manifest(), b=Manifest(queue=1)), {})
     held = [queues.hold(call(name), 4) for name in ("a", "a", "a", "b", "b", "c", "d")]
     # Each as many as may wait for it; all together as many as there are places.
@@ -215,7 +215,7 @@ async def test_a_quick_function_keeps_to_few_workers_but_for_those_that_a_long_c
     first, idle = worker(1), worker()
     quick = function_queue(3, first)
     tallies = {"a": Tally("a", recent=QUICK / 2)}
-    quick.served, quick.few = Queues(PoolLimits(4)).serve(release(a=Manifest()), tallies)["a"], 1
+    quick.served, quick.few = Queues(pool_settings(4)).serve(release(a=Manifest()), tallies)["a"], 1
     assert pick(room(first, idle), quick, short=True) is first
     assert pick(room(worker(1), idle), function_queue(3, first), short=True) is idle
     first.longs = 1

@@ -23,10 +23,10 @@ from edge_runtime.dispatch.watchdog import Watchdog, bound, overdue
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.pauses import Pauses
-from edge_runtime.settings import PoolLimits
 from tests.support.deadlines import deadline, scaled
+from tests.support.pool_settings import pool_settings
 
-LIMITS = PoolLimits(workers=1, lock_wait=10.0, lock_hold=2.0)
+LIMITS = pool_settings(1, lock_wait=10.0, lock_hold=2.0)
 NOW = 1000.0
 
 
@@ -258,7 +258,7 @@ async def test_a_pause_within_a_look_counts_for_no_limit_either(
 
     for module in (time, clock):
         monkeypatch.setattr(module, "monotonic", lambda: real() + paused)
-    pool, outcomes = Pool(PoolLimits(1, queue_wait=10.0)), list[Outcome]()
+    pool, outcomes = Pool(pool_settings(1, queue_wait=10.0)), list[Outcome]()
     pool.links = Links()
     watchdog = Watchdog(pool)
     pool.submit(Call("f", "GET", "", b"", [], "", b"", outcomes.append))
@@ -278,7 +278,7 @@ async def test_time_in_which_the_front_was_busy_itself_is_no_pause(monkeypatch: 
     for module in (time, clock):
         monkeypatch.setattr(module, "monotonic", lambda: real() + busy)
     monkeypatch.setattr(time, "process_time", lambda: had() + busy)
-    pool, outcomes = Pool(PoolLimits(1, queue_wait=10.0)), list[Outcome]()
+    pool, outcomes = Pool(pool_settings(1, queue_wait=10.0)), list[Outcome]()
     watchdog = Watchdog(pool)
     pool.submit(Call("f", "GET", "", b"", [], "", b"", outcomes.append))
     busy = 20.0
@@ -294,7 +294,7 @@ async def test_a_pause_while_a_call_begins_to_wait_counts_for_no_limit_either(mo
     real, paused = time.monotonic, 0.0
     for module in (time, clock):
         monkeypatch.setattr(module, "monotonic", lambda: real() + paused)
-    pool, outcomes = Pool(PoolLimits(1, queue_wait=10.0)), list[Outcome]()
+    pool, outcomes = Pool(pool_settings(1, queue_wait=10.0)), list[Outcome]()
     watchdog = Watchdog(pool)
     soon = watchdog.soon
 

@@ -10,15 +10,16 @@ from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.errors import CODES
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
-from edge_runtime.settings import EdgeSettings, PoolLimits
+from edge_runtime.settings import EdgeSettings
 from edge_runtime.web.app import EdgeApp
 from edge_runtime.web.parser import Exchange
 from edge_runtime.web.routes import Match
+from tests.support.pool_settings import pool_settings
 
 
 def pool(release: LocalRelease | None = None, hold: Hold = Hold.NOTHING) -> Pool:
     """A pool without workers that serves a release."""
-    made = Pool(PoolLimits(1))
+    made = Pool(pool_settings(1))
     made.release, made.hold = release, hold
     return made
 
