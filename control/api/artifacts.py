@@ -18,17 +18,24 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from uuid import UUID, uuid4
 
+from msgspec import Struct
+
 from control.access import auth
-from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
-from control.protocol import faults
+from control.protocol import faults, wire
 from control.storage import bucket_owner, queries
 from control.storage.artifact_deletions import GIVE_UP, RELEASE_UNUSED, ArtifactKey
 from control.storage.connection import Connection
 from control.storage.object_store import Store, object_key
 from control.storage.recovery import stored_bytes
 from control.storage.recovery.stored_bytes import Fault
+
+
+class Artifact(Struct):
+    sha256: wire.Sha256
+    size: int
+    abi: str
 
 
 class ReadyArtifact(NamedTuple):
@@ -65,7 +72,7 @@ log = logging.getLogger("skerry.artifacts")
     "Upload an artifact",
     role="push",
     everywhere=False,
-    answers={200: responses.Artifact, 201: responses.Artifact},
+    answers={200: Artifact, 201: Artifact},
     errors=(
         "digest_mismatch",
         "upload_interrupted",
@@ -131,12 +138,12 @@ async def _keep(call: ApiCall, file: BinaryIO, size: int) -> Reply:
 
     known = await services.db.transaction(find)
     if known is not None and await _has_object(call, known, file):
-        return Reply(200, responses.Artifact(sha256, known.size, known.abi))
+        return Reply(200, Artifact(sha256, known.size, known.abi))
     checked = await services.checks.of(call.operator.id).module(
         Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"), services.settings.artifact_limit
     )
     made = await _store(call, file, size, checked)
-    return Reply(201 if made else 200, responses.Artifact(sha256, size, checked["abi"]))
+    return Reply(201 if made else 200, Artifact(sha256, size, checked["abi"]))
 
 
 @operation(

@@ -6,20 +6,86 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+from msgspec import Struct, field
 from msgspec.structs import asdict
 
 from control import manifest_rules
-from control.api import artifacts, pagination, release_making, releases
-from control.api.bodies import release_responses, requests, responses
+from control.api import artifacts, pagination, release_bodies, release_making, releases
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
-from control.protocol import faults
+from control.protocol import faults, wire
 from control.protocol.counts import counted
-from control.protocol.manifest import completed, manifest_digest
+from control.protocol.manifest import Manifest, completed, manifest_digest
+from control.protocol.wire import Body, Sha256
 from control.storage import bucket_owner, queries
 from control.storage.announcements import Changed
 from control.storage.artifact_deletions import ArtifactKey
 from control.storage.connection import Connection
+
+
+class NewVersion(Body, frozen=True):
+    """``POST /v1/functions/{name}/versions``, of bytes that ``PUT /v1/artifacts/{sha256}`` uploaded."""
+
+    sha256: Sha256
+    manifest: Manifest = Manifest()
+    release: release_bodies.FollowingRelease | None = None
+    """The release with the version, for a group; None: no node gets it yet."""
+
+
+class Function(Struct):
+    name: str
+    last_version: int
+    """The number of the newest version, which may have been deleted."""
+    created_at: datetime
+    versions: int
+    groups: int = 0
+    """How many groups' newest releases have it, of those groups that the operator who asks may see."""
+
+
+class FunctionTarget(Struct):
+    """A group whose newest release has a function."""
+
+    group: str
+    release: int
+    version: int
+
+
+class DetailedFunction(Function):
+    targets: list[FunctionTarget] = field(default_factory=list)
+    """The first 100 of these groups, by name."""
+
+
+class Version(Struct):
+    """A version of a function (R 2.2, 2.3)."""
+
+    name: str
+    version: int
+    sha256: wire.Sha256
+    size: int
+    manifest: Manifest
+    created_by: str
+    created_at: datetime
+
+
+class PushedVersion(Version, omit_defaults=True):
+    release: release_bodies.MadeRelease | None = None
+    """The release that was asked for with it; not there where none was."""
+
+
+class VersionPlan(Struct):
+    """What a push would make."""
+
+    version: Version
+    release: release_bodies.MadeRelease | None
+    """The release of the group that was asked for; null where none was."""
+
+
+class DeletionPlan(Struct):
+    """What a deletion would do."""
+
+    versions: list[int]
+    releases: list[release_bodies.MadeRelease]
+    """The releases without it that groups would get."""
 
 
 class ListedFunction(NamedTuple):
@@ -107,8 +173,8 @@ NEWEST_OF = SQL.rows("newest_of", NewestVersion)
 NOT_AMONG = SQL.rows("not_among", NewestVersion)
 NAMED_LIKE = SQL.value("named_like", str)
 IN_TARGETS = SQL.rows("in_targets", GroupsOfFunction)
-TARGETS = SQL.rows("targets", release_responses.FunctionTarget)
-WITH_ARTIFACT = SQL.rows("with_artifact", release_responses.ReleaseFunction)
+TARGETS = SQL.rows("targets", FunctionTarget)
+WITH_ARTIFACT = SQL.rows("with_artifact", release_bodies.ReleaseFunction)
 HAS_VERSIONS = SQL.value("has_versions", bool)
 VERSIONS = SQL.rows("versions", VersionText)
 VERSION = SQL.rows("version", VersionText)
@@ -135,23 +201,16 @@ class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Only answer what would be deleted, and which releases be made."""
 
 
-@operation(
-    "GET",
-    "/v1/functions",
-    "Functions",
-    role="read",
-    everywhere=False,
-    answers={200: responses.Page[release_responses.Function]},
-)
+@operation("GET", "/v1/functions", "Functions", role="read", everywhere=False, answers={200: pagination.Page[Function]})
 async def list_functions(call: ApiCall, query: pagination.Paging) -> Reply:
     begin = pagination.read_cursor(query.cursor, (str,)) or ("",)
     groups = call.operator.rights.groups("read")
 
-    async def describe(conn: Connection, rows: Sequence[ListedFunction]) -> list[release_responses.Function]:
+    async def describe(conn: Connection, rows: Sequence[ListedFunction]) -> list[Function]:
         found = dict(await conn.fetch(IN_TARGETS, [row.name for row in rows], groups))
-        return [release_responses.Function(*row, groups=found.get(row.name, 0)) for row in rows]
+        return [Function(*row, groups=found.get(row.name, 0)) for row in rows]
 
-    async def work(conn: Connection) -> responses.Page[release_responses.Function]:
+    async def work(conn: Connection) -> pagination.Page[Function]:
         return await pagination.fill(
             lambda after, count: conn.fetch(FUNCTIONS, *after, count),
             lambda rows: describe(conn, rows),
@@ -169,20 +228,20 @@ async def list_functions(call: ApiCall, query: pagination.Paging) -> Reply:
     "A function, and the groups whose newest release has it",
     role="read",
     everywhere=False,
-    answers={200: release_responses.DetailedFunction},
+    answers={200: DetailedFunction},
     errors=("unknown_function",),
 )
 async def get_function(call: ApiCall) -> Reply:
     name = call.path["name"]
     groups = call.operator.rights.groups("read")
 
-    async def work(conn: Connection) -> release_responses.DetailedFunction:
+    async def work(conn: Connection) -> DetailedFunction:
         row = await conn.fetchrow(FUNCTION, name)
         if row is None:
             raise _unknown_function(name)
         found = dict(await conn.fetch(IN_TARGETS, [name], groups))
         targets = await conn.fetch(TARGETS, name, groups, MOST_TARGETS)
-        return release_responses.DetailedFunction(*row, groups=found.get(name, 0), targets=targets)
+        return DetailedFunction(*row, groups=found.get(name, 0), targets=targets)
 
     return await call.read(work)
 
@@ -214,7 +273,7 @@ async def with_artifact(call: ApiCall) -> Reply:
     "Versions of a function, newest first",
     role="read",
     everywhere=False,
-    answers={200: responses.Page[release_responses.Version]},
+    answers={200: pagination.Page[Version]},
     errors=("unknown_function",),
 )
 async def list_versions(call: ApiCall, query: pagination.Paging) -> Reply:
@@ -222,7 +281,7 @@ async def list_versions(call: ApiCall, query: pagination.Paging) -> Reply:
     name = call.path["name"]
     before = pagination.read_cursor(query.cursor, (int,)) or (2**62,)
 
-    async def work(conn: Connection) -> responses.Page[release_responses.Version]:
+    async def work(conn: Connection) -> pagination.Page[Version]:
         if not await conn.fetchval(HAS_VERSIONS, name):
             raise _unknown_function(name)
 
@@ -245,13 +304,13 @@ async def list_versions(call: ApiCall, query: pagination.Paging) -> Reply:
     "A version",
     role="read",
     everywhere=False,
-    answers={200: release_responses.Version},
+    answers={200: Version},
     errors=("unknown_version",),
 )
 async def get_version(call: ApiCall) -> Reply:
     name, version = call.path["name"], call.path["version"]
 
-    async def work(conn: Connection) -> release_responses.Version:
+    async def work(conn: Connection) -> Version:
         row = await conn.fetchrow(VERSION, name, version)
         if row is None:
             raise _unknown_version(name, version)
@@ -266,17 +325,17 @@ async def get_version(call: ApiCall) -> Reply:
     "Make a version of an uploaded artifact",
     role="push",
     everywhere=False,
-    answers={200: release_responses.VersionPlan, 201: release_responses.PushedVersion},
+    answers={200: VersionPlan, 201: PushedVersion},
     errors=("unknown_artifact", "module_refused", "manifest_unfit", *releases.FOLLOWING_ERRORS),
 )
-async def add_version(call: ApiCall, body: requests.NewVersion, query: releases.PlanFor) -> Reply:
+async def add_version(call: ApiCall, body: NewVersion, query: releases.PlanFor) -> Reply:
     """The next number for bytes that are in the store."""
     name = call.path["name"]
     call.operator.need_somewhere("push", {name})
 
     wanted = await releases.following(call, body.release, query)
 
-    async def add(conn: Connection) -> release_responses.Version:
+    async def add(conn: Connection) -> Version:
         now = call.services.clock.now()
         artifact = await conn.fetchrow(ARTIFACT, body.sha256)
         if artifact is None:
@@ -323,18 +382,16 @@ async def add_version(call: ApiCall, body: requests.NewVersion, query: releases.
         await call.audit(conn, "function.push", f"{name}@{version}", after=after)
         await bucket_owner.step(conn)
         stored: Any = row.manifest
-        return release_responses.Version(
-            row.name, row.version, row.sha256, row.size, stored, row.created_by, row.created_at
-        )
+        return Version(row.name, row.version, row.sha256, row.size, stored, row.created_by, row.created_at)
 
-    async def work(conn: Connection, changed: Changed) -> release_responses.VersionPlan:
+    async def work(conn: Connection, changed: Changed) -> VersionPlan:
         made = await add(conn)
         release = await releases.make_following(call, conn, changed, wanted, {name: made.version})
-        return release_responses.VersionPlan(made, release)
+        return VersionPlan(made, release)
 
-    async def push(conn: Connection, changed: Changed) -> release_responses.PushedVersion:
+    async def push(conn: Connection, changed: Changed) -> PushedVersion:
         made = await work(conn, changed)
-        return release_responses.PushedVersion(**asdict(made.version), release=made.release)
+        return PushedVersion(**asdict(made.version), release=made.release)
 
     if query.plan:
         return await call.rehearse(work)
@@ -348,7 +405,7 @@ async def add_version(call: ApiCall, body: requests.NewVersion, query: releases.
     "/v1/functions/{name}",
     "Delete a function with all its versions",
     role="deploy",
-    answers={200: release_responses.DeletionPlan, 204: None},
+    answers={200: DeletionPlan, 204: None},
     errors=("unknown_function", "version_in_target", "version_needed"),
 )
 @operation(
@@ -356,14 +413,14 @@ async def add_version(call: ApiCall, body: requests.NewVersion, query: releases.
     "/v1/functions/{name}/versions/{version}",
     "Delete a version",
     role="deploy",
-    answers={200: release_responses.DeletionPlan, 204: None},
+    answers={200: DeletionPlan, 204: None},
     errors=("unknown_version", "version_in_target", "version_needed"),
 )
 async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
     name, version = call.path["name"], call.path.get("version")
     unused: list[ArtifactKey] = []
 
-    async def work(conn: Connection, changed: Changed) -> release_responses.DeletionPlan:
+    async def work(conn: Connection, changed: Changed) -> DeletionPlan:
         now = call.services.clock.now()
         groups = await conn.fetch(GROUPS_WITH, name, version)
         if groups and not query.release:
@@ -384,13 +441,13 @@ async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
         unused[:] = await artifacts.release_unused(conn, [row.artifact_id for row in deleted], now)
         made_releases = []
         for row in groups:
-            release = requests.NewRelease(group=row.name, remove=[name], reason=f"{subject} was deleted")
+            release = release_bodies.NewRelease(group=row.name, remove=[name], reason=f"{subject} was deleted")
             made = await release_making.make(conn, changed, now, call.operator.name, release, keep_floor=True)
             await releases.record(call, conn, made)
             made_releases.append(made)
         before = {"versions": sorted(row.version for row in deleted)}
         await call.audit(conn, "function.delete", subject, before=before)
-        return release_responses.DeletionPlan(before["versions"], made_releases)
+        return DeletionPlan(before["versions"], made_releases)
 
     async def delete_all(conn: Connection, changed: Changed) -> None:
         await work(conn, changed)
@@ -430,9 +487,7 @@ def _unknown_function(name: str) -> ProblemError:
     return ProblemError("unknown_function", f"there is no function {name}", field="name")
 
 
-def _version(row: VersionText) -> release_responses.Version:
+def _version(row: VersionText) -> Version:
     """A version whose manifest goes into the answer as the JSON that is stored."""
     manifest: Any = msgspec.Raw(row.manifest.encode())
-    return release_responses.Version(
-        row.name, row.version, row.sha256, row.size, manifest, row.created_by, row.created_at
-    )
+    return Version(row.name, row.version, row.sha256, row.size, manifest, row.created_by, row.created_at)

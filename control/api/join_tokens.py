@@ -1,19 +1,53 @@
 """Join tokens: made, listed and revoked by operators. `nodes` has the join itself."""
 
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
+
+from msgspec import Meta, Struct
 
 from control import tokens
 from control.access import join_token_ends
 from control.api import node_views, pagination
-from control.api.bodies import node_responses, requests, responses
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
+from control.protocol.wire import Body, Name
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.storage.recovery import access_changes
+
+
+class NewJoinToken(Body, frozen=True):
+    group: Name = "default"
+    expires_in: Annotated[int, Meta(ge=60, le=30 * 86400)] = 3600
+    """Seconds."""
+    rejoin: Name | None = None
+    """A node whose disk was lost: it joins again, its new disk gets its identity, and its old credentials end."""
+
+
+class MadeJoinToken(Struct):
+    id: str
+    token: str
+    """The token's text, which is answered only once."""
+    group: str
+    expires_at: datetime
+
+
+class JoinToken(Struct):
+    """A join token, without its secret."""
+
+    id: str
+    group: str
+    rejoin: str | None
+    """The node that it lets join again, or null."""
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+    state: str
+    """`open`, `used`, `expired` or `revoked`."""
+    node: str | None
+    """The node that joined with it, or null."""
 
 
 class ListedJoinToken(NamedTuple):
@@ -55,14 +89,14 @@ class JoinTokenFilter(pagination.Paging, forbid_unknown_fields=True):
     "Make a one-time token to join with",
     role="admin",
     everywhere=False,
-    answers={201: node_responses.MadeJoinToken},
+    answers={201: MadeJoinToken},
     errors=("unknown_group", "unknown_node", "token_used"),
 )
-async def create(call: ApiCall, body: requests.NewJoinToken) -> Reply:
+async def create(call: ApiCall, body: NewJoinToken) -> Reply:
     """Only the token's hash is stored, so the same request again gets a new token."""
     fingerprint = call.services.certificates.trust.fingerprint
 
-    async def work(conn: Connection, _changed: Changed) -> node_responses.MadeJoinToken:
+    async def work(conn: Connection, _changed: Changed) -> MadeJoinToken:
         now = call.services.clock.now()
         rejoin, node_id = None, None
         if body.rejoin is not None:
@@ -82,15 +116,15 @@ async def create(call: ApiCall, body: requests.NewJoinToken) -> Reply:
         )
         after = {"group": name, "rejoin": rejoin, "expires_at": ends}
         await call.audit(conn, "join-token.create", str(token.id), after=after)
-        return node_responses.MadeJoinToken(str(token.id), _with(token.text, fingerprint), name, ends)
+        return MadeJoinToken(str(token.id), _with(token.text, fingerprint), name, ends)
 
-    async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> node_responses.MadeJoinToken:
+    async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> MadeJoinToken:
         token = tokens.new_token("join", UUID(kept["id"]))
         if await conn.fetchval(RENEW, token.id, token.secret_hash) is None:
             raise ProblemError("token_used", "the token that this request made was used or revoked; make another one")
         await call.audit(conn, "join-token.renew", kept["id"])
         text = _with(token.text, fingerprint)
-        return node_responses.MadeJoinToken(kept["id"], text, kept["group"], datetime.fromisoformat(kept["expires_at"]))
+        return MadeJoinToken(kept["id"], text, kept["group"], datetime.fromisoformat(kept["expires_at"]))
 
     return await call.write(work, renew=renew)
 
@@ -101,7 +135,7 @@ async def create(call: ApiCall, body: requests.NewJoinToken) -> Reply:
     "Join tokens, newest first",
     role="admin",
     everywhere=False,
-    answers={200: responses.Page[node_responses.JoinToken]},
+    answers={200: pagination.Page[JoinToken]},
 )
 async def list_tokens(call: ApiCall, query: JoinTokenFilter) -> Reply:
     """Newest first: never with their secrets, which control doesn't have."""
@@ -110,7 +144,7 @@ async def list_tokens(call: ApiCall, query: JoinTokenFilter) -> Reply:
 
     groups = call.operator.rights.groups("admin")
 
-    async def work(conn: Connection) -> responses.Page[node_responses.JoinToken]:
+    async def work(conn: Connection) -> pagination.Page[JoinToken]:
         return await pagination.fill(
             lambda after, count: conn.fetch(LISTED, *after, groups, query.state, now, count),
             pagination.each(lambda row: _listed(row, now)),
@@ -154,8 +188,8 @@ async def revoke(call: ApiCall) -> Reply:
     return await call.write(work, status=204)
 
 
-def _listed(row: ListedJoinToken, now: datetime) -> node_responses.JoinToken:
-    return node_responses.JoinToken(
+def _listed(row: ListedJoinToken, now: datetime) -> JoinToken:
+    return JoinToken(
         id=str(row.id),
         group=row.group_name,
         rejoin=row.rejoin,

@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from control.access.auth import Principal
 from control.access.rights import Role
-from control.api import pagination
-from control.api.bodies import node_responses, release_responses, responses
+from control.api import pagination, release_bodies
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import wire
@@ -20,8 +19,105 @@ from control.settings import ControlSettings
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync import applied_revisions
+from control.sync.applied_revisions import OlderRevision
 from control.sync.standing import Standing, standing
 from control.telemetry.node_numbers import OF_NODE, NodeTold
+
+
+class NodeError(Struct):
+    code: str
+    message: str
+    at: datetime | None
+
+
+class Warning(Struct):
+    kind: str
+    message: str
+    since: datetime
+
+
+class OpenSync(Struct):
+    id: str
+    status: str
+    step: str
+    started_at: datetime
+
+
+class Node(Struct):
+    """A node: what it runs, what it should run, and its state (R 1.4, 5.4)."""
+
+    id: str
+    name: str
+    group: str
+    labels: dict[str, str]
+    state: str
+    state_since: datetime
+    joined_at: datetime
+    last_seen_at: datetime | None
+    last_sync_at: datetime | None
+    release: int | None
+    """The number of the release of its group that it runs; null where it has run none of that group yet."""
+    target_release: int | None
+    """The number of its group's newest release, which it should run; null where there is none."""
+    generation: int
+    """The generation of the last target that it was confirmed at."""
+    target_generation: int
+    at_target: bool
+    standing: Standing
+    """How it stands, in one word: the first of these that is true of it."""
+    schema_version: int
+    target_schema: int
+    functions: list[release_bodies.ReleaseFunction]
+    failures: int
+    """How many syncs have failed so far (R 5.3)."""
+    syncs_folded: int
+    """How many attempts so far have no line of their own in the log of syncs."""
+    error: NodeError | None
+    retry_at: datetime | None
+    version: str | None
+    """Of its software, as it told with its capabilities: number and commit. Versions before don't tell."""
+    warnings: list[Warning]
+    sync: OpenSync | None
+
+
+class NodeCredential(Struct):
+    """A node's credential, without its secret."""
+
+    created_at: datetime
+    ends_at: datetime
+    """From then on it is good only to get its successor, which the node does by itself."""
+    return_until: datetime
+    """From then on it is good for nothing: the node must join again."""
+
+
+class ToldNumbers(Struct):
+    """What a node told of itself last, about once a minute."""
+
+    told_at: datetime
+    database_bytes: int
+    wal_bytes: int
+    """Of the database's log."""
+    disk_free_bytes: int
+    memory_bytes: int
+    """Of all its processes."""
+    certificate_ends_at: datetime | None
+    """The end of the certificate of its local HTTP; null where it has none."""
+    edge: str
+    """Its version of the edge runtime."""
+    trust_ends_at: datetime | None
+    """The end of the last CA by which it trusts control; null where it doesn't say."""
+
+
+class DetailedNode(Node):
+    credential: NodeCredential | None
+    """The credential that it uses; null where all are revoked."""
+    capabilities: dict[str, Any]
+    """What it can run, as it has sent it."""
+    protocol: int
+    older_revisions: list[OlderRevision]
+    """The schema changes that it has applied in another revision than the newest."""
+    numbers: ToldNumbers | None
+    """Null where it told none."""
 
 
 class FoundNode(NamedTuple):
@@ -167,7 +263,7 @@ class NodeFilter(pagination.Paging, forbid_unknown_fields=True):
     "Nodes",
     role="read",
     everywhere=False,
-    answers={200: responses.Page[node_responses.Node]},
+    answers={200: pagination.Page[Node]},
     errors=("unknown_group",),
 )
 async def list_nodes(call: ApiCall, query: NodeFilter) -> Reply:
@@ -194,7 +290,7 @@ async def list_nodes(call: ApiCall, query: NodeFilter) -> Reply:
         None if query.names is None else query.names.split(","),
     )
 
-    async def work(conn: Connection) -> responses.Page[node_responses.Node]:
+    async def work(conn: Connection) -> pagination.Page[Node]:
         if query.group is not None:
             await group(conn, query.group)
         if by_name:
@@ -225,13 +321,13 @@ async def list_nodes(call: ApiCall, query: NodeFilter) -> Reply:
     "A node",
     role="read",
     everywhere=False,
-    answers={200: node_responses.DetailedNode},
+    answers={200: DetailedNode},
     errors=("unknown_node",),
 )
 async def get_node(call: ApiCall) -> Reply:
     node = call.path["node"]
 
-    async def work(conn: Connection) -> node_responses.DetailedNode:
+    async def work(conn: Connection) -> DetailedNode:
         node_id = (await find(conn, call.operator, "read", node)).id
         return await describe(conn, node_id, call.services.settings)
 
@@ -268,7 +364,7 @@ def unknown_group(name: str) -> ProblemError:
     return ProblemError("unknown_group", f"there is no group {name}", field="group")
 
 
-async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> node_responses.DetailedNode:
+async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> DetailedNode:
     """The node with this id, which exists."""
     row = await conn.one(NODE, id)
     node = msgspec.structs.asdict((await _describe(conn, [row]))[0])
@@ -277,9 +373,9 @@ async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> nod
     credential = None
     if made is not None:
         ends, limit = (timedelta(seconds=age) for age in (settings.credential_life, settings.credential_return))
-        credential = node_responses.NodeCredential(made, made + ends, made + limit)
+        credential = NodeCredential(made, made + ends, made + limit)
     told = await conn.fetchrow(OF_NODE, id)
-    return node_responses.DetailedNode(
+    return DetailedNode(
         **node,
         credential=credential,
         capabilities=row.capabilities,
@@ -289,17 +385,17 @@ async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> nod
     )
 
 
-def _numbers(told: NodeTold) -> node_responses.ToldNumbers:
+def _numbers(told: NodeTold) -> ToldNumbers:
     # A node may tell any number.
     ends_at, trust_ends_at = (
         datetime.fromtimestamp(ends, UTC) if 0 < ends < pagination.LATEST.timestamp() else None
         for ends in (told.certificate_ends, told.trust_ends)
     )
     sizes = told.database_bytes, told.wal_bytes, told.disk_free_bytes, told.memory_bytes
-    return node_responses.ToldNumbers(told.told_at, *sizes, ends_at, told.edge, trust_ends_at)
+    return ToldNumbers(told.told_at, *sizes, ends_at, told.edge, trust_ends_at)
 
 
-async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[node_responses.Node]:
+async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[Node]:
     ids = [str(row.id) for row in rows]
     runs = _by_node(await conn.fetch(FUNCTIONS, ids))
     releases = {of.node_id: of for of in await conn.fetch(RELEASES, ids)}
@@ -323,10 +419,10 @@ def _node(
     runs: list[RunFunction],
     warnings: list[WarningRow],
     syncs: list[OpenSyncRow],
-) -> node_responses.Node:
+) -> Node:
     target_schema = row.schema_floor or 0
     at_target = row.release_id is None or row.confirmed_generation >= row.target_generation
-    return node_responses.Node(
+    return Node(
         id=str(row.id),
         name=row.name,
         group=row.group_name,
@@ -344,14 +440,14 @@ def _node(
         standing=standing(row.state, at_target=at_target, error_code=row.error_code),
         schema_version=row.schema_version,
         target_schema=target_schema,
-        functions=[release_responses.ReleaseFunction(f.name, f.version, f.sha256) for f in runs],
+        functions=[release_bodies.ReleaseFunction(f.name, f.version, f.sha256) for f in runs],
         failures=row.failures,
         syncs_folded=row.syncs_folded,
-        error=node_responses.NodeError(row.error_code, row.error_message, row.error_at) if row.error_code else None,
+        error=NodeError(row.error_code, row.error_message, row.error_at) if row.error_code else None,
         retry_at=row.retry_at,
         version=row.version or None,
-        warnings=[node_responses.Warning(*warning[1:]) for warning in warnings],
-        sync=next((node_responses.OpenSync(str(s.id), s.status, s.step, s.started_at) for s in syncs), None),
+        warnings=[Warning(*warning[1:]) for warning in warnings],
+        sync=next((OpenSync(str(s.id), s.status, s.step, s.started_at) for s in syncs), None),
     )
 
 

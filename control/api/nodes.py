@@ -1,28 +1,73 @@
-"""Nodes: joining, credentials, moves and removals (R 1.1, 1.2, 7.3)."""
+"""Nodes: what they ask (to join, another credential) and what is done to them (R 1.1, 1.2, 7.3)."""
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 from uuid import UUID, uuid4
 
-from msgspec import Struct
+from msgspec import Meta, Struct, field
 
 from control import tokens
 from control.access import auth, join_token_ends
 from control.access.auth import AuthError
 from control.access.rights import Role
-from control.api import node_views, release_making
-from control.api.bodies import node_responses, release_responses, requests
+from control.api import node_views, release_bodies, release_making
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import wire
+from control.protocol.wire import Body, LabelKey, LabelValue, Message, Name, Text
 from control.storage import idempotency, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.storage.recovery import access_changes
 from control.sync import compatibility, requirements
-from control.sync.effects import change_effects, unchecked_changes
+from control.sync.compatibility import Unfit
+from control.sync.effects import change_effects, losses, unchecked_changes
+from control.sync.effects.change_effects import ChangeEffects
 from control.sync.node_state import clean
 from control.sync.passes.liveness import CLONED
+
+
+class RowCounts(Message):
+    """``PUT /v1/nodes/self/row-counts``: about how many rows a node's tables have."""
+
+    counts: Annotated[dict[Text, Annotated[int, Meta(ge=0, le=10_001)]], Meta(max_length=200)]
+    """By table, in lower case; 10,001 for more than 10,000."""
+    estimates: Annotated[dict[Text, Annotated[int, Meta(ge=0, le=10**12)]], Meta(max_length=200)] = field(
+        default_factory=dict
+    )
+    """Of tables with more than 10,000 rows: how many about, by their keys."""
+
+
+class MoveNode(Body, frozen=True):
+    group: Name
+    allow_unfit: bool = False
+    """Move it also where it can't run the group's release."""
+    allow_loss: bool = False
+    """Move it also where the group's schema changes can lose rows that it has."""
+    allow_stall: bool = False
+    """Move it also where these changes would hold its writers up for more than the setting `stall_limit`."""
+
+
+class RenameNode(Body, frozen=True):
+    name: Name
+
+
+class LabelNode(Body, frozen=True):
+    """What is named in neither stays as it is."""
+
+    set: Annotated[dict[LabelKey, LabelValue], Meta(max_length=100)] = field(default_factory=dict)
+    remove: Annotated[list[LabelValue], Meta(max_length=100)] = field(default_factory=list)
+    """Keys; one that the node doesn't have is none the less."""
+
+
+class MovePlan(ChangeEffects):
+    """What the move of a node would change for it."""
+
+    node: str
+    group: str
+    changes: release_bodies.Changes
+    unfit: Unfit
+    """The node, where it can't run the group's release."""
 
 
 class StoredJoinToken(NamedTuple):
@@ -57,6 +102,7 @@ REVOKE_UNUSED = SQL.value("revoke_unused", str)
 FIND_BY_NAME = SQL.optional("find_by_name", UUID)
 NAME_AND_GROUP = SQL.rows("name_and_group", JoinedNode)
 LOCK = SQL.value("lock", UUID)
+LABELS = SQL.value("labels", dict[str, str])
 IS_CLONED = SQL.optional("is_cloned", bool)
 
 
@@ -74,8 +120,8 @@ async def join(call: ApiCall, body: wire.Join) -> Reply:
     The same attempt again, before its credential was used, gets another credential, since the answer may be lost.
     """
     token_id, secret_hash = auth.bearer(call.scope, "join")
-    for field, value in (("labels", body.labels), ("capabilities", body.capabilities)):
-        requirements.check(field, value)
+    for name, value in (("labels", body.labels), ("capabilities", body.capabilities)):
+        requirements.check(name, value)
 
     async def work(conn: Connection) -> wire.Joined:
         now, changed = call.services.clock.now(), Changed()
@@ -197,21 +243,37 @@ async def sql_run(call: ApiCall, body: wire.SqlRun) -> Reply:
 
 
 @operation(
+    "PUT",
+    "/v1/nodes/self/row-counts",
+    "Tell how many rows the node's tables have",
+    role="node",
+    answers={204: None},
+)
+async def tell_rows(call: ApiCall, body: RowCounts) -> Reply:
+    """What releases that can lose rows are shown with."""
+    now = call.services.clock.now()
+    await call.services.databases.joins.transaction(
+        lambda conn: conn.execute(losses.SQL["tell"], call.node_id, body.counts, now, body.estimates)
+    )
+    return Reply(204)
+
+
+@operation(
     "POST",
     "/v1/nodes/{node}/move",
     "Move a node to another group",
     role="deploy",
     everywhere=False,
-    answers={200: node_responses.DetailedNode},
+    answers={200: node_views.DetailedNode},
     errors=("unknown_node", "unknown_group", "nodes_unfit", "loss_not_allowed", "stall_not_allowed"),
 )
-async def move(call: ApiCall, body: requests.MoveNode) -> Reply:
+async def move(call: ApiCall, body: MoveNode) -> Reply:
     """To another group, whose release becomes the node's target."""
     if kept := await call.replayed(200):
         return kept
     await _check_unchecked(call, "deploy", body.group)
 
-    async def work(conn: Connection, changed: Changed) -> node_responses.DetailedNode:
+    async def work(conn: Connection, changed: Changed) -> node_views.DetailedNode:
         node = await node_views.find(conn, call.operator, "deploy", call.path["node"])
         call.operator.need("deploy", body.group)
         group = await node_views.group(conn, body.group)
@@ -262,7 +324,7 @@ class MoveQuery(Struct, forbid_unknown_fields=True):
     "What the move of a node would change",
     role="read",
     everywhere=False,
-    answers={200: release_responses.MovePlan},
+    answers={200: MovePlan},
     errors=("unknown_node", "unknown_group"),
 )
 async def plan_move(call: ApiCall, query: MoveQuery) -> Reply:
@@ -270,7 +332,7 @@ async def plan_move(call: ApiCall, query: MoveQuery) -> Reply:
     name: str = query.group
     await _check_unchecked(call, "read", name)
 
-    async def work(conn: Connection) -> release_responses.MovePlan:
+    async def work(conn: Connection) -> MovePlan:
         node = await node_views.find(conn, call.operator, "read", call.path["node"])
         if not call.operator.rights.allows("read", name):
             raise node_views.unknown_group(name)
@@ -280,9 +342,72 @@ async def plan_move(call: ApiCall, query: MoveQuery) -> Reply:
         changes = await release_making.changes_to(conn, before, runs.schema_version, name)
         unfit = await compatibility.unfit_for(conn, node.id, group)
         effects = await change_effects.of_move(conn, node.id, group)
-        return release_responses.MovePlan(effects.losses, effects.stalls, node.name, name, changes, unfit)
+        return MovePlan(effects.losses, effects.stalls, node.name, name, changes, unfit)
 
     return await call.read(work)
+
+
+@operation(
+    "POST",
+    "/v1/nodes/{node}/rename",
+    "Give a node another name",
+    role="admin",
+    everywhere=False,
+    answers={200: node_views.DetailedNode},
+    errors=("unknown_node", "name_taken"),
+)
+async def rename(call: ApiCall, body: RenameNode) -> Reply:
+    """Another name; the node learns it by its next poll."""
+    name: str = body.name
+
+    async def work(conn: Connection, changed: Changed) -> node_views.DetailedNode:
+        node = await node_views.find(conn, call.operator, "admin", call.path["node"])
+        if node.name != name:
+            if await conn.fetchrow(node_views.BY_NAME, name) is not None:
+                raise ProblemError("name_taken", f"there is a node {name}: choose another name", field="name")
+            await conn.execute(SQL["rename"], node.id, name)
+            await conn.execute(SQL["rename_in_tokens"], node.id, name)
+            now = call.services.clock.now()
+            await access_changes.record(conn, now, "node-renamed", node.id, {"name": name})
+            changed.nodes.add(str(node.id))
+            before, after = {"name": node.name}, {"name": name, "id": str(node.id)}
+            await call.audit(conn, "node.rename", node.name, before=before, after=after)
+        return await node_views.describe(conn, node.id, call.services.settings)
+
+    return await call.write(work, status=200)
+
+
+@operation(
+    "POST",
+    "/v1/nodes/{node}/labels",
+    "Set labels of a node, and take others away",
+    role="deploy",
+    everywhere=False,
+    answers={200: node_views.DetailedNode},
+    errors=("unknown_node",),
+)
+async def label(call: ApiCall, body: LabelNode) -> Reply:
+    """Set some of its labels, and take others away."""
+    given: dict[str, str] = body.set
+    gone: list[str] = body.remove
+    both = sorted(given.keys() & set(gone))
+    if both:
+        raise ProblemError("invalid_body", f"it is to be set and to be removed: {both[0]}", field="remove")
+
+    async def work(conn: Connection, _changed: Changed) -> node_views.DetailedNode:
+        node = await node_views.find(conn, call.operator, "deploy", call.path["node"])
+        old = await conn.fetchval(LABELS, node.id)
+        new = {key: value for key, value in {**old, **given}.items() if key not in gone}
+        if new != old:
+            requirements.check("labels", new)
+            await conn.execute(SQL["label"], node.id, new)
+            touched = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+            before = {"labels": {key: old[key] for key in touched if key in old}}
+            after = {"labels": {key: new[key] for key in touched if key in new}}
+            await call.audit(conn, "node.label", node.name, before=before, after=after)
+        return await node_views.describe(conn, node.id, call.services.settings)
+
+    return await call.write(work, status=200)
 
 
 @operation(

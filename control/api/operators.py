@@ -2,22 +2,153 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
+
+from msgspec import Meta, Struct
 
 from control import tokens
 from control.access import join_token_ends, rights
 from control.access.auth import Principal
-from control.access.rights import Grant, Rights
+from control.access.rights import Grant, Rights, Role
 from control.access.sign_ins import INTERVAL
 from control.api import pagination
-from control.api.bodies import requests, responses
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
+from control.protocol.wire import MOST_FUNCTIONS, Body, Name
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.storage.recovery import access_changes
+
+LEGIBLE = r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]*$(?!\n)"
+"""A stranger's line of text, that reads as it is: no controls, nothing invisible or that turns the direction."""
+
+
+class GivenGrant(Body, frozen=True):
+    role: Role
+    group: Name | None = None
+    """None: for all groups."""
+    functions: Annotated[list[Name], Meta(min_length=1, max_length=MOST_FUNCTIONS)] | None = None
+    """Only with the role `push`: the functions that it is for; None: for all."""
+
+
+Grants = Annotated[list[GivenGrant], Meta(min_length=1, max_length=100)]
+ExpiresIn = Annotated[int, Meta(ge=60, le=3650 * 86400)]
+"""Seconds."""
+
+
+class NewOperator(Body, frozen=True):
+    name: Name
+    role: Role | None = None
+    """In place of `grants`: the role for all groups and functions."""
+    grants: Grants | None = None
+    expires_in: ExpiresIn | None = None
+    """None: the token doesn't end."""
+
+
+class ChangeOperator(Body, frozen=True):
+    """What is left out stays as it is."""
+
+    grants: Grants | None = None
+    expires_in: ExpiresIn | None = None
+    endless: bool = False
+    """The token doesn't end any more."""
+
+
+class RotateOperator(Body, frozen=True):
+    keep_old: Annotated[int, Meta(ge=0, le=30 * 86400)] = 0
+    """Seconds for which the old token, and sessions that began before, stay good."""
+
+
+class NewLogin(Body, frozen=True):
+    machine: Annotated[str, Meta(min_length=1, max_length=100, pattern=LEGIBLE)]
+    """The name of the machine that it is for, which whoever allows it is shown."""
+
+
+class WaitingToken(Body, frozen=True):
+    device_code: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class HeldGrant(Struct):
+    role: str
+    group: str | None
+    """Null: for all groups."""
+    functions: list[str] | None
+    """The functions that the role `push` is for; null: for all."""
+
+
+class ProvidersPerson(Struct):
+    """Whom an OpenID provider knows."""
+
+    issuer: str
+    subject: str
+    name: str
+    """How the provider called them when they last signed in."""
+
+
+class Operator(Struct):
+    id: str
+    """Tells it apart from others that had its name before and were revoked."""
+    name: str
+    grants: list[HeldGrant]
+    expires_at: datetime | None
+    """When the token ends; null: it doesn't. Of somebody who signs in by a provider: when the last session ends."""
+    created_at: datetime
+    last_used_at: datetime | None
+    """When it last asked for something, by its token or in a session, to within two minutes; null: never."""
+    old_token_ends_at: datetime | None
+    """Until when the token is good that was exchanged for the present one; null: it has ended, or there was none."""
+    person: ProvidersPerson | None = None
+    """Who it is, where it signs in by a provider; null: it has a token."""
+
+
+class MadeOperator(Struct):
+    id: str
+    name: str
+    grants: list[HeldGrant]
+    expires_at: datetime | None
+    token: str
+    """The token's text, which is answered only once."""
+
+
+class Asking(Struct):
+    """Who asks, and what it may."""
+
+    operator: str
+    id: str
+    grants: list[HeldGrant]
+    by_session: bool
+    """Whether it has signed in; else it asks by its token."""
+    ends_at: datetime | None
+    """When the session, or the token, ends; null: it doesn't."""
+
+
+class SignInCode(Struct):
+    code: str
+    """To be typed at `/sign-in`, once."""
+    expires_at: datetime
+
+
+class BegunLogin(Struct):
+    """As RFC 8628 has it; times are RFC 3339 here."""
+
+    device_code: str
+    """The secret with which one asks whether the login was allowed."""
+    user_code: str
+    """To be typed at `verification_path` by somebody who is signed in there."""
+    verification_path: str
+    expires_at: datetime
+    interval: int
+    """Seconds between two questions."""
+
+
+class TakenLogin(Struct):
+    token: str
+    """A token of the operator who allowed it, which is answered only once."""
+    operator: str
+    expires_at: datetime
+    """When it ends at the latest."""
 
 
 class ListedOperator(NamedTuple):
@@ -67,10 +198,10 @@ GROUPS = SQL.value("groups", str)
     "Make an operator",
     role="admin",
     everywhere=False,
-    answers={201: responses.MadeOperator},
+    answers={201: MadeOperator},
     errors=("name_taken", "unknown_group"),
 )
-async def create(call: ApiCall, body: requests.NewOperator) -> Reply:
+async def create(call: ApiCall, body: NewOperator) -> Reply:
     """Only the token's hash is stored, so the same request again gets a new token."""
     if (body.role is None) == (body.grants is None):
         raise ProblemError("invalid_body", "send either role, for all groups, or grants", field="grants")
@@ -79,7 +210,7 @@ async def create(call: ApiCall, body: requests.NewOperator) -> Reply:
     expires_at = None if body.expires_in is None else now + timedelta(seconds=body.expires_in)
     _refuse_giving(call.operator, given, expires_at)
 
-    async def work(conn: Connection, changed: Changed) -> responses.MadeOperator:
+    async def work(conn: Connection, changed: Changed) -> MadeOperator:
         await _check_groups(conn, given)
         if await conn.fetchval(TAKEN, body.name):
             raise ProblemError(
@@ -101,9 +232,9 @@ async def create(call: ApiCall, body: requests.NewOperator) -> Reply:
         if expires_at is not None:
             after["expires_at"] = expires_at
         await call.audit(conn, "operator.create", body.name, {"id": str(token.id)}, after=after)
-        return responses.MadeOperator(str(token.id), body.name, _shown(given), expires_at, token.text)
+        return MadeOperator(str(token.id), body.name, _shown(given), expires_at, token.text)
 
-    async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
+    async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> MadeOperator:
         return await _renew(conn, call, changed, kept)
 
     return await call.write(work, renew=renew)
@@ -115,14 +246,14 @@ async def create(call: ApiCall, body: requests.NewOperator) -> Reply:
     "Operators",
     role="admin",
     everywhere=False,
-    answers={200: responses.Page[responses.Operator]},
+    answers={200: pagination.Page[Operator]},
 )
 async def list_operators(call: ApiCall, query: pagination.Paging) -> Reply:
     """Those that weren't revoked, and that the operator who asks may change."""
     groups = call.operator.rights.groups("admin")
     begin = pagination.read_cursor(query.cursor, (str,)) or ("",)
 
-    async def work(conn: Connection) -> responses.Page[responses.Operator]:
+    async def work(conn: Connection) -> pagination.Page[Operator]:
         return await pagination.fill(
             lambda after, count: conn.fetch(OPERATORS, *after, groups, count),
             pagination.each(lambda row: _operator(row, row.last_used_at, call.services.clock.now())),
@@ -140,12 +271,12 @@ async def list_operators(call: ApiCall, query: pagination.Paging) -> Reply:
     "An operator",
     role="admin",
     everywhere=False,
-    answers={200: responses.Operator},
+    answers={200: Operator},
     errors=("unknown_operator",),
 )
 async def get(call: ApiCall) -> Reply:
 
-    async def work(conn: Connection) -> responses.Operator:
+    async def work(conn: Connection) -> Operator:
         row = await _find(conn, call.operator, call.path["name"])
         return _operator(row, await conn.fetchval(LAST_USE, row.id), call.services.clock.now())
 
@@ -158,13 +289,13 @@ async def get(call: ApiCall) -> Reply:
     "Exchange an operator's token for another one",
     role="admin",
     everywhere=False,
-    answers={200: responses.MadeOperator},
+    answers={200: MadeOperator},
     errors=("unknown_operator", "operator_of_provider"),
 )
-async def rotate(call: ApiCall, body: requests.RotateOperator) -> Reply:
+async def rotate(call: ApiCall, body: RotateOperator) -> Reply:
     """Another token. The one before ends now, or after `keep_old`; so do sessions."""
 
-    async def work(conn: Connection, changed: Changed) -> responses.MadeOperator:
+    async def work(conn: Connection, changed: Changed) -> MadeOperator:
         row = await _find(conn, call.operator, call.path["name"])
         if row.issuer is not None:
             raise ProblemError(
@@ -183,7 +314,7 @@ async def rotate(call: ApiCall, body: requests.RotateOperator) -> Reply:
         await call.audit(conn, "operator.rotate", row.name, {"id": str(row.id), "old_token_ends_at": ends_at})
         return _made(row, token)
 
-    async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
+    async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> MadeOperator:
         return await _renew(conn, call, changed, kept)
 
     return await call.write(work, status=200, renew=renew)
@@ -195,16 +326,16 @@ async def rotate(call: ApiCall, body: requests.RotateOperator) -> Reply:
     "Change what an operator may, and until when",
     role="admin",
     everywhere=False,
-    answers={200: responses.Operator},
+    answers={200: Operator},
     errors=("unknown_operator", "unknown_group", "last_admin", "operator_of_provider"),
 )
-async def change(call: ApiCall, body: requests.ChangeOperator) -> Reply:
+async def change(call: ApiCall, body: ChangeOperator) -> Reply:
     """What the operator may, and until when; its token stays."""
     given = None if body.grants is None else _given(body.grants)
     if body.endless and body.expires_in is not None:
         raise ProblemError("invalid_body", "send either expires_in or endless", field="endless")
 
-    async def work(conn: Connection, changed: Changed) -> responses.Operator:
+    async def work(conn: Connection, changed: Changed) -> Operator:
         now = call.services.clock.now()
         row = await _find(conn, call.operator, call.path["name"])
         if row.issuer is not None:
@@ -275,13 +406,13 @@ async def revoke(call: ApiCall) -> Reply:
     "Make a code for signing in at the console",
     role="read",
     everywhere=False,
-    answers={201: responses.SignInCode},
+    answers={201: SignInCode},
     errors=("too_many_tries",),
 )
 async def make_code(call: ApiCall) -> Reply:
     """A code is stored as a hash alone, and isn't kept under an idempotency key."""
     code, ends_at = await call.services.sign_ins.make_code(call.scope, call.operator)
-    return Reply(201, responses.SignInCode(code, ends_at))
+    return Reply(201, SignInCode(code, ends_at))
 
 
 @operation(
@@ -289,13 +420,13 @@ async def make_code(call: ApiCall) -> Reply:
     "/v1/logins",
     "Begin a login of a command line",
     role=None,
-    answers={201: responses.BegunLogin},
+    answers={201: BegunLogin},
     errors=("too_many_tries",),
 )
-async def begin_login(call: ApiCall, body: requests.NewLogin) -> Reply:
+async def begin_login(call: ApiCall, body: NewLogin) -> Reply:
     """By anybody: the device authorization request of RFC 8628."""
     begun = await call.services.sign_ins.begin_login(call.scope, body.machine)
-    made = responses.BegunLogin(begun.secret, begun.code, "/login", begun.ends_at, INTERVAL)
+    made = BegunLogin(begun.secret, begun.code, "/login", begun.ends_at, INTERVAL)
     return Reply(201, made)
 
 
@@ -304,16 +435,16 @@ async def begin_login(call: ApiCall, body: requests.NewLogin) -> Reply:
     "/v1/logins/token",
     "Was the login allowed?",
     role=None,
-    answers={200: responses.TakenLogin},
+    answers={200: TakenLogin},
     errors=(
         *("login_pending", "login_refused", "login_ended"),
         *("credentials_invalid", "token_expired", "session_ended"),
     ),
 )
-async def take_login(call: ApiCall, body: requests.WaitingToken) -> Reply:
+async def take_login(call: ApiCall, body: WaitingToken) -> Reply:
     """By whoever has the secret of the login: the device access token request."""
     token, operator, ends_at = await call.services.sign_ins.take_login(call.scope, body.device_code)
-    return Reply(200, responses.TakenLogin(token, operator.name, ends_at))
+    return Reply(200, TakenLogin(token, operator.name, ends_at))
 
 
 @operation(
@@ -322,11 +453,11 @@ async def take_login(call: ApiCall, body: requests.WaitingToken) -> Reply:
     "Who asks, and what it may",
     role="read",
     everywhere=False,
-    answers={200: responses.Asking},
+    answers={200: Asking},
 )
 async def who_asks(call: ApiCall) -> Reply:
     by = call.operator
-    return Reply(200, responses.Asking(by.name, by.id, _shown(by.rights), bool(by.session_id), by.expires_at))
+    return Reply(200, Asking(by.name, by.id, _shown(by.rights), bool(by.session_id), by.expires_at))
 
 
 @operation(
@@ -360,7 +491,7 @@ def _unknown(name: str) -> ProblemError:
     return ProblemError("unknown_operator", f"there is no operator {name}", field="name")
 
 
-async def _renew(conn: Connection, call: ApiCall, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
+async def _renew(conn: Connection, call: ApiCall, changed: Changed, kept: dict[str, Any]) -> MadeOperator:
     """Another token in the place of one whose answer may have been lost: a request came again.
 
     Raises: ProblemError unknown_operator, when the operator was revoked since, also where another has its name;
@@ -379,12 +510,12 @@ async def _renew(conn: Connection, call: ApiCall, changed: Changed, kept: dict[s
     return _made(row, token)
 
 
-def _made(row: OperatorRow, token: tokens.Token) -> responses.MadeOperator:
+def _made(row: OperatorRow, token: tokens.Token) -> MadeOperator:
     held = _shown(rights.of_row(row.role, row.grants))
-    return responses.MadeOperator(str(token.id), row.name, held, row.expires_at, token.text)
+    return MadeOperator(str(token.id), row.name, held, row.expires_at, token.text)
 
 
-def _given(grants: Sequence[requests.GivenGrant]) -> Rights:
+def _given(grants: Sequence[GivenGrant]) -> Rights:
     """The rights in a body. Raises: ProblemError invalid_body, when functions come with another role than push."""
     for number, grant in enumerate(grants):
         if grant.functions is not None and grant.role != "push":
@@ -436,17 +567,17 @@ def _earlier(end: datetime | None, other: datetime | None) -> bool:
     return end is not None and (other is None or end < other)
 
 
-def _operator(row: ListedOperator | OperatorRow, last_used_at: datetime | None, now: datetime) -> responses.Operator:
+def _operator(row: ListedOperator | OperatorRow, last_used_at: datetime | None, now: datetime) -> Operator:
     held = _shown(rights.of_row(row.role, row.grants))
     person = None
     if row.issuer is not None:
-        person = responses.ProvidersPerson(row.issuer, row.subject or "", row.shown_name)
+        person = ProvidersPerson(row.issuer, row.subject or "", row.shown_name)
     old = row.old_ends_at if row.old_ends_at is not None and row.old_ends_at > now else None
-    return responses.Operator(str(row.id), row.name, held, row.expires_at, row.created_at, last_used_at, old, person)
+    return Operator(str(row.id), row.name, held, row.expires_at, row.created_at, last_used_at, old, person)
 
 
-def _shown(held: Rights) -> list[responses.HeldGrant]:
-    return [responses.HeldGrant(**grant) for grant in rights.to_rows(held)]
+def _shown(held: Rights) -> list[HeldGrant]:
+    return [HeldGrant(**grant) for grant in rights.to_rows(held)]
 
 
 def _said(held: Rights) -> list[str]:

@@ -9,18 +9,18 @@ import base64
 import binascii
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
 import orjson
 from msgspec import Meta, Struct
 
-from control.api.bodies import responses
 from control.problems import ProblemError
 from control.storage.connection import Connection
 from control.storage.queries import Rows
 
+T = TypeVar("T")
 R = TypeVar("R")
 
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
@@ -34,6 +34,13 @@ GROWTH = 4
 
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 Cursor = Annotated[str, Meta(max_length=500)]
+
+
+class Page(Struct, Generic[T]):
+    """A page of a list; `next` is the cursor of the next page, or null."""
+
+    items: list[T]
+    next: str | None = None
 
 
 class Paging(Struct, forbid_unknown_fields=True):
@@ -68,7 +75,7 @@ async def fill(
     *,
     first: int = 32,
     most: int = 1000,
-) -> responses.Page[Any]:
+) -> Page[Any]:
     """A page of at most `limit` items and about `BYTES`, of what comes after the position `after`.
 
     `fetch(after, count)` reads the next `count` rows; `describe` makes an item of each. `first` rows are read at first,
@@ -82,7 +89,7 @@ async def fill(
         for row, item in zip(rows, await describe(rows[:count]), strict=False):
             raw = msgspec.json.encode(item)
             if items and size + len(raw) > BYTES:
-                return responses.Page(items, write_cursor(*after))
+                return Page(items, write_cursor(*after))
             items.append(msgspec.Raw(raw))
             after = position(row)
             size += len(raw)
@@ -91,9 +98,9 @@ async def fill(
                 encoded = 0
                 await asyncio.sleep(0)
         if len(rows) <= count:
-            return responses.Page(items)
+            return Page(items)
         if len(items) == limit or size >= BYTES:
-            return responses.Page(items, write_cursor(*after))
+            return Page(items, write_cursor(*after))
         fitting = (BYTES - size) * len(items) // size + 1
         count = min(count * GROWTH, most, limit - len(items), fitting)
 
@@ -112,14 +119,14 @@ async def as_they_are(rows: Sequence[object]) -> Sequence[object]:
     return rows
 
 
-def by_name(query: Rows[Named], paging: Paging) -> Callable[[Connection], Awaitable[responses.Page[Any]]]:
+def by_name(query: Rows[Named], paging: Paging) -> Callable[[Connection], Awaitable[Page[Any]]]:
     """The work of a list by name whose rows are its items; `query` takes the name before, and how many.
 
     Raises: ProblemError invalid_parameter, when the cursor isn't one of this list.
     """
     begin = read_cursor(paging.cursor, (str,)) or ("",)
 
-    async def work(conn: Connection) -> responses.Page[Any]:
+    async def work(conn: Connection) -> Page[Any]:
         return await fill(
             lambda after, count: conn.fetch(query, *after, count),
             as_they_are,

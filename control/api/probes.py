@@ -1,37 +1,27 @@
-"""What control says of itself: whether it is alive and ready, its certificates, its settings."""
+"""What watches control asks: whether it is alive and ready, and its metrics."""
 
-import logging
-import os
+from msgspec import Struct, field
 
-from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply, operation
+from control.api.services import Services
+from control.metrics import CONTENT_TYPE
 from control.problems import ProblemError
-from control.protocol import settings_in_force
 from control.protocol.counts import counted
 
-LOG_LEVEL = "SKERRY_LOG_LEVEL"
+
+class Health(Struct, omit_defaults=True):
+    status: str
+    notes: list[str] = field(default_factory=list)
+    """What an operator should know, although control serves."""
 
 
-@operation(
-    "GET",
-    "/healthz",
-    "Is the process alive?",
-    role=None,
-    answers={200: responses.Health},
-)
+@operation("GET", "/healthz", "Is the process alive?", role=None, answers={200: Health})
 async def healthz(call: ApiCall) -> Reply:
     """The process answers. Nothing else is checked."""
-    return Reply(200, responses.Health("ok"))
+    return Reply(200, Health("ok"))
 
 
-@operation(
-    "GET",
-    "/readyz",
-    "Can it serve?",
-    role=None,
-    answers={200: responses.Health},
-    errors=("not_ready",),
-)
+@operation("GET", "/readyz", "Can it serve?", role=None, answers={200: Health}, errors=("not_ready",))
 async def readyz(call: ApiCall) -> Reply:
     """The metadata database takes writes, the artifact store answers, and the targets are known."""
     await call.services.readiness.check()
@@ -48,59 +38,15 @@ async def readyz(call: ApiCall) -> Reply:
         unverified = counted(access.unverified, "access list")
         notes.append(f"in the bucket can't be verified: {unverified}: see the log")
     notes += call.services.reread.errors() + call.services.certificates.warnings()
-    return Reply(200, responses.Health("ready", notes))
+    return Reply(200, Health("ready", notes))
 
 
-@operation(
-    "GET",
-    "/v1/settings",
-    "The settings that the replica which answers has, without secrets",
-    role="admin",
-    answers={200: responses.Page[settings_in_force.SettingInForce]},
-)
-async def settings(call: ApiCall) -> Reply:
-    """Those of the replica that answers."""
-    live = call.services.live_settings
-    found = settings_in_force.in_force(live.settings, origins=dict.fromkeys(live.named, "file"))
-    level, given = logging.getLogger("skerry").getEffectiveLevel(), os.environ.get(LOG_LEVEL, "")
-    name = logging.getLevelName(level).lower()
-    origin: settings_in_force.Origin = "default" if level == logging.INFO else "flag"
-    origin = "file" if live.has_level else "environment" if name == given else origin
-    found.append(settings_in_force.SettingInForce(LOG_LEVEL, name, origin))
-    return Reply(200, responses.Page(sorted(found, key=lambda setting: setting.name)))
+@operation("GET", "/metrics", "Metrics for Prometheus", role="read", when_stale=True, answers={200: bytes})
+async def metrics(call: ApiCall) -> Reply:
+    return await scraped(call.services)
 
 
-@operation(
-    "GET",
-    "/v1/certificates",
-    "The certificates that the replica which answers has in use, and when they end",
-    role="read",
-    everywhere=False,
-    answers={200: responses.Certificates},
-)
-async def certificates(call: ApiCall) -> Reply:
-    """Those of the replica that answers."""
-    held, reread = call.services.certificates, call.services.reread
-    listed = [
-        responses.CertificateInUse(end.what, end.name, end.sha256, end.begins_at, end.ends_at) for end in held.ends
-    ]
-    return Reply(200, responses.Certificates(listed, held.trust.digest, reread.errors() + held.warnings()))
-
-
-@operation(
-    "GET",
-    "/v1/ca",
-    "The CA's certificate",
-    role=None,
-    answers={200: bytes},
-    errors=("unknown_ca",),
-)
-async def ca(call: ApiCall) -> Reply:
-    """PEM: to be compared with the fingerprint in a join token before it is trusted."""
-    pem = call.services.certificates.trust.pem
-    if not pem:
-        raise ProblemError(
-            "unknown_ca",
-            "there is no CA to give out: control's certificate is to be trusted as the system trusts others",
-        )
-    return Reply(200, pem, ((b"content-type", b"application/x-pem-file"),))
+async def scraped(services: Services) -> Reply:
+    """The metrics of this replica and of the fleet."""
+    body = services.metrics.render() + await services.fleet_metrics.render()
+    return Reply(200, body, ((b"content-type", CONTENT_TYPE.encode()),))

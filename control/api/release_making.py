@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from control import manifest_rules, tracing
-from control.api.bodies import release_responses, requests
+from control.api import release_bodies
 from control.api.node_views import unknown_group
 from control.problems import ProblemError
 from control.protocol import wire
@@ -114,7 +114,7 @@ async def make(
     changed: Changed,
     now: datetime,
     by: str,
-    body: requests.NewRelease,
+    body: release_bodies.NewRelease,
     capabilities: Sequence[compatibility.SameCapabilities] = (),
     found: change_effects.Found = change_effects.NOTHING,
     stall_limit: float = 0.0,
@@ -122,7 +122,7 @@ async def make(
     plan: bool = False,
     keep_floor: bool = False,
     with_change: bool = False,
-) -> release_responses.MadeRelease:
+) -> release_bodies.MadeRelease:
     """Make a release, or with `plan` only return what it would be.
 
     `capabilities`: those of the group's nodes. `found`: what schema changes can do to them. `stall_limit`: the seconds
@@ -175,13 +175,13 @@ async def make(
         columns = names, [str(version) for version, _ in items], [sha256 for _, sha256 in items]
         generation = await conn.fetchval(MAKE, *row, *columns)
         changed.groups.add(str(group.id))
-    return release_responses.MadeRelease(
+    return release_bodies.MadeRelease(
         id=None if plan else str(release_id),
         group=body.group,
         number=number,
         generation=generation,
         schema_floor=floor,
-        functions=[release_responses.ReleaseFunction(n, v, sha256) for n, (v, sha256) in sorted(functions.items())],
+        functions=[release_bodies.ReleaseFunction(n, v, sha256) for n, (v, sha256) in sorted(functions.items())],
         rollback_to=body.rollback_to,
         reason=body.reason,
         created_by=by,
@@ -193,7 +193,7 @@ async def make(
         losses=effects.losses,
         stalls=effects.stalls,
         plan_digest=digest,
-        refusals=[release_responses.PlannedRefusal(each.code, each.detail, each.field) for each in refusals],
+        refusals=[release_bodies.PlannedRefusal(each.code, each.detail, each.field) for each in refusals],
     )
 
 
@@ -202,7 +202,7 @@ def _digest(
     number: int,
     functions: Functions,
     floor: int,
-    changes: release_responses.Changes,
+    changes: release_bodies.Changes,
     unfit: compatibility.Unfit,
     effects: change_effects.ChangeEffects,
 ) -> str:
@@ -216,7 +216,9 @@ async def lock(conn: Connection, group_id: UUID) -> None:
     await conn.fetchval(LOCK_GROUP, group_id)
 
 
-async def _chosen(conn: Connection, body: requests.NewRelease, group: GroupToRelease) -> requests.NewRelease:
+async def _chosen(
+    conn: Connection, body: release_bodies.NewRelease, group: GroupToRelease
+) -> release_bodies.NewRelease:
     """What is asked for, with the number of the release that it goes back to.
 
     Raises: ProblemError, when there is none to go back to, or `body` names one.
@@ -247,7 +249,9 @@ async def rollback_target(conn: Connection, group: GroupRow | GroupToRelease) ->
     return await conn.fetchval(ROLLBACK_TARGET, group.id, number)
 
 
-async def _rollback(conn: Connection, body: requests.NewRelease, before: Functions) -> tuple[Functions, int, Versions]:
+async def _rollback(
+    conn: Connection, body: release_bodies.NewRelease, before: Functions
+) -> tuple[Functions, int, Versions]:
     if body.functions or body.remove or body.schema is not None:
         raise ProblemError(
             "invalid_body",
@@ -271,7 +275,7 @@ async def _rollback(conn: Connection, body: requests.NewRelease, before: Functio
     return functions, row.schema_floor, versions
 
 
-async def _changed(conn: Connection, body: requests.NewRelease, before: Functions) -> tuple[Functions, Versions]:
+async def _changed(conn: Connection, body: release_bodies.NewRelease, before: Functions) -> tuple[Functions, Versions]:
     for name in body.remove:
         if name in body.functions:
             raise ProblemError(
@@ -346,21 +350,21 @@ def _check_routes(granted: Manifests) -> None:
 
 async def _changes(
     conn: Connection, before: Functions, after: Functions, old_floor: int, floor: int, versions: Versions
-) -> release_responses.Changes:
+) -> release_bodies.Changes:
     changes = await conn.fetch(CHANGES_BETWEEN, old_floor, floor) if floor > old_floor else []
     touched = sorted(name for name in after if after[name] != before.get(name))
     had, granted = _manifests(before, versions), _manifests(after, versions)
-    return release_responses.Changes(
-        add=[release_responses.VersionOf(n, after[n][0]) for n in sorted(after.keys() - before.keys())],
+    return release_bodies.Changes(
+        add=[release_bodies.VersionOf(n, after[n][0]) for n in sorted(after.keys() - before.keys())],
         change=[
-            release_responses.Replaced(n, before[n][0], after[n][0])
+            release_bodies.Replaced(n, before[n][0], after[n][0])
             for n in sorted(after.keys() & before.keys())
             if after[n] != before[n]
         ],
-        remove=[release_responses.VersionOf(n, before[n][0]) for n in sorted(before.keys() - after.keys())],
-        schema=[release_responses.NumberedChange(row.number, row.name) for row in changes],
+        remove=[release_bodies.VersionOf(n, before[n][0]) for n in sorted(before.keys() - after.keys())],
+        schema=[release_bodies.NumberedChange(row.number, row.name) for row in changes],
         grants=[
-            release_responses.ChangedGrant(name, grant, old, new)
+            release_bodies.ChangedGrant(name, grant, old, new)
             for name in touched
             # A version's manifest goes when it is deleted, and may be missing here of releases that were.
             if name in granted and (name in had or name not in before)
@@ -369,7 +373,7 @@ async def _changes(
     )
 
 
-async def changes_by(conn: Connection, release: ReleaseListRow) -> tuple[release_responses.Changes, int]:
+async def changes_by(conn: Connection, release: ReleaseListRow) -> tuple[release_bodies.Changes, int]:
     """How a release differs from the one before it in its group, and the floor of that one."""
     earlier = await conn.fetchrow(RELEASE, release.group_name, release.number - 1)
     before = await _functions(conn, None if earlier is None else earlier.id)
@@ -378,7 +382,7 @@ async def changes_by(conn: Connection, release: ReleaseListRow) -> tuple[release
     return await _changes_made(conn, before, after, old_floor, release.schema_floor), old_floor
 
 
-async def changes_to(conn: Connection, before: Functions, version: int, group: str) -> release_responses.Changes:
+async def changes_to(conn: Connection, before: Functions, version: int, group: str) -> release_bodies.Changes:
     """How the release of a group differs from what a node runs: these functions and this schema version."""
     found = await _to_release(conn, group)
     return await _changes_made(conn, before, await _functions(conn, found.release_id), version, found.schema_floor)
@@ -386,7 +390,7 @@ async def changes_to(conn: Connection, before: Functions, version: int, group: s
 
 async def _changes_made(
     conn: Connection, before: Functions, after: Functions, old_floor: int, floor: int
-) -> release_responses.Changes:
+) -> release_bodies.Changes:
     """How a release that was made differs from these functions and this floor."""
     versions = await _versions(conn, before, {name: version for name, (version, _) in after.items()}, ANY_SIZE)
     return await _changes(conn, before, after, old_floor, floor, versions)

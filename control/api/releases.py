@@ -1,17 +1,16 @@
-"""Releases and groups: a release is what the nodes of a group should run. It is immutable."""
+"""Releases: a release is what the nodes of a group should run. It is immutable."""
 
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, NamedTuple
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
 from control.access.auth import Principal
 from control.access.rights import Grant
-from control.api import pagination
-from control.api.bodies import release_responses, requests, responses
+from control.api import pagination, release_bodies
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Reply, operation
 from control.api.release_making import (
@@ -34,20 +33,18 @@ from control.sync import compatibility
 from control.sync.effects import change_effects, registered_changes, unchecked_changes
 
 
-class GroupListRow(NamedTuple):
-    """A group with its release, if it has one, and the number of its nodes."""
+class ShownRelease(release_bodies.DetailedRelease):
+    rolls_back_to: int | None
+    """The number of the release that a rollback goes to; null where this isn't the group's newest, or there is none."""
 
-    name: str
-    generation: int
-    release_id: UUID | None
-    number: int | None
-    schema_floor: int | None
+
+class ReleaseRetry(Struct):
     nodes: int
+    """How many failing nodes try again with their next poll."""
 
 
 SQL = queries.load("releases")
 GROUP = SQL.rows("group", GroupRow)
-GROUPS = SQL.rows("groups", GroupListRow)
 RELEASES = SQL.rows("releases", ReleaseListRow)
 RETRY = SQL.value("retry", str)
 
@@ -75,14 +72,14 @@ class PlanQuery(Struct, forbid_unknown_fields=True):
     "Make a release, or with plan say what it would change",
     role="push",
     everywhere=False,
-    answers={200: release_responses.MadeRelease, 201: release_responses.MadeRelease},
+    answers={200: release_bodies.MadeRelease, 201: release_bodies.MadeRelease},
     errors=("unknown_function", "unknown_version", "unknown_release", "plan_changed", *FOLLOWING_ERRORS),
 )
-async def create(call: ApiCall, body: requests.NewRelease, query: PlanQuery) -> Reply:
+async def create(call: ApiCall, body: release_bodies.NewRelease, query: PlanQuery) -> Reply:
     call.operator.need("push", body.group, ())
     known = await _known(call, body.group)
 
-    async def work(conn: Connection, changed: Changed) -> release_responses.MadeRelease:
+    async def work(conn: Connection, changed: Changed) -> release_bodies.MadeRelease:
         return await _make(call, conn, changed, body, known, plan=query.plan)
 
     if query.plan:
@@ -112,7 +109,7 @@ NOTHING_KNOWN = KnownOfGroup((), change_effects.NOTHING)
 class ReleaseToMake(NamedTuple):
     """A release that is asked for with a version or a schema change."""
 
-    body: requests.FollowingRelease
+    body: release_bodies.FollowingRelease
     known: KnownOfGroup
     plan: bool
     """Only answer what it would be; nothing is kept."""
@@ -147,7 +144,7 @@ async def _known(
 
 async def following(
     call: ApiCall,
-    body: requests.FollowingRelease | None,
+    body: release_bodies.FollowingRelease | None,
     query: PlanFor,
     number: int | None = None,
     checked: CheckedChange | None = None,
@@ -158,7 +155,7 @@ async def following(
     `number`, `checked`: of the schema change.
     """
     if body is None and query.plan and query.group is not None:
-        body = requests.FollowingRelease(group=query.group, schema=query.schema)
+        body = release_bodies.FollowingRelease(group=query.group, schema=query.schema)
     if body is None:
         return None
     call.operator.need("push", body.group, ())
@@ -171,13 +168,13 @@ async def make_following(
     changed: Changed,
     wanted: ReleaseToMake | None,
     functions: dict[str, int] | None = None,
-) -> release_responses.MadeRelease | None:
+) -> release_bodies.MadeRelease | None:
     """Make or plan the release that `following` returned, after what was written in the transaction: a version of each
     of `functions`, or, without any, a schema change."""
     if wanted is None:
         return None
     given = asdict(wanted.body)
-    body = requests.NewRelease(**{**given, "functions": {**given["functions"], **(functions or {})}})
+    body = release_bodies.NewRelease(**{**given, "functions": {**given["functions"], **(functions or {})}})
     return await _make(call, conn, changed, body, wanted.known, plan=wanted.plan, with_change=functions is None)
 
 
@@ -185,12 +182,12 @@ async def _make(
     call: ApiCall,
     conn: Connection,
     changed: Changed,
-    body: requests.NewRelease,
+    body: release_bodies.NewRelease,
     known: KnownOfGroup,
     *,
     plan: bool,
     with_change: bool = False,
-) -> release_responses.MadeRelease:
+) -> release_bodies.MadeRelease:
     """Make or plan a release, which changes no more than the operator may in its group; one that is made is recorded in
     the audit log."""
     operator = call.operator
@@ -215,7 +212,7 @@ async def _make(
     return made
 
 
-def _refuse_more(operator: Principal, made: release_responses.MadeRelease) -> None:
+def _refuse_more(operator: Principal, made: release_bodies.MadeRelease) -> None:
     """Raises: AuthError, when a release does more than the role `push` allows the operator in its group."""
     changes = made.changes
     touched = {f.name for f in (*changes.add, *changes.remove)} | {f.name for f in changes.change}
@@ -228,7 +225,7 @@ def _refuse_more(operator: Principal, made: release_responses.MadeRelease) -> No
         operator.refuse(f"the role {Grant('deploy', made.group)}, since the release {', and '.join(more)}")
 
 
-async def record(call: ApiCall, conn: Connection, made: release_responses.MadeRelease) -> None:
+async def record(call: ApiCall, conn: Connection, made: release_bodies.MadeRelease) -> None:
     """Record a release in the audit log, with the versions that it changed."""
     details = {
         "generation": made.generation,
@@ -251,14 +248,14 @@ async def record(call: ApiCall, conn: Connection, made: release_responses.MadeRe
     "Releases, newest first",
     role="read",
     everywhere=False,
-    answers={200: responses.Page[release_responses.Release]},
+    answers={200: pagination.Page[release_bodies.Release]},
     errors=("unknown_group",),
 )
 async def list_releases(call: ApiCall, query: ReleaseQuery) -> Reply:
     after = pagination.read_cursor(query.cursor, (int, str)) or (2**62, "")
     groups = call.operator.rights.groups("read") if query.group is None else [query.group]
 
-    async def work(conn: Connection) -> responses.Page[release_responses.Release]:
+    async def work(conn: Connection) -> pagination.Page[release_bodies.Release]:
         if query.group is not None:
             await _visible(conn, call.operator, query.group)
         return await pagination.fill(
@@ -279,21 +276,19 @@ async def list_releases(call: ApiCall, query: ReleaseQuery) -> Reply:
     "A release",
     role="read",
     everywhere=False,
-    answers={200: release_responses.ShownRelease},
+    answers={200: ShownRelease},
     errors=("unknown_group", "unknown_release"),
 )
 async def get_release(call: ApiCall) -> Reply:
     group, number = call.path["group"], call.path["number"]
 
-    async def work(conn: Connection) -> release_responses.ShownRelease:
+    async def work(conn: Connection) -> ShownRelease:
         seen = await _visible(conn, call.operator, group)
         row = await _release(conn, group, number)
         changes, floor_before = await changes_by(conn, row)
         back = await rollback_target(conn, seen) if row.id == seen.release_id else None
         found = (await _with_functions(conn, [row]))[0]
-        return release_responses.ShownRelease(
-            **asdict(found), floor_before=floor_before, changes=changes, rolls_back_to=back
-        )
+        return ShownRelease(**asdict(found), floor_before=floor_before, changes=changes, rolls_back_to=back)
 
     return await call.read(work)
 
@@ -304,7 +299,7 @@ async def get_release(call: ApiCall) -> Reply:
     "Let the failing nodes of a group try its release again at once",
     role="deploy",
     everywhere=False,
-    answers={200: release_responses.ReleaseRetry},
+    answers={200: ReleaseRetry},
     errors=("unknown_group", "unknown_release", "release_not_possible"),
 )
 async def retry(call: ApiCall) -> Reply:
@@ -314,7 +309,7 @@ async def retry(call: ApiCall) -> Reply:
         raise unknown_group(group)
     call.operator.need("deploy", group)
 
-    async def work(conn: Connection, changed: Changed) -> release_responses.ReleaseRetry:
+    async def work(conn: Connection, changed: Changed) -> ReleaseRetry:
         found = await _group(conn, group)
         row = await _release(conn, group, number)
         if row.id != found.release_id:
@@ -326,66 +321,9 @@ async def retry(call: ApiCall) -> Reply:
         ids = await conn.column(RETRY, found.id, MOST_RETRIED)
         changed.nodes.update(ids)
         await call.audit(conn, "release.retry", f"{group}/{number}", {"nodes": len(ids)})
-        return release_responses.ReleaseRetry(len(ids))
+        return ReleaseRetry(len(ids))
 
     return await call.write(work, status=200)
-
-
-@operation(
-    "POST",
-    "/v1/groups",
-    "Make a group",
-    role="deploy",
-    answers={201: release_responses.Group},
-    errors=("name_taken",),
-)
-async def create_group(call: ApiCall, body: requests.NewGroup) -> Reply:
-    name = body.name
-
-    async def work(conn: Connection, _changed: Changed) -> release_responses.Group:
-        if await conn.fetchrow(GROUP, name) is not None:
-            raise ProblemError("name_taken", f"there is a group {name} already", field="name")
-        await conn.execute(SQL["add_group"], uuid4(), name, call.services.clock.now())
-        await call.audit(conn, "group.create", name)
-        return release_responses.Group(name, 0, None, 0)
-
-    return await call.write(work)
-
-
-@operation(
-    "GET",
-    "/v1/groups",
-    "Groups and their releases",
-    role="read",
-    everywhere=False,
-    answers={200: responses.Page[release_responses.Group]},
-)
-async def list_groups(call: ApiCall, query: pagination.Paging) -> Reply:
-    after = pagination.read_cursor(query.cursor, (str,)) or ("",)
-    groups = call.operator.rights.groups("read")
-
-    async def describe(conn: Connection, rows: Sequence[GroupListRow]) -> list[release_responses.Group]:
-        functions = await _functions(conn, [row.release_id for row in rows if row.release_id is not None])
-        items = []
-        for row in rows:
-            release = None
-            if row.release_id is not None and row.number is not None and row.schema_floor is not None:
-                listed = functions.get(row.release_id, [])
-                release = release_responses.GroupRelease(row.number, row.generation, row.schema_floor, listed)
-            items.append(release_responses.Group(row.name, row.generation, release, row.nodes))
-        return items
-
-    async def work(conn: Connection) -> responses.Page[release_responses.Group]:
-        return await pagination.fill(
-            lambda after, count: conn.fetch(GROUPS, *after, groups, count),
-            lambda rows: describe(conn, rows),
-            lambda row: (row.name,),
-            after,
-            query.limit,
-            first=4,
-        )
-
-    return await call.read(work)
 
 
 async def _release(conn: Connection, group: str, number: int) -> ReleaseListRow:
@@ -411,18 +349,19 @@ async def _group(conn: Connection, name: str) -> GroupRow:
     return row
 
 
-async def _functions(conn: Connection, release_ids: list[UUID]) -> dict[UUID, list[release_responses.ReleaseFunction]]:
-    found: dict[UUID, list[release_responses.ReleaseFunction]] = {}
+async def functions_of(conn: Connection, release_ids: list[UUID]) -> dict[UUID, list[release_bodies.ReleaseFunction]]:
+    """Return the functions of each of these releases."""
+    found: dict[UUID, list[release_bodies.ReleaseFunction]] = {}
     for row in await conn.fetch(FUNCTIONS, [str(id) for id in release_ids]):
-        item = release_responses.ReleaseFunction(row.name, row.version, row.sha256)
+        item = release_bodies.ReleaseFunction(row.name, row.version, row.sha256)
         found.setdefault(row.release_id, []).append(item)
     return found
 
 
-async def _with_functions(conn: Connection, rows: Sequence[ReleaseListRow]) -> list[release_responses.Release]:
-    functions = await _functions(conn, [row.id for row in rows])
+async def _with_functions(conn: Connection, rows: Sequence[ReleaseListRow]) -> list[release_bodies.Release]:
+    functions = await functions_of(conn, [row.id for row in rows])
     return [
-        release_responses.Release(
+        release_bodies.Release(
             id=str(row.id),
             group=row.group_name,
             number=row.number,

@@ -1,23 +1,122 @@
 """Schema changes: numbered without a gap, tried before they are taken, amended by revisions (R 3.1, 3.2)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from datetime import datetime
+from typing import Annotated, Any, NamedTuple
 
+from msgspec import Meta, Struct, field
 from msgspec.structs import asdict
 
-from control.api import pagination, release_making, releases
-from control.api.bodies import release_responses, requests, responses
+from control.api import pagination, release_bodies, release_making, releases
 from control.api.operations import ApiCall, Reply, operation
 from control.api.request_input import SQL_BODY
 from control.checks.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.protocol import wire
+from control.protocol.wire import Body, Number, Sha256
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.sync import applied_revisions, probed_functions
+from control.sync.applied_revisions import NodesOfRevision
 from control.sync.effects import change_effects, plan_digests
 from control.sync.effects.change_effects import ChangeEffects
+
+
+class NewSchemaChange(Body, frozen=True):
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
+    number: Number | None = None
+    """If given, the change is refused unless this is its number (a guard against two registrations at once)."""
+    release: release_bodies.FollowingRelease | None = None
+    """The release with the change, for a group; None: no node gets it yet."""
+
+
+class AmendSchemaChange(Body, frozen=True):
+    sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
+    allow_loss: bool = False
+    """Amend it also where nodes get the text without another release, and can lose rows by it."""
+    allow_stall: bool = False
+    """Amend it also where it would hold the writers of such nodes up for more than the setting `stall_limit`."""
+    plan_digest: Sha256 | None = None
+    """The digest of a plan that was shown: where the amendment would do something else, it is refused."""
+    release: release_bodies.FollowingRelease | None = None
+    """A release of a group, whose nodes get the new text with it; None: nodes get it when they try again."""
+
+
+class SchemaChange(Struct):
+    """The newest revision of a schema change (R 3.1, 3.2)."""
+
+    number: int
+    revision: int
+    name: str
+    sql: str
+    checksum: wire.Sha256
+    created_by: str
+    created_at: datetime
+    planned_at: datetime | None
+    """When a plan first contained this revision, so that nodes may have applied it; null: never."""
+    withdrawn: bool
+    """It does nothing: the revision before it was withdrawn."""
+    losses: list[dict[str, str]] | None
+    """What nodes can lose by it: `statement`, `table` and `message` of each; null: it wasn't looked for."""
+    stalls: list[dict[str, Any]] | None
+    """What holds writers up on large tables: `statement`, `table`, `message` and `us` (microseconds for each row) of
+    each; null: it wasn't looked for."""
+
+
+class ListedSchemaChange(SchemaChange):
+    nodes: list[NodesOfRevision]
+    """How many nodes have applied which revision, by what they last reported; the oldest revision first."""
+
+
+class CheckWarning(Struct):
+    statement: str
+    message: str
+
+
+class MadeSchemaChange(SchemaChange):
+    warnings: list[CheckWarning]
+    """What may fail on a node: statements, depending on the rows of its tables; views and triggers after it."""
+
+
+class Unreversed(Struct):
+    """A statement that can't be reversed."""
+
+    statement: str
+    message: str
+    """Why."""
+
+
+class ReversalDraft(Struct):
+    """A draft of the schema change that reverses another one; nothing is registered."""
+
+    number: int
+    name: str
+    """What the draft may be called."""
+    sql: str
+    """Empty where nothing can be reversed."""
+    kept: list[Unreversed]
+
+
+class SchemaChangeHistory(ListedSchemaChange):
+    revisions: list[SchemaChange] = field(default_factory=list)
+    """The newest ten revisions, the oldest of them first."""
+
+
+class RegisteredSchemaChange(MadeSchemaChange, omit_defaults=True):
+    release: release_bodies.MadeRelease | None = None
+    """The release that was asked for with it; not there where none was."""
+
+
+class SchemaChangePlan(ChangeEffects):
+    """What a new schema change, or an amendment, would be, and what it can do to nodes whose release has it already."""
+
+    change: MadeSchemaChange
+    release: release_bodies.MadeRelease | None
+    """The release of the group that was asked for; null where none was."""
+    plan_digest: wire.Sha256
+    """What an amendment can send as its `plan_digest`, to have this done or nothing."""
 
 
 class NewestRevision(NamedTuple):
@@ -28,13 +127,13 @@ class NewestRevision(NamedTuple):
 
 
 SQL = queries.load("schema")
-CHANGES = SQL.rows("changes", release_responses.SchemaChange)
-REVISIONS = SQL.rows("revisions", release_responses.SchemaChange)
-LOCK = SQL.rows("lock", release_responses.SchemaChange)
+CHANGES = SQL.rows("changes", SchemaChange)
+REVISIONS = SQL.rows("revisions", SchemaChange)
+LOCK = SQL.rows("lock", SchemaChange)
 NEXT = SQL.optional("next", int)
 SYNCED = SQL.value("synced", bool)
 NUMBERS = SQL.rows("numbers", NewestRevision)
-ADD = SQL.rows("add", release_responses.SchemaChange)
+ADD = SQL.rows("add", SchemaChange)
 
 NOTHING_FOUND = CheckedChange([], [], [])
 ATTEMPTS = 5
@@ -50,11 +149,11 @@ SHOWN = 10
     "/v1/schema-changes",
     "Register a schema change",
     role="deploy",
-    answers={200: release_responses.SchemaChangePlan, 201: release_responses.RegisteredSchemaChange},
+    answers={200: SchemaChangePlan, 201: RegisteredSchemaChange},
     errors=("schema_conflict", "schema_refused", "check_unavailable", *releases.FOLLOWING_ERRORS),
     body_limit=SQL_BODY,
 )
-async def add(call: ApiCall, body: requests.NewSchemaChange, query: releases.PlanFor) -> Reply:
+async def add(call: ApiCall, body: NewSchemaChange, query: releases.PlanFor) -> Reply:
     if kept := await call.replayed():
         return kept
     for _ in range(ATTEMPTS):
@@ -84,11 +183,11 @@ async def add(call: ApiCall, body: requests.NewSchemaChange, query: releases.Pla
     "/v1/schema-changes/{number}/revisions",
     "Amend a schema change",
     role="deploy",
-    answers={200: release_responses.SchemaChangePlan, 201: release_responses.RegisteredSchemaChange},
+    answers={200: SchemaChangePlan, 201: RegisteredSchemaChange},
     errors=("schema_conflict", "schema_refused", "plan_changed", "check_unavailable", *releases.FOLLOWING_ERRORS),
     body_limit=SQL_BODY,
 )
-async def amend(call: ApiCall, body: requests.AmendSchemaChange, query: releases.PlanFor) -> Reply:
+async def amend(call: ApiCall, body: AmendSchemaChange, query: releases.PlanFor) -> Reply:
     """Another text that leads to the same schema.
 
     Nodes that lack the change get the newest revision; the others keep what they applied.
@@ -126,7 +225,7 @@ async def amend(call: ApiCall, body: requests.AmendSchemaChange, query: releases
     "/v1/schema-changes/{number}/withdraw",
     "Withdraw the last schema change, if no plan has contained it",
     role="deploy",
-    answers={201: release_responses.SchemaChange},
+    answers={201: SchemaChange},
     errors=("unknown_schema_change", "schema_conflict", "schema_planned"),
 )
 async def withdraw(call: ApiCall) -> Reply:
@@ -138,7 +237,7 @@ async def withdraw(call: ApiCall) -> Reply:
     number = call.path["number"]
     by_others = await call.services.db.read(lambda conn: conn.fetchval(SYNCED, number))
 
-    async def work(conn: Connection, _changed: Changed) -> release_responses.SchemaChange:
+    async def work(conn: Connection, _changed: Changed) -> SchemaChange:
         # Locked, so that of this and a plan with the change one comes first, and the other sees it.
         revisions = await conn.fetch(LOCK, number)
         if not revisions:
@@ -179,7 +278,7 @@ async def withdraw(call: ApiCall) -> Reply:
     "Draft the schema change that reverses one",
     role="read",
     everywhere=False,
-    answers={200: release_responses.ReversalDraft},
+    answers={200: ReversalDraft},
     errors=("unknown_schema_change", "schema_refused", "check_unavailable"),
 )
 async def draft_reversal(call: ApiCall) -> Reply:
@@ -190,9 +289,7 @@ async def draft_reversal(call: ApiCall) -> Reply:
         raise _unknown(number)
     sql, kept = await call.services.checks.of(call.operator.id).reversal(_texts(history), number)
     name = f"reverses {number} {history[number - 1].name}"[:200]
-    return Reply(
-        200, release_responses.ReversalDraft(number, name, sql, [release_responses.Unreversed(**item) for item in kept])
-    )
+    return Reply(200, ReversalDraft(number, name, sql, [Unreversed(**item) for item in kept]))
 
 
 @operation(
@@ -201,21 +298,19 @@ async def draft_reversal(call: ApiCall) -> Reply:
     "Schema changes, each in its newest revision",
     role="read",
     everywhere=False,
-    answers={200: responses.Page[release_responses.ListedSchemaChange]},
+    answers={200: pagination.Page[ListedSchemaChange]},
 )
 async def list_changes(call: ApiCall, query: pagination.Paging) -> Reply:
     """The newest revision of each, by number."""
     after = pagination.read_cursor(query.cursor, (int,)) or (0,)
 
-    async def work(conn: Connection) -> responses.Page[release_responses.ListedSchemaChange]:
+    async def work(conn: Connection) -> pagination.Page[ListedSchemaChange]:
         counts = await applied_revisions.counts(conn)
 
         async def describe(
-            rows: Sequence[release_responses.SchemaChange],
-        ) -> list[release_responses.ListedSchemaChange]:
-            return [
-                release_responses.ListedSchemaChange(**asdict(row), nodes=await counts.of(row.number)) for row in rows
-            ]
+            rows: Sequence[SchemaChange],
+        ) -> list[ListedSchemaChange]:
+            return [ListedSchemaChange(**asdict(row), nodes=await counts.of(row.number)) for row in rows]
 
         return await pagination.fill(
             lambda after, count: conn.fetch(CHANGES, *after, count),
@@ -241,23 +336,23 @@ async def count_changes(call: ApiCall) -> Reply:
     "A schema change and its revisions",
     role="read",
     everywhere=False,
-    answers={200: release_responses.SchemaChangeHistory},
+    answers={200: SchemaChangeHistory},
     errors=("unknown_schema_change",),
 )
 async def get_change(call: ApiCall) -> Reply:
     number = call.path["number"]
 
-    async def work(conn: Connection) -> release_responses.SchemaChangeHistory:
+    async def work(conn: Connection) -> SchemaChangeHistory:
         rows = (await conn.fetch(REVISIONS, number, SHOWN))[::-1]
         if not rows:
             raise _unknown(number)
         nodes = await (await applied_revisions.counts(conn)).of(number)
-        return release_responses.SchemaChangeHistory(**asdict(rows[-1]), nodes=nodes, revisions=rows)
+        return SchemaChangeHistory(**asdict(rows[-1]), nodes=nodes, revisions=rows)
 
     return await call.read(work)
 
 
-async def _history(conn: Connection) -> list[release_responses.SchemaChange]:
+async def _history(conn: Connection) -> list[SchemaChange]:
     """The newest revision of every change, by number."""
     return await conn.fetch(CHANGES, 0, 2**31)
 
@@ -273,15 +368,15 @@ async def _check(
     return checked._replace(warnings=checked.warnings + probes)
 
 
-def _texts(history: list[release_responses.SchemaChange]) -> list[tuple[int, str]]:
+def _texts(history: list[SchemaChange]) -> list[tuple[int, str]]:
     return [(row.number, row.sql) for row in history]
 
 
 async def _insert(
     call: ApiCall,
-    following: requests.FollowingRelease | None,
+    following: release_bodies.FollowingRelease | None,
     query: releases.PlanFor,
-    history: list[release_responses.SchemaChange],
+    history: list[SchemaChange],
     number: int,
     revision: int,
     name: str,
@@ -294,7 +389,7 @@ async def _insert(
     tried = [(row.number, row.revision) for row in history]
     wanted = await releases.following(call, following, query, number, checked)
 
-    async def register(conn: Connection) -> release_responses.MadeSchemaChange:
+    async def register(conn: Connection) -> MadeSchemaChange:
         if [tuple(row) for row in await conn.fetch(NUMBERS)] != tried:
             raise _Moved
         row = await _register(call, conn, number, revision, name, sql, checked)
@@ -304,20 +399,18 @@ async def _insert(
         )
         after = {"name": name, "revision": revision, "checksum": row.checksum}
         await call.audit(conn, action, str(number), before=before, after=after)
-        return release_responses.MadeSchemaChange(
-            **asdict(row), warnings=[release_responses.CheckWarning(**w) for w in checked.warnings]
-        )
+        return MadeSchemaChange(**asdict(row), warnings=[CheckWarning(**w) for w in checked.warnings])
 
-    async def plan(conn: Connection, changed: Changed) -> release_responses.SchemaChangePlan:
+    async def plan(conn: Connection, changed: Changed) -> SchemaChangePlan:
         made = await register(conn)
         release = await releases.make_following(call, conn, changed, wanted)
         digest = _digest(number, revision, sql, effects)
-        return release_responses.SchemaChangePlan(effects.losses, effects.stalls, made, release, digest)
+        return SchemaChangePlan(effects.losses, effects.stalls, made, release, digest)
 
-    async def work(conn: Connection, changed: Changed) -> release_responses.RegisteredSchemaChange:
+    async def work(conn: Connection, changed: Changed) -> RegisteredSchemaChange:
         made = await register(conn)
         release = await releases.make_following(call, conn, changed, wanted)
-        return release_responses.RegisteredSchemaChange(**asdict(made), release=release)
+        return RegisteredSchemaChange(**asdict(made), release=release)
 
     try:
         return await (call.rehearse(plan) if query.plan else call.write(work))
@@ -341,7 +434,7 @@ async def _register(
     found: CheckedChange,
     *,
     withdrawn: bool = False,
-) -> release_responses.SchemaChange:
+) -> SchemaChange:
     by, now = call.operator.name, call.services.clock.now()
     checksum = wire.schema_checksum(sql)
     row = number, revision, name, sql, checksum, by, now, withdrawn, found.losses, found.stalls

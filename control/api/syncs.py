@@ -1,21 +1,64 @@
-"""Reports of nodes about their syncs."""
+"""Syncs: nodes report theirs, operators read the log of them."""
 
 import logging
 from datetime import datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from uuid import UUID
 
-from control.api.bodies import requests
+from msgspec import Struct
+
+from control.access.rights import Rights
+from control.api import pagination
 from control.api.operations import ApiCall, Reply, operation
+from control.api.pagination import Paging
 from control.api.request_input import INVENTORY_BODY
 from control.api.services import Services
 from control.problems import ProblemError
 from control.protocol import wire
 from control.storage import queries
+from control.storage.connection import Connection
 from control.sync import plan
-from control.sync.effects import losses
 from control.sync.reports import SyncReport, unknown_sync
 from control.tracing import Tracing
+
+
+class Sync(Struct):
+    """A line of the log of syncs (R 6.4)."""
+
+    id: str
+    node: str
+    group: str
+    release: int | None
+    generation: int
+    status: str
+    step: str
+    started_at: datetime
+    lease_until: datetime
+    ended_at: datetime | None
+    error: wire.SyncError | None
+    late: str | None
+    """The result that was reported after the end, if one was."""
+    folded: int
+    """Further attempts of the node at this generation that share this line: a node gets ten lines an hour."""
+
+
+class SyncRow(NamedTuple):
+    """A line of the log of syncs."""
+
+    id: UUID
+    node: str
+    group_name: str
+    release: int | None
+    generation: int
+    status: str
+    step: str
+    started_at: datetime
+    lease_until: datetime
+    ended_at: datetime | None
+    error_code: str
+    error_message: str
+    late_status: str | None
+    folded: int
 
 
 class TracedSync(NamedTuple):
@@ -30,9 +73,19 @@ class TracedSync(NamedTuple):
     node: str
 
 
-TRACED = queries.load("syncs").rows("traced", TracedSync)
+SQL = queries.load("syncs")
+TRACED = SQL.rows("traced", TracedSync)
+NODES_CALLED = SQL.value("nodes_called", UUID)
+LOG = SQL.rows("log", SyncRow)
+LOGGED = SQL.rows("logged", SyncRow)
 
 log = logging.getLogger("skerry.control")
+
+
+class SyncFilter(Paging, forbid_unknown_fields=True):
+    node: wire.Name | None = None
+    """A node's name or id."""
+    status: Literal["running", "succeeded", "failed", "expired", "superseded"] | None = None
 
 
 @operation(
@@ -64,19 +117,78 @@ async def put(call: ApiCall, body: wire.SyncUpdate) -> Reply:
 
 
 @operation(
-    "PUT",
-    "/v1/nodes/self/row-counts",
-    "Tell how many rows the node's tables have",
-    role="node",
-    answers={204: None},
+    "GET",
+    "/v1/syncs",
+    "The log of syncs, newest first",
+    role="read",
+    everywhere=False,
+    answers={200: pagination.Page[Sync]},
 )
-async def tell_rows(call: ApiCall, body: requests.RowCounts) -> Reply:
-    """What releases that can lose rows are shown with."""
-    now = call.services.clock.now()
-    await call.services.databases.joins.transaction(
-        lambda conn: conn.execute(losses.SQL["tell"], call.node_id, body.counts, now, body.estimates)
+async def list_syncs(call: ApiCall, query: SyncFilter) -> Reply:
+    return await call.read(lambda conn: _syncs(conn, query, call.operator.rights.groups("read")))
+
+
+@operation(
+    "GET",
+    "/v1/syncs/{id}",
+    "A sync",
+    role="read",
+    everywhere=False,
+    answers={200: Sync},
+    errors=("unknown_sync",),
+)
+async def get_sync(call: ApiCall) -> Reply:
+    return await call.read(lambda conn: _one_sync(conn, call.path["id"], call.operator.rights))
+
+
+async def _syncs(conn: Connection, query: SyncFilter, groups: list[str] | None) -> pagination.Page[Sync]:
+    node_ids = None
+    if query.node is not None:
+        node_ids = [str(id) for id in await conn.column(NODES_CALLED, query.node, _as_id(query.node))]
+    return await pagination.fill(
+        lambda after, count: conn.fetch(LOG, *after, node_ids, query.status, groups, count),
+        pagination.each(_sync),
+        lambda row: (row.started_at, row.id),
+        _newest_first(query.cursor),
+        query.limit,
     )
-    return Reply(204)
+
+
+async def _one_sync(conn: Connection, id: str, rights: Rights) -> Sync:
+    row = await conn.fetchrow(LOGGED, id)
+    if row is None or not rights.allows("read", row.group_name):
+        raise ProblemError("unknown_sync", f"there is no sync {id}", field="id")
+    return _sync(row)
+
+
+def _as_id(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _newest_first(cursor: str | None) -> pagination.Position:
+    return pagination.read_cursor(cursor, (datetime, UUID)) or (None, None)
+
+
+def _sync(row: SyncRow) -> Sync:
+    error = wire.SyncError(row.error_code, row.error_message) if row.error_code else None
+    return Sync(
+        id=str(row.id),
+        node=row.node,
+        group=row.group_name,
+        release=row.release,
+        generation=row.generation,
+        status=row.status,
+        step=row.step,
+        started_at=row.started_at,
+        lease_until=row.lease_until,
+        ended_at=row.ended_at,
+        error=error,
+        late=row.late_status,
+        folded=row.folded,
+    )
 
 
 async def _trace(services: Services, tracing: Tracing, sync_id: str) -> None:

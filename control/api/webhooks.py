@@ -3,19 +3,89 @@ receiver may hold a secret of its own, and messages tell of every group.
 """
 
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID, uuid4
 
+from msgspec import Meta, Struct, field
+
 from control.api import pagination
-from control.api.bodies import requests, responses
 from control.api.operations import ApiCall, Reply, operation
 from control.api.pagination import LATEST, Paging
 from control.problems import ProblemError
 from control.protocol import wire
+from control.protocol.wire import Body, EventKind, Name
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.telemetry.webhooks import webhook_client, webhook_messages, webhook_signature
+
+
+class NewWebhook(Body, frozen=True):
+    """``POST /v1/webhooks``."""
+
+    name: Name
+    url: Annotated[str, Meta(min_length=1, max_length=2000)]
+    """``https://…``; to networks that `SKERRY_WEBHOOK_NETWORKS` names also ``http://…``."""
+    kinds: Annotated[list[EventKind], Meta(max_length=20)] = field(default_factory=list)
+    """The kinds of events that it gets; none: all."""
+    secret: Annotated[str, Meta(max_length=200)] | None = None
+    """``whsec_`` and 24 to 64 bytes as base64; without it, control makes one."""
+
+
+class ListedWebhook(Struct):
+    """A URL that events are sent to."""
+
+    name: str
+    url: str
+    kinds: list[str]
+    """The kinds of events that it gets; none: all."""
+    created_by: str
+    created_at: datetime
+    ended_at: datetime | None
+    """When its receiver answered that it is gone (410), after which it gets nothing more; null where it hasn't."""
+    waiting: int
+    """Messages that wait to be sent, or to be sent again."""
+    given_up: int
+    """Messages of the last seven days that were given up."""
+
+
+class MadeWebhook(Struct):
+    id: str
+    """Which webhook it is: another one may have its name later."""
+    name: str
+    url: str
+    kinds: list[str]
+    secret: str | None
+    """The secret that messages are signed with, which is answered only once; null where the request had it."""
+
+
+class WebhookTest(Struct):
+    """The message that a test sends."""
+
+    id: str
+
+
+class WebhookDelivery(Struct):
+    """A message to a webhook, and what became of it."""
+
+    id: str
+    """The message's id, its `webhook-id`: the same for all webhooks that get it."""
+    webhook: str
+    kind: str
+    times: int
+    """How many things happened that the message tells."""
+    created_at: datetime
+    state: str
+    """`waiting`, `delivered` or `given_up`."""
+    attempts: int
+    next_at: datetime | None
+    """When it is sent next; null where it has ended."""
+    ended_at: datetime | None
+    status: int | None
+    """The receiver's last answer; null without one."""
+    error: str
+    """Why the last attempt failed, or why the message was given up."""
+
 
 MOST = 50
 """Webhooks at most: each message is written once for each of them."""
@@ -55,7 +125,7 @@ SQL = queries.load("webhooks")
 TAKEN = SQL.value("taken", bool)
 NUMBER = SQL.value("number", int)
 NAMED = SQL.rows("named", WebhookRow)
-WEBHOOKS = SQL.rows("webhooks", responses.ListedWebhook)
+WEBHOOKS = SQL.rows("webhooks", ListedWebhook)
 DELIVERIES = SQL.rows("deliveries", DeliveryRow)
 
 
@@ -70,10 +140,10 @@ class DeliveryFilter(Paging, forbid_unknown_fields=True):
     "/v1/webhooks",
     "Add a webhook",
     role="admin",
-    answers={201: responses.MadeWebhook},
+    answers={201: MadeWebhook},
     errors=("name_taken", "webhook_refused", "too_many_webhooks", "unknown_webhook"),
 )
-async def create(call: ApiCall, body: requests.NewWebhook) -> Reply:
+async def create(call: ApiCall, body: NewWebhook) -> Reply:
     """The same request again gets the same secret, while there is that webhook."""
     try:
         host = webhook_client.check_url(body.url, call.services.settings.webhook_networks)
@@ -88,7 +158,7 @@ async def create(call: ApiCall, body: requests.NewWebhook) -> Reply:
     secret = body.secret or webhook_signature.new_secret()
     kinds: list[str] = sorted(set(body.kinds))
 
-    async def work(conn: Connection, _changed: Changed) -> responses.MadeWebhook:
+    async def work(conn: Connection, _changed: Changed) -> MadeWebhook:
         if await conn.fetchval(TAKEN, body.name):
             raise ProblemError("name_taken", f"there is a webhook {body.name} already", field="name")
         number = await conn.fetchval(NUMBER)
@@ -101,25 +171,19 @@ async def create(call: ApiCall, body: requests.NewWebhook) -> Reply:
         await conn.execute(SQL["add"], id, body.name, body.url, secret, kinds, by, now)
         # Of the URL the host alone: receivers' URLs often hold a secret.
         await call.audit(conn, "webhook.create", body.name, after={"host": host, "kinds": kinds})
-        return responses.MadeWebhook(str(id), body.name, body.url, kinds, secret if made else None)
+        return MadeWebhook(str(id), body.name, body.url, kinds, secret if made else None)
 
-    async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> responses.MadeWebhook:
+    async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> MadeWebhook:
         row = await _find(conn, kept["name"])
         if row.id != kept.get("id"):
             # It was removed since, and the name is another one's, whose secret is none of this operator's.
             raise _unknown(row.name)
-        return responses.MadeWebhook(row.id, row.name, row.url, row.kinds, row.secret if made else None)
+        return MadeWebhook(row.id, row.name, row.url, row.kinds, row.secret if made else None)
 
     return await call.write(work, renew=renew)
 
 
-@operation(
-    "GET",
-    "/v1/webhooks",
-    "Webhooks",
-    role="admin",
-    answers={200: responses.Page[responses.ListedWebhook]},
-)
+@operation("GET", "/v1/webhooks", "Webhooks", role="admin", answers={200: pagination.Page[ListedWebhook]})
 async def list_webhooks(call: ApiCall, query: pagination.Paging) -> Reply:
     return await call.read(pagination.by_name(WEBHOOKS, query))
 
@@ -148,13 +212,13 @@ async def remove(call: ApiCall) -> Reply:
     "/v1/webhooks/{name}/test",
     "Send a message to a webhook",
     role="admin",
-    answers={201: responses.WebhookTest},
+    answers={201: WebhookTest},
     errors=("unknown_webhook", "webhook_refused"),
 )
 async def test(call: ApiCall) -> Reply:
     """A message of the kind webhook.test, sent as all others are."""
 
-    async def work(conn: Connection, _changed: Changed) -> responses.WebhookTest:
+    async def work(conn: Connection, _changed: Changed) -> WebhookTest:
         row = await _find(conn, call.path["name"])
         if row.ended_at is not None:
             raise ProblemError(
@@ -164,7 +228,7 @@ async def test(call: ApiCall) -> Reply:
             )
         id = await webhook_messages.deliver_test(conn, row.id, call.operator.name, call.services.clock.now())
         await call.audit(conn, "webhook.test", row.name, {"message": id})
-        return responses.WebhookTest(id)
+        return WebhookTest(id)
 
     return await call.write(work)
 
@@ -174,13 +238,13 @@ async def test(call: ApiCall) -> Reply:
     "/v1/webhook-deliveries",
     "What became of messages to webhooks",
     role="admin",
-    answers={200: responses.Page[responses.WebhookDelivery]},
+    answers={200: pagination.Page[WebhookDelivery]},
 )
 async def list_deliveries(call: ApiCall, query: DeliveryFilter) -> Reply:
     """What became of messages, newest first."""
     begin = pagination.read_cursor(query.cursor, (datetime, UUID, UUID)) or (LATEST, UUID(int=0), UUID(int=0))
 
-    async def work(conn: Connection) -> responses.Page[responses.WebhookDelivery]:
+    async def work(conn: Connection) -> pagination.Page[WebhookDelivery]:
         return await pagination.fill(
             lambda after, count: conn.fetch(
                 DELIVERIES, after[0], str(after[1]), str(after[2]), query.webhook, query.state, count
@@ -205,8 +269,8 @@ def _unknown(name: str) -> ProblemError:
     return ProblemError("unknown_webhook", f"there is no webhook {name}", field="name")
 
 
-def _delivery(row: DeliveryRow) -> responses.WebhookDelivery:
-    return responses.WebhookDelivery(
+def _delivery(row: DeliveryRow) -> WebhookDelivery:
+    return WebhookDelivery(
         id=row.id,
         webhook=row.webhook,
         kind=row.kind,

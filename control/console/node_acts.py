@@ -14,7 +14,6 @@ import msgspec
 
 from control.access.rights import Role
 from control.api import node_views, nodes
-from control.api.bodies import node_responses, release_responses, requests
 from control.api.node_views import NodeFilter
 from control.api.operations import Handler, Reply
 from control.api.request_input import convert
@@ -74,7 +73,7 @@ class ChangedAlike:
     """Nodes that a move changes alike."""
 
     names: list[str]
-    plan: release_responses.MovePlan
+    plan: nodes.MovePlan
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class ActPlan:
     """What an act would do."""
 
     act: NodeAct
-    nodes: list[node_responses.Node]
+    nodes: list[node_views.Node]
     """Those that it is done to: of the others the operator hasn't the role, or they aren't there any more."""
     refused: list[str]
     """The others' names."""
@@ -161,7 +160,7 @@ async def _do(visit: Visit, plan: ActPlan) -> ActResult:
     body = None
     if plan.act.name == "move":
         allowed = {name: visit.form.get(name) == "1" for name in ("allow_unfit", "allow_loss", "allow_stall")}
-        body = requests.MoveNode(group=plan.to, **allowed)
+        body = nodes.MoveNode(group=plan.to, **allowed)
     by_name: dict[str, Handler] = {
         "retry": nodes.retry,
         "move": nodes.move,
@@ -196,7 +195,7 @@ async def _plan(visit: Visit, act: NodeAct, names: list[str], given: Mapping[str
         if not names:
             raise ProblemError("invalid_parameter", "no node is selected: go back, and select some", field="node")
         query = convert({"names": ",".join(names[:MOST]), "limit": MOST}, NodeFilter, "invalid_parameter")
-    found, more = await visit.items(node_views.list_nodes, node_responses.Node, query)
+    found, more = await visit.items(node_views.list_nodes, node_views.Node, query)
     mine = [node for node in found if visit.rights.allows(act.role, node.group)]
     there = {node.name for node in mine}
     refused = [name for name in (*names, *(node.name for node in found)) if name not in there]
@@ -211,13 +210,13 @@ async def _plan(visit: Visit, act: NodeAct, names: list[str], given: Mapping[str
     return ActPlan(act, mine, list(dict.fromkeys(refused)), to, moves, others)
 
 
-async def _moves(visit: Visit, moved: list[node_responses.Node], to: str) -> list[ChangedAlike]:
+async def _moves(visit: Visit, moved: list[node_views.Node], to: str) -> list[ChangedAlike]:
     """What a move to a group changes: nodes for which it is the same, together."""
     visit.operator.need("deploy", to)
     query = convert({"group": to}, nodes.MoveQuery, "invalid_parameter")
     by_change: dict[bytes, ChangedAlike] = {}
     for node in moved:
-        plan: release_responses.MovePlan = await visit.ask(nodes.plan_move, {"node": node.id}, query)
+        plan: nodes.MovePlan = await visit.ask(nodes.plan_move, {"node": node.id}, query)
         alike: Any = (plan.changes, plan.losses, plan.stalls, bool(plan.unfit.count))
         by_change.setdefault(msgspec.json.encode(alike), ChangedAlike([], plan)).names.append(node.name)
         await asyncio.sleep(0)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from control.api import node_views, records, releases
-from control.api.bodies import node_responses, release_responses
+from control.api import node_views, release_bodies, releases, syncs
 from control.api.operations import Reply
 from control.api.request_input import path_value
 from control.console import rendering
@@ -24,8 +23,8 @@ class FunctionLine:
     """A function of a node: what it runs and what it should run; None: none."""
 
     name: str
-    runs: release_responses.ReleaseFunction | None
-    target: release_responses.ReleaseFunction | None
+    runs: release_bodies.ReleaseFunction | None
+    target: release_bodies.ReleaseFunction | None
 
     @property
     def act(self) -> Literal["same", "change", "add", "remove"]:
@@ -43,12 +42,12 @@ class FunctionLine:
 class NodePage:
     """What the page shows."""
 
-    node: node_responses.DetailedNode
+    node: node_views.DetailedNode
     release: int | None
     """The number of its group's release."""
     functions: list[FunctionLine]
     """Those to remove first, then by name."""
-    syncs: list[node_responses.Sync]
+    syncs: list[syncs.Sync]
     more_syncs: bool
     told: ToldFunctions
     """What the node told of its functions' calls."""
@@ -92,22 +91,22 @@ async def live(visit: Visit) -> Make:
 
 async def _read(visit: Visit) -> NodePage:
     name = path_value("node", visit.path["node"])
-    node: node_responses.DetailedNode = await visit.ask(node_views.get_node, {"node": name})
+    node: node_views.DetailedNode = await visit.ask(node_views.get_node, {"node": name})
     fleet = await visit.fleet()
     number = next((group.release for group in fleet.groups if group.name == node.group), None) if fleet else None
-    wanted: list[release_responses.ReleaseFunction] = []
+    wanted: list[release_bodies.ReleaseFunction] = []
     if number is not None:
         release = await visit.ask(releases.get_release, {"group": node.group, "number": number})
         wanted = release.functions
-    query = records.SyncFilter(limit=SYNCS, node=node.id)
-    syncs, more = await visit.items(records.list_syncs, node_responses.Sync, query)
+    query = syncs.SyncFilter(limit=SYNCS, node=node.id)
+    logged, more = await visit.items(syncs.list_syncs, syncs.Sync, query)
     return NodePage(
-        node, number, _compared(node.functions, wanted), syncs, more is not None, visit.node_functions.known(node)
+        node, number, _compared(node.functions, wanted), logged, more is not None, visit.node_functions.known(node)
     )
 
 
 def _compared(
-    runs: list[release_responses.ReleaseFunction], wanted: list[release_responses.ReleaseFunction]
+    runs: list[release_bodies.ReleaseFunction], wanted: list[release_bodies.ReleaseFunction]
 ) -> list[FunctionLine]:
     mine, target = {f.name: f for f in runs}, {f.name: f for f in wanted}
     lines = [FunctionLine(name, mine.get(name), target.get(name)) for name in sorted(mine.keys() | target.keys())]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from control.api.bodies.node_responses import DetailedNode
+from control.api.node_views import DetailedNode
 from control.api.services import Services
 from control.problems import ProblemError
 from control.protocol import wire

@@ -13,7 +13,6 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from control.api import node_views, request_input
-from control.api.bodies import node_responses
 from control.api.node_views import NodeFilter
 from control.api.operations import Reply
 from control.console import fleet_grid, rendering
@@ -35,7 +34,7 @@ _FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(NodeFi
 class NodeList:
     """What the page shows."""
 
-    nodes: list[node_responses.Node]
+    nodes: list[node_views.Node]
     next: str | None
     """The address of the next page."""
     filters: dict[str, str]
@@ -75,7 +74,7 @@ async def live(visit: Visit) -> Make:
         seen.update(dict.fromkeys(shown))
         nodes = found.nodes
         if gone:
-            nodes = nodes + (await visit.items(node_views.list_nodes, node_responses.Node, _named(gone)))[0]
+            nodes = nodes + (await visit.items(node_views.list_nodes, node_views.Node, _named(gone)))[0]
         made = rendering.parts("node_list_parts.html", visit.now, visit=visit, fleet=await visit.fleet())
         parts = {"counted": made("counted", list=found), "news": made("news", list=found, changed=True)}
         for node in nodes:
@@ -117,7 +116,7 @@ async def with_block(visit: Visit, query: NodeFilter, shown: Mapping[str, str]) 
 
 async def _list(visit: Visit) -> NodeList:
     query, shown = filter_of(visit, visit.query, LIMIT)
-    nodes, cursor = await visit.items(node_views.list_nodes, node_responses.Node, await with_block(visit, query, shown))
+    nodes, cursor = await visit.items(node_views.list_nodes, node_views.Node, await with_block(visit, query, shown))
     fleet = await visit.fleet()
     count = _count(fleet, shown) if fleet else None
     if count is not None:

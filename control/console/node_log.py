@@ -10,9 +10,8 @@ from typing import Any
 
 import msgspec
 
-from control.api import node_views
-from control.api.fleet import logs
-from control.api.fleet.logs import LogFilter
+from control.api import logs, node_views
+from control.api.logs import LogFilter
 from control.api.node_views import NodeFilter
 from control.api.operations import Reply
 from control.api.request_input import convert, path_value

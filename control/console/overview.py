@@ -10,8 +10,7 @@ from hashlib import sha256
 from itertools import groupby
 from typing import NamedTuple
 
-from control.api import records, releases
-from control.api.bodies import node_responses, release_responses
+from control.api import audit, release_bodies, releases, syncs
 from control.api.operations import Reply
 from control.audit_chain import AuditEntry
 from control.console import fleet_grid, rendering
@@ -158,9 +157,7 @@ def _in_flight(group: GroupSummary) -> bool:
 
 async def _happened(visit: Visit) -> list[Happening]:
     """The newest of what is in the logs that the operator may read."""
-    failed, older = await visit.items(
-        records.list_syncs, node_responses.Sync, records.SyncFilter(None, EVENTS, None, "failed")
-    )
+    failed, older = await visit.items(syncs.list_syncs, syncs.Sync, syncs.SyncFilter(None, EVENTS, None, "failed"))
     found = [
         Happening(
             sync.ended_at or sync.started_at,
@@ -176,12 +173,10 @@ async def _happened(visit: Visit) -> list[Happening]:
     if found and older is not None:
         found[-1] = replace(found[-1], more=True)
     if visit.rights.allows("admin", None):
-        entries, _ = await visit.items(records.list_audit, AuditEntry, records.AuditFilter(None, EVENTS))
+        entries, _ = await visit.items(audit.list_audit, AuditEntry, audit.AuditFilter(None, EVENTS))
         found += [Happening(e.at, "info", f"{e.actor}: {e.action} {e.target}") for e in entries]
     else:
-        made, _ = await visit.items(
-            releases.list_releases, release_responses.Release, releases.ReleaseQuery(None, EVENTS)
-        )
+        made, _ = await visit.items(releases.list_releases, release_bodies.Release, releases.ReleaseQuery(None, EVENTS))
         found += [Happening(r.created_at, "info", f"{r.created_by} made release {r.group}/{r.number}") for r in made]
     return list(_folded(sorted(found, key=lambda one: one.at, reverse=True)))[:EVENTS]
 

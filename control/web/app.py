@@ -14,8 +14,7 @@ from starlette.applications import Starlette
 from starlette.types import Message, Receive, Scope, Send
 
 from control.access.auth import AuthError
-from control.api import operations, poll
-from control.api.fleet import logs
+from control.api import logs, operations, poll
 from control.api.poll import PollEndpoint
 from control.api.services import Services
 from control.clock import Clock, SystemClock

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
-from control.api import operations
-from control.api.fleet import scrape
+from control.api import operations, probes
 from control.api.services import Services
 from control.problems import ProblemError
 
@@ -25,5 +24,5 @@ class MetricsApp:
         elif scope["method"] != "GET":
             reply = operations.refusal(ProblemError("method_not_allowed", f"{PATH} takes GET", allow="GET"))
         else:
-            reply = operations.prepared(await scrape.scraped(self._services()))
+            reply = operations.prepared(await probes.scraped(self._services()))
         await reply(scope, receive, send)

@@ -6,23 +6,26 @@ import sys
 from functools import cache
 
 from control.api import (
+    artifact_store,
     artifacts,
-    bucket,
+    audit,
+    fleet,
     functions,
+    groups,
     join_tokens,
+    logs,
+    metadata_recovery,
     node_views,
     nodes,
     operators,
     probes,
-    records,
     releases,
+    replicas,
     schema,
     syncs,
     webhooks,
 )
-from control.api.fleet import logs, naming, overview, replicas, scrape, trust
 from control.api.operations import ApiCall, Operation, Reply, declared, encode, operation
-from control.api.recovery import recover, store_check
 from control.web import openapi
 
 
@@ -38,8 +41,8 @@ def _description() -> bytes:
 
 
 OPERATIONS: tuple[Operation, ...] = declared(
-    *(artifacts, bucket, functions, releases, schema),
-    *(nodes, node_views, join_tokens, syncs, naming, logs),
-    *(overview, trust, replicas, scrape, probes, records, recover, store_check),
+    *(artifacts, artifact_store, functions, releases, groups, schema),
+    *(nodes, node_views, join_tokens, syncs, logs),
+    *(fleet, replicas, probes, audit, metadata_recovery),
     *(operators, webhooks, sys.modules[__name__]),
 )

@@ -93,3 +93,9 @@ UPDATE audit_seals SET cut_at = $2 WHERE number = $1;
 -- Delete the seals before a number.
 -- name: forget_seals
 DELETE FROM audit_seals WHERE number < $1;
+
+-- Refused authentications, newest first, before a minute, address and reason.
+-- name: auth_failures
+SELECT minute, address, reason, count, first_at, last_at FROM auth_failures
+WHERE $1::timestamptz IS NULL OR (minute, address, reason) < ($1, $2, $3)
+ORDER BY minute DESC, address DESC, reason DESC LIMIT $4;

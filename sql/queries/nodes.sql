@@ -88,3 +88,19 @@ UPDATE syncs SET status = 'superseded', ended_at = $2 WHERE node_id = $1 AND sta
 -- Clear the warnings of a node.
 -- name: clear_warnings
 UPDATE warnings SET cleared_at = $2 WHERE node_id = $1 AND cleared_at IS NULL;
+
+-- Give a node another name.
+-- name: rename
+UPDATE nodes SET name = $2 WHERE id = $1;
+
+-- Give the tokens with which a node may join again its new name.
+-- name: rename_in_tokens
+UPDATE join_tokens SET rejoin = $2 WHERE rejoin_node = $1 AND attempt IS NULL;
+
+-- A node's labels.
+-- name: labels
+SELECT labels FROM nodes WHERE id = $1;
+
+-- Give a node other labels.
+-- name: label
+UPDATE nodes SET labels = $2 WHERE id = $1;

@@ -15,18 +15,6 @@ FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.name = $
 -- name: lock_group
 SELECT id FROM groups WHERE id = $1 FOR NO KEY UPDATE;
 
--- Add a group.
--- name: add_group
-INSERT INTO groups (id, name, created_at) VALUES ($1, $2, $3);
-
--- Groups with their release and the number of their nodes, by name, after a name; of these names ($2), if given.
--- name: groups
-SELECT g.name, g.generation, g.release_id, r.number, r.schema_floor,
-    (SELECT count(*) FROM nodes n WHERE n.group_id = g.id AND n.removed_at IS NULL) AS nodes
-FROM groups g LEFT JOIN releases r ON r.id = g.release_id
-WHERE g.deleted_at IS NULL AND g.name > $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[]))
-ORDER BY g.name LIMIT $3;
-
 -- The number of the newest schema change.
 -- name: newest_change
 SELECT coalesce(max(number), 0) FROM schema_changes;

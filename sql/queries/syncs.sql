@@ -149,3 +149,28 @@ SELECT s.started_at, s.ended_at, s.error_code, r.traceparent, r.number, g.name A
 FROM syncs AS s JOIN releases AS r ON r.id = s.release_id JOIN groups AS g ON g.id = r.group_id
     JOIN nodes AS n ON n.id = s.node_id
 WHERE s.id = $1::text::uuid AND s.ended_at IS NOT NULL AND r.traceparent != '';
+
+-- The nodes with a name or an id; removed nodes have logs too.
+-- name: nodes_called
+SELECT id FROM nodes WHERE name = $1 OR id = $2;
+
+-- The log of syncs, newest first, before a time and id; of some nodes ($3), with one status ($4), of some groups ($5), if
+-- given.
+-- name: log
+SELECT s.id, n.name AS node, g.name AS group_name, r.number AS release, s.generation, s.status, s.step, s.started_at,
+    s.lease_until, s.ended_at, s.error_code, s.error_message, s.late_status, s.folded
+FROM syncs s JOIN nodes n ON n.id = s.node_id LEFT JOIN releases r ON r.id = s.release_id
+    JOIN groups g ON g.id = coalesce(r.group_id, n.group_id)
+WHERE ($1::timestamptz IS NULL OR (s.started_at, s.id) < ($1, $2::uuid))
+    AND ($3::text[] IS NULL OR s.node_id = ANY($3::text[]::uuid[]))
+    AND ($4::text IS NULL OR s.status = $4)
+    AND ($5::text[] IS NULL OR g.name = ANY($5::text[]))
+ORDER BY s.started_at DESC, s.id DESC LIMIT $6;
+
+-- One sync of the log.
+-- name: logged
+SELECT s.id, n.name AS node, g.name AS group_name, r.number AS release, s.generation, s.status, s.step, s.started_at,
+    s.lease_until, s.ended_at, s.error_code, s.error_message, s.late_status, s.folded
+FROM syncs s JOIN nodes n ON n.id = s.node_id LEFT JOIN releases r ON r.id = s.release_id
+    JOIN groups g ON g.id = coalesce(r.group_id, n.group_id)
+WHERE s.id = $1;

@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from control.api import pagination, records, request_input
-from control.api.bodies.responses import AuthFailure
+from control.api import audit, pagination, request_input
+from control.api.audit import AuthFailure
 from control.api.operations import Reply
 from control.audit_chain import AuditEntry, AuditSeal
 from control.console import live, visits
@@ -29,9 +29,9 @@ FILTERS = ("actor", "target", "action", "since", "until")
 async def show(visit: Visit) -> Reply:
     """GET /audit?actor=&target=&action=&since=&until="""
     query, filters = _filter(visit, SHOWN)
-    found, next = await visit.items(records.list_audit, AuditEntry, query)
-    seal: AuditSeal | None = await visit.ask(records.newest_seal)
-    refused, _ = await visit.items(records.list_auth_failures, AuthFailure, pagination.Paging(limit=REFUSALS))
+    found, next = await visit.items(audit.list_audit, AuditEntry, query)
+    seal: AuditSeal | None = await visit.ask(audit.newest_seal)
+    refused, _ = await visit.items(audit.list_auth_failures, AuthFailure, pagination.Paging(limit=REFUSALS))
     return await visit.html(
         "audit.html",
         rows=[(entry, page_of(entry), _said(entry)) for entry in found],
@@ -47,7 +47,7 @@ async def show(visit: Visit) -> Reply:
 async def download(visit: Visit) -> Reply:
     """GET /audit.jsonl?actor=&target=&action=&since=&until=: all rows that the filter finds, each a line of JSON."""
     query, _ = _filter(visit, DOWNLOADED)
-    first = await visit.ask(records.list_audit, query=query)
+    first = await visit.ask(audit.list_audit, query=query)
     headers = (
         (b"content-type", b"application/x-ndjson"),
         (b"content-disposition", b'attachment; filename="audit.jsonl"'),
@@ -56,7 +56,7 @@ async def download(visit: Visit) -> Reply:
     return Reply(200, _lines(visit, query, first), headers)
 
 
-async def _lines(visit: Visit, query: records.AuditFilter, found: Any) -> AsyncIterator[bytes]:
+async def _lines(visit: Visit, query: audit.AuditFilter, found: Any) -> AsyncIterator[bytes]:
     """The rows of a page and of those behind it, until the reader has gone. Raises: ProblemError."""
     # The server says that the reader has gone by `receive` alone: sending goes on into the void.
     gone = asyncio.ensure_future(live.left(visit.receive))
@@ -65,7 +65,7 @@ async def _lines(visit: Visit, query: records.AuditFilter, found: Any) -> AsyncI
         while found.next and not gone.done():
             # It may take long: whoever lost the right meanwhile gets no more.
             replace(visit, visitor=await visits.visitor(visit.services, visit.scope)).check_role(DOWNLOAD_PAGE)
-            found = await visit.ask(records.list_audit, query=msgspec.structs.replace(query, cursor=found.next))
+            found = await visit.ask(audit.list_audit, query=msgspec.structs.replace(query, cursor=found.next))
             yield _joined(found)
     finally:
         gone.cancel()
@@ -75,17 +75,17 @@ def _joined(found: Any) -> bytes:
     return b"".join(bytes(item) + b"\n" for item in found.items)
 
 
-def _filter(visit: Visit, limit: int) -> tuple[records.AuditFilter, dict[str, str]]:
+def _filter(visit: Visit, limit: int) -> tuple[audit.AuditFilter, dict[str, str]]:
     """What the address asks for, as the API takes it, and as it was written. Raises: ProblemError."""
     given = {name: visit.query.get(name, "").strip() or None for name in FILTERS}
     wanted = {**given, "cursor": visit.query.get("cursor") or None, "limit": limit}
     for name in ("since", "until"):
         wanted[name] = _time(given[name])
-    query = request_input.convert(wanted, records.AuditFilter, "invalid_parameter", strict=False)
+    query = request_input.convert(wanted, audit.AuditFilter, "invalid_parameter", strict=False)
     return query, {name: text for name, text in given.items() if text}
 
 
-def _written(query: records.AuditFilter, name: str) -> str:
+def _written(query: audit.AuditFilter, name: str) -> str:
     """A filter as `skerry audit list` takes it."""
     value = getattr(query, name)
     return value if isinstance(value, str) else value.isoformat().replace("+00:00", "Z")

@@ -12,8 +12,7 @@ from typing import Any
 
 import msgspec
 
-from control.api import request_input
-from control.api.fleet import logs
+from control.api import logs, request_input
 from control.api.operations import Reply
 from control.console.visits import ConsolePage, Visit
 from control.telemetry.record_lines import CallRecord, LogRecord, NodeLogRecord

@@ -4,7 +4,7 @@ import msgspec
 
 from control import manifest_rules
 from control.api import functions, pagination
-from control.api.bodies.release_responses import DetailedFunction, Function, Version
+from control.api.functions import DetailedFunction, Function, Version
 from control.api.operations import Reply
 from control.console.pages import call_charts
 from control.console.pages.release_pages import path_of

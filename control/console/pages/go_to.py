@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from control.api import functions, releases, schema
-from control.api.bodies.release_responses import Release, ReleaseFunction
 from control.api.operations import Reply
+from control.api.release_bodies import Release, ReleaseFunction
 from control.console import rendering
 from control.console.explanations import is_explained
 from control.console.visits import ConsolePage, Visit

@@ -4,8 +4,7 @@ import msgspec
 
 from control.access.join_token_ends import State
 from control.api import join_tokens, request_input
-from control.api.bodies.node_responses import JoinToken, MadeJoinToken
-from control.api.bodies.requests import NewJoinToken
+from control.api.join_tokens import JoinToken, MadeJoinToken, NewJoinToken
 from control.api.operations import Reply
 from control.console import rendering
 from control.console.pages import confirming

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from control.api import node_views, request_input
-from control.api.bodies import node_responses, requests
-from control.api.fleet import naming
+from control.api import groups, node_views, nodes, request_input
 from control.api.operations import Reply
 from control.console import rendering
 from control.console.pages import confirming
@@ -26,15 +24,15 @@ async def change_node(visit: Visit) -> Reply:
     key, path = confirming.form_key(visit), path_of(visit)
     try:
         if visit.form.get("do") == "label":
-            node: node_responses.DetailedNode = await visit.ask(node_views.get_node, path)
+            node: node_views.DetailedNode = await visit.ask(node_views.get_node, path)
             given = _labels(visit.form.get("labels", ""))
             wanted: Any = {"set": given, "remove": sorted(node.labels.keys() - given.keys())}
-            body: Any = request_input.convert(wanted, requests.LabelNode, "invalid_body")
-            await visit.ask(naming.label, path, body=body, key=key)
+            body: Any = request_input.convert(wanted, nodes.LabelNode, "invalid_body")
+            await visit.ask(nodes.label, path, body=body, key=key)
             return rendering.redirect(f"/nodes/{node.name}?done=label")
         wanted = {"name": visit.form.get("name", "").strip()}
-        body = request_input.convert(wanted, requests.RenameNode, "invalid_body")
-        await visit.ask(naming.rename, path, body=body, key=key)
+        body = request_input.convert(wanted, nodes.RenameNode, "invalid_body")
+        await visit.ask(nodes.rename, path, body=body, key=key)
     except ProblemError as error:
         if error.status not in (409, 422):
             raise
@@ -53,7 +51,7 @@ async def delete_group(visit: Visit) -> Reply:
     name = str(path["group"])
     try:
         confirming.refuse_untyped(visit, name)
-        await visit.ask(naming.delete_group, path, key=key)
+        await visit.ask(groups.delete_group, path, key=key)
     except ProblemError as error:
         if error.status not in (409, 422):
             raise
@@ -62,7 +60,7 @@ async def delete_group(visit: Visit) -> Reply:
 
 
 async def _show_node(visit: Visit, error: ProblemError | None = None) -> Reply:
-    node: node_responses.DetailedNode = await visit.ask(node_views.get_node, path_of(visit))
+    node: node_views.DetailedNode = await visit.ask(node_views.get_node, path_of(visit))
     may = {role: visit.rights.allows(role, node.group) for role in ("deploy", "admin")}
     labels = "\n".join(f"{key}={value}" for key, value in sorted(node.labels.items()))
     given = {"name": visit.form.get("name", node.name), "labels": visit.form.get("labels", labels)}

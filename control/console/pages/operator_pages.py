@@ -7,9 +7,8 @@ import msgspec
 
 from control.access.rights import WRITTEN_GRANT
 from control.api import operators, pagination, request_input
-from control.api.bodies.requests import ChangeOperator, NewOperator
-from control.api.bodies.responses import HeldGrant, MadeOperator, Operator
 from control.api.operations import Reply
+from control.api.operators import ChangeOperator, HeldGrant, MadeOperator, NewOperator, Operator
 from control.console import rendering
 from control.console.pages import confirming
 from control.console.pages.release_pages import path_of

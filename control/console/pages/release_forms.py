@@ -13,9 +13,8 @@ from starlette.datastructures import QueryParams
 
 from control.access.auth import AuthError
 from control.api import functions, releases, request_input
-from control.api.bodies.release_responses import MadeRelease, Release
-from control.api.bodies.requests import NewRelease
 from control.api.operations import Reply
+from control.api.release_bodies import MadeRelease, NewRelease, Release
 from control.console import rendering
 from control.console.pages import confirming
 from control.console.pages.release_pages import ONE, path_of

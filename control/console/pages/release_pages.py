@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from control.api import releases, request_input
-from control.api.bodies.release_responses import Release, ShownRelease
 from control.api.operations import Reply
+from control.api.release_bodies import Release
+from control.api.releases import ShownRelease
 from control.console import fleet_grid, rendering
 from control.console.fleet_grid import GroupBlocks
 from control.console.formats import num, plural

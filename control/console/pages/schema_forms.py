@@ -6,9 +6,8 @@ import msgspec
 
 from control.access.auth import AuthError
 from control.api import releases, request_input, schema
-from control.api.bodies.release_responses import SchemaChangeHistory, SchemaChangePlan
-from control.api.bodies.requests import AmendSchemaChange, NewSchemaChange
 from control.api.operations import Reply
+from control.api.schema import AmendSchemaChange, NewSchemaChange, SchemaChangeHistory, SchemaChangePlan
 from control.console import rendering
 from control.console.pages import confirming
 from control.console.pages.release_pages import path_of

@@ -1,8 +1,8 @@
 """The schema: its changes, and one: its text, its revisions, who has it, what it can do to nodes."""
 
 from control.api import pagination, schema
-from control.api.bodies.release_responses import ListedSchemaChange, SchemaChange, SchemaChangeHistory
 from control.api.operations import Reply
+from control.api.schema import ListedSchemaChange, SchemaChange, SchemaChangeHistory
 from control.console.pages.release_pages import path_of
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError

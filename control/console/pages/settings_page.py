@@ -1,15 +1,15 @@
 """The settings in force of the replica that answers: names, values, where each is from. No secret is among them."""
 
-from control.api import probes
-from control.api.bodies.responses import Page
+from control.api import replicas
 from control.api.operations import Reply
+from control.api.pagination import Page
 from control.console.visits import ConsolePage, Visit
 from control.protocol import settings_in_force
 
 
 async def show(visit: Visit) -> Reply:
     """GET /settings"""
-    found: Page[settings_in_force.SettingInForce] = await visit.ask(probes.settings)
+    found: Page[settings_in_force.SettingInForce] = await visit.ask(replicas.settings)
     return await visit.html("settings.html", settings=found.items)
 
 

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from control.api.bodies import requests
+from control.api import release_bodies
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -57,10 +57,10 @@ class Operators:
         random = self._random
         numbers = self._numbers(group)
         if numbers and random.random() < 0.4:
-            body = requests.NewRelease(group, rollback_to=random.choice(numbers), allow_unfit=True)
+            body = release_bodies.NewRelease(group, rollback_to=random.choice(numbers), allow_unfit=True)
         else:
             floor = random.randint(0, beginning.CHANGES)
-            body = requests.NewRelease(group, beginning.contents(random), schema=floor, allow_unfit=True)
+            body = release_bodies.NewRelease(group, beginning.contents(random), schema=floor, allow_unfit=True)
         key, raw = str(uuid4()), msgspec.json.encode(body)
         while True:
             try:

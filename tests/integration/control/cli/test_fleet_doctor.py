@@ -11,7 +11,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from control.api.recovery import store_check
+from control.api import artifact_store
 from control.cli.doctor import access_rules
 from control.local.pki import Pki
 from control.local.seaweedfs import s3_client
@@ -145,7 +145,7 @@ async def test_artifacts_that_releases_need(
         assert await all_findings(control, "artifacts") == []
         await control.release(functions=functions)
         # Of two pages.
-        monkeypatch.setattr(store_check, "PAGE", 2)
+        monkeypatch.setattr(artifact_store, "PAGE", 2)
         [(level, what)] = await all_findings(control, "artifacts")
         assert level == "wrong"
         assert "lost@1 (missing)" in what

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from control.api import records
+from control.api import audit
 from control.api.operations import ApiCall, Reply
 from control.console.pages import audit_page
 from control.protocol import settings_in_force
@@ -181,14 +181,14 @@ async def test_the_rows_that_a_filter_finds_can_be_downloaded(
         assert (await page(replica, "/audit.jsonl", token="")).status == 303
         # Who is revoked in the middle gets no more.
         token = (await ok(replica, "/v1/operators", {"name": "two", "role": "admin"}))["token"]
-        real = records.list_audit
+        real = audit.list_audit
 
-        async def revoked(call: ApiCall, query: records.AuditFilter) -> Reply:
+        async def revoked(call: ApiCall, query: audit.AuditFilter) -> Reply:
             found = await real(call, query)
             assert (await replica.call("DELETE", "/v1/operators/two")).status < 300
             return found
 
-        monkeypatch.setattr(records, "list_audit", revoked)
+        monkeypatch.setattr(audit, "list_audit", revoked)
         with pytest.raises(aiohttp.ClientPayloadError):
             await page(replica, "/audit.jsonl", token=token)
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import orjson
 import pytest
 
-from control.api.recovery import store_check
+from control.api import artifact_store
 from control.cli.main import run as cli
 from control.local.pki import Pki
 from control.local.seaweedfs import s3_client
@@ -148,7 +148,7 @@ async def test_verify_finds_what_is_lost_and_repairs_it_from_a_folder(
     control: Control, bucket: Bucket, skerry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Several pages in both directions.
-    monkeypatch.setattr(store_check, "PAGE", 2)
+    monkeypatch.setattr(artifact_store, "PAGE", 2)
     page = Store.page
 
     async def of_two(store: Store, after: str) -> tuple[list[StoredObject], str | None]:
@@ -241,7 +241,7 @@ async def test_what_is_deleted_while_it_is_looked_at_is_no_fault(
 async def test_a_page_that_takes_long_ends_early_and_the_next_goes_on(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_check, "SECONDS", 0.0)
+    monkeypatch.setattr(artifact_store, "SECONDS", 0.0)
     for n in range(3):
         await control.push(f"f{n}", module(str(n)))
     looked, path = [], "/v1/artifact-store/check"

@@ -10,8 +10,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from control.api import pagination
-from control.api.fleet import scrape
+from control.api import pagination, probes
 from control.api.operations import Operation, Reply
 from control.api.services import Services
 from control.local.pki import Pki
@@ -351,7 +350,7 @@ async def test_an_answer_that_breaks_off_is_seen_as_such(
     async def broken(services: Services) -> Reply:
         return Reply(200, pieces())
 
-    monkeypatch.setattr(scrape, "scraped", broken)
+    monkeypatch.setattr(probes, "scraped", broken)
     with pytest.raises(aiohttp.ClientPayloadError):
         await control.call("GET", "/metrics")
     assert any("GET /metrics was cut off within its answer" in record.message for record in caplog.records)

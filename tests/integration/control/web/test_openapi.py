@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from control.api.fleet import logs
+from control.api import logs
 from control.local.pki import Pki
 from control.problems import CODES
 from control.web import openapi, routes

@@ -1,39 +1,33 @@
--- Names and labels of nodes, and the end of groups.
+-- Add a group.
+-- name: add
+INSERT INTO groups (id, name, created_at) VALUES ($1, $2, $3);
 
--- Give a node another name.
--- name: rename
-UPDATE nodes SET name = $2 WHERE id = $1;
-
--- Give the tokens with which a node may join again its new name.
--- name: rename_in_tokens
-UPDATE join_tokens SET rejoin = $2 WHERE rejoin_node = $1 AND attempt IS NULL;
-
--- A node's labels.
--- name: labels
-SELECT labels FROM nodes WHERE id = $1;
-
--- Give a node other labels.
--- name: label
-UPDATE nodes SET labels = $2 WHERE id = $1;
+-- Groups with their release and the number of their nodes, by name, after a name; of these names ($2), if given.
+-- name: groups
+SELECT g.name, g.generation, g.release_id, r.number, r.schema_floor,
+    (SELECT count(*) FROM nodes n WHERE n.group_id = g.id AND n.removed_at IS NULL) AS nodes
+FROM groups g LEFT JOIN releases r ON r.id = g.release_id
+WHERE g.deleted_at IS NULL AND g.name > $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[]))
+ORDER BY g.name LIMIT $3;
 
 -- Some nodes of a group.
--- name: nodes_of_group
+-- name: nodes
 SELECT name FROM nodes WHERE group_id = $1 AND removed_at IS NULL ORDER BY name LIMIT $2;
 
 -- Some join tokens with which nodes could still join a group.
--- name: tokens_of_group
+-- name: join_tokens
 SELECT id::text FROM join_tokens
 WHERE group_id = $1 AND attempt IS NULL AND revoked_at IS NULL AND expires_at > $2
     AND (rejoin IS NULL OR rejoin_node IS NOT NULL)
 ORDER BY created_at LIMIT $3;
 
 -- Some operators with tokens that are good, who have a grant for a group of this name.
--- name: operators_of_group
+-- name: operators
 SELECT name FROM operators
 WHERE revoked_at IS NULL AND issuer IS NULL AND (expires_at IS NULL OR expires_at > $2) AND grants IS NOT NULL
     AND EXISTS (SELECT 1 FROM jsonb_array_elements(grants) AS g (item) WHERE g.item ->> 'group' = $1)
 ORDER BY name LIMIT $3;
 
 -- Delete a group; its name can be used again.
--- name: delete_group
+-- name: delete
 UPDATE groups SET deleted_at = $2, release_id = NULL, name = name || '~' || id::text WHERE id = $1;

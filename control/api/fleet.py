@@ -1,19 +1,97 @@
 """How the fleet is: `GET /v1/fleet`, and calls by function: `GET /v1/fleet/calls`."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from control.api.bodies import fleet_responses as bodies
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import wire
+from control.sync.standing import Standing
 from control.telemetry import group_numbers, tallies
 from control.telemetry.fleet_summary import GroupSummary
 from control.telemetry.recent_calls import MINUTES_SHOWN
 from control.telemetry.tallies import CallTally, Tallies
+
+
+class FailingCause(Struct):
+    """Why nodes of a group fail."""
+
+    code: str
+    text: str
+    """The message of one of them."""
+    at: datetime | None
+    """When that one failed."""
+    nodes: int
+    """How many nodes fail so."""
+    examples: list[str]
+    """Names of some of them."""
+
+
+class FleetRelease(Struct):
+    """A release, on the nodes of its group."""
+
+    release: int
+    nodes: int
+    """Nodes that run it, as far as that is known: of the group's release and the one before."""
+    calls: int
+    """In the last minutes, as is all that follows; what nodes told so far."""
+    errors: int
+    """Calls that ended in an error of the function or of the node."""
+    p50: float | None
+    """The time that half of the calls didn't exceed, from arrival to end, within 5 %; null without calls."""
+    p99: float | None
+    outcomes: dict[str, int]
+    """How many calls ended so, by the code; those that ended well aren't there."""
+
+
+class FleetGroup(Struct):
+    """How the nodes of a group are; removed ones aren't counted."""
+
+    name: str
+    release: int | None
+    """The number of the group's release."""
+    nodes: int
+    standings: dict[Standing, int]
+    """How many nodes stand how."""
+    overdue: int
+    elsewhere: int
+    """Nodes that run neither of the newest two releases, or of which it isn't known what they run."""
+    releases: list[FleetRelease]
+    """Those that nodes run or that were called, the newest first."""
+    failing: list[FailingCause]
+    """The most frequent causes first, 20 at most."""
+
+
+class Fleet(Struct):
+    read_at: datetime
+    """When the nodes were counted."""
+    minutes: int
+    """For how many minutes calls are counted."""
+    groups: list[FleetGroup]
+
+
+class FunctionCalls(Struct):
+    """Calls of a function of a release, on the nodes of a group."""
+
+    group: str
+    function: str
+    release: int
+    calls: int
+    errors: int
+    p50: float | None
+    p99: float | None
+    outcomes: dict[str, int]
+
+
+class FleetCalls(Struct):
+    since: datetime
+    until: datetime
+    calls: list[FunctionCalls]
+    """By group, function and release."""
+
 
 LONGEST_OF_ALL = 24 * 60
 """Minutes back for which the calls of all groups are read at once: a group has 10 KB an hour, or more."""
@@ -42,7 +120,7 @@ class CallsFilter(Struct, forbid_unknown_fields=True):
     "How many nodes stand how, and how releases do, by group",
     role="read",
     everywhere=False,
-    answers={200: bodies.Fleet},
+    answers={200: Fleet},
     errors=("unknown_group",),
 )
 async def fleet(call: ApiCall, query: FleetFilter) -> Reply:
@@ -54,7 +132,7 @@ async def fleet(call: ApiCall, query: FleetFilter) -> Reply:
     recent = await services.recent_calls.get()
     return Reply(
         200,
-        bodies.Fleet(
+        Fleet(
             read_at=summary.read_at,
             minutes=MINUTES_SHOWN,
             groups=[_group(group, recent.groups.get(group.name, {})) for group in summary.groups],
@@ -68,7 +146,7 @@ async def fleet(call: ApiCall, query: FleetFilter) -> Reply:
     "Calls of the last minutes by group, function and release",
     role="read",
     everywhere=False,
-    answers={200: bodies.FleetCalls},
+    answers={200: FleetCalls},
     errors=("unknown_group",),
 )
 async def calls(call: ApiCall, query: CallsFilter) -> Reply:
@@ -101,12 +179,12 @@ async def calls(call: ApiCall, query: CallsFilter) -> Reply:
     for span in spans:
         tallies.add(found.setdefault(names[span.group_id], {}), span.counted)
     listed = [
-        bodies.FunctionCalls(group, function, release, **_numbers(tally))
+        FunctionCalls(group, function, release, **_numbers(tally))
         for group, counted in sorted(found.items())
         for (function, release), tally in sorted(counted.items(), key=lambda item: item[0])
     ]
     begins = min((span.begins for span in spans), default=since)
-    return Reply(200, bodies.FleetCalls(since=min(begins, since), until=now, calls=listed))
+    return Reply(200, FleetCalls(since=min(begins, since), until=now, calls=listed))
 
 
 def _groups(call: ApiCall, group: str | None) -> list[str] | None:
@@ -118,13 +196,13 @@ def _groups(call: ApiCall, group: str | None) -> list[str] | None:
     return [group]
 
 
-def _group(group: GroupSummary, calls: dict[int, CallTally]) -> bodies.FleetGroup:
+def _group(group: GroupSummary, calls: dict[int, CallTally]) -> FleetGroup:
     nodes: dict[int | None, int] = {}
     for (_, release), count in group.counts.items():
         nodes[release] = nodes.get(release, 0) + count
     numbers = sorted({*(n for n in nodes if n is not None), *calls}, reverse=True)
-    releases = [bodies.FleetRelease(n, nodes.get(n, 0), **_numbers(calls.get(n, CallTally()))) for n in numbers]
-    return bodies.FleetGroup(
+    releases = [FleetRelease(n, nodes.get(n, 0), **_numbers(calls.get(n, CallTally()))) for n in numbers]
+    return FleetGroup(
         name=group.name,
         release=group.release,
         nodes=group.nodes,
@@ -133,7 +211,7 @@ def _group(group: GroupSummary, calls: dict[int, CallTally]) -> bodies.FleetGrou
         elsewhere=nodes.get(None, 0),
         releases=releases,
         failing=[
-            bodies.FailingCause(cause.code, cause.text, cause.at, cause.nodes, list(cause.examples))
+            FailingCause(cause.code, cause.text, cause.at, cause.nodes, list(cause.examples))
             for cause in group.causes[:MOST_FAILING]
         ],
     )

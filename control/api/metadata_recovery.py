@@ -9,14 +9,109 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
+from msgspec import Struct
 
-from control.api.bodies import recovery_responses as answers
 from control.api.operations import ApiCall, Reply, operation
 from control.protocol import wire
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.sync import plan
+
+
+class GroupAhead(Struct):
+    """A group with nodes that completed a generation above the counter's."""
+
+    name: str
+    nodes: int
+    generation: int
+    """The highest that one of them completed."""
+
+
+class NodeGeneration(Struct):
+    name: str
+    generation: int
+    """What it says that it completed."""
+
+
+class GroupBehind(Struct):
+    """A group with nodes that aren't at its target."""
+
+    name: str
+    release: int
+    """Number of its release."""
+    nodes: int
+
+
+class UnknownVersion(Struct):
+    """A version that nodes run and the metadata don't have."""
+
+    name: str
+    version: int
+    sha256: wire.Sha256
+    nodes: int
+    node: str
+    """One of them."""
+    after_backup: bool
+    """Whether it was made after the backup: no version of this number was made, as far as the metadata know. If not, it
+    was deleted, or another one has the number."""
+
+
+class LaterVersion(Struct):
+    """A function of which nodes run a later version than the last that the metadata know to be made."""
+
+    name: str
+    known: int
+    version: int
+    """The latest one that nodes run; the next version that is made gets a number above it."""
+
+
+class UnknownChange(Struct):
+    """A schema change that nodes have applied, and that the metadata don't have with this text."""
+
+    number: int
+    checksum: wire.Sha256
+    nodes: int
+    node: str
+    """One of them."""
+    registered: bool
+    """Whether there is a change of this number, with another text."""
+
+
+class RefusedAddress(Struct):
+    """An address whose credentials were refused."""
+
+    address: str
+    reason: str
+    """`unknown`, `wrong_secret` or `revoked`."""
+    count: int
+    last_at: datetime
+
+
+class Recovery(Struct):
+    """What the metadata lack of what nodes run, and what recovering changes."""
+
+    restored_at: datetime | None
+    """When control noticed that the metadata were restored; null where it didn't, or recovery was done since."""
+    generation: int
+    """The counter of generations."""
+    jump_to: int | None
+    """What recovering sets it to, so that the next release is above what nodes completed; null: it stays."""
+    ahead: list[GroupAhead]
+    not_believed: list[NodeGeneration]
+    """Nodes whose generation is too far above the counter to be believed; ten at most."""
+    later_versions: list[LaterVersion]
+    unknown_versions: list[UnknownVersion]
+    """200 at most."""
+    unknown_changes: list[UnknownChange]
+    """By number."""
+    behind: list[GroupBehind]
+    nodes: int
+    unheard: int
+    """How many of them weren't heard of since `restored_at`, or in the last minute: what they run isn't known."""
+    refused: list[RefusedAddress]
+    """Since `restored_at`, or in the last hour; 50 at most."""
+
 
 MOST_AHEAD = 1_000_000
 """How far above the counters a node's numbers may be."""
@@ -49,14 +144,14 @@ class HeardNodes(NamedTuple):
 
 SQL = queries.load("recovery")
 GENERATION = SQL.value("generation", int)
-AHEAD = SQL.rows("ahead", answers.GroupAhead)
-NOT_BELIEVED = SQL.rows("not_believed", answers.NodeGeneration)
-BEHIND = SQL.rows("behind", answers.GroupBehind)
-UNKNOWN_VERSIONS = SQL.rows("unknown_versions", answers.UnknownVersion)
-LATER_VERSIONS = SQL.rows("later_versions", answers.LaterVersion)
+AHEAD = SQL.rows("ahead", GroupAhead)
+NOT_BELIEVED = SQL.rows("not_believed", NodeGeneration)
+BEHIND = SQL.rows("behind", GroupBehind)
+UNKNOWN_VERSIONS = SQL.rows("unknown_versions", UnknownVersion)
+LATER_VERSIONS = SQL.rows("later_versions", LaterVersion)
 HISTORIES = SQL.rows("histories", AppliedHistory)
 UNHEARD = SQL.rows("unheard", HeardNodes)
-REFUSED_ADDRESSES = SQL.rows("refused", answers.RefusedAddress)
+REFUSED_ADDRESSES = SQL.rows("refused", RefusedAddress)
 RESTORED_AT = SQL.optional("restored_at", datetime)
 REVISIONS = queries.load("poll").rows("revisions", plan.Revision)
 
@@ -66,7 +161,7 @@ REVISIONS = queries.load("poll").rows("revisions", plan.Revision)
     "/v1/recovery",
     "What nodes run that the metadata don't know, as after a restore from a backup",
     role="admin",
-    answers={200: answers.Recovery},
+    answers={200: Recovery},
 )
 async def show(call: ApiCall) -> Reply:
     now = call.services.clock.now()
@@ -78,12 +173,12 @@ async def show(call: ApiCall) -> Reply:
     "/v1/recovery",
     "Let generations and versions go on above those that nodes run",
     role="admin",
-    answers={200: answers.Recovery},
+    answers={200: Recovery},
 )
 async def recover(call: ApiCall) -> Reply:
     """Set the counters above what nodes run. Answers what was found before."""
 
-    async def work(conn: Connection, _changed: Changed) -> answers.Recovery:
+    async def work(conn: Connection, _changed: Changed) -> Recovery:
         now = call.services.clock.now()
         found = await find(conn, now)
         before: dict[str, object] = {"restored_at": found.restored_at}
@@ -103,12 +198,12 @@ async def recover(call: ApiCall) -> Reply:
     return await call.write(work, status=200)
 
 
-async def find(conn: Connection, now: datetime) -> answers.Recovery:
+async def find(conn: Connection, now: datetime) -> Recovery:
     """Compare what nodes run with the metadata."""
     generation, restored_at = await conn.fetchval(GENERATION), await conn.fetchval(RESTORED_AT)
     ahead = await conn.fetch(AHEAD, generation, generation + MOST_AHEAD)
     heard = await conn.one(UNHEARD, restored_at or now - HEARD)
-    return answers.Recovery(
+    return Recovery(
         restored_at=restored_at,
         generation=generation,
         jump_to=max((group.generation for group in ahead), default=None),
@@ -124,15 +219,15 @@ async def find(conn: Connection, now: datetime) -> answers.Recovery:
     )
 
 
-async def _unknown_changes(conn: Connection) -> list[answers.UnknownChange]:
+async def _unknown_changes(conn: Connection) -> list[UnknownChange]:
     """The schema changes that nodes have applied and no registered revision has the text of."""
     revisions = plan.by_number(await conn.fetch(REVISIONS))
-    found: dict[tuple[int, str], answers.UnknownChange] = {}
+    found: dict[tuple[int, str], UnknownChange] = {}
     for history in await conn.fetch(HISTORIES, len(revisions), MOST_HISTORIES):
         for change in msgspec.json.decode(history.schema_changes, type=list[wire.AppliedChange]):
             if not _is_registered(change, revisions):
                 key, registered = (change.number, change.checksum), change.number in revisions
-                unknown = answers.UnknownChange(*key, 0, history.node, registered)
+                unknown = UnknownChange(*key, 0, history.node, registered)
                 found.setdefault(key, unknown).nodes += history.nodes
     return [found[key] for key in sorted(found)]
 

@@ -1,0 +1,144 @@
+"""Groups of nodes: made, listed, and deleted when nothing needs them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+from msgspec import Struct
+
+from control.api import node_views, pagination, release_bodies
+from control.api.operations import ApiCall, Reply, operation
+from control.api.releases import GROUP, functions_of
+from control.problems import ProblemError
+from control.protocol.wire import Body, Name
+from control.storage import queries
+from control.storage.announcements import Changed
+from control.storage.connection import Connection
+
+
+class NewGroup(Body, frozen=True):
+    name: Name
+
+
+class GroupRelease(Struct):
+    number: int
+    generation: int
+    schema_floor: int
+    functions: list[release_bodies.ReleaseFunction]
+
+
+class Group(Struct):
+    name: str
+    generation: int
+    release: GroupRelease | None
+    nodes: int
+
+
+class GroupListRow(NamedTuple):
+    """A group with its release, if it has one, and the number of its nodes."""
+
+    name: str
+    generation: int
+    release_id: UUID | None
+    number: int | None
+    schema_floor: int | None
+    nodes: int
+
+
+SQL = queries.load("groups")
+GROUPS = SQL.rows("groups", GroupListRow)
+NODES = SQL.value("nodes", str)
+JOIN_TOKENS = SQL.value("join_tokens", str)
+OPERATORS = SQL.value("operators", str)
+
+DEFAULT_GROUP = "default"
+"""The group of nodes and releases for which no other one is named: it can't be deleted."""
+SHOWN = 5
+"""Names that a refusal has of each kind."""
+
+
+@operation(
+    "GET",
+    "/v1/groups",
+    "Groups and their releases",
+    role="read",
+    everywhere=False,
+    answers={200: pagination.Page[Group]},
+)
+async def list_groups(call: ApiCall, query: pagination.Paging) -> Reply:
+    after = pagination.read_cursor(query.cursor, (str,)) or ("",)
+    groups = call.operator.rights.groups("read")
+
+    async def describe(conn: Connection, rows: Sequence[GroupListRow]) -> list[Group]:
+        functions = await functions_of(conn, [row.release_id for row in rows if row.release_id is not None])
+        items = []
+        for row in rows:
+            release = None
+            if row.release_id is not None and row.number is not None and row.schema_floor is not None:
+                listed = functions.get(row.release_id, [])
+                release = GroupRelease(row.number, row.generation, row.schema_floor, listed)
+            items.append(Group(row.name, row.generation, release, row.nodes))
+        return items
+
+    async def work(conn: Connection) -> pagination.Page[Group]:
+        return await pagination.fill(
+            lambda after, count: conn.fetch(GROUPS, *after, groups, count),
+            lambda rows: describe(conn, rows),
+            lambda row: (row.name,),
+            after,
+            query.limit,
+            first=4,
+        )
+
+    return await call.read(work)
+
+
+@operation("POST", "/v1/groups", "Make a group", role="deploy", answers={201: Group}, errors=("name_taken",))
+async def create_group(call: ApiCall, body: NewGroup) -> Reply:
+    name = body.name
+
+    async def work(conn: Connection, _changed: Changed) -> Group:
+        if await conn.fetchrow(GROUP, name) is not None:
+            raise ProblemError("name_taken", f"there is a group {name} already", field="name")
+        await conn.execute(SQL["add"], uuid4(), name, call.services.clock.now())
+        await call.audit(conn, "group.create", name)
+        return Group(name, 0, None, 0)
+
+    return await call.write(work)
+
+
+@operation(
+    "DELETE",
+    "/v1/groups/{group}",
+    "Delete a group that nothing needs",
+    role="admin",
+    answers={204: None},
+    errors=("unknown_group", "group_in_use"),
+)
+async def delete_group(call: ApiCall) -> Reply:
+    """Refused while anything needs it. Its releases leave the lists; the audit log has
+    them."""
+    name: str = call.path["group"]
+
+    async def work(conn: Connection, changed: Changed) -> None:
+        id = await node_views.group(conn, name)
+        if name == DEFAULT_GROUP:
+            raise ProblemError("group_in_use", f"the group {name} is that of nodes for which no other one is named")
+        now = call.services.clock.now()
+        uses: list[tuple[str, list[Any]]] = [
+            ("nodes", await conn.column(NODES, id, SHOWN + 1)),
+            ("join tokens that are open", await conn.column(JOIN_TOKENS, id, now, SHOWN + 1)),
+            ("grants of operators", await conn.column(OPERATORS, name, now, SHOWN + 1)),
+        ]
+        found = [f"{what} ({_some(names)})" for what, names in uses if names]
+        if found:
+            raise ProblemError("group_in_use", f"the group {name} still has {', '.join(found)}", field="group")
+        await conn.execute(SQL["delete"], id, now)
+        changed.groups.add(str(id))
+        await call.audit(conn, "group.delete", name, before={"id": str(id)})
+
+    return await call.write(work, status=204)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (" and others" if len(names) > SHOWN else "")

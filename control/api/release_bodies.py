@@ -1,0 +1,141 @@
+"""Bodies of requests and answers about releases, which functions, schema changes, groups and nodes share.
+
+Times are RFC 3339 in UTC; a value that is missing is null.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field
+
+from control.protocol import wire
+from control.protocol.wire import MOST_FUNCTIONS, Body, Name, Number, Sha256, Text
+from control.sync.compatibility import Unfit
+from control.sync.effects.losses import LostRows
+from control.sync.effects.stalls import ExpectedStall
+
+
+class FollowingRelease(Body, frozen=True):
+    """A release that brings a new version or schema change to nodes, made in the same transaction: where one of them is
+    refused, neither is made."""
+
+    group: Name = "default"
+    functions: Annotated[dict[Name, Number], Meta(max_length=MOST_FUNCTIONS)] = field(default_factory=dict)
+    """Further versions to set, besides the new one."""
+    schema: Annotated[int, Meta(ge=0)] | None = None
+    """The floor; if not given, the newest schema change, or the one that the group was lowered to."""
+    allow_unfit: bool = False
+    """As in `NewRelease`, like all further fields."""
+    allow_loss: bool = False
+    allow_stall: bool = False
+    reason: Text = ""
+
+
+class NewRelease(Body, frozen=True):
+    """A release of a group: its newest one, changed by ``functions`` and ``remove``, or an old one again."""
+
+    group: Name = "default"
+    functions: Annotated[dict[Name, Number], Meta(max_length=MOST_FUNCTIONS)] = field(default_factory=dict)
+    """Versions to set; functions of the newest release that are not named here stay."""
+    remove: Annotated[list[Name], Meta(max_length=MOST_FUNCTIONS)] = field(default_factory=list)
+    schema: Annotated[int, Meta(ge=0)] | None = None
+    """The floor; if not given, the newest schema change, or the one that the group was lowered to."""
+    rollback: bool = False
+    """In place of `rollback_to`: go back to the newest earlier release that some node has run and on which none has
+    failed."""
+    rollback_to: Number | None = None
+    """The number of an earlier release of the group, whose functions and floor the new one gets."""
+    allow_unfit: bool = False
+    """Make it also where nodes of the group can't run it: those refuse it, and go on serving their old release."""
+    allow_loss: bool = False
+    """Make it also where its schema changes can lose rows that nodes have."""
+    allow_stall: bool = False
+    """Make it also where its schema changes would hold writers of a node up for more than the setting `stall_limit`."""
+    reason: Text = ""
+    plan_digest: Sha256 | None = None
+    """The digest of a plan that was shown: where the release would be another one, it isn't made."""
+
+
+class VersionOf(Struct):
+    name: str
+    version: int
+
+
+class ReleaseFunction(VersionOf):
+    sha256: wire.Sha256
+
+
+class Replaced(Struct):
+    name: str
+    from_: int = field(name="from")
+    to: int
+
+
+class NumberedChange(Struct):
+    number: int
+    name: str
+
+
+class ChangedGrant(Struct):
+    """A grant that differs from before, as the manifests have it; null where there is none."""
+
+    name: str
+    grant: str
+    """The grant: `route`, `sql`, `http`, `secrets` or `config`."""
+    from_: Any = field(name="from")
+    to: Any
+
+
+class Changes(Struct):
+    """How a release differs from the one before it in its group."""
+
+    add: list[VersionOf]
+    change: list[Replaced]
+    remove: list[VersionOf]
+    schema: list[NumberedChange]
+    """The schema changes above the floor of the release before."""
+    grants: list[ChangedGrant]
+    """The grants that differ, of functions that are added or changed."""
+
+
+class Release(Struct):
+    id: str | None
+    """Null where the release is only planned."""
+    group: str
+    number: int
+    generation: int
+    schema_floor: int
+    functions: list[ReleaseFunction]
+    rollback_to: int | None
+    reason: str
+    created_by: str
+    created_at: datetime
+
+
+class DetailedRelease(Release):
+    floor_before: int
+    """The floor of the release before; 0 where there was none."""
+    changes: Changes
+
+
+class PlannedRefusal(Struct):
+    """A refusal, as the problem that would be answered has it."""
+
+    code: str
+    detail: str
+    field: str
+    """The field of the request that allows it."""
+
+
+class MadeRelease(DetailedRelease):
+    held_below: int | None
+    """The number of the newest schema change, where the floor stays lower because somebody has lowered it."""
+    unfit: Unfit
+    losses: list[LostRows]
+    """What nodes can lose by its schema changes."""
+    stalls: list[ExpectedStall]
+    """What of its schema changes holds writers of nodes up for more than 0.1 s."""
+    plan_digest: wire.Sha256
+    """What a request can send as its `plan_digest`, to have this done or nothing."""
+    refusals: list[PlannedRefusal]
+    """Of a plan: what it would be refused for, as it was asked for."""
