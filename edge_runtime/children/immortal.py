@@ -1,9 +1,10 @@
-"""Makes all objects of this process immortal, as Python's own constants are: their references aren't counted any more.
+"""Make all objects of this process immortal, as Python's own constants are: nothing counts their references any more.
 
-A worker that only reads an object writes its reference count, and so gets a copy of the page that it had shared with
-the zygote and all other workers. Python has had immortal objects for that reason since 3.12 (PEP 683), and no function
-that makes one. What is done here to an object is what Python does: its count is set to the value that counting leaves
-alone. Immortal objects are never freed, so this is for those that live as long as the process (docs/adr/0066).
+A worker that only reads an object writes its reference count, and so gets a copy of the page that it has shared with
+the zygote and all other workers. Without this module a worker takes 4.4 MB instead of 3, and a node more memory than
+`just bench memory` allows. Python has had immortal objects for that reason since 3.12 (PEP 683), and no function that
+makes one. This module does what Python does: it sets an object's count to the value that counting leaves alone.
+Immortal objects are never freed, so this is for those that live as long as the process (docs/adr/0066).
 """
 
 import ctypes
@@ -22,7 +23,7 @@ _count: Final = ctypes.c_ssize_t.from_address
 
 
 def possible() -> bool:
-    """Tell whether this Python is known to keep counts as it is said here: each object begins with its own."""
+    """Return whether this Python is known to keep an object's count as described here, at the object's beginning."""
     if sys.implementation.name != "cpython" or sys.version_info[:2] not in _KNOWN:
         return False
     mortal = object()
@@ -30,8 +31,10 @@ def possible() -> bool:
 
 
 def make_immortal() -> int:
-    """Make the objects immortal that the collector knows, but frames, and those that they refer to; return how many.
-    Does nothing where it isn't `possible`."""
+    """Make the collector's objects, except frames, and what they refer to immortal; return how many there were.
+
+    Does nothing where it isn't `possible`.
+    """
     if not possible():
         return 0
     made = 0
@@ -46,7 +49,7 @@ def make_immortal() -> int:
         made += 1
         found += gc.get_referents(each)
         if type(each) is CodeType:
-            # The collector doesn't know code. Of what code has, only the constants are counted where it runs.
+            # The collector doesn't know code objects. Running code counts references to its constants alone.
             found.append(each.co_consts)
             found += each.co_consts
     return made

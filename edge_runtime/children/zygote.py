@@ -22,7 +22,7 @@ import msgspec
 
 from control.protocol import faults
 from edge_runtime import mapped_pages, wal
-from edge_runtime.children import fresh_pages, immortal
+from edge_runtime.children import immortal
 from edge_runtime.children.index_lock import IndexLock
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.births import (
@@ -75,9 +75,8 @@ def main(argument: str) -> None:
             print(why, file=sys.stderr)
             return
     gc.collect()
-    # Nothing else is under way: what is made from here on is freed as ever.
+    # Nothing else is under way: objects made from here on are freed as usual.
     immortal.make_immortal()
-    fresh_pages.use()
     gc.freeze()
     # Mostly pages of LLVM, read when it was linked: only compilers need them, and can read them again.
     mapped_pages.drop()

@@ -109,38 +109,3 @@ def test_an_unknown_python_is_left_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(immortal, "_KNOWN", ())
     assert not immortal.possible()
     assert immortal.make_immortal() == 0
-
-
-def test_new_objects_and_pieces_have_pages_of_their_own():
-    run("""
-import ctypes
-from edge_runtime.children import fresh_pages
-
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_size_t,), (ctypes.c_void_p,)
-SIZES = (40, 70, 100, 200, 300, 500)
-PIECES = (24, 100, 600, 1500, 3000)
-
-def made(count):
-    objects = [bytes(size - 33) for size in SIZES for _ in range(count)]
-    pieces = [libc.malloc(size) for size in PIECES for _ in range(count)]
-    return objects, pieces
-
-def pages(objects):
-    return {id(each) >> 12 for each in objects}
-
-# Freed in part, all over the place.
-objects, pieces = made(3000)
-kept = objects[::3]
-for piece in pieces[1::3] + pieces[2::3]:
-    libc.free(piece)
-del objects
-here = pages(kept)
-before, lower = made(20)
-assert pages(before) & here
-assert min(lower) < max(pieces[::3])
-fresh_pages.use()
-after, higher = made(20)
-assert not pages(after) & (here | pages(before))
-assert min(higher) > max(*lower, *pieces[::3])
-""")
