@@ -4,7 +4,6 @@ It does what the front's frames say, in their order. A guest's fault costs its o
 ends the worker, and the front starts another one.
 """
 
-import contextlib
 import socket
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -25,7 +24,6 @@ from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
 from edge_runtime.sql.session import Session
-from edge_runtime.wasmedge import Unsafe
 
 AT_ONCE: Final = 4
 """If a release adds at most so many functions, they are loaded before they are called: perhaps somebody waits for
@@ -235,20 +233,14 @@ class Worker:
         return failures
 
     def _preload(self, preload: frames.Preload) -> bool:
-        """Load a function that will be called, if it can be loaded, so that its first call is the loop's, and finds its
-        memory made. Return whether its compiled code is damaged."""
+        """Load a function that will be called, if it can be loaded. Return whether its compiled code is damaged."""
         entry = self._releases[preload.serial].functions[preload.function]
         if entry.function is not None or entry.lacking is not None:
             return False
         entry.used = self._functions.calls
         self._note_use()
-        loaded = self._functions.load(entry)
-        # Where either fails, the first call tries again, and says so.
-        if not isinstance(loaded, frames.ChildFailure):
-            with contextlib.suppress(Unsafe):
-                loaded.runner.prepare()
-                if self.plain is not None:
-                    self.plain.learn(entry)
+        # Where that fails, the first call tries again, and says so.
+        self._functions.load(entry)
         return bool(self._functions.damaged)
 
     def _note_use(self) -> None:

@@ -63,12 +63,6 @@ class Runner(Protocol):
         guests.
         """
 
-    def prepare(self) -> None:
-        """Do ahead what the first call would have to do first, and what runs nothing of the guest.
-
-        Raises: Unsafe, as `call`.
-        """
-
     def close(self) -> None:
         """Unload the function."""
 
@@ -166,9 +160,6 @@ class Guest:
         self.program = Program(
             module, config, (*self.host.imports, *imports), entries, second_memory, initialize=initialize
         )
-
-    def prepare(self) -> None:
-        self.program.prepare()
 
     def close(self) -> None:
         self.program.close()

@@ -11,7 +11,7 @@ from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
 from edge_runtime.wasmedge.errors import LinkError, Unsafe, WasmEdgeError, failure
 from edge_runtime.wasmedge.handles import Handle, Name, address, check, message
 from edge_runtime.wasmedge.host import HostModule, Signature, take_raised, unclaimed, value_types
-from edge_runtime.wasmedge.memory import Memory, ReservedMemories, reusable
+from edge_runtime.wasmedge.memory import Memory, ReservedMemories
 from edge_runtime.wasmedge.memory_imports import MODULE
 from edge_runtime.wasmedge.module import Config, Module
 
@@ -163,14 +163,6 @@ class Program:
         self._memory: Memory
         """The window on the memory of the running instance."""
         self._second_memory: Memory | None = None
-
-    def prepare(self) -> None:
-        """Reserve the memories ahead of the first instance, where they will be kept. Nothing of the guest runs.
-
-        Raises: Unsafe, when they can't be reserved.
-        """
-        if self._reserved is None and reusable(self._limits):
-            self._reserve().populate()
 
     def open(self, memory: Memory, second: Memory | None = None) -> Self:
         """Make an instance, and run its start section and its `_initialize`, where it has them. Until the block ends,

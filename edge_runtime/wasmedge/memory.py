@@ -23,9 +23,6 @@ LARGE: Final = 1024 * PAGE
 """Bytes of memory from which a program's memories aren't kept between calls: all that is mapped for writing counts
 towards RLIMIT_DATA (`fence.DATA_BYTES`), used or not."""
 
-AHEAD: Final = 4 * PAGE
-"""Bytes of a memory that are made ahead of a program's first instance: data and stack of most guests in C lie there."""
-
 _memory_pointer = library.WasmEdge_MemoryInstanceGetPointer
 _memory_pages = library.WasmEdge_MemoryInstanceGetPageSize
 _memset, _madvise, _mmap, _munmap = libc.memset, libc.madvise, libc.mmap, libc.munmap
@@ -35,8 +32,6 @@ _UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 _MODULE, _NAMES = Name(MODULE), (Name("0"), Name("1"))
 _DONTNEED: Final = 4
 """MADV_DONTNEED: gives private pages back to the kernel; they read as zeros afterwards."""
-_POPULATE_WRITE: Final = 23
-"""MADV_POPULATE_WRITE: makes the pages that a write would, before there is one; refused by Linux before 5.14."""
 _PROT_NONE, _PROT_WRITE = 0, 3
 # The values on x86-64 and aarch64; Python 3.11 has no names for some of them.
 _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x02, 0x10, 0x20, 0x4000, 0x100000
@@ -80,11 +75,6 @@ def check_refusals() -> None:
         )
 
 
-def reusable(limits: Sequence[tuple[int, int]]) -> bool:
-    """Tell whether memories with these limits are kept between calls."""
-    return sum(minimum for minimum, _ in limits) * PAGE < LARGE
-
-
 class ReservedMemories(Handle):
     """The memories that a program imports, used by one instance after the other."""
 
@@ -97,7 +87,8 @@ class ReservedMemories(Handle):
         """
         check_address_space()
         self._own(library.WasmEdge_ModuleInstanceCreate(_MODULE.value))
-        self._reusable = reusable(limits)
+        self._reusable = sum(minimum for minimum, _ in limits) * PAGE < LARGE
+        """Whether they are kept between calls."""
         self.memories = [self._add(name, *each) for name, each in zip(_NAMES, limits, strict=False)]
 
     def _add(self, name: Name, minimum: int, maximum: int) -> "ReservedMemory":
@@ -113,12 +104,6 @@ class ReservedMemories(Handle):
             self.close()
             raise Unsafe(f"the guest's memory was not reserved ({pages} pages of {minimum}): nothing was run in it")
         return ReservedMemory(instance, base, minimum, maximum)
-
-    def populate(self) -> None:
-        """Have the kernel make the first pages of each memory, which the next instance would wait for one by one. Where
-        it refuses, that one does."""
-        for memory in self.memories:
-            _madvise(memory.base, min(memory.size, AHEAD), _POPULATE_WRITE)
 
     def clear(self) -> bool:
         """Zero the memories and undo their growth, for the next instance. Return False where they must be reserved anew

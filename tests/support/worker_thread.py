@@ -97,11 +97,6 @@ class WorkerThread:
         self.send(self.frame(name, body, **head))
         return self.answer()
 
-    def preload(self, name: str) -> None:
-        """Have the worker load a function, as a spare one."""
-        self.send(frames.pack_json(0, frames.PRELOAD, frames.Preload(SERIAL, self._names.index(name))))
-        assert self.answer().kind == frames.DONE
-
     def fault(self, said: Said) -> tuple[str, str]:
         """Code and message of a fault."""
         assert said.kind == frames.FAULT, said

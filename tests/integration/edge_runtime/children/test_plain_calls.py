@@ -8,7 +8,6 @@ import pytest
 from control.protocol.manifest import HttpGrant
 from edge_runtime.ipc import call_head, call_times, frames, progress_page
 from edge_runtime.native import library
-from edge_runtime.wasmedge import Unsafe, instance
 from tests.guests.build import guest, wat
 from tests.support.both_ways import BothWays, both_ways
 from tests.support.worker_thread import WorkerThread
@@ -37,9 +36,6 @@ FUNCTIONS = {
     "http_proxy": (guest("env"), {"config": {"HTTP_X": "is the function's"}}),
     "asks": (guest("direct"), {"abi": "direct"}),
     "fetches": (guest("direct"), {"abi": "direct", "http": HttpGrant(["a.example"])}),
-    "preloaded": (guest("echo"), {}),
-    "preloaded_trap": (guest("trap"), {}),
-    "unreserved": (guest("echo"), {}),
     "small": (guest("echo"), {"response_limit": 100}),
 }
 
@@ -73,36 +69,6 @@ def test_a_function_is_the_librarys_from_its_second_call_on(in_c: WorkerThread) 
         assert said.kind == 200
         assert b"x-thing %d\n" % number in said.body
     assert len(in_c.ran) == before + 2
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "body"), [("preloaded", 200, b"a body"), ("preloaded_trap", frames.FAULT, b"")]
-)
-def test_a_function_that_a_spare_worker_has_loaded_is_the_librarys_at_once(
-    in_c: WorkerThread, name: str, kind: int, body: bytes
-) -> None:
-    before = len(in_c.ran)
-    in_c.preload(name)
-    for _ in range(3):
-        said = in_c.call(name, b"a body")
-        assert said.kind == kind
-        assert said.body == body or not body
-    assert len(in_c.ran) == before
-
-
-def test_a_function_whose_memory_can_not_be_reserved_ahead_is_left_to_its_calls(
-    in_c: WorkerThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(_: object) -> None:
-        raise Unsafe("there are no addresses left")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(instance, "ReservedMemories", refused)
-        in_c.preload("unreserved")
-    before = len(in_c.ran)
-    for _ in range(3):
-        assert in_c.call("unreserved", b"a body").body == b"a body"
-    assert len(in_c.ran) == before + 1
 
 
 @pytest.mark.parametrize("name", ["fetches", "http_proxy"])

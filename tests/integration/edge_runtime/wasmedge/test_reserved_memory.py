@@ -23,7 +23,6 @@ from edge_runtime.wasmedge import (
     instance,
     memory,
 )
-from edge_runtime.wasmedge.declarations import ffi
 from edge_runtime.wasmedge.memory_imports import import_memories
 from tests.guests.build import guest, wat
 
@@ -119,51 +118,6 @@ def test_a_large_one_is_reserved_each_time(got: list[int], reserved: list[object
     assert len(reserved) == 3
 
 
-@pytest.mark.parametrize("pages", [1, memory.AHEAD // PAGE, 17])
-def test_a_memory_is_made_ahead_of_the_first_instance(got: list[int], reserved: list[object], pages: int) -> None:
-    runs = program(wat(SPOILS.format(pages=pages, then="", step=252)), got)
-    runs.prepare()
-    assert made(runs) >= min(pages * PAGE, memory.AHEAD)
-    for _ in range(3):
-        got.clear()
-        run(runs)
-        assert got == [pages, DATA, 0]
-        runs.prepare()
-    assert len(reserved) == 1
-
-
-def test_nothing_of_a_guest_runs_ahead_of_its_first_instance(reserved: list[object]) -> None:
-    config = Config(memory_pages=5)
-    turns: list[int] = []
-    given = HostModule("host", {"turn": (("", "i"), lambda: turns.append(1) or 0)})
-    runs = Program(Module.from_bytes(import_memories(wat(STARTS)), config), config, [given], [START])
-    runs.prepare()
-    assert turns == []
-    run(runs)
-    assert turns == [1]
-    assert len(reserved) == 1
-
-
-def test_a_memory_that_is_reserved_each_time_is_not_reserved_ahead(got: list[int], reserved: list[object]) -> None:
-    runs = program(wat(SPOILS.format(pages=memory.LARGE // PAGE, then="", step=65536)), got)
-    runs.prepare()
-    assert reserved == []
-    run(runs)
-    assert got == [memory.LARGE // PAGE, DATA, 0]
-
-
-def test_where_the_kernel_makes_no_pages_ahead_the_instance_does(
-    got: list[int], reserved: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # No advice has this number, as on a kernel before 5.14.
-    monkeypatch.setattr(memory, "_POPULATE_WRITE", 4095)
-    runs = program(wat(SPOILS.format(pages=1, then="", step=4)), got)
-    runs.prepare()
-    run(runs)
-    assert got == [1, DATA, 0]
-    assert len(reserved) == 1
-
-
 TURNS = """(module (import "host" "turn" (func $turn (result i32))) (memory (export "memory") 1)
   (func (export "_start")
     (if (i32.eqz (call $turn))
@@ -196,19 +150,6 @@ def test_what_a_call_grew_by_is_out_of_the_next_ones_bounds_and_given_back(
         assert resident() - before < 8 * 2**20
         turns.pop(0)
     assert len(reserved) == 1
-
-
-def made(runs: Program) -> int:
-    """Bytes of the program's memory that the kernel has made."""
-    assert runs._reserved is not None
-    (only,) = runs._reserved.memories
-    first, found, inside = int(ffi.cast("uintptr_t", only.base)), 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if mapping := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = int(mapping[1], 16) < first + only.size and first < int(mapping[2], 16)
-        elif inside and line.startswith("Anonymous:"):
-            found += int(line.split()[1]) * 1024
-    return found
 
 
 def resident() -> int:
