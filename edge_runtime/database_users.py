@@ -20,6 +20,8 @@ _INDEX_LOCKS: Final = 120, 9
 """The same of the log's index."""
 _WRITE_LOCK: Final = 120, 1
 """The byte of the index that the process locks which writes."""
+_OPEN_LOCK: Final = 128, 1
+"""The byte of the index that each connection shares a lock on: SQLite's "dead man switch"."""
 _READ_LOCKS: Final = 122, 6
 """Those that readers share, with the one of who recovers the log."""
 _LOCKS_READ: Final = 256 * 1024
@@ -50,6 +52,11 @@ def users(database: Path) -> list[DatabaseUser]:
         if holder is not None:
             found.add(holder)
     return [DatabaseUser(pid, _name(pid)) for pid in sorted(found)]
+
+
+def is_open(database: Path) -> bool:
+    """Return whether another process has a connection to the file that has come to the log's index. Raises: OSError."""
+    return _holder(wal.index_of(database), *_OPEN_LOCK) is not None
 
 
 def lock_holder(database: Path) -> DatabaseUser | None:

@@ -1,9 +1,10 @@
-"""Recovers the libsql file's write-ahead log before libsql opens the file, after an end that wasn't in order.
+"""Recover the libsql file's write-ahead log after an end that wasn't in order, before a child opens the file by libsql.
 
-If a read of the log fails, libsql takes that for the log's end, and forgets what was committed after it (seen with
-libsql-experimental 0.0.55), while SQLite reports the failure. So a current SQLite (`sql.log.current_sqlite`) recovers
-the log, in a process of its own behind the checkpointer's fence, and libsql is never started on a log that can't be
-read.
+The first connection after all others have ended reads the whole log. For a log of some GB on a slow disk that takes
+longer than a worker has to be ready, so a process of its own reads it, behind the checkpointer's fence, and takes as
+long as the disk needs. It also moves the log into the file. A connection of libsql's that is the first one all the
+same, since all others were killed a moment ago, loses nothing: it reports a read that fails, as SQLite does
+(docs/adr/0025).
 """
 
 import os
@@ -13,7 +14,7 @@ from typing import Final
 
 import apsw
 
-from edge_runtime import wal
+from edge_runtime import database_users, wal
 from edge_runtime.sandbox import fence
 from edge_runtime.sql.log.current_sqlite import FileAndLog, name_of, result_of
 
@@ -40,6 +41,11 @@ _UNREAD_IN_CHECKPOINT: Final = (
 
 class Unreadable(Exception):
     """The log can't be read now; the message says why and what to do."""
+
+
+def is_needed(database: Path) -> bool:
+    """Return whether there is a log, and no process has it open. Raises: OSError."""
+    return wal.has_log(database) and not database_users.is_open(database)
 
 
 def run(database: Path) -> None:

@@ -23,7 +23,6 @@ import msgspec
 from control.protocol import faults
 from edge_runtime import mapped_pages, wal
 from edge_runtime.children import immortal
-from edge_runtime.children.index_lock import IndexLock
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.births import (
     MESSAGE_BYTES,
@@ -41,8 +40,8 @@ from edge_runtime.ipc.progress_page import open_slot
 from edge_runtime.native import library as native
 from edge_runtime.sandbox import fence
 
-LOCK_PERIOD_MS: Final = 100
-"""Milliseconds between two looks at whether a child has opened the libsql file."""
+_BY_LIBSQL: Final = ("worker", "applier")
+"""The children that open the database by libsql."""
 
 _decode_birth: Final = msgspec.json.Decoder(Birth).decode
 
@@ -67,13 +66,6 @@ def main(argument: str) -> None:
     if lacking and arguments.settings.fence == "required":
         control.send(frames.encode_json(ZygoteUnfit(_unfenced(lacking))))
         return
-    database = Path(arguments.settings.state, wal.FILE)
-    if wal.has_log(database):
-        control.send(frames.encode_json(Recovering()))
-        if why := _recovered(database):
-            # This zygote ends; the front starts another one after a while.
-            print(why, file=sys.stderr)
-            return
     gc.collect()
     # Nothing else is under way: objects made from here on are freed as usual.
     immortal.make_immortal()
@@ -83,18 +75,6 @@ def main(argument: str) -> None:
     control.send(frames.encode_json(ZygoteUp(lacking, native.unusable())))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         Zygote(control, arguments, children).run()
-
-
-def _recovered(database: Path) -> str:
-    """Recover the log; return why that can't be done, or an empty string."""
-    # Imported late, like all that children use: `_imports` has tried it, and told the front if that failed.
-    from edge_runtime.children import recovery
-
-    try:
-        recovery.run(database)
-    except recovery.Unreadable as error:
-        return str(error)
-    return ""
 
 
 def _unfenced(lacking: tuple[str, ...]) -> str:
@@ -148,7 +128,6 @@ class Zygote:
         self._children: dict[int, tuple[int, int]] = {}
         """By pidfd: the front's id of the child, and the child's pid."""
         self._database = Path(arguments.settings.state, wal.FILE)
-        self._lock = IndexLock(self._database)
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
 
@@ -156,7 +135,7 @@ class Zygote:
         """Serve until the front closes its end. Raises: BrokenPipeError, ConnectionResetError, when it does so in the
         middle of a message."""
         while True:
-            for descriptor, _ in self._poll.poll(None if self._is_locked() else LOCK_PERIOD_MS):
+            for descriptor, _ in self._poll.poll():
                 if descriptor in self._children:
                     self._reap(descriptor)
                 elif not self._serve():
@@ -173,9 +152,7 @@ class Zygote:
             # The kernel leaves out a descriptor that there is no room for.
             self._not_born(birth, "the zygote has too many open files")
             return True
-        if birth.last:
-            self._lock.let_go()
-        elif birth.kind != "compiler" and (why := self._unreadable()):
+        if birth.kind in _BY_LIBSQL and (why := self._unrecovered()):
             os.close(descriptors[0])
             self._not_born(birth, why)
             return True
@@ -207,28 +184,21 @@ class Zygote:
         self._poll.register(pidfd, select.POLLIN)
         return True
 
-    def _unreadable(self) -> str:
-        """Recover the log if nobody has done so who has the libsql file open, as the next connection would otherwise do
-        it; and see to it that the lock on the log's index is held.
+    def _unrecovered(self) -> str:
+        """Have the log recovered where it was left and no process has it open. Return why that failed, or an empty
+        string."""
+        # Imported late, like all that children use: `_imports` has tried it, and told the front if that failed.
+        from edge_runtime.children import recovery
 
-        Return why the log can't be recovered, or an empty string.
-        """
         try:
-            if wal.has_log(self._database):
-                return "" if self._is_locked() and not self._lock.is_blank() else _recovered(self._database)
-            if not self._is_locked():
-                self._lock.make()
-        except OSError as error:
-            print(f"the index of the database's log can't be made: {error}", file=sys.stderr, flush=True)
+            if recovery.is_needed(self._database):
+                self._control.send(frames.encode_json(Recovering()))
+                recovery.run(self._database)
+        except (BrokenPipeError, ConnectionResetError):
+            raise
+        except (recovery.Unreadable, OSError) as error:
+            return str(error)
         return ""
-
-    def _is_locked(self) -> bool:
-        """Tell whether the lock on the log's index is held: from the first connection on, for all later ones."""
-        try:
-            return self._lock.take()
-        except OSError as error:
-            print(f"the index of the database's log can't be looked at: {error}", file=sys.stderr, flush=True)
-            return False
 
     def _not_born(self, birth: Birth, why: str) -> None:
         self._control.send(frames.encode_json(BirthFailed(birth.id, why)))
@@ -248,8 +218,6 @@ class Zygote:
             self._control.close()
             for pidfd in self._children:
                 os.close(pidfd)
-            if self._lock.descriptor >= 0:
-                os.close(self._lock.descriptor)
             if birth.kind == "worker":
                 fence.use_batch_scheduling()
             if birth.background:

@@ -40,8 +40,6 @@ class Birth(Struct, frozen=True):
     background: bool = False
     rehearsed: bool = False
     """Have it call a function that does nothing before it is fenced: it isn't needed at once."""
-    last: bool = False
-    """It is the last one to have the database open: hold the lock on the log's index no more."""
 
 
 class ZygoteUp(Struct, frozen=True, tag="up"):

@@ -202,9 +202,8 @@ class ZygoteClient:
         background: bool = False,
         patience: float = PATIENCE,
         rehearsed: bool = False,
-        last: bool = False,
     ) -> Child:
-        """Start a child. If there can be none now, try again for `patience` seconds. `last`: see `births.Birth`.
+        """Start a child. If there can be none now, try again for `patience` seconds.
 
         Raises: NotBorn, when there is none after that time.
         """
@@ -212,14 +211,14 @@ class ZygoteClient:
         delay = BACKOFF
         while True:
             try:
-                return await self._birth(kind, slot, background, rehearsed, last)
+                return await self._birth(kind, slot, background, rehearsed)
             except NotBorn:
                 if clock.monotonic() + delay > end:
                     raise
             await clock.sleep(delay)
             delay = min(2 * delay, BACKOFF_CAP)
 
-    async def _birth(self, kind: ChildKind, slot: int, background: bool, rehearsed: bool, last: bool) -> Child:
+    async def _birth(self, kind: ChildKind, slot: int, background: bool, rehearsed: bool) -> Child:
         """Ask the zygote once for a child. Raises: NotBorn."""
         await self._up.wait()
         assert self._control is not None  # noqa: S101
@@ -233,7 +232,7 @@ class ZygoteClient:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
             self._next += 1
             child = Child(self._next, slot, ours)
-            message = frames.encode_json(births.Birth(child.id, kind, slot, background, rehearsed, last))
+            message = frames.encode_json(births.Birth(child.id, kind, slot, background, rehearsed))
             self._children[child.id] = child
             try:
                 # The zygote reads all the time: if its buffer is full it is stuck, and waiting would stall the front.
@@ -348,7 +347,6 @@ class ZygoteClient:
                     self._starting.reschedule(clock.monotonic() + self._start_limit)
                 case births.Recovering():
                     log.info("the database's write-ahead log is read: the node didn't end in order")
-                    self._starting.reschedule(None)
                 case births.ZygoteUnfit(text):
                     if not self._fit:
                         ended.set_exception(MachineUnfit(text))

@@ -188,7 +188,7 @@ class CheckpointSchedule:
         try:
             async with clock.timeout(FINISH_LIMIT):
                 while path.exists() and (path.stat().st_size or clock.monotonic() - began < REMOVE_LIMIT):
-                    child = await self._new(last=True)
+                    child = await self._new()
                     with contextlib.closing(child):
                         await self._ask(child, frames.Checkpoint("truncate", LARGE_PATIENCE_MS))
                         await child.ask(frames.CLOSE, None, None)
@@ -322,8 +322,8 @@ class CheckpointSchedule:
             pause = min(PAUSE_CAP, pause * 2)
             self.look()
 
-    async def _new(self, *, last: bool = False) -> Child:
-        child = await self._processes.birth("checkpointer", last=last)
+    async def _new(self) -> Child:
+        child = await self._processes.birth("checkpointer")
         try:
             async with clock.timeout(BEGIN_LIMIT):
                 first = await child.answer()

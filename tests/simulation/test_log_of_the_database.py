@@ -41,25 +41,22 @@ def test_without_the_walls_a_checkpoint_in_whose_middle_the_log_begins_anew_hide
     assert anew < found.steps.index("checkpointer: note", looked)
 
 
-def opened(*, takes_first: bool, looks_at_it: bool) -> Found:
+def opened(*, looks_for_others: bool = True) -> Found:
     """What comes of processes that open the file, are killed or close it."""
     programs = {
-        "zygote": opening_model.zygote(takes_first=takes_first, looks_at_it=looks_at_it),
+        "zygote": opening_model.zygote(),
         **{who: opening_model.worker(who) for who in opening_model.WORKERS},
         **{f"killer of {who}": opening_model.killer(who) for who in opening_model.WORKERS},
-        "guard": opening_model.guard(),
+        "guard": opening_model.guard(looks_for_others=looks_for_others),
     }
     return search(opening_model.world(), programs, MOST)
 
 
-def test_a_log_that_has_rows_is_never_libsqls_to_recover_and_no_two_indices_are_in_use() -> None:
-    found = opened(takes_first=True, looks_at_it=True)
+def test_whoever_opens_the_file_first_or_closes_it_last_no_two_indices_are_in_use() -> None:
+    found = opened()
     assert (found.wrong, found.steps) == ("", [])
     assert found.states > 2000
 
 
-@pytest.mark.parametrize(("takes_first", "looks_at_it"), [(False, True), (True, False)])
-def test_what_the_zygote_does_for_that_is_needed(*, takes_first: bool, looks_at_it: bool) -> None:
-    """It holds the lock before the first worker is there, and looks at an index that others have locked."""
-    found = opened(takes_first=takes_first, looks_at_it=looks_at_it)
-    assert found.wrong == "libsql recovers a log that has rows"
+def test_two_indices_in_use_would_be_found() -> None:
+    assert opened(looks_for_others=False).wrong == "two indices of one file are in use"

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from edge_runtime import wal
 from edge_runtime.sql import database
-from tests.support.failing_calls import FailingCalls
+from tests.support.failing_calls import SHORT, FailingCalls
 from tests.support.forked_programs import may_be_forked
 
 PROGRAM = may_be_forked(
@@ -30,6 +31,32 @@ else:
 """
 )
 
+LEFT = may_be_forked(
+    """
+import os, sys
+from pathlib import Path
+from edge_runtime.sql import database
+opened = database.connect_until_exit(Path(sys.argv[1]))
+opened.rows("CREATE TABLE written (x)")
+for _ in range(5):
+    opened.rows("INSERT INTO written VALUES (randomblob(5000))")
+os._exit(0)
+"""
+)
+FIRST = may_be_forked(
+    """
+import os, sys
+from pathlib import Path
+from edge_runtime.sql import database
+try:
+    opened = database.connect_until_exit(Path(sys.argv[1]))
+    print(opened.rows("SELECT count(*) FROM written")[0][0], flush=True)
+except (database.DatabaseOpenError, OSError, ValueError) as error:
+    print(f"refused: {error}", flush=True)
+os._exit(0)
+"""
+)
+
 
 def run(program: str, path: Path, failing: FailingCalls) -> subprocess.CompletedProcess[str]:
     """Run Python code on the database at `path`, in a process that follows the rules of `failing`."""
@@ -39,6 +66,33 @@ def run(program: str, path: Path, failing: FailingCalls) -> subprocess.Completed
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.never_retry
+@pytest.mark.parametrize("error", [errno.EIO, SHORT], ids=["an error", "half of the bytes"])
+def test_a_read_that_fails_while_libsql_recovers_a_log_costs_no_row(tmp_path: Path, error: int) -> None:
+    """As when all processes that had it open were killed: the first that comes reads the log."""
+    left = tmp_path / "left"
+    left.mkdir()
+    failing = FailingCalls(tmp_path / "rules")
+    assert run(LEFT, left / "skerry.db", failing).returncode == 0
+    reads = 0
+    while True:
+        path = tmp_path / str(reads) / "skerry.db"
+        shutil.copytree(left, path.parent)
+        rule = failing.fail("read", "skerry.db-wal", error, first=reads)
+        told = run(FIRST, path, failing).stdout
+        failing.clear()
+        if rule.concerned and error == errno.EIO:
+            # SQLite calls some errors of the disk "malformed".
+            assert told.startswith("refused: "), (reads, told)
+        else:
+            assert told == "5\n", reads
+        assert run(FIRST, path, failing).stdout == "5\n", reads
+        if not rule.concerned:
+            break
+        reads += 1
+    assert reads > 20
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
