@@ -19,8 +19,8 @@ from control.protocol import wire
 from control.storage.connection import Connection
 from control.storage.connection_quotas import ASKS
 from control.sync.fleet_rows import CachedNode
-from control.telemetry import record_lines
-from control.telemetry.viewer import Ask, Viewer
+from control.telemetry.watching import node_records
+from control.telemetry.watching.view import Ask, View
 
 BATCHES = "/v1/nodes/self/watches/"
 """How the path of a batch begins; the watch's id follows."""
@@ -33,7 +33,7 @@ Count = Annotated[int, Meta(ge=0, le=2**31)]
 
 
 class LogFilter(msgspec.Struct, forbid_unknown_fields=True):
-    kind: record_lines.Kind = "lines"
+    kind: node_records.Kind = "lines"
     """Lines of the log, calls that were slow or failed, or what a node has counted of its functions' calls."""
     node: wire.Name | None = None
     """A node's name or id."""
@@ -102,14 +102,14 @@ async def watch(call: ApiCall, query: LogFilter) -> Reply:
         await auth.refuse_changed(conn, operator)
         await sessions.refuse_signed_out(conn, operator)
 
-    viewer = await services.live.begin(ask, confirm)
+    view = await services.watching.begin(ask, confirm)
     # A proxy that collects answers would keep lines for itself.
     headers = (
         (b"content-type", b"application/x-ndjson"),
         (b"cache-control", b"no-store"),
         (b"x-accel-buffering", b"no"),
     )
-    return Reply(200, _stream(services, viewer, call.receive), headers)
+    return Reply(200, _stream(services, view, call.receive), headers)
 
 
 @operation(
@@ -144,23 +144,23 @@ async def take_at_once(services: Services, scope: Scope, receive: Receive) -> Re
 async def _take(
     services: Services, node: CachedNode, id: str, head: BatchHead, scope: Scope, receive: Receive
 ) -> Reply:
-    live = services.live
-    watch = await live.watch_of(id, node)
-    raw = await request_input.read_body(services.settings, services.clock, scope, receive, record_lines.BATCH_BYTES)
+    watching = services.watching
+    watch = await watching.watch_of(id, node)
+    raw = await request_input.read_body(services.settings, services.clock, scope, receive, node_records.BATCH_BYTES)
     encoding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"")
     kind = watch.question.kind
 
-    def check() -> record_lines.CheckedLines:
-        return record_lines.check(record_lines.unpack(raw, encoding), kind, node.name)
+    def check() -> node_records.CheckedLines:
+        return node_records.check(node_records.unpack(raw, encoding), kind, node.name)
 
     # Packed, a small body may be a large one.
     small = len(raw) <= request_input.BIG_BODY / (8 if encoding else 1)
     found = check() if small else await asyncio.to_thread(check)
-    rate = live.take(watch, node, found, sampled=head.sampled, left_out=head.left_out, done=head.done)
+    rate = watching.take(watch, node, found, sampled=head.sampled, left_out=head.left_out, done=head.done)
     return Reply(200, wire.BatchTaken(rate))
 
 
-async def _stream(services: Services, viewer: Viewer, receive: Receive) -> AsyncIterator[bytes]:
+async def _stream(services: Services, view: View, receive: Receive) -> AsyncIterator[bytes]:
     """What the operator gets. The server says that the client has gone by `receive` alone: sending goes on into the
     void."""
 
@@ -170,11 +170,11 @@ async def _stream(services: Services, viewer: Viewer, receive: Receive) -> Async
 
     gone = asyncio.ensure_future(left())
     try:
-        async for piece in viewer.pieces(gone, lambda: services.live.silent(viewer)):
+        async for piece in view.pieces(gone, lambda: services.watching.silent(view)):
             yield piece
     finally:
         gone.cancel()
-        services.live.leave(viewer)
+        services.watching.leave(view)
 
 
 async def _ended(services: Services, operator: auth.Principal) -> str:

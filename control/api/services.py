@@ -34,8 +34,8 @@ from control.telemetry.fleet_metrics import FleetMetrics
 from control.telemetry.fleet_summary import FleetReader
 from control.telemetry.group_numbers import NumbersKeeper
 from control.telemetry.ingest import NumbersIngest
-from control.telemetry.live_records import LiveRecords
 from control.telemetry.recent_calls import RecentCallsReader
+from control.telemetry.watching.watch_service import WatchService
 from control.tracing import Tracing
 
 
@@ -101,8 +101,8 @@ class Services:
     """The fleet's metrics, for Prometheus."""
     standings: FleetReader
     """How many nodes stand how, for those who look at the whole fleet."""
-    live: LiveRecords
-    """Who watches nodes' records on this replica."""
+    watching: WatchService
+    """Views of nodes' records on this replica, and what nodes send for them."""
     metrics: ControlMetrics
     tracing: Tracing | None
     """What makes and sends traces; None where none are sent."""

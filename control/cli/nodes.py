@@ -6,9 +6,8 @@ import click
 
 from control import tokens
 from control.cli import status
-from control.cli.live import node_calls
-from control.cli.support import options, output, releasing
-from control.cli.support.client import Json, path
+from control.cli.support import options, output, record_stream, releasing
+from control.cli.support.client import Json, connection_settings, path
 from control.protocol.command_line import CommandGroup
 from control.protocol.durations import DurationType
 from control.protocol.manifest import MANIFEST_FIELDS
@@ -18,6 +17,8 @@ SHOWN = 100
 """Nodes that a list for people has."""
 UNSEEN = DurationType(1, whole=True, plain=True)
 STATES = ("online", "offline", "syncing", "revoked")
+CODES_SHOWN = 4
+"""Codes with which calls of a function ended that `--calls` shows: the most frequent ones."""
 
 
 @click.group(cls=CommandGroup, renamed={"remove": "delete"})
@@ -86,13 +87,13 @@ async def show(node: str, calls: bool, as_json: bool) -> None:
     async with options.client() as control:
         found = await control.get(path("nodes", node))
     if calls:
-        found["calls"] = await node_calls.asked(found)
+        found["calls"] = await _counted_calls(found)
     if as_json:
         output.document(found)
         return
     output.pairs(_details(found))
     if calls:
-        node_calls.show(found["calls"])
+        _show_calls(found["calls"])
 
 
 def _details(node: Json) -> list[tuple[str, object]]:
@@ -377,3 +378,56 @@ def _done(node: str, what: str, text: str, as_json: bool) -> None:
         output.document({"node": node, what: True})
     else:
         output.say(f"{node}: {text}")
+
+
+async def _counted_calls(node: Json) -> list[Json] | None:
+    """Ask the node what it has counted of each function and release; return None, and say so on stderr, without an
+    answer.
+
+    Raises: as `record_stream.parts` does.
+    """
+    if "functions" not in (node.get("capabilities") or {}).get("questions", ()):
+        output.note("its version of skerry-edge doesn't tell what it has counted of calls", style="yellow")
+        return None
+    found: list[Json] = []
+    answered = False
+    async with record_stream.RecordClient(connection_settings()) as control:
+        async for part in record_stream.parts(control, {"kind": "functions", "node": node["id"]}):
+            if part.record is not None:
+                found.append(part.record)
+            elif part.notice is not None and part.notice["notice"] == "history":
+                answered = bool(part.notice.get("count"))
+    if not answered:
+        why = f"it is {node['state']}" if node["state"] in ("offline", "revoked") else "it didn't answer within 10 s"
+        output.note(f"{why}, so it isn't known what it has counted of calls", style="yellow")
+        return None
+    return sorted(found, key=lambda one: (one.get("function", ""), -one.get("release", 0)))
+
+
+def _show_calls(calls: list[Json] | None) -> None:
+    """Print a table of what a node has counted of calls."""
+    if calls is None:
+        return
+    output.table(
+        ["FUNCTION", "VERSION", "RELEASE", "CALLS", "FAILED", "P50", "P99", "CODES"],
+        [
+            [
+                one.get("function", ""),
+                one.get("version") or "-",
+                one.get("release") or "earlier",
+                one.get("calls", 0),
+                one.get("failed", 0),
+                *(f"{one.get(name, 0.0) * 1000:.1f} ms" if one.get("calls") else "-" for name in ("p50", "p99")),
+                _outcomes(one.get("outcomes", {})),
+            ]
+            for one in calls
+        ],
+        "it has served no function since it started",
+    )
+    if calls:
+        output.note(f"counted since the node started, {calls[0]['since']}")
+
+
+def _outcomes(outcomes: dict[str, int]) -> str:
+    often = sorted(outcomes.items(), key=lambda pair: (-pair[1], pair[0]))[:CODES_SHOWN]
+    return ", ".join(f"{code} {count}" for code, count in often)

@@ -16,9 +16,9 @@ from control.api.node_views import DetailedNode
 from control.api.services import Services
 from control.problems import ProblemError
 from control.protocol import wire
-from control.telemetry.live_records import COUNTS
-from control.telemetry.record_lines import FunctionRecord
-from control.telemetry.viewer import Ask, Notice
+from control.telemetry.watching.node_records import FunctionRecord
+from control.telemetry.watching.view import Ask, Notice
+from control.telemetry.watching.watch_service import COUNTS
 
 PATIENCE = 6.0
 """Seconds for which a page without a script waits for the node, and after which a node is said not to answer."""
@@ -149,23 +149,23 @@ class NodeFunctions:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self, node_id: str, operator: str, asked: _AskedNode) -> None:
-        live = self._services.live
+        watching = self._services.watching
         question = wire.Question("", self._services.clock.now(), COUNTS, history=True, limit=MOST)
         # Whoever looks may see the node: the page asks that each time. The view is no single operator's.
         ask = Ask(operator, _goes_on, None, node_id, None, question)
         try:
-            viewer = await live.begin(ask)
+            view = await watching.begin(ask)
             asked.problem = ""
             try:
                 gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-                async with aclosing(viewer.pieces(gone, _nobody)) as pieces:  # type: ignore[type-var]
+                async with aclosing(view.pieces(gone, _nobody)) as pieces:  # type: ignore[type-var]
                     # There is a piece each 5 s at least, an empty line if nothing else.
                     async for piece in pieces:
                         self._take(asked, piece)
                         if self._clock.monotonic() - asked.looked_at > LINGER:
                             break
             finally:
-                live.leave(viewer)
+                watching.leave(view)
         except ProblemError as problem:
             asked.problem = problem.detail
         finally:

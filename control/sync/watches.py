@@ -18,7 +18,7 @@ class WatchRow(NamedTuple):
 
     id: str
     viewer: str
-    """The name of the replica that has the operator's connection."""
+    """The name of the replica that has the watch's view."""
     operator: str
     """The operator's name."""
     node_id: str | None
@@ -31,7 +31,7 @@ class WatchRow(NamedTuple):
 
 
 class WatchedNode(Protocol):
-    """What a watch goes by."""
+    """What decides whether a watch concerns a node."""
 
     id: str
     group_id: str
@@ -40,11 +40,11 @@ class WatchedNode(Protocol):
 class CachedWatch:
     """A watch in memory."""
 
-    __slots__ = ("group_ids", "id", "node_id", "operator", "question", "rate", "viewer")
+    __slots__ = ("group_ids", "id", "node_id", "operator", "question", "rate", "replica")
 
     def __init__(self, row: WatchRow) -> None:
         self.id = row.id
-        self.viewer = row.viewer
+        self.replica = row.viewer
         self.operator = row.operator
         self.node_id = row.node_id
         self.group_ids = None if row.group_ids is None else frozenset(row.group_ids)
@@ -52,7 +52,7 @@ class CachedWatch:
         self.rate = row.rate
 
     def concerns(self, node: WatchedNode) -> bool:
-        """Whether the watch is about this node, in the group that it is in now."""
+        """Tell whether the watch is about this node, in the group that it is in now."""
         return self.node_id in (None, node.id) and (self.group_ids is None or node.group_id in self.group_ids)
 
 
@@ -66,9 +66,9 @@ class Watches:
         """The digest and the answer to a poll, by the ids of a node's watches."""
 
     def take(self, rows: Iterable[WatchRow]) -> list[CachedWatch]:
-        """Take over all watches that there are; return those that are new, and those that are no more.
+        """Take over all present watches; return those that have begun or ended since the last time.
 
-        One that a newer control has made, and this one can't read, is left out.
+        A watch of a newer control that this one can't read is left out.
         """
         before, now = self.alive, {}
         changed = []
@@ -89,11 +89,11 @@ class Watches:
         return changed
 
     def of(self, node: WatchedNode) -> list[CachedWatch]:
-        """The watches of a node."""
+        """Return the watches of a node."""
         return [watch for watch in self.alive.values() if watch.concerns(node)]
 
     def answer(self, node: WatchedNode, digest: str) -> bytes | None:
-        """The answer to a poll of a node that knows the watches of `digest`; None where these are its watches."""
+        """Return the answer to a poll of a node that knows the watches of `digest`; None if it knows them all."""
         found = self.of(node)
         if not found and not digest:
             return None

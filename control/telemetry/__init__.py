@@ -3,6 +3,5 @@ events, sent to URLs. It knows no HTTP of control's own.
 
 May import: `storage`, `sync` and the modules at the top of `control`. Start with `fleet_summary` (how many nodes stand
 how, which is read only while somebody looks), `ingest` (what nodes tell with their polls) and `group_numbers` (where
-that is kept), `webhooks` (events), or `live_records` (who watches nodes' records on this replica, and the records that
-come for them), then `viewer` (what an operator gets of them).
+that is kept), `webhooks` (events), or `watching` (operators watch nodes' records).
 """

@@ -129,7 +129,7 @@ class ControlApp:
         self.hub = self._starlette.state.hub = Hub(services.clock)
         self.node_functions = NodeFunctions(services)
         self._starlette.state.node_functions = self.node_functions
-        services.metrics.watch_readers(lambda: self.hub.streams, lambda: len(services.live.viewers))
+        services.metrics.watch_readers(lambda: self.hub.streams, lambda: len(services.watching.views))
         self._polls = PollEndpoint(
             services.auth,
             services.fleet,

@@ -43,8 +43,8 @@ from control.telemetry.fleet_metrics import FleetMetrics
 from control.telemetry.fleet_summary import FleetReader
 from control.telemetry.group_numbers import NumbersKeeper
 from control.telemetry.ingest import NumbersIngest
-from control.telemetry.live_records import LiveRecords
 from control.telemetry.recent_calls import RecentCallsReader
+from control.telemetry.watching.watch_service import WatchService
 from control.telemetry.webhooks.webhook_client import WebhookClient
 from control.telemetry.webhooks.webhook_sender import WebhookSender
 from control.tracing import Tracing
@@ -172,7 +172,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             recent_calls=recent_calls,
             fleet_metrics=fleet_metrics,
             standings=standings,
-            live=LiveRecords(background, databases.writes, fleet, clock),
+            watching=WatchService(background, databases.writes, fleet, clock),
             metrics=metrics,
             tracing=traces,
             certificates=certificates,
@@ -197,7 +197,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             "sessions": sessions.run,
             "uses of tokens": uses.run,
             "files": services.reread.run,
-            "live records": services.live.run,
+            "live records": services.watching.run,
             "monitor": services.monitor().run,
             "webhooks": webhooks.run,
         }

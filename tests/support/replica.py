@@ -23,7 +23,8 @@ from control.protocol import wire
 from control.settings import ControlSettings
 from control.storage import connection_quotas
 from control.sync import fleet_cache, monitor
-from control.telemetry import fleet_summary, live_records, recent_calls, shared_reading
+from control.telemetry import fleet_summary, recent_calls, shared_reading
+from control.telemetry.watching import watch_service
 from control.web import lifespan
 from control.web.server import ControlServer
 from edge_runtime.sync import capabilities
@@ -73,7 +74,7 @@ def silence(patch: pytest.MonkeyPatch, named: Collection[str] = ()) -> None:
         return real(clock, {name: task for name, task in tasks.items() if name in named or name not in UNASKED})
 
     patch.setattr(lifespan, "_in_background", others)
-    patch.setattr(live_records, "CLEAN_EVERY", 1e6)
+    patch.setattr(watch_service, "CLEAN_EVERY", 1e6)
     # On a busy machine a reading takes long, and what was written meanwhile would be seen twenty times as much later.
     for module in (fleet_summary, recent_calls):
         patch.setattr(module, "PERIOD", 0.0)

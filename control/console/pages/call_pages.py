@@ -15,8 +15,8 @@ import msgspec
 from control.api import logs, request_input
 from control.api.operations import Reply
 from control.console.visits import ConsolePage, Visit
-from control.telemetry.record_lines import CallRecord, LogRecord, NodeLogRecord
-from control.telemetry.viewer import HISTORY_SECONDS, Notice
+from control.telemetry.watching.node_records import CallRecord, LogRecord, NodeLogRecord
+from control.telemetry.watching.view import HISTORY_SECONDS, Notice
 
 PATIENCE = HISTORY_SECONDS + 2.0
 """Seconds for which nodes are waited for: longer than the view waits, which says then which of them were silent."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from control.cli.live import logs
+from control.cli import logs
 from control.local.pki import Pki
 from edge_runtime.telemetry import records
 from tests.support import agents

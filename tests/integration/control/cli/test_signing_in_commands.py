@@ -102,7 +102,7 @@ async def test_a_login_is_kept_used_and_ended(
     following = await terminal.start("logs", "-f")
 
     async def begun() -> bool:
-        return any(viewer.begun for viewer in control.services.live.viewers.values())
+        return any(view.begun for view in control.services.watching.views.values())
 
     await until(begun)
     assert "signed out of" in await terminal.run("logout")

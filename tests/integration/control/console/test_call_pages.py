@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from control.console.pages import call_pages
-from control.telemetry.viewer import HISTORY_SECONDS, LOOK, TOGETHER
+from control.telemetry.watching.view import HISTORY_SECONDS, LOOK, TOGETHER
 from tests.support import deploy
 from tests.support.clock import SetClock
 from tests.support.console import MARKUP, page
@@ -95,7 +95,7 @@ async def test_nodes_are_asked_for_their_slow_and_failed_calls(control_site: Sit
 
 async def test_nodes_that_are_away_or_silent_are_named(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call_pages.PATIENCE > HISTORY_SECONDS + TOGETHER + LOOK  # the view says who was silent, and the page waits
-    monkeypatch.setattr("control.telemetry.viewer.HISTORY_SECONDS", 0.5)
+    monkeypatch.setattr("control.telemetry.watching.view.HISTORY_SECONDS", 0.5)
     async with control_site.running() as replica:
         await joined(replica, "silent")
         old = await replica.join("old")

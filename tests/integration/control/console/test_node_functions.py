@@ -51,7 +51,7 @@ async def ended(replica: Replica) -> None:
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have it seen sooner that nobody looks any more."""
     monkeypatch.setattr(node_functions, "LINGER", 4.0)
-    monkeypatch.setattr("control.telemetry.viewer.HEARTBEAT", 0.5)
+    monkeypatch.setattr("control.telemetry.watching.view.HEARTBEAT", 0.5)
 
 
 async def test_a_node_is_asked_while_somebody_looks(control_site: Site) -> None:
@@ -149,7 +149,7 @@ async def test_who_cannot_be_asked_is_said(control_site: Site, monkeypatch: pyte
 async def test_pages_and_logs_take_no_views_from_each_other(
     control_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("control.telemetry.live_records.MOST_OF_OPERATOR", 1)
+    monkeypatch.setattr("control.telemetry.watching.watch_service.MOST_OF_OPERATOR", 1)
     monkeypatch.setattr(node_functions, "RETRY", 0.2)
     async with control_site.running() as replica:
         one, two = await able(replica, "one", "functions", "lines"), await able(replica, "two", "functions", "lines")

@@ -145,7 +145,7 @@ async def test_a_question_that_fails_is_not_asked_again_at_once(
 async def test_a_hundred_thousand_lines_are_sampled_within_bounds(
     edge: Edge, watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("control.telemetry.viewer.BUDGET", 200.0)
+    monkeypatch.setattr("control.telemetry.watching.view.BUDGET", 200.0)
     ring = edge.front.ring
     async with watching(follow="true", function="orders", limit=1) as view:
         await until(lambda: len(ring.taps) == 1)

@@ -41,7 +41,7 @@ class OnlyCounters:
         self.settings = SETTINGS
         self.clock = SystemClock()
         self.tracing = None
-        self.live = SimpleNamespace(viewers={})
+        self.watching = SimpleNamespace(views={})
         self.auth = self.fleet = self.heartbeats = self.decisions = self.numbers = None
         self.certificates, self.reread = ControlCertificates(SETTINGS, SystemClock()), RereadFiles({}, SystemClock())
         self.live_settings = LiveSettings(SETTINGS)

@@ -1,4 +1,4 @@
-"""The way of records from the replica that a node has sent them to, to the one that has the operator's connection.
+"""Takes records from the replica that a node has sent them to, to the one that has the view.
 
 There is no network between replicas: a row of `watched_records` has what one has for another one, packed. Rows are
 written five times a second at most, read by their numbers, which each sender counts up, and deleted half a minute later
@@ -14,9 +14,10 @@ import msgspec
 
 from control.clock import Clock
 from control.problems import ProblemError
+from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.telemetry import watch_rows
+from control.sync import replica_mark
 
 OUTBOX_BYTES = 512 * 1024
 """Bytes of records that wait to be sent."""
@@ -26,6 +27,29 @@ KEPT = timedelta(seconds=30)
 """How long rows are kept."""
 CLEANED = 500
 """Rows that are deleted at a time."""
+MARKED = timedelta(seconds=10)
+"""How old the mark of a replica that runs may be."""
+
+
+class RateRow(NamedTuple):
+    """The rate of a watch."""
+
+    id: str
+    rate: float
+
+
+class SentRow(NamedTuple):
+    """What a replica has sent to another one."""
+
+    sender: str
+    seq: int
+    body: bytes
+
+
+SQL = queries.load("watches")
+RATES = SQL.rows("rates", RateRow)
+REPLICAS = SQL.value("replicas", str)
+RECEIVE = SQL.rows("receive", SentRow)
 
 
 class NodeBatch(NamedTuple):
@@ -52,17 +76,17 @@ _decode = msgspec.msgpack.Decoder(list[NodeBatch]).decode
 
 
 class RecordRelay:
-    """One replica's part of it."""
+    """One replica's end of the relay."""
 
     def __init__(self, db: Database, clock: Clock, name: str) -> None:
-        """`name`: of this replica."""
+        """`name` is this replica's."""
         self._db = db
         self._clock = clock
         self._name = name
         self._outbox: dict[str, list[NodeBatch]] = {}
-        """By the replica that it is for."""
+        """Batches that wait to be sent, by the replica that they are for."""
         self._size = 0
-        """Bytes of records in it."""
+        """Bytes of records in the outbox."""
         self._sent: dict[str, int] = {}
         """The number of the last row that was sent, by the replica that it is for."""
         self._read: dict[str, int] = {}
@@ -71,7 +95,7 @@ class RecordRelay:
         """The other replicas that run, as they were when they were last looked for."""
 
     def post(self, replica: str, batch: NodeBatch) -> None:
-        """Have a batch sent; where too much waits, its records are left out and counted."""
+        """Have a batch sent; if too much waits already, leave out its records and count them."""
         if self._size + len(batch.lines) > OUTBOX_BYTES:
             batch = batch._replace(lines=b"", records=0, sampled=batch.sampled + batch.records)
         self._size += len(batch.lines)
@@ -90,8 +114,8 @@ class RecordRelay:
         row = (list(outbox), self._name, list(map(str, numbers)), packed, self._clock.now())
 
         async def write(conn: Connection) -> dict[str, float]:
-            await conn.execute(watch_rows.SQL["send"], *row)
-            return {found.id: found.rate for found in await conn.fetch(watch_rows.RATES, ids)}
+            await conn.execute(SQL["send"], *row)
+            return {found.id: found.rate for found in await conn.fetch(RATES, ids)}
 
         try:
             return await self._db.transaction(write)
@@ -102,11 +126,9 @@ class RecordRelay:
             raise
 
     async def receive(self) -> list[NodeBatch]:
-        """What others have sent since the last time. Raises: ProblemError."""
+        """Return what others have sent since the last time. Raises: ProblemError."""
         lasts = [str(self._read.get(name, 0)) for name in self.others]
-        rows = await self._db.read(
-            lambda conn: conn.fetch(watch_rows.RECEIVE, self._name, self.others, lasts, READ_AT_ONCE)
-        )
+        rows = await self._db.read(lambda conn: conn.fetch(RECEIVE, self._name, self.others, lasts, READ_AT_ONCE))
         found = []
         for row in rows:
             self._read[row.sender] = row.seq
@@ -115,15 +137,15 @@ class RecordRelay:
 
     async def find_others(self) -> None:
         """Find out which replicas there are. Raises: ProblemError."""
-        now = self._clock.now()
-        self.others = [n for n in await self._db.read(lambda conn: watch_rows.replicas(conn, now)) if n != self._name]
+        since = self._clock.now() + replica_mark.KEPT - MARKED
+        self.others = [n for n in await self._db.read(lambda conn: conn.column(REPLICAS, since)) if n != self._name]
 
     async def clean(self) -> None:
         """Delete rows that have been there long enough, of all replicas. Raises: ProblemError."""
         before = self._clock.now() - KEPT
 
         async def work(conn: Connection) -> str:
-            return await conn.execute(watch_rows.SQL["clean"], before, CLEANED)
+            return await conn.execute(SQL["clean"], before, CLEANED)
 
         while await self._db.transaction(work) == f"DELETE {CLEANED}":
             pass

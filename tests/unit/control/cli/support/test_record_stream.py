@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from control.cli.live import record_stream
-from control.cli.live.record_stream import RecordClient
+from control.cli.support import record_stream
 from control.cli.support.client import ATTEMPTS, Unreachable
+from control.cli.support.record_stream import RecordClient
 
 RECORD = b'{"kind":"log","t":"2026-11-30T12:00:00.000Z","message":"a line"}'
 

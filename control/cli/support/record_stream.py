@@ -1,4 +1,4 @@
-"""Records of nodes as they come, over the end of a replica and other interruptions, and what is said beside them."""
+"""Reads nodes' records and the notices beside them, as they come; goes on after the end of a replica."""
 
 import asyncio
 import random
@@ -42,7 +42,7 @@ ONCE = ("begin", "offline", "too_old", "silent", "history")
 
 
 class RecordClient(Client):
-    """A client that also reads answers without an end."""
+    """A client that can also read an endless answer."""
 
     async def lines(self, where: str, **query: str | int | None) -> AsyncIterator[tuple[bytes, datetime | None]]:
         """Yield the lines of an answer that has no end, as they come, with control's time when it began to answer.

@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from control.cli.live import record_stream
-from control.cli.support import options, output
+from control.cli.support import options, output, record_stream
 from control.cli.support.client import Json, connection_settings
 from control.protocol.counts import counted
 
@@ -132,7 +131,7 @@ def _query(
 async def _show(
     query: dict[str, str | int | None], limit: int, text: Callable[[Json, bytes], str], *, waits: bool
 ) -> None:
-    """Print records: what is there already by its time, as soon as all of it is known, then what comes."""
+    """Print records: those that are there already, by time, as soon as all of them are known; then those that come."""
     past: list[tuple[str, Json, bytes]] = []
     async with record_stream.RecordClient(connection_settings()) as control:
         async for part in record_stream.parts(control, query):
@@ -151,7 +150,7 @@ async def _show(
 
 
 async def _gathered(query: dict[str, str | int | None]) -> tuple[list[Json], list[Json]]:
-    """The calls, and the lines that they logged, or that nodes' own logs have of them."""
+    """Return the calls, and the lines that they logged or that nodes' own logs have about them."""
     found: list[Json] = []
     async with record_stream.RecordClient(connection_settings()) as control:
         async for part in record_stream.parts(control, query):
@@ -185,7 +184,7 @@ def _tell(notice: Json) -> None:
 
 
 def escaped(value: object) -> str:
-    """The text of a value on one line; characters that would steer a terminal are shown as escapes."""
+    """Return the text of a value on one line, with characters that would steer a terminal as escapes."""
     return str(value).translate(_VISIBLE)
 
 
@@ -248,6 +247,6 @@ def _colored(text: str, color: str) -> str:
 
 
 def _write(text: str) -> None:
-    """Print to stdout at once: who follows a log waits for it."""
+    """Print to stdout at once: someone who follows a log is waiting for it."""
     sys.stdout.write(text)
     sys.stdout.flush()

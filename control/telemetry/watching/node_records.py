@@ -1,6 +1,6 @@
 """Records as nodes send them: bytes that anybody with a node's credential may have made.
 
-What is none of the known records, or larger than one may be, is left out and counted. The node's name is set here, so a
+A line that is none of the known records, or is too large, is left out and counted. The node's name is set here, so a
 node can't speak for another.
 """
 
@@ -104,7 +104,7 @@ class FunctionRecord(Struct, tag_field="kind", tag="function", omit_defaults=Tru
     node: str = ""
     calls: Count = 0
     failed: Count = 0
-    """Those that ended in an error of the function or the node."""
+    """Calls that ended in an error of the function or the node."""
     outcomes: Annotated[dict[Short, Count], Meta(max_length=MOST_OUTCOMES)] = {}
     """How calls ended that didn't end well, by the code."""
     p50: Seconds = 0.0
@@ -132,7 +132,7 @@ class CheckedLines(NamedTuple):
 
 
 def unpack(raw: bytes, encoding: bytes) -> bytes:
-    """A batch's bytes as they were before `encoding`, a Content-Encoding. Raises: ProblemError."""
+    """Return a batch's bytes as they were before `encoding`, a Content-Encoding. Raises: ProblemError."""
     if encoding in (b"", b"identity"):
         return raw
     if encoding not in (b"gzip", b"deflate"):
@@ -149,7 +149,7 @@ def unpack(raw: bytes, encoding: bytes) -> bytes:
 
 
 def check(raw: bytes, kind: str, node: str) -> CheckedLines:
-    """The records of a question's kind in a batch of the node of this name.
+    """Return the records of a question's kind in a batch of the node of this name.
 
     Raises: ProblemError not_ready, when a newer replica has asked for records of a kind that this one doesn't know.
     """

@@ -1,12 +1,15 @@
-"""One operator's view of nodes' records: what has come and isn't sent yet, and what must be said beside it.
+"""One operator's view of nodes' records: what has come and isn't sent yet, and how fast its nodes may send.
 
 A view is bounded in bytes. Where its reader is slow, the oldest records go, and the reader is told how many; records
 that were left out before, because they were too many, are told apart from these.
+
+A view has a budget of records a second. Where its nodes would send more than that, each gets the same limit, the
+highest that the budget allows: quiet nodes lose nothing, and busy ones are cut to one level.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,7 +17,6 @@ import msgspec
 from control.clock import Clock
 from control.protocol import wire
 from control.protocol.counts import counted
-from control.telemetry.fair_rates import NodeRates, level
 
 BUFFER_BYTES = 1024 * 1024
 """Bytes of records that wait for their reader."""
@@ -34,10 +36,26 @@ BUDGET = 2000.0
 """Records a second of all nodes together."""
 LEAST_RATE = 0.05
 """Records a second that a node may send at least."""
+BURST = 2.0
+"""Seconds of its rate that a node may send at once."""
 LINES_OF_CALL = 20
 """Lines of its log that a node sends with a call, at most."""
 NAMED = 20
 """Nodes that a notice names."""
+COUNT_TEXTS = {
+    "dropped": "records were dropped, because they were read too slowly",
+    "sampled": "records were left out evenly, because there are too many",
+    "left_out": "nodes have older records that were asked for, too",
+    "invalid": "lines of nodes weren't records",
+}
+END_TEXTS = {
+    "shutting_down": "this replica of control stops; ask again",
+    "credentials_invalid": "the operator was revoked",
+    "token_expired": "the operator's token has ended",
+    "session_ended": "the session has ended, as by signing out: sign in again",
+    "role_insufficient": "what the operator may was changed; ask again",
+    "watch_ended": "control has lost the view; ask again",
+}
 
 
 class Ask(NamedTuple):
@@ -84,17 +102,96 @@ class Notice(msgspec.Struct, tag_field="kind", tag="notice", omit_defaults=True)
 
 
 def notice(kind: str, message: str, count: int = 0, nodes: list[str] | None = None, code: str = "") -> bytes:
-    """A notice as a line."""
+    """Return a notice as a line."""
     return msgspec.json.encode(Notice(kind, message, count, nodes or [], code)) + b"\n"
 
 
+def level(demands: Iterable[float], budget: float) -> float:
+    """Return the highest limit with which nodes of these demands together send at most `budget`. Pure.
+
+    All numbers are records a second. If they demand less than the budget, each may send what is left besides.
+    """
+    ordered = sorted(demands)
+    left, count = budget, len(ordered)
+    for demand in ordered:
+        if demand * count >= left:
+            return left / count
+        left -= demand
+        count -= 1
+    return (ordered[-1] if ordered else 0.0) + left
+
+
+class SentByNode:
+    """What a node has sent of a watch, and what it may still send."""
+
+    __slots__ = ("at", "credit", "demand")
+
+    def __init__(self, credit: float, at: float) -> None:
+        self.credit = credit
+        """Records that it may send now."""
+        self.at = at
+        """When it last sent something, by the loop's clock."""
+        self.demand = 0
+        """Records that it has had since demands were last looked at, with those that it left out."""
+
+    def allow(self, lines: int, rate: float, now: float) -> int:
+        """Return how many of these lines are taken, from a node that may send `rate` a second."""
+        most = max(self.credit, 1.0, BURST * rate)
+        self.credit = min(self.credit + (now - self.at) * rate, most)
+        self.at = now
+        taken = min(lines, int(self.credit))
+        self.credit -= taken
+        return taken
+
+
+class NodeRates:
+    """The nodes of one watch that send, as one replica sees them."""
+
+    IDLE = 60.0
+    """Seconds after which a node that sends nothing is forgotten."""
+    ACTIVE = 3.0
+    """Seconds for which a node that sent something counts in the sharing of the budget."""
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: records of what was there already, which a node may send beyond its rate."""
+        self._limit = limit
+        self.nodes: dict[str, SentByNode] = {}
+
+    def take(self, node_id: str, lines: int, skipped: int, rate: float, now: float) -> int:
+        """Return how many of a node's lines are taken; it has left out `skipped` more by itself."""
+        node = self.nodes.get(node_id)
+        if node is None:
+            node = self.nodes[node_id] = SentByNode(self._limit + BURST * rate, now)
+        node.demand += lines + skipped
+        return node.allow(lines, rate, now)
+
+    def note(self, node_id: str, lines: int, now: float) -> None:
+        """Count what a node has sent through another replica, which has limited it."""
+        node = self.nodes.get(node_id)
+        if node is None:
+            node = self.nodes[node_id] = SentByNode(0.0, now)
+        node.demand += lines
+        node.at = now
+
+    def demands(self, seconds: float, now: float) -> list[float]:
+        """Return the records a second of each active node in the last `seconds`, and forget the idle ones."""
+        for id in [id for id, node in self.nodes.items() if now - node.at > self.IDLE]:
+            del self.nodes[id]
+        found = []
+        for node in self.nodes.values():
+            if now - node.at <= self.ACTIVE:
+                found.append(node.demand / seconds)
+            node.demand = 0
+        return found
+
+
 def node_rates(question: wire.Question) -> NodeRates:
-    """The nodes that answer a question. Of a call, a node sends what it logged, too."""
+    """Return the rates of the nodes that answer a question. With a call, a node sends what the call logged."""
     return NodeRates(question.limit * (LINES_OF_CALL + 1 if question.kind == "calls" else 1))
 
 
-class Viewer:
-    """A view. Records are `put`; its reader takes `pieces`."""
+class View:
+    """What one operator gets of a watch: records are `put`, and the reader takes `pieces`."""
 
     def __init__(self, id: str, question: wire.Question, ask: Ask, nodes: Nodes, clock: Clock) -> None:
         self.id = id
@@ -124,7 +221,7 @@ class Viewer:
         self._event = asyncio.Event()
 
     def put(self, lines: bytes, count: int) -> None:
-        """Records as lines, for the reader; the oldest go where they are too many."""
+        """Take records as lines, for the reader; drop the oldest ones when they are too many."""
         queue = self._queue
         queue.append((lines, count))
         self._size += len(lines)
@@ -135,18 +232,18 @@ class Viewer:
         self._event.set()
 
     def count(self, what: str, number: int) -> None:
-        """Count records that aren't shown: `sampled`, `left_out` or `invalid`; the reader is told soon."""
+        """Count records that aren't shown (`sampled`, `left_out` or `invalid`), which the reader is told soon."""
         if number:
             self._counts[what] += number
             self._event.set()
 
     def done(self, node_id: str) -> None:
-        """A node has told all that it had when it was asked."""
+        """Note that a node has told all that it had when it was asked."""
         self.answered.add(node_id)
         self._event.set()
 
     def end(self, code: str) -> None:
-        """Have the view end; what is not yet read isn't shown any more where the operator may not see it."""
+        """End the view. What isn't read yet isn't shown any more, unless this replica just stops."""
         if not self.ended:
             self.ended = code
             if code != "shutting_down":
@@ -155,7 +252,7 @@ class Viewer:
             self._event.set()
 
     def share(self) -> None:
-        """Set the nodes' rate by what they had to send since the last time, once a second."""
+        """Set the nodes' rate by what they had to send since the last time; at most once a second."""
         now = self._clock.monotonic()
         passed = now - self._shared_at
         if passed >= 1.0:
@@ -165,9 +262,9 @@ class Viewer:
                 self.rate = max(LEAST_RATE, level(demands, BUDGET))
 
     async def pieces(self, gone: "asyncio.Future[Any]", names: Callable[[], Any]) -> AsyncIterator[bytes]:
-        """What is sent to the reader, until the view ends or `gone` is done.
+        """Yield what is sent to the reader, until the view ends or `gone` is done.
 
-        `names` finds the names of the nodes that haven't told what they had (a coroutine).
+        `names`, a coroutine, finds the names of the nodes that haven't told what they had.
         """
         self.begun = True
         gone.add_done_callback(lambda _: self._event.set())
@@ -220,7 +317,7 @@ class Viewer:
         return len(self.answered) >= self.nodes.asked or now - self.made_at >= HISTORY_SECONDS
 
     def _take(self) -> list[bytes]:
-        """What waits, in pieces of a size that the connection takes at once, and how many records are missing."""
+        """Return what waits, in pieces of a size that the connection takes at once, and notices of what is missing."""
         self._event.clear()
         now = self._clock.monotonic()
         pieces = self._untold(now)
@@ -236,7 +333,7 @@ class Viewer:
         return pieces
 
     def _untold(self, now: float, *, last: bool = False) -> list[bytes]:
-        """Notices of records that are missing, where it is time for them."""
+        """Return notices of records that are missing, if it is time for them."""
         if not any(self._counts.values()) or (now - self._told_at < TELL_EVERY and not last):
             return []
         self._told_at = now
@@ -245,7 +342,7 @@ class Viewer:
         return [b"".join(told)]
 
     async def _wait(self) -> None:
-        """Wait until there is something to send, or to look at whether the view ends."""
+        """Wait until there is something to send, or until it is time to see whether the view ends."""
         if self._queue:
             return
         try:
@@ -254,19 +351,3 @@ class Viewer:
         except TimeoutError:
             return
         await asyncio.sleep(TOGETHER)
-
-
-COUNT_TEXTS = {
-    "dropped": "records were dropped, because they were read too slowly",
-    "sampled": "records were left out evenly, because there are too many",
-    "left_out": "nodes have older records that were asked for, too",
-    "invalid": "lines of nodes weren't records",
-}
-END_TEXTS = {
-    "shutting_down": "this replica of control stops; ask again",
-    "credentials_invalid": "the operator was revoked",
-    "token_expired": "the operator's token has ended",
-    "session_ended": "the session has ended, as by signing out: sign in again",
-    "role_insufficient": "what the operator may was changed; ask again",
-    "watch_ended": "control has lost the view; ask again",
-}

@@ -12,8 +12,8 @@ from starlette.types import Scope
 from control.access.sessions import COOKIE, UsedIn
 from control.problems import ProblemError
 from control.protocol import wire
-from control.telemetry import live_records
-from control.telemetry.viewer import HISTORY_SECONDS, LOOK, Ask
+from control.telemetry.watching import watch_service
+from control.telemetry.watching.view import HISTORY_SECONDS, LOOK, Ask
 from tests.support.clock import SetClock
 from tests.support.cookies_and_forms import ConsoleBrowser
 from tests.support.deadlines import deadline
@@ -134,7 +134,7 @@ async def test_a_batch_is_bounded_before_and_after_it_is_unpacked(
 async def test_a_node_gets_its_share_of_the_budget_and_no_more(
     control_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("control.telemetry.viewer.BUDGET", 100.0)
+    monkeypatch.setattr("control.telemetry.watching.view.BUDGET", 100.0)
     async with control_site.running() as one, control_site.running() as other:
         nodes = [await joined(one, "busy"), await joined(one, "quiet"), await joined(other, "far")]
         async with viewing(one, follow=True, limit=1) as view:
@@ -179,8 +179,8 @@ async def test_a_slow_reader_gets_the_newest_and_is_told_how_many_it_missed(cont
             for turn in range(70):
                 records = [record(turn * 100 + n, message="x" * 4000) for n in range(100)]
                 assert (await send(node, question.id, *records)).status == 200
-            (viewer,) = one.services.live.viewers.values()
-            assert viewer._size <= 1024 * 1024
+            (kept,) = one.services.watching.views.values()
+            assert kept._size <= 1024 * 1024
             await send(node, question.id, record(0, message="newest"))
             await view.message("newest")
 
@@ -330,21 +330,21 @@ async def test_views_that_begin_at_once_are_bounded_too(control_site: Site) -> N
     """Whoever asks for many leaves room for others."""
     async with control_site.running() as one:
         ask = Ask("reader", AsyncMock(return_value=""), None)
-        begun = await asyncio.gather(*(one.services.live.begin(ask) for _ in range(40)), return_exceptions=True)
+        begun = await asyncio.gather(*(one.services.watching.begin(ask) for _ in range(40)), return_exceptions=True)
         refused = [error for error in begun if isinstance(error, ProblemError)]
         assert ({error.code for error in refused}, len(refused)) == ({"too_many_watches"}, 32)
-        await one.services.live.begin(Ask("admin", AsyncMock(return_value=""), None))
+        await one.services.watching.begin(Ask("admin", AsyncMock(return_value=""), None))
 
 
 async def test_a_watch_that_nobody_reads_ends(control_site: Site) -> None:
     clock = SetClock(timers="stand")
     async with control_site.running(clock=clock) as one:
         node = await joined(one, "node")
-        await one.services.live.begin(Ask("admin", AsyncMock(return_value=""), None))
+        await one.services.watching.begin(Ask("admin", AsyncMock(return_value=""), None))
         await asked(node)
         began, told = clock.monotonic(), asyncio.create_task(asked(node))
-        await clock.passes_until(lambda: not one.services.live.viewers, live_records.IDLE)
-        assert clock.monotonic() - began > live_records.UNREAD
+        await clock.passes_until(lambda: not one.services.watching.views, watch_service.IDLE)
+        assert clock.monotonic() - began > watch_service.UNREAD
         assert await told == []
 
 
@@ -353,12 +353,12 @@ async def test_records_of_a_kind_that_a_newer_replica_knows_are_for_that_one(con
     async with control_site.running() as one:
         node = await joined(one, "node")
         question = wire.Question("", datetime.now(UTC), kind="of tomorrow")
-        viewer = await one.services.live.begin(Ask("admin", AsyncMock(return_value=""), None, question=question))
-        answer = await send(node, viewer.id, record(1))
+        view = await one.services.watching.begin(Ask("admin", AsyncMock(return_value=""), None, question=question))
+        answer = await send(node, view.id, record(1))
         assert (answer.status, answer.json()["code"]) == (503, "not_ready")
         assert "earlier version" in answer.json()["detail"]
         assert answer.headers["connection"] == "close"
-        one.services.live.leave(viewer)
+        one.services.watching.leave(view)
 
 
 async def test_a_name_as_long_as_an_id_is_a_name(control_site: Site) -> None:
