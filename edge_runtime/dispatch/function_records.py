@@ -8,7 +8,7 @@ from control.protocol import histogram, wire
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.telemetry import records
 from edge_runtime.telemetry.call_counts import CallCounts
-from edge_runtime.telemetry.followed import Past
+from edge_runtime.telemetry.search import FoundLines
 
 AT_ONCE: Final = 50
 """Records that are made before other work gets the loop."""
@@ -19,7 +19,7 @@ class FunctionRecords:
         self._pool = pool
         self._since = records.time_text(time.time())
 
-    async def told(self, question: wire.Question) -> Past:
+    async def told(self, question: wire.Question) -> FoundLines:
         """Return a record of each function and release: those that are served, and earlier ones that had calls. Where
         there are more than the question wants, those with the most failed calls, then those with the most calls."""
         found = self._counted(question.function)
@@ -30,7 +30,7 @@ class FunctionRecords:
             lines.append(records.encode(self._record(now, name, version, release, counts))[:-1])
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
-        return Past(lines, len(found) > len(lines))
+        return FoundLines(lines, len(found) > len(lines))
 
     def _counted(self, only: str) -> list[tuple[str, int, int, CallCounts]]:
         """Return name, version and release of what is counted, with its counts. The version is 0 where it isn't served

@@ -25,7 +25,7 @@ from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.own_credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.sql_runs import SqlRunReports
 from edge_runtime.sync.sync_outcomes import SyncOutcomes
-from edge_runtime.sync.watched_records import WatchedRecords
+from edge_runtime.sync.watch_answers import WatchAnswers
 from edge_runtime.telemetry.node_agent import AgentFacts
 from edge_runtime.telemetry.poll_numbers import PollNumbers
 from edge_runtime.telemetry.spans import TraceSpan
@@ -73,7 +73,7 @@ class Agent:
         self._capabilities = capabilities.document()
         self._capabilities_digest = capabilities.digest(self._capabilities)
         self._report_wanted = False
-        self.watched = WatchedRecords()
+        self.watched = WatchAnswers()
         self._quick = 0
         self._troubles = 0
         self._moves = 0

@@ -10,7 +10,7 @@ from typing import Final
 
 from control.protocol import version, wire
 from control.protocol.manifest import MANIFEST_FIELDS
-from edge_runtime.telemetry import followed
+from edge_runtime.sync import watch_answers
 
 ABIS: Final = ("wagi", "extism", "direct")
 
@@ -27,7 +27,7 @@ def document() -> dict[str, object]:
         "manifest": list(MANIFEST_FIELDS),
         "schema": ["steps"],
         # What operators may ask.
-        "questions": list(followed.KINDS),
+        "questions": list(watch_answers.KINDS),
     }
 
 

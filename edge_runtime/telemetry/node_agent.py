@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 from control.protocol import wire
-from edge_runtime.telemetry.followed import Past
 from edge_runtime.telemetry.poll_numbers import PollNumbers
 from edge_runtime.telemetry.ring import Ring
+from edge_runtime.telemetry.search import FoundLines
 from edge_runtime.telemetry.spans import TraceSpan
 
 
@@ -34,7 +34,7 @@ class RecordSender(Protocol):
 
     ring: Ring | None
     """Where the records are."""
-    functions: Callable[[wire.Question], Awaitable[Past]] | None
+    functions: Callable[[wire.Question], Awaitable[FoundLines]] | None
     """Makes records of what is counted of functions."""
 
     async def run(self) -> None: ...

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from control.local.pki import Pki
-from edge_runtime.sync import watched_records
-from edge_runtime.telemetry import followed, records
+from edge_runtime.sync import watch_answers
+from edge_runtime.telemetry import records
 from tests.support import agents
 from tests.support.agents import Control, Edge
 from tests.support.console import live
@@ -135,7 +135,7 @@ async def test_a_question_that_fails_is_not_asked_again_at_once(
         failed.append(1)
         raise RuntimeError("a fault of the node's own")
 
-    monkeypatch.setattr(followed.Followed, "past", fail)
+    monkeypatch.setattr(watch_answers.WatchAnswer, "past", fail)
     async with watching(follow="true", since="2026-01-01T00:00:00Z"):
         await until(lambda: failed)
         await asyncio.sleep(1.0)
@@ -184,7 +184,7 @@ async def test_a_node_that_starts_again_goes_on(control: Control, tmp_path: Path
 async def test_what_is_counted_of_functions_is_told_while_somebody_looks_at_the_node(
     control: Control, edge: Edge, watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watched_records, "COUNTS_PERIOD", 0.3)
+    monkeypatch.setattr(watch_answers, "COUNTS_PERIOD", 0.3)
     await first_release(control)
     await answers(edge, 1)
     await control.until(lambda node: node["capabilities"]["questions"] == ["lines", "calls", "functions"])

@@ -11,8 +11,9 @@ import pytest
 
 from control.protocol import wire
 from edge_runtime import clock
-from edge_runtime.telemetry import followed, records, search
-from edge_runtime.telemetry.followed import Followed
+from edge_runtime.sync import watch_answers
+from edge_runtime.sync.watch_answers import WatchAnswer
+from edge_runtime.telemetry import records, search
 from edge_runtime.telemetry.ring import Ring
 from edge_runtime.telemetry.ring_files import RingFiles
 
@@ -31,8 +32,8 @@ def messages(lines: list[bytes]) -> list[int]:
     return [int(orjson.loads(line)["message"]) for line in lines]
 
 
-def following(**more: Any) -> Followed:
-    made = Followed(question(**more))
+def following(**more: Any) -> WatchAnswer:
+    made = WatchAnswer(question(**more))
     made._at -= 10  # as if its rate had been there for a while
     return made
 
@@ -91,12 +92,12 @@ def test_too_many_are_sampled_evenly_within_bounds(count: int) -> None:
     one = following()
     for number in range(count):
         one.put(line(number))
-        assert len(one._lines) <= followed.KEPT_LINES
-        assert one._size <= followed.KEPT_BYTES
+        assert len(one._lines) <= watch_answers.KEPT_LINES
+        assert one._size <= watch_answers.KEPT_BYTES
     taken = one.take()
     shown = messages(taken.lines)
     assert len(shown) + taken.sampled == count
-    assert len(shown) >= min(count, followed.KEPT_LINES // 4)
+    assert len(shown) >= min(count, watch_answers.KEPT_LINES // 4)
     gaps = {b - a for a, b in itertools.pairwise(shown)}
     assert len(gaps) <= 1, gaps
 
@@ -141,12 +142,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_past_has_the_newest_in_order(folder: Path) -> None:
-    past = Followed(question(limit=60)).past(folder, 1010.0)
+    past = WatchAnswer(question(limit=60)).past(folder, 1010.0)
     assert messages(past.lines) == [*range(41, 51), 100, *range(51, 100)]
     assert past.more
-    past = Followed(question(limit=200)).past(folder, 1090.0)
+    past = WatchAnswer(question(limit=200)).past(folder, 1090.0)
     assert (messages(past.lines), past.more) == (list(range(90, 100)), False)
-    past = Followed(question(limit=200, level="warning", function="orders")).past(folder, 0.0)
+    past = WatchAnswer(question(limit=200, level="warning", function="orders")).past(folder, 0.0)
     assert messages(past.lines) == list(range(0, 100, 10))
 
 
@@ -155,13 +156,13 @@ def of_kind(kind: str, lines: list[bytes]) -> list[bytes]:
 
 
 def test_calls_are_found_by_their_seconds_and_their_failure(folder: Path) -> None:
-    past = Followed(question(kind="calls", limit=2, slowest=True)).past(folder, 0.0)
+    past = WatchAnswer(question(kind="calls", limit=2, slowest=True)).past(folder, 0.0)
     assert [orjson.loads(line)["seconds"] for line in of_kind("call", past.lines)] == [8.0, 9.0]
     assert past.more
-    past = Followed(question(kind="calls", limit=10, failed=True)).past(folder, 0.0)
+    past = WatchAnswer(question(kind="calls", limit=10, failed=True)).past(folder, 0.0)
     assert (messages(of_kind("call", past.lines)), past.more) == ([0], False)
     # With the first lines that they have logged.
-    assert messages(of_kind("log", past.lines)) == list(range(followed.LINES_OF_CALL))
+    assert messages(of_kind("log", past.lines)) == list(range(watch_answers.LINES_OF_CALL))
 
 
 def test_what_a_call_logged_is_found_among_any_number_of_other_lines(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_what_a_call_logged_is_found_among_any_number_of_other_lines(tmp_path: P
     files = RingFiles(tmp_path, 16 << 20, 1e9)
     files.write([*calls, *others, *later])
     files.close()
-    past = Followed(question(kind="calls", limit=10)).past(tmp_path, 0.0)
+    past = WatchAnswer(question(kind="calls", limit=10)).past(tmp_path, 0.0)
     assert messages(of_kind("log", past.lines)) == [0, 1]
     assert messages(of_kind("node", past.lines)) == [7], "the node's own log says more of a call some seconds later"
 
@@ -194,6 +195,6 @@ def test_the_nodes_own_lines_of_a_function_are_found_as_they_are_followed(tmp_pa
 
 
 def test_what_a_newer_control_asks_is_left_out() -> None:
-    assert followed.known(question())
-    assert not followed.known(question(kind="traces"))
-    assert not followed.known(question(level="verbose"))
+    assert watch_answers.known(question())
+    assert not watch_answers.known(question(kind="traces"))
+    assert not watch_answers.known(question(level="verbose"))

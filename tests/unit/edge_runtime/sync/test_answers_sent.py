@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from control.protocol import wire
-from edge_runtime.sync import watched_records
+from edge_runtime.sync import watch_answers
 from edge_runtime.sync.control_client import ControlRefused, NoAnswer
-from edge_runtime.sync.watched_records import WatchedRecords
+from edge_runtime.sync.watch_answers import WatchAnswers
 from edge_runtime.telemetry import records
 from edge_runtime.telemetry.ring import Ring
 from tests.support.edge import until
@@ -50,8 +50,8 @@ class Client:
 async def test_each_record_is_sent_or_counted_once_whatever_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    monkeypatch.setattr(watched_records, "FIRST_PAUSE", 0.01)
-    ring, client, watched = Ring(tmp_path, 1 << 20, 3600.0), Client(fault), WatchedRecords()
+    monkeypatch.setattr(watch_answers, "FIRST_PAUSE", 0.01)
+    ring, client, watched = Ring(tmp_path, 1 << 20, 3600.0), Client(fault), WatchAnswers()
     watched.ring = ring
     ring.start()
     running = asyncio.ensure_future(watched.run())
