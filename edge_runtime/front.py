@@ -29,7 +29,7 @@ from edge_runtime.egress.in_flight import RequestsInFlight
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.metrics import EdgeMetrics
-from edge_runtime.own_numbers import OwnNumbers
+from edge_runtime.node_health import NodeHealth
 from edge_runtime.release import row_counter
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 from edge_runtime.release.compiler import Compiler
@@ -40,12 +40,12 @@ from edge_runtime.release.tamper_check import TamperCheck
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State, make_reserve
 from edge_runtime.status import NodeStatus
+from edge_runtime.sync.node_agent import NodeAgent
 from edge_runtime.telemetry import span_sender
 from edge_runtime.telemetry.call_records import CallRecords
 from edge_runtime.telemetry.call_traces import CallTracer
-from edge_runtime.telemetry.node_agent import NodeAgent
 from edge_runtime.telemetry.node_log import RingHandler
-from edge_runtime.telemetry.poll_numbers import PollNumbers
+from edge_runtime.telemetry.poll_report import PollReport
 from edge_runtime.telemetry.repeated_traps import RepeatedTraps
 from edge_runtime.telemetry.ring import FOLDER, Ring
 from edge_runtime.web.app import EdgeApp
@@ -133,9 +133,9 @@ class Front:
         if settings.tls_cert is not None and settings.tls_key is not None:
             self.tls_files = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         if self.agent is not None:
-            own = OwnNumbers(self.pool, self.checkpoints, self.agent, self.tls_files)
+            own = NodeHealth(self.pool, self.checkpoints, self.agent, self.tls_files)
             self.agent.renamed = self._renamed
-            self.agent.numbers = PollNumbers(self.pool.counted, self.pool.release_number, own.measure)
+            self.agent.numbers = PollReport(self.pool.counted, self.pool.release_number, own.measure)
         metrics = EdgeMetrics(
             self.pool,
             self.processes,

@@ -15,7 +15,7 @@ from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.logs import dropped
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
-from edge_runtime.telemetry.node_agent import NodeAgent
+from edge_runtime.sync.node_agent import NodeAgent
 from edge_runtime.telemetry.ring import Ring
 from edge_runtime.web.callers import Callers
 from edge_runtime.web.tls_files import TlsFiles

@@ -19,8 +19,8 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.sandbox import fence
 from edge_runtime.settings import EdgeSettings
-from edge_runtime.telemetry.node_agent import AgentFacts
-from edge_runtime.telemetry.poll_numbers import PollNumbers
+from edge_runtime.sync.node_agent import AgentFacts
+from edge_runtime.telemetry.poll_report import PollReport
 
 COMPILE_WAIT = 3600.0
 
@@ -38,7 +38,7 @@ class Given:
     def __init__(self, runtime: ReleaseManager, compiler: Compiler) -> None:
         self._runtime = runtime
         self._compiler = compiler
-        self.numbers = PollNumbers()
+        self.numbers = PollReport()
         self.watched = None
         compiler.best = QUICK
 

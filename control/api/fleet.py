@@ -10,7 +10,7 @@ from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import wire
 from control.sync.standing import Standing
-from control.telemetry import group_numbers, tallies
+from control.telemetry import call_history, tallies
 from control.telemetry.fleet_summary import GroupSummary
 from control.telemetry.recent_calls import MINUTES_SHOWN
 from control.telemetry.tallies import CallTally, Tallies
@@ -166,7 +166,7 @@ async def calls(call: ApiCall, query: CallsFilter) -> Reply:
     now = services.clock.now()
     since = now.replace(second=0, microsecond=0) - timedelta(minutes=query.minutes - 1)
     numbers = services.numbers
-    spans = await group_numbers.read(
+    spans = await call_history.read(
         services.databases.lists,
         names,
         since,

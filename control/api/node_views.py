@@ -21,7 +21,7 @@ from control.storage.connection import Connection
 from control.sync import applied_revisions
 from control.sync.applied_revisions import OlderRevision
 from control.sync.standing import Standing, standing
-from control.telemetry.node_numbers import OF_NODE, NodeTold
+from control.telemetry.node_health import OF_NODE, NodeTold
 
 
 class NodeError(Struct):

@@ -30,9 +30,9 @@ from control.sync.monitor import Monitor
 from control.sync.reconciler import Decision, NodeRequest
 from control.sync.reports import SyncReport
 from control.sync.write_batches import WriteBatches
+from control.telemetry.call_history import CallHistoryKeeper
 from control.telemetry.fleet_metrics import FleetMetrics
 from control.telemetry.fleet_summary import FleetReader
-from control.telemetry.group_numbers import NumbersKeeper
 from control.telemetry.ingest import NumbersIngest
 from control.telemetry.recent_calls import RecentCallsReader
 from control.telemetry.watching.watch_service import WatchService
@@ -93,7 +93,7 @@ class Services:
     """Takes the nodes' reports of their syncs."""
     numbers: NumbersIngest
     """Takes what nodes tell of calls and of themselves."""
-    numbers_kept: NumbersKeeper
+    numbers_kept: CallHistoryKeeper
     """Sums up what is stored of that, and deletes what is old."""
     recent_calls: RecentCallsReader
     """Calls of the last minutes, for those who look at the whole fleet."""

@@ -14,7 +14,7 @@ from control.sync.fleet_cache import FleetCache
 from control.telemetry.exposition import family, head, labels
 from control.telemetry.fleet_summary import FleetReader, FleetSummary
 from control.telemetry.ingest import NumbersIngest
-from control.telemetry.node_numbers import Events, GroupToldRow
+from control.telemetry.node_health import Events, GroupToldRow
 from control.telemetry.shared_reading import SharedReading
 from control.telemetry.tallies import CallTally
 

@@ -18,8 +18,8 @@ from control.protocol import histogram, wire
 from control.protocol.counts import counted
 from control.storage.database import Database
 from control.sync.fleet_rows import CachedNode
-from control.telemetry import group_numbers, tallies
-from control.telemetry.node_numbers import NodesTold
+from control.telemetry import call_history, tallies
+from control.telemetry.node_health import NodeHealthStore
 from control.telemetry.release_functions import ReleaseFunctions
 from control.telemetry.tallies import CallTally, Tallies
 
@@ -65,7 +65,7 @@ class NumbersIngest:
         self._db = db
         self._clock = clock
         self.replica = str(uuid4())
-        self.nodes = NodesTold(db, clock)
+        self.nodes = NodeHealthStore(db, clock)
         self._names = ReleaseFunctions(db)
         self._told: dict[str, _Told] = {}
         self._minutes: dict[datetime, dict[str, Tallies]] = {}
@@ -252,7 +252,7 @@ class NumbersIngest:
             counted = self._minutes[minute]
             due = counted if over or everything else {id: counted[id] for id in self._hurried if id in counted}
             if due:
-                await group_numbers.write(self._db, self.replica, minute, due)
+                await call_history.write(self._db, self.replica, minute, due)
             if over:
                 del self._minutes[minute]
             else:

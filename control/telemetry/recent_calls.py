@@ -12,8 +12,8 @@ from control.clock import Clock
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.sync.fleet_cache import FleetCache
-from control.telemetry import group_numbers
-from control.telemetry.group_numbers import MINUTES, MinuteRow
+from control.telemetry import call_history
+from control.telemetry.call_history import MINUTES, MinuteRow
 from control.telemetry.ingest import NumbersIngest
 from control.telemetry.shared_reading import SharedReading
 from control.telemetry.tallies import CallTally, Tallies
@@ -92,7 +92,7 @@ class RecentCallsReader:
             if earlier is not None and earlier[0] == row.body:
                 known[key] = earlier
             else:
-                known[key] = row.body, _counted(group_numbers.counted_in(row.body))
+                known[key] = row.body, _counted(call_history.counted_in(row.body))
         self._known = known
         releases: dict[str, ByRelease] = {}
         functions: dict[str, ByFunction] = {}

@@ -39,9 +39,9 @@ from control.sync.reconciler import Decision, NodeRequest, Reconciler
 from control.sync.reports import Reports, SyncReport
 from control.sync.targets import Targets
 from control.sync.write_batches import WriteBatches
+from control.telemetry.call_history import CallHistoryKeeper
 from control.telemetry.fleet_metrics import FleetMetrics
 from control.telemetry.fleet_summary import FleetReader
-from control.telemetry.group_numbers import NumbersKeeper
 from control.telemetry.ingest import NumbersIngest
 from control.telemetry.recent_calls import RecentCallsReader
 from control.telemetry.watching.watch_service import WatchService
@@ -168,7 +168,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             decisions=decisions,
             reports=reports,
             numbers=numbers,
-            numbers_kept=NumbersKeeper(background, clock),
+            numbers_kept=CallHistoryKeeper(background, clock),
             recent_calls=recent_calls,
             fleet_metrics=fleet_metrics,
             standings=standings,

@@ -39,9 +39,9 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import FILE
 from edge_runtime.settings import EdgeSettings
+from edge_runtime.sync.node_agent import AgentFacts
 from edge_runtime.sync.plan_check import parse_manifest
-from edge_runtime.telemetry.node_agent import AgentFacts
-from edge_runtime.telemetry.poll_numbers import PollNumbers
+from edge_runtime.telemetry.poll_report import PollReport
 from edge_runtime.telemetry.spans import TraceSpan
 
 LINE_LIMIT = 64 * 1024 * 1024
@@ -137,7 +137,7 @@ class Driver:
         """sha256 of the artifacts that were served before: a compiler may still be working on one."""
         self.put_span: Callable[[TraceSpan], None] | None = None
         self.renamed: Callable[[str], None] = lambda name: None
-        self.numbers = PollNumbers()
+        self.numbers = PollReport()
         self.watched = None
 
     def status(self) -> dict[str, Any]:

@@ -22,12 +22,12 @@ from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, Syn
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer, ToldRelease
 from edge_runtime.sync.control_trust import DROP_AFTER, ControlTrust
 from edge_runtime.sync.identity import Identity
+from edge_runtime.sync.node_agent import AgentFacts
 from edge_runtime.sync.own_credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.sql_runs import SqlRunReports
 from edge_runtime.sync.sync_outcomes import SyncOutcomes
 from edge_runtime.sync.watch_answers import WatchAnswers
-from edge_runtime.telemetry.node_agent import AgentFacts
-from edge_runtime.telemetry.poll_numbers import PollNumbers
+from edge_runtime.telemetry.poll_report import PollReport
 from edge_runtime.telemetry.spans import TraceSpan
 
 STOPS = "shutting_down"
@@ -93,7 +93,7 @@ class Agent:
         self.put_span: Callable[[TraceSpan], None] | None = None
         self.renamed: Callable[[str], None] = lambda name: None
         """Called with the node's name when it has got another one."""
-        self.numbers = PollNumbers()
+        self.numbers = PollReport()
         """What polls tell of the node's calls and of itself."""
 
     async def run(self) -> None:

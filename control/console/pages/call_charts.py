@@ -8,7 +8,7 @@ from markupsafe import Markup
 from control.console import drawings
 from control.console.formats import duration, num, rate, share
 from control.console.visits import Visit
-from control.telemetry import group_numbers
+from control.telemetry import call_history
 from control.telemetry.tallies import CallTally
 
 RANGES = {"1h": (timedelta(hours=1), 60), "24h": (timedelta(hours=24), 3600), "7d": (timedelta(days=7), 3600)}
@@ -74,7 +74,7 @@ async def read(visit: Visit, function: str, groups: list[str], span_name: str) -
     wanted = set(groups[:MOST_GROUPS])
     names = {group.id: group.name for group in services.fleet.groups.values() if group.name in wanted}
     numbers = services.numbers
-    spans = await group_numbers.read(
+    spans = await call_history.read(
         services.databases.lists, set(names), since, until, numbers.unwritten(), numbers.replica, function
     )
     points = [CallTally() for _ in range(int(length.total_seconds()) // step)]

@@ -55,7 +55,7 @@ LAW: dict[str, set[str]] = {
     },
 }
 # Modules at a package's top that put its folders together: they import folders, and no folder but `cli` imports them.
-ABOVE = {"edge_runtime.front", "edge_runtime.metrics", "edge_runtime.own_numbers", "edge_runtime.status"}
+ABOVE = {"edge_runtime.front", "edge_runtime.metrics", "edge_runtime.node_health", "edge_runtime.status"}
 
 FRONT = (
     "edge_runtime.web",

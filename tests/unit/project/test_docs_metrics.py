@@ -15,7 +15,7 @@ from control.protocol.histogram import FOLDED
 from control.protocol.manifest import Manifest
 from control.telemetry import fleet_metrics
 from control.telemetry.fleet_summary import Cause, FleetSummary, GroupSummary
-from control.telemetry.node_numbers import Events, GroupToldRow
+from control.telemetry.node_health import Events, GroupToldRow
 from control.telemetry.tallies import CallTally
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Answer
@@ -24,7 +24,7 @@ from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.ipc import frames
 from edge_runtime.metrics import PoolCollector
 from edge_runtime.release.database_sizes import DatabaseSizes
-from edge_runtime.telemetry.node_agent import AgentFacts
+from edge_runtime.sync.node_agent import AgentFacts
 from edge_runtime.web.callers import Callers
 from tests.unit.project.test_docs_settings import DOCS
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from control.protocol import histogram, wire
-from control.telemetry import group_numbers, ingest, tallies
-from control.telemetry.node_numbers import OF_NODE
+from control.telemetry import call_history, ingest, tallies
+from control.telemetry.node_health import OF_NODE
 from control.telemetry.tallies import Tallies
 from tests.support import numbers, seeds
 from tests.support.clock import SetClock
@@ -180,7 +180,7 @@ async def read(replica: Replica, since: datetime, until: datetime, function: str
     services = replica.services
     ingested = services.numbers
     found: Tallies = {}
-    for span in await group_numbers.read(
+    for span in await call_history.read(
         services.db, services.fleet.groups, since, until, ingested.unwritten(), ingested.replica, function
     ):
         tallies.add(found, span.counted)
@@ -250,8 +250,8 @@ async def test_an_hour_is_summed_up_for_the_groups_that_had_calls(control_site: 
         hour = NOON.replace(minute=0)
 
         async def to_do() -> list[str]:
-            between = hour, hour + group_numbers.HOUR
-            return await replica.services.db.read(lambda conn: conn.column(group_numbers.WITHOUT_HOUR, *between))
+            between = hour, hour + call_history.HOUR
+            return await replica.services.db.read(lambda conn: conn.column(call_history.WITHOUT_HOUR, *between))
 
         assert await to_do() == [replica.services.fleet.nodes[node.id].group_id]
         assert await replica.services.numbers_kept.work(clock.now(), 60)

@@ -18,7 +18,7 @@ from edge_runtime.sync import authorities, control_trust, identity
 from edge_runtime.sync.control_client import ControlClient
 from edge_runtime.sync.control_trust import ControlTrust
 from edge_runtime.sync.join import join
-from edge_runtime.telemetry import poll_numbers
+from edge_runtime.telemetry import poll_report
 from tests.support import programs
 from tests.support.agents import Control, Edge, edge, joined, running_control
 from tests.support.certificates import Authority
@@ -92,7 +92,7 @@ async def changing(
 ) -> AsyncIterator[Changing]:
     monkeypatch.setattr(control_trust, "AGAIN", 0.2)
     for name in ("PERIOD", "SOON", "NODE_PERIOD"):
-        monkeypatch.setattr(poll_numbers, name, 0.5)
+        monkeypatch.setattr(poll_report, name, 0.5)
     old, new = Authority("old", timedelta(days=500)), Authority("new", timedelta(days=900))
     etc, desk = tmp_path / "etc", tmp_path / "desk"
     certificate, key = old.issue("control", LONG).put(etc, "control")

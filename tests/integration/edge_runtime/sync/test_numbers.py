@@ -10,7 +10,7 @@ import pytest
 from control.protocol import histogram, wire
 from edge_runtime.cli.node import render
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
-from edge_runtime.telemetry import poll_numbers
+from edge_runtime.telemetry import poll_report
 from tests.support.agents import DEADLINE, Control, Edge
 from tests.support.deadlines import deadline
 from tests.support.releases import answers, first_release
@@ -40,7 +40,7 @@ class Polls:
             return answer
 
         monkeypatch.setattr(ControlClient, "poll", poll)
-        monkeypatch.setattr(poll_numbers, "SOON", 0.2)
+        monkeypatch.setattr(poll_report, "SOON", 0.2)
 
     @property
     def calls(self) -> dict[int, int]:

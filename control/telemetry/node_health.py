@@ -67,7 +67,7 @@ class Events:
     failed_syncs: int = 0
 
 
-class NodesTold:
+class NodeHealthStore:
     """What was told since it was last written."""
 
     def __init__(self, db: Database, clock: Clock) -> None:

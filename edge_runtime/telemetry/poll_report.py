@@ -41,7 +41,7 @@ def _none() -> None:
     """No release is served."""
 
 
-class PollNumbers:
+class PollReport:
     def __init__(
         self,
         counted: Callable[[], list[CallCounts]] = list,

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 from control.protocol import wire
-from edge_runtime.telemetry.poll_numbers import PollNumbers
+from edge_runtime.telemetry.poll_report import PollReport
 from edge_runtime.telemetry.ring import Ring
 from edge_runtime.telemetry.search import FoundLines
 from edge_runtime.telemetry.spans import TraceSpan
@@ -43,7 +43,7 @@ class RecordSender(Protocol):
 class NodeAgent(Protocol):
     """Keeps the node at its target: the sync agent, or the driver of `skerry-edge dev`."""
 
-    numbers: PollNumbers
+    numbers: PollReport
     """What polls tell of calls."""
     put_span: Callable[[TraceSpan], None] | None
     """Takes the spans of syncs, where the node sends traces."""

@@ -139,7 +139,7 @@ def _hour(time: datetime) -> datetime:
     return time.replace(minute=0, second=0, microsecond=0)
 
 
-class NumbersKeeper:
+class CallHistoryKeeper:
     """Sums up hours and deletes what is old; the monitor has it work, on one replica at a time."""
 
     def __init__(self, db: Database, clock: Clock) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 
 from control.protocol import histogram, wire
-from edge_runtime.telemetry import poll_numbers
+from edge_runtime.telemetry import poll_report
 from edge_runtime.telemetry.call_counts import CallCounts
-from edge_runtime.telemetry.poll_numbers import MOST, PERIOD, SOON, SOON_FOR, PollNumbers
+from edge_runtime.telemetry.poll_report import MOST, PERIOD, SOON, SOON_FOR, PollReport
 
 
 def decode(numbers: bytes) -> wire.Numbers:
@@ -26,7 +26,7 @@ class World:
 
     def __post_init__(self) -> None:
         measure = None if self.node is None else self.measure
-        self.numbers = PollNumbers(
+        self.numbers = PollReport(
             lambda: self.counts, lambda: self.release, measure, clock=lambda: self.now, jitter=lambda: 0.5
         )
 
@@ -68,7 +68,7 @@ async def test_once_a_minute():
 async def test_the_times_of_nodes_are_spread():
     for jitter, due in ((0.0, 45.0), (1.0, 75.0)):
         world = World()
-        world.numbers = PollNumbers(lambda w=world: w.counts, clock=lambda w=world: w.now, jitter=lambda j=jitter: j)
+        world.numbers = PollReport(lambda w=world: w.counts, clock=lambda w=world: w.now, jitter=lambda j=jitter: j)
         world.call()
         assert await world.after(due - 0.1) == b""
         assert await world.after(0.2) != b""
@@ -188,7 +188,7 @@ async def test_a_thousand_functions_fit_into_a_poll_and_more_come_with_the_next(
 
 
 async def test_an_agent_of_which_nothing_is_counted_tells_nothing():
-    numbers = PollNumbers()
+    numbers = PollReport()
     assert await numbers.next() == b""
     assert numbers.hold(25.0) == 25.0
-    assert poll_numbers.SPREAD < 1
+    assert poll_report.SPREAD < 1

@@ -7,12 +7,12 @@ from control.protocol import version, wire
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.logs import dropped
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
+from edge_runtime.sync.node_agent import NodeAgent
 from edge_runtime.telemetry import process_memory
-from edge_runtime.telemetry.node_agent import NodeAgent
 from edge_runtime.web.tls_files import TlsFiles
 
 
-class OwnNumbers:
+class NodeHealth:
     def __init__(
         self, pool: Pool, checkpoints: CheckpointSchedule, agent: NodeAgent, tls_files: TlsFiles | None
     ) -> None:
