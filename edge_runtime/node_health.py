@@ -1,15 +1,18 @@
-"""How the node itself is, as control is told in polls."""
+"""Measures how the node is (memory, disk, certificates, workers that died), which polls tell control."""
 
 import asyncio
+import contextlib
 import os
+from pathlib import Path
 
 from control.protocol import version, wire
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.logs import dropped
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 from edge_runtime.sync.node_agent import NodeAgent
-from edge_runtime.telemetry import process_memory
 from edge_runtime.web.tls_files import TlsFiles
+
+_PROC = Path("/proc")
 
 
 class NodeHealth:
@@ -23,7 +26,7 @@ class NodeHealth:
 
     async def measure(self) -> wire.NodeNumbers:
         """Return how the node is now, with what was counted since the start."""
-        memory = await asyncio.to_thread(process_memory.total, os.getpid())
+        memory = await asyncio.to_thread(memory_of, os.getpid())
         sizes, facts = self._checkpoints.sizes(), self._agent.facts()
         certificate = self._tls_files.expires if self._tls_files is not None else None
         return wire.NodeNumbers(
@@ -40,3 +43,28 @@ class NodeHealth:
             trust=facts.trust,
             trust_ends=max(0, int(facts.trust_ends or 0)),
         )
+
+
+def memory_of(pid: int) -> int:
+    """Return the bytes of memory that a process and all below it have, where what several share counts once (the sum of
+    their proportional shares). It takes about a millisecond a process: call it in a thread."""
+    found, todo, seen = 0, [pid], set[int]()
+    while todo:
+        one = todo.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        found += _share(one)
+        # A process that ends meanwhile has nothing any more.
+        with contextlib.suppress(OSError, ValueError):
+            for task in (_PROC / str(one) / "task").iterdir():
+                todo += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _share(pid: int) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0

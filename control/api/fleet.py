@@ -10,10 +10,10 @@ from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import wire
 from control.sync.standing import Standing
-from control.telemetry import call_history, tallies
+from control.telemetry import call_history
+from control.telemetry.call_history import CallTally, Tallies
 from control.telemetry.fleet_summary import GroupSummary
 from control.telemetry.recent_calls import MINUTES_SHOWN
-from control.telemetry.tallies import CallTally, Tallies
 
 
 class FailingCause(Struct):
@@ -177,7 +177,7 @@ async def calls(call: ApiCall, query: CallsFilter) -> Reply:
     )
     found: dict[str, Tallies] = {}
     for span in spans:
-        tallies.add(found.setdefault(names[span.group_id], {}), span.counted)
+        call_history.add_tallies(found.setdefault(names[span.group_id], {}), span.counted)
     listed = [
         FunctionCalls(group, function, release, **_numbers(tally))
         for group, counted in sorted(found.items())

@@ -18,8 +18,8 @@ from control.console.fleet_grid import GroupBlocks
 from control.console.formats import num, plural
 from control.console.hub import Make, Parts
 from control.console.visits import ConsolePage, Visit
+from control.telemetry.call_history import CallTally
 from control.telemetry.fleet_summary import FleetGrid, FleetSummary, GroupSummary
-from control.telemetry.tallies import CallTally
 
 EVENTS = 10
 """What happened last: so many."""

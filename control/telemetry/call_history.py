@@ -1,4 +1,7 @@
-"""Calls by group, minute and hour, in the database: written, read, summed up by hour, and deleted when they are old.
+"""Calls of functions, counted, and kept in the database by group, minute and hour.
+
+Counted (`CallTally`): how many calls, how they ended, how long they took. Kept: written, read, summed up by hour, and
+deleted when they are old.
 
 Minutes are kept for 48 hours, each replica's apart, and hours for 90 days. The key begins with the group, so groups
 don't get in each other's way.
@@ -9,14 +12,99 @@ import logging
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import msgspec
 
 from control.clock import Clock
+from control.protocol import histogram
+from control.protocol.histogram import Counts
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
-from control.telemetry import tallies
-from control.telemetry.tallies import Tallies
+
+PACKED = 512
+"""Bytes of a histogram as it is stored: enough for each bucket to have some calls."""
+NO_ERRORS = frozenset({"client_gone"})
+"""Codes of calls that didn't end well, but without an error of the function or the node."""
+
+
+class CallTally:
+    """Calls of one function of one release."""
+
+    __slots__ = ("outcomes", "times")
+
+    def __init__(self, outcomes: dict[str, int] | None = None, times: Counts | None = None) -> None:
+        self.outcomes: dict[str, int] = {} if outcomes is None else outcomes
+        """How many calls ended with each code; calls that ended well aren't in it."""
+        self.times: Counts = {} if times is None else times
+        """How long all calls took, as `histogram` has it."""
+
+    @property
+    def calls(self) -> int:
+        """How many calls there were."""
+        return sum(self.times.values())
+
+    @property
+    def errors(self) -> int:
+        """How many of them ended in an error of the function or the node."""
+        return sum(count for code, count in self.outcomes.items() if code not in NO_ERRORS)
+
+    def quantile(self, q: float) -> float | None:
+        """Return the time in seconds that the share `q` of the calls didn't exceed; None without calls."""
+        return histogram.quantile(self.times, q)
+
+    def add(self, outcomes: Mapping[str, int], times: Counts) -> None:
+        """Count more calls."""
+        for code, count in outcomes.items():
+            self.outcomes[code] = self.outcomes.get(code, 0) + count
+        histogram.add(self.times, times)
+
+
+Tallies = dict[tuple[str, int], CallTally]
+"""By function and number of the release."""
+K = TypeVar("K")
+_Stored = list[tuple[str, int, dict[str, int], bytes]]
+
+
+def add_tallies(into: Tallies, other: Tallies) -> None:
+    """Add the calls of `other` to those of `into`, which shares nothing with it."""
+    for key, tally in other.items():
+        known = into.get(key)
+        if known is None:
+            known = into[key] = CallTally()
+        known.add(tally.outcomes, tally.times)
+
+
+def encode_tallies(tallies: Tallies) -> bytes:
+    """Return the tallies as they are stored."""
+    rows = [(name, release, _bounded(t.outcomes), _packed(t.times)) for (name, release), t in tallies.items()]
+    return msgspec.msgpack.encode(rows)
+
+
+def _packed(times: Counts) -> bytes:
+    return histogram.pack(_bounded(times), PACKED)
+
+
+def _bounded(counts: Mapping[K, int]) -> dict[K, int]:
+    """Nodes may tell any numbers: what can't be read again isn't written."""
+    return {key: min(count, histogram.MOST) for key, count in counts.items()}
+
+
+def decode_tallies(body: bytes, function: str = "") -> Tallies:
+    """Return what `encode_tallies` stored; only of one function, if given. Raises: ValueError, when it is damaged."""
+    try:
+        rows = _decode(body)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"stored numbers that can't be read: {error}") from error
+    return {
+        (name, release): CallTally(outcomes, histogram.unpack(packed))
+        for name, release, outcomes, packed in rows
+        if function in ("", name)
+    }
+
+
+_decode = msgspec.msgpack.Decoder(_Stored).decode
 
 
 class MinuteRow(NamedTuple):
@@ -68,7 +156,7 @@ log = logging.getLogger("skerry.numbers")
 
 async def write(db: Database, replica: str, minute: datetime, counted: Mapping[str, Tallies]) -> None:
     """Write what a replica has counted in a minute, by group. Raises: ProblemError."""
-    rows = [(group_id, minute, replica, tallies.encode(found)) for group_id, found in sorted(counted.items())]
+    rows = [(group_id, minute, replica, encode_tallies(found)) for group_id, found in sorted(counted.items())]
     for start in range(0, len(rows), AT_ONCE):
 
         async def work(conn: Connection, part: list[tuple[str, datetime, str, bytes]]) -> None:
@@ -87,8 +175,9 @@ async def read(
     replica: str,
     function: str = "",
 ) -> list[Span]:
-    """The calls of groups, given by id, from `since` on and before `until`, in the order of time: of long ago by hour,
-    else by minute. `unwritten`: what the replica that asks hasn't written for good yet. Raises: ProblemError.
+    """Return the calls of groups, given by id, from `since` on and before `until`, in the order of time: by hour if
+    they are old, else by minute. `unwritten`: what the replica that asks hasn't written for good yet. Raises:
+    ProblemError.
     """
     ids = sorted(groups)
     cut = _hour(until - BY_MINUTE)
@@ -120,9 +209,9 @@ async def read(
 
 
 def counted_in(body: bytes, function: str = "") -> Tallies:
-    """What a stored row has, of one function, if given; nothing where it can't be read."""
+    """Return what a stored row has, of one function, if given; nothing if it can't be read."""
     try:
-        return tallies.decode(body, function)
+        return decode_tallies(body, function)
     except ValueError as error:
         # Of another version of control, or damaged: others can be shown all the same.
         log.warning("%s", error)
@@ -131,7 +220,7 @@ def counted_in(body: bytes, function: str = "") -> Tallies:
 
 def _of(found: Tallies, function: str) -> Tallies:
     copied: Tallies = {}
-    tallies.add(copied, {key: tally for key, tally in found.items() if function in ("", key[0])})
+    add_tallies(copied, {key: tally for key, tally in found.items() if function in ("", key[0])})
     return copied
 
 
@@ -172,11 +261,11 @@ class CallHistoryKeeper:
         found: Tallies = {}
         rows = await self._db.read(lambda conn: conn.fetch(MINUTES, [group_id], hour, hour + HOUR))
         for number, row in enumerate(rows):
-            tallies.add(found, counted_in(row.body))
+            add_tallies(found, counted_in(row.body))
             if number % 10 == 9:
                 await asyncio.sleep(0)
         if found:
-            body = tallies.encode(found)
+            body = encode_tallies(found)
             await self._db.transaction(lambda conn: conn.execute(SQL["write_hour"], group_id, hour, body))
 
     async def _delete(self, now: datetime, end: float) -> bool:

@@ -6,7 +6,9 @@ written as one row a group; a group of which numbers come quicker, as after a ch
 """
 
 import logging
+from collections.abc import Collection
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -16,12 +18,12 @@ from control.log_throttle import Outage
 from control.problems import ProblemError
 from control.protocol import histogram, wire
 from control.protocol.counts import counted
+from control.storage import queries
 from control.storage.database import Database
 from control.sync.fleet_rows import CachedNode
-from control.telemetry import call_history, tallies
+from control.telemetry import call_history
+from control.telemetry.call_history import CallTally, Tallies
 from control.telemetry.node_health import NodeHealthStore
-from control.telemetry.release_functions import ReleaseFunctions
-from control.telemetry.tallies import CallTally, Tallies
 
 HURRY = 5.0
 """Seconds between two looks at what is to be written."""
@@ -42,9 +44,55 @@ COST, COST_OF_FUNCTION, ALLOWED = 0.5, 0.002, 10.0
 sends some each 5 s at most."""
 WAITING = 5000
 """Functions' numbers that may wait for the names of their release's functions."""
+RELEASES_KEPT = 2000
+"""Releases that are kept in memory."""
+RELEASES_AT_ONCE = 100
+"""Releases that are read in one query."""
+NAMES_KEPT, NONE_KEPT = 600.0, 60.0
+"""Seconds for which a release's functions are kept, and that there are none: metadata that are restored from a backup
+may give a number to another release, and a node may name one that isn't made yet."""
 
+
+class ReleasedFunction(NamedTuple):
+    """A function of a release."""
+
+    group_id: str
+    number: int
+    name: str
+
+
+SQL = queries.load("numbers")
+RELEASE_FUNCTIONS = SQL.rows("release_functions", ReleasedFunction)
 log = logging.getLogger("skerry.numbers")
 _decode = msgspec.msgpack.Decoder(wire.Numbers).decode
+
+
+class ReleaseFunctions:
+    """The sorted names of releases' functions, kept in memory: nodes' numbers refer to them by their places."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._names: dict[tuple[str, int], tuple[float, tuple[str, ...]]] = {}
+        """Until when they are kept, in the clock's `monotonic`, and the names."""
+
+    def get(self, group_id: str, release: int, time: float) -> tuple[str, ...] | None:
+        """Return a release's function names: none if there is no such release, None if they must be read first."""
+        until, names = self._names.get((group_id, release), (0.0, ()))
+        return names if time < until else None
+
+    async def read(self, releases: Collection[tuple[str, int]], time: float) -> None:
+        """Read the functions of these releases. Raises: ProblemError, when the database doesn't answer."""
+        wanted = [key for key in releases if self.get(*key, time) is None][:RELEASES_AT_ONCE]
+        if not wanted:
+            return
+        if len(self._names) + len(wanted) > RELEASES_KEPT:
+            self._names.clear()
+        ids, numbers = [id for id, _ in wanted], [str(number) for _, number in wanted]
+        found: dict[tuple[str, int], list[str]] = {key: [] for key in wanted}
+        for row in await self._db.read(lambda conn: conn.fetch(RELEASE_FUNCTIONS, ids, numbers)):
+            found[row.group_id, row.number].append(row.name)
+        for key, names in found.items():
+            self._names[key] = (time + (NAMES_KEPT if names else NONE_KEPT), tuple(sorted(names)))
 
 
 class _Told:
@@ -169,7 +217,7 @@ class NumbersIngest:
         """Begin another minute. The clock may have gone back: then the last one goes on."""
         for group_id, lately in self._current.items():
             total = self._totals.setdefault(group_id, {})
-            tallies.add(total, lately)
+            call_history.add_tallies(total, lately)
             newest = sorted({release for _, release in total})[-2:]
             for key in [key for key in total if key[1] not in newest]:
                 del total[key]

@@ -13,10 +13,9 @@ from control.storage.connection import Connection
 from control.storage.database import Database
 from control.sync.fleet_cache import FleetCache
 from control.telemetry import call_history
-from control.telemetry.call_history import MINUTES, MinuteRow
+from control.telemetry.call_history import MINUTES, CallTally, MinuteRow, Tallies
 from control.telemetry.ingest import NumbersIngest
 from control.telemetry.shared_reading import SharedReading
-from control.telemetry.tallies import CallTally, Tallies
 
 K = TypeVar("K")
 

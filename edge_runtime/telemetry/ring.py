@@ -5,11 +5,16 @@ most. Nothing is fsynced: a kill of the front loses the last 50 ms, a loss of po
 files may be cut, removed or unwritable at any time, and the disk may be full: lines are dropped meanwhile, counted, and
 the ring and the node's log say how many.
 
-Lines have their time first (`records`); `ring_files` has the files.
+Lines have their time first (`records`). Times in one file don't go back by more than `SLACK`: if the clock is set back,
+another file begins. So `search`, which reads the files meanwhile, can find a time by halving.
 """
 
 import contextlib
+import fcntl
 import logging
+import os
+import re
+import stat
 import threading
 import time
 from collections import deque
@@ -19,7 +24,6 @@ from typing import Final
 
 from control.protocol.counts import counted
 from edge_runtime.telemetry import records
-from edge_runtime.telemetry.ring_files import LinesUnwritten, RingFiles
 
 log = logging.getLogger("skerry.ring")
 
@@ -37,6 +41,16 @@ TOLD: Final = 10.0
 """Seconds between two lines about lines that were dropped."""
 CLOSE_LIMIT: Final = 2.0
 """Seconds that `close` waits for what is still to be written."""
+SEGMENT: Final = 4 << 20
+"""Bytes that a file has at most; fewer where the ring is small."""
+LEAST: Final = 16
+"""Files that a full ring has at least: so much of it goes at once."""
+SLACK: Final = 5.0
+"""Seconds by which times in one file may go back."""
+
+_NAME: Final = re.compile(r"(\d{10})\.ndjson")
+_TAIL: Final = 65_536
+"""Bytes from a file's end that are read to find its last line."""
 
 
 class Ring:
@@ -157,3 +171,232 @@ class Ring:
             self._lost += 0 if own else len(lines)
             return repr(failed)
         return ""
+
+
+class LinesUnwritten(Exception):
+    """Some lines couldn't be written; the message says why."""
+
+    def __init__(self, lines: int, why: str) -> None:
+        super().__init__(why)
+        self.lines = lines
+
+
+class RingFiles:
+    """Appends lines to the files of a folder, whose lock it has, and removes the oldest files."""
+
+    def __init__(self, folder: Path, limit: int, age: float) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._segment = min(SEGMENT, limit // LEAST)
+        self._age = age
+        self._most = 4 * max(LEAST, limit // self._segment)
+        """Files that there may be: a clock that is set back again and again makes many small ones."""
+        self._lock = -1
+        """Descriptor of the locked file, -1 while it isn't locked."""
+        self._file = -1
+        """Descriptor of the file that is written, -1 while there is none."""
+        self._number = 0
+        """The number of that file."""
+        self._size = 0
+        """Bytes that it has."""
+        self._began = 0.0
+        """When its first line was written, as its time says (Unix seconds)."""
+        self._newest = b""
+        """The latest time of its lines."""
+
+    def write(self, lines: list[bytes]) -> int:
+        """Append lines to the newest file, or to newer ones; return how many can't be lines of a ring.
+
+        Raises: LinesUnwritten.
+        """
+        written, unfit, group, size = 0, 0, list[bytes](), 0
+        try:
+            self._open()
+            for line in lines:
+                moment = records.time_in(line)
+                if moment is None:
+                    unfit += 1
+                    continue
+                back = moment < self._newest and self._goes_back(moment)
+                if back or (self._size + size + len(line) > self._segment and self._size + size):
+                    written += self._append(group)
+                    group, size = [], 0
+                    self._begin()
+                if moment > self._newest:
+                    self._newest = moment
+                group.append(line)
+                size += len(line)
+            written += self._append(group)
+        except OSError as error:
+            self._close_file()
+            raise LinesUnwritten(len(lines) - written, error.strerror or repr(error)) from None
+        except _Torn as torn:
+            self._close_file()
+            raise LinesUnwritten(len(lines) - written - torn.whole, torn.why) from None
+        return unfit
+
+    def remove_old(self, now: float) -> None:
+        """Remove the oldest files, as far as there is too much, or what they have is too old."""
+        if self._file >= 0 and self._size and now - self._began > self._age / LEAST:
+            # So that lines can go without newer ones.
+            self._close_file()
+            self._number += 1
+        with contextlib.suppress(OSError):
+            found = [(number, os.stat(self._path(number))) for number in self._numbers()]
+            # What the file that is written will still take.
+            room = self._segment - self._size if self._file >= 0 else 0
+            total = sum(info.st_size for _, info in found)
+            for at, (number, info) in enumerate(found):
+                old = now - info.st_mtime > self._age
+                if not old and total + room <= self._limit and len(found) - at <= self._most:
+                    break
+                if number == self._number and self._file >= 0:
+                    break
+                os.unlink(self._path(number))
+                total -= info.st_size
+
+    def close(self) -> None:
+        self._close_file()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _open(self) -> None:
+        """Be ready to append to the newest file. Raises: OSError, when that can't be."""
+        if self._file >= 0 and not self._same():
+            # The file was removed, or replaced, or the whole folder was.
+            self.close()
+            self._number += 1
+        if self._lock < 0:
+            self._take()
+        if self._file >= 0:
+            return
+        self._number = max([self._number, 1, *self._numbers()])
+        self._open_file()
+        if self._size >= self._segment or (self._size and time.time() - self._began > self._age / LEAST):
+            self._begin()
+
+    def _take(self) -> None:
+        """Make the folder where it doesn't exist, and lock it. Raises: OSError."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if stat.S_IMODE(self._folder.stat().st_mode) != 0o700:
+            self._folder.chmod(0o700)
+        lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise OSError(0, "another process writes there") from None
+        except OSError:
+            os.close(lock)
+            raise
+        self._lock = lock
+
+    def _begin(self) -> None:
+        """Begin another file."""
+        self._close_file()
+        self._number += 1
+        self._open_file()
+        self.remove_old(time.time())
+
+    def _open_file(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        self._file = os.open(self._path(self._number), flags, 0o600)
+        info = os.fstat(self._file)
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(0, f"{self._path(self._number)} is no regular file")
+        self._size, self._newest, self._began = info.st_size, b"", time.time()
+        if self._size:
+            self._end_line()
+            first = records.time_in(os.pread(self._file, records.TIME_END + 1, 0))
+            last = last_time(os.pread(self._file, _TAIL, max(0, self._size - _TAIL)))
+            with contextlib.suppress(ValueError):
+                self._began = records.seconds_of((first or b"").decode("latin-1"))
+            with contextlib.suppress(ValueError):
+                # As if there were the latest line that there can be before it.
+                self._newest = records.time_text(records.seconds_of((last or b"").decode("latin-1")) + SLACK).encode()
+
+    def _same(self) -> bool:
+        """Tell whether the open file is still the one that has its name, and see to it that its last line has an
+        end."""
+        mine = os.fstat(self._file)
+        try:
+            named = os.stat(self._path(self._number), follow_symlinks=False)
+        except OSError:
+            return False
+        if (named.st_dev, named.st_ino) != (mine.st_dev, mine.st_ino):
+            return False
+        if mine.st_size != self._size:
+            self._size = mine.st_size
+            self._end_line()
+        return True
+
+    def _end_line(self) -> None:
+        """Give the file's last line an end, if it has none: a kill, a full disk or somebody has cut it."""
+        if self._size and os.pread(self._file, 1, self._size - 1) != b"\n":
+            self._size += os.write(self._file, b"\n")
+
+    def _append(self, lines: list[bytes]) -> int:
+        """Append lines, and return how many. Raises: OSError; _Torn, when some of them are written."""
+        data = b"".join(lines)
+        written = 0
+        while written < len(data):
+            try:
+                written += os.write(self._file, data[written:] if written else data)
+            except OSError as error:
+                if not written:
+                    raise
+                raise _Torn(data.count(b"\n", 0, written), error.strerror or repr(error)) from None
+        if not self._size:
+            self._began = time.time()
+        self._size += written
+        return len(lines)
+
+    def _goes_back(self, moment: bytes) -> bool:
+        try:
+            return records.seconds_of(moment.decode()) < records.seconds_of(self._newest.decode()) - SLACK
+        except ValueError:
+            return True
+
+    def _numbers(self) -> list[int]:
+        return numbers(self._folder)
+
+    def _path(self, number: int) -> Path:
+        return path_of(self._folder, number)
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+class _Torn(Exception):
+    """Some of the lines are written."""
+
+    def __init__(self, whole: int, why: str) -> None:
+        super().__init__(why)
+        self.whole = whole
+        """Lines that are wholly written."""
+        self.why = why
+
+
+def numbers(folder: Path) -> list[int]:
+    """Return the numbers of the ring's files, the oldest first. Raises: OSError, when the folder can't be read."""
+    return sorted(int(found[1]) for name in os.listdir(folder) if (found := _NAME.fullmatch(name)))
+
+
+def path_of(folder: Path, number: int) -> Path:
+    """Return the path of a file of the ring."""
+    return folder / f"{number:010}.ndjson"
+
+
+def last_time(data: bytes) -> bytes | None:
+    """Return the time of the last line in `data` that has one."""
+    end = len(data)
+    while end > 0:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        found = records.time_in(data[start:end])
+        if found is not None:
+            return found
+        end = start
+    return None

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from edge_runtime.telemetry import records
-from edge_runtime.telemetry.ring_files import SLACK, numbers, path_of
+from edge_runtime.telemetry.ring import SLACK, numbers, path_of
 
 MOST: Final = 10_000
 """Lines that a search returns at most."""

@@ -6,9 +6,9 @@ import threading
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from control.protocol.counts import counted
 from control.protocol.trace_context import collector_headers
@@ -27,12 +27,6 @@ ANSWER_LIMIT: Final = 5.0
 """Seconds that the collector has for its answer."""
 LAST_SEND: Final = 2.0
 """Seconds for what is left at the end of the process."""
-
-
-class Encode(Protocol):
-    """Makes the body of a request of spans."""
-
-    def __call__(self, resource: dict[str, str], spans: Sequence[TraceSpan]) -> bytes: ...
 
 
 class SpanSender:
@@ -66,7 +60,7 @@ class SpanSender:
             self.dropped += 1
 
     def refusal(self) -> str:
-        """Send a request without spans, and wait for its answer; why the collector doesn't take it, or ''."""
+        """Send a request without spans and wait for its answer. Return why the collector doesn't take it, or ''."""
         try:
             self._send(b"")
         except Exception as error:
@@ -80,14 +74,14 @@ class SpanSender:
             self._thread.join(LAST_SEND)
 
     def _run(self) -> None:
-        # Here, since it takes a while, and 5 MB, which only who sends spans should need.
+        # Here, since it takes a while, and 5 MB, which only a node that sends spans should need.
         from edge_runtime.telemetry.otlp_encoding import encode
 
         while not self._stopping.wait(PERIOD):
             self._send_all(encode)
         self._send_all(encode)
 
-    def _send_all(self, encode: Encode) -> None:
+    def _send_all(self, encode: Callable[[dict[str, str], Sequence[TraceSpan]], bytes]) -> None:
         while self._spans:
             spans = [self._spans.popleft() for _ in range(min(AT_ONCE, len(self._spans)))]
             try:

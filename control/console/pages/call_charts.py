@@ -9,7 +9,7 @@ from control.console import drawings
 from control.console.formats import duration, num, rate, share
 from control.console.visits import Visit
 from control.telemetry import call_history
-from control.telemetry.tallies import CallTally
+from control.telemetry.call_history import CallTally
 
 RANGES = {"1h": (timedelta(hours=1), 60), "24h": (timedelta(hours=24), 3600), "7d": (timedelta(days=7), 3600)}
 """How long a while is, and the seconds of each of its points."""

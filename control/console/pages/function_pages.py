@@ -12,7 +12,7 @@ from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 from control.protocol.manifest import Manifest
 from control.telemetry import recent_calls
-from control.telemetry.tallies import CallTally
+from control.telemetry.call_history import CallTally
 
 SHOWN = 50
 """Functions of a page of the list."""

@@ -14,9 +14,9 @@ from control.metrics import ControlMetrics
 from control.protocol.histogram import FOLDED
 from control.protocol.manifest import Manifest
 from control.telemetry import fleet_metrics
+from control.telemetry.call_history import CallTally
 from control.telemetry.fleet_summary import Cause, FleetSummary, GroupSummary
 from control.telemetry.node_health import Events, GroupToldRow
-from control.telemetry.tallies import CallTally
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.dispatch.queues import FunctionQueue

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from control.protocol import histogram, wire
-from control.telemetry import call_history, ingest, tallies
+from control.telemetry import call_history, ingest
+from control.telemetry.call_history import Tallies
 from control.telemetry.node_health import OF_NODE
-from control.telemetry.tallies import Tallies
 from tests.support import numbers, seeds
 from tests.support.clock import SetClock
 from tests.support.deadlines import deadline
@@ -42,7 +42,7 @@ def counted(replica: Replica) -> Tallies:
     numbers, found = replica.services.numbers, Tallies()
     for group_id in numbers.groups():
         for part in numbers.totals(group_id):
-            tallies.add(found, part)
+            call_history.add_tallies(found, part)
     return found
 
 
@@ -183,7 +183,7 @@ async def read(replica: Replica, since: datetime, until: datetime, function: str
     for span in await call_history.read(
         services.db, services.fleet.groups, since, until, ingested.unwritten(), ingested.replica, function
     ):
-        tallies.add(found, span.counted)
+        call_history.add_tallies(found, span.counted)
     return {key: tally.calls for key, tally in found.items()}
 
 

@@ -14,8 +14,7 @@ from edge_runtime import clock
 from edge_runtime.sync import watch_answers
 from edge_runtime.sync.watch_answers import WatchAnswer
 from edge_runtime.telemetry import records, search
-from edge_runtime.telemetry.ring import Ring
-from edge_runtime.telemetry.ring_files import RingFiles
+from edge_runtime.telemetry.ring import Ring, RingFiles
 
 
 def question(**more: Any) -> wire.Question:

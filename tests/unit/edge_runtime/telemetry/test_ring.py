@@ -17,7 +17,7 @@ import orjson
 import pytest
 
 from control.protocol.counts import counted
-from edge_runtime.telemetry import records, ring, ring_files, search
+from edge_runtime.telemetry import records, ring, search
 from edge_runtime.telemetry.search import LineFilter
 from tests.support.deadlines import scaled
 
@@ -84,7 +84,7 @@ def test_it_goes_on_after_a_restart(tmp_path) -> None:
         with opened(tmp_path) as made:
             made.put(line(n))
     assert kept(tmp_path) == list(range(40))
-    assert len(ring_files.numbers(tmp_path)) == 1
+    assert len(ring.numbers(tmp_path)) == 1
 
 
 def test_the_oldest_go_and_it_never_has_more_bytes(tmp_path) -> None:
@@ -170,7 +170,7 @@ def test_files_may_be_lost_beside_it(tmp_path, soon, what) -> None:
     with opened(folder) as made:
         made.put(line(1))
         until(lambda: kept(folder) == [1])
-        path = ring_files.path_of(folder, 1)
+        path = ring.path_of(folder, 1)
         match what:
             case "cut":
                 os.truncate(path, 30)
@@ -342,7 +342,7 @@ while True:
         assert found == sorted(set(found))
         n = found[-1] + 1000
     # Torn by hand: a kill lands within a write only now and then.
-    path = ring_files.path_of(tmp_path, ring_files.numbers(tmp_path)[-1])
+    path = ring.path_of(tmp_path, ring.numbers(tmp_path)[-1])
     before = kept(tmp_path)
     with path.open("ab") as file:
         file.write(line(10**6)[:40])
@@ -357,7 +357,7 @@ def test_a_clock_that_is_set_back_begins_another_file(tmp_path) -> None:
         for n, at in enumerate((now, now - 3, now + 1, now - 100, now - 99, now + 5)):
             made.put(line(n, at=at))
     assert kept(tmp_path) == list(range(6))
-    assert len(ring_files.numbers(tmp_path)) == 2
+    assert len(ring.numbers(tmp_path)) == 2
     assert len(search.search(tmp_path, LineFilter(since=now - 50), 100).lines) == 4
 
 
@@ -367,5 +367,5 @@ def test_a_clock_that_is_set_back_again_and_again_makes_files_within_bounds(tmp_
         for n in range(200):
             made.put(line(n, at=now - 10 * n))
         until(made.mark())
-    assert 50 <= len(ring_files.numbers(tmp_path)) <= 65
+    assert 50 <= len(ring.numbers(tmp_path)) <= 65
     assert kept(tmp_path)[-1] == 199

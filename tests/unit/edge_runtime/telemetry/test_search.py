@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.telemetry import records, ring_files, search
+from edge_runtime.telemetry import records, ring, search
 from edge_runtime.telemetry.ring import Ring
 from edge_runtime.telemetry.search import Follower, LineFilter
 from tests.support.deadlines import scaled
@@ -52,8 +52,8 @@ def line(at: float, **more: str) -> bytes:
 def naive(folder: Path, asked: LineFilter) -> list[bytes]:
     """Every line that fits, by reading them all."""
     found = []
-    for number in ring_files.numbers(folder):
-        for one in ring_files.path_of(folder, number).read_bytes().split(b"\n")[:-1]:
+    for number in ring.numbers(folder):
+        for one in ring.path_of(folder, number).read_bytes().split(b"\n")[:-1]:
             try:
                 record = orjson.loads(one)
                 moment = record["t"]
@@ -74,7 +74,7 @@ def naive(folder: Path, asked: LineFilter) -> list[bytes]:
 
 
 def write(folder: Path, batches: list[list[bytes]], limit: int = 1 << 20) -> None:
-    files = ring_files.RingFiles(folder, limit, 1e9)
+    files = ring.RingFiles(folder, limit, 1e9)
     for batch in batches:
         files.write(batch)
     files.close()
@@ -101,11 +101,11 @@ def test_a_search_finds_what_reading_everything_finds(lines, cuts, limit, garbag
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder, batches, limit)
-        numbers = ring_files.numbers(folder)
+        numbers = ring.numbers(folder)
         for which, what in garbage:
             if numbers:
                 # Behind a file's lines: what is in between lines can't have come by a kill.
-                with ring_files.path_of(folder, numbers[which % len(numbers)]).open("ab") as file:
+                with ring.path_of(folder, numbers[which % len(numbers)]).open("ab") as file:
                     file.write(what)
         expected = naive(folder, asked)
         found = search.search(folder, asked, most)
@@ -128,7 +128,7 @@ def test_a_folder_that_is_not_there_has_no_lines(tmp_path) -> None:
 
 def test_a_cut_file_is_searched_as_far_as_it_goes(tmp_path) -> None:
     write(tmp_path, [[line(BASE + n, call=f"c{n}") for n in range(100)]])
-    path = ring_files.path_of(tmp_path, 1)
+    path = ring.path_of(tmp_path, 1)
     path.write_bytes(path.read_bytes()[:1000])
     found = search.search(tmp_path, LineFilter()).lines
     assert found == path.read_bytes().split(b"\n")[:-1]
@@ -143,7 +143,7 @@ def test_a_follower_reads_what_comes_once(tmp_path) -> None:
     assert [orjson.loads(x)["level"] for x in follower.lines(LineFilter(level="warning"))] == ["error"]
     assert follower.lines(LineFilter()) == []
     # Half a line is taken once it has its end.
-    path = ring_files.path_of(tmp_path, 1)
+    path = ring.path_of(tmp_path, 1)
     half = line(BASE + 3)
     with path.open("ab") as file:
         file.write(half[:10])
@@ -152,11 +152,11 @@ def test_a_follower_reads_what_comes_once(tmp_path) -> None:
         file.write(half[10:])
     assert follower.lines(LineFilter()) == [half[:-1]]
     # Another file, and one that was cut.
-    ring_files.path_of(tmp_path, 2).write_bytes(line(BASE + 4))
+    ring.path_of(tmp_path, 2).write_bytes(line(BASE + 4))
     assert follower.lines(LineFilter()) == [line(BASE + 4)[:-1]]
-    ring_files.path_of(tmp_path, 2).write_bytes(b"")
+    ring.path_of(tmp_path, 2).write_bytes(b"")
     assert follower.lines(LineFilter()) == []
-    ring_files.path_of(tmp_path, 2).write_bytes(line(BASE + 5))
+    ring.path_of(tmp_path, 2).write_bytes(line(BASE + 5))
     assert follower.lines(LineFilter()) == [line(BASE + 5)[:-1]]
 
 
@@ -180,7 +180,7 @@ def test_a_follower_misses_nothing_while_the_ring_goes_round(tmp_path) -> None:
     seen += follower.lines(LineFilter())
     assert [orjson.loads(x)["call"] for x in seen] == [f"c{n}" for n in range(3000)]
     assert kept.lost == 0
-    assert ring_files.numbers(tmp_path)[0] > 1, "it has gone round"
+    assert ring.numbers(tmp_path)[0] > 1, "it has gone round"
 
 
 @pytest.mark.parametrize("at", [0.0, 1.9999, -1.5, 1764000000.999999, 4102444800.0])

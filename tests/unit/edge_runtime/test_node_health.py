@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from edge_runtime.telemetry import process_memory
+from edge_runtime import node_health
 
 MIB = 1 << 20
 
@@ -15,11 +15,11 @@ def test_what_a_grandchild_has_counts():
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
         # Without it, the child has less.
-        assert process_memory.total(child.pid) > 40 * MIB
+        assert node_health.memory_of(child.pid) > 40 * MIB
         child.communicate(b"\n")
 
 
 def test_a_process_that_has_ended_has_none():
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         child.wait()
-    assert process_memory.total(child.pid) == 0
+    assert node_health.memory_of(child.pid) == 0
