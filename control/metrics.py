@@ -141,7 +141,7 @@ class ControlMetrics:
 
     @property
     def database(self) -> defaultdict[str, list[float]]:
-        """How long transactions of the metadata database took, by the kind of work: a list as of `NO_TIMES` each."""
+        """How long transactions of the metadata database took, by the kind of work, each a list like `NO_TIMES`."""
         return self._counts.database
 
     def store(self, seconds: float) -> None:
@@ -150,7 +150,7 @@ class ControlMetrics:
         self._counts.store[-1] += seconds
 
     def certificates_end(self, own: datetime | None, authority: datetime | None) -> None:
-        """When control's certificate ends, and the last of the CAs that nodes are to trust; None: there is none."""
+        """Set when control's certificate ends, and the last of the CAs that nodes are to trust; None: there is none."""
         # A gauge that isn't there says that there is no certificate; one of 0 would be an end long ago.
         if own is not None:
             self._certificate = self._certificate or Gauge(
@@ -192,5 +192,5 @@ class ControlMetrics:
         self._retries.inc()
 
     def render(self) -> bytes:
-        """The metrics in the text format of `CONTENT_TYPE`."""
+        """Return the metrics in the text format of `CONTENT_TYPE`."""
         return generate_latest(self.registry)

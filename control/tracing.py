@@ -90,11 +90,11 @@ class Tracing:
             span.end()
 
     def is_sync_traced(self, sync_id: str) -> bool:
-        """Whether this sync is one of those that are traced, if its release is; all replicas find the same."""
+        """Tell whether this sync is traced, if its release is; all replicas find the same."""
         return UUID(sync_id).int >> 96 < self._share * 2**32
 
     def sync_parent(self, release: str, sync_id: str) -> str:
-        """The `traceparent` that a node gets with the plan of a sync; '' where it isn't traced.
+        """Return the `traceparent` that a node gets with the plan of a sync; '' if it isn't traced.
 
         `release` is the `traceparent` of the request that made the release, or ''.
         """
@@ -149,7 +149,7 @@ def statement(name: str, text: str) -> AbstractContextManager[object]:
 
 
 def current() -> str:
-    """The `traceparent` of the request that runs; '' where it isn't traced."""
+    """Return the `traceparent` of the request that runs; '' if it isn't traced."""
     traced = TRACED.get()
     if traced is None:
         return ""
@@ -158,7 +158,7 @@ def current() -> str:
 
 
 def span_of_sync(sync_id: str) -> int:
-    """The id of a sync's span, which is made of the sync's: so whoever knows the sync can make spans below it."""
+    """Return the id of a sync's span, made of the sync's own id: anybody who knows the sync can make spans below it."""
     return UUID(sync_id).int & (2**64 - 1) or 1
 
 

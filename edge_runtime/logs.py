@@ -13,7 +13,7 @@ from edge_runtime.redaction import RedactedRecord, redact
 Format = Literal["text", "json"]
 
 FIELDS: Final = ("function", "version", "release", "call", "caller", "node")
-"""What a line may have besides, which JSON has in fields of its own: of which call it is."""
+"""What else a line may have, in fields of its own in JSON: which call it is about."""
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 

@@ -55,7 +55,7 @@ def memory_of(pid: int) -> int:
             continue
         seen.add(one)
         found += _share(one)
-        # A process that ends meanwhile has nothing any more.
+        # A process that has just ended has no memory.
         with contextlib.suppress(OSError, ValueError):
             for task in (_PROC / str(one) / "task").iterdir():
                 todo += map(int, (task / "children").read_text().split())

@@ -20,7 +20,7 @@ class Place(NamedTuple):
     span: bytes
     """Id of the span, 8 bytes."""
     sampled: bool = True
-    """Whether whoever made the span sends it to a collector."""
+    """Whether the one who made the span sends it to a collector."""
 
     def header(self) -> str:
         """Return the value of `traceparent` for what is asked from here."""

@@ -87,7 +87,7 @@ def _packed(times: Counts) -> bytes:
 
 
 def _bounded(counts: Mapping[K, int]) -> dict[K, int]:
-    """Nodes may tell any numbers: what can't be read again isn't written."""
+    """Cut counts to what can be read again: nodes may tell any numbers."""
     return {key: min(count, histogram.MOST) for key, count in counts.items()}
 
 

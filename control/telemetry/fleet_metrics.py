@@ -47,7 +47,7 @@ class FleetMetrics:
         self._told = SharedReading(numbers.nodes.of_groups, TOLD_EVERY, clock)
 
     async def render(self) -> bytes:
-        """The metrics as text; without those that the database doesn't answer for in time."""
+        """Return the metrics as text, without those that the database doesn't answer for in time."""
         names = {id: group.name for id, group in self._fleet.groups.items()}
         texts = []
         try:
@@ -75,7 +75,7 @@ class FleetMetrics:
 
 
 def standings(summary: FleetSummary) -> str:
-    """How nodes stand."""
+    """Return how many nodes stand how."""
     nodes: list[tuple[str, float]] = []
     failing: list[tuple[str, float]] = []
     overdue: list[tuple[str, float]] = []
@@ -107,7 +107,7 @@ def standings(summary: FleetSummary) -> str:
 
 
 def told(rows: Iterable[GroupToldRow], names: Mapping[str, str]) -> str:
-    """What nodes told of themselves lately."""
+    """Return what nodes told of themselves lately."""
     by_group: dict[str, list[GroupToldRow]] = {}
     for row in rows:
         if row.group_id in names:
@@ -188,7 +188,7 @@ def told(rows: Iterable[GroupToldRow], names: Mapping[str, str]) -> str:
 
 
 def events(by_group: Mapping[str, Events], names: Mapping[str, str]) -> str:
-    """What happened on nodes."""
+    """Return what happened on nodes."""
     found = [(labels(group=names[id]), counted) for id, counted in by_group.items() if id in names]
     return (
         family(
@@ -213,7 +213,7 @@ def events(by_group: Mapping[str, Events], names: Mapping[str, str]) -> str:
 
 
 def numbers_taken(taken: int, again: int, refused: int) -> str:
-    """What became of nodes' numbers."""
+    """Return what became of nodes' numbers."""
     results = (("taken", taken), ("again", again), ("refused", refused))
     return family(
         "skerry_node_numbers",
@@ -224,7 +224,7 @@ def numbers_taken(taken: int, again: int, refused: int) -> str:
 
 
 def call_outcomes(calls: GroupCalls) -> str:
-    """The samples of how a group's calls ended."""
+    """Return the samples of how a group's calls ended."""
     lines = []
     for of, tallies in _series(calls):
         outcomes: dict[str, int] = {}
@@ -240,7 +240,7 @@ def call_outcomes(calls: GroupCalls) -> str:
 
 
 def call_seconds(calls: GroupCalls) -> str:
-    """The samples of how long a group's calls took."""
+    """Return the samples of how long a group's calls took."""
     lines = []
     for of, tallies in _series(calls):
         counts = [sum(each) for each in zip(*(histogram.fold(tally.times) for tally in tallies), strict=True)]
@@ -254,7 +254,7 @@ def call_seconds(calls: GroupCalls) -> str:
 
 
 def calls_text(outcomes: list[str], seconds: list[str]) -> list[str]:
-    """The samples of all groups, under what they are."""
+    """Return the samples of all groups, below the heads of their metrics."""
     if not outcomes:
         return []
     return [
@@ -274,7 +274,7 @@ def calls_text(outcomes: list[str], seconds: list[str]) -> list[str]:
 
 
 def _series(calls: GroupCalls) -> Iterable[tuple[str, list[CallTally]]]:
-    """The labels of each function and release of a group, the newest two releases, and what is counted of it."""
+    """Yield labels and counts of each function of a group, for its two newest releases."""
     keys = dict.fromkeys((*calls.over, *calls.current))
     newest = sorted({release for _, release in keys})[-2:]
     for function, release in keys:

@@ -1,7 +1,7 @@
 """How many nodes stand how: what `/metrics`, the console and `skerry status --watch` show of the whole fleet.
 
-It is read only while somebody looks: a reading that is young enough serves everybody who asks meanwhile. The database
-counts, so a reading costs this process the same for any fleet: 42 ms of the database's CPU at 200,000 nodes.
+It is read only while somebody looks, and a recent reading serves everybody who asks. The database counts, so a reading
+costs this process the same for any fleet: 42 ms of the database's CPU at 200,000 nodes.
 """
 
 import asyncio
@@ -149,7 +149,7 @@ class FleetSummary:
     """By name. A group without nodes is there too."""
 
     def of(self, names: Collection[str] | None) -> "FleetSummary":
-        """The summary of these groups alone; None: of all."""
+        """Return the summary of only these groups; None means all."""
         if names is None:
             return self
         return replace(self, groups=tuple(group for group in self.groups if group.name in names))
@@ -210,7 +210,7 @@ class FleetGrid:
     """How many nodes stand how, at the same moment."""
 
     def of(self, names: Collection[str] | None) -> "FleetGrid":
-        """The grid of these groups alone; None: of all."""
+        """Return the grid of only these groups; None means all."""
         if names is None:
             return self
         groups = {name: grid for name, grid in self.groups.items() if name in names}
@@ -218,7 +218,7 @@ class FleetGrid:
 
 
 class FleetReader:
-    """A replica's readings, which everybody who looks shares."""
+    """Reads the summary and the grid for everybody who looks on this replica."""
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
@@ -227,19 +227,24 @@ class FleetReader:
         self._grid = SharedReading(self._read_grid, PERIOD, clock)
 
     async def summary(self) -> FleetSummary:
-        """How many nodes stand how, as it was read about `PERIOD` ago.
+        """Return how many nodes stand how, as it was read about `PERIOD` ago.
 
         Raises: ProblemError, when the database doesn't answer.
         """
         return await self._summary.get()
 
     async def grid(self) -> FleetGrid:
-        """How each node stands, likewise: 0.6 s of the database's time at 200,000 nodes, 20 ms at 10,000."""
+        """Return how each node stands: 0.6 s of the database's time at 200,000 nodes, 20 ms at 10,000.
+
+        Raises: ProblemError, when the database doesn't answer.
+        """
         return await self._grid.get()
 
     async def both(self) -> tuple[FleetSummary, FleetGrid]:
-        """The summary and the grid, of one moment where that is `LATE` before the newest summary at most: in a fleet
-        whose cells can be counted, a number and the cells beside it don't differ."""
+        """Return the summary and the grid, both of one moment if that is at most `LATE` before the newest summary.
+
+        In a fleet whose cells can be counted, a number and the cells beside it don't differ.
+        """
         summary, grid = await asyncio.gather(self.summary(), self.grid())
         return (summary if summary.read_at - grid.read_at > LATE else grid.summary), grid
 
@@ -276,7 +281,7 @@ class FleetReader:
 
 
 async def _count(conn: Connection, read_at: datetime, groups: list[TargetedGroup]) -> FleetSummary:
-    """The summary of these groups, in the transaction in which they were read."""
+    """Return the summary of these groups, in the transaction in which they were read."""
     counts = await conn.fetch(COUNTS)
     overdue = await conn.fetch(OVERDUE)
     cloned = {row.group_id: row.nodes for row in await conn.fetch(CLONED)}
@@ -301,7 +306,7 @@ def _by_standing(counts: Iterable[tuple[tuple[Standing, int | None], int]]) -> d
 
 
 def _merged(one: Cause, other: Cause) -> Cause:
-    """The same cause in other groups: with the text and the time of the newer one."""
+    """Join a cause with the same one in other groups; the newer text and time stay."""
     newer = max(one, other, key=lambda cause: (cause.at is not None, cause.at.timestamp() if cause.at else 0.0))
     examples = tuple(sorted((*one.examples, *other.examples)))[:EXAMPLES]
     return replace(newer, groups=one.groups | other.groups, examples=examples)

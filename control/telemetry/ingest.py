@@ -49,8 +49,8 @@ RELEASES_KEPT = 2000
 RELEASES_AT_ONCE = 100
 """Releases that are read in one query."""
 NAMES_KEPT, NONE_KEPT = 600.0, 60.0
-"""Seconds for which a release's functions are kept, and that there are none: metadata that are restored from a backup
-may give a number to another release, and a node may name one that isn't made yet."""
+"""Seconds for which a release's functions are kept, and for which it is remembered that there is no such release:
+metadata that are restored from a backup may give its number to another release, and a node may name a future one."""
 
 
 class ReleasedFunction(NamedTuple):
@@ -227,16 +227,16 @@ class NumbersIngest:
     # For those who look
 
     def unwritten(self) -> dict[datetime, dict[str, Tallies]]:
-        """What isn't in the database for good yet, by minute and group; nobody may change it."""
+        """Return what isn't in the database for good yet, by minute and group. It must not be changed."""
         return self._minutes
 
     def groups(self) -> list[str]:
-        """The ids of all groups of which calls were counted."""
+        """Return the ids of all groups whose calls were counted."""
         return sorted(self._totals.keys() | self._current.keys())
 
     def totals(self, group_id: str) -> tuple[Tallies, Tallies]:
-        """The calls of a group since the start: of minutes that are over, of the newest two releases there, and of the
-        current one. Nobody may change them, and together they are right until the caller gives way to others.
+        """Return a group's calls since the start: those of past minutes, of the two newest releases, and those of the
+        current minute. They must not be changed, and they fit each other until the caller awaits something.
         """
         return self._totals.get(group_id, {}), self._current.get(group_id, {})
 

@@ -1,4 +1,4 @@
-"""What nodes tell of themselves: the last of each is kept in the database, written at most once a minute and node."""
+"""How nodes are, as they tell it. The database has the newest of each node, written at most once a minute."""
 
 import asyncio
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ STATEMENT = 500
 LATELY = timedelta(hours=1)
 """What was told longer ago isn't counted for the groups: the node is away, or was removed."""
 MOST_EVENTS = 1_000_000
-"""Of worker deaths, dropped lines and failed syncs: as many as are believed at once."""
+"""Worker deaths, dropped lines and failed syncs that one poll may tell; more are not believed."""
 
 
 class NodeTold(NamedTuple):
@@ -68,7 +68,7 @@ class Events:
 
 
 class NodeHealthStore:
-    """What was told since it was last written."""
+    """What nodes have told since it was last written, and how it is written and read."""
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
@@ -120,6 +120,6 @@ class NodeHealthStore:
             await asyncio.sleep(0)
 
     async def of_groups(self) -> list[GroupToldRow]:
-        """What the nodes of each group told lately, by version of the edge. Raises: ProblemError."""
+        """Return what the nodes of each group told lately, by version of the edge. Raises: ProblemError."""
         since = self._clock.now() - LATELY
         return await self._db.read(lambda conn: conn.fetch(OF_GROUPS, since))

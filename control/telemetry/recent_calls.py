@@ -1,4 +1,4 @@
-"""Calls, errors and times of the last minutes by group, and there by release or function: what overviews show.
+"""Calls, errors and times of the last minutes by group, and in it by release or function, as overviews show them.
 
 All replicas' rows are read, and what this replica hasn't written yet. A row that is known isn't decoded again.
 """
@@ -47,7 +47,7 @@ class RecentCalls:
 
 
 class RecentCallsReader:
-    """A replica's readings, which everybody who looks shares."""
+    """Reads recent calls for everybody who looks on this replica."""
 
     def __init__(self, db: Database, clock: Clock, fleet: FleetCache, numbers: NumbersIngest) -> None:
         self._db = db
@@ -59,7 +59,7 @@ class RecentCallsReader:
         self._reading = SharedReading(self._read, PERIOD, clock)
 
     async def get(self) -> RecentCalls:
-        """The calls, as they were read at most `PERIOD` ago. Raises: ProblemError, when the database doesn't answer."""
+        """Return the calls as they were read at most `PERIOD` ago. Raises: ProblemError, when they can't be read."""
         return await self._reading.get()
 
     async def stop(self) -> None:

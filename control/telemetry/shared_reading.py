@@ -1,4 +1,4 @@
-"""A reading of the database that everybody who looks shares, and that is made only while somebody looks."""
+"""Reads something from the database only while somebody looks, once for everybody who does."""
 
 import asyncio
 import math
@@ -31,12 +31,12 @@ class SharedReading(Generic[T]):
         self.value: T | None = None
 
     async def get(self) -> T:
-        """The value. Raises what the reading raises, to everybody who waits for it."""
+        """Return the value. Everybody who waits for a reading gets what it raises."""
         if self.value is not None and self._clock.monotonic() < self._old_at:
             return self.value
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._run())
-            # Where all who wait are cancelled, nobody takes its error.
+            # If everybody who waits is cancelled, nobody takes its error.
             self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(self._reading)
 
@@ -47,7 +47,7 @@ class SharedReading(Generic[T]):
             await asyncio.gather(self._reading, return_exceptions=True)
 
     async def _run(self) -> T:
-        ASKS.set("")  # for all who wait, whoever was first
+        ASKS.set("")  # for everybody who waits, not just for the first
         began = self._clock.monotonic()
         value = self.value = await self._read()
         self._old_at = began + max(self._period, min(REST * (self._clock.monotonic() - began), LONGEST))

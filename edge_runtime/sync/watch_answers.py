@@ -4,7 +4,7 @@ Polls bring the questions. What is there already is searched for in a thread, wh
 both go to control in batches. What comes is kept until it is sent, within bounds: if it is too much, every second
 record is left out, then three of four, and so on, so that the rest shows all of the time. What was left out is counted.
 
-While control doesn't answer, nothing is kept in memory: once it answers again, what came meanwhile is searched for.
+While control doesn't answer, nothing is kept in memory: once it answers again, what came in between is searched for.
 While nobody watches, all of this waits and costs nothing.
 """
 
@@ -31,7 +31,7 @@ MOST: Final = 32
 PAUSE: Final = 0.5
 """Seconds between two batches of one question."""
 TOGETHER: Final = 0.02
-"""Seconds in which the first records come together."""
+"""Seconds for which the first records are collected."""
 WRITTEN: Final = 10.0
 """Seconds for which a search waits at most until the ring has written what was put into it before."""
 BATCH_LINES: Final = 1000
@@ -50,11 +50,11 @@ KEPT_LINES: Final = 2000
 KEPT_BYTES: Final = 512 * 1024
 """Bytes of them."""
 LINES_OF_CALL: Final = 20
-"""Lines that are sent of what a call has logged."""
+"""Lines of a call's log that are sent."""
 SLACK: Final = 5.0
-"""Seconds by which the times of a call's record and of what it logged may be apart, besides how long it took."""
+"""Seconds between the times of a call's record and of what it logged, at most, in addition to how long it took."""
 AFTERWARDS: Final = 30.0
-"""Seconds after a call in which the node's log may say more of it, as where it trapped."""
+"""Seconds after a call in which the node's log may say more about it, such as where it trapped."""
 BURST: Final = 2.0
 """Seconds of its rate that may be sent at once."""
 KINDS: Final = ("lines", "calls", "functions")
@@ -302,7 +302,7 @@ class WatchAnswers:
                         since = await self._send_next(client, answer)
                         failures = 0
                 except (NoAnswer, ControlRefused) as error:
-                    # What comes meanwhile is on the disk.
+                    # What comes until then is on the disk.
                     answer.rest()
                     failures += 1
                     await _wait_after(error, failures)

@@ -15,7 +15,7 @@ ROW_BYTES: Final = 48
 SKETCH_BYTES: Final = 25
 """Bytes of them that are left for the times, at least: any times fit."""
 GOOD: Final = ("ok", "client_gone")
-"""Outcomes that are no failure: a client that goes away is none of the function's."""
+"""Outcomes that aren't failures: a client that goes away isn't the function's failure."""
 
 _Key = TypeVar("_Key")
 _NUMBERS: Final = {code: number for number, code in enumerate(wire.OUTCOMES)}

@@ -23,7 +23,7 @@ log = logging.getLogger("skerry.calls")
 PERIOD: Final = 0.25
 """Seconds in which noted calls come together."""
 MOST_NOTED: Final = 64
-"""Calls of one function that are noted meanwhile; others are counted."""
+"""Calls of one function that are noted in that time; others are only counted."""
 BURST, RATE = 30, 1.0
 """Records of one function's failed calls, at once and then per second."""
 BURST_OF_ALL, RATE_OF_ALL = 300, 10.0

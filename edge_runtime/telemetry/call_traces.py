@@ -48,7 +48,7 @@ class CallTrace:
         self.at = at
         """The place of the call's own span."""
         self.parent = parent
-        """Id of the span of whoever calls; empty where that isn't known."""
+        """Id of the caller's span; empty if that isn't known."""
         self.requests: list[bytes] = []
         """Ids of the spans of its HTTP requests, in their order."""
 

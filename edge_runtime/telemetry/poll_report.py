@@ -38,7 +38,7 @@ MOST: Final = 2 * wire.MOST_FUNCTIONS
 
 
 def _none() -> None:
-    """No release is served."""
+    """Return the release of a node that serves none."""
 
 
 class PollReport:
@@ -98,13 +98,12 @@ class PollReport:
         return min(wait, max(0.1, self._due - now)) if now < self._soon_until else wait
 
     def answered(self, numbers: bytes) -> None:
-        """A poll that carried these numbers was answered."""
+        """Take note that a poll with these numbers was answered."""
         if numbers and numbers == self._open:
             self._open = b""
 
     def refused(self, numbers: bytes) -> None:
-        """Control refuses a poll that carried these numbers for what is in it. Whatever it is: polls must go on, so the
-        numbers are given up."""
+        """Give up these numbers: control refuses a poll that carried them for its content, and polls must go on."""
         if numbers and numbers == self._open:
             log.warning("control refuses a poll with what this node has counted: the counts of a minute are given up")
             self._open = b""

@@ -36,7 +36,7 @@ def time_text(at: float) -> str:
     whole = math.floor(at)
     second, text = _second
     if second != whole:
-        # Whoever asks may name any time, and some more is taken off or added.
+        # A question may name any time, to which some seconds are added or subtracted.
         text = datetime.fromtimestamp(min(max(whole, _FIRST), _LAST), UTC).strftime("%Y-%m-%dT%H:%M:%S.")
         text = text.rjust(20, "0")
         _second = whole, text
@@ -59,7 +59,7 @@ def encode(fields: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:
-        # Text with half a surrogate pair, as of a file name that isn't UTF-8.
+        # Text with half a surrogate pair, such as a file name that isn't UTF-8.
         return orjson.dumps({k: _sound(v) for k, v in fields.items()}, option=orjson.OPT_APPEND_NEWLINE)
 
 

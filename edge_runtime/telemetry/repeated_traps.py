@@ -76,7 +76,7 @@ class RepeatedTraps:
         """When a trap of a version of a function was last looked into (`clock.monotonic`)."""
 
     def note(self, call: TrappedCall, who: str, fields: dict[str, Any]) -> None:
-        """A call has trapped: have it looked into, unless another one is, or one of its function's was just now. `who`
+        """Have a call that trapped looked into, unless another one is, or one of its function's just was. `who`
         is function and call, for people; `fields` are the same for records."""
         function, now = call.served.function, clock.monotonic()
         manifest, key = function.manifest, (function.name, function.version)

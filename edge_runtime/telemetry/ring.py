@@ -2,8 +2,8 @@
 
 `put` is called in the loop's thread and never waits; a thread of its own writes what has come, twenty times a second at
 most. Nothing is fsynced: a kill of the front loses the last 50 ms, a loss of power what the kernel hadn't written. The
-files may be cut, removed or unwritable at any time, and the disk may be full: lines are dropped meanwhile, counted, and
-the ring and the node's log say how many.
+files may be cut, removed or unwritable at any time, and the disk may be full: until that is over, lines are dropped and
+counted, and the ring and the node's log say how many.
 
 Lines have their time first (`records`). Times in one file don't go back by more than `SLACK`: if the clock is set back,
 another file begins. So `search`, which reads the files meanwhile, can find a time by halving.
@@ -32,11 +32,11 @@ FOLDER: Final = "telemetry"
 WAITING: Final = 1 << 20
 """Bytes that may wait to be written."""
 PAUSE: Final = 0.05
-"""Seconds in which lines come together before they are written."""
+"""Seconds for which lines are collected before they are written."""
 RETRY: Final = 1.0
 """Seconds from lines that couldn't be written to the next attempt."""
 LOOK: Final = 60.0
-"""Seconds between two looks for files that are too old, while nothing is written."""
+"""Seconds between two searches for files that are too old, while nothing is written."""
 TOLD: Final = 10.0
 """Seconds between two lines about lines that were dropped."""
 CLOSE_LIMIT: Final = 2.0
@@ -54,7 +54,7 @@ _TAIL: Final = 65_536
 
 
 class Ring:
-    """Writes lines below `folder`. One process at a time does: the folder's lock is its."""
+    """Writes lines below `folder`, whose lock it holds: only one process at a time does."""
 
     def __init__(self, folder: Path, limit: int, age: float, node: str = "") -> None:
         """`limit` is in bytes, `age` in seconds; `node` is the node's name, for the lines that the ring itself adds."""

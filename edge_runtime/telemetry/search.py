@@ -18,7 +18,7 @@ NEEDLES: Final = 200
 """Values of a field at most that a file is looked through for; where there are more, each line is read, which takes
 five times as long."""
 _PIECE: Final = 64 << 20
-"""Bytes of a file that are looked at: none of a ring's has so many."""
+"""Bytes of a file that are searched; a ring's files are smaller."""
 
 
 class LineFilter(NamedTuple):
@@ -132,8 +132,8 @@ def _joined(pieces: list[list[bytes]]) -> list[bytes]:
 
 
 def _content(path: Path, start: int = 0) -> bytes:
-    """Return what a file has from `start` on; nothing if it was removed meanwhile. It isn't mapped: who reads what was
-    cut off a mapped file is killed."""
+    """Return what a file has from `start` on; nothing if it has been removed. It isn't mapped: reading what was cut off
+    a mapped file kills the process."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """Records as nodes send them: bytes that anybody with a node's credential may have made.
 
-A line that is none of the known records, or is too large, is left out and counted. The node's name is set here, so a
+A line that isn't a known record, or is too large, is left out and counted. The node's name is set here, so a
 node can't speak for another.
 """
 

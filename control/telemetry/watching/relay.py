@@ -1,8 +1,9 @@
 """Takes records from the replica that a node has sent them to, to the one that has the view.
 
-There is no network between replicas: a row of `watched_records` has what one has for another one, packed. Rows are
-written five times a second at most, read by their numbers, which each sender counts up, and deleted half a minute later
-by whoever comes to it: deleted rows are looked at by CockroachDB for long, so nothing is read where rows were deleted.
+There is no network between replicas, so they use the metadata database: a row of `watched_records` has what one replica
+has for another, packed. Rows are written five times a second at most, read by their numbers, which each sender counts
+up, and deleted half a minute later by any replica. CockroachDB goes on reading past deleted rows for a long time, so
+nothing is read where rows were deleted.
 """
 
 import asyncio

@@ -23,15 +23,15 @@ BUFFER_BYTES = 1024 * 1024
 PIECE_BYTES = 64 * 1024
 """Bytes that are handed to the reader at a time."""
 TOGETHER = 0.1
-"""Seconds in which records come together before they are handed over."""
+"""Seconds for which records are collected before they are handed over."""
 HEARTBEAT = 5.0
-"""Seconds after which an empty line is sent where there is nothing else: so both sides see the other one go."""
+"""Seconds without anything to send after which an empty line is sent: so each side notices that the other is gone."""
 LOOK = 0.25
-"""Seconds between two looks at whether the view is to end."""
+"""Seconds between two checks whether the view has to end."""
 TELL_EVERY = 1.0
 """Seconds between two notices of the same kind."""
 HISTORY_SECONDS = 10.0
-"""Seconds for which nodes are waited for that are to tell what is there already."""
+"""Seconds that nodes have to send what is there already."""
 BUDGET = 2000.0
 """Records a second of all nodes together."""
 LEAST_RATE = 0.05
@@ -64,7 +64,7 @@ class Ask(NamedTuple):
     operator: str
     """The operator's name."""
     may: Callable[[], Awaitable[str]]
-    """Asked again and again: why the view must end, as an error's code; '' while the operator may go on."""
+    """Called again and again: returns why the view must end, as an error's code; '' while the operator may go on."""
     groups: list[str] | None
     """The names of the groups that the operator may see; None for all."""
     node: str | None = None
@@ -72,7 +72,7 @@ class Ask(NamedTuple):
     group: str | None = None
     """The name of the group that is watched; None for all that the operator may see."""
     question: wire.Question | None = None
-    """The question; its id, rate, and where it has none its time, are set here."""
+    """The question; its id and rate are set when the view begins. None asks for lines from now on."""
 
 
 class Nodes(NamedTuple):
@@ -88,7 +88,7 @@ class Nodes(NamedTuple):
 
 
 class Notice(msgspec.Struct, tag_field="kind", tag="notice", omit_defaults=True):
-    """What is said beside the records."""
+    """Something that is said about the records, between them."""
 
     notice: str
     """`begin`, `offline`, `too_old`, `history` (all was told that was there already), `silent` (nodes that didn't tell
@@ -109,7 +109,7 @@ def notice(kind: str, message: str, count: int = 0, nodes: list[str] | None = No
 def level(demands: Iterable[float], budget: float) -> float:
     """Return the highest limit with which nodes of these demands together send at most `budget`. Pure.
 
-    All numbers are records a second. If they demand less than the budget, each may send what is left besides.
+    All numbers are records a second. If they demand less than the budget, each may also send what is left.
     """
     ordered = sorted(demands)
     left, count = budget, len(ordered)

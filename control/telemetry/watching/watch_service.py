@@ -33,26 +33,26 @@ from control.telemetry.watching.relay import NodeBatch, RecordRelay
 from control.telemetry.watching.view import NAMED, Ask, NodeRates, Nodes, View, node_rates
 
 LEASE = timedelta(seconds=12)
-"""How long a watch lives that nobody renews."""
+"""How long a watch lives without being renewed."""
 RENEW = 3.0
 """Seconds between two renewals of leases."""
 PERIOD = 0.2
 """Seconds between two exchanges with other replicas, while there is something to exchange."""
 IDLE = 1.0
-"""Seconds between two looks at whether there is."""
+"""Seconds between two checks whether there is something."""
 MOST_WATCHES = 32
-"""Watches at once: each costs every node that it concerns some memory, and a request each half a second."""
+"""Watches at once: each costs every node that it concerns some memory, and a request every half second."""
 MOST_OF_OPERATOR = 8
 """Of these, one operator's."""
 COUNTS = "functions"
-"""The kind of questions of what a node has counted: there may be as many besides."""
+"""The kind of question about what a node has counted: as many of these may be asked in addition."""
 HISTORY = 5000
-"""Records of what is there already that all nodes together are to tell; each may tell `LEAST_HISTORY`."""
+"""Records that all nodes together may send of what is there already; each may send at least `LEAST_HISTORY`."""
 LEAST_HISTORY = 10
 UNREAD = 10.0
-"""Seconds in which a view's reader must come."""
+"""Seconds within which a view's reader must begin to read."""
 CLEAN_EVERY = 30.0
-"""Seconds between two deletions of older ones."""
+"""Seconds between two deletions of the relay's old rows."""
 
 
 class WatchedNodeRow(NamedTuple):
@@ -116,7 +116,7 @@ class WatchService:
         question = msgspec.structs.replace(
             question, id=id, limit=min(question.limit, least if nodes.asked > 1 else 10_000)
         )
-        # Others may have begun meanwhile, also many at once.
+        # Others may have begun in the meantime, even many at once.
         self._refuse_more(ask.operator, question.kind)
         view = View(id, question, ask, nodes, self._clock)
         fields = msgspec.to_builtins(question)
@@ -145,7 +145,7 @@ class WatchService:
         announced yet count, too."""
         begun = {watch.id: (watch.operator, watch.question.kind) for watch in self._fleet.watches.alive.values()}
         begun |= {view.id: (view.operator, view.kind) for view in self.views.values()}
-        # Pages of nodes take no view away from who reads a log, nor the other way round.
+        # Pages of nodes and readers of logs take no views away from each other.
         alike = [whose for whose, what in begun.values() if (what == COUNTS) == (kind == COUNTS)]
         mine = alike.count(operator)
         if len(alike) >= MOST_WATCHES or mine >= MOST_OF_OPERATOR:
@@ -179,7 +179,7 @@ class WatchService:
         """Return the watch of this id, which concerns a node. Raises: ProblemError watch_ended."""
         watch = self._fleet.watches.alive.get(id)
         if watch is None:
-            # The node may have heard of it by another replica.
+            # The node may have heard of it from another replica.
             await self._fleet.caught_up()
             watch = self._fleet.watches.alive.get(id)
         if watch is None or not watch.concerns(node) or (watch.replica == self._name and id not in self.views):

@@ -20,7 +20,7 @@ from control.storage.database import Database
 from control.storage.events import MOST_ITEMS
 
 FIRST_WAIT = timedelta(seconds=1)
-"""An event waits this long for others of its kind, as of the monitor's next page of nodes."""
+"""How long an event waits for others of its kind, such as those of the monitor's next page of nodes."""
 GATHER = 30.0
 """Seconds from one message of a kind to the next at least."""
 PAGE = 5000
@@ -145,7 +145,7 @@ async def deliver_test(conn: Connection, webhook_id: str, by: str, now: datetime
 
 
 def message(kind: str, at: datetime, count: int, items: Iterable[Mapping[str, Any]]) -> str:
-    """The body of a message, as it is signed and sent."""
+    """Return the body of a message, as it is signed and sent."""
     body = {"type": kind, "timestamp": at, "data": {"count": count, "items": list(items)}}
     return orjson.dumps(body, option=orjson.OPT_UTC_Z).decode()
 
@@ -158,7 +158,7 @@ async def _deliver(
 
 
 async def _items(conn: Connection, found: list[RecordedEvent]) -> dict[str, list[dict[str, Any]]]:
-    """The items of the first events, as a message has them: with names in the place of ids."""
+    """Return the items of the first events as a message has them, with names in place of ids."""
     first = found[:MOST_ITEMS]
     at = {event.id: event.at for event in first}
     items = {row.id: row.items for row in await conn.fetch(ITEMS, list(at))}

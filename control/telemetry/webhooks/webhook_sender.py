@@ -131,7 +131,7 @@ class WebhookSender:
 
     async def _send(self, webhook: Webhook) -> None:
         """Send what is due to a webhook, while no other replica does."""
-        # Whoever takes the lease when this one has it no more must not find an attempt under way.
+        # The next replica that takes the lease must not find an attempt of this one under way.
         while self._clock.monotonic() < self._held_until - TIME_LIMIT:
             now = self._clock.now()
             try:
@@ -201,6 +201,6 @@ class WebhookSender:
 
 
 def pause_after(attempts: int) -> float:
-    """Seconds to wait after so many failed attempts."""
+    """Return the seconds to wait after so many failed attempts."""
     pause = min(FIRST_PAUSE * FACTOR ** min(attempts - 1, 20), LONGEST_PAUSE)
     return pause * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311

@@ -14,12 +14,12 @@ MADE = 32
 
 
 def new_secret() -> str:
-    """A random secret, as receivers' libraries take it: its bytes as base64 behind `PREFIX`."""
+    """Return a random secret as receivers' libraries take it: its bytes as base64 behind `PREFIX`."""
     return PREFIX + base64.b64encode(secrets.token_bytes(MADE)).decode()
 
 
 def key(secret: str) -> bytes:
-    """The bytes of a secret. Raises: ValueError, when it isn't one."""
+    """Return the bytes of a secret. Raises: ValueError, when it isn't one."""
     try:
         found = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -30,8 +30,8 @@ def key(secret: str) -> bytes:
 
 
 def headers(secret: str, id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers that make a message: its id, the time of this attempt (Unix seconds), and the signature over both and
-    the body. Raises: ValueError, when the secret isn't one."""
+    """Return a message's headers: its id, the time of this attempt (Unix seconds), and the signature over both and the
+    body. Raises: ValueError, when the secret isn't one."""
     signed = f"{id}.{timestamp}.".encode() + body
     signature = base64.b64encode(hmac.digest(key(secret), signed, hashlib.sha256)).decode()
     return {"webhook-id": id, "webhook-timestamp": str(timestamp), "webhook-signature": f"v1,{signature}"}
