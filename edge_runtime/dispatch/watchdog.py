@@ -20,8 +20,7 @@ from edge_runtime.dispatch.outcomes import (
     release_changing,
     writes_held,
 )
-from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.queues import FunctionQueue
+from edge_runtime.dispatch.pool import FunctionQueue, Pool
 from edge_runtime.ipc import progress_page
 from edge_runtime.pauses import Pauses
 from edge_runtime.settings import EdgeSettings

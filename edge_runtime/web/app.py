@@ -9,8 +9,7 @@ import orjson
 
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import Outcome, Refusal, name_of, refused, release_changing
-from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.queues import Hold
+from edge_runtime.dispatch.pool import Hold, Pool
 from edge_runtime.ipc.call_head import Via
 from edge_runtime.ipc.frames import LocalRelease
 from edge_runtime.settings import EdgeSettings

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from edge_runtime import aot_cache, database_users, wal
-from edge_runtime.dispatch.queues import Hold
+from edge_runtime.dispatch.pool import Hold
 from edge_runtime.sync import sql_runs
 from edge_runtime.telemetry import ring
 from tests.support.edge import Node, client, node

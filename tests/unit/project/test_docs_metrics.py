@@ -19,7 +19,7 @@ from control.telemetry.fleet_summary import Cause, FleetSummary, GroupSummary
 from control.telemetry.node_health import Events, GroupToldRow
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Answer
-from edge_runtime.dispatch.queues import FunctionQueue
+from edge_runtime.dispatch.pool import FunctionQueue
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.ipc import frames
 from edge_runtime.metrics import PoolCollector

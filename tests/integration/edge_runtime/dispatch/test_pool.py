@@ -80,7 +80,7 @@ async def test_calls_behind_one_that_turns_out_long_go_elsewhere(
 ) -> None:
     # However slow the machine is, or fast.
     monkeypatch.setattr("edge_runtime.dispatch.served_functions.SHORT", 0.3)
-    monkeypatch.setattr("edge_runtime.dispatch.queues.QUICK", 0.0)
+    monkeypatch.setattr("edge_runtime.dispatch.pool.QUICK", 0.0)
     async with node(tmp_path / "state", workers=2, concurrency=2) as edge:
         await edge.release({"slow": (guest("slow"), {**READ, "time_limit_ms": 60_000})}, NUMBER)
         await calm(edge)

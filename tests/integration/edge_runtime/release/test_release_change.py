@@ -10,7 +10,7 @@ import msgspec
 import orjson
 import pytest
 
-from edge_runtime.dispatch.queues import Hold
+from edge_runtime.dispatch.pool import Hold
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames, progress_page
 from tests.guests.build import guest

@@ -18,8 +18,7 @@ from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.outcomes import FOREIGN, TIME_LIMIT, Answer, Outcome, Refusal
-from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.queues import Hold
+from edge_runtime.dispatch.pool import Hold, Pool
 from edge_runtime.dispatch.release_gate import settled
 from edge_runtime.dispatch.watchdog import Watchdog
 from edge_runtime.dispatch.worker_link import DEATHS, WorkerLink

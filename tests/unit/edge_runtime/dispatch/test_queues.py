@@ -17,8 +17,7 @@ from control.protocol.manifest import Manifest, manifest_digest
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.hooks import Hooks
-from edge_runtime.dispatch.placement import Placement
-from edge_runtime.dispatch.queues import QUICK, FunctionQueue, Queues
+from edge_runtime.dispatch.pool import QUICK, FunctionQueue, Placement, Queues
 from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from control.protocol.manifest import Cors, Manifest, Route
-from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.queues import Hold
+from edge_runtime.dispatch.pool import Hold, Pool
 from edge_runtime.errors import CODES
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.settings import EdgeSettings
