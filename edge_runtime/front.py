@@ -20,10 +20,10 @@ from edge_runtime.dispatch import disk_watchdog, memory_watchdog
 from edge_runtime.dispatch.foreign_lock import ForeignLock
 from edge_runtime.dispatch.function_records import FunctionRecords
 from edge_runtime.dispatch.guest_log import GuestLog
-from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.supervisor import Supervisor
 from edge_runtime.dispatch.trial_load import TrialLoads
+from edge_runtime.dispatch.worker_link import Hooks
 from edge_runtime.egress.http_client import HttpClient
 from edge_runtime.egress.in_flight import RequestsInFlight
 from edge_runtime.ipc import frames

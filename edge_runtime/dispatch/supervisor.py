@@ -16,13 +16,12 @@ from typing import Any, Final
 
 from control.protocol.counts import counted
 from edge_runtime import clock
-from edge_runtime.dispatch import incoming_frames
+from edge_runtime.dispatch import worker_socket
 from edge_runtime.dispatch.call import Call, Order
-from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.trial_load import LoadFailed, TrialLoads
 from edge_runtime.dispatch.watchdog import Watchdog
-from edge_runtime.dispatch.worker_link import WorkerLink
+from edge_runtime.dispatch.worker_link import Hooks, WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.early_child import EarlyChild
@@ -367,7 +366,7 @@ class Supervisor:
             if new and order.crashed and serial in self._crashes:
                 self._crashes[serial] += 1
         elif not answer.cancelled():
-            failures = incoming_frames.loaded(answer.result().body).failures
+            failures = worker_socket.loaded(answer.result().body).failures
             if failures and not new and serial in self._failures:
                 log.warning("worker %d, which has run calls: %s", link.child.pid, failures[0].message)
                 link.kill("load_failed")

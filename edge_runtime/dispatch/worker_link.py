@@ -8,18 +8,22 @@ import asyncio
 import logging
 import time
 from collections import deque
-from typing import Final, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
-from edge_runtime.dispatch import incoming_frames
+import msgspec
+
+from edge_runtime.dispatch import worker_socket
 from edge_runtime.dispatch.call import Body, Call, Job, Order
-from edge_runtime.dispatch.hooks import Hooks
-from edge_runtime.dispatch.incoming_frames import FrameUnfit, IncomingFrames
-from edge_runtime.dispatch.outcomes import FOREIGN, AnswerBody, whole
+from edge_runtime.dispatch.guest_log import GuestLog, fields_of, shown_with
+from edge_runtime.dispatch.outcomes import FOREIGN, AnswerBody, Outcome, Refusal, whole
 from edge_runtime.dispatch.served_functions import ServedFunction
+from edge_runtime.dispatch.worker_socket import FrameUnfit, IncomingFrames, OutgoingFrames
 from edge_runtime.ipc import cut_logs, frames, progress_page
 from edge_runtime.ipc.claims import Claims
-from edge_runtime.ipc.outgoing_frames import OutgoingFrames
 from edge_runtime.ipc.zygote_client import Child
+from edge_runtime.redaction import redact
 
 log = logging.getLogger("skerry.pool")
 
@@ -42,6 +46,45 @@ class Owner(Protocol):
     def lost(self, link: "WorkerLink", running: Call | None, waiting: list[Call], seen: progress_page.Seen) -> None:
         """The worker's process has ended. It was running one call, which had come as far as `seen` says; others
         waited."""
+
+
+def _nothing(*_: object) -> None:
+    """No part of the node listens."""
+
+
+def _unnamed(_: str, message: str) -> str:
+    """Nobody knows who holds the database."""
+    return message
+
+
+@dataclass
+class Hooks:
+    """The parts of the node that see to what a running call asks for, or runs into. None of them may raise."""
+
+    log: GuestLog
+    http: Callable[["WorkerLink", Call, bytes], None] = _nothing
+    """Called when the call asks for an HTTP request, with its parcel."""
+    damaged: Callable[[str], None] = _nothing
+    """Called with the sha256 of an artifact, when a worker couldn't load its compiled code any more."""
+    loaded: Callable[[], None] = _nothing
+    """Called when a worker has loaded a function because it was called."""
+    trapped: Callable[[Call, str, dict[str, Any]], None] = _nothing
+    """Called with each call that trapped; with how the log names it, and its fields."""
+    named: Callable[[str, str], str] = _unnamed
+    """Returns an error's message, by its code and its message, as in `Pool.named`."""
+
+    def fault(self, call: Call, outcome: Outcome, fault: frames.Fault) -> Outcome:
+        """Log a call's fault, and have done what it asks for; return the call's outcome."""
+        message = redact(self.named(fault.code, fault.message))
+        if message != fault.message and isinstance(outcome, Refusal):
+            fault = msgspec.structs.replace(fault, message=message)
+            outcome = outcome._replace(message=message)
+        self.log.fault(call, fault)
+        if fault.code == "guest_trap":
+            self.trapped(call, shown_with(f"{call.name} {call.served.function.version}", call), fields_of(call))
+        if fault.code == "function_unloadable":
+            self.damaged(call.served.function.sha256)
+        return outcome
 
 
 class WorkerLink:
@@ -200,7 +243,7 @@ class WorkerLink:
                 job = jobs[0]
                 if isinstance(job, Order):
                     self._carried_out(job, kind, head, whole(body))
-                elif kind in incoming_frames.MEANWHILE:
+                elif kind in worker_socket.MEANWHILE:
                     self._meanwhile(job, kind, whole(body))
                 else:
                     self._answered(job, kind, head, body)
@@ -234,7 +277,7 @@ class WorkerLink:
 
     def _carried_out(self, order: Order, kind: int, head: bytes, body: bytes) -> None:
         """The worker has done its first job, an order."""
-        incoming_frames.check_order(order.kind, kind, body)
+        worker_socket.check_order(order.kind, kind, body)
         self._next(order)
         self._owner.freed(self, order, stale=False, held=False)
         if not order.answer.done():
@@ -250,9 +293,7 @@ class WorkerLink:
             self._next(call)
             self._owner.freed(self, call, stale=stale, held=held)
             return
-        outcome, fault = incoming_frames.outcome(
-            kind, head, body, served.release, served.function.manifest, call.method
-        )
+        outcome, fault = worker_socket.outcome(kind, head, body, served.release, served.function.manifest, call.method)
         took = self._next(call)
         now = self.since
         # First, so that the next call goes out in the same write as the others that come together.
@@ -281,13 +322,13 @@ class WorkerLink:
                 raise FrameUnfit(f"it logged {len(body)} bytes, of {manifest.log_bytes}")
             self._hooks.log.write(call, body)
         elif kind == frames.TIMES:
-            call.times = incoming_frames.times(body)
+            call.times = worker_socket.times(body)
         elif kind == frames.NEWLY_LOADED:
             self._hooks.loaded()
         elif kind == frames.DAMAGED:
             self._hooks.damaged(call.served.function.sha256)
         else:
-            for denied, times in incoming_frames.denials(body).items():
+            for denied, times in worker_socket.denials(body).items():
                 call.served.tally.deny(denied, times)
 
     def _lost(self) -> None:

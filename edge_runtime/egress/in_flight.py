@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.hooks import HttpAsker
+from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.egress.http_client import HttpClient
 from edge_runtime.ipc import frames, http_messages
 from edge_runtime.ipc.http_messages import NotFetched
@@ -18,7 +18,7 @@ class RequestsInFlight:
     def __init__(self, egress: HttpClient) -> None:
         self._egress = egress
         self._group: asyncio.TaskGroup | None = None
-        self._waiting: set[HttpAsker] = set()
+        self._waiting: set[WorkerLink] = set()
         """The workers that wait for an answer, each for one."""
 
     async def run(self) -> None:
@@ -30,7 +30,7 @@ class RequestsInFlight:
             finally:
                 self._group = None
 
-    def begin(self, link: HttpAsker, call: Call, request: bytes) -> None:
+    def begin(self, link: WorkerLink, call: Call, request: bytes) -> None:
         """Begin an HTTP request for a running call; its answer is sent to the worker later. Never raises."""
         if self._group is None or link in self._waiting:
             # An honest worker asks for one request at a time.
@@ -51,7 +51,7 @@ class RequestsInFlight:
         link.ended.add_done_callback(give_up)
         task.add_done_callback(ended)
 
-    async def _answer(self, link: HttpAsker, call: Call, id: int, request: bytes) -> None:
+    async def _answer(self, link: WorkerLink, call: Call, id: int, request: bytes) -> None:
         served = call.served
         try:
             traceparent = call.traced.request() if call.traced is not None else ""

@@ -15,10 +15,10 @@ import orjson
 import pytest
 
 from control.protocol.manifest import Manifest
-from edge_runtime.dispatch import incoming_frames
+from edge_runtime.dispatch import worker_socket
 from edge_runtime.dispatch.breaker import Breaker
-from edge_runtime.dispatch.incoming_frames import FrameUnfit, IncomingFrames
 from edge_runtime.dispatch.outcomes import Answer, whole
+from edge_runtime.dispatch.worker_socket import FrameUnfit, IncomingFrames
 from edge_runtime.errors import CODES
 from edge_runtime.ipc import cut_logs, frames, progress_page
 from edge_runtime.ipc.zygote_client import ZygoteClient
@@ -54,16 +54,16 @@ class Sock:
 def judge(kind: int, head: bytes, body: Any, method: str) -> None:
     """Read a frame as a link does, and look at what is believed."""
     if kind == frames.DENIED:
-        assert all(1 <= times <= 2**32 for times in incoming_frames.denials(whole(body)).values())
+        assert all(1 <= times <= 2**32 for times in worker_socket.denials(whole(body)).values())
     elif kind == frames.TIMES:
-        incoming_frames.times(whole(body))
+        worker_socket.times(whole(body))
     elif kind == frames.LOADED:
-        incoming_frames.check_order(frames.RELEASE, kind, whole(body))
-        assert all(failure.code in CODES for failure in incoming_frames.loaded(whole(body)).failures)
+        worker_socket.check_order(frames.RELEASE, kind, whole(body))
+        assert all(failure.code in CODES for failure in worker_socket.loaded(whole(body)).failures)
     elif kind == frames.FAILED:
         assert frames.decode_failure(whole(body)).code in CODES
-    elif kind not in incoming_frames.MEANWHILE:
-        outcome, fault = incoming_frames.outcome(kind, head, body, 1, MANIFEST, method)
+    elif kind not in worker_socket.MEANWHILE:
+        outcome, fault = worker_socket.outcome(kind, head, body, 1, MANIFEST, method)
         assert 200 <= outcome.status <= 599
         if fault is not None:
             assert fault.code in CODES

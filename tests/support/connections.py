@@ -12,8 +12,8 @@ from typing import Any
 import uvloop
 
 from control.local.pki import Pki
-from edge_runtime.dispatch.incoming_frames import BUFFER
 from edge_runtime.dispatch.outcomes import Answer, Refusal
+from edge_runtime.dispatch.worker_socket import BUFFER
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange

@@ -9,7 +9,7 @@ from tests.support.edge import Node, node, until
 
 BEGINS = ("HttpConnection._advance", "WorkerLink.receive")
 """A whole request becomes a call; and the worker's words about it come in. What comes before isn't the call's way: how
-bytes become an `Exchange` (`web.parser`) or a frame (`dispatch.incoming_frames`), and who may ask (`EdgeApp.admit`)."""
+bytes become an `Exchange` (`web.parser`) or a frame (`dispatch.worker_socket`), and who may ask (`EdgeApp.admit`)."""
 GOING_IN = ["web.connection", "web.app", "dispatch.pool", "dispatch.worker_link"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.dispatch.incoming_frames import BUFFER
+from edge_runtime.dispatch.worker_socket import BUFFER
 from edge_runtime.web.connection import HttpConnection
 from tests.support.connections import Client, on_uvloop, post, site
 from tests.support.edge import until

@@ -16,10 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from control.protocol.manifest import Manifest, manifest_digest
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import GuestLog
-from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.pool import QUICK, FunctionQueue, Placement, Queues
 from edge_runtime.dispatch.served_functions import Tally
-from edge_runtime.dispatch.worker_link import WorkerLink
+from edge_runtime.dispatch.worker_link import Hooks, WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from tests.support.pool_settings import pool_settings
 

@@ -8,9 +8,9 @@ import pytest
 
 from control.protocol.manifest import Manifest
 from edge_runtime.children.worker_services import KINDS
-from edge_runtime.dispatch import incoming_frames
-from edge_runtime.dispatch.incoming_frames import LONGEST, FrameUnfit
+from edge_runtime.dispatch import worker_socket
 from edge_runtime.dispatch.outcomes import Answer, Refusal
+from edge_runtime.dispatch.worker_socket import LONGEST, FrameUnfit
 from edge_runtime.ipc import call_times, frames
 
 SMALL = Manifest(response_limit=100)
@@ -18,7 +18,7 @@ TYPE = b"content-type: text/plain\r\n"
 
 
 def outcome(kind: int, head: bytes = b"", body: bytes = b"", method: str = "GET") -> Any:
-    return incoming_frames.outcome(kind, head, body, 7, SMALL, method)
+    return worker_socket.outcome(kind, head, body, 7, SMALL, method)
 
 
 def fault(code: Any = "guest_trap", message: Any = "It trapped.", status: Any = 502) -> bytes:
@@ -51,7 +51,7 @@ def fault(code: Any = "guest_trap", message: Any = "It trapped.", status: Any = 
     ],
 )
 def test_a_header_that_no_worker_sends(length: int, kind: int, head: int) -> None:
-    assert not incoming_frames.may_come(length, kind, head)
+    assert not worker_socket.may_come(length, kind, head)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_header_that_no_worker_sends(length: int, kind: int, head: int) -> Non
     [(0, 200, 0), (LONGEST, 599, 65_535), (9, 204, 9), (0, frames.DONE, 0), (1 << 20, frames.LOG, 0)],
 )
 def test_headers_that_workers_send(length: int, kind: int, head: int) -> None:
-    assert incoming_frames.may_come(length, kind, head)
+    assert worker_socket.may_come(length, kind, head)
 
 
 @pytest.mark.parametrize(
@@ -155,15 +155,15 @@ def test_what_ends_no_call(kind: int, body: bytes) -> None:
     "denied", [{"sql": 0}, {"sql": -1}, {"sql": 2**32 + 1}, {"sql": 2**64 - 1}, {"x" * 1000: 1}, {"": 1}, {"sql": "1"}]
 )
 def test_a_worker_makes_up_no_label_and_no_count_of_the_metrics(denied: dict[str, Any]) -> None:
-    assert incoming_frames.denials(b'{"sql":2,"http_host":1}') == {"sql": 2, "http_host": 1}
+    assert worker_socket.denials(b'{"sql":2,"http_host":1}') == {"sql": 2, "http_host": 1}
     with pytest.raises(FrameUnfit):
-        incoming_frames.denials(json.dumps(denied).encode())
+        worker_socket.denials(json.dumps(denied).encode())
 
 
 def test_every_kind_that_a_worker_counts_is_known() -> None:
     # The front doesn't import what opens databases, so it has a list of its own.
     for kind in {*KINDS.values(), "http_host"}:
-        assert incoming_frames.denials(json.dumps({kind: 1}).encode()) == {kind: 1}
+        assert worker_socket.denials(json.dumps({kind: 1}).encode()) == {kind: 1}
 
 
 def test_an_order_has_the_answers_that_are_its_own() -> None:
@@ -172,10 +172,10 @@ def test_an_order_has_the_answers_that_are_its_own() -> None:
         (frames.RELEASE, frames.LOADED, loaded), (frames.FORGET, frames.DONE, b""), (frames.PRELOAD, frames.DONE, b""),
         (frames.PRELOAD, frames.DAMAGED, b""),
     ):  # fmt: skip
-        incoming_frames.check_order(order, kind, body)
+        worker_socket.check_order(order, kind, body)
     for order, kind, body in (
         (frames.RELEASE, frames.DONE, b""), (frames.RELEASE, 200, b""), (frames.RELEASE, frames.LOADED, b"[]"),
         (frames.FORGET, frames.LOADED, loaded), (frames.PRELOAD, frames.FAULT, b""),
     ):  # fmt: skip
         with pytest.raises(FrameUnfit):
-            incoming_frames.check_order(order, kind, body)
+            worker_socket.check_order(order, kind, body)

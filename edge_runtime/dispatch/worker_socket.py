@@ -1,4 +1,4 @@
-"""What comes from a worker's socket, as frames, and what a worker may say in them.
+"""A worker's socket on the front's side: frames out, frames in, and what a worker may say in them.
 
 A guest may have its worker in its hands, so a frame is a claim of whoever wrote it. Its kind, its lengths and its
 fields are checked here and nowhere else; when a frame may come is for `worker_link`, and what the shared page says is
@@ -9,7 +9,10 @@ asked of the system, page by page, and given back with each call, which holds th
 the call takes.
 """
 
+import asyncio
+import itertools
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
@@ -22,6 +25,10 @@ from edge_runtime.errors import known, status_of
 from edge_runtime.ipc import call_times, frames, header_lines
 from edge_runtime.ipc.call_times import CallTimes
 
+_SMALL: Final = 65_536
+"""Bytes of a body from which on it isn't copied."""
+_PIECES_AT_ONCE: Final = 16
+"""Pieces of what waits to be sent that one system call is given."""
 BUFFER: Final = 256 * 1024
 """Bytes of the buffer, and of each piece of a larger frame."""
 STATUSES: Final = 600
@@ -82,6 +89,8 @@ class IncomingFrame(NamedTuple):
 
 
 class IncomingFrames:
+    """What comes from a worker's socket: frames that are whole. Nothing here waits."""
+
     def __init__(self) -> None:
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
@@ -162,6 +171,99 @@ class IncomingFrames:
         # An answer goes on in its pieces; other large frames are rare.
         body = pieces if kind >= frames.FIRST_STATUS else b"".join(pieces)
         return [IncomingFrame(request, kind, bytes(first[frames.HEADER_BYTES : split]), body)]
+
+
+class OutgoingFrames:
+    """What goes to a worker's socket: frames, now or as the worker reads them. Nothing here waits."""
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self._sock = sock
+        self._loop = loop
+        self._fileno = sock.fileno()
+        self._waiting: deque[memoryview] = deque()
+        self._held: list[bytes] | None = None
+        """Frames that go out together, while those that came together are handled."""
+        self._closed = False
+
+    def send(self, request: int, kind: int, head: bytes, body: bytes | list[bytes | bytearray]) -> None:
+        """Send a frame. Nothing is sent to a worker that has ended, or is about to."""
+        if self._closed:
+            return
+        size = len(body) if isinstance(body, bytes) else sum(map(len, body))
+        frame = frames.HEADER.pack(len(head) + size, request, kind, len(head)) + head
+        held, waiting = self._held, self._waiting
+        if size < _SMALL:
+            frame += body if isinstance(body, bytes) else b"".join(body)
+            if held is not None:
+                held.append(frame)
+                return
+            # As `_write`: this is the way of each call.
+            if not waiting:
+                try:
+                    sent = self._sock.send(frame)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    return
+                if sent == len(frame):
+                    return
+                frame = frame[sent:]
+            waiting.append(memoryview(frame))
+        else:
+            if held:
+                self._write(b"".join(held))
+                held.clear()
+            pieces = (body,) if isinstance(body, bytes) else body
+            waiting += (memoryview(frame), *[memoryview(piece) for piece in pieces])
+        self._loop.add_writer(self._fileno, self._writable)
+
+    def hold(self) -> None:
+        """Keep what is sent from now on, to be sent in one system call, which wakes the worker once."""
+        self._held = []
+
+    def let_go(self) -> None:
+        """Send what is held."""
+        held, self._held = self._held, None
+        if held and not self._closed:
+            self._write(b"".join(held))
+
+    def close(self) -> None:
+        """Send nothing more."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_writer(self._fileno)
+            self._waiting.clear()
+
+    def _write(self, frame: bytes) -> None:
+        if not self._waiting:
+            try:
+                sent = self._sock.send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return
+            if sent == len(frame):
+                return
+            frame = frame[sent:]
+        self._waiting.append(memoryview(frame))
+        self._loop.add_writer(self._fileno, self._writable)
+
+    def _writable(self) -> None:
+        # One write, and no more even if the worker makes room meanwhile: others wait for the loop.
+        waiting = self._waiting
+        try:
+            sent = self._sock.sendmsg(list(itertools.islice(waiting, _PIECES_AT_ONCE)))
+        except BlockingIOError:
+            return
+        except OSError:
+            waiting.clear()
+            sent = 0
+        while waiting and sent >= len(waiting[0]):
+            sent -= len(waiting.popleft())
+        if waiting:
+            waiting[0] = waiting[0][sent:]
+        else:
+            self._loop.remove_writer(self._fileno)
 
 
 def may_come(length: int, kind: int, head: int) -> bool:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.dispatch.incoming_frames import AT_ONCE, BUFFER, LONGEST, FrameUnfit, IncomingFrames
 from edge_runtime.dispatch.outcomes import whole
+from edge_runtime.dispatch.worker_socket import AT_ONCE, BUFFER, LONGEST, FrameUnfit, IncomingFrames
 from edge_runtime.ipc import frames
 
 SIZES = st.one_of(st.integers(0, 300), st.sampled_from([BUFFER + n for n in range(-40, 40)]), st.just(3 * BUFFER + 7))
