@@ -16,7 +16,7 @@ from control.protocol import version
 from control.protocol.service_manager import ServiceManager
 from edge_runtime import clock, logs, mapped_pages, threads, wal
 from edge_runtime.built import parts
-from edge_runtime.dispatch import disk_watchdog, memory_watchdog
+from edge_runtime.dispatch import resource_watchdog
 from edge_runtime.dispatch.foreign_lock import ForeignLock
 from edge_runtime.dispatch.function_records import FunctionRecords
 from edge_runtime.dispatch.guest_log import GuestLog
@@ -231,8 +231,12 @@ class Front:
                         self.compiler.compilations.run(),
                         self._tell_manager(),
                         self._keep_reserve(),
-                        memory_watchdog.run(self.pool, settings.worker_memory),
-                        disk_watchdog.run(self.pool, (settings.state / wal.TEMPORARY).resolve(), settings.temp_limit),
+                        resource_watchdog.run(
+                            self.pool,
+                            settings.worker_memory,
+                            (settings.state / wal.TEMPORARY).resolve(),
+                            settings.temp_limit,
+                        ),
                     )
                 ]
                 serving = group.create_task(self.server.run_until_stopped())

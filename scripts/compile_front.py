@@ -25,7 +25,7 @@ MODULES = (
     "edge_runtime.dispatch.outcomes",
     "edge_runtime.dispatch.pool",
     "edge_runtime.dispatch.served_functions",
-    "edge_runtime.dispatch.watchdog",
+    "edge_runtime.dispatch.time_watchdog",
     "edge_runtime.dispatch.worker_link",
     "edge_runtime.dispatch.worker_socket",
     "edge_runtime.pauses",

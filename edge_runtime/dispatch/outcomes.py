@@ -1,6 +1,6 @@
 """How a call can end: an answer of its function, or a refusal; what is said of a worker's death. Pure.
 
-`overdue`, which says when a worker must be ended before its time, is in `watchdog`.
+`overdue`, which says when a worker must be ended before its time, is in `time_watchdog`.
 """
 
 import os

@@ -19,8 +19,8 @@ from edge_runtime import clock
 from edge_runtime.dispatch import worker_socket
 from edge_runtime.dispatch.call import Call, Order
 from edge_runtime.dispatch.pool import Pool
+from edge_runtime.dispatch.time_watchdog import Watchdog
 from edge_runtime.dispatch.trial_load import LoadFailed, TrialLoads
-from edge_runtime.dispatch.watchdog import Watchdog
 from edge_runtime.dispatch.worker_link import Hooks, WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.dispatch import memory_watchdog
+from edge_runtime.dispatch import resource_watchdog
 from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.ipc import zygote_client
 from tests.guests.build import guest
@@ -66,8 +66,8 @@ async def test_what_a_worker_has_said_counts_where_only_other_threads_are_left(
         (link,) = [link for link in edge.front.pool.links if link.jobs]
         assert select.select([link.child.sock], [], [], scaled(30))[0]
         with monkeypatch.context() as patched:
-            patched.setattr(memory_watchdog, "private", lambda pid: 0)
-            memory_watchdog.look(edge.front.pool, 0)
+            patched.setattr(resource_watchdog, "private", lambda pid: 0)
+            resource_watchdog.look_at_memory(edge.front.pool, 0)
         assert link.killed
         assert isinstance(await outcome, Answer)
         assert (await edge.call("echo", b"well"))[2] == b"well"

@@ -19,7 +19,7 @@ from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.outcomes import FOREIGN, TIME_LIMIT, Answer, Outcome, Refusal
 from edge_runtime.dispatch.pool import Hold, Pool
 from edge_runtime.dispatch.release_gate import settled
-from edge_runtime.dispatch.watchdog import Watchdog
+from edge_runtime.dispatch.time_watchdog import Watchdog
 from edge_runtime.dispatch.worker_link import DEATHS, Hooks, WorkerLink
 from edge_runtime.ipc import cut_logs, frames, progress_page
 from edge_runtime.ipc.claims import Claims

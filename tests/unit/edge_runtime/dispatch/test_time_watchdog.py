@@ -19,7 +19,7 @@ from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import CLIENT_GONE, LOCK_HELD, LOCK_WAIT, STUCK, TIME_LIMIT, Outcome
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
-from edge_runtime.dispatch.watchdog import Watchdog, bound, overdue
+from edge_runtime.dispatch.time_watchdog import Watchdog, bound, overdue
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.pauses import Pauses
