@@ -18,7 +18,6 @@ from edge_runtime import clock, logs, mapped_pages, threads, wal
 from edge_runtime.built import parts
 from edge_runtime.dispatch import resource_watchdog
 from edge_runtime.dispatch.foreign_lock import ForeignLock
-from edge_runtime.dispatch.function_records import FunctionRecords
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.supervisor import Supervisor
@@ -92,7 +91,6 @@ class Front:
         self.guest_log = GuestLog(self.ring.put, node)
         self.hooks = Hooks(self.guest_log, self.fetches.begin, named=self.pool.named)
         self.call_records = CallRecords(self.pool.tallies.values, self.ring.put, node)
-        self.function_records = FunctionRecords(self.pool)
         self.secrets = Secrets(settings.secrets or state.path / FILE)
         self.traps = RepeatedTraps(self.processes, self.secrets.of)
         self.hooks.trapped = self.traps.note
@@ -283,7 +281,7 @@ class Front:
             works += [self.agent.run, self._tell_rows]
             if self.agent.watched is not None:
                 self.agent.watched.ring = self.ring
-                self.agent.watched.functions = self.function_records.told
+                self.agent.watched.functions = self._status.counts
                 works.append(self.agent.watched.run)
         async with asyncio.TaskGroup() as group:
             for work in works:

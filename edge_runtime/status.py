@@ -1,11 +1,13 @@
-"""Makes the document of /_skerry/status: what the node runs, and how its parts are."""
+"""Tells what the node runs and how its parts are: the document of /_skerry/status, and the counts of calls."""
 
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import msgspec
 
-from control.protocol import version
+from control.protocol import version, wire
 from control.protocol.histogram import quantile
 from edge_runtime import clock
 from edge_runtime.built import parts
@@ -19,17 +21,22 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.integrity_check import IntegrityCheck
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import Secrets
+from edge_runtime.telemetry import records
 from edge_runtime.telemetry.call_counts import CallCounts
 from edge_runtime.telemetry.ring import Ring
+from edge_runtime.telemetry.search import FoundLines
 from edge_runtime.web.callers import Callers
 from edge_runtime.web.server import EdgeServer
 from edge_runtime.web.tls_files import TlsFiles
 from edge_runtime.web.token_file import TokenFile
 
+AT_ONCE: Final = 50
+"""Records that are made before other work gets the loop."""
+
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """The parts of the front that the document is about."""
+    """The parts of the front that are told about."""
 
     pool: Pool
     supervisor: Supervisor
@@ -44,6 +51,8 @@ class NodeStatus:
     tls_files: TlsFiles | None
     token_file: TokenFile | None
     ring: Ring
+    since: str = field(default_factory=lambda: records.time_text(time.time()))
+    """Since when calls are counted."""
 
     def document(self) -> dict[str, Any]:
         """Return the front's part of /_skerry/status; the agent makes the rest."""
@@ -131,6 +140,49 @@ class NodeStatus:
                 },
             }
         return shown
+
+    async def counts(self, question: wire.Question) -> FoundLines:
+        """Return a record of each function and release: those that are served, and earlier ones that had calls. Where
+        there are more than the question wants, those with the most failed calls, then those with the most calls."""
+        found = self._counted(question.function)
+        found.sort(key=lambda one: (-one[3].failed, -one[3].calls))
+        now = records.time_text(time.time())
+        lines = []
+        for place, (name, number_of, release, counts) in enumerate(found[: question.limit], 1):
+            lines.append(records.encode(self._record(now, name, number_of, release, counts))[:-1])
+            if place % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return FoundLines(lines, len(found) > len(lines))
+
+    def _counted(self, only: str) -> list[tuple[str, int, int, CallCounts]]:
+        """Return name, version and release of what is counted, with its counts. The version is 0 where it isn't served
+        any more, the release 0 for those before the newest ones."""
+        found = []
+        for tally in self.pool.tallies.values():
+            if only not in ("", tally.name):
+                continue
+            served = self.pool.functions.get(tally.name)
+            for release, counts in (*tally.counts.items(), (0, tally.earlier)):
+                runs = served is not None and counts is served.counts
+                if runs or counts.times:
+                    number = served.function.version if served is not None and runs else 0
+                    found.append((tally.name, number, release, counts))
+        return found
+
+    def _record(self, now: str, name: str, number: int, release: int, counts: CallCounts) -> dict[str, Any]:
+        return {
+            "t": now,
+            "kind": records.FUNCTION,
+            "function": name,
+            "version": number,
+            "release": release,
+            "since": self.since,
+            "calls": counts.calls,
+            "failed": counts.failed,
+            "outcomes": {outcome: count for outcome, count in counts.outcomes.items() if outcome != "ok"},
+            "p50": round(quantile(counts.times, 0.5) or 0.0, 6),
+            "p99": round(quantile(counts.times, 0.99) or 0.0, 6),
+        }
 
 
 def _calls(counts: CallCounts) -> dict[str, Any]:
