@@ -33,15 +33,12 @@ MODULES = (
     "edge_runtime.telemetry.call_ids",
     "edge_runtime.telemetry.call_traces",
     "edge_runtime.token_bucket",
-    "edge_runtime.web.allocator",
-    "edge_runtime.web.answer_head",
     "edge_runtime.web.app",
-    "edge_runtime.web.call_tracing",
     "edge_runtime.web.connection",
+    "edge_runtime.web.connection_memory",
     "edge_runtime.web.parser",
     "edge_runtime.web.routes",
     "edge_runtime.web.site_policy",
-    "edge_runtime.web.unread_answers",
 )
 GROUP = "skerry_front"
 """Names the file that has the code of all: GROUP__mypyc."""

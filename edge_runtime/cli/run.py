@@ -23,7 +23,7 @@ from edge_runtime.files import FileUnfit
 from edge_runtime.settings import LISTEN, EdgeSettings, EdgeSettingsError
 from edge_runtime.state import StateUnfit
 from edge_runtime.sync import identity
-from edge_runtime.web import handed_socket
+from edge_runtime.web import socket_activation
 
 if TYPE_CHECKING:
     from edge_runtime.release.compiler import Compiler
@@ -120,7 +120,7 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
     for line in settings_in_force.unknown():
         log.warning("%s", line)
     try:
-        handed = handed_socket.taken(os.environ)
+        handed = socket_activation.taken(os.environ)
         if handed is not None:
             _listen_on(handed, given)
     except EdgeSettingsError as error:
@@ -154,12 +154,12 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
 def _listen_on(handed: socket.socket, given: dict[str, Any]) -> None:
     """Have `listen` be the address of the socket that is handed over. Raises: EdgeSettingsError, when another one was
     asked for."""
-    there = handed_socket.address(handed)
+    there = socket_activation.address(handed)
     if click.get_current_context().get_parameter_source("listen") is ParameterSource.DEFAULT:
         given["listen"] = there
         return
     host, _, port = given["listen"].rpartition(":")
-    if not port.isdigit() or not handed_socket.has(handed, host.removeprefix("[").removesuffix("]"), int(port)):
+    if not port.isdigit() or not socket_activation.has(handed, host.removeprefix("[").removesuffix("]"), int(port)):
         raise EdgeSettingsError(
             f"listen is {given['listen']}, but the socket that systemd hands over has the address {there}: leave "
             "SKERRY_EDGE_LISTEN and --listen out, or give both the same"

@@ -2,11 +2,13 @@
 
 import hmac
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import orjson
 
+from control.protocol import trace_context
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import Outcome, Refusal, name_of, refused, release_changing
 from edge_runtime.dispatch.pool import Hold, Pool
@@ -15,8 +17,8 @@ from edge_runtime.ipc.frames import LocalRelease
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.telemetry import call_ids
 from edge_runtime.telemetry.call_ids import HEADER, TRACE
-from edge_runtime.telemetry.call_traces import CallTracer
-from edge_runtime.web import call_tracing, site_policy
+from edge_runtime.telemetry.call_traces import CallTracer, Passed
+from edge_runtime.web import site_policy
 from edge_runtime.web.callers import BEARER, CERTIFICATE, Caller, Callers
 from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange, too_large
@@ -30,6 +32,7 @@ Headers = list[tuple[bytes, bytes]]
 FUNCTIONS: Final = b"/functions/"
 OWN: Final = b"/_skerry/"
 HEALTH: Final = b"/_skerry/healthz"
+TRACEPARENT: Final = b"traceparent"
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -160,7 +163,7 @@ class EdgeApp:
             match.host,
         )
         if self.tracer is not None or exchange.traced:
-            call_tracing.join(self.tracer, exchange, call)
+            join_trace(self.tracer, exchange, call)
         self.submit(call)
 
     def _traced(self, exchange: Exchange, function: str, headers: Headers) -> Headers:
@@ -276,3 +279,38 @@ def _bearer(exchange: Exchange) -> bytes:
     """Return the token that a request brings; empty if it brings none."""
     scheme, _, token = (exchange.authorization or b"").partition(b" ")
     return token.strip(b" ") if scheme.lower() == b"bearer" else b""
+
+
+def join_trace(tracer: CallTracer | None, exchange: Exchange, call: Call) -> None:
+    """Give a call its place in its caller's trace, or in one of its own; `tracer` is None where no traces are sent."""
+    drawn = tracer is not None and tracer.draw()
+    if not drawn and not exchange.traced:
+        return
+    caller = None
+    if exchange.traced:
+        given = [value for name, value in exchange.headers if name == TRACEPARENT]
+        caller = trace_context.parse(given[0]) if len(given) == 1 else None
+    began = time.monotonic()
+    trace = tracer.begin(caller, began, drawn=drawn) if tracer is not None else None
+    if tracer is None or trace is None:
+        call.traced = Passed(caller) if caller is not None else None
+        return
+    start, done, used = time.time_ns(), call.done, tracer
+    call.traced, call.timed = trace, True
+
+    def ended(outcome: Outcome) -> None:
+        attributes: dict[str, str | int] = {
+            "http.request.method": call.method,
+            "http.response.status_code": outcome.status,
+            "skerry.function": call.name,
+            "skerry.release": exchange.release,
+            "skerry.request_id": call.request_id.decode(),
+        }
+        if call.route:
+            attributes["http.route"] = call.route
+        error = outcome.code if isinstance(outcome, Refusal) else str(outcome.status) if outcome.status >= 500 else ""
+        end = start + int((time.monotonic() - began) * 1e9)
+        used.end(trace, f"{call.method} {call.route or call.script}", attributes, error, (start, end), call.times)
+        done(outcome)
+
+    call.done = ended

@@ -4,26 +4,58 @@ What a connection may cost in time and memory is bounded, whatever its client se
 """
 
 import asyncio
+import http
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import msgspec
+
+from control.protocol import wire
 from edge_runtime import clock
 from edge_runtime.dispatch.outcomes import Answer, AnswerBody, Outcome, Refusal, refused
+from edge_runtime.errors import title_of
 from edge_runtime.ipc.call_head import PLAIN, SECURE
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.telemetry import call_ids
-from edge_runtime.web import answer_head
-from edge_runtime.web.allocator import Allocator
-from edge_runtime.web.answer_head import BODILESS, CLOSES, CONTINUE, KEEPS, LAST, STATUS_LINES
-from edge_runtime.web.connection_waits import FIRST_WAIT, HEAD_WAIT, IDLE, KEEP_ALIVE, LINGER, MOVE_WAIT, UNREAD_WAIT
-from edge_runtime.web.parser import PIECE, BodyMemory, Exchange, Requests
+from edge_runtime.web.connection_memory import Allocator, BodyMemory, UnreadAnswers
+from edge_runtime.web.parser import PIECE, Exchange, Requests
 from edge_runtime.web.site_policy import merged
-from edge_runtime.web.unread_answers import UnreadAnswers
 
 CROWD: Final = 8
 """Requests that may wait for their turn while more is read from the connection."""
 NEVER: Final = float("inf")
+
+# How long is waited for what, in seconds. Not `Final`, whose value is built into what is compiled: tests wait for less,
+# or for longer.
+HEAD_WAIT = 10.0
+"""Seconds that a request's head may take to come, the first one counted from the connection's begin."""
+KEEP_ALIVE = 75.0
+"""Seconds that a connection may be idle between two requests."""
+UNREAD_WAIT = 30.0
+"""Seconds within which a client must read some of an answer that waits for it."""
+IDLE = 1.0
+"""Seconds without a request after which a connection may be ended because others need its place."""
+MOVE_WAIT = 0.5
+"""Seconds without a request after which a connection is ended because the node stops. The client of a newer one may be
+about to send a request, whose answer then tells it to go on with another connection."""
+FIRST_WAIT = 2.0
+"""The same where none has come yet: the client is about to send one, maybe after its TLS handshake."""
+LINGER = 2.0
+"""Seconds that a connection, after its last answer, takes what the client still sends: closed at once it would be
+reset, and the client might not see the answer."""
+
+# What an answer begins with.
+BODILESS: Final = (204, 304)
+"""Statuses of answers without a body and without Content-Length."""
+LAST: Final = (400, 401, 408, 413, 431)
+"""Statuses of refusals after which nothing more is read from the connection."""
+KEEPS: Final = b"connection: keep-alive\r\n\r\n"
+CLOSES: Final = b"connection: close\r\n\r\n"
+"""The last lines of a head: whether the connection may have another request."""
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_PHRASES: Final = {status.value: status.phrase for status in http.HTTPStatus} | {499: "Client Closed Request"}
+STATUS_LINES: Final = [f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode() for status in range(600)]
 
 
 class RequestHandler(Protocol):
@@ -81,6 +113,24 @@ class Shared:
         for connection in idle:
             connection.abort()
         return len(idle)
+
+
+def head_of_refusal(refusal: Refusal, request_id: bytes, release: int) -> tuple[bytes, bytes]:
+    """Return the header lines and the body that tell a client of a refusal; `release` is the number of the release that
+    the request was for, 0 where it was for none."""
+    status = refusal.status
+    title, call = title_of(refusal.code), request_id.decode()
+    body = msgspec.json.encode(wire.Problem(refusal.code, title, status, refusal.message, call=call))
+    head = b"content-type: application/problem+json\r\n"
+    if release:
+        head += b"skerry-release: %d\r\n" % release
+    if refusal.retry_after:
+        head += b"retry-after: %d\r\n" % refusal.retry_after
+    if refusal.allow:
+        head += b"allow: %b\r\n" % refusal.allow.encode()
+    if status == 401:
+        head += b"www-authenticate: Bearer\r\n"
+    return head, body
 
 
 class HttpConnection(asyncio.Protocol):
@@ -302,7 +352,7 @@ class HttpConnection(asyncio.Protocol):
     def _refuse(self, refusal: Refusal) -> None:
         exchange = self._exchanges[0]
         exchange.request_id = exchange.request_id or call_ids.made()
-        head, body = answer_head.of_refusal(refusal, exchange.request_id, refusal.release or exchange.release)
+        head, body = head_of_refusal(refusal, exchange.request_id, refusal.release or exchange.release)
         self.answer(refusal.status, head, body, last=refusal.status in LAST)
 
     def answer(self, status: int, head: bytes, body: AnswerBody, *, last: bool = False) -> None:

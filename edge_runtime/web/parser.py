@@ -20,6 +20,7 @@ from httptools import (
 
 from edge_runtime.dispatch.outcomes import Refusal, refused
 from edge_runtime.telemetry.call_ids import FITS, HEADER, TRACE
+from edge_runtime.web.connection_memory import BodyMemory
 
 HEAD_BYTES: Final = 32 * 1024
 """Limit of a request's line and headers, in bytes."""
@@ -106,16 +107,6 @@ class Exchange:
         self.caller: Any = None
         self.auth_type = ""
         """`target`, `call`, `caller` and `auth_type` are the application's."""
-
-
-class BodyMemory:
-    """Counts the memory of all request bodies together, and knows the limits for all and for one."""
-
-    def __init__(self, limit: int, body_limit: int) -> None:
-        self.limit = limit
-        self.body_limit = body_limit
-        self.held = 0
-        """Bytes of the bodies that are being received, wait, or belong to running calls."""
 
 
 class Requests:

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.release.compiler import Compiler
-from edge_runtime.web.connection_waits import HEAD_WAIT, KEEP_ALIVE
+from edge_runtime.web.connection import HEAD_WAIT, KEEP_ALIVE
 from edge_runtime.web.server import SWEEP
 from tests.guests.build import guest
 from tests.support.deadlines import deadline

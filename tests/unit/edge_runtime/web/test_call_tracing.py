@@ -7,7 +7,7 @@ from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.telemetry.call_traces import CallTrace, CallTracer, Passed
 from edge_runtime.telemetry.spans import TraceSpan
-from edge_runtime.web.call_tracing import join
+from edge_runtime.web.app import join_trace
 from edge_runtime.web.parser import Exchange
 
 CALLER = Place(b"t" * 16, b"c" * 8, sampled=False)
@@ -21,7 +21,7 @@ def joined(share: float | None, caller: Place | None = None, made: list[TraceSpa
         exchange.traced = True
     call = Call("a", "POST", "", b"", exchange.headers, "", b"", lambda outcome: None)
     put = (made if made is not None else []).append
-    join(None if share is None else CallTracer(share, put), exchange, call)
+    join_trace(None if share is None else CallTracer(share, put), exchange, call)
     return call
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.dispatch.outcomes import Refusal
-from edge_runtime.web.parser import HEAD_BYTES, PIECE, PIPELINED, BodyMemory, Exchange, Requests
+from edge_runtime.web.connection_memory import BodyMemory
+from edge_runtime.web.parser import HEAD_BYTES, PIECE, PIPELINED, Exchange, Requests
 
 HOST = b"host: localhost\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n"

@@ -1,14 +1,31 @@
-"""How much of their answers clients leave unread, and whose answer is given up when that is too much."""
+"""What all connections together may hold in memory: bodies of requests, and answers that clients leave unread; and what
+the process keeps of that once it is free."""
 
 import logging
 from typing import Final, Protocol
 
-from edge_runtime import clock
+from edge_runtime import clock, malloc
 
+LARGEST: Final = 1024 * 1024
+"""Bytes up to which freed blocks are kept. Bodies come in smaller pieces."""
+TRIM_AFTER: Final = 16 * 1024 * 1024
+"""Bytes of bodies that have passed, after which free memory is returned to the system."""
+LOOKS: Final = 30
+"""Looks after which it is returned even if bodies go on passing."""
 TOLD: Final = 10.0
 """Seconds between two log lines about answers that are given up."""
 
 log = logging.getLogger("skerry.front")
+
+
+class BodyMemory:
+    """Counts the memory of all request bodies together, and knows the limits for all and for one."""
+
+    def __init__(self, limit: int, body_limit: int) -> None:
+        self.limit = limit
+        self.body_limit = body_limit
+        self.held = 0
+        """Bytes of the bodies that are being received, wait, or belong to running calls."""
 
 
 class SlowConnection(Protocol):
@@ -20,6 +37,8 @@ class SlowConnection(Protocol):
 
 
 class UnreadAnswers:
+    """How much of their answers clients leave unread, and whose answer is given up when that is too much."""
+
     def __init__(self, limit: int) -> None:
         """`limit` is how many bytes may be unread. One function's answers may be half of that, so that others'
         aren't given up for them."""
@@ -64,3 +83,35 @@ class UnreadAnswers:
             text = "an answer of %s is given up, since clients leave %d MiB of answers unread; it is number %d so far"
             log.warning(text, connection.name or "the node", self.bytes >> 20, self.given_up)
         connection.abort()
+
+
+class Allocator:
+    """The process's allocator: memory of bodies is used again while bodies pass, and returned to the system after.
+
+    glibc keeps a freed block if one that is in use lies behind it: hundreds of MB after a crowd of clients.
+    """
+
+    def __init__(self) -> None:
+        self.passed = 0
+        """Bytes of request bodies and large answers that have passed since memory was last returned."""
+        self._before = 0
+        """Of them, those that had passed at the last look."""
+        self._looks = 0
+        """Looks since memory was to be returned, while bodies passed."""
+
+    def keep(self) -> None:
+        """Have the allocator keep free memory from here on, until `look` returns it."""
+        malloc.keep(LARGEST)
+
+    def look(self, *, held: bool) -> None:
+        """Return free memory, if bodies have passed and no more do. To be called once a second; `held` tells whether
+        bodies are in memory, which will leave room as well."""
+        if self.passed < TRIM_AFTER:
+            return
+        self._looks += 1
+        if self.passed != self._before and self._looks < LOOKS:
+            self._before = self.passed
+            return
+        self.passed = self._before = TRIM_AFTER if held else 0
+        self._looks = 0
+        malloc.trim()
