@@ -21,7 +21,7 @@ from edge_runtime.children.plan_history import label_of, to_apply
 from edge_runtime.children.transactions import drop_uncommitted
 from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
-from edge_runtime.ipc import frames, trial_messages
+from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sandbox import fence
@@ -39,7 +39,7 @@ _INSERT_FUNCTION: Final = load("insert_function")
 _WRITE_RELEASE: Final = load("write_release")
 
 _decode_apply: Final = msgspec.json.Decoder(frames.Apply).decode
-_decode_try: Final = msgspec.json.Decoder(trial_messages.Try).decode
+_decode_try: Final = msgspec.json.Decoder(frames.Try).decode
 _decode_advance: Final = msgspec.json.Decoder(frames.Advance).decode
 
 
@@ -105,14 +105,14 @@ def _rehearse(opened: LibsqlDatabase) -> None:
         database.inventory(opened)
 
 
-def _try(sock: socket.socket, order: trial_messages.Try, tried: probe_call.TriedFunctions) -> None:
+def _try(sock: socket.socket, order: frames.Try, tried: probe_call.TriedFunctions) -> None:
     """Load one function after the other, and tell the memory that each takes. Raises: SyncFailed, at the first that
     can't be loaded."""
     for local in order.functions:
         tried.load(
             local,
             order.secrets.get(local.name, {}),
-            lambda need: frames.send_json(sock, 0, frames.TRIED, trial_messages.Tried(need)),
+            lambda need: frames.send_json(sock, 0, frames.TRIED, frames.Tried(need)),
         )
 
 

@@ -18,7 +18,7 @@ from edge_runtime import malloc, mapped_pages
 from edge_runtime.aot_cache import FOLDER, QUICK, AotFile, Damaged, make_work_folder, verify
 from edge_runtime.children import warmup
 from edge_runtime.guests.function_code import compile_artifact
-from edge_runtime.ipc import compiler_messages, frames
+from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import PROCESSOR, REBUILD
@@ -53,9 +53,9 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
         return
     match frame.kind:
         case frames.COMPILE:
-            _compile(sock, msgspec.json.decode(frame.body, type=compiler_messages.Compile))
+            _compile(sock, msgspec.json.decode(frame.body, type=frames.Compile))
         case frames.VERIFY:
-            _verify(sock, msgspec.json.decode(frame.body, type=compiler_messages.Verify))
+            _verify(sock, msgspec.json.decode(frame.body, type=frames.Verify))
         case _:
             raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no compiler knows")
 
@@ -74,14 +74,14 @@ def _rehearse(folder: Path) -> None:
     malloc.trim()
 
 
-def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:
+def _compile(sock: socket.socket, order: frames.Compile) -> None:
     told = False
 
     def made(aot: AotFile) -> None:
         nonlocal told
         faults.reach("edge.compile.after")
         told = True
-        frames.send_json(sock, 0, frames.COMPILED, compiler_messages.Compiled(aot.digest))
+        frames.send_json(sock, 0, frames.COMPILED, frames.Compiled(aot.digest))
 
     failure = None
     try:
@@ -106,7 +106,7 @@ def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:
         frames.send_json(sock, 0, frames.FAILED, failure)
 
 
-def _read(order: compiler_messages.Compile) -> bytes:
+def _read(order: frames.Compile) -> bytes:
     """Return the artifact's bytes. Raises: Lost, when they can't be read or have another sha256."""
     try:
         wasm = Path(order.artifact).read_bytes()
@@ -118,7 +118,7 @@ def _read(order: compiler_messages.Compile) -> bytes:
     return wasm
 
 
-def _verify(sock: socket.socket, order: compiler_messages.Verify) -> None:
+def _verify(sock: socket.socket, order: frames.Verify) -> None:
     """Check files, and tell which are missing or damaged."""
     damaged = []
     for path, digest in order.files:
@@ -126,4 +126,4 @@ def _verify(sock: socket.socket, order: compiler_messages.Verify) -> None:
             verify(Path(path), digest)
         except (Damaged, OSError):
             damaged.append(path)
-    frames.send_json(sock, 0, frames.VERIFIED, compiler_messages.Verified(damaged))
+    frames.send_json(sock, 0, frames.VERIFIED, frames.Verified(damaged))

@@ -12,7 +12,7 @@ from edge_runtime import malloc
 from edge_runtime.aot_cache import Damaged, memory_estimate
 from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.slowest import Slowest
+from edge_runtime.ipc.call_times import Slowest
 from edge_runtime.sql.call_sql import SqlLimits
 from edge_runtime.wasmedge import WasmEdgeError
 from edge_runtime.wasmedge.declarations import libc

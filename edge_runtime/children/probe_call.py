@@ -11,7 +11,7 @@ from edge_runtime.children.worker_services import Ungranted
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests import guest
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.ipc.log_levels import shown
+from edge_runtime.ipc.log_lines import shown
 from edge_runtime.sql.call_sql import SqlLimits
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.session import Session

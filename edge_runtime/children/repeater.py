@@ -14,7 +14,7 @@ import msgspec
 from edge_runtime.aot_cache import Damaged
 from edge_runtime.children.worker_services import Denials
 from edge_runtime.guests import call_requests, guest, trap_log
-from edge_runtime.ipc import call_head, frames, repeat_messages
+from edge_runtime.ipc import call_head, frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
 from edge_runtime.wasmedge import WasmEdgeError
@@ -22,7 +22,7 @@ from edge_runtime.wasmedge import WasmEdgeError
 DATA_BYTES: Final = 3 * 1024**3
 """Bytes of memory that the process may take: two memories of a guest, 1 GiB each, and the rest."""
 
-_decode: Final = msgspec.json.Decoder(repeat_messages.Repeat).decode
+_decode: Final = msgspec.json.Decoder(frames.Repeat).decode
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
@@ -32,11 +32,11 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
     fence.seal("repeater")
     frame = FrameReader(sock).next()
     if frame is not None:
-        place = _place(_decode(frame.body), written)[: repeat_messages.PLACE]
-        frames.send_json(sock, 0, frames.REPEATED, repeat_messages.Repeated(place))
+        place = _place(_decode(frame.body), written)[: frames.TRAP_PLACE]
+        frames.send_json(sock, 0, frames.REPEATED, frames.Repeated(place))
 
 
-def _place(order: repeat_messages.Repeat, written: int) -> str:
+def _place(order: frames.Repeat, written: int) -> str:
     """Make the call; return in which function of its module it trapped, empty where it didn't."""
     local = msgspec.structs.replace(order.function, aot="")
     denials = Denials()

@@ -19,9 +19,9 @@ from edge_runtime.cli.call_input import read_manifest, secret_values
 from edge_runtime.cli.node import JSON, fail, show
 from edge_runtime.errors import CodedError
 from edge_runtime.guests.invocation import Request, SingleCallResult
-from edge_runtime.ipc import cut_logs, progress_page
+from edge_runtime.ipc import log_lines, progress_page
 from edge_runtime.ipc.call_head import RequestUnfit
-from edge_runtime.ipc.log_levels import shown
+from edge_runtime.ipc.log_lines import shown
 from edge_runtime.oneshot.call_messages import SingleCallRequest, by_route, made_request
 from edge_runtime.oneshot.scratch_database import MEMORY, tidy
 from edge_runtime.redaction import redact
@@ -180,7 +180,7 @@ def call(
         result.message += f" It was in {result.place} of the module."
     result.message = redact(result.message)
     result.notes = [redact(note) for note in result.notes]
-    log, told = cut_logs.split(result.log)
+    log, told = log_lines.without_loss(result.log)
     result.log = redact(log.decode(errors="replace"), cut=bool(result.code or told)).encode() + told
     refused = fail_fast and not result.code and result.status >= 400
     _show(result, as_json, refused=refused)

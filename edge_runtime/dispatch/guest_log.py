@@ -11,7 +11,7 @@ from control.protocol.counts import counted
 from edge_runtime import clock
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.served_functions import Tally
-from edge_runtime.ipc import cut_logs, frames, log_levels
+from edge_runtime.ipc import frames, log_lines
 from edge_runtime.redaction import redact
 from edge_runtime.telemetry import records
 from edge_runtime.token_bucket import TokenBucket
@@ -96,7 +96,7 @@ class GuestLog:
         if not written:
             return
         served = call.served
-        written, told = cut_logs.split(written)
+        written, told = log_lines.without_loss(written)
         # All of it at once: a value may have been written in pieces, and have lines.
         cut = cut or bool(told) or len(written) >= served.function.manifest.log_bytes
         text = redact(written.decode(errors="replace"), cut=cut) + told.decode()
@@ -127,7 +127,7 @@ class GuestLog:
                 if not (tally.log.take(cost, now) and self.budget.take(cost, now)):
                     tally.log_dropped += 1 + lines.leave()
                     break
-                level, text = log_levels.split(line)
+                level, text = log_lines.level_of(line)
                 guest_log.log(_LEVELS[level], "%s: %s", lines.who, text, extra=lines.fields)
                 if self._keep is not None:
                     self._keep(

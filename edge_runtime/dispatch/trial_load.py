@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from edge_runtime.errors import CodedError
-from edge_runtime.ipc import frames, trial_messages
+from edge_runtime.ipc import frames
 from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
@@ -20,7 +20,7 @@ LIMIT: Final = 120.0
 TRIES: Final = 3
 """After so many children that died, the function that the last one was loading is to blame."""
 
-_decode_tried: Final = msgspec.json.Decoder(trial_messages.Tried).decode
+_decode_tried: Final = msgspec.json.Decoder(frames.Tried).decode
 
 
 class LoadFailed(CodedError):
@@ -84,7 +84,7 @@ class TrialLoads:
         """
         child = await applier.take()
         try:
-            order = trial_messages.Try(list(new), {f.name: secrets[f.name] for f in new if f.name in secrets})
+            order = frames.Try(list(new), {f.name: secrets[f.name] for f in new if f.name in secrets})
             reply = await child.ask(frames.TRY, order, LIMIT)
             while True:
                 if reply.kind == frames.FAILED:

@@ -20,7 +20,7 @@ from edge_runtime.dispatch.guest_log import GuestLog, fields_of, shown_with
 from edge_runtime.dispatch.outcomes import FOREIGN, AnswerBody, Outcome, Refusal, whole
 from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.dispatch.worker_socket import FrameUnfit, IncomingFrames, OutgoingFrames
-from edge_runtime.ipc import cut_logs, frames, progress_page
+from edge_runtime.ipc import frames, log_lines, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.zygote_client import Child
 from edge_runtime.redaction import redact
@@ -318,7 +318,7 @@ class WorkerLink:
             raise FrameUnfit(f"it said a frame of kind {kind} of one call twice")
         self._said.add(kind)
         if kind == frames.LOG:
-            if len(body) > manifest.log_bytes + cut_logs.LONGEST:
+            if len(body) > manifest.log_bytes + log_lines.LONGEST:
                 raise FrameUnfit(f"it logged {len(body)} bytes, of {manifest.log_bytes}")
             self._hooks.log.write(call, body)
         elif kind == frames.TIMES:

@@ -16,7 +16,7 @@ from edge_runtime.guests.extism_memory import Blocks
 from edge_runtime.guests.host_functions import NOTHING, not_granted
 from edge_runtime.guests.invocation import CallServices, GuestFault
 from edge_runtime.guests.wasi import Wasi
-from edge_runtime.ipc.log_levels import PREFIXES
+from edge_runtime.ipc.log_lines import PREFIXES
 from edge_runtime.wasmedge import HostFunction, HostModule
 
 VARS_LIMIT: Final = 1024 * 1024

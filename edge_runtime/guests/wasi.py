@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
-from edge_runtime.ipc import cut_logs
+from edge_runtime.ipc import log_lines
 
 SUCCESS, BADF, FAULT, INVAL, NOTDIR, NOTSOCK, NOTSUP, SPIPE, NOTCAPABLE = 0, 8, 21, 28, 54, 57, 58, 70, 76
 
@@ -126,10 +126,10 @@ class Wasi:
     @property
     def stderr(self) -> bytes:
         """What the guest wrote to stderr, cut at its limit, with a line that says how much is missing."""
-        return cut_logs.with_loss(bytes(self._stderr), self._stderr_lost)
+        return log_lines.with_loss(bytes(self._stderr), self._stderr_lost)
 
     def log(self, prefix: bytes, message: bytes) -> None:
-        """Add lines to stderr, each with the prefix of its level (`log_levels`), and on a line of its own."""
+        """Add lines to stderr, each with the prefix of its level (`ipc.log_lines`), and on a line of its own."""
         begun = self._stderr and not self._stderr.endswith(b"\n") and self._stderr_room
         start = b"\n" if begun else b""
         lines = prefix + message.removesuffix(b"\n").replace(b"\n", b"\n" + prefix)

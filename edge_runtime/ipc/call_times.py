@@ -5,6 +5,7 @@ has asked. A step is SQL (a statement, or the beginning of the transaction), a w
 or the COMMIT; what is between the steps is the guest's own time.
 """
 
+import heapq
 from collections.abc import Callable
 from time import perf_counter
 from typing import Annotated, Final
@@ -29,6 +30,10 @@ TEXT: Final = 300
 """Characters of a text."""
 LONGEST: Final = 256 * 1024
 """Bytes of what a worker tells; an honest one tells less."""
+
+SLOWEST: Final = 16
+"""A call is slow if it takes longer than all but so many of the hour."""
+HOUR: Final = 3600.0
 
 Micros = Annotated[int, Meta(ge=0, le=2**40)]
 Place = Annotated[int, Meta(ge=0, lt=MOST + MOST_TEXTS + 1)]
@@ -138,3 +143,32 @@ def decode(told: bytes) -> CallTimes:
 
 def _micros(seconds: float) -> int:
     return max(0, round(seconds * 1e6))
+
+
+class Slowest:
+    """Which calls of a function are among the slowest of the hour. It is told what time it is."""
+
+    __slots__ = ("_times", "bar", "until")
+
+    def __init__(self) -> None:
+        self.bar = 0.0
+        """Seconds: no call that took up to that long is slow."""
+        self.until = float("-inf")
+        """When the hour ends, on the clock of `add`; until it is told of a call after that, `bar` stays."""
+        self._times: list[float] = []
+
+    def add(self, seconds: float, now: float) -> bool:
+        """Return whether a call that ends now, and took so long, is slow."""
+        if now >= self.until:
+            self.until = now + HOUR
+            self._times.clear()
+            # Not from the ground: else the first calls of each hour would be slow whatever they took.
+            self.bar /= 2
+        if seconds <= self.bar:
+            return False
+        heapq.heappush(self._times, seconds)
+        if len(self._times) > SLOWEST:
+            heapq.heappop(self._times)
+        if len(self._times) == SLOWEST:
+            self.bar = max(self.bar, self._times[0])
+        return True

@@ -39,7 +39,7 @@ PRELOAD: Final = 19
 """`Preload`, to a spare one; answered by DONE, or by DAMAGED where the function is interpreted now."""
 # To a repeater
 REPEAT: Final = 42
-"""`repeat_messages.Repeat`: make a call that trapped once more; answered by REPEATED."""
+"""`Repeat`: make a call that trapped once more; answered by REPEATED."""
 # To an applier
 APPLY: Final = 5
 """`Apply`: prepare a release in a transaction; answered by PREPARED (`wire.Inventory`: what it leads to) or FAILED,
@@ -131,6 +131,8 @@ FAULT_TEXT: Final = 16_384
 """Characters of a fault's message."""
 FAILURE_TEXT: Final = 10_000
 """Characters that are read of a failure's message."""
+TRAP_PLACE: Final = 300
+"""Characters of the place where a call trapped, at most."""
 COMMIT_UNKNOWN: Final = "commit_unknown"
 """Code of a COMMIT that failed when it can't be made sure that nothing of it is kept."""
 
@@ -257,6 +259,70 @@ class Counted(Struct, frozen=True):
     """As far as they were counted (`row_counts.MOST_ROWS`)."""
     estimates: dict[str, int] = {}
     """Of those that have more, by their keys."""
+
+
+class Try(Struct, frozen=True):
+    """Functions to be loaded on trial."""
+
+    functions: list[LocalFunction]
+    secrets: dict[str, dict[str, str]] = {}
+    """The secrets as in `Load`."""
+
+    def __repr__(self) -> str:
+        return f"Try({self.functions!r})"
+
+
+class Tried(Struct, frozen=True):
+    bytes: int
+    """Bytes of memory that the function takes while it runs, besides its guest's memory."""
+
+
+class Compile(Struct, frozen=True):
+    """An artifact to be compiled."""
+
+    artifact: str
+    """Path of the wasm."""
+    sha256: str
+    folder: str
+    """Path of a folder for the compiler alone, which makes it: its files go there."""
+    level: int
+    """The level of optimization, as in `aot_cache`."""
+
+
+class Compiled(Struct, frozen=True):
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    """sha256 of the AOT file in hex."""
+
+
+class Verify(Struct, frozen=True):
+    """Files to be checked."""
+
+    files: list[tuple[str, str]]
+    """Path of each file, and the sha256 that it must have."""
+
+
+class Verified(Struct, frozen=True):
+    damaged: list[str]
+    """Paths of the files that can't be read, or have another sha256."""
+
+
+class Repeat(Struct, frozen=True):
+    """A call that trapped, of a function without grants."""
+
+    function: LocalFunction
+    head: bytes
+    """As in the call's frame (`call_head`)."""
+    body: bytes
+    secrets: dict[str, str]
+    """The values of the secrets that the function's manifest names."""
+
+    def __repr__(self) -> str:
+        return f"Repeat({self.function!r})"
+
+
+class Repeated(Struct, frozen=True):
+    place: Annotated[str, Meta(max_length=TRAP_PLACE)]
+    """In which function of the module it trapped, for people; empty where it didn't, or that isn't known."""
 
 
 class ChildFailure(Struct, frozen=True):

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Final, NamedTuple
 
-from edge_runtime.ipc import cut_logs
+from edge_runtime.ipc import log_lines
 
 WORDS: Final = 4
 """Words of a slot that its worker writes, each of 8 bytes and written whole: when the call started, how long it waited
@@ -133,8 +133,8 @@ def log(words: memoryview, slot: int) -> bytes:
         text = text[at:] + text[:at]
         # Its first line is a part of one.
         text = text[text.find(b"\n") + 1 :]
-        text = cut_logs.LINE % (written - len(text)) + text
-    return cut_logs.with_loss(text, lost) if lost else text
+        text = log_lines.LINE % (written - len(text)) + text
+    return log_lines.with_loss(text, lost) if lost else text
 
 
 def set_applying(words: memoryview, slot: int, applying: bool) -> None:

@@ -195,7 +195,7 @@ static bool log_add(Loop *loop, const uint8_t *bytes, uint32_t size) {
     return output_add(&loop->log, bytes, kept);
 }
 
-/* Ends the log of a call with a line that says how much was left out, if anything was (edge_runtime.ipc.cut_logs). */
+/* Ends the log of a call with a line that says how much was left out, if anything was (edge_runtime.ipc.log_lines). */
 void log_close(Loop *loop) {
     unsigned long long lost = loop->call.log_lost;
     if (!lost) return;

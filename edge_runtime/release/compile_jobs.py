@@ -18,7 +18,7 @@ import msgspec
 from edge_runtime import clock
 from edge_runtime.aot_cache import QUICK, AotFile, install, key, put_on_disk, remove, work_folder
 from edge_runtime.errors import SyncFailed
-from edge_runtime.ipc import compiler_messages, frames
+from edge_runtime.ipc import frames
 from edge_runtime.ipc.early_child import EarlyChild, told
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
 from edge_runtime.settings import processors
@@ -33,7 +33,7 @@ WARM = 10.0
 """Seconds after a sync for which the child that waits keeps the pages of LLVM's program that it has mapped (35 MB): a
 release that follows is compiled 2 ms sooner."""
 
-_decode_compiled: Final = msgspec.json.Decoder(compiler_messages.Compiled).decode
+_decode_compiled: Final = msgspec.json.Decoder(frames.Compiled).decode
 
 
 class _Job:
@@ -183,9 +183,7 @@ class CompileJobs:
         limit = BEST_LIMIT if background else self._limit
         path = self._artifacts / f"{sha256}.wasm"
         try:
-            reply = await child.ask(
-                frames.COMPILE, compiler_messages.Compile(str(path), sha256, str(work), level), limit
-            )
+            reply = await child.ask(frames.COMPILE, frames.Compile(str(path), sha256, str(work), level), limit)
         except TimeoutError:
             text = f"artifact {sha256} wasn't compiled after {limit:g} s (compile_limit)"
             raise SyncFailed("compile_timeout", text) from None

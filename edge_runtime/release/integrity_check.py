@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from edge_runtime import clock
-from edge_runtime.ipc import compiler_messages, frames
+from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import ReleaseManager
@@ -24,7 +24,7 @@ AGAIN: Final = 60.0
 LIMIT: Final = 43_200.0
 """Seconds that a check may take: it gets only what others leave of processor and disk."""
 
-_decode_verified: Final = msgspec.json.Decoder(compiler_messages.Verified).decode
+_decode_verified: Final = msgspec.json.Decoder(frames.Verified).decode
 
 
 class IntegrityCheck:
@@ -63,7 +63,7 @@ class IntegrityCheck:
         if files:
             child = await self._processes.birth("compiler", background=True)
             with contextlib.closing(child):
-                reply = await child.ask(frames.VERIFY, compiler_messages.Verify(files), LIMIT)
+                reply = await child.ask(frames.VERIFY, frames.Verify(files), LIMIT)
             told = frames.told(reply, frames.VERIFIED, _decode_verified).damaged
             damaged = [path for path in told if path in compiled or path in artifacts]
         for path in damaged:

@@ -1,7 +1,7 @@
 """The values of functions' secrets, which are in a private file of the node and go to its workers alone.
 
 The file is TOML with a table for each function: `[orders]`, `API_KEY = "…"`. Values are in no message but
-`frames.Load`, `frames.Apply`, `frames.Advance`, `compiler_messages.Try` and `repeat_messages.Repeat`, and in no log,
+`frames.Load`, `frames.Apply`, `frames.Advance`, `frames.Try` and `frames.Repeat`, and in no log,
 error, status or `repr`.
 """
 

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 from edge_runtime.ipc import call_times
-from edge_runtime.ipc.call_times import CallTimes
+from edge_runtime.ipc.call_times import CallTimes, Slowest
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.ipc.slowest import Slowest
 from edge_runtime.redaction import redact
 from edge_runtime.telemetry import records
 from edge_runtime.token_bucket import TokenBucket

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from edge_runtime import clock
-from edge_runtime.ipc import frames, repeat_messages
+from edge_runtime.ipc import frames
 from edge_runtime.ipc.births import ChildKind
 from edge_runtime.ipc.zygote_client import Child, NotBorn
 
@@ -28,7 +28,7 @@ BODY: Final = 1024 * 1024
 
 Secrets = Callable[[Sequence[frames.LocalFunction]], dict[str, dict[str, str]]]
 
-_decode: Final = msgspec.json.Decoder(repeat_messages.Repeated).decode
+_decode: Final = msgspec.json.Decoder(frames.Repeated).decode
 
 
 class Births(Protocol):
@@ -57,7 +57,7 @@ class TrappedCall(Protocol):
 class _Trapped(NamedTuple):
     """A call that is to be made again."""
 
-    order: repeat_messages.Repeat
+    order: frames.Repeat
     who: str
     """Function and call, for people."""
     fields: dict[str, Any]
@@ -89,7 +89,7 @@ class RepeatedTraps:
             log.warning(text, who, extra=fields)
             return
         secrets = self._secrets([function]).get(function.name, {})
-        order = repeat_messages.Repeat(function, call.head, b"".join(pieces), secrets)
+        order = frames.Repeat(function, call.head, b"".join(pieces), secrets)
         self._next = _Trapped(order, who, fields)
         self._came.set()
 

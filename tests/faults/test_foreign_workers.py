@@ -20,7 +20,7 @@ from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Answer, whole
 from edge_runtime.dispatch.worker_socket import FrameUnfit, IncomingFrames
 from edge_runtime.errors import CODES
-from edge_runtime.ipc import cut_logs, frames, progress_page
+from edge_runtime.ipc import frames, log_lines, progress_page
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from tests.guests.build import guest
 from tests.support import foreign_frames
@@ -113,7 +113,7 @@ def test_no_word_of_a_page_is_believed_that_cannot_be() -> None:
         assert 0 <= seen.waited_ns <= now - seen.started_ns
         assert 0 <= seen.since_ns <= now
         assert seen.state <= progress_page.SENT
-        assert len(progress_page.log(opened, 0)) <= progress_page.LOG_BYTES + 2 * cut_logs.LONGEST
+        assert len(progress_page.log(opened, 0)) <= progress_page.LOG_BYTES + 2 * log_lines.LONGEST
 
 
 @pytest.mark.timeout(60 + ATTACKS)

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from edge_runtime.ipc import compiler_messages, frames
+from edge_runtime.ipc import frames
 from edge_runtime.ipc.births import ChildKind
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.sandbox import fence
@@ -187,7 +187,7 @@ async def test_what_is_compiled_writes_to_a_folder_of_its_own(victim: Any) -> No
         await it.ask("go_on")
         artifact = it.state / "artifacts" / "there.wasm"
         sha256 = hashlib.sha256(artifact.read_bytes()).hexdigest()
-        await it.child.ask(frames.COMPILE, compiler_messages.Compile(str(artifact), sha256, str(own), 0), 60)
+        await it.child.ask(frames.COMPILE, frames.Compile(str(artifact), sha256, str(own), 0), 60)
         assert await it.refused("open", str(own / "new"), os.O_WRONLY | os.O_CREAT) == ""
         assert await it.refused("open", "/proc/cpuinfo", os.O_RDONLY) == ""
         assert await it.refused("open", str(it.state / "aot" / "more"), os.O_WRONLY | os.O_CREAT) == "EACCES"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from edge_runtime.guests.guest import CallServices, GuestFault, LoadedFunction, Request
 from edge_runtime.guests.host_functions import not_granted
-from edge_runtime.ipc.log_levels import PREFIXES
+from edge_runtime.ipc.log_lines import PREFIXES
 
 ENDS = {
     "guest_trap": "trap",

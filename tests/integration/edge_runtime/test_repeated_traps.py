@@ -14,7 +14,7 @@ from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import fields_of, shown_with
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
-from edge_runtime.ipc import frames, repeat_messages
+from edge_runtime.ipc import frames
 from edge_runtime.ipc.call_head import Via
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.zygote_client import NotBorn
@@ -92,7 +92,7 @@ class Processes:
     """Starts processes that do as they are told; the faults can't be had of real ones."""
 
     def __init__(self) -> None:
-        self.asked: list[repeat_messages.Repeat] = []
+        self.asked: list[frames.Repeat] = []
         self.does: Any = "function 7"
         self.open = 0
 
@@ -106,7 +106,7 @@ class Processes:
     def close(self) -> None:
         self.open -= 1
 
-    async def ask(self, kind: int, order: repeat_messages.Repeat, limit: float) -> frames.Frame:
+    async def ask(self, kind: int, order: frames.Repeat, limit: float) -> frames.Frame:
         assert kind == frames.REPEAT
         assert limit >= repeated_traps.LIMIT
         self.asked.append(order)

@@ -10,7 +10,7 @@ from edge_runtime.children import applier, probe_call
 from edge_runtime.children.probe_call import TriedFunctions
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests import guest as guests
-from edge_runtime.ipc import frames, trial_messages
+from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sql import database
 from edge_runtime.sql.database import LibsqlDatabase
@@ -101,9 +101,9 @@ def test_what_cannot_be_loaded_is_said_and_the_applier_goes_on(tmp_path, aot):
     good = probed(aot)
     bad = msgspec.structs.replace(good, name="bad", aot="", wasm=str(tmp_path / "missing.wasm"))
     child = Applier(tmp_path)
-    first = child.ask(frames.TRY, trial_messages.Try([good, bad, good]))
+    first = child.ask(frames.TRY, frames.Try([good, bad, good]))
     assert first.kind == frames.TRIED
-    assert msgspec.json.decode(first.body, type=trial_messages.Tried).bytes > 0
+    assert msgspec.json.decode(first.body, type=frames.Tried).bytes > 0
     failed = child.reader.next()
     assert failed.kind == frames.FAILED
     failure = msgspec.json.decode(failed.body, type=frames.ChildFailure)

@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from edge_runtime.guests.guest import CallLimits, CallServices, GuestFault, Request
-from edge_runtime.ipc import cut_logs
+from edge_runtime.ipc import log_lines
 from edge_runtime.wasmedge import LinkError
 from tests.guests.build import guest, wat
 from tests.support.functions import loading
@@ -71,7 +71,7 @@ def test_config_is_its_environment_and_output_its_log(load):
     assert loaded.call(Request("GET", "/env", "name=GREETING")).body == "ü".encode()
     assert loaded.call(Request("GET", "/env", "name=PATH")).status == 404
     logged = loaded.call(Request("GET", "/log"))
-    assert (logged.body, logged.log) == (b"logged", b"to stdout\nto\n" + cut_logs.LINE % 7)
+    assert (logged.body, logged.log) == (b"logged", b"to stdout\nto\n" + log_lines.LINE % 7)
     assert loaded.call(Request("GET", "/env", "name=X")).log == b""
 
 

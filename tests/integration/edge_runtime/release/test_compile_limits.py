@@ -18,8 +18,8 @@ from edge_runtime.aot_cache import AotFile
 from edge_runtime.children import compile_child
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.compiler_messages import Compile
 from edge_runtime.ipc.frame_reader import FrameReader
+from edge_runtime.ipc.frames import Compile
 from edge_runtime.release import compile_jobs
 from edge_runtime.release.compile_jobs import TRIES
 from edge_runtime.release.compiler import Compiler
@@ -40,12 +40,12 @@ CHILD = """
 import socket, sys
 from edge_runtime.children import compile_child
 from edge_runtime.sandbox import fence
-from edge_runtime.ipc import compiler_messages, frame_reader, frames
+from edge_runtime.ipc import frame_reader, frames
 compile_child.DATA_BYTES = 300 * 1024**2
 fence.seal = lambda kind: None
 fence.narrow = lambda files: None
 ours, theirs = socket.socketpair()
-frames.send_json(ours, 0, frames.COMPILE, compiler_messages.Compile(*sys.argv[1:4], 0))
+frames.send_json(ours, 0, frames.COMPILE, frames.Compile(*sys.argv[1:4], 0))
 compile_child.serve(theirs, None, 0, None)
 print(frame_reader.FrameReader(ours).next().kind)
 """

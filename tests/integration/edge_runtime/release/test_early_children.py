@@ -19,8 +19,8 @@ from edge_runtime.children import compile_child
 from edge_runtime.children.compile_child import HEAP_BYTES
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.compiler_messages import Compile, Compiled
 from edge_runtime.ipc.early_child import EarlyChild
+from edge_runtime.ipc.frames import Compile, Compiled
 from edge_runtime.ipc.zygote_client import Child, NotBorn
 from edge_runtime.release import compile_jobs, compiler, manager
 from edge_runtime.release.compile_jobs import CompileJobs

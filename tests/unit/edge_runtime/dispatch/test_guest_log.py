@@ -14,7 +14,7 @@ from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
-from edge_runtime.ipc import cut_logs, frames
+from edge_runtime.ipc import frames, log_lines
 from edge_runtime.ipc.call_head import Via
 from edge_runtime.redaction import redact
 
@@ -56,7 +56,7 @@ async def test_a_log_that_was_cut_says_so_and_shows_no_part_of_a_secret(
     known = type(redact)()
     known.know({"f": {"KEY": "opensesame"}})
     monkeypatch.setattr(guest_log, "redact", known)
-    GuestLog().write(call("f"), cut_logs.with_loss(b"one\nit opensesa", 70))
+    GuestLog().write(call("f"), log_lines.with_loss(b"one\nit opensesa", 70))
     assert not [line for line in lines(caplog) if "opens" in line]
     assert lines(caplog)[-1] == "f 1: [skerry: 70 bytes of this log were left out here]"
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING"]

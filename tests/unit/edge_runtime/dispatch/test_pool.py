@@ -21,7 +21,7 @@ from edge_runtime.dispatch.pool import Hold, Pool
 from edge_runtime.dispatch.release_gate import settled
 from edge_runtime.dispatch.time_watchdog import Watchdog
 from edge_runtime.dispatch.worker_link import DEATHS, Hooks, WorkerLink
-from edge_runtime.ipc import cut_logs, frames, progress_page
+from edge_runtime.ipc import frames, log_lines, progress_page
 from edge_runtime.ipc.claims import Claims
 from tests.support.deadlines import deadline
 from tests.support.draws import examples
@@ -399,7 +399,7 @@ LOG: Final = (frames.LOG, b"", b"x")
         pytest.param([(0, frames.DENIED, b"", b"[")], id="denied what can't be read"),
         pytest.param([(0, *LOG), (0, *LOG)], id="two logs"),
         pytest.param([(0, frames.NEWLY_LOADED, b"", b"")] * 2, id="loaded twice"),
-        pytest.param([(0, frames.LOG, b"", b"x" * (16 * 1024 + cut_logs.LONGEST + 1))], id="a log beyond its limit"),
+        pytest.param([(0, frames.LOG, b"", b"x" * (16 * 1024 + log_lines.LONGEST + 1))], id="a log beyond its limit"),
         pytest.param([(0, frames.HTTP, b"", b"")], id="HTTP that isn't granted"),
         pytest.param([(1, 200, b"", b"")], id="the next call"),
         pytest.param([(7, frames.STALE, b"", b"")], id="a call that there isn't"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
 from edge_runtime.guests.wasi import BADF, INVAL, NOTDIR, NOTSOCK, SPIPE, SUCCESS, Exit, OutputTooLarge, Strings, Wasi
-from edge_runtime.ipc import cut_logs
+from edge_runtime.ipc import log_lines
 
 SIZE = 65536
 
@@ -116,7 +116,7 @@ def test_stderr_is_cut_and_goes_on(memory):
     for _ in range(3):
         assert started.fd_write(2, 0, 1, 50) == SUCCESS
         assert memory.u32(50) == 4
-    assert started.stderr == cut_logs.with_loss(bytes(5), 7)
+    assert started.stderr == log_lines.with_loss(bytes(5), 7)
 
 
 def test_stdout_has_a_limit_that_is_exact(memory):
@@ -147,7 +147,7 @@ def test_what_is_dropped_of_stderr_is_not_read(memory):
     finally:
         tracemalloc.stop()
     assert memory.u32(SIZE - 4) == 1024 * SIZE
-    kept, told = cut_logs.split(started.stderr)
+    kept, told = log_lines.without_loss(started.stderr)
     assert len(kept) == 100
     assert b"%d bytes" % (1024 * SIZE - 100) in told
 

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.ipc import call_times
-from edge_runtime.ipc.call_times import COMMIT, HTTP, LOCK, MOST, MOST_TEXTS, SQL, TEXT, StepClock
-from edge_runtime.ipc.slowest import HOUR, Slowest
+from edge_runtime.ipc.call_times import COMMIT, HOUR, HTTP, LOCK, MOST, MOST_TEXTS, SQL, TEXT, Slowest, StepClock
 
 
 def test_steps_come_as_they_were():

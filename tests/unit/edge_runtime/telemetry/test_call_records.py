@@ -8,9 +8,8 @@ import pytest
 
 from control.protocol.manifest import Manifest
 from edge_runtime.dispatch.served_functions import Tally
-from edge_runtime.ipc.call_times import COMMIT, HTTP, LOCK, SQL, TEXT, CallTimes, Step, Steps
+from edge_runtime.ipc.call_times import COMMIT, HOUR, HTTP, LOCK, SQL, TEXT, CallTimes, Step, Steps
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.ipc.slowest import HOUR
 from edge_runtime.redaction import redact
 from edge_runtime.telemetry.call_records import BURST, BURST_OF_ALL, CallRecords, NotedCall, record
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from edge_runtime.ipc import cut_logs, progress_page
+from edge_runtime.ipc import log_lines, progress_page
 
 
 @pytest.mark.parametrize(
@@ -17,9 +17,9 @@ from edge_runtime.ipc import cut_logs, progress_page
     ],
 )
 def test_the_line_is_where_the_log_was_cut(kept: bytes, lost: int, log: bytes) -> None:
-    assert cut_logs.with_loss(kept, lost) == log
-    assert len(cut_logs.with_loss(kept, 10**19)) <= len(kept) + cut_logs.LONGEST
-    text, line = cut_logs.split(log)
+    assert log_lines.with_loss(kept, lost) == log
+    assert len(log_lines.with_loss(kept, 10**19)) <= len(kept) + log_lines.LONGEST
+    text, line = log_lines.without_loss(log)
     assert (text.rstrip(b"\n"), bool(line)) == (kept.rstrip(b"\n"), lost > 0)
     assert text + line == log
 
@@ -38,12 +38,12 @@ def test_the_log_of_a_dead_call_says_what_came_before_it_and_after_it(number: in
         first, _, rest = text.partition(b"\n")
         assert written.endswith(rest)
         assert len(rest) > progress_page.LOG_BYTES - 20
-        assert first + b"\n" == cut_logs.LINE % (len(written) - len(rest))
+        assert first + b"\n" == log_lines.LINE % (len(written) - len(rest))
     else:
         assert text == written
     page.lose(30)
     page.lose(4)
-    assert progress_page.log(words, 3) == text + cut_logs.LINE % 34
+    assert progress_page.log(words, 3) == text + log_lines.LINE % 34
     # Of the call before there is nothing.
     mark.start(2)
     assert progress_page.log(words, 3) == b""
