@@ -1,5 +1,4 @@
-"""The program `skerry-edge`: one module for each command, or for a few that belong together.
+"""The program `skerry-edge`: one module for each command, and `support` with what they share.
 
-May import everything. Start with `main`; `run` is the node itself, `node` has the commands about a node, `call` runs a
-module once, `dev` is what `skerry dev` drives.
+May import everything. Start with `main`; `run` is the node itself, `dev` is what `skerry dev` drives.
 """

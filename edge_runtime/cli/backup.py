@@ -12,7 +12,7 @@ import click
 
 from control.protocol import faults
 from edge_runtime import database_users, files, wal
-from edge_runtime.cli.node import JSON, STATE, check_owner, fail, show
+from edge_runtime.cli.support import JSON, STATE, check_owner, fail, show
 from edge_runtime.ipc.frames import Stored
 
 _MAGIC: Final = b"SQLite format 3\0"

@@ -15,7 +15,7 @@ import click
 from control.protocol import wire
 from control.protocol.command_line import CommandGroup
 from edge_runtime import files
-from edge_runtime.cli.node import JSON, fail, show
+from edge_runtime.cli.support import JSON, fail, show
 from edge_runtime.files import FileUnfit
 from edge_runtime.web import callers_file
 from edge_runtime.web.callers_file import CallerEntry

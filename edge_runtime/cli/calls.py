@@ -11,7 +11,7 @@ import orjson
 
 from control.protocol.renamed_options import old_option
 from edge_runtime.cli.logs import Moment, show_lines
-from edge_runtime.cli.node import STATE, check_owner, fail
+from edge_runtime.cli.support import STATE, check_owner, fail
 from edge_runtime.logs import printable
 from edge_runtime.telemetry import records
 from edge_runtime.telemetry.ring import FOLDER

@@ -9,7 +9,7 @@ import click
 from control.protocol import faults
 from edge_runtime import wal
 from edge_runtime.cli.backup import release_of, release_text
-from edge_runtime.cli.node import JSON, STATE, check_owner, fail, show
+from edge_runtime.cli.support import JSON, STATE, check_owner, fail, show
 from edge_runtime.release import database_sizes
 from edge_runtime.release.database_sizes import DatabaseSizes
 

@@ -9,15 +9,15 @@ import click
 from control.protocol.command_line import LazyGroup, completion, version_option
 
 COMMANDS = {
-    "join": "edge_runtime.cli.node:join_command",
+    "join": "edge_runtime.cli.join:join_command",
     "run": "edge_runtime.cli.run:run",
     "dev": "edge_runtime.cli.run:dev",
-    "status": "edge_runtime.cli.node:status",
+    "status": "edge_runtime.cli.status:status",
     "doctor": "edge_runtime.cli.doctor.node_doctor:doctor",
     "settings": "edge_runtime.cli.settings:settings",
     "logs": "edge_runtime.cli.logs:logs",
     "calls": "edge_runtime.cli.calls:calls",
-    "check": "edge_runtime.cli.node:check",
+    "check": "edge_runtime.cli.check:check",
     "call": "edge_runtime.cli.call:call",
     "backup": "edge_runtime.cli.backup:backup",
     "restore": "edge_runtime.cli.restore:restore",

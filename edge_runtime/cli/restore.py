@@ -12,7 +12,7 @@ import click
 from control.protocol import faults
 from edge_runtime import database_users, files, wal
 from edge_runtime.cli.backup import is_database, release_of, release_text
-from edge_runtime.cli.node import JSON, STATE, check_owner, fail, show
+from edge_runtime.cli.support import JSON, STATE, check_owner, fail, show
 from edge_runtime.state import State, StateUnfit
 
 STOP_WAIT: Final = 5.0

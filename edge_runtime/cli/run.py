@@ -18,7 +18,7 @@ from control.protocol import service_manager, settings_in_force
 from control.protocol.settings_in_force import Origin, SettingInForce
 from control.protocol.settings_table import about_of
 from edge_runtime import logs
-from edge_runtime.cli.owner import told_owner
+from edge_runtime.cli.support import told_owner
 from edge_runtime.files import FileUnfit
 from edge_runtime.settings import LISTEN, EdgeSettings, EdgeSettingsError
 from edge_runtime.state import StateUnfit

@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from edge_runtime import logs
-from edge_runtime.cli.node import JSON, STATE, fail, show
 from edge_runtime.cli.run import run_options, settings_of, shown_settings
+from edge_runtime.cli.support import JSON, STATE, fail, show
 from edge_runtime.web import node_socket
 from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
 

@@ -19,7 +19,7 @@ from control.protocol import wire
 from control.protocol.counts import counted
 from control.protocol.durations import DurationType
 from edge_runtime import database_users, wal
-from edge_runtime.cli.node import STATE, check_owner, fail
+from edge_runtime.cli.support import STATE, check_owner, fail
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.settings import WAL_LIMIT

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edge_runtime import files
-from edge_runtime.cli.node import JSON, STATE, check_owner, fail, show
+from edge_runtime.cli.support import JSON, STATE, check_owner, fail, show
 from edge_runtime.sync import identity, join
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer, control_base
 

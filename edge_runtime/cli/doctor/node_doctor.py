@@ -15,16 +15,15 @@ from edge_runtime import logs
 from edge_runtime.built import parts
 from edge_runtime.cli.doctor import (
     control_connection,
-    local_http,
     machine,
     running_node,
+    setting_rules,
     state_files,
     systemd_unit,
-    trace_collector,
 )
-from edge_runtime.cli.doctor.local_http import Values
-from edge_runtime.cli.node import JSON, STATE, show
+from edge_runtime.cli.doctor.setting_rules import Values
 from edge_runtime.cli.run import run_options, settings_of, shown_settings
+from edge_runtime.cli.support import JSON, STATE, show
 from edge_runtime.settings import WAL_LIMIT, processors
 from edge_runtime.state import closed
 from edge_runtime.sync import authorities, identity
@@ -91,10 +90,10 @@ def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
     built = status.get("built", {}) if status is not None else parts.document()
     found += machine.built_findings(built, runs=status is not None)
     if values is not None:
-        found += local_http.file_findings(state, values)
-        found += local_http.listen_findings(values, runs=status is not None)
-        found += local_http.risk_findings(values)
-        found += trace_collector.trace_findings(values)
+        found += setting_rules.file_findings(state, values)
+        found += setting_rules.listen_findings(values, runs=status is not None)
+        found += setting_rules.risk_findings(values)
+        found += setting_rules.trace_findings(values)
     workers = int(values["SKERRY_EDGE_WORKERS"]) if values is not None else 2 * processors()
     seen = machine.look(workers, _pid(state) if status is not None else None)
     found += machine.machine_findings(seen, partial=values is not None and values["SKERRY_EDGE_FENCE"] == "partial")

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from control.protocol.findings import Finding
 from edge_runtime import database_users, wal
-from edge_runtime.cli.owner import user_name
+from edge_runtime.cli.support import user_name
 from edge_runtime.disk_space import DISK_RESERVE
 from edge_runtime.release import database_sizes
 from edge_runtime.settings import WAL_LIMIT

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from control.protocol.findings import Finding
 from edge_runtime.cli.doctor.machine import FEW_FILES
-from edge_runtime.cli.owner import user_name
+from edge_runtime.cli.support import user_name
 
 NAME: Final = "skerry-edge.service"
 PACKAGED: Final = "usr/lib/systemd/system"

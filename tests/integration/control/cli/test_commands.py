@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from control.protocol import version
-from edge_runtime.cli.node import read_status, render
+from edge_runtime.cli.status import read_status, render
 from tests.support.deadlines import scaled
 from tests.support.up import LIMIT, ROOT, Shell, Up
 

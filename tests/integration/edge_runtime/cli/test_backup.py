@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from edge_runtime import files, wal
-from edge_runtime.cli import node as node_commands
+from edge_runtime.cli import support
 from edge_runtime.cli.restore import restore as restore_command
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_node import command
@@ -370,7 +370,7 @@ async def test_a_restore_that_may_not_be_on_disk_is_not_said_to_have_changed_not
 
     monkeypatch.setattr(files, "sync_folder", fail)
     assert restore_command.callback is not None
-    with pytest.raises(node_commands.click.exceptions.Exit):
+    with pytest.raises(support.click.exceptions.Exit):
         restore_command.callback(tmp_path / "backup.db", stopped, force=False, as_json=False)
     told = capsys.readouterr()
     assert "Input/output error" in told.err + told.out
@@ -384,8 +384,8 @@ async def test_a_restore_that_may_not_be_on_disk_is_not_said_to_have_changed_not
 async def test_the_state_directory_must_be_this_users(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
     for as_json in (False, True):
-        with pytest.raises(node_commands.click.exceptions.Exit):
-            node_commands.check_owner(stopped, as_json)
+        with pytest.raises(support.click.exceptions.Exit):
+            support.check_owner(stopped, as_json)
 
 
 def test_what_is_copied_has_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

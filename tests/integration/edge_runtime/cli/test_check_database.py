@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime import wal
-from edge_runtime.cli import node as node_commands
+from edge_runtime.cli import status as status_command
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import damage, rows
 from tests.integration.edge_runtime.cli.test_node import command
@@ -55,11 +55,11 @@ async def test_a_database_is_looked_through_while_the_node_serves_and_after(tmp_
         assert rows(tmp_path / "small.db", "SELECT count(*) FROM notes") == [100]
         assert rows(tmp_path / "small.db", "PRAGMA freelist_count") == [0]
         edge.front.checkpoints.look()
-        shown = await asyncio.to_thread(node_commands.read_status, f"127.0.0.1:{edge.front.port}", "")
+        shown = await asyncio.to_thread(status_command.read_status, f"127.0.0.1:{edge.front.port}", "")
         sizes = shown["database"]
         assert min(sizes["bytes"], sizes["wal_file"], sizes["disk_free"]) > 0
-        assert "MiB of them free" not in node_commands.render(shown)
-        assert "; its disk has " in node_commands.render(shown)
+        assert "MiB of them free" not in status_command.render(shown)
+        assert "; its disk has " in status_command.render(shown)
         async with edge.http.get("/_skerry/metrics") as answer:
             values = dict(
                 line.split(" ") for line in (await answer.text()).splitlines() if line[0] != "#" and "{" not in line

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from edge_runtime import aot_cache, front
-from edge_runtime.cli import node as node_commands
+from edge_runtime.cli import status as status_command
 from edge_runtime.release import stored_release
 from edge_runtime.state import KEPT_BY_A_START, RESERVE, RESERVE_BYTES
 from tests.guests.build import guest
@@ -76,7 +76,7 @@ async def test_a_node_on_a_full_disk_starts_serves_and_can_be_given_room(
             fill(disk)
         assert (said[0], orjson.loads(said[2])["code"]) == (507, "disk_full")
         assert orjson.loads((await edge.call("reader", COUNT))[2])["rows"][0][0] >= 20
-        shown = node_commands.render(edge.front.status())
+        shown = status_command.render(edge.front.status())
         assert "its disk is full (disk_full): calls that write fail" in shown
         delete = ("sql", "DELETE FROM notes", "--write", "--reason", "room", "--state", str(state))
         code, out, err = await command(*delete)

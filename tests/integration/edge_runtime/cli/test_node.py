@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.built import parts
-from edge_runtime.cli import node
+from edge_runtime.cli import status as status_command
 from edge_runtime.settings import EdgeSettingsError
 from edge_runtime.state import State
 from edge_runtime.sync import identity
@@ -47,7 +47,7 @@ async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Proce
         env=kept | environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        cwd=Path(node.__file__).parents[2],
+        cwd=Path(status_command.__file__).parents[2],
     )
 
 
@@ -104,7 +104,7 @@ async def status_until(listen: str, wanted: int) -> Any:
 async def _is_well(listen: str) -> bool | None:
     """Whether the node that listens there is at its target; None where there is none."""
     try:
-        found = await asyncio.to_thread(node.read_status, listen, "")
+        found = await asyncio.to_thread(status_command.read_status, listen, "")
     except OSError:
         return None
     except ValueError:
@@ -118,7 +118,7 @@ async def own_error(listen: str) -> Any:
     async with deadline(DEADLINE):
         while True:
             with contextlib.suppress(OSError):
-                found = await asyncio.to_thread(node.read_status, listen, "")
+                found = await asyncio.to_thread(status_command.read_status, listen, "")
                 if found["error"]:
                     return found["error"]
             await asyncio.sleep(0.02)
@@ -135,7 +135,7 @@ async def test_a_node_from_its_token_to_its_status(control: Control, tmp_path: P
     assert (await control.node())["labels"] == {"site": "tokyo"}
 
     code, found = await status(listen, "--state", str(state))
-    assert code == node.NOT_RUNNING
+    assert code == status_command.NOT_RUNNING
     assert (found["running"], found["node"]) == (False, "edge-1")
 
     await control.release(functions={"hello": await control.push("hello", version(1), {"sql": "read"})})
@@ -290,7 +290,7 @@ async def test_the_status_of_a_state_directory_is_that_of_its_own_node(control: 
         await status_until(listen, 0)
         # What answers at the address that the command would ask without a state directory is another node.
         code, found = await status(listen, "--state", str(one))
-        assert (code, found["running"], found["node"]) == (node.NOT_RUNNING, False, "edge-1")
+        assert (code, found["running"], found["node"]) == (status_command.NOT_RUNNING, False, "edge-1")
         assert str(one) in found["error"]["message"]
         code, found = await status(listen, "--state", str(other))
         assert (code, found["node"]["name"]) == (0, "edge-2")
@@ -323,7 +323,7 @@ async def test_a_nodes_settings_are_those_that_it_runs_with(control: Control, tm
     process = await start("run", "--state", str(state), "--listen", listen, "--workers", "1", **given)
     try:
         async with deadline(DEADLINE):
-            while (await command("status", "--state", str(state)))[0] == node.NOT_RUNNING:
+            while (await command("status", "--state", str(state)))[0] == status_command.NOT_RUNNING:
                 await asyncio.sleep(0.1)
             while True:
                 with contextlib.suppress(json.JSONDecodeError, AssertionError):
@@ -359,7 +359,7 @@ async def test_a_state_directory_that_is_in_use_and_does_not_answer_is_said_to_b
         assert (code, found["error"]["code"]) == (1, "status_unavailable")
         assert str(os.getpid()) in found["error"]["message"]
     code, out, _ = await command("status", "--state", str(tmp_path / "state"), "--json")
-    assert (code, json.loads(out)["error"]["code"]) == (node.NOT_RUNNING, "not_running")
+    assert (code, json.loads(out)["error"]["code"]) == (status_command.NOT_RUNNING, "not_running")
 
 
 @pytest.mark.parametrize(
@@ -383,23 +383,23 @@ async def test_a_state_directory_that_is_in_use_and_does_not_answer_is_said_to_b
     ],
 )
 def test_the_status_says_what_is_wrong_with_a_function(function: dict[str, Any], notes: str) -> None:
-    text = node.render({"functions": [{"name": "orders", "version": 3, **function}]})
+    text = status_command.render({"functions": [{"name": "orders", "version": 3, **function}]})
     assert text.splitlines()[-1] == f"function   orders version 3{notes}"
 
 
 def test_the_status_says_what_the_fence_lacks() -> None:
-    assert "workers lack of their fence: landlock" in node.render({"workers": {"unfenced": ["landlock"]}})
+    assert "workers lack of their fence: landlock" in status_command.render({"workers": {"unfenced": ["landlock"]}})
 
 
 @pytest.mark.parametrize("listen", ["localhost:abc", "localhost", "127.0.0.1:99999", ""])
 def test_an_address_that_is_none_is_said_to_be(listen: str) -> None:
     with pytest.raises(EdgeSettingsError, match="HOST:PORT"):
-        node.read_status(listen, "")
+        status_command.read_status(listen, "")
 
 
 def test_a_database_that_takes_no_writes_is_told() -> None:
     found = {"wal_bytes": 300 << 20, "wal_limit": 256 << 20, "writes": "open", "checkpoint_error": None}
-    assert "database" not in node.render({"database": found})
-    told = node.render({"database": {**found, "writes": "refused"}})
+    assert "database" not in status_command.render({"database": found})
+    told = status_command.render({"database": {**found, "writes": "refused"}})
     assert "log has 300 MiB of 256; calls that may write are refused" in told
-    assert "no checkpoint is made: EIO" in node.render({"database": {**found, "checkpoint_error": "EIO"}})
+    assert "no checkpoint is made: EIO" in status_command.render({"database": {**found, "checkpoint_error": "EIO"}})

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from edge_runtime import wal
-from edge_runtime.cli import node
+from edge_runtime.cli import support
 from edge_runtime.cli.main import main as skerry_edge
-from edge_runtime.cli.owner import told_owner
+from edge_runtime.cli.support import told_owner
 from edge_runtime.state import State
 from edge_runtime.sync import identity
 from edge_runtime.sync.identity import Identity
@@ -86,7 +86,7 @@ async def test_an_identity_of_another_user_is_told_with_what_opens_it(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={"PATH": os.environ["PATH"], **TOKEN},
-        cwd=Path(node.__file__).parents[2],
+        cwd=Path(support.__file__).parents[2],
     )
     out, _ = await process.communicate()
     told = out.decode()
@@ -112,7 +112,7 @@ async def test_a_database_of_another_user_is_told_with_what_opens_it(open_folder
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={"PATH": os.environ["PATH"]},
-        cwd=Path(node.__file__).parents[2],
+        cwd=Path(support.__file__).parents[2],
     )
     out, _ = await process.communicate()
     told = out.decode()

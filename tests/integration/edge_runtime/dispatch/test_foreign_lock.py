@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edge_runtime import database_users, wal
-from edge_runtime.cli import node as node_commands
+from edge_runtime.cli import status as status_command
 from edge_runtime.dispatch import foreign_lock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import progress_page
@@ -65,9 +65,9 @@ async def test_a_program_that_holds_the_database_is_named(
             found = await asyncio.gather(*(edge.problem("sql", INSERT) for _ in range(5)))
             assert set(found) == {(503, "database_held")}
             assert (await edge.call("reader", COUNT))[0] == 200
-            shown = await asyncio.to_thread(node_commands.read_status, f"127.0.0.1:{edge.front.port}", "")
+            shown = await asyncio.to_thread(status_command.read_status, f"127.0.0.1:{edge.front.port}", "")
             assert name in shown["database"]["held_by"]
-            assert name in node_commands.render(shown)
+            assert name in status_command.render(shown)
             async with edge.http.get("/_skerry/metrics") as answer:
                 assert "skerry_edge_database_held 1.0" in await answer.text()
             mend = ("UPDATE notes SET text = 'y'", "--write", "--reason", "a test")

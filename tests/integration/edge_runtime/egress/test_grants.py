@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from edge_runtime.cli import node as commands
+from edge_runtime.cli import status as status_command
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.supervisor import LoadFailed
 from edge_runtime.errors import SyncFailed
@@ -270,7 +270,7 @@ async def test_secrets_come_from_the_nodes_file_alone(
         assert await edge.problem("f") == (503, "secret_missing")
         shown = await state(edge)
         assert [f["error"] and f["error"]["code"] for f in shown["functions"]] == ["secret_missing"] * 2 + [None]
-        assert "can't be called: The function f needs the secret KEY" in commands.render(shown)
+        assert "can't be called: The function f needs the secret KEY" in status_command.render(shown)
         assert await edge.problem("g") == (503, "secret_missing")
         assert (await edge.call("h?env=KEY"))[0] == 200
         write(path, f'[f]\nKEY = "{VALUE}"\n')

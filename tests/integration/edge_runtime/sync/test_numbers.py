@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from control.protocol import histogram, wire
-from edge_runtime.cli.node import render
+from edge_runtime.cli.status import render
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.telemetry import poll_report
 from tests.support.agents import DEADLINE, Control, Edge

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.cli import node as node_command
+from edge_runtime.cli import status as status_command
 from edge_runtime.files import FileUnfit
 from edge_runtime.web import callers_file
 from tests.guests.build import guest
@@ -100,7 +100,7 @@ async def test_each_call_is_one_of_the_callers(tmp_path: Path, file: Path) -> No
             with pytest.raises(
                 ValueError, match="Here, SKERRY_EDGE_TOKEN must have the node's token, or that of a caller"
             ):
-                await asyncio.to_thread(node_command.read_status, f"127.0.0.1:{edge.front.port}", token)
+                await asyncio.to_thread(status_command.read_status, f"127.0.0.1:{edge.front.port}", token)
 
 
 async def test_the_nodes_token_beside_a_file_is_for_its_pages_alone(tmp_path: Path, file: Path) -> None:

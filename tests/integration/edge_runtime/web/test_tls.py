@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from control.local.pki import Pki
-from edge_runtime.cli import node as node_command
+from edge_runtime.cli import status as status_command
 from edge_runtime.files import FileUnfit
 from edge_runtime.web import connection, tls_files
 from edge_runtime.web.server import SWEEP
@@ -198,9 +198,9 @@ async def test_a_certificate_that_has_ended_is_said_to_have(
     certificate, key = authority.issue("node", timedelta(days=-2)).put(tmp_path, "node")
     async with node(tmp_path / "state", tls_cert=certificate, tls_key=key) as edge:
         assert any("the certificate in" in line and "ended at" in line for line in caplog.messages)
-        told = await asyncio.to_thread(node_command.read_status, f"127.0.0.1:{edge.front.port}", "", tls=True)
+        told = await asyncio.to_thread(status_command.read_status, f"127.0.0.1:{edge.front.port}", "", tls=True)
         assert told["tls"]["expired"]
-        assert "clients refuse it" in node_command.render(told)
+        assert "clients refuse it" in status_command.render(told)
         with pytest.raises(ssl.SSLError):
             await serial(edge.front.port, authority)
 
@@ -358,7 +358,7 @@ async def test_an_end_is_told_from_thirty_days_before(
         made.start() if not days else made.look()
         said.append(sum("put another one in its place" in line.lower() for line in caplog.messages))
         status = {"tls": made.status(), "database": {"writes": "open", "checkpoint_error": None}}
-        told = node_command.render(status)
+        told = status_command.render(status)
         assert ("ends at" in told, "ended at" in told) == (11 <= days < 40, days > 40)
     assert said == [0, 1, 0, 1, 1, 0, 1]
 

@@ -8,7 +8,7 @@ import pytest
 
 from control.protocol.findings import Finding, lines, worst
 from edge_runtime import wal
-from edge_runtime.cli.doctor import control_connection, local_http, machine, running_node, state_files
+from edge_runtime.cli.doctor import control_connection, machine, running_node, setting_rules, state_files
 from edge_runtime.cli.doctor.control_connection import ControlFacts
 from edge_runtime.cli.doctor.state_files import MIB, StateFacts
 from edge_runtime.oneshot import database_guard
@@ -189,7 +189,7 @@ def test_settings_that_are_risky() -> None:
 
     def found(**more: str) -> list[str]:
         given = {f"SKERRY_EDGE_{name}": value for name, value in {**values, **more}.items()}
-        return [finding.level for finding in local_http.risk_findings(given)]
+        return [finding.level for finding in setting_rules.risk_findings(given)]
 
     assert found() == ["ok"]
     assert found(SYNCHRONOUS="NORMAL", FENCE="partial") == ["note", "note"]

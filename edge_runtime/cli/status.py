@@ -1,13 +1,7 @@
-"""The commands of a node beside `run`: join, status, check."""
+"""`skerry-edge status`: what the running node serves, and whether it is at its target."""
 
-import asyncio
 import http.client
-import json
-import os
-import re
-import socket
 import ssl
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,84 +11,17 @@ import orjson
 
 from control.protocol.counts import counted
 from edge_runtime.built import parts
-from edge_runtime.cli import access_lines
-from edge_runtime.cli.owner import told_owner
 from edge_runtime.cli.run import local_token
+from edge_runtime.cli.support import JSON, fail, show
 from edge_runtime.settings import LISTEN, EdgeSettingsError
 from edge_runtime.state import RESERVE_BYTES
 from edge_runtime.sync import identity
-from edge_runtime.sync.join import JoinFailed, join
 from edge_runtime.web import node_socket
 from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
 
 STATUS_TIMEOUT = 5.0
-CHECK_TIMEOUT = 120.0
 NOT_RUNNING = 3
-
-STATE = click.option(
-    "--state",
-    envvar="SKERRY_EDGE_STATE",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="The node's state directory.",
-)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, stable for scripts.")
-
-
-@click.command("join")
-@STATE
-@click.option("--control", "control_url", required=True, help="https://HOST:PORT of control.")
-@click.option(
-    "--token",
-    envvar="SKERRY_JOIN_TOKEN",
-    show_envvar=True,
-    required=True,
-    help="The one-time token of `skerry node token`; better in SKERRY_JOIN_TOKEN, which other users can't see.",
-)
-@click.option(
-    "--name", default=None, help="The node's name (default: with --again the name that it has, else the host's)."
-)
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Told to control; may be repeated.")
-@click.option(
-    "--ca",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="PEM file of the authority of control's certificate, where neither the token nor the system knows it.",
-)
-@click.option("--again", is_flag=True, help="Exchange the identity that is there already for a new one.")
-@JSON
-def join_command(
-    state: Path,
-    control_url: str,
-    token: str,
-    name: str | None,
-    labels: tuple[str, ...],
-    ca: Path | None,
-    again: bool,
-    as_json: bool,
-) -> None:
-    """Become a node of a control plane, with a one-time token.
-
-    An answer that got lost loses nothing: run the same command again.
-    """
-    pairs = {}
-    for label in labels:
-        key, equals, value = label.partition("=")
-        if not key or not equals:
-            raise click.BadParameter(f"{label!r} isn't KEY=VALUE", param_hint="--label")
-        pairs[key] = value
-    # Before the token is sent: it is good once. A folder that isn't there yet is made, for this user.
-    if state.exists():
-        check_owner(state, as_json)
-    try:
-        name = name or (_name_there(state) if again else None) or _host_name()
-        made = asyncio.run(join(state, control_url, token, name, pairs, ca=ca, again=again))
-    except JoinFailed as failed:
-        raise fail(failed.code, failed.message, as_json) from None
-    if as_json:
-        show({"node_id": made.node_id, "name": made.name, "group": made.group, "control": made.control_url})
-    else:
-        click.echo(f"Joined {made.control_url} as node {made.name} ({made.node_id}) in the group {made.group}.")
-        click.echo(f"Start it with: skerry-edge run --state {state}")
+"""Exit status where the node doesn't run."""
 
 
 @click.command()
@@ -160,37 +87,18 @@ def status(listen: str, state: Path | None, tls_cert: Path | None, as_json: bool
     trust = (document.get("control") or {}).get("trust") or {}
     if trust.get("error") or trust.get("ends_soon"):
         sys.exit(1)
-    if document.get("error") or away or _database_ails(document) or access_lines.callers_lines(document):
+    if document.get("error") or away or _database_ails(document) or _callers_lines(document):
         sys.exit(1)
 
 
-@click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@JSON
-def check(file: Path, as_json: bool) -> None:
-    """Say whether a node could run this WASM module, and by which ABI; or why not.
-
-    Exits 0 if it could, 1 if not. Control asks the same question at each upload.
-    """
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-P", "-m", "edge_runtime.oneshot.check", "module", str(file)],
-        capture_output=True,
-        timeout=CHECK_TIMEOUT,
-        check=False,
-    )
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
-        raise fail("check_crashed", f"the check of {file} ended with status {done.returncode}: {last[0]}", as_json)
-    answer = json.loads(done.stdout)
-    if not answer.pop("ok"):
-        raise fail(answer["code"], answer["message"], as_json)
-    if as_json:
-        show({"ok": True, **answer})
-    else:
-        click.echo(f"{file}: a node can run it")
-        for key, value in answer.items():
-            told = {"None": "none", "True": "yes", "False": "no"}.get(str(value), value)
-            click.echo(f"  {key.replace('_', ' ')}: {told}")
+def _who(state: Path | None) -> dict[str, Any]:
+    if state is None:
+        return {}
+    try:
+        who = identity.read(state)
+    except identity.NotJoined as error:
+        return {"identity": str(error)}
+    return {"node": who.name, "node_id": who.node_id, "control": who.control_url}
 
 
 def read_status(listen: str, token: str, *, tls: bool = False) -> dict[str, Any]:
@@ -244,7 +152,7 @@ def render(document: dict[str, Any]) -> str:
         if refused := control.get("refused", False):
             answers = "refuses this node's credential"
         lines.append(f"control    {control['url']} {answers}{heard}")
-        lines += access_lines.trust_lines(control.get("trust") or {})
+        lines += _trust_lines(control.get("trust") or {})
     lines.append(f"release    {_release(document.get('release'), document.get('confirmed'))}")
     if "at_target" in document:
         unknown = "not known while control refuses the node" if refused else "not known yet"
@@ -262,7 +170,7 @@ def render(document: dict[str, Any]) -> str:
         lines.append(f"next try   {document['next_attempt']}")
     if (document.get("secrets") or {}).get("error"):
         lines.append(f"secrets    {document['secrets']['error']}")
-    lines += access_lines.end_lines(document.get("tls") or {}) + access_lines.callers_lines(document)
+    lines += _end_lines(document.get("tls") or {}) + _callers_lines(document)
     if "bytes" in document.get("database", {}) or _database_ails(document):
         lines.append(_database(document["database"]))
     lines += [f"built      {parts.told(name, part)}" for name, part in document.get("built", {}).items()]
@@ -346,53 +254,32 @@ def _counts(times: dict[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in times.items())
 
 
-def check_owner(state: Path, as_json: bool, *, or_root: bool = False) -> None:
-    """Check that this process is the state directory's user: files that another one makes there would be closed to the
-    node. `or_root`: nothing is made, so it may be root's as well. Raises: click's, when it isn't, or there is no such
-    folder."""
-    try:
-        refusal = told_owner(state)
-    except FileNotFoundError:
-        told = f"there is no folder {state}: --state names the node's state directory, which `skerry-edge join` made"
-        raise fail("state_unusable", told, as_json) from None
-    except OSError as error:
-        raise fail("state_unusable", f"the state directory {state} can't be used: {error}", as_json) from None
-    if refusal and not (or_root and not os.geteuid()):
-        raise fail("state_of_another_user", refusal, as_json)
+def _trust_lines(trust: dict[str, Any]) -> list[str]:
+    """Return until when the node trusts control, and why it doesn't take the CAs that control gives out now."""
+    lines = [f"trust      CAs of control's good until {trust['ends_at']}"] if trust.get("ends_at") else []
+    if trust.get("error"):
+        lines.append(f"trust      the CAs that control gives out aren't taken: {trust['error']}")
+    return lines
 
 
-def _who(state: Path | None) -> dict[str, Any]:
-    if state is None:
-        return {}
-    try:
-        who = identity.read(state)
-    except identity.NotJoined as error:
-        return {"identity": str(error)}
-    return {"node": who.name, "node_id": who.node_id, "control": who.control_url}
+def _end_lines(tls: dict[str, Any]) -> list[str]:
+    """Return until when the certificate of the local HTTP is good."""
+    good = tls.get("expires_at") and not tls.get("expired")
+    return [f"local TLS  certificate good until {tls['expires_at']}"] if good else []
 
 
-def _name_there(state: Path) -> str | None:
-    """The name of the node that the state directory belongs to, if that can be read."""
-    try:
-        return identity.read(state).name
-    except identity.NotJoined:
-        return None
-
-
-def _host_name() -> str:
-    name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().split(".")[0].lower()).strip("-")[:63]
-    if not name:
-        raise click.UsageError("the host's name can't be a node's: give --name")
-    return name
-
-
-def fail(code: str, message: str, as_json: bool) -> click.exceptions.Exit:
-    if as_json:
-        show({"error": {"code": code, "message": message}})
-    else:
-        click.echo(f"Error: {message} [{code}]", err=True)
-    return click.exceptions.Exit(1)
-
-
-def show(value: dict[str, Any]) -> None:
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
+def _callers_lines(document: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the file of callers, the token's and the certificate's, or soon will be."""
+    callers, tls, token = (document.get(name) or {} for name in ("callers", "tls", "token"))
+    lines = []
+    if token.get("error"):
+        lines.append(f"token      {token['error']}; the token that was read before stays in force")
+    if callers.get("error"):
+        lines.append(f"callers    {callers['error']}; the callers that were read before stay in force")
+    if tls.get("error"):
+        lines.append(f"tls        {tls['error']}; the certificate that was read before stays in use")
+    if tls.get("expired"):
+        lines.append(f"tls        the certificate ended at {tls['expires_at']}: clients refuse it")
+    elif tls.get("ends_soon"):
+        lines.append(f"tls        the certificate ends at {tls['expires_at']}: put another one in its place before")
+    return lines

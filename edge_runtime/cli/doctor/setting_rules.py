@@ -1,4 +1,4 @@
-"""The node's settings, and the files that they name: callers, certificate, token, secrets; and its address."""
+"""The node's settings: the files that they name (callers, certificate, token, secrets), the address, the collector."""
 
 import errno
 import ipaddress
@@ -13,7 +13,8 @@ from edge_runtime import files
 from edge_runtime.cli.doctor.control_connection import DAY, SOON, shown
 from edge_runtime.files import FileUnfit
 from edge_runtime.release import secrets
-from edge_runtime.settings import SHORTEST_TOKEN
+from edge_runtime.settings import SHORTEST_TOKEN, EdgeSettingsError
+from edge_runtime.telemetry import span_sender
 from edge_runtime.web import callers_file
 from edge_runtime.web.tls_files import TlsFiles
 
@@ -147,3 +148,20 @@ def risk_findings(values: Values) -> list[Finding]:
         text = f"functions may reach these networks by HTTP, by names: {values[PREFIX + 'HTTP_NETWORKS']}"
         found.append(Finding("risks", "ok", text))
     return found or [Finding("risks", "ok", "no setting gives up what the defaults guarantee")]
+
+
+def trace_findings(values: Values) -> list[Finding]:
+    """Ask the collector that the settings name, with the headers and the CA of their files."""
+    url = values[PREFIX + "OTLP_URL"]
+    if not url:
+        return [Finding("traces", "ok", "no traces are sent")]
+    headers, ca = values[PREFIX + "OTLP_HEADERS_FILE"], values[PREFIX + "OTLP_CA"]
+    try:
+        sender = span_sender.of_files(url, Path(headers) if headers else None, Path(ca) if ca else None, "")
+    except EdgeSettingsError as error:
+        # A node doesn't start with it.
+        return [Finding("traces", "wrong", str(error), "docs/how-to/send-traces.md")]
+    if why := sender.refusal():
+        text = f"traces can't be sent to {url}, and are dropped: {why}"
+        return [Finding("traces", "note", text, f"curl -v {url}/v1/traces (docs/how-to/send-traces.md)")]
+    return [Finding("traces", "ok", f"{url} takes traces")]
