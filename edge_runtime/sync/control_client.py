@@ -6,8 +6,10 @@ is sent to control alone, never along with a redirect or to a presigned URL, whi
 
 import asyncio
 import errno
+import ipaddress
 import re
 import ssl
+import urllib.request
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +27,6 @@ from control.protocol import version, wire
 from control.protocol.bounded_http_client import BoundedConnector
 from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import authorities
-from edge_runtime.sync.proxies import is_loopback, proxy_for
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a TCP connection."""
@@ -398,3 +399,34 @@ def unreachable(error: Exception, url: URL, proxy: URL | None) -> NoAnswer:
             cut = isinstance(error, aiohttp.ServerDisconnectedError) or getattr(error, "errno", 0) == errno.ECONNRESET
             text = f"no answer from {where}{through}: {error or type(error).__name__}"
             return NoAnswer("unreachable", text, cut=cut)
+
+
+def is_loopback(host: str | None) -> bool:
+    """Tell whether a name or address never leaves this machine."""
+    if host is None:
+        return False
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def proxy_for(url: URL) -> tuple[URL | None, dict[str, str]]:
+    """Return the proxy that the environment names for `url` (HTTPS_PROXY, NO_PROXY, …), and the headers for it.
+
+    Loopback never has a proxy.
+    """
+    host = url.host or ""
+    if is_loopback(host):
+        return None, {}
+    proxies = urllib.request.getproxies_environment()
+    wanted = proxies.get(url.scheme) or proxies.get("all")
+    if not wanted or urllib.request.proxy_bypass(host, proxies):
+        return None, {}
+    proxy = URL(wanted if "://" in wanted else f"http://{wanted}")
+    headers = {}
+    if proxy.user:
+        headers["Proxy-Authorization"] = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
+    return proxy.with_user(None), headers

@@ -26,7 +26,7 @@ from control.protocol import wire
 from control.protocol.bounded_http_client import BoundedConnector
 from edge_runtime import files
 from edge_runtime.errors import CodedError
-from edge_runtime.sync import authorities, capabilities, control_client, identity, proxies
+from edge_runtime.sync import authorities, capabilities, control_client, identity
 from edge_runtime.sync.identity import Identity
 
 TRIES = 3
@@ -142,7 +142,7 @@ async def fetch_authority(base: URL, fingerprint: str) -> str:
     untrusting.check_hostname = False
     untrusting.verify_mode = ssl.CERT_NONE
     url = base.join(URL("/v1/ca"))
-    proxy, proxy_headers = proxies.proxy_for(url)
+    proxy, proxy_headers = control_client.proxy_for(url)
     timeout = aiohttp.ClientTimeout(total=control_client.ANSWER_TIMEOUT, sock_connect=control_client.CONNECT_TIMEOUT)
     try:
         async with (

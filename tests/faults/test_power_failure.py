@@ -17,7 +17,7 @@ from control.protocol import faults, wire
 from edge_runtime.aot_cache import key, put_on_disk
 from edge_runtime.sql import database
 from edge_runtime.sync.artifacts import Artifacts
-from edge_runtime.sync.outbox import Outbox
+from edge_runtime.sync.sync_outcomes import Outbox
 from edge_runtime.wasmedge import QUICK, compile_module
 from tests.guests.version import version
 from tests.support.agents import Control, edge, joined, running_control

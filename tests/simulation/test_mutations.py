@@ -18,8 +18,7 @@ from control.sync.node_state import NodeRow
 from control.sync.write_batches import WriteBatches
 from edge_runtime.sync import plan_check, retries
 from edge_runtime.sync.control_client import ControlClient
-from edge_runtime.sync.outbox import Outbox
-from edge_runtime.sync.sync_outcomes import SyncOutcomes
+from edge_runtime.sync.sync_outcomes import Outbox, SyncOutcomes
 from tests.support.simulation import runs
 
 SEEDS = 200

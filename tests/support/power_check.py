@@ -14,7 +14,7 @@ from edge_runtime.release.tamper_check import TamperCheck
 from edge_runtime.sql import database
 from edge_runtime.state import State
 from edge_runtime.sync import identity
-from edge_runtime.sync.outbox import Outbox
+from edge_runtime.sync.sync_outcomes import Outbox
 
 
 class Expected(msgspec.Struct):

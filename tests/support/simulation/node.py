@@ -22,8 +22,8 @@ from edge_runtime.release.tamper_check import after
 from edge_runtime.sync.agent import Agent
 from edge_runtime.sync.control_client import ControlRefused
 from edge_runtime.sync.identity import Identity
-from edge_runtime.sync.outbox import Waiting
 from edge_runtime.sync.retries import final
+from edge_runtime.sync.sync_outcomes import Waiting
 from tests.support.simulation.disk import Disk, DiskPath
 from tests.support.simulation.network import Network, NodeClient
 from tests.support.simulation.processes import Process, Risk

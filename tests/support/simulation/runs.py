@@ -18,7 +18,7 @@ from unittest import mock
 from control.protocol import faults
 from control.sync import fleet_cache
 from edge_runtime import clock
-from edge_runtime.sync import agent, attempt, control_client, control_trust, identity, outbox
+from edge_runtime.sync import agent, attempt, control_client, control_trust, identity, sync_outcomes
 from tests.support.simulation import processes
 from tests.support.simulation.database import Mirror
 from tests.support.simulation.disk import DiskFiles
@@ -192,7 +192,7 @@ def _replaced(seed: int, worlds: list[World]) -> Iterator[None]:
         (agent, "ControlClient", client),
         (agent, "Artifacts", lambda _state: SimulatedArtifacts(node())),
         *((module, "datetime", NodeTime) for module in (agent, attempt, control_client, identity)),
-        *((module, "files", DiskFiles) for module in (identity, outbox, control_trust)),
+        *((module, "files", DiskFiles) for module in (identity, sync_outcomes, control_trust)),
     ]
     global_random.seed(seed)
     patches = [mock.patch.object(module, name, value) for module, name, value in replaced]

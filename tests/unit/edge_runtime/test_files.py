@@ -11,7 +11,7 @@ from control.protocol import wire
 from edge_runtime import files
 from edge_runtime.sync import identity
 from edge_runtime.sync.identity import Identity, NotJoined
-from edge_runtime.sync.outbox import BegunSync, Outbox, Waiting
+from edge_runtime.sync.sync_outcomes import BegunSync, Outbox, Waiting
 
 WHO = Identity("id", "edge-1", "default", "https://control:8443", "skn_old", datetime(2026, 1, 1, tzinfo=UTC))
 

@@ -17,7 +17,7 @@ from edge_runtime import files
 from edge_runtime.sync import artifacts as artifacts_module
 from edge_runtime.sync import identity
 from edge_runtime.sync.control_client import ControlClient, NoAnswer
-from edge_runtime.sync.outbox import Outbox
+from edge_runtime.sync.sync_outcomes import Outbox
 from tests.support.agents import Control, Edge, change_plans, edge, joined, running_control
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
 

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from edge_runtime.sync import control_client, proxies
+from edge_runtime.sync import control_client
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_control_url_is_cut_down_to_its_origin() -> None:
     ],
 )
 def test_loopback_is_known_by_name_and_address(host: str | None, loopback: bool) -> None:
-    assert proxies.is_loopback(host) is loopback
+    assert control_client.is_loopback(host) is loopback
 
 
 @pytest.fixture
@@ -54,14 +54,14 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_the_proxy_of_the_environment_is_used_with_its_credentials_apart(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("HTTPS_PROXY", "http://me:s3cret@proxy:3128")
-    proxy, headers = proxies.proxy_for(URL("https://control.example.org/v1/poll"))
+    proxy, headers = control_client.proxy_for(URL("https://control.example.org/v1/poll"))
     assert str(proxy) == "http://proxy:3128"
     assert headers == {"Proxy-Authorization": "Basic bWU6czNjcmV0"}
 
 
 def test_a_proxy_without_a_scheme_is_an_http_one(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("https_proxy", "proxy:3128")
-    assert proxies.proxy_for(URL("https://control.example.org"))[0] == URL("http://proxy:3128")
+    assert control_client.proxy_for(URL("https://control.example.org"))[0] == URL("http://proxy:3128")
 
 
 @pytest.mark.parametrize(
@@ -71,19 +71,19 @@ def test_loopback_never_goes_through_a_proxy(environment: pytest.MonkeyPatch, ur
     environment.setenv("HTTPS_PROXY", "http://proxy:3128")
     environment.setenv("HTTP_PROXY", "http://proxy:3128")
     environment.setenv("ALL_PROXY", "http://proxy:3128")
-    assert proxies.proxy_for(URL(url)) == (None, {})
+    assert control_client.proxy_for(URL(url)) == (None, {})
 
 
 def test_no_proxy_is_honoured(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("HTTPS_PROXY", "http://proxy:3128")
     environment.setenv("NO_PROXY", "example.org,other")
-    assert proxies.proxy_for(URL("https://control.example.org"))[0] is None
-    assert proxies.proxy_for(URL("https://control.example.com"))[0] is not None
-    assert proxies.proxy_for(URL("https://control.example.com/x"))[0] is not None
+    assert control_client.proxy_for(URL("https://control.example.org"))[0] is None
+    assert control_client.proxy_for(URL("https://control.example.com"))[0] is not None
+    assert control_client.proxy_for(URL("https://control.example.com/x"))[0] is not None
 
 
 def test_without_a_proxy_in_the_environment_there_is_none(environment: pytest.MonkeyPatch) -> None:
-    assert proxies.proxy_for(URL("https://control.example.org")) == (None, {})
+    assert control_client.proxy_for(URL("https://control.example.org")) == (None, {})
 
 
 @pytest.mark.parametrize(
