@@ -22,7 +22,7 @@ from control.api.release_making import (
     make,
     rollback_target,
 )
-from control.checks.edge_check import CheckedChange
+from control.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.protocol import wire
 from control.protocol.counts import counted

@@ -10,7 +10,7 @@ from msgspec.structs import asdict
 from control.api import pagination, release_bodies, release_making, releases
 from control.api.operations import ApiCall, Reply, operation
 from control.api.request_input import SQL_BODY
-from control.checks.edge_check import CheckedChange
+from control.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.protocol import wire
 from control.protocol.wire import Body, Number, Sha256

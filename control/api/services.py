@@ -12,8 +12,8 @@ from control.access.provider import Provider
 from control.access.reread_files import RereadFiles
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
-from control.checks.edge_check import Checks
 from control.clock import Clock
+from control.edge_check import Checks
 from control.metrics import ControlMetrics
 from control.protocol.wire import SyncState
 from control.settings import ControlSettings

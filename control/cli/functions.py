@@ -14,8 +14,7 @@ from control import manifest_rules
 from control.cli.support import authoring, options, output, project, project_schema, releasing, toolchains
 from control.cli.support.client import Client, Json, path
 from control.cli.support.project_push import ProjectPush, Uploaded
-from control.protocol.command_line import CommandGroup
-from control.protocol.durations import DurationType
+from control.protocol.command_line import CommandGroup, DurationType
 from control.protocol.manifest import Manifest, unfit
 
 FILE = click.Path(exists=True, dir_okay=False)

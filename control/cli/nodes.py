@@ -8,8 +8,7 @@ from control import tokens
 from control.cli import status
 from control.cli.support import options, output, record_stream, releasing
 from control.cli.support.client import Json, connection_settings, path
-from control.protocol.command_line import CommandGroup
-from control.protocol.durations import DurationType
+from control.protocol.command_line import CommandGroup, DurationType
 from control.protocol.manifest import MANIFEST_FIELDS
 from control.sync.standing import STANDINGS
 

@@ -9,8 +9,7 @@ from control.access.rights import Role
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
 from control.protocol import wire
-from control.protocol.command_line import CommandGroup
-from control.protocol.durations import DurationType
+from control.protocol.command_line import CommandGroup, DurationType
 
 F = TypeVar("F", bound=Callable[..., Any])
 DURATION = DurationType(whole=True)

@@ -7,8 +7,7 @@ import click
 
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
-from control.protocol.command_line import CommandGroup
-from control.protocol.durations import DurationType
+from control.protocol.command_line import CommandGroup, DurationType
 from control.protocol.wire import EVENT_KINDS
 
 LOOK_EVERY = 0.5

@@ -2,6 +2,6 @@
 
 Both packages import it; it imports nothing else of the project. Start with `wire` (the messages) and `manifest` (what a
 version may use). `faults`, `trace_context`, `histogram` and `version` go with calls and messages; `command_line`,
-`durations`, `renamed_options`, `counts`, `findings` and `settings_in_force` with what a person types and reads.
+`counts`, `findings` and `settings_in_force` with what a person types and reads.
 `settings_table` is what each side's table of settings is made of.
 """

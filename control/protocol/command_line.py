@@ -1,6 +1,7 @@
-"""A program's group of commands, its `--version` and its `completion`."""
+"""What both command lines are made of: groups of commands, renamed words, durations, `--version`, `completion`."""
 
 import errno
+import functools
 import importlib
 import inspect
 import io
@@ -9,13 +10,14 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal, TypeVar
 
 import click
 from click.exceptions import NoSuchCommand
 
 from control.protocol import version
-from control.protocol.renamed_options import warn
+
+T = TypeVar("T")
 
 SHELLS = ("bash", "zsh", "fish")
 SUMMARY = 400
@@ -24,6 +26,9 @@ _NOT_THERE = re.compile(r"'(.+)' does not exist\.$")
 """How click ends its refusal of a file or a folder."""
 _OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """How a write fails that names no file."""
+UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+"""Milliseconds of each unit."""
+_DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)?")
 
 
 class CommandGroup(click.Group):
@@ -91,6 +96,75 @@ class LazyGroup(CommandGroup):
                 text = f"{error.message} Did you mean '{near}'?"
                 raise click.BadParameter(text, error.ctx, error.param, error.param_hint) from None
             raise
+
+
+def warn(old: str, new: str) -> None:
+    """Say on stderr that a word is another one now."""
+    click.echo(f"Warning: {old} is {new} now; the old word goes with the next version", err=True)
+
+
+def old_option(old: str, new: str, **how: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Have a command take the option `old`, which its help doesn't show, as `new`. `how`: as of `click.option`."""
+    key, kept = (name.lstrip("-").replace("-", "_") for name in (new, old))
+
+    def decorate(function: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(function)
+        def run(**given: Any) -> T:
+            value = given.pop(kept)
+            if value is not None:
+                warn(old, new)
+                given[key] = value
+            return function(**given)
+
+        return click.option(old, kept, hidden=True, **how)(run)
+
+    return decorate
+
+
+class DurationType(click.ParamType[float, Any]):
+    """A duration, as seconds or, with `of="ms"`, as milliseconds.
+
+    `plain`: a number without a unit, which some options took in the version before, is taken as `of`, with a warning.
+    """
+
+    name = "duration"
+
+    def __init__(
+        self,
+        least: float = 0,
+        most: float = float("inf"),
+        *,
+        of: Literal["s", "ms"] = "s",
+        whole: bool = False,
+        plain: bool = False,
+    ) -> None:
+        """`least` and `most` are what may be given, in seconds. `whole`: as a whole number alone."""
+        self._least, self._most = least, most
+        self._of, self._whole, self._plain = of, whole, plain
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if not isinstance(value, str):
+            return float(value)
+        found = _DURATION.fullmatch(value)
+        if found is None or not (found[2] or self._plain):
+            self.fail(f"{value!r} is no duration: a number with ms, s, m, h or d behind it, such as 90d", param, ctx)
+        if not found[2]:
+            warn(f"a duration without a unit, {value},", f"written with one, {value}{self._of},")
+        milliseconds = float(found[1]) * UNITS[found[2] or self._of]
+        if not self._least <= milliseconds / 1000 <= self._most:
+            most = "" if self._most == float("inf") else f", and {shown_duration(self._most)} at most"
+            self.fail(f"{value!r} is out of range: {shown_duration(self._least)} at least{most}", param, ctx)
+        made = milliseconds / UNITS[self._of]
+        if self._whole and made != int(made):
+            self.fail(f"{value!r} is no whole number of {self._of}", param, ctx)
+        return int(made) if self._whole else made
+
+
+def shown_duration(seconds: float) -> str:
+    """Return a duration as it is given: in the largest unit of which it is a whole number."""
+    milliseconds = round(seconds * 1000)
+    unit = next(unit for unit in reversed(UNITS) if milliseconds % UNITS[unit] == 0)
+    return f"{milliseconds // UNITS[unit]}{unit}" if milliseconds else "0s"
 
 
 def prepare_output() -> None:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from control.checks.edge_check import OperatorChecks
+from control.edge_check import OperatorChecks
 from control.problems import ProblemError
 from control.protocol.counts import counted
 from control.storage import queries

@@ -21,8 +21,8 @@ from control.access.reread_files import Reread, RereadFiles
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.api.services import Databases, Services
-from control.checks.edge_check import Checks
 from control.clock import Clock, ClockError, SystemClock
+from control.edge_check import Checks
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.protocol.wire import SyncState

@@ -15,7 +15,7 @@ import click
 import msgspec
 import orjson
 
-from control.protocol.durations import DurationType
+from control.protocol.command_line import DurationType
 from control.protocol.manifest import Manifest, completed, unfit
 from edge_runtime.aot_cache import users_folder
 from edge_runtime.cli.support import JSON, fail, show

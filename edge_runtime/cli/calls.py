@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 import orjson
 
-from control.protocol.renamed_options import old_option
+from control.protocol.command_line import old_option
 from edge_runtime.cli.logs import Moment, show_lines
 from edge_runtime.cli.support import STATE, check_owner, fail
 from edge_runtime.logs import printable

@@ -16,8 +16,8 @@ import click
 import orjson
 
 from control.protocol import wire
+from control.protocol.command_line import DurationType
 from control.protocol.counts import counted
-from control.protocol.durations import DurationType
 from edge_runtime import database_users, wal
 from edge_runtime.cli.support import STATE, check_owner, fail
 from edge_runtime.errors import CodedError

@@ -19,7 +19,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from control.checks.edge_check import OperatorChecks
+from control.edge_check import OperatorChecks
 from control.protocol import wire
 from control.storage import batched_lookups, database
 from control.sync import fleet_cache

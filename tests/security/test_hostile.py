@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from control.checks.edge_check import Checks, OperatorChecks
+from control.edge_check import Checks, OperatorChecks
 from control.problems import ProblemError
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request

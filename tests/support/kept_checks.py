@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Final
 
-from control.checks.edge_check import Checks
+from control.edge_check import Checks
 
 _ANSWERS: Final[dict[tuple[object, ...], dict[str, Any]]] = {}
 

@@ -10,7 +10,7 @@ import click
 
 from control.cli.support.client import Client, connection_settings
 from control.protocol import wire
-from control.protocol.durations import DurationType
+from control.protocol.command_line import DurationType
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from control.checks.edge_check import CheckedChange
+from control.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.storage.connection import Connection
 from control.sync.effects import losses, registered_changes, stalls

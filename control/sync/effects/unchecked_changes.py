@@ -6,7 +6,7 @@ import logging
 from typing import NamedTuple
 from uuid import UUID
 
-from control.checks.edge_check import OperatorChecks
+from control.edge_check import OperatorChecks
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection

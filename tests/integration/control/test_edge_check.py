@@ -11,8 +11,8 @@ import psutil
 import pytest
 import uvloop
 
-from control.checks import fair_turns
-from control.checks.edge_check import Checks
+from control import edge_check
+from control.edge_check import Checks
 from control.problems import ProblemError
 from tests.support.control import module, until
 from tests.support.deadlines import deadline
@@ -119,7 +119,7 @@ async def test_one_who_asks_for_many_checks_holds_up_no_other(wasm: Path) -> Non
     await until(lambda: asyncio.sleep(0, "module " in checks.run_ones))
     refused = [task.exception() for task in drafts if task.done()]
     assert {error.code for error in refused if isinstance(error, ProblemError)} == {"check_unavailable"}
-    assert len(refused) == 34 - 1 - fair_turns.EACH
+    assert len(refused) == 34 - 1 - edge_check.EACH
     for _ in range(40):
         checks.go_on.release()
     await asyncio.gather(*changes, pushed, *(task for task in drafts if not task.done()))
@@ -127,7 +127,7 @@ async def test_one_who_asks_for_many_checks_holds_up_no_other(wasm: Path) -> Non
 
 
 async def test_whoever_has_no_check_waiting_is_never_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fair_turns, "TOGETHER", 2)
+    monkeypatch.setattr(edge_check, "TOGETHER", 2)
     checks = CountedChecks(1)
 
     def ask(who: str, sql: str) -> "asyncio.Task[Any]":

@@ -23,15 +23,14 @@ SHARED = "control.protocol"
 # what the package does when it is imported: it has compiled modules found.
 LAW: dict[str, set[str]] = {
     "control.protocol": set(),
-    "control.checks": set(),
     "control.storage": set(),
-    "control.sync": {"checks", "storage"},
+    "control.sync": {"storage"},
     "control.access": {"storage", "sync"},
     "control.telemetry": {"storage", "sync"},
-    "control.api": {"access", "checks", "storage", "sync", "telemetry"},
+    "control.api": {"access", "storage", "sync", "telemetry"},
     "control.local": set(),
     "control.console": {"access", "api", "storage", "sync", "telemetry"},
-    "control.web": {"access", "api", "checks", "console", "storage", "sync", "telemetry"},
+    "control.web": {"access", "api", "console", "storage", "sync", "telemetry"},
     "control.cli": {"access", "api", "console", "local", "storage", "sync", "telemetry", "web"},
     "edge_runtime": {"built"},
     "edge_runtime.built": {"native"},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from control.checks.edge_check import OperatorChecks
+from control.edge_check import OperatorChecks
 from control.problems import ProblemError
 from control.sync import probed_functions
 from tests.guests.version import version

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 import msgspec
 import pytest
 
+from control import edge_check
 from control.api import artifacts
-from control.checks import edge_check
 from control.local.pki import Pki
 from control.problems import ProblemError
 from control.protocol import wire

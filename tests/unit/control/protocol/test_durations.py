@@ -3,8 +3,8 @@
 import click
 import pytest
 
+from control.protocol.command_line import DurationType, shown_duration
 from control.protocol.counts import counted
-from control.protocol.durations import DurationType, shown
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_number_alone_is_taken_where_it_was_before(capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (0.1, "100ms"), (60, "1m"), (90, "90s"), (30 * 86400, "30d")])
 def test_it_is_shown_as_it_is_given(seconds: float, text: str) -> None:
-    assert shown(seconds) == text
+    assert shown_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
