@@ -19,9 +19,9 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 
-from control.access.reread_files import stamp
 from control.clock import Clock
 from control.metrics import ControlMetrics
+from control.reread_files import stamp
 from control.settings import ControlSettings
 
 SOON = timedelta(days=30)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from control.access import group_grants
 from control.access.group_grants import GrantsError, GroupGrants
-from control.access.reread_files import stamp
+from control.reread_files import stamp
 from control.settings import ControlSettings
 
 log = logging.getLogger("skerry.control")

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from control.access.auth import Authenticator, JoinTokenRow
 from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
-from control.access.live_settings import LiveSettings
 from control.access.node_limits import NodeLimits
 from control.access.people import People
 from control.access.provider import Provider
-from control.access.reread_files import RereadFiles
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.clock import Clock
 from control.edge_check import Checks
+from control.live_settings import LiveSettings
 from control.metrics import ControlMetrics
 from control.protocol.wire import SyncState
+from control.reread_files import RereadFiles
 from control.settings import ControlSettings
 from control.storage.artifact_deletions import Deletions
 from control.storage.batched_lookups import Lookups

@@ -12,20 +12,20 @@ from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
 from control.access.group_grants import GrantsError
-from control.access.live_settings import LiveSettings
 from control.access.node_limits import NodeLimits
 from control.access.operator_uses import OperatorUses
 from control.access.people import People
 from control.access.provider import Provider
-from control.access.reread_files import Reread, RereadFiles
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.api.services import Databases, Services
 from control.clock import Clock, ClockError, SystemClock
 from control.edge_check import Checks
+from control.live_settings import LiveSettings
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.protocol.wire import SyncState
+from control.reread_files import Reread, RereadFiles
 from control.settings import ControlSettings, ControlSettingsError
 from control.storage import database, migrations, object_store, queries
 from control.storage.artifact_deletions import Deletions

@@ -21,9 +21,9 @@ from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, SyncAttempt, text
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer, ToldRelease
 from edge_runtime.sync.control_trust import DROP_AFTER, ControlTrust
+from edge_runtime.sync.credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.node_agent import AgentFacts
-from edge_runtime.sync.own_credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.sql_runs import SqlRunReports
 from edge_runtime.sync.sync_outcomes import SyncOutcomes
 from edge_runtime.sync.watch_answers import WatchAnswers

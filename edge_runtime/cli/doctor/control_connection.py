@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 from control.protocol.findings import Finding, Level
 from edge_runtime.sync import authorities, identity
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer, control_base, proxy_for
+from edge_runtime.sync.credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.identity import Identity
-from edge_runtime.sync.own_credential import EXPIRED, ROTATE_AFTER, OwnCredential
 
 SOON: Final = 30 * 86_400.0
 """Seconds before an end from which on it is noted."""

@@ -8,13 +8,13 @@ from typing import Any, cast
 from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
-from control.access.live_settings import LiveSettings
 from control.access.node_limits import NodeLimits
 from control.access.operator_uses import OperatorUses
-from control.access.reread_files import RereadFiles
 from control.access.sessions import Sessions
 from control.api.services import Databases, Services
+from control.live_settings import LiveSettings
 from control.metrics import ControlMetrics
+from control.reread_files import RereadFiles
 from control.settings import ControlSettings
 from control.storage.object_store import Store
 from control.sync.fleet_cache import FleetCache

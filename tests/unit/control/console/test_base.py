@@ -13,11 +13,11 @@ from starlette.testclient import TestClient
 
 from control import problems
 from control.access.certificates import ControlCertificates
-from control.access.live_settings import LiveSettings
-from control.access.reread_files import RereadFiles
 from control.clock import SystemClock
 from control.console import assets, explanations, formats, rendering
+from control.live_settings import LiveSettings
 from control.metrics import ControlMetrics
+from control.reread_files import RereadFiles
 from control.settings import ControlSettings
 from control.web.app import ControlApp
 from edge_runtime import errors

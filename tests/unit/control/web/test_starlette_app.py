@@ -9,11 +9,11 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from control.access.certificates import ControlCertificates
-from control.access.live_settings import LiveSettings
-from control.access.reread_files import RereadFiles
 from control.access.sessions import Sessions
 from control.clock import SystemClock
+from control.live_settings import LiveSettings
 from control.metrics import ControlMetrics
+from control.reread_files import RereadFiles
 from control.settings import ControlSettings
 from control.web import starlette_app
 from control.web.app import ControlApp

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from control.access.reread_files import stamp
+from control.reread_files import stamp
 from control.settings import ControlSettings, ControlSettingsError, check, convert
 
 LIVE = ("artifact_limit", "body_limit", "body_timeout", "stall_limit", "hold")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from control.access.reread_files import RereadFiles
+from control.reread_files import RereadFiles
 from tests.integration.control.access.test_certificates import put, started
 from tests.support.certificates import Authority
 from tests.support.clock import SetClock

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control.access.live_settings import LiveSettings
+from control.live_settings import LiveSettings
 from control.settings import ControlSettings, ControlSettingsError
 from tests.support.control import until
 from tests.support.replica import Site
