@@ -104,7 +104,7 @@ class RowsHash:
         self.last_at = row["at"]
 
     def hexdigest(self) -> str:
-        """The hash of the rows so far."""
+        """Return the hash of the rows so far."""
         return self._sha256.hexdigest()
 
 
@@ -119,7 +119,7 @@ def seal(number: int, previous: str, entries: Sequence[AuditEntry], sealed_at: d
 
 
 def seal_hash(made: AuditSeal) -> str:
-    """The hash of a seal, over all that it says but the hash itself and `cut_at`."""
+    """Return the hash of a seal, over all that it says but the hash itself and `cut_at`."""
     values = {name: value for name, value in msgspec.structs.asdict(made).items() if name not in ("hash", "cut_at")}
     return hashlib.sha256(wire.canonical(values)).hexdigest()
 
@@ -182,7 +182,7 @@ async def verify(
 
 
 def _utc(time: datetime) -> datetime:
-    """A time as it is compared: one that the database has as infinite comes without an offset."""
+    """Return a time as it is compared: one that the database has as infinite comes without an offset."""
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 

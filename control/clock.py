@@ -27,7 +27,7 @@ from typing import Protocol
 AHEAD = timedelta(seconds=10)
 """A time that is further ahead than this was written by a wrong clock."""
 EARLIEST = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
-"""Unix seconds before which there was no Skerry, so that no clock is right that says so."""
+"""Unix seconds before which Skerry didn't exist: a clock that shows an earlier time is wrong."""
 
 log = logging.getLogger("skerry.clock")
 
@@ -39,14 +39,14 @@ class Limit(Protocol):
         """End the block at `when`, in the clock's `monotonic`; soon where that has passed."""
 
     def expired(self) -> bool:
-        """Whether the time is up."""
+        """Return whether the time is up."""
 
 
 class Timer(Protocol):
     """A call that is to be made; `asyncio.TimerHandle` is one."""
 
     def cancel(self) -> None:
-        """Don't make it."""
+        """Drop it: don't make the call."""
 
 
 class ClockError(Exception):
@@ -57,7 +57,7 @@ class Clock(Protocol):
     """A source of time, and of timers."""
 
     def now(self) -> datetime:
-        """The time, in UTC."""
+        """Return the time, in UTC."""
 
     @property
     def doubt(self) -> str:
@@ -67,16 +67,16 @@ class Clock(Protocol):
         """Compare with `theirs`, the time of the database's clock, which was asked for at `before` by this clock."""
 
     def monotonic(self) -> float:
-        """Seconds that have passed since some moment, whatever happened to the clock."""
+        """Return the seconds that have passed since some moment, whatever happened to the clock."""
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds."""
+        """Wait for this number of seconds."""
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[Limit]:
-        """End a block with TimeoutError after so many seconds, as `asyncio.timeout` does."""
+        """End a block with TimeoutError after this number of seconds, as `asyncio.timeout` does."""
 
     def call_later(self, seconds: float, call: Callable[..., object], *arguments: object) -> Timer:
-        """Call it after so many seconds, in the loop."""
+        """Call it after this number of seconds, in the loop."""
 
 
 class LoopTimers:
@@ -162,5 +162,5 @@ def _shown(seconds: float) -> str:
 
 
 def _passed() -> float:
-    """Seconds since the machine's start, with those in which it slept."""
+    """Return the seconds since the machine's start, with those in which it slept."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -143,11 +143,11 @@ class Checks:
         self._warned = False
 
     def of(self, operator: str) -> OperatorChecks:
-        """The checks that an operator asks for, by its id."""
+        """Return the checks that an operator asks for, by its id."""
         return OperatorChecks(self, operator)
 
     async def run(self, operator: str, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
-        """The answer of a check, which is kept where `stdin` is all that it depends on.
+        """Return the answer of a check, which is kept where `stdin` is all that it depends on.
 
         Raises: ProblemError of the code `refused`, when it took too long or was ended; check_unavailable.
         """
@@ -244,7 +244,7 @@ def _asked(earlier: list[tuple[int, str]], sql: str, amends: tuple[int, str] | N
 
 
 async def _communicate(child: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
-    """The child's stdout and stderr, up to `ANSWER_LIMIT` of each."""
+    """Return the child's stdout and stderr, up to `ANSWER_LIMIT` of each."""
     assert child.stdin is not None and child.stdout is not None and child.stderr is not None  # noqa: S101, PT018
 
     async def read(stream: asyncio.StreamReader) -> bytes:
@@ -270,7 +270,7 @@ class TooManyWaiting(Exception):
 
 
 class FairTurns:
-    """So many turns at once, shared out by who asks: whoever asks for many waits for its own, and holds up no other."""
+    """A limited number of turns at once, shared fairly: whoever asks for many turns delays nobody else."""
 
     def __init__(self, at_once: int) -> None:
         self._free = at_once

@@ -42,7 +42,7 @@ class LiveSettings:
         self._take(self._read())
 
     def look(self, *, anew: bool = False) -> bool:
-        """Read the file again if it has changed or couldn't be used, or `anew`; whether a setting has changed."""
+        """Read the file again if it has changed, couldn't be used, or `anew`; return whether a setting has changed."""
         if self._path is None:
             return False
         seen = stamp(self._path)
@@ -67,7 +67,7 @@ class LiveSettings:
         return bool(changed)
 
     def _take(self, values: Mapping[str, str]) -> None:
-        """Raises: ControlSettingsError, when a value can't be used: then nothing is taken."""
+        """Put values in force. Raises: ControlSettingsError, when one can't be used: then nothing is taken."""
         level = values.get(LOG_LEVEL, "")
         if level and level not in LEVELS:
             raise ControlSettingsError(f"{LOG_LEVEL} in {self._path} must be one of {', '.join(LEVELS)}, not {level!r}")

@@ -135,7 +135,7 @@ def _check_route(route: Route) -> None:
 
 
 def shape(path: str) -> tuple[str, ...]:
-    """A route's path without the names of its parameters. Paths with the same shape match the same requests."""
+    """Return a route's path without the names of its parameters. Paths with the same shape match the same requests."""
     return tuple(
         ("{...}" if segment.endswith("...}") else "{}") if segment.startswith("{") else segment
         for segment in path.split("/")[1:]
@@ -143,7 +143,7 @@ def shape(path: str) -> tuple[str, ...]:
 
 
 def conflict(routes: Mapping[str, Route]) -> str:
-    """How routes of two of these functions conflict, as a sentence; '' where none do.
+    """Return how routes of two of these functions conflict, as a sentence; '' where none do.
 
     Where two routes match a request, the nearer host decides, and then the first segment that differs: literal before
     parameter before rest. So two routes conflict only if they have a host (or none), the shape and a method in common.
@@ -175,17 +175,17 @@ def _same_requests(host: str, one: str, first: Route, other: str, second: Route)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The grants that differ between two stored manifests, each before and after; one that is absent is None."""
+    """Return the grants that differ between two stored manifests, each before and after; one that is absent is None."""
     return {grant: (before.get(grant), after.get(grant)) for grant in GRANTS if before.get(grant) != after.get(grant)}
 
 
 def grants(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The grants of a stored manifest, each as a line of text."""
+    """Return the grants of a stored manifest, each as a line of text."""
     return {grant: shown(grant, manifest[grant]) for grant in GRANTS if grant in manifest}
 
 
 def shown(grant: str, value: Any) -> str:
-    """A grant as text."""
+    """Return a grant as text."""
     if value is None:
         return "none"
     if grant == "route":

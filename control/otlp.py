@@ -77,7 +77,7 @@ class Spans:
         self.tracer = self._provider.get_tracer("skerry.control")
 
     def close(self, seconds: float) -> None:
-        """Send what is left, for so many seconds at most."""
+        """Send what is left, for `seconds` at most."""
         # It would wait for a collector that doesn't answer for half a minute.
         sending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         sending.start()

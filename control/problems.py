@@ -162,7 +162,7 @@ class ProblemError(Exception):
         return CODES[self.code].title
 
     def body(self) -> bytes:
-        """The answer's body (RFC 9457)."""
+        """Return the answer's body (RFC 9457)."""
         return msgspec.json.encode(
             wire.Problem(self.code, self.title, self.status, detail=self.detail, field=self.field)
         )

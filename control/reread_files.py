@@ -23,7 +23,7 @@ class Reread(Protocol):
     """Why the files can't be used as they are now; '' where they can."""
 
     def look(self, *, anew: bool = False) -> bool:
-        """Read the files again if they have changed, or `anew`; whether something else is in use now."""
+        """Read the files again if they have changed, or `anew`; return whether something else is in use now."""
         ...
 
 
@@ -43,7 +43,7 @@ class RereadFiles:
         self._now.set()
 
     def errors(self) -> list[str]:
-        """A line for each part whose files can't be used as they are now."""
+        """Return a line for each part whose files can't be used as they are now."""
         return [
             f"{what}: {part.error}; what was read before stays in use"
             for what, part in self.parts.items()
@@ -71,9 +71,8 @@ class RereadFiles:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """Numbers that are others once a file has changed; empty if there is no file. Links are followed, since tools that
-    renew certificates put links in place.
-    """
+    """Return numbers that differ once a file has changed; empty if there is no file. Links are followed, since
+    tools that renew certificates put links in place."""
     with contextlib.suppress(OSError):
         info = os.stat(path)
         # Times have the kernel's clock tick: two changes in one tick have the same, so other fields are compared, too.

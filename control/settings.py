@@ -209,7 +209,7 @@ class ControlSettings:
     trace_share: float = setting(1.0, "Share of requests and syncs that is traced, more than 0.", most=1)
 
     def store_address(self) -> StoreAddress:
-        """`artifacts_url` in its parts."""
+        """Return `artifacts_url` in its parts."""
         url = urlsplit(self.artifacts_url)
         return StoreAddress(
             f"{url.scheme}://{url.netloc.rpartition('@')[2]}",
@@ -234,7 +234,7 @@ def from_environment(environ: Mapping[str, str]) -> ControlSettings:
 
 
 def convert(texts: Mapping[str, str]) -> dict[str, Any]:
-    """The values of settings, by the names of their fields, from their texts. Raises: ControlSettingsError."""
+    """Return the values of settings, by the names of their fields, from their texts. Raises: ControlSettingsError."""
     values: dict[str, Any] = {}
     for name, text in texts.items():
         kind = _KINDS[name]
@@ -247,7 +247,7 @@ def convert(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check(settings: ControlSettings) -> None:
-    """Raises: ControlSettingsError, when settings can't work or aren't safe. Its message contains no secret."""
+    """Check settings. Raises: ControlSettingsError, without a secret in it, when they can't work or aren't safe."""
     check_metadata_url(settings.metadata_url)
     _check_url("SKERRY_ARTIFACTS_URL", settings.artifacts_url)
     address = settings.store_address()
@@ -275,7 +275,7 @@ def check(settings: ControlSettings) -> None:
 
 
 def _check_value(variable: str, each: "Field[Any]", value: Any) -> None:
-    """Raises: ControlSettingsError, when a value isn't what the table says of the setting."""
+    """Check a value. Raises: ControlSettingsError, when it isn't what the table says of the setting."""
     said = about_of(each)
     if get_origin(each.type) is Literal and value not in get_args(each.type):
         choices = " or ".join(map(repr, get_args(each.type)))
@@ -295,9 +295,8 @@ def _check_value(variable: str, each: "Field[Any]", value: Any) -> None:
 
 
 def listen_address(text: str) -> tuple[str, int]:
-    """The host and the port of ``HOST:PORT``, ``[HOST]:PORT`` or ``PORT``. Raises: ControlSettingsError, when it is
-    something else.
-    """
+    """Return the host and the port of ``HOST:PORT``, ``[HOST]:PORT`` or ``PORT``. Raises: ControlSettingsError, when it
+    is something else."""
     host, _, port = text.rpartition(":") if ":" in text else ("127.0.0.1", "", text)
     bare = host.removeprefix("[").removesuffix("]")
     if not bare or (":" in bare and bare == host) or not (port.isascii() and port.isdigit() and int(port) <= 65535):
@@ -308,7 +307,7 @@ def listen_address(text: str) -> tuple[str, int]:
 
 
 def check_metadata_url(url: str) -> None:
-    """Raises: ControlSettingsError, when the connection to another machine wouldn't be encrypted."""
+    """Check the URL. Raises: ControlSettingsError, when the connection to another machine wouldn't be encrypted."""
     parts = urlsplit(url)
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname:
         raise ControlSettingsError("SKERRY_METADATA_URL must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
@@ -329,7 +328,7 @@ def _check_url(variable: str, url: str) -> None:
 
 
 def _check_oidc(settings: ControlSettings) -> None:
-    """What must be set together for signing in at an OpenID provider."""
+    """Check what must be set together for signing in at an OpenID provider. Raises: ControlSettingsError."""
     parts = urlsplit(settings.oidc_issuer)
     if not is_safe(settings.oidc_issuer) or parts.query or parts.fragment:
         raise ControlSettingsError("SKERRY_OIDC_ISSUER must be https://HOST/… (http on loopback only), without a query")
@@ -349,7 +348,7 @@ def _check_public_url(url: str) -> None:
 
 
 def is_safe(url: str) -> bool:
-    """Whether what is sent to a URL is encrypted, or stays on this machine."""
+    """Return whether what is sent to a URL is encrypted, or stays on this machine."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -359,7 +358,7 @@ def is_safe(url: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine itself."""
+    """Return whether `host` is this machine itself."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -367,7 +366,7 @@ def is_loopback(host: str) -> bool:
 
 
 def networks(text: str) -> tuple[Network, ...]:
-    """Networks with commas between them. Raises: ValueError, when one of them isn't a network."""
+    """Parse networks with commas between them. Raises: ValueError, when one of them isn't a network."""
     return tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
 
 

@@ -37,12 +37,12 @@ def new_token(kind: Kind, id: UUID | None = None) -> Token:
 
 
 def hash_secret(secret: str) -> str:
-    """The sha256 of a secret, in hex. A plain hash is enough: nobody can try out 256 random bits."""
+    """Return the sha256 of a secret, in hex. A plain hash is enough: nobody can try out 256 random bits."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def parse(kind: Kind, text: str) -> tuple[str, str] | None:
-    """The id and the secret's hash of a token of this kind; None where `text` isn't one."""
+    """Return the id and the secret's hash of a token of this kind; None where `text` isn't one."""
     match = _TOKEN.fullmatch(text)
     if match is None or match[1] != PREFIXES[kind]:
         return None

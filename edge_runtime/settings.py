@@ -243,7 +243,7 @@ class EdgeSettings:
             raise EdgeSettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
 
     def _check(self, name: str, kind: Any, said: About) -> None:
-        """Raises: EdgeSettingsError, when a value isn't what the table says of the setting."""
+        """Check a value. Raises: EdgeSettingsError, when it isn't what the table says of the setting."""
         value = getattr(self, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
             raise EdgeSettingsError(f"{name} is {value!r}; it can be {' or '.join(get_args(kind))}")

@@ -27,7 +27,8 @@ async def command(own: bool, as_json: bool) -> None:
 
 
 def _own() -> list[Json]:
-    """The settings of the command line, as `in_force` has those of control; `file`: of `skerry up` or a login."""
+    """Return the settings of the command line, as `in_force` has those of control; `file`: of `skerry up` or a
+    login."""
     found = client.connection_settings()
     values = {
         "SKERRY_CA": str(found.ca or ""),

@@ -158,7 +158,7 @@ def _signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
 
 
 def _matches(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bool:
-    """Whether the certificate is for this key; it isn't after a kill between the writing of the two."""
+    """Return whether the certificate is for this key; it isn't after a kill between the writing of the two."""
     return certificate.public_key() == key.public_key()
 
 

@@ -262,6 +262,6 @@ def _data_folder(directory: Path, user: tuple[int, int] | None) -> Path:
 
 
 def _reachable(directory: Path) -> bool:
-    """Whether every user may pass through this folder and those above it."""
+    """Return whether every user may pass through this folder and those above it."""
     path = directory.resolve()
     return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))

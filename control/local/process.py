@@ -25,8 +25,8 @@ _LAUNCH = Path(__file__).with_name("launch.py")
 def ending_with_us(
     argv: Sequence[str | Path], stop: signal.Signals = signal.SIGTERM, user: tuple[int, int] | None = None
 ) -> list[str]:
-    """The command that runs a program, given with its whole path, so that the kernel sends it `stop` when the thread
-    that started it ends; `user` is the uid and gid that it runs as."""
+    """Return the command that runs a program, given with its whole path, so that the kernel sends it `stop` when the
+    thread that started it ends; `user` is the uid and gid that it runs as."""
     uid, gid = user or (os.geteuid(), os.getegid())
     launch = [sys.executable, "-I", "-S", _LAUNCH, os.getpid(), uid, gid, int(stop), *argv]
     return [str(part) for part in launch]
@@ -173,7 +173,7 @@ async def _until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def port_is_free(port: int) -> bool:
-    """Whether a server could listen on 127.0.0.1 at `port` now."""
+    """Return whether a server could listen on 127.0.0.1 at `port` now."""
     with socket.socket() as probe:
         # As servers do, so that a port whose old connections are still closing counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -138,7 +138,8 @@ class SeaweedFS(Service):
         return True
 
     async def _keeps_objects(self) -> bool:
-        """Whether an object can be written: the S3 port listens a moment before there is a volume to write to."""
+        """Return whether an object can be written: the S3 port listens a moment before there is a volume to write
+        to."""
         # Imported here: botocore takes half a second, in which the server starts.
         from botocore.exceptions import BotoCoreError, ClientError
 

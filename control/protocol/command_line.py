@@ -104,7 +104,8 @@ def warn(old: str, new: str) -> None:
 
 
 def old_option(old: str, new: str, **how: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Have a command take the option `old`, which its help doesn't show, as `new`. `how`: as of `click.option`."""
+    """Have a command take the option `old`, which its help doesn't show, as `new`. `how`: as for
+    `click.option`."""
     key, kept = (name.lstrip("-").replace("-", "_") for name in (new, old))
 
     def decorate(function: Callable[..., T]) -> Callable[..., T]:
@@ -203,7 +204,7 @@ def _near(missing: Path) -> str:
 
 
 def version_option(program: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The option `--version` of the program of this name."""
+    """Return the option `--version` of the program of this name."""
 
     def show(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
         if wanted:
@@ -215,7 +216,7 @@ def version_option(program: str) -> Callable[[Callable[..., Any]], Callable[...,
 
 
 def completion(program: str) -> click.Command:
-    """The command `completion` of the program of this name."""
+    """Return the command `completion` of the program of this name."""
 
     def show(shell: str | None) -> None:
         from click.shell_completion import get_completion_class

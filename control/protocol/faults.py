@@ -15,12 +15,12 @@ _FOLDER = os.environ.get("SKERRY_FAULTS")
 
 
 def folder() -> Path | None:
-    """The folder of the fault points, or None; a process that has fault points must be able to write there."""
+    """Return the folder of the fault points, or None; a process that has fault points must be able to write there."""
     return None if _FOLDER is None else Path(_FOLDER)
 
 
 def reach(point: str) -> None:
-    """Reach `point`: returns at once, later, or never."""
+    """Reach `point`: return at once, later, or never."""
     if _FOLDER is None:
         return
     armed = Path(_FOLDER, point)

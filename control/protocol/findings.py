@@ -26,17 +26,17 @@ class Finding(Struct, frozen=True):
 
 
 def worst(findings: Iterable[Finding]) -> Level:
-    """The worst level of these; `ok` where there are none."""
+    """Return the worst level of these; `ok` where there are none."""
     return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
 
 
 def document(findings: list[Finding]) -> dict[str, Any]:
-    """The findings as `--json` has them."""
+    """Return the findings as `--json` has them."""
     return {"worst": worst(findings), "findings": [structs.asdict(finding) for finding in findings]}
 
 
 def lines(findings: Iterable[Finding], *, verbose: bool) -> list[str]:
-    """The findings as a person reads them, the worst first, a line each, and at the end how many there were.
+    """Return the findings as a person reads them, the worst first, a line each, and at the end how many there were.
 
     What is as it should be has a line only with `verbose`.
     """

@@ -25,15 +25,16 @@ class ServiceManager:
         self.period = min(PERIOD, watchdog / 3) if watchdog else PERIOD
 
     def starting(self, seconds: float = PATIENCE) -> None:
-        """The start goes on; the next word comes within so many seconds."""
+        """Say that the start goes on; the next word comes within `seconds`."""
         self._tell(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
 
     def up(self) -> None:
-        """The service answers."""
+        """Say that the service answers."""
         self._tell("READY=1")
 
     def works(self) -> None:
-        """The service still does its work; where this isn't said for a while, it is ended and started again."""
+        """Say that the service still does its work; where this isn't said for a while, it is ended and started
+        again."""
         self._tell("WATCHDOG=1")
 
     def _tell(self, words: str) -> None:

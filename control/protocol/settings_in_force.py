@@ -1,4 +1,4 @@
-"""Settings as people give and see them: names, values, where each is from; and variables that are none of them.
+"""Settings as people give and see them: names, values, origins; and variables that look like settings but aren't.
 
 Both packages use it. Secrets are never in it.
 """
@@ -32,7 +32,7 @@ class SettingInForce(Struct):
     name: str
     """The environment variable."""
     value: str
-    """As text; '' where it isn't set. Of what has a secret in it, what is none."""
+    """As text; '' where it isn't set. If it has a secret, the rest of it."""
     origin: Origin
 
 
@@ -43,7 +43,7 @@ def in_force(
     prefix: str = "SKERRY_",
     origins: Mapping[str, Origin] | None = None,
 ) -> list[SettingInForce]:
-    """All settings of a dataclass of settings, by name.
+    """Return all settings of a dataclass of settings, by name.
 
     `environ`: the environment that they may be from; None: this process's. `origins`: where they are from, by field,
     where that is known better than by comparing them with it.
@@ -66,7 +66,8 @@ def in_force(
 
 
 def unknown(environ: Mapping[str, str] | None = None) -> list[str]:
-    """A line for each variable that looks like one of ours, is set, and is none; None: of this process's environment.
+    """Return a line for each variable that looks like one of ours, is set, and is none; None: of this process's
+    environment.
 
     Their values aren't in it: one may be a misspelt secret.
     """
@@ -84,7 +85,7 @@ def unknown(environ: Mapping[str, str] | None = None) -> list[str]:
 
 
 def _text(value: Any, prefix: str) -> str:
-    """A value as an environment variable has it."""
+    """Return a value as an environment variable has it."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -95,7 +96,7 @@ def _text(value: Any, prefix: str) -> str:
 
 
 def _without_secret(name: str, value: Any) -> str:
-    """A value that has a secret: of a URL its scheme, host, port and path; of anything else that it is set."""
+    """Return a value that has a secret: of a URL its scheme, host, port and path; of anything else that it is set."""
     if not value:
         return ""
     if not name.endswith("_url") or not isinstance(value, str):

@@ -38,7 +38,7 @@ class ProgramVersion(NamedTuple):
 
 @functools.cache
 def running() -> ProgramVersion:
-    """The version of this process. In a checkout it has no date: git would have to be asked."""
+    """Return the version of this process. In a checkout it has no date: git would have to be asked."""
     import importlib.metadata  # a command that doesn't need it starts sooner
 
     number = importlib.metadata.version("skerry")
@@ -48,7 +48,7 @@ def running() -> ProgramVersion:
 
 
 def told() -> str:
-    """The version, with the commit's date in a checkout too: git is asked for it."""
+    """Return the version, with the commit's date in a checkout too: git is asked for it."""
     version = running()
     if version.commit and not version.date:
         import subprocess
@@ -61,14 +61,14 @@ def told() -> str:
 
 
 def parse(text: str) -> tuple[str, str] | None:
-    """The commit and its day, as `commit.txt` has them; None where nobody has filled them in."""
+    """Return the commit and its day, as `commit.txt` has them; None where nobody has filled them in."""
     commit, _, date = text.strip().partition(" ")
     return None if "$" in text or not commit else (commit, date)
 
 
 def of_checkout(root: Path) -> str:
-    """The id of the commit that is checked out in a folder, or ''. It is read from the files that git has kept it in
-    for twenty years; where they are others (reftables), it isn't known."""
+    """Return the id of the commit that is checked out in a folder, or ''. It is read from the files that git has kept
+    it in for twenty years; where they are others (reftables), it isn't known."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         git = root / ".git"
         if git.is_file():  # in a worktree it says where the folder is

@@ -110,7 +110,7 @@ def is_database(file: Path) -> bool:
 
 
 def _check_target(file: Path, database: Path, as_json: bool) -> None:
-    """Raises: click's, when FILE is something else than an earlier backup, or would not be one by itself."""
+    """Check FILE. Raises: click's, when it is something else than an earlier backup, or would not be one by itself."""
     if file.parent.resolve() == database.parent.resolve():
         raise fail("backup_target_unfit", f"{file} is in the node's own folder of its database", as_json)
     if file.exists():

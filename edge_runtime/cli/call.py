@@ -222,7 +222,7 @@ def _request(
 
 
 def _ask(single_call: SingleCallRequest, limit: float, as_json: bool) -> SingleCallResult:
-    """The call's end, made by a child. Raises: click's."""
+    """Have a child make the call, and return how it ended. Raises: click's."""
     page = progress_page.create()
     os.set_inheritable(page, True)
     child = subprocess.Popen(
@@ -305,7 +305,7 @@ def _show(result: SingleCallResult, as_json: bool, *, refused: bool) -> None:
 
 
 def _text(body: bytes) -> Any:
-    """As `skerry.http` tells a body: text, or where it is none `{"$blob": base64}`."""
+    """Return a body as `skerry.http` tells it: text, or where it is none `{"$blob": base64}`."""
     try:
         text = body.decode()
     except UnicodeDecodeError:

@@ -205,8 +205,8 @@ class Driver:
         self._collect({function.sha256 for function in functions})
 
     def _check_secrets(self, functions: list[frames.LocalFunction]) -> None:
-        """Raises: SyncFailed, when functions need secrets, and there is no file that could have them: a node's own
-        message would name one in a folder that is gone when `skerry dev` ends."""
+        """Check for secrets. Raises: SyncFailed, when functions need secrets, and there is no file that could have
+        them: a node's own message would name one in a folder that is gone when `skerry dev` ends."""
         needing = [function for function in functions if function.manifest.secrets]
         if needing and self._own_secrets is not None and not self._own_secrets.exists():
             needs = ", ".join(f"{name} of {f.name}" for f in needing for name in f.manifest.secrets)

@@ -69,7 +69,7 @@ def join_command(
 
 
 def _name_there(state: Path) -> str | None:
-    """The name of the node that the state directory belongs to, if that can be read."""
+    """Return the name of the node that the state directory belongs to, if that can be read."""
     try:
         return identity.read(state).name
     except identity.NotJoined:

@@ -49,7 +49,7 @@ def restore(file: Path, state: Path, force: bool, as_json: bool) -> None:
 
 
 def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
-    """Raises: click's, when it can't be done; nothing was changed then, unless the text says otherwise."""
+    """Restore. Raises: click's, when it can't be done; nothing was changed then, unless the text says otherwise."""
     from edge_runtime.oneshot.database_copy import CopyFailed, copy_unused
     from edge_runtime.oneshot.database_report import DatabaseUnread, report
     from edge_runtime.release.tamper_check import TamperCheck

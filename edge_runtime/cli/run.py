@@ -187,13 +187,13 @@ def dev(state: Path, listen: str, secrets: Path | None, fresh: bool) -> None:
 
 
 def local_token_file() -> Path | None:
-    """The file that has the node's token; None where the environment names none."""
+    """Return the file that has the node's token; None where the environment names none."""
     file = os.environ.get("SKERRY_EDGE_TOKEN_FILE")
     return Path(file) if file else None
 
 
 def local_token() -> str:
-    """From the environment alone: other users can see a command's flags."""
+    """Read the token, from the environment alone: other users can see a command's flags."""
     file = local_token_file()
     if file is None:
         return os.environ.get("SKERRY_EDGE_TOKEN", "")
@@ -205,7 +205,7 @@ def local_token() -> str:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """What a person can do something about ends the command with a message, everything else with a traceback."""
+    """End the command with a message where a person can do something about it, and with a traceback elsewhere."""
     try:
         yield
     except* (StateUnfit, EdgeSettingsError, FileUnfit, identity.NotJoined, ImportError) as group:

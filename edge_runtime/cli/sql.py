@@ -188,16 +188,16 @@ def _value(text: str) -> Any:
 
 class _Output:
     def begin(self, columns: list[str]) -> None:
-        """A statement begins to return rows."""
+        """Begin the rows of a statement."""
 
     def rows(self, rows: list[list[Any]]) -> None:
-        """Rows of it have come."""
+        """Write rows of it that have come."""
 
     def end(self, changed: int, write: bool) -> None:
-        """A statement has ended."""
+        """End a statement."""
 
     def fail(self, code: str, message: str) -> click.exceptions.Exit:
-        """Nothing more comes."""
+        """End here: nothing more comes."""
         return fail(code, message, as_json=False)
 
 

@@ -181,7 +181,7 @@ def render(document: dict[str, Any]) -> str:
 
 
 def _release(applied: dict[str, Any] | None, confirmed: dict[str, Any] | None) -> str:
-    """The release as control numbers it. A later one with the same functions and schema changes nothing here."""
+    """Return the release as control numbers it. A later one with the same functions and schema changes nothing here."""
     if confirmed is None:
         if applied is None:
             return "none yet"
@@ -243,7 +243,7 @@ def _function(function: dict[str, Any]) -> str:
 
 
 def _release_calls(release: dict[str, Any]) -> str:
-    """How a function's calls went on one release."""
+    """Return how a function's calls went on one release."""
     went = f"{counted(release['calls'], 'call')}, {counted(release['errors'], 'error')}"
     return (
         f"             release {release['release']}: {went}, p50 {release['p50_ms']:g} ms, p99 {release['p99_ms']:g} ms"

@@ -57,7 +57,7 @@ def told_owner(state: Path) -> str:
 
 
 def user_name(user: int) -> str:
-    """The name of a user id, or the id where it has none."""
+    """Return the name of a user id, or the id where it has none."""
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:

@@ -35,7 +35,7 @@ STOPS = "shutting_down"
 LOOK = 2.0
 """Seconds between two looks at whether the node was joined again, while control refuses it or can't be reached."""
 QUICK_ANSWERS = 3
-"""After so many polls in a row that were answered at once, the node pauses before the next one."""
+"""After this many polls in a row that were answered at once, the node pauses before the next one."""
 
 log = logging.getLogger("skerry.agent")
 
@@ -58,7 +58,7 @@ class Agent:
         jitter: Callable[[], float] = random.random,
         drop_after: float = DROP_AFTER,
     ) -> None:
-        """`drop_after`: as of `ControlTrust`."""
+        """`drop_after`: as in `ControlTrust`."""
         self._state = state
         self._credential = OwnCredential(state, who, rotate_after)
         self._trust = ControlTrust(state, drop_after=drop_after, jitter=jitter)

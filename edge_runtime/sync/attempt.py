@@ -251,5 +251,5 @@ class SyncAttempt:
 
 
 def text(when: datetime | None) -> str | None:
-    """A time as the status shows it (RFC 3339, UTC)."""
+    """Return a time as the status shows it (RFC 3339, UTC)."""
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z") if when is not None else None

@@ -23,7 +23,7 @@ def read(file: Path) -> str:
 
 
 def ders(pem: str) -> dict[str, bytes]:
-    """Return the certificates of a PEM text by their sha256 (hex); what is none is left out."""
+    """Return the certificates of a PEM text by their sha256 (hex); what isn't a certificate is left out."""
     found = {}
     for part in _PEM.findall(pem):
         try:

@@ -101,7 +101,7 @@ class ControlClient:
         self.credential_life = 0.0
         """Seconds for which the credential of `rotate` is good; 0 where control doesn't say."""
         self.traceparent = ""
-        """Where the sync under way is traced, what requests to control say so with."""
+        """The `traceparent` that requests to control have while a sync is traced."""
         self.release: ToldRelease | None = None
         """The release that the node is at, where the last answer said it."""
         self.trust = ""
@@ -153,7 +153,7 @@ class ControlClient:
         return await self._typed("PUT", f"/v1/syncs/{sync_id}", update, wire.SyncState)
 
     async def tell_rows(self, counts: wire.Message) -> None:
-        """`PUT /v1/nodes/self/row-counts`."""
+        """Send `PUT /v1/nodes/self/row-counts`."""
         await self._call("PUT", "/v1/nodes/self/row-counts", counts)
 
     async def rotate(self) -> str:

@@ -19,7 +19,7 @@ from edge_runtime.sync import authorities, identity
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 
 SYSTEM: Final = "system"
-"""In the place of a digest, where the node trusts the CAs of its system."""
+"""Takes the place of a digest where the node trusts the CAs of its system."""
 SPREAD: Final = 30.0
 """Seconds within which the nodes of a fleet fetch what control has told them."""
 DROP_AFTER: Final = 600.0
@@ -162,7 +162,7 @@ class ControlTrust:
 
 
 def check(pem: str) -> None:
-    """Raises: ValueError, when a text is no certificates in PEM."""
+    """Check a text. Raises: ValueError, when it has no certificates in PEM."""
     if not authorities.digest(pem):
         raise ValueError("there is no certificate in PEM in what control answers at /v1/ca")
     try:

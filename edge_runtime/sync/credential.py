@@ -80,7 +80,8 @@ class OwnCredential:
         log.info("the node has got a new credential")
 
     async def accepted(self, client: ControlClient, now: datetime) -> None:
-        """Control has answered a poll: a successor takes its predecessor's place, now or with a later answer."""
+        """Note that control has answered a poll: a successor takes its predecessor's place, now or with a later
+        answer."""
         if self.who.next_credential:
             try:
                 await self._keep(self.who.promoted(now), client)
@@ -128,7 +129,7 @@ class OwnCredential:
         return True
 
     async def _keep(self, who: Identity, client: ControlClient) -> None:
-        """Raises: NoAnswer, when the disk doesn't take it: nothing has changed then."""
+        """Keep the identity. Raises: NoAnswer, when the disk doesn't take it: nothing has changed then."""
         try:
             await asyncio.to_thread(identity.write, self._state, who)
         except OSError as error:

@@ -23,11 +23,11 @@ release that fails again and again keeps calls waiting for about a twentieth of 
 RETRY_FLOOR = 1.0
 """Seconds between two attempts at least, even if control gives a failed plan again at once."""
 CRASHES = 3
-"""After so many processes in a row that ended in the middle of a sync, the sync counts as failed."""
+"""After this many processes in a row that ended in the middle of a sync, the sync counts as failed."""
 RECONNECT_BASE = 0.25
 RECONNECT_CAP = 30.0
 MOVES = 3
-"""After so many replicas in a row that send the node away because they stop, that is trouble."""
+"""After this many replicas in a row that send the node away because they stop, the poll counts as failed."""
 REFUSED_BASE = 30.0
 REFUSED_CAP = 300.0
 """Pauses between polls of a node whose credential is refused: it would notice if that changes, and is no burden."""
@@ -65,7 +65,7 @@ def backoff(attempts: int, jitter: float, base: float, cap: float) -> float:
 def failure(
     previous: FailedSync | None, generation: int, error: SyncFailed, now: datetime, jitter: float
 ) -> FailedSync:
-    """Return what follows from one more failed sync. A generation other than the last one's is counted anew."""
+    """Return what follows from one more failed sync. A generation other than the last one's starts the count again."""
     same = previous is not None and previous.generation == generation
     attempts = previous.attempts + 1 if previous is not None and same else 1
     cost = min(HELD_CAP, error.held * HELD_FACTOR) * (1.0 - jitter / 4)

@@ -39,7 +39,7 @@ _USER: Final = 400
 
 
 class MoreRuns(msgspec.Struct, frozen=True):
-    """What came while `MOST` records were waiting: it is counted, and control is told of it as of one run."""
+    """What came while `MOST` records were waiting: it is counted, and told to control as one run."""
 
     id: str
     first: datetime

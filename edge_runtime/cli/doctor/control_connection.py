@@ -72,7 +72,7 @@ async def look(state: Path, who: Identity, *, ask: bool) -> ControlFacts:
 
 
 async def _credential_refused(client: ControlClient) -> tuple[str, str] | None:
-    """Code and message, where control refuses the credential. Raises: NoAnswer; ControlRefused, where control
+    """Return code and message, where control refuses the credential. Raises: NoAnswer; ControlRefused, where control
     says nothing of the credential, as it is short of something itself, such as its database."""
     try:
         await client.is_known()
@@ -98,7 +98,7 @@ async def _certificate_end(url: str, ca: Path | None) -> float | None:
 
 
 def control_findings(facts: ControlFacts, state: Path) -> list[Finding]:
-    """Whether control can be reached, and its clock and certificate are right."""
+    """Check whether control can be reached, and its clock and certificate are right."""
     if facts.trouble is not None:
         code, message = facts.trouble
         host = control_base(facts.url).host if facts.url.startswith("https://") else facts.url
@@ -112,7 +112,7 @@ def control_findings(facts: ControlFacts, state: Path) -> list[Finding]:
 
 
 def clock_findings(skew: float) -> list[Finding]:
-    """Whether the two clocks differ; `skew` as `ControlFacts.skew`."""
+    """Check whether the two clocks differ; `skew` as `ControlFacts.skew`."""
     side = "behind" if skew > 0 else "ahead of"
     text = f"this machine's clock is {abs(skew):.0f} s {side} control's"
     if abs(skew) < CLOCKS_DIFFER:
@@ -122,7 +122,7 @@ def clock_findings(skew: float) -> list[Finding]:
 
 
 def end_findings(ends: float | None, now: float) -> list[Finding]:
-    """Whether control's certificate ends soon."""
+    """Check whether control's certificate ends soon."""
     if ends is None:
         return []
     if ends - now > SOON:
@@ -133,8 +133,8 @@ def end_findings(ends: float | None, now: float) -> list[Finding]:
 
 
 def trust_findings(pem: str | None, given_out: str | None, now: float, state: Path) -> list[Finding]:
-    """Whether the node's CAs (`pem`; None for its system's) are good, and are those that control gives out (None where
-    that isn't known)."""
+    """Check whether the node's CAs (`pem`; None for its system's) are good, and are those that control gives out (None
+    where that isn't known)."""
     if pem is None:
         return [Finding("trust", "ok", "control is trusted by the CAs of this system")]
     ends = authorities.last_end(pem)
@@ -155,7 +155,7 @@ def trust_findings(pem: str | None, given_out: str | None, now: float, state: Pa
 
 
 def credential_findings(who: Identity, facts: ControlFacts | None, now: float, state: Path) -> list[Finding]:
-    """Whether the credential is good; `facts` are None where control couldn't be asked."""
+    """Check whether the credential is good; `facts` are None where control couldn't be asked."""
     ends = who.credential_ends
     if facts is not None and facts.refusal is not None:
         code, message = facts.refusal
@@ -175,5 +175,5 @@ def credential_findings(who: Identity, facts: ControlFacts | None, now: float, s
 
 
 def shown(seconds: float) -> str:
-    """A time of Unix seconds as RFC 3339."""
+    """Return a time of Unix seconds as RFC 3339."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -29,7 +29,7 @@ print(declarations.VERSION, importlib.metadata.version("libsql-experimental"), a
 
 class MachineFacts(NamedTuple):
     lacking: tuple[str, ...]
-    """Parts of the fence that there aren't, a sentence each."""
+    """Parts of the fence that are missing, a sentence each."""
     libraries: str
     """Their versions; '' where they can't be loaded."""
     libraries_error: str
@@ -46,7 +46,7 @@ def look(workers: int, node: int | None) -> MachineFacts:
 
 
 def _libraries() -> tuple[str, str]:
-    """The libraries' versions, and why they can't be loaded; one of the two is ''."""
+    """Return the libraries' versions, and why they can't be loaded; one of the two is ''."""
     command = [sys.executable, "-P", "-c", _LOAD]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LOADING, check=False)  # noqa: S603
@@ -59,7 +59,7 @@ def _libraries() -> tuple[str, str]:
 
 
 def machine_findings(facts: MachineFacts, *, partial: bool) -> list[Finding]:
-    """Whether a node can run here; `partial`: a machine without all of the fence will do."""
+    """Check whether a node can run here; `partial`: a machine without all of the fence will do."""
     return [
         *fence_findings(facts.lacking, partial=partial),
         *library_findings(facts.libraries, facts.libraries_error),
@@ -105,7 +105,7 @@ def file_findings(limit: int, workers: int) -> list[Finding]:
 
 
 def built_findings(document: dict[str, Any], *, runs: bool) -> list[Finding]:
-    """What `parts.document` says, of the node that `runs` or of this program."""
+    """Return what `parts.document` says, of the node that `runs` or of this program."""
     cure = "just compile && systemctl restart skerry-edge" if runs else "just compile"
     return [
         Finding("built", "note", parts.told(name, part), cure)
@@ -116,7 +116,7 @@ def built_findings(document: dict[str, Any], *, runs: bool) -> list[Finding]:
 
 
 def variable_findings() -> list[Finding]:
-    """The variables of this process's environment that look like Skerry's and are none."""
+    """Return the variables of this process's environment that look like Skerry's and are none."""
     cure = "skerry-edge settings"
     found = [Finding("variables", "note", line, cure) for line in settings_in_force.unknown()]
     return found or [Finding("variables", "ok", "each variable SKERRY_… is one that there is")]
@@ -131,7 +131,7 @@ def _available() -> int:
 
 
 def _open_files(node: int | None) -> int:
-    """The limit of the node, or the one that a node raises its own to."""
+    """Return the limit of the node, or the one that a node raises its own to."""
     if node is not None:
         try:
             return resource.prlimit(node, resource.RLIMIT_NOFILE)[0]

@@ -33,7 +33,7 @@ from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
 START: Final = "systemctl reset-failed 'skerry-edge.*' && systemctl start skerry-edge"
 """Also where systemd has given the node up, or its socket."""
 EXITS: Final = {"ok": 0, "note": 4, "wrong": 1}
-"""Exit status by the worst level. 2 is wrong use, as of all commands."""
+"""Exit status by the worst level. 2 is wrong use, as for all commands."""
 
 
 @click.command()
@@ -101,7 +101,7 @@ def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
 
 
 def _unit(state: Path, facts: state_files.StateFacts | None) -> list[Finding]:
-    """What there is of the unit that starts a node on the state directory."""
+    """Return what there is of the unit that starts a node on the state directory."""
     if facts is None:
         return []
     try:
@@ -111,7 +111,7 @@ def _unit(state: Path, facts: state_files.StateFacts | None) -> list[Finding]:
 
 
 def _status(state: Path) -> tuple[dict[str, Any] | None, str]:
-    """The status of the node that runs, or None and why there is none."""
+    """Return the status of the node that runs, or None and why there is none."""
     try:
         return node_socket.ask(state, "status"), ""
     except NodeAbsent:
@@ -121,8 +121,8 @@ def _status(state: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _settings(state: Path, given: dict[str, Any], found: list[Finding], *, runs: bool) -> Values | None:
-    """The settings of the node that runs, or those that one would have; None where they don't fit together, of which
-    there is a finding then."""
+    """Return the settings of the node that runs, or those that one would have; None where they don't fit together, of
+    which there is a finding then."""
     try:
         settings = node_socket.ask(state, "settings")["settings"] if runs else shown_settings(settings_of(state, given))
     except click.UsageError as error:
@@ -136,7 +136,7 @@ def _settings(state: Path, given: dict[str, Any], found: list[Finding], *, runs:
 
 
 def _control(state: Path, status: dict[str, Any] | None) -> list[Finding]:
-    """What there is of control, as the node's identity names it."""
+    """Return what there is of control, as the node's identity names it."""
     try:
         who = identity.read(state)
     except identity.IdentityClosed as error:
@@ -159,7 +159,7 @@ def _control(state: Path, status: dict[str, Any] | None) -> list[Finding]:
 
 
 def _pid(state: Path) -> int | None:
-    """The process id of the node that has the state directory, as its lock says."""
+    """Return the process id of the node that has the state directory, as its lock says."""
     try:
         return int((state / "lock").read_text().strip())
     except (OSError, ValueError):

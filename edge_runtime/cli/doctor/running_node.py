@@ -7,7 +7,7 @@ from control.protocol.findings import Finding, Level
 
 
 def node_findings(status: dict[str, Any], version: str, state: str) -> list[Finding]:
-    """What the status of the node that runs on `state` says, seen by a command of this `version`."""
+    """Return what the status of the node that runs on `state` says, seen by a command of this `version`."""
     look = f"skerry-edge status --state {state}"
     found = [Finding("node", "ok", f"a node runs on {state}")]
     if status.get("version") not in (None, version):
@@ -108,7 +108,7 @@ def _database(status: dict[str, Any], look: str) -> list[Finding]:
 
 
 def _files(status: dict[str, Any]) -> list[Finding]:
-    """Of files that were changed while the node runs, what it doesn't take."""
+    """Return what the node doesn't take of files that were changed while it runs."""
     return [
         Finding(check, "wrong", f"the node goes on with what it had read before: {error}", "mend the file")
         for check in ("tls", "callers", "token", "secrets")

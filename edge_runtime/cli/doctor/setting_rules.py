@@ -25,7 +25,7 @@ PREFIX: Final = "SKERRY_EDGE_"
 
 
 def file_findings(state: Path, values: Values) -> list[Finding]:
-    """Whether each file that the settings name can be used, as a node would use it."""
+    """Check whether each file that the settings name can be used, as a node would use it."""
     found = []
     if values[PREFIX + "TLS_CERT"] and values[PREFIX + "TLS_KEY"]:
         authority = values[PREFIX + "TLS_CLIENT_CA"]
@@ -40,7 +40,7 @@ def file_findings(state: Path, values: Values) -> list[Finding]:
 
 
 def tls_findings(certificate: Path, key: Path, client_ca: Path | None) -> list[Finding]:
-    """Whether a certificate goes with its key, and until when it is good."""
+    """Check whether a certificate goes with its key, and until when it is good."""
     tls = TlsFiles(certificate, key, client_ca)
     cure = f"put a certificate and its key into the places of {certificate} and {key}"
     try:
@@ -100,7 +100,7 @@ def _secrets(path: Path) -> list[Finding]:
 
 
 def listen_findings(values: Values, *, runs: bool) -> list[Finding]:
-    """Whether the address can be taken, if no node runs; and who can reach it."""
+    """Check whether the address can be taken, if no node runs; and who can reach it."""
     listen = values[PREFIX + "LISTEN"]
     host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -115,7 +115,7 @@ def listen_findings(values: Values, *, runs: bool) -> list[Finding]:
 
 
 def _taken(host: str, port: int) -> str:
-    """Why this address can't be taken; '' where it can."""
+    """Return why this address can't be taken; '' where it can."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0
@@ -136,7 +136,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def risk_findings(values: Values) -> list[Finding]:
-    """The settings that give up what the defaults guarantee."""
+    """Return the settings that give up what the defaults guarantee."""
     found = []
     if values[PREFIX + "SYNCHRONOUS"] != "FULL":
         text = "SKERRY_EDGE_SYNCHRONOUS is NORMAL: a loss of power may undo calls that were answered"

@@ -64,7 +64,7 @@ def look(state: Path, log_limit: int) -> StateFacts | None:
 
 
 def state_findings(facts: StateFacts | None, path: Path) -> list[Finding]:
-    """Whether the directory can be a node's, and is closed to others."""
+    """Check whether the directory can be a node's, and is closed to others."""
     if facts is None:
         cure = f"skerry-edge join --control URL --token TOKEN --state {path}"
         return [Finding("state", "wrong", f"there is no directory {path}: no node has joined there", cure)]
@@ -86,7 +86,7 @@ def state_findings(facts: StateFacts | None, path: Path) -> list[Finding]:
 
 
 def disk_findings(facts: StateFacts) -> list[Finding]:
-    """Whether releases and calls have room."""
+    """Check whether releases and calls have room."""
     free = facts.sizes.disk_free
     text = f"the disk of {facts.path} has {free // MIB} MiB free of {facts.disk_size // MIB}"
     cure = f"df -h {facts.path}"
@@ -102,7 +102,7 @@ def disk_findings(facts: StateFacts) -> list[Finding]:
 
 
 def log_findings(facts: StateFacts) -> list[Finding]:
-    """Whether the write-ahead log grows towards its limit."""
+    """Check whether the write-ahead log grows towards its limit."""
     log, limit = facts.sizes.log, facts.log_limit
     text = f"the database's write-ahead log has {log // MIB} MiB; at {limit // MIB} MiB calls that write are refused"
     cure = f"skerry-edge status --state {facts.path}"
@@ -112,7 +112,8 @@ def log_findings(facts: StateFacts) -> list[Finding]:
 
 
 def database_findings(state: Path, sizes: database_sizes.DatabaseSizes) -> list[Finding]:
-    """Whether the database of a node that doesn't run is whole, and open in no program. The caller has one thread."""
+    """Check whether the database of a node that doesn't run is whole, and open in no program. The caller has one
+    thread."""
     database = state / wal.FILE
     if not database.exists():
         return [Finding("database", "ok", "there is no database yet: the node makes it when it first runs")]

@@ -46,7 +46,7 @@ class UnitFacts(NamedTuple):
 
 
 def look(state: Path, root: Path = Path("/")) -> UnitFacts | None:
-    """The unit whose node has this state directory; None where there is no systemd, or no such unit.
+    """Return the unit whose node has this state directory; None where there is no systemd, or no such unit.
 
     `root`: where the files of the machine are. Raises: OSError, and ValueError where a file is no text, or its command
     line no line of words.
@@ -76,7 +76,7 @@ def look(state: Path, root: Path = Path("/")) -> UnitFacts | None:
 
 
 def section_values(text: str, wanted: str) -> dict[str, str]:
-    """What a section of a unit's file or drop-in sets; of what is set twice, the last. Pure."""
+    """Return what a section of a unit's file or drop-in sets; of what is set twice, the last. Pure."""
     found, section = {}, ""
     for line in text.replace("\\\n", " ").splitlines():
         line = line.strip()
@@ -89,7 +89,8 @@ def section_values(text: str, wanted: str) -> dict[str, str]:
 
 
 def unit_findings(facts: UnitFacts | None, owner: int) -> list[Finding]:
-    """Whether the unit starts the node as it has to run. `owner`: the id of the user that has the state directory."""
+    """Check whether the unit starts the node as it has to run. `owner`: the id of the user that has the state
+    directory."""
     if facts is None:
         return [Finding("unit", "ok", f"no systemd unit {NAME} is for this state directory")]
     edit = "systemctl edit skerry-edge"
@@ -132,7 +133,7 @@ def unit_findings(facts: UnitFacts | None, owner: int) -> list[Finding]:
 
 
 def _drop_ins(root: Path) -> list[Path]:
-    """The unit's drop-ins by their names; of those of one name, the one that counts."""
+    """Return the unit's drop-ins by their names; of those of one name, the one that counts."""
     found: dict[str, Path] = {}
     for folder in reversed(FOLDERS):
         found |= {file.name: file for file in (root / folder / f"{NAME}.d").glob("*.conf")}
@@ -140,7 +141,7 @@ def _drop_ins(root: Path) -> list[Path]:
 
 
 def _state_of(words: list[str]) -> Path | None:
-    """The state directory in a command line of `skerry-edge run`."""
+    """Return the state directory in a command line of `skerry-edge run`."""
     for before, word in itertools.pairwise(words):
         if before == "--state":
             return Path(word)
