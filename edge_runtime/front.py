@@ -35,7 +35,7 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.integrity_check import IntegrityCheck
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import FILE, Secrets
-from edge_runtime.release.tamper_check import TamperCheck
+from edge_runtime.release.witness import Witness
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State, make_reserve
 from edge_runtime.status import NodeStatus
@@ -111,7 +111,7 @@ class Front:
             self.compiler,
             self.processes,
             self.secrets,
-            TamperCheck(state.path),
+            Witness(state.path),
             flip_limit=settings.flip_limit,
             apply_limit=settings.apply_limit,
         )

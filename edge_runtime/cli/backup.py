@@ -36,14 +36,14 @@ def backup(file: Path, state: Path, compactly: bool, as_json: bool) -> None:
     check_owner(state, as_json)
     from edge_runtime.oneshot.database_copy import CopyFailed, compact, copy_served, sha256
     from edge_runtime.oneshot.database_report import DatabaseUnread, report
-    from edge_runtime.release.tamper_check import TamperCheck
+    from edge_runtime.release.witness import Witness
 
     state, file = state.absolute(), file.absolute()
     database = state / wal.FILE
     if not database.exists():
         raise fail("database_missing", f"{database} isn't there: the node has not run yet", as_json)
     _check_target(file, database, as_json)
-    witness = TamperCheck(state)
+    witness = Witness(state)
     seen = [witness.kept()]
 
     def begun() -> None:

@@ -31,13 +31,13 @@ def check_database(state: Path, as_json: bool) -> None:
     check_owner(state, as_json)
     from edge_runtime.oneshot.database_guard import GuardFailed, guarded
     from edge_runtime.oneshot.database_report import DatabaseReport, DatabaseUnread, report
-    from edge_runtime.release.tamper_check import TamperCheck
+    from edge_runtime.release.witness import Witness
 
     state = state.absolute()
     database = state / wal.FILE
     if not database.exists():
         raise fail("database_missing", f"{database} isn't there: the node has not run yet", as_json)
-    witness = TamperCheck(state)
+    witness = Witness(state)
     seen = [witness.kept()]
 
     def begun() -> None:

@@ -52,7 +52,7 @@ def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
     """Restore. Raises: click's, when it can't be done; nothing was changed then, unless the text says otherwise."""
     from edge_runtime.oneshot.database_copy import CopyFailed, copy_unused
     from edge_runtime.oneshot.database_report import DatabaseUnread, report
-    from edge_runtime.release.tamper_check import TamperCheck
+    from edge_runtime.release.witness import Witness
 
     for path in (state.path / wal.FILE, file):
         if used := database_users.users(path):
@@ -78,7 +78,7 @@ def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
                 text += " --force restores it as it is."
             raise fail("database_damaged", text, as_json)
         faults.reach("edge.restore.prepared")
-        witness = TamperCheck(state.path)
+        witness = Witness(state.path)
         witness.announce_restore(found.stored)
         faults.reach("edge.restore.announced")
         kept = _exchange(state, prepared)

@@ -31,7 +31,7 @@ from edge_runtime.release import applier_process, stored_release
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.secrets import Secrets
 from edge_runtime.release.step_runner import StepRunner, has_steps
-from edge_runtime.release.tamper_check import TamperCheck, after
+from edge_runtime.release.witness import Witness, after
 
 log = logging.getLogger("skerry.flip")
 
@@ -57,7 +57,7 @@ class ReleaseManager:
         compiler: Compiler,
         processes: ZygoteClient,
         secrets: Secrets,
-        tamper_check: TamperCheck,
+        witness: Witness,
         *,
         flip_limit: float,
         apply_limit: float,
@@ -68,7 +68,7 @@ class ReleaseManager:
         self._processes = processes
         self._applier = EarlyChild(processes, "applier", partial(told, frames.REHEARSE), rehearsed=True)
         self._secrets = secrets
-        self._tamper_check = tamper_check
+        self._witness = witness
         self._flip_limit = flip_limit
         self._apply_limit = apply_limit
         self.steps = StepRunner(processes, apply_limit, pool.named)
@@ -126,7 +126,7 @@ class ReleaseManager:
                 return
             if stored.release is not None:
                 if stored.durable:
-                    await asyncio.to_thread(self._tamper_check.settle, stored)
+                    await asyncio.to_thread(self._witness.settle, stored)
                 for failure in self._secrets.lacking(stored.release.functions).values():
                     log.error("%s", failure.message)
                 functions = await self._compiler.available(stored.release.functions)
@@ -229,13 +229,13 @@ class ReleaseManager:
                 if isinstance(error, SyncFailed):
                     error.held = clock.monotonic() - started
                     if self._stored.durable:
-                        await asyncio.to_thread(self._tamper_check.settle, self._stored)
+                        await asyncio.to_thread(self._witness.settle, self._stored)
                 raise
             self._changed.set()
             if has_steps(plan):
                 self.steps.unfinished.set()
             if self._stored.durable:
-                await asyncio.to_thread(self._tamper_check.settle, self._stored)
+                await asyncio.to_thread(self._witness.settle, self._stored)
             return inventory
 
     async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int) -> wire.Inventory:
@@ -318,7 +318,7 @@ class ReleaseManager:
 
     def _in_doubt(self) -> None:
         """Note that after a loss of power the file may hold what is served, or the release whose COMMIT failed.
-        Until the next release or the next start settles that, the tamper check keeps both digests."""
+        Until the next release or the next start settles that, the witness keeps both digests."""
         self._stored = msgspec.structs.replace(self._stored, durable=False)
 
     async def _prepare(
@@ -333,12 +333,12 @@ class ReleaseManager:
         self._stored = msgspec.structs.replace(self._stored, durable=True)
 
     async def _announce(self, stored: frames.Stored) -> None:
-        """Tell the tamper check what the libsql file will hold. Raises: SyncFailed, when that can't be kept on disk."""
+        """Tell the witness what the libsql file will hold. Raises: SyncFailed, when that can't be kept on disk."""
         try:
-            await asyncio.to_thread(self._tamper_check.announce, self._stored, stored)
+            await asyncio.to_thread(self._witness.announce, self._stored, stored)
         except OSError as error:
             code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
-            text = f"{self._tamper_check.path} can't be written: {error}. Look at the disk, then `skerry node retry`."
+            text = f"{self._witness.path} can't be written: {error}. Look at the disk, then `skerry node retry`."
             raise SyncFailed(code, text) from None
 
     def _believe(self, stored: frames.Stored) -> None:
@@ -346,7 +346,7 @@ class ReleaseManager:
 
         Raises: SyncFailed, when it doesn't; nothing is served then, and calls wait.
         """
-        if self._tamper_check.confirms(stored):
+        if self._witness.confirms(stored):
             return
         text = (
             "The node's libsql file doesn't say what was last committed there: its record of functions, grants and "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.release.tamper_check import TamperCheck
+from edge_runtime.release.witness import Witness
 from edge_runtime.sql import database
 from edge_runtime.state import State
 from edge_runtime.sync import identity
@@ -47,7 +47,7 @@ def wrong(expected: Expected) -> list[str]:
         Outbox(folder).waiting()
         Outbox(folder).begun()
         stored = database.stored(opened)
-        if not TamperCheck(folder).confirms(stored):
+        if not Witness(folder).confirms(stored):
             found.append(f"the release in the libsql file isn't believed: {stored.release}")
         if opened.rows("PRAGMA integrity_check") != [("ok",)]:
             found.append("the libsql file is damaged")

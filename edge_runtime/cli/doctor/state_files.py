@@ -127,7 +127,7 @@ def database_findings(state: Path, sizes: database_sizes.DatabaseSizes) -> list[
     # libsql is loaded here: where it can't be, the check of the libraries says so.
     from edge_runtime.oneshot.database_guard import GuardFailed, guarded
     from edge_runtime.oneshot.database_report import DatabaseUnread, report
-    from edge_runtime.release.tamper_check import TamperCheck
+    from edge_runtime.release.witness import Witness
 
     try:
         with guarded(database, reading=False):
@@ -139,7 +139,7 @@ def database_findings(state: Path, sizes: database_sizes.DatabaseSizes) -> list[
             return [Finding("database", "wrong", text, f"df -h {state}")]
         return [Finding("database", "wrong", f"{database} can't be used: {failed.message}", look_through)]
     wrong = whole.findings()
-    if not TamperCheck(state).confirms(whole.stored):
+    if not Witness(state).confirms(whole.stored):
         wrong.append("Its record of the release isn't what the node has committed (database_unverified).")
     if not wrong:
         return [Finding("database", "ok", f"{database} is whole")]

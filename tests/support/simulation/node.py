@@ -18,7 +18,7 @@ import orjson
 from control.protocol import faults, wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
-from edge_runtime.release.tamper_check import after
+from edge_runtime.release.witness import after
 from edge_runtime.sync.agent import Agent
 from edge_runtime.sync.control_client import ControlRefused
 from edge_runtime.sync.identity import Identity

@@ -15,7 +15,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import Stored
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.release import applier_process, stored_release
-from edge_runtime.release.tamper_check import FILE, TamperCheck
+from edge_runtime.release.witness import FILE, Witness
 from edge_runtime.sql import database
 from tests.guests.build import guest
 from tests.guests.version import version
@@ -46,9 +46,9 @@ async def test_what_a_commit_leads_to_is_announced_while_it_is_prepared(
     async with node(tmp_path / "state") as edge:
         await edge.release(functions(1), FIRST)
         done: list[str] = []
-        announce, prepare = TamperCheck.announce, applier_process.prepare
+        announce, prepare = Witness.announce, applier_process.prepare
 
-        def announced(self: TamperCheck, now: Stored, following: Stored) -> None:
+        def announced(self: Witness, now: Stored, following: Stored) -> None:
             announce(self, now, following)
             done.append("announced")
 
@@ -59,7 +59,7 @@ async def test_what_a_commit_leads_to_is_announced_while_it_is_prepared(
             done.append("prepared")
             return inventory
 
-        monkeypatch.setattr(TamperCheck, "announce", announced)
+        monkeypatch.setattr(Witness, "announce", announced)
         monkeypatch.setattr(applier_process, "prepare", prepared)
         if doubt:
             edge.front.manager._in_doubt()
@@ -75,15 +75,15 @@ async def test_a_front_that_ended_right_after_a_commit(tmp_path: Path, monkeypat
         await edge.release(functions(1), FIRST)
         before = (state / "db", tmp_path / "before")
         with monkeypatch.context() as patched:
-            patched.setattr(TamperCheck, "settle", lambda *_: None)
-            announced = TamperCheck.announce
+            patched.setattr(Witness, "settle", lambda *_: None)
+            announced = Witness.announce
 
-            def announce(self: TamperCheck, now: Stored, following: Stored) -> None:
+            def announce(self: Witness, now: Stored, following: Stored) -> None:
                 announced(self, now, following)
                 with contextlib.closing(sqlite3.connect(state / database.FILE)) as opened:
                     opened.execute(f"VACUUM INTO '{before[1]}'")
 
-            patched.setattr(TamperCheck, "announce", announce)
+            patched.setattr(Witness, "announce", announce)
             await edge.release(functions(2))
         kept = (state / FILE).read_bytes()
     async with node(state) as edge:
@@ -202,7 +202,7 @@ async def test_a_witness_that_cannot_be_written_leaves_the_old_release(
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patched:
-            patched.setattr(TamperCheck, "announce", full)
+            patched.setattr(Witness, "announce", full)
             with pytest.raises(SyncFailed, match=r"witness\.json can't be written") as failed:
                 await edge.release(functions(2))
         assert failed.value.code == "disk_full"

@@ -1,8 +1,8 @@
-"""Checks that the libsql file says of the node's release what was last committed there (docs/adr/0017).
+"""The witness: the front's own digest of what the libsql file must say of the node's release (docs/adr/0017).
 
-Workers write the libsql file, so a worker that was taken over may write anything there, even another record of the
-release. The front therefore keeps a digest of each release that it commits, in a file that no worker can reach, and
-believes the libsql file only if it has that digest.
+Workers write the libsql file, so a worker that was taken over can put another record of the release there. The front
+keeps the digest of what it commits in `witness.json`, which no child can reach, and believes the libsql file only if
+that has the same digest.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ FILE: Final = "witness.json"
 
 
 class Kept(Struct, frozen=True):
-    """What is in the file."""
+    """The content of `witness.json`."""
 
     now: str
     """Digest of what the libsql file holds."""
@@ -65,17 +65,15 @@ def after(inventory: wire.Inventory, plan: wire.Plan) -> wire.Inventory:
     )
 
 
-class TamperCheck:
-    """The file `witness.json` in the state directory, with one digest, or two while a COMMIT is under way.
-
-    So one of them fits, whenever the process is killed.
-    """
+class Witness:
+    """The file `witness.json` in the state directory. It holds one digest, or two while a COMMIT is under way, so that
+    one of them fits whenever the process is killed."""
 
     def __init__(self, state: Path) -> None:
         self.path = state / FILE
 
     def kept(self) -> Kept | None:
-        """Return what is in the file now; None where there is no file."""
+        """Return the content of `witness.json`; None if there is no such file."""
         try:
             return msgspec.json.decode(self.path.read_bytes(), type=Kept)
         except FileNotFoundError:
@@ -87,8 +85,9 @@ class TamperCheck:
     def confirms(self, stored: Stored, *seen: Kept | None) -> bool:
         """Tell whether the libsql file may be believed: it says what was committed last, or names no release at all.
 
-        It is also believed if no digest was kept yet, as by an earlier version of the program. Who has read the file
-        while the node may have committed gives what was `kept` before that and after: either is believed.
+        It is also believed if there is no `witness.json` yet, as after an upgrade from a version that kept none. A
+        caller that read the libsql file while the node may have committed passes what was `kept` before and after:
+        either is believed.
         """
         if stored.release is None and not stored.inventory.functions:
             return True
@@ -99,16 +98,16 @@ class TamperCheck:
         return any(kept is None or found in (kept.now, kept.next, kept.restored) for kept in believed)
 
     def announce(self, now: Stored, following: Stored) -> None:
-        """Note, before a COMMIT, that the libsql file holds `now` and may come to hold `following`.
+        """Write to `witness.json`, before a COMMIT, that the libsql file holds `now` and may come to hold `following`.
 
         Both digests are on disk when this returns. Raises: OSError, when they can't be written.
         """
         self._keep(Kept(digest(now), digest(following)))
 
     def announce_restore(self, backup: Stored) -> None:
-        """Note that a backup is about to be put in the libsql file's place; what was believed before still is.
+        """Write to `witness.json` that a backup is about to replace the libsql file. What was believed before still is.
 
-        It is on disk when this returns. Raises: OSError, when it can't be written.
+        The digest is on disk when this returns. Raises: OSError, when it can't be written.
         """
         try:
             kept = msgspec.json.decode(self.path.read_bytes(), type=Kept)
@@ -120,7 +119,7 @@ class TamperCheck:
         self._keep(msgspec.structs.replace(kept, restored=digest(backup)))
 
     def settle(self, stored: Stored) -> None:
-        """Note that the libsql file holds this, and no COMMIT is under way."""
+        """Write to `witness.json` that the libsql file holds this, and that no COMMIT is under way."""
         try:
             self._keep(Kept(digest(stored)))
         except OSError as error:

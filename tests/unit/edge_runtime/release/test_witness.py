@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from control.protocol import wire
 from control.protocol.manifest import HttpGrant, Manifest
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
-from edge_runtime.release.tamper_check import FILE, TamperCheck, after, digest
+from edge_runtime.release.witness import FILE, Witness, after, digest
 from tests.support.plans import changes, local, plan
 
 SCHEMA = wire.AppliedChange(1, 1, "a" * 64)
@@ -53,7 +53,7 @@ FORGED_MANIFEST = msgspec.structs.replace(
     ],
 )
 def test_what_was_not_committed_is_not_believed(tmp_path: Path, forged: Stored) -> None:
-    witness = TamperCheck(tmp_path)
+    witness = Witness(tmp_path)
     witness.settle(stored())
     assert witness.confirms(stored())
     assert not witness.confirms(forged)
@@ -68,25 +68,25 @@ def test_where_code_lies_is_not_what_is_believed(tmp_path: Path) -> None:
 
 
 def test_while_a_commit_is_under_way_both_sides_of_it_are_believed(tmp_path: Path) -> None:
-    witness = TamperCheck(tmp_path)
+    witness = Witness(tmp_path)
     witness.announce(EMPTY, stored(1))
     assert witness.confirms(EMPTY)
     assert witness.confirms(stored(1))
     witness.announce(stored(1), stored(2))
     assert [witness.confirms(stored(n)) for n in (1, 2, 3)] == [True, True, False]
-    assert [TamperCheck(tmp_path).confirms(stored(n)) for n in (1, 2, 3)] == [True, True, False]
+    assert [Witness(tmp_path).confirms(stored(n)) for n in (1, 2, 3)] == [True, True, False]
     witness.settle(stored(2))
     assert [witness.confirms(stored(n)) for n in (1, 2, 3)] == [False, True, False]
 
 
 def test_a_file_that_names_no_release_is_an_empty_node_s(tmp_path: Path) -> None:
-    witness = TamperCheck(tmp_path)
+    witness = Witness(tmp_path)
     witness.settle(stored())
     assert witness.confirms(EMPTY)
 
 
 def test_without_a_witness_the_file_is_believed_and_with_a_damaged_one_not(tmp_path: Path) -> None:
-    witness = TamperCheck(tmp_path)
+    witness = Witness(tmp_path)
     assert witness.confirms(stored())
     for damage in (b"", b"{", b"\xff", b"[]", b'{"next": "x"}', json.dumps({"now": digest(stored(2))}).encode()):
         (tmp_path / FILE).write_bytes(damage)
@@ -94,11 +94,11 @@ def test_without_a_witness_the_file_is_believed_and_with_a_damaged_one_not(tmp_p
 
 
 def test_it_is_the_node_s_alone_and_not_written_for_nothing(tmp_path: Path) -> None:
-    TamperCheck(tmp_path).settle(stored())
+    Witness(tmp_path).settle(stored())
     file = tmp_path / FILE
     before = file.stat()
     assert before.st_mode & 0o777 == 0o600
-    TamperCheck(tmp_path).settle(stored())
+    Witness(tmp_path).settle(stored())
     assert file.stat().st_ino == before.st_ino
 
 
