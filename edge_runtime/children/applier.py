@@ -28,8 +28,7 @@ from edge_runtime.sandbox import fence
 from edge_runtime.sql import database, row_counts, schema_change, schema_record
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import DatabaseOpenError, LibsqlDatabase
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import NumberRow
+from edge_runtime.sql.queries import NumberRow, load
 from edge_runtime.sql.session import failed_commit
 
 NONE: Final[Mapping[str, Mapping[str, str]]] = {}

@@ -3,7 +3,7 @@
 It may take as long as the disk needs. Writers wait for it only in the last step, after which the log begins anew; the
 front asks for that once little is left to be moved. If the checkpointer is killed, the next one goes on with the log.
 
-A current SQLite moves the log, and not libsql (`sql.log.current_sqlite`).
+A current SQLite moves the log, and not libsql (`sql.current_sqlite`).
 """
 
 import socket
@@ -17,8 +17,8 @@ from edge_runtime import wal
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
+from edge_runtime.sql.current_sqlite import FileAndLog
 from edge_runtime.sql.database import BUSY_MS
-from edge_runtime.sql.log.current_sqlite import FileAndLog
 from edge_runtime.sql.session import code_of
 from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
 

@@ -5,8 +5,7 @@ from typing import Final
 from control.protocol import wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import ChangeRow, ReleaseRow
+from edge_runtime.sql.queries import ChangeRow, ReleaseRow, load
 
 _READ_RELEASE: Final = load("read_release")
 _READ_CHANGES: Final = load("read_changes")

@@ -16,7 +16,7 @@ import apsw
 
 from edge_runtime import database_users, wal
 from edge_runtime.sandbox import fence
-from edge_runtime.sql.log.current_sqlite import FileAndLog, name_of, result_of
+from edge_runtime.sql.current_sqlite import FileAndLog, name_of, result_of
 
 PATIENCE: Final = 5.0
 """Seconds to wait for a process that is about to end and still has the file open."""

@@ -18,8 +18,7 @@ from edge_runtime.sql import batches, schema_change, schema_record, unrolled_cha
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.change_steps import ChangeStep, ChangeSteps
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import NumberRow, StepRow
+from edge_runtime.sql.queries import NumberRow, StepRow, load
 from edge_runtime.sql.schema_change import SchemaChangeRefused
 from edge_runtime.sql.session import code_of
 from edge_runtime.sql.tokenizer import tokenize

@@ -28,8 +28,7 @@ from edge_runtime.sql import database, losses, row_counts, schema_change, stalls
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.change_steps import ChangeSteps
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import ColumnRow
+from edge_runtime.sql.queries import ColumnRow, load
 from edge_runtime.sql.schema_change import SchemaChangeRefused
 from edge_runtime.sql.statement_parts import parts
 from edge_runtime.sql.tokenizer import name, tokenize, word

@@ -19,9 +19,9 @@ from edge_runtime.oneshot.database_report import LIMIT
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, WRITE
+from edge_runtime.sql.current_sqlite import FileAndLog
 from edge_runtime.sql.database import HEAP_BYTES
 from edge_runtime.sql.libsql_connection import open_file
-from edge_runtime.sql.log.current_sqlite import FileAndLog
 
 PIECE: Final = 4 * 1024 * 1024
 """Bytes that are copied at once. Each piece is written to the disk and dropped from memory, so that a copy of a large

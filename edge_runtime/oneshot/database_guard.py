@@ -1,5 +1,5 @@
 """A process that keeps the libsql file of a node open while a command works with it, and reads its log first where that
-is needed. It opens the file as the checkpointer does (`sql.log.current_sqlite`): the first connection recovers the log,
+is needed. It opens the file as the checkpointer does (`sql.current_sqlite`): the first connection recovers the log,
 the last one that closes moves it into the file, and libsql does both wrongly where a read fails.
 
 It can hold a read transaction. Then what the file and its log say at that moment can be copied, byte by byte: no
@@ -18,7 +18,7 @@ from edge_runtime import database_users
 from edge_runtime.errors import CodedError
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, WRITE
-from edge_runtime.sql.log.current_sqlite import FileAndLog
+from edge_runtime.sql.current_sqlite import FileAndLog
 
 BUSY: Final = 5.0
 """Seconds that the guard waits for a lock of another process."""

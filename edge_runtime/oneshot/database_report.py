@@ -17,8 +17,7 @@ from edge_runtime.sandbox.allowlists import RANDOM, WRITE
 from edge_runtime.sql import database, schema_change, schema_record
 from edge_runtime.sql.database import BUSY_MS, FORMAT, HEAP_BYTES, LibsqlDatabase
 from edge_runtime.sql.libsql_connection import open_file
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import MetaRow, NumberRow, SizeRow
+from edge_runtime.sql.queries import MetaRow, NumberRow, SizeRow, load
 from edge_runtime.sql.writer_lock import WriterLock
 
 LIMIT: Final = 3600.0

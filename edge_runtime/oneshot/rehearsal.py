@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import ColumnRow, DefinitionRow
+from edge_runtime.sql.queries import ColumnRow, DefinitionRow, load
 from edge_runtime.sql.tokenizer import quoted, tokenize, word
 from edge_runtime.sql.values import Row
 

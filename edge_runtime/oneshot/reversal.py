@@ -9,8 +9,7 @@ from typing import Final
 from edge_runtime.sql import schema_change, unrolled_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import DefinitionRow
+from edge_runtime.sql.queries import DefinitionRow, load
 from edge_runtime.sql.schema_change import SchemaChangeRefused, SchemaStatement
 from edge_runtime.sql.statement_parts import StatementParts, assigned, parts
 from edge_runtime.sql.tokenizer import quoted

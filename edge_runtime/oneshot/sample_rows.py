@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import ColumnRow, ForeignKeyRow, TableRow
+from edge_runtime.sql.queries import ColumnRow, ForeignKeyRow, TableRow, load
 from edge_runtime.sql.tokenizer import TokenKind, quoted, tokenize
 from edge_runtime.sql.values import Row, Value
 

@@ -25,8 +25,7 @@ from edge_runtime.sandbox.allowlists import RANDOM, WRITE
 from edge_runtime.sql import database, values
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.libsql_connection import is_panic
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import GenerationRow
+from edge_runtime.sql.queries import GenerationRow, load
 from edge_runtime.sql.session import PreparedStatement, Session, SqlError, code_of_error, failed_commit
 from edge_runtime.sql.tokenizer import TokenKind, tokenize
 from edge_runtime.state import RESERVE, give_up_reserve

@@ -14,8 +14,7 @@ from typing import Final, NamedTuple
 
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.libsql_connection import is_panic
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import NameRow, NumberRow, RootPageRow
+from edge_runtime.sql.queries import NameRow, NumberRow, RootPageRow, load
 from edge_runtime.sql.tokenizer import SqlToken, TokenKind, name
 
 _FUNCTION_NAMES: Final = """

@@ -14,8 +14,7 @@ from edge_runtime.sql import change_steps, schema_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.change_steps import ROWIDS, ChangeStep
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import ColumnRow, NameRow, StepRow
+from edge_runtime.sql.queries import ColumnRow, NameRow, StepRow, load
 from edge_runtime.sql.schema_change import SchemaChangeRefused, SchemaStatement
 from edge_runtime.sql.session import failed_commit
 from edge_runtime.sql.shortages import code_of_shortage

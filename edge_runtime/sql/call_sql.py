@@ -24,8 +24,7 @@ from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql import values
 from edge_runtime.sql.database import LOCKED
 from edge_runtime.sql.libsql_connection import LibsqlCursor, is_panic
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import GenerationRow
+from edge_runtime.sql.queries import GenerationRow, load
 from edge_runtime.sql.session import PreparedStatement, Session, SqlError, code_of, code_of_error, failed_commit
 from edge_runtime.sql.values import Row
 from edge_runtime.sql.writer_lock import WriteProgress

@@ -22,8 +22,7 @@ from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
 from edge_runtime.settings import WAL_LIMIT
 from edge_runtime.sql.libsql_connection import LibsqlConnection, is_panic, open_file, open_in_memory
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import ChangeRow, FunctionRow, MetaRow, ReleaseRow
+from edge_runtime.sql.queries import ChangeRow, FunctionRow, MetaRow, ReleaseRow, load
 from edge_runtime.sql.tokenizer import TokenKind, tokenize
 from edge_runtime.sql.values import Row, Value
 from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
@@ -90,7 +89,7 @@ class LibsqlDatabase:
             raise ValueError("a TEXT is not valid UTF-8") from None
 
     def read(self, row: type[RowType], sql: str, params: tuple[Value, ...] = ()) -> list[RowType]:
-        """As `rows`, with each row as an object of its class (`sql.rows`).
+        """As `rows`, with each row as an object of its class (`sql.queries`).
 
         Raises: ValueError, when SQLite or libsql refuses.
         """

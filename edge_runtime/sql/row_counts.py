@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import NumberRow, TableRow
+from edge_runtime.sql.queries import NumberRow, TableRow, load
 from edge_runtime.sql.tokenizer import quoted
 
 MOST_ROWS: Final = 10_001

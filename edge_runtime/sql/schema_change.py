@@ -15,8 +15,7 @@ from edge_runtime.errors import CodedError
 from edge_runtime.sql.access import FUNCTIONS, INTERNAL, MODULES, AccessRules
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.libsql_connection import is_panic
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import DefinitionRow, ReferenceRow, ViolationRow
+from edge_runtime.sql.queries import DefinitionRow, ReferenceRow, ViolationRow, load
 from edge_runtime.sql.shortages import code_of_shortage
 from edge_runtime.sql.tokenizer import SqlToken, TokenKind, name, quoted, tokenize, word
 from edge_runtime.sql.values import Row

@@ -11,8 +11,7 @@ import orjson
 
 from edge_runtime.sql import schema_change
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import DefinitionRow, NumberRow, SchemaRecordRow
+from edge_runtime.sql.queries import DefinitionRow, NumberRow, SchemaRecordRow, load
 
 _SCHEMA: Final = load("schema")
 _MAKE: Final = load("make_schema_record")

@@ -9,8 +9,7 @@ from typing import Final
 
 from edge_runtime import wal
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import NameRow, NumberRow
+from edge_runtime.sql.queries import NameRow, NumberRow, load
 from edge_runtime.sql.session import code_of_error
 from edge_runtime.sql.tokenizer import name, tokenize
 

@@ -64,7 +64,7 @@ for line in sys.stdin:
 """
 ENGINES = {
     "old": CHECKPOINTER.format(module="tests.support.old_sqlite_zygotes", name="OldFileAndLog"),
-    "current": CHECKPOINTER.format(module="edge_runtime.sql.log.current_sqlite", name="FileAndLog"),
+    "current": CHECKPOINTER.format(module="edge_runtime.sql.current_sqlite", name="FileAndLog"),
 }
 
 

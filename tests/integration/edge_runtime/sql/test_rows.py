@@ -6,7 +6,7 @@ from typing import NamedTuple, get_type_hints
 
 import pytest
 
-from edge_runtime.sql import database, rows, schema_record
+from edge_runtime.sql import database, queries, schema_record
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.values import Value
@@ -17,30 +17,30 @@ CREATE TABLE child (p INTEGER REFERENCES parent, q TEXT REFERENCES parent (b));
 CREATE VIRTUAL TABLE words USING fts5(word)
 """
 QUERIES: list[tuple[type[NamedTuple], str, tuple[Value, ...]]] = [
-    (rows.MetaRow, load("read_meta"), ()),
-    (rows.ReleaseRow, load("read_release"), ()),
-    (rows.GenerationRow, load("read_generation"), ()),
-    (rows.ChangeRow, load("read_changes"), ()),
-    (rows.FunctionRow, load("read_functions"), ()),
-    (rows.RootPageRow, load("own_pages"), ()),
-    (rows.TableRow, load("tables_to_fill"), ()),
-    (rows.ColumnRow, load("columns"), ("parent",)),
-    (rows.ForeignKeyRow, load("parents"), ("child",)),
-    (rows.ReferenceRow, load("foreign_keys"), ()),
-    (rows.DefinitionRow, load("schema"), ()),
-    (rows.StepRow, load("read_steps"), ()),
-    (rows.SizeRow, load("sizes"), ()),
-    (rows.SchemaRecordRow, load("read_schema_record"), ()),
-    (rows.ViolationRow, "PRAGMA foreign_key_check", ()),
+    (queries.MetaRow, load("read_meta"), ()),
+    (queries.ReleaseRow, load("read_release"), ()),
+    (queries.GenerationRow, load("read_generation"), ()),
+    (queries.ChangeRow, load("read_changes"), ()),
+    (queries.FunctionRow, load("read_functions"), ()),
+    (queries.RootPageRow, load("own_pages"), ()),
+    (queries.TableRow, load("tables_to_fill"), ()),
+    (queries.ColumnRow, load("columns"), ("parent",)),
+    (queries.ForeignKeyRow, load("parents"), ("child",)),
+    (queries.ReferenceRow, load("foreign_keys"), ()),
+    (queries.DefinitionRow, load("schema"), ()),
+    (queries.StepRow, load("read_steps"), ()),
+    (queries.SizeRow, load("sizes"), ()),
+    (queries.SchemaRecordRow, load("read_schema_record"), ()),
+    (queries.ViolationRow, "PRAGMA foreign_key_check", ()),
 ]
 UNNAMED: list[tuple[type[NamedTuple], str]] = [
-    (rows.NumberRow, load("shadow_pages")),
-    (rows.NumberRow, "PRAGMA page_count"),
-    (rows.NumberRow, "PRAGMA page_size"),
-    (rows.NumberRow, load("table_bytes").replace("?", "'parent'")),
-    (rows.NameRow, load("table_names")),
-    (rows.NameRow, load("functions")),
-    (rows.NameRow, load("modules")),
+    (queries.NumberRow, load("shadow_pages")),
+    (queries.NumberRow, "PRAGMA page_count"),
+    (queries.NumberRow, "PRAGMA page_size"),
+    (queries.NumberRow, load("table_bytes").replace("?", "'parent'")),
+    (queries.NameRow, load("table_names")),
+    (queries.NameRow, load("functions")),
+    (queries.NameRow, load("modules")),
 ]
 
 
@@ -86,5 +86,5 @@ def test_a_row_of_one_column_has_its_type(opened: LibsqlDatabase, row: type[Name
 
 
 def test_every_class_of_rows_is_tested() -> None:
-    classes = {value for value in vars(rows).values() if isinstance(value, type) and hasattr(value, "_fields")}
+    classes = {value for value in vars(queries).values() if isinstance(value, type) and hasattr(value, "_fields")}
     assert classes == {row for row, *_ in [*QUERIES, *UNNAMED]}
