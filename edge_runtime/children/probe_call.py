@@ -1,20 +1,20 @@
-"""Functions loaded on trial, and their probes: each a trial call, in the applier's transaction."""
+"""Functions that are loaded on trial, and their probes: calls in a transaction of the applier's, whose writes are
+undone right after."""
 
 import sys
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from control.protocol.manifest import Probe, sql_grant
+from control.protocol.manifest import Manifest, sql_grant
 from edge_runtime.children.function_cache import allocated, unloadable
-from edge_runtime.children.probe_sql import ProbeSql
 from edge_runtime.children.worker_services import Ungranted
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests import guest
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.log_lines import shown
-from edge_runtime.sql.call_sql import SqlLimits
+from edge_runtime.sql.call_sql import CallSql, SqlLimits
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.session import Session
+from edge_runtime.sql.session import PreparedStatement, Session
 from edge_runtime.wasmedge import Damaged, WasmEdgeError
 
 NO_HTTP: Final = Ungranted("HTTP in a probe: a release's transaction can't wait for other servers")
@@ -56,25 +56,31 @@ class TriedFunctions:
         return function[2] if function is not None and function[:2] == (local, secrets) else None
 
 
-def run(
-    opened: LibsqlDatabase,
-    generation: int,
-    local: LocalFunction,
-    probe: Probe,
-    secrets: Mapping[str, str],
-    tried: TriedFunctions | None = None,
-) -> None:
-    """Make the function's probe call in this transaction, and undo what it wrote. `tried`: what is loaded already.
+class ProbeSql(CallSql):
+    """The SQL of a call inside a transaction that somebody else has begun, and will end."""
 
-    Raises: SyncFailed, when the function can't be loaded, or doesn't answer as its manifest says.
+    def _begin(self) -> None:
+        self._begun, self._writes = True, self._grant == "write"
+        self._session.forget()
+
+    def _undo(self, statement: PreparedStatement, why: str) -> None:
+        if statement.writes:
+            self._ended = why
+
+    def commit(self) -> None:
+        raise RuntimeError("a probe is never kept")
+
+    def rollback(self) -> None:
+        self._begun = False
+
+
+def call(opened: LibsqlDatabase, generation: int, function: guest.LoadedFunction, manifest: Manifest) -> guest.Response:
+    """Make a function's probe call in the transaction that is open, and undo what it wrote; return the answer.
+
+    Raises: GuestFault, when the call ends without an answer.
     """
-    manifest = local.manifest
-    what = f"The probe of the function {local.name}, version {local.version}, failed:"
-    kept = None if tried is None else tried.kept(local, secrets)
-    try:
-        function = kept or guest.LoadedFunction.load(local, secrets)
-    except (Damaged, WasmEdgeError, OSError) as error:
-        raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
+    probe = manifest.probe
+    assert probe is not None  # noqa: S101
     below, _, query = probe.path.partition("?")
     sql = None
     grant = sql_grant(manifest, probe.method)
@@ -85,7 +91,36 @@ def run(
     services = guest.CallServices(sql, None if manifest.http is None else NO_HTTP)
     opened.rows("SAVEPOINT probe")
     try:
-        answer = function.call(guest.Request(probe.method, below, query, (), probe.body.encode()), services)
+        return function.call(guest.Request(probe.method, below, query, (), probe.body.encode()), services)
+    finally:
+        # An OR ROLLBACK has ended the transaction.
+        if opened.in_transaction:
+            opened.rows("ROLLBACK TO probe")
+            opened.rows("RELEASE probe")
+
+
+def check(
+    opened: LibsqlDatabase,
+    generation: int,
+    local: LocalFunction,
+    secrets: Mapping[str, str],
+    tried: TriedFunctions | None = None,
+) -> None:
+    """Check that a function's probe answers as its manifest says, in the transaction that is open. `tried`: what is
+    loaded already.
+
+    Raises: SyncFailed, when the function can't be loaded, or doesn't answer so.
+    """
+    manifest, probe = local.manifest, local.manifest.probe
+    assert probe is not None  # noqa: S101
+    what = f"The probe of the function {local.name}, version {local.version}, failed:"
+    kept = None if tried is None else tried.kept(local, secrets)
+    try:
+        function = kept or guest.LoadedFunction.load(local, secrets)
+    except (Damaged, WasmEdgeError, OSError) as error:
+        raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
+    try:
+        answer = call(opened, generation, function, manifest)
     except guest.GuestFault as fault:
         _tell_log(local, fault.log)
         raise SyncFailed("probe_failed", f"{what} {fault} ({fault.code})") from None
@@ -94,8 +129,6 @@ def run(
             function.close()
     if not opened.in_transaction:
         raise SyncFailed("probe_failed", f"{what} its SQL ended the transaction; a probe must not use OR ROLLBACK.")
-    opened.rows("ROLLBACK TO probe")
-    opened.rows("RELEASE probe")
     if answer.status != probe.status:
         _tell_log(local, answer.log)
         shown = answer.body[:_SHOWN].decode("utf-8", "replace")

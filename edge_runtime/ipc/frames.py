@@ -256,7 +256,7 @@ class Counted(Struct, frozen=True):
     """About how many rows tables have, by their names in lower case."""
 
     counts: dict[str, int]
-    """As far as they were counted (`row_counts.MOST_ROWS`)."""
+    """As far as they were counted (`sql.schema.MOST_ROWS`)."""
     estimates: dict[str, int] = {}
     """Of those that have more, by their keys."""
 

@@ -16,8 +16,8 @@ from typing import Final
 import orjson
 from msgspec import Struct
 
-from control.protocol.manifest import Manifest, manifest_digest, sql_grant
-from edge_runtime.children.probe_sql import ProbeSql
+from control.protocol.manifest import Manifest, manifest_digest
+from edge_runtime.children import probe_call
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.guests import guest
 from edge_runtime.ipc.frames import LocalFunction
@@ -26,11 +26,10 @@ from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, READ
-from edge_runtime.sql import database, unrolled_change
+from edge_runtime.sql import database, run_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.schema_change import SchemaChangeRefused
-from edge_runtime.sql.session import Session
 from edge_runtime.wasmedge import WasmEdgeError
 
 SECONDS: Final = 20.0
@@ -114,7 +113,7 @@ def check(opened: LibsqlDatabase, change: SchemaCheckRequest, probed: ProbedFunc
     if not opened.in_transaction:
         return ""
     try:
-        unrolled_change.run(opened, rules, change.sql)
+        run_change.run(opened, rules, change.sql)
     except SchemaChangeRefused:
         # It fails on the generated rows: that was told.
         return ""
@@ -125,22 +124,10 @@ def _probe(opened: LibsqlDatabase, function: guest.LoadedFunction, manifest: Man
     """Run the probe in the transaction that is open, and undo what it wrote; return why it failed, or ''."""
     probe = manifest.probe
     assert probe is not None  # noqa: S101
-    below, _, query = probe.path.partition("?")
-    grant = sql_grant(manifest, probe.method)
-    sql = None
-    if grant != "none":
-        sql = ProbeSql(Session(opened), grant, 0, method="" if grant == manifest.sql else probe.method)
-    opened.rows("SAVEPOINT probe")
     try:
-        answer = function.call(
-            guest.Request(probe.method, below, query, (), probe.body.encode()), guest.CallServices(sql, None)
-        )
+        answer = probe_call.call(opened, 0, function, manifest)
     except guest.GuestFault as fault:
         return f"{fault} ({fault.code})"
-    finally:
-        if opened.in_transaction:
-            opened.rows("ROLLBACK TO probe")
-            opened.rows("RELEASE probe")
     if answer.status == probe.status:
         return ""
     shown = answer.body[:200].decode(errors="replace")

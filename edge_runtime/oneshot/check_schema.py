@@ -20,17 +20,16 @@ from typing import Final, NamedTuple
 import orjson
 from msgspec import Struct
 
-from edge_runtime.oneshot import rehearsal, reversal
+from edge_runtime.oneshot import change_effects, rehearsal, reversal
+from edge_runtime.oneshot.change_effects import Columns, FoundLoss, parts
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sandbox import fence
-from edge_runtime.sql import database, losses, row_counts, schema_change, stalls, unrolled_change
+from edge_runtime.sql import database, run_change, schema, schema_change
 from edge_runtime.sql.access import AccessRules
-from edge_runtime.sql.change_steps import ChangeSteps
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import ColumnRow, load
-from edge_runtime.sql.schema_change import SchemaChangeRefused
-from edge_runtime.sql.statement_parts import parts
+from edge_runtime.sql.schema_change import ChangeSteps, SchemaChangeRefused
 from edge_runtime.sql.tokenizer import name, tokenize, word
 
 SECONDS: Final = 30.0
@@ -135,20 +134,20 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
         opened.rollback()
     columns = _columns(opened)
     tried = _try(opened, access_rules, request.sql)
-    steps = unrolled_change.steps_of(request.sql)
+    steps = schema_change.steps_of(request.sql)
     if steps is not None:
         _check_undo(opened, access_rules, steps)
     before_it = _schema(opened)
     if before is not None:
         _compare(before, tried.schema)
-    held = stalls.find(unrolled_change.at_once(request.sql), columns, tried.references)
+    held = change_effects.find_stalls(change_effects.at_once(request.sql), columns, tried.references)
     lost = _losses(request.sql, steps, columns, tried.columns)
     gone = sorted(_gone(request.sql, before_it, tried.schema))
     warnings = [{"statement": "", "message": message} for message in gone]
     opened.rows("PRAGMA foreign_keys = ON")
     empty = fill(opened)
     opened.rows("PRAGMA foreign_keys = OFF")
-    rows, failed_before = row_counts.count(opened), _rehearsed(opened)
+    rows, failed_before = schema.row_counts(opened), _rehearsed(opened)
     named = {name(token) for token in tokenize(request.sql)}
     if untried := sorted(table for table in empty if table.lower() in named):
         message = f"no rows could be generated for {', '.join(untried)}: it is tried without rows there"
@@ -169,7 +168,7 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
         # A trigger that was there before may delete rows as well.
         fewer = {table for table in rows.keys() & left.keys() if left[table] < rows[table]}
         lost += [
-            losses.FoundLoss("", table, f"on generated rows, {table} has fewer rows after it than before")
+            FoundLoss("", table, f"on generated rows, {table} has fewer rows after it than before")
             for table in sorted(fewer - {loss.table for loss in lost})
         ]
     told = [{"statement": loss.statement[:_SHOWN], "table": loss.table, "message": loss.message} for loss in lost]
@@ -177,18 +176,17 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
     return {"empty": empty, "warnings": warnings, "losses": told, "stalls": stalling}
 
 
-def _losses(
-    sql: str, steps: ChangeSteps | None, before: losses.Columns, after: losses.Columns
-) -> list[losses.FoundLoss]:
+def _losses(sql: str, steps: ChangeSteps | None, before: Columns, after: Columns) -> list[FoundLoss]:
     """Return what a change can lose, done or undone."""
     if steps is None:
-        return losses.find(unrolled_change.statements(sql), before, after)
+        return change_effects.find_losses(schema_change.statements(sql), before, after)
     keys = {step.table.lower(): step.key.lower() for step in steps.steps if step.table}
-    lost = losses.find(unrolled_change.statements(sql), before, after, keys)
+    lost = change_effects.find_losses(schema_change.statements(sql), before, after, keys)
     told = {(loss.statement, loss.table) for loss in lost}
+    undone = [*(step.sql for _, step in steps.of("before")), steps.undo]
     return lost + [
         loss._replace(message=f"where it is undone, {loss.message}")
-        for loss in losses.find(unrolled_change.undone(steps), before, before, keys)
+        for loss in change_effects.find_losses(schema_change.split_all(undone), before, before, keys)
         if (loss.statement, loss.table) not in told
     ]
 
@@ -196,7 +194,7 @@ def _losses(
 def _gone(sql: str, before: _Schema, after: _Schema) -> Iterator[str]:
     """Yield which indexes and triggers went with a table that was dropped, where another one has its name now: what a
     table made anew lacks, as no statement has dropped it."""
-    made = [parts(statement.tokens) for statement in unrolled_change.statements(sql)]
+    made = [parts(statement.tokens) for statement in schema_change.statements(sql)]
     dropped = {(part.kind, part.table) for part in made if part.action == "drop"}
     for (kind, called), (table, _) in before.items():
         if (
@@ -237,7 +235,7 @@ def _reversal(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, 
 
 def _run_registered(opened: LibsqlDatabase, access_rules: AccessRules, change: RegisteredChange) -> None:
     try:
-        unrolled_change.run(opened, access_rules, change.sql)
+        run_change.run(opened, access_rules, change.sql)
     except SchemaChangeRefused as refused:
         raise SchemaChangeRefused(
             "schema_history_broken",
@@ -262,15 +260,15 @@ def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str, *, rehears
     """
     opened.rows("BEGIN")
     try:
-        own, definitions = schema_change.own(opened), schema_change.definitions(opened)
-        unrolled_change.run(opened, access_rules, sql)
-        if schema_change.own(opened) != own:
+        own, definitions = schema.own(opened), schema.definitions(opened)
+        run_change.run(opened, access_rules, sql)
+        if schema.own(opened) != own:
             raise SchemaChangeRefused("schema_closed", "It touches the runtime's own tables.")
-        if orphans := schema_change.orphans(opened):
+        if orphans := schema.orphans(opened):
             raise SchemaChangeRefused("schema_invalid", f"After it, {orphans}")
-        names = schema_change.touched([sql], [*definitions, *schema_change.definitions(opened)])
-        references = schema_change.references(opened, names)
-        led_to = _Tried(_schema(opened), _columns(opened), row_counts.count(opened), {}, references)
+        names = schema.touched([sql], [*definitions, *schema.definitions(opened)])
+        references = schema.references(opened, names)
+        led_to = _Tried(_schema(opened), _columns(opened), schema.row_counts(opened), {}, references)
         return led_to._replace(failures=rehearsal.run(opened)) if rehearse else led_to
     finally:
         opened.rollback()
@@ -279,7 +277,7 @@ def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str, *, rehears
 def _columns(opened: LibsqlDatabase) -> dict[str, dict[str, str]]:
     return {
         table.lower(): {column.name.lower(): column.type for column in opened.read(ColumnRow, _COLUMNS, (table,))}
-        for table in row_counts.tables(opened)
+        for table in schema.tables(opened)
     }
 
 
@@ -288,7 +286,7 @@ def _check_undo(opened: LibsqlDatabase, access_rules: AccessRules, steps: Change
     opened.rows("BEGIN")
     try:
         before = _schema(opened)
-        unrolled_change.run_and_undo(opened, access_rules, steps)
+        run_change.run_and_undo(opened, access_rules, steps)
         after = _schema(opened)
     finally:
         opened.rollback()
@@ -303,8 +301,8 @@ def _check_undo(opened: LibsqlDatabase, access_rules: AccessRules, steps: Change
 
 def _schema(opened: LibsqlDatabase) -> _Schema:
     return {
-        (row.type, row.name.lower()): (row.tbl_name.lower(), schema_change.normal(row.sql))
-        for row in schema_change.definitions(opened)
+        (row.type, row.name.lower()): (row.tbl_name.lower(), schema.normal(row.sql))
+        for row in schema.definitions(opened)
     }
 
 

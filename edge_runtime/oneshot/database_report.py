@@ -14,7 +14,7 @@ from edge_runtime.ipc.frames import Stored
 from edge_runtime.oneshot.forked import forked_lines
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, WRITE
-from edge_runtime.sql import database, schema_change, schema_record
+from edge_runtime.sql import database, schema
 from edge_runtime.sql.database import BUSY_MS, FORMAT, HEAP_BYTES, LibsqlDatabase
 from edge_runtime.sql.libsql_connection import open_file
 from edge_runtime.sql.queries import MetaRow, NumberRow, SizeRow, load
@@ -128,17 +128,17 @@ def _report(path: Path, called: Path, sizes: bool, begun: Callable[[], None]) ->
         raise DatabaseUnread("database_unknown", text)
     begun()
     faults = [str(row[0]) for row in opened.rows(f"PRAGMA integrity_check({SHOWN})")]
-    differences = schema_record.differences(opened)
+    differences = schema.differences(opened)
     return DatabaseReport(
         stored=database.stored(opened),
         faults=[] if faults == ["ok"] else faults,
-        orphans=schema_change.orphans(opened),
+        orphans=schema.orphans(opened),
         changed=differences.changed,
         missing=differences.missing,
         added=differences.added,
-        recorded=schema_record.is_recorded(opened),
+        recorded=schema.is_recorded(opened),
         tables=[(row.name, row.bytes) for row in opened.read(SizeRow, _SIZES)] if sizes else [],
-        schema_digest=schema_record.digest(schema_record.definitions(opened)),
+        schema_digest=schema.digest(schema.digests(opened)),
         page_bytes=opened.read(NumberRow, "PRAGMA page_size")[0].value,
         pages=opened.read(NumberRow, "PRAGMA page_count")[0].value,
         free_pages=opened.read(NumberRow, "PRAGMA freelist_count")[0].value,

@@ -20,7 +20,7 @@ import orjson
 from control.protocol.manifest import Manifest, manifest_digest
 from edge_runtime.aot_cache import QUICK, AotFile, find, install, make_work_folder, put_on_disk
 from edge_runtime.children.compile_child import DATA_BYTES
-from edge_runtime.children.probe_sql import ProbeSql
+from edge_runtime.children.probe_call import ProbeSql
 from edge_runtime.errors import status_of
 from edge_runtime.guests import guest, trap_log
 from edge_runtime.guests.abi.detect import ModuleRefused

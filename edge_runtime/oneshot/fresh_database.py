@@ -7,7 +7,7 @@ from edge_runtime.errors import CodedError
 from edge_runtime.oneshot.call_messages import ProjectChange
 from edge_runtime.oneshot.sql_command import shown_value
 from edge_runtime.sandbox import fence
-from edge_runtime.sql import schema_change, unrolled_change
+from edge_runtime.sql import run_change, schema_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import LibsqlDatabase, in_memory
 from edge_runtime.sql.schema_change import SchemaChangeRefused
@@ -34,7 +34,7 @@ def opened(schema: list[ProjectChange], before: str) -> Iterator[LibsqlDatabase]
         database.rows("BEGIN")
         for change in schema:
             try:
-                unrolled_change.run(database, access_rules, change.sql)
+                run_change.run(database, access_rules, change.sql)
             except SchemaChangeRefused as refused:
                 raise PartFailed(refused.code, f"{change.name}: {refused}", "schema") from None
         database.rows("COMMIT")

@@ -6,12 +6,12 @@ What a statement made is read in the schema before and after it, and not in its 
 
 from typing import Final
 
-from edge_runtime.sql import schema_change, unrolled_change
+from edge_runtime.oneshot.change_effects import StatementParts, assigned, parts
+from edge_runtime.sql import run_change, schema_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import DefinitionRow, load
 from edge_runtime.sql.schema_change import SchemaChangeRefused, SchemaStatement
-from edge_runtime.sql.statement_parts import StatementParts, assigned, parts
 from edge_runtime.sql.tokenizer import quoted
 
 _SCHEMA: Final = load("schema")
@@ -49,7 +49,7 @@ class Reversal:
         """
         for statement in schema_change.split(sql):
             before = self._definitions()
-            schema_change.run(self._opened, self._access_rules, statement.sql)
+            run_change.run_statements(self._opened, self._access_rules, statement.sql)
             found = parts(statement.tokens)
             why = self._reverse(statement, found, before, self._definitions())
             if why:
@@ -115,8 +115,8 @@ def draft(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> tuple[
 
     Raises: SchemaChangeRefused, when the change fails.
     """
-    if unrolled_change.steps_of(sql) is not None:
-        unrolled_change.run(opened, access_rules, sql)
+    if schema_change.steps_of(sql) is not None:
+        run_change.run(opened, access_rules, sql)
         text = "A change with steps is reversed by one that is written for that, with steps of its own."
         return "", [{"statement": "", "message": text}]
     reversal = Reversal(opened, access_rules)
@@ -127,7 +127,7 @@ def draft(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> tuple[
 def misfit(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> str:
     """Run a draft in the transaction that is open; return why it can't be applied, or ''."""
     try:
-        schema_change.run(opened, access_rules, sql)
+        run_change.run_statements(opened, access_rules, sql)
     except SchemaChangeRefused as refused:
         return f"after all changes that are registered it fails: {refused}"
     return ""

@@ -1,10 +1,8 @@
 """What a guest's statement may touch. SQLite compiles the statement, and EXPLAIN then shows every table that it opens
 (by root page, through views and triggers too) and every function that it calls.
 
-libsql's SQLite has no authorizer, and has functions and virtual tables that reach out of the database (readfile,
-writefile, fsdir, load_extension, sqlite_dbpage) or run SQL that EXPLAIN doesn't show (sha3_query). So functions are
-allowed by name, and all others are refused. sqlite_schema may be read: it has the definitions of tables, the runtime's
-included, and no data.
+libsql's SQLite has no authorizer, so functions and virtual tables are allowed by name (`allowed_names`). sqlite_schema
+may be read: it has the definitions of tables, the runtime's included, and no data.
 """
 
 import re
@@ -12,42 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from edge_runtime.sql.allowed_names import FUNCTIONS, INTERNAL, MODULES
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.libsql_connection import is_panic
 from edge_runtime.sql.queries import NameRow, NumberRow, RootPageRow, load
 from edge_runtime.sql.tokenizer import SqlToken, TokenKind, name
-
-_FUNCTION_NAMES: Final = """
-    -> ->> abs acos acosh asin asinh atan atan2 atanh atn2 avg bm25 ceil ceiling changes char charindex coalesce
-    concat concat_ws cos cosh cot coth count cume_dist current_date current_time current_timestamp date datetime
-    degrees dense_rank difference exp first_value floor format geopoly_area geopoly_bbox geopoly_blob geopoly_ccw
-    geopoly_contains_point geopoly_group_bbox geopoly_json geopoly_overlap geopoly_regular geopoly_svg
-    geopoly_within geopoly_xform glob group_concat hex highlight if ifnull iif instr json json_array
-    json_array_length json_error_position json_extract json_group_array json_group_object json_insert json_object
-    json_patch json_quote json_remove json_replace json_set json_type json_valid jsonb jsonb_array jsonb_extract
-    jsonb_group_array jsonb_group_object jsonb_insert jsonb_object jsonb_patch jsonb_remove jsonb_replace jsonb_set
-    julianday lag last_insert_rowid last_value lead leftstr length like likelihood likely ln log log10 log2 lower
-    lower_quartile ltrim match matchinfo max median min mod mode nth_value ntile nullif octet_length offsets
-    percent_rank pi pow power printf proper quote radians random randomblob rank regexp regexpi replace reverse
-    rightstr round row_number rtrim sha3 sign sin sinh snippet soundex sqlite_version sqrt square stdev strfilter
-    strftime string_agg substr substring sum tan tanh time timediff total total_changes trim trunc typeof unhex
-    unicode unixepoch unlikely upper upper_quartile uuid uuid_blob uuid_str variance zeroblob
-"""
-FUNCTIONS: Final = frozenset(_FUNCTION_NAMES.split())
-"""The SQL functions that a statement may call. Some of libsql 0.0.55 aren't among them because they corrupt or leak
-this process's memory: replicate, padl, padr and padc write past what they allocate for 4 GiB; the vector functions
-return memory of the process for a malformed BLOB; vector_top_k frees what it never allocated."""
-_MODULE_NAMES: Final = """
-    json_each json_tree generate_series fts3 fts4 fts4aux fts5 fts5vocab rtree rtree_i32 geopoly
-    pragma_table_info pragma_table_xinfo pragma_table_list pragma_index_list pragma_index_info pragma_index_xinfo
-    pragma_foreign_key_list
-"""
-MODULES: Final = frozenset(_MODULE_NAMES.split())
-"""The virtual tables that are allowed: those that exist without a definition, and those that a schema change may make
-tables with."""
-
-INTERNAL: Final = ("sqlite_", "libsql_")
-"""Prefixes of the names of SQLite's and libsql's own tables."""
 
 _ROOT_IN_P2: Final = frozenset({"OpenRead", "OpenWrite", "ReopenIdx"})
 _ROOT_IN_P1: Final = frozenset({"Clear", "Destroy"})

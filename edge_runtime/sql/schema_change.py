@@ -1,24 +1,31 @@
-"""A schema change: how it is split into statements, what it may contain (both pure), and how it is run.
+"""A schema change as text: its statements, what they may contain, and its steps. Pure; `run_change` runs it.
 
-It runs inside a transaction of the applier's, so it contains no statement that begins or ends a transaction, or can't
-run in one. It reaches neither the runtime's tables nor anything outside the database, by any spelling: SQL has no
+A change runs inside transactions of the applier's, so it contains no statement that begins or ends a transaction, or
+can't run in one. It reaches neither the runtime's tables nor anything outside the database, by any spelling: SQL has no
 computed names, so its tokens show every name.
+
+A change without steps runs whole in the release's one transaction (the flip). Lines of the form `-- skerry: …` divide a
+change into steps:
+
+    -- skerry: before               a transaction of its own, under the release that serves
+    -- skerry: batch TABLE by KEY   in transactions of a few rows each, with the keys above :after, up to :upto
+    -- skerry: flip                 in the release's one transaction
+    -- skerry: after                a transaction of its own, once the release serves
+    -- skerry: undo                 what takes the steps before the flip back, when the change is amended or given up
+
+There can be any number of `before` and `batch` steps before the flip, and of `after` and `batch` steps after it; they
+run in the order in which they are written. A change with steps has at least one batch, so that a node that knows no
+steps refuses it: the parameters have no values there.
 """
 
-from collections.abc import Callable, Iterable, Set
-from typing import Final, NamedTuple
+import re
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
 
-import apsw
-
-from control.protocol.counts import counted
 from edge_runtime.errors import CodedError
-from edge_runtime.sql.access import FUNCTIONS, INTERNAL, MODULES, AccessRules
-from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.libsql_connection import is_panic
-from edge_runtime.sql.queries import DefinitionRow, ReferenceRow, ViolationRow, load
-from edge_runtime.sql.shortages import code_of_shortage
-from edge_runtime.sql.tokenizer import SqlToken, TokenKind, name, quoted, tokenize, word
-from edge_runtime.sql.values import Row
+from edge_runtime.sql.allowed_names import FUNCTIONS, INTERNAL, MODULES, RUNTIME_PREFIX
+from edge_runtime.sql.tokenizer import SqlToken, TokenKind, line_comments, name, tokenize, word
 
 VERBS: Final = frozenset(
     {"create", "alter", "drop", "insert", "update", "delete", "replace", "with", "select", "values", "reindex"}
@@ -33,20 +40,22 @@ _WHY: Final = {
 }
 _TRANSACTION: Final = frozenset({"begin", "commit", "end", "rollback", "savepoint", "release"})
 _MADE: Final = frozenset({"table", "index", "unique", "trigger", "view", "virtual"})
-RUNTIME_PREFIX: Final = "_skerry_"
 _MADE_OF: Final = MODULES & {"fts3", "fts4", "fts4aux", "fts5", "fts5vocab", "rtree", "rtree_i32", "geopoly"}
 """Virtual tables that keep their content in tables of the database (shadow tables)."""
+PARAMETERS: Final = (":after", ":upto")
+"""What a batch's statements have in place of the keys of one batch: the rows above the first, up to the second."""
+ROWIDS: Final = ("rowid", "oid", "_rowid_")
+"""The names of a table's own key, where no column has them."""
+_DIRECTIVE: Final = re.compile(r"--\s*skerry\s*:(.*)", re.IGNORECASE | re.DOTALL)
+_MARK: Final = "-- skerry: "
+_FORMS: Final = "before, batch TABLE by KEY, flip, after, undo"
+_BATCH_VERBS: Final = frozenset({"insert", "update", "delete", "replace", "with"})
 
-
-_SCHEMA: Final = load("schema")
-_FOREIGN_KEYS: Final = load("foreign_keys")
-_TEMPORARY: Final = load("temporary")
-_OWN_QUERIES: Final = ("own_schema", "all_meta", "all_changes", "all_release", "all_functions", "all_steps")
-_OWN: Final = tuple(load(name) for name in _OWN_QUERIES)
+Stage = Literal["before", "after"]
 
 
 class SchemaChangeRefused(CodedError):
-    """A schema change can't be accepted. `statement` is the one that is refused, empty where it is none."""
+    """A schema change can't be accepted. `statement` is the statement that is refused; empty if it isn't about one."""
 
     def __init__(self, code: str, message: str, statement: str = "") -> None:
         super().__init__(code, message)
@@ -56,6 +65,41 @@ class SchemaChangeRefused(CodedError):
 class SchemaStatement(NamedTuple):
     sql: str
     tokens: list[SqlToken]
+
+
+class ChangeStep(NamedTuple):
+    """A part of a schema change that has transactions of its own."""
+
+    stage: Stage
+    """Whether it runs before the flip or after it."""
+    sql: str
+    table: str = ""
+    """The table whose keys divide the step into batches; empty for a step in one transaction."""
+    key: str = ""
+    """The column of these keys, which are integers."""
+
+
+@dataclass(frozen=True)
+class ChangeSteps:
+    """A change with steps: these, the SQL of the flip, and the SQL that undoes the steps before the flip."""
+
+    steps: tuple[ChangeStep, ...]
+    flip: str
+    undo: str
+
+    @property
+    def texts(self) -> list[str]:
+        """The SQL of the steps and of the flip, in the order in which they run."""
+        return [*(step.sql for _, step in self.of("before")), self.flip, *(step.sql for _, step in self.of("after"))]
+
+    def of(self, stage: Stage) -> list[tuple[int, ChangeStep]]:
+        """Return the steps of one stage, each with its number, counted from 1 over both."""
+        return [(number, step) for number, step in enumerate(self.steps, 1) if step.stage == stage]
+
+    def title(self, number: int) -> str:
+        """Return which step it is, for people."""
+        step = self.steps[number - 1]
+        return f"step {number} of {len(self.steps)} ({f'batches of {step.table}' if step.table else step.stage})"
 
 
 def split(sql: str) -> list[SchemaStatement]:
@@ -71,17 +115,15 @@ def split(sql: str) -> list[SchemaStatement]:
     for at, token in enumerate(tokens):
         if token.kind is not TokenKind.SEMICOLON:
             continue
-        text = sql[tokens[first].start : token.end]
         if at == first:
             # An empty statement.
             first = at + 1
-        elif not _is_trigger(tokens[first : first + 4]) or apsw.complete(text):
-            statements.append(SchemaStatement(text, tokens[first:at]))
+        elif not _is_trigger(tokens[first : first + 4]) or _trigger_ends(tokens[first:at]):
+            statements.append(SchemaStatement(sql[tokens[first].start : token.end], tokens[first:at]))
             first = at + 1
     if first < len(tokens):
         text = sql[tokens[first].start : tokens[-1].end]
-        # On a new line, because the text may end with a comment.
-        if _is_trigger(tokens[first : first + 4]) and not apsw.complete(text + "\n;"):
+        if _is_trigger(tokens[first : first + 4]) and not _trigger_ends(tokens[first:]):
             raise SchemaChangeRefused(
                 "schema_invalid", "The last statement is incomplete: its trigger has no END.", text
             )
@@ -92,17 +134,22 @@ def split(sql: str) -> list[SchemaStatement]:
 
 
 def _is_trigger(tokens: list[SqlToken]) -> bool:
-    """Return whether it is a CREATE TRIGGER, by the rules of SQLite's own sqlite3_complete: no other statement has
-    semicolons inside."""
+    """Tell whether a statement that begins so is a CREATE TRIGGER, which alone has semicolons inside. This and
+    `_trigger_ends` are the rules of SQLite's own sqlite3_complete."""
     words = [word(token) for token in tokens]
     return words[:2] == ["create", "trigger"] or (
         words[:1] == ["create"] and words[1:2] in (["temp"], ["temporary"]) and words[2:3] == ["trigger"]
     )
 
 
+def _trigger_ends(tokens: list[SqlToken]) -> bool:
+    """Tell whether a CREATE TRIGGER with these tokens is complete: its body ends with `; END`."""
+    return len(tokens) > 1 and word(tokens[-1]) == "end" and tokens[-2].kind is TokenKind.SEMICOLON
+
+
 def check(statement: SchemaStatement, closed_functions: Set[str], closed_modules: Set[str]) -> None:
-    """Check that a schema change may have this statement. The closed names are libsql's own, in lower case (see
-    `access.AccessRules`).
+    """Check that a schema change may have this statement. The closed names are libsql's own, in lower case, as in
+    `access.AccessRules`.
 
     Raises: SchemaChangeRefused, when it may not.
     """
@@ -172,108 +219,144 @@ def _check_module(tokens: list[SqlToken], sql: str) -> None:
         )
 
 
-def normal(sql: str | None) -> tuple[str, ...]:
-    """Return a definition, as sqlite_schema keeps it, without what doesn't matter: spaces, comments, case, and quotes
-    of names."""
-    if sql is None:
-        return ()
-    return tuple(
-        token.text if token.kind is TokenKind.STRING else name(token) or token.text.lower() for token in tokenize(sql)
-    )
+def steps_of(sql: str) -> ChangeSteps | None:
+    """Return the steps of a schema change; None if it has none.
 
-
-def run(
-    opened: LibsqlDatabase, access_rules: AccessRules, sql: str, begins: Callable[[str], None] = lambda _: None
-) -> None:
-    """Run the statements of a schema change in the transaction that is open. `begins` is called with each of them.
-
-    Raises: SchemaChangeRefused, when one is refused or fails; the transaction may have ended then. Where it lacked room
-    or memory, the code is one of `shortages.CODES`.
+    Raises: SchemaChangeRefused, when a dividing line has none of the forms, or is in a place where it can't be.
     """
-    statements = split(sql)
-    for statement in statements:
-        check(statement, access_rules.functions, access_rules.modules)
-    for statement in statements:
-        begins(statement.sql)
-        try:
-            cursor = opened.connection.execute(statement.sql)
-            while cursor.fetchmany(64):
-                pass
-        except ValueError as error:
-            code = code_of_shortage(opened, error) or "schema_invalid"
-            raise SchemaChangeRefused(code, f"{error}.", statement.sql) from None
-        except BaseException as error:
-            if not is_panic(error):
-                raise
-            raise SchemaChangeRefused(
-                "schema_invalid", "It selects a TEXT that is not valid UTF-8.", statement.sql
-            ) from None
-        if opened.rows(_TEMPORARY):
-            raise SchemaChangeRefused(
-                "schema_not_allowed",
-                "Temporary tables, views and triggers are refused: none would stay.",
-                statement.sql,
-            )
+    sections = _sections(sql)
+    if len(sections) == 1:
+        return None
+    if tokenize(sections[0][1]):
+        raise _invalid(f"There are statements before the first line `{_MARK.strip()} …`; put them under `{_MARK}flip`.")
+    steps: list[ChangeStep] = []
+    stage: Stage = "before"
+    flip, undo = None, None
+    for directive, text in sections[1:]:
+        tokens = tokenize(directive)
+        words = [word(token) for token in tokens]
+        if undo is not None:
+            raise _invalid(f"`{_MARK}undo` must be the last of the steps, and {directive} follows it.")
+        if words[:1] == ["batch"]:
+            steps.append(_batch(stage, directive, tokens, text))
+        elif words == ["before"]:
+            if stage == "after":
+                raise _invalid(f"`{_MARK}before` can't follow `flip` or `after`.")
+            steps.append(ChangeStep(stage, _filled(directive, text)))
+        elif words == ["flip"]:
+            if stage == "after":
+                raise _invalid(f"`{_MARK}flip` can be there once, and not behind `after`.")
+            stage, flip = "after", text
+        elif words == ["after"]:
+            stage = "after"
+            steps.append(ChangeStep(stage, _filled(directive, text)))
+        elif words == ["undo"]:
+            undo = text
+        else:
+            raise _invalid(f"`{_MARK}{directive}` is none of the steps that there are: {_FORMS}.")
+    if not any(step.table for step in steps):
+        raise _invalid(
+            f"A change with steps needs a step `{_MARK}batch TABLE by KEY`; without one, leave the lines out."
+        )
+    if undo is None and any(step.stage == "before" and not step.table for step in steps):
+        raise _invalid(
+            f"A change with a step `before` needs a last step `{_MARK}undo`, which takes it back: DROP TRIGGER, DROP "
+            "COLUMN and so on. A node runs it when the change is amended, or given up before its flip."
+        )
+    return ChangeSteps(tuple(steps), flip or "", undo or "")
 
 
-def own(opened: LibsqlDatabase) -> list[list[Row] | None]:
-    """Return all of the runtime's own rows and definitions, to compare them before and after a change. None stands for
-    a table that is gone."""
-    content: list[list[Row] | None] = []
-    for query in _OWN:
-        try:
-            content.append(opened.rows(query))
-        except ValueError:
-            # The table is gone.
-            content.append(None)
-    return content
+def bind(sql: str, after: int, upto: int) -> str:
+    """Return a batch's text with the keys in place of its parameters."""
+    values = dict(zip(PARAMETERS, (after, upto), strict=True))
+    pieces: list[str] = []
+    end = 0
+    for token in tokenize(sql):
+        if token.kind is TokenKind.PARAMETER and token.text in values:
+            pieces += (sql[end : token.start], f"({values[token.text]})")
+            end = token.end
+    return "".join(pieces) + sql[end:]
 
 
-def definitions(opened: LibsqlDatabase) -> list[DefinitionRow]:
-    """Return all that the schema has, but for what is SQLite's and the runtime's own."""
-    return opened.read(DefinitionRow, _SCHEMA)
+def statements(sql: str) -> list[SchemaStatement]:
+    """Return all statements of a change, in the order in which they run, but not those that undo it.
 
-
-def touched(texts: Iterable[str], schema: Iterable[DefinitionRow]) -> set[str]:
-    """Return the names of all tables whose rows or definitions the texts can change, in lower case, and other names.
-
-    A statement names what it changes, or fires a trigger that does. `schema`: the definitions before and after them.
+    Raises: SchemaChangeRefused, when one is incomplete.
     """
-    names = {name(token) for text in texts for token in tokenize(text)}
-    fired = [(row.name.lower(), row.tbl_name.lower(), row.sql if row.type == "trigger" else "") for row in schema]
-    while True:
-        # An index counts as its table.
-        reached = [item for item in fired if names & {item[0], item[1]}]
-        if not reached:
-            return names
-        fired = [item for item in fired if item not in reached]
-        names |= {table for _, table, _ in reached}
-        names |= {name(token) for _, _, sql in reached for token in tokenize(sql or "")}
+    steps = steps_of(sql)
+    return split(sql) if steps is None else split_all(steps.texts)
 
 
-def references(opened: LibsqlDatabase, names: Set[str]) -> dict[str, int]:
-    """Return the tables whose rows can violate a foreign key, once the tables of these names were changed: those
-    themselves, and those that refer to them; of each the number of its foreign keys."""
-    keys = opened.read(ReferenceRow, _FOREIGN_KEYS)
-    children = {key.child for key in keys if names & {key.child.lower(), key.parent.lower()}}
-    return {child: sum(key.child == child for key in keys) for child in sorted(children)}
+def split_all(texts: Iterable[str]) -> list[SchemaStatement]:
+    """Return the statements of these texts, of which some may be empty.
+
+    Raises: SchemaChangeRefused, when one is incomplete.
+    """
+    return [statement for text in texts if tokenize(text) for statement in split(text)]
 
 
-def orphans(opened: LibsqlDatabase, tables: Iterable[str] | None = None) -> str:
-    """Return how the rows of these tables, or of all, violate foreign keys, as a sentence; empty where they don't."""
-    first: ViolationRow | None = None
-    count = 0
-    checks = [""] if tables is None else [f"({quoted(table)})" for table in tables]
-    try:
-        for of in checks:
-            cursor = opened.connection.execute(f"PRAGMA foreign_key_check{of}")
-            # A few at a time: there may be as many as rows.
-            while rows := cursor.fetchmany(64):
-                first = first or ViolationRow._make(rows[0])
-                count += len(rows)
-    except ValueError as error:
-        return f"the foreign keys can't be checked: {error}."
-    if first is None:
-        return ""
-    lack = counted(count, "row has no parent", "rows have no parent")
-    return f"{lack}; the first is row {first.rowid} of {first.table}, which refers to {first.parent}."
+def _sections(sql: str) -> list[tuple[str, str]]:
+    """Return what each dividing line says, with the text below it. The first entry has no line, and the text above all.
+
+    Raises: SchemaChangeRefused, when a comment is nearly such a line.
+    """
+    found: list[tuple[str, str]] = []
+    directive, start = "", 0
+    for comment in line_comments(sql):
+        match = _DIRECTIVE.fullmatch(comment.text)
+        if match is None:
+            continue
+        if not comment.text.startswith(_MARK) or sql[: comment.start].rpartition("\n")[2].strip():
+            raise _invalid(f"{comment.text.strip()[:80]}: a step begins with a line `{_MARK}…` of its own.")
+        found.append((directive, sql[start : comment.start]))
+        directive, start = match[1].strip(), comment.end
+    return [*found, (directive, sql[start:])]
+
+
+def _filled(directive: str, text: str) -> str:
+    if not tokenize(text):
+        raise _invalid(f"There is no statement under `{_MARK}{directive}`.")
+    return text
+
+
+def _batch(stage: Stage, directive: str, tokens: list[SqlToken], text: str) -> ChangeStep:
+    names = [_identifier(token) for token in tokens]
+    if len(tokens) != 4 or word(tokens[2]) != "by" or not names[1] or not names[3]:
+        raise _invalid(f"`{_MARK}{directive}` must be `{_MARK}batch TABLE by KEY`.")
+    _filled(directive, text)
+    statement: list[SqlToken] = []
+    for token in [*tokenize(text), None]:
+        if token is not None and token.kind is not TokenKind.SEMICOLON:
+            statement.append(token)
+        elif statement:
+            _check_batch(directive, statement)
+            statement = []
+    return ChangeStep(stage, text, names[1], names[3])
+
+
+def _check_batch(directive: str, statement: list[SqlToken]) -> None:
+    if word(statement[0]) not in _BATCH_VERBS:
+        raise _invalid(
+            f"Under `{_MARK}{directive}` there can be INSERT, UPDATE, DELETE and REPLACE, and not "
+            f"{statement[0].text[:40].upper()}."
+        )
+    parameters = {token.text for token in statement if token.kind is TokenKind.PARAMETER}
+    if parameters != set(PARAMETERS):
+        raise _invalid(
+            f"Each statement under `{_MARK}{directive}` must say which rows are its own by :after and :upto, as in "
+            "`WHERE KEY > :after AND KEY <= :upto`, and can have no other parameter."
+        )
+
+
+def _identifier(token: SqlToken) -> str:
+    """Return the name that a token is, as it is written; empty if the token isn't a name."""
+    if token.kind is TokenKind.NAME:
+        return token.text
+    if token.kind is TokenKind.QUOTED:
+        inner = token.text[1:-1]
+        return inner if token.text[0] == "[" else inner.replace(token.text[0] * 2, token.text[0])
+    return ""
+
+
+def _invalid(message: str) -> SchemaChangeRefused:
+    return SchemaChangeRefused("schema_invalid", message)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_runtime.sql import database, schema_change
+from edge_runtime.sql import database, run_change, schema, schema_change
 from edge_runtime.sql.access import AccessRules
 
 
@@ -75,22 +75,22 @@ CHANGES = [
 @pytest.mark.parametrize("sql", CHANGES)
 def test_a_schema_change_is_refused(access_rules, sql):
     opened, closed = access_rules
-    before = schema_change.own(opened)
+    before = schema.own(opened)
     opened.rows("BEGIN")
     try:
         opened.rows("CREATE TABLE items (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT)")
         with pytest.raises(schema_change.SchemaChangeRefused) as refused:
-            schema_change.run(opened, closed, sql)
+            run_change.run_statements(opened, closed, sql)
         assert refused.value.code in ("schema_closed", "schema_not_allowed")
         # The same among others: nothing is run before all are looked at.
         with pytest.raises(schema_change.SchemaChangeRefused):
-            schema_change.run(opened, closed, f"CREATE TABLE before (x); {sql}; CREATE TABLE after (x)")
+            run_change.run_statements(opened, closed, f"CREATE TABLE before (x); {sql}; CREATE TABLE after (x)")
         assert opened.in_transaction
         if "temp.t" not in sql:
             assert not opened.rows("SELECT * FROM pragma_table_list WHERE name = 'before'")
     finally:
         opened.rollback()
-    assert schema_change.own(opened) == before
+    assert schema.own(opened) == before
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_an_ordinary_schema_change_runs(access_rules, sql):
     opened, closed = access_rules
     opened.rows("BEGIN")
     try:
-        schema_change.run(opened, closed, sql)
+        run_change.run_statements(opened, closed, sql)
     finally:
         opened.rollback()
 
@@ -128,8 +128,8 @@ def test_a_change_that_got_through_to_the_runtimes_tables_is_seen(access_rules):
         "ALTER TABLE _skerry_changes ADD COLUMN x TEXT",
         "DROP TABLE _skerry_functions",
     ):
-        before = schema_change.own(opened)
+        before = schema.own(opened)
         opened.rows("BEGIN")
         opened.rows(sql)
-        assert schema_change.own(opened) != before, sql
+        assert schema.own(opened) != before, sql
         opened.rollback()

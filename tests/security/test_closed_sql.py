@@ -4,7 +4,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.sql import database, schema_change
+from edge_runtime.sql import database, schema
 from edge_runtime.sql.access import AccessDenied, AccessRules, examine
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.tokenizer import tokenize
@@ -39,7 +39,7 @@ def db(tmp_path_factory):
 
 
 def state(db):
-    return schema_change.own(db.database), db.database.rows("SELECT * FROM sqlite_sequence")
+    return schema.own(db.database), db.database.rows("SELECT * FROM sqlite_sequence")
 
 
 SPELLINGS = [
@@ -275,11 +275,11 @@ STATEMENTS = st.sampled_from(
 @given(STATEMENTS, SOURCES, st.sampled_from(["read", "write"]))
 @settings(max_examples=examples(100))
 def test_no_composition_reads_or_changes_what_is_the_runtimes(db, statement, source, grant):
-    before = schema_change.own(db.database)
+    before = schema.own(db.database)
     call = db.new(grant)
     answer = ask(call, statement.format(source))
     call.rollback()
-    assert schema_change.own(db.database) == before
+    assert schema.own(db.database) == before
     # Not every one is an error: what SQLite leaves out of the program, since nothing asks for it, is not touched.
     assert SECRET not in str(answer)
     if "error" not in answer:

@@ -85,7 +85,8 @@ PURE = (
     *("edge_runtime.web.routes", "edge_runtime.web.site_policy", "edge_runtime.disk_space"),
     *("edge_runtime.token_bucket", "edge_runtime.cli.doctor.running_node"),
     *("edge_runtime.ipc.call_head", "edge_runtime.ipc.http_messages", "edge_runtime.guests.http_json"),
-    *("edge_runtime.sql.change_steps", "edge_runtime.sql.tokenizer", "edge_runtime.sql.values"),
+    *("edge_runtime.sql.allowed_names", "edge_runtime.sql.schema_change", "edge_runtime.sql.tokenizer"),
+    *("edge_runtime.sql.values", "edge_runtime.oneshot.change_effects"),
 )
 """Rules over values: what they decide can be tested without anything that runs."""
 IO = {

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from control.protocol import wire
-from edge_runtime.children import applier
+from edge_runtime.children import release_transaction
 from edge_runtime.errors import SyncFailed
-from edge_runtime.sql import database, schema_record
+from edge_runtime.sql import database, schema
 from edge_runtime.sql.call_sql import CallSql, Session, StaleRelease
 from tests.guests.build import guest
 from tests.guests.version import version
@@ -48,8 +48,8 @@ def aot(tmp_path_factory):
 
 
 def apply(opened, made, functions=()):
-    inventory = applier.prepare(opened, made, list(functions))
-    applier.commit(opened)
+    inventory = release_transaction.prepare(opened, made, list(functions))
+    release_transaction.commit(opened)
     return inventory
 
 
@@ -57,7 +57,7 @@ def refused(opened, made, functions=()):
     """The error of a plan that can't be followed, after which the file is as it was, and can be written."""
     before = dump(opened)
     with pytest.raises(SyncFailed) as failed:
-        applier.prepare(opened, made, list(functions))
+        release_transaction.prepare(opened, made, list(functions))
     assert not opened.in_transaction
     assert dump(opened) == before
     opened.lock.acquire()
@@ -77,10 +77,10 @@ def dump(opened):
 def test_a_release_is_seen_whole_after_its_commit(opened, reader):
     functions = [local("f", b"one", sql="read"), local("g", b"two", config={"A": "é\n"}, version=7)]
     made = plan(2**61, changes([ITEMS, SEED]), functions)
-    inventory = applier.prepare(opened, made, functions)
+    inventory = release_transaction.prepare(opened, made, functions)
     assert database.read_release(reader) is None
     assert reader.rows("SELECT name FROM sqlite_schema WHERE name = 'items'") == []
-    applier.commit(opened)
+    release_transaction.commit(opened)
     stored = database.stored(reader)
     assert stored.inventory == inventory
     assert inventory.schema_version == 2
@@ -127,8 +127,8 @@ def test_a_plan_that_was_applied_already_is_applied_again(opened):
     assert apply(opened, made, [FUNCTION]) == first
     assert opened.rows("SELECT count(*) FROM items") == [(3,)]
     assert apply(opened, plan(1, changes([ITEMS, SEED, "CREATE TABLE more (x)"])), []).schema_version == 3
-    assert schema_record.is_recorded(opened)
-    assert schema_record.differences(opened) == ([], [], [])
+    assert schema.is_recorded(opened)
+    assert schema.differences(opened) == ([], [], [])
 
 
 def test_a_change_that_was_amended_after_the_file_had_it_stays(opened):
@@ -266,9 +266,9 @@ def test_calls_read_the_old_release_while_one_is_prepared_and_find_the_new_one_o
         call.commit()
     running = CallSql(session, "read", 1)
     ask(running, "SELECT 1")
-    applier.prepare(opened, plan(2, changes(["ALTER TABLE items ADD COLUMN more"], 3)), [])
+    release_transaction.prepare(opened, plan(2, changes(["ALTER TABLE items ADD COLUMN more"], 3)), [])
     assert ask(running, "SELECT * FROM items LIMIT 1")["columns"] == ["id", "name"]
-    applier.commit(opened)
+    release_transaction.commit(opened)
     assert ask(running, "SELECT * FROM items LIMIT 1")["columns"] == ["id", "name"]
     running.commit()
     with pytest.raises(StaleRelease):

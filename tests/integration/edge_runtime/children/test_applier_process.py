@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from control.protocol import wire
-from edge_runtime.children import applier
+from edge_runtime.children import release_transaction
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sql import database
@@ -28,10 +28,10 @@ FIRST = ["CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL)", "INS
 
 CHILD = may_be_forked("""
 import os, socket, sys
-from edge_runtime.children import applier, change_failures
+from edge_runtime.children import applier, apply_changes
 from edge_runtime.ipc import frames
 from edge_runtime.sandbox import fence
-change_failures.HEAP_BYTES = int(os.environ.get("HEAP", change_failures.HEAP_BYTES))
+apply_changes.HEAP_BYTES = int(os.environ.get("HEAP", apply_changes.HEAP_BYTES))
 fence.FILE_BYTES = int(os.environ.get("FILE", fence.FILE_BYTES))
 applier.serve(socket.socket(fileno=int(sys.argv[1])), None, 0, frames.ChildSettings(sys.argv[2], "NORMAL"))
 """)
@@ -83,8 +83,8 @@ class Applier:
 def state(tmp_path):
     (tmp_path / "db").mkdir()
     with database.connect(tmp_path / "db" / "skerry.db", foreign_keys=False) as made:
-        applier.prepare(made, plan(1, changes(FIRST)), [])
-        applier.commit(made)
+        release_transaction.prepare(made, plan(1, changes(FIRST)), [])
+        release_transaction.commit(made)
     return tmp_path
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from control.protocol import faults
-from edge_runtime.children import applier, stepwise
+from edge_runtime.children import apply_changes, release_transaction
 from edge_runtime.ipc import frames
-from edge_runtime.sql import batches, database
+from edge_runtime.sql import database, run_change
 from tests.support.plans import changes, plan
 
 PHOTOS = "CREATE TABLE photos (id INTEGER PRIMARY KEY, seen INTEGER NOT NULL DEFAULT 0, photo BLOB NOT NULL)"
@@ -27,8 +27,8 @@ def test_the_first_batch_is_a_row_and_the_next_at_most_twice_as_many(
     (tmp_path / "db").mkdir()
     done = [0]
     with database.connect(tmp_path / "db" / "skerry.db", "FULL", foreign_keys=False) as opened:
-        applier.prepare(opened, plan(1, changes([PHOTOS, FILL])), [])
-        applier.commit(opened)
+        release_transaction.prepare(opened, plan(1, changes([PHOTOS, FILL])), [])
+        release_transaction.commit(opened)
 
         def reach(point: str) -> None:
             if point == "edge.batch.after":
@@ -36,8 +36,8 @@ def test_the_first_batch_is_a_row_and_the_next_at_most_twice_as_many(
 
         monkeypatch.setattr(faults, "reach", reach)
         # Nobody begins the log anew here, for which a batch waits.
-        monkeypatch.setattr(batches, "LOG_WAIT", 0.01)
-        stepwise.advance(opened, frames.Advance(plan(2, changes([SEEN], 3)), 1, []), lambda _: None)
+        monkeypatch.setattr(run_change, "LOG_WAIT", 0.01)
+        apply_changes.advance(opened, frames.Advance(plan(2, changes([SEEN], 3)), 1, []), lambda _: None)
     sizes = [after - before for before, after in itertools.pairwise(done)]
     assert sizes[0] == 1
     assert all(size <= 2 * before for before, size in itertools.pairwise(sizes)), sizes

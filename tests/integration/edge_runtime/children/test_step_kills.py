@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from edge_runtime import wal
-from edge_runtime.children import applier
+from edge_runtime.children import release_transaction
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sql import database
 from tests.integration.edge_runtime.children.test_applier_process import CHILD, ROOT
-from tests.integration.edge_runtime.children.test_stepwise import ADDED, FILL, ITEMS, ROWS
+from tests.integration.edge_runtime.children.test_apply_changes import ADDED, FILL, ITEMS, ROWS
 from tests.support.deadlines import scaled
 from tests.support.plans import changes, plan
 
@@ -68,8 +68,8 @@ def test_killed_around_the_commit_of_a_batch_no_row_is_changed_twice(state: Path
     order = frames.Advance(plan(2, changes([ADDED], 3)), 1)
     done = []
     with database.connect(state / wal.FILE, "FULL", foreign_keys=False) as opened:
-        applier.prepare(opened, plan(1, changes([ITEMS, FILL])), [])
-        applier.commit(opened)
+        release_transaction.prepare(opened, plan(1, changes([ITEMS, FILL])), [])
+        release_transaction.commit(opened)
         for point in ("before", "after") * 2:
             assert killed_at(state, point, order)
             (changed,) = opened.rows("SELECT sum(amount > 1000000) FROM items")[0]
@@ -88,8 +88,8 @@ def test_killed_anywhere_each_row_is_changed_once_beside_writers(state: Path) ->
     rows = 40_000
     with database.connect(path, "FULL", foreign_keys=False) as made:
         fill = FILL.replace(str(ROWS), str(rows))
-        applier.prepare(made, plan(1, changes([ITEMS, fill, "CREATE TABLE log (n INTEGER)"])), [])
-        applier.commit(made)
+        release_transaction.prepare(made, plan(1, changes([ITEMS, fill, "CREATE TABLE log (n INTEGER)"])), [])
+        release_transaction.commit(made)
     chance = random.Random(4)
     stop = threading.Event()
     written: list[int] = []

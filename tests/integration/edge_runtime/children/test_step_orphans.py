@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.children import applier, stepwise
+from edge_runtime.children import apply_changes, release_transaction
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.sql import database
@@ -37,9 +37,9 @@ LOST = "After the steps of schema change 2 .*1 row has no parent"
 
 def flip(opened: LibsqlDatabase, texts: list[str], version: int) -> None:
     made = plan(version, changes(texts, version))
-    stepwise.advance(opened, frames.Advance(made, 1, []), lambda _: None)
-    applier.prepare(opened, made, [])
-    applier.commit(opened)
+    apply_changes.advance(opened, frames.Advance(made, 1, []), lambda _: None)
+    release_transaction.prepare(opened, made, [])
+    release_transaction.commit(opened)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_steps_after_a_flip_that_leave_rows_without_a_parent(tmp_path: Path, ste
                 with pytest.raises(
                     SyncFailed, match=r"After the steps of schema change 2 .*1 row has no parent"
                 ) as told:
-                    stepwise.finish(opened, lambda _: None)
+                    apply_changes.finish(opened, lambda _: None)
                 assert told.value.code == "foreign_key_violation"
-            assert stepwise.stored(opened)
+            assert apply_changes.stored_steps(opened)
             opened.rows("DELETE FROM parts")
-        stepwise.finish(opened, lambda _: None)
-        assert stepwise.stored(opened) == []
+        apply_changes.finish(opened, lambda _: None)
+        assert apply_changes.stored_steps(opened) == []

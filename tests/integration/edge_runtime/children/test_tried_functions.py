@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_runtime.children import applier, probe_call
+from edge_runtime.children import probe_call, release_transaction
 from edge_runtime.children.probe_call import TriedFunctions
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests import guest as guests
@@ -57,7 +57,7 @@ def probed(aot: Path, name: str = "f", probe: bool = True) -> LocalFunction:
 
 def apply(opened: LibsqlDatabase, functions: list[LocalFunction], tried: TriedFunctions, secret: str = "one") -> None:
     secrets = {function.name: {"KEY": secret} for function in functions}
-    applier.prepare(opened, plan(1, [], functions), functions, secrets, tried=tried)
+    release_transaction.prepare(opened, plan(1, [], functions), functions, secrets, tried=tried)
 
 
 def test_a_function_is_loaded_once_for_its_trial_and_its_probe(opened, aot, loads):

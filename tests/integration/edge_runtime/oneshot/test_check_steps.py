@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.oneshot.check_schema import RegisteredChange, SchemaCheckRequest, check
-from tests.integration.edge_runtime.children.test_stepwise import ADDED, ANEW, ITEMS, TOTALS
+from tests.integration.edge_runtime.children.test_apply_changes import ADDED, ANEW, ITEMS, TOTALS
 
 
 def checked(sql: str, *earlier: str, amends: str | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from edge_runtime.errors import SyncFailed
 from tests.guests.build import guest
-from tests.integration.edge_runtime.children.test_stepwise import ADDED, ANEW, FILL, ITEMS, ROWS, TOTALS
+from tests.integration.edge_runtime.children.test_apply_changes import ADDED, ANEW, FILL, ITEMS, ROWS, TOTALS
 from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
 

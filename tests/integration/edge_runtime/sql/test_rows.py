@@ -6,7 +6,7 @@ from typing import NamedTuple, get_type_hints
 
 import pytest
 
-from edge_runtime.sql import database, queries, schema_record
+from edge_runtime.sql import database, queries, schema
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.values import Value
@@ -54,7 +54,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibsqlDatabase]
         opened.rows(load("write_release"), ("release-1", 1, "1", "2026-01-01"))
         opened.rows(load("insert_change"), (1, 1, "0" * 64, "first", "2026-01-01"))
         opened.rows(load("insert_function"), ("f", 1, "0" * 64, "{}", "0" * 64))
-        schema_record.record(opened)
+        schema.record(opened)
         opened.rows(load("make_steps"))
         opened.rows(load("insert_step"), (1, 1, "first", "0" * 64, "before", "parent", "a", "SELECT 1"))
         yield opened

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge_runtime.sql.schema_change import SchemaChangeRefused, normal, split
+from edge_runtime.sql.schema import normal
+from edge_runtime.sql.schema_change import SchemaChangeRefused, split
 from edge_runtime.sql.tokenizer import TokenKind, name, tokenize, without_values
 
 SOUP = [

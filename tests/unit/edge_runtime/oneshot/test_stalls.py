@@ -2,8 +2,8 @@
 
 import pytest
 
-from edge_runtime.sql import schema_change, unrolled_change
-from edge_runtime.sql.stalls import find
+from edge_runtime.oneshot.change_effects import at_once, find_stalls
+from edge_runtime.sql import schema_change
 
 BEFORE = {"items": {}, "parts": {}}
 
@@ -57,7 +57,7 @@ BEFORE = {"items": {}, "parts": {}}
     ],
 )
 def test_statements_with_a_time_for_each_row(sql: str, found: list[tuple[str, str]]) -> None:
-    stalls = find(schema_change.split(sql), BEFORE, {})
+    stalls = find_stalls(schema_change.split(sql), BEFORE, {})
     assert [(stall.table, stall.message) for stall in stalls] == found
     assert all(0.1 < stall.us < 10 for stall in stalls)
 
@@ -69,7 +69,7 @@ def test_what_is_in_batches_or_undoes_does_not_count() -> None:
         "-- skerry: flip\nCREATE INDEX totals ON items (total);\n"
         "-- skerry: undo\nALTER TABLE items DROP COLUMN total;"
     )
-    assert [stall.message for stall in find(unrolled_change.at_once(sql), BEFORE, {})] == ["an index on items is built"]
+    assert [stall.message for stall in find_stalls(at_once(sql), BEFORE, {})] == ["an index on items is built"]
 
 
 @pytest.mark.parametrize(("emptied", "found"), [("Old", []), ("parts", ["the table items is dropped"])])
@@ -79,7 +79,7 @@ def test_an_emptied_table_is_dropped_at_once(emptied: str, found: list[str]) -> 
         f"-- skerry: batch {emptied} by id\nDELETE FROM {emptied} WHERE id > :after AND id <= :upto;\n"
         "-- skerry: after\nDROP TABLE old;"
     )
-    assert [stall.message for stall in find(unrolled_change.at_once(sql), BEFORE, {})] == found
+    assert [stall.message for stall in find_stalls(at_once(sql), BEFORE, {})] == found
 
 
 @pytest.mark.parametrize(
@@ -92,5 +92,5 @@ def test_an_emptied_table_is_dropped_at_once(emptied: str, found: list[str]) -> 
     ],
 )
 def test_the_check_of_foreign_keys(sql: str, references: dict[str, int], found: list[tuple[str, float]]) -> None:
-    stalls = find(schema_change.split(sql), BEFORE, references)
+    stalls = find_stalls(schema_change.split(sql), BEFORE, references)
     assert [(stall.table, stall.us) for stall in stalls if "foreign keys" in stall.message] == found

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_runtime.sql.losses import find
+from edge_runtime.oneshot.change_effects import find_losses
 from edge_runtime.sql.schema_change import split
 
 BEFORE = {"books": {"id": "INTEGER", "title": "TEXT", "year": "INTEGER"}, "log": {"x": ""}}
@@ -14,7 +14,7 @@ BATCH = "WHERE id > :after AND id <= :upto"
 
 
 def found(sql, after=None):
-    return [(loss.table, loss.message) for loss in find(split(sql), BEFORE, after or BEFORE, {"books": "id"})]
+    return [(loss.table, loss.message) for loss in find_losses(split(sql), BEFORE, after or BEFORE, {"books": "id"})]
 
 
 @pytest.mark.parametrize(

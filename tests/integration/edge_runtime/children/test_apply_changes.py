@@ -10,10 +10,10 @@ import pytest
 
 from control.protocol import wire
 from edge_runtime import wal
-from edge_runtime.children import applier, stepwise
+from edge_runtime.children import apply_changes, release_transaction
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.sql import batches, database, schema_change, schema_record
+from edge_runtime.sql import database, run_change, schema, schema_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.call_sql import CallSql
 from edge_runtime.sql.database import LibsqlDatabase
@@ -85,28 +85,28 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(path: Path) -> Iterator[LibsqlDatabase]:
     with database.connect(path, "FULL", foreign_keys=False) as made:
-        applier.prepare(made, plan(1, changes([ITEMS, FILL])), [])
-        applier.commit(made)
+        release_transaction.prepare(made, plan(1, changes([ITEMS, FILL])), [])
+        release_transaction.commit(made)
         yield made
 
 
 def advance(opened: LibsqlDatabase, made: wire.Plan, serving: Any = ()) -> list[str]:
     said: list[str] = []
-    stepwise.advance(opened, frames.Advance(made, 1, list(serving)), said.append)
+    apply_changes.advance(opened, frames.Advance(made, 1, list(serving)), said.append)
     return said
 
 
 def flip(opened: LibsqlDatabase, made: wire.Plan) -> None:
-    applier.prepare(opened, made, [])
-    applier.commit(opened)
+    release_transaction.prepare(opened, made, [])
+    release_transaction.commit(opened)
 
 
 def steps(opened: LibsqlDatabase) -> list[tuple[int, int, str]]:
-    return [(row.number, row.step, row.stage) for row in stepwise.stored(opened)]
+    return [(row.number, row.step, row.stage) for row in apply_changes.stored_steps(opened)]
 
 
-def schema(opened: LibsqlDatabase) -> set[str]:
-    return {name for _, name in schema_record.definitions(opened)}
+def names(opened: LibsqlDatabase) -> set[str]:
+    return {name for _, name in schema.digests(opened)}
 
 
 def test_a_column_is_filled_under_the_release_that_serves(opened: LibsqlDatabase, path: Path) -> None:
@@ -120,9 +120,9 @@ def test_a_column_is_filled_under_the_release_that_serves(opened: LibsqlDatabase
         assert any(text.startswith("items: ") for text in said)
         # All is there but the flip: the old release goes on with it, and guests can't reach what the runtime keeps.
         assert opened.rows("SELECT count(*), sum(total = amount * 2) FROM items") == [(ROWS + 1, ROWS + 1)]
-        assert "totals" not in schema(opened)
+        assert "totals" not in names(opened)
         assert database.inventory(opened).schema_version == 2
-        assert schema_record.differences(opened) == ([], [], [])
+        assert schema.differences(opened) == ([], [], [])
         call = CallSql(session, "write", 1)
         assert ask(call, "UPDATE items SET amount = 5 WHERE id = 1 RETURNING total")["changes"] == 1
         assert ask(call, "INSERT INTO items (amount) VALUES (7)")["changes"] == 1
@@ -131,7 +131,7 @@ def test_a_column_is_filled_under_the_release_that_serves(opened: LibsqlDatabase
     assert advance(opened, made) == []
     flip(opened, made)
     assert opened.rows("SELECT count(*), sum(total = amount * 2) FROM items") == [(ROWS + 2, ROWS + 2)]
-    assert schema(opened) == {"items", "totals"}
+    assert names(opened) == {"items", "totals"}
     assert database.inventory(opened).schema_version == 3
     assert steps(opened) == []
     assert opened.rows("PRAGMA legacy_alter_table") == [(0,)]
@@ -140,7 +140,7 @@ def test_a_column_is_filled_under_the_release_that_serves(opened: LibsqlDatabase
 def test_a_step_whose_log_stays_long_fails_and_is_gone_on_from(
     opened: LibsqlDatabase, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "FULL_WAIT", 0.05)
+    monkeypatch.setattr(run_change, "FULL_WAIT", 0.05)
     made = plan(2, changes([ADDED], 3))
     # No checkpointer is there, and a batch needs more than the half.
     opened.wal_limit = 2 * wal.committed(path)
@@ -164,7 +164,7 @@ def test_a_table_is_made_anew_and_the_old_one_emptied_behind_the_flip(opened: Li
     opened.rows("UPDATE items SET id = 5000 WHERE id = 3")
     flip(opened, made)
     assert steps(opened) == [(4, 3, "after"), (4, 4, "after")]
-    assert "items_old" in schema(opened)
+    assert "items_old" in names(opened)
     assert opened.rows("SELECT id, amount, state FROM items WHERE id < 5 OR id > 3000") == [
         (2, 99, "open"),
         (4, 4, "open"),
@@ -172,10 +172,10 @@ def test_a_table_is_made_anew_and_the_old_one_emptied_behind_the_flip(opened: Li
     ]
     assert opened.rows("SELECT count(*), min(state) FROM large") == [(ROWS - 9, "open")]
     assert opened.rows("PRAGMA foreign_key_list(parts)")[0][2] == "items"
-    stepwise.finish(opened, lambda _: None)
+    apply_changes.finish(opened, lambda _: None)
     assert steps(opened) == []
-    assert schema(opened) == {"items", "large", "parts"}
-    assert schema_record.differences(opened) == ([], [], [])
+    assert names(opened) == {"items", "large", "parts"}
+    assert schema.differences(opened) == ([], [], [])
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -189,10 +189,10 @@ def test_what_did_not_run_ahead_runs_in_the_flip(opened: LibsqlDatabase, later: 
         assert advance(opened, made) == []
     flip(opened, made)
     assert opened.rows("SELECT count(*), sum(total = amount * 2) FROM items") == [(ROWS, ROWS)]
-    assert {"items", "totals"} <= schema(opened)
-    assert "items_new" not in schema(opened)
-    stepwise.finish(opened, lambda _: None)
-    assert "items_old" not in schema(opened)
+    assert {"items", "totals"} <= names(opened)
+    assert "items_new" not in names(opened)
+    apply_changes.finish(opened, lambda _: None)
+    assert "items_old" not in names(opened)
     assert steps(opened) == []
 
 
@@ -207,7 +207,7 @@ def test_the_steps_behind_a_flip_come_before_the_next_change(opened: LibsqlDatab
 @pytest.mark.parametrize("how", ["amended", "amended without steps", "given up", "given up in advance"])
 def test_a_change_that_is_amended_or_given_up_is_undone(opened: LibsqlDatabase, how: str) -> None:
     advance(opened, plan(2, changes([TOTALS], 3)))
-    assert "items_total_ai" in schema(opened)
+    assert "items_total_ai" in names(opened)
     if how == "amended":
         made = plan(3, changes([TOTALS.replace("* 2", "* 3")], 3, revision=2))
         advance(opened, made)
@@ -217,7 +217,7 @@ def test_a_change_that_is_amended_or_given_up_is_undone(opened: LibsqlDatabase, 
         return
     if how == "amended without steps":
         flip(opened, plan(3, changes(["ALTER TABLE items ADD COLUMN total INTEGER"], 3, revision=2)))
-        assert schema(opened) == {"items"}
+        assert names(opened) == {"items"}
         assert opened.rows("SELECT count(total) FROM items") == [(0,)]
     elif how == "given up":
         flip(opened, plan(3, [], floor=2))
@@ -229,7 +229,7 @@ def test_a_change_that_is_amended_or_given_up_is_undone(opened: LibsqlDatabase, 
         assert opened.rows("SELECT min(amount), max(amount) FROM items") == [(1_000_001, 1_000_000 + ROWS)]
         return
     assert steps(opened) == []
-    assert schema_record.differences(opened) == ([], [], [])
+    assert schema.differences(opened) == ([], [], [])
 
 
 def test_a_step_that_the_serving_release_cannot_live_with_is_undone(opened: LibsqlDatabase, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_step_that_the_serving_release_cannot_live_with_is_undone(opened: Libs
     said = "After schema change 3 (change 3, revision 2), step 1 of 4 (before), under the release that serves"
     assert said in failed.value.message
     # The first revision is undone, and of the second there is nothing yet.
-    assert schema(opened) == {"items"}
+    assert names(opened) == {"items"}
 
 
 @pytest.mark.parametrize(
@@ -273,8 +273,8 @@ def test_a_node_that_knows_no_steps_changes_nothing(opened: LibsqlDatabase) -> N
     opened.rows("BEGIN")
     for sql in (TOTALS, ANEW, ADDED):
         with pytest.raises(schema_change.SchemaChangeRefused, match="has a parameter"):
-            schema_change.run(opened, AccessRules.read(opened), sql)
-    assert schema(opened) == {"items"}
+            run_change.run_statements(opened, AccessRules.read(opened), sql)
+    assert names(opened) == {"items"}
 
 
 @pytest.mark.parametrize("keys", ["rowid", "text"])
@@ -298,8 +298,8 @@ def test_another_program_that_holds_the_database_is_told_as_that(opened: LibsqlD
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(SyncFailed, match="database is locked") as failed:
-            stepwise.advance(opened, order, lambda _: None)
+            apply_changes.advance(opened, order, lambda _: None)
         assert failed.value.code == "database_held"
         other.stdin.close()
         other.wait(scaled(60))
-    stepwise.advance(opened, order, lambda _: None)
+    apply_changes.advance(opened, order, lambda _: None)

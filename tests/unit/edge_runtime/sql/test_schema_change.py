@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.sql.change_steps import ChangeStep, StepsInvalid, bind, parse
+from edge_runtime.sql.schema_change import ChangeStep, SchemaChangeRefused, bind, steps_of
 
 WHOLE = """
 -- Totals, for the reports.
@@ -26,7 +26,7 @@ BATCH = "-- skerry: batch t by k\nDELETE FROM t WHERE k > :after AND k <= :upto;
 
 
 def test_the_steps_of_a_change() -> None:
-    found = parse(WHOLE)
+    found = steps_of(WHOLE)
     assert found is not None
     first, batch, emptied, last = found.steps
     assert (first.stage, first.table, "CREATE TRIGGER ai" in first.sql) == ("before", "", True)
@@ -53,7 +53,7 @@ def test_the_steps_of_a_change() -> None:
     ],
 )
 def test_a_change_without_such_lines_has_none(sql: str) -> None:
-    assert parse(sql) is None
+    assert steps_of(sql) is None
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_a_change_without_such_lines_has_none(sql: str) -> None:
     ],
 )
 def test_what_cannot_be_is_said(sql: str, says: str) -> None:
-    with pytest.raises(StepsInvalid, match=says.replace("(", r"\(")):
-        parse(sql)
+    with pytest.raises(SchemaChangeRefused, match=says.replace("(", r"\(")):
+        steps_of(sql)
 
 
 def test_the_keys_of_a_batch_are_put_into_its_text() -> None:
@@ -93,7 +93,7 @@ def test_the_keys_of_a_batch_are_put_into_its_text() -> None:
 @given(st.lists(st.sampled_from(["-- skerry: ", "before", "batch t by k", "flip", "undo", "\n", "'", "/*", ";", " 1"])))
 def test_any_text_is_read_or_refused(pieces: list[str]) -> None:
     try:
-        found = parse("".join(pieces))
-    except StepsInvalid:
+        found = steps_of("".join(pieces))
+    except SchemaChangeRefused:
         return
     assert found is None or any(step.table for step in found.steps)

@@ -1,25 +1,33 @@
-"""Runs a step of a schema change in batches: each in a transaction of its own, together with its progress.
+"""Runs a schema change: its statements, its steps in batches, or the whole change in one transaction.
 
-So a process that is killed anywhere goes on where it was, and no row is changed twice. Writers take turns with the
-batches: the writer lock is held for a few milliseconds, and then let go for as long.
+A step in batches has a transaction for each batch, which has the step's progress, too. So a process that is killed
+anywhere continues where it was, and no row is changed twice. Writers take turns with the batches: the writer lock is
+held for a few milliseconds, and then released for as long.
 """
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from control.protocol import faults
 from edge_runtime import wal
-from edge_runtime.sql import change_steps, schema_change
+from edge_runtime.sql import schema_change
 from edge_runtime.sql.access import AccessRules
-from edge_runtime.sql.change_steps import ROWIDS, ChangeStep
 from edge_runtime.sql.database import LibsqlDatabase
+from edge_runtime.sql.libsql_connection import is_panic
 from edge_runtime.sql.queries import ColumnRow, NameRow, StepRow, load
-from edge_runtime.sql.schema_change import SchemaChangeRefused, SchemaStatement
-from edge_runtime.sql.session import failed_commit
-from edge_runtime.sql.shortages import code_of_shortage
+from edge_runtime.sql.schema_change import ROWIDS, ChangeStep, ChangeSteps, SchemaChangeRefused, SchemaStatement, Stage
+from edge_runtime.sql.session import code_of_error, failed_commit
 from edge_runtime.sql.tokenizer import quoted, tokenize
 
+SHORTAGES: Final = {
+    "disk_full": "disk_full",
+    "disk_failed": "disk_failed",
+    "sql_disk_limit": "apply_disk_limit",
+    "sql_out_of_memory": "apply_out_of_memory",
+}
+"""The codes of a release that lacked something, by those of the statement's error."""
 HELD: Final = 0.005
 """Seconds for which a batch is to hold the writer lock: the number of its rows follows the time that the last one
 took. What it has written, the next writer's COMMIT must have synced."""
@@ -41,6 +49,7 @@ most."""
 FULL_WAIT: Final = 30.0
 """Seconds that a step waits while the log has half of its limit or more; then it fails."""
 
+_TEMPORARY: Final = load("temporary")
 _START: Final = load("start_step")
 _MOVE: Final = load("move_step")
 _END: Final = load("end_step")
@@ -48,7 +57,82 @@ _KEYS: Final = load("integer_keys")
 _COLUMNS: Final = load("columns")
 
 
-def whole(
+def run(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> None:
+    """Run a whole change, with its steps, in the transaction that is open.
+
+    Raises: SchemaChangeRefused, when a statement is refused or fails; the transaction may have ended then.
+    """
+    steps = schema_change.steps_of(sql)
+    if steps is None:
+        run_statements(opened, access_rules, sql)
+        return
+    _run_stage(opened, access_rules, steps, "before")
+    with renaming_alone(opened):
+        _run_text(opened, access_rules, steps.flip)
+    _run_stage(opened, access_rules, steps, "after")
+
+
+def run_and_undo(opened: LibsqlDatabase, access_rules: AccessRules, steps: ChangeSteps) -> None:
+    """Run the steps before the flip, and what undoes them, in the transaction that is open.
+
+    Raises: SchemaChangeRefused, when a statement is refused or fails.
+    """
+    _run_stage(opened, access_rules, steps, "before")
+    _run_text(opened, access_rules, steps.undo)
+
+
+@contextlib.contextmanager
+def renaming_alone(opened: LibsqlDatabase) -> Iterator[None]:
+    """For the block, have a table that takes another table's name leave alone what refers to that name: that is how a
+    change with steps exchanges tables."""
+    opened.rows("PRAGMA legacy_alter_table = ON")
+    try:
+        yield
+    finally:
+        opened.rows("PRAGMA legacy_alter_table = OFF")
+
+
+def run_statements(
+    opened: LibsqlDatabase, access_rules: AccessRules, sql: str, begins: Callable[[str], None] = lambda _: None
+) -> None:
+    """Run statements of a schema change in the transaction that is open. `begins` is called with each before it runs.
+
+    Raises: SchemaChangeRefused, when one is refused or fails; the transaction may have ended then. Where it lacked room
+    or memory, the code is one of `SHORTAGES`.
+    """
+    statements = schema_change.split(sql)
+    for statement in statements:
+        schema_change.check(statement, access_rules.functions, access_rules.modules)
+    for statement in statements:
+        begins(statement.sql)
+        try:
+            cursor = opened.connection.execute(statement.sql)
+            while cursor.fetchmany(64):
+                pass
+        except ValueError as error:
+            code = code_of_shortage(opened, error) or "schema_invalid"
+            raise SchemaChangeRefused(code, f"{error}.", statement.sql) from None
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise SchemaChangeRefused(
+                "schema_invalid", "It selects a TEXT that is not valid UTF-8.", statement.sql
+            ) from None
+        if opened.rows(_TEMPORARY):
+            raise SchemaChangeRefused(
+                "schema_not_allowed",
+                "Temporary tables, views and triggers are refused: none would stay.",
+                statement.sql,
+            )
+
+
+def code_of_shortage(opened: LibsqlDatabase, error: ValueError) -> str:
+    """Return the code if an error of SQLite means that room or memory was lacking, or that the disk fails; an empty
+    string for any other error."""
+    return SHORTAGES.get(code_of_error(opened, error, ""), "")
+
+
+def run_step_at_once(
     opened: LibsqlDatabase,
     access_rules: AccessRules,
     step: ChangeStep,
@@ -63,10 +147,12 @@ def whole(
     statements = _statements(access_rules, step.sql)
     # Without rows too: a statement that can't be is found out.
     for statement in statements:
-        _execute(opened, change_steps.bind(statement.sql, after, upto), statement.sql)
+        _execute(opened, schema_change.bind(statement.sql, after, upto), statement.sql)
 
 
-def run(opened: LibsqlDatabase, access_rules: AccessRules, row: StepRow, tell: Callable[[str], None]) -> None:
+def run_in_batches(
+    opened: LibsqlDatabase, access_rules: AccessRules, row: StepRow, tell: Callable[[str], None]
+) -> None:
     """Run what is left of a step. `tell` is called now and then with how far it has come, for people.
 
     Raises: SchemaChangeRefused, when a statement is refused or fails; what was done before stays. ValueError, when
@@ -95,7 +181,7 @@ def run(opened: LibsqlDatabase, access_rules: AccessRules, row: StepRow, tell: C
                 opened.rows(_END, (row.number, row.step))
             else:
                 for statement in statements:
-                    _execute(opened, change_steps.bind(statement.sql, after, upto), statement.sql)
+                    _execute(opened, schema_change.bind(statement.sql, after, upto), statement.sql)
                 opened.rows(_MOVE, (str(upto), row.number, row.step, str(after)))
                 if opened.rows("SELECT changes()") != [(1,)]:
                     raise ValueError("the step's progress isn't what it was: does another applier run?")
@@ -146,7 +232,7 @@ def _statements(access_rules: AccessRules, sql: str) -> list[SchemaStatement]:
     """Raises: SchemaChangeRefused, when a schema change may not have one of the statements."""
     statements = schema_change.split(sql)
     for statement in statements:
-        text = change_steps.bind(statement.sql, 0, 0)
+        text = schema_change.bind(statement.sql, 0, 0)
         schema_change.check(SchemaStatement(text, tokenize(text)), access_rules.functions, access_rules.modules)
     return statements
 
@@ -233,3 +319,16 @@ def spare_the_log(opened: LibsqlDatabase, label: str, tell: Callable[[str], None
             told = True
             tell(f"{label}: waits, as the write-ahead log is long")
         time.sleep(0.02)
+
+
+def _run_stage(opened: LibsqlDatabase, access_rules: AccessRules, steps: ChangeSteps, stage: Stage) -> None:
+    for _, step in steps.of(stage):
+        if step.table:
+            run_step_at_once(opened, access_rules, step)
+        else:
+            run_statements(opened, access_rules, step.sql)
+
+
+def _run_text(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> None:
+    if tokenize(sql):
+        run_statements(opened, access_rules, sql)

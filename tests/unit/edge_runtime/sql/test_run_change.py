@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.sql.batches import BRIEF, HELD, LEAST, MOST, next_size
+from edge_runtime.sql.run_change import BRIEF, HELD, LEAST, MOST, next_size
 
 
 def batches(overhead: float, row: float) -> list[tuple[int, float]]:

@@ -1,0 +1,164 @@
+"""A release's one transaction in the libsql file: prepared, then committed, or undone by whatever fails before that, a
+function's probe too. Then the old release serves on.
+
+Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty its children), but are checked at the end.
+"""
+
+import os
+from collections.abc import Mapping, Set
+from typing import Final
+
+from control.protocol import faults, wire
+from edge_runtime.children import apply_changes, probe_call
+from edge_runtime.children.apply_changes import Tell
+from edge_runtime.disk_space import DISK_RESERVE, fits
+from edge_runtime.errors import SyncFailed
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.sql import database, schema
+from edge_runtime.sql.access import AccessRules
+from edge_runtime.sql.database import LibsqlDatabase
+from edge_runtime.sql.queries import NumberRow, load
+from edge_runtime.sql.session import failed_commit
+
+NONE: Final[Mapping[str, Mapping[str, str]]] = {}
+_INSERT_CHANGE: Final = load("insert_change")
+_DELETE_FUNCTIONS: Final = load("delete_functions")
+_INSERT_FUNCTION: Final = load("insert_function")
+_WRITE_RELEASE: Final = load("write_release")
+
+
+def _no_one(_: str) -> None:
+    """Nobody asks what is being done."""
+
+
+def prepare(
+    opened: LibsqlDatabase,
+    plan: wire.Plan,
+    functions: list[LocalFunction],
+    secrets: Mapping[str, Mapping[str, str]] = NONE,
+    tell: Tell = _no_one,
+    tried: probe_call.TriedFunctions | None = None,
+    *,
+    afresh: bool = False,
+) -> wire.Inventory:
+    """Bring the file to the plan's release, all but the COMMIT; return the inventory that the node then has.
+
+    `secrets` and `afresh` are as in `frames.Apply`; `opened` has foreign_keys OFF; `tell` is called with what is about
+    to be done, for people; `tried` has functions that are loaded already. The writer lock is held until `commit` or
+    `undo`.
+
+    Raises: SyncFailed, when the release can't be applied; everything is undone then.
+    """
+    faults.reach("edge.apply.before")
+    try:
+        opened.lock.acquire()
+        apply_changes.drop_uncommitted(opened)
+        opened.rows("BEGIN IMMEDIATE")
+        changes = apply_changes.to_apply(opened, plan, afresh)
+        _check_functions(plan, functions)
+        texts = [change.sql for change in changes] + [row.sql for row in apply_changes.stored_steps(opened)]
+        before = schema.definitions(opened)
+        apply_changes.undo_given_up(opened, plan)
+        _apply(opened, changes, tell)
+        _record(opened, plan, changes, functions)
+        if changes:
+            tell("the check of foreign keys")
+            _check_foreign_keys(opened, schema.touched(texts, [*before, *schema.definitions(opened)]))
+        for function in functions:
+            if function.manifest.probe is not None:
+                tell(f"the probe of the function {function.name}")
+                probe_call.check(opened, plan.generation, function, secrets.get(function.name, {}), tried)
+        inventory = database.inventory(opened)
+    except BaseException as error:
+        # A probe that fails ends here, too.
+        undo(opened)
+        if isinstance(error, ValueError):
+            # Those of schema changes and probes are handled where they are run.
+            raise apply_changes.failure_of_libsql(opened, "The release can't be applied", error) from None
+        raise
+    faults.reach("edge.apply.after")
+    return inventory
+
+
+def commit(opened: LibsqlDatabase) -> None:
+    """Commit the prepared release.
+
+    Raises: SyncFailed, when that fails; everything is undone then, unless the code is `frames.COMMIT_UNKNOWN`.
+    """
+    if not opened.in_transaction:
+        raise SyncFailed("apply_failed", "There is no prepared release to commit.")
+    faults.reach("edge.commit.before")
+    try:
+        opened.rows("COMMIT")
+    except ValueError as error:
+        code, text = failed_commit(opened, error)
+        undo(opened)
+        raise SyncFailed(code, f"The release's {text}") from None
+    opened.lock.release()
+    faults.reach("edge.commit.after")
+
+
+def undo(opened: LibsqlDatabase) -> None:
+    """Undo the release, all that was prepared of it, and release the writer lock."""
+    opened.rollback()
+
+
+def _check_functions(plan: wire.Plan, functions: list[LocalFunction]) -> None:
+    planned = sorted((f.name, f.version, f.sha256, f.manifest_digest) for f in plan.functions)
+    given = sorted((f.name, f.version, f.sha256, f.manifest_digest) for f in functions)
+    if planned != given:
+        raise SyncFailed("plan_invalid", "The functions that were made ready are not those of the plan.")
+
+
+def _apply(opened: LibsqlDatabase, changes: list[wire.PlannedChange], tell: Tell) -> None:
+    if not changes:
+        return
+    access_rules = AccessRules.read(opened)
+    apply_changes.finish_at_once(opened, access_rules)
+    for change in changes:
+        apply_changes.flip(opened, access_rules, change, tell)
+        _check_room(opened, change)
+
+
+def _check_foreign_keys(opened: LibsqlDatabase, names: Set[str]) -> None:
+    """Check the rows that the change of tables with these names can have left without a parent; other tables aren't
+    read, as writers wait meanwhile."""
+    if orphans := schema.orphans(opened, schema.references(opened, names)):
+        raise SyncFailed("foreign_key_violation", f"After the schema changes, {orphans} Amend the change.")
+
+
+def _check_room(opened: LibsqlDatabase, change: wire.PlannedChange) -> None:
+    """Check that the disk has room for a change in the database file, too: it is only in the log so far, and a
+    checkpoint must be able to move it."""
+    if opened.path is None:
+        return
+    pages = opened.read(NumberRow, "PRAGMA page_count")[0].value
+    page_bytes = opened.read(NumberRow, "PRAGMA page_size")[0].value
+    needed = pages * page_bytes - opened.path.stat().st_size
+    disk = os.statvfs(opened.path.parent)
+    free = disk.f_bavail * disk.f_frsize
+    if not fits(needed, free):
+        raise SyncFailed(
+            "disk_full",
+            f"After {apply_changes.label_of(change)} the database needs {needed >> 20} MiB more, and a reserve of "
+            f"{DISK_RESERVE >> 20} MiB, but its disk has only {free >> 20} MiB free; free some space, then "
+            "`skerry node retry` or wait for the next attempt.",
+        )
+
+
+def _record(
+    opened: LibsqlDatabase, plan: wire.Plan, changes: list[wire.PlannedChange], functions: list[LocalFunction]
+) -> None:
+    now = database.now()
+    for change in changes:
+        opened.rows(_INSERT_CHANGE, (change.number, change.revision, change.name, change.checksum, now))
+    opened.rows(_DELETE_FUNCTIONS)
+    for function in functions:
+        manifest = wire.canonical(function.manifest).decode()
+        opened.rows(
+            _INSERT_FUNCTION, (function.name, function.version, function.sha256, manifest, function.manifest_digest)
+        )
+    if changes or not schema.is_recorded(opened):
+        schema.record(opened)
+    # As text: libsql would bind a generation above 31 bits as a REAL.
+    opened.rows(_WRITE_RELEASE, (plan.release_id, plan.release_number, str(plan.generation), now))
