@@ -29,7 +29,7 @@ from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.metrics import EdgeMetrics
 from edge_runtime.node_health import NodeHealth
-from edge_runtime.release import row_counter
+from edge_runtime.release import applier_process
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.integrity_check import IntegrityCheck
@@ -309,7 +309,7 @@ class Front:
         def schema() -> int:
             return self.manager.inventory.schema_version
 
-        await RowCountReports(self.settings.state, lambda: row_counter.count(self.processes), schema).run()
+        await RowCountReports(self.settings.state, lambda: applier_process.count_rows(self.processes), schema).run()
 
     def status(self) -> dict[str, Any]:
         """Return the document of /_skerry/status."""

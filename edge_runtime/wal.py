@@ -1,4 +1,5 @@
-"""The libsql file's write-ahead log (WAL) on disk: how long it is, and how to cut off frames that were never committed.
+"""The libsql file and its write-ahead log (WAL) on disk, read without a connection: how large they are, and how to cut
+off frames that were never committed.
 
 A COMMIT writes its pages as frames at the end of the log, syncs the log, and only then moves the end in the index that
 all processes share (`-shm`). Where the sync fails, or the process is killed before it, frames lie behind the end.
@@ -22,6 +23,8 @@ HEADER_BYTES: Final = 32
 _FRAME_HEADER_BYTES: Final = 24
 INDEX_BYTES: Final = 136
 """Bytes of the index before its hash tables."""
+_FILE_HEADER_BYTES: Final = 100
+"""Bytes of the file's header: https://www.sqlite.org/fileformat.html#the_database_header"""
 _VERSION: Final = 3_007_000
 _COPY: Final = struct.Struct("=III??HII24x")
 _BACKFILLED_AT: Final = 96
@@ -56,6 +59,17 @@ class Index(NamedTuple):
         return HEADER_BYTES + self.frames * self.frame_bytes if self.frames else 0
 
 
+class DatabaseSizes(NamedTuple):
+    """Sizes in bytes."""
+
+    file: int
+    free: int
+    """Of the file's pages that hold nothing, as of the last checkpoint; new rows come there before the file grows."""
+    log: int
+    """The file of the write-ahead log, which is longer than the log in it once the log has begun anew."""
+    disk_free: int
+
+
 def log_of(database: Path) -> Path:
     return database.with_name(f"{database.name}-wal")
 
@@ -76,6 +90,24 @@ def has_log(database: Path) -> bool:
         return log_of(database).stat().st_size > 0
     except FileNotFoundError:
         return False
+
+
+def sizes(database: Path) -> DatabaseSizes:
+    """Return how large the libsql file and its log are; all but `disk_free` are 0 if there is no file yet. Raises:
+    OSError."""
+    disk = os.statvfs(database.parent)
+    room = disk.f_bavail * disk.f_frsize
+    try:
+        with database.open("rb") as file:
+            header = file.read(_FILE_HEADER_BYTES)
+            size = os.fstat(file.fileno()).st_size
+        log = log_of(database).stat().st_size if has_log(database) else 0
+    except FileNotFoundError:
+        return DatabaseSizes(0, 0, 0, room)
+    if len(header) < _FILE_HEADER_BYTES:
+        return DatabaseSizes(size, 0, log, room)
+    page = int.from_bytes(header[16:18], "big")
+    return DatabaseSizes(size, int.from_bytes(header[36:40], "big") * (65_536 if page == 1 else page), log, room)
 
 
 def parse(data: bytes) -> Index | None:

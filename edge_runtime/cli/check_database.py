@@ -10,8 +10,7 @@ from control.protocol import faults
 from edge_runtime import wal
 from edge_runtime.cli.backup import release_of, release_text
 from edge_runtime.cli.support import JSON, STATE, check_owner, fail, show
-from edge_runtime.release import database_sizes
-from edge_runtime.release.database_sizes import DatabaseSizes
+from edge_runtime.wal import DatabaseSizes
 
 _LARGEST: Final = 10
 """Tables and indexes that are shown to a person."""
@@ -47,7 +46,7 @@ def check_database(state: Path, as_json: bool) -> None:
     try:
         with guarded(database, reading=False):
             found: DatabaseReport = report(database, database, begun, sizes=True)
-            sizes = database_sizes.read(database)
+            sizes = wal.sizes(database)
     except GuardFailed as failed:
         code = failed.code if failed.code == "database_held" else "database_damaged"
         raise fail(code, f"the database can't be opened: {failed}", as_json) from None

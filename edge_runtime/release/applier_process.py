@@ -1,7 +1,9 @@
-"""The front's side of an applier: it is started for one change of release, asked for each step, and ended."""
+"""The front's side of appliers: each is started for one thing, asked for it, and ended. That is a change of release,
+steps of schema changes that aren't part of a release's transaction (`StepRunner`), or a count of rows."""
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
@@ -11,12 +13,21 @@ from control.protocol import wire
 from edge_runtime import clock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import Child, NotBorn
+from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
+
+log = logging.getLogger("skerry.steps")
+
+PAUSE: Final = 5.0
+PAUSE_CAP: Final = 600.0
+"""Seconds until a step after a flip that failed is tried again: the first pause, doubled each time up to the cap."""
+COUNT_LIMIT: Final = 60.0
+"""Seconds that counting rows may take; 200 tables of 10,000 rows take a tenth of one."""
 
 Named = Callable[[str, str], str]
 """Returns an error's message, by its code and its message, as `Pool.named` does."""
 
 _decode_inventory: Final = msgspec.json.Decoder(wire.Inventory).decode
+_decode_counted: Final = msgspec.json.Decoder(frames.Counted).decode
 
 
 @contextlib.asynccontextmanager
@@ -62,7 +73,7 @@ async def prepare(applier: Child, order: frames.Apply, limit: float, named: Name
     raise _failure(reply, named)
 
 
-async def steps(
+async def _run_steps(
     applier: Child, kind: int, order: frames.Advance | None, limit: float, named: Named, tell: Callable[[str], None]
 ) -> None:
     """Have steps of schema changes run. `limit`: seconds for each thing of which `tell` is told that it begins.
@@ -101,3 +112,82 @@ async def abort(applier: Child) -> None:
     """Have the applier roll back; if it can't answer any more, its end does that."""
     with contextlib.suppress(frames.ChildGone, TimeoutError):
         await applier.ask(frames.ABORT, None, 5.0)
+
+
+async def count_rows(processes: ZygoteClient) -> frames.Counted | None:
+    """Have an applier count rows while calls run; return about how many each table has, by its name in lower case. None
+    if that can't be found out now.
+
+    The child has the priority of others: opening the file takes SQLite's lock of writers for a moment, in which a child
+    that runs only when nothing else does could be stopped.
+    """
+    try:
+        child = await processes.birth("applier")
+    except NotBorn:
+        return None
+    with contextlib.closing(child):
+        try:
+            reply = await child.ask(frames.COUNT, None, COUNT_LIMIT)
+            return None if reply.kind == frames.FAILED else frames.told(reply, frames.COUNTED, _decode_counted)
+        except (frames.ChildGone, TimeoutError):
+            return None
+        finally:
+            child.kill()
+
+
+def has_steps(plan: wire.Plan) -> bool:
+    """Tell whether a change of the plan may have steps: the front looks for their lines, the applier reads them."""
+    return any("-- skerry: " in change.sql for change in plan.schema_changes)
+
+
+class StepRunner:
+    """Has the steps of schema changes run that aren't part of a release's transaction: before its flip for a sync, and
+    after it by itself, until all are done. One applier at a time runs steps, and it may be killed at any point. `run`
+    must be running, for the steps after flips."""
+
+    def __init__(self, processes: ZygoteClient, limit: float, named: Named) -> None:
+        """`limit`: seconds that one step in a single transaction, or one batch, may take."""
+        self._processes = processes
+        self._limit = limit
+        self._named = named
+        self._one = asyncio.Lock()
+        self.unfinished = asyncio.Event()
+        """Set while there may be steps left to do after a flip."""
+        self.doing = ""
+        """What is being done after a flip; empty when nothing is."""
+        self.error: SyncFailed | None = None
+        """Why a step after a flip failed; None if none did, or if it has been done since."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there may be steps left to do after a flip, or some are being done."""
+        return self.unfinished.is_set() or self._one.locked()
+
+    async def advance(self, order: frames.Advance, tell: Callable[[str], None]) -> None:
+        """Run the steps before a flip, and what is left after earlier flips. Raises: SyncFailed, when one fails."""
+        async with self._one, started(self._processes.birth("applier")) as applier:
+            await _run_steps(applier, frames.ADVANCE, order, self._limit, self._named, tell)
+
+    async def run(self) -> None:
+        """Run the steps after flips until cancelled."""
+        pause = PAUSE
+        while True:
+            await self.unfinished.wait()
+            try:
+                async with self._one, started(self._processes.birth("applier")) as applier:
+                    self.unfinished.clear()
+                    await _run_steps(applier, frames.FINISH, None, self._limit, self._named, self._tell)
+            except SyncFailed as failed:
+                self.unfinished.set()
+                self.error = failed
+                log.error("what comes after a schema change isn't done yet, and is tried again: %s", failed.message)
+                await clock.sleep(pause)
+                pause = min(PAUSE_CAP, 2 * pause)
+            else:
+                self.error = None
+                pause = PAUSE
+            finally:
+                self.doing = ""
+
+    def _tell(self, doing: str) -> None:
+        self.doing = doing

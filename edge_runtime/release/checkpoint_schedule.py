@@ -18,26 +18,24 @@ from edge_runtime import clock, wal
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
-from edge_runtime.release import database_sizes
-from edge_runtime.release.database_sizes import DatabaseSizes
-from edge_runtime.wal import Index, Pressure
+from edge_runtime.wal import DatabaseSizes, Index, Pressure
 
 log = logging.getLogger("skerry.checkpoints")
 
 PERIOD: Final = 0.1
 """Seconds between two looks at the log's size."""
 START: Final = 4 * 1024 * 1024
-"""Bytes of the log from which on it is moved into the database file."""
+"""Bytes of the log from which it is moved into the database file."""
 FEW: Final = 16
-"""So many frames may be moved while writers wait, however slow the disk is."""
+"""Frames that may be moved while writers wait, however slow the disk is."""
 STEP: Final = 0.02
-"""Seconds that writers may wait for the last frames, as the speed of the pass before foretells it."""
+"""Seconds that writers may wait for the last frames, as estimated from the speed of the pass before."""
 PATIENCE_MS: Final = 5
 """Milliseconds that writers wait for readers that keep the log from beginning anew."""
 LARGE_PATIENCE_MS: Final = 100
 """The same when the log is large."""
 LARGE: Final = 4
-"""The log is large from its limit divided by this on."""
+"""The log is large once it has its limit divided by this."""
 READERS_WAIT: Final = 1.0
 """Seconds that calls with SQL wait when the log is at its limit, before calls that may write are refused."""
 PAUSE_CAP: Final = 1.0
@@ -78,7 +76,7 @@ def may_move(index: Index) -> bool:
     """Tell whether a PASSIVE checkpoint may be asked for: not once all frames are moved.
 
     The next COMMIT begins such a log anew. If it does so while a PASSIVE checkpoint begins, SQLite up to 3.51.2 takes
-    as many frames of the new log for moved as the old one had, and their rows are lost (its WAL-reset bug, mended in
+    as many frames of the new log for moved as the old one had, and their rows are lost (its WAL-reset bug, fixed in
     3.51.3).
     """
     return index.backfilled < index.frames
@@ -137,7 +135,7 @@ class CheckpointSchedule:
     def sizes(self) -> DatabaseSizes:
         """Return how large the database is; zeros where that can't be seen."""
         try:
-            return database_sizes.read(self._database)
+            return wal.sizes(self._database)
         except OSError as error:
             log.error("the database's size can't be read: %s", error)
             return DatabaseSizes(0, 0, 0, 0)

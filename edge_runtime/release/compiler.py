@@ -125,7 +125,7 @@ class Compiler:
         return await self._start(stored, frozenset(), lenient=True)
 
     def named(self, sha256: str) -> str:
-        """What log and errors call an artifact: the versions of functions that are made of it."""
+        """Return what log and errors call an artifact: the versions of functions that are made of it."""
         return self._names.get(sha256) or f"artifact {sha256}"
 
     async def compile(self, sha256: str, level: int, *, background: bool = False) -> AotFile:

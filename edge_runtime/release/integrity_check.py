@@ -80,6 +80,6 @@ class IntegrityCheck:
         self._at, self._damaged = datetime.now(UTC), [Path(path).name for path in damaged]
 
     def status(self) -> dict[str, Any]:
-        """For the node's status: when the files were last checked, and which were damaged then."""
+        """Return, for the node's status, when the files were last checked, and which were damaged then."""
         at = self._at and self._at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"at": at, "damaged": self._damaged}

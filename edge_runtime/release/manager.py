@@ -28,9 +28,9 @@ from edge_runtime.ipc.early_child import EarlyChild, told
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.release import applier_process, stored_release
+from edge_runtime.release.applier_process import StepRunner, has_steps
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.secrets import Secrets
-from edge_runtime.release.step_runner import StepRunner, has_steps
 from edge_runtime.release.witness import Witness, after
 
 log = logging.getLogger("skerry.flip")

@@ -27,7 +27,7 @@ class DatabaseUnfit(Exception):
 
 
 async def stored(processes: ZygoteClient, named: Named) -> frames.Stored:
-    """What the libsql file says. Raises: DatabaseUnfit."""
+    """Return what the libsql file says. Raises: DatabaseUnfit, when no worker can say it."""
     why, tries = "", 0
     while tries < TRIES:
         try:
@@ -60,7 +60,7 @@ async def stored(processes: ZygoteClient, named: Named) -> frames.Stored:
 
 
 async def until_answered(processes: ZygoteClient, named: Named) -> frames.Stored:
-    """The same, for as long as it takes."""
+    """Return what the libsql file says, however long it takes to find out."""
     while True:
         try:
             return await stored(processes, named)

@@ -16,7 +16,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import ChildGone
 from edge_runtime.ipc.zygote_client import Child
-from edge_runtime.release import compiler, row_counter, stored_release
+from edge_runtime.release import applier_process, compiler, stored_release
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.stored_release import DatabaseUnfit
 from tests.guests.build import guest
@@ -69,7 +69,7 @@ async def moved(edge: Node) -> None:
 
 
 async def counted(edge: Node) -> None:
-    if await row_counter.count(edge.front.processes) is None:
+    if await applier_process.count_rows(edge.front.processes) is None:
         raise ChildGone("nobody knows how many")
 
 

@@ -9,7 +9,6 @@ from control.protocol.findings import Finding
 from edge_runtime import database_users, wal
 from edge_runtime.cli.support import user_name
 from edge_runtime.disk_space import DISK_RESERVE
-from edge_runtime.release import database_sizes
 from edge_runtime.settings import WAL_LIMIT
 from edge_runtime.state import closed
 from edge_runtime.sync import identity
@@ -32,7 +31,7 @@ class StateFacts(NamedTuple):
     open: tuple[tuple[Path, int], ...]
     """Those of its files and folders that others may use, with their modes."""
     noexec: bool
-    sizes: database_sizes.DatabaseSizes
+    sizes: wal.DatabaseSizes
     disk_size: int
     log_limit: int = WAL_LIMIT
     closed: tuple[str, str] | None = None
@@ -48,7 +47,7 @@ def look(state: Path, log_limit: int) -> StateFacts | None:
     disk = os.statvfs(state)
     folder = (state / wal.FILE).parent
     # Before the first run there is no folder of the database.
-    sizes = database_sizes.read(state / wal.FILE if folder.is_dir() else state / wal.FILE.name)
+    sizes = wal.sizes(state / wal.FILE if folder.is_dir() else state / wal.FILE.name)
     return StateFacts(
         state,
         state.stat().st_uid,
@@ -111,7 +110,7 @@ def log_findings(facts: StateFacts) -> list[Finding]:
     return [Finding("wal", "note", text, cure)] if log >= limit // 2 else [Finding("wal", "ok", text)]
 
 
-def database_findings(state: Path, sizes: database_sizes.DatabaseSizes) -> list[Finding]:
+def database_findings(state: Path, sizes: wal.DatabaseSizes) -> list[Finding]:
     """Check whether the database of a node that doesn't run is whole, and open in no program. The caller has one
     thread."""
     database = state / wal.FILE

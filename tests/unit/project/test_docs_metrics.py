@@ -23,8 +23,8 @@ from edge_runtime.dispatch.pool import FunctionQueue
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.ipc import frames
 from edge_runtime.metrics import PoolCollector
-from edge_runtime.release.database_sizes import DatabaseSizes
 from edge_runtime.sync.node_agent import AgentFacts
+from edge_runtime.wal import DatabaseSizes
 from edge_runtime.web.callers import Callers
 from tests.unit.project.test_docs_settings import DOCS
 

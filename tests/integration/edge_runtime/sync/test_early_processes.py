@@ -6,7 +6,7 @@ import pytest
 
 from control.protocol import faults
 from edge_runtime.ipc.zygote_client import Child
-from edge_runtime.release import compile_jobs, row_counter
+from edge_runtime.release import applier_process, compile_jobs
 from edge_runtime.sync import attempt
 from edge_runtime.sync.artifacts import Artifacts
 from tests.guests.build import guest
@@ -44,7 +44,7 @@ def seen(node: Edge, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def uncounted(_: object) -> None:
         """At a time of its own a node counts its rows, by an applier that no sync asks for."""
 
-    monkeypatch.setattr(row_counter, "count", uncounted)
+    monkeypatch.setattr(applier_process, "count_rows", uncounted)
     monkeypatch.setattr(node.front.processes, "birth", noted)
     monkeypatch.setattr(faults, "reach", reached)
     return found

@@ -7,7 +7,7 @@ import pytest
 
 from control.protocol import wire
 from edge_runtime.ipc import frames
-from edge_runtime.release import row_counter
+from edge_runtime.release import applier_process
 from edge_runtime.sync.row_count_reports import RowCountReports, differ
 from tests.support.agents import Control, Edge
 from tests.support.deadlines import deadline
@@ -27,7 +27,7 @@ async def test_a_real_node_tells_its_rows_and_control_shows_them(control: Contro
     await push(control, 2)
     await answers(node, 2)
     before = wire.digest(node.front.manager.inventory)
-    counted = await row_counter.count(node.front.processes)
+    counted = await applier_process.count_rows(node.front.processes)
     assert counted is not None
     wanted = {"none": 0, "three": 3, "many": 10_001, "found": 1}
     assert wanted.items() <= counted.counts.items()

@@ -12,9 +12,9 @@ from edge_runtime.cli.doctor import control_connection, machine, running_node, s
 from edge_runtime.cli.doctor.control_connection import ControlFacts
 from edge_runtime.cli.doctor.state_files import MIB, StateFacts
 from edge_runtime.oneshot import database_guard
-from edge_runtime.release.database_sizes import DatabaseSizes
 from edge_runtime.settings import WAL_LIMIT
 from edge_runtime.sync.identity import Identity
+from edge_runtime.wal import DatabaseSizes
 
 STATE = Path("/var/lib/skerry")
 NOW = 1_800_000_000.0
