@@ -20,10 +20,10 @@ from typing import Final, NamedTuple
 import orjson
 from msgspec import Struct
 
-from edge_runtime.oneshot import change_effects, rehearsal, reversal
+from edge_runtime.oneshot import change_effects, reversal
 from edge_runtime.oneshot.change_effects import Columns, FoundLoss, parts
 from edge_runtime.oneshot.forked import run_forked
-from edge_runtime.oneshot.sample_rows import fill
+from edge_runtime.oneshot.sample_rows import Failures, fill, try_views_and_triggers
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database, run_change, schema, schema_change
 from edge_runtime.sql.access import AccessRules
@@ -49,7 +49,7 @@ class _Tried(NamedTuple):
     """The declared type by table and column, in lower case."""
     rows: dict[str, int]
     """The number of rows by table."""
-    failures: rehearsal.Failures
+    failures: Failures
     references: dict[str, int]
     """The tables whose foreign keys a node checks then, with the number of these."""
 
@@ -77,7 +77,7 @@ def answer(request: SchemaCheckRequest) -> bytes:
 
 
 def _guarded(request: SchemaCheckRequest) -> bytes:
-    """Raises: SchemaChangeRefused, when the check takes too long."""
+    """Return the answer of a forked child. Raises: SchemaChangeRefused, when the check takes too long."""
     try:
         found, status = run_forked(lambda: _fenced(request), SECONDS)
     except TimeoutError:
@@ -153,7 +153,7 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
         message = f"no rows could be generated for {', '.join(untried)}: it is tried without rows there"
         warnings.append({"statement": "", "message": message})
     try:
-        tried = _try(opened, access_rules, request.sql, rehearse=True)
+        tried = _try(opened, access_rules, request.sql, rehearsed=True)
     except SchemaChangeRefused as refused:
         if _fails_on_any_row(refused):
             raise
@@ -244,17 +244,17 @@ def _run_registered(opened: LibsqlDatabase, access_rules: AccessRules, change: R
         ) from None
 
 
-def _rehearsed(opened: LibsqlDatabase) -> rehearsal.Failures:
+def _rehearsed(opened: LibsqlDatabase) -> Failures:
     """Return what fails of the views and triggers as they are."""
     opened.rows("BEGIN")
     try:
-        return rehearsal.run(opened)
+        return try_views_and_triggers(opened)
     finally:
         opened.rollback()
 
 
-def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str, *, rehearse: bool = False) -> _Tried:
-    """Run the change, undo it, and return what it led to; with `rehearse` also what fails of views and triggers then.
+def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str, *, rehearsed: bool = False) -> _Tried:
+    """Run the change, undo it, and return what it led to; with `rehearsed` also what fails of views and triggers then.
 
     Raises: SchemaChangeRefused, when the change fails or may not do what it does.
     """
@@ -269,7 +269,7 @@ def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str, *, rehears
         names = schema.touched([sql], [*definitions, *schema.definitions(opened)])
         references = schema.references(opened, names)
         led_to = _Tried(_schema(opened), _columns(opened), schema.row_counts(opened), {}, references)
-        return led_to._replace(failures=rehearsal.run(opened)) if rehearse else led_to
+        return led_to._replace(failures=try_views_and_triggers(opened)) if rehearsed else led_to
     finally:
         opened.rollback()
 

@@ -110,7 +110,7 @@ def report(
 
 
 def _report(path: Path, called: Path, sizes: bool, begun: Callable[[], None]) -> DatabaseReport:
-    """Raises: DatabaseUnread; ValueError, when SQLite can't read the file."""
+    """Look the file through in this process. Raises: DatabaseUnread; ValueError, when SQLite can't read the file."""
     opened = LibsqlDatabase(open_file(path), WriterLock(os.memfd_create("writer.lock")), path)
     fence.seal("worker")
     opened.rows(f"PRAGMA busy_timeout = {BUSY_MS}")

@@ -26,7 +26,7 @@ from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.guests.invocation import SingleCallResult
 from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.call_head import RequestUnfit
-from edge_runtime.oneshot import fenced_call, fresh_database
+from edge_runtime.oneshot import single_call
 from edge_runtime.oneshot.call_messages import (
     FreshCall,
     FreshCallDone,
@@ -36,12 +36,16 @@ from edge_runtime.oneshot.call_messages import (
     by_route,
     made_request,
 )
-from edge_runtime.oneshot.fenced_call import CallCode
 from edge_runtime.oneshot.forked import run_forked
-from edge_runtime.oneshot.fresh_database import PartFailed
+from edge_runtime.oneshot.single_call import CallCode
+from edge_runtime.oneshot.sql_command import shown_value
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, READ
 from edge_runtime.settings import processors
+from edge_runtime.sql import run_change, schema_change
+from edge_runtime.sql.access import AccessRules
+from edge_runtime.sql.database import LibsqlDatabase, in_memory
+from edge_runtime.sql.schema_change import SchemaChangeRefused
 from edge_runtime.wasmedge import WasmEdgeError
 
 CHECK_LIMIT: Final = 120.0
@@ -101,7 +105,7 @@ class _Running:
 def main() -> int:
     asked = msgspec.json.decode(sys.stdin.buffer.read(), type=FreshCalls)
     fence.die_with_parent(asked.parent)
-    fenced_call.look_at_fence(asked.fence)
+    single_call.look_at_fence(asked.fence)
     guest.prepare()
     rehearse()
     ready = _Ready()
@@ -146,7 +150,7 @@ class _Ready:
         """By file, pages and ABI that the manifest says: the module's ABI and code, or why it has none."""
 
     def call(self, number: int, asked: FreshCall) -> ReadyCall:
-        """Raises: CodedError, when the call can't be made."""
+        """Return a call with its module checked and compiled. Raises: CodedError, when the call can't be made."""
         try:
             manifest = completed(msgspec.convert(asked.manifest, Manifest))
             http = made_request(asked.method, asked.path, asked.query, asked.headers, asked.body)
@@ -180,14 +184,15 @@ class _Ready:
         return ReadyCall(number, asked, request, code)
 
     def _module(self, request: SingleCallRequest) -> tuple[str, CallCode]:
-        """Raises: CodedError, WasmEdgeError or OSError, when no node can run the module."""
+        """Return a module's ABI and code. Raises: CodedError, WasmEdgeError or OSError, when no node can run the
+        module."""
         wasm = request.path.read_bytes()
 
         def check() -> bytes:
             fence.enclose()
             fence.seal("check")
             try:
-                return msgspec.json.encode([fenced_call.checked(request, wasm).abi, "", ""])
+                return msgspec.json.encode([single_call.checked(request, wasm).abi, "", ""])
             except ModuleRefused as refused:
                 return msgspec.json.encode(["", refused.code, str(refused)])
 
@@ -200,7 +205,7 @@ class _Ready:
         abi, code, message = msgspec.json.decode(answer, type=tuple[str, str, str])
         if code:
             raise CodedError(code, message)
-        return abi, fenced_call.make_ready(request)
+        return abi, single_call.make_ready(request)
 
 
 def _begin(schema: list[ProjectChange], call: ReadyCall, trapped: FreshCallDone | None) -> _Running:
@@ -283,21 +288,72 @@ def _work(schema: list[ProjectChange], call: ReadyCall, out: int) -> None:
     done = FreshCallDone(call.number, SingleCallResult(0))
     try:
         fence.enclose([(request.path if code.aot is None else code.aot.path, READ), RANDOM])
-        written = fenced_call.before_seal(request)
-        with fresh_database.opened(schema, asked.before) as database:
+        written = single_call.before_seal(request)
+        with _fresh_database(schema, asked.before) as database:
             database.set_query_only(request.grant == "read")
             database.rows("BEGIN")
             used = None if request.grant == "none" else database
-            done.result = fenced_call.call(request, request.manifest, code, used, written, lambda: say(BEGAN))
+            done.result = single_call.call(request, request.manifest, code, used, written, lambda: say(BEGAN))
             database.rollback()
             database.set_query_only(False)
             say(ENDED)
-            done.rows = [fresh_database.rows(database, statement) for statement in asked.after]
-    except PartFailed as failed:
+            done.rows = [_rows(database, statement) for statement in asked.after]
+    except _PartFailed as failed:
         done.part, done.result = failed.part, _failure(failed.code, failed.message, done.result.log)
     except (WasmEdgeError, OSError) as error:
         done.result = _failure("function_unloadable", f"{request.file} can't be loaded: {error}.")
     say(msgspec.json.encode(done))
+
+
+class _PartFailed(CodedError):
+    """Something round the call failed: `part` is as in `FreshCallDone`."""
+
+    def __init__(self, code: str, message: str, part: str) -> None:
+        super().__init__(code, message)
+        self.part = part
+
+
+@contextlib.contextmanager
+def _fresh_database(schema: list[ProjectChange], before: str) -> Iterator[LibsqlDatabase]:
+    """Seal the process, and open a new database in memory as a node's is after these schema changes.
+
+    Raises: _PartFailed.
+    """
+    with in_memory() as database:
+        fence.seal("worker", database.lock.fileno())
+        database.rows("PRAGMA temp_store = MEMORY")
+        access_rules = AccessRules.read(database)
+        database.rows("BEGIN")
+        for change in schema:
+            try:
+                run_change.run(database, access_rules, change.sql)
+            except SchemaChangeRefused as refused:
+                raise _PartFailed(refused.code, f"{change.name}: {refused}", "schema") from None
+        database.rows("COMMIT")
+        database.rows("PRAGMA foreign_keys = ON")
+        if before.strip():
+            database.rows("BEGIN")
+            _run_before(database, before)
+        yield database
+
+
+def _run_before(database: LibsqlDatabase, before: str) -> None:
+    try:
+        for statement in schema_change.split(before):
+            database.rows(statement.sql)
+        database.rows("COMMIT")
+    except SchemaChangeRefused as refused:
+        raise _PartFailed("sql_invalid", str(refused), "before") from None
+    except ValueError as error:
+        raise _PartFailed("sql_invalid", f"{error}.", "before") from None
+
+
+def _rows(database: LibsqlDatabase, statement: str) -> list[list[object]]:
+    """Return the rows of a statement. Raises: _PartFailed."""
+    try:
+        return [[shown_value(value) for value in row] for row in database.rows(statement)]
+    except ValueError as error:
+        raise _PartFailed("sql_invalid", f"{statement}: {error}.", "after") from None
 
 
 if __name__ == "__main__":

@@ -1,32 +1,269 @@
-"""`python -m edge_runtime.oneshot.single_call`: one call of one module without a server, for `skerry-edge call`. It is
-a process of its own behind the fence of a worker, because a guest can crash it, hang it, or break out of its sandbox.
+"""One call of a module behind the fence of a worker, without a node. `python -m edge_runtime.oneshot.single_call` makes
+one for `skerry-edge call`; `fresh_calls` makes many. The process is one of its own, because a guest can crash it, hang
+it, or break out of its sandbox.
 
-It reads a `SingleCallRequest` (JSON) on stdin, and prints the line `{"running": true}` when the guest begins, then the
-`SingleCallResult` in one line.
+The code that the call runs is made ready before the fence (`make_ready`), what can't be opened behind the fence is
+opened before it is complete (`before_seal`), and what the guest does happens behind it (`call`).
+
+The program reads a `SingleCallRequest` (JSON) on stdin. It prints the line `{"running": true}` when the guest begins,
+then the `SingleCallResult` in one line.
 """
 
+import hashlib
 import os
+import resource
+import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
+import orjson
 
+from control.protocol.manifest import Manifest, manifest_digest
+from edge_runtime.aot_cache import QUICK, AotFile, find, install, make_work_folder, put_on_disk
+from edge_runtime.children.compile_child import DATA_BYTES
+from edge_runtime.children.probe_call import ProbeSql
 from edge_runtime.children.warmup import rehearse
-from edge_runtime.guests import guest
+from edge_runtime.errors import status_of
+from edge_runtime.guests import guest, trap_log
 from edge_runtime.guests.abi.detect import ModuleRefused
+from edge_runtime.guests.abi.head import fields
+from edge_runtime.guests.function_code import compile_artifact
+from edge_runtime.guests.host_functions import host as guest_host
+from edge_runtime.guests.host_functions import not_granted
 from edge_runtime.guests.invocation import SingleCallResult
-from edge_runtime.oneshot import fenced_call, scratch_database
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.progress_page import LogPage, open_slot
+from edge_runtime.oneshot import scratch_database
 from edge_runtime.oneshot.call_messages import SingleCallRequest
+from edge_runtime.oneshot.check import check_module
+from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.oneshot.scratch_database import DatabaseUnusable
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.allowlists import RANDOM, READ, WRITE
+from edge_runtime.sandbox.allowlists import PROCESSOR, RANDOM, READ, REBUILD, WRITE
+from edge_runtime.sql.call_sql import CallSql, CommitFailed, SqlLimits
 from edge_runtime.sql.database import LibsqlDatabase
+from edge_runtime.sql.session import Session
 from edge_runtime.wasmedge import WasmEdgeError
 
 RUNNING: Final = b'{"running":true}\n'
+NO_HTTP: Final = b'{"error":{"code":"http_failed","message":"No request was made: `skerry dev` makes them."}}'
+NO_DATABASE: Final = orjson.dumps(
+    {"error": {"code": "database_not_given", "message": "The call has no database: name one with --sql FILE."}}
+)
+LIMIT: Final = 3600.0
+"""Seconds for the compiler. Whoever started this process has a shorter limit, and ends the compiler with it."""
+NOTES: Final = 20
+"""Errors of SQL and HTTP that are told with a call."""
+
+
+class CallCode(NamedTuple):
+    """A module, and what it is compiled to; `aot` is None where it is interpreted."""
+
+    wasm: bytes
+    sha256: str
+    aot: AotFile | None
+
+
+class _Service(Protocol):
+    """`execute` of SQL, or `fetch` of HTTP: JSON in, JSON out."""
+
+    def __call__(self, request: bytes) -> bytes: ...
+
+
+class _NotedService:
+    """What the call may use, or why it may not; errors are noted, as the function may hide them."""
+
+    def __init__(self, what: str, service: _Service, notes: list[str]) -> None:
+        self._what = what
+        self._service = service
+        self._notes = notes
+
+    def execute(self, request: bytes) -> bytes:
+        answer = self._service(request)
+        if answer.startswith(b'{"error"') and len(self._notes) < NOTES:
+            error = orjson.loads(answer)["error"]
+            note = f"{self._what}: {error['message']} ({error['code']})"
+            if note not in self._notes:
+                self._notes.append(note)
+        return answer
+
+    fetch = execute
+
+
+class KeptSql(ProbeSql):
+    """SQL in a transaction that others begin, as a probe's; but what it wrote may be kept."""
+
+    commit = CallSql.commit
+
+
+def make_ready(request: SingleCallRequest) -> CallCode:
+    """Return the call's code, the AOT file of the cache or a new one, unless the module is to be interpreted.
+
+    Raises: ModuleRefused, when no node can run the module; OSError, when a file can't be used.
+    """
+    wasm = request.path.read_bytes()
+    aot = _compiled(request, wasm) if request.cache else None
+    return CallCode(wasm, hashlib.sha256(wasm).hexdigest(), aot)
+
+
+def look_at_fence(wanted: str) -> None:
+    """Check that the machine has all parts of the fence; if `wanted` is `partial`, warn only.
+
+    Raises: ModuleRefused, when a part is lacking and `wanted` is `required`.
+    """
+    lacking = ". ".join(fence.lacking())
+    if lacking and wanted == "required":
+        raise ModuleRefused(
+            "fence_lacking",
+            f"This machine can't fence in what runs a function. {lacking}. To run it all the same, with what there is "
+            "of the fence, give --fence partial.",
+        )
+    if lacking:
+        sys.stderr.write(f"Warning: the function runs without a part of its fence: {lacking}\n")
+
+
+def checked(request: SingleCallRequest, wasm: bytes) -> Manifest:
+    """Return the manifest with the ABI of the module in it. Behind a fence: the module is parsed.
+
+    Raises: ModuleRefused, when no node can run the module, or its ABI isn't the manifest's.
+    """
+    found = check_module(wasm, pages_limit=request.manifest.memory_pages)
+    if request.manifest.abi not in ("", found["abi"]):
+        raise ModuleRefused(
+            "module_refused", f"The module speaks {found['abi']}, the manifest says {request.manifest.abi}."
+        )
+    return msgspec.structs.replace(request.manifest, abi=found["abi"])
+
+
+def before_seal(request: SingleCallRequest) -> int:
+    """Open what the call keeps its log in; return the descriptor of what WasmEdge logs of a trap, -1 where nothing is
+    kept of it."""
+    if request.log >= 0:
+        guest_host().wasi.copy = LogPage(open_slot(request.log, 0), 0)
+    return trap_log.divert() if request.places else -1
+
+
+def call(
+    request: SingleCallRequest,
+    manifest: Manifest,
+    code: CallCode,
+    opened: LibsqlDatabase | None,
+    written: int,
+    begins: Callable[[], None],
+) -> SingleCallResult:
+    """Make the call, in the transaction that is open in its database, and commit that as a node would. The process is
+    sealed. `manifest` is what `checked` returned, `written` what `before_seal` did; `begins` is called when the guest
+    begins.
+
+    Raises: WasmEdgeError, when WasmEdge can't load the module; OSError, when a file can't be used.
+    """
+    name, path = request.name or request.path.stem, str(request.path)
+    local = frames.LocalFunction(name, 1, code.sha256, manifest, manifest_digest(manifest), wasm=path)
+    if code.aot is not None:
+        local = msgspec.structs.replace(local, aot=str(code.aot.path), aot_digest=code.aot.digest)
+    function = guest.LoadedFunction.load(local, request.secrets)
+    notes: list[str] = []
+    sql = None if opened is None else _sql(request, opened)
+    services = guest.CallServices(
+        _NotedService("SQL", _no_sql(request) if sql is None else sql.execute, notes),
+        _NotedService("HTTP", _no_http(request), notes),
+    )
+    begins()
+    began = time.monotonic()
+    try:
+        answer = function.call(request.request, services)
+        if sql is not None and answer.status < 500:
+            sql.commit()
+    except CommitFailed as failed:
+        log = guest_host().wasi.stderr
+        return _failed(failed.code, failed.message, log, time.monotonic() - began, notes)
+    except guest.GuestFault as fault:
+        code_ = (sql.limit_code if sql is not None else "") or fault.code
+        result = _failed(code_, str(fault), fault.log, time.monotonic() - began, notes)
+        if written >= 0 and fault.code == "guest_trap":
+            result.place = trap_log.place(written, code.wasm, manifest.abi)
+        return result
+    seconds = time.monotonic() - began
+    return SingleCallResult(answer.status, fields(answer.head), answer.body, answer.log, seconds, notes=notes)
+
+
+def _failed(code: str, message: str, log: bytes, seconds: float, notes: list[str]) -> SingleCallResult:
+    return SingleCallResult(status_of(code), log=log, code=code, message=message, seconds=seconds, notes=notes)
+
+
+def _sql(request: SingleCallRequest, opened: LibsqlDatabase) -> KeptSql:
+    manifest, grant = request.manifest, request.grant
+    limits = SqlLimits(answer_bytes=manifest.sql_bytes, rows=manifest.sql_rows)
+    read_only = "" if grant == manifest.sql else request.request.method
+    return KeptSql(Session(opened), grant, 0, limits=limits, method=read_only)
+
+
+def _no_sql(request: SingleCallRequest) -> _Service:
+    """Return what answers the SQL of a call without a database."""
+    granted = request.manifest.sql != "none" or not request.manifest_given
+    return lambda _: NO_DATABASE if granted else not_granted("SQL", "`sql` to read or write")
+
+
+def _no_http(request: SingleCallRequest) -> _Service:
+    """Return what answers the HTTP of a call, for which no requests are made."""
+    granted = request.manifest.http is not None or not request.manifest_given
+    return lambda _: NO_HTTP if granted else not_granted("HTTP", "`http`, with the hosts")
+
+
+def _compiled(request: SingleCallRequest, wasm: bytes) -> AotFile:
+    """Return the AOT file: the cached one, or one that a fenced child compiles now, which can write nothing else.
+
+    Raises: ModuleRefused, when the module can't be compiled; OSError, when a file can't be written.
+    """
+    folder = Path(request.cache)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sha256 = hashlib.sha256(wasm).hexdigest()
+    aot = find(folder, sha256, QUICK)
+    if aot is not None:
+        return aot
+    work_folder = make_work_folder(folder)
+    try:
+        answer, status = run_forked(lambda: _compile(request, wasm, work_folder), LIMIT)
+        # A child that was ended leaves nothing in the cache.
+        result = (
+            msgspec.json.decode(answer, type=SingleCallResult)
+            if answer
+            else SingleCallResult(0, code="compile_crashed")
+        )
+        if not result.code:
+            install(work_folder, folder, sha256, QUICK)
+            put_on_disk(folder, sha256, QUICK)
+    finally:
+        shutil.rmtree(work_folder, ignore_errors=True)
+    if os.WIFSIGNALED(status):
+        # End this process as the compiler ended.
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    if result.code:
+        raise ModuleRefused(result.code, result.message or "The compiler ended without an answer; it says why above.")
+    aot = find(folder, sha256, QUICK)
+    if aot is None:
+        raise OSError("the compiler left no usable AOT file")
+    return aot
+
+
+def _compile(request: SingleCallRequest, wasm: bytes, work_folder: Path) -> bytes:
+    fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
+    fence.enclose([(work_folder, REBUILD), PROCESSOR])
+    fence.seal("compiler")
+    result = SingleCallResult(200)
+    try:
+        checked(request, wasm)
+        compile_artifact(wasm, work_folder, QUICK)
+    except ModuleRefused as refused:
+        result = SingleCallResult(0, code=refused.code, message=str(refused))
+    except (WasmEdgeError, OSError) as error:
+        result = SingleCallResult(0, code="function_unloadable", message=f"{request.file} can't be compiled: {error}.")
+    return msgspec.json.encode(result)
 
 
 def main() -> int:
@@ -57,18 +294,18 @@ def run(request: SingleCallRequest, out: int) -> SingleCallResult:
     Raises: ModuleRefused, when no node can run the module or the fence is lacking; DatabaseUnusable; WasmEdgeError,
     when WasmEdge can't load it; OSError, when a file can't be used.
     """
-    fenced_call.look_at_fence(request.fence)
+    look_at_fence(request.fence)
     guest.prepare()
     rehearse()
-    code = fenced_call.make_ready(request)
+    code = make_ready(request)
     files = [(request.path if code.aot is None else code.aot.path, READ), RANDOM]
     if request.database:
         files += [(file, WRITE) for file in scratch_database.prepare(Path(request.database))]
     fence.enclose(files)
-    written = fenced_call.before_seal(request)
+    written = before_seal(request)
     with _opened(request) as opened:
-        manifest = fenced_call.checked(request, code.wasm)
-        return fenced_call.call(request, manifest, code, opened, written, lambda: _answer(out, RUNNING))
+        manifest = checked(request, code.wasm)
+        return call(request, manifest, code, opened, written, lambda: _answer(out, RUNNING))
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def _wait_for_log(path: Path, limit: int) -> None:
 def _run(
     opened: LibsqlDatabase, state: Path, statements: Sequence[str], params: list[Any], write: bool, tell: Any
 ) -> None:
-    """Raises: SqlError, SqlFailed."""
+    """Run the statements in one transaction. Raises: SqlError, SqlFailed."""
     session = Session(opened)
     if write:
         tell(SqlEvent(waiting=True))
