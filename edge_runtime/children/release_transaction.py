@@ -28,7 +28,7 @@ _WRITE_RELEASE: Final = load("write_release")
 
 
 def _no_one(_: str) -> None:
-    """Nobody asks what is being done."""
+    """Tell nobody what is being done."""
 
 
 def prepare(

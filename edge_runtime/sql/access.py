@@ -27,8 +27,7 @@ _REFUSED: Final = frozenset(
     {"ParseSchema", "CreateBtree", "SetCookie", "Vacuum", "IncrVacuum", "JournalMode", "Checkpoint", "AutoCommit"}
     | {"Savepoint", "DropTable", "DropIndex", "DropTrigger", "SqlExec", "VCreate", "VDestroy", "VRename", "Destroy"}
 )
-"""Opcodes that no statement of a guest has, since `session` refuses the verbs that need them: checked a second time
-here."""
+"""Opcodes that no guest's statement has, since `session` refuses the verbs that need them; checked again here."""
 _BEFORE_TARGET: Final = frozenset({"into", "from", "update", "rollback", "abort", "replace", "fail", "ignore", "."})
 _SCHEMA_PAGE: Final = 1
 

@@ -1,8 +1,8 @@
-"""The libsql file and its write-ahead log, opened by a current SQLite (apsw) in the place of libsql.
+"""The libsql file and its write-ahead log, opened by a current SQLite (apsw) instead of libsql.
 
-Who moves the log, reads it first after a kill, or keeps the file open for others, opens it so: a read of the log that
-fails is an error then, and not the log's end (docs/adr/0025), and SQLite's WAL-reset bug, which libsql has, is mended
-(docs/adr/0071). The schema is never parsed here, as it may have what libsql alone can parse.
+A process that moves the log, is the first to read it after a kill, or keeps the file open for others, opens it so. Then
+a failed read of the log is an error, and not the log's end (docs/adr/0025), and SQLite's WAL-reset bug, which libsql
+has, is fixed (docs/adr/0071). The schema is never parsed here, as it may have what only libsql can parse.
 
 A process opens a file by this module or by libsql, never by both: neither sees the other's locks.
 """
@@ -34,7 +34,7 @@ class FileAndLog:
         self.wait_for_locks(patience)
 
     def wait_for_locks(self, patience: float) -> None:
-        """From now on wait so many seconds for locks of others."""
+        """Wait this many seconds for locks of others from now on."""
         self._connection.set_busy_timeout(round(patience * 1000))
 
     def look(self) -> None:
@@ -43,8 +43,8 @@ class FileAndLog:
         self._connection.execute("PRAGMA schema_version").fetchall()
 
     def checkpoint(self, mode: CheckpointMode) -> tuple[int, int] | None:
-        """Move the log; return how many frames it has and how many of these are moved, or None where another process is
-        in the way. `look` has come before: SQLite moves no log that this connection hasn't opened."""
+        """Move the log. Return how many frames it has and how many of these are moved; None if another process is in
+        the way. `look` must have been called before: SQLite moves no log that this connection hasn't opened."""
         try:
             return self._connection.wal_checkpoint("main", _MODES[mode])
         except apsw.BusyError:
@@ -78,7 +78,7 @@ class FileAndLog:
 
 
 def result_of(error: apsw.Error) -> int:
-    """Return SQLite's extended result code of an error; its lowest byte is the code that it is more of."""
+    """Return SQLite's extended result code of an error; its lowest byte is the primary result code."""
     # apsw doesn't declare its type.
     return int(cast(Any, error).extendedresult)
 

@@ -89,7 +89,7 @@ class LibsqlDatabase:
             raise ValueError("a TEXT is not valid UTF-8") from None
 
     def read(self, row: type[RowType], sql: str, params: tuple[Value, ...] = ()) -> list[RowType]:
-        """As `rows`, with each row as an object of its class (`sql.queries`).
+        """Do as `rows`, and return each row as an object of its class (`sql.queries`).
 
         Raises: ValueError, when SQLite or libsql refuses.
         """
@@ -113,8 +113,8 @@ class LibsqlDatabase:
             self.lock.release()
 
     def drop_uncommitted(self) -> None:
-        """Make sure that writes of a COMMIT that failed, or whose process was killed, can't come back, on disk either.
-        What was committed before is on disk then. The caller holds the writer lock, and keeps it.
+        """Make sure that writes of a COMMIT that failed, or whose process was killed, can't come back, not even from
+        the disk. What was committed before is on disk then. The caller holds the writer lock, and keeps it.
 
         Raises: ValueError or OSError, when that fails: a loss of power may still bring the writes back.
         """
@@ -140,8 +140,8 @@ class LibsqlDatabase:
 
 
 def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> LibsqlDatabase:
-    """Open the file; make it and the runtime's tables where they don't exist. The writer lock is in the file
-    `writer.lock` beside it. With `synchronous` FULL, what was committed survives a loss of power.
+    """Open the file; make it and the runtime's tables if they don't exist. The writer lock is in the file `writer.lock`
+    beside it. With `synchronous` FULL, what was committed survives a loss of power.
 
     Raises: DatabaseOpenError, when the file can't be used; OSError, when a file can't be made.
     """
@@ -185,7 +185,7 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
 
 
 def connect_until_exit(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> LibsqlDatabase:
-    """As `connect`, for a process that ends by os._exit, without closing the connection: the last connection that
+    """Do as `connect`, for a process that ends by os._exit, without closing the connection: the last connection that
     closes checkpoints the log, which libsql does wrongly where a read fails (docs/adr/0025)."""
     database = connect(path, synchronous, foreign_keys=foreign_keys)
     _until_exit.append(database)
@@ -202,7 +202,7 @@ def in_memory() -> LibsqlDatabase:
 
 
 def _write_ahead(database: LibsqlDatabase) -> None:
-    """Give the file a write-ahead log. It has none where it was restored from a copy that `VACUUM INTO` made.
+    """Give the file a write-ahead log. It has none if it was restored from a copy that `VACUUM INTO` made.
 
     Raises: ValueError, when SQLite refuses, as where another process has the file open.
     """
@@ -232,8 +232,8 @@ def _check_writable(database: LibsqlDatabase) -> None:
 
 
 def _make(database: LibsqlDatabase) -> None:
-    """Make the runtime's own tables. The caller holds no lock: the writer lock keeps other processes from making them
-    too."""
+    """Make the runtime's own tables. The caller holds no lock; this takes the writer lock, so that no other process
+    makes them too."""
     database.lock.acquire()
     try:
         # Kept in the file; can't be set inside a transaction.
@@ -301,12 +301,12 @@ def stored(database: LibsqlDatabase) -> Stored:
 
 
 def _unfinished(database: LibsqlDatabase) -> bool:
-    """Tell whether steps of schema changes are to be done that come after their flips."""
+    """Tell whether there are steps of schema changes left to do after their flips."""
     return database.rows(_HAS_STEPS) != [(0,)] and database.rows(_UNFINISHED) != [(0,)]
 
 
 def settled(database: LibsqlDatabase) -> Stored:
-    """Return release and inventory after a process may have died in a COMMIT: its writes are undone, or are part of the
+    """Return release and inventory after a process may have died in a COMMIT. Its writes are undone, or are part of the
     answer."""
     durable = True
     database.lock.acquire()

@@ -29,23 +29,23 @@ SHORTAGES: Final = {
 }
 """The codes of a release that lacked something, by those of the statement's error."""
 HELD: Final = 0.005
-"""Seconds for which a batch is to hold the writer lock: the number of its rows follows the time that the last one
-took. What it has written, the next writer's COMMIT must have synced."""
+"""Seconds for which a batch should hold the writer lock: the time that the last batch took decides how many rows the
+next one has. The next writer's COMMIT has to sync what a batch has written."""
 MOST: Final = 20_000
-"""Rows of the largest batch. The first is one row: nobody knows how large they are."""
+"""Rows of the largest batch. The first batch is one row: nobody knows how large rows are."""
 LEAST: Final = 10
 BRIEF: Final = 0.05
-"""A batch of so few rows isn't made smaller while it takes less than so many seconds: what takes time then may be the
-COMMIT or a busy machine, and batches of one row would take hours."""
+"""A batch of `LEAST` rows isn't made smaller while it takes less than so many seconds: the time may be the COMMIT's or
+a busy machine's, and batches of one row would take hours."""
 REST: Final = 0.002
-"""Seconds between two batches at least; usually as long as the last one had the lock. Without a rest writers would
-starve: the kernel gives the lock to no one in turn."""
+"""Least seconds between two batches; usually as long as the last one held the lock. Without a rest writers would
+starve: the kernel doesn't hand the lock to waiting processes in turn."""
 TOLD: Final = 0.2
 """Seconds between two messages of how far the step has come."""
 LOG_BYTES: Final = 32 * 1024 * 1024
 LOG_WAIT: Final = 5.0
-"""From so many bytes of the write-ahead log on a batch waits until the log has begun anew, for so many seconds at
-most."""
+"""When the write-ahead log has more than so many bytes, a batch waits until the log has begun anew, for so many seconds
+at most."""
 FULL_WAIT: Final = 30.0
 """Seconds that a step waits while the log has half of its limit or more; then it fails."""
 
@@ -83,7 +83,7 @@ def run_and_undo(opened: LibsqlDatabase, access_rules: AccessRules, steps: Chang
 
 @contextlib.contextmanager
 def renaming_alone(opened: LibsqlDatabase) -> Iterator[None]:
-    """For the block, have a table that takes another table's name leave alone what refers to that name: that is how a
+    """Let a table take another table's name in the block without a change of what refers to that name: that is how a
     change with steps exchanges tables."""
     opened.rows("PRAGMA legacy_alter_table = ON")
     try:
@@ -138,14 +138,14 @@ def run_step_at_once(
     step: ChangeStep,
     left: tuple[int | None, int | None] = (None, None),
 ) -> None:
-    """Run a step at once, in the transaction that is open; `left`: the keys of what is left of it, above the one, up to
-    the other. Raises: SchemaChangeRefused."""
+    """Run a step in batches at once, in the transaction that is open. `left`: the keys of what is left of it, above the
+    first, up to the second. Raises: SchemaChangeRefused, when a statement is refused or fails."""
     check_key(opened, step.table, step.key)
     after, upto = left
     if after is None or upto is None:
         after, upto = _bounds(opened, step.table, step.key)
     statements = _statements(access_rules, step.sql)
-    # Without rows too: a statement that can't be is found out.
+    # Even if there are no rows: a statement that can't run must fail here.
     for statement in statements:
         _execute(opened, schema_change.bind(statement.sql, after, upto), statement.sql)
 
@@ -153,7 +153,7 @@ def run_step_at_once(
 def run_in_batches(
     opened: LibsqlDatabase, access_rules: AccessRules, row: StepRow, tell: Callable[[str], None]
 ) -> None:
-    """Run what is left of a step. `tell` is called now and then with how far it has come, for people.
+    """Run what is left of a step, in batches. `tell` is called now and then with how far it has come, for people.
 
     Raises: SchemaChangeRefused, when a statement is refused or fails; what was done before stays. ValueError, when
     SQLite or the disk fails otherwise.
@@ -201,14 +201,14 @@ def run_in_batches(
 
 
 def next_size(size: int, held: float) -> int:
-    """Return how many rows the batch has that follows one of `size` rows, which had the lock for `held` seconds: at
-    most twice as many."""
+    """Return how many rows the next batch has, after one of `size` rows that held the lock for `held` seconds: at most
+    twice as many."""
     least = LEAST if held < BRIEF else 1
     return min(MOST, 2 * size, max(least, int(size * HELD / max(held, 1e-6))))
 
 
 def check_key(opened: LibsqlDatabase, table: str, key: str) -> None:
-    """Check that a table can be walked by a key: its INTEGER PRIMARY KEY, or its rowid where it has none.
+    """Check that a table can be divided by a key: its INTEGER PRIMARY KEY, or its rowid if it has none.
 
     Raises: SchemaChangeRefused, when it can't.
     """
@@ -229,7 +229,8 @@ def check_key(opened: LibsqlDatabase, table: str, key: str) -> None:
 
 
 def _statements(access_rules: AccessRules, sql: str) -> list[SchemaStatement]:
-    """Raises: SchemaChangeRefused, when a schema change may not have one of the statements."""
+    """Return the statements of a step in batches. Raises: SchemaChangeRefused, when a schema change may not have
+    one."""
     statements = schema_change.split(sql)
     for statement in statements:
         text = schema_change.bind(statement.sql, 0, 0)
@@ -238,7 +239,7 @@ def _statements(access_rules: AccessRules, sql: str) -> list[SchemaStatement]:
 
 
 def _bounds(opened: LibsqlDatabase, target: str, column: str) -> tuple[int, int]:
-    """Return the key below the first row, and that of the last row."""
+    """Return the key before the first row's, and the last row's."""
     key, table = quoted(column), quoted(target)
     # Two queries: the least and the largest in one would be a scan of the table.
     least = opened.rows(f"SELECT min({key}) FROM {table}")[0][0]  # noqa: S608
@@ -254,7 +255,7 @@ def _bounds(opened: LibsqlDatabase, target: str, column: str) -> tuple[int, int]
 
 
 def _edge(opened: LibsqlDatabase, row: StepRow, after: int, bound: int, size: int) -> int | None:
-    """Return the last key of the next batch, None where no row is left."""
+    """Return the last key of the next batch; None if no row is left."""
     key, table = quoted(row.key), quoted(row.target)
     found = opened.rows(
         f"SELECT max(k) FROM (SELECT {key} AS k FROM {table} "  # noqa: S608
@@ -264,7 +265,7 @@ def _edge(opened: LibsqlDatabase, row: StepRow, after: int, bound: int, size: in
 
 
 def _begin(opened: LibsqlDatabase) -> float:
-    """Take the writer lock and begin a transaction; return when the lock was had."""
+    """Take the writer lock and begin a transaction; return the time at which the lock was taken."""
     opened.lock.acquire()
     began = time.monotonic()
     try:
@@ -276,7 +277,7 @@ def _begin(opened: LibsqlDatabase) -> float:
 
 
 def _commit(opened: LibsqlDatabase) -> None:
-    """Commit, and let the writer lock go. Raises: ValueError, when that fails."""
+    """Commit, and release the writer lock. Raises: ValueError, when that fails."""
     try:
         opened.rows("COMMIT")
     except ValueError as error:
@@ -295,7 +296,7 @@ def _execute(opened: LibsqlDatabase, sql: str, shown: str) -> None:
 
 
 def spare_the_log(opened: LibsqlDatabase, label: str, tell: Callable[[str], None]) -> None:
-    """Wait while the log is long: writers would be made to wait for its checkpoint, or be refused. The second half of
+    """Wait while the log is long, as writers would have to wait for its checkpoint, or be refused. The second half of
     its limit is for calls.
 
     Raises: SchemaChangeRefused, when it stays so long.

@@ -60,8 +60,8 @@ def definitions(opened: LibsqlDatabase) -> list[DefinitionRow]:
 
 
 def normal(sql: str | None) -> tuple[str, ...]:
-    """Return a definition, as sqlite_schema keeps it, without what doesn't matter: spaces, comments, case, and quotes
-    of names."""
+    """Return the tokens of a definition, as sqlite_schema keeps it, without what doesn't matter: spaces, comments,
+    case, and quotes of names."""
     if sql is None:
         return ()
     return tuple(
@@ -70,8 +70,8 @@ def normal(sql: str | None) -> tuple[str, ...]:
 
 
 def own(opened: LibsqlDatabase) -> list[list[Row] | None]:
-    """Return all of the runtime's own rows and definitions, to compare them before and after a change. None stands for
-    a table that is gone."""
+    """Return all of the runtime's own rows and definitions, to compare them before and after a change; None for a table
+    that is gone."""
     content: list[list[Row] | None] = []
     for query in _OWN:
         try:
@@ -100,15 +100,15 @@ def touched(texts: Iterable[str], schema: Iterable[DefinitionRow]) -> set[str]:
 
 
 def references(opened: LibsqlDatabase, names: Set[str]) -> dict[str, int]:
-    """Return the tables whose rows can violate a foreign key, once the tables of these names were changed: those
-    themselves, and those that refer to them; of each the number of its foreign keys."""
+    """Return the tables whose rows can violate a foreign key after the tables with these names were changed (these
+    tables, and those that refer to them), each with the number of its foreign keys."""
     keys = opened.read(ReferenceRow, _FOREIGN_KEYS)
     children = {key.child for key in keys if names & {key.child.lower(), key.parent.lower()}}
     return {child: sum(key.child == child for key in keys) for child in sorted(children)}
 
 
 def orphans(opened: LibsqlDatabase, tables: Iterable[str] | None = None) -> str:
-    """Return how the rows of these tables, or of all, violate foreign keys, as a sentence; empty where they don't."""
+    """Return how the rows of these tables, or of all, violate foreign keys, as a sentence; empty if they don't."""
     first: ViolationRow | None = None
     count = 0
     checks = [""] if tables is None else [f"({quoted(table)})" for table in tables]
@@ -128,7 +128,7 @@ def orphans(opened: LibsqlDatabase, tables: Iterable[str] | None = None) -> str:
 
 
 def tables(opened: LibsqlDatabase) -> list[str]:
-    """Return the names of the tables that hold rows, as they are written, in the order of their making."""
+    """Return the names of the tables that hold rows, as they are written, in the order in which they were made."""
     return [table.name for table in opened.read(TableRow, _TABLES)]
 
 
@@ -146,8 +146,8 @@ def row_counts(opened: LibsqlDatabase) -> dict[str, int]:
 
 
 def row_estimates(opened: LibsqlDatabase, counts: Mapping[str, int]) -> dict[str, int]:
-    """Return about how many rows the tables have that have more than were counted, by their keys: too many, where keys
-    are missing between the first and the last. Tables without rowids are left out."""
+    """Return about how many rows the tables have that have more than were counted, by their first and last keys: too
+    many if keys are missing in between. Tables without rowids are left out."""
     found: dict[str, int] = {}
     for table in tables(opened)[:MOST_TABLES]:
         if counts.get(table.lower()[:200], 0) < MOST_ROWS:
@@ -181,12 +181,12 @@ def record(opened: LibsqlDatabase) -> None:
 
 
 def is_recorded(opened: LibsqlDatabase) -> bool:
-    """Tell whether a schema is recorded; a file of an earlier version has none until its next release."""
+    """Tell whether a schema is recorded; a file of an earlier version has no record until its next release."""
     return opened.read(NumberRow, _HAS_RECORD)[0].value > 0
 
 
 def differences(opened: LibsqlDatabase) -> SchemaDifferences:
-    """Compare the schema with the recorded one; there are no differences where none is recorded."""
+    """Compare the schema with the recorded one; there are no differences if none is recorded."""
     if not is_recorded(opened):
         return SchemaDifferences([], [], [])
     recorded = {(row.type, row.name): row.digest for row in opened.read(SchemaRecordRow, _READ_RECORD)}

@@ -17,24 +17,24 @@ class WriteProgress(Protocol):
         """Whether a release is being applied: its applier holds the writer lock, or will."""
 
     def sending(self) -> None:
-        """The call is about to send something that must not be sent twice."""
+        """Note that the call is about to send something that must not be sent twice."""
 
     def waiting(self) -> None:
-        """The call waits: another process holds the writer lock."""
+        """Note that the call waits: another process holds the writer lock."""
 
     def writing(self) -> None:
-        """The call holds the writer lock."""
+        """Note that the call holds the writer lock."""
 
     def committing(self) -> None:
-        """The call commits: from here on its writes may be kept, whatever happens to the process."""
+        """Note that the call commits: from here on its writes may be kept, whatever happens to the process."""
 
     def running(self) -> None:
-        """The call has released the writer lock without a commit."""
+        """Note that the call has released the writer lock without a commit."""
 
 
 class WriterLock:
-    """The lock by which the writers of one file take turns, in all processes. SQLite's own waiting would let some of
-    them starve.
+    """The lock by which the writers of one file take turns, in all processes. With SQLite's own waiting, some of them
+    could starve.
 
     The kernel releases the lock (flock) when the process ends. Each process opens the lock file itself: an inherited
     descriptor would share the lock.
