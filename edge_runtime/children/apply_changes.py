@@ -211,7 +211,7 @@ def flip(opened: LibsqlDatabase, access_rules: AccessRules, change: wire.Planned
             tell(f"{label}, {steps.title(number)}")
             _run_step_at_once(opened, access_rules, row, f"{label}, {steps.title(number)}")
     if tokenize(steps.flip):
-        with run_change.renaming_alone(opened):
+        with run_change.exchanging_tables(opened):
             _run_statements(opened, access_rules, steps.flip, label, tell)
     if not rows:
         _store_steps(opened, change, steps)
@@ -413,7 +413,8 @@ def _shown(statement: str) -> str:
 
 
 def _written(opened: LibsqlDatabase) -> int:
-    """Return the bytes of the open transaction that are in the write-ahead log's file already, where that is known."""
+    """Return the bytes of the open transaction that are in the write-ahead log's file already; 0 if that isn't
+    known."""
     try:
         return 0 if opened.path is None else wal.uncommitted(opened.path)
     except OSError:
@@ -424,8 +425,8 @@ def _shortage(opened: LibsqlDatabase, code: str, statement: str, log_bytes: int)
     """Return what was lacking, how much there is, and what to do. The transaction has been undone; `log_bytes` is what
     `_written` said before that.
 
-    The size of a table doesn't decide how much memory a statement takes: what doesn't fit goes to temporary files. So a
-    shortage of memory comes of single rows or values, and one of room of the whole table.
+    The size of a table doesn't decide how much memory a statement takes: what doesn't fit goes to temporary files. So
+    single rows or values cause a shortage of memory, and whole tables a shortage of room.
     """
     table, size = _largest(opened, statement)
     has = f" The table {table} has {_mib(size)}." if table else ""
@@ -454,7 +455,7 @@ def _shortage(opened: LibsqlDatabase, code: str, statement: str, log_bytes: int)
 
 
 def _largest(opened: LibsqlDatabase, statement: str) -> tuple[str, int]:
-    """Return the largest of the tables that a statement names, and its bytes; an empty name where there is none."""
+    """Return the largest of the tables that a statement names, and its bytes; an empty name if there is none."""
     try:
         words = {name(token) for token in tokenize(statement)}
         named = [row.name for row in opened.read(NameRow, _TABLE_NAMES) if row.name.lower() in words]

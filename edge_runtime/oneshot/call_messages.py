@@ -28,16 +28,16 @@ class SingleCallRequest(Struct):
     manifest: Manifest
     request: Request
     cache: str
-    """The folder of AOT files; empty where the module runs on the interpreter."""
+    """The folder of AOT files; empty if the module runs on the interpreter."""
     database: str = ""
-    """Path of the libsql file for the call's SQL; empty where it has none."""
+    """Path of the libsql file for the call's SQL; empty if it has none."""
     secrets: dict[str, str] = {}
     parent: int = 0
-    """Id of the process with whose end this one is ended; 0 where there is none."""
+    """Id of the process with which this one ends; 0 if there is none."""
     log: int = -1
     """Descriptor of memory (`progress_page`) in which the call's log is kept should this process be ended; -1: none."""
     places: bool = False
-    """Have a trap say in which function of the module it was; for the interpreter alone."""
+    """Have a trap say in which function of the module it was; only for the interpreter."""
     fence: str = "required"
     """`required`: every part of the fence must be there. `partial`: as much of it as this machine has."""
     name: str = ""
@@ -146,9 +146,9 @@ class FreshCalls(Struct):
     calls: list[FreshCall]
     schema: list[ProjectChange]
     parent: int
-    """Id of the process with whose end this one is ended."""
+    """Id of the process with which this one ends."""
     fence: str = "required"
-    """As of `SingleCallRequest`."""
+    """As in `SingleCallRequest`."""
 
 
 class FreshCallDone(Struct, omit_defaults=True):
@@ -158,6 +158,6 @@ class FreshCallDone(Struct, omit_defaults=True):
     """The place of the call among those that were asked for, from 0 on."""
     result: SingleCallResult
     part: str = ""
-    """What failed, where it isn't the call: `schema`, `before`, or `after`; `result` has the error."""
+    """What failed, if it isn't the call: `schema`, `before`, or `after`; `result` has the error."""
     rows: list[list[list[Any]]] = []
     """The rows of each statement of `after`; a BLOB is {"$blob": base64}."""

@@ -55,7 +55,7 @@ thousand, or in their order, it is a tenth."""
 
 
 class StatementParts(NamedTuple):
-    """A statement's action, and the names in it, in lower case; empty where it has none."""
+    """A statement's action, and the names in it, in lower case; empty if it has none."""
 
     action: Action
     kind: str = ""
@@ -413,7 +413,7 @@ def _plain(item: list[SqlToken]) -> str:
 
 
 class FoundStall(NamedTuple):
-    """A statement that takes a time for each row of a table that nodes have before the change."""
+    """A statement that takes time for each row of a table that nodes have before the change."""
 
     statement: str
     """Empty for the check of foreign keys."""
@@ -476,8 +476,8 @@ def find_stalls(
 def _stalled(
     tokens: list[SqlToken], part: StatementParts, tables: Mapping[str, str]
 ) -> Iterator[tuple[str, str, float]]:
-    """Yield tables that the statement goes through, what it does to each, and the microseconds for each row; `tables`:
-    those that there are."""
+    """Yield tables that the statement goes through, what it does to each, and the microseconds for each row. `tables`:
+    the tables at this point of the change."""
     words = [(at, word(token)) for at, token in top_level(tokens)]
     has = {text for _, text in words}
     match part.action:

@@ -3,8 +3,9 @@ change?
 
 It reads `{"change": SchemaCheckRequest, "probes": [{"name", "version", "manifest", "file"}, …]}` on stdin and prints
 `{"ok": true, "failing": [{"name", "version", "message"}, …]}`. Each probe is run in a child of its own behind the fence
-of a worker, on the interpreter, on generated rows: before the change, and after it. Only one that answers before and
-fails after it is told: what it needs of a node's own rows isn't there. No guest runs where a part of the fence lacks.
+of a worker, on the interpreter, on generated rows: before the change, and after it. A probe is reported only if it
+answers before the change and fails after it: one that fails before needs rows that only nodes have. No guest runs if a
+part of the fence is lacking.
 """
 
 import hashlib
@@ -71,7 +72,7 @@ def answer(request: ProbesCheckRequest) -> bytes:
 
 
 def _run(change: SchemaCheckRequest, probed: ProbedFunction, seconds: float) -> str:
-    """Return what is wrong with the probe, as the end of a sentence about it; '' where nothing is."""
+    """Return what is wrong with the probe, as the end of a sentence about it; '' if nothing is."""
     if seconds <= 0:
         return f"wasn't tried: all probes together took more than {SECONDS:.0f} s"
     try:
@@ -94,7 +95,7 @@ def _fenced(change: SchemaCheckRequest, probed: ProbedFunction) -> bytes:
 
 
 def check(opened: LibsqlDatabase, change: SchemaCheckRequest, probed: ProbedFunction) -> str:
-    """Return why the probe fails after the change, where it doesn't fail before; else ''."""
+    """Return why the probe fails after the change, if it doesn't fail before it; else ''."""
     rules = AccessRules.read(opened)
     history(opened, rules, change)
     opened.rows("PRAGMA foreign_keys = ON")

@@ -37,7 +37,7 @@ class CopyFailed(CodedError):
 
 
 def copy_served(database: Path, target: Path, begun: Callable[[], None]) -> None:
-    """Copy a node's file as of one moment, while the node serves or while it doesn't; `begun` is called once that
+    """Copy a node's file as it is at one moment, while the node serves or while it doesn't; `begun` is called once that
     moment is past. `target` is a new file in a folder of its own. The caller has one thread.
 
     Raises: CopyFailed, when that can't be done.
@@ -62,7 +62,7 @@ def copy_served(database: Path, target: Path, begun: Callable[[], None]) -> None
 
 
 def copy_unused(source: Path, target: Path) -> None:
-    """Copy a file that no process uses, with its log where it has one, or the journal of a transaction that another
+    """Copy a file that no process uses, with its log if it has one, or the journal of a transaction that another
     program didn't end. `target` and the caller are as in `copy_served`.
 
     Raises: CopyFailed, when that can't be done.
@@ -146,7 +146,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _copy(source: Path, target: Path, length: int | None = None) -> None:
-    """Copy a file, or its first `length` bytes. Raises: OSError, also where it is shorter."""
+    """Copy a file, or its first `length` bytes. Raises: OSError, also if it is shorter."""
     with contextlib.ExitStack() as stack:
         reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, reading)
@@ -170,7 +170,7 @@ def _copy(source: Path, target: Path, length: int | None = None) -> None:
 
 def _join(path: Path, frames: int | None) -> None:
     """Move the log of a copy into its file, and leave the file alone, in processes of their own behind the fence. The
-    log has so many `frames`; None where that isn't known.
+    log has so many `frames`; None if that isn't known.
 
     Raises: CopyFailed, when that can't be done.
     """
@@ -219,8 +219,8 @@ def _move_log(path: Path, frames: int | None) -> str:
 
 
 def _end_log(path: Path) -> str:
-    """Return why the file can't do without a log, or an empty string. Then anybody can open it, where nothing can be
-    written beside it, too. SQLite has the schema parsed for that, so libsql does it."""
+    """Return why the file can't do without a log, or an empty string. Without one anybody can open it, even if nothing
+    can be written beside it. SQLite has the schema parsed for that, so libsql does it."""
     try:
         connection = open_file(path)
         fence.seal("worker")

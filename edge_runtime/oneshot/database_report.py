@@ -39,7 +39,7 @@ class DatabaseReport(Struct, frozen=True):
     faults: list[str]
     """What PRAGMA integrity_check finds, `SHOWN` of it at most."""
     orphans: str
-    """How rows violate foreign keys, as a sentence; empty where none does."""
+    """How rows violate foreign keys, as a sentence; empty if none does."""
     changed: list[str]
     """Definitions that aren't as the last release left them, as `table orders`."""
     missing: list[str]
@@ -71,7 +71,7 @@ class DatabaseUnread(CodedError):
 def report(
     path: Path, called: Path, begun: Callable[[], None] = lambda: None, *, sizes: bool = False
 ) -> DatabaseReport:
-    """Look a file through as of one moment, in a process of its own behind the fence; others may use the file
+    """Look a file through as it is at one moment, in a process of its own behind the fence; others may use the file
     meanwhile. `begun` is called once that moment is past. The caller has one thread, and sees to it that the file's log
     was recovered. Errors call the file `called`.
 

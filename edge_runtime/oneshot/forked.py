@@ -14,7 +14,7 @@ from edge_runtime.sandbox import fence
 
 
 def run_forked(work: Callable[[], bytes], seconds: float) -> tuple[bytes, int]:
-    """Return what `work` returned in the child, and the child's status as of waitpid. The bytes are empty where `work`
+    """Return what `work` returned in the child, and the child's status from waitpid. The bytes are empty if `work`
     failed; the traceback is on stderr then.
 
     Raises: TimeoutError, when there is no answer after `seconds`; the child has been killed then.

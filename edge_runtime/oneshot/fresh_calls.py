@@ -86,7 +86,7 @@ class _Running:
     """Descriptor of the memory that has the call's log."""
     deadline: float
     trapped: FreshCallDone | None
-    """How the call ended, where it is made once more to find out where it trapped."""
+    """How the call ended, if it is made once more to find out where it trapped."""
     part: str = "before"
     """What the child is about: `before`, the call (empty), or `after`."""
     read: bytearray = field(default_factory=bytearray)

@@ -1,5 +1,5 @@
 """Drafts the schema change that reverses another one: of what it made, a DROP; of what it renamed, the old name; of the
-indexes, views and triggers that it dropped, their definitions. What rows it dropped or changed can't be had back.
+indexes, views and triggers that it dropped, their definitions. Rows that it dropped or changed can't be restored.
 
 What a statement made is read in the schema before and after it, and not in its text, so `IF NOT EXISTS` is no trap.
 """
@@ -39,7 +39,7 @@ class Reversal:
 
     @property
     def sql(self) -> str:
-        """The change that reverses what can be reversed; empty where nothing can."""
+        """The change that reverses what can be reversed; empty if nothing can."""
         return "".join(f"{statement};\n" for statements in reversed(self._undo) for statement in statements)
 
     def run(self, sql: str) -> None:
@@ -103,7 +103,7 @@ class Reversal:
         self._columns |= {(renamed, column) for name, column in self._columns if name == table}
 
     def _fills_new_columns(self, statement: SchemaStatement, found: StatementParts) -> bool:
-        """Return whether an UPDATE sets columns alone that the change has added, whose values go with them."""
+        """Return whether an UPDATE sets only columns that the change has added: their values go with them."""
         if found.action != "update" or found.replaces:
             return False
         set_columns = assigned(statement.tokens, found.after)

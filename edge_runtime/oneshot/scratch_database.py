@@ -32,7 +32,7 @@ class DatabaseUnusable(CodedError):
 
 
 def prepare(path: Path) -> list[Path]:
-    """Make the files that an open database needs beside it, where they don't exist, and return their paths with the
+    """Make the files that an open database needs beside it, if they don't exist, and return their paths with the
     database's.
 
     Raises: DatabaseUnusable, when the database isn't there, one of them can't be made, or the transaction of a killed

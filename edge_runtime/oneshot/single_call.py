@@ -62,7 +62,7 @@ NOTES: Final = 20
 
 
 class CallCode(NamedTuple):
-    """A module, and what it is compiled to; `aot` is None where it is interpreted."""
+    """A module, and what it is compiled to; `aot` is None if it is interpreted."""
 
     wasm: bytes
     sha256: str
@@ -141,7 +141,7 @@ def checked(request: SingleCallRequest, wasm: bytes) -> Manifest:
 
 
 def before_seal(request: SingleCallRequest) -> int:
-    """Open what the call keeps its log in; return the descriptor of what WasmEdge logs of a trap, -1 where nothing is
+    """Open what the call keeps its log in; return the descriptor of what WasmEdge logs of a trap, -1 if nothing is
     kept of it."""
     if request.log >= 0:
         guest_host().wasi.copy = LogPage(open_slot(request.log, 0), 0)
@@ -288,7 +288,7 @@ def _answer(out: int, line: bytes) -> None:
 
 
 def run(request: SingleCallRequest, out: int) -> SingleCallResult:
-    """Make the call. The module is parsed and loaded behind the fence alone. `out`: the descriptor that is told when
+    """Make the call. The module is parsed and loaded only behind the fence. `out`: the descriptor that is told when
     the guest begins.
 
     Raises: ModuleRefused, when no node can run the module or the fence is lacking; DatabaseUnusable; WasmEdgeError,
@@ -310,7 +310,7 @@ def run(request: SingleCallRequest, out: int) -> SingleCallResult:
 
 @contextmanager
 def _opened(request: SingleCallRequest) -> Iterator[LibsqlDatabase | None]:
-    """Seal the process, and open the database where there is one. Raises: DatabaseUnusable."""
+    """Seal the process, and open the database if there is one. Raises: DatabaseUnusable."""
     if request.database:
         with scratch_database.open_sealed(Path(request.database), request.grant) as opened:
             yield opened

@@ -55,7 +55,7 @@ class SqlEvent(Struct, omit_defaults=True):
     rows: list[list[Any]] | None = None
     """Rows of it; a BLOB is {"$blob": base64}."""
     changed: int | None = None
-    """A statement has ended, and has itself changed so many rows."""
+    """A statement has ended, and this is the number of rows that it has itself changed."""
     done: bool = False
     """All has ended well, and what was written is on disk."""
     code: str = ""
@@ -79,7 +79,7 @@ def split(sql: str) -> list[str]:
 def run(
     state: Path, statements: Sequence[str], params: list[Any], *, write: bool, seconds: float, wal_limit: int
 ) -> Generator[SqlEvent]:
-    """Run the statements in one transaction, which reads alone unless `write`; yield what happens. Only one statement
+    """Run the statements in one transaction, read-only unless `write`; yield what happens. Only one statement
     may have `params`. None that writes begins while the write-ahead log has `wal_limit` bytes. The caller has one
     thread, and keeps the file open meanwhile (`database_guard`).
 

@@ -176,7 +176,7 @@ class Compiler:
         return functions
 
     async def _calm(self) -> bool:
-        """Tell whether no release has come for `CALM` seconds; where one has, wait a while."""
+        """Tell whether no release has come for `CALM` seconds; if one has, wait a while."""
         left = self._released_at + CALM - clock.monotonic()
         if left <= 0:
             return True

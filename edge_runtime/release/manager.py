@@ -80,7 +80,7 @@ class ReleaseManager:
         self._forged_at = ""
         """When that was found (RFC 3339)."""
         self._untold: SyncFailed | None = None
-        """The same failure, as long as control hasn't been told."""
+        """The same failure, until control has been told."""
         self.less = asyncio.Event()
         """Set when `inventory` has lost a function."""
         self.committing: Callable[[], None] = lambda: None
@@ -185,8 +185,9 @@ class ReleaseManager:
                     log.error("functions can't be loaded with the new values of their secrets: %s", failed.message)
 
     async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
-        """Run the steps that come before the flip to the plan's release, while the present one serves; `tell` is told
-        how far they have come. Raises: SyncFailed, when one fails; what was done stays, and is gone on from."""
+        """Run the steps before the flip to the plan's release, while the current one serves; `tell` is told how far
+        they have come. Raises: SyncFailed, when one fails; what was done stays, and the next attempt continues
+        there."""
         if self._forged is not None or not (has_steps(plan) or self.steps.unfinished.is_set()):
             return
         release = self.release

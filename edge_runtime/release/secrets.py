@@ -1,4 +1,4 @@
-"""The values of functions' secrets, which are in a private file of the node and go to its workers alone.
+"""The values of functions' secrets, which are in a private file of the node and go only to its workers.
 
 The file is TOML with a table for each function: `[orders]`, `API_KEY = "…"`. Values are in no message but
 `frames.Load`, `frames.Apply`, `frames.Advance`, `frames.Try` and `frames.Repeat`, and in no log,
@@ -56,7 +56,7 @@ def parse(text: bytes, where: str) -> Values:
 
 
 def read(path: Path) -> Values:
-    """Return the values in a file, which its owner alone may be able to read. Raises: FileUnfit;
+    """Return the values in a file, which only its owner may be able to read. Raises: FileUnfit;
     FileNotFoundError."""
     return parse(files.read_private(path, SIZE_LIMIT), str(path))
 

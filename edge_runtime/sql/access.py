@@ -71,9 +71,9 @@ class AccessRules:
     own: frozenset[int]
     """Root pages of the runtime's own tables and indices."""
     sqlite: frozenset[int]
-    """Root pages of SQLite's own tables, which SQLite alone may write."""
+    """Root pages of SQLite's own tables, which only SQLite may write."""
     shadow: frozenset[int]
-    """Root pages of virtual tables' shadow tables, which the virtual tables alone may write: their code trusts what it
+    """Root pages of virtual tables' shadow tables, which only the virtual tables may write: their code trusts what it
     reads there."""
     functions: frozenset[str]
     modules: frozenset[str]

@@ -30,7 +30,7 @@ from edge_runtime.sql.values import Row
 from edge_runtime.sql.writer_lock import WriteProgress
 
 LIMITS: Final = ("sql_out_of_memory", "sql_disk_limit")
-"""Codes for a statement that hit a limit. The caller of the function is told these codes too, not the guest alone."""
+"""Codes for a statement that hit a limit. The caller of the function gets these codes, too, not only the guest."""
 DENIED: Final = ("not_granted", "sql_not_allowed", "sql_closed")
 _READ_GENERATION: Final = load("read_generation")
 HELD_WAIT: Final = 2.0
@@ -65,7 +65,8 @@ class CommitFailed(CodedError):
 
 
 class DatabaseHeld(CodedError):
-    """A process that is none of the node's has the database locked, as a shell or a backup. Nothing was changed."""
+    """Another process than the node's own, such as a shell or a backup, has the database locked. Nothing was
+    changed."""
 
 
 class CallSql:
@@ -104,14 +105,14 @@ class CallSql:
         self._ended_code = "transaction_ended"
         """The code that the caller of the function gets once SQLite has ended the transaction."""
         self.limit_code = ""
-        """The code of the limit that the call hit; empty where it hit none."""
+        """The code of the limit that the call hit; empty if it hit none."""
         self.denied: dict[str, int] = {}
         """How many statements were refused for what they would do, by code."""
 
     def execute(self, request: bytes) -> bytes:
         """Run one statement and return its answer; errors of the statement are in the answer.
 
-        Raises: DatabaseHeld, StaleRelease, at the first statement alone; WriteHeld, at the first one that writes.
+        Raises: DatabaseHeld, StaleRelease, only at the first statement; WriteHeld, at the first one that writes.
         """
         try:
             sql, params = self._read(request)
@@ -248,7 +249,7 @@ class CallSql:
         except BaseException:
             self.rollback()
             raise
-        # The fields of a GenerationRow, which is made only where they have changed.
+        # The fields of a GenerationRow, which is made only if they have changed.
         if row is None or row[0] != self._generation:
             self.rollback()
             raise StaleRelease

@@ -38,7 +38,7 @@ class FileAndLog:
         self._connection.set_busy_timeout(round(patience * 1000))
 
     def look(self) -> None:
-        """Read the file's header in a transaction. The first one reads the log, where no other process has done so."""
+        """Read the file's header in a transaction. The first one reads the log, if no other process has done so."""
         # Unlike a SELECT it needs no schema.
         self._connection.execute("PRAGMA schema_version").fetchall()
 

@@ -77,7 +77,7 @@ class LibsqlDatabase:
         """Returns whether a write has failed since its last call because this process may not write larger files."""
 
     def rows(self, sql: str, params: tuple[Value, ...] = ()) -> list[Row]:
-        """Return all rows of one statement; an empty list where it returns none.
+        """Return all rows of one statement; an empty list if it returns none.
 
         Raises: ValueError, when SQLite or libsql refuses: libsql raises nothing else.
         """
@@ -215,8 +215,8 @@ def _write_ahead(database: LibsqlDatabase) -> None:
 
 
 def _check_writable(database: LibsqlDatabase) -> None:
-    """Check that the file can be written. SQLite opens the file, its log or its index for reading alone where opening
-    it for writing fails, whatever the reason, as when the process has no free descriptor for a moment.
+    """Check that the file can be written. SQLite opens the file, its log or its index read-only if opening it for
+    writing fails for any reason, for example because the process has no free descriptor for a moment.
 
     Raises: ValueError, when the file can't be written.
     """
@@ -225,7 +225,7 @@ def _check_writable(database: LibsqlDatabase) -> None:
         # A BEGIN IMMEDIATE wouldn't notice.
         database.rows(_WRITE_NOTHING)
     except ValueError as error:
-        # Another process writes. Had the file been opened for reading alone, SQLite would have said so first.
+        # Another process writes. If the file had been opened read-only, SQLite would have said so first.
         if not str(error).startswith(LOCKED):
             raise
     database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
@@ -260,7 +260,7 @@ def now() -> str:
 
 
 def inventory(database: LibsqlDatabase) -> wire.Inventory:
-    """Return what the node runs, by the file, as of one moment."""
+    """Return what the node runs according to the file, all of it read at one moment."""
     with _snapshot(database):
         changes = [wire.AppliedChange(*row) for row in database.read(ChangeRow, _READ_CHANGES)]
         return wire.Inventory(
@@ -295,7 +295,7 @@ def read_release(database: LibsqlDatabase) -> LocalRelease | None:
 
 
 def stored(database: LibsqlDatabase) -> Stored:
-    """Return release and inventory, as of one moment."""
+    """Return release and inventory, both read at one moment."""
     with _snapshot(database):
         return Stored(read_release(database), inventory(database), unfinished=_unfinished(database))
 

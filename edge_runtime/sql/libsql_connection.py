@@ -35,7 +35,7 @@ class LibsqlCursor(Protocol):
 
 
 class LibsqlConnection(Protocol):
-    """A connection in autocommit mode. It raises ValueError alone, and panics (`is_panic`)."""
+    """A connection in autocommit mode. It raises only ValueError, and panics (`is_panic`)."""
 
     @property
     def in_transaction(self) -> bool: ...

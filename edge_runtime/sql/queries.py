@@ -136,7 +136,7 @@ class StepRow(NamedTuple):
     start: int | None
     """`after` as it was at first."""
     bound: int | None
-    """The key of the last row that is to be done."""
+    """The key of the last row to do."""
     done: int
 
 
@@ -148,7 +148,7 @@ class SizeRow(NamedTuple):
 
 
 class NumberRow(NamedTuple):
-    """One number, as of a PRAGMA or `table_bytes`."""
+    """One number, such as a PRAGMA or `table_bytes` returns."""
 
     value: int
 

@@ -67,7 +67,7 @@ def run(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> None:
         run_statements(opened, access_rules, sql)
         return
     _run_stage(opened, access_rules, steps, "before")
-    with renaming_alone(opened):
+    with exchanging_tables(opened):
         _run_text(opened, access_rules, steps.flip)
     _run_stage(opened, access_rules, steps, "after")
 
@@ -82,7 +82,7 @@ def run_and_undo(opened: LibsqlDatabase, access_rules: AccessRules, steps: Chang
 
 
 @contextlib.contextmanager
-def renaming_alone(opened: LibsqlDatabase) -> Iterator[None]:
+def exchanging_tables(opened: LibsqlDatabase) -> Iterator[None]:
     """Let a table take another table's name in the block without a change of what refers to that name: that is how a
     change with steps exchanges tables."""
     opened.rows("PRAGMA legacy_alter_table = ON")

@@ -11,7 +11,7 @@ change into steps:
     -- skerry: batch TABLE by KEY   in transactions of a few rows each, with the keys above :after, up to :upto
     -- skerry: flip                 in the release's one transaction
     -- skerry: after                a transaction of its own, once the release serves
-    -- skerry: undo                 what takes the steps before the flip back, when the change is amended or given up
+    -- skerry: undo                 what undoes the steps before the flip, if the change is amended or given up
 
 There can be any number of `before` and `batch` steps before the flip, and of `after` and `batch` steps after it; they
 run in the order in which they are written. A change with steps has at least one batch, so that a node that knows no
@@ -45,7 +45,7 @@ _MADE_OF: Final = MODULES & {"fts3", "fts4", "fts4aux", "fts5", "fts5vocab", "rt
 PARAMETERS: Final = (":after", ":upto")
 """What a batch's statements have in place of the keys of one batch: the rows above the first, up to the second."""
 ROWIDS: Final = ("rowid", "oid", "_rowid_")
-"""The names of a table's own key, where no column has them."""
+"""The names of a table's own key, if no column has them."""
 _DIRECTIVE: Final = re.compile(r"--\s*skerry\s*:(.*)", re.IGNORECASE | re.DOTALL)
 _MARK: Final = "-- skerry: "
 _FORMS: Final = "before, batch TABLE by KEY, flip, after, undo"
@@ -134,8 +134,8 @@ def split(sql: str) -> list[SchemaStatement]:
 
 
 def _is_trigger(tokens: list[SqlToken]) -> bool:
-    """Tell whether a statement that begins so is a CREATE TRIGGER, which alone has semicolons inside. This and
-    `_trigger_ends` are the rules of SQLite's own sqlite3_complete."""
+    """Tell whether a statement that begins so is a CREATE TRIGGER, the only statement with semicolons inside.
+    This and `_trigger_ends` are the rules of SQLite's own sqlite3_complete."""
     words = [word(token) for token in tokens]
     return words[:2] == ["create", "trigger"] or (
         words[:1] == ["create"] and words[1:2] in (["temp"], ["temporary"]) and words[2:3] == ["trigger"]
@@ -196,7 +196,7 @@ def _check_name(token: SqlToken, call: bool, closed_functions: Set[str], closed_
             "schema_closed", f"{token.text[:80]}: names with {RUNTIME_PREFIX} are the runtime's own.", sql
         )
     if token.kind is TokenKind.STRING:
-        # SQLite takes a string for a name where it can be nothing else. Only a string that is such a name as a whole
+        # SQLite takes a string for a name if it can be nothing else. Only a string that is such a name as a whole
         # counts.
         closed = named in closed_modules or (named.startswith(INTERNAL) and named.isidentifier())
     else:

@@ -127,7 +127,7 @@ class Session:
         self.applied = -1
 
     def statement(self, sql: str) -> PreparedStatement:
-        """Return the checked statement for a text, from the cache where it is there.
+        """Return the checked statement for a text, from the cache if it is there.
 
         Raises: SqlError, when a guest may not run it.
         """

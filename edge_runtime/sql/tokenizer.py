@@ -69,7 +69,7 @@ def line_comments(sql: str) -> list[SqlToken]:
 
 
 def without_values(sql: str) -> str:
-    """Return a statement, or the beginning of one, with `?` in the place of each value that is written in it, without
+    """Return a statement, or the beginning of one, with `?` in place of each value that is written in it, without
     comments, and with single spaces."""
     made: list[str] = []
     end = 0
