@@ -1,4 +1,4 @@
-"""Applies a plan's schema changes to the node's file, for the applier: which changes the file lacks, their steps before
+"""Apply a plan's schema changes to the node's file, for the applier: which changes the file lacks, their steps before
 and after the flip, the flip itself, and what a sync says if a change fails.
 
 Steps before the flip run under the release that serves. The file keeps which steps are done (`_skerry_steps`), each in

@@ -1,5 +1,5 @@
-"""A release's one transaction in the libsql file: prepared, then committed, or undone by whatever fails before that, a
-function's probe too. Then the old release serves on.
+"""A release's one transaction in the libsql file: it is prepared, then committed, or undone when anything fails before
+that, such as a function's probe. The old release keeps serving then.
 
 Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty its children), but are checked at the end.
 """

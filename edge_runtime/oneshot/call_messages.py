@@ -1,4 +1,5 @@
-"""What is said to the processes that make calls without a node. Nothing here loads WasmEdge or libsql."""
+"""The messages to the processes that make calls without a node, and how their requests are made. Nothing here loads
+WasmEdge or libsql."""
 
 import re
 from collections.abc import Iterable

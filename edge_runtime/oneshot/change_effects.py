@@ -1,13 +1,13 @@
 """What the statements of a schema change do to the rows that nodes have: which rows and values they can lose (losses),
-and for how long they hold writers up (stalls). Pure.
+and how long they hold up writers (stalls). Pure.
 
 It goes by the tokens of statements that libsql has run or will run, and by the columns before and after the change.
 
 Losses: rows of tables that the change itself makes don't count, and neither do values of columns that it adds. An
 UPDATE keeps all rows, and what it sets is what its author has written: it counts only as UPDATE OR REPLACE.
 
-Stalls: of a change with steps only what isn't in batches counts. The times are what was measured with rows of 150 bytes
-on a machine with two cores, twice over: a node's disk may be slower.
+Stalls: in a change with steps, only what isn't in batches counts. The times are twice what was measured with rows of
+150 bytes on a machine with two cores: a node's disk may be slower.
 """
 
 import itertools

@@ -2,14 +2,14 @@
 have rows?
 
 It reads `{"earlier": [{"number", "sql"}, …], "sql": …, "amends": {"number", "sql"} | null}` on stdin; `amends` is the
-revision that `sql` replaces. It prints `{"ok": true, "empty": […], "warnings": […], "losses": […]}`, or
-`{"ok": false, "code", "message", "statement"}`. `empty` lists the tables for which no row could be generated;
-`warnings` says where the change fails on generated rows in a way that depends on their values, for which tables it was
-tried without rows, which views and triggers fail after it, and which indexes and triggers a table made anew lacks;
-`losses` says which rows that nodes have before it the change can lose.
+revision that `sql` replaces. It prints `{"ok": true, "empty": […], "warnings": […], "losses": […]}`, or `{"ok": false,
+"code", "message", "statement"}`. `empty` lists the tables for which no row could be generated; `warnings` says where
+the change fails on generated rows in a way that depends on their values, for which tables it was tried without rows,
+which views and triggers fail after it, and which indexes and triggers a table lacks that was made anew; `losses` says
+which rows the change can lose of those that nodes have before it.
 
-With `{"earlier": …, "reverse": NUMBER}` it drafts the change that reverses one of the earlier ones, after them all, and
-prints `{"ok": true, "reversal": SQL, "kept": […]}`; `kept` lists the statements that can't be reversed.
+With `{"earlier": …, "reverse": NUMBER}` it drafts the change that reverses one of the earlier ones, to come after all
+of them, and prints `{"ok": true, "reversal": SQL, "kept": […]}`; `kept` lists the statements that can't be reversed.
 """
 
 import os

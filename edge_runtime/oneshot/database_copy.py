@@ -1,4 +1,4 @@
-"""Copies of a libsql file, whole, in one file without a log: a node's while it serves, or a backup that is put back."""
+"""Copy a whole libsql file into one file without a log: a node's while it serves, or a backup that is restored."""
 
 import contextlib
 import hashlib

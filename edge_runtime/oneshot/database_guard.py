@@ -1,6 +1,6 @@
-"""A process that keeps the libsql file of a node open while a command works with it, and reads its log first where that
-is needed. It opens the file as the checkpointer does (`sql.current_sqlite`): the first connection recovers the log,
-the last one that closes moves it into the file, and libsql does both wrongly where a read fails.
+"""Keep the libsql file of a node open, in a process of its own, while a command works with it, and read its log first
+if that is needed. The process opens the file as the checkpointer does (`sql.current_sqlite`), since the last connection
+that closes moves the log into the file, which libsql must not do (docs/adr/0071).
 
 It can hold a read transaction. Then what the file and its log say at that moment can be copied, byte by byte: no
 checkpoint moves anything newer into the file meanwhile, and the log doesn't begin anew.

@@ -1,4 +1,4 @@
-"""Looks a libsql file through, whole: pages, foreign keys, the schema and the record of the release."""
+"""Look through a whole libsql file: pages, foreign keys, the schema and the record of the release."""
 
 import os
 import time
@@ -21,7 +21,7 @@ from edge_runtime.sql.queries import MetaRow, NumberRow, SizeRow, load
 from edge_runtime.sql.writer_lock import WriterLock
 
 LIMIT: Final = 3600.0
-"""Seconds that looking a file through may take."""
+"""Seconds that looking through a file may take."""
 SHOWN: Final = 20
 """Faults of the file that are told at most."""
 _BEGUN: Final = b"begun"
@@ -71,8 +71,8 @@ class DatabaseUnread(CodedError):
 def report(
     path: Path, called: Path, begun: Callable[[], None] = lambda: None, *, sizes: bool = False
 ) -> DatabaseReport:
-    """Look a file through as it is at one moment, in a process of its own behind the fence; others may use the file
-    meanwhile. `begun` is called once that moment is past. The caller has one thread, and sees to it that the file's log
+    """Look through a file as it is at one moment, in a process of its own behind the fence; others may use the file
+    meanwhile. `begun` is called once that moment is past. The caller has one thread, and makes sure that the file's log
     was recovered. Errors call the file `called`.
 
     Raises: DatabaseUnread, when the file isn't a node's, or is too damaged for SQLite.
@@ -110,7 +110,7 @@ def report(
 
 
 def _report(path: Path, called: Path, sizes: bool, begun: Callable[[], None]) -> DatabaseReport:
-    """Look the file through in this process. Raises: DatabaseUnread; ValueError, when SQLite can't read the file."""
+    """Look through the file in this process. Raises: DatabaseUnread; ValueError, when SQLite can't read the file."""
     opened = LibsqlDatabase(open_file(path), WriterLock(os.memfd_create("writer.lock")), path)
     fence.seal("worker")
     opened.rows(f"PRAGMA busy_timeout = {BUSY_MS}")

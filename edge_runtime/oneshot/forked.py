@@ -1,5 +1,4 @@
-"""Runs a piece of work in a forked child. For single-threaded processes that need nothing of the work but its
-answer."""
+"""Run a piece of work in a forked child. For processes with one thread that need nothing of the work but its answer."""
 
 import os
 import select

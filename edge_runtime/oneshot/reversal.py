@@ -1,4 +1,4 @@
-"""Drafts the schema change that reverses another one: of what it made, a DROP; of what it renamed, the old name; of the
+"""Draft the schema change that reverses another one: of what it made, a DROP; of what it renamed, the old name; of the
 indexes, views and triggers that it dropped, their definitions. Rows that it dropped or changed can't be restored.
 
 What a statement made is read in the schema before and after it, and not in its text, so `IF NOT EXISTS` is no trap.

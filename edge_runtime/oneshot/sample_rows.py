@@ -1,4 +1,4 @@
-"""Tries a schema on generated rows: `fill` inserts a few into each table, as far as its constraints allow, and
+"""Try a schema on generated rows: `fill` inserts a few into each table, as far as its constraints allow, and
 `try_views_and_triggers` then selects each view and has each trigger's event happen.
 
 So a schema change is tried on tables that aren't empty, and a view or a trigger that names a table or a column that is

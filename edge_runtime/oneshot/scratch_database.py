@@ -1,7 +1,7 @@
 """The database file of `skerry-edge call`, used behind a fence that lets no file be made, removed or renamed.
 
 SQLite makes and removes files beside the database file. So `prepare` makes them before the fence, a transaction ends by
-truncating its journal in place of removing it, and `tidy` removes the empty ones once the fenced process has ended.
+truncating its journal instead of removing it, and `tidy` removes the empty ones once the fenced process has ended.
 """
 
 import contextlib

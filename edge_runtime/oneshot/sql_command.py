@@ -1,7 +1,7 @@
-"""Runs SQL on the libsql file of a node for `skerry-edge sql`, in one transaction, behind the fence of a worker.
+"""Run SQL on the libsql file of a node for `skerry-edge sql`, in one transaction, behind the fence of a worker.
 
-What a statement may touch is what a function's may (`sql.access`): not the runtime's own tables, and not the schema.
-The events come one by one, so that a result of any size passes through.
+A statement may touch what a function's may (`sql.access`): not the runtime's own tables, and not the schema.
+Events come one by one, so that a result can have any size.
 """
 
 import contextlib

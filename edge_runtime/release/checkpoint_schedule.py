@@ -1,4 +1,4 @@
-"""Decides when checkpoints of the libsql file are made, and what calls may do while the write-ahead log is too long
+"""Decide when checkpoints of the libsql file are made, and what calls may do while the write-ahead log is too long
 (docs/adr/0025).
 
 A checkpointer process moves the log into the database file while calls go on. Once little is left, it makes writers

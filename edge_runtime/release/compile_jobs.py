@@ -1,7 +1,7 @@
-"""Has artifacts compiled by child processes.
+"""Have artifacts compiled by child processes.
 
-Whoever asks for an artifact that is being compiled waits for the same job. A job that has begun goes on to its end,
-even if nobody waits for it any more: so each attempt of a sync, and each start, gets further than the one before.
+Whoever asks for an artifact that is being compiled waits for the same job. A job that has begun runs to its end,
+even if nobody waits for it any more, so each attempt of a sync, and each start, gets further than the one before.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Finds or makes the code that each function runs (docs/adr/0008).
+"""Find or make the code that each function runs (docs/adr/0008).
 
 Artifacts are compiled quickly first, so that all functions serve compiled code soon, and then in the background at the
 best level. A new function doesn't wait long for its AOT file: it starts on the interpreter.

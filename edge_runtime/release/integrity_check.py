@@ -1,5 +1,5 @@
-"""Artifacts and AOT files of the release that is served are checked by their digests, at the start and once a day, in a
-child that runs only when nothing else does. A damaged artifact is fetched again, a damaged AOT file made again."""
+"""Check artifacts and AOT files of the release that is served by their digests, at the start and once a day, in a child
+that runs only when nothing else does. A damaged artifact is fetched again, a damaged AOT file made again."""
 
 import contextlib
 import logging

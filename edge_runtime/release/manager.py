@@ -1,9 +1,9 @@
-"""Holds the node's release, and moves it to the next one by one libsql commit (a "flip"), while calls run.
+"""Hold the node's release, and move it to the next one by one libsql commit (a "flip"), while calls run.
 
 Every call runs wholly on one release. While a release is applied, calls that would write wait. Reads go on, whatever
 the function is granted: those whose transaction began before the commit end on the old release; the others find the new
-release in the file and are dispatched again. After any error or time limit before the commit, the old release serves
-on. If nobody knows whether a commit happened, the file is asked.
+release in the file and are dispatched again. After any error or time limit before the commit, the old release keeps
+serving. If nobody knows whether a commit happened, the file is asked.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """The libsql file and its write-ahead log, opened by a current SQLite (apsw) instead of libsql.
 
-A process that moves the log, is the first to read it after a kill, or keeps the file open for others, opens it so. Then
-a failed read of the log is an error, and not the log's end (docs/adr/0025), and SQLite's WAL-reset bug, which libsql
-has, is fixed (docs/adr/0071). The schema is never parsed here, as it may have what only libsql can parse.
+A process that moves the log, or may be the last one to close the file, which moves it too, opens it so: SQLite's
+WAL-reset bug, which libsql has, is fixed here (docs/adr/0071). The schema is never parsed here, as it may have what
+only libsql can parse.
 
 A process opens a file by this module or by libsql, never by both: neither sees the other's locks.
 """

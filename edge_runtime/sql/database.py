@@ -186,7 +186,7 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
 
 def connect_until_exit(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> LibsqlDatabase:
     """Do as `connect`, for a process that ends by os._exit, without closing the connection: the last connection that
-    closes checkpoints the log, which libsql does wrongly where a read fails (docs/adr/0025)."""
+    closes would checkpoint the log, which libsql must not do (docs/adr/0071)."""
     database = connect(path, synchronous, foreign_keys=foreign_keys)
     _until_exit.append(database)
     return database

@@ -1,7 +1,7 @@
-"""Runs a schema change: its statements, its steps in batches, or the whole change in one transaction.
+"""Run a schema change: its statements, its steps in batches, or the whole change in one transaction.
 
-A step in batches has a transaction for each batch, which has the step's progress, too. So a process that is killed
-anywhere continues where it was, and no row is changed twice. Writers take turns with the batches: the writer lock is
+A step in batches has a transaction for each batch, which has the step's progress, too. So a process that is killed at
+any point continues where it was, and no row is changed twice. Writers take turns with the batches: the writer lock is
 held for a few milliseconds, and then released for as long.
 """
 

@@ -1,5 +1,5 @@
-"""The schema of the file, as it is: its definitions, its foreign keys, about how many rows its tables have, and whether
-it still is what the last release left.
+"""The schema of the file as it is now: its definitions, its foreign keys, roughly how many rows its tables have, and
+whether it still is what the last release left.
 
 A release records a digest of each table, index, view and trigger in the file, in its own transaction. So a definition
 that other programs have changed, added or removed shows later, as do a wrong restore and a damaged schema.

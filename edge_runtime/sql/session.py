@@ -1,4 +1,4 @@
-"""The statements of guests: which of them may be run, and what a worker keeps of each for the next call."""
+"""The statements of guests: which of them may run, and what a worker keeps of each for the next call."""
 
 import re
 from collections.abc import Iterable

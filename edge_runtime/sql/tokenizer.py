@@ -1,4 +1,4 @@
-"""Splits SQL into tokens as SQLite's own tokenizer does: strings, comments, names and parameters are told apart. Pure.
+"""Split SQL into tokens as SQLite's own tokenizer does, with strings, comments, names and parameters kept apart. Pure.
 
 Source: sqlite3GetToken of SQLite 3.45 (tokenize.c). Text that SQLite itself can't read is left for SQLite to refuse.
 """
