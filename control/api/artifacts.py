@@ -39,7 +39,7 @@ class Artifact(Struct):
 
 
 class ReadyArtifact(NamedTuple):
-    """An artifact whose bytes are in the store."""
+    """An artifact whose bytes are in the store: a version can be made of it."""
 
     id: str
     size: int

@@ -88,15 +88,6 @@ class DeletionPlan(Struct):
     """The releases without it that groups would get."""
 
 
-class ListedFunction(NamedTuple):
-    """A function, as it is listed."""
-
-    name: str
-    last_version: int
-    created_at: datetime
-    versions: int
-
-
 class NewestVersion(NamedTuple):
     """A function, and the number of its newest version."""
 
@@ -123,27 +114,6 @@ class VersionText(NamedTuple):
     created_at: datetime
 
 
-class VersionRow(NamedTuple):
-    """A version."""
-
-    name: str
-    version: int
-    sha256: str
-    size: int
-    manifest: dict[str, Any]
-    created_by: str
-    created_at: datetime
-
-
-class UsableArtifact(NamedTuple):
-    """An artifact that a version can be made of."""
-
-    id: UUID
-    size: int
-    abi: str
-    memory_pages: int
-
-
 class GroupName(NamedTuple):
     """A group."""
 
@@ -167,8 +137,8 @@ class DeletedVersion(NamedTuple):
 
 
 SQL = queries.load("functions")
-FUNCTIONS = SQL.rows("functions", ListedFunction)
-FUNCTION = SQL.rows("function", ListedFunction)
+FUNCTIONS = SQL.rows("functions", Function)
+FUNCTION = SQL.rows("function", DetailedFunction)
 NEWEST_OF = SQL.rows("newest_of", NewestVersion)
 NOT_AMONG = SQL.rows("not_among", NewestVersion)
 NAMED_LIKE = SQL.value("named_like", str)
@@ -178,9 +148,7 @@ WITH_ARTIFACT = SQL.rows("with_artifact", release_bodies.ReleaseFunction)
 HAS_VERSIONS = SQL.value("has_versions", bool)
 VERSIONS = SQL.rows("versions", VersionText)
 VERSION = SQL.rows("version", VersionText)
-ARTIFACT = SQL.rows("artifact", UsableArtifact)
 NEXT_VERSION = SQL.value("next_version", int)
-ADD = SQL.rows("add", VersionRow)
 GROUPS_WITH = SQL.rows("groups_with", GroupName)
 GROUPS_ONCE_WITH = SQL.rows("groups_once_with", release_making.GroupRow)
 NEEDED_BY = SQL.rows("needed_by", NeedingRelease)
@@ -206,9 +174,11 @@ async def list_functions(call: ApiCall, query: pagination.Paging) -> Reply:
     begin = pagination.read_cursor(query.cursor, (str,)) or ("",)
     groups = call.operator.rights.groups("read")
 
-    async def describe(conn: Connection, rows: Sequence[ListedFunction]) -> list[Function]:
+    async def describe(conn: Connection, rows: Sequence[Function]) -> Sequence[Function]:
         found = dict(await conn.fetch(IN_TARGETS, [row.name for row in rows], groups))
-        return [Function(*row, groups=found.get(row.name, 0)) for row in rows]
+        for row in rows:
+            row.groups = found.get(row.name, 0)
+        return rows
 
     async def work(conn: Connection) -> pagination.Page[Function]:
         return await pagination.fill(
@@ -236,12 +206,12 @@ async def get_function(call: ApiCall) -> Reply:
     groups = call.operator.rights.groups("read")
 
     async def work(conn: Connection) -> DetailedFunction:
-        row = await conn.fetchrow(FUNCTION, name)
-        if row is None:
+        function = await conn.fetchrow(FUNCTION, name)
+        if function is None:
             raise _unknown_function(name)
-        found = dict(await conn.fetch(IN_TARGETS, [name], groups))
-        targets = await conn.fetch(TARGETS, name, groups, MOST_TARGETS)
-        return DetailedFunction(*row, groups=found.get(name, 0), targets=targets)
+        function.groups = dict(await conn.fetch(IN_TARGETS, [name], groups)).get(name, 0)
+        function.targets = await conn.fetch(TARGETS, name, groups, MOST_TARGETS)
+        return function
 
     return await call.read(work)
 
@@ -337,7 +307,7 @@ async def add_version(call: ApiCall, body: NewVersion, query: releases.PlanFor) 
 
     async def add(conn: Connection) -> Version:
         now = call.services.clock.now()
-        artifact = await conn.fetchrow(ARTIFACT, body.sha256)
+        artifact = await conn.fetchrow(artifacts.READY, body.sha256)
         if artifact is None:
             raise ProblemError(
                 "unknown_artifact",
@@ -364,25 +334,13 @@ async def add_version(call: ApiCall, body: NewVersion, query: releases.PlanFor) 
             raise ProblemError("manifest_unfit", str(unfit), field=f"manifest.{unfit.field}") from None
         kept = completed(asked)
         version = await conn.fetchval(NEXT_VERSION, name, now)
-        manifest = msgspec.to_builtins(kept)
-        digest = manifest_digest(kept)
-        row = await conn.one(
-            ADD,
-            name,
-            version,
-            artifact.id,
-            body.sha256,
-            artifact.size,
-            manifest,
-            digest,
-            call.operator.name,
-            now,
-        )
+        digest, by = manifest_digest(kept), call.operator.name
+        row = name, version, artifact.id, body.sha256, artifact.size, msgspec.to_builtins(kept), digest, by, now
+        await conn.execute(SQL["add"], *row)
         after = {"sha256": body.sha256, "manifest_digest": digest}
         await call.audit(conn, "function.push", f"{name}@{version}", after=after)
         await bucket_owner.step(conn)
-        stored: Any = row.manifest
-        return Version(row.name, row.version, row.sha256, row.size, stored, row.created_by, row.created_at)
+        return Version(name, version, body.sha256, artifact.size, kept, by, now)
 
     async def work(conn: Connection, changed: Changed) -> VersionPlan:
         made = await add(conn)

@@ -151,7 +151,7 @@ class TakenLogin(Struct):
     """When it ends at the latest."""
 
 
-class ListedOperator(NamedTuple):
+class OperatorRow(NamedTuple):
     """An operator that wasn't revoked, and when it last asked for something."""
 
     id: UUID
@@ -167,26 +167,10 @@ class ListedOperator(NamedTuple):
     last_used_at: datetime | None
 
 
-class OperatorRow(NamedTuple):
-    """An operator that wasn't revoked."""
-
-    id: UUID
-    name: str
-    role: str
-    grants: list[dict[str, Any]] | None
-    expires_at: datetime | None
-    created_at: datetime
-    issuer: str | None
-    subject: str | None
-    shown_name: str
-    old_ends_at: datetime | None
-
-
 SQL = queries.load("operators")
 TAKEN = SQL.value("taken", bool)
-OPERATORS = SQL.rows("operators", ListedOperator)
+OPERATORS = SQL.rows("operators", OperatorRow)
 FREE_NAME = SQL.value("free_name", str)
-LAST_USE = SQL.optional("last_use", datetime)
 OPERATOR = SQL.rows("operator", OperatorRow)
 ADMINS = SQL.value("admins", int)
 GROUPS = SQL.value("groups", str)
@@ -256,7 +240,7 @@ async def list_operators(call: ApiCall, query: pagination.Paging) -> Reply:
     async def work(conn: Connection) -> pagination.Page[Operator]:
         return await pagination.fill(
             lambda after, count: conn.fetch(OPERATORS, *after, groups, count),
-            pagination.each(lambda row: _operator(row, row.last_used_at, call.services.clock.now())),
+            pagination.each(lambda row: _operator(row, call.services.clock.now())),
             lambda row: (row.name,),
             begin,
             query.limit,
@@ -278,7 +262,7 @@ async def get(call: ApiCall) -> Reply:
 
     async def work(conn: Connection) -> Operator:
         row = await _find(conn, call.operator, call.path["name"])
-        return _operator(row, await conn.fetchval(LAST_USE, row.id), call.services.clock.now())
+        return _operator(row, call.services.clock.now())
 
     return await call.read(work)
 
@@ -365,8 +349,7 @@ async def change(call: ApiCall, body: ChangeOperator) -> Reply:
         was = {"grants": _said(before), "expires_at": row.expires_at}
         becomes = {"grants": _said(after), "expires_at": expires_at}
         await call.audit(conn, "operator.change", row.name, {"id": str(row.id)}, before=was, after=becomes)
-        last_use = await conn.fetchval(LAST_USE, row.id)
-        return _operator(row._replace(grants=column, expires_at=expires_at), last_use, now)
+        return _operator(row._replace(grants=column, expires_at=expires_at), now)
 
     return await call.write(work, status=200)
 
@@ -567,13 +550,13 @@ def _earlier(end: datetime | None, other: datetime | None) -> bool:
     return end is not None and (other is None or end < other)
 
 
-def _operator(row: ListedOperator | OperatorRow, last_used_at: datetime | None, now: datetime) -> Operator:
+def _operator(row: OperatorRow, now: datetime) -> Operator:
     held = _shown(rights.of_row(row.role, row.grants))
     person = None
     if row.issuer is not None:
         person = ProvidersPerson(row.issuer, row.subject or "", row.shown_name)
     old = row.old_ends_at if row.old_ends_at is not None and row.old_ends_at > now else None
-    return Operator(str(row.id), row.name, held, row.expires_at, row.created_at, last_used_at, old, person)
+    return Operator(str(row.id), row.name, held, row.expires_at, row.created_at, row.last_used_at, old, person)
 
 
 def _shown(held: Rights) -> list[HeldGrant]:

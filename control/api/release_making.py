@@ -74,13 +74,6 @@ class ReleaseListRow(NamedTuple):
     created_at: datetime
 
 
-class NamedChange(NamedTuple):
-    """A schema change."""
-
-    number: int
-    name: str
-
-
 SQL = queries.load("releases")
 LOCK_GROUP = SQL.value("lock_group", UUID)
 TO_RELEASE = SQL.rows("to_release", GroupToRelease)
@@ -94,7 +87,7 @@ VERSIONS = SQL.rows("versions", FoundVersion)
 NEXT_GENERATION = SQL.value("next_generation", int)
 MAKE = SQL.value("make", int)
 RELEASE = SQL.rows("release", ReleaseListRow)
-CHANGES_BETWEEN = SQL.rows("changes_between", NamedChange)
+CHANGES_BETWEEN = SQL.rows("changes_between", release_bodies.NumberedChange)
 
 Functions = dict[str, tuple[int, str]]
 """Version and sha256 by name."""
@@ -362,7 +355,7 @@ async def _changes(
             if after[n] != before[n]
         ],
         remove=[release_bodies.VersionOf(n, before[n][0]) for n in sorted(before.keys() - after.keys())],
-        schema=[release_bodies.NumberedChange(row.number, row.name) for row in changes],
+        schema=changes,
         grants=[
             release_bodies.ChangedGrant(name, grant, old, new)
             for name in touched

@@ -62,10 +62,6 @@ WHERE name = $1 AND version < $2 ORDER BY version DESC LIMIT $3;
 SELECT name, version, sha256, size, manifest::text AS manifest, created_by, created_at FROM function_versions
 WHERE name = $1 AND version = $2;
 
--- The artifact with these bytes, of which a version can be made.
--- name: artifact
-SELECT id, size, abi, memory_pages FROM artifacts WHERE sha256 = $1 AND state = 'ready';
-
 -- Take the number of the function's next version; a number is never used twice.
 -- name: next_version
 INSERT INTO functions (name, last_version, created_at) VALUES ($1, 1, $2)
@@ -75,8 +71,7 @@ ON CONFLICT (name) DO UPDATE SET last_version = functions.last_version + 1 RETUR
 -- name: add
 INSERT INTO function_versions (name, version, artifact_id, sha256, size, manifest, manifest_digest, created_by,
     created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-RETURNING name, version, sha256, size, manifest, created_by, created_at;
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9);
 
 -- The groups whose target has this version, or any version, of the function.
 -- name: groups_with

@@ -52,14 +52,12 @@ WHERE o.revoked_at IS NULL AND o.name > $1 AND ($2::text[] IS NULL OR (
 ))
 ORDER BY o.name LIMIT $3;
 
--- When an operator last asked for something.
--- name: last_use
-SELECT last_used_at FROM operator_uses WHERE operator_id = $1;
-
 -- An operator that wasn't revoked.
 -- name: operator
-SELECT id, name, role, grants, expires_at, created_at, issuer, subject, shown_name, old_ends_at FROM operators
-WHERE name = $1 AND revoked_at IS NULL;
+SELECT o.id, o.name, o.role, o.grants, o.expires_at, o.created_at, o.issuer, o.subject, o.shown_name, o.old_ends_at,
+    u.last_used_at
+FROM operators AS o LEFT JOIN operator_uses AS u ON u.operator_id = o.id
+WHERE o.name = $1 AND o.revoked_at IS NULL;
 
 -- How many admins of all groups can sign in, and don't end.
 -- name: admins
