@@ -15,17 +15,20 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import uvicorn
+from starlette.types import Receive, Scope, Send
 
 from control.access.certificates import CertificateError
+from control.api import operations, probes
+from control.api.services import Services
 from control.clock import Clock, ClockError, SystemClock
+from control.problems import ProblemError
 from control.protocol import version
 from control.protocol.counts import counted
 from control.protocol.service_manager import ServiceManager
 from control.settings import ControlSettings, is_loopback, listen_address
-from control.web import connection_limits, metrics_app
+from control.web import connection_limits
 from control.web.app import create_app
 from control.web.listener import ListeningSockets
-from control.web.metrics_app import MetricsApp
 
 KEEP_ALIVE = 150
 """Seconds that an idle connection is kept: a new handshake costs as much as twenty polls. Nodes that send a record a
@@ -42,11 +45,30 @@ GRACE = 2.5
 FULL_COLLECTION_TICKS = 36_000
 """Tenths of a second between two full garbage collections: each of them stops everything."""
 
+METRICS = "/metrics"
+
 log = logging.getLogger("skerry.server")
 
 
 class StartError(Exception):
     """The server can't start; the message says why and what to do."""
+
+
+class MetricsApp:
+    """Serves `GET /metrics` without a token, for a Prometheus on the same machine, and nothing else."""
+
+    def __init__(self, services: Callable[[], Services]) -> None:
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request of HTTP; the server lets no other one through."""
+        if scope["path"] != METRICS:
+            reply = operations.refusal(ProblemError("no_such_path", f"only {METRICS} is served here"))
+        elif scope["method"] != "GET":
+            reply = operations.refusal(ProblemError("method_not_allowed", f"{METRICS} takes GET", allow="GET"))
+        else:
+            reply = operations.prepared(await probes.scraped(self._services()))
+        await reply(scope, receive, send)
 
 
 class ControlServer(uvicorn.Server):
@@ -81,7 +103,7 @@ class ControlServer(uvicorn.Server):
     def metrics_url(self) -> str:
         """The URL of the metrics without a token; '' where there is none. Valid once it is started."""
         listener = self._metrics_listener
-        return "" if listener is None else f"http://{_address(listener)}{metrics_app.PATH}"
+        return "" if listener is None else f"http://{_address(listener)}{METRICS}"
 
     async def startup(self, sockets: Any = None) -> None:
         settings = self._settings
