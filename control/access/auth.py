@@ -1,12 +1,14 @@
-"""Authentication: which operator, joining node or node a request's token belongs to (R 7.1).
+"""Authentication: which operator or node a request's token belongs to (R 7.1).
 
 Who is refused learns a code that says no more than that; the reason goes to the record of refusals alone (R 7.4).
 """
 
 import hashlib
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal, NamedTuple, NoReturn
 from uuid import UUID
 
@@ -14,7 +16,6 @@ from starlette.types import Scope
 
 from control import tokens
 from control.access import rights
-from control.access.operator_uses import OperatorUses
 from control.access.rights import Grant, Rights, Role
 from control.clock import Clock
 from control.problems import ProblemError
@@ -22,20 +23,11 @@ from control.settings import ControlSettings
 from control.storage import audit_log, queries
 from control.storage.announcements import Changed
 from control.storage.audit_log import Actor
-from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
+from control.sync import flush_loop
 from control.sync.fleet_cache import FleetCache
 from control.sync.fleet_rows import CachedNode, CachedOperator, Credential
-
-
-class JoinTokenRow(NamedTuple):
-    """A join token, as it is stored."""
-
-    id: str
-    secret_hash: str
-    expires_at: datetime
-    revoked_at: datetime | None
 
 
 class OperatorRights(NamedTuple):
@@ -48,11 +40,18 @@ class OperatorRights(NamedTuple):
 
 
 SQL = queries.load("auth")
-JOIN_TOKENS = SQL.rows("join_tokens", JoinTokenRow)
+OPERATORS_SQL = queries.load("operators")
 FIRST_USE = SQL.optional("first_use", UUID)
 REVOKE = SQL.value("revoke", str)
 OPERATOR_RIGHTS = SQL.rows("operator_rights", OperatorRights)
 CREDENTIAL_IS_VALID = SQL.value("credential_is_valid", bool)
+
+USES_EVERY = 60.0
+"""Seconds between two writes of when operators last asked."""
+NOTED_AGAIN = timedelta(seconds=60)
+"""How old a noted use gets before another one is noted."""
+
+log = logging.getLogger("skerry.sessions")
 
 
 class AuthError(ProblemError):
@@ -108,6 +107,36 @@ class Principal:
         raise AuthError("role_insufficient", f"this needs {what}; {self.name} has {self.rights}", "role_insufficient")
 
 
+class OperatorUses:
+    """The last uses that this replica knows of."""
+
+    def __init__(self, background: Database, clock: Clock) -> None:
+        self._clock = clock
+        self._background = background
+        self._noted: dict[str, datetime] = {}
+        self._unwritten: dict[str, datetime] = {}
+
+    def note(self, operator_id: str, now: datetime) -> None:
+        """An operator that was recognised asks for something, by its token or in a session."""
+        noted = self._noted.get(operator_id)
+        if noted is None or now - noted >= NOTED_AGAIN:
+            self._noted[operator_id] = self._unwritten[operator_id] = now
+
+    async def flush(self) -> None:
+        """Write what isn't written. Raises: ProblemError, when the database doesn't answer."""
+        if self._unwritten:
+            written = dict(sorted(self._unwritten.items()))
+            columns = list(written), [at.isoformat() for at in written.values()]
+            await self._background.transaction(partial(_record_uses, *columns))
+            self._unwritten = {id: at for id, at in self._unwritten.items() if written.get(id) != at}
+
+    async def run(self) -> None:
+        """Flush every `USES_EVERY` seconds until cancelled, and once more then."""
+        await flush_loop.run(
+            log, "last uses of operators", self._clock, USES_EVERY, self.flush, lambda: len(self._unwritten)
+        )
+
+
 class Authenticator:
     """Checks the tokens of requests. For a known token it asks no database."""
 
@@ -116,7 +145,6 @@ class Authenticator:
         fleet: FleetCache,
         clock: Clock,
         first_polls: Database,
-        join_tokens: Lookups[JoinTokenRow],
         settings: ControlSettings,
         uses: OperatorUses,
     ) -> None:
@@ -125,7 +153,6 @@ class Authenticator:
         self._fleet = fleet
         self._clock = clock
         self._first_polls = first_polls
-        self._join_tokens = join_tokens
         self._life = timedelta(seconds=settings.credential_life)
         self._return = timedelta(seconds=settings.credential_return)
 
@@ -174,17 +201,6 @@ class Authenticator:
         if credential.first_used_at is None:
             credential.first_used_at = await self._first_use(credential, node.name, scope)
         return credential, node
-
-    async def joining(self, scope: Scope) -> None:
-        """Check a join token, before anything of the body is read. Raises: AuthError, when refused.
-
-        Whether the token was used is checked later, since the same attempt to join may come again.
-        """
-        id, secret_hash = bearer(scope, "join")
-        token = await self._join_tokens.find(id)
-        if token is None or not tokens.same(token.secret_hash, secret_hash):
-            raise AuthError("credentials_invalid", "the join token isn't known", "join_token_unknown")
-        refuse_ended(token.expires_at, token.revoked_at, self._clock.now())
 
     def _refuse_ended(self, credential: Credential, node: CachedNode, now: datetime, code: str) -> None:
         """Raises: AuthError, when a credential that has ended isn't good for a call."""
@@ -333,33 +349,6 @@ def ended_credential(node: CachedNode | None) -> AuthError:
     )
 
 
-def refuse_ended(expires_at: datetime, revoked_at: datetime | None, now: datetime) -> None:
-    """Raises: AuthError, when a join token has expired or was revoked."""
-    if revoked_at is not None:
-        raise token_revoked()
-    if expires_at <= now:
-        raise AuthError("token_expired", f"the join token expired at {expires_at}; make another one", "expired")
-
-
-def token_revoked() -> AuthError:
-    """The refusal of a join token that ended before its time."""
-    return AuthError(
-        "token_revoked",
-        "the join token was revoked, or ended with the operator who made it, or its node has joined again, was revoked "
-        "or was removed; make another one",
-        "token_revoked",
-    )
-
-
-def join_tokens(db: Database) -> Lookups[JoinTokenRow]:
-    """The look-up of join tokens by id, many in one query."""
-
-    async def find(ids: list[str]) -> dict[str, JoinTokenRow]:
-        return {row.id: row for row in await db.read(lambda conn: conn.fetch(JOIN_TOKENS, ids))}
-
-    return Lookups("join tokens", find)
-
-
 def actor(scope: Scope, name: str, kind: Literal["operator", "node"] = "operator") -> Actor:
     """Who makes a change by a request, for the audit log."""
     return Actor(kind, name, address(scope), scope["request_id"].decode())
@@ -373,3 +362,7 @@ def address(scope: Scope) -> str:
 
 def _invalid(reason: str) -> AuthError:
     return AuthError("credentials_invalid", "the token isn't known, isn't for this call, or was revoked", reason)
+
+
+async def _record_uses(ids: list[str], times: list[str], conn: Connection) -> None:
+    await conn.execute(OPERATORS_SQL["used"], ids, times)

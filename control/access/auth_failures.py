@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID, uuid4
 
-from control.access import guesses
+from control.access.rate_limits import HOUR, Allowance, place
 from control.clock import Clock
 from control.storage import queries
 from control.storage.connection import Connection
@@ -26,7 +26,6 @@ FLUSH_EVERY = 1.0
 MOST_ADDRESSES = 5_000
 """Rows of an hour that tell addresses apart, about; so many at once, where there were none for an hour. Refusals of
 further addresses are counted together."""
-HOUR = 3600.0
 
 log = logging.getLogger("skerry.auth")
 
@@ -52,9 +51,8 @@ class AuthFailures:
         self._minute = datetime.min
         self._apart: set[tuple[str, str]] = set()
         """The addresses that are counted apart in that minute, each with a reason."""
-        self._left = float(MOST_ADDRESSES)
+        self._left = Allowance(MOST_ADDRESSES, HOUR, MOST_ADDRESSES, clock.monotonic())
         """How many more may be."""
-        self._left_at = clock.monotonic()
         self._replica = uuid4()
         self._writing = asyncio.Lock()
         self.total = 0
@@ -62,12 +60,12 @@ class AuthFailures:
     def record(self, address: str, reason: str) -> None:
         """Count one refusal."""
         now = self._clock.now()
-        minute, place = now.replace(second=0, microsecond=0), guesses.place(address)[:100]
+        minute, counted_at = now.replace(second=0, microsecond=0), place(address)[:100]
         if minute != self._minute:
             self._minute, self._apart = minute, set()
-        if not self._is_apart(place, reason):
-            place = "others"
-        counted = self._waiting.setdefault((minute, place, reason), _Count(0, now, now))
+        if not self._is_apart(counted_at, reason):
+            counted_at = "others"
+        counted = self._waiting.setdefault((minute, counted_at, reason), _Count(0, now, now))
         counted.count += 1
         counted.last_at = now
         self.total += 1
@@ -76,12 +74,9 @@ class AuthFailures:
         """Whether this minute's refusals of an address are counted apart."""
         if (place, reason) in self._apart:
             return True
-        now = self._clock.monotonic()
-        self._left = min(MOST_ADDRESSES, self._left + (now - self._left_at) * MOST_ADDRESSES / HOUR)
-        self._left_at = now
-        if self._left < 1:
+        if self._left.refill(self._clock.monotonic()) < 1:
             return False
-        self._left -= 1
+        self._left.count -= 1
         self._apart.add((place, reason))
         return True
 

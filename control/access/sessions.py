@@ -7,7 +7,6 @@ session is announced as a change of its operator, whereupon the cache has anothe
 So a request asks no database, and an end is known at every replica as soon as an operator's is.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from starlette.types import Scope
 from control import tokens
 from control.access import auth, rights
 from control.access.auth import Authenticator, AuthError, Principal, Since
+from control.access.csrf import form_token
 from control.clock import Clock
 from control.settings import ControlSettings
 from control.storage import audit_log, queries
@@ -359,11 +359,6 @@ async def refuse_signed_out(conn: Connection, operator: Principal) -> None:
 def signed_in_by(text: str) -> SignedInBy:
     """How somebody signed in, as it is stored."""
     return next(by for by in get_args(SignedInBy) if by == text)
-
-
-def form_token(secret: str) -> str:
-    """The token of the forms of whoever has this secret. Who sees it in a page can't make the secret of it."""
-    return hashlib.sha256(b"form of " + secret.encode()).hexdigest()
 
 
 def cookie(scope: Scope, name: str) -> str | None:

@@ -21,9 +21,8 @@ from starlette.types import Scope
 from control import tokens
 from control.access import auth, sessions
 from control.access.auth import AuthError, Principal, Since
-from control.access.guesses import Guesses
+from control.access.rate_limits import Guesses, SignedInPlaces
 from control.access.sessions import ConsoleSession, Sessions
-from control.access.signed_in_places import SignedInPlaces
 from control.clock import Clock
 from control.problems import ProblemError
 from control.storage import audit_log, queries

@@ -1,5 +1,8 @@
 """Artifacts: uploaded once, addressed by sha256, and deleted when nothing needs them (`artifact_deletions`).
 
+How large one may be is the setting `artifact_limit`; for how long its presigned URL is good, `presigned_life`
+(`control/settings.py`).
+
 A row's state goes from uploading to ready to deleting, and it is written before the object is. The object's key is
 ``sha256/row id``, so an upload never touches an object that is being deleted.
 """

@@ -7,7 +7,7 @@ from uuid import UUID
 from msgspec import Meta, Struct
 
 from control import tokens
-from control.access import join_token_ends
+from control.access.join_tokens import State, state
 from control.api import node_views, pagination
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
@@ -80,7 +80,7 @@ USER = SQL.rows("user", TokenUser)
 
 
 class JoinTokenFilter(pagination.Paging, forbid_unknown_fields=True):
-    state: join_token_ends.State | None = None
+    state: State | None = None
 
 
 @operation(
@@ -196,7 +196,7 @@ def _listed(row: ListedJoinToken, now: datetime) -> JoinToken:
         created_by=row.created_by,
         created_at=row.created_at,
         expires_at=row.expires_at,
-        state=join_token_ends.state(
+        state=state(
             used_at=row.used_at,
             revoked_at=row.revoked_at,
             expires_at=row.expires_at,

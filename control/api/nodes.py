@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 from msgspec import Meta, Struct, field
 
 from control import tokens
-from control.access import auth, join_token_ends
+from control.access import auth, join_tokens
 from control.access.auth import AuthError
 from control.access.rights import Role
 from control.api import node_views, release_bodies, release_making
@@ -128,14 +128,14 @@ async def join(call: ApiCall, body: wire.Join) -> Reply:
         token = await conn.fetchrow(JOIN_TOKEN, token_id)
         if token is None or not tokens.same(token.secret_hash, secret_hash):
             raise AuthError("credentials_invalid", "the join token isn't known", "join_token_unknown")
-        auth.refuse_ended(token.expires_at, token.revoked_at, now)
+        join_tokens.refuse_ended(token.expires_at, token.revoked_at, now)
         ended: set[str] = set()
         if token.node_id is None:
             action = "node.join" if token.rejoin is None else "node.rejoin"
             node_id, ended = await _admit(conn, changed, body, token, now)
             await conn.execute(JOIN_TOKENS["use"], token_id, body.attempt, node_id, now)
             if token.rejoin is not None:
-                await join_token_ends.end_for_node(conn, node_id, now, but=UUID(token_id))
+                await join_tokens.end_for_node(conn, node_id, now, but=UUID(token_id))
         else:
             node_id = token.node_id
             used = await conn.fetchval(CREDENTIAL_USED, node_id, token.used_at)
@@ -293,7 +293,7 @@ async def move(call: ApiCall, body: MoveNode) -> Reply:
             await conn.execute(SQL["move"], node.id, group, generation)
             changed.nodes.add(str(node.id))
             # Who made them may have nothing to say in the new group.
-            await join_token_ends.end_for_node(conn, node.id, call.services.clock.now())
+            await join_tokens.end_for_node(conn, node.id, call.services.clock.now())
             before, after = {"group": node.group_name}, {"group": body.group}
             await call.audit(conn, "node.move", node.name, {"generation": generation}, before=before, after=after)
         return await node_views.describe(conn, node.id, call.services.settings)
@@ -427,7 +427,7 @@ async def revoke(call: ApiCall) -> Reply:
         now = call.services.clock.now()
         ended = await _revoke(conn, node.id, now)
         changed.credentials |= ended
-        await join_token_ends.end_for_node(conn, node.id, now)
+        await join_tokens.end_for_node(conn, node.id, now)
         await conn.execute(SQL["end_syncs"], node.id, now)
         await conn.execute(SQL["clear_warnings"], node.id, now)
         await conn.execute(SQL["set_revoked"], node.id, now)
@@ -475,7 +475,7 @@ async def remove(call: ApiCall) -> Reply:
         now = call.services.clock.now()
         ended = await _revoke(conn, node.id, now)
         changed.credentials |= ended
-        await join_token_ends.end_for_node(conn, node.id, now)
+        await join_tokens.end_for_node(conn, node.id, now)
         await conn.execute(SQL["end_syncs"], node.id, now)
         await conn.execute(SQL["clear_warnings"], node.id, now)
         await conn.execute(SQL["remove"], node.id, now)
@@ -498,7 +498,7 @@ async def _admit(
         if body.name != token.rejoin:
             raise ProblemError("name_taken", f"the token is for {token.rejoin} to join again", field="name")
         if token.rejoin_node is None:
-            raise auth.token_revoked()
+            raise join_tokens.token_revoked()
         node_id = token.rejoin_node
         ended = await _revoke(conn, node_id, now)
         await conn.execute(SQL["end_syncs"], node_id, now)

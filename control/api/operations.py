@@ -257,7 +257,7 @@ async def answer(
         ASKS.set(node_id)
     elif operation.role == "join":
         services.fleet.refuse_restoring()
-        await services.auth.joining(scope)
+        await services.join_tokens.check(scope)
     elif operation.role is not None:
         operator = await services.sessions.operator(scope)
         ASKS.set(operator.id)

@@ -8,7 +8,7 @@ from uuid import UUID
 from msgspec import Meta, Struct
 
 from control import tokens
-from control.access import join_token_ends, rights
+from control.access import join_tokens, rights
 from control.access.auth import Principal
 from control.access.rights import Grant, Rights, Role
 from control.access.sign_ins import INTERVAL
@@ -344,7 +344,7 @@ async def change(call: ApiCall, body: ChangeOperator) -> Reply:
         await access_changes.record(conn, now, "operator-changed", row.id, told)
         if after != before or _earlier(expires_at, row.expires_at):
             # Join tokens that it couldn't make any more, or that would be good for longer than it is.
-            await join_token_ends.end_of_operator(conn, row.name, now)
+            await join_tokens.end_of_operator(conn, row.name, now)
         changed.operators.add(str(row.id))
         was = {"grants": _said(before), "expires_at": row.expires_at}
         becomes = {"grants": _said(after), "expires_at": expires_at}
@@ -372,7 +372,7 @@ async def revoke(call: ApiCall) -> Reply:
         await conn.execute(SQL["revoke"], row.id, now)
         told = {"name": row.name, "issuer": row.issuer, "subject": row.subject}
         await access_changes.record(conn, now, "operator-revoked", row.id, told)
-        await join_token_ends.end_of_operator(conn, row.name, now)
+        await join_tokens.end_of_operator(conn, row.name, now)
         changed.operators.add(str(row.id))
         held = rights.of_row(row.role, row.grants)
         await call.audit(conn, "operator.revoke", row.name, {"id": str(row.id)}, before={"grants": _said(held)})

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from control.access.auth import Authenticator, JoinTokenRow
+from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
-from control.access.node_limits import NodeLimits
-from control.access.people import People
-from control.access.provider import Provider
+from control.access.join_tokens import JoinTokens
+from control.access.openid_people import People
+from control.access.openid_provider import Provider
+from control.access.rate_limits import NodeLimits
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.clock import Clock
@@ -18,7 +19,6 @@ from control.protocol.wire import SyncState
 from control.reread_files import RereadFiles
 from control.settings import ControlSettings
 from control.storage.artifact_deletions import Deletions
-from control.storage.batched_lookups import Lookups
 from control.storage.bucket_owner import Ownership
 from control.storage.database import Database
 from control.storage.object_store import Store
@@ -82,7 +82,7 @@ class Services:
     people: People
     provider: Provider | None
     """The OpenID provider at which people may sign in, if there is one."""
-    join_tokens: Lookups[JoinTokenRow]
+    join_tokens: JoinTokens
     failures: AuthFailures
     node_limits: NodeLimits
     fleet: FleetCache

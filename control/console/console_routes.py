@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from control.access import forms
+from control.access import csrf
 from control.access.auth import AuthError
 from control.api import operations
 from control.api.operations import Reply
@@ -188,9 +188,9 @@ async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: R
     if page.method == "POST":
         form = await visits.form(services, scope, receive)
         if who.session is not None:
-            forms.check(scope, who.session.form_token, form.getlist("form_token"), services.settings.public_url)
+            csrf.check(scope, who.session.form_token, form.getlist("form_token"), services.settings.public_url)
         elif page.role is None:
-            forms.check_origin(scope, services.settings.public_url)
+            csrf.check_origin(scope, services.settings.public_url)
     query = QueryParams(scope["query_string"])
     if any("\x00" in text for pair in query.multi_items() for text in pair):
         raise ProblemError("invalid_parameter", "there is a NUL character in the address")

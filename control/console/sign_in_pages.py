@@ -8,9 +8,9 @@ import contextlib
 import secrets
 from urllib.parse import quote, urlencode
 
-from control.access import auth, forms, sessions
+from control.access import auth, csrf, sessions
 from control.access.auth import AuthError
-from control.access.provider import CALLBACK, Provider
+from control.access.openid_provider import CALLBACK, Provider
 from control.access.sessions import COOKIE
 from control.api.operations import Reply
 from control.console import rendering, visits
@@ -33,21 +33,21 @@ async def show(visit: Visit) -> Reply:
     """GET /sign-in?next=&by=code"""
     with contextlib.suppress(ProblemError):
         await visits.visitor(visit.services, visit.scope)
-        return rendering.redirect(forms.own_path(visit.query.get("next", "/")))
+        return rendering.redirect(csrf.own_path(visit.query.get("next", "/")))
     return _page(visit, visit.query.get("next", "/"), by_code=visit.query.get("by") == "code")
 
 
 async def sign_in(visit: Visit) -> Reply:
     """POST /sign-in: `token` or `code`, and `next`, the page to show then."""
     services, form = visit.services, visit.form
-    to = forms.own_path(form.get("next", "/"))
+    to = csrf.own_path(form.get("next", "/"))
     by_code = "code" in form
     stays = form.get("stays") == "on"
     try:
         own = sessions.cookie(visit.scope, VISIT_COOKIE)
         if own is None:
             return _page(visit, to, by_code=by_code, error=ProblemError("form_refused", NO_COOKIES))
-        forms.check(visit.scope, sessions.form_token(own), form.getlist("visit_token"), services.settings.public_url)
+        csrf.check(visit.scope, csrf.form_token(own), form.getlist("visit_token"), services.settings.public_url)
         await services.fleet.read_late()
         services.fleet.refuse_stale()
         if by_code:
@@ -62,7 +62,7 @@ async def sign_in(visit: Visit) -> Reply:
 
 async def begin_at_provider(visit: Visit) -> Reply:
     """GET /sign-in/provider?next=: sends the browser to the provider. A form may only lead to this server."""
-    to = forms.own_path(visit.query.get("next", "/"))
+    to = csrf.own_path(visit.query.get("next", "/"))
     try:
         address, secret = await _provider(visit).begin(to)
     except ProblemError as error:
@@ -85,7 +85,7 @@ async def end_at_provider(visit: Visit) -> Reply:
         secret = await visit.services.people.sign_in(visit.scope, person)
     except ProblemError as error:
         return _refusal(visit, "/", error, gone)
-    return await _signed_in(visit, secret, forms.own_path(to), gone, stays=False)
+    return await _signed_in(visit, secret, csrf.own_path(to), gone, stays=False)
 
 
 def _provider(visit: Visit) -> Provider:
@@ -157,7 +157,7 @@ def _page(
     except AuthError:
         own = None
     own = own or secrets.token_urlsafe(32)
-    to = forms.own_path(to)
+    to = csrf.own_path(to)
     other = urlencode({"next": to} if by_code else {"next": to, "by": "code"}, quote_via=quote)
     return visit.html_alone(
         "sign_in.html",
@@ -169,7 +169,7 @@ def _page(
         next=to,
         provider=visit.services.provider.name if visit.services.provider else "",
         begin=f"{PROVIDER}?{urlencode({'next': to}, quote_via=quote)}",
-        visit_token=sessions.form_token(own),
+        visit_token=csrf.form_token(own),
         error=error,
         stay_days=visit.services.settings.session_stay / 86400,
         life_hours=visit.services.settings.session_life / 3600,

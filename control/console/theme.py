@@ -1,6 +1,6 @@
 """The theme: as the system's, light or dark, kept in a cookie, so that the server writes it and nothing flashes."""
 
-from control.access.forms import own_path
+from control.access.csrf import own_path
 from control.access.sessions import set_cookie
 from control.api.operations import Reply
 from control.console import rendering

@@ -7,15 +7,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from functools import partial
 
-from control.access import auth
-from control.access.auth import Authenticator
+from control.access.auth import Authenticator, OperatorUses
 from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
-from control.access.group_grants import GrantsError
-from control.access.node_limits import NodeLimits
-from control.access.operator_uses import OperatorUses
-from control.access.people import People
-from control.access.provider import Provider
+from control.access.join_tokens import JoinTokens
+from control.access.openid_groups import GrantsError
+from control.access.openid_people import People
+from control.access.openid_provider import Provider
+from control.access.rate_limits import NodeLimits
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.api.services import Databases, Services
@@ -92,7 +91,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         known = await _look_back(access, clock)
         readiness = Readiness(databases.readiness, ownership, clock)
         stack.push_async_callback(readiness.close)
-        join_tokens = auth.join_tokens(databases.cache)
+        join_tokens = JoinTokens(databases.cache, clock)
         stack.push_async_callback(join_tokens.stop)
         fleet = FleetCache(databases.cache, clock, metrics)
         stack.push_async_callback(fleet.stop)
@@ -132,7 +131,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             fault="control.result",
         )
         uses = OperatorUses(background, clock)
-        authenticator = Authenticator(fleet, clock, databases.first_polls, join_tokens, settings, uses)
+        authenticator = Authenticator(fleet, clock, databases.first_polls, settings, uses)
         sessions = Sessions(fleet, clock, authenticator, databases.cache, databases.writes, background, settings)
         stack.push_async_callback(sessions.stop)
         sign_ins = SignIns(sessions, clock, databases.cache, databases.writes)

@@ -1,7 +1,3 @@
--- Join tokens by id.
--- name: join_tokens
-SELECT id::text AS id, secret_hash, expires_at, revoked_at FROM join_tokens WHERE id = ANY($1::text[]::uuid[]);
-
 -- Record the first use of a credential that is good.
 -- name: first_use
 UPDATE credentials SET first_used_at = $2 WHERE id = $1 AND first_used_at IS NULL AND revoked_at IS NULL RETURNING id;

@@ -46,3 +46,7 @@ RETURNING id::text AS id;
 -- Revoke the join tokens that an operator has made; answers them.
 -- name: revoke_of_operator
 UPDATE join_tokens SET revoked_at = $2 WHERE created_by = $1 AND revoked_at IS NULL RETURNING id::text AS id;
+
+-- Join tokens by id.
+-- name: stored
+SELECT id::text AS id, secret_hash, expires_at, revoked_at FROM join_tokens WHERE id = ANY($1::text[]::uuid[]);

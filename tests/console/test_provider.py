@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import aiohttp
 import pytest
 
-from control.access import provider as client
+from control.access import openid_provider as client
 from control.access.sessions import COOKIE
 from control.console.sign_in_pages import PROVIDER_COOKIE
 from control.local.pki import Pki

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from control.access.join_token_ends import State
+from control.access.join_tokens import State
 from control.api import join_tokens, request_input
 from control.api.join_tokens import JoinToken, MadeJoinToken, NewJoinToken
 from control.api.operations import Reply

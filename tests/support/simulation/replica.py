@@ -5,11 +5,10 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, cast
 
-from control.access.auth import Authenticator
+from control.access.auth import Authenticator, OperatorUses
 from control.access.auth_failures import AuthFailures
 from control.access.certificates import ControlCertificates
-from control.access.node_limits import NodeLimits
-from control.access.operator_uses import OperatorUses
+from control.access.rate_limits import NodeLimits
 from control.access.sessions import Sessions
 from control.api.services import Databases, Services
 from control.live_settings import LiveSettings
@@ -95,7 +94,7 @@ class Replica:
         store = Store(nothing, nothing, "run", SETTINGS)
         reconciler, reports = Reconciler(clock, targets, store, lease), Reports(clock, targets, lease)
         written = (db, fleet, heartbeats, metrics)
-        operators = Authenticator(fleet, clock, db, nothing, SETTINGS, OperatorUses(db, clock))
+        operators = Authenticator(fleet, clock, db, SETTINGS, OperatorUses(db, clock))
         services = Services(
             settings=SETTINGS,
             clock=clock,
@@ -108,7 +107,7 @@ class Replica:
                     "checks",
                     "readiness",
                     "join_tokens",
-                    "live",
+                    "watching",
                     "sign_ins",
                     "people",
                 ),

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from control.access.auth import AuthError
-from control.access.provider import Person
+from control.access.openid_provider import Person
 from control.access.rights import Grant, Rights
 from control.storage import migrations
 from tests.integration.control.access.test_sessions import ask, asking, both, sign_in

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from joserfc.jwk import ECKey
 
-from control.access import provider
-from control.access.provider import Provider
+from control.access import openid_provider
+from control.access.openid_provider import Provider
 from control.problems import ProblemError
 from control.settings import ControlSettings
 from tests.support.clock import SetClock
@@ -79,7 +79,7 @@ async def test_one_that_hangs_is_waited_for_once_by_all(
     await until(lambda: asked(1))
     # Who leaves ends nobody else's question.
     signing_in.pop(0).cancel()
-    await clock.passes(provider.PATIENCE)
+    await clock.passes(openid_provider.PATIENCE)
     ended = await asyncio.gather(*signing_in, return_exceptions=True)
     assert [error.code for error in ended if isinstance(error, ProblemError)] == ["provider_unavailable"] * 6
     # What it did is believed for a while, and then it is asked once more.
@@ -87,7 +87,7 @@ async def test_one_that_hangs_is_waited_for_once_by_all(
         with pytest.raises(ProblemError, match="answers too slowly"):
             await client.begin("/")
     assert server.asked == 1
-    clock.advance(provider.FAILURE_KEPT)
+    clock.advance(openid_provider.FAILURE_KEPT)
     again = asyncio.create_task(client.begin("/"))
     await until(lambda: asked(2))
     again.cancel()

@@ -46,7 +46,7 @@ async def test_made_up_tokens_take_no_connection_of_joins(control_site: Site, mo
     async with control_site.running() as replica:
         services = replica.services
         looked_up = transactions = 0
-        find, real = services.join_tokens._find, services.databases.joins.transaction
+        find, real = services.join_tokens.lookups._find, services.databases.joins.transaction
 
         async def counted(ids: list[str]) -> Any:
             nonlocal looked_up
@@ -58,7 +58,7 @@ async def test_made_up_tokens_take_no_connection_of_joins(control_site: Site, mo
             transactions += 1
             return await real(work)
 
-        monkeypatch.setattr(services.join_tokens, "_find", counted)
+        monkeypatch.setattr(services.join_tokens.lookups, "_find", counted)
         monkeypatch.setattr(services.databases.joins, "transaction", joined)
         token = (await replica.call("POST", "/v1/join-tokens", {})).json()["token"]
         made_up = [tokens.new_token("join").text for _ in range(200)]

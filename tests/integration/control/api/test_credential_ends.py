@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from control.access import node_limits
-from control.access.node_limits import NodeLimits
+from control.access import rate_limits
+from control.access.rate_limits import NodeLimits
 from control.api import request_input
 from control.problems import ProblemError
 from control.protocol import wire
@@ -69,8 +69,8 @@ async def test_who_has_a_credential_fills_no_log_with_it(
     passed = 0.0
     limits = NodeLimits(lambda: passed)
     monkeypatch.setattr(control.services, "node_limits", limits)
-    for act in node_limits.MOST:
-        monkeypatch.setitem(node_limits.MOST, act, 3)
+    for act in rate_limits.MOST:
+        monkeypatch.setitem(rate_limits.MOST, act, 3)
 
     async def tell(credential: str) -> Reply:
         run = {"id": str(uuid4()), "at": "2026-11-27T12:00:00Z", "user": "a", "kind": "read", "statement": "SELECT 1"}

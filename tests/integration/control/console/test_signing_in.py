@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from control.access import sign_ins, signed_in_places
-from control.access.guesses import Guesses
+from control.access import rate_limits, sign_ins
+from control.access.rate_limits import Guesses
 from control.access.sessions import COOKIE
 from control.console.sign_in_pages import VISIT_COOKIE
 from control.local.pki import Pki
@@ -366,7 +366,7 @@ async def test_strangers_keep_nobody_out_who_has_signed_in_from_there(
     assert (await control.call("POST", "/v1/logins", {"machine": "x"}, token="")).code == "too_many_tries"
     await browser.sign_in(control.token)
     # It is read again soon: who has just signed in may wait for so long.
-    monkeypatch.setattr(signed_in_places, "AGAIN", 0.0)
+    monkeypatch.setattr(rate_limits, "AGAIN", 0.0)
     await login(control)
     with pytest.raises(ProblemError):
         await begins.take("2001:db8:1::1")

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from control.access.provider import Provider
+from control.access.openid_provider import Provider
 from control.clock import SystemClock
 from control.problems import ProblemError
 from control.protocol import bounded_http_client

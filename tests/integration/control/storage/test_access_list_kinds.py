@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from control.access.auth import AuthError
-from control.access.provider import Person
+from control.access.openid_provider import Person
 from control.access.rights import Grant, Rights
 from control.access.sessions import COOKIE
 from control.storage import migrations

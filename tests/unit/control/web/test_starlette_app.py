@@ -91,7 +91,7 @@ def test_head_is_a_method_of_its_own(app: ControlApp) -> None:
 
 def test_who_is_refused_is_recorded_and_the_connection_ends(app: ControlApp) -> None:
     clock = SystemClock()
-    operators = starlette_app.auth.Authenticator(None, clock, None, None, SETTINGS, None)  # type: ignore[arg-type]
+    operators = starlette_app.auth.Authenticator(None, clock, None, SETTINGS, None)  # type: ignore[arg-type]
     app.services.sessions = Sessions(None, clock, operators, None, None, None, SETTINGS)  # type: ignore[arg-type]
 
     async def in_time() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Scope
 
-from control.access import forms
+from control.access import csrf
 from control.problems import ProblemError
 
 OWN = "https://control.example:8443"
@@ -27,7 +27,7 @@ def sent(origin: str | None = OWN, site: str | None = "same-origin", host: str =
 
 def is_taken(headers: Headers, *, scheme: str = "https", public_url: str = "") -> bool:
     try:
-        forms.check(scope(headers, scheme), "right", ["right"], public_url)
+        csrf.check(scope(headers, scheme), "right", ["right"], public_url)
     except ProblemError as error:
         return error.code != "form_refused"
     return True
@@ -84,12 +84,12 @@ def test_a_form_is_taken_of_controls_own_pages_alone(
 @pytest.mark.parametrize("given_token", [[], [""], ["wrong"], ["right", "right"], ["right", "wrong"], ["righ\u00e9"]])
 def test_a_form_has_its_sessions_token_once(given_token: list[str]) -> None:
     with pytest.raises(ProblemError, match="another session"):
-        forms.check(scope(sent()), "right", given_token)
+        csrf.check(scope(sent()), "right", given_token)
 
 
 @pytest.mark.parametrize("path", ["/", "/nodes?group=a&error=b", "/releases/shops-eu/42", "/functions/%2e%2e"])
 def test_after_signing_in_one_gets_to_the_page_that_was_asked_for(path: str) -> None:
-    assert forms.own_path(path) == path
+    assert csrf.own_path(path) == path
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_after_signing_in_one_gets_to_the_page_that_was_asked_for(path: str) -> 
     ],
 )
 def test_no_other_place(path: str) -> None:
-    assert forms.own_path(path) == "/"
+    assert csrf.own_path(path) == "/"
 
 
 @given(st.text())
 def test_whatever_is_asked_for_it_is_a_path_here(text: str) -> None:
-    found = forms.own_path(text)
+    found = csrf.own_path(text)
     assert found.startswith("/")
     assert not found.startswith(("//", "/\\"))
     assert found.isascii()

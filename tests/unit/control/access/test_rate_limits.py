@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
-from control.access import guesses
-from control.access.guesses import Guesses
+from control.access import rate_limits
+from control.access.rate_limits import Guesses
 from control.problems import ProblemError
 
 
@@ -93,7 +93,7 @@ async def test_what_was_right_does_not_count() -> None:
 
 
 async def test_many_addresses_take_no_memory_and_get_no_more_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guesses, "MOST_ADDRESSES", 10)
+    monkeypatch.setattr(rate_limits, "MOST_ADDRESSES", 10)
     tries = Tries()
     assert await tries.let_through(*(f"192.0.2.{n % 100}" for n in range(1000))) == 5
     assert len(tries.guesses._by_place) <= 10

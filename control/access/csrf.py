@@ -1,10 +1,11 @@
-"""Which forms of the console are taken: those of its own pages, sent by the browser that was shown them. Pure.
+"""Against CSRF: which forms of the console are taken, those of its own pages by the browser that was shown them. Pure.
 
 Other sites can have a browser send a form here, with the cookie. A form is taken where the browser says that a page of
 control's own origin sent it, in headers that no page can set, and where it has the token that only the page shown to
 this session has. Each alone would do against most sites.
 """
 
+import hashlib
 import hmac
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -53,6 +54,11 @@ def check_origin(scope: Scope, public_url: str = "") -> None:
             f"a page of {origin[:_SHOWN]} sent it, and control's own are those of {own[0][:_SHOWN]}; where a proxy "
             "gives control another name, set SKERRY_PUBLIC_URL",
         )
+
+
+def form_token(secret: str) -> str:
+    """Return the token of the forms of whoever has this secret. It doesn't give the secret away to who reads a page."""
+    return hashlib.sha256(b"form of " + secret.encode()).hexdigest()
 
 
 def own_path(text: str) -> str:

@@ -12,9 +12,9 @@ from uuid import UUID, uuid4
 
 from starlette.types import Scope
 
-from control.access import auth, join_token_ends, rights
+from control.access import auth, join_tokens, rights
 from control.access.auth import AuthError, Principal
-from control.access.provider import Person
+from control.access.openid_provider import Person
 from control.access.sessions import Sessions
 from control.clock import Clock
 from control.protocol.counts import counted
@@ -96,7 +96,7 @@ class People:
             await conn.execute(SQL["change"], id, role, column, ends_at, person.name)
             held = rights.of_row(row.role, row.grants)
             if held != person.rights:
-                await join_token_ends.end_of_operator(conn, name, now)
+                await join_tokens.end_of_operator(conn, name, now)
                 told = {"role": role, "grants": column, "expires_at": ends_at}
                 await access_changes.record(conn, now, "operator-changed", id, told)
                 before = {"grants": [str(grant) for grant in held.grants]}

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from control.access import group_grants
-from control.access.group_grants import GrantsError
+from control.access import openid_groups
+from control.access.openid_groups import GrantsError
 
 GOOD = """
 [groups]
@@ -15,10 +15,10 @@ orders-team = ["push@staging (orders, stock)", "read"]
 """
 
 
-def read(folder: Path, text: str) -> group_grants.GroupGrants:
+def read(folder: Path, text: str) -> openid_groups.GroupGrants:
     path = folder / "grants.toml"
     path.write_text(text)
-    return group_grants.read(path)
+    return openid_groups.read(path)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def read(folder: Path, text: str) -> group_grants.GroupGrants:
     ],
 )
 def test_what_somebody_in_these_groups_may(tmp_path: Path, groups: list[str], may: str) -> None:
-    assert str(group_grants.rights(read(tmp_path, GOOD), groups)) == may
+    assert str(openid_groups.rights(read(tmp_path, GOOD), groups)) == may
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_what_is_wrong_is_said(tmp_path: Path, text: str, about: str) -> None:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(GrantsError, match="can't be read"):
-        group_grants.read(tmp_path / "none.toml")
+        openid_groups.read(tmp_path / "none.toml")

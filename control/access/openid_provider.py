@@ -8,10 +8,12 @@ without which nobody else can use the code. So any replica takes the answer, and
 import asyncio
 import hashlib
 import hmac
+import logging
 import secrets
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -20,14 +22,15 @@ import msgspec
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
-from control.access import group_grants, id_tokens
+from control.access import id_tokens, openid_groups
 from control.access.auth import AuthError
 from control.access.id_tokens import Expected, KeyUnknown, TokenRefused
-from control.access.provider_files import ProviderFiles
+from control.access.openid_groups import GrantsError, GroupGrants
 from control.access.rights import Rights
 from control.clock import Clock
 from control.problems import ProblemError
 from control.protocol.bounded_http_client import BoundedConnector
+from control.reread_files import stamp
 from control.settings import ControlSettings, is_safe
 
 CALLBACK = "/sign-in/provider/done"
@@ -45,6 +48,8 @@ FAILURE_KEPT = 5.0
 LONGEST_NAME = 100
 """Characters of the name that somebody is shown by."""
 MOST_GROUPS = 1000
+
+log = logging.getLogger("skerry.control")
 
 
 class ProviderMetadata(msgspec.Struct):
@@ -88,6 +93,51 @@ class _ReadProvider:
     metadata: ProviderMetadata
     keys: KeySet
     read_at: float
+
+
+class ProviderFiles:
+    """The files that the settings name, as they were when they could last be used: what the provider's groups may, and
+    the secret of control as its client."""
+
+    def __init__(self, settings: ControlSettings) -> None:
+        """Read them. Raises: GrantsError, when one isn't what it must be."""
+        assert settings.oidc_grants is not None  # noqa: S101
+        self.error = ""
+        """Why they can't be used as they are now; '' where they can."""
+        self._grants: Path = settings.oidc_grants
+        self._secret = settings.oidc_client_secret
+        self._stamps = self._stamps_now()
+        self.granted, self.client_secret = self._read()
+
+    def look(self, *, anew: bool = False) -> bool:
+        """Read them again if one has changed or couldn't be used, or `anew`; whether they say something else now."""
+        stamps = self._stamps_now()
+        if not (anew or self.error or stamps != self._stamps):
+            return False
+        self._stamps, before = stamps, (self.granted, self.client_secret)
+        try:
+            made = self._read()
+        except GrantsError as error:
+            if anew or str(error) != self.error:
+                log.error("oidc: %s; what was read before stays in use", error)
+            self.error = str(error)
+            return False
+        self.error = ""
+        self.granted, self.client_secret = made
+        if made == before:
+            return False
+        log.info("oidc: %s was read again: from the next sign-in on, people have what it says", self._grants)
+        return True
+
+    def _stamps_now(self) -> list[tuple[int, ...]]:
+        return [stamp(path) for path in (self._grants, self._secret) if path is not None]
+
+    def _read(self) -> tuple[GroupGrants, str]:
+        granted = openid_groups.read(self._grants)
+        try:
+            return granted, "" if self._secret is None else self._secret.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise GrantsError(f"{self._secret} can't be read: {error}") from None
 
 
 class Provider:
@@ -235,7 +285,7 @@ class Provider:
         names = (claims.get(name) for name in ("preferred_username", "email", "name", "sub"))
         name = next(name for name in names if isinstance(name, str) and name.strip())
         shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)[:LONGEST_NAME]
-        held = group_grants.rights(self.files.granted, groups[:MOST_GROUPS])
+        held = openid_groups.rights(self.files.granted, groups[:MOST_GROUPS])
         return Person(self.issuer, claims["sub"], shown, held, len(groups))
 
     async def _read(self, *, unknown_key: bool = False) -> _ReadProvider:
