@@ -23,8 +23,7 @@ from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.supervisor import Supervisor
 from edge_runtime.dispatch.trial_load import TrialLoads
 from edge_runtime.dispatch.worker_link import Hooks
-from edge_runtime.egress.http_client import HttpClient
-from edge_runtime.egress.in_flight import RequestsInFlight
+from edge_runtime.egress.http_client import HttpClient, RequestsInFlight
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.metrics import EdgeMetrics

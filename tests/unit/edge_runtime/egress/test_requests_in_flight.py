@@ -10,7 +10,7 @@ import pytest
 
 from control.protocol.manifest import HttpGrant, Manifest
 from edge_runtime.dispatch.served_functions import Tally
-from edge_runtime.egress.in_flight import RequestsInFlight
+from edge_runtime.egress.http_client import RequestsInFlight
 from edge_runtime.guests import http_json
 from edge_runtime.ipc import frames, http_messages
 from edge_runtime.ipc.http_messages import NotFetched
