@@ -95,7 +95,7 @@ class ControlMetrics:
         self._webhooks = Counter(
             "skerry_webhook_attempts", "Attempts to send messages to webhooks, by result", ["result"], registry=registry
         )
-        # What is there from the start shows its first increase, too.
+        # A series that is there from the start shows its first increase, too.
         for status in ("opened", "succeeded", "failed", "expired", "superseded", "late"):
             self._syncs.labels(status)
         for result in ("delivered", "failed", "given_up"):

@@ -71,7 +71,7 @@ class Spans:
         self._sender = _Sender(url.rstrip("/") + "/v1/traces", certificate, headers, outage)
         self.ids = SpanIds()
         resource = Resource.create({"service.name": "skerry-control", "service.instance.id": instance})
-        # Who is traced is decided before there is a span.
+        # What is traced is decided before there is a span.
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False, id_generator=self.ids)
         self._provider.add_span_processor(BatchSpanProcessor(self._sender))
         self.tracer = self._provider.get_tracer("skerry.control")

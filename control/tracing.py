@@ -1,7 +1,7 @@
 """Traces of requests, statements and syncs by OpenTelemetry, sent to a collector where SKERRY_OTLP_URL is set (ADR 47).
 
-A trace is one tree of spans over processes. Polls have none: they are most of what a replica does. OpenTelemetry's
-SDK is imported only where traces are sent. A thread of its own sends them; what a collector doesn't take is dropped.
+A trace is one tree of spans over processes. Polls have none: they are most of what a replica does. OpenTelemetry's SDK
+is imported only where traces are sent. A thread of its own sends them; what a collector doesn't take is dropped.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ LAST_SEND: Final = 2.0
 
 _SYNCS: Final = "/v1/syncs/"
 NOTHING: AbstractContextManager[None] = nullcontext()
-"""In the place of a span."""
+"""What takes the place of a span."""
 
 
 class _Traced:
@@ -124,9 +124,10 @@ class Tracing:
         await asyncio.to_thread(self._spans.close, LAST_SEND)
 
     def _is_traced(self, scope: Scope, parent: Place | None) -> bool:
-        """Decide by control's own share: what callers wish costs them nothing, and the collector much.
+        """Decide by control's own share: what callers wish costs them nothing, but the collector a lot.
 
-        A release is always traced, since its syncs are part of its trace; what a node says of a sync is if the sync is.
+        A release is always traced, since its syncs are part of its trace; what a node says about a sync is traced if
+        the sync is.
         """
         path: str = scope["path"]
         if path.startswith(_SYNCS) and scope["method"] == "PUT":
@@ -142,7 +143,7 @@ class Tracing:
 def statement(name: str, text: str) -> AbstractContextManager[object]:
     """Make a block a span of the request that runs, if that is traced. `text` is SQL, without values."""
     traced = TRACED.get()
-    # A task that was begun by a request may live longer than it.
+    # A task that a request began may outlive it.
     if traced is None or not traced.span.is_recording():
         return NOTHING
     return _statement(traced, name, text)

@@ -1,8 +1,8 @@
-"""HTTP clients that no other side keeps busy before it answers: what comes before the end of a head is bounded.
+"""HTTP clients that no server can keep busy before it answers: what comes before the end of a head is bounded.
 
-aiohttp reads interim answers (1xx) for as long as they come, and while there is always one more, nothing else of the
-process has its turn, the limit of the request neither. Here a connection ends that sends too many of them, or too much
-before the end of the head that was asked for, or another answer behind it.
+aiohttp reads interim answers (1xx) for as long as they come, and as long as there is one more, nothing else in the
+process gets its turn, not even the limit of the request. Here a connection ends if it sends too many of them, too much
+before the end of the head that was asked for, or another answer after it.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ MOST_BYTES: Final = 128 * 1024
 MOST_INTERIM: Final = 16
 """Interim answers before an answer."""
 PIECE: Final = 16 * 1024
-"""Bytes that are parsed before it is looked whether they were too many: some milliseconds of the smallest answers."""
+"""Bytes that are parsed between two checks whether they are too many: some milliseconds of the smallest answers."""
 SWITCHING_PROTOCOLS: Final = 101
 """The one status below 200 that is an answer itself."""
 
@@ -68,7 +68,7 @@ class _BoundedHandler(ResponseHandler):
 
 
 class BoundedConnector(aiohttp.TCPConnector):
-    """aiohttp's connector, whose connections end where too much comes before an answer."""
+    """aiohttp's connector, whose connections end if too much comes before an answer."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -16,7 +16,7 @@ from control.protocol.public_addresses import Address
 
 
 class AddressRefused(OSError):
-    """A name leads to an address that it may not lead to."""
+    """A name leads to an address that it must not lead to."""
 
 
 class CheckedResolver(AbstractResolver):

@@ -21,10 +21,10 @@ MOST: Final = 2**48 - 1
 """The largest count of a bucket."""
 
 _FOLDS: Final = tuple(bisect_left(FOLDED, bound) for bound in (*BOUNDS, float("inf")))
-"""By bucket: which of `FOLDED` is the first that all of its times are below."""
+"""By bucket: the index of the first of `FOLDED` that all of its times are below."""
 
 Counts = dict[int, int]
-"""How many calls took as long as a bucket says, by the bucket: 0 to `LONGER`."""
+"""The number of calls by bucket, 0 to `LONGER`."""
 
 _COARSEST: Final = 8
 """How often the resolution can be halved: by then all bounded times from 7.6 µs on are one bucket."""

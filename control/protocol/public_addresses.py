@@ -1,6 +1,6 @@
-"""Which IP addresses are public: where requests may lead whose URLs others choose, as those of webhooks and functions.
+"""Decides which IP addresses are public: those where requests to URLs of others' choosing may lead.
 
-Control and the edge have this in common.
+Such are the URLs of webhooks, at control, and those of functions' requests, at nodes.
 """
 
 import ipaddress

@@ -1,4 +1,4 @@
-"""What goes from one process to the next so that a trace leads over both (W3C Trace Context), and to a collector. Pure.
+"""What one process passes to the next so that a trace covers both (W3C Trace Context), and to a collector. Pure.
 
 A trace is a tree of spans, timed pieces of work.
 """
@@ -13,7 +13,7 @@ _NO_SPAN: Final = bytes(8)
 
 
 class Place(NamedTuple):
-    """A place in a trace: the span that what follows belongs below."""
+    """A place in a trace: the span that the next ones belong below."""
 
     trace: bytes
     """Id of the trace, 16 bytes."""
@@ -39,9 +39,9 @@ def parse(header: bytes) -> Place | None:
 
 
 def collector_headers(text: str) -> dict[str, str]:
-    """Return the headers for a collector that a file has, `NAME: VALUE` a line.
+    """Return the headers for a collector in a file's text, `NAME: VALUE` a line.
 
-    Raises: ValueError, when a line isn't that; it says which one, and has nothing of it, since it may be a secret.
+    Raises: ValueError, when a line is wrong; it says which one and quotes nothing of it, since that may be a secret.
     """
     headers = {}
     for number, line in enumerate(text.splitlines(), 1):

@@ -47,7 +47,7 @@ class CallTally:
 
     @property
     def errors(self) -> int:
-        """How many of them ended in an error of the function or the node."""
+        """How many calls ended in an error of the function or the node."""
         return sum(count for code, count in self.outcomes.items() if code not in NO_ERRORS)
 
     def quantile(self, q: float) -> float | None:
@@ -181,7 +181,7 @@ async def read(
     """
     ids = sorted(groups)
     cut = _hour(until - BY_MINUTE)
-    # Taken before the database is asked: what is written meanwhile is left out of the answer.
+    # Taken before the database is asked: minutes that are written after this are left out of its answer.
     mine = [
         Span(group_id, minute, 60, _of(found, function))
         for minute, by_group in unwritten.items()
@@ -213,7 +213,7 @@ def counted_in(body: bytes, function: str = "") -> Tallies:
     try:
         return decode_tallies(body, function)
     except ValueError as error:
-        # Of another version of control, or damaged: others can be shown all the same.
+        # It is damaged, or of another version of control. The others can still be shown.
         log.warning("%s", error)
         return {}
 
@@ -229,7 +229,7 @@ def _hour(time: datetime) -> datetime:
 
 
 class CallHistoryKeeper:
-    """Sums up hours and deletes what is old; the monitor has it work, on one replica at a time."""
+    """Sums up hours and deletes old rows; the monitor runs it, on one replica at a time."""
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db

@@ -22,10 +22,10 @@ PATIENCE = 3.0
 TOLD_EVERY = 15.0
 """Seconds between two readings of what nodes tell of themselves."""
 MOST_CODES, MOST_VERSIONS = 50, 20
-"""Codes of failures of a group, and versions of the edge, that have series of their own: nodes may tell any."""
+"""Failure codes of a group, and versions of the edge, with series of their own: nodes may tell any number of them."""
 _BOUNDS = (*map(str, histogram.FOLDED), "+Inf")
 _MIDDLES = tuple(histogram.middle(index) for index in range(histogram.LONGER + 1))
-"""By bucket of `histogram`: the time in seconds that each of its calls is taken to have had."""
+"""By bucket of `histogram`: the seconds that each of its calls is assumed to have taken."""
 
 
 class GroupCalls(NamedTuple):

@@ -21,11 +21,11 @@ from control.telemetry.shared_reading import SharedReading
 PERIOD = 1.0
 """Seconds between the beginnings of two readings, at least (and see `shared_reading.REST`)."""
 LATE = timedelta(seconds=3)
-"""How much older than the newest summary the grid may be, to have the summary that was read with it shown."""
+"""How much older than the newest summary a grid may be for the summary that was read with it to be shown."""
 EXAMPLES = 5
-"""Names of nodes that are read of a cause."""
+"""Names of nodes that are read for a cause."""
 MOST_CAUSES = 100
-"""Causes of which a text and names are read: a node may fail with any code."""
+"""Causes whose texts and names are read: a node may fail with any code."""
 
 
 class TargetedGroup(NamedTuple):
@@ -49,7 +49,7 @@ class CountRow(NamedTuple):
 
 
 class OverdueRow(NamedTuple):
-    """How many overdue nodes of a group are alike."""
+    """How many overdue nodes of a group have the same standing."""
 
     group_id: str
     state: str
@@ -127,7 +127,7 @@ class GroupSummary:
     causes: tuple[Cause, ...]
     """Of those that are failing, by code: the most frequent one first."""
     cloned: int = 0
-    """As how many of them two processes poll in turn."""
+    """How many of them look like two processes that poll in turn."""
 
     @cached_property
     def standings(self) -> dict[Standing, int]:

@@ -1,8 +1,8 @@
-"""What nodes tell with their polls of calls and of themselves: taken in memory, written once a minute.
+"""Takes in what nodes tell with their polls about calls and themselves: added up in memory, written once a minute.
 
 A poll's way touches no database: what it brings is added to sums in this replica's memory. Each minute that is over is
-written as one row a group; a group of which numbers come quicker, as after a change of release, is written each
-`HURRY` seconds. So a kill -9 loses what came in the last minute, and SIGTERM loses nothing.
+written as one row a group; a group of which numbers come quicker, as after a change of release, is written each `HURRY`
+seconds. So a kill -9 loses what came in the last minute, and SIGTERM loses nothing.
 """
 
 import logging
@@ -26,11 +26,11 @@ from control.telemetry.call_history import CallTally, Tallies
 from control.telemetry.node_health import NodeHealthStore
 
 HURRY = 5.0
-"""Seconds between two looks at what is to be written."""
+"""Seconds between two checks whether something has to be written."""
 SHORT = 30.0
-"""Numbers of fewer seconds than this are of a group whose release has just changed."""
+"""Numbers of fewer seconds than this come from a group whose release has just changed."""
 KEPT = timedelta(minutes=10)
-"""For how long minutes that can't be written are kept; hours are summed up later than that."""
+"""How long minutes that can't be written are kept; hours are summed up after that."""
 LAST_FLUSH = 2.0
 """Seconds for what is left when the replica stops."""
 LONGEST = 512 * 1024
@@ -121,16 +121,16 @@ class NumbersIngest:
         self._minute = datetime.min.replace(tzinfo=clock.now().tzinfo)
         self._current: dict[str, Tallies] = {}
         self._totals: dict[str, Tallies] = {}
-        """By group, since the start, but for the minutes that aren't over: of the newest two releases."""
+        """By group: the calls of the newest two releases since the start, without the minutes that aren't over."""
         self._hurried: set[str] = set()
         self._waiting: list[tuple[str, wire.FunctionNumbers, float]] = []
         self.taken = self.again = self.refused = 0
-        """How often numbers were counted, were known already, and were refused, wholly or in part."""
+        """How many messages were counted, were known already, and were refused, wholly or in part."""
         self._refusals = Outage(log, "numbers of nodes are refused, and their polls answered all the same")
         self._outage = Outage(log, "numbers of nodes can't be written yet")
 
     def take(self, node: CachedNode, newest: int, poll: wire.Poll, now: datetime) -> None:
-        """Count what a poll brings; what is wrong is logged, and no reason to refuse the poll.
+        """Count what a poll brings. What is wrong is logged; the poll isn't refused for it.
 
         `newest`: the number of the newest release of the node's group that is known here; 0 where it has none.
         """
@@ -158,7 +158,7 @@ class NumbersIngest:
         if numbers.node is not None:
             self.nodes.take(node, numbers.node)
         if poll.generation < node.generation:
-            # It was moved and isn't at its new group's release yet: these are of its old group's.
+            # It was moved and isn't at its new group's release yet: these numbers are about its old group's release.
             return
         if now >= self._minute + timedelta(minutes=1):
             self._turn(now)
@@ -292,7 +292,7 @@ class NumbersIngest:
             self._told = {id: told for id, told in self._told.items() if told.free_at > past}
 
     async def write(self, now: datetime, *, everything: bool = False) -> None:
-        """Write the minutes that are over, and groups whose numbers come quickly. Raises: ProblemError."""
+        """Write the minutes that are over, and the groups whose numbers come quickly. Raises: ProblemError."""
         if now >= self._minute + timedelta(minutes=1) and self._current:
             self._turn(now)
         for minute in sorted(self._minutes):

@@ -14,7 +14,7 @@ from control.sync.fleet_rows import CachedNode
 from control.sync.node_state import clean
 
 PERIOD = 60.0
-"""Seconds between two times at which what nodes told is written."""
+"""Seconds between two writes of what nodes told."""
 STATEMENT = 500
 """Nodes in one statement."""
 LATELY = timedelta(hours=1)

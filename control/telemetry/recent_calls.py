@@ -20,7 +20,7 @@ from control.telemetry.shared_reading import SharedReading
 K = TypeVar("K")
 
 MINUTES_SHOWN = 10
-"""Minutes that are looked back."""
+"""Minutes, the current one included, that are shown."""
 PERIOD = 2.0
 """Seconds between two readings, at least."""
 
@@ -70,7 +70,7 @@ class RecentCallsReader:
         now = self._clock.now()
         since = now.replace(second=0, microsecond=0) - timedelta(minutes=MINUTES_SHOWN - 1)
         names = {id: group.name for id, group in self._fleet.groups.items()}
-        # Before the database is asked: what is written meanwhile is left out of its answer.
+        # Before the database is asked: minutes that are written after this are left out of its answer.
         mine = {
             (group_id, minute): _counted(counted)
             for minute, by_group in self._numbers.unwritten().items()

@@ -9,16 +9,17 @@ from control.clock import Clock
 from control.storage.connection_quotas import ASKS
 
 REST = 20
-"""A reading is kept so many times as long as it took: readings take a twentieth of the time at most."""
+"""A reading is kept this many times as long as it took, so readings take at most a twentieth of the time."""
 LONGEST = 30.0
-"""Seconds for which one that took long is kept, at most: where the database stood still for a while, what was read must
-not be shown for minutes."""
+"""Seconds for which a slow reading is kept, at most: if the database was stuck for a while, its answer must not be
+shown for minutes."""
 
 T = TypeVar("T")
 
 
 class SharedReading(Generic[T]):
-    """A value that is read when somebody asks for it and the last reading is too old; all who wait share one."""
+    """A value that is read when somebody asks and the last reading is too old; everybody who waits shares one
+    reading."""
 
     def __init__(self, read: Callable[[], Awaitable[T]], period: float, clock: Clock) -> None:
         """`period`: seconds between the beginnings of two readings, at least."""
@@ -27,7 +28,7 @@ class SharedReading(Generic[T]):
         self._clock = clock
         self._reading: asyncio.Task[T] | None = None
         self._old_at = -math.inf
-        """The clock's `monotonic` from which on the value is read anew."""
+        """When the value has to be read again, in the clock's `monotonic`."""
         self.value: T | None = None
 
     async def get(self) -> T:

@@ -16,7 +16,7 @@ HEADERS_LIMIT: Final = 128
 HEADER_BYTES_LIMIT: Final = 32_768
 """Bytes of a request's header names and values together."""
 HEAD_LIMIT: Final = 262_144
-"""Bytes of a request's head; one within the limits above has less."""
+"""Bytes of a request's head as JSON; a head within the limits above has fewer."""
 PORTS: Final = {"https": 443, "http": 80}
 
 _URL: Final = re.compile(r"(https?)://([^/?#\\]*)([^#]*)(?:#.*)?", re.IGNORECASE)
@@ -122,7 +122,7 @@ def _url(url: str) -> tuple[str, str, int, str]:
 
 
 def _headers(given: Sequence[tuple[str, str]], host: str, port: int, scheme: str, length: int) -> list[tuple[str, str]]:
-    """Return the headers to send: the given ones without those that the node writes itself."""
+    """Return the headers to send: the given ones, without those that the node writes itself."""
     if len(given) > HEADERS_LIMIT or sum(len((name + value).encode()) for name, value in given) > HEADER_BYTES_LIMIT:
         raise _invalid(f"A request may have {HEADERS_LIMIT} headers of {HEADER_BYTES_LIMIT} bytes together.")
     own_host = {f"{_bracketed(host)}:{port}"} | ({_bracketed(host)} if port == PORTS[scheme] else set())

@@ -32,7 +32,7 @@ from edge_runtime.ipc.http_messages import NotFetched
 KEEP_ALIVE: Final = 15.0
 """Seconds that an idle connection is kept."""
 LOOKUPS: Final = 32
-"""Threads that wait for name servers alone, so that a slow one holds up nothing else of the node."""
+"""Threads that only wait for name servers, so that a slow one holds up nothing else on the node."""
 HEADERS_LIMIT: Final = 256
 HEADER_BYTES_LIMIT: Final = 65_536
 """Bytes of an answer's header names and values together."""
@@ -88,7 +88,7 @@ class HttpClient:
                 limit=0,
                 keepalive_timeout=KEEP_ALIVE,
                 resolver=resolver(self._networks),
-                # Without `tls` what aiohttp has made of the system's CAs when it was imported: to read them takes 5 ms.
+                # Without `tls`, aiohttp's own context of the system's CAs, made at its import: to read them takes 5 ms.
                 ssl=self._tls or True,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -1,4 +1,4 @@
-"""What the front knows of the part that keeps the node at its target."""
+"""What the front knows about the part that keeps the node at its target."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +11,7 @@ from edge_runtime.telemetry.spans import TraceSpan
 
 
 class AgentFacts(NamedTuple):
-    """What the agent knows of control and of itself, as numbers."""
+    """What the agent knows about control and itself, as numbers."""
 
     at_target: bool = False
     """Whether control said last that the node is at its target."""
@@ -48,11 +48,11 @@ class NodeAgent(Protocol):
     put_span: Callable[[TraceSpan], None] | None
     """Takes the spans of syncs, where the node sends traces."""
     renamed: Callable[[str], None]
-    """Called with the node's name when it has got another one."""
+    """Called with the node's name after it was renamed."""
 
     @property
     def watched(self) -> RecordSender | None:
-        """What sends records; None where there is nobody to send them to."""
+        """What sends records; None if there is nobody to send them to."""
 
     async def run(self) -> None: ...
 

@@ -42,9 +42,9 @@ FIRST_PAUSE: Final = 1.0
 """Seconds from a batch that control didn't take to the next attempt; doubled each time, up to `LONGEST_PAUSE`."""
 LONGEST_PAUSE: Final = 15.0
 COUNTS_PERIOD: Final = 5.0
-"""Seconds from one telling of what is counted of functions to the next."""
+"""Seconds from one set of functions' counts to the next."""
 AFTER_FAULT: Final = 5.0
-"""Seconds from a fault of the node's own, for which a question isn't answered, until control may ask it again."""
+"""Seconds from a fault in the node that ended an answer until control may ask the question again."""
 KEPT_LINES: Final = 2000
 """Records that wait to be sent."""
 KEPT_BYTES: Final = 512 * 1024
@@ -105,7 +105,7 @@ class WatchAnswer:
         self._size = 0
         self._count = 0
         self._stride = 1
-        """Of so many records one is kept."""
+        """One of this many records is kept."""
         self._sampled = 0
         self._credit = 0.0
         self._at = clock.monotonic()
@@ -133,7 +133,7 @@ class WatchAnswer:
         return kept
 
     def put(self, line: bytes) -> None:
-        """Keep a record that has just come, where it answers the question: a tap of the ring."""
+        """Keep a record that has just come, if it belongs to the answer: a tap of the ring."""
         if not self._keeps or records.time_in(line) is None or not self._fits(line):
             return
         self._count += 1
@@ -149,7 +149,7 @@ class WatchAnswer:
             self._lines, self._size, self._stride = kept, sum(map(len, kept)), self._stride * 2
 
     def take(self) -> Taken:
-        """Return what may be sent now, at even distances where it isn't all."""
+        """Return what may be sent now, sampled evenly if that isn't everything."""
         now = clock.monotonic()
         self._credit = min(self._credit + (now - self._at) * self.rate, max(1.0, BURST * self.rate))
         self._at = now
@@ -200,7 +200,7 @@ class WatchAnswer:
 
 
 def _logged(folder: Path, calls: list[bytes]) -> list[bytes]:
-    """Return what calls have logged, `LINES_OF_CALL` lines of each at most, and what the node says of them."""
+    """Return what calls have logged, at most `LINES_OF_CALL` lines of each, and what the node says about them."""
     heads = [head for head in map(_decode, calls) if head.call]
     if not heads:
         return []

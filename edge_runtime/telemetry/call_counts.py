@@ -13,7 +13,7 @@ from control.protocol import histogram, wire
 ROW_BYTES: Final = 48
 """Bytes that a function's numbers take at most: 64 in a poll, in base64."""
 SKETCH_BYTES: Final = 25
-"""Bytes of them that are left for the times, at least: any times fit."""
+"""Bytes of them that are left for the times, at least: enough for any times."""
 GOOD: Final = ("ok", "client_gone")
 """Outcomes that aren't failures: a client that goes away isn't the function's failure."""
 
@@ -48,7 +48,7 @@ class CallCounts:
         return sum(count for outcome, count in self.outcomes.items() if outcome not in GOOD)
 
     def add(self, other: "CallCounts") -> None:
-        """Add what another one has counted."""
+        """Add the counts of another one."""
         for outcome, count in other.outcomes.items():
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + count
         histogram.add(self.times, other.times)
@@ -60,7 +60,7 @@ class CallCounts:
         return self.times == self._told_times
 
     def take(self) -> wire.FunctionNumbers | None:
-        """Return what wasn't told yet, and count it as told; None if there is nothing."""
+        """Return what control hasn't been told yet, and count it as told; None if there is nothing."""
         times = _more(self.times, self._told_times)
         if not times:
             return None
@@ -78,8 +78,8 @@ def total(counts: Iterable[CallCounts]) -> CallCounts:
 
 
 def row(index: int, release: int, outcomes: dict[str, int], times: histogram.Counts) -> wire.FunctionNumbers:
-    """Return counts as control is told them, in `ROW_BYTES`: outcomes that don't fit are `other`, the seldom ones
-    first, and times are told less finely."""
+    """Return counts in the form for control, in `ROW_BYTES`: outcomes that don't fit become `other`, the rarest first,
+    and times get coarser."""
     numbered: dict[int, int] = {}
     for outcome, count in outcomes.items():
         if outcome != "ok":

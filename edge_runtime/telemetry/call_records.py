@@ -1,7 +1,7 @@
 """Makes records of the node's slow calls, and of those that failed.
 
-A call is slow if it took longer than all but sixteen of its function's calls of the hour. What the way of a call does
-for it is a comparison; the records are made afterwards, a few times a second.
+A call is slow if it took longer than all but sixteen of its function's calls of the hour. A call itself only costs a
+comparison; the records are made afterwards, a few times a second.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from edge_runtime.token_bucket import TokenBucket
 log = logging.getLogger("skerry.calls")
 
 PERIOD: Final = 0.25
-"""Seconds in which noted calls come together."""
+"""Seconds for which noted calls are collected."""
 MOST_NOTED: Final = 64
 """Calls of one function that are noted in that time; others are only counted."""
 BURST, RATE = 30, 1.0
@@ -50,12 +50,12 @@ class NotedCall(NamedTuple):
     seconds: float
     """From its arrival to its end."""
     took: float | None
-    """Of these, in its worker; None where no worker has run it, or that isn't known."""
+    """Of these, those in its worker; None if no worker has run it, or that isn't known."""
     times: CallTimes | None
 
 
 class NotingFunction(Protocol):
-    """What is counted of a function, as far as its noted calls go."""
+    """What is counted for a function about its noted calls."""
 
     name: str
     slow: float
@@ -126,7 +126,7 @@ class CallRecords:
 
 
 def record(call: NotedCall, node: str = "", left_out: int = 0) -> dict[str, Any]:
-    """Return the record of a call. `left_out`: calls of the function before it that have none, though they failed."""
+    """Return the record of a call. `left_out`: earlier calls of the function that failed and have no record."""
     times, statements, requests = _times(call)
     made: dict[str, Any] = {
         "t": records.time_text(call.at),
@@ -153,7 +153,7 @@ def record(call: NotedCall, node: str = "", left_out: int = 0) -> dict[str, Any]
 
 
 def _times(call: NotedCall) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the seconds of a call by what it did, its statements and its HTTP requests, what took longest first."""
+    """Return a call's seconds by what it did, and its statements and HTTP requests, the longest ones first."""
     took = 0.0 if call.took is None else min(call.took, call.seconds)
     made = {"queue": round(call.seconds - took, 6)}
     told = call.times

@@ -1,4 +1,4 @@
-"""Which calls are traced, and the spans of those: made when a call has ended, of what is known of it then."""
+"""Decides which calls are traced, and makes their spans once a call has ended, from what is known about it then."""
 
 import math
 import os
@@ -71,8 +71,8 @@ class CallTracer:
         """Calls that come before the next one of the share."""
 
     def draw(self) -> bool:
-        """Return whether a call that has come is one of the share: each is with the same probability, whatever others
-        were. To be asked once of each call."""
+        """Tell whether a call that has come is one of the share. Each is with the same probability, whatever others
+        were. Call this once for each call."""
         if self._untraced:
             self._untraced -= 1
             return False

@@ -1,4 +1,4 @@
-"""Spans as OTLP has them, by its official protobuf. It is imported where spans are sent alone.
+"""Encodes spans as OTLP has them, by its official protobuf. Only what sends spans imports it.
 
 Messages are filled where they are: one that is made first and then put into another is copied, which takes four times
 as long.

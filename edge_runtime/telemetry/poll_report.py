@@ -1,8 +1,8 @@
-"""What the next poll tells control of the node's calls and of the node itself (docs/adr/0045).
+"""Makes the report that goes with polls: what the node has counted of calls, and how it is (docs/adr/0045).
 
-About once a minute what was counted since becomes a message, and for two minutes after a change of release each 5 s: a
-release that fails everywhere must show soon. A message goes with each poll until one was answered, and meanwhile
-counting goes on; so nothing is lost, and nothing but counts is kept, while control doesn't answer.
+About once a minute, what was counted since becomes a message; for two minutes after a change of release, every 5 s: a
+release that fails everywhere must show soon. A message goes with each poll until one is answered, while counting goes
+on. So nothing is lost, and only counts are kept, while control doesn't answer.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ SPREAD: Final = 0.25
 NODE_PERIOD: Final = 55.0
 """Seconds from one message with the node's own numbers to the next, at least."""
 AT_ONCE: Final = 50
-"""Functions of which the numbers are made before other work gets the loop."""
+"""Functions whose numbers are made before other work gets the loop."""
 MOST: Final = 2 * wire.MOST_FUNCTIONS
 """Functions in a message; others are in the next one."""
 
@@ -61,7 +61,7 @@ class PollReport:
         self._jitter = jitter
         self._sequence = 0
         self._open = b""
-        """The message that no answered poll has carried yet; empty where there is none."""
+        """The message that no answered poll has carried yet; empty if there is none."""
         self._since = clock()
         """When the last message was made."""
         self._due = self._since + self._soon(PERIOD)
@@ -87,13 +87,13 @@ class PollReport:
         return self._open
 
     def tell_node_soon(self) -> None:
-        """Have one of the next polls tell how the node itself is: something of that has changed."""
+        """Have one of the next polls tell how the node itself is, because that has changed."""
         self._node_at = float("-inf")
         self._due = min(self._due, self._clock() + self._soon(SOON))
 
     def hold(self, wait: float) -> float:
-        """Return for how long control may hold the next poll, which would wait for `wait` seconds: a poll whose answer
-        brings the next message in time is cheaper than a connection that is ended and made anew."""
+        """Return for how long control may hold the next poll, which would wait for `wait` seconds: a poll that ends in
+        time for the next message is cheaper than closing a connection and making another."""
         now = self._clock()
         return min(wait, max(0.1, self._due - now)) if now < self._soon_until else wait
 

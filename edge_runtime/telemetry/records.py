@@ -27,7 +27,7 @@ _START: Final = b'{"t":"'
 _FIRST, _LAST = -62_135_596_800, 253_402_300_799
 """The first and the last second that a text can name, of the years 1 and 9999."""
 _second: tuple[int, str] = (-1, "")
-"""The second of which a time was last made, and its text."""
+"""The second whose time was last made, and its text."""
 
 
 def time_text(at: float) -> str:

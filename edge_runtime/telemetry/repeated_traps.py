@@ -1,7 +1,7 @@
 """Says in the node's log in which function of its module a guest trapped.
 
-Compiled code doesn't say it, so the call is made once more on the interpreter: in a process of its own, when nothing
-else wants the processor, and only if its function has no grants, so that it can change nothing.
+Compiled code doesn't tell, so the call is made once more on the interpreter: in a process of its own, when nothing else
+wants the processor, and only if its function has no grants, so that it can change nothing.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from edge_runtime.ipc.zygote_client import Child, NotBorn
 log = logging.getLogger("skerry.traps")
 
 AGAIN: Final = 60.0
-"""Seconds from one trap of a version of a function that is looked into to the next."""
+"""Seconds between two traps of a version of a function that are looked into."""
 LIMIT: Final = 20.0
 """Seconds that the call may take on the interpreter, or as long as its manifest lets it if that is longer."""
 BODY: Final = 1024 * 1024
@@ -43,7 +43,7 @@ class TrappedServed(Protocol):
 
 
 class TrappedCall(Protocol):
-    """A call that has trapped, as far as it takes to make it again."""
+    """What of a call that has trapped is needed to make it again."""
 
     body: bytes | list[bytes | bytearray]
 
@@ -76,8 +76,8 @@ class RepeatedTraps:
         """When a trap of a version of a function was last looked into (`clock.monotonic`)."""
 
     def note(self, call: TrappedCall, who: str, fields: dict[str, Any]) -> None:
-        """Have a call that trapped looked into, unless another one is, or one of its function's just was. `who`
-        is function and call, for people; `fields` are the same for records."""
+        """Have a call that trapped looked into, unless another one is, or one of its function's just was. `who` is
+        function and call, for people; `fields` are the same for records."""
         function, now = call.served.function, clock.monotonic()
         manifest, key = function.manifest, (function.name, function.version)
         if self._next is not None or now - self._looked.get(key, -AGAIN) < AGAIN:

@@ -6,7 +6,7 @@ files may be cut, removed or unwritable at any time, and the disk may be full: u
 counted, and the ring and the node's log say how many.
 
 Lines have their time first (`records`). Times in one file don't go back by more than `SLACK`: if the clock is set back,
-another file begins. So `search`, which reads the files meanwhile, can find a time by halving.
+another file begins. So `search`, which reads the files at the same time, can find a time by halving.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ class Ring:
         self._told_at = float("-inf")
         """When they were (monotonic clock, seconds)."""
         self._looked = float("-inf")
-        """When files that are too old were last looked for (monotonic clock, seconds)."""
+        """When files that are too old were last searched for (monotonic clock, seconds)."""
         self._thread = threading.Thread(target=self._run, name="ring", daemon=True)
 
     def start(self) -> None:
@@ -104,7 +104,7 @@ class Ring:
             self._wake.set()
 
     def mark(self) -> Callable[[], bool]:
-        """Return what tells whether all that was put so far has been written, or given up."""
+        """Return a function that tells whether everything that was put so far has been written, or given up."""
         position = self._put
         return lambda: self._done >= position
 
@@ -236,7 +236,7 @@ class RingFiles:
         return unfit
 
     def remove_old(self, now: float) -> None:
-        """Remove the oldest files, as far as there is too much, or what they have is too old."""
+        """Remove the oldest files while there is too much, or while their lines are too old."""
         if self._file >= 0 and self._size and now - self._began > self._age / LEAST:
             # So that lines can go without newer ones.
             self._close_file()
@@ -262,7 +262,7 @@ class RingFiles:
             self._lock = -1
 
     def _open(self) -> None:
-        """Be ready to append to the newest file. Raises: OSError, when that can't be."""
+        """Prepare to append to the newest file. Raises: OSError, when that isn't possible."""
         if self._file >= 0 and not self._same():
             # The file was removed, or replaced, or the whole folder was.
             self.close()
@@ -313,12 +313,11 @@ class RingFiles:
             with contextlib.suppress(ValueError):
                 self._began = records.seconds_of((first or b"").decode("latin-1"))
             with contextlib.suppress(ValueError):
-                # As if there were the latest line that there can be before it.
+                # As if the latest possible line were before it.
                 self._newest = records.time_text(records.seconds_of((last or b"").decode("latin-1")) + SLACK).encode()
 
     def _same(self) -> bool:
-        """Tell whether the open file is still the one that has its name, and see to it that its last line has an
-        end."""
+        """Tell whether the open file is still the one with its name, and give its last line an end."""
         mine = os.fstat(self._file)
         try:
             named = os.stat(self._path(self._number), follow_symlinks=False)

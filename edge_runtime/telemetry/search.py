@@ -15,14 +15,14 @@ from edge_runtime.telemetry.ring import SLACK, numbers, path_of
 MOST: Final = 10_000
 """Lines that a search returns at most."""
 NEEDLES: Final = 200
-"""Values of a field at most that a file is looked through for; where there are more, each line is read, which takes
-five times as long."""
+"""Values of a field that a file is scanned for, at most; with more, every line is parsed, which takes five times as
+long."""
 _PIECE: Final = 64 << 20
 """Bytes of a file that are searched; a ring's files are smaller."""
 
 
 class LineFilter(NamedTuple):
-    """Which lines are looked for; what is empty or None doesn't matter."""
+    """Which lines are wanted; a field that is empty or None doesn't matter."""
 
     since: float | None = None
     """From this time on (Unix seconds)."""
@@ -127,7 +127,7 @@ class Follower:
 
 
 def _joined(pieces: list[list[bytes]]) -> list[bytes]:
-    """Return lines of which both the files and the lines in them come newest first, oldest first."""
+    """Return lines oldest first, whose files come newest first, as do the lines in each."""
     return [line for piece in reversed(pieces) for line in reversed(piece)]
 
 
@@ -151,13 +151,13 @@ def _size(path: Path) -> int:
 
 
 def _values(wanted: LineFilter) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return which values of which fields are wanted, of what is rarest first; none where all are."""
+    """Return the wanted values of each field, the rarest field first; none if all are wanted."""
     function = (wanted.function,) if wanted.function else ()
     return ("call", wanted.calls), ("level", _from(wanted.level)), ("function", function), ("kind", wanted.kinds)
 
 
 def _from(level: str) -> tuple[str, ...]:
-    """Return a level and those above it, a level that is none of ours alone; none for the lowest: it leaves nothing
+    """Return a level and those above it; only itself if we don't know it; none for the lowest, which leaves nothing
     out."""
     if level in ("", records.LEVELS[0]):
         return ()
@@ -192,7 +192,8 @@ def _all_lines(data: bytes, low: int, high: int) -> Iterator[tuple[int, int]]:
 
 
 def _needle(wanted: LineFilter) -> "re.Pattern[bytes] | None":
-    """Return what every wanted line has one of, of what is asked for the rarest; None where nothing is."""
+    """Return a pattern that every wanted line matches, for the rarest field that is asked for; None if there is
+    none."""
     # A quotation mark in a text has a backslash before it, so no text of a line has one of these.
     for name, values in _values(wanted):
         if 0 < len(values) <= NEEDLES:

@@ -1,4 +1,4 @@
-"""Sends spans to a collector of OpenTelemetry's, by OTLP over HTTP: in a thread, outside of the way of calls."""
+"""Sends spans to an OpenTelemetry collector, by OTLP over HTTP, in a thread apart from calls."""
 
 import logging
 import ssl
@@ -22,7 +22,7 @@ MOST: Final = 4096
 AT_ONCE: Final = 512
 """Spans of one request."""
 PERIOD: Final = 1.0
-"""Seconds in which spans come together."""
+"""Seconds for which spans are collected."""
 ANSWER_LIMIT: Final = 5.0
 """Seconds that the collector has for its answer."""
 LAST_SEND: Final = 2.0

@@ -1,4 +1,4 @@
-"""Spans of the node, as they are kept until they are sent."""
+"""The node's spans, as they are kept until they are sent."""
 
 from typing import Final, NamedTuple
 
@@ -7,7 +7,7 @@ from control.protocol.trace_context import Place
 SERVER: Final = 2
 """The kind of a span that answers a request; as OTLP numbers them."""
 CLIENT: Final = 3
-"""The kind of a span that asks something else, as a database."""
+"""The kind of a span that asks something else, such as a database."""
 INTERNAL: Final = 1
 """The kind of all other spans."""
 

@@ -25,7 +25,7 @@ from control.cli.support.client import (
 )
 
 SILENCE = 20.0
-"""Seconds without a byte of an answer that has no end, in which control sends an empty line each 5 s."""
+"""Seconds without a byte of an endless answer after which it is lost: control sends an empty line every 5 s."""
 OVERLAP = timedelta(seconds=5)
 """How far before the last line is asked again after an interruption: what comes twice is left out."""
 RECENT = 50_000
@@ -33,8 +33,8 @@ RECENT = 50_000
 LONGEST_PAUSE = 5.0
 """Seconds between two attempts to go on, at most."""
 REOPENINGS = 30
-"""Times one after the other that a view which was open may be lost: where each is at once, for two minutes, in which
-control may be started again."""
+"""How often in a row an open view may be lost. If each is lost at once, that is two minutes, in which control may
+restart."""
 GOES_ON = ("shutting_down", "watch_ended", "role_insufficient")
 """Codes with which a view ends that can be opened again at once."""
 ONCE = ("begin", "offline", "too_old", "silent", "history")
@@ -103,7 +103,7 @@ class _Recent:
 
 
 async def parts(control: RecordClient, query: dict[str, str | int | None]) -> AsyncIterator[Part]:
-    """Yield records and notices: until all was told that was there, or with `follow` until the caller ends.
+    """Yield records and notices until everything that was there has come, or with `follow` until the caller ends.
 
     Raises: RequestRefused, when control refuses it, also later; Unreachable, when control can't be reached in
     `ATTEMPTS`, or in `REOPENINGS` where it was and `follow` is wanted.

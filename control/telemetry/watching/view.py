@@ -83,7 +83,7 @@ class Nodes(NamedTuple):
     offline: int
     too_old: int
     offline_names: list[str]
-    """The first ones of those that are offline."""
+    """The first of those that are offline."""
     too_old_names: list[str]
 
 
@@ -91,9 +91,9 @@ class Notice(msgspec.Struct, tag_field="kind", tag="notice", omit_defaults=True)
     """Something that is said about the records, between them."""
 
     notice: str
-    """`begin`, `offline`, `too_old`, `history` (all was told that was there already), `silent` (nodes that didn't tell
-    that), `left_out` (older records than those that were told), `sampled` (at the nodes), `dropped` (for a slow
-    reader), `invalid` (lines that weren't records), or `end`."""
+    """`begin`, `offline`, `too_old`, `history` (everything that was there already has been sent), `silent` (nodes that
+    didn't tell that), `left_out` (older records than those that were told), `sampled` (at the nodes), `dropped` (for a
+    slow reader), `invalid` (lines that weren't records), or `end`."""
     message: str
     count: int = 0
     nodes: list[str] = []
@@ -132,7 +132,7 @@ class SentByNode:
         self.at = at
         """When it last sent something, by the loop's clock."""
         self.demand = 0
-        """Records that it has had since demands were last looked at, with those that it left out."""
+        """Records that it had since demands were last computed, with those that it left out."""
 
     def allow(self, lines: int, rate: float, now: float) -> int:
         """Return how many of these lines are taken, from a node that may send `rate` a second."""

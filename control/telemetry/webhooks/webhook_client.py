@@ -37,13 +37,13 @@ class Attempt(NamedTuple):
     error: str
     """Why it failed; '' where it succeeded."""
     status: int = 0
-    """The answer's; 0 where none came."""
+    """The answer's status; 0 if none came."""
     wait: float = 0.0
     """Seconds for which the receiver asks not to be tried again."""
 
 
 def check_url(url: str, networks: Sequence[Network]) -> str:
-    """Check what can be checked of a webhook's URL without its names; return its host.
+    """Check what can be checked in a webhook's URL without looking up names; return its host.
 
     Raises: ValueError, with a reason, when no message would ever be sent to it.
     """
@@ -138,7 +138,7 @@ class WebhookClient:
         return self._sessions[scheme]
 
     async def post(self, url: str, headers: dict[str, str], body: bytes) -> Attempt:
-        """Send a message; the texts of the attempt have nothing of the URL but its host."""
+        """Send a message. The attempt's texts have nothing of the URL except its host."""
         try:
             host = check_url(url, self._networks)
         except ValueError as error:

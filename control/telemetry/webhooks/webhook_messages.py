@@ -1,8 +1,8 @@
-"""Messages for webhooks, made of what transactions recorded as events.
+"""Makes messages for webhooks from what transactions recorded as events.
 
-Events of one kind are put together: the first makes a message after `FIRST_WAIT`, and all that happen in the
-`GATHER` seconds after it make the next one. So ten thousand nodes that go offline at once are a few messages, each with
-the number of nodes and the names of some.
+Events of one kind are put together: the first makes a message after `FIRST_WAIT`, and all that happen in the `GATHER`
+seconds after it make the next one. So ten thousand nodes that go offline at once are a few messages, each with the
+number of nodes and the names of some.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,9 +24,9 @@ FIRST_WAIT = timedelta(seconds=1)
 GATHER = 30.0
 """Seconds from one message of a kind to the next at least."""
 PAGE = 5000
-"""Events that a message is made of at most."""
+"""Events in a message at most."""
 MOST_WAITING = 1000
-"""Messages that wait for one webhook at most; those beyond are given up at once."""
+"""Messages that may wait for one webhook; any more are given up at once."""
 TOO_MANY = f"{MOST_WAITING} messages waited for the webhook already"
 
 
@@ -38,9 +38,9 @@ class Webhook(NamedTuple):
     url: str
     secret: str
     kinds: list[str]
-    """Those that it gets; none: all."""
+    """The kinds that it gets; all if there are none."""
     ended: bool
-    """Its receiver has said that it is gone."""
+    """Whether its receiver has said that it is gone."""
 
     def wants(self, kind: str) -> bool:
         return not self.ended and (not self.kinds or kind in self.kinds)
@@ -101,7 +101,7 @@ class Messages:
         self._db = db
         self._clock = clock
         self._next: dict[str, float] = {}
-        """From when on the next message of each kind may be made, in the clock's `monotonic`."""
+        """When the next message of each kind may be made, in the clock's `monotonic`."""
 
     async def make(self, webhooks: Sequence[Webhook], now: datetime) -> None:
         """Make a message of each kind that is due, for the webhooks that want it. Raises: ProblemError."""
@@ -121,7 +121,7 @@ class Messages:
         id = str(uuid4())
 
         async def work(conn: Connection) -> None:
-            # Another replica that lost the lease in this moment may have taken some.
+            # Another replica that has just lost the lease may have taken some.
             taken = set(await conn.column(TAKE_EVENTS, [event.id for event in found]))
             mine = [event for event in found if event.id in taken]
             if not mine or not webhooks:
@@ -137,7 +137,7 @@ class Messages:
 
 
 async def deliver_test(conn: Connection, webhook_id: str, by: str, now: datetime) -> str:
-    """Have a message of the kind webhook.test wait for a webhook; return its id."""
+    """Queue a message of the kind webhook.test for a webhook; return its id."""
     id = str(uuid4())
     body = message("webhook.test", now, 1, [{"at": now, "operator": by}])
     await _deliver(conn, webhook_id, id, "webhook.test", 1, body, now, wait=True)

@@ -27,7 +27,7 @@ from control.telemetry.webhooks.webhook_client import GONE, TIME_LIMIT, Attempt,
 from control.telemetry.webhooks.webhook_messages import Messages, Webhook
 
 PERIOD = 1.0
-"""Seconds between two looks at what is to be sent."""
+"""Seconds between two checks for messages to send."""
 LEASE = timedelta(seconds=30)
 TAKE_EVERY = 5.0
 """Seconds between two attempts to take the lease or to renew it."""
@@ -38,7 +38,7 @@ JITTER = 0.2
 GIVE_UP = timedelta(days=1)
 """How long a message is tried."""
 KEPT = timedelta(days=7)
-"""How long it is listed what became of a message."""
+"""How long a message is listed after its end."""
 CLEAN_EVERY = 600.0
 CLEAN_LIMIT = 500
 """Rows that one statement deletes."""
