@@ -19,7 +19,7 @@ METADATA: Final = (
     "tests/integration/control/console/test_function_and_schema_pages.py",
     "tests/integration/control/console/test_signing_in.py",
     "tests/integration/control/telemetry/test_fleet_summary.py",
-    "tests/integration/control/telemetry/test_watch_service.py",
+    "tests/integration/control/telemetry/watching/test_watch_service.py",
     "tests/integration/control/telemetry/test_numbers.py",
     "tests/integration/control/telemetry/webhooks/test_webhook_sending.py",
     "tests/integration/control/web/test_background.py",
