@@ -14,7 +14,7 @@ import uvloop
 
 from control.protocol import version
 from control.protocol.service_manager import ServiceManager
-from edge_runtime import clock, logs, mapped_pages, threads, wal
+from edge_runtime import clock, logs, process_memory, threads, wal
 from edge_runtime.built import parts
 from edge_runtime.dispatch import resource_watchdog
 from edge_runtime.dispatch.foreign_lock import ForeignLock
@@ -362,7 +362,7 @@ async def _main(
     gc.collect()
     gc.freeze()
     gc.set_threshold(2000, 10, 1000)
-    mapped_pages.drop()
+    process_memory.drop_mapped()
     try:
         await front.run()
     finally:

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from control.protocol import faults
-from edge_runtime import malloc, mapped_pages
+from edge_runtime import process_memory
 from edge_runtime.aot_cache import FOLDER, QUICK, AotFile, Damaged, make_work_folder, verify
 from edge_runtime.children import warmup
 from edge_runtime.guests.function_code import compile_artifact
@@ -46,9 +46,9 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
             case frames.REHEARSE:
                 _rehearse(Path(settings.state) / FOLDER)
             case frames.EXPECT:
-                malloc.fill(HEAP_BYTES)
+                process_memory.fill_heap(HEAP_BYTES)
             case frames.REST:
-                mapped_pages.drop()
+                process_memory.drop_mapped()
     if frame is None:
         return
     match frame.kind:
@@ -71,7 +71,7 @@ def _rehearse(folder: Path) -> None:
     except (WasmEdgeError, OSError) as error:
         # It is only slower without. What hinders it hinders what is compiled for a release, too, which then fails.
         print(f"a compiler couldn't be made ready beforehand: {error}", file=sys.stderr, flush=True)
-    malloc.trim()
+    process_memory.trim_heap()
 
 
 def _compile(sock: socket.socket, order: frames.Compile) -> None:
@@ -91,7 +91,7 @@ def _compile(sock: socket.socket, order: frames.Compile) -> None:
         fence.narrow([(Path(order.folder), REBUILD), PROCESSOR])
         faults.reach("edge.compile.before")
         # Next to nothing, where it was expected.
-        malloc.fill(HEAP_BYTES)
+        process_memory.fill_heap(HEAP_BYTES)
         compile_artifact(wasm, Path(order.folder), order.level, made)
     except Lost as lost:
         failure = frames.ChildFailure("artifact_lost", str(lost))

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from edge_runtime import malloc
+from edge_runtime import process_memory
 from edge_runtime.aot_cache import Damaged, memory_estimate
 from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
@@ -119,7 +119,7 @@ class Functions:
             self._unload(min((each for each in self._loaded.values() if each is not but), key=lambda each: each.used))
             unloaded = True
         if unloaded:
-            malloc.trim()
+            process_memory.trim_heap()
 
     def _unload(self, entry: Entry) -> None:
         if entry.function is not None:

@@ -12,7 +12,7 @@ import msgspec
 
 from control.protocol import faults
 from control.protocol.manifest import sql_grant
-from edge_runtime import malloc
+from edge_runtime import process_memory
 from edge_runtime.children import plain_calls
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import UNANSWERED, CallEnds, CallRights, FrontHttp
@@ -47,13 +47,13 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
         text = f"it can't open the libsql file: {error}" if isinstance(error, OSError) else error.message
         frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.ChildFailure(code, text))
         return
-    malloc.keep(_KEPT_BLOCK)
+    process_memory.keep_freed(_KEPT_BLOCK)
     fence.limit_files(settings.temp_limit)
     opened.file_limit_was_hit = fence.file_limit_was_hit
     fence.seal("worker", opened.lock.fileno())
     functions = Functions(settings.code_memory)
     host().wasi.copy = progress_page.LogPage(shared, slot)
-    mark, reader = progress_page.Mark(shared, slot), FrameReader(sock, malloc.trim)
+    mark, reader = progress_page.Mark(shared, slot), FrameReader(sock, process_memory.trim_heap)
     worker = Worker(sock, reader, mark, Claims(shared, slot), opened, functions)
     if plain_calls.is_prepared():
         own = shared[slot * progress_page.SLOT_BYTES // shared.itemsize :]

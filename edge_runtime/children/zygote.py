@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from control.protocol import faults
-from edge_runtime import mapped_pages, wal
+from edge_runtime import process_memory, wal
 from edge_runtime.children import immortal
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.births import (
@@ -71,7 +71,7 @@ def main(argument: str) -> None:
     immortal.make_immortal()
     gc.freeze()
     # Mostly pages of LLVM, read when it was linked: only compilers need them, and can read them again.
-    mapped_pages.drop()
+    process_memory.drop_mapped()
     control.send(frames.encode_json(ZygoteUp(lacking, native.unusable())))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         Zygote(control, arguments, children).run()

@@ -2,6 +2,6 @@
 
 `abi` decides what a module is and translates requests and responses (pure); the `run_…` modules make a call, one for
 each ABI; `wasi`, `host_functions` and `extism_host` are what a guest may call. May import `wasmedge`, `ipc`,
-`mapped_pages` and `errors`. The front never imports this package. Start with `guest` (what a worker uses), then
+`process_memory` and `errors`. The front never imports this package. Start with `guest` (what a worker uses), then
 `invocation` (a call's request and response) and `host_functions`.
 """

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Self
 
-from edge_runtime import mapped_pages
+from edge_runtime import process_memory
 from edge_runtime.guests import function_code
 from edge_runtime.guests.abi import extism
 from edge_runtime.guests.host_functions import NOTHING, Runner, host
@@ -72,7 +72,7 @@ class LoadedFunction:
         if local.aot:
             # The pages of the artifact, which the AOT file has in it too, aren't read any more; pages of code come back
             # when they run.
-            mapped_pages.drop(str(path))
+            process_memory.drop_mapped(str(path))
         return cls(local.name, runner)
 
     def call(self, request: Request, services: CallServices = NOTHING) -> Response:

@@ -4,7 +4,7 @@ the process keeps of that once it is free."""
 import logging
 from typing import Final, Protocol
 
-from edge_runtime import clock, malloc
+from edge_runtime import clock, process_memory
 
 LARGEST: Final = 1024 * 1024
 """Bytes up to which freed blocks are kept. Bodies come in smaller pieces."""
@@ -101,7 +101,7 @@ class Allocator:
 
     def keep(self) -> None:
         """Have the allocator keep free memory from here on, until `look` returns it."""
-        malloc.keep(LARGEST)
+        process_memory.keep_freed(LARGEST)
 
     def look(self, *, held: bool) -> None:
         """Return free memory, if bodies have passed and no more do. To be called once a second; `held` tells whether
@@ -114,4 +114,4 @@ class Allocator:
             return
         self.passed = self._before = TRIM_AFTER if held else 0
         self._looks = 0
-        malloc.trim()
+        process_memory.trim_heap()
