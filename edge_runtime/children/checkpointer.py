@@ -1,29 +1,52 @@
-"""The checkpointer: a process that moves the write-ahead log into the database file, so that no COMMIT has to.
+"""The processes that move the write-ahead log into the database file, by a current SQLite (`sql.current_sqlite`).
 
-It may take as long as the disk needs. Writers wait for it only in the last step, after which the log begins anew; the
-front asks for that once little is left to be moved. If the checkpointer is killed, the next one goes on with the log.
+The checkpointer moves it while calls go on, so that no COMMIT has to. It may take as long as the disk needs. Writers
+wait for it only in the last step, after which the log begins anew; the front asks for that once little is left to be
+moved. If the checkpointer is killed, the next one goes on with the log.
 
-A current SQLite moves the log, and not libsql (`sql.current_sqlite`).
+After an end that wasn't in order a log is left, and the first connection reads all of it (recovery). For a log of some
+GB on a slow disk that takes longer than a worker has to be ready, so the zygote has a child of its own read and move it
+(`recover`) before it forks one that opens the file by libsql. A connection of libsql's that is the first one all the
+same, since all others were killed a moment ago, loses nothing: it reports a read that fails, as SQLite does
+(docs/adr/0025).
 """
 
+import os
 import socket
+import sys
 from pathlib import Path
 from typing import Final
 
 import apsw
 import msgspec
 
-from edge_runtime import wal
+from edge_runtime import database_users, wal
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
-from edge_runtime.sql.current_sqlite import FileAndLog
+from edge_runtime.sql.current_sqlite import FileAndLog, name_of, result_of
 from edge_runtime.sql.database import BUSY_MS
 from edge_runtime.sql.session import code_of
 from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
 
 PATIENCE: Final = BUSY_MS / 1000
-"""Seconds to wait for locks of processes that don't use the writer lock."""
+"""Seconds to wait for locks of processes that don't use the writer lock, or that are about to end."""
+_UNREAD: Final = (
+    apsw.SQLITE_IOERR,
+    apsw.SQLITE_CANTOPEN,
+    # SQLite calls some errors of the disk so.
+    apsw.SQLITE_CORRUPT,
+    # A file that can't be opened for writing is opened for reading, without a look at the log.
+    apsw.SQLITE_READONLY,
+)
+"""Codes of errors after which the log may not have been read."""
+_UNREAD_IN_CHECKPOINT: Final = (
+    apsw.SQLITE_IOERR_READ,
+    apsw.SQLITE_IOERR_SHORT_READ,
+    apsw.SQLITE_CORRUPT,
+    apsw.SQLITE_READONLY,
+)
+"""Extended codes of such errors in the checkpoint that follows, which reads the log again."""
 
 _decode_checkpoint: Final = msgspec.json.Decoder(frames.Checkpoint).decode
 
@@ -82,3 +105,67 @@ def settle(opened: FileAndLog, lock: WriterLock, path: Path) -> None:
             wal.cut(path)
     finally:
         lock.release()
+
+
+class Unreadable(Exception):
+    """The log can't be read now; the message says why and what to do."""
+
+
+def is_left(database: Path) -> bool:
+    """Return whether there is a log that no process has open. Raises: OSError."""
+    return wal.has_log(database) and not database_users.is_open(database)
+
+
+def recover(database: Path) -> None:
+    """Recover the log in a child of this process, which has one thread, and wait for it however long it takes.
+
+    Raises: Unreadable, when the log can't be read; the child has then said on stderr which error it was.
+    """
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            fence.die_with_parent(parent)
+            fence.enter("checkpointer")
+            _recover_here(database)
+            code = 0
+        except apsw.Error as error:
+            print(f"{wal.log_of(database)}: {error} ({name_of(error)})", file=sys.stderr)
+        except OSError as error:
+            print(f"{wal.log_of(database)}: {error}", file=sys.stderr)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    status = os.waitpid(pid, 0)[1]
+    if status:
+        raise Unreadable(
+            f"{wal.log_of(database)} can't be read, and holds what was committed last: nothing is served before it "
+            "can be. Look at the disk (`dmesg`); restore a backup if it is lost"
+        )
+
+
+def _recover_here(database: Path) -> None:
+    """Recover the log in this process. Raises: apsw.Error, when it can't be read; OSError."""
+    opened = FileAndLog(database, PATIENCE, create=True)
+    fence.seal("checkpointer")
+    try:
+        try:
+            # The first transaction reads the whole log.
+            with opened.writing():
+                pass
+        except apsw.Error as error:
+            if result_of(error) & 0xFF in _UNREAD:
+                raise
+            # Anything else that is wrong with the file is for libsql to find.
+            print(f"{database}: its log stays as it is: {error}", file=sys.stderr)
+            return
+        try:
+            opened.checkpoint("truncate")
+        except apsw.Error as error:
+            if result_of(error) in _UNREAD_IN_CHECKPOINT:
+                raise
+            # A write has failed: a full disk, for example, can still be read.
+            print(f"{database}: its log stays as it is: {error} ({name_of(error)})", file=sys.stderr)
+    finally:
+        opened.close()

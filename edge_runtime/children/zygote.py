@@ -91,7 +91,7 @@ def _imports(step: Callable[[], object] = lambda: None) -> dict[str, ModuleType]
 
     Raises: any exception, when this machine isn't fit to run functions.
     """
-    from edge_runtime.children import checkpointer, recovery
+    from edge_runtime.children import checkpointer
 
     step()
     from edge_runtime.guests import guest
@@ -107,8 +107,6 @@ def _imports(step: Callable[[], object] = lambda: None) -> dict[str, ModuleType]
     step()
     warmup.rehearse()
     step()
-    # It is used later, when its file may be another version's.
-    del recovery
     # Reads a file that children can't read, and keeps what it found.
     aot_cache.key("", 0)
     return {
@@ -188,15 +186,15 @@ class Zygote:
         """Have the log recovered where it was left and no process has it open. Return why that failed, or an empty
         string."""
         # Imported late, like all that children use: `_imports` has tried it, and told the front if that failed.
-        from edge_runtime.children import recovery
+        from edge_runtime.children import checkpointer
 
         try:
-            if recovery.is_needed(self._database):
+            if checkpointer.is_left(self._database):
                 self._control.send(frames.encode_json(Recovering()))
-                recovery.run(self._database)
+                checkpointer.recover(self._database)
         except (BrokenPipeError, ConnectionResetError):
             raise
-        except (recovery.Unreadable, OSError) as error:
+        except (checkpointer.Unreadable, OSError) as error:
             return str(error)
         return ""
 

@@ -15,7 +15,7 @@ from edge_runtime.children import checkpointer, zygote
 class OldFileAndLog:
     """What a checkpointer asks of `FileAndLog`."""
 
-    def __init__(self, path: Path, patience: float) -> None:
+    def __init__(self, path: Path, patience: float, *, create: bool = False) -> None:
         self._connection = sqlite3.connect(path, timeout=patience, isolation_level=None)
         self._connection.execute("PRAGMA wal_autocheckpoint = 0")
 

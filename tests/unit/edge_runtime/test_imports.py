@@ -46,7 +46,7 @@ print(*sys.modules)
     ]
     later = [line for part in parts for line in ast.walk(part) if isinstance(line, ast.ImportFrom)]
     found = {f"{line.module}.{name.name}" for line in later for name in line.names}
-    assert "edge_runtime.children.recovery" in found
+    assert "edge_runtime.children.checkpointer" in found
     assert found <= set(ran.stdout.split())
     # The front waits as long for each step as it else would for all.
     assert ran.stdout.split().count("step") > 4
