@@ -13,8 +13,7 @@ import orjson
 
 from control.protocol.counts import counted
 from edge_runtime.guests.abi.head import ResponseInvalid
-from edge_runtime.guests.abi.imports import OWN_SIGNATURES, SKERRY
-from edge_runtime.guests.abi.wasi_signatures import MODULE
+from edge_runtime.guests.abi.imports import OWN_SIGNATURES, SKERRY, WASI
 from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
 from edge_runtime.guests.wasi import FAULT, Exit, OutputTooLarge, Wasi
 from edge_runtime.native import library as native
@@ -81,7 +80,7 @@ class Host:
         }
         replace = None if native.unusable() else native.host_function
         self.imports = (
-            HostModule(MODULE, self.wasi.functions(), out_of_bounds=FAULT, replace=replace),
+            HostModule(WASI, self.wasi.functions(), out_of_bounds=FAULT, replace=replace),
             HostModule(SKERRY, own_functions, replace=replace),
         )
 

@@ -1,7 +1,7 @@
 """WASI preview 1 without access to the host: stdio in memory, arguments, environment, clocks, random bytes and timers.
 There are no files and no sockets; the functions for them return the errno that says so.
 
-Every function of preview 1 is here (`abi.wasi_signatures`), so that any preview 1 module links. A function takes
+Every function of preview 1 is here (`abi.imports`), so that any preview 1 module links. A function takes
 unsigned integers as the guest passed them, and returns an errno. One that meets an address outside the guest's memory
 raises IndexError, for which the caller returns `FAULT` to the guest.
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
+from edge_runtime.guests.abi.imports import WASI_SIGNATURES
 from edge_runtime.ipc import log_lines
 
 SUCCESS, BADF, FAULT, INVAL, NOTDIR, NOTSOCK, NOTSUP, SPIPE, NOTCAPABLE = 0, 8, 21, 28, 54, 57, 58, 70, 76
@@ -150,7 +150,7 @@ class Wasi:
 
     def functions(self) -> dict[str, tuple[tuple[str, str], Callable[..., int | None]]]:
         """Return every function with its signature, for a host module."""
-        return {name: (signature, getattr(self, name)) for name, signature in SIGNATURES.items()}
+        return {name: (signature, getattr(self, name)) for name, signature in WASI_SIGNATURES.items()}
 
     # Arguments and environment
 

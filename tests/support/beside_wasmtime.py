@@ -4,7 +4,7 @@ import struct
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
-from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
+from edge_runtime.guests.abi.imports import WASI_SIGNATURES
 from edge_runtime.guests.wasi import BADF, FAULT, INVAL, SUCCESS
 from tests.support import wasi_calls
 from tests.support.wasi_calls import Answer, Call, Made, Ours, Setup, Step, Write
@@ -16,7 +16,7 @@ ARENA = 8192
 FILE = {
     *("fd_advise", "fd_allocate", "fd_datasync", "fd_filestat_set_size", "fd_filestat_set_times", "fd_pread"),
     *("fd_pwrite", "fd_readdir", "fd_seek", "fd_sync", "fd_tell"),
-    *(name for name in SIGNATURES if name.startswith(("path_", "sock_"))),
+    *(name for name in WASI_SIGNATURES if name.startswith(("path_", "sock_"))),
 }
 """What is for files, folders and sockets, of which a function has none."""
 

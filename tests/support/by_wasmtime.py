@@ -13,7 +13,7 @@ import wasmtime
 import edge_runtime
 from edge_runtime.guests import wasi
 from edge_runtime.guests.abi import extism
-from edge_runtime.guests.abi.wasi_signatures import MODULE, SIGNATURES
+from edge_runtime.guests.abi.imports import WASI, WASI_SIGNATURES
 from edge_runtime.guests.host_functions import not_granted
 from edge_runtime.guests.wasi import Strings, Wasi
 
@@ -69,9 +69,9 @@ def run(wasm: bytes, abi: str) -> tuple[str, str]:
     served.begin(Strings(()), Strings(()), b"", 1 << 20, 1 << 14)
     for name, (_, call) in served.functions().items():
         linker.define_func(
-            MODULE,
+            WASI,
             name,
-            _type(SIGNATURES[name]),
+            _type(WASI_SIGNATURES[name]),
             _host(memory, call),
             access_caller=True,
         )

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import wasmtime
 from wasmtime import _ffi
 
-from edge_runtime.guests.abi.wasi_signatures import MODULE, SIGNATURES
+from edge_runtime.guests.abi.imports import WASI, WASI_SIGNATURES
 from edge_runtime.guests.host_functions import host
 from edge_runtime.guests.wasi import Exit, Strings
 from edge_runtime.wasmedge import Config, EntryPoint, Module, Program, Trap
@@ -70,10 +70,10 @@ Step = Write | Call
 def _wrappers(pages: int) -> bytes:
     """A module whose exports call the functions that it imports, with a memory of so many pages. An i64 is two i32s."""
     imports, exports = [], []
-    for name, (parameters, results) in SIGNATURES.items():
+    for name, (parameters, results) in WASI_SIGNATURES.items():
         types = " ".join("i64" if letter == "I" else "i32" for letter in parameters)
         result = "(result i32)" if results else ""
-        imports.append(f'(import "{MODULE}" "{name}" (func ${name} (param {types}) {result}))')
+        imports.append(f'(import "{WASI}" "{name}" (func ${name} (param {types}) {result}))')
         place, values = 0, ""
         for letter in parameters:
             low, high = (f"(i64.extend_i32_u (local.get {place + half}))" for half in (0, 1))
@@ -92,7 +92,7 @@ class Ours:
         config = Config(memory_pages=pages)
         self._entries = {
             name: EntryPoint(name, (parameters.replace("I", "ii"), results))
-            for name, (parameters, results) in SIGNATURES.items()
+            for name, (parameters, results) in WASI_SIGNATURES.items()
         }
         module = Module.from_bytes(import_memories(_wrappers(pages)), config)
         self._program = Program(module, config, host().imports, list(self._entries.values()))
@@ -198,6 +198,6 @@ def program_by_wasmtime(wasm: bytes, setup: Setup) -> tuple[int | Literal["trap"
 def _words(call: Call) -> list[int]:
     """The arguments as i32s, unsigned."""
     words = []
-    for letter, number in zip(SIGNATURES[call.name][0], call.arguments, strict=True):
+    for letter, number in zip(WASI_SIGNATURES[call.name][0], call.arguments, strict=True):
         words += [number & 0xFFFF_FFFF, number >> 32] if letter == "I" else [number]
     return words

@@ -9,11 +9,11 @@ import random
 import struct
 from collections.abc import Sequence
 
-from edge_runtime.guests.abi.wasi_signatures import MODULE, SIGNATURES
+from edge_runtime.guests.abi.imports import WASI, WASI_SIGNATURES
 from tests.guests.build import wat
 from tests.support.wasi_calls import PAGE, Call, Step, Write
 
-NAMES = [*sorted(name for name in SIGNATURES if name != "proc_exit"), "proc_exit"]
+NAMES = [*sorted(name for name in WASI_SIGNATURES if name != "proc_exit"), "proc_exit"]
 ARENA = 4 * PAGE
 """Where the page begins that is the calls' to use: the memory's last one, until a step grows it."""
 END = ARENA + PAGE
@@ -25,10 +25,10 @@ def _dispatch() -> tuple[str, str]:
     """The imports, and a function for each that takes its arguments from the step, and one that chooses among them."""
     imports, bodies, choice = [], [], "(i32.const 0)"
     for number, name in enumerate(NAMES):
-        parameters, results = SIGNATURES[name]
+        parameters, results = WASI_SIGNATURES[name]
         types = " ".join("i64" if letter == "I" else "i32" for letter in parameters)
         imports.append(
-            f'(import "{MODULE}" "{name}" (func $import_{name} (param {types}) {"(result i32)" if results else ""}))'
+            f'(import "{WASI}" "{name}" (func $import_{name} (param {types}) {"(result i32)" if results else ""}))'
         )
         loads = " ".join(
             f"({'i64' if letter == 'I' else 'i32'}.load offset={8 * place} (local.get 0))"

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from edge_runtime.errors import CodedError
 from edge_runtime.guests.abi import binary, direct, extism
 from edge_runtime.guests.abi.binary import FUNCTION, MEMORY, Import, Shape
-from edge_runtime.guests.abi.imports import OFFERED, SKERRY
-from edge_runtime.guests.abi.wasi_signatures import MODULE
+from edge_runtime.guests.abi.imports import OFFERED, SKERRY, WASI
 
 SIZE_LIMIT = 64 * 1024 * 1024
 PAGES_LIMIT = 16_384
@@ -111,7 +110,7 @@ def _refuse_other_abis(shape: Shape) -> None:
         )
     if modules & {"wasi_unstable", "wasi"}:
         raise ModuleRefused(
-            "abi_wasi_unstable", f"It is made for a WASI older than preview 1: build it again for {MODULE}."
+            "abi_wasi_unstable", f"It is made for a WASI older than preview 1: build it again for {WASI}."
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from control.protocol.manifest import Manifest
-from edge_runtime.guests.abi.wasi_signatures import MODULE, SIGNATURES
+from edge_runtime.guests.abi.imports import WASI, WASI_SIGNATURES
 from edge_runtime.guests.guest import LoadedFunction
 from edge_runtime.guests.invocation import GuestFault, Request
 from edge_runtime.guests.wasi import BADF, FAULT, INVAL, NOTCAPABLE, NOTDIR, NOTSOCK, NOTSUP, SPIPE, SUCCESS
@@ -148,13 +148,13 @@ def caller(argument: int) -> bytes:
     """A module that calls each function, with `argument` for all of its arguments, and answers the errnos."""
     imports, calls = [], []
     for place, name in enumerate(ERRNOS):
-        types = ["i64" if letter == "I" else "i32" for letter in SIGNATURES[name][0]]
+        types = ["i64" if letter == "I" else "i32" for letter in WASI_SIGNATURES[name][0]]
         parameters = f"(param {' '.join(types)})" if types else ""
-        imports.append(f'(import "{MODULE}" "{name}" (func ${name} {parameters} (result i32)))')
+        imports.append(f'(import "{WASI}" "{name}" (func ${name} {parameters} (result i32)))')
         values = " ".join(f"({kind}.const {argument})" for kind in types)
         calls.append(f"(i32.store (i32.const {4096 + 4 * place}) (call ${name} {values}))")
     return wat(f"""(module {" ".join(imports)}
-      (import "{MODULE}" "fd_write" (func $answer (param i32 i32 i32 i32) (result i32)))
+      (import "{WASI}" "fd_write" (func $answer (param i32 i32 i32 i32) (result i32)))
       (memory (export "memory") 1)
       (data (i32.const 8192) "Content-Type: a/b\\0a\\0a")
       (func (export "_start") {" ".join(calls)}
@@ -165,7 +165,7 @@ def caller(argument: int) -> bytes:
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_every_function_links_and_answers_the_right_errno(load: Load, which: int) -> None:
-    assert set(ERRNOS) | {"proc_exit"} == set(SIGNATURES)
+    assert set(ERRNOS) | {"proc_exit"} == set(WASI_SIGNATURES)
     answer = load(caller((0, -1)[which])).call(Request("POST", body=b"input"))
     found = struct.unpack(f"<{len(ERRNOS)}I", answer.body)
     assert dict(zip(ERRNOS, found, strict=True)) == {name: errnos[which] for name, errnos in ERRNOS.items()}
@@ -173,7 +173,7 @@ def test_every_function_links_and_answers_the_right_errno(load: Load, which: int
 
 @pytest.mark.parametrize(("code", "told"), [(1, "exit code 1."), (255, "exit code 255."), (-1, "exit code -1.")])
 def test_an_exit_code_is_told(load: Load, code: int, told: str) -> None:
-    wasm = wat(f"""(module (import "{MODULE}" "proc_exit" (func $exit (param i32)))
+    wasm = wat(f"""(module (import "{WASI}" "proc_exit" (func $exit (param i32)))
       (memory (export "memory") 1) (func (export "_start") (call $exit (i32.const {code}))))""")
     with pytest.raises(GuestFault, match=told):
         load(wasm).call(Request("GET"))

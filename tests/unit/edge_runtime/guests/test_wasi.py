@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
+from edge_runtime.guests.abi.imports import WASI_SIGNATURES
 from edge_runtime.guests.wasi import BADF, INVAL, NOTDIR, NOTSOCK, SPIPE, SUCCESS, Exit, OutputTooLarge, Strings, Wasi
 from edge_runtime.ipc import log_lines
 
@@ -355,7 +355,7 @@ NO_FILES = {
 @pytest.mark.parametrize(("name", "errno"), NO_FILES.items())
 def test_there_are_no_files_and_sockets(memory, name, errno):
     started = begun(memory)
-    rest = [0] * (len(SIGNATURES[name][0]) - 1)
+    rest = [0] * (len(WASI_SIGNATURES[name][0]) - 1)
     assert getattr(started, name)(0, *rest) == errno
     assert getattr(started, name)(3, *rest) == BADF
     assert bytes(memory.buffer) == bytes(SIZE)
@@ -373,7 +373,7 @@ def test_no_stream_is_a_terminal(memory):
 
 
 def test_every_function_of_preview_1_is_there():
-    assert len(SIGNATURES) == 46
+    assert len(WASI_SIGNATURES) == 46
     functions = Wasi(Bytes()).functions()
-    assert set(functions) == set(SIGNATURES)
+    assert set(functions) == set(WASI_SIGNATURES)
     assert all(callable(function) for _, function in functions.values())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
+from edge_runtime.guests.abi.imports import WASI_SIGNATURES
 from edge_runtime.guests.wasi import BADF, INVAL, NOTCAPABLE, NOTSUP, SUCCESS, Exit, OutputTooLarge, Strings
 from tests.support.draws import examples
 from tests.unit.edge_runtime.guests.test_wasi import SIZE, Bytes, begun, subscription
@@ -22,8 +22,8 @@ def number(letter: str) -> st.SearchStrategy[int]:
     return st.sampled_from([*EDGES, 2**bits - 1]) | st.integers(0, 2**bits - 1)
 
 
-calls = st.sampled_from(sorted(SIGNATURES)).flatmap(
-    lambda name: st.tuples(st.just(name), st.tuples(*[number(letter) for letter in SIGNATURES[name][0]]))
+calls = st.sampled_from(sorted(WASI_SIGNATURES)).flatmap(
+    lambda name: st.tuples(st.just(name), st.tuples(*[number(letter) for letter in WASI_SIGNATURES[name][0]]))
 )
 content = st.binary(max_size=400) | st.lists(
     st.builds(
