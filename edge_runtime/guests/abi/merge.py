@@ -13,8 +13,8 @@ from pathlib import Path
 
 from edge_runtime.guests.abi import binary
 from edge_runtime.guests.abi.binary import Malformed
+from edge_runtime.guests.abi.code_section import NUMBER, TABLE_GROW, Unknown, notable
 from edge_runtime.guests.abi.extism import ENV
-from edge_runtime.guests.abi.instructions import NUMBER, TABLE_GROW, Unknown, notable
 
 KERNEL_MEMORY = f"{ENV} memory"
 """The name under which the merged module exports the kernel's memory."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from edge_runtime.guests.abi.binary import FUNCTION, Malformed, read
-from edge_runtime.guests.abi.instructions import Unknown, number
+from edge_runtime.guests.abi.code_section import Unknown, number
 
 _CUSTOM, _CODE = 0, 10
 _FUNCTION_NAMES: Final = 1
