@@ -1,7 +1,7 @@
 ;; The Extism kernel: the blocks of memory through which a plug-in and its host pass data. `merge.py` puts its functions
 ;; into each plug-in, where the compiler inlines them. So they call no function, use no type, global or table by its
 ;; number, and $kernel is memory 1 in both modules. The memory is all zeros at the start of each call. The host's side
-;; is `guests/extism_memory.py`.
+;; is `guests/extism_host.py`.
 ;; Built by `python -m tests.guests.build`.
 ;;
 ;;      16  used: bytes of the blocks, a multiple of 16     64 + 8·n  the first free block with 2ⁿ to 2ⁿ⁺¹-1 bytes

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from wasmtime import Config, Engine, Instance, Module, Store
 
 from edge_runtime import aot_cache as aot
-from edge_runtime.guests import extism_memory as host_side
+from edge_runtime.guests import extism_host as host_side
 from edge_runtime.guests.abi import binary, extism
 from edge_runtime.guests.abi.merge import merge
-from edge_runtime.guests.extism_memory import Blocks
+from edge_runtime.guests.extism_host import Blocks
 from edge_runtime.guests.invocation import GuestFault
 from tests.guests.build import KERNEL, build, wat
 from tests.support.draws import examples
