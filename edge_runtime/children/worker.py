@@ -16,7 +16,7 @@ from edge_runtime import process_memory
 from edge_runtime.children import plain_calls
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import UNANSWERED, CallEnds, CallRights, FrontHttp
-from edge_runtime.guests import call_requests, guest
+from edge_runtime.guests import guest, invocation
 from edge_runtime.guests.host_functions import RecentCache, host
 from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.ipc.claims import Claims
@@ -204,7 +204,7 @@ class Worker:
         head = call_head.decode_head(key)
         rights, keeps = self.rights(head.serial, head.function, head.method), len(key) <= _KEPT_HEAD
         abi = rights.entry.local.manifest.abi
-        known = Known(rights, *call_requests.request_fields(head, abi, key if keeps else b""))
+        known = Known(rights, *invocation.request_fields(head, abi, key if keeps else b""))
         return self._known.keep(key, known) if keeps else known
 
     def _load(self, load: frames.Load) -> list[frames.ChildFailure]:

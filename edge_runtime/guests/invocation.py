@@ -1,11 +1,12 @@
 """What goes into one call of a function and what comes out of it, whatever the function's ABI."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
 from edge_runtime.errors import CodedError
+from edge_runtime.ipc.call_head import CallHead, decode_block
 
 
 class Request(Struct, frozen=True):
@@ -38,6 +39,29 @@ class Request(Struct, frozen=True):
     def caller_variables(self) -> dict[str, str]:
         """Return what a function's environment, or an Extism plug-in's config, says of the caller, if there is one."""
         return {"AUTH_TYPE": self.auth_type, "REMOTE_USER": self.caller} if self.caller else {}
+
+
+def request_fields(head: CallHead, abi: str, key: bytes = b"") -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return the fields of a `Request` that come before its body, and those that come after it, by the head of the
+    call's frame. `key` is the request's.
+
+    Raises: ValueError, when the head isn't as a front makes it.
+    """
+    scheme, caller, auth_type = head.via
+    if abi == "direct":
+        # The guest gets the block as it is: nothing of it is needed as text but the method.
+        return (head.method, "", "", ()), ("", scheme, "", "", (), key, caller, auth_type, head.block)
+    texts = decode_block(head.block)
+    return (
+        (texts.method, texts.path, texts.query, texts.headers),
+        (texts.client, scheme, texts.script, texts.route, texts.params, key, caller, auth_type),
+    )
+
+
+def request_of(head: CallHead, abi: str, body: bytes) -> Request:
+    """Return the request of a call by the head of its frame. Raises: as `request_fields`."""
+    before, after = request_fields(head, abi)
+    return Request(*(*before, body, *after))
 
 
 class Response(Struct, frozen=True):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.guests import call_requests
+from edge_runtime.guests import invocation
 from edge_runtime.guests.abi import direct
 from edge_runtime.guests.invocation import Request
 from edge_runtime.ipc import call_head
@@ -84,8 +84,8 @@ def test_the_bytes_are_these() -> None:
 @given(REQUEST)
 def test_a_worker_makes_the_same_request_of_it(request_: Request) -> None:
     head = call_head.decode_head(encoded(request_))
-    assert call_requests.made(head, "wagi", request_.body) == request_
-    told = call_requests.made(head, "direct", request_.body)
+    assert invocation.request_of(head, "wagi", request_.body) == request_
+    told = invocation.request_of(head, "direct", request_.body)
     assert (told.method, told.body, told.caller, told.auth_type) == (
         request_.method,
         request_.body,
