@@ -15,7 +15,7 @@ from edge_runtime.ipc import frames
 from edge_runtime.ipc.call_times import Slowest
 from edge_runtime.sql.call_sql import SqlLimits
 from edge_runtime.wasmedge import WasmEdgeError
-from edge_runtime.wasmedge.declarations import libc
+from edge_runtime.wasmedge.c_api import libc
 
 log = logging.getLogger("skerry.loading")
 

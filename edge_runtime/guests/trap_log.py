@@ -7,7 +7,7 @@ from typing import Final
 
 from edge_runtime.guests.abi.trap_places import function_at
 from edge_runtime.guests.function_code import interpreted
-from edge_runtime.wasmedge.declarations import library
+from edge_runtime.wasmedge.c_api import library
 
 _OFFSET: Final = re.compile(rb"Bytecode offset: 0x([0-9a-f]{1,8})")
 """What the interpreter logs of the instruction that trapped."""

@@ -2,7 +2,7 @@
 
 Importing this package opens libwasmedge.so.0; `LibraryMissing` says what to install. May import `aot_cache` and
 `files`, and knows nothing of functions, ABIs or the node. Start with `instance` (how a module is run), then `memory`
-(why a guest can't leave its sandbox), `module` and `host` (host functions); `declarations` has the C API itself, and
+(why a guest can't leave its sandbox), `module` and `host` (host functions); `c_api` has the C API itself, and
 `aot_compile` the compiler.
 """
 

@@ -17,9 +17,8 @@ from types import TracebackType
 from typing import ClassVar, Final, Self
 
 from edge_runtime.aot_cache import LEVELS, TEMPORARY, AotFile, key, sweep
-from edge_runtime.wasmedge.declarations import ffi, library
+from edge_runtime.wasmedge.c_api import Handle, ffi, library, message
 from edge_runtime.wasmedge.errors import CompileError
-from edge_runtime.wasmedge.handles import Handle, message
 from edge_runtime.wasmedge.memory_imports import import_memories
 from edge_runtime.wasmedge.module import MULTI_MEMORIES
 

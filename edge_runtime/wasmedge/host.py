@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
-from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
-from edge_runtime.wasmedge.handles import Handle, Name, address
+from edge_runtime.wasmedge.c_api import VALUE_WORDS, CData, Handle, Name, address, ffi, library
 
 Signature = tuple[str, str]
 """Types of the parameters and of the result, a letter each: `i` for i32, `I` for i64, as in ("iIi", "i"). There is one

@@ -7,9 +7,8 @@ everything else of an instance is made for one call.
 from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, Self
 
-from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
+from edge_runtime.wasmedge.c_api import VALUE_WORDS, CData, Handle, Name, address, check, ffi, library, message
 from edge_runtime.wasmedge.errors import LinkError, Unsafe, WasmEdgeError, failure
-from edge_runtime.wasmedge.handles import Handle, Name, address, check, message
 from edge_runtime.wasmedge.host import HostModule, Signature, take_raised, unclaimed, value_types
 from edge_runtime.wasmedge.memory import Memory, ReservedMemories
 from edge_runtime.wasmedge.memory_imports import MODULE

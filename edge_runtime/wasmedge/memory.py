@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from edge_runtime.wasmedge.declarations import CData, ffi, libc, library
+from edge_runtime.wasmedge.c_api import CData, Handle, Name, ffi, libc, library
 from edge_runtime.wasmedge.errors import Unsafe
-from edge_runtime.wasmedge.handles import Handle, Name
 from edge_runtime.wasmedge.memory_imports import MODULE
 
 PAGE = 65536

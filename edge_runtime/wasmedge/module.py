@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from edge_runtime.wasmedge.declarations import CData, ffi, library
-from edge_runtime.wasmedge.handles import Handle, check
+from edge_runtime.wasmedge.c_api import CData, Handle, check, ffi, library
 from edge_runtime.wasmedge.host import Signature
 from edge_runtime.wasmedge.memory_imports import import_memories
 

@@ -7,8 +7,7 @@ which costs as much as a small guest; entered from within compiled code, it sets
 from pathlib import Path
 from typing import Final
 
-from edge_runtime.wasmedge.declarations import ffi, library
-from edge_runtime.wasmedge.handles import Name, address, check
+from edge_runtime.wasmedge.c_api import Name, address, check, ffi, library
 from edge_runtime.wasmedge.host import HostModule, value_types
 from edge_runtime.wasmedge.instance import Executor, ImportStore
 from edge_runtime.wasmedge.module import Config, Module

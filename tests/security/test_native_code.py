@@ -15,7 +15,7 @@ from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.wasmedge import QUICK, Config, LoadError, Module
 from edge_runtime.wasmedge.aot_compile import _CompilerConfig
-from edge_runtime.wasmedge.declarations import ffi, library
+from edge_runtime.wasmedge.c_api import ffi, library
 from edge_runtime.wasmedge.memory_imports import import_memories
 from edge_runtime.wasmedge.module import _Loader
 from tests.guests.build import wat

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.native import library
-from edge_runtime.wasmedge.declarations import ffi
-from edge_runtime.wasmedge.declarations import library as wasmedge
-from edge_runtime.wasmedge.handles import address
+from edge_runtime.wasmedge.c_api import address, ffi
+from edge_runtime.wasmedge.c_api import library as wasmedge
 from edge_runtime.wasmedge.outer import OuterModule
 from tests.support.deadlines import scaled
 from tests.support.worker_thread import Said, WorkerThread, worker

@@ -21,7 +21,7 @@ from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import PROCESSOR, ProcessKind
 from edge_runtime.sandbox.landlock import Access
 from edge_runtime.wasmedge import aot_compile
-from edge_runtime.wasmedge.declarations import ffi, library
+from edge_runtime.wasmedge.c_api import ffi, library
 from tests.support import forked_programs
 
 _HEAD: Final = struct.Struct("=32s32sQ")

@@ -21,9 +21,9 @@ MEMORY: Final = 256 * 1024 * 1024
 FEW_FILES: Final = 4096
 """Open files of a node below which its connections become few."""
 _LOAD: Final = """
-from edge_runtime.wasmedge import declarations
+from edge_runtime.wasmedge import c_api
 import edge_runtime.sql.libsql_connection, apsw, importlib.metadata
-print(declarations.VERSION, importlib.metadata.version("libsql-experimental"), apsw.sqlite_lib_version())
+print(c_api.VERSION, importlib.metadata.version("libsql-experimental"), apsw.sqlite_lib_version())
 """
 
 

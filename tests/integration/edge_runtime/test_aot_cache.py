@@ -18,7 +18,7 @@ from edge_runtime import aot_cache
 from edge_runtime.aot_cache import BEST, QUICK, Damaged, find, remove_others, verify
 from edge_runtime.guests.guest import LoadedFunction, Request
 from edge_runtime.wasmedge import CompileError, LoadError, aot_compile, compile_module
-from edge_runtime.wasmedge.declarations import library
+from edge_runtime.wasmedge.c_api import library
 from tests.guests.build import guest
 from tests.guests.hostile import module
 from tests.support.deadlines import scaled

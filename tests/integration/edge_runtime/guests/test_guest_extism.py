@@ -9,7 +9,7 @@ from control.protocol.manifest import Manifest
 from edge_runtime.guests.guest import CallLimits, CallServices, GuestFault, LoadedFunction, Request
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import BEST, LinkError, LoadError, Unsafe, memory
-from edge_runtime.wasmedge.declarations import ffi
+from edge_runtime.wasmedge.c_api import ffi
 from tests.guests.build import guest, wat
 from tests.support.edge import node
 from tests.support.functions import compiled, loading, local

@@ -18,7 +18,7 @@ from edge_runtime.wasmedge import (
     Trap,
     Unsafe,
 )
-from edge_runtime.wasmedge.handles import Handle
+from edge_runtime.wasmedge.c_api import Handle
 from edge_runtime.wasmedge.memory_imports import import_memories
 from tests.guests.build import guest, wat
 

@@ -32,7 +32,7 @@ def python(code, **environment):
 )
 def test_a_missing_or_other_library_says_what_to_install(change, message):
     code = f"""
-import edge_runtime.wasmedge.declarations as d
+import edge_runtime.wasmedge.c_api as d
 {change}
 try:
     d._open()
