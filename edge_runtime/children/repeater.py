@@ -13,7 +13,7 @@ import msgspec
 
 from edge_runtime.aot_cache import Damaged
 from edge_runtime.children.worker_services import Denials
-from edge_runtime.guests import guest, invocation, trap_log
+from edge_runtime.guests import guest, invocation, trap_places
 from edge_runtime.ipc import call_head, frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
@@ -27,7 +27,7 @@ _decode: Final = msgspec.json.Decoder(frames.Repeat).decode
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
     """Answer one REPEAT, and return."""
-    written = trap_log.divert()
+    written = trap_places.divert()
     fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("repeater")
     frame = FrameReader(sock).next()
@@ -46,7 +46,7 @@ def _place(order: frames.Repeat, written: int) -> str:
         function.call(request, guest.CallServices(denials.sql, denials.http))
     except guest.GuestFault as fault:
         if fault.code == "guest_trap":
-            return trap_log.place(written, Path(local.wasm).read_bytes(), local.manifest.abi)
+            return trap_places.place(written, Path(local.wasm).read_bytes(), local.manifest.abi)
     except (Damaged, WasmEdgeError, OSError):
         # Whoever loads the function for calls says so.
         pass

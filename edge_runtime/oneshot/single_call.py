@@ -29,7 +29,7 @@ from edge_runtime.children.compile_child import DATA_BYTES
 from edge_runtime.children.probe_call import ProbeSql
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.errors import status_of
-from edge_runtime.guests import guest, trap_log
+from edge_runtime.guests import guest, trap_places
 from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.guests.abi.head import fields
 from edge_runtime.guests.function_code import compile_artifact
@@ -145,7 +145,7 @@ def before_seal(request: SingleCallRequest) -> int:
     kept of it."""
     if request.log >= 0:
         guest_host().wasi.copy = LogPage(open_slot(request.log, 0), 0)
-    return trap_log.divert() if request.places else -1
+    return trap_places.divert() if request.places else -1
 
 
 def call(
@@ -186,7 +186,7 @@ def call(
         code_ = (sql.limit_code if sql is not None else "") or fault.code
         result = _failed(code_, str(fault), fault.log, time.monotonic() - began, notes)
         if written >= 0 and fault.code == "guest_trap":
-            result.place = trap_log.place(written, code.wasm, manifest.abi)
+            result.place = trap_places.place(written, code.wasm, manifest.abi)
         return result
     seconds = time.monotonic() - began
     return SingleCallResult(answer.status, fields(answer.head), answer.body, answer.log, seconds, notes=notes)

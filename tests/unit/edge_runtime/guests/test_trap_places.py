@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.guests.abi.trap_places import SHOWN, function_at
+from edge_runtime.guests.trap_places import SHOWN, function_at
 from tests.support.draws import examples
 
 

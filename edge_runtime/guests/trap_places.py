@@ -1,19 +1,42 @@
-"""In which of a module's functions a place of its bytes is, and what its author calls that function. Pure.
+"""In which function of its module a guest trapped, and what its author calls that function.
 
-Source: WebAssembly Core Specification 2.0, chapter 5.5 and the appendix "Custom Sections".
+WasmEdge's interpreter logs the place of the instruction; compiled code doesn't. Source: WebAssembly Core Specification
+2.0, chapter 5.5 and the appendix "Custom Sections".
 """
 
+import os
+import re
 from collections.abc import Iterator
 from typing import Final
 
 from edge_runtime.guests.abi.binary import FUNCTION, Malformed, read
 from edge_runtime.guests.abi.code_section import Unknown, number
+from edge_runtime.guests.function_code import interpreted
+from edge_runtime.wasmedge.c_api import library
 
 _CUSTOM, _CODE = 0, 10
 _FUNCTION_NAMES: Final = 1
 """The subsection of the section `name` that has the functions' names."""
+_OFFSET: Final = re.compile(rb"Bytecode offset: 0x([0-9a-f]{1,8})")
+"""What the interpreter logs of the instruction that trapped."""
 SHOWN: Final = 200
 """Characters of a name that are shown."""
+
+
+def divert() -> int:
+    """Have what WasmEdge logs, which goes to stdout, go into memory; return its descriptor. For a process that makes
+    one call."""
+    written = os.memfd_create("skerry-trap")
+    os.dup2(written, 1)
+    library.WasmEdge_LogSetErrorLevel()
+    return written
+
+
+def place(written: int, wasm: bytes, abi: str) -> str:
+    """Return, for people, the function of the artifact `wasm` in which the interpreter trapped; empty where that isn't
+    known. `written` is what `divert` returned."""
+    offsets = _OFFSET.findall(os.pread(written, 65_536, 0))
+    return function_at(interpreted(wasm, abi), wasm, int(offsets[0], 16)) if offsets else ""
 
 
 def function_at(loaded: bytes, artifact: bytes, offset: int) -> str:
@@ -21,11 +44,11 @@ def function_at(loaded: bytes, artifact: bytes, offset: int) -> str:
     was made of the artifact to be run: other imports, and functions of the runtime behind its own. Empty where no
     function of the artifact has that byte, or the bytes can't be read."""
     try:
-        place = _ordinal(loaded, offset)
+        ordinal = _ordinal(loaded, offset)
         shape = read(artifact)
-        if place is None or place >= len(shape.functions):
+        if ordinal is None or ordinal >= len(shape.functions):
             return ""
-        index = place + sum(each.kind == FUNCTION for each in shape.imports)
+        index = ordinal + sum(each.kind == FUNCTION for each in shape.imports)
         names = [name for name, (kind, at) in shape.exports.items() if kind == FUNCTION and at == index]
         name = _name(artifact, index) or next(iter(names), "")
     except (Malformed, Unknown, IndexError):
