@@ -28,8 +28,8 @@ BEST = 2
 LEVELS = (0, 1, 2, 3)
 
 _OPTIONS = "native, kernel 2, memories imported"
-"""A part of the key: another text wherever the same module compiles to other code. The kernel's number grows with each
-change of Extism's kernel or of its merging."""
+"""A part of the key, which changes whenever the same module would compile to different code. The kernel's number grows
+with each change of Extism's kernel or of its merging."""
 FOLDER: Final = "aot"
 """The cache's name in a state directory."""
 TEMPORARY = ".compile-"
@@ -53,7 +53,7 @@ class AotFile:
 
 
 def users_folder() -> Path:
-    """Return the folder of AOT files of calls without a node, the user's own; a user without a home has none there."""
+    """Return the user's own folder of AOT files, for calls without a node. A user without a home has none there."""
     try:
         home = Path.home()
     except RuntimeError:
@@ -80,7 +80,7 @@ def find(folder: Path, wasm_sha256: str, level: int) -> AotFile | None:
 
 
 def locate(folder: Path, wasm_sha256: str, level: int) -> AotFile | None:
-    """As `find`, but without a check of the file's digest, which whoever loads it does."""
+    """Do as `find` does, without checking the file's digest: loading checks it."""
     name = key(wasm_sha256, level)
     path = folder / f"{name}.so"
     try:
@@ -154,7 +154,7 @@ def install(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
     name = key(wasm_sha256, level)
     made = [work / f"{name}{suffix}" for suffix in (".so", ".sha256")]
     for path in made:
-        # Who has the compiler in their hands may have made a folder, which nobody could replace.
+        # A compiler that was taken over may have made a folder, which nobody could replace.
         if not stat.S_ISREG(path.lstat().st_mode):
             raise OSError(errno.EINVAL, "what the compiler made is no file", str(path))
     for path in made:
@@ -162,8 +162,8 @@ def install(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
 
 
 def put_on_disk(folder: Path, wasm_sha256: str, level: int) -> None:
-    """Have an AOT file and its digest survive a loss of power. One before leaves what its digest shows to be damaged,
-    and is made again.
+    """Have an AOT file and its digest survive a loss of power. If the power fails before that, the digest shows the
+    damage, and the file is made again.
 
     Raises: OSError; then `remove` it, when nobody uses it.
     """
@@ -174,7 +174,7 @@ def put_on_disk(folder: Path, wasm_sha256: str, level: int) -> None:
 
 
 def remove(folder: Path, wasm_sha256: str, level: int) -> None:
-    """Remove an AOT file and its digest, where they are there."""
+    """Remove an AOT file and its digest, if they exist."""
     for suffix in (".so", ".sha256"):
         (folder / f"{key(wasm_sha256, level)}{suffix}").unlink(missing_ok=True)
 

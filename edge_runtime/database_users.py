@@ -1,4 +1,4 @@
-"""Which other processes use a libsql file: by SQLite's locks on it, and by the files that processes have open.
+"""Find out which other processes use a libsql file, by SQLite's locks on it and the files that processes have open.
 
 For processes without a connection to the file: closing a descriptor of a file lets all locks of its process on that
 file go (POSIX), SQLite's too. Sources: SQLite's os_unix.c and https://www.sqlite.org/walformat.html#wal_locks.
@@ -19,13 +19,13 @@ _FILE_LOCKS: Final = 0x4000_0000, 512
 _INDEX_LOCKS: Final = 120, 9
 """The same of the log's index."""
 _WRITE_LOCK: Final = 120, 1
-"""The byte of the index that the process locks which writes."""
+"""The byte of the index that a writing process locks."""
 _OPEN_LOCK: Final = 128, 1
 """The byte of the index that each connection shares a lock on: SQLite's "dead man switch"."""
 _READ_LOCKS: Final = 122, 6
-"""Those that readers share, with the one of who recovers the log."""
+"""The bytes that readers share locks on, and the one for recovering the log."""
 _LOCKS_READ: Final = 256 * 1024
-"""Bytes that are read of what the system says of locks: those of 4,000, which takes 15 ms."""
+"""Bytes that are read of the system's list of locks: 4,000 locks, which takes 15 ms."""
 _FLOCK: Final = struct.Struct("@hhqqi0q")
 """The kernel's `struct flock`: type, whence, start, length, process."""
 
@@ -34,9 +34,9 @@ class DatabaseUser(NamedTuple):
     """A process that uses the file."""
 
     pid: int
-    """0 where the system doesn't say, as of a process in another container."""
+    """0 if the system doesn't say, as for a process in another container."""
     name: str
-    """Name of its program, without its arguments; empty where the system doesn't say."""
+    """Name of its program, without its arguments; empty if the system doesn't say."""
 
     def __str__(self) -> str:
         return f"process {self.pid or 'in another container'}{f' ({self.name})' if self.name else ''}"
@@ -60,8 +60,7 @@ def is_open(database: Path) -> bool:
 
 
 def lock_holder(database: Path) -> DatabaseUser | None:
-    """Return a process that keeps others from writing to the file, from reading it or from opening it; None where none
-    does."""
+    """Return a process that keeps others from writing to the file, reading it or opening it; None if none does."""
     holder = _holder(wal.index_of(database), *_WRITE_LOCK)
     # Readers share these; one that excludes them stands alone.
     for path, locks in ((wal.index_of(database), _READ_LOCKS), (database, _FILE_LOCKS)):
@@ -83,8 +82,8 @@ class FileLock(NamedTuple):
 
 
 def file_locks() -> list[FileLock]:
-    """Return the locks on files that processes have: those that the system names first, since a process may have any
-    number of them."""
+    """Return the locks that processes have on files. As a process may have any number of them, only those that the
+    system lists first."""
     found = []
     with contextlib.suppress(OSError), Path("/proc/locks").open("rb", buffering=0) as file:
         data = b""
@@ -99,8 +98,8 @@ def file_locks() -> list[FileLock]:
 
 
 def flock_holder(path: Path, locks: Iterable[FileLock]) -> int:
-    """Return a process that by these locks has a file locked by flock; 0 where none has, or the system doesn't say
-    which."""
+    """Return the process that has locked a file by flock, according to these locks; 0 if none has, or the system
+    doesn't say which."""
     try:
         # The device isn't compared: that of an overlay isn't the one that the kernel names.
         inode = f":{path.stat().st_ino}"
@@ -110,7 +109,7 @@ def flock_holder(path: Path, locks: Iterable[FileLock]) -> int:
 
 
 def readers(database: Path, locks: Iterable[FileLock]) -> set[int]:
-    """Return the processes that by these locks read from the file's log, or write to it, just now."""
+    """Return the processes that are reading from the file's log or writing to it now, according to these locks."""
     try:
         inode = f":{wal.index_of(database).stat().st_ino}"
     except OSError:
@@ -122,14 +121,14 @@ def readers(database: Path, locks: Iterable[FileLock]) -> set[int]:
 
 
 def held(database: Path) -> str:
-    """Return, for a person, that another process holds the file, and which, as far as the system shows it."""
+    """Return a text for a person: another process holds the file, and which one, if the system shows it."""
     holder = lock_holder(database)
     return f"another process holds the database: {holder}" if holder else "another process held the database"
 
 
 def parent(pid: int) -> int | None:
-    """Return the parent of a process: 0 for one that came from outside of this container, as by `docker exec`; None
-    where that isn't known, as of a process that has just ended."""
+    """Return the parent of a process: 0 if it came from outside this container, as by `docker exec`; None if unknown,
+    as for a process that has just ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -164,8 +163,8 @@ def _with_open(files: list[Path]) -> Iterator[int]:
 
 
 def _holder(path: Path, start: int, length: int, kind: int = fcntl.F_WRLCK) -> int | None:
-    """Return a process whose lock on these bytes of a file is in the way of one of this kind, 0 for one that can't be
-    named; None if there is none."""
+    """Return a process whose lock on these bytes of a file conflicts with a lock of this kind: 0 if it can't be named,
+    None if there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,5 +1,5 @@
-"""Times in which this process didn't run: it was stopped by a signal or with the whole machine, or got no processor. A
-timer that fires much too late shows such a time, as far as the process wasn't busy itself. Pure.
+"""Know when this process didn't run: a signal or the whole machine's stop held it up, or it got no processor. A timer
+that fires much too late shows such a pause, unless the process was busy itself. Pure.
 
 Other processes may not have run either, so time limits don't count pauses.
 """
@@ -21,8 +21,8 @@ class Pauses:
         """Start and end of each pause, in order."""
 
     def notice(self, due: float, now: float, busy: float = 0.0) -> float:
-        """Note that a timer due at `due` fires at `now`. Return the seconds of the pause that this shows; 0 where it
-        shows none. `busy`: seconds of the processor that this process has had meanwhile, in which it did run."""
+        """Note that a timer due at `due` fires at `now`. Return the seconds of the pause that this shows, 0 for none.
+        `busy`: seconds of processor time that this process has had meanwhile."""
         late = now - due - busy
         if late < LATE:
             return 0.0

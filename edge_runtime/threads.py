@@ -16,7 +16,7 @@ def executor(count: int = COUNT) -> ThreadPoolExecutor:
     Raises: RuntimeError, when the system refuses a thread.
     """
     threads = ThreadPoolExecutor(count, "skerry-files")
-    # Each thread waits at the barrier for all others, so that none takes two of the jobs.
+    # Each thread waits at the barrier for the others, so that none takes two jobs.
     barrier = threading.Barrier(count)
     try:
         waits = [threads.submit(barrier.wait) for _ in range(count)]

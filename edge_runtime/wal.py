@@ -79,13 +79,13 @@ def index_of(database: Path) -> Path:
 
 
 def journal_of(database: Path) -> Path:
-    """Return where the pages are that a transaction has changed, of a file without a write-ahead log."""
+    """Return the path of the rollback journal, which a file without a write-ahead log has during a transaction."""
     return database.with_name(f"{database.name}-journal")
 
 
 def has_log(database: Path) -> bool:
-    """Return whether there is a log that isn't empty: while the database is open, and after it wasn't closed in
-    order."""
+    """Return whether there is a log that isn't empty: while the database is open, or after an end that wasn't
+    orderly."""
     try:
         return log_of(database).stat().st_size > 0
     except FileNotFoundError:

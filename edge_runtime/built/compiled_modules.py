@@ -1,8 +1,8 @@
-"""Has the front's modules that mypyc compiled (`just compile`) imported in the place of their sources, where they fit.
+"""Import the front's modules that mypyc compiled (`just compile`) in place of their sources, if they fit.
 
-They lie in a folder of their own: beside their sources Python would take them, whatever they were built from. They are
-taken all together, if they were built for this Python from the very sources that lie here, and else none of them. What
-counts as a source is also each module of ours that they import: constants of others are built in.
+They lie in a folder of their own: beside their sources Python would import them whatever they were built from. All of
+them are used if they were built for this Python from exactly the sources here, and otherwise none. The sources include
+every module of ours that they import, since constants of other modules are built in.
 """
 
 import os
@@ -22,20 +22,20 @@ _CURE: Final = "`just compile` builds it"
 
 
 class BuiltPart(NamedTuple):
-    """Whether a part of the edge runtime runs as machine code that was built for it."""
+    """Whether a part of the edge runtime runs as the machine code that was built of it."""
 
     runs: bool
     why: str = ""
     """Why it doesn't, for a person; empty where it does."""
     stale: bool = False
-    """Something is built, and doesn't fit: from other sources, or for another Python."""
+    """Something is built but doesn't fit: it is from other sources, or for another Python."""
 
 
 class CompiledModules:
     """The modules in one folder; a finder as `sys.meta_path` has them.
 
-    A module NAME is the file NAME + `SUFFIX`. One file without a point in its name has the code of all; the others only
-    begin it.
+    A module NAME is the file NAME + `SUFFIX`. The file whose name has no dot contains the code of all; the others only
+    load it.
     """
 
     def __init__(self, folder: str, root: str, environ: Mapping[str, str]) -> None:
@@ -44,7 +44,7 @@ class CompiledModules:
         self._root = root
         self._part: BuiltPart | None = None
         self._files: dict[str, str] = {}
-        """By the names of the modules."""
+        """Files by the names of their modules."""
         if environ.get(SETTING):
             self._part = BuiltPart(False, f"{SETTING} is set")
             return
@@ -56,10 +56,10 @@ class CompiledModules:
         self._files = {file.removesuffix(SUFFIX): f"{folder}/{file}" for file in there if file.endswith(SUFFIX)}
 
     def part(self) -> BuiltPart:
-        """Return whether they are what runs. Where that is still open, the sources are read: a few milliseconds."""
+        """Return whether the compiled modules run. The first call reads the sources, which takes a few milliseconds."""
         if self._part is None:
             why = self._unfit()
-            # Before the code is loaded, which asks here.
+            # Set before the code is loaded, as loading asks for it.
             self._part = BuiltPart(not why, why, stale=bool(why))
             if not why:
                 self._load()
@@ -78,7 +78,7 @@ class CompiledModules:
 
     def _unfit(self) -> str:
         """Return why the files aren't to be used; empty if they are."""
-        # Here, since the programs that import none of these modules need neither.
+        # Imported late: programs that use none of these modules need neither.
         import hashlib
         import json
 
@@ -114,10 +114,10 @@ class CompiledModules:
 
 _PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FRONT: Final = CompiledModules(f"{_PACKAGE}/built/front", os.path.dirname(_PACKAGE), os.environ)
-"""Those of the front."""
+"""The front's compiled modules."""
 
 
 def install() -> None:
-    """Have them found."""
+    """Have Python's import find the front's compiled modules."""
     if FRONT not in sys.meta_path:
         sys.meta_path.insert(0, FRONT)

@@ -17,7 +17,7 @@ PARTS: Final[Mapping[str, Callable[[], BuiltPart]]] = {
     "front": compiled_modules.FRONT.part,
     "workers' loop": _loop,
 }
-"""What tells of each part, by its name for people."""
+"""Functions that say how each part runs, by the part's name for people."""
 
 
 def document(workers: str = "") -> dict[str, dict[str, Any]]:
@@ -30,5 +30,5 @@ def document(workers: str = "") -> dict[str, dict[str, Any]]:
 
 
 def told(name: str, part: Mapping[str, Any]) -> str:
-    """Return for a person how a part of the `document` runs, without a point."""
+    """Return, for a person, how a part of the `document` runs; no period at the end."""
     return f"the {name} is compiled" if part["compiled"] else f"the {name} is not compiled: {part['why']}"

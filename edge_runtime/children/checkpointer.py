@@ -34,7 +34,7 @@ PATIENCE: Final = BUSY_MS / 1000
 _UNREAD: Final = (
     apsw.SQLITE_IOERR,
     apsw.SQLITE_CANTOPEN,
-    # SQLite calls some errors of the disk so.
+    # SQLite reports some errors of the disk as this.
     apsw.SQLITE_CORRUPT,
     # A file that can't be opened for writing is opened for reading, without a look at the log.
     apsw.SQLITE_READONLY,
@@ -98,7 +98,7 @@ def checkpoint(opened: FileAndLog, lock: WriterLock, order: frames.Checkpoint) -
 
 
 def settle(opened: FileAndLog, lock: WriterLock, path: Path) -> None:
-    """Undo what a process that was killed in a COMMIT may have left. Raises: apsw.Error; OSError."""
+    """Undo what a process that was killed during a COMMIT may have left. Raises: apsw.Error; OSError."""
     lock.acquire()
     try:
         with opened.writing():

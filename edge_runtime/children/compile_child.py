@@ -33,7 +33,7 @@ HEAP_BYTES: Final = 8 * 1024**2
 
 
 class Lost(Exception):
-    """The artifact's file isn't there, or isn't the artifact any more."""
+    """The artifact's file is missing, or has other content now."""
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
@@ -61,7 +61,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
 
 
 def _rehearse(folder: Path) -> None:
-    """Compile a module that does nothing: LLVM then has what it makes once. Of the memory 3 MB stay."""
+    """Compile a module that does nothing, so that LLVM has done what it does once. This keeps 3 MB of memory."""
     try:
         work = make_work_folder(folder)
         try:
@@ -69,7 +69,7 @@ def _rehearse(folder: Path) -> None:
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except (WasmEdgeError, OSError) as error:
-        # It is only slower without. What hinders it hinders what is compiled for a release, too, which then fails.
+        # Compiling is only slower without this. A cause that stays will make the release's own compilation fail.
         print(f"a compiler couldn't be made ready beforehand: {error}", file=sys.stderr, flush=True)
     process_memory.trim_heap()
 
@@ -90,7 +90,7 @@ def _compile(sock: socket.socket, order: frames.Compile) -> None:
         # Before the wasm is parsed, so that it can't touch the AOT files of others.
         fence.narrow([(Path(order.folder), REBUILD), PROCESSOR])
         faults.reach("edge.compile.before")
-        # Next to nothing, where it was expected.
+        # Costs next to nothing after an EXPECT.
         process_memory.fill_heap(HEAP_BYTES)
         compile_artifact(wasm, Path(order.folder), order.level, made)
     except Lost as lost:
@@ -100,7 +100,7 @@ def _compile(sock: socket.socket, order: frames.Compile) -> None:
     except OSError as error:
         failure = frames.ChildFailure("compile_io", str(error))
     if failure is not None and told:
-        # The front has its answer, and its file.
+        # The front already has its answer and its file.
         print(f"a compiler failed once its code was linked: {failure.message}", file=sys.stderr, flush=True)
     elif failure is not None:
         frames.send_json(sock, 0, frames.FAILED, failure)

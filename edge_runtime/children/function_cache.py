@@ -34,7 +34,7 @@ class Entry:
         self, key: Key, local: frames.LocalFunction, secrets: dict[str, str], lacking: frames.ChildFailure | None
     ) -> None:
         self.key = key
-        """All that the loaded function depends on."""
+        """Everything that the loaded function depends on."""
         self.local = local
         self.secrets = secrets
         self.lacking = lacking
@@ -42,9 +42,9 @@ class Entry:
         self.sql = SqlLimits(answer_bytes=local.manifest.sql_bytes, rows=local.manifest.sql_rows)
         self.function: guest.LoadedFunction | None = None
         self.slowest = Slowest()
-        """Which of this worker's calls of it are slow."""
+        """Decides which of this worker's calls of the function are slow."""
         self.used = 0
-        """Number of the worker's call by which the function was last called."""
+        """The number of the worker's call that last called this function."""
 
 
 class Functions:
@@ -103,7 +103,7 @@ class Functions:
         return made
 
     def loaded(self, name: str) -> bool:
-        """Tell whether a function of this name is loaded, in any version."""
+        """Return whether any version of a function of this name is loaded."""
         return any(key[0] == name for key in self._loaded)
 
     def keep(self, entries: Iterable[Entry]) -> None:
@@ -129,7 +129,7 @@ class Functions:
 
 
 def unloadable(local: frames.LocalFunction, error: Exception) -> frames.ChildFailure:
-    """Return what is said of a function that couldn't be loaded."""
+    """Return the failure to report for a function that couldn't be loaded."""
     text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
     return frames.ChildFailure("function_unloadable", text)
 

@@ -1,9 +1,9 @@
-"""Plain calls of a worker in C: of functions of `direct` and WAGI that are granted no HTTP.
+"""Run a worker's plain calls in C: those of `direct` and WAGI functions without a grant for HTTP.
 
-The C library (`edge_runtime.native`) reads the worker's frames and answers such calls by itself. It asks this module in
-the middle of a guest for each statement, and behind it to commit. It returns for every other frame, and where a guest
-has failed or answered something new: then this module does what `Worker` does for a call that it runs. Without the
-library the worker runs all calls.
+The C library (`edge_runtime.native`) reads the worker's frames and answers such calls by itself. While a guest runs it
+asks this module for each statement, and at the guest's end to commit. It returns for every other frame, and when a
+guest has failed or has answered something new: then this module does what `Worker` does for a call that it runs.
+Without the library, the worker runs all calls.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ def prepare() -> None:
 
 
 def is_prepared() -> bool:
-    """Return whether plain calls are run in C."""
+    """Return whether plain calls run in C."""
     return bool(_outer)
 
 
@@ -67,7 +67,7 @@ class PlainCalls:
         self._sql: CallSql | None = None
         """The SQL of the call that runs, once its guest has asked for some."""
         self._sql_answer = b""
-        """Kept for the loop, which has its address."""
+        """The last answer, kept alive because the loop has its address."""
         self._raised: BaseException | None = None
         """Why `_ask` or `_settle` has ended the call that runs."""
         self._functions: dict[int, tuple[Any, Entry]] = {}
@@ -130,8 +130,8 @@ class PlainCalls:
         return function
 
     def learn(self, entry: Entry) -> None:
-        """Have the loop run the calls of a function from now on, if it can. The function was just loaded, or
-        called in Python; where its guest has asked for what the loop hasn't, so are its next calls (`foreign`)."""
+        """Have the loop run a function's calls from now on, if it can. The function has just been called in Python;
+        where its guest has asked for something that the loop lacks, Python runs its next calls too (`foreign`)."""
         manifest, function = entry.local.manifest, self._of_key.get(entry.key)
         if entry.function is None or function is None or function.ready:
             return
@@ -179,7 +179,7 @@ class PlainCalls:
         if frame is None or not self._is_ready(frame) or not self._give(frame):
             return frame
         self._serve_calls()
-        # What the loop has met isn't its own: not asked again, as it may say of a frame what `_is_ready` can't.
+        # The loop has left this frame to Python. `_is_ready` isn't asked again: it can't see all of the loop's reasons.
         return self._reader.next()
 
     def _is_ready(self, frame: frames.Frame) -> bool:
@@ -190,7 +190,7 @@ class PlainCalls:
         return function is not None and bool(function.ready)
 
     def _give(self, frame: frames.Frame) -> bool:
-        """Give the loop a frame, and what has been received behind it. Return False where it is too much."""
+        """Give the loop a frame and what has been received after it. Return False if that is too much."""
         if (
             self._reader.keeps_frames
             or len(frame.head) + len(frame.body) > self._library.LOOP_ROOM - frames.HEADER_BYTES
@@ -204,7 +204,7 @@ class PlainCalls:
         return False
 
     def _serve_calls(self) -> None:
-        """Let the loop answer calls until there is a frame that isn't its own, or no more comes."""
+        """Let the loop answer calls until it meets a frame for Python, or no more frames come."""
         event, library = self._event, self._library
         while True:
             event.calls = self._cache.calls
@@ -220,7 +220,7 @@ class PlainCalls:
             else:
                 self._handle(kind, event)
 
-    # SQL, of which the loop asks. What is raised here must not go through C: `_handle` raises it again.
+    # SQL, for the loop. An exception must not pass through C: `_handle` raises it again.
 
     def _ask(self, start: Any, size: int) -> int:
         try:
@@ -251,19 +251,19 @@ class PlainCalls:
         return 1
 
     def _take_over(self, event: Any) -> None:
-        """Speak for the call that the loop has started."""
+        """Take over reporting on the call that the loop has started."""
         self._mark.take_over(event.request, event.started_ns)
         self._ends.steps.clear()
 
     def _rights_of(self, event: Any) -> CallRights:
-        """Return what the call is of that the loop runs, and what it may do."""
+        """Return which function the loop's call belongs to, and what the call may do."""
         key = event.serial, event.index, _method(event)
         return self._rights.get(key) or self._rights.keep(
             key, self._find_rights(event.serial, event.index, key[2].decode("latin-1"))
         )
 
     def _settled(self, event: Any, sql: CallSql | None, status: int) -> bytes:
-        """Commit what the call wrote; return the frame with its times, if the front is to have it."""
+        """Commit what the call wrote; return the frame with its times, if it is to be sent to the front."""
         ends = self._ends
         if sql is not None:
             ends.settle(sql, status)
@@ -275,7 +275,7 @@ class PlainCalls:
     # What is left to Python
 
     def _handle(self, kind: int, event: Any) -> None:
-        """Do what is left to do for a call that the loop has run."""
+        """Finish a call that the loop has run."""
         library, request = self._library, event.request
         _, entry = self._functions[native.address(event.function)]
         guest = _guest(entry)
@@ -314,7 +314,7 @@ class PlainCalls:
         return CallEnd(stop, event.result, event.exit_code, event.address, event.length, event.pages)
 
     def _answer(self, event: Any, guest: PlainGuest, sql: CallSql | None, log: bytes) -> None:
-        """Check and send an answer, of which the loop knows no more than where it is.
+        """Check and send an answer whose content the loop hasn't looked at.
 
         Raises: GuestFault, when it can't be sent; CommitFailed.
         """

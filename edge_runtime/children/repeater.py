@@ -1,7 +1,7 @@
-"""The repeater: a process that makes a call that trapped once more, on the interpreter, and ends. The interpreter says
-where a guest traps; compiled code doesn't.
+"""The repeater: a process that repeats one call that trapped, on the interpreter, and ends.
 
-The function has no grants, so there is nothing outside of this process that the call could change.
+The interpreter says where a guest traps; compiled code doesn't. The function has no grants, so the call can change
+nothing outside this process.
 """
 
 import resource
@@ -20,7 +20,7 @@ from edge_runtime.sandbox import fence
 from edge_runtime.wasmedge import WasmEdgeError
 
 DATA_BYTES: Final = 3 * 1024**3
-"""Bytes of memory that the process may take: two memories of a guest, 1 GiB each, and the rest."""
+"""Bytes of memory that the process may take: a guest's two memories, 1 GiB each, and the rest."""
 
 _decode: Final = msgspec.json.Decoder(frames.Repeat).decode
 
@@ -37,7 +37,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
 
 
 def _place(order: frames.Repeat, written: int) -> str:
-    """Make the call; return in which function of its module it trapped, empty where it didn't."""
+    """Make the call; return the function of its module in which it trapped, empty if it didn't."""
     local = msgspec.structs.replace(order.function, aot="")
     denials = Denials()
     try:
@@ -48,6 +48,6 @@ def _place(order: frames.Repeat, written: int) -> str:
         if fault.code == "guest_trap":
             return trap_places.place(written, Path(local.wasm).read_bytes(), local.manifest.abi)
     except (Damaged, WasmEdgeError, OSError):
-        # Whoever loads the function for calls says so.
+        # The worker that loads the function for calls reports this.
         pass
     return ""

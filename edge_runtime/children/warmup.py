@@ -1,7 +1,7 @@
-"""Calls a function of the runtime's own in the zygote, before any child is forked.
+"""Call a function of the runtime's own in the zygote, before any child is forked.
 
-What cffi, WasmEdge and Python make at the first use of something (parsed declarations, tables, caches) is then in
-memory that all children share.
+Whatever cffi, WasmEdge and Python make at a first use (parsed declarations, tables, caches) is then in memory that all
+children share.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ NOTHING: Final = bytes.fromhex(
 
 
 def rehearse() -> None:
-    """Load a module that does nothing, and call it: its fault is that it answers nothing. Also make a worker's claims,
-    for no worker."""
+    """Load and call a module that does nothing, whose only fault is that it doesn't answer. Also make a worker's claims
+    once."""
     Claims(memoryview(mmap.mmap(-1, progress_page.SLOT_BYTES)).cast("Q"), 0)
     descriptor = os.memfd_create("rehearsal", os.MFD_CLOEXEC)
     try:

@@ -1,7 +1,7 @@
 """A worker: a process that runs one guest at a time, with a libsql connection of its own, opened after the fork.
 
-It does what the front's frames say, in their order. A guest's fault costs its own call; a mistake of the worker itself
-ends the worker, and the front starts another one.
+It carries out the front's frames in order. A guest's fault costs its own call; a mistake of the worker itself ends the
+worker, and the front starts another one.
 """
 
 import socket
@@ -26,7 +26,7 @@ from edge_runtime.sql import database
 from edge_runtime.sql.session import Session
 
 AT_ONCE: Final = 4
-"""If a release adds at most so many functions, they are loaded before they are called: perhaps somebody waits for
+"""If a release adds at most this many functions, they are loaded before they are called: somebody may be waiting for
 them."""
 _KEPT_BLOCK: Final = 32 * 1024 * 1024
 """Bytes up to which freed blocks are kept while large bodies come; a body is one block here."""
@@ -60,7 +60,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
         worker.plain = plain_calls.PlainCalls(
             sock, reader, own, mark, functions, worker.ends, worker.rights, worker.call
         )
-    # A call waits by itself, so that this process can say what it waits for (`CallSql`).
+    # Calls do their own waiting, so that this process can say what it waits for (`CallSql`).
     opened.rows("PRAGMA busy_timeout = 0")
     frames.send(sock, progress_page.NONE, frames.READY)
     worker.run()
@@ -99,7 +99,7 @@ class Worker:
         self._database = opened
         self._functions = functions
         self.plain: plain_calls.PlainCalls | None = None
-        """What runs plain calls in C; None where this object runs them itself."""
+        """Runs plain calls in C; None if this object runs them itself."""
         self._releases: dict[int, ServedRelease] = {}
         """The sets of modules, by the front's serial."""
         self._reader = reader
@@ -159,7 +159,7 @@ class Worker:
             frames.send(self._sock, request, frames.NEWLY_LOADED)
             function = loaded
         sql, services = None, self._ungranted
-        # What a call takes that is granted nothing is all its guest's: told only where the front asks.
+        # All of the time of a call without grants is its guest's, so its times are sent only on request.
         timed = rights.grant != "none" or manifest.http is not None or asked
         if timed:
             ends.steps.clear()
@@ -192,7 +192,7 @@ class Worker:
                 self.plain.learn(entry)
 
     def rights(self, serial: int, function: int, method: str) -> CallRights:
-        """Return what a call is of, and may do."""
+        """Return which function a call belongs to, and what the call may do."""
         release = self._releases[serial]
         entry = release.functions[function]
         manifest = entry.local.manifest
@@ -249,7 +249,7 @@ class Worker:
             self.plain.note_use()
 
     def _changed(self) -> None:
-        """Forget what was known of the sets of modules before."""
+        """Forget what was derived from the previous sets of modules."""
         self._known.clear()
         if self.plain is not None:
             self.plain.serve({serial: release.functions for serial, release in self._releases.items()})

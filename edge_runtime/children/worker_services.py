@@ -1,5 +1,5 @@
-"""What a worker offers a call: SQL, and HTTP, which the front makes; and what the front is told of a call's end: the
-same whether it was run by Python or by the C loop (`plain_calls`)."""
+"""What a worker offers a call (SQL, and HTTP that the front makes), and what it tells the front at a call's end. Python
+and the C loop (`plain_calls`) share both."""
 
 import socket
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def _host(url: str) -> str:
 
 
 class Ungranted:
-    """Stands in for a service that a manifest doesn't grant: each use is counted, and is an error for the guest."""
+    """A stand-in for a service that a manifest doesn't grant: each use is counted, and is an error for the guest."""
 
     def __init__(self, text: str) -> None:
         self.times = 0
@@ -86,7 +86,7 @@ class Ungranted:
 
 
 class Denials:
-    """Counts what a worker's calls are denied by their grants; the front is told with each call.
+    """A count of what a worker's calls are denied by their grants; the front is told with each call.
 
     The front itself counts what it denies: HTTP that a grant doesn't cover.
     """
@@ -115,7 +115,7 @@ class Denials:
 
 
 class CallRights(NamedTuple):
-    """What a call is of, and may do in the database."""
+    """Which function a call belongs to, and what the call may do in the database."""
 
     entry: Entry
     generation: int
@@ -125,17 +125,17 @@ class CallRights(NamedTuple):
 
 
 FindRights = Callable[[int, int, str], CallRights]
-"""Returns them for a function, by the serial of its set of modules and its index in it, and for a method."""
+"""Returns the rights for a function, by the serial of its set of modules and its index in it, and a method."""
 
 
 @lru_cache(128)
 def _shown(statement: str) -> str:
-    """Return what may be shown of a statement."""
+    """Return the part of a statement that may be shown."""
     return without_values(statement)[: call_times.TEXT]
 
 
 class CallEnds:
-    """For the calls of one worker, one after the other."""
+    """Ends a worker's calls, one after the other: commits, and tells the front."""
 
     def __init__(self, sock: socket.socket, mark: Mark, session: Session) -> None:
         self._sock = sock
@@ -143,7 +143,7 @@ class CallEnds:
         self._session = session
         self.denials = Denials()
         self.steps = call_times.StepClock()
-        """The steps of the call that runs; whoever runs it clears them before."""
+        """The steps of the running call. The code that runs it clears them first."""
 
     def sql(self, rights: CallRights) -> CallSql:
         """Return the database as the call that runs sees it."""
@@ -168,16 +168,16 @@ class CallEnds:
             frames.send(self._sock, request, frames.DENIED, b"", denied)
 
     def times_if_slow(self, request: int, entry: Entry, status: int, *, asked: bool = False) -> bytes:
-        """Return the frame that tells where the time of a call went that was slow or failed, or of which the front has
-        `asked` that; empty for others."""
+        """Return the frame that says where the time of a call went, if the call was slow, failed, or the front has
+        `asked`; else nothing."""
         ended, slowest = perf_counter(), entry.slowest
         took = ended - self._mark.started
         slow = (took > slowest.bar or ended > slowest.until) and slowest.add(took, ended)
         return self._times(request, ended) if slow or asked or status >= 500 else b""
 
     def unanswered(self, request: int, error: Unanswered, sql: CallSql | None, log: bytes, *, timed: bool) -> None:
-        """Tell the front of a call without an answer, of which nothing is kept. `timed`: with the times of its
-        steps."""
+        """Tell the front that a call has ended without an answer; nothing that it wrote is kept. `timed`: with the
+        times of its steps."""
         if isinstance(error, StaleRelease):
             # The call has written nothing.
             self.denials.take(sql)

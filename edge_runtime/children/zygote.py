@@ -1,4 +1,4 @@
-"""The zygote: a process with one thread that has imported everything; it forks the front's children, and reaps them.
+"""The zygote: a process with one thread that has imported everything; it forks the front's children and reaps them.
 
 The front has threads, so a fork of it would be unsafe; and a fresh Python takes 80 ms to start, a fork of the zygote 3.
 The zygote is started by exec and talks with the front on a SOCK_SEQPACKET socket (`ipc.births`). It never opens libsql,
@@ -70,7 +70,7 @@ def main(argument: str) -> None:
     # Nothing else is under way: objects made from here on are freed as usual.
     immortal.make_immortal()
     gc.freeze()
-    # Mostly pages of LLVM, read when it was linked: only compilers need them, and can read them again.
+    # Mostly pages of LLVM, read while it was linked. Only compilers need them, and they can read them again.
     process_memory.drop_mapped()
     control.send(frames.encode_json(ZygoteUp(lacking, native.unusable())))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -86,8 +86,8 @@ def _unfenced(lacking: tuple[str, ...]) -> str:
 
 
 def _imports(step: Callable[[], object] = lambda: None) -> dict[str, ModuleType]:
-    """Import everything that children will use, so that a fork has it already. `step` is called again and again
-    meanwhile: on a slow machine it takes minutes.
+    """Import everything that children will use, so that a fork has it already. Call `step` again and again meanwhile:
+    on a slow machine this takes minutes.
 
     Raises: any exception, when this machine isn't fit to run functions.
     """
@@ -235,7 +235,7 @@ class Zygote:
             self._modules[birth.kind].serve(sock, slot, 0, settings)
             code = 0
         except (BrokenPipeError, ConnectionResetError, frames.ChildGone):
-            # The front has gone, or doesn't wait for the answer any more.
+            # The front has ended, or no longer waits for the answer.
             code = 0
         except BaseException:
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Loads the C library, if it was built from the sources beside it.
+"""Load the C library, if it was built from the sources beside it.
 
 `built/` has the library, and the outer module: the compiled WebAssembly module in which the loop runs, so that WasmEdge
 sets no signal handlers for each guest. `built/stamp.json` has the sha256 of both, and of the sources.
