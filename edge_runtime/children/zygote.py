@@ -107,7 +107,7 @@ def _imports(step: Callable[[], object] = lambda: None) -> dict[str, ModuleType]
     step()
     warmup.rehearse()
     step()
-    # Reads a file that children can't read, and keeps what it found.
+    # Reads a file that children can't read, and keeps the result.
     aot_cache.key("", 0)
     return {
         "worker": worker,
@@ -171,7 +171,7 @@ class Zygote:
         except (BrokenPipeError, ConnectionResetError):
             raise
         except OSError as error:
-            # It has too many open files, or the processes of this user have too many descriptors under way.
+            # It has too many open files, or this user's processes have too many descriptors in flight.
             if pidfd >= 0:
                 os.close(pidfd)
             os.kill(pid, signal.SIGKILL)
@@ -185,7 +185,7 @@ class Zygote:
     def _unrecovered(self) -> str:
         """Have the log recovered where it was left and no process has it open. Return why that failed, or an empty
         string."""
-        # Imported late, like all that children use: `_imports` has tried it, and told the front if that failed.
+        # Imported late, like everything that children use: `_imports` has tried it, and has reported a failure.
         from edge_runtime.children import checkpointer
 
         try:

@@ -1,4 +1,4 @@
-"""What an Extism plug-in has of its host: host functions (config, vars, log, HTTP and SQL), and the kernel's memory.
+"""What its host offers an Extism plug-in: host functions (config, vars, log, HTTP and SQL), and the kernel's memory.
 
 All data passes through blocks of the kernel's memory. The host frees the blocks that a plug-in hands to Extism's
 functions, and only after it has allocated the block of the answer: some PDKs free their own block once more, and would
@@ -223,7 +223,7 @@ class Blocks:
         return self._get(handle, length)
 
     def free(self, handle: int) -> None:
-        """Free a block that `read` has found, unless that was done since. Who frees the input finds none any more."""
+        """Free a block that `read` has found, unless it has been freed since. Freeing the input leaves none."""
         if not handle:
             return
         block = handle - 16

@@ -36,7 +36,7 @@ def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:
 
 
 def interpreted(wasm: bytes, abi: str) -> bytes:
-    """Return what the interpreter runs of an artifact.
+    """Return the module that the interpreter runs for an artifact.
 
     Raises: LoadError, when WasmEdge refuses it.
     """

@@ -70,8 +70,8 @@ class LoadedFunction:
         settings = {**manifest.config, **(secrets or {})}
         runner = RUNNERS[abi](local, module, config, limits, settings)
         if local.aot:
-            # The pages of the artifact, which the AOT file has in it too, aren't read any more; pages of code come back
-            # when they run.
+            # The AOT file also contains the artifact, which is never read again; pages of code come back when they
+            # run.
             process_memory.drop_mapped(str(path))
         return cls(local.name, runner)
 

@@ -40,8 +40,7 @@ Value = TypeVar("Value")
 
 
 class RecentCache(dict[Hashable, Value], Generic[Value]):
-    """A cache of the `KEPT` newest values: what was made of a request's head, for the next request with the same
-    head."""
+    """A cache of the `KEPT` newest values that were made from a request's head, for later requests with that head."""
 
     KEPT: ClassVar[int] = 64
 
@@ -164,7 +163,7 @@ class Guest:
         self.program.close()
 
     def fault(self, error: Exception) -> GuestFault:
-        """Return the error for a call that ended by one of `FAILURES`."""
+        """Return the error for a call that ended with one of `FAILURES`."""
         pages, limit = self.program.last_pages, self.limits.memory_pages
         match error:
             case GuestFault():

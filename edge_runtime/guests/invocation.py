@@ -31,7 +31,7 @@ class Request(Struct, frozen=True):
     caller: str = ""
     """Name of the caller in the node's file of callers; empty where the node has none."""
     auth_type: str = ""
-    """How the caller has shown who it is: Bearer or Certificate; empty where there is no caller."""
+    """How the caller was authenticated: Bearer or Certificate; empty if there is no caller."""
     block: bytes = b""
     """The request as a guest of the ABI `direct` has it in memory (`call_head`), where that is known. Such a guest is
     given it in place of what else is here but `method`, `body`, `caller` and `auth_type`."""
@@ -91,7 +91,7 @@ class SingleCallResult(Struct, omit_defaults=True):
     place: str = ""
     """In which function of the module the guest trapped, where that is known."""
     notes: list[str] = []
-    """What SQL and HTTP answered in place of what was asked for, whatever the function made of it."""
+    """Errors that SQL and HTTP gave the function, whether or not it has mentioned them."""
 
 
 class CallLimits(Struct, frozen=True):

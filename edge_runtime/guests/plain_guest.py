@@ -1,5 +1,4 @@
-"""What is done in Python for a call that the C loop (`edge_runtime.native`) has run: its fault, or the check of its
-answer."""
+"""The part of a call in the C loop (`edge_runtime.native`) that is Python's: its fault, or the check of its answer."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -20,11 +19,11 @@ class CallEnd(NamedTuple):
     stop: str
     """Why it was ended: "exit", "output" (too much to stdout), "room" (none for the request); else empty."""
     result: int
-    """WasmEdge's; 0 where the guest has returned."""
+    """WasmEdge's result; 0 if the guest has returned."""
     exit_code: int
     address: int
     size: int
-    """Where the guest wants the request, or has its answer, and how many bytes that has."""
+    """The address where the guest wants the request or has its answer, and the number of bytes there."""
     pages: int
     """Pages of its memory at the end."""
 
@@ -33,13 +32,13 @@ class SeenLines(NamedTuple):
     """Header lines that were checked, for the next answer with the same."""
 
     block: bytes
-    """As the guest wrote them."""
+    """The lines as the guest wrote them."""
     status: int
-    """A WAGI answer's; 0 where it isn't in the lines."""
+    """A WAGI answer's status; 0 if the lines don't have it."""
     has_type: bool
     """Whether the answer may have a body."""
     lines: bytes
-    """As they are sent."""
+    """The lines as they are sent."""
 
 
 class PlainGuest(Guest):
@@ -49,8 +48,8 @@ class PlainGuest(Guest):
     settings: Mapping[str, str]
 
     def plain_settings(self) -> bytes | None:
-        """Return the settings as environment variables, each ended by NUL; None where one would replace a variable of
-        a request."""
+        """Return the settings as environment variables, each ended by NUL; None if one would replace a request's
+        variable."""
         if any(map(wagi.is_of_request, self.settings)):
             return None
         strings = [f"{name}={value}".encode() for name, value in self.settings.items()]
@@ -81,11 +80,11 @@ class PlainGuest(Guest):
 
     @abstractmethod
     def decode(self, answer: bytes, end: CallEnd, method: str) -> CheckedResponse:
-        """Return what an answer has. Raises: an error of `FAILURES`, when it is none."""
+        """Decode an answer. Raises: an error of `FAILURES`, when it isn't a valid one."""
 
     @abstractmethod
     def seen_lines(self, answer: bytes) -> SeenLines | None:
-        """Return the header lines of a checked answer, where they say all about another one with the same lines."""
+        """Return the header lines of a checked answer; None if other answers with these lines must be checked too."""
 
     @abstractmethod
     def no_room(self, end: CallEnd) -> GuestFault:
@@ -109,7 +108,7 @@ class PlainGuest(Guest):
 
 
 def seen(block: bytes, status: int, parsed: Head) -> SeenLines | None:
-    """Return the lines of a head that names no length, which would have to be compared with each body's."""
+    """Return the lines of a head; None if it names a length, which must be compared with each body's."""
     if len(block) > header_lines.CACHED_BYTES or parsed.length is not None:
         return None
     return SeenLines(block, status, parsed.has_content_type, parsed.lines)

@@ -1,4 +1,4 @@
-"""Runs functions of the ABI `direct`: libraries whose `skerry_handle` takes a request and returns a response, each as
+"""Run functions of the ABI `direct`: libraries whose `skerry_handle` takes a request and returns a response, each in
 one piece of memory."""
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Direct(PlainGuest):
         self.settings = dict(settings)
         self._environ = _strings(settings)
         self._by_caller = RecentCache[Strings]()
-        """The environments of callers' calls, by their names and how they showed who they are."""
+        """The environments for callers' calls, by the caller's name and type of authentication."""
 
     def call(self, request: Request, services: CallServices) -> Response:
         host, limits, program, body = self.host, self.limits, self.program, request.body
@@ -89,7 +89,7 @@ class Direct(PlainGuest):
         raise AssertionError("there is room")
 
     def _environment(self, request: Request) -> Strings:
-        """Return the environment of a caller's calls. The settings come last, as in WAGI."""
+        """Return the environment for a caller's calls. The settings come last, as in WAGI."""
         key = request.caller, request.auth_type
         return self._by_caller.get(key) or self._by_caller.keep(
             key, _strings({**request.caller_variables(), **self.settings})

@@ -1,4 +1,4 @@
-"""Runs Extism plug-ins: the body of a request is the input of one of the plug-in's functions, and its output the body
+"""Run Extism plug-ins: the body of a request is the input of one of the plug-in's functions, and its output the body
 of the response.
 
 The Extism kernel is merged into the module (`abi.merge`); the other host functions are in `extism_host`.
@@ -88,7 +88,7 @@ class Extism(Guest):
         return Response(200, self._head, body, wasi.stderr)
 
     def _config_of(self, request: Request) -> dict[bytes, bytes]:
-        """Return the config of a caller's call. The settings come last, as in WAGI."""
+        """Return the config for a caller's call. The settings come last, as in WAGI."""
         variables = request.caller_variables().items()
         return {**{name.encode(): value.encode() for name, value in variables}, **self._config}
 

@@ -1,4 +1,4 @@
-"""Runs functions of the ABI WAGI: programs whose `_start` reads the request from its environment and stdin, and writes
+"""Run functions of the ABI WAGI: programs whose `_start` reads the request from its environment and stdin, and writes
 the response to stdout."""
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
 """WASI preview 1 without access to the host: stdio in memory, arguments, environment, clocks, random bytes and timers.
 There are no files and no sockets; the functions for them return the errno that says so.
 
-Every function of preview 1 is here (`abi.imports`), so that any preview 1 module links. A function takes
-unsigned integers as the guest passed them, and returns an errno. One that meets an address outside the guest's memory
-raises IndexError, for which the caller returns `FAULT` to the guest.
+Every function of preview 1 is here (`abi.imports`), so that any preview 1 module links. A function takes unsigned
+integers as the guest passed them, and returns an errno. One that meets an address outside the guest's memory raises
+IndexError, for which the caller returns `FAULT` to the guest.
 """
 
 import itertools
@@ -35,7 +35,7 @@ _EVENT = struct.Struct("<QHBxxxxxQHxxxxxx")
 _RIGHTS: Final = (1 << 1, 1 << 6, 1 << 6)
 """The rights of stdin (fd_read), stdout and stderr (fd_write)."""
 _STREAMS: Final = {0: 0, 1: 1, 2: 2}
-"""Which stream each descriptor is at the start of a call."""
+"""The stream of each descriptor at the start of a call."""
 
 _REALTIME, _MONOTONIC, _PROCESS_TIME, _THREAD_TIME = range(4)
 _CLOCK, _READ, _WRITE = range(3)
@@ -43,7 +43,7 @@ _ABSOLUTE, _HANGUP = 1, 1
 
 
 class Exit(Exception):
-    """The guest called proc_exit. Not an error by itself: the code 0 is a normal end."""
+    """The guest called proc_exit, which isn't an error by itself: the code 0 is a normal end."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"exit {code}")
@@ -60,7 +60,7 @@ class OutputTooLarge(Exception):
 
 
 class GuestMemory(Protocol):
-    """What the functions use of a guest's memory: `wasmedge.Memory` has it."""
+    """The part of a guest's memory that the functions use; `wasmedge.Memory` has it."""
 
     buffer: Any
     size: int
@@ -85,7 +85,7 @@ class Strings:
     __slots__ = ("blob", "count", "offsets", "pointers")
 
     def __init__(self, strings: Sequence[str]) -> None:
-        """`strings` have no NUL, and code points below 256 alone, one for each byte."""
+        """`strings` have no NUL and only code points below 256, one for each byte."""
         self.count = len(strings)
         self.blob = ("\0".join(strings) + "\0").encode("latin-1") if strings else b""
         self.offsets = list(itertools.accumulate([len(text) + 1 for text in strings[:-1]], initial=0))[: self.count]
@@ -99,7 +99,7 @@ class Wasi:
         self._memory = memory
         self._stdout, self._stderr = bytearray(), bytearray()
         self.copy: LogCopy | None = None
-        """Where stderr is written too; None where nobody reads it if this process dies."""
+        """A second place for stderr, which outlives this process; None if nobody would read it."""
         self._streams: Mapping[int, int] = _STREAMS
         self.begin(Strings(()), Strings(()), b"", 0, 0)
 
@@ -136,7 +136,7 @@ class Wasi:
         self._keep(b"%b%b\n" % (start, lines))
 
     def _keep(self, text: bytes | memoryview) -> None:
-        """Add what the guest wrote to stderr, as far as there is room; and to the copy that outlives this process."""
+        """Add what the guest wrote to stderr as far as there is room, and to the copy that outlives this process."""
         kept = text[: self._stderr_room]
         self._stderr_room -= len(kept)
         self._stderr += kept
@@ -201,7 +201,7 @@ class Wasi:
         return SUCCESS
 
     def _now(self, clock: int) -> int:
-        # Monotonic and CPU time count from the start of the call: the host's uptime is nothing for guests to know.
+        # Monotonic and CPU time count from the start of the call: guests don't need to know the host's uptime.
         return time.time_ns() if clock == _REALTIME else time.monotonic_ns() - self._started + 1
 
     def random_get(self, start: int, length: int) -> int:
@@ -221,8 +221,8 @@ class Wasi:
         return SUCCESS
 
     def poll_oneoff(self, subscriptions: int, events: int, count: int, result: int) -> int:
-        """Return at once where stdio is polled, which is always ready; otherwise sleep until the first timer, and tell
-        of all that are due then. The call's time limit runs on meanwhile."""
+        """Return at once if stdio is polled, which is always ready; otherwise sleep until the first timer, and report
+        all that are due then. The call's time limit runs on meanwhile."""
         if not 0 < count <= _MOST_SUBSCRIPTIONS:
             return INVAL
         memory = self._memory
@@ -326,7 +326,7 @@ class Wasi:
         return error
 
     def fd_renumber(self, source: int, target: int) -> int:
-        """The target, which must be open, becomes the source's stream; the source is closed."""
+        """Make the target, which must be open, the source's stream, and close the source."""
         if error := self._not_open(source) or self._not_open(target):
             return error
         streams = {**self._streams}
@@ -352,7 +352,7 @@ class Wasi:
         return self._not_open(fd) or (NOTSUP if flags else SUCCESS)
 
     def fd_fdstat_set_rights(self, fd: int, base: int, inheriting: int) -> int:
-        """Rights can't be changed: more are refused, fewer aren't supported."""
+        """Refuse to change rights: more aren't allowed, and fewer aren't supported."""
         if error := self._not_open(fd):
             return error
         have = _RIGHTS[self._streams[fd]]

@@ -36,8 +36,8 @@ _SELF: Final = ("getcwd", "getegid", "geteuid", "getgid", "getpid", "getppid", "
 _TIME: Final = ("clock_getres", "clock_gettime", "clock_nanosleep", "gettimeofday", "nanosleep", "time")
 _WAITING: Final = ("epoll_pwait", "epoll_wait", "poll", "ppoll")
 _STREAMS: Final = ("close", "read", "readv", "recvfrom", "sendto", "write", "writev")
-"""Not sendmsg, which sends descriptors: of all that a user's processes have under way there may be so many, and the
-zygote sends the front its children's."""
+"""Not sendmsg, which sends descriptors: the kernel limits how many of a user's descriptors are in flight, and the
+zygote must be able to send the front its children's."""
 _OPENED: Final = ("fstat", "getrandom", "lseek", "newfstatat", "pread64")
 _FILES: Final = (
     "access", "faccessat", "faccessat2", "fchown", "fdatasync", "fstat", "fstatfs", "fsync", "ftruncate", "getrandom",
@@ -59,7 +59,7 @@ _NEVER: Final = (
 _F_GETFD, _F_SETFD, _F_GETFL, _F_GETLK, _F_SETLK, _F_SETLKW, _F_DUPFD_CLOEXEC = 1, 2, 3, 5, 6, 7, 1030
 _PR_SET_NAME: Final = 15
 _IOCTLS: Final = (0x5401, 0x5413, 0x5421, 0x5451)
-"""TCGETS and TIOCGWINSZ, by which it is asked whether a file is a terminal, FIONBIO and FIOCLEX."""
+"""TCGETS and TIOCGWINSZ, which ask whether a file is a terminal, and FIONBIO and FIOCLEX."""
 _MAP_TYPE, _MAP_PRIVATE, _MAP_ANONYMOUS = 0x0F, 0x02, 0x20
 _THREAD: Final = 0x100 | 0x800 | 0x1_0000
 """CLONE_VM, CLONE_SIGHAND and CLONE_THREAD: set when a thread is made, and not when a process is."""
@@ -100,7 +100,7 @@ def rules(kind: ProcessKind) -> list[Rule]:
         names += _BUILDING
         commands += (_F_DUPFD_CLOEXEC,)
         listed.append(Rule("clone", (Argument(0, _THREAD, _THREAD | _NAMESPACES),)))
-        # To name its threads, and not to outlive its parent.
+        # For naming its threads, and for not outliving its parent.
         listed.append(Rule("prctl", (Argument(0, _PR_SET_NAME),)))
         # FIOSETOWN, with FIOASYNC, would have the kernel send the front a signal.
         listed += [Rule("ioctl", (Argument(1, request, 0xFFFF_FFFF),)) for request in _IOCTLS]

@@ -158,7 +158,7 @@ def seal(kind: ProcessKind, writer_lock: int | None = None) -> None:
 
 
 _limited: Final[list[int]] = []
-"""SIGXFSZ signals (a write beyond the limit of a file's size) that came since `file_limit_was_hit` was last called."""
+"""SIGXFSZ signals (writes beyond the limit of a file's size) since the last call of `file_limit_was_hit`."""
 
 
 def limit_files(limit: int) -> None:
@@ -168,7 +168,7 @@ def limit_files(limit: int) -> None:
 
 
 def file_limit_was_hit() -> bool:
-    """Return whether a write has failed by `limit_files` since the last call of this function."""
+    """Return whether the limit of `limit_files` has made a write fail since the last call of this function."""
     failed = bool(_limited)
     _limited.clear()
     return failed
@@ -214,7 +214,7 @@ def lower_limit(limit: int, value: int) -> None:
 
 
 def _drop_capabilities() -> None:
-    """Drop all capabilities but those about files (`_OF_FILES`). An ordinary user has none of them anyway."""
+    """Drop all capabilities except those about files (`_OF_FILES`). An ordinary user has none anyway."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     have = ctypes.create_string_buffer(24)
     _checked(_libc.capget(header, have), "capget")

@@ -68,7 +68,7 @@ class Ruleset:
     def __init__(self, rules: Iterable[tuple[Path, Access]]) -> None:
         """Make the ruleset in the kernel; `rules` are paths, each with what is allowed below it.
 
-        Raises: OSError, when a path can't be descriptor or the kernel refuses.
+        Raises: OSError, when a path can't be opened or the kernel refuses.
         """
         supported = version()
         handled = Access(0xFFFF)

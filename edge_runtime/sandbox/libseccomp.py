@@ -81,10 +81,10 @@ class Filter:
         """`otherwise` is the action for a call that no rule fits. A call by another architecture's numbers ends the
         process."""
         self._context = _library.seccomp_init(otherwise)
-        # libseccomp's own action ends the thread alone, and the others go on with its files and locks.
+        # libseccomp's default action ends only the thread, and the others go on with its files and locks.
         _check(_library.seccomp_attr_set(self._context, _BAD_ARCHITECTURE, KILL), "ACT_BADARCH")
         _check(_library.seccomp_attr_set(self._context, _TSYNC, 1), "TSYNC")
-        # The rules become a binary tree, in place of one comparison after the other.
+        # The rules become a binary tree instead of one comparison after the other.
         _check(_library.seccomp_attr_set(self._context, _OPTIMIZE, 2), "OPTIMIZE")
 
     def add(self, rules: Iterable[Rule]) -> None:

@@ -23,7 +23,8 @@ from edge_runtime.wasmedge.memory_imports import import_memories
 from edge_runtime.wasmedge.module import MULTI_MEMORIES
 
 _LOOK: Final = 0.0002
-"""Seconds between two looks at whether code is linked, where a hundredth of the time that it has taken isn't more."""
+"""The least number of seconds between two checks whether code is linked; later checks wait a hundredth of the time that
+it has taken."""
 
 
 def compile_module(
@@ -68,11 +69,11 @@ def compile_module(
 
 
 def is_linked(code_file: Path) -> bool:
-    """Tell whether WasmEdge has linked this file, all of which is there then.
+    """Return whether WasmEdge has linked this file, so that all of it is there.
 
-    lld gives the whole file its name by a rename, but writes to that name where the file system can't map files
-    (`FileOutputBuffer` in LLVM). So what tells is that WasmEdge has removed the object file beside it, which it makes
-    before it links and removes once lld has reported success (`outputNativeLibrary` in lib/llvm/codegen.cpp).
+    lld gives the whole file its name by a rename, but writes to that name if the file system can't map files
+    (`FileOutputBuffer` in LLVM). What counts is therefore that WasmEdge has removed the object file beside it: it makes
+    that before it links, and removes it once lld has reported success (`outputNativeLibrary` in lib/llvm/codegen.cpp).
     """
     return code_file.exists() and not any(name.endswith(".o") for name in os.listdir(code_file.parent))
 
@@ -85,15 +86,15 @@ def _take(code_file: Path, path: Path) -> AotFile:
     digest_file = code_file.with_name("digest")
     with os.fdopen(os.open(digest_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(f"{digest}\n")
-    # A kill between the two renames leaves a file without its digest, which `aot_cache.find` takes for no file.
+    # A kill between the two renames leaves a file without its digest, which `aot_cache.find` ignores.
     code_file.rename(path)
     digest_file.rename(path.with_suffix(".sha256"))
     return AotFile(path, digest)
 
 
 class _LinkWatch:
-    """Has code taken once it is linked, in a thread: WasmEdge takes 2 ms more to free LLVM's memory, and doesn't return
-    before that."""
+    """A thread that takes code as soon as it is linked: WasmEdge takes 2 ms more to free LLVM's memory before it
+    returns."""
 
     def __init__(self, code_file: Path, take: Callable[[], AotFile]) -> None:
         self._code_file: Final = code_file
@@ -114,7 +115,7 @@ class _LinkWatch:
         self._thread.join()
 
     def taken(self) -> AotFile:
-        """Return the AOT file of code that was compiled. Raises: OSError, or what else `take` has raised."""
+        """Return the AOT file of code that was compiled. Raises: OSError, or whatever `take` has raised."""
         if self._error is not None:
             raise self._error
         return self._aot or self._take()
@@ -123,7 +124,7 @@ class _LinkWatch:
         began = time.monotonic()
         try:
             while not is_linked(self._code_file):
-                # Not by inotify, which tells of files that the compiler's fence keeps from it.
+                # Not by inotify, which would also report files that the compiler's fence hides from it.
                 if self._returned.wait(max(_LOOK, (time.monotonic() - began) / 100)):
                     return
             self._aot = self._take()

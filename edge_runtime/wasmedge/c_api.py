@@ -1,4 +1,4 @@
-"""WasmEdge's C API as Python has it: the library and libc, and ownership of the objects that the library creates.
+"""WasmEdge's C API for Python: the library and libc, and ownership of the objects that the library creates.
 
 Both are opened by the declarations in wasmedge.h (cffi's ABI mode, which needs no compiler). An object is deleted
 exactly once, and using it afterwards is an error.

@@ -14,7 +14,7 @@ class WasmEdgeError(Exception):
 
 
 class LoadError(WasmEdgeError):
-    """The bytes are no module that WasmEdge can load (codes 0x01xx), or the module is invalid (codes 0x02xx)."""
+    """WasmEdge can't load the bytes as a module (codes 0x01xx), or the module is invalid (codes 0x02xx)."""
 
 
 class LinkError(WasmEdgeError):

@@ -1,4 +1,4 @@
-"""Running a module: each call gets a fresh instance, and WasmEdge must be able to keep it in its sandbox.
+"""Run a module: each call gets a fresh instance, and WasmEdge must be able to keep it in its sandbox.
 
 A program's memories are reserved and checked before any instance (`memory`) and used by one instance after the other;
 everything else of an instance is made for one call.
@@ -26,7 +26,7 @@ addresses."""
 
 
 class Executor(Handle):
-    """Runs code, with the settings of a `Config`."""
+    """What runs code, with the settings of a `Config`."""
 
     _delete = "WasmEdge_ExecutorDelete"
 
@@ -157,14 +157,14 @@ class Program:
         """The pointers of executor, store and module, from the first call on."""
         self._reserved: ReservedMemories | None = None
         self.lent: Callable[[], None] | None = None
-        """Called when the memories are given up, where somebody else makes instances too (`loan`)."""
+        """Called when the memories are given up, if somebody else makes instances too (`loan`)."""
         self._instance: CData = None
         self._memory: Memory
         """The window on the memory of the running instance."""
         self._second_memory: Memory | None = None
 
     def open(self, memory: Memory, second: Memory | None = None) -> Self:
-        """Make an instance, and run its start section and its `_initialize`, where it has them. Until the block ends,
+        """Make an instance, and run its start section and its `_initialize`, if it has them. Until the block ends,
         host functions find the guest's memory in `memory`, and the second one in `second`; afterwards both are empty.
 
         Raises: what a host function raised, unchanged; Trap, when the guest traps; LinkError, when it can't be
@@ -225,7 +225,7 @@ class Program:
         return self._pointers
 
     def _reserve(self) -> ReservedMemories:
-        """Reserve the memories, if need be in the place of those of another program.
+        """Reserve the memories, in place of another program's if necessary.
 
         Raises: Unsafe, when they can't be reserved.
         """
@@ -248,7 +248,7 @@ class Program:
             reserved.close()
 
     def end(self, failed: bool) -> None:
-        """Delete the instance, as the end of the block does. `failed` says whether the call failed."""
+        """Delete the instance, as leaving the block does. `failed` says whether the call failed."""
         memory, instance = self._memory, self._instance
         if failed:
             self.last_pages = memory.pages()
@@ -265,16 +265,16 @@ class Program:
         Program._live = False
 
     def renew(self) -> None:
-        """Make store and memories anew after an instance that failed to instantiate: the store keeps it, and it refers
-        to the memories."""
+        """Replace store and memories after a failed instantiation: the store keeps the instance, which refers to the
+        memories."""
         self._store.close()
         self.give_up()
         self._store = ImportStore(self._executor, self._imports)
         self._pointers = None
 
     def loan(self) -> Loan | None:
-        """Return what it takes to make instances of the program without this class, one at a time and none while a
-        block of `open` runs: until `lent` is called. None where the memory isn't kept from call to call."""
+        """Return what is needed to make instances of the program without this class, one at a time and none while a
+        block of `open` runs, until `lent` is called; None if the memory isn't kept from call to call."""
         reserved = self._reserved
         if reserved is None or len(reserved.memories) > 1:
             return None
@@ -289,7 +289,7 @@ class Program:
         raise take_raised() or failed(result)
 
     def close(self) -> None:
-        """Delete all that the program made, and the module; the imports stay the caller's.
+        """Delete everything that the program made, and the module; the imports remain the caller's.
 
         Raises: Unsafe, when the program has an instance.
         """
@@ -303,7 +303,7 @@ class Program:
 
 
 def failed(result: int) -> WasmEdgeError:
-    """Return the error for WasmEdge's result of a guest that was ended by no host function."""
+    """Return the error for WasmEdge's result, if no host function has ended the guest."""
     if result > 1:
         return failure(result & 0xFFFFFF, message(result))
     return LinkError(result, f"the guest ended without a reason ({message(result)})")

@@ -105,7 +105,7 @@ class ReservedMemories(Handle):
         return ReservedMemory(instance, base, minimum, maximum)
 
     def clear(self) -> bool:
-        """Zero the memories and undo their growth, for the next instance. Return False where they must be reserved anew
+        """Zero the memories and undo their growth, for the next instance. Return False if they must be reserved anew
         instead."""
         return self._reusable and all(memory.clear() for memory in self.memories)
 
@@ -137,7 +137,7 @@ class ReservedMemory:
         count as memory. Return whether that was possible."""
         inside = _inside("Inside *", self.pointer)
         if (inside.pages, inside.most, inside.base) != (pages, self._maximum, self.base):
-            # The object doesn't look as that of 0.14.1 does.
+            # The object doesn't look like that of 0.14.1.
             return False
         more = (pages - self._minimum) * PAGE
         if _mmap(self.base + self.size, more, _PROT_NONE, _RESERVED, -1, 0) != self.base + self.size:
@@ -177,7 +177,7 @@ class Memory:
                 raise IndexError(f"address {end} is outside the guest's memory of {self.size} bytes")
 
     def grow(self, end: int) -> bool:
-        """Make all bytes below the address `end` accessible, with more pages where needed. Return False where the limit
+        """Make all bytes below the address `end` accessible, with more pages if needed. Return False if the limit
         forbids it."""
         if self._pointer is None:
             return False

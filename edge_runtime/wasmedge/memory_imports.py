@@ -1,4 +1,4 @@
-"""Rewrites a module so that it imports its memories in place of defining them. Pure.
+"""Rewrite a module so that it imports its memories instead of defining them. Pure.
 
 The host can then reserve and check a memory before anything of the guest runs, its start section included, and keep it
 for the next instance (docs/adr/0018). Source: WebAssembly Core Specification 2.0, chapter 5.5.

@@ -49,7 +49,7 @@ class Module(Handle):
 
     @classmethod
     def from_bytes(cls, wasm: bytes, config: Config) -> Self:
-        """Load and validate WebAssembly. It can be run if `import_memories` out it.
+        """Load and validate WebAssembly. It can be run if it comes from `import_memories`.
 
         Raises: LoadError, when WasmEdge refuses the bytes.
         """

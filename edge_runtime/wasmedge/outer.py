@@ -1,7 +1,7 @@
-"""The outer module: compiled code whose one function calls a host function, in which other code then runs.
+"""The outer module: compiled code whose only function calls a host function, in which other code then runs.
 
-WasmEdge sets six signal handlers when compiled code is entered from outside of it, and takes them back at the end,
-which costs as much as a small guest; entered from within compiled code, it sets none.
+When compiled code is entered from outside, WasmEdge sets six signal handlers and restores them at the end, which costs
+as much as a small guest. When it is entered from within compiled code, WasmEdge sets none.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ class OuterModule:
     """An instance of the outer module; it lives as long as the process."""
 
     def __init__(self, compiled: Path, entered: int) -> None:
-        """`entered` is the address of the C function that the host function is.
+        """`entered` is the address of the C function that serves as the host function.
 
         Raises: WasmEdgeError, when the file isn't the outer module; OSError, when it can't be read.
         """

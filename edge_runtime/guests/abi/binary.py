@@ -1,4 +1,4 @@
-"""Reads from a core module's bytes what decides whether a node can run it: its imports, memories, tables and exports.
+"""Read from a core module's bytes what decides whether a node can run it: its imports, memories, tables and exports.
 Pure.
 
 WasmEdge validates the rest, function bodies included. Source: WebAssembly Core Specification 2.0, chapter 5 (binary
@@ -21,9 +21,9 @@ _TYPES, _IMPORTS, _FUNCTIONS, _TABLES, _MEMORIES, _EXPORTS, _START, _CODE = 1, 2
 _VALUE_TYPES = {0x7F: "i", 0x7E: "I", 0x7D: "f", 0x7C: "F", 0x7B: "v", 0x70: "r", 0x6F: "e"}
 _CUSTOM = 0
 _MOST_SECTIONS = 10_000
-"""Sections of a module, custom ones included: each costs the loader a hundred bytes."""
+"""The most sections of a module, custom ones included: each costs the loader a hundred bytes."""
 _MOST = 1_000_000
-"""Entries of a section: the common limit of engines (the WebAssembly JS API's limits)."""
+"""The most entries of a section: the common limit of engines (the WebAssembly JS API's limits)."""
 
 Signature = tuple[str, str]
 """Types of parameters and results, a letter each: i32 `i`, i64 `I`, f32 `f`, f64 `F`, v128 `v`, references `r` and
@@ -56,7 +56,7 @@ class Import:
 
 @dataclass
 class Shape:
-    """What a module shows to the outside, and what decides about its cost."""
+    """A module's interface, and what decides how much it costs."""
 
     imports: list[Import] = field(default_factory=list)
     memories: list[ResizableLimits] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Shape:
     """By name: the kind of the export and its index."""
     signatures: list[Signature] = field(default_factory=list)
     functions: list[int] = field(default_factory=list)
-    """The index in `signatures` for each function that it defines itself."""
+    """For each function that the module defines itself, the index of its type in `signatures`."""
     native: bool = False
     """Whether it has machine code, in the custom section from which WasmEdge would load it."""
     start: bool = False
@@ -75,9 +75,9 @@ class Shape:
     may_grow_tables: bool = False
     """Whether its code has the instruction table.grow, or can't be decoded."""
     most_locals: int = 0
-    """Local variables of the function that has the most of them."""
+    """The number of local variables of the function that has the most."""
     locals: int = 0
-    """Local variables of all functions together."""
+    """The number of local variables of all functions together."""
 
     def export_signature(self, name: str) -> Signature | None:
         """Return the signature of an exported function; None where no function has that name.

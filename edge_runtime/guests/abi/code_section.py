@@ -12,7 +12,7 @@ from typing import Final
 CALL: Final = 0x10
 REF_FUNC: Final = 0xD2
 TABLE_GROW: Final = 0xFC0F
-"""The prefix byte, and the number behind it."""
+"""The prefix byte, and the number after it."""
 _BR_TABLE, _SELECT, _PREFIX, _GROW = 0x0E, 0x1C, 0xFC, 0x0F
 
 NUMBER: Final = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
@@ -30,7 +30,7 @@ _PLAIN: Final = re.compile(
     rb"|[\x0c\x0d].{16}|[\x15-\x22].|[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]\x01)"  # SIMD
     rb")*+"
 )  # fmt: skip
-"""As many instructions of no interest as follow each other. It stops at br_table and select, whose number of immediates
+"""As many uninteresting instructions as follow each other. It stops at br_table and select, whose number of immediates
 varies."""
 
 _BYTES: Final = re.compile(rb"\xfc(?:\x0f|\x8f(?:\x80){0,3}\x00)")

@@ -31,7 +31,7 @@ class ModuleRefused(CodedError):
 
 @dataclass(frozen=True)
 class Detected:
-    """What `detect` found out about a module that nodes can run."""
+    """What `detect` has found out about a module that nodes can run."""
 
     abi: str
     memory_pages: int

@@ -16,7 +16,7 @@ BODILESS: Final = (204, 205, 304)
 
 
 class ResponseInvalid(ValueError):
-    """What the guest wrote is no response; the message says what is wrong with it."""
+    """The guest didn't write a valid response; the message says what is wrong with it."""
 
 
 class Head(NamedTuple):
@@ -45,7 +45,7 @@ _SPECIAL: Final = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _TAKEN: Final = (b"status", b"content-length", b"date", b"x-request-id")
-"""Removed from the lines: the server writes its own."""
+"""Headers that are removed: the server writes its own."""
 _SEEN: Final = (*_TAKEN, b"content-type", b"location")
 """The other headers of `_SPECIAL` are about the connection or the release, and refused: they are the server's to
 write."""
@@ -92,7 +92,7 @@ def fields(lines: bytes) -> list[tuple[str, str]]:
 
 
 parse_cached = functools.lru_cache(maxsize=256)(parse)
-"""`parse`, with a cache of the last 256 heads: most responses of a function begin as the one before."""
+"""Parse header lines as `parse` does, with a cache of the last 256 heads: a function's responses mostly begin alike."""
 
 
 def _length(value: str | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Puts the functions of the Extism kernel into a plug-in, in place of the imported ones. Pure.
+"""Put the functions of the Extism kernel into a plug-in, in place of the imported ones. Pure.
 
 A call of an imported function costs 230 ns in AOT code, and a PDK makes one for every eight bytes; functions of the
 module itself are inlined. The kernel's memory becomes the module's second memory, so that both are fresh for each call.

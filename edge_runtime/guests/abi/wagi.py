@@ -36,7 +36,7 @@ REQUEST_VARIABLES: Final = frozenset(
         *("CONTENT_TYPE", "CONTENT_LENGTH"),
     )
 )
-"""All that `environment` may make of a request, but those of its other headers and of its parameters."""
+"""The variables that `environment` may make from a request, except those from its other headers and parameters."""
 _HEADER: Final = "HTTP_"
 _PARAMETER: Final = "PATH_PARAM_"
 _VARIABLE = re.compile(r"[A-Za-z0-9-]+")
@@ -63,7 +63,7 @@ def arguments(request: Request, function: str) -> list[str]:
 
 
 def is_of_request(name: str) -> bool:
-    """Whether a request may have a variable of this name."""
+    """Return whether a request may have a variable of this name."""
     return name in REQUEST_VARIABLES or name.startswith((_HEADER, _PARAMETER))
 
 
