@@ -41,7 +41,7 @@ async def show(as_json: bool) -> None:
 
 
 @command.command()
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.yes_option
 @options.json_option
 @options.asynchronous
 async def resume(yes: bool, as_json: bool) -> None:
@@ -51,17 +51,14 @@ async def resume(yes: bool, as_json: bool) -> None:
     """
     async with options.client() as control:
         found = await control.get(path("artifact-store"))
-        if found["deletions"] == "held" and not yes:
-            click.confirm(f"{output.clean(found['held_reason'])}.\nLet deletions go on?", abort=True, err=True)
+        if found["deletions"] == "held":
+            options.confirm(f"{output.clean(found['held_reason'])}.\nLet deletions go on?", yes)
         found = await control.post(path("artifact-store", "resume"))
-    if as_json:
-        output.document(found)
-    else:
-        output.say(f"deletions from bucket {found['bucket']} go on")
+    output.answered(found, f"deletions from bucket {found['bucket']} go on", as_json=as_json)
 
 
 @command.command("take-over")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.yes_option
 @options.json_option
 @options.asynchronous
 async def take_over(yes: bool, as_json: bool) -> None:

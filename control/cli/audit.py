@@ -11,6 +11,7 @@ from control import audit_chain
 from control.audit_chain import AuditSeal, ChainBroken, WholeChain
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
+from control.cli.support.lists import list_command
 from control.protocol.command_line import CommandGroup
 from control.protocol.counts import counted
 
@@ -38,38 +39,46 @@ def command() -> None:
     """The audit log and the refused authentications."""
 
 
-@command.command("list")
-@click.option("--actor", help="Changes by this operator, node, or part of control.")
-@click.option("--target", help="Changes of this, such as a node's name, NAME@VERSION, GROUP/NUMBER.")
-@click.option("--action", help="Changes of this kind, such as release.create.")
-@click.option(
-    "--since", type=options.TIME, help="Not before this time (2026-11-27, 2026-11-27T18:00, or 2d, 3h, 30m ago)."
-)
-@click.option("--until", type=options.TIME, help="Before this time.")
-@options.limit_option
-@options.json_option
-@options.asynchronous
-async def list_audit(
-    actor: str | None,
-    target: str | None,
-    action: str | None,
-    since: datetime | None,
-    until: datetime | None,
-    limit: int,
-    as_json: bool,
-) -> None:
-    """List who changed what, newest first."""
-    times = {name: _rfc3339(time) for name, time in (("since", since), ("until", until)) if time is not None}
-    async with options.client() as control:
-        found = await control.items(path("audit"), most=limit, actor=actor, target=target, action=action, **times)
-    if as_json:
-        output.document(found)
-        return
-    output.table(
-        ["AT", "ACTOR", "ADDRESS", "ACTION", "TARGET", "CHANGE"],
-        [[a["at"], _actor(a), a["address"], a["action"], a["target"], _change(a)] for a in found],
+def _actor(row: Json) -> str:
+    return row["actor"] if row["actor_kind"] == "operator" else f"{row['actor_kind']} {row['actor']}"
+
+
+def _change(row: Json) -> str:
+    """The values that differ, as text: name: before → after."""
+    before, after = row["before"], row["after"]
+    return ", ".join(f"{name}: {_value(before, name)} → {_value(after, name)}" for name in {**before, **after})
+
+
+def _value(values: Json, name: str) -> str:
+    value = values.get(name)
+    return "-" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+command.add_command(
+    list_command(
+        "audit",
+        "List who changed what, newest first.",
+        {
+            "AT": "at",
+            "ACTOR": _actor,
+            "ADDRESS": "address",
+            "ACTION": "action",
+            "TARGET": "target",
+            "CHANGE": _change,
+        },
         "nothing",
+        click.option("--actor", help="Changes by this operator, node, or part of control."),
+        click.option("--target", help="Changes of this, such as a node's name, NAME@VERSION, GROUP/NUMBER."),
+        click.option("--action", help="Changes of this kind, such as release.create."),
+        click.option(
+            "--since",
+            type=options.TIME,
+            help="Not before this time (2026-11-27, 2026-11-27T18:00, or 2d, 3h, 30m ago).",
+        ),
+        click.option("--until", type=options.TIME, help="Before this time."),
+        newest=True,
     )
+)
 
 
 @command.command()
@@ -115,22 +124,16 @@ async def verify(head: str, as_json: bool) -> None:
     )
 
 
-@command.command()
-@options.limit_option
-@options.json_option
-@options.asynchronous
-async def failures(limit: int, as_json: bool) -> None:
-    """List refused authentications, counted by minute, address and reason."""
-    async with options.client() as control:
-        found = await control.items(path("auth-failures"), most=limit)
-    if as_json:
-        output.document(found)
-        return
-    output.table(
-        ["MINUTE", "ADDRESS", "REASON", "COUNT"],
-        [[a["minute"], a["address"], a["reason"], a["count"]] for a in found],
+command.add_command(
+    list_command(
+        "auth-failures",
+        "List refused authentications, counted by minute, address and reason.",
+        {"MINUTE": "minute", "ADDRESS": "address", "REASON": "reason", "COUNT": "count"},
         "none",
+        name="failures",
+        newest=True,
     )
+)
 
 
 async def _verify(control: Client, head: str) -> WholeChain:
@@ -153,7 +156,7 @@ async def _verify(control: Client, head: str) -> WholeChain:
 async def unsealed(control: Client) -> bool:
     """Whether the newest row that should have a seal by now has none."""
     until = datetime.now(UTC) - timedelta(minutes=UNSEALED_MINUTES)
-    newest = (await control.get(path("audit"), until=_rfc3339(until), limit=1))["items"]
+    newest = (await control.get(path("audit"), until=output.rfc3339(until), limit=1))["items"]
     return any(row["seal"] is None for row in newest)
 
 
@@ -167,22 +170,3 @@ async def _each(control: Client, what: str, after: int) -> AsyncIterator[Json]:
         cursor = page.get("next")
         if cursor is None:
             return
-
-
-def _rfc3339(time: datetime) -> str:
-    return time.isoformat().replace("+00:00", "Z")
-
-
-def _actor(row: Json) -> str:
-    return row["actor"] if row["actor_kind"] == "operator" else f"{row['actor_kind']} {row['actor']}"
-
-
-def _change(row: Json) -> str:
-    """The values that differ, as text: name: before → after."""
-    before, after = row["before"], row["after"]
-    return ", ".join(f"{name}: {_value(before, name)} → {_value(after, name)}" for name in {**before, **after})
-
-
-def _value(values: Json, name: str) -> str:
-    value = values.get(name)
-    return "-" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from control import manifest_rules
 from control.cli.support import authoring, options, output, project, project_schema, releasing, toolchains
 from control.cli.support.client import Client, Json, path
+from control.cli.support.lists import ago, list_command
 from control.cli.support.project_push import ProjectPush, Uploaded
 from control.protocol.command_line import CommandGroup, DurationType
 from control.protocol.manifest import Manifest, unfit
@@ -256,21 +257,20 @@ async def upload(control: Client, file: Path, *, quiet: bool) -> str:
     return sha256
 
 
-@command.command("list")
-@options.json_option
-@options.asynchronous
-async def list_functions(as_json: bool) -> None:
-    """List the functions."""
-    async with options.client() as control:
-        found = await control.items(path("functions"))
-    if as_json:
-        output.document(found)
-        return
-    output.table(
-        ["FUNCTION", "LAST VERSION", "VERSIONS", "GROUPS", "CREATED"],
-        [[f["name"], f["last_version"], f["versions"], f.get("groups"), output.ago(f["created_at"])] for f in found],
+command.add_command(
+    list_command(
+        "functions",
+        "List the functions.",
+        {
+            "FUNCTION": "name",
+            "LAST VERSION": "last_version",
+            "VERSIONS": "versions",
+            "GROUPS": lambda function: function.get("groups"),
+            "CREATED": ago("created_at"),
+        },
         "no functions: `skerry function push NAME FILE` uploads one",
     )
+)
 
 
 @command.command()
@@ -284,37 +284,33 @@ async def show(named: tuple[str, int | None], version: int | None, as_json: bool
     async with options.client() as control:
         if version is None:
             versions = await control.items(path("functions", name, "versions"))
+            output.listed(versions, VERSIONS, f"{name} has no versions", as_json=as_json)
         else:
-            versions = [await control.get(path("functions", name, "versions", version))]
-    if as_json:
-        output.document(versions if version is None else versions[0])
-    elif version is not None:
-        found = versions[0]
-        output.pairs(
-            [
-                ("function", f"{found['name']}@{found['version']}"),
-                ("sha256", found["sha256"]),
-                ("size", output.size(found["size"])),
-                ("created", f"{output.ago(found['created_at'])} by {found['created_by']}"),
-                *((f"  {key}", _shown(key, value)) for key, value in found["manifest"].items()),
-            ]
-        )
-    else:
-        output.table(
-            ["VERSION", "SHA256", "SIZE", "GRANTS", "BY", "CREATED"],
-            [
-                [
-                    v["version"],
-                    v["sha256"][:12],
-                    output.size(v["size"]),
-                    "; ".join(f"{grant} {text}" for grant, text in manifest_rules.grants(v["manifest"]).items()),
-                    v["created_by"],
-                    output.ago(v["created_at"]),
-                ]
-                for v in versions
-            ],
-            f"{name} has no versions",
-        )
+            found = await control.get(path("functions", name, "versions", version))
+            output.shown(found, _details, as_json=as_json)
+
+
+VERSIONS: output.Columns = {
+    "VERSION": "version",
+    "SHA256": lambda version: version["sha256"][:12],
+    "SIZE": lambda version: output.size(version["size"]),
+    "GRANTS": lambda version: "; ".join(
+        f"{grant} {text}" for grant, text in manifest_rules.grants(version["manifest"]).items()
+    ),
+    "BY": "created_by",
+    "CREATED": ago("created_at"),
+}
+"""What the list of a function's versions shows."""
+
+
+def _details(version: Json) -> list[tuple[str, object]]:
+    return [
+        ("function", f"{version['name']}@{version['version']}"),
+        ("sha256", version["sha256"]),
+        ("size", output.size(version["size"])),
+        ("created", f"{output.ago(version['created_at'])} by {version['created_by']}"),
+        *((f"  {key}", _shown(key, value)) for key, value in version["manifest"].items()),
+    ]
 
 
 def _shown(field: str, value: object) -> object:
@@ -329,7 +325,7 @@ def _shown(field: str, value: object) -> object:
 @click.option("--release", is_flag=True, help="Take it out of the groups' releases first, by a new release of each.")
 @click.option("--force", is_flag=True, help="Also where a rollback would need it.")
 @options.plan_option
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.yes_option
 @options.json_option
 @options.asynchronous
 async def delete(
@@ -344,8 +340,7 @@ async def delete(
     """Delete one version of a function, or all of them; a version's number is never used again."""
     name, version = options.one_version(named, version)
     what = f"all versions of {name}" if version is None else f"{name}@{version}"
-    if not yes and not plan:
-        click.confirm(f"Delete {what}?", abort=True, err=True)
+    options.confirm(f"Delete {what}?", yes or plan)
     where = path("functions", name) if version is None else path("functions", name, "versions", version)
     async with options.client() as control:
         # Only where it is wished: an older control refuses a parameter that it doesn't know.
@@ -354,7 +349,4 @@ async def delete(
     if plan:
         releasing.show_plan(found, f"{what}: would be deleted", as_json=as_json)
         return
-    if as_json:
-        output.document({"name": name, "version": version, "deleted": True})
-    else:
-        output.say(f"{what}: deleted")
+    output.answered({"name": name, "version": version, "deleted": True}, f"{what}: deleted", as_json=as_json)

@@ -4,7 +4,8 @@ import click
 
 from control.cli.releases import reason
 from control.cli.support import fleet_watch, options, output
-from control.cli.support.client import path
+from control.cli.support.client import Json, path
+from control.cli.support.lists import list_command
 from control.protocol.command_line import CommandGroup
 from control.sync.standing import STANDINGS
 
@@ -14,21 +15,19 @@ def command() -> None:
     """Groups: the nodes that get the same releases."""
 
 
-@command.command("list")
-@options.json_option
-@options.asynchronous
-async def list_groups(as_json: bool) -> None:
-    """List the groups."""
-    async with options.client() as control:
-        found = await control.items(path("groups"))
-    if as_json:
-        output.document(found)
-        return
-    output.table(
-        ["GROUP", "NODES", "RELEASE", "GENERATION"],
-        [[g["name"], g["nodes"], (g["release"] or {}).get("number"), g["generation"]] for g in found],
+command.add_command(
+    list_command(
+        "groups",
+        "List the groups.",
+        {
+            "GROUP": "name",
+            "NODES": "nodes",
+            "RELEASE": lambda group: (group["release"] or {}).get("number"),
+            "GENERATION": "generation",
+        },
         "no groups",
     )
+)
 
 
 @command.command()
@@ -40,15 +39,19 @@ async def show(name: str, as_json: bool) -> None:
     async with options.client() as control:
         newest = await control.items(path("releases"), most=1, group=name)
         fleet = (await control.get(path("fleet"), group=name))["groups"][0]
-    release = newest[0] if newest else None
-    if as_json:
-        output.document({**fleet, "release": release})
-        return
+    output.shown({**fleet, "release": newest[0] if newest else None}, _details, as_json=as_json)
+    if not as_json:
+        for cause in fleet["failing"]:
+            output.say(fleet_watch.cause_line(name, cause), style="red")
+
+
+def _details(group: Json) -> list[tuple[str, object]]:
+    release = group["release"]
     standings = ", ".join(
-        f"{fleet['standings'][each]:,} {each.replace('_', ' ')}" for each in STANDINGS if fleet["standings"][each]
+        f"{group['standings'][each]:,} {each.replace('_', ' ')}" for each in STANDINGS if group["standings"][each]
     )
-    rows: list[tuple[str, object]] = [("group", name), ("nodes", f"{fleet['nodes']:,}")]
-    rows += [("standing", standings), ("overdue", fleet["overdue"])] if fleet["nodes"] else []
+    rows: list[tuple[str, object]] = [("group", group["name"]), ("nodes", f"{group['nodes']:,}")]
+    rows += [("standing", standings), ("overdue", group["overdue"])] if group["nodes"] else []
     if release is None:
         rows.append(("release", "none yet"))
     else:
@@ -59,9 +62,7 @@ async def show(name: str, as_json: bool) -> None:
             ("created", f"{output.ago(release['created_at'])} by {release['created_by']}"),
             ("reason", reason(release)),
         ]
-    output.pairs(rows)
-    for cause in fleet["failing"]:
-        output.say(fleet_watch.cause_line(name, cause), style="red")
+    return rows
 
 
 @command.command()
@@ -72,15 +73,12 @@ async def create(name: str, as_json: bool) -> None:
     """Make a group; nodes join it by a token for it, or are moved to it."""
     async with options.client() as control:
         made = await control.post(path("groups"), {"name": name})
-    if as_json:
-        output.document(made)
-    else:
-        output.say(f"group {made['name']} is made")
+    output.answered(made, f"group {made['name']} is made", as_json=as_json)
 
 
 @command.command()
 @click.argument("name", type=options.NAME)
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.yes_option
 @options.json_option
 @options.asynchronous
 async def delete(name: str, yes: bool, as_json: bool) -> None:
@@ -88,11 +86,7 @@ async def delete(name: str, yes: bool, as_json: bool) -> None:
 
     Its releases leave the lists; who made them when stays in the audit log. The name can be used again.
     """
-    if not yes:
-        click.confirm(f"Delete the group {name} and its releases?", abort=True, err=True)
+    options.confirm(f"Delete the group {name} and its releases?", yes)
     async with options.client() as control:
         await control.delete(path("groups", name))
-    if as_json:
-        output.document({"group": name, "deleted": True})
-    else:
-        output.say(f"group {name} is deleted")
+    output.answered({"group": name, "deleted": True}, f"group {name} is deleted", as_json=as_json)

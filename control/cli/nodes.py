@@ -8,6 +8,7 @@ from control import tokens
 from control.cli import status
 from control.cli.support import options, output, record_stream, releasing
 from control.cli.support.client import Json, connection_settings, path
+from control.cli.support.lists import ago, list_command
 from control.protocol.command_line import CommandGroup, DurationType
 from control.protocol.manifest import MANIFEST_FIELDS
 from control.sync.standing import STANDINGS
@@ -15,6 +16,16 @@ from control.sync.standing import STANDINGS
 SHOWN = 100
 """Nodes that a list for people has."""
 UNSEEN = DurationType(1, whole=True, plain=True)
+NODES: output.Columns = {
+    "NODE": "name",
+    "GROUP": "group",
+    "STANDING": status.standing,
+    "SEEN": ago("last_seen_at"),
+    "RELEASE": status.release_of,
+    "SCHEMA": "schema_version",
+    "FUNCTIONS": lambda node: output.functions(node["functions"]),
+}
+"""What the list of nodes shows."""
 STATES = ("online", "offline", "syncing", "revoked")
 CODES_SHOWN = 4
 """Codes with which calls of a function ended that `--calls` shows: the most frequent ones."""
@@ -55,25 +66,8 @@ async def list_nodes(overdue: bool, limit: int | None, as_json: bool, **filters:
     if most is not None and len(nodes) > most:
         nodes = nodes[:most]
         output.note(f"there are more: these are the first {most:,} (--limit; `skerry status` counts them)")
-    if as_json:
-        output.document(nodes)
-        return
-    output.table(
-        ["NODE", "GROUP", "STANDING", "SEEN", "RELEASE", "SCHEMA", "FUNCTIONS"],
-        [
-            [
-                node["name"],
-                node["group"],
-                status.standing(node),
-                output.ago(node["last_seen_at"]),
-                status.release_of(node),
-                node["schema_version"],
-                output.functions(node["functions"]),
-            ]
-            for node in nodes
-        ],
-        "no nodes: `skerry node token` makes a token for one to join with",
-    )
+    empty = "no nodes: `skerry node token` makes a token for one to join with"
+    output.listed(nodes, NODES, empty, as_json=as_json)
 
 
 @command.command()
@@ -87,11 +81,8 @@ async def show(node: str, calls: bool, as_json: bool) -> None:
         found = await control.get(path("nodes", node))
     if calls:
         found["calls"] = await _counted_calls(found)
-    if as_json:
-        output.document(found)
-        return
-    output.pairs(_details(found))
-    if calls:
+    output.shown(found, _details, as_json=as_json)
+    if calls and not as_json:
         _show_calls(found["calls"])
 
 
@@ -201,36 +192,26 @@ def token(context: click.Context, group: str, expires_in: int, rejoin: str | Non
         _make_token(group, expires_in, rejoin, as_json)
 
 
-@token.command("list")
-@click.option(
-    "--state", type=click.Choice(["open", "used", "expired", "revoked"]), help="Only the tokens in this state."
-)
-@options.json_option
-@options.asynchronous
-async def list_tokens(state: str | None, as_json: bool) -> None:
-    """List the join tokens, newest first. Their secrets aren't shown: control doesn't have them."""
-    async with options.client() as control:
-        found = await control.items(path("join-tokens"), state=state)
-    if as_json:
-        output.document(found)
-        return
-    output.table(
-        ["TOKEN", "GROUP", "REJOINS", "BY", "MADE", "ENDS", "STATE", "NODE"],
-        [
-            [
-                token["id"],
-                token["group"],
-                token["rejoin"],
-                token["created_by"],
-                output.ago(token["created_at"]),
-                output.ago(token["expires_at"]),
-                token["state"],
-                token["node"],
-            ]
-            for token in found
-        ],
+token.add_command(
+    list_command(
+        "join-tokens",
+        "List the join tokens, newest first. Their secrets aren't shown: control doesn't have them.",
+        {
+            "TOKEN": "id",
+            "GROUP": "group",
+            "REJOINS": "rejoin",
+            "BY": "created_by",
+            "MADE": ago("created_at"),
+            "ENDS": ago("expires_at"),
+            "STATE": "state",
+            "NODE": "node",
+        },
         "no join tokens",
+        click.option(
+            "--state", type=click.Choice(["open", "used", "expired", "revoked"]), help="Only the tokens in this state."
+        ),
     )
+)
 
 
 @token.command("revoke")
@@ -245,10 +226,7 @@ async def revoke_token(token: str, as_json: bool) -> None:
         raise click.BadParameter("it is no join token, and no id of one: `skerry node token list` has the ids")
     async with options.client() as control:
         await control.delete(path("join-tokens", id))
-    if as_json:
-        output.document({"id": id, "revoked": True})
-    else:
-        output.say(f"{id}: the token is refused from now on")
+    output.answered({"id": id, "revoked": True}, f"{id}: the token is refused from now on", as_json=as_json)
 
 
 @options.asynchronous
@@ -280,12 +258,11 @@ async def move(node: str, group: str, plan: bool, allowed: Json, as_json: bool) 
     async with options.client() as control:
         where = path("nodes", node, "move")
         moved = await (control.get(where, group=group) if plan else control.post(where, {"group": group, **allowed}))
-    if as_json:
-        output.document(moved)
-    elif plan:
-        releasing.show_move(moved)
-    else:
-        output.say(f"{moved['name']} is in group {moved['group']} now (target generation {moved['target_generation']})")
+    if plan:
+        output.document(moved) if as_json else releasing.show_move(moved)
+        return
+    line = f"{moved['name']} is in group {moved['group']} now (target generation {moved['target_generation']})"
+    output.answered(moved, line, as_json=as_json)
 
 
 @command.command()
@@ -297,10 +274,7 @@ async def rename(node: str, name: str, as_json: bool) -> None:
     """Give a node another name; its id, its records and its target stay. It learns the name by its next poll."""
     async with options.client() as control:
         renamed = await control.post(path("nodes", node, "rename"), {"name": name})
-    if as_json:
-        output.document(renamed)
-    else:
-        output.say(f"{node}: is called {renamed['name']} now")
+    output.answered(renamed, f"{node}: is called {renamed['name']} now", as_json=as_json)
 
 
 @command.command()
@@ -321,11 +295,8 @@ async def label(node: str, labels: tuple[str, ...], as_json: bool) -> None:
             raise click.BadParameter(f"{text!r} is neither KEY=VALUE nor KEY-", param_hint="LABELS")
     async with options.client() as control:
         labelled = await control.post(path("nodes", node, "labels"), {"set": given, "remove": gone})
-    if as_json:
-        output.document(labelled)
-    else:
-        told = " ".join(f"{key}={value}" for key, value in sorted(labelled["labels"].items()))
-        output.say(f"{labelled['name']}: {told or 'no labels'}")
+    told = " ".join(f"{key}={value}" for key, value in sorted(labelled["labels"].items()))
+    output.answered(labelled, f"{labelled['name']}: {told or 'no labels'}", as_json=as_json)
 
 
 @command.command()
@@ -340,7 +311,8 @@ async def revoke(node: str, as_json: bool) -> None:
     """
     async with options.client() as control:
         await control.post(path("nodes", node, "revoke"))
-    _done(node, "revoked", "its credentials are refused from now on", as_json)
+    line = f"{node}: its credentials are refused from now on"
+    output.answered({"node": node, "revoked": True}, line, as_json=as_json)
 
 
 @command.command()
@@ -351,32 +323,21 @@ async def retry(node: str, as_json: bool) -> None:
     """Let a node that failed try again now, without waiting for its next attempt."""
     async with options.client() as control:
         await control.post(path("nodes", node, "retry"))
-    _done(node, "retry", "tries again with its next poll", as_json)
+    output.answered({"node": node, "retry": True}, f"{node}: tries again with its next poll", as_json=as_json)
 
 
 @command.command()
 @click.argument("node")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.yes_option
 @options.json_option
 @options.asynchronous
 async def delete(node: str, yes: bool, as_json: bool) -> None:
     """Delete a node: its credentials are revoked and it leaves the lists; its records in the logs stay."""
-    if not yes:
-        click.confirm(f"Delete node {output.clean(node)} and revoke its credentials?", abort=True, err=True)
+    options.confirm(f"Delete node {output.clean(node)} and revoke its credentials?", yes)
     async with options.client() as control:
         await control.delete(path("nodes", node))
-    if as_json:
-        # By both words, since scripts may read the old one.
-        output.document({"node": node, "deleted": True, "removed": True})
-    else:
-        output.say(f"{node}: is deleted")
-
-
-def _done(node: str, what: str, text: str, as_json: bool) -> None:
-    if as_json:
-        output.document({"node": node, what: True})
-    else:
-        output.say(f"{node}: {text}")
+    # By both words, since scripts may read the old one.
+    output.answered({"node": node, "deleted": True, "removed": True}, f"{node}: is deleted", as_json=as_json)
 
 
 async def _counted_calls(node: Json) -> list[Json] | None:

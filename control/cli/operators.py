@@ -8,6 +8,7 @@ import click
 from control.access.rights import Role
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
+from control.cli.support.lists import ago, list_command
 from control.protocol import wire
 from control.protocol.command_line import CommandGroup, DurationType
 
@@ -81,30 +82,30 @@ async def add(
         output.note(f"it is good until {made['expires_at']}")
 
 
-@command.command("list")
-@options.json_option
-@options.asynchronous
-async def list_operators(as_json: bool) -> None:
-    """List the operators, what they may, and when they end."""
-    async with options.client() as control:
-        found = await control.items(path("operators"))
-    if as_json:
-        output.document(found)
-        return
-    output.table(
-        ["OPERATOR", "MAY", "ENDS", "LAST USED", "CREATED"],
-        [
-            [
-                o["name"],
-                granted(o),
-                o["expires_at"] or "never",
-                output.ago(o.get("last_used_at")),
-                output.ago(o.get("created_at")),
-            ]
-            for o in found
-        ],
+def granted(operator: Json) -> str:
+    """An operator's grants as they are given."""
+    return ", ".join(
+        g["role"]
+        + (f"@{g['group']}" if g["group"] else "")
+        + (f" ({', '.join(g['functions'])})" if g["functions"] else "")
+        for g in operator["grants"]
+    )
+
+
+command.add_command(
+    list_command(
+        "operators",
+        "List the operators, what they may, and when they end.",
+        {
+            "OPERATOR": "name",
+            "MAY": granted,
+            "ENDS": lambda operator: operator["expires_at"] or "never",
+            "LAST USED": ago("last_used_at"),
+            "CREATED": ago("created_at"),
+        },
         "no operators",
     )
+)
 
 
 @command.command()
@@ -115,22 +116,21 @@ async def show(name: str, as_json: bool) -> None:
     """Show what an operator may, until when, and when it was last heard of."""
     async with options.client() as control:
         found = await control.get(path("operators", name))
-    if as_json:
-        output.document(found)
-        return
-    person = found.get("person")
-    output.pairs(
-        [
-            ("operator", found["name"]),
-            ("id", found["id"]),
-            ("may", granted(found)),
-            ("ends", found["expires_at"] or "never"),
-            ("last used", output.ago(found["last_used_at"])),
-            ("created", found["created_at"]),
-            *([("old token until", found["old_token_ends_at"])] if found["old_token_ends_at"] else []),
-            *([("signs in by", f"{person['issuer']}, as {person['name']}")] if person else []),
-        ]
-    )
+    output.shown(found, _details, as_json=as_json)
+
+
+def _details(operator: Json) -> list[tuple[str, object]]:
+    person = operator.get("person")
+    return [
+        ("operator", operator["name"]),
+        ("id", operator["id"]),
+        ("may", granted(operator)),
+        ("ends", operator["expires_at"] or "never"),
+        ("last used", output.ago(operator["last_used_at"])),
+        ("created", operator["created_at"]),
+        *([("old token until", operator["old_token_ends_at"])] if operator["old_token_ends_at"] else []),
+        *([("signs in by", f"{person['issuer']}, as {person['name']}")] if person else []),
+    ]
 
 
 @command.command()
@@ -142,7 +142,7 @@ async def show(name: str, as_json: bool) -> None:
     show_default=True,
     help="How long the old token, and who has signed in by it, stay good: 1h.",
 )
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.yes_option
 @options.json_option
 @options.asynchronous
 async def rotate(name: str, keep_old: int, yes: bool, as_json: bool) -> None:
@@ -150,8 +150,7 @@ async def rotate(name: str, keep_old: int, yes: bool, as_json: bool) -> None:
 
     The old one ends at once, or after --keep-old, and with it the sessions that began before.
     """
-    if not yes and not keep_old:
-        click.confirm(f"End the token of operator {name} now, and who has signed in by it?", abort=True, err=True)
+    options.confirm(f"End the token of operator {name} now, and who has signed in by it?", yes or bool(keep_old))
     async with options.client() as control:
         made = await control.post(path("operators", name, "rotate"), {"keep_old": keep_old})
     if as_json:
@@ -193,27 +192,22 @@ async def change(
         raise click.UsageError("there is nothing to change: give --role, --expires-in or --no-end")
     async with options.client() as control:
         changed = await control.post(path("operators", name, "change"), body)
-    if as_json:
-        output.document(changed)
-    else:
-        output.say(f"{name}: {granted(changed)}; ends {changed['expires_at'] or 'never'}")
+    line = f"{name}: {granted(changed)}; ends {changed['expires_at'] or 'never'}"
+    output.answered(changed, line, as_json=as_json)
 
 
 @command.command()
 @click.argument("name", type=options.NAME)
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.yes_option
 @options.json_option
 @options.asynchronous
 async def revoke(name: str, yes: bool, as_json: bool) -> None:
     """Revoke an operator's token, and the join tokens that it made."""
-    if not yes:
-        click.confirm(f"Revoke the token of operator {name}?", abort=True, err=True)
+    options.confirm(f"Revoke the token of operator {name}?", yes)
     async with options.client() as control:
         await control.delete(path("operators", name))
-    if as_json:
-        output.document({"name": name, "revoked": True})
-    else:
-        output.say(f"{name}: the token is refused from now on")
+    line = f"{name}: the token is refused from now on"
+    output.answered({"name": name, "revoked": True}, line, as_json=as_json)
 
 
 def _grants(roles: tuple[Json, ...], functions: tuple[str, ...]) -> list[Json]:
@@ -221,13 +215,3 @@ def _grants(roles: tuple[Json, ...], functions: tuple[str, ...]) -> list[Json]:
     if functions and not any(g["role"] == "push" for g in roles):
         raise click.UsageError("--function is for the role push: give --role push, or push@GROUP")
     return [{**g, "functions": list(functions)} if functions and g["role"] == "push" else g for g in roles]
-
-
-def granted(operator: Json) -> str:
-    """An operator's grants as they are given."""
-    return ", ".join(
-        g["role"]
-        + (f"@{g['group']}" if g["group"] else "")
-        + (f" ({', '.join(g['functions'])})" if g["functions"] else "")
-        for g in operator["grants"]
-    )

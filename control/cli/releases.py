@@ -4,6 +4,7 @@ import click
 
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Json, path
+from control.cli.support.lists import ago, list_command
 from control.protocol.command_line import CommandGroup
 from control.protocol.counts import counted
 
@@ -13,41 +14,31 @@ def command() -> None:
     """Releases: the functions and the schema that a group's nodes should run."""
 
 
-@command.command("list")
-@click.option("--group", type=options.NAME, help="Only the releases of this group.")
-@options.limit_option
-@options.json_option
-@options.asynchronous
-async def list_releases(group: str | None, limit: int, as_json: bool) -> None:
-    """List the newest releases."""
-    async with options.client() as control:
-        found = await control.items(path("releases"), most=limit, group=group)
-    if as_json:
-        output.document(found)
-        return
-    output.table(
-        ["GROUP", "RELEASE", "GENERATION", "SCHEMA", "FUNCTIONS", "BY", "CREATED", "REASON"],
-        [
-            [
-                r["group"],
-                r["number"],
-                r["generation"],
-                r["schema_floor"],
-                output.functions(r["functions"]),
-                r["created_by"],
-                output.ago(r["created_at"]),
-                reason(r),
-            ]
-            for r in found
-        ],
-        "no releases: `skerry function push` and `skerry schema add` make one",
-    )
-
-
 def reason(release: Json) -> str:
     """The reason that a release was made for, with the release that it rolls back to."""
     back = f"rollback to {release['rollback_to']}" if release.get("rollback_to") else ""
     return ": ".join(text for text in (back, release.get("reason", "")) if text)
+
+
+command.add_command(
+    list_command(
+        "releases",
+        "List the newest releases.",
+        {
+            "GROUP": "group",
+            "RELEASE": "number",
+            "GENERATION": "generation",
+            "SCHEMA": "schema_floor",
+            "FUNCTIONS": lambda release: output.functions(release["functions"]),
+            "BY": "created_by",
+            "CREATED": ago("created_at"),
+            "REASON": reason,
+        },
+        "no releases: `skerry function push` and `skerry schema add` make one",
+        click.option("--group", type=options.NAME, help="Only the releases of this group."),
+        newest=True,
+    )
+)
 
 
 @command.command()
@@ -59,22 +50,21 @@ async def show(number: int, group: str, as_json: bool) -> None:
     """Show one release of a group."""
     async with options.client() as control:
         found = await control.get(path("releases", group, number))
-    if as_json:
-        output.document(found)
-        return
-    output.pairs(
-        [
-            ("release", f"{found['number']} of group {found['group']} ({found['id']})"),
-            ("generation", found["generation"]),
-            ("schema", found["schema_floor"]),
-            ("created", f"{output.ago(found['created_at'])} by {found['created_by']}"),
-            ("reason", reason(found)),
-            *(("function", f"{f['name']}@{f['version']} {f['sha256'][:12]}") for f in found["functions"]),
-            # Control of an earlier version doesn't answer them.
-            *(("change", line) for line, _ in releasing.changes(found.get("changes", {}))),
-            *(("change", line) for line, _ in releasing.moved_floor(found)),
-        ]
-    )
+    output.shown(found, _details, as_json=as_json)
+
+
+def _details(release: Json) -> list[tuple[str, object]]:
+    return [
+        ("release", f"{release['number']} of group {release['group']} ({release['id']})"),
+        ("generation", release["generation"]),
+        ("schema", release["schema_floor"]),
+        ("created", f"{output.ago(release['created_at'])} by {release['created_by']}"),
+        ("reason", reason(release)),
+        *(("function", f"{f['name']}@{f['version']} {f['sha256'][:12]}") for f in release["functions"]),
+        # Control of an earlier version doesn't answer them.
+        *(("change", line) for line, _ in releasing.changes(release.get("changes", {}))),
+        *(("change", line) for line, _ in releasing.moved_floor(release)),
+    ]
 
 
 @command.command()
@@ -86,11 +76,9 @@ async def retry(number: int, group: str, as_json: bool) -> None:
     """Let the failing nodes of a group try its newest release again now, without waiting for their next attempt."""
     async with options.client() as control:
         found = await control.post(path("releases", group, number, "retry"))
-    if as_json:
-        output.document(found)
-    else:
-        nodes = counted(found["nodes"], "failing node")
-        output.say(f"release {number} is tried again by {nodes} of group {group}, with the next poll")
+    nodes = counted(found["nodes"], "failing node")
+    line = f"release {number} is tried again by {nodes} of group {group}, with the next poll"
+    output.answered(found, line, as_json=as_json)
 
 
 @command.command()

@@ -6,6 +6,7 @@ import click
 
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Client, Json, RequestRefused, path
+from control.cli.support.lists import ago, list_command
 from control.protocol.command_line import CommandGroup
 
 
@@ -143,12 +144,8 @@ async def withdraw(number: int, file: Path | None, register: bool, as_json: bool
                 raise
             draft = await control.get(path("schema-changes", number, "reversal"))
         else:
-            if as_json:
-                output.document({"withdrawn": change, "draft": None, "added": None})
-            else:
-                output.say(
-                    f"schema change {number} ({change['name']}) is withdrawn: nodes get it as one without effect"
-                )
+            line = f"schema change {number} ({change['name']}) is withdrawn: nodes get it as one without effect"
+            output.answered({"withdrawn": change, "draft": None, "added": None}, line, as_json=as_json)
             return 0
         added = None
         if register and draft["sql"] and not draft["kept"]:
@@ -180,32 +177,29 @@ def _show_draft(draft: Json, added: Json | None, file: Path | None) -> None:
         output.say(draft["sql"].rstrip())
 
 
-@command.command("list")
-@options.json_option
-@options.asynchronous
-async def list_changes(as_json: bool) -> None:
-    """List the schema changes."""
-    async with options.client() as control:
-        found = await control.items(path("schema-changes"))
-    if as_json:
-        output.document(found)
-        return
-    output.table(
-        ["NUMBER", "NAME", "REVISION", "NODES", "CHECKSUM", "BY", "CREATED"],
-        [
-            [
-                c["number"],
-                f"{c['name']} (withdrawn)" if c.get("withdrawn") else c["name"],
-                c["revision"],
-                _nodes(c),
-                c["checksum"][:12],
-                c["created_by"],
-                output.ago(c["created_at"]),
-            ]
-            for c in found
-        ],
+def _nodes(change: Json) -> str:
+    """How many nodes have applied the change, and which revision of it, where that isn't the newest."""
+    nodes = {item["revision"]: item["nodes"] for item in change.get("nodes", [])}
+    newest = nodes.pop(change["revision"], 0)
+    return ", ".join([str(newest), *(f"{count} with revision {revision}" for revision, count in nodes.items())])
+
+
+command.add_command(
+    list_command(
+        "schema-changes",
+        "List the schema changes.",
+        {
+            "NUMBER": "number",
+            "NAME": lambda change: f"{change['name']} (withdrawn)" if change.get("withdrawn") else change["name"],
+            "REVISION": "revision",
+            "NODES": _nodes,
+            "CHECKSUM": lambda change: change["checksum"][:12],
+            "BY": "created_by",
+            "CREATED": ago("created_at"),
+        },
         "no schema changes: `skerry schema add FILE` registers one",
     )
+)
 
 
 @command.command()
@@ -216,27 +210,21 @@ async def show(number: int, as_json: bool) -> None:
     """Show a schema change: its SQL and its revisions."""
     async with options.client() as control:
         change = await control.get(path("schema-changes", number))
+    output.shown(change, _details, as_json=as_json)
     if as_json:
-        output.document(change)
         return
-    output.pairs(
-        [
-            ("change", f"{change['number']} {change['name']}"),
-            ("revision", change["revision"]),
-            ("checksum", change["checksum"]),
-            ("created", f"{output.ago(change['created_at'])} by {change['created_by']}"),
-            ("nodes", _nodes(change)),
-            ("in plans", f"since {output.ago(planned)}" if (planned := change.get("planned_at")) else "never"),
-        ]
-    )
     output.say(change["sql"])
     for revision in change.get("revisions", []):
         if revision["revision"] != change["revision"]:
             output.say(f"\n-- revision {revision['revision']}, {output.ago(revision['created_at'])}\n{revision['sql']}")
 
 
-def _nodes(change: Json) -> str:
-    """How many nodes have applied the change, and which revision of it, where that isn't the newest."""
-    nodes = {item["revision"]: item["nodes"] for item in change.get("nodes", [])}
-    newest = nodes.pop(change["revision"], 0)
-    return ", ".join([str(newest), *(f"{count} with revision {revision}" for revision, count in nodes.items())])
+def _details(change: Json) -> list[tuple[str, object]]:
+    return [
+        ("change", f"{change['number']} {change['name']}"),
+        ("revision", change["revision"]),
+        ("checksum", change["checksum"]),
+        ("created", f"{output.ago(change['created_at'])} by {change['created_by']}"),
+        ("nodes", _nodes(change)),
+        ("in plans", f"since {output.ago(planned)}" if (planned := change.get("planned_at")) else "never"),
+    ]

@@ -7,6 +7,7 @@ import click
 from control.cli import artifacts
 from control.cli.support import fleet_watch, options, output
 from control.cli.support.client import Client, Json, NotConverged, RequestRefused, path
+from control.cli.support.lists import ago
 from control.protocol.counts import counted
 from control.sync.standing import STANDINGS
 
@@ -156,7 +157,7 @@ def _show(groups: list[Json], nodes: list[Json], fleet: Json | None, limit: int)
         output.say(f"group {group['name']}: {told}", style="bold")
         members, others = by_group.get(group["name"], ([], []))
         if members or not others:
-            _table(members)
+            output.listed(members, NODES, "  no nodes", as_json=False)
         if others:
             output.say(f"  {_counted(others, bool(members))} (--limit shows more nodes)")
         for line in _releases(group["name"], fleet):
@@ -174,23 +175,16 @@ def _counted(nodes: list[Json], is_rest: bool) -> str:
     return f"{counted(len(nodes), 'more node' if is_rest else 'node')}: {told}"
 
 
-def _table(nodes: list[Json]) -> None:
-    output.table(
-        ["NODE", "STANDING", "RELEASE", "FUNCTIONS", "SCHEMA", "SEEN", "LAST SYNC"],
-        [
-            [
-                node["name"],
-                standing(node),
-                release_of(node),
-                output.functions(node["functions"]),
-                node["schema_version"],
-                output.ago(node["last_seen_at"]),
-                output.ago(node["last_sync_at"]),
-            ]
-            for node in nodes
-        ],
-        "  no nodes",
-    )
+NODES: output.Columns = {
+    "NODE": "name",
+    "STANDING": standing,
+    "RELEASE": release_of,
+    "FUNCTIONS": lambda node: output.functions(node["functions"]),
+    "SCHEMA": "schema_version",
+    "SEEN": ago("last_seen_at"),
+    "LAST SYNC": ago("last_sync_at"),
+}
+"""What is shown of each node."""
 
 
 def _releases(group: str, fleet: Json | None) -> list[str]:

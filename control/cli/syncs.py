@@ -2,8 +2,8 @@
 
 import click
 
-from control.cli.support import options, output
-from control.cli.support.client import path
+from control.cli.support import output
+from control.cli.support.lists import ago, list_command
 from control.protocol.command_line import CommandGroup
 
 
@@ -12,38 +12,28 @@ def command() -> None:
     """The log of the nodes' syncs."""
 
 
-@command.command("list")
-@click.option("--node", help="Only this node's.")
-@click.option(
-    "--status",
-    type=click.Choice(["running", "succeeded", "failed", "expired", "superseded"]),
-    help="Only the syncs in this state.",
-)
-@options.limit_option
-@options.json_option
-@options.asynchronous
-async def list_syncs(node: str | None, status: str | None, limit: int, as_json: bool) -> None:
-    """List the newest syncs."""
-    async with options.client() as control:
-        found = await control.items(path("syncs"), most=limit, node=node, status=status)
-    if as_json:
-        output.document(found)
-        return
-    output.table(
-        ["NODE", "RELEASE", "GENERATION", "STATUS", "STEP", "STARTED", "ENDED", "FOLDED", "ERROR"],
-        [
-            [
-                s["node"],
-                s.get("release"),
-                s["generation"],
-                s["status"],
-                s.get("step"),
-                output.ago(s["started_at"]),
-                output.ago(s["ended_at"]) if s.get("ended_at") else "",
-                s["folded"] or "",
-                f"{s['error']['message']} [{s['error']['code']}]" if s.get("error") else "",
-            ]
-            for s in found
-        ],
+command.add_command(
+    list_command(
+        "syncs",
+        "List the newest syncs.",
+        {
+            "NODE": "node",
+            "RELEASE": lambda sync: sync.get("release"),
+            "GENERATION": "generation",
+            "STATUS": "status",
+            "STEP": lambda sync: sync.get("step"),
+            "STARTED": ago("started_at"),
+            "ENDED": lambda sync: output.ago(sync["ended_at"]) if sync.get("ended_at") else "",
+            "FOLDED": lambda sync: sync["folded"] or "",
+            "ERROR": lambda sync: f"{sync['error']['message']} [{sync['error']['code']}]" if sync.get("error") else "",
+        },
         "no syncs",
+        click.option("--node", help="Only this node's."),
+        click.option(
+            "--status",
+            type=click.Choice(["running", "succeeded", "failed", "expired", "superseded"]),
+            help="Only the syncs in this state.",
+        ),
+        newest=True,
     )
+)

@@ -7,6 +7,7 @@ import click
 
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
+from control.cli.support.lists import ago, list_command
 from control.protocol.command_line import CommandGroup, DurationType
 from control.protocol.wire import EVENT_KINDS
 
@@ -56,50 +57,36 @@ async def add(name: str, url: str, kinds: tuple[str, ...], secret_file: IO[str] 
     output.note(f"try it: skerry webhook test {name}")
 
 
-@command.command("list")
-@options.json_option
-@options.asynchronous
-async def list_webhooks(as_json: bool) -> None:
-    """List the webhooks, and how many of their messages wait and were given up."""
-    async with options.client() as control:
-        found = await control.items(path("webhooks"))
-    if as_json:
-        output.document(found)
-        return
-    output.table(
-        ["WEBHOOK", "URL", "EVENTS", "STATE", "WAITING", "GIVEN UP", "CREATED"],
-        [
-            [
-                w["name"],
-                w["url"],
-                ", ".join(w["kinds"]) or "all",
-                "ended by its receiver (410)" if w["ended_at"] else "on",
-                w["waiting"],
-                w["given_up"],
-                output.ago(w["created_at"]),
-            ]
-            for w in found
-        ],
+command.add_command(
+    list_command(
+        "webhooks",
+        "List the webhooks, and how many of their messages wait and were given up.",
+        {
+            "WEBHOOK": "name",
+            "URL": "url",
+            "EVENTS": lambda webhook: ", ".join(webhook["kinds"]) or "all",
+            "STATE": lambda webhook: "ended by its receiver (410)" if webhook["ended_at"] else "on",
+            "WAITING": "waiting",
+            "GIVEN UP": "given_up",
+            "CREATED": ago("created_at"),
+        },
         "no webhooks",
     )
+)
 
 
 @command.command()
 @click.argument("name", type=options.NAME)
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.yes_option
 @options.json_option
 @options.asynchronous
 async def delete(name: str, yes: bool, as_json: bool) -> None:
     """Delete a webhook, with the messages that wait for it."""
-    if not yes:
-        click.confirm(f"Delete the webhook {name}, with the messages that wait for it?", abort=True, err=True)
+    options.confirm(f"Delete the webhook {name}, with the messages that wait for it?", yes)
     async with options.client() as control:
         await control.delete(path("webhooks", name))
-    if as_json:
-        # By both words, since scripts may read the old one.
-        output.document({"name": name, "deleted": True, "removed": True})
-    else:
-        output.say(f"{name}: deleted")
+    # By both words, since scripts may read the old one.
+    output.answered({"name": name, "deleted": True, "removed": True}, f"{name}: deleted", as_json=as_json)
 
 
 @command.command()
@@ -136,40 +123,33 @@ async def test(name: str, within: float, as_json: bool) -> None:
         raise Failure(f"{name}: {found['error']}", cure=again if found["state"] == "waiting" else gone)
 
 
-@command.command()
-@click.option("--webhook", type=options.NAME, help="Messages to this webhook.")
-@click.option(
-    "--state", type=click.Choice(["waiting", "delivered", "given-up"]), help="Messages that are in this state."
-)
-@options.limit_option
-@options.json_option
-@options.asynchronous
-async def deliveries(webhook: str | None, state: str | None, limit: int, as_json: bool) -> None:
-    """List messages and what became of them, newest first: what was given up is listed for seven days."""
-    state = None if state is None else state.replace("-", "_")
-    async with options.client() as control:
-        found = await control.items(path("webhook-deliveries"), most=limit, webhook=webhook, state=state)
-    if as_json:
-        output.document(found)
-        return
-    output.table(
-        ["AT", "WEBHOOK", "EVENT", "TIMES", "STATE", "ATTEMPTS", "NEXT", "LAST ANSWER", "MESSAGE"],
-        [
-            [
-                d["created_at"],
-                d["webhook"],
-                d["kind"],
-                d["times"],
-                d["state"].replace("_", " "),
-                d["attempts"],
-                output.ago(d["next_at"]) if d["next_at"] else "-",
-                d["error"] or d["status"],
-                d["id"],
-            ]
-            for d in found
-        ],
+command.add_command(
+    list_command(
+        "webhook-deliveries",
+        "List messages and what became of them, newest first: what was given up is listed for seven days.",
+        {
+            "AT": "created_at",
+            "WEBHOOK": "webhook",
+            "EVENT": "kind",
+            "TIMES": "times",
+            "STATE": lambda delivery: delivery["state"].replace("_", " "),
+            "ATTEMPTS": "attempts",
+            "NEXT": lambda delivery: output.ago(delivery["next_at"]) if delivery["next_at"] else "-",
+            "LAST ANSWER": lambda delivery: delivery["error"] or delivery["status"],
+            "MESSAGE": "id",
+        },
         "no messages",
+        click.option("--webhook", type=options.NAME, help="Messages to this webhook."),
+        click.option(
+            "--state",
+            type=click.Choice(["waiting", "delivered", "given-up"]),
+            callback=lambda _context, _option, state: state and state.replace("-", "_"),
+            help="Messages that are in this state.",
+        ),
+        name="deliveries",
+        newest=True,
     )
+)
 
 
 async def _attempted(control: Client, webhook: str, id: str) -> Json:

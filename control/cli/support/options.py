@@ -117,6 +117,16 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for scripts.")(function)
 
 
+def yes_option(function: F) -> F:
+    return click.option("--yes", is_flag=True, help="Don't ask.")(function)
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before something is done that can't be undone, unless `yes`. Raises: Abort, when the answer isn't yes."""
+    if not yes:
+        click.confirm(question, abort=True, err=True)
+
+
 def limit_option(function: F) -> F:
     return click.option(
         "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many."

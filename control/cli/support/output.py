@@ -4,7 +4,7 @@ Text from control and nodes may hold anything, so control characters never reach
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,12 +13,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from control.cli.support.client import Failure
+from control.cli.support.client import Failure, Json
 
 PLAIN_WIDTH = 240
 """Columns of the output where it isn't a terminal, so that nothing is cut in a file or a pipe."""
 DIRECTIONS = (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 """Characters that turn the direction of what follows: a text with them reads as another one."""
+Columns = Mapping[str, str | Callable[[Json], object]]
+"""The columns of a list: below each heading a field of an item, or what is made of the item."""
 _CONTROL = {c: "\ufffd" for c in (*range(0x20), *range(0x7F, 0xA0), *DIRECTIONS) if c not in (0x09, 0x0A)}
 
 
@@ -68,6 +70,25 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
     console().print(shown)
 
 
+def listed(items: Iterable[Json], columns: Columns, empty: str, *, as_json: bool) -> None:
+    """Print a list: one JSON document, or a table of these columns, or the line `empty` where it has no items."""
+    if as_json:
+        document(items)
+        return
+    rows = [[item[of] if isinstance(of, str) else of(item) for of in columns.values()] for item in items]
+    table(list(columns), rows, empty)
+
+
+def shown(item: Json, details: Callable[[Json], Iterable[tuple[str, object]]], *, as_json: bool) -> None:
+    """Print one thing: as one JSON document, or by the names and values that `details` makes of it."""
+    document(item) if as_json else pairs(details(item))
+
+
+def answered(answer: object, line: str, *, as_json: bool) -> None:
+    """Print what a command has done: as one JSON document, or as a line."""
+    document(answer) if as_json else say(line)
+
+
 def pairs(rows: Iterable[tuple[str, object]]) -> None:
     """Print names with their values, one a line."""
     shown = Table(box=None, show_header=False, pad_edge=False)
@@ -111,6 +132,11 @@ def span(seconds: float) -> str:
 def when(time: str) -> datetime:
     """Parse an RFC 3339 time, as control writes it."""
     return datetime.fromisoformat(time.replace("Z", "+00:00"))
+
+
+def rfc3339(time: datetime) -> str:
+    """Return a time as control reads it."""
+    return time.isoformat().replace("+00:00", "Z")
 
 
 def size(count: int) -> str:

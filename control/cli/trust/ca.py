@@ -37,13 +37,15 @@ async def command(check: bool, as_json: bool) -> None:
 
 def _show(held: Json, nodes: Json) -> None:
     authorities = [one for one in held["certificates"] if one["what"] == "ca"]
-    output.table(
-        ["CA", "FINGERPRINT (SHA256)", "UNTIL"],
-        [
-            [one["name"], one["sha256"], f"{one['ends_at'][:10]} UTC ({output.ago(one['ends_at'])})"]
-            for one in authorities
-        ],
+    output.listed(
+        authorities,
+        {
+            "CA": "name",
+            "FINGERPRINT (SHA256)": "sha256",
+            "UNTIL": lambda one: f"{one['ends_at'][:10]} UTC ({output.ago(one['ends_at'])})",
+        },
         "control gives out no CA (SKERRY_CA_CERT): nodes trust what their system trusts",
+        as_json=False,
     )
     for line, style in certificate_lines(
         {**held, "certificates": [o for o in held["certificates"] if o not in authorities]}

@@ -1,0 +1,45 @@
+"""The lists of `skerry`, each declared: where control has it, what its table shows, and its filters."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import click
+
+from control.cli.support import options, output
+from control.cli.support.client import path
+
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def list_command(
+    where: str,
+    text: str,
+    columns: output.Columns,
+    empty: str,
+    *filters: Option,
+    name: str = "list",
+    newest: bool = False,
+) -> click.Command:
+    """Return a command that lists what control has below a path, with `--json`.
+
+    `text` is its help, and `empty` what it says where there is nothing. Each of `filters` is a parameter of the
+    request, by its name. With `newest` it has `--limit`, and without that option lists the newest 20.
+    """
+
+    @options.asynchronous
+    async def run(as_json: bool, limit: int | None = None, **query: Any) -> None:
+        given = {name: output.rfc3339(v) if isinstance(v, datetime) else v for name, v in query.items()}
+        async with options.client() as control:
+            found = await control.items(path(where), most=limit, **given)
+        output.listed(found, columns, empty, as_json=as_json)
+
+    command: Callable[..., Any] = run
+    for option in reversed([*filters, *([options.limit_option] if newest else []), options.json_option]):
+        command = option(command)
+    return click.command(name, help=text)(command)
+
+
+def ago(field: str) -> Callable[[dict[str, Any]], str]:
+    """Return what makes a column say how long ago the time in a field was, or in how long it will be."""
+    return lambda item: output.ago(item.get(field))
