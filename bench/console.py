@@ -27,7 +27,7 @@ from bench.parts import cpu, watched_nodes
 from bench.parts.load import percentile, request
 from bench.parts.servers import Site, choose_port, folder, process, site
 from control import tokens
-from control.cli.support.local import OTHER_PORTS
+from control.cli.up.installation import OTHER_PORTS
 from control.protocol import wire
 
 BAR = 1

@@ -19,7 +19,7 @@ from bench.parts import both, cpu, rounds
 from bench.parts.load import Client, Expected, request
 from bench.parts.rounds import Loaded
 from bench.parts.servers import choose_port, process
-from control.cli.support.local import OTHER_PORTS
+from control.cli.up.installation import OTHER_PORTS
 from tests.guests.build import guest
 
 BAR = 0.5

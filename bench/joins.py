@@ -24,7 +24,7 @@ from bench import result
 from bench.parts import cpu
 from bench.parts.servers import Process, choose_port, folder, process, site
 from bench.poll import ask
-from control.cli.support.local import OTHER_PORTS
+from control.cli.up.installation import OTHER_PORTS
 from control.local.process import ending_with_us
 from control.protocol import wire
 

@@ -20,7 +20,7 @@ from bench import result
 from bench.parts import cpu
 from bench.parts.load import Client, Expected, Round, request
 from bench.parts.servers import Site, choose_port, folder, process, site
-from control.cli.support.local import OTHER_PORTS
+from control.cli.up.installation import OTHER_PORTS
 from control.protocol import wire
 
 BAR = 0.65

@@ -19,7 +19,7 @@ from bench import result
 from bench.parts import cpu
 from bench.parts.load import Client, Expected, Round, request
 from bench.parts.servers import choose_port, node_alone, process
-from control.cli.support.local import OTHER_PORTS
+from control.cli.up.installation import OTHER_PORTS
 from tests.guests.build import guest
 
 BAR = 0.5

@@ -18,7 +18,7 @@ import aiohttp
 import asyncpg
 
 from bench.parts.servers import Site, choose_port, process
-from control.cli.support.local import OTHER_PORTS
+from control.cli.up.installation import OTHER_PORTS
 from edge_runtime.aot_cache import QUICK
 from edge_runtime.guests.function_code import compile_artifact
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from control.cli.support.local import OTHER_PORTS
+from control.cli.up.installation import OTHER_PORTS
 from control.local.process import choose_port, ending_with_us
 from tests.guests.build import native
 

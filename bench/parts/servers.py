@@ -18,7 +18,7 @@ from uuid import uuid4
 import aiohttp
 import orjson
 
-from control.cli.support.local import OTHER_PORTS
+from control.cli.up.installation import OTHER_PORTS
 from control.clock import SystemClock
 from control.local import embedded, pki
 from control.local.process import choose_port, ending_with_us

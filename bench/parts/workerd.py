@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from control.cli.support.local import OTHER_PORTS
+from control.cli.up.installation import OTHER_PORTS
 from control.local.process import choose_port, ending_with_us
 from tests.guests.build import wat
 

@@ -11,10 +11,11 @@ import orjson
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from control import manifest_rules
-from control.cli.support import authoring, options, output, project, project_schema, releasing, toolchains
+from control.cli.project import authoring, project_files, project_schema, toolchains
+from control.cli.project.project_push import ProjectPush, Uploaded
+from control.cli.support import options, output, releasing
 from control.cli.support.client import Client, Json, path
 from control.cli.support.lists import ago, list_command
-from control.cli.support.project_push import ProjectPush, Uploaded
 from control.protocol.command_line import CommandGroup, DurationType
 from control.protocol.manifest import Manifest, unfit
 
@@ -172,7 +173,7 @@ class OptionsOfManifest(NamedTuple):
 
 def _modules(
     what: tuple[str, ...], manifest: Path | None
-) -> tuple[project.Project | None, list[tuple[str, Path, Json]]]:
+) -> tuple[project_files.Project | None, list[tuple[str, Path, Json]]]:
     """Return the project, if it is one, and name, module and manifest of each function to push.
 
     Raises: UsageError, when the arguments are neither FOLDER nor NAME FILE; Failure, when the project can't be read.
@@ -182,7 +183,7 @@ def _modules(
             raise click.UsageError("a project's manifest is in its function.toml: --manifest goes with NAME FILE")
         if not Path(what[0]).is_dir():
             raise click.UsageError(f"{what[0]} is no folder: push takes a project's FOLDER, or NAME FILE")
-        found = project.read(Path(what[0]))
+        found = project_files.read(Path(what[0]))
         return found, [(source.name, source.module, source.manifest) for source in found.functions]
     if len(what) != 2:
         raise click.UsageError("push takes a project's FOLDER, or NAME FILE")

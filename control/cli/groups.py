@@ -2,8 +2,9 @@
 
 import click
 
+from control.cli import status_watch
 from control.cli.releases import reason
-from control.cli.support import fleet_watch, options, output
+from control.cli.support import options, output
 from control.cli.support.client import Json, path
 from control.cli.support.lists import list_command
 from control.protocol.command_line import CommandGroup
@@ -42,7 +43,7 @@ async def show(name: str, as_json: bool) -> None:
     output.shown({**fleet, "release": newest[0] if newest else None}, _details, as_json=as_json)
     if not as_json:
         for cause in fleet["failing"]:
-            output.say(fleet_watch.cause_line(name, cause), style="red")
+            output.say(status_watch.cause_line(name, cause), style="red")
 
 
 def _details(group: Json) -> list[tuple[str, object]]:

@@ -16,7 +16,7 @@ from control.protocol import settings_in_force
 from control.protocol.command_line import LazyGroup, completion, output_failure, prepare_output, version_option
 
 VERBS = {
-    "up": "control.cli.up:command",
+    "up": "control.cli.up.up_steps:command",
     "serve": "control.cli.serve:command",
     "migrate": "control.cli.migrate:command",
     "login": "control.cli.signing_in:login",
@@ -27,8 +27,8 @@ VERBS = {
     "doctor": "control.cli.doctor.fleet_doctor:command",
     "node": "control.cli.nodes:command",
     "function": "control.cli.functions:command",
-    "dev": "control.cli.dev:command",
-    "test": "control.cli.testing.run_cases:command",
+    "dev": "control.cli.project.dev:command",
+    "test": "control.cli.project.run_cases:command",
     "schema": "control.cli.schema:command",
     "release": "control.cli.releases:command",
     "rollback": "control.cli.releases:rollback",
@@ -41,9 +41,9 @@ VERBS = {
     "logs": "control.cli.logs:command",
     "calls": "control.cli.logs:calls",
     "artifacts": "control.cli.artifacts:command",
-    "recover": "control.cli.recovery.recover:command",
+    "recover": "control.cli.recover:command",
     "settings": "control.cli.settings:command",
-    "ca": "control.cli.trust.ca:command",
+    "ca": "control.cli.ca:command",
 }
 """The module of each verb, and its name there. They are imported when they are used."""
 

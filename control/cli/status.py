@@ -4,8 +4,8 @@ from collections import Counter
 
 import click
 
-from control.cli import artifacts
-from control.cli.support import fleet_watch, options, output
+from control.cli import artifacts, status_watch
+from control.cli.support import options, output
 from control.cli.support.client import Client, Json, NotConverged, RequestRefused, path
 from control.cli.support.lists import ago
 from control.protocol.counts import counted
@@ -37,9 +37,9 @@ async def command(group: str | None, watch: bool, check: bool, limit: int, as_js
     if watch:
         if check or as_json:
             raise click.UsageError("--watch shows and goes on: it goes with --group alone")
-        fleet_watch.check_terminal()
+        status_watch.check_terminal()
         async with options.client() as control:
-            await fleet_watch.watch(control, group)
+            await status_watch.watch(control, group)
         return
     async with options.client() as control:
         groups = [g for g in await control.items(path("groups")) if group in (None, g["name"])]
@@ -192,4 +192,4 @@ def _releases(group: str, fleet: Json | None) -> list[str]:
     if fleet is None:
         return []
     found = [release for seen in fleet["groups"] if seen["name"] == group for release in seen["releases"]]
-    return [fleet_watch.release_line(release, fleet["minutes"]) for release in found]
+    return [status_watch.release_line(release, fleet["minutes"]) for release in found]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from control.cli.support import project, toolchains
-from control.cli.support.authoring import LANGUAGES
+from control.cli.project import project_files, toolchains
+from control.cli.project.authoring import LANGUAGES
 from tests.guests.build import CACHE, ROOT
 from tests.support.programs import Done, command
 
@@ -32,11 +32,11 @@ def needs(language: str) -> None:
         pytest.skip(f"{lacking}; or all that the tests can use: just toolchains")
 
 
-async def made(language: str, folder: Path, name: str = "notes") -> project.Project:
+async def made(language: str, folder: Path, name: str = "notes") -> project_files.Project:
     """A new project in that language, in a folder that isn't there yet."""
     done = await command("control.cli", "function", "new", name, "--lang", language, "--into", folder)
     assert done.status == 0, done.err
-    return project.read(folder)
+    return project_files.read(folder)
 
 
 async def built(folder: Path) -> Done:
@@ -44,14 +44,14 @@ async def built(folder: Path) -> Done:
     return await command("control.cli", "function", "build", folder, "--json", limit=COMPILERS)
 
 
-def schema(of: project.Project) -> list[str]:
+def schema(of: project_files.Project) -> list[str]:
     """Return the SQL of the project's schema changes, in their order."""
     return [change.sql for change in of.changes()]
 
 
-def copy(language: str, folder: Path, source: Path) -> project.Project:
+def copy(language: str, folder: Path, source: Path) -> project_files.Project:
     """The language's project with another program in it."""
     shutil.copytree(ROOT / "examples" / language, folder)
-    found = project.read(folder)
+    found = project_files.read(folder)
     shutil.copyfile(source, folder / next(folder.glob("main.*")).name)
     return found

@@ -76,6 +76,7 @@ USER: Final = (
     "tests/integration/edge_runtime/test_full_disk.py",
     "tests/integration/edge_runtime/test_shortage.py",
     "tests/integration/edge_runtime/web",
+    "tests/unit/control/cli/project",
     "tests/unit/control/cli/support",
     "tests/unit/control/local",
     "tests/unit/edge_runtime",

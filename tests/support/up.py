@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from control.cli import main as cli
-from control.cli.support.local import Home
+from control.cli.up.installation import Home
 from control.local.process import ending_with_us
 from tests.support.deadlines import scaled
 from tests.support.environment import without_settings

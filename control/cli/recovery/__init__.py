@@ -1,2 +1,1 @@
-"""The verbs for when data was lost or is old: `verify` compares the bucket with the metadata, `recover`
-brings restored metadata back to what nodes run."""
+"""`skerry artifacts verify`, which compares the bucket with the metadata."""

@@ -1,5 +1,5 @@
-"""What the commands of `skerry` share: the client of control's API, output, function projects, compilers.
+"""What the commands of `skerry` share: the client of control's API, options, lists, output, releases.
 
-May import everything of control but the commands themselves (`example` alone uses those of `skerry function`). Start
+May import everything of control but the commands themselves. Start
 with `client`.
 """

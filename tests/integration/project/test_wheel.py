@@ -13,8 +13,8 @@ from zipfile import ZipFile
 
 import pytest
 
-from control.cli.support import project
-from control.cli.support.authoring import LANGUAGES
+from control.cli.project import project_files
+from control.cli.project.authoring import LANGUAGES
 from control.protocol import version
 from tests.support.deadlines import scaled
 
@@ -80,7 +80,7 @@ def test_the_wheel_has_the_sql_and_finds_it_there(wheel, tmp_path):
     made = f"{use}sys.exit(any([main.run(each) for each in {new}]))"
     subprocess.run([sys.executable, "-c", made], check=True, cwd=tmp_path, timeout=scaled(60))
     for language in LANGUAGES:
-        found = project.read(tmp_path / language)
+        found = project_files.read(tmp_path / language)
         assert found.name == "orders"
         assert len(found.changes()) == 1
         assert not found.functions[0].module.exists()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from control.cli import main as cli
-from control.cli.support import toolchains
+from control.cli.project import toolchains
 from tests.support.deadlines import scaled
 
 LIMIT = 240

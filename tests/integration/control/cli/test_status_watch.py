@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from control.cli.support import fleet_watch
+from control.cli import status_watch
 from tests.support import numbers, seeds
 from tests.support.deadlines import deadline
 from tests.support.ports import free_port
@@ -138,12 +138,12 @@ async def test_what_can_not_be_redrawn_is_refused(arguments: tuple[str, ...], te
 
 def test_how_a_release_does_is_said_in_a_line() -> None:
     release = {"release": 3, "nodes": 1, "calls": 0, "errors": 0, "p99": None}
-    assert fleet_watch.release_line(release, 10) == "release 3: 1 node, no calls in 10 min"
+    assert status_watch.release_line(release, 10) == "release 3: 1 node, no calls in 10 min"
     release |= {"nodes": 1200, "calls": 12_345, "errors": 12_345, "p99": 0.0123}
     line = "release 3: 1,200 nodes, 12,345 calls in 10 min, errors 12,345 (100.0 %), p99 12 ms"
-    assert fleet_watch.release_line(release, 10) == line
-    assert [fleet_watch.seconds(time) for time in (None, 0.00034, 0.0034, 0.99, 3.21)] == [
+    assert status_watch.release_line(release, 10) == line
+    assert [status_watch.seconds(time) for time in (None, 0.00034, 0.0034, 0.99, 3.21)] == [
         *("-", "340 µs", "3.4 ms", "990 ms", "3.2 s")
     ]
     cause = {"code": "disk_full", "text": "no room", "nodes": 7, "examples": ["a", "b"]}
-    assert fleet_watch.cause_line("shops", cause) == "shops: 7 nodes fail: no room [disk_full] (a, b, …)"
+    assert status_watch.cause_line("shops", cause) == "shops: 7 nodes fail: no room [disk_full] (a, b, …)"

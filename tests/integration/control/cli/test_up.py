@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from control.access.sessions import COOKIE
-from control.cli.support import local
+from control.cli.up import installation
 from control.local.process import ServiceError
 from tests.support.cookies_and_forms import ConsoleBrowser
 from tests.support.deadlines import scaled
@@ -192,7 +192,7 @@ def test_the_first_step_that_fails_is_named(home: Path) -> None:
 
 
 async def test_one_that_ends_again_and_again_is_given_up(tmp_path: Path) -> None:
-    child = local.PythonService(local.Home(tmp_path), 0, "brief", ["this"], {})
+    child = installation.PythonService(installation.Home(tmp_path), 0, "brief", ["this"], {})
 
     async def start() -> None:
         await child.start(ready)
@@ -203,5 +203,5 @@ async def test_one_that_ends_again_and_again_is_given_up(tmp_path: Path) -> None
     told: list[str] = []
     await start()
     with pytest.raises(ServiceError, match="brief ended with status 0"):
-        await local.watch([local.SupervisedServer(child, start)], lambda: True, told.append)
-    assert len(told) == 2 * local.RESTARTS
+        await installation.watch([installation.SupervisedServer(child, start)], lambda: True, told.append)
+    assert len(told) == 2 * installation.RESTARTS

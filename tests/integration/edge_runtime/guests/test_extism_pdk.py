@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from control.cli.support.toolchains import TOOLCHAINS
+from control.cli.project.toolchains import TOOLCHAINS
 from edge_runtime.guests.guest import LoadedFunction
 from edge_runtime.oneshot.check import check_module
 from tests.guests.build import CACHE, HERE

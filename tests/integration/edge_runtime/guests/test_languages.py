@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from control.cli.support.authoring import LANGUAGES
+from control.cli.project.authoring import LANGUAGES
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.release.compile_jobs import CompileJobs
 from tests.support import projects

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 from aiohttp import web
 
-from control.cli import up
-from control.cli.support import ending, example, local
+from control.cli.support import ending
 from control.cli.support.client import Failure
+from control.cli.up import example, installation, up_steps
 from control.local.process import ServiceError
 
 
@@ -53,20 +53,20 @@ async def test_a_wrong_answer_of_the_example_is_a_failure_of_the_demo(
 ) -> None:
     async with edge(answer) as url:
         if told is None:
-            assert answer[1] in await up.called(url, expected, must=must)
+            assert answer[1] in await up_steps.called(url, expected, must=must)
             return
         with pytest.raises(Failure) as failed:
-            await up.called(url, expected, must=must)
+            await up_steps.called(url, expected, must=must)
     assert told in str(failed.value)
 
 
 async def test_a_node_that_has_just_started_may_not_be_ready_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     async with edge((503, "starts"), (200, example.ANSWER)) as url:
-        assert "answers {" in await up.called(url, None, must=True)
-    monkeypatch.setattr(up, "CALL_LIMIT", 0.0)
+        assert "answers {" in await up_steps.called(url, None, must=True)
+    monkeypatch.setattr(up_steps, "CALL_LIMIT", 0.0)
     async with edge((503, "stuck")) as url:
         with pytest.raises(Failure, match="answered 503 stuck"):
-            await up.called(url, None, must=True)
+            await up_steps.called(url, None, must=True)
 
 
 def test_further_signals_do_not_interrupt_the_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +101,7 @@ def test_root_by_sudo_makes_no_home_in_another_users_folder(tmp_path: Path, monk
     monkeypatch.setattr(
         Path, "stat", lambda path, **how: SimpleNamespace(st_uid=1234) if path == users else stat(path, **how)
     )
-    home = local.Home(users / "clone" / ".skerry")
+    home = installation.Home(users / "clone" / ".skerry")
     monkeypatch.setenv("SUDO_UID", "1234")
     with pytest.raises(ServiceError, match=f"{users} is the user 1234's, and this runs as root: run it as"):
         home.make()

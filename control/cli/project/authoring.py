@@ -11,7 +11,8 @@ import click
 import orjson
 
 import control
-from control.cli.support import options, output, project, toolchains
+from control.cli.project import project_files, toolchains
+from control.cli.support import options, output
 from control.cli.support.client import Failure, Json
 from control.protocol.counts import counted
 
@@ -61,7 +62,7 @@ def new(name: str, lang: str, into: Path | None, several: Path | None) -> None:
     """
     if into is not None and several is not None:
         raise click.UsageError("--into and --project are one or the other")
-    if several is None and into is None and Path(project.SEVERAL).is_file():
+    if several is None and into is None and Path(project_files.SEVERAL).is_file():
         several = Path()
     folder = into or (several or Path()) / name
     if folder.exists() and any(folder.iterdir()):
@@ -76,11 +77,11 @@ def new(name: str, lang: str, into: Path | None, several: Path | None) -> None:
         copy_function=shutil.copyfile,
         dirs_exist_ok=True,
     )
-    for pattern in ("main.*", "schema/*.sql", f"{project.TESTS}/*.toml"):
+    for pattern in ("main.*", "schema/*.sql", f"{project_files.TESTS}/*.toml"):
         for path in folder.glob(pattern):
             _replace(path, *((before, before.replace(TEMPLATE_NAME, table)) for before in NAMED))
             path.rename(path.with_name(path.name.replace(TEMPLATE_NAME, table if path.suffix == ".sql" else name)))
-    _replace(folder / project.FILE, (f'name = "{TEMPLATE_NAME}"', f'name = "{name}"'))
+    _replace(folder / project_files.FILE, (f'name = "{TEMPLATE_NAME}"', f'name = "{name}"'))
     _replace(
         folder / "README.md",
         (f"# {TEMPLATE_NAME}\n", f"# {name}\n"),
@@ -99,10 +100,10 @@ def new(name: str, lang: str, into: Path | None, several: Path | None) -> None:
 
 def _write_editor_files(folder: Path) -> None:
     """Write what editors need for a new project."""
-    (folder / EDITORS_SCHEMA).write_bytes(orjson.dumps(project.file_schema(), option=orjson.OPT_INDENT_2) + b"\n")
+    (folder / EDITORS_SCHEMA).write_bytes(orjson.dumps(project_files.file_schema(), option=orjson.OPT_INDENT_2) + b"\n")
     told = f"#:schema ./{EDITORS_SCHEMA}\n"
-    (folder / project.FILE).write_text(told + (folder / project.FILE).read_text("utf-8"), "utf-8")
-    for source in project.read(folder).functions:
+    (folder / project_files.FILE).write_text(told + (folder / project_files.FILE).read_text("utf-8"), "utf-8")
+    for source in project_files.read(folder).functions:
         toolchains.write_editor_files(folder, source.build)
 
 
@@ -131,14 +132,14 @@ def _begin_project(folder: Path) -> int:
 
     Raises: ProjectInvalid, when what is there is no such project.
     """
-    file, schema = folder / project.SEVERAL, folder / SCHEMA
+    file, schema = folder / project_files.SEVERAL, folder / SCHEMA
     if file.exists():
-        settings = project.read_several(folder)
+        settings = project_files.read_several(folder)
         schema = folder / (settings.schema or SCHEMA)
-    elif (folder / project.FILE).exists():
-        raise project.ProjectInvalid(
+    elif (folder / project_files.FILE).exists():
+        raise project_files.ProjectInvalid(
             f"{folder} is a project of one function",
-            cure=f"move it into a folder in {folder}, write {project.SEVERAL} (docs/functions.md), and try again",
+            cure=f"move it into a folder in {folder}, write {project_files.SEVERAL} (docs/functions.md), and try again",
         )
     else:
         name = folder.resolve().name
@@ -150,7 +151,7 @@ def _begin_project(folder: Path) -> int:
             "utf-8",
         )
     return 1 + max(
-        (int(match[1]) for path in _listed(schema) if (match := project.SCHEMA.fullmatch(path.name))), default=0
+        (int(match[1]) for path in _listed(schema) if (match := project_files.SCHEMA.fullmatch(path.name))), default=0
     )
 
 
@@ -160,14 +161,14 @@ def _listed(folder: Path) -> list[Path]:
 
 def _share_schema(folder: Path, several: Path, number: int) -> None:
     """Make the new function's schema file the project's, with that number."""
-    schema = several / (project.read_several(several).schema or SCHEMA)
+    schema = several / (project_files.read_several(several).schema or SCHEMA)
     schema.mkdir(parents=True, exist_ok=True)
     for path in sorted((folder / SCHEMA).glob("*.sql")):
         rest = path.name.partition("_")[2]
         shutil.move(path, schema / f"{number:04d}_{rest}")
         number += 1
     (folder / SCHEMA).rmdir()
-    _replace(folder / project.FILE, (f'schema = "{SCHEMA}"\n', ""))
+    _replace(folder / project_files.FILE, (f'schema = "{SCHEMA}"\n', ""))
     _replace(folder / "README.md", (f"`{SCHEMA}/` its table", f"`{SCHEMA}/` of the project its table"))
 
 
@@ -183,7 +184,7 @@ async def build(folder: Path, as_json: bool) -> None:
     The commands are in the functions' function.toml; where a compiler isn't here, you are told what to install.
     """
     done: list[Json] = []
-    for source in project.read(folder).functions:
+    for source in project_files.read(folder).functions:
         toolchains.write_editor_files(source.folder, source.build)
         seconds = await toolchains.build(source)
         checked = await check(source)
@@ -205,10 +206,10 @@ def schema() -> None:
     `skerry function new` writes it to function.schema.json; after an upgrade of Skerry, this does so again:
     `skerry function schema > function.schema.json`.
     """
-    output.document(project.file_schema())
+    output.document(project_files.file_schema())
 
 
-async def check(source: project.FunctionSource) -> Json:
+async def check(source: project_files.FunctionSource) -> Json:
     """Return what a node's check says of a function's module; it runs in a child process.
 
     Raises: Failure, when a node can't run the module, or the check fails or takes longer than `CHECK_LIMIT`.

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import control
+from control.cli.project.project_files import FunctionSource
 from control.cli.support import output
 from control.cli.support.client import Failure
-from control.cli.support.project import FunctionSource
 
 FLAGS = "compile_flags.txt"
 """By it clangd finds the C library of WASI that Zig has. It names folders of this machine, so git ignores it."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from control.cli.functions import check_manifest, read_manifest, upload
-from control.cli.support.authoring import examples
+from control.cli.project.authoring import examples
 from control.cli.support.client import Client, Failure, Json, path
 from control.protocol.manifest import Manifest, manifest_digest
 

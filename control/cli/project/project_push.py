@@ -8,10 +8,11 @@ import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from control.cli.support import output, project_schema, releasing
+from control.cli.project import project_schema
+from control.cli.project.project_files import Project, SchemaFile
+from control.cli.project.project_schema import ProjectSchema
+from control.cli.support import output, releasing
 from control.cli.support.client import Client, Json, RequestRefused, path
-from control.cli.support.project import Project, SchemaFile
-from control.cli.support.project_schema import ProjectSchema
 
 STEPS = "-- skerry:"
 """What a schema change has that goes in steps: it can't be tried together with others."""

@@ -24,8 +24,8 @@ import msgspec
 import orjson
 from msgspec import UNSET, Meta, UnsetType, field
 
+from control.cli.project.project_files import TESTS, FunctionSource, Project, ProjectInvalid
 from control.cli.support.client import Json
-from control.cli.support.project import TESTS, FunctionSource, Project, ProjectInvalid
 from control.protocol.manifest import unknown_field
 
 CASE = re.compile(r"^[ \t]*\[\[[ \t]*case[ \t]*\]\]", re.MULTILINE)

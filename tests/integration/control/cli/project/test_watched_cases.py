@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from control.cli.support.followed_files import FollowedFiles
-from control.cli.testing import run_cases
+from control.cli.project import run_cases
+from control.cli.project.followed_files import FollowedFiles
 from tests.guests.build import guest
 from tests.support.cases_project import Folder, sent
 from tests.support.deadlines import scaled

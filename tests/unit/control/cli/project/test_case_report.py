@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
-from control.cli.support.project import FunctionSource
-from control.cli.testing import case_report
-from control.cli.testing.case_calls import CaseDone, CaseResult
-from control.cli.testing.case_files import CaseRequest, CaseRows, TestCase
-from control.cli.testing.case_report import Ended, compared, same
+from control.cli.project import case_report
+from control.cli.project.case_calls import CaseDone, CaseResult
+from control.cli.project.case_files import CaseRequest, CaseRows, TestCase
+from control.cli.project.case_report import Ended, compared, same
+from control.cli.project.project_files import FunctionSource
 
 FUNCTION = FunctionSource(Path("f"), "f", "", Path("f/f.wasm"))
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from control.cli.support import options, output, project, toolchains
+from control.cli.project import case_calls, case_files, case_report, project_files, toolchains
+from control.cli.project.case_files import TestCase
+from control.cli.project.case_report import Ended
+from control.cli.project.followed_files import FollowedFiles
+from control.cli.project.project_files import TESTS, Project
+from control.cli.support import options, output
 from control.cli.support.client import Failure
-from control.cli.support.followed_files import FollowedFiles
-from control.cli.support.project import TESTS, Project
-from control.cli.testing import case_calls, case_files, case_report
-from control.cli.testing.case_files import TestCase
-from control.cli.testing.case_report import Ended
 from control.protocol.counts import counted
 
 
@@ -41,8 +41,8 @@ async def command(folder: Path, word: str, watch: bool, junit: Path | None) -> i
     """
     if not watch:
         built: set[str] = set()
-        return await _run(project.read(folder), word, junit, built)
-    files = FollowedFiles(project.read(folder).folders())
+        return await _run(project_files.read(folder), word, junit, built)
+    files = FollowedFiles(project_files.read(folder).folders())
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(files.watch())
@@ -60,7 +60,7 @@ async def _again(folder: Path, word: str, junit: Path | None, files: FollowedFil
         different = {path for path in await files.different() if junit is None or path.resolve() != junit.resolve()}
         if different:
             try:
-                found = project.read(folder)
+                found = project_files.read(folder)
                 built -= {source.name for source in found.concerned(different)}
                 await _run(found, word, junit, built)
             except Failure as failed:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from control.cli import main as cli
-from control.cli.support import authoring, project, toolchains
+from control.cli.project import authoring, project_files, toolchains
 from tests.support.deadlines import deadline, scaled
 from tests.support.programs import runs
 
@@ -26,15 +26,15 @@ TOML = 'name = "f"\nmodule = "f.wasm"\n'
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A project that python "builds"."""
-    (tmp_path / project.FILE).write_text(TOML + f"build = '{sys.executable} make.py'\nschema = \"schema\"\n")
+    (tmp_path / project_files.FILE).write_text(TOML + f"build = '{sys.executable} make.py'\nschema = \"schema\"\n")
     (tmp_path / "make.py").write_text("open('f.wasm', 'wb').write(b'\\0asm')")
     (tmp_path / "schema").mkdir()
     return tmp_path
 
 
 def refused(folder: Path) -> str:
-    with pytest.raises(project.ProjectInvalid) as error:
-        project.read(folder).changes()
+    with pytest.raises(project_files.ProjectInvalid) as error:
+        project_files.read(folder).changes()
     assert error.value.exit_code == 2
     return str(error.value)
 
@@ -45,7 +45,7 @@ def test_a_new_project_is_named_and_whole(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.run(["function", "new", "my-orders", "--lang", language]) == 0
-    found = project.read(tmp_path / "my-orders")
+    found = project_files.read(tmp_path / "my-orders")
     assert found.name == "my-orders"
     assert [change.number for change in found.changes()] == [1]
     assert "/functions/my-orders?" in (found.folder / "README.md").read_text()
@@ -86,7 +86,7 @@ def test_its_table_is_named_after_it(
         for language_too in ("other", name):
             if language_too != name:
                 cli.run(["function", "new", language_too, "--lang", language])
-            opened.executescript(project.read(tmp_path / language_too).changes()[0].sql)
+            opened.executescript(project_files.read(tmp_path / language_too).changes()[0].sql)
     opened.close()
 
 
@@ -98,20 +98,20 @@ def test_a_project_has_several_functions_and_one_schema(
     monkeypatch.chdir(tmp_path / "shop")
     # Within the project, it is the one.
     assert cli.run(["function", "new", "stock", "--lang", "rust"]) == 0
-    found = project.read(Path())
+    found = project_files.read(Path())
     assert (found.name, [source.name for source in found.functions]) == ("shop", ["orders", "stock"])
     assert [(change.number, change.name) for change in found.changes()] == [(1, "orders"), (2, "stock")]
     assert not (tmp_path / "shop" / "stock" / "schema").exists()
-    alone = project.read(tmp_path / "shop" / "stock")
+    alone = project_files.read(tmp_path / "shop" / "stock")
     assert (alone.name, [source.name for source in alone.functions]) == ("shop", ["stock"])
     assert [change.number for change in alone.changes()] == [1, 2]
     # Also from a folder within.
     monkeypatch.chdir(tmp_path / "shop" / "stock" / "tests")
-    assert [change.number for change in project.read(Path("..")).changes()] == [1, 2]
+    assert [change.number for change in project_files.read(Path("..")).changes()] == [1, 2]
     (tmp_path / "more" / "within").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "more" / "within")
     assert cli.run(["function", "new", "orders", "--lang", "c", "--project", ".."]) == 0
-    assert project.read(tmp_path / "more").name == "more"
+    assert project_files.read(tmp_path / "more").name == "more"
     monkeypatch.chdir(tmp_path / "shop")
     # One that is there isn't written over, and a project of one function stays one.
     capsys.readouterr()
@@ -125,7 +125,7 @@ def test_which_functions_a_file_concerns(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     for name in ("orders", "stock"):
         assert cli.run(["function", "new", name, "--lang", "c", "--project", "shop"]) == 0
-    found = project.read(Path("shop"))
+    found = project_files.read(Path("shop"))
     for path, names in (
         ("shop/orders/main.c", ["orders"]),
         ("shop/orders/deeper/one.c", ["orders"]),
@@ -186,9 +186,9 @@ def test_what_is_wrong_with_a_project_of_several_is_named(files: dict[str, str],
     ],
 )
 def test_what_is_wrong_in_function_toml_is_named(text: str, told: str, tmp_path: Path) -> None:
-    (tmp_path / project.FILE).write_text(text)
+    (tmp_path / project_files.FILE).write_text(text)
     message = refused(tmp_path)
-    assert str(tmp_path / project.FILE) in message
+    assert str(tmp_path / project_files.FILE) in message
     assert told in message
 
 
@@ -210,12 +210,12 @@ def test_the_schema_is_in_the_order_of_its_numbers(folder: Path) -> None:
     for name in ("10_j", "9_i", *(f"000{number}_{chr(96 + number)}" for number in range(1, 9))):
         (folder / "schema" / f"{name}.sql").write_text(f"-- {name}")
     (folder / "schema" / "notes.txt").write_text("no change")
-    changes = project.read(folder).changes()
+    changes = project_files.read(folder).changes()
     assert [(c.number, c.name, c.sql[-1]) for c in changes] == [(n, chr(96 + n), chr(96 + n)) for n in range(1, 11)]
 
 
 async def test_a_build_runs_in_the_project_and_makes_its_module(folder: Path) -> None:
-    found = project.read(folder)
+    found = project_files.read(folder)
     assert await toolchains.build(found.functions[0]) > 0
     assert found.functions[0].module.read_bytes() == b"\0asm"
 
@@ -230,14 +230,14 @@ async def test_a_build_runs_in_the_project_and_makes_its_module(folder: Path) ->
 async def test_a_build_that_fails_says_why(program: str, told: str, folder: Path) -> None:
     (folder / "make.py").write_text(program)
     with pytest.raises(toolchains.BuildFailed) as error:
-        await toolchains.build(project.read(folder).functions[0])
+        await toolchains.build(project_files.read(folder).functions[0])
     assert told in str(error.value)
 
 
 async def test_a_build_that_is_given_up_leaves_nothing_running(folder: Path) -> None:
     sleeper = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
     (folder / "make.py").write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeper!r}])")
-    building = asyncio.ensure_future(toolchains.build(project.read(folder).functions[0]))
+    building = asyncio.ensure_future(toolchains.build(project_files.read(folder).functions[0]))
     async with deadline(20):
         while not (folder / "pid").exists() or not (folder / "pid").read_text():
             await asyncio.sleep(0.01)
@@ -255,9 +255,9 @@ async def test_a_build_that_is_given_up_leaves_nothing_running(folder: Path) -> 
     [("nosuchcompiler x", "nosuchcompiler"), ("{clang} x", "there are zig"), ("'x", "can't be read")],
 )
 async def test_a_build_command_that_cannot_run_is_named(command: str, told: str, folder: Path) -> None:
-    (folder / project.FILE).write_text(TOML + f'build = "{command}"')
+    (folder / project_files.FILE).write_text(TOML + f'build = "{command}"')
     with pytest.raises(toolchains.BuildFailed) as error:
-        await toolchains.build(project.read(folder).functions[0])
+        await toolchains.build(project_files.read(folder).functions[0])
     assert told in str(error.value)
 
 
@@ -303,9 +303,9 @@ async def test_a_compiler_in_the_project_is_found_from_anywhere(
     compiler.parent.mkdir(parents=True)
     compiler.write_text("#!/bin/sh\necho made > f.wasm\n")
     compiler.chmod(0o755)
-    (tmp_path / "f" / project.FILE).write_text(TOML + 'build = "{asc} main.ts"\n')
+    (tmp_path / "f" / project_files.FILE).write_text(TOML + 'build = "{asc} main.ts"\n')
     monkeypatch.chdir(tmp_path)
-    found = project.read(Path("f"))
+    found = project_files.read(Path("f"))
     await toolchains.build(found.functions[0])
     assert found.functions[0].module.read_text() == "made\n"
 
@@ -325,7 +325,7 @@ def test_a_long_build_says_on_a_terminal_what_it_does(folder: Path) -> None:
     """And says nothing where stderr is a file or a pipe, as in CI."""
     goes_on = folder / "go"
     os.mkfifo(goes_on)
-    (folder / project.FILE).write_text(TOML + "build = 'cat go'\n")
+    (folder / project_files.FILE).write_text(TOML + "build = 'cat go'\n")
     command = [sys.executable, "-m", "control.cli", "function", "build", str(folder)]
     ours, theirs = os.openpty()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:

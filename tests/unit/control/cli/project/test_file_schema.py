@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from control.cli import main as cli
-from control.cli.support import authoring, project
+from control.cli.project import authoring, project_files
 from control.protocol.manifest import Cors, HttpGrant, Manifest, Probe, Route
 
-VALIDATOR = jsonschema_rs.validator_for(project.file_schema())
+VALIDATOR = jsonschema_rs.validator_for(project_files.file_schema())
 TEXTS = st.one_of(
     st.sampled_from(["", "GET", "get", "read", "wagi", "/", "/orders/{id}", "/a/{rest...}", "*.a.example:80"]),
     st.sampled_from(["http://10.0.0.1:8080", "https://shop.example", "null", "*", "KEY", "1st", "x-header", "GET\n"]),
@@ -90,7 +90,7 @@ def test_a_new_project_has_it_and_fits_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.run(["function", "new", "f", "--lang", language]) == 0
-    first, _, rest = (tmp_path / "f" / project.FILE).read_text().partition("\n")
+    first, _, rest = (tmp_path / "f" / project_files.FILE).read_text().partition("\n")
     named = first.removeprefix("#:schema ")
     written = (tmp_path / "f" / named).read_bytes()
     assert jsonschema_rs.validator_for(orjson.loads(written)).is_valid(tomllib.loads(rest))

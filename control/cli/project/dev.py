@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from control.cli.support import ending, options, output, project, toolchains
+from control.cli.project import project_files, toolchains
+from control.cli.project.followed_files import FollowedFiles
+from control.cli.project.local_edge import PORTS, EdgeEnded, LocalEdge, free_address
+from control.cli.support import ending, options, output
 from control.cli.support.client import Failure
-from control.cli.support.followed_files import FollowedFiles
-from control.cli.support.local_edge import PORTS, EdgeEnded, LocalEdge, free_address
 
 SECRETS = "secrets.toml"
 """The file in the edge's folder that has secrets, where no other one is named."""
@@ -44,7 +45,7 @@ async def command(folder: Path, listen: str | None, state: Path | None, secrets:
     database is made again. The file of secrets is followed, too. Needs no control; Ctrl-C ends it.
     """
     ending.end_once()
-    found = project.read(folder)
+    found = project_files.read(folder)
     beside = [secrets] if secrets is not None else [state / SECRETS] if state is not None else []
     files = FollowedFiles(found.folders(), beside)
     if state is not None:
@@ -74,7 +75,7 @@ async def _follow(folder: Path, edge: LocalEdge, files: FollowedFiles, secrets: 
         different = await files.different()
         try:
             if different:
-                found = project.read(folder)
+                found = project_files.read(folder)
                 built -= {source.name for source in found.concerned(different - secrets)}
                 for source in found.functions:
                     if source.name not in built:

@@ -10,9 +10,9 @@ from typing import Self
 
 import orjson
 
+from control.cli.project.project_files import FunctionSource, Project
 from control.cli.support import output
 from control.cli.support.client import Failure, Json
-from control.cli.support.project import FunctionSource, Project
 
 HOST = "127.0.0.1"
 PORTS = range(8088, 8188)

@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 from msgspec import UNSET
 
-from control.cli.testing.case_calls import CaseDone, CaseResult
-from control.cli.testing.case_files import TestCase
+from control.cli.project.case_calls import CaseDone, CaseResult
+from control.cli.project.case_files import TestCase
 
 SHOWN = 2000
 """Characters of an answer's body that are shown where it isn't compared."""

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from control.cli.project.project_files import Project, SchemaFile
 from control.cli.support.client import Client, Failure, Json, path
-from control.cli.support.project import Project, SchemaFile
 from control.protocol import wire
 
 NAME_LIMIT = 200

@@ -16,8 +16,9 @@ import aiohttp
 import click
 
 from control.cli import migrate, signing_in
-from control.cli.support import ending, example, local, options, output, waiting
+from control.cli.support import ending, options, output, waiting
 from control.cli.support.client import HOME_FILE, Client, ConnectionSettings, Failure, Json, RequestRefused, home, path
+from control.cli.up import example, installation
 from control.local import embedded, pki
 from control.local.process import ServiceError, read_settings, write_settings
 from control.protocol.bounded_http_client import BoundedConnector
@@ -42,7 +43,7 @@ async def command(demo: bool) -> None:
     SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL set, those are used. Ctrl-C ends everything.
     """
     ending.end_once()
-    up = Up(local.Home(home()))
+    up = Up(installation.Home(home()))
     try:
         await up.run(demo)
     except asyncio.CancelledError:
@@ -57,9 +58,9 @@ async def command(demo: bool) -> None:
 class Up:
     """One run of `skerry up`."""
 
-    def __init__(self, files: local.Home) -> None:
+    def __init__(self, files: installation.Home) -> None:
         self._home = files
-        self._children: list[local.SupervisedServer] = []
+        self._children: list[installation.SupervisedServer] = []
         self._began = time.monotonic()
         self._step_now = ""
         self.serving = False
@@ -89,7 +90,7 @@ class Up:
 
     async def _watch(self) -> None:
         try:
-            await local.watch(self._children, lambda: self.serving, lambda text: output.say(text, "yellow"))
+            await installation.watch(self._children, lambda: self.serving, lambda text: output.say(text, "yellow"))
         except ServiceError as error:
             raise StepFailed(f"{self._step_now}: {error}", cure=f"logs: {self._home.logs}") from error
 
@@ -112,7 +113,7 @@ class Up:
 
     async def _services(self, stack: AsyncExitStack) -> tuple[str, str]:
         async with self._step("services") as told:
-            outside = local.outside_services()
+            outside = installation.outside_services()
             if outside is not None:
                 message = f"another `skerry up` runs in {self._home.folder}; end it first"
                 await stack.enter_async_context(embedded.locked(self._home.folder / "lock", 0, message))
@@ -121,7 +122,7 @@ class Up:
                 return outside
             services = await stack.enter_async_context(embedded.services(self._home.folder))
             for server in (services.metadata, services.artifacts):
-                self._children.append(local.SupervisedServer(server, server.start))
+                self._children.append(installation.SupervisedServer(server, server.start))
             told.append(f"PostgreSQL at {_place(services.metadata_url)}, SeaweedFS at {_place(services.artifacts_url)}")
             return services.metadata_url, services.artifacts_url
 
@@ -132,12 +133,12 @@ class Up:
         async with self._step("migrate") as told:
             applied, first = await migrate.run(metadata_url, None)
             told.append(f"{len(applied)} applied" if applied else "the schema has all of this version")
-        held = await stack.enter_async_context(local.children_lock(self._home))
-        control_port, edge_port = local.ports(self._home)
+        held = await stack.enter_async_context(installation.children_lock(self._home))
+        control_port, edge_port = installation.ports(self._home)
         url, edge_url = f"https://127.0.0.1:{control_port}", f"http://127.0.0.1:{edge_port}"
 
         async with self._step("control") as told:
-            settings = local.control_settings(self._home, keys, control_port, metadata_url, artifacts_url)
+            settings = installation.control_settings(self._home, keys, control_port, metadata_url, artifacts_url)
             await self._start_control(stack, held, settings, url, keys.ca)
             told.append(f"serves {url}")
         async with self._step("operator") as told:
@@ -148,7 +149,7 @@ class Up:
         await self._join(client, held, url)
         async with self._step("edge") as told:
             await self._start_edge(stack, held, edge_url)
-            told.append(f"node {local.NODE} serves {edge_url}")
+            told.append(f"node {installation.NODE} serves {edge_url}")
         new = await self._deploy(client)
         async with self._step("call") as told:
             told.append(await called(edge_url, example.ANSWER if new else None, must=new or demo))
@@ -158,7 +159,7 @@ class Up:
         self, stack: AsyncExitStack, held: int, settings: dict[str, str], url: str, ca: Path
     ) -> None:
         self._home.spool.mkdir(mode=0o700, exist_ok=True)
-        child = local.PythonService(self._home, held, "control", ["control.cli", "serve"], settings)
+        child = installation.PythonService(self._home, held, "control", ["control.cli", "serve"], settings)
         await self._start(stack, child, _ready(f"{url}/readyz", ssl.create_default_context(cafile=str(ca))))
 
     async def _operator(
@@ -183,25 +184,27 @@ class Up:
         return ConnectionSettings(url, token, ca, edge_url)
 
     async def _join(self, client: Client, held: int, url: str) -> None:
-        if local.point_edge(self._home, url):
+        if installation.point_edge(self._home, url):
             return
         async with self._step("join") as told:
             made = await client.post(path("join-tokens"), {"group": example.GROUP})
             arguments = ["edge_runtime.cli.main", "join", "--control", url, "--state", str(self._home.edge)]
-            arguments += ["--name", local.NODE]
-            await local.PythonService(self._home, held, "join", arguments, {"SKERRY_JOIN_TOKEN": made["token"]}).run()
-            told.append(f"node {local.NODE}, with a one-time token")
+            arguments += ["--name", installation.NODE]
+            await installation.PythonService(
+                self._home, held, "join", arguments, {"SKERRY_JOIN_TOKEN": made["token"]}
+            ).run()
+            told.append(f"node {installation.NODE}, with a one-time token")
 
     async def _start_edge(self, stack: AsyncExitStack, held: int, edge_url: str) -> None:
         listen = edge_url.removeprefix("http://")
         arguments = ["edge_runtime.cli.main", "run", "--state", str(self._home.edge), "--listen", listen]
-        child = local.PythonService(self._home, held, "edge", arguments, {})
+        child = installation.PythonService(self._home, held, "edge", arguments, {})
         await self._start(stack, child, _ready(f"{edge_url}/_skerry/healthz", None))
 
-    async def _start(self, stack: AsyncExitStack, child: local.PythonService, ready: local.Ready) -> None:
+    async def _start(self, stack: AsyncExitStack, child: installation.PythonService, ready: installation.Ready) -> None:
         stack.push_async_callback(child.stop)
         await child.start(ready)
-        self._children.append(local.SupervisedServer(child, lambda: child.start(ready)))
+        self._children.append(installation.SupervisedServer(child, lambda: child.start(ready)))
 
     async def _deploy(self, client: Client) -> bool:
         """Deploy the example, the first time only, and return whether it was: what an operator changes later stays."""
@@ -219,7 +222,7 @@ class Up:
         async with self._step("sync") as told:
             followed = await waiting.follow(client, release, ARRIVAL_LIMIT, offline_too=True, quiet=True)
             followed.check(release, ARRIVAL_LIMIT, quiet=True)
-            told.append(f"node {local.NODE} runs release {release['number']}")
+            told.append(f"node {installation.NODE} runs release {release['number']}")
         self._home.keep(example=True)
         return True
 
@@ -284,7 +287,7 @@ def _place(url: str) -> str:
     return url.rpartition("@")[2].partition("/")[0]
 
 
-def _ready(url: str, tls: ssl.SSLContext | None) -> local.Ready:
+def _ready(url: str, tls: ssl.SSLContext | None) -> installation.Ready:
     async def ready() -> bool:
         limit = aiohttp.ClientTimeout(total=2)
         try:

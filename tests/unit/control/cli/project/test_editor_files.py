@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from control.cli import main as cli
-from control.cli.support import authoring, project, toolchains
+from control.cli.project import authoring, project_files, toolchains
 from tests.support.deadlines import scaled
 
 
@@ -32,7 +32,7 @@ def test_clang_has_no_error_in_a_new_c_project(tmp_path: Path, monkeypatch: pyte
     assert "error" in errors(folder, "--target=wasm32-wasip1", "-nostdinc")
     assert toolchains.FLAGS in (folder / ".gitignore").read_text().splitlines()
     # In a clone, which hasn't them, the build writes them; those that somebody wrote stay.
-    build = project.read(folder).functions[0].build
+    build = project_files.read(folder).functions[0].build
     (folder / toolchains.FLAGS).unlink()
     toolchains.write_editor_files(folder, build)
     assert (folder / toolchains.FLAGS).read_text().splitlines() == flags

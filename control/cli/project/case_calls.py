@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from control.cli.project.case_files import TestCase
+from control.cli.project.project_files import SchemaFile
 from control.cli.support.client import Failure
-from control.cli.support.project import SchemaFile
-from control.cli.testing.case_files import TestCase
 
 LINE_LIMIT = 256 * 1024 * 1024
 """Bytes of how a call ended, with its answer and the rows after it."""

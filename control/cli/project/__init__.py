@@ -1,0 +1,5 @@
+"""What an author does with a project in a folder: begin, build, serve here, test and push it.
+
+Start with `project_files`, which reads the project. `authoring` writes and checks one, `toolchains` builds it, `dev`
+serves it here and follows its files, `run_cases` runs its test cases, and `project_push` makes a release of it.
+"""

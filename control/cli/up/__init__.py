@@ -1,0 +1,4 @@
+"""`skerry up`: everything on this machine, with an example.
+
+Start with `up_steps`, the command. `installation` has the files and the processes, `example` what is deployed.
+"""
