@@ -11,7 +11,7 @@ import orjson
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from control import manifest_rules
-from control.cli.project import authoring, project_files, project_schema, toolchains
+from control.cli.project import authoring, project_files, project_push, toolchains
 from control.cli.project.project_push import ProjectPush, Uploaded
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Client, Json, path
@@ -113,9 +113,9 @@ async def push(
     async with options.client() as control:
         # Before builds, which may take their time, and before anything is uploaded.
         floor = None if no_release else await releasing.floor_of(control, group)
-        own = project_schema.ProjectSchema([])
+        own = project_push.ProjectSchema([])
         if found is not None and schema is None:
-            own = await project_schema.compared(control, found)
+            own = await project_push.compared(control, found)
         for source in found.functions if found is not None else ():
             took = await toolchains.build(source)
             if not as_json:

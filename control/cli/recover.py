@@ -2,7 +2,7 @@
 
 import click
 
-from control.cli.recovery import verify
+from control.cli import artifacts
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
 from control.protocol.counts import counted
@@ -27,7 +27,7 @@ async def command(yes: bool, as_json: bool) -> None:
     async with options.client() as control:
         where = path("recovery")
         found = await (control.post(where) if yes else control.get(where))
-        store = await verify.compare(control, read=False, quiet=as_json)
+        store = await artifacts.compare(control, read=False, quiet=as_json)
     if as_json:
         output.document({"recovered": yes, **found, "store": store})
         return
@@ -39,7 +39,7 @@ async def command(yes: bool, as_json: bool) -> None:
         output.say("what is to be done by hand:" if yes else "what is then to be done by hand:", style="bold")
     for line in left:
         output.say(f"  {line}")
-    verify.show_unknown(store)
+    artifacts.show_unknown(store)
     if not yes and (found["jump_to"] is not None or found["later_versions"] or found["restored_at"]):
         output.say("nothing was changed: `skerry recover --yes` does it")
 
@@ -89,7 +89,7 @@ def _left(found: Json, store: Json) -> list[str]:
             f"{version['name']}@{version['version']} ({why}) runs on {counted(version['nodes'], 'node')}, such as "
             f"{version['node']}: push it again (`skerry function push`); sha256 {version['sha256']}"
         )
-    lines += [verify.fault_line(fault) + ": `skerry artifacts verify --repair`" for fault in store["faults"]]
+    lines += [artifacts.fault_line(fault) + ": `skerry artifacts verify --repair`" for fault in store["faults"]]
     for group in found["behind"]:
         nodes, lack = counted(group["nodes"], "node"), "doesn't" if group["nodes"] == 1 else "don't"
         lines.append(

@@ -1,7 +1,7 @@
 """`skerry doctor`: what is wrong with control and its fleet, or will soon be, by what control's API tells an operator.
 
-Start with `fleet_doctor`, the command. `fleet_rules`, `access_rules` and `version_rules` are functions from answers of
-control to findings. `findings` is how findings are told, which `skerry-edge doctor` imports, too.
+Start with `fleet_doctor`, the command. The modules of rules, one for each subject, are functions from answers of
+control to findings. How findings are told is in `control.protocol.findings`.
 """
 
 from typing import Final

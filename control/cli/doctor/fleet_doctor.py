@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 import click
 
 from control.cli import audit
-from control.cli.doctor import access_rules, fleet_rules, version_rules
+from control.cli.doctor import access_rules, bucket_rules, certificate_rules, fleet_rules, version_rules
 from control.cli.support import options, output
 from control.cli.support.client import Client, Json, RequestRefused, Unreachable, path
 from control.protocol import findings, settings_in_force, version
@@ -86,7 +86,7 @@ async def _look(control: Client, now: datetime, found: list[Finding]) -> None:
     if ready is not None:
         found += fleet_rules.ready_findings(ready, [] if held is None else held["notes"])
     if held is not None:
-        found += fleet_rules.certificate_findings(held)
+        found += certificate_rules.certificate_findings(held)
     nodes = await control.items(path("nodes"))
     found += fleet_rules.node_findings(nodes)
     replicas, own = await read("control's replicas", control.items(path("replicas"))), version.running().short
@@ -101,13 +101,13 @@ async def _look(control: Client, now: datetime, found: list[Finding]) -> None:
         found += fleet_rules.clock_findings(fleet_rules.time(fleet["read_at"]), now)
         found += fleet_rules.release_findings(fleet)
     if (trust := await read("nodes' trust", control.get(path("certificates", "nodes")))) is not None:
-        found += fleet_rules.trust_findings(trust)
+        found += certificate_rules.trust_findings(trust)
     if (store := await read("the bucket", control.get(path("artifact-store")))) is not None:
-        found += fleet_rules.store_findings(store, now)
+        found += bucket_rules.store_findings(store, now)
     if (trial := await read("a trial of the bucket", control.get(path("artifact-store", "trial")))) is not None:
-        found += fleet_rules.trial_findings(trial)
+        found += bucket_rules.trial_findings(trial)
     if (lost := await read("artifacts", _needed_artifacts(control))) is not None:
-        found += fleet_rules.artifact_findings(lost)
+        found += bucket_rules.artifact_findings(lost)
     if (operators := await read("operators", control.items(path("operators")))) is not None:
         found += access_rules.operator_findings(operators, now)
     if (tokens := await read("join tokens", control.items(path("join-tokens"), state="open"))) is not None:

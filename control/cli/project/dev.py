@@ -1,20 +1,182 @@
-"""`skerry dev`: a project on an edge of its own, which follows the project's files."""
+"""`skerry dev`: a project on an edge of its own, `skerry-edge dev` as a child, which follows the project's files."""
 
 import asyncio
 import contextlib
+import socket
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import click
+import orjson
 
 from control.cli.project import project_files, toolchains
 from control.cli.project.followed_files import FollowedFiles
-from control.cli.project.local_edge import PORTS, EdgeEnded, LocalEdge, free_address
-from control.cli.support import ending, options, output
-from control.cli.support.client import Failure
+from control.cli.project.project_files import FunctionSource, Project
+from control.cli.support import options, output
+from control.cli.support.client import Failure, Json
 
 SECRETS = "secrets.toml"
 """The file in the edge's folder that has secrets, where no other one is named."""
+HOST = "127.0.0.1"
+PORTS = range(8088, 8188)
+"""Ports that are tried in turn where none is named."""
+STOP_LIMIT = 15.0
+"""Seconds that the edge has to end before it is killed."""
+LINE_LIMIT = 16 * 1024 * 1024
+"""Bytes of the longest line that is read from the edge: a function may log much in one."""
+
+
+class EdgeEnded(Failure):
+    """The local edge ended by itself."""
+
+
+@contextlib.contextmanager
+def free_address() -> Iterator[str]:
+    """Choose an address that nobody listens on; it is no other `skerry dev`'s while the block runs.
+
+    Raises: Failure, when all ports are taken.
+    """
+    for port in PORTS:
+        with socket.socket(socket.AF_UNIX) as mark, socket.socket() as tried:
+            try:
+                # A name of the kernel's, which is free again when this process ends: of several that look at once, one
+                # gets it, though none of them listens yet.
+                mark.bind(f"\0skerry-dev-{port}")
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind((HOST, port))
+            except OSError:
+                continue
+            yield f"{HOST}:{port}"
+            return
+    raise Failure(f"the ports {PORTS[0]} to {PORTS[-1]} are all taken", cure="name another address with --listen")
+
+
+class LocalEdge:
+    """The child, an asynchronous context manager.
+
+    It reads what it is to serve from stdin, a JSON object a line, and writes calls, logs and answers to stdout.
+    """
+
+    def __init__(self, state: Path, listen: str, secrets: Path | None) -> None:
+        self._state = state
+        self._secrets = secrets
+        self._listen = listen
+        self._process: asyncio.subprocess.Process
+        self._answers: asyncio.Queue[Json] = asyncio.Queue()
+        self._ready = False
+        self._fresh = False
+        """Whether the edge, once it has ended, is started again with a new database."""
+        self.serves = False
+        """Whether a version of the functions is being served."""
+
+    async def __aenter__(self) -> Self:
+        await self._start(fresh=False)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+
+    async def watch(self) -> None:
+        """Show the edge's calls and logs, until cancelled.
+
+        Raises: EdgeEnded, when the edge ends by itself.
+        """
+        while True:
+            process = self._process
+            assert process.stdout is not None  # noqa: S101
+            while line := await process.stdout.readline():
+                told = orjson.loads(line)
+                if told["event"] == "call":
+                    _show_call(told)
+                elif told["event"] == "log":
+                    output.say(f"  | {told['text']}", style="dim")
+                else:
+                    self._answers.put_nowait(told)
+            status = await process.wait()
+            if not self._fresh:
+                raise EdgeEnded(f"the local edge has ended with status {status}; above is what it said")
+            self._fresh = False
+            await self._start(fresh=True)
+
+    async def release(self, found: Project) -> None:
+        """Have the edge serve the project's modules and schema, as they are now.
+
+        Raises: Failure, when the edge can't serve them; it says why.
+        """
+        wanted = {
+            "functions": [
+                {"name": f.name, "module": str(f.module.absolute()), "manifest": f.manifest} for f in found.functions
+            ],
+            "changes": [{"number": c.number, "name": c.name, "sql": c.sql} for c in found.changes()],
+        }
+        answer = await self._ask(wanted)
+        if answer["event"] == "outdated":
+            output.say(f"{answer['message']}: the database is made again", style="yellow")
+            self._fresh, self._ready, self.serves = True, False, False
+            self._close()
+            answer = await self._ask(wanted)
+        if answer["event"] != "serving":
+            raise Failure(answer["message"], code=answer.get("code", ""))
+        self.serves = True
+        told = f"serves it, {answer['seconds'] * 1000:.0f} ms later (schema {answer['schema']})"
+        *others, last = [self._url(source) for source in found.functions]
+        for url in others:
+            output.say(url, "green")
+        output.say(f"{last} {told}", "green")
+
+    def _url(self, source: FunctionSource) -> str:
+        route = source.manifest.get("route") or {}
+        also = ", ".join(f"{host}{route['path']}" for host in route.get("hosts") or [""]) if route else ""
+        return f"http://{self._listen}/functions/{source.name}" + (f" (and {also})" if also else "")
+
+    async def _ask(self, wanted: Json) -> Json:
+        if not self._ready:
+            await self._answers.get()
+            self._ready = True
+        stdin = self._process.stdin
+        assert stdin is not None  # noqa: S101
+        stdin.write(orjson.dumps(wanted) + b"\n")
+        with contextlib.suppress(ConnectionError):  # `watch` raises EdgeEnded.
+            await stdin.drain()
+        return await self._answers.get()
+
+    async def _start(self, *, fresh: bool) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "edge_runtime.cli.main",
+            "dev",
+            *("--state", str(self._state), "--listen", self._listen),
+            *(["--secrets", str(self._secrets)] if self._secrets is not None else []),
+            *(["--fresh"] if fresh else []),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=LINE_LIMIT,
+            # Ctrl-C is for this process; the edge ends when its stdin is closed, however this process ends.
+            start_new_session=True,
+        )
+
+    def _close(self) -> None:
+        assert self._process.stdin is not None  # noqa: S101
+        self._process.stdin.close()
+
+    async def _stop(self) -> None:
+        self._close()
+        try:
+            async with asyncio.timeout(STOP_LIMIT):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+
+def _show_call(told: Json) -> None:
+    why = f"  {told['message']} [{told['code']}]" if told["code"] else ""
+    style = "red" if told["status"] >= 500 else None
+    output.say(f"{told['method']} {told['path']}  {told['status']}  {told['seconds'] * 1000:.1f} ms{why}", style)
 
 
 @click.command()
@@ -44,7 +206,7 @@ async def command(folder: Path, listen: str | None, state: Path | None, secrets:
     call is shown with its time and what the function logged. Where a schema file that was applied has changed, the
     database is made again. The file of secrets is followed, too. Needs no control; Ctrl-C ends it.
     """
-    ending.end_once()
+    options.end_once()
     found = project_files.read(folder)
     beside = [secrets] if secrets is not None else [state / SECRETS] if state is not None else []
     files = FollowedFiles(found.folders(), beside)

@@ -8,11 +8,13 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +22,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from control.cli.support import logins, near_names
+from control.cli.support import logins
 from control.settings import is_loopback, is_safe
 
 ATTEMPTS = 5
@@ -43,6 +45,10 @@ SIGN_IN_CURE = (
 )
 ELSEWHERE = "set SKERRY_URL and SKERRY_TOKEN, or run this as the user that has started `skerry up`"
 AGAIN = "start `skerry up` again: it writes the file anew"
+MOST_NAMES = 500
+"""Names that an unknown one is compared with, at most."""
+_UNKNOWN = re.compile(r"\bno (node|group|function|operator|webhook) ([a-z0-9-]{1,63})$")
+_UNKNOWN_VERSION = re.compile(r"\bno version [0-9]+ of ([a-z0-9-]{1,63})$")
 
 Json = dict[str, Any]
 
@@ -303,7 +309,7 @@ class Client:
                         return answer_of(method, where, response.status, content)
                     except RequestRefused as refused:
                         with contextlib.suppress(Failure):  # what was refused matters more
-                            refused.cure = refused.cure or await near_names.cure(refused.code, str(refused), self.items)
+                            refused.cure = refused.cure or await _cure_of_name(refused.code, str(refused), self.items)
                         raise
                 if attempt == ATTEMPTS:
                     raise problem_of(Unreachable, method, where, response.status, content)
@@ -398,3 +404,27 @@ CURES = {
     "version_in_target": "--release takes it out of the groups' releases first",
     "version_needed": "--force deletes it all the same",
 }
+
+
+async def _cure_of_name(code: str, message: str, items: Callable[..., Awaitable[list[dict[str, Any]]]]) -> str:
+    """Say which name may be meant, of those that this operator may see; '' for an error that is about no such name.
+
+    `code` and `message` are the error's; `items` asks control for a list, as `Client.items` does, and raises what it
+    raises.
+    """
+    if not code.startswith("unknown_"):
+        return ""
+    if version := _UNKNOWN_VERSION.search(message):
+        kind, name = "function", version[1]
+    elif unknown := _UNKNOWN.search(message):
+        kind, name = unknown.groups()
+    else:
+        return ""
+    half = (len(name) + 1) // 2
+    # Of a large fleet all names aren't read: a name with one slip mostly has one of its halves right.
+    queries = [{"find": part} for part in (name[:half], name[half:]) if part] if kind == "node" else [{}]
+    found = {one["name"] for query in queries for one in await items(f"/v1/{kind}s", MOST_NAMES, **query)}
+    if name in found:
+        return f"`skerry function show {name}` shows its versions" if version else ""
+    near = get_close_matches(name, sorted(found), 1, 0.7)
+    return f"is {near[0]} meant?" if near else f"`skerry {kind} list` shows those that there are"

@@ -1,13 +1,15 @@
-"""Options that several commands share, the types of their values, and the client that the commands use."""
+"""What commands are made of: shared options, the types of their values, the client, and how they run and end."""
 
 import asyncio
 import functools
+import signal
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import click
 
+from control.cli.support import output
 from control.cli.support.client import Client, connection_settings
 from control.protocol import wire
 from control.protocol.command_line import DurationType
@@ -111,6 +113,39 @@ def asynchronous(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
         return asyncio.run(function(*args, **kwargs))
 
     return run
+
+
+class EndOnce:
+    """Has a command end in order at the first signal; further ones are answered once."""
+
+    def __init__(self, running: asyncio.Task[Any]) -> None:
+        self._running = running
+        self._times = 0
+
+    def asked(self) -> None:
+        self._times += 1
+        if self._times == 1:
+            self._running.cancel()
+        elif self._times == 2:
+            output.note("everything is ending already: what takes longer than some seconds is killed")
+
+
+def end_once() -> None:
+    """Have the command that calls this end so at SIGINT (Ctrl-C), SIGTERM and SIGHUP.
+
+    The handlers are the process's own, not the loop's: one that closes gives SIGINT back to Python, and a Ctrl-C that
+    came then would make an interrupted command of one that has ended in order.
+    """
+    running = asyncio.current_task()
+    assert running is not None  # noqa: S101
+    loop, end = asyncio.get_running_loop(), EndOnce(running)
+
+    def handle(number: int, frame: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(end.asked)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handle)
 
 
 def json_option(function: F) -> F:

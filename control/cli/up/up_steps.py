@@ -16,7 +16,7 @@ import aiohttp
 import click
 
 from control.cli import migrate, signing_in
-from control.cli.support import ending, options, output, waiting
+from control.cli.support import options, output, releasing
 from control.cli.support.client import HOME_FILE, Client, ConnectionSettings, Failure, Json, RequestRefused, home, path
 from control.cli.up import example, installation
 from control.local import embedded, pki
@@ -42,7 +42,7 @@ async def command(demo: bool) -> None:
     A metadata database, an artifact store, control and one edge, with their files in SKERRY_HOME (.skerry). With
     SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL set, those are used. Ctrl-C ends everything.
     """
-    ending.end_once()
+    options.end_once()
     up = Up(installation.Home(home()))
     try:
         await up.run(demo)
@@ -220,7 +220,7 @@ class Up:
             release = await example.release(client, version, change)
             told.append(f"{release['number']} of group {release['group']}")
         async with self._step("sync") as told:
-            followed = await waiting.follow(client, release, ARRIVAL_LIMIT, offline_too=True, quiet=True)
+            followed = await releasing.follow(client, release, ARRIVAL_LIMIT, offline_too=True, quiet=True)
             followed.check(release, ARRIVAL_LIMIT, quiet=True)
             told.append(f"node {installation.NODE} runs release {release['number']}")
         self._home.keep(example=True)

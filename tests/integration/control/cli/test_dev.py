@@ -14,7 +14,7 @@ import orjson
 import psutil
 import pytest
 
-from control.cli.project.local_edge import HOST, PORTS
+from control.cli.project.dev import HOST, PORTS
 from tests.guests.build import guest
 from tests.support import projects
 from tests.support.deadlines import scaled

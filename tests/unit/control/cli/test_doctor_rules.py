@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control.cli.doctor import access_rules, fleet_rules, version_rules
+from control.cli.doctor import access_rules, bucket_rules, certificate_rules, fleet_rules, version_rules
 from control.protocol.findings import Finding
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -130,16 +130,16 @@ def test_control_its_clock_and_its_certificates() -> None:
     assert bad(fleet_rules.ready_findings(ready, ["the CA ends"])) == [("control", "note")]
     assert bad(fleet_rules.clock_findings(NOW + timedelta(seconds=59), NOW)) == []
     assert bad(fleet_rules.clock_findings(NOW + timedelta(seconds=61), NOW)) == [("clock", "note")]
-    assert bad(fleet_rules.certificate_findings({"notes": ["it ends"], "certificates": []})) == [
+    assert bad(certificate_rules.certificate_findings({"notes": ["it ends"], "certificates": []})) == [
         ("certificates", "wrong")
     ]
-    (told,) = fleet_rules.certificate_findings({"notes": ["certificates: no pair"], "certificates": []})
+    (told,) = certificate_rules.certificate_findings({"notes": ["certificates: no pair"], "certificates": []})
     assert told.what == "no pair"
-    assert bad(fleet_rules.certificate_findings({"notes": [], "certificates": []})) == []
+    assert bad(certificate_rules.certificate_findings({"notes": [], "certificates": []})) == []
     lacking = {"trust": "x", "nodes": 2, "have": 1, "lacking": [NODE]}
-    assert bad(fleet_rules.trust_findings(lacking)) == [("trust", "note")]
-    assert fleet_rules.trust_findings(lacking)[0].what.startswith("1 node told of other CAs")
-    assert bad(fleet_rules.trust_findings(lacking | {"lacking": []})) == []
+    assert bad(certificate_rules.trust_findings(lacking)) == [("trust", "note")]
+    assert certificate_rules.trust_findings(lacking)[0].what.startswith("1 node told of other CAs")
+    assert bad(certificate_rules.trust_findings(lacking | {"lacking": []})) == []
 
 
 @pytest.mark.parametrize(
@@ -156,19 +156,19 @@ def test_control_its_clock_and_its_certificates() -> None:
     ],
 )
 def test_the_store(change: dict[str, Any], expected: list[tuple[str, str]]) -> None:
-    assert bad(fleet_rules.store_findings(STORE | change, NOW)) == expected
+    assert bad(bucket_rules.store_findings(STORE | change, NOW)) == expected
 
 
 def test_a_trial_of_the_store() -> None:
-    assert bad(fleet_rules.trial_findings({"code": None, "problem": None})) == []
-    assert bad(fleet_rules.trial_findings({"code": "store_full", "problem": "x"})) == [("store", "wrong")]
+    assert bad(bucket_rules.trial_findings({"code": None, "problem": None})) == []
+    assert bad(bucket_rules.trial_findings({"code": "store_full", "problem": "x"})) == [("store", "wrong")]
 
 
 def test_artifacts() -> None:
     check: dict[str, Any] = {"looked": 1, "artifacts": 1, "faults": []}
-    assert bad(fleet_rules.artifact_findings(check)) == []
+    assert bad(bucket_rules.artifact_findings(check)) == []
     fault = {"sha256": "ab", "fault": "missing", "versions": []}
-    assert bad(fleet_rules.artifact_findings(check | {"faults": [fault]})) == [("artifacts", "wrong")]
+    assert bad(bucket_rules.artifact_findings(check | {"faults": [fault]})) == [("artifacts", "wrong")]
 
 
 @pytest.mark.parametrize(

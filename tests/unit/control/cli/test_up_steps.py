@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from aiohttp import web
 
-from control.cli.support import ending
+from control.cli.support import options
 from control.cli.support.client import Failure
 from control.cli.up import example, installation, up_steps
 from control.local.process import ServiceError
@@ -74,7 +74,7 @@ def test_further_signals_do_not_interrupt_the_end(capsys: pytest.CaptureFixture[
     ended = []
 
     async def serve() -> None:
-        ending.end_once()
+        options.end_once()
         signal.raise_signal(signal.SIGINT)
         try:
             await asyncio.Event().wait()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control.cli import nodes, status
-from control.cli.support import options, output, releasing, waiting
+from control.cli.support import options, output, releasing
 from control.cli.support.client import Json
 from control.protocol.manifest import MANIFEST_FIELDS
 
@@ -102,7 +102,7 @@ def error(after: float) -> Json:
     ],
 )
 def test_where_a_node_stands_towards_a_release(changes: Json, expected: str) -> None:
-    assert waiting.progress(node(**changes), 5, NOW.isoformat()) == expected
+    assert releasing.progress(node(**changes), 5, NOW.isoformat()) == expected
 
 
 def test_status_says_why() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from control.cli.support import waiting
+from control.cli.support import releasing
 from control.cli.support.client import NotConverged, NotReached
 
 RELEASE = {"number": 3, "group": "default", "generation": 7, "created_at": "2026-11-24T12:00:00Z"}
@@ -35,7 +35,7 @@ class Control:
 async def follow(*answers: list[dict[str, Any]], within: float = 60.0, quiet: bool = False, **more: Any) -> Any:
     """Follow the release; return what became of it, which is checked."""
     more.setdefault("offline_too", False)
-    found = await waiting.follow(Control(*answers), RELEASE, within, quiet=quiet, **more)  # type: ignore[arg-type]
+    found = await releasing.follow(Control(*answers), RELEASE, within, quiet=quiet, **more)  # type: ignore[arg-type]
     found.check(RELEASE, within, quiet=quiet)
     return found
 
@@ -63,7 +63,7 @@ async def test_a_node_that_arrives_later_is_waited_for(capsys: pytest.CaptureFix
 async def test_a_node_that_does_not_arrive_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     nodes = [node("a", state="syncing"), node("b", at_target=True, generation=7)]
     with pytest.raises(NotConverged, match=r"a \(syncing\) didn't arrive in") as caught:
-        await follow(nodes, within=3 * waiting.PAUSE)
+        await follow(nodes, within=3 * releasing.PAUSE)
     assert caught.value.exit_code == 5
     assert capsys.readouterr().out.count("b runs release 3") == 1, "however often control is asked"
 
@@ -73,7 +73,7 @@ async def test_who_is_away_is_named_and_neither_waited_for_nor_counted(
     state: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there, away = node("a", at_target=True, generation=7), node("b", state=state)
-    found = await waiting.follow(Control([there, away]), RELEASE, 60.0, offline_too=False, quiet=False)  # type: ignore[arg-type]
+    found = await releasing.follow(Control([there, away]), RELEASE, 60.0, offline_too=False, quiet=False)  # type: ignore[arg-type]
     assert f"b is {state}" in capsys.readouterr().out
     told = found.document()
     assert (told["arrived"], told["late"], told[state]) == (["a"], [], ["b"])

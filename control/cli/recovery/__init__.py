@@ -1,1 +1,0 @@
-"""`skerry artifacts verify`, which compares the bucket with the metadata."""
