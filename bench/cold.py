@@ -40,9 +40,7 @@ async def main() -> None:
     machine = cpu.machine()
     cores = cpu.all_cores()
     async with folder() as where, site(where, cores) as control, edge(control, cores) as node:
-        await control.call(
-            "POST", "/v1/schema-changes", {"name": "greetings", "sql": (HELLO / "schema.sql").read_text()}
-        )
+        await control.change("greetings", (HELLO / "schema.sql").read_text())
         found = {
             "ready": await _ready(control, node, where / "edge" / "aot"),
             "compiling": await _compiling(control, node),
@@ -69,7 +67,7 @@ async def _ready(control: Site, node: Edge, aot: Path) -> list[tuple[float, floa
     modules = {f"hello-{number}": wasm.replace(NAMED, b'{"mess%03d":%%s' % number) for number in range(READY)}
     versions = {name: await control.push(name, module, manifest) for name, module in modules.items()}
     sha256s = {name: hashlib.sha256(module).hexdigest() for name, module in modules.items()}
-    await control.call("POST", "/v1/releases", {"functions": versions})
+    await control.release(versions)
     await node.at_release(1, best=True)
     await node.status()  # the connection is open
     found = []
@@ -88,8 +86,7 @@ async def _compiling(control: Site, node: Edge) -> list[tuple[float, float]]:
         name = f"large-{number}"
         module = _large(number)
         version = await control.push(name, module, {})
-        release = {"functions": {name: version}, "remove": remove}
-        await control.call("POST", "/v1/releases", release)
+        await control.release({name: version}, remove=remove)
         await node.at_release(number + 2)
         took = await _call(node, name, b"answer %d" % number)
         status = await node.status()

@@ -25,9 +25,8 @@ import uvloop
 from bench import result
 from bench.parts import cpu, watched_nodes
 from bench.parts.load import percentile, request
-from bench.parts.servers import Site, choose_port, folder, process, site
+from bench.parts.servers import Site, folder, free_port, process, site
 from control import tokens
-from control.cli.up.installation import OTHER_PORTS
 from control.protocol import wire
 
 BAR = 1
@@ -137,7 +136,7 @@ async def main() -> None:
         for name in GROUPS:
             if name != "default":
                 await control.call("POST", "/v1/groups", {"name": name})
-            await control.call("POST", "/v1/releases", {"group": name})
+            await control.release(group=name)
         credentials = await _make_nodes(control)
         with cpu.pinned(load_core):
             async with _polling(control, credentials) as fleet, AsyncExitStack() as live:
@@ -234,7 +233,7 @@ async def _held(control: Site) -> int:
 @asynccontextmanager
 async def _floor(control: Site, cores: set[int]) -> AsyncIterator[aiohttp.ClientSession]:
     """Yield a session with the pages that are filled from memory, on these cores, until the block ends."""
-    port = choose_port(None, OTHER_PORTS)
+    port = free_port()
     settings = {**control.settings, "SKERRY_PORT": str(port)}
     connector = aiohttp.TCPConnector(ssl=control.tls)
     url = f"https://127.0.0.1:{port}"

@@ -48,8 +48,7 @@ async def main() -> None:
         edge(control, cores) as node,
         bare_release.floor(control, cores) as floor,
     ):
-        change = {"name": "greetings", "sql": (HELLO / "schema.sql").read_text()}
-        await control.call("POST", "/v1/schema-changes", change)
+        await control.change("greetings", (HELLO / "schema.sql").read_text())
         # One more for what is done only once.
         versions = await _push(control, RELEASES + 1, manifest)
         taken, floors = [], []
@@ -102,7 +101,7 @@ def _key(number: int) -> bytes:
 async def _converge(control: Site, node: Edge, client: PlainClient, number: int, version: int) -> float:
     """Release this version alone; return the seconds until the edge answers with it."""
     started = time.perf_counter()
-    await control.call("POST", "/v1/releases", {"functions": {"hello": version}})
+    await control.release({"hello": version})
     while True:
         status, body = client.call(CALL)
         took = time.perf_counter() - started

@@ -99,20 +99,19 @@ async def main() -> None:
     machine = cpu.machine()
     cores = cpu.all_cores()
     async with folder() as where, site(where, cores) as control, edge(control, cores) as node:
-        await control.call("POST", "/v1/schema-changes", {"name": "first", "sql": FIRST})
+        await control.change("first", FIRST)
         versions = {
             "version": await control.push("version", version(1), {"sql": "read"}),
             "slow": await control.push("slow", guest("slow"), {"sql": "read", "time_limit_ms": 2 * READ_MS}),
             "sql": await control.push("sql", guest("sql"), {"sql": "write"}),
         }
-        await control.call("POST", "/v1/releases", {"functions": versions})
+        await control.release(versions)
         await node.at_release(1, best=True)
         for _ in range(ROWS // BATCH):
             async with node.http.post("/functions/sql", data=orjson.dumps({"sql": FILL})) as answer:
                 assert answer.status == 200, await answer.text()
         for number in range(2, RELEASES + 2):
-            change = {"name": f"change-{number}", "sql": CHANGE.format(number, number - 1)}
-            await control.call("POST", "/v1/schema-changes", change)
+            await control.change(f"change-{number}", CHANGE.format(number, number - 1))
             await control.push("version", version(number), {"sql": "read"})
         calls = Calls(node)
         waits, floor, releases = [], [], []
@@ -139,8 +138,7 @@ async def main() -> None:
 
 async def _release(control: Site, node: Edge, calls: Calls, versions: dict[str, int], number: int) -> None:
     """Release this version of the function and its schema change, and wait until a call was answered by it."""
-    functions = {**versions, "version": number}
-    await control.call("POST", "/v1/releases", {"functions": functions, "schema": number})
+    await control.release({**versions, "version": number}, schema=number)
     deadline = time.monotonic() + RELEASE_LIMIT
     while calls.newest < number:
         if time.monotonic() > deadline:

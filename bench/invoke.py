@@ -18,8 +18,7 @@ from bench import result
 from bench.parts import both, cpu, rounds
 from bench.parts.load import Client, Expected, request
 from bench.parts.rounds import Loaded
-from bench.parts.servers import choose_port, process
-from control.cli.up.installation import OTHER_PORTS
+from bench.parts.servers import free_port, process
 from tests.guests.build import guest
 
 BAR = 0.5
@@ -31,7 +30,7 @@ BODY = bytes(range(256))
 
 async def main() -> None:
     machine = cpu.machine()
-    port = choose_port(None, OTHER_PORTS)
+    port = free_port()
     async with AsyncExitStack() as stack:
         nodes = await stack.enter_async_context(both.nodes({"echo": (guest("echo"), {})}))
         served = nodes[""]

@@ -22,9 +22,8 @@ import uvloop
 
 from bench import result
 from bench.parts import cpu
-from bench.parts.servers import Process, choose_port, folder, process, site
+from bench.parts.servers import Process, bare_control, folder, site
 from bench.poll import ask
-from control.cli.up.installation import OTHER_PORTS
 from control.local.process import ending_with_us
 from control.protocol import wire
 
@@ -53,12 +52,10 @@ async def main() -> None:
     answers: dict[str, str] = {}
     async with folder() as where, site(where, server_core) as control:
         poll, credential = await _node(control)
-        port = choose_port(None, OTHER_PORTS)
-        arguments = ["-m", "bench.parts.echo", str(port), str(control.keys.certificate), str(control.keys.key)]
         connector = aiohttp.TCPConnector(ssl=control.tls)
         async with (
-            process(where, "floor", arguments, port, server_core) as bare,
-            aiohttp.ClientSession(f"https://127.0.0.1:{port}", connector=connector) as floor,
+            bare_control(control, server_core) as bare,
+            aiohttp.ClientSession(f"https://127.0.0.1:{bare.port}", connector=connector) as floor,
         ):
             sides = {
                 "control": Attacked(control.control, _asks(control.api, poll, credential)),

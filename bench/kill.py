@@ -100,12 +100,12 @@ async def main() -> None:
         where = await stack.enter_async_context(folder())
         async with site(where, cores) as control:
             node = await stack.enter_async_context(edge(control, cores))
-            await control.call("POST", "/v1/schema-changes", {"name": "done", "sql": "CREATE TABLE done (name TEXT)"})
+            await control.change("done", "CREATE TABLE done (name TEXT)")
             versions = {
                 "echo": await control.push("echo", guest("echo"), {}),
                 "write": await control.push("write", guest("sql"), {"sql": "write"}),
             }
-            await control.call("POST", "/v1/releases", {"functions": versions})
+            await control.release(versions)
             before = await node.at_release(1, best=True)
         # Control has ended: the cores are the node's and its clients'.
         connector = aiohttp.TCPConnector(limit=CLIENTS)

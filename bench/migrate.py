@@ -159,9 +159,9 @@ async def main() -> None:
     machine = cpu.machine()
     cores = cpu.all_cores()
     async with folder() as where, site(where, cores) as control, edge(control, cores) as node:
-        await control.call("POST", "/v1/schema-changes", {"name": "first", "sql": FIRST})
+        await control.change("first", FIRST)
         versions = {"sql": await control.push("sql", guest("sql"), {"sql": "write"})}
-        await control.call("POST", "/v1/releases", {"functions": versions})
+        await control.release(versions)
         await node.at_release(1, best=True)
         await asyncio.to_thread(fill, where / "edge" / database.FILE)
         writers, memory = Writers(node), Memory(node)
@@ -219,8 +219,8 @@ def _bare(name: str, number: int) -> list[str]:
 
 async def _change(control: Site, node: Edge, number: int, sql: str) -> None:
     """Register a change and release it; wait until the node has it, and all that comes after its flip."""
-    await control.call("POST", "/v1/schema-changes", {"name": f"change-{number}", "sql": sql})
-    await control.call("POST", "/v1/releases", {"allow_loss": True, "allow_stall": sql == INDEX})
+    await control.change(f"change-{number}", sql)
+    await control.release(allow_loss=True, allow_stall=sql == INDEX)
     deadline = time.monotonic() + CHANGE_LIMIT
     while True:
         status = await node.status()

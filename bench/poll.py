@@ -19,8 +19,7 @@ import uvloop
 from bench import result
 from bench.parts import cpu
 from bench.parts.load import Client, Expected, Round, request
-from bench.parts.servers import Site, choose_port, folder, process, site
-from control.cli.up.installation import OTHER_PORTS
+from bench.parts.servers import Site, bare_control, folder, site
 from control.protocol import wire
 
 BAR = 0.65
@@ -33,15 +32,13 @@ async def main() -> None:
     load_core, server_core = cpu.cores()
     machine = cpu.machine()
     async with folder() as where, site(where, server_core) as control:
-        await control.call("POST", "/v1/releases", {})
+        await control.release()
         polls = await asyncio.gather(*[node_at_target(control, number) for number in range(NODES)])
-        port = choose_port(None, OTHER_PORTS)
-        arguments = ["-m", "bench.parts.echo", str(port), str(control.keys.certificate), str(control.keys.key)]
-        async with process(where, "echo", arguments, port, server_core) as echo:
+        async with bare_control(control, server_core) as echo:
             nothing = Expected(204, b"")
             ours = Client(control.control.port, [(poll, nothing) for poll in polls], control.tls)
             echoed = [(poll, Expected(200, poll.partition(b"\r\n\r\n")[2])) for poll in polls]
-            bare = Client(port, echoed, control.tls)
+            bare = Client(echo.port, echoed, control.tls)
             with cpu.pinned(load_core):
                 async with ours, bare:
                     rounds = [(await _round(ours, control.control.pid), await _round(bare, echo.pid))]

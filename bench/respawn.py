@@ -54,7 +54,7 @@ async def main() -> None:
                 "echo": await control.push("echo", guest("echo"), {}),
                 "sql": await control.push("sql", guest("sql"), {"sql": "read"}),
             }
-            await control.call("POST", "/v1/releases", {"functions": versions})
+            await control.release(versions)
             await joined.at_release(1, best=True)
         # Control has ended: the node serves without.
         async with _node(where, 1, cores) as node:

@@ -18,8 +18,7 @@ import uvloop
 from bench import result
 from bench.parts import cpu
 from bench.parts.load import Client, Expected, Round, request
-from bench.parts.servers import choose_port, node_alone, process
-from control.cli.up.installation import OTHER_PORTS
+from bench.parts.servers import free_port, node_alone, process
 from tests.guests.build import guest
 
 BAR = 0.5
@@ -40,7 +39,7 @@ async def main() -> None:
         "large": (guest("echo"), {"response_limit": len(LARGE), "time_limit_ms": 10_000}),
     }
     sent = request("/functions/small", SMALL, KIND), Expected(200, SMALL)
-    port = choose_port(None, OTHER_PORTS)
+    port = free_port()
     arguments = ["-m", "bench.parts.large_echo", str(port)]
     async with (
         node_alone(functions) as served,

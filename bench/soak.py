@@ -57,14 +57,14 @@ async def main(minutes: float) -> None:
     cores = cpu.all_cores()
     async with folder() as where, site(where, cores) as control, edge(control, cores) as node:
         echoes = [await control.push("echo", _distinct(guest("echo"), number), {}) for number in range(2)]
-        await control.call("POST", "/v1/schema-changes", {"name": "counts", "sql": SCHEMA})
+        await control.change("counts", SCHEMA)
         others = {
             "read": await control.push("read", guest("sql"), {"sql": "read"}),
             "change": await control.push("change", guest("sql"), {"sql": "write"}),
         }
         # Both once, so that their compiled code is there.
         for number, version in enumerate(echoes):
-            await control.call("POST", "/v1/releases", {"functions": {**others, "echo": version}})
+            await control.release({**others, "echo": version})
             status = await node.at_release(number + 1, best=True)
         exchanges = [
             (request(f"/functions/{name}", body), Expected(200, await _answer(node, name, body)))
@@ -111,7 +111,7 @@ async def _soak(
         nonlocal releases
         while time.monotonic() < end - RELEASE_EVERY:
             version = echoes[releases % 2]
-            await control.call("POST", "/v1/releases", {"functions": {"echo": version}})
+            await control.release({"echo": version})
             await node.at_release(len(echoes) + releases + 1)
             releases += 1
             await asyncio.sleep(RELEASE_EVERY)

@@ -17,8 +17,7 @@ from typing import Any
 import aiohttp
 import asyncpg
 
-from bench.parts.servers import Site, choose_port, process
-from control.cli.up.installation import OTHER_PORTS
+from bench.parts.servers import Site, bare_control
 from edge_runtime.aot_cache import QUICK
 from edge_runtime.guests.function_code import compile_artifact
 
@@ -71,12 +70,12 @@ class Floor:
 @asynccontextmanager
 async def floor(site: Site, cores: set[int]) -> AsyncIterator[Floor]:
     """Hold a floor ready beside this control until the block ends."""
-    port = choose_port(None, OTHER_PORTS)
-    arguments = ["-m", "bench.parts.echo", str(port), str(site.keys.certificate), str(site.keys.key)]
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(process(site.folder, "floor", arguments, port, cores))
+        bare = await stack.enter_async_context(bare_control(site, cores))
         connector = aiohttp.TCPConnector(ssl=site.tls)
-        http = await stack.enter_async_context(aiohttp.ClientSession(f"https://127.0.0.1:{port}", connector=connector))
+        http = await stack.enter_async_context(
+            aiohttp.ClientSession(f"https://127.0.0.1:{bare.port}", connector=connector)
+        )
         database = await asyncpg.connect(site.services.metadata_url)
         stack.push_async_callback(database.close)
         await database.execute("CREATE TABLE floor (n integer NOT NULL); INSERT INTO floor VALUES (0)")

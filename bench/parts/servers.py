@@ -38,6 +38,11 @@ class Broken(Exception):
     """A server didn't start, ended, or answered wrongly; the message has the end of its log."""
 
 
+def free_port() -> int:
+    """Choose a port that nobody listens on."""
+    return choose_port(None, OTHER_PORTS)
+
+
 @dataclass
 class Process:
     """A server in a Python process, on cores of its own."""
@@ -56,21 +61,26 @@ async def process(
     folder: Path, name: str, arguments: Sequence[str], port: int, cores: set[int], **environment: str
 ) -> AsyncIterator[Process]:
     """Run `python ARGUMENTS` until the block ends, from when it takes connections on `port`."""
-    log = folder / f"{name}.log"
-    with log.open("wb") as file, cpu.pinned(cores):
-        child = await asyncio.create_subprocess_exec(
-            *ending_with_us([sys.executable, *arguments]),
-            env={**without_settings(), **environment},
-            stdout=file,
-            stderr=file,
-        )
-    async with running(child, port, log) as made:
+    settings = {**without_settings(), **environment}
+    async with program(folder, name, [sys.executable, *arguments], port, cores, settings) as made:
         yield made
 
 
 @asynccontextmanager
-async def running(child: asyncio.subprocess.Process, port: int, log: Path) -> AsyncIterator[Process]:
-    """Yield the started program as a server once it takes connections; it is ended with the block."""
+async def program(
+    folder: Path,
+    name: str,
+    command: Sequence[str | Path],
+    port: int,
+    cores: set[int],
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[Process]:
+    """Run a server until the block ends, from when it takes connections on `port`; its log is NAME.log."""
+    log = folder / f"{name}.log"
+    with log.open("wb") as file, cpu.pinned(cores):
+        child = await asyncio.create_subprocess_exec(
+            *ending_with_us(command), env=environment, stdout=file, stderr=file
+        )
     made = Process(child.pid, port, log)
     try:
         deadline = time.monotonic() + LIMIT
@@ -139,6 +149,14 @@ class Site:
         made = await self.call("POST", f"/v1/functions/{name}/versions", {"sha256": sha256, "manifest": manifest})
         return int(made["version"])
 
+    async def change(self, name: str, sql: str) -> None:
+        """Register the next schema change."""
+        await self.call("POST", "/v1/schema-changes", {"name": name, "sql": sql})
+
+    async def release(self, functions: Mapping[str, int] | None = None, **more: Any) -> None:
+        """Make a release that changes these functions to these versions; `more` are fields of the request."""
+        await self.call("POST", "/v1/releases", {**({} if functions is None else {"functions": functions}), **more})
+
 
 @asynccontextmanager
 async def database_and_keys(where: Path) -> AsyncIterator[tuple[embedded.LocalServices, pki.Pki, str]]:
@@ -159,7 +177,7 @@ async def database_and_keys(where: Path) -> AsyncIterator[tuple[embedded.LocalSe
 async def site(where: Path, cores: set[int], **more: str) -> AsyncIterator[Site]:
     """`skerry serve` on these cores, with its services; `more` are variables of its environment."""
     async with database_and_keys(where) as (services, keys, token):
-        port = choose_port(None, OTHER_PORTS)
+        port = free_port()
         settings = {
             "SKERRY_METADATA_URL": services.metadata_url,
             "SKERRY_ARTIFACTS_URL": services.artifacts_url,
@@ -177,6 +195,15 @@ async def site(where: Path, cores: set[int], **more: str) -> AsyncIterator[Site]
             connector = aiohttp.TCPConnector(ssl=tls)
             async with aiohttp.ClientSession(url, connector=connector, headers=headers) as api:
                 yield Site(where, services, keys, control, api, url, settings)
+
+
+@asynccontextmanager
+async def bare_control(site: Site, cores: set[int]) -> AsyncIterator[Process]:
+    """The floor under control: its server with an echo in place of its application, and with its certificate."""
+    port = free_port()
+    arguments = ["-m", "bench.parts.echo", str(port), str(site.keys.certificate), str(site.keys.key)]
+    async with process(site.folder, "floor", arguments, port, cores) as made:
+        yield made
 
 
 @dataclass
@@ -219,7 +246,7 @@ async def edge(site: Site, cores: set[int], **settings: str) -> AsyncIterator[Ed
 @asynccontextmanager
 async def started(where: Path, name: str, cores: set[int], **settings: str) -> AsyncIterator[Edge]:
     """The node that has joined in the folder `where`, started once (more); `name` is that of its log."""
-    port = choose_port(None, OTHER_PORTS)
+    port = free_port()
     arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(where / "edge"), "--listen", f"127.0.0.1:{port}"]
     running = process(where, name, arguments, port, cores, **settings)
     async with running as front, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
@@ -262,9 +289,9 @@ async def node_alone(
         async with site(where, cores) as control:
             node = await stack.enter_async_context(edge(control, cores, **settings))
             if schema:
-                await control.call("POST", "/v1/schema-changes", {"name": "schema", "sql": schema})
+                await control.change("schema", schema)
             versions = {name: await control.push(name, *function) for name, function in functions.items()}
-            await control.call("POST", "/v1/releases", {"functions": versions})
+            await control.release(versions)
             status = await node.at_release(1, best=True)
         yield Alone(where, node, status)
 

@@ -1,16 +1,14 @@
 """The runtime that ours is compared with: workerd, with an equal WASM echo, or with a SELECT by key."""
 
-import asyncio
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from control.cli.up.installation import OTHER_PORTS
-from control.local.process import choose_port, ending_with_us
 from tests.guests.build import wat
 
-from .servers import Process, running
+from . import cpu
+from .servers import Process, free_port, program
 
 ROOT = Path(__file__).parents[2]
 MODULES = ROOT / "bench" / "npm" / "node_modules"
@@ -107,7 +105,7 @@ def query(rows: int) -> str:
 @asynccontextmanager
 async def serve(folder: Path, name: str, script: str) -> AsyncIterator[Process]:
     """Run workerd with a script until the block ends."""
-    port = choose_port(None, OTHER_PORTS)
+    port = free_port()
     home = folder / f"workerd-{name}"
     disk = home / "disk"
     disk.mkdir(parents=True)
@@ -116,11 +114,7 @@ async def serve(folder: Path, name: str, script: str) -> AsyncIterator[Process]:
     objects = (_OBJECTS, _DISK % disk) if "DurableObject" in script else ("", "")
     config = home / "config.capnp"
     config.write_text(_CONFIG % (*objects, port))
-    program = next(MODULES.glob("@cloudflare/workerd-*/bin/workerd"))
-    log = folder / f"workerd-{name}.log"
-    with log.open("wb") as file:
-        child = await asyncio.create_subprocess_exec(
-            *ending_with_us([program, "serve", config, "--experimental"]), stdout=file, stderr=file
-        )
-    async with running(child, port, log) as made:
+    built = next(MODULES.glob("@cloudflare/workerd-*/bin/workerd"))
+    command = [built, "serve", config, "--experimental"]
+    async with program(folder, f"workerd-{name}", command, port, cpu.all_cores()) as made:
         yield made
