@@ -19,7 +19,7 @@ ACCESS_LATE = 60.0
 AUDIT_NAME = "cli"
 """The actor in the audit log when a bucket is taken over: that needs the database's URL, and no operator's token."""
 SHOWN = 20
-"""Objects that no row knows which are named."""
+"""Objects unknown to any row that are named."""
 FAULTS = {
     "missing": "isn't in the bucket",
     "wrong_size": "has another size in the bucket",
@@ -104,7 +104,7 @@ async def take_over(yes: bool, as_json: bool) -> None:
 
 
 def trouble(found: Json) -> list[str]:
-    """A line for each thing that is wrong with the bucket; none where it is in order."""
+    """Return a line for each thing that is wrong with the bucket, [] where it is in order."""
     lines = []
     if found.get("restored_at"):
         lines.append(f"the metadata were restored, as was noticed {output.ago(found['restored_at'])}: {RECOVER}")
@@ -164,10 +164,10 @@ async def verify(quick: bool, folder: Path | None, as_json: bool) -> None:
 
 
 async def compare(control: Client, *, read: bool, quiet: bool) -> Json:
-    """Compare the bucket with the metadata, with a bar on a terminal. `read`: read the objects' bytes.
+    """Compare the bucket with the metadata, with a progress bar on a terminal. `read`: read the objects' bytes.
 
-    The answer has `artifacts` and `bytes` that were looked at, the `faults`, and of objects that no row knows the
-    number, `unknown`, and the first ones, `unknown_objects`.
+    The answer has how many `artifacts` and `bytes` were looked at, the `faults`, and how many objects no row knows
+    (`unknown`), with the first of those (`unknown_objects`).
     """
     found: Json = {"artifacts": 0, "bytes": 0, "faults": [], "unknown": 0, "unknown_objects": []}
     where, objects = path("artifact-store", "check"), path("artifact-store", "unknown")
@@ -217,7 +217,7 @@ def show_unknown(found: Json) -> None:
 
 
 def fault_line(fault: Json) -> str:
-    """A line about an artifact that is missing or damaged."""
+    """Describe in one line an artifact that is missing or damaged."""
     versions = ", ".join(fault["versions"]) or "no version"
     return f"{versions}: artifact {fault['sha256']} ({output.size(fault['size'])}) {FAULTS[fault['fault']]}"
 
@@ -235,7 +235,7 @@ def _show_compared(found: Json, left: list[Json]) -> None:
 
 
 async def _repair(control: Client, faults: list[Json], folder: Path) -> list[str]:
-    """Upload the files of a folder that faulty artifacts are made of; return their sha256.
+    """Upload the files in a folder that have the bytes of faulty artifacts; return their sha256.
 
     Raises: Failure, when control refuses one.
     """
@@ -260,7 +260,7 @@ async def _repair(control: Client, faults: list[Json], folder: Path) -> list[str
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of those in it."""
+    """Yield the files in a folder and in its subfolders."""
     for here, _folders, names in os.walk(folder):
         for name in names:
             file = Path(here, name)

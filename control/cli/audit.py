@@ -44,7 +44,7 @@ def _actor(row: Json) -> str:
 
 
 def _change(row: Json) -> str:
-    """The values that differ, as text: name: before → after."""
+    """Return the values that differ as text: name: before → after."""
     before, after = row["before"], row["after"]
     return ", ".join(f"{name}: {_value(before, name)} → {_value(after, name)}" for name in {**before, **after})
 
@@ -137,7 +137,7 @@ command.add_command(
 
 
 async def _verify(control: Client, head: str) -> WholeChain:
-    """Raises: Failure audit_broken, when the log isn't whole."""
+    """Verify the chain, with `head` in it. Raises: Failure audit_broken, when the log isn't whole."""
 
     async def seals(after: int) -> AsyncIterator[AuditSeal]:
         async for item in _each(control, "seals", after):
@@ -154,14 +154,14 @@ async def _verify(control: Client, head: str) -> WholeChain:
 
 
 async def unsealed(control: Client) -> bool:
-    """Whether the newest row that should have a seal by now has none."""
+    """Tell whether a row that should have a seal by now has none, judged by the newest such row."""
     until = datetime.now(UTC) - timedelta(minutes=UNSEALED_MINUTES)
     newest = (await control.get(path("audit"), until=output.rfc3339(until), limit=1))["items"]
     return any(row["seal"] is None for row in newest)
 
 
 async def _each(control: Client, what: str, after: int) -> AsyncIterator[Json]:
-    """All items of a list that begins after a seal, of which one page is held at a time."""
+    """Yield the items of a list that begins after a seal, holding one page at a time."""
     cursor = None
     while True:
         page = await control.get(path("audit", what), after=after, cursor=cursor, limit=1000)

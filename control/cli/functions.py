@@ -142,7 +142,7 @@ async def push(
 
 
 class OptionsOfManifest(NamedTuple):
-    """The options of a push that win over the manifest."""
+    """The options of a push that override the manifest."""
 
     chosen: Json
     """Values of fields; None where an option isn't given."""
@@ -153,11 +153,11 @@ class OptionsOfManifest(NamedTuple):
     route: str | None
 
     def any(self) -> bool:
-        """Whether one is given."""
+        """Tell whether any option is given."""
         return any(value is not None for value in self.chosen.values()) or any(self[1:])
 
     def over(self, manifest: Json) -> Json:
-        """Return the manifest with the options in it."""
+        """Return the manifest with the options applied."""
         manifest = manifest | {field: value for field, value in self.chosen.items() if value is not None}
         if self.config:
             manifest["config"] = {**manifest.get("config", {}), **dict(self.config)}
@@ -209,8 +209,10 @@ def read_manifest(file: Path | None) -> Json:
 
 
 def read_route(text: str) -> Json:
-    """Return the manifest's `route` for `GET|PUT /path`, or for a path alone, which means every method; hosts may stand
-    before the path, with commas between."""
+    """Return the manifest's `route` for `GET|PUT /path`, or for a path alone, which means every method.
+
+    The path may be preceded by hosts, separated by commas.
+    """
     before, _, target = text.rpartition(" ")
     methods = [method.upper() for method in before.replace("|", " ").replace(",", " ").split()]
     hosts, slash, rest = target.partition("/")

@@ -117,7 +117,7 @@ def _failed(failure: Failure, arguments: list[str]) -> int:
 
 
 def _told(error: OSError) -> str:
-    """What the operating system doesn't let a command do."""
+    """Describe what the operating system didn't let a command do."""
     try:
         os.getcwd()
     except OSError:

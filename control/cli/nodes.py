@@ -14,7 +14,7 @@ from control.protocol.manifest import MANIFEST_FIELDS
 from control.sync.standing import STANDINGS
 
 SHOWN = 100
-"""Nodes that a list for people has."""
+"""Nodes in a list for people."""
 UNSEEN = DurationType(1, whole=True, plain=True)
 NODES: output.Columns = {
     "NODE": "name",
@@ -134,7 +134,7 @@ def _credential(credential: Json | None) -> str:
 
 
 def _numbers(told: Json | None) -> list[tuple[str, object]]:
-    """Lines about what the node told of itself last."""
+    """Return the line with the numbers that the node last told about itself."""
     if told is None:
         return []
     sizes = ", ".join(
@@ -150,13 +150,13 @@ def _numbers(told: Json | None) -> list[tuple[str, object]]:
 
 
 def _told_edge(node: Json) -> str:
-    """The version that a node told with its numbers: versions before tell it there alone."""
+    """Return the version that a node told with its numbers, the only place where earlier versions tell it."""
     told = node.get("numbers")
     return "" if told is None else str(told["edge"])
 
 
 def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:
-    """Lines about what the node said that it can run. Only `manifest` is known here; the rest is shown as it is."""
+    """Return lines about what the node says it can run. Only `manifest` is known here; the rest is shown as it is."""
     if not told:
         return [("capabilities", "not told yet")]
     values = {**told, "protocol": protocol}

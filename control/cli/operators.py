@@ -38,7 +38,7 @@ def command() -> None:
 
 
 def rights_options(function: F) -> F:
-    """What `add` and `change` have alike."""
+    """Add the options that `add` and `change` share."""
     function = click.option("--expires-in", type=DURATION, help="When the token ends, from now: 90d, 12h.")(function)
     function = click.option(
         "--function",
@@ -83,7 +83,7 @@ async def add(
 
 
 def granted(operator: Json) -> str:
-    """An operator's grants as they are given."""
+    """Return an operator's grants the way they are written in options."""
     return ", ".join(
         g["role"]
         + (f"@{g['group']}" if g["group"] else "")
@@ -211,7 +211,7 @@ async def revoke(name: str, yes: bool, as_json: bool) -> None:
 
 
 def _grants(roles: tuple[Json, ...], functions: tuple[str, ...]) -> list[Json]:
-    """The grants of a body. Raises: UsageError, when there are functions without the role that is given for them."""
+    """Return the grants for a request. Raises: UsageError, when functions are given without the role push."""
     if functions and not any(g["role"] == "push" for g in roles):
         raise click.UsageError("--function is for the role push: give --role push, or push@GROUP")
     return [{**g, "functions": list(functions)} if functions and g["role"] == "push" else g for g in roles]

@@ -54,7 +54,7 @@ def _say_when(found: Json) -> None:
 
 
 def _counters(found: Json, *, done: bool) -> list[str]:
-    """A line for each counter that recovering sets."""
+    """Return a line for each counter that recovering sets."""
     goes = "goes on" if done else "would go on"
     lines = []
     if found["jump_to"] is not None:
@@ -72,7 +72,7 @@ def _counters(found: Json, *, done: bool) -> list[str]:
 
 
 def _left(found: Json, store: Json) -> list[str]:
-    """A line for each thing that only a person can do."""
+    """Return a line for each thing that only a person can do."""
     lines = []
     for change in found["unknown_changes"]:
         what = "with another text than the registered one" if change["registered"] else "that isn't registered"

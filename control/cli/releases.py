@@ -15,7 +15,7 @@ def command() -> None:
 
 
 def reason(release: Json) -> str:
-    """The reason that a release was made for, with the release that it rolls back to."""
+    """Return why a release was made, with the release that it rolls back to."""
     back = f"rollback to {release['rollback_to']}" if release.get("rollback_to") else ""
     return ": ".join(text for text in (back, release.get("reason", "")) if text)
 

@@ -27,7 +27,7 @@ def read_sql(file: Path) -> str:
 
 
 async def _register(control: Client, where: str, body: Json, waited: options.ReleaseWait | None, as_json: bool) -> None:
-    """Register what `body` has, with the release that it asks for, if it asks for one, and follow that."""
+    """Register the change in `body`, and follow the release that it asks for, if any."""
     change = await control.post(where, body)
     release = change.pop("release", None)
     if not as_json:
@@ -160,7 +160,7 @@ async def withdraw(number: int, file: Path | None, register: bool, as_json: bool
 
 
 def _show_draft(draft: Json, added: Json | None, file: Path | None) -> None:
-    """Print the draft, unless it is in `file`; what isn't SQL goes to stderr, so that stdout can be kept in a file."""
+    """Print the draft, unless it is in `file`; what isn't SQL goes to stderr, so that stdout can be redirected."""
     output.note(f"schema change {draft['number']} is in plans already: it can't be withdrawn, only reversed")
     for kept in draft["kept"]:
         output.note(f"  not reversed, {kept['message']}: {kept['statement']}")
@@ -178,7 +178,7 @@ def _show_draft(draft: Json, added: Json | None, file: Path | None) -> None:
 
 
 def _nodes(change: Json) -> str:
-    """How many nodes have applied the change, and which revision of it, where that isn't the newest."""
+    """Return how many nodes have applied the change, with the revision where it isn't the newest."""
     nodes = {item["revision"]: item["nodes"] for item in change.get("nodes", [])}
     newest = nodes.pop(change["revision"], 0)
     return ", ".join([str(newest), *(f"{count} with revision {revision}" for revision, count in nodes.items())])

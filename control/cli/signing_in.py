@@ -114,12 +114,12 @@ async def console(as_json: bool) -> None:
 
 
 def console_url(url: str) -> str:
-    """The console's page for signing in by a code."""
+    """Return the URL of the console's page for signing in with a code."""
     return f"{url}/sign-in?by=code"
 
 
 def _where(url: str | None, ca: Path | None) -> ConnectionSettings:
-    """The control to sign in to. Raises: NotConnected, when none is named, or the URL isn't https."""
+    """Return the control to sign in to. Raises: NotConnected, when none is named, or the URL isn't https."""
     local = connecting.read_home_file()
     wanted = (url or os.environ.get("SKERRY_URL") or local.get("url", "")).rstrip("/")
     kept = connecting.find_login(wanted)
@@ -136,7 +136,7 @@ def _where(url: str | None, ca: Path | None) -> ConnectionSettings:
 
 
 async def _wait(control: Client, begun: Json) -> Json:
-    """Ask until the login is allowed. Raises: RequestRefused, when it is refused, or nobody allowed it in time."""
+    """Ask until the login is allowed. Raises: RequestRefused, when it is refused, or not allowed in time."""
     while True:
         await asyncio.sleep(begun["interval"])
         try:
@@ -147,7 +147,7 @@ async def _wait(control: Client, begun: Json) -> Json:
 
 
 def _machine() -> str:
-    """What whoever allows the login is told of this machine."""
+    """Describe this machine to the person who allows the login."""
     return f"skerry on {platform.node() or 'a machine without a name'}"[:100]
 
 
@@ -157,5 +157,5 @@ def _has_screen() -> bool:
 
 
 def _clock(time: str) -> str:
-    """A time to come, in this machine's zone, and in how long it is."""
+    """Return a future time in this machine's time zone, and how far away it is."""
     return f"{output.when(time).astimezone():%Y-%m-%d %H:%M %Z} ({output.ago(time)})"

@@ -12,7 +12,7 @@ from control.protocol.counts import counted
 from control.sync.standing import STANDINGS
 
 MOST_NAMED = 20
-"""Names that an error has."""
+"""Nodes that an error names."""
 REVOKED = (
     "a revoked node: `skerry node delete NAME` takes it out for good; "
     "`skerry node token --rejoin NAME` lets it join again"
@@ -70,7 +70,7 @@ async def command(group: str | None, watch: bool, check: bool, limit: int, as_js
 
 
 async def _if_there(control: Client, what: str, **query: str | None) -> Json | None:
-    """Return what control answers at a path; None where it is too old to have that."""
+    """Return control's answer at a path; None where control is too old to have it."""
     try:
         return await control.get(path(what), **query)
     except RequestRefused as refused:
@@ -80,7 +80,7 @@ async def _if_there(control: Client, what: str, **query: str | None) -> Json | N
 
 
 def well(node: Json) -> bool:
-    """Whether a node is online, at its target, and without an error or a warning."""
+    """Tell whether a node is online, at its target, and without an error or a warning."""
     return bool(node["at_target"]) and node["state"] == "online" and not node["error"] and not node["warnings"]
 
 
@@ -89,7 +89,7 @@ def _named(node: Json) -> str:
 
 
 def standing(node: Json) -> str:
-    """Say how a node stands: control's word, and of a sync the step."""
+    """Say how a node stands: control's word, and the step of a sync."""
     word = str(node["standing"]).replace("_", " ")
     step = node["sync"]["step"] or "started" if node["sync"] and word == "syncing" else ""
     return f"{word} ({step})" if step else word
@@ -104,7 +104,7 @@ def release_of(node: Json) -> str:
 
 
 def trouble(node: Json) -> list[str]:
-    """A line for each reason why a node isn't well."""
+    """Return a line for each reason why a node isn't well."""
     lines = []
     if node["state"] == "revoked":
         name, since = node["name"], output.ago(node["state_since"])
@@ -125,7 +125,7 @@ def trouble(node: Json) -> list[str]:
 
 
 def certificate_lines(held: Json) -> list[tuple[str, str | None]]:
-    """A line, and its style, for when each certificate ends, and for each thing that is wrong with them."""
+    """Return a line and its style for each certificate's end, and for each problem with the certificates."""
     lines: list[tuple[str, str | None]] = [
         (
             f"certificates: {'control' if one['what'] == 'control' else 'CA ' + one['name']} until "
@@ -138,7 +138,7 @@ def certificate_lines(held: Json) -> list[tuple[str, str | None]]:
 
 
 def _show(groups: list[Json], nodes: list[Json], fleet: Json | None, limit: int) -> None:
-    """Print the groups with their nodes, at most `limit` of these, the worst: the others are counted by standing."""
+    """Print the groups with at most `limit` nodes, the worst ones; the rest are counted by standing."""
     shown = nodes
     if len(nodes) > limit:
         shown = sorted(nodes, key=lambda node: (well(node), STANDINGS.index(node["standing"]), node["name"]))[:limit]
@@ -168,7 +168,7 @@ def _show(groups: list[Json], nodes: list[Json], fleet: Json | None, limit: int)
 
 
 def _counted(nodes: list[Json], is_rest: bool) -> str:
-    """Say how many nodes there are besides, and how they stand, the worst first."""
+    """Say how many nodes aren't shown, and how they stand, the worst first."""
     counts = Counter(standing(node).partition(" (")[0] for node in nodes)
     words = [word for each in STANDINGS if (word := each.replace("_", " ")) in counts]
     told = ", ".join(f"{counts[word]:,} {word}" for word in words)
@@ -188,7 +188,7 @@ NODES: output.Columns = {
 
 
 def _releases(group: str, fleet: Json | None) -> list[str]:
-    """A line for each release that the group's nodes run, or of which functions were called lately."""
+    """Return a line for each release that the group's nodes run, or whose functions were called lately."""
     if fleet is None:
         return []
     found = [release for seen in fleet["groups"] if seen["name"] == group for release in seen["releases"]]

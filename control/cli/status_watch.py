@@ -17,18 +17,18 @@ from control.protocol.counts import counted
 from control.sync.standing import STANDINGS
 
 PERIOD = 2.0
-"""Seconds from one answer of control to the next question."""
+"""Seconds from an answer to the next request."""
 REDRAW = 1.0
 """Seconds after which ages are redrawn while control doesn't answer."""
 PATIENCE = 10.0
-"""Seconds that an answer is waited for."""
+"""Seconds to wait for an answer."""
 STALE = 10.0
 """Seconds after which the age of what is shown is shown in red."""
 MOST_CAUSES, MOST_RELEASES = 8, 12
 
 
 def check_terminal() -> None:
-    """Raises: UsageError, when there is no terminal to draw in."""
+    """Check that stdout is a terminal. Raises: UsageError, when it isn't."""
     if not sys.stdout.isatty():
         raise click.UsageError(
             "--watch redraws a terminal, and this is none: run `skerry status` now and then, or with --json in a script"
@@ -72,7 +72,7 @@ async def _ask(control: Client, group: str | None) -> Json:
 
 
 def _drawn(fleet: Json | None, age: float, trouble: str) -> RenderableType:
-    """What is shown: how old it is, the groups, their releases, and why nodes fail."""
+    """Draw how old the answer is, the groups, their releases, and why nodes fail."""
     lines: list[RenderableType] = []
     if trouble:
         lines.append(Text(output.clean(f"control doesn't answer, and is asked again: {trouble}"), style="red"))
@@ -130,7 +130,7 @@ def _releases(groups: list[Json]) -> Table:
 
 
 def cause_line(group: str, cause: Json) -> str:
-    """Why nodes of a group fail, in a line."""
+    """Say in one line why nodes of a group fail."""
     names = ", ".join(cause["examples"])
     more = ", …" if cause["nodes"] > len(cause["examples"]) else ""
     nodes = counted(cause["nodes"], "node fails", "nodes fail")
@@ -138,7 +138,7 @@ def cause_line(group: str, cause: Json) -> str:
 
 
 def release_line(release: Json, minutes: int) -> str:
-    """How a release does on the nodes of its group, in a line."""
+    """Say in one line how a release does on the nodes of its group."""
     nodes = counted(release["nodes"], "node")
     if not release["calls"]:
         return f"release {release['release']}: {nodes}, no calls in {minutes} min"
@@ -150,7 +150,7 @@ def release_line(release: Json, minutes: int) -> str:
 
 
 def error_share(release: Json) -> str:
-    """How many calls ended in errors, and out of how many that is."""
+    """Return how many calls ended in errors, with the percentage where it is 0.1 or more."""
     if not release["errors"]:
         return "0"
     share = 100 * release["errors"] / release["calls"]
@@ -158,7 +158,7 @@ def error_share(release: Json) -> str:
 
 
 def seconds(time: float | None) -> str:
-    """A time of a call as text: 340 µs, 12 ms, 1.4 s; `-` for none."""
+    """Return the time of a call as text: 340 µs, 12 ms, 1.4 s; `-` for none."""
     if time is None:
         return "-"
     if time < 0.001:

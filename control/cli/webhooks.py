@@ -153,7 +153,7 @@ command.add_command(
 
 
 async def _attempted(control: Client, webhook: str, id: str) -> Json:
-    """The delivery of a message, once an attempt was made."""
+    """Return the delivery of a message, once an attempt was made."""
     while True:
         found = await control.items(path("webhook-deliveries"), most=100, webhook=webhook)
         for delivery in found:

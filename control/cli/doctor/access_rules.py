@@ -41,7 +41,7 @@ def operator_findings(operators: list[Json], now: datetime) -> list[Finding]:
 
 
 def join_token_findings(tokens: Iterable[Json], now: datetime) -> list[Finding]:
-    """Of the tokens that are open."""
+    """Judge the tokens that are open."""
     old = [token for token in tokens if now - time(token["created_at"]) > TOKEN_OPEN]
     found = [
         Finding(
@@ -78,7 +78,7 @@ def audit_findings(unsealed: bool) -> list[Finding]:
 
 
 def refusal_findings(failures: Iterable[Json], now: datetime) -> list[Finding]:
-    """Of refused authentications, by minute."""
+    """Judge refused authentications, which are counted by minute."""
     lately = [one for one in failures if now - time(one["minute"]) < HOUR]
     count = sum(one["count"] for one in lately)
     if count < REFUSED:
@@ -89,7 +89,7 @@ def refusal_findings(failures: Iterable[Json], now: datetime) -> list[Finding]:
 
 
 def setting_findings(settings: Iterable[Json], unknown: Iterable[str]) -> list[Finding]:
-    """`unknown`: a line for each variable of this command's own environment that there is none of."""
+    """Judge control's settings. `unknown`: a line for each unknown SKERRY_ variable in this command's environment."""
     found = [Finding("settings", "note", line, "skerry settings --own") for line in unknown]
     values = {setting["name"]: setting["value"] for setting in settings}
     listen = values.get("SKERRY_METRICS_LISTEN", "")

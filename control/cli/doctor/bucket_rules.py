@@ -42,7 +42,7 @@ def store_findings(store: Json, now: datetime) -> list[Finding]:
 
 
 def artifact_findings(check: Json) -> list[Finding]:
-    """Of what the bucket has of what groups' releases need; `check` has the pages that were read, as one."""
+    """Judge what the bucket has of what groups' releases need; `check` is the pages that were read, merged."""
     lost = [f"{(fault['versions'] or [fault['sha256']])[0]} ({FAULTS[fault['fault']]})" for fault in check["faults"]]
     if lost:
         text = f"what releases need is lost, so no node can fetch it: {named(lost)}"
@@ -53,7 +53,7 @@ def artifact_findings(check: Json) -> list[Finding]:
 
 
 def trial_findings(trial: Json) -> list[Finding]:
-    """Of a small object that control has tried to store, read and delete."""
+    """Judge control's attempt to store, read and delete a small object."""
     if trial["problem"] is None:
         return [Finding("store", "ok", "a small object could be stored, read and deleted")]
     code = trial["code"]

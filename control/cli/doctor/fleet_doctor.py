@@ -54,12 +54,12 @@ def _stopped(error: Unreachable, more: str = "") -> Finding:
 
 
 async def _look(control: Client, now: datetime, found: list[Finding]) -> None:
-    """Add to `found`, one check after the other. Raises: Unreachable, where control can't go on answering."""
+    """Make the checks in turn, adding to `found`. Raises: Unreachable, when control stops answering."""
     refused: list[str] = []
 
     async def read(what: str, asked: Awaitable[T]) -> T | None:
-        """The answer, None where this operator may not ask, control is too old to have it, or it is of the bucket,
-        which can't be used."""
+        """Return the answer; None where this operator may not ask, control is too old to know it, or the bucket that it
+        is about can't be used."""
         try:
             return await asked
         except Unreachable as error:
@@ -128,7 +128,7 @@ async def _look(control: Client, now: datetime, found: list[Finding]) -> None:
 
 
 async def _needed_artifacts(control: Client) -> Json:
-    """What the bucket has of the artifacts that releases need, by their sizes: the first pages, as one."""
+    """Compare the artifacts that releases need with the bucket, by size; return the first pages, merged."""
     check = page = await control.get(path("artifact-store", "check"), bytes="false", needed="true")
     for _ in range(MOST_PAGES - 1):
         if page["next"] is None:

@@ -10,22 +10,22 @@ from control.protocol.findings import Finding, Level
 SOON: Final = timedelta(days=30)
 CLOCKS_DIFFER: Final = timedelta(minutes=1)
 NAMED: Final = 5
-"""Things that are named in one finding; others are counted."""
+"""Things that one finding names; the rest are counted."""
 
 
 def named(names: list[str]) -> str:
-    """Names as a text, the first few of many."""
+    """Join names into a text, naming the first few of many."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
 def time(text: str) -> datetime:
-    """A time of control's."""
+    """Parse a time from control."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 def ready_findings(ready: Json, told: list[str]) -> list[Finding]:
-    """Of `GET /readyz`. What other checks say isn't repeated: deletions that are held, and the notes in `told`."""
+    """Judge `GET /readyz`. What other checks report isn't repeated: held deletions, and the notes in `told`."""
     return [Finding("control", "ok", f"control is {ready['status']}")] + [
         Finding("control", "note", note, "skerry status")
         for note in ready.get("notes", [])
@@ -34,7 +34,7 @@ def ready_findings(ready: Json, told: list[str]) -> list[Finding]:
 
 
 def clock_findings(read_at: datetime, now: datetime) -> list[Finding]:
-    """`read_at`: a time of control's of seconds ago."""
+    """Compare the clocks; `read_at` is a time that control told a few seconds ago."""
     apart = read_at - now
     if abs(apart) < CLOCKS_DIFFER:
         return [Finding("clock", "ok", "this machine's clock goes with control's")]
@@ -64,7 +64,7 @@ def node_findings(nodes: list[Json]) -> list[Finding]:
 
 
 def detail_findings(details: list[Json], now: datetime) -> list[Finding]:
-    """Of the nodes that were looked at one by one."""
+    """Judge the nodes that were looked at one by one."""
     found = []
     for node in details:
         credential, numbers = node["credential"], node["numbers"] or {}

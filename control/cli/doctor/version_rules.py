@@ -13,12 +13,12 @@ CURE: Final = "docs/how-to/upgrade.md"
 
 
 def controls_version(replicas: list[Json], own: str) -> str:
-    """What others are compared with: that of the replica that answers, or this command's where it isn't told."""
+    """Return the version that others are compared with: the answering replica's, or `own` where it isn't told."""
     return next((replica["version"] for replica in replicas if replica["answers"] and replica["version"]), own)
 
 
 def replica_findings(replicas: list[Json], own: str) -> list[Finding]:
-    """`own`: the version of this command, as replicas tell theirs."""
+    """Judge the replicas' versions; `own` is this command's, in the same form."""
     found = []
     silent = sum(replica["version"] is None for replica in replicas)
     versions = sorted({replica["version"] for replica in replicas if replica["version"]})
@@ -39,7 +39,7 @@ def replica_findings(replicas: list[Json], own: str) -> list[Finding]:
 
 
 def node_findings(nodes: list[Json], control: str) -> list[Finding]:
-    """`control`: the version of control, as nodes tell theirs."""
+    """Judge the nodes' versions; `control` is control's, in the same form."""
     silent = [node["name"] for node in nodes if node["version"] is None]
     told = [(f"{node['name']} ({node['version']})", node["version"]) for node in nodes if node["version"]]
     distant = [name for name, version in told if apart(version, control) > 1]
@@ -58,8 +58,10 @@ def node_findings(nodes: list[Json], control: str) -> list[Finding]:
 
 
 def apart(one: str, other: str) -> int:
-    """How many minor versions lie between two versions, as `0.1.0+commit`; many between two major ones, and from a text
-    that is no version."""
+    """Return how many minor versions apart two versions such as `0.1.0+commit` are.
+
+    Versions with different major numbers are many apart, and so is a text that isn't a version.
+    """
     first, second = _numbers(one), _numbers(other)
     if first is None or second is None:
         return 100
@@ -67,7 +69,7 @@ def apart(one: str, other: str) -> int:
 
 
 def is_newer(one: str, other: str) -> bool:
-    """Whether the first version comes after the second one; of texts that are no versions that isn't known."""
+    """Tell whether the first version is later than the second one; False where either isn't a version."""
     first, second = _numbers(one), _numbers(other)
     return first is not None and second is not None and first > second
 

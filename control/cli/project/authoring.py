@@ -173,9 +173,7 @@ def _share_schema(folder: Path, several: Path, number: int) -> None:
 
 
 @click.command()
-@click.argument(
-    "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".", metavar="[FOLDER]"
-)
+@options.folder_argument
 @options.json_option
 @options.asynchronous
 async def build(folder: Path, as_json: bool) -> None:

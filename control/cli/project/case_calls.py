@@ -1,4 +1,4 @@
-"""Has the calls of test cases made: each on a new database, by the edge's code, in processes behind its fence."""
+"""Make the calls of test cases: each on a new database, by the edge's code, in processes behind its fence."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ class CaseResult(Struct):
     """Errors of its SQL and HTTP."""
 
     def headers_by_name(self) -> dict[str, str]:
-        """Return the answer's headers by their names in lower case; the values of one that is there twice joined."""
+        """Return the answer's headers by lower-case name; the values of a repeated header are joined."""
         found: dict[str, str] = {}
         for given, value in self.headers:
             name = given.lower()
@@ -44,7 +44,7 @@ class CaseDone(Struct):
     """How a case's call ended."""
 
     number: int
-    """The case's place among those that were asked for."""
+    """The case's index among those that were asked for."""
     result: CaseResult
     part: str = ""
     """What failed, where it isn't the call: `schema`, `before` or `after`."""

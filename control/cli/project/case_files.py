@@ -121,7 +121,7 @@ class TestCase:
 def find(found: Project) -> list[TestCase]:
     """Read the cases of a project, and of its functions, by their files.
 
-    Raises: ProjectInvalid, when a file or a case isn't as it must be.
+    Raises: ProjectInvalid, when a file or a case isn't valid.
     """
     cases: list[TestCase] = []
     for folder, own in {found.folder: None, **{f.folder: f for f in found.functions}}.items():
@@ -132,7 +132,7 @@ def find(found: Project) -> list[TestCase]:
 
 
 def _read(file: Path, found: Project, only: FunctionSource | None) -> list[TestCase]:
-    """`only`: the function that a case is for which names none."""
+    """Read a file of cases. `only`: the function for cases that name none."""
     try:
         text = file.read_text("utf-8")
         content = tomllib.loads(text)
@@ -161,7 +161,7 @@ def _read(file: Path, found: Project, only: FunctionSource | None) -> list[TestC
 
 
 def _case(file: Path, table: dict[str, Any], whole: CaseFile, found: Project, only: FunctionSource | None) -> TestCase:
-    """Raises: ValueError, when the case isn't as it must be; msgspec's are among them."""
+    """Build a case from its table. Raises: ValueError (msgspec's among them), when the case isn't valid."""
     given = msgspec.convert(table, CaseTable)
     if given.body is not UNSET and given.json is not UNSET:
         raise ValueError("body and json are one or the other")
@@ -199,7 +199,7 @@ def _function(name: str, found: Project, only: FunctionSource | None) -> Functio
 
 
 def _json(key: str, value: Any) -> Any:
-    """Return an expected value as JSON has it, of the TOML or of JSON in a string."""
+    """Return an expected value as JSON, whether it was written as TOML or as JSON in a string."""
     try:
         return orjson.loads(value if isinstance(value, str) else orjson.dumps(value))
     except (orjson.JSONDecodeError, TypeError) as error:
@@ -215,7 +215,7 @@ def _rows(value: list[list[Any]] | str) -> list[list[Any]]:
 
 
 def _said(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str:
-    """Say what is wrong and where, an unknown key with those that there are."""
+    """Say what is wrong and where; for an unknown key, list the known ones."""
     text, _, at = str(error).partition(" - at `$")
     where = at.strip("`.")
     unknown = unknown_field(error, kind)

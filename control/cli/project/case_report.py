@@ -32,7 +32,7 @@ class Ended:
 
 
 def compared(case: TestCase, done: CaseDone) -> list[str]:
-    """Return how the call differs from its case, as lines of text; [] where it does what it must."""
+    """Return how the call differs from its case, as lines of text; [] where it passes."""
     result = done.result
     if done.part:
         what = {"schema": "the schema", "before": "sql_before", "after": "sql_after"}[done.part]
@@ -92,12 +92,12 @@ def _status(status: int) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Return lines of text so that spaces and line breaks at their ends are seen."""
+    """Return lines of text with the spaces and line breaks at their ends made visible."""
     return [orjson.dumps(line).decode() for line in text.splitlines(keepends=True)]
 
 
 def _differ(what: str, expected: Iterable[str], came: Iterable[str]) -> list[str]:
-    """Return all lines of both: `-` before one that is expected and didn't come, `+` before one that came."""
+    """Return a diff: `-` marks a line that is expected and missing, `+` one that came unexpectedly."""
     lines = [f"  {line}" for line in difflib.ndiff(list(expected), list(came)) if not line.startswith("?")]
     return [f"{what} (- is expected, + came):", *lines]
 

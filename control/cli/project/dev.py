@@ -35,7 +35,7 @@ class EdgeEnded(Failure):
 
 @contextlib.contextmanager
 def free_address() -> Iterator[str]:
-    """Choose an address that nobody listens on; it is no other `skerry dev`'s while the block runs.
+    """Choose an address that nobody listens on; no other `skerry dev` takes it while the block runs.
 
     Raises: Failure, when all ports are taken.
     """
@@ -180,9 +180,7 @@ def _show_call(told: Json) -> None:
 
 
 @click.command()
-@click.argument(
-    "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".", metavar="[FOLDER]"
-)
+@options.folder_argument
 @click.option(
     "--listen",
     help=f"HOST:PORT to serve the functions on; without it the first of 127.0.0.1:{PORTS[0]}, {PORTS[1]}, … that is "
@@ -228,7 +226,7 @@ async def command(folder: Path, listen: str | None, state: Path | None, secrets:
 
 
 async def _follow(folder: Path, edge: LocalEdge, files: FollowedFiles, secrets: set[Path]) -> None:
-    """Build and release the project, again after each change, until cancelled. Files of `secrets` need no build.
+    """Build and release the project, again after each change, until cancelled. Changes to `secrets` need no build.
 
     Raises: EdgeEnded, when the edge ends by itself.
     """

@@ -11,7 +11,7 @@ import watchfiles
 from control.cli.support.client import Failure
 
 STEP = 20
-"""Milliseconds without another change after which changes count as one."""
+"""Milliseconds without a further change after which changes count as one."""
 BUILT = ("node_modules", "target", "zig-out", ".zig-cache")
 """Folders that builds write, besides the hidden ones; changes in them are no author's."""
 MADE = (".wasm", ".o")
@@ -25,7 +25,7 @@ class FollowedFiles:
     """A project's folders, and single files beside them, as an author's editor changes them."""
 
     def __init__(self, folders: Iterable[Path], beside: Iterable[Path] = ()) -> None:
-        """`beside`: files that are followed too, whose mode counts besides what is in them; they may not be there."""
+        """`beside`: files to follow, too, by content and mode; they needn't exist."""
         self._folders = list(folders)
         self._beside = [path.absolute() for path in beside]
         self._seen: Seen = {}
@@ -62,7 +62,7 @@ class FollowedFiles:
             ) from None
 
     async def different(self) -> set[Path]:
-        """Return the files that have changed, come or gone since the last time; at the first time, all of them."""
+        """Return the files that were changed, added or removed since the last call; the first time, all of them."""
         self._changed.clear()
         now = await asyncio.to_thread(self._read)
         before, self._seen = self._seen, now
@@ -73,7 +73,7 @@ class FollowedFiles:
         await self._changed.wait()
 
     def _read(self) -> Seen:
-        """The folders' files but those that builds write, and the files beside them."""
+        """Read the folders' files, except what builds write, and the files beside them."""
         found = {}
         for path, folders, names in (step for folder in self._folders for step in folder.walk()):
             folders[:] = [name for name in folders if not name.startswith(".") and name not in BUILT]

@@ -109,14 +109,17 @@ class Project:
     schema: Path | None
 
     def folders(self) -> list[Path]:
-        """Return the folders that have all of it: of a function of several, the schema is outside its own."""
+        """Return the folders that hold all of the project: the schema may be outside its own folder."""
         schema = self.schema
         outside = schema is not None and not schema.resolve().is_relative_to(self.folder.resolve())
         return [self.folder, schema] if schema is not None and outside else [self.folder]
 
     def concerned(self, paths: Iterable[Path]) -> list[FunctionSource]:
-        """Return the functions that must be built again where these files have changed. One in a function's folder
-        concerns that function; one that is in none may be what they share, unless it is the schema's or a test's."""
+        """Return the functions that must be rebuilt after these files have changed.
+
+        A file in a function's folder concerns that function. Any other file may be shared by all of them, unless it
+        belongs to the schema or to the tests.
+        """
         own = {source.folder for source in self.functions} - {self.folder}
         found: set[str] = set()
         for path in paths:
@@ -152,7 +155,7 @@ class Project:
 
 
 def read(folder: Path) -> Project:
-    """Read the project in a folder: one function, also one of several, or all of them.
+    """Read the project in a folder: one function (also one that belongs to a larger project), or several.
 
     Raises: ProjectInvalid, when there is none, or a file of it isn't valid.
     """

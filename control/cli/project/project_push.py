@@ -71,13 +71,13 @@ async def compared(control: Client, found: Project) -> ProjectSchema:
 
 
 def _own(project: str, registered: Iterable[Json]) -> dict[int, Json]:
-    """The changes that are this project's, by the numbers of its files."""
+    """Return this project's changes, by the numbers of its files."""
     pattern = re.compile(rf"{re.escape(project)}/(\d+)_.*")
     return {int(match[1]): change for change in registered if (match := pattern.fullmatch(change["name"]))}
 
 
 async def _had(control: Client, change: Json, checksum: str) -> bool:
-    """Tell whether a change had a text before it was amended."""
+    """Tell whether a change had this text before it was amended."""
     if change["revision"] == 1:
         return False
     found = await control.get(path("schema-changes", change["number"]))
@@ -120,15 +120,19 @@ class PushPlan(NamedTuple):
     """The floor that the release must name, where control would choose one below the project's own schema."""
 
     def document(self) -> Json:
-        """Return it for a script: of one function alone, control's own answer."""
+        """Return the plan for a script; for a single function, control's own answer."""
         if len(self.versions) == 1 and not self.changes:
             return self.versions[0]
         versions = [planned["version"] for planned in self.versions]
         return {"schema_changes": self.changes, "versions": versions, "release": self.release}
 
     def refuse(self, allowed: Json) -> None:
-        """Check that control would make the release, which a plan doesn't refuse: of several things that are made one
-        after the other, none may be made then. Raises: RequestRefused, when it wouldn't."""
+        """Check that control would make the release; planning it refuses nothing.
+
+        Without this check, a push of several things would make the first ones before control refuses the release.
+
+        Raises: RequestRefused, when control would refuse it.
+        """
         release = self.release or {}
         # An older control tells none.
         found = [refusal for refusal in release.get("refusals", []) if refusal["field"] not in allowed]
@@ -137,7 +141,7 @@ class PushPlan(NamedTuple):
             raise RequestRefused(f"nothing was made: {text}", code=found[0]["code"], field=found[0]["field"])
 
     def show(self) -> None:
-        """Print it."""
+        """Print the plan."""
         for change in self.changes:
             output.say(f"{releasing.named_change(change)} would be registered")
             releasing.show_findings(change)
@@ -164,7 +168,7 @@ class ProjectPush:
 
     @property
     def has_several(self) -> bool:
-        """Whether several things are to be made, of which control could take one and refuse another."""
+        """Tell whether several things are to be made, so that control could accept one and refuse another."""
         return len(self._files) + len(self._uploaded) > 1
 
     async def plan(self, group: str | None, schema: int | None) -> PushPlan:
@@ -202,7 +206,7 @@ class ProjectPush:
             raise _of_files(self._files[: len(tried)], refused) from None
 
     def _planned_changes(self, tried: Json) -> list[Json]:
-        """Return a change for each file, of the one that was planned for all; what its check found is at the first."""
+        """Return a change for each file, from the one planned for all; what the check found goes with the first."""
         assert self._found is not None  # noqa: S101
         names = [name_of(self._found, file) for file in self._files]
         nothing: Json = {"warnings": [], "losses": [], "stalls": []}
@@ -212,8 +216,9 @@ class ProjectPush:
         ]
 
     async def make(self, following: Json | None, *, quiet: bool) -> Json:
-        """Register the files and make the versions; return what a script is told. The last version is made together
-        with a release that has them all, as `following` says; None: there is no release.
+        """Register the files and make the versions; return what a script is told.
+
+        The last version is made together with a release of everything, described by `following`; None: no release.
 
         Raises: RequestRefused, when control refuses one, or the release; what was made before the last one stays.
         """
@@ -248,7 +253,7 @@ class ProjectPush:
 
 
 def _of_files(files: Sequence[SchemaFile], refused: RequestRefused) -> RequestRefused:
-    """Return control's refusal with the files that it is of."""
+    """Return control's refusal with the names of the files that it refers to."""
     names = ", ".join(str(file.path) for file in files)
     cure = refused.cure
     if not cure and refused.code == "schema_refused" and "already exists" in str(refused):
@@ -260,7 +265,7 @@ def _of_files(files: Sequence[SchemaFile], refused: RequestRefused) -> RequestRe
 
 
 def _together(releases: list[Json], changes: list[Json]) -> Json:
-    """Return one release of those that were planned by themselves, each with its own part of what is new."""
+    """Merge releases that were planned separately, each with its own part of what is new, into one."""
     whole = copy.deepcopy(releases[0])
     if len(releases) > 1:
         # It is the digest of a part.

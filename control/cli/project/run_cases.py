@@ -23,9 +23,7 @@ class NoCases(Failure):
 
 
 @click.command()
-@click.argument(
-    "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".", metavar="[FOLDER]"
-)
+@options.folder_argument
 @click.option("-k", "word", metavar="WORD", default="", help="Only cases with this in their file, function or name.")
 @click.option("--watch", is_flag=True, help="Run them again whenever a file of the project changes, until Ctrl-C.")
 @click.option(
@@ -102,7 +100,7 @@ async def _run(found: Project, word: str, junit: Path | None, built: set[str]) -
 
 
 async def _made(found: Project, cases: list[TestCase]) -> list[Ended]:
-    """Make the calls, and show how each ends, in the cases' order. Raises: Failure, also when the schema is wrong."""
+    """Make the calls, and show how each ends, in the order of the cases. Raises: Failure, also for a wrong schema."""
     waiting: dict[int, Ended] = {}
     run: list[Ended] = []
     async for done in case_calls.made(cases, found.changes()):

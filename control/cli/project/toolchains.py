@@ -1,4 +1,4 @@
-"""Finds the compilers of functions, and runs a project's build command.
+"""Find the compilers of functions, and run a project's build command.
 
 A build command names its compiler as {zig}, {rustc}, {go} or {asc}. Each is replaced by the compiler that is found on
 this machine, with the options that it needs to make a module for WASI. The rest of the command is the project's own.
@@ -93,7 +93,7 @@ def _asc(folder: Path) -> list[str] | None:
 
 
 def _checkout() -> Path:
-    """The checkout that this runs in, where `just toolchains` puts asc; where a wheel was installed, no checkout."""
+    """Return the checkout that this runs in, where `just toolchains` puts asc; for an installed wheel it isn't one."""
     return Path(control.__file__).parents[1]
 
 
@@ -157,8 +157,10 @@ def command(source: FunctionSource) -> tuple[list[str], dict[str, str]]:
 
 
 def write_editor_files(folder: Path, build: str) -> None:
-    """Write what editors need to know of this machine for a function with that build command, where it isn't there:
-    `FLAGS` for one built by `{zig} cc`, `RUST_PROJECT` for one built by `{rustc}`."""
+    """Write what editors need to know about this machine for a function with this build command, unless it exists.
+
+    That is `FLAGS` for a function built by `{zig} cc`, and `RUST_PROJECT` for one built by `{rustc}`.
+    """
     if build.startswith("{zig} cc ") and not (folder / FLAGS).exists():
         _write_flags(folder)
     elif build.startswith("{rustc} ") and not (folder / RUST_PROJECT).exists():
@@ -198,7 +200,7 @@ def _write_rust_project(folder: Path, build: str) -> None:
 
 
 def _library_of_zig() -> Path | None:
-    """The folder of what Zig brings with its compiler."""
+    """Return the folder of the libraries that come with Zig; None without Zig."""
     package = importlib.util.find_spec("ziglang")
     program = shutil.which("zig")
     if package is not None and package.origin:
@@ -245,7 +247,7 @@ async def build(source: FunctionSource) -> float:
         finally:
             said.cancel()
             if process.returncode is None:
-                # The build's own children, as of make or cargo, are in its process group.
+                # The build's own children, such as those of make or cargo, are in its process group.
                 os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         if process.returncode:

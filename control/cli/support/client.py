@@ -106,7 +106,7 @@ class ConnectionSettings:
 
 
 def home() -> Path:
-    """The folder of `skerry up`'s own installation: SKERRY_HOME, or .skerry in the current folder."""
+    """Return the folder of `skerry up`'s own installation: SKERRY_HOME, or .skerry in the current folder."""
     return Path(os.environ.get("SKERRY_HOME") or ".skerry").absolute()
 
 
@@ -130,7 +130,7 @@ def read_home_file() -> dict[str, str]:
 
 
 def connection_settings() -> ConnectionSettings:
-    """Read SKERRY_URL, SKERRY_TOKEN and SKERRY_CA; what isn't set comes from what `skerry login` keeps of that control.
+    """Read SKERRY_URL, SKERRY_TOKEN and SKERRY_CA; what isn't set comes from the login kept for that control.
 
     Without a URL it is the control that `skerry up` left in SKERRY_HOME, or the one of the newest login. A token that
     is kept never goes to another control than its own.
@@ -165,7 +165,7 @@ def connection_settings() -> ConnectionSettings:
 
 
 def check_url(url: str) -> None:
-    """Raises: NotConnected, when a URL of control isn't https, or http on loopback."""
+    """Check a URL of control. Raises: NotConnected, when it is neither https nor http on loopback."""
     if not is_safe(url):
         raise NotConnected(
             f"control's URL must be an https URL, not {url!r}",
@@ -174,7 +174,7 @@ def check_url(url: str) -> None:
 
 
 def find_login(url: str = "") -> logins.Login | None:
-    """What `skerry login` keeps of a control, or of the newest login. Raises: NotConnected, when it can't be read."""
+    """Return the login kept for a control, or the newest one. Raises: NotConnected, when it can't be read."""
     try:
         return logins.find(url.rstrip("/"))
     except (OSError, ValueError) as error:
@@ -237,7 +237,7 @@ class Client:
                 return found if most is None else found[:most]
 
     async def has(self, where: str) -> bool:
-        """Whether control has this path: HEAD answers 2xx, or False for 404."""
+        """Tell whether control has this path: HEAD answers 2xx, or 404."""
         try:
             await self.call("HEAD", where)
         except RequestRefused as refused:
@@ -247,7 +247,7 @@ class Client:
         return True
 
     async def upload(self, where: str, file: Path, sent: Callable[[int], None]) -> Json:
-        """PUT a file; `sent` gets the bytes of each piece, and their negative sum when the upload starts again."""
+        """PUT a file; `sent` gets the size of each piece, and the negated sum when the upload starts over."""
         return await self.call("PUT", where, file=file, sent=sent)
 
     async def call(
@@ -260,7 +260,7 @@ class Client:
         file: Path | None = None,
         sent: Callable[[int], None] | None = None,
     ) -> Json:
-        """Make a call, again while control can't be reached or answers 503, and return the answer's JSON object.
+        """Make a call, retrying while control can't be reached or answers 503, and return the JSON object answered.
 
         Raises: RequestRefused, when control answers 4xx; Unreachable, when it can't be reached or trusted, or still
         answers 503 after `ATTEMPTS`; Failure, when it answers anything else that isn't a success.
@@ -407,7 +407,9 @@ CURES = {
 
 
 async def _cure_of_name(code: str, message: str, items: Callable[..., Awaitable[list[dict[str, Any]]]]) -> str:
-    """Say which name may be meant, of those that this operator may see; '' for an error that is about no such name.
+    """Suggest the name that was meant where control doesn't know a node, group, function, operator or webhook.
+
+    For an unknown version of a known function, name the command that lists its versions. Return '' for other errors.
 
     `code` and `message` are the error's; `items` asks control for a list, as `Client.items` does, and raises what it
     raises.

@@ -23,8 +23,8 @@ def list_command(
 ) -> click.Command:
     """Return a command that lists what control has below a path, with `--json`.
 
-    `text` is its help, and `empty` what it says where there is nothing. Each of `filters` is a parameter of the
-    request, by its name. With `newest` it has `--limit`, and without that option lists the newest 20.
+    `text` is its help, and `empty` the line for an empty list. Each of `filters` is an option that becomes a query
+    parameter of the same name. With `newest`, the command lists the newest 20 items, or as many as `--limit` says.
     """
 
     @options.asynchronous
@@ -41,5 +41,5 @@ def list_command(
 
 
 def ago(field: str) -> Callable[[dict[str, Any]], str]:
-    """Return what makes a column say how long ago the time in a field was, or in how long it will be."""
+    """Return a column that says how long ago the time in a field was, or how far away it is."""
     return lambda item: output.ago(item.get(field))

@@ -25,7 +25,7 @@ class Login:
 
 
 def file() -> Path:
-    """Where logins are kept: XDG_CONFIG_HOME, or .config in the user's folder, which is / for a user that has none."""
+    """Return the file of logins, in XDG_CONFIG_HOME or .config in the home folder (/ for a user without one)."""
     try:
         home = Path.home()
     except RuntimeError:
@@ -34,8 +34,10 @@ def file() -> Path:
 
 
 def read() -> list[Login]:
-    """All logins, the newest last. Raises: OSError, when the file can't be read; ValueError, when it has something
-    else."""
+    """Return all logins, the newest last.
+
+    Raises: OSError, when the file can't be read; ValueError, when it isn't a file of logins.
+    """
     try:
         kept = orjson.loads(file().read_bytes())
     except FileNotFoundError:
@@ -47,29 +49,29 @@ def read() -> list[Login]:
 
 
 def find(url: str = "") -> Login | None:
-    """The login at a control, or the newest one; None where there is none. Raises as `read`."""
+    """Return the login at a control, or the newest one; None where there is none. Raises like `read`."""
     found = [one for one in read() if url in ("", one.url)]
     return found[-1] if found else None
 
 
 def keep(login: Login) -> None:
-    """Keep a login in the place of one at the same control. Raises as `read`, and when it can't be written."""
+    """Keep a login, replacing one at the same control. Raises like `read`; OSError, when it can't be written."""
     with _alone():
         _write([*(one for one in read() if one.url != login.url), login])
 
 
 def forget(url: str) -> None:
-    """Forget the login at a control. Raises as `read`, and when it can't be written."""
+    """Forget the login at a control. Raises like `read`; OSError, when the file can't be written."""
     with _alone():
         _write([one for one in read() if one.url != url])
 
 
 def local_home(file: str) -> Path:
-    """The folder in which `skerry up` left `file` for the commands: SKERRY_HOME, or the nearest .skerry that has it,
-    from the current folder upward; .skerry in the current folder where none has.
+    """Return the folder in which `skerry up` left `file` for the commands.
 
-    A folder above may be anybody's, and its file would name the control that gets code and a token. So there only one
-    of this user's own counts.
+    That is SKERRY_HOME, or the nearest .skerry that has the file, from the current folder upward; without one, .skerry
+    in the current folder. A folder above may belong to anybody, and its file would name the control that gets code and
+    a token, so there only a file that this user owns counts.
     """
     if named := os.environ.get("SKERRY_HOME"):
         return Path(named).absolute()
@@ -84,7 +86,7 @@ def local_home(file: str) -> Path:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Keep other commands from changing the file until the block ends: they would write what they had read before."""
+    """Keep other commands from changing the file until the block ends: they would write back outdated content."""
     file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with file().with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -5,6 +5,7 @@ import functools
 import signal
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import click
@@ -106,7 +107,7 @@ def one_version(named: tuple[str, int | None], version: int | None) -> tuple[str
 
 
 def asynchronous(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Make a function for click of a coroutine function: it runs an event loop of its own."""
+    """Make a coroutine function callable for click: each call runs an event loop of its own."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -116,7 +117,7 @@ def asynchronous(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
 
 
 class EndOnce:
-    """Has a command end in order at the first signal; further ones are answered once."""
+    """Ends a command in order at the first signal; the second one gets a line, later ones nothing."""
 
     def __init__(self, running: asyncio.Task[Any]) -> None:
         self._running = running
@@ -131,10 +132,10 @@ class EndOnce:
 
 
 def end_once() -> None:
-    """Have the command that calls this end so at SIGINT (Ctrl-C), SIGTERM and SIGHUP.
+    """Have the running command end in order at the first SIGINT (Ctrl-C), SIGTERM or SIGHUP.
 
-    The handlers are the process's own, not the loop's: one that closes gives SIGINT back to Python, and a Ctrl-C that
-    came then would make an interrupted command of one that has ended in order.
+    The handlers are the process's, not the loop's: a loop that closes gives SIGINT back to Python, and a late Ctrl-C
+    would then report a command as interrupted that has ended in order.
     """
     running = asyncio.current_task()
     assert running is not None  # noqa: S101
@@ -157,9 +158,14 @@ def yes_option(function: F) -> F:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before something is done that can't be undone, unless `yes`. Raises: Abort, when the answer isn't yes."""
+    """Ask before doing what can't be undone, unless `yes`. Raises: Abort, when the answer isn't yes."""
     if not yes:
         click.confirm(question, abort=True, err=True)
+
+
+def folder_argument(function: F) -> F:
+    kind = click.Path(exists=True, file_okay=False, path_type=Path)
+    return click.argument("folder", type=kind, default=".", metavar="[FOLDER]")(function)
 
 
 def limit_option(function: F) -> F:
@@ -184,12 +190,12 @@ def plan_option(function: F) -> F:
 
 
 class ReleaseWait(NamedTuple):
-    """How a release's nodes are waited for."""
+    """How to wait for the nodes of a release."""
 
     within: float
     """Seconds, at most."""
     offline_too: bool
-    """Nodes that are offline are waited for, too."""
+    """Whether to wait for nodes that are offline, too."""
 
 
 ALLOWED = {
@@ -197,14 +203,14 @@ ALLOWED = {
     "allow_loss": "Also where schema changes can lose rows that nodes have.",
     "allow_stall": "Also where schema changes hold writers of nodes up for long.",
 }
-"""Fields of a request, and options: what is done all the same."""
+"""Fields of a request, and options, that allow what is otherwise refused."""
 
 
 def change_options(function: Callable[..., T]) -> Callable[..., T]:
-    """What a command takes that changes what nodes run.
+    """Add the options of a command that changes what nodes run.
 
-    It is called with `plan`, and with `allowed`: the fields of `ALLOWED` that were given, each True, for the body of
-    its request. An older control refuses a field that it doesn't know, so the others aren't in it.
+    The command is called with `plan`, and with `allowed`: the fields of `ALLOWED` that were given, each True, for the
+    body of its request. The others are left out, since an older control refuses a field that it doesn't know.
     """
 
     @functools.wraps(function)
@@ -217,8 +223,11 @@ def change_options(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def release_options(function: Callable[..., T]) -> Callable[..., T]:
-    """What a command takes that makes a release: besides `change_options`, `reason`, and `waited`: how the release is
-    waited for, None where it isn't. There is none to wait for with --plan, nor with the command's --no-release."""
+    """Add the options of a command that makes a release.
+
+    Besides those of `change_options` the command gets `reason`, and `waited`: how to wait for the release, None for not
+    at all. With --plan, or the command's own --no-release, there is no release to wait for.
+    """
 
     @functools.wraps(function)
     def run(wait: bool, within: float, offline_too: bool, **given: Any) -> T:

@@ -20,7 +20,7 @@ PLAIN_WIDTH = 240
 DIRECTIONS = (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 """Characters that turn the direction of what follows: a text with them reads as another one."""
 Columns = Mapping[str, str | Callable[[Json], object]]
-"""The columns of a list: below each heading a field of an item, or what is made of the item."""
+"""The columns of a list by their headings: a field of an item, or a function of the item."""
 _CONTROL = {c: "\ufffd" for c in (*range(0x20), *range(0x7F, 0xA0), *DIRECTIONS) if c not in (0x09, 0x0A)}
 
 
@@ -80,7 +80,7 @@ def listed(items: Iterable[Json], columns: Columns, empty: str, *, as_json: bool
 
 
 def shown(item: Json, details: Callable[[Json], Iterable[tuple[str, object]]], *, as_json: bool) -> None:
-    """Print one thing: as one JSON document, or by the names and values that `details` makes of it."""
+    """Print one item: as one JSON document, or as the names and values that `details` returns for it."""
     document(item) if as_json else pairs(details(item))
 
 
@@ -100,7 +100,7 @@ def pairs(rows: Iterable[tuple[str, object]]) -> None:
 
 
 def ago(time: str | None, now: datetime | None = None) -> str:
-    """Say how long ago an RFC 3339 time was, or in how long it will be; `now` within a second, `never` for none."""
+    """Say how long ago an RFC 3339 time was, or how far away it is; `now` within a second, `never` for none."""
     if not time:
         return "never"
     seconds = seconds_since(time, now)
@@ -135,7 +135,7 @@ def when(time: str) -> datetime:
 
 
 def rfc3339(time: datetime) -> str:
-    """Return a time as control reads it."""
+    """Return a time as text that control reads."""
     return time.isoformat().replace("+00:00", "Z")
 
 

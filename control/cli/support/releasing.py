@@ -81,7 +81,7 @@ def show(release: Json, *, planned: bool = False) -> None:
 
 
 def named_change(change: Json) -> str:
-    """Return a schema change as the beginning of a sentence names it; its first text is no revision of another."""
+    """Return a schema change's name for the beginning of a sentence, with its revision unless it is the first."""
     revision = f", revision {change['revision']}," if change["revision"] > 1 else ""
     return f"schema change {change['number']} ({change['name']}){revision}"
 
@@ -127,7 +127,7 @@ def show_move(found: Json) -> None:
 
 
 def changes(changed: Json) -> list[tuple[str, str]]:
-    """Return a line and its colour for everything that a release removes, adds and changes, removals on top."""
+    """Return a line and its color for everything that a release removes, adds and changes, removals first."""
     lines = [(f"- {_text(item)} is removed", "red") for item in changed.get("remove", [])]
     lines += [(f"+ {_text(item)}", "green") for item in changed.get("add", [])]
     lines += [(f"~ {_text(item)}", "yellow") for item in changed.get("change", [])]
@@ -137,8 +137,7 @@ def changes(changed: Json) -> list[tuple[str, str]]:
 
 
 def moved_floor(release: Json) -> list[tuple[str, str]]:
-    """Return a line and its colour where a release has another floor than the one before, and no new schema change says
-    so."""
+    """Return a line and its color where a release moves the schema floor and no new schema change says so."""
     floor, before = release["schema_floor"], release.get("floor_before")  # which an older control doesn't answer
     if before in (None, floor) or (before < floor and (release.get("changes") or {}).get("schema")):
         return []
@@ -147,7 +146,7 @@ def moved_floor(release: Json) -> list[tuple[str, str]]:
 
 
 def unfit(found: Json) -> list[str]:
-    """Return a line for each node that control names as unable to run the release, and one for the others."""
+    """Return a line for each node that control names as unable to run the release, and one for the rest."""
     nodes = found.get("nodes", [])
     lines = [f"! node {node['name']} can't run it, it lacks {' and '.join(node['lacks'])}" for node in nodes]
     others = found.get("count", 0) - len(nodes)
@@ -157,12 +156,12 @@ def unfit(found: Json) -> list[str]:
 
 
 def losses(found: list[Json]) -> list[str]:
-    """Return a line for each loss of rows that the release can bring, with the numbers of rows that nodes told."""
+    """Return a line for each loss of rows that the release can cause, with the row counts that nodes told."""
     return [f"! schema change {loss['change']}: {loss['message']}: {_rows(loss)}" for loss in found]
 
 
 def stalls(found: list[Json]) -> list[str]:
-    """Return a line for each statement that holds writers of nodes up, with about how long by node."""
+    """Return a line for each statement that holds up writers, with about how long on each node."""
     lines = []
     for stall in found:
         named = [f"{node['name']} about {node['seconds']:g} s" for node in stall["nodes"][:SHOWN]]
@@ -173,7 +172,7 @@ def stalls(found: list[Json]) -> list[str]:
 
 
 def _rows(loss: Json) -> str:
-    """Say how many rows the nodes of a loss have, the ones with the most by name."""
+    """Say how many rows the nodes concerned have, naming those with the most."""
     named = [f"{node['name']} {_count(node['rows'])}" for node in loss["most"][:SHOWN]]
     others = loss["nodes"] - len(named)
     if others > 0:
@@ -186,7 +185,7 @@ def _count(rows: int | None) -> str:
 
 
 def _granted(item: Json) -> str:
-    """Return the line of a grant that a new version has and the one before hadn't, or had otherwise."""
+    """Return the line for a grant that is new or different in a new version."""
     grant, before, after = item["grant"], item["from"], item["to"]
     new = f"{item['name']} {grant}: {manifest_rules.shown(grant, after)}"
     return new if before is None else f"{new} (was: {manifest_rules.shown(grant, before)})"
@@ -203,8 +202,8 @@ def _text(item: object) -> str:
 
 
 class FollowedRelease(NamedTuple):
-    """What became of a release: the group's nodes, and the names of those that run it, that failed, that were late, and
-    that weren't waited for, because they are offline or revoked."""
+    """What became of a release: the group's nodes, and the names of those that run it, failed, were late, or weren't
+    waited for because they are offline or revoked."""
 
     nodes: list[Json]
     arrived: list[str]
@@ -214,15 +213,16 @@ class FollowedRelease(NamedTuple):
     revoked: list[str]
 
     def document(self) -> Json:
-        """The names, as a script gets them."""
+        """Return the names, as a script gets them."""
         return {name: names for name, names in self._asdict().items() if name != "nodes"}
 
     def check(self, release: Json, within: float, *, quiet: bool) -> None:
-        """Check that all nodes run the release. `within`: the seconds for which late ones were waited for; `quiet`: it
-        hasn't been printed why nodes failed.
+        """Check that all nodes run the release.
 
-        Raises: NotConverged, when a node failed or was late; NotReached, when none did and some weren't waited for. The
-        message names them all.
+        `within` is how many seconds late nodes were waited for; `quiet` means that it wasn't printed why nodes failed.
+
+        Raises: NotConverged, when a node failed or was late; NotReached, when none did but some weren't waited for. The
+        message names all of them.
         """
         by_name = {node["name"]: node for node in self.nodes}
         told = [f"{name} failed" + (f": {_error(by_name[name])}" if quiet else "") for name in self.failed]
@@ -236,11 +236,11 @@ class FollowedRelease(NamedTuple):
 
 
 def progress(node: Json, generation: int, since: str) -> str:
-    """Return ``revoked``, ``arrived``, ``failed``, ``offline`` or ``waiting``: what a node has done with the release of
-    `generation`.
+    """Return what a node has done with the release of `generation`.
 
-    A node at a newer target has arrived too. It has failed where its error is not older than `since`. Control refuses a
-    revoked node, so what it ran before says nothing any more.
+    That is ``revoked``, ``arrived``, ``failed``, ``offline`` or ``waiting``. A node at a newer target has arrived, too.
+    A node has failed if its error is not older than `since`. Control refuses a revoked node, so what it ran before says
+    nothing anymore.
     """
     if node["state"] == "revoked":
         return "revoked"
@@ -255,7 +255,7 @@ def progress(node: Json, generation: int, since: str) -> str:
 async def follow(control: Client, release: Json, within: float, *, offline_too: bool, quiet: bool) -> FollowedRelease:
     """Wait until the release's nodes have arrived or failed, `within` seconds at most.
 
-    `offline_too`: wait for nodes that are offline, too; else they are named, and not waited for while they are so.
+    `offline_too`: wait for nodes that are offline, too; otherwise they are named, and not waited for while offline.
     """
     began = time.monotonic()
     told: set[tuple[str, str]] = set()

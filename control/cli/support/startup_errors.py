@@ -1,4 +1,4 @@
-"""How the command line reports what stops a command that opens the metadata database or artifact store itself."""
+"""Report what stops a command that opens the metadata database or the artifact store itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ from control.storage.migrations import SchemaError
 
 @contextmanager
 def startup_errors(cure: str) -> Iterator[None]:
-    """Turn the errors of settings, of the metadata's schema and of both services into the command line's own.
+    """Turn errors of settings, of the metadata's schema and of both services into the command line's own.
 
-    Raises: UsageError, when a setting is wrong; Failure, when the schema doesn't suit, or when a service fails:
-    then with `cure`, which says what to look at.
+    Raises: UsageError, when a setting is wrong; Failure, when the schema doesn't suit this version, or, with
+    `cure`, when a service fails.
     """
     try:
         yield

@@ -23,7 +23,7 @@ OTHER_PORTS = range(20100, 29900)
 NODE = "edge-1"
 """The name of the one node."""
 RESTARTS = 5
-"""Times that a server is started again within `RESTARTS_WITHIN` before `skerry up` gives up."""
+"""Restarts of a server within `RESTARTS_WITHIN` before `skerry up` gives up."""
 RESTARTS_WITHIN = 60.0
 """Seconds."""
 
@@ -88,7 +88,7 @@ def outside_services() -> tuple[str, str] | None:
 async def children_lock(home: Home) -> AsyncIterator[int]:
     """Hold the lock that control and the edge inherit and hold while they live.
 
-    A start after a kill -9 of `skerry up` so waits until the processes of the run before have ended.
+    After a kill -9 of `skerry up`, a new start thus waits until the processes of the previous run have ended.
 
     Raises: ServiceError, when they still haven't after `embedded.ORPHANS_LIMIT` seconds.
     """
@@ -178,7 +178,7 @@ def point_edge(home: Home, control_url: str) -> bool:
 
 
 async def watch(children: list[SupervisedServer], again: Callable[[], bool], tell: Callable[[str], None]) -> NoReturn:
-    """Start servers again that ended by themselves, until cancelled. The list may grow meanwhile.
+    """Restart servers that ended by themselves, until cancelled. The list may grow meanwhile.
 
     Raises: ServiceError, when one ended and `again()` is False, when it ended more than `RESTARTS` times within
     `RESTARTS_WITHIN` seconds, or when it can't be started.

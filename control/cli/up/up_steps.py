@@ -207,7 +207,7 @@ class Up:
         self._children.append(installation.SupervisedServer(child, lambda: child.start(ready)))
 
     async def _deploy(self, client: Client) -> bool:
-        """Deploy the example, the first time only, and return whether it was: what an operator changes later stays."""
+        """Deploy the example, the first time only, so that later changes of an operator stay; return whether it was."""
         if self._home.read().get("example"):
             return False
         async with self._step("schema change") as told:
@@ -264,7 +264,7 @@ async def _make_bucket(artifacts_url: str) -> None:
 
 
 def next_commands() -> list[str]:
-    """Commands to try next, which work as they are in a shell in the current folder."""
+    """Return commands to try next, which work unchanged in a shell in the current folder."""
     script = Path(sys.executable).with_name("skerry")
     found = shutil.which("skerry")
     here = found is not None and Path(found).resolve() == script.resolve()
@@ -283,7 +283,7 @@ def next_commands() -> list[str]:
 
 
 def _place(url: str) -> str:
-    """Host and port of a URL, without the password in it."""
+    """Return the host and port of a URL, without the password in it."""
     return url.rpartition("@")[2].partition("/")[0]
 
 
@@ -303,8 +303,10 @@ def _ready(url: str, tls: ssl.SSLContext | None) -> installation.Ready:
 
 
 async def called(edge_url: str, expected: str | None, *, must: bool) -> str:
-    """Call the example and return a line about its answer. `expected` is that answer where it is known: an operator may
-    have released another version since. `must`: any other status than 200 is a failure, too.
+    """Call the example and return a line about its answer.
+
+    `expected` is the answer, or None where it isn't known: an operator may have released another version since. With
+    `must`, any status but 200 is a failure, too.
 
     Raises: Failure, when the answer is wrong.
     """
