@@ -368,24 +368,23 @@ def _show_calls(calls: list[Json] | None) -> None:
     """Print a table of what a node has counted of calls."""
     if calls is None:
         return
-    output.table(
-        ["FUNCTION", "VERSION", "RELEASE", "CALLS", "FAILED", "P50", "P99", "CODES"],
-        [
-            [
-                one.get("function", ""),
-                one.get("version") or "-",
-                one.get("release") or "earlier",
-                one.get("calls", 0),
-                one.get("failed", 0),
-                *(f"{one.get(name, 0.0) * 1000:.1f} ms" if one.get("calls") else "-" for name in ("p50", "p99")),
-                _outcomes(one.get("outcomes", {})),
-            ]
-            for one in calls
-        ],
-        "it has served no function since it started",
-    )
+    columns: output.Columns = {
+        "FUNCTION": lambda one: one.get("function", ""),
+        "VERSION": lambda one: one.get("version") or "-",
+        "RELEASE": lambda one: one.get("release") or "earlier",
+        "CALLS": lambda one: one.get("calls", 0),
+        "FAILED": lambda one: one.get("failed", 0),
+        "P50": lambda one: _milliseconds(one, "p50"),
+        "P99": lambda one: _milliseconds(one, "p99"),
+        "CODES": lambda one: _outcomes(one.get("outcomes", {})),
+    }
+    output.listed(calls, columns, "it has served no function since it started", as_json=False)
     if calls:
         output.note(f"counted since the node started, {calls[0]['since']}")
+
+
+def _milliseconds(counted: Json, name: str) -> str:
+    return f"{counted.get(name, 0.0) * 1000:.1f} ms" if counted.get("calls") else "-"
 
 
 def _outcomes(outcomes: dict[str, int]) -> str:

@@ -20,10 +20,7 @@ async def command(own: bool, as_json: bool) -> None:
     else:
         async with options.client() as control:
             found = await control.items(path("settings"))
-    if as_json:
-        output.document(found)
-        return
-    output.table(["SETTING", "VALUE", "FROM"], [[s["name"], s["value"], s["origin"]] for s in found], "none")
+    output.listed(found, {"SETTING": "name", "VALUE": "value", "FROM": "origin"}, "none", as_json=as_json)
 
 
 def _own() -> list[Json]:
