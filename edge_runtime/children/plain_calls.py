@@ -12,10 +12,9 @@ from typing import Any, Final
 
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import UNANSWERED, CallEnds, CallRights, FindRights
-from edge_runtime.guests.abi import head
 from edge_runtime.guests.host_functions import RecentCache
 from edge_runtime.guests.plain_guest import CallEnd, PlainGuest
-from edge_runtime.ipc import call_head, claims, frames, progress_page
+from edge_runtime.ipc import answer_head, claims, frames, progress_page, request_head
 from edge_runtime.ipc.frame_reader import QUIET_MS, FrameReader
 from edge_runtime.native import library as native
 from edge_runtime.sql.call_sql import CallSql
@@ -92,7 +91,7 @@ class PlainCalls:
         setup.slot = self._page
         setup.log_at, setup.log_bytes = progress_page.LOG_AT, progress_page.LOG_BYTES
         setup.claims_at, setup.claims = progress_page.CLAIMS_AT, claims.CLAIMS
-        setup.head_limit = head.LIMIT
+        setup.head_limit = answer_head.LIMIT
         setup.executor, setup.outer = _pointer(outer.executor), _pointer(outer.function)
         self._callbacks = ffi.callback("Ask", self._ask), ffi.callback("Settle", self._settle)
         setup.ask, setup.settle = self._callbacks
@@ -185,7 +184,7 @@ class PlainCalls:
     def _is_ready(self, frame: frames.Frame) -> bool:
         if frame.kind != frames.CALL and frame.kind != frames.CALL_TIMED:
             return False
-        target = call_head.target(frame.head)
+        target = request_head.target(frame.head)
         function = None if target is None else self._by_target.get(target)
         return function is not None and bool(function.ready)
 

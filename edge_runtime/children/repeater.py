@@ -14,7 +14,7 @@ import msgspec
 from edge_runtime.aot_cache import Damaged
 from edge_runtime.children.worker_services import Denials
 from edge_runtime.guests import guest, invocation, trap_places
-from edge_runtime.ipc import call_head, frames
+from edge_runtime.ipc import frames, request_head
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
 from edge_runtime.wasmedge import WasmEdgeError
@@ -42,7 +42,7 @@ def _place(order: frames.Repeat, written: int) -> str:
     denials = Denials()
     try:
         function = guest.LoadedFunction.load(local, order.secrets)
-        request = invocation.request_of(call_head.decode_head(order.head), local.manifest.abi, order.body)
+        request = invocation.request_of(request_head.decode_head(order.head), local.manifest.abi, order.body)
         function.call(request, guest.CallServices(denials.sql, denials.http))
     except guest.GuestFault as fault:
         if fault.code == "guest_trap":

@@ -18,7 +18,7 @@ from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import UNANSWERED, CallEnds, CallRights, FrontHttp
 from edge_runtime.guests import guest, invocation
 from edge_runtime.guests.host_functions import RecentCache, host
-from edge_runtime.ipc import call_head, frames, progress_page
+from edge_runtime.ipc import frames, progress_page, request_head
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
@@ -201,7 +201,7 @@ class Worker:
 
     def _know(self, key: bytes) -> "Known":
         """Decode a call's head."""
-        head = call_head.decode_head(key)
+        head = request_head.decode_head(key)
         rights, keeps = self.rights(head.serial, head.function, head.method), len(key) <= _KEPT_HEAD
         abi = rights.entry.local.manifest.abi
         known = Known(rights, *invocation.request_fields(head, abi, key if keeps else b""))

@@ -23,8 +23,8 @@ from edge_runtime.errors import CodedError
 from edge_runtime.files import FileUnfit
 from edge_runtime.guests.invocation import Request, SingleCallResult
 from edge_runtime.ipc import log_lines, progress_page
-from edge_runtime.ipc.call_head import RequestUnfit
 from edge_runtime.ipc.log_lines import shown
+from edge_runtime.ipc.request_head import RequestUnfit
 from edge_runtime.oneshot.call_messages import SingleCallRequest, by_route, made_request
 from edge_runtime.oneshot.scratch_database import MEMORY, tidy
 from edge_runtime.redaction import redact

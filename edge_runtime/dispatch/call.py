@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from edge_runtime.dispatch.outcomes import Outcome
 from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.call_head import PLAIN, Via
 from edge_runtime.ipc.call_times import CallTimes
+from edge_runtime.ipc.request_head import PLAIN, Via
 from edge_runtime.telemetry.call_traces import CallTrace, Passed
 
 Body = bytes | list[bytes | bytearray]
@@ -41,7 +41,7 @@ class Call:
         host: str = "",
     ) -> None:
         """`done` is called with the outcome, from within the dispatch: it must not raise. An empty `script` is
-        /functions/NAME. The rest is as in `call_head.RequestTexts`."""
+        /functions/NAME. The rest is as in `request_head.RequestTexts`."""
         self.name = name
         self.method = method
         self.path = path
@@ -79,7 +79,7 @@ class Call:
         self.served: ServedFunction
         """The function that the call was last dispatched to; unset before the first attempt."""
         self.head = b""
-        """The head of its frame (`call_head`), as the call was last dispatched; empty before the first attempt."""
+        """The head of its frame (`request_head`), as the call was last dispatched; empty before the first attempt."""
         self.short = False
         """Whether the function's recent calls were short when this one was dispatched."""
         self.timed = False

@@ -25,8 +25,8 @@ from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.dispatch.worker_deaths import WorkerDeaths
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
-from edge_runtime.ipc.call_head import RequestUnfit, encode_head
 from edge_runtime.ipc.claims import ROOM
+from edge_runtime.ipc.request_head import RequestUnfit, encode_head
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.telemetry.call_counts import CallCounts
 from edge_runtime.wal import Pressure

@@ -22,7 +22,7 @@ from msgspec import Meta
 from control.protocol.manifest import Manifest
 from edge_runtime.dispatch.outcomes import Answer, AnswerBody, Outcome, Refusal, whole
 from edge_runtime.errors import known, status_of
-from edge_runtime.ipc import call_times, frames, header_lines
+from edge_runtime.ipc import answer_head, call_times, frames
 from edge_runtime.ipc.call_times import CallTimes
 
 _SMALL: Final = 65_536
@@ -293,16 +293,16 @@ def outcome(
         size = len(body) if isinstance(body, bytes) else sum(map(len, body))
         try:
             told = (
-                header_lines.length_cached(head)
-                if len(head) <= header_lines.CACHED_BYTES
-                else header_lines.length(head)
+                answer_head.content_length_cached(head)
+                if len(head) <= answer_head.CACHED_BYTES
+                else answer_head.content_length(head)
             )
         except ValueError as error:
             raise FrameUnfit(str(error)) from None
         if size > manifest.response_limit or (size and kind in BODILESS):
             raise FrameUnfit(f"it answered a body of {size} bytes with the status {kind}")
         # Where there is a body, its length is written by who sends it.
-        if told != header_lines.NONE and (size or method != "HEAD" or kind in BODILESS):
+        if told != answer_head.NO_LENGTH and (size or method != "HEAD" or kind in BODILESS):
             raise FrameUnfit(f"it answered {method} with a Content-Length of its own and a body of {size} bytes")
         return Answer(kind, head, body, release), None
     if kind != frames.FAULT:

@@ -12,10 +12,10 @@ from typing import ClassVar, Final, Generic, Protocol, TypeVar
 import orjson
 
 from control.protocol.counts import counted
-from edge_runtime.guests.abi.head import ResponseInvalid
 from edge_runtime.guests.abi.imports import OWN_SIGNATURES, SKERRY, WASI
 from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
 from edge_runtime.guests.wasi import FAULT, Exit, OutputTooLarge, Wasi
+from edge_runtime.ipc.answer_head import ResponseInvalid
 from edge_runtime.native import library as native
 from edge_runtime.wasmedge import (
     Config,

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from edge_runtime.errors import CodedError
-from edge_runtime.ipc.call_head import CallHead, decode_block
+from edge_runtime.ipc.request_head import CallHead, decode_block
 
 
 class Request(Struct, frozen=True):
@@ -33,8 +33,8 @@ class Request(Struct, frozen=True):
     auth_type: str = ""
     """How the caller was authenticated: Bearer or Certificate; empty if there is no caller."""
     block: bytes = b""
-    """The request as a guest of the ABI `direct` has it in memory (`call_head`), where that is known. Such a guest is
-    given it in place of what else is here but `method`, `body`, `caller` and `auth_type`."""
+    """The request as a guest of the ABI `direct` has it in memory (`request_head`), where that is known. Such a guest
+    is given it in place of what else is here but `method`, `body`, `caller` and `auth_type`."""
 
     def caller_variables(self) -> dict[str, str]:
         """Return what a function's environment, or an Extism plug-in's config, says of the caller, if there is one."""
@@ -69,8 +69,9 @@ class Response(Struct, frozen=True):
 
     status: int
     head: bytes
-    """The checked header lines as they are sent, each ended by CR LF; `abi.head.fields` reads them. Content-Length is
-    among them only in the answer to a HEAD, which has no body; otherwise the sender computes it from `body`."""
+    """The checked header lines as they are sent, each ended by CR LF; `ipc.answer_head.fields` reads them.
+    Content-Length is among them only in the answer to a HEAD, which has no body; otherwise the sender computes it from
+    `body`."""
     body: bytes
     log: bytes = b""
     """What the guest wrote to its log, cut at `CallLimits.log_bytes`."""

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 from edge_runtime.guests.abi import wagi
-from edge_runtime.guests.abi.head import CheckedResponse, Head
 from edge_runtime.guests.host_functions import FAILURES, Guest
 from edge_runtime.guests.invocation import CallServices, GuestFault, Request, Response
 from edge_runtime.guests.wasi import Exit, OutputTooLarge, exit_code
-from edge_runtime.ipc import header_lines
+from edge_runtime.ipc import answer_head
+from edge_runtime.ipc.answer_head import CheckedResponse, Head
 from edge_runtime.wasmedge import failed
 
 
@@ -109,6 +109,6 @@ class PlainGuest(Guest):
 
 def seen(block: bytes, status: int, parsed: Head) -> SeenLines | None:
     """Return the lines of a head; None if it names a length, which must be compared with each body's."""
-    if len(block) > header_lines.CACHED_BYTES or parsed.length is not None:
+    if len(block) > answer_head.CACHED_BYTES or parsed.length is not None:
         return None
     return SeenLines(block, status, parsed.has_content_type, parsed.lines)

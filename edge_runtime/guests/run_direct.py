@@ -4,14 +4,15 @@ one piece of memory."""
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-from edge_runtime.guests.abi import direct, head
-from edge_runtime.guests.abi.head import CheckedResponse, ResponseInvalid
+from edge_runtime.guests.abi import direct
 from edge_runtime.guests.host_functions import FAILURES, RecentCache, request_unfit
 from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
 from edge_runtime.guests.plain_guest import CallEnd, PlainGuest, SeenLines, seen
 from edge_runtime.guests.wasi import Strings
-from edge_runtime.ipc.call_head import RequestUnfit
+from edge_runtime.ipc import answer_head
+from edge_runtime.ipc.answer_head import CheckedResponse, ResponseInvalid
 from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.ipc.request_head import RequestUnfit
 from edge_runtime.wasmedge import PAGE, Config, EntryPoint, Memory, Module
 
 ALLOCATE: Final = EntryPoint(direct.ALLOCATE, direct.SIGNATURES[direct.ALLOCATE])
@@ -79,7 +80,7 @@ class Direct(PlainGuest):
 
     def seen_lines(self, answer: bytes) -> SeenLines | None:
         block = direct.header_lines(answer)
-        return seen(block, 0, head.parse(block))
+        return seen(block, 0, answer_head.parse(block))
 
     def no_room(self, end: CallEnd) -> GuestFault:
         try:

@@ -4,14 +4,15 @@ the response to stdout."""
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-from edge_runtime.guests.abi import head, wagi
-from edge_runtime.guests.abi.head import LIMIT, CheckedResponse
+from edge_runtime.guests.abi import wagi
 from edge_runtime.guests.host_functions import FAILURES, RecentCache, request_unfit
 from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
 from edge_runtime.guests.plain_guest import CallEnd, PlainGuest, SeenLines, seen
 from edge_runtime.guests.wasi import Exit, Strings
-from edge_runtime.ipc.call_head import RequestUnfit
+from edge_runtime.ipc import answer_head
+from edge_runtime.ipc.answer_head import LIMIT, CheckedResponse
 from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.ipc.request_head import RequestUnfit
 from edge_runtime.wasmedge import Config, EntryPoint, Module
 
 START: Final = EntryPoint("_start")
@@ -61,7 +62,7 @@ class Wagi(PlainGuest):
 
     def seen_lines(self, answer: bytes) -> SeenLines | None:
         block = wagi.header_lines(answer)
-        parsed = head.parse(block)
+        parsed = answer_head.parse(block)
         return seen(block, wagi.status_of(parsed), parsed)
 
     def no_room(self, end: CallEnd) -> GuestFault:

@@ -1,7 +1,7 @@
 """The messages between the front and its children (workers, appliers, compilers, checkpointers), and their encoding.
 
 A message is a frame: a header of 12 bytes (length of the rest, request id, kind, length of the head), a head and raw
-bytes. The head of a call is as `call_head` says; a message named here in backquotes is JSON in the raw bytes. Each
+bytes. The head of a call is as `request_head` says; a message named here in backquotes is JSON in the raw bytes. Each
 child has one SOCK_STREAM socketpair with the front.
 """
 
@@ -25,7 +25,7 @@ HEAD_LIMIT: Final = 65_535
 
 # To a worker
 CALL: Final = 1
-"""Head: as `call_head` says; the raw bytes are the request's body."""
+"""Head: as `request_head` says; the raw bytes are the request's body."""
 RELEASE: Final = 2
 """`Load`: be ready to serve these functions too; answered by LOADED. Functions whose earlier version is loaded,
 and a few new ones, are loaded at once, others when they are called."""
@@ -311,7 +311,7 @@ class Repeat(Struct, frozen=True):
 
     function: LocalFunction
     head: bytes
-    """As in the call's frame (`call_head`)."""
+    """As in the call's frame (`request_head`)."""
     body: bytes
     secrets: dict[str, str]
     """The values of the secrets that the function's manifest names."""

@@ -1,4 +1,4 @@
-/* Frames and call heads as the front writes them (edge_runtime/ipc/frames.py, call_head.py): numbers are
+/* Frames and call heads as the front writes them (edge_runtime/ipc/frames.py, request_head.py): numbers are
    little-endian, as on every machine that this runs on. */
 #include <string.h>
 

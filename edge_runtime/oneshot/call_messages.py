@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 
 from control.protocol.manifest import Manifest, SqlGrant, sql_grant
 from edge_runtime.guests.invocation import Request, SingleCallResult
-from edge_runtime.ipc.call_head import RequestUnfit
+from edge_runtime.ipc.request_head import RequestUnfit
 from edge_runtime.web.routes import Match, Table
 
 _METHOD: Final = re.compile(r"[A-Z]{1,16}")

@@ -25,7 +25,7 @@ from edge_runtime.guests import guest
 from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.guests.invocation import SingleCallResult
 from edge_runtime.ipc import progress_page
-from edge_runtime.ipc.call_head import RequestUnfit
+from edge_runtime.ipc.request_head import RequestUnfit
 from edge_runtime.oneshot import single_call
 from edge_runtime.oneshot.call_messages import (
     FreshCall,

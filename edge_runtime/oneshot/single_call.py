@@ -31,12 +31,12 @@ from edge_runtime.children.warmup import rehearse
 from edge_runtime.errors import status_of
 from edge_runtime.guests import guest, trap_places
 from edge_runtime.guests.abi.detect import ModuleRefused
-from edge_runtime.guests.abi.head import fields
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.guests.host_functions import host as guest_host
 from edge_runtime.guests.host_functions import not_granted
 from edge_runtime.guests.invocation import SingleCallResult
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.answer_head import fields
 from edge_runtime.ipc.progress_page import LogPage, open_slot
 from edge_runtime.oneshot import scratch_database
 from edge_runtime.oneshot.call_messages import SingleCallRequest

@@ -12,8 +12,8 @@ from control.protocol import trace_context
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import Outcome, Refusal, name_of, refused, release_changing
 from edge_runtime.dispatch.pool import Hold, Pool
-from edge_runtime.ipc.call_head import Via
 from edge_runtime.ipc.frames import LocalRelease
+from edge_runtime.ipc.request_head import Via
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.telemetry import call_ids
 from edge_runtime.telemetry.call_ids import HEADER, TRACE

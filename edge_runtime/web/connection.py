@@ -15,7 +15,7 @@ from control.protocol import wire
 from edge_runtime import clock
 from edge_runtime.dispatch.outcomes import Answer, AnswerBody, Outcome, Refusal, refused
 from edge_runtime.errors import title_of
-from edge_runtime.ipc.call_head import PLAIN, SECURE
+from edge_runtime.ipc.request_head import PLAIN, SECURE
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.telemetry import call_ids
 from edge_runtime.web.connection_memory import Allocator, BodyMemory, UnreadAnswers

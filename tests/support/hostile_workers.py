@@ -20,7 +20,7 @@ import msgspec
 
 from edge_runtime import wal
 from edge_runtime.children import plain_calls, worker, zygote
-from edge_runtime.ipc import call_head, frames, progress_page
+from edge_runtime.ipc import frames, progress_page, request_head
 from edge_runtime.ipc.claims import Claims
 from tests.support import foreign_frames
 
@@ -221,7 +221,7 @@ def main(argument: str) -> None:
         serve(sock, *more)
 
     def called(self: worker.Worker, request: int, frame: frames.Frame) -> None:
-        head = call_head.decode_head(frame.head)
+        head = request_head.decode_head(frame.head)
         if not self._releases[head.serial].functions[head.function].local.name.startswith("evil"):
             return call(self, request, frame)
         what, *arguments = msgspec.json.decode(frame.body)

@@ -15,7 +15,7 @@ from edge_runtime.children import plain_calls
 from edge_runtime.children.function_cache import Functions
 from edge_runtime.children.worker import Worker
 from edge_runtime.guests.host_functions import host
-from edge_runtime.ipc import call_head, frames, progress_page
+from edge_runtime.ipc import frames, progress_page, request_head
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sql import database
@@ -69,10 +69,11 @@ class WorkerThread:
     def head(self, name: str, **given: Any) -> bytes:
         """The head of a call."""
         usual = {
-            "via": call_head.PLAIN, "method": "POST", "path": "", "query": b"", "headers": [(b"host", b"a.example:1")],
+            "via": request_head.PLAIN, "method": "POST", "path": "", "query": b"",
+            "headers": [(b"host", b"a.example:1")],
             "script": f"/functions/{name}", "route": "", "params": [], "client": "127.0.0.1",
         }  # fmt: skip
-        return call_head.encode_head(serial=SERIAL, function=self._names.index(name), **{**usual, **given})
+        return request_head.encode_head(serial=SERIAL, function=self._names.index(name), **{**usual, **given})
 
     def send(self, *sent: bytes) -> None:
         """Send frames in one write."""

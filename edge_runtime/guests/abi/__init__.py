@@ -2,5 +2,5 @@
 
 `detect` says which ABI a module speaks, or why no node can run it (with `binary` and `code_section`, which read the
 module's bytes, and `imports`). `wagi` and `direct` translate requests and responses; `extism` and `merge` are for
-Extism plug-ins. May import `guests.invocation`, `ipc.call_head` and `errors`. Start with `detect`.
+Extism plug-ins. May import `guests.invocation`, `ipc` and `errors`. Start with `detect`.
 """

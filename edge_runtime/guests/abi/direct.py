@@ -1,18 +1,17 @@
 """The ABI `direct`: a request is written into the guest's memory in one piece, and the response read from it in one.
 Pure.
 
-Numbers are u32, little-endian. A request is the block of `ipc.call_head` and then the body. A response has the status,
-the length of the header lines, the header lines (each ended by LF or CR LF); the rest is the body.
+Numbers are u32, little-endian. A request is the block of `ipc.request_head` and then the body. A response has the
+status, the length of the header lines, the header lines (each ended by LF or CR LF); the rest is the body.
 """
 
 import struct
 from typing import Any, Final
 
-from edge_runtime.guests.abi import head
-from edge_runtime.guests.abi.head import CheckedResponse, ResponseInvalid
 from edge_runtime.guests.invocation import Request
-from edge_runtime.ipc.call_head import BLOCK, PLAIN, UNSENDABLE, RequestUnfit, encode_head
-from edge_runtime.ipc.header_lines import CACHED_BYTES
+from edge_runtime.ipc import answer_head
+from edge_runtime.ipc.answer_head import CACHED_BYTES, CheckedResponse, ResponseInvalid
+from edge_runtime.ipc.request_head import BLOCK, PLAIN, UNSENDABLE, RequestUnfit, encode_head
 
 ALLOCATE: Final = "skerry_alloc"
 """(size) -> the address of room for `size` bytes."""
@@ -21,7 +20,7 @@ HANDLE: Final = "skerry_handle"
 SIGNATURES: Final = {ALLOCATE: ("i", "i"), HANDLE: ("ii", "I")}
 
 _ANSWER: Final = struct.Struct("<II")
-ANSWER_HEAD: Final = _ANSWER.size + head.LIMIT
+ANSWER_HEAD: Final = _ANSWER.size + answer_head.LIMIT
 """The most bytes of a response before its body."""
 
 
@@ -61,14 +60,14 @@ def decode(memory: Any, start: int, size: int, method: str) -> CheckedResponse:
         raise ResponseInvalid(f"it answered the status {status}; a status is a number from 200 to 599")
     lines, end = start + _ANSWER.size, start + size
     split = lines + length
-    if length > head.LIMIT or split > end:
-        most = min(head.LIMIT, end - lines)
+    if length > answer_head.LIMIT or split > end:
+        most = min(answer_head.LIMIT, end - lines)
         raise ResponseInvalid(f"it answered {size} bytes with {length} of header lines; at most {most} are possible")
     block = memory[lines:split]
-    parsed = head.parse_cached(block) if length <= CACHED_BYTES else head.parse(block)
+    parsed = answer_head.parse_cached(block) if length <= CACHED_BYTES else answer_head.parse(block)
     if parsed.status is not None:
         raise ResponseInvalid("it wrote the header Status; the status is the answer's first number")
     body = memory[split:end]
-    if not parsed.has_content_type or parsed.length is not None or status in head.BODILESS:
-        return status, head.complete(parsed, status, body, method), body
+    if not parsed.has_content_type or parsed.length is not None or status in answer_head.BODILESS:
+        return status, answer_head.complete(parsed, status, body, method), body
     return status, parsed.lines, body

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from edge_runtime.guests.abi.head import (
+from edge_runtime.guests.invocation import Request
+from edge_runtime.ipc.answer_head import (
     BODILESS,
+    CACHED_BYTES,
     LIMIT,
     CheckedResponse,
     Head,
@@ -19,9 +21,7 @@ from edge_runtime.guests.abi.head import (
     parse,
     parse_cached,
 )
-from edge_runtime.guests.invocation import Request
-from edge_runtime.ipc.call_head import RequestUnfit
-from edge_runtime.ipc.header_lines import CACHED_BYTES
+from edge_runtime.ipc.request_head import RequestUnfit
 
 SOFTWARE = "skerry"
 

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from edge_runtime.dispatch.call import Call
 from edge_runtime.ipc import progress_page
-from edge_runtime.ipc.call_head import encode_head
+from edge_runtime.ipc.request_head import encode_head
 from edge_runtime.logs import JsonLines
 from edge_runtime.redaction import RedactedRecord
 from edge_runtime.telemetry import ring, search

@@ -15,8 +15,8 @@ from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import fields_of, shown_with
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.call_head import Via
 from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.ipc.request_head import Via
 from edge_runtime.ipc.zygote_client import NotBorn
 from edge_runtime.telemetry import repeated_traps, ring, search
 from edge_runtime.telemetry.repeated_traps import RepeatedTraps

@@ -84,7 +84,7 @@ PURE = (
     *("edge_runtime.dispatch.breaker", "edge_runtime.sync.plan_check", "edge_runtime.sync.retries"),
     *("edge_runtime.web.routes", "edge_runtime.web.site_policy", "edge_runtime.disk_space"),
     *("edge_runtime.token_bucket", "edge_runtime.cli.doctor.running_node"),
-    *("edge_runtime.ipc.call_head", "edge_runtime.ipc.http_messages", "edge_runtime.guests.http_json"),
+    *("edge_runtime.ipc.request_head", "edge_runtime.ipc.http_messages", "edge_runtime.guests.http_json"),
     *("edge_runtime.sql.allowed_names", "edge_runtime.sql.schema_change", "edge_runtime.sql.tokenizer"),
     *("edge_runtime.sql.values", "edge_runtime.oneshot.change_effects"),
 )
@@ -130,7 +130,7 @@ def within(name: str, packages: Iterable[str]) -> bool:
 
 
 def folder(name: str) -> str:
-    """`edge_runtime.guests` of `edge_runtime.guests.abi.head`; a module at the top stands for itself."""
+    """`edge_runtime.guests` of `edge_runtime.guests.abi.wagi`; a module at the top stands for itself."""
     return ".".join(name.split(".")[:2])
 
 

@@ -6,7 +6,8 @@ from time import perf_counter
 import pytest
 
 from control.protocol.manifest import HttpGrant
-from edge_runtime.ipc import call_head, call_times, frames, progress_page
+from edge_runtime.ipc import call_times, frames, progress_page
+from edge_runtime.ipc.request_head import Via
 from edge_runtime.native import library
 from tests.guests.build import guest, wat
 from tests.support.both_ways import BothWays, both_ways
@@ -188,7 +189,7 @@ CALLS = [
     ("direct", {"path": "/echo", "query": b"a=b&c", "headers": [(b"x-thing", b"\xe9"), (b"cookie", b"")]}, b"body"),
     ("direct", {"path": "/echo", "route": "/things/{id}", "script": "/things", "params": [("id", "a/\xe9 b")]}, b""),
     ("direct", {"path": "/env", "query": b"name=GREETING"}, b""),
-    ("direct", {"path": "/env", "query": b"name=REMOTE_USER", "via": call_head.Via("https", "till-3", "Bearer")}, b""),
+    ("direct", {"path": "/env", "query": b"name=REMOTE_USER", "via": Via("https", "till-3", "Bearer")}, b""),
     ("direct", {"path": "/log"}, b""),
     ("direct", {"path": "/trap"}, b""),
     ("direct", {"path": "/exit", "query": b"code=0"}, b""),
@@ -200,8 +201,8 @@ CALLS = [
     ("env", {"path": "/a%20b/%e9", "query": b"x&&y=1&", "headers": MANY}, b"12"),
     ("env", {"headers": [(b"cookie", b"a=1"), (b"cookie", b"b=2"), (b"x_y", b"no"), (b"proxy", b"no")]}, b""),
     ("env", {"headers": [(b"content-length", b"0"), (b"content-type", b"text/plain")]}, b""),
-    ("env", {"via": call_head.Via("https", "till-3", "Certificate"), "client": "::1"}, b""),
-    ("env", {"via": call_head.Via("http", "ställe", "Bearer")}, b""),
+    ("env", {"via": Via("https", "till-3", "Certificate"), "client": "::1"}, b""),
+    ("env", {"via": Via("http", "ställe", "Bearer")}, b""),
     ("env", {"path": "/%00"}, b""),
     ("env", {"params": [("id", "a b"), ("x", "\xe9")], "route": "/r/{id}/{x}", "script": "/r"}, b""),
     ("exits", {}, b""),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.ipc import call_head
+from edge_runtime.ipc import request_head
 from edge_runtime.native import library
 from tests.guests.build import guest
 from tests.support.both_ways import both_ways
@@ -48,7 +48,7 @@ def request(number: int) -> dict[str, Any]:
     names = chance.choice([[], ["id"], ["id", "x"], ["a", "b", "c_1"], ["same", "same"]])
     query = "&".join(text(chance) for _ in range(chance.choice([0, 1, 3, 10, 600])))
     return {
-        "via": call_head.Via(chance.choice(["http", "https"]), caller, "Bearer" if caller else ""),
+        "via": request_head.Via(chance.choice(["http", "https"]), caller, "Bearer" if caller else ""),
         "method": chance.choice(["GET", "POST", "HEAD", "PURGE"]),
         "path": chance.choice(["", "/"]) and "/" + text(chance),
         "query": query.encode("latin-1"),

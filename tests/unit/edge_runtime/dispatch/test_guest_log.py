@@ -15,7 +15,7 @@ from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.ipc import frames, log_lines
-from edge_runtime.ipc.call_head import Via
+from edge_runtime.ipc.request_head import Via
 from edge_runtime.redaction import redact
 
 

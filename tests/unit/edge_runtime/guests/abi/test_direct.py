@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.guests.abi import direct
-from edge_runtime.guests.abi.head import BODILESS, LIMIT, ResponseInvalid
 from edge_runtime.guests.invocation import Request
-from edge_runtime.ipc import call_head
-from edge_runtime.ipc.call_head import RequestUnfit
+from edge_runtime.ipc import request_head
+from edge_runtime.ipc.answer_head import BODILESS, LIMIT, ResponseInvalid
+from edge_runtime.ipc.request_head import RequestUnfit
 
 latin = st.text(st.characters(max_codepoint=255, exclude_characters="\0\n"), max_size=20)
 pairs = st.lists(st.tuples(st.from_regex(r"[a-z][a-z-]{0,9}", fullmatch=True), latin), max_size=5)
@@ -26,7 +26,7 @@ def read(piece):
         assert piece[at + length] == 0
         at += length + 1
     assert at == len(piece)
-    return dict(zip(call_head.TEXTS, texts, strict=True))
+    return dict(zip(request_head.TEXTS, texts, strict=True))
 
 
 @given(latin, latin, latin, pairs, latin, latin, pairs, latin)

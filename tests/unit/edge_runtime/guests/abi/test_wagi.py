@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.guests.abi import wagi
-from edge_runtime.guests.abi.head import BODILESS, ResponseInvalid
 from edge_runtime.guests.abi.wagi import parse_response
 from edge_runtime.guests.invocation import Request
-from edge_runtime.ipc.call_head import RequestUnfit
+from edge_runtime.ipc.answer_head import BODILESS, ResponseInvalid
+from edge_runtime.ipc.request_head import RequestUnfit
 
 
 def environment(request, config=None):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from edge_runtime.guests import invocation
 from edge_runtime.guests.abi import direct
 from edge_runtime.guests.invocation import Request
-from edge_runtime.ipc import call_head
-from edge_runtime.ipc.call_head import PLAIN, SECURE, RequestTexts, RequestUnfit, Via
+from edge_runtime.ipc import request_head
+from edge_runtime.ipc.request_head import PLAIN, SECURE, RequestTexts, RequestUnfit, Via
 
 TEXT = st.text(st.characters(max_codepoint=255), max_size=20)
 QUERY = st.binary(max_size=20)
@@ -51,19 +51,19 @@ def encoded(request: Request, serial: int = 1, function: int = 2) -> bytes:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers]
     texts = request.script, request.route, request.params, request.remote_address
     query = request.query.encode("latin-1")
-    return call_head.encode_head(serial, function, via, request.method, request.path, query, headers, *texts)
+    return request_head.encode_head(serial, function, via, request.method, request.path, query, headers, *texts)
 
 
 @given(HEAD)
 def test_a_call_comes_out_as_it_went_in(call: dict[str, Any]) -> None:
-    encoded_ = call_head.encode_head(**call)
-    head = call_head.decode_head(encoded_)
-    assert (head.serial, head.function) == call_head.target(encoded_) == (call["serial"], call["function"])
+    encoded_ = request_head.encode_head(**call)
+    head = request_head.decode_head(encoded_)
+    assert (head.serial, head.function) == request_head.target(encoded_) == (call["serial"], call["function"])
     assert (head.via, head.method) == (call["via"], call["method"])
-    texts = {name: call[name] for name in call_head.TEXTS}
+    texts = {name: call[name] for name in request_head.TEXTS}
     texts["query"] = call["query"].decode("latin-1")
     texts["headers"] = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in call["headers"]]
-    assert call_head.decode_block(head.block) == RequestTexts(**texts)
+    assert request_head.decode_block(head.block) == RequestTexts(**texts)
 
 
 def test_the_bytes_are_these() -> None:
@@ -76,14 +76,14 @@ def test_the_bytes_are_these() -> None:
     assert encoded(request, 5, 3) == struct.pack("<IHBBHH", 5, 3, 0, 0, 0, 0) + block
     by = Request(**{name: getattr(request, name) for name in request.__struct_fields__} | {"scheme": "https"})
     assert encoded(by, 5, 3)[:12] == struct.pack("<IHBBHH", 5, 3, 1, 0, 0, 0)
-    head = call_head.encode_head(5, 3, Via("http", "è", "Bearer"), "POST", "", b"", [], "", "", [], "")
+    head = request_head.encode_head(5, 3, Via("http", "è", "Bearer"), "POST", "", b"", [], "", "", [], "")
     assert head[:20] == struct.pack("<IHBBHH", 5, 3, 0, 6, 2, 0) + "è".encode() + b"Bearer"
     assert head[20:] == struct.pack("<8I", 4, 0, 0, 0, 0, 0, 0, 0) + b"POST" + bytes(8)
 
 
 @given(REQUEST)
 def test_a_worker_makes_the_same_request_of_it(request_: Request) -> None:
-    head = call_head.decode_head(encoded(request_))
+    head = request_head.decode_head(encoded(request_))
     assert invocation.request_of(head, "wagi", request_.body) == request_
     told = invocation.request_of(head, "direct", request_.body)
     assert (told.method, told.body, told.caller, told.auth_type) == (
@@ -112,7 +112,7 @@ def test_what_no_head_can_have_is_refused(more: dict[str, object], why: str) -> 
         encoded(Request("GET", **more))  # type: ignore[arg-type]
 
 
-WHOLE = call_head.encode_head(
+WHOLE = request_head.encode_head(
     1, 2, Via("https", "shop", "Bearer"), "GET", "/7", b"a=1", [(b"host", b"h")], "/x", "/x/{id}", [("id", "7")], "::1"
 )
 
@@ -120,8 +120,8 @@ WHOLE = call_head.encode_head(
 def test_a_head_that_ends_too_early_is_an_error() -> None:
     for size in range(len(WHOLE)):
         with pytest.raises(ValueError, match=rf"a call's head of {size} bytes"):
-            call_head.decode_head(WHOLE[:size])
-        assert call_head.target(WHOLE[:size]) == (None if size < 6 else (1, 2)), size
+            request_head.decode_head(WHOLE[:size])
+        assert request_head.target(WHOLE[:size]) == (None if size < 6 else (1, 2)), size
 
 
 def test_a_head_whose_lengths_do_not_add_up_is_an_error() -> None:
@@ -131,13 +131,13 @@ def test_a_head_whose_lengths_do_not_add_up_is_an_error() -> None:
             changed = bytearray(WHOLE)
             changed[at] ^= change
             with pytest.raises(ValueError, match="a call's head of"):
-                call_head.decode_head(bytes(changed))
+                request_head.decode_head(bytes(changed))
 
 
 @pytest.mark.parametrize("more", [b"\0", b"x" * 100])
 def test_a_head_with_more_behind_it_is_an_error(more: bytes) -> None:
     with pytest.raises(ValueError, match=f"says that it has {len(WHOLE)}"):
-        call_head.decode_head(WHOLE + more)
+        request_head.decode_head(WHOLE + more)
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,13 @@ def test_a_head_with_more_behind_it_is_an_error(more: bytes) -> None:
 def test_a_block_without_values_is_an_error(was: bytes, now: bytes) -> None:
     assert WHOLE.count(was) == 1
     with pytest.raises(ValueError, match="a call's head has"):
-        call_head.decode_block(call_head.decode_head(WHOLE.replace(was, now)).block)
+        request_head.decode_block(request_head.decode_head(WHOLE.replace(was, now)).block)
 
 
 @given(st.binary(max_size=120))
 def test_any_bytes_are_a_head_or_an_error(head: bytes) -> None:
     try:
-        found = call_head.decode_head(head)
+        found = request_head.decode_head(head)
     except ValueError:
         return
     assert head.endswith(found.block)
@@ -160,6 +160,6 @@ def test_any_bytes_are_a_head_or_an_error(head: bytes) -> None:
 
 def test_most_calls_share_how_they_came() -> None:
     for via in (PLAIN, SECURE):
-        head = call_head.encode_head(1, 2, via, "GET", "", b"", [], "/functions/f", "", [], "::1")
-        assert call_head.decode_head(head).via is via
+        head = request_head.encode_head(1, 2, via, "GET", "", b"", [], "/functions/f", "", [], "::1")
+        assert request_head.decode_head(head).via is via
         assert len(head) == 12 + 32 + 8 + len("GET/functions/f::1")

@@ -1,18 +1,29 @@
-"""The header lines of a guest's response: checked, and brought into the form in which they are sent. Pure.
+"""The head of a function's answer: which header lines a guest may write, and how they are sent. Pure.
 
-Text here is latin-1: each code point below 256 stands for one byte.
+A worker makes them of what its guest has written (`parse`, `complete`), and may be in the guest's hands. So the front
+looks at them once more (`content_length`): whatever a worker says, what a client gets are header lines, and one
+response. Text here is latin-1: each code point below 256 stands for one byte.
 """
 
 import functools
 import re
 from typing import Final, NamedTuple, NoReturn
 
-from edge_runtime.ipc.header_lines import LINES, SERVERS, TEXT, TOKEN
-
+LINES: Final = 128
+"""Lines that a guest may write."""
+TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+"""A character of a name, as a regular expression."""
+TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]"
+"""A character of a value."""
+SERVERS: Final = rb"connection|keep-alive|te|trailer|transfer-encoding|upgrade|skerry-release"
+"""Names of headers about the connection or the release, which are the server's to write."""
+CACHED_BYTES: Final = 1024
+"""Bytes of header lines: longer ones aren't worth caching, and not given to `content_length_cached`."""
 LIMIT: Final = 65_000
 """Bytes of header lines. They become a little longer on their way, and a frame's head holds 65,535."""
 BODILESS: Final = (204, 205, 304)
 """Statuses whose responses have no body."""
+NO_LENGTH: Final = -1
 
 
 class ResponseInvalid(ValueError):
@@ -138,3 +149,31 @@ def complete(head: Head, status: int, body: bytes, method: str) -> bytes:
     if body or not (status == 304 or (method == "HEAD" and status not in BODILESS)):
         raise ResponseInvalid(f"it wrote Content-Length: {length} and a body of {len(body)} bytes")
     return head.lines if status == 304 else head.lines + b"content-length: %d\r\n" % length
+
+
+# The front's look.
+
+_WHOLE: Final = re.compile(rb"(?:%b++:%b*+\r\n)*+" % (TOKEN, TEXT))
+_SERVERS_OWN: Final = re.compile(
+    rb"^(content-length|status|date|x-request-id|%b):(?:[ \t]*([0-9]{1,18})[ \t]*\r\n)?" % SERVERS,
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def content_length(lines: bytes) -> int:
+    """Return the Content-Length among header lines, each ended by CR LF; `NO_LENGTH` where they have none.
+
+    Raises: ValueError, when they can't go out.
+    """
+    if lines.count(b"\n") > LINES + 1 or not _WHOLE.fullmatch(lines):
+        raise ValueError(f"header lines that aren't any: {lines[:80]!r}")
+    found = NO_LENGTH
+    for match in _SERVERS_OWN.finditer(lines):
+        if match[2] is None or found != NO_LENGTH or match[1].lower() != b"content-length":
+            raise ValueError(f"a header line that is the server's to write: {lines[match.start() :][:80]!r}")
+        found = int(match[2])
+    return found
+
+
+content_length_cached = functools.lru_cache(maxsize=256)(content_length)
+"""`content_length`, with a cache of the last 256: most answers of a function have the lines of the one before."""
