@@ -171,7 +171,7 @@ class Front:
         self.handed: socket.socket | None = None
         """The listening socket that a service manager has handed over, if it has."""
         self.service_manager = ServiceManager()
-        """Who has started the process, if that is to be told how it is."""
+        """What has started the process, which may want to be told how it is."""
         self.port = 0
         """Port of the local HTTP, once it is bound."""
         self.ready = asyncio.Event()
@@ -180,7 +180,7 @@ class Front:
         self._kept: RingHandler | None = None
 
     def _renamed(self, name: str) -> None:
-        """What is kept from now on has the node's new name; traces have it from the next start on."""
+        """Keep what comes from now on under the node's new name; traces have it from the next start on."""
         logs.name_node(name)
         self.ring.node = self.guest_log.node = self.call_records.node = name
         if self._kept is not None:
@@ -332,7 +332,7 @@ def run(
     begin: Callable[[Front], None] = lambda front: None,
     node: str = "",
 ) -> None:
-    """Run a node until SIGTERM or SIGINT; a second signal kills it. `begin` gets the front before it runs; `node` as of
+    """Run a node until SIGTERM or SIGINT; a second signal kills it. `begin` gets the front before it runs; `node` as in
     `Front`.
 
     Raises: StateUnfit, when the state directory can't be used, and as `Front.run`.
@@ -356,7 +356,7 @@ async def _main(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    # None of the loop's handlers: as the loop ends it is taken away, and the signal would end the process.
+    # Not by the loop: when the loop ends it removes its handlers, and the signal would then end the process.
     signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(front.read_again))
     # The objects made so far stay: a full collection needn't look at them each time.
     gc.collect()

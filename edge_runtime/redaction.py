@@ -47,7 +47,7 @@ class Redactor:
 
     def _without_start(self, text: str) -> str:
         """Return a text without the beginning of a value at its end."""
-        # The cut may have gone through a character, of which a mark stands for what was left.
+        # The cut may have gone through a character; a replacement mark stands for its first bytes.
         sound = text.rstrip("\ufffd")
         for value, name in self._names.items():
             for length in range(min(len(value) - 1, len(sound)), LEAST - 1, -1):

@@ -123,7 +123,7 @@ class State:
 
 
 def closed(state: Path, *, to_serve: bool) -> tuple[str, str] | None:
-    """What this process's user can't use of a state directory, and what to do; None where there is no such thing.
+    """Return what of a state directory this process's user can't use, and what to do; None if it can use all of it.
     `to_serve`: look only at what calls need: without the rest a node serves on.
 
     Raises: OSError.

@@ -1,5 +1,5 @@
-"""Sees who keeps others from the database: a process that is none of the node's, as a shell or a backup, is named, and
-one of the node's that has no right to is ended."""
+"""Finds out which process keeps others from the database: one outside the node, such as a shell or a backup, is named;
+one of the node's own that has no right to the lock is ended."""
 
 import contextlib
 import logging

@@ -36,7 +36,7 @@ SILENT: Final = 1.0
 
 
 class _Lines:
-    """What a call wrote, of which some isn't logged yet. It is cut into lines one after the other: most of what floods
+    """What a call wrote and isn't all logged yet. It is cut into lines one after the other: most of what floods
     the log is never logged."""
 
     __slots__ = ("_at", "_text", "fields", "tally", "who")

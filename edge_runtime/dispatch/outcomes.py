@@ -79,7 +79,7 @@ def refused(code: str, message: str, retry_after: int = 0, allow: str = "") -> R
 
 
 def blames(why: str, state: int, status: int | None) -> bool:
-    """Tell whether a worker's death is the fault of the function that it ran; parameters as of `of_death`.
+    """Tell whether a worker's death is the fault of the function that it ran; parameters as in `of_death`.
 
     A signal 9 that the front didn't send came from outside, since no guest can send one. The time that a commit takes
     is the disk's.
@@ -99,7 +99,7 @@ def of_death(
 
     `state` is how far the call had come (`progress_page`), `why` the reason for which the front ended the worker (empty
     where the front didn't), `status` the worker's exit status as from waitpid (None where nobody knows it), `held_by`
-    the process that holds the database and is none of the node's (empty where none does, or that isn't known).
+    the process outside the node that holds the database (empty if there is none, or it isn't known).
     """
     name = function.name
     if state == progress_page.COMMITTING:
@@ -137,18 +137,18 @@ def of_death(
 
 
 def client_gone() -> Refusal:
-    """Nobody waits for the outcome."""
+    """Return the refusal for a call whose client has gone."""
     return refused(CLIENT_GONE, "The client went away.")
 
 
 def unknown(name: str) -> Refusal:
-    """The current release has no such function."""
+    """Return the refusal for a function that the current release doesn't have."""
     shown = name if wire.NAME.fullmatch(name) else name[:63].encode("unicode_escape").decode()
     return refused("function_unknown", f"This node's release has no function {shown}.")
 
 
 def release_changed(name: str) -> Refusal:
-    """A release came before the first SQL of a call that can't be run again."""
+    """Return the refusal for a call that can't run again, when a release came before its first SQL."""
     text = (
         f"The node's release changed while {name} ran, before its first SQL and after it had sent an HTTP request "
         "that can't be sent twice: so it wasn't run again. It has written nothing to the database."
@@ -157,31 +157,31 @@ def release_changed(name: str) -> Refusal:
 
 
 def release_changing(what: str) -> Refusal:
-    """A release is coming, or has come while the call waited."""
+    """Return the refusal for a call during which a release is coming, or has come while it waited."""
     return refused("release_changing", f"{what}; try again.", 1)
 
 
 def writes_held(left: int) -> Refusal:
-    """The call would write, and a release is being applied; it may take `left` more seconds."""
+    """Return the refusal for a call that would write while a release is applied, for `left` more seconds."""
     text = "The node's release is being changed, and the call can't write before that is done"
     return refused("release_changing", f"{text}; try again.", left)
 
 
 def queue_full(name: str = "", capacity: int = 0) -> Refusal:
-    """Too many calls wait: of the function, where its name is given, else on the node."""
+    """Return the refusal when too many calls wait: of the function `name` if it is given, else on the node."""
     if name:
         return refused("queue_full", f"Too many calls of {name} are waiting, {capacity} of them; try again.", 1)
     return refused("queue_full", "Too many calls are waiting on this node; try again.", 1)
 
 
 def database_held(by: str, more: str) -> Refusal:
-    """A process that is none of the node's has the database locked: `by`, where it is known."""
+    """Return the refusal when a process outside the node has the database locked: `by`, if it is known."""
     who = f": {by}" if by else ""
     return refused(HELD, f"Another process holds the node's database{who}. {more} Try again.", 1)
 
 
 def log_full() -> Refusal:
-    """The database's write-ahead log is too long."""
+    """Return the refusal when the database's write-ahead log is too long."""
     text = (
         "The node's database can't take more writes just now: its write-ahead log is at its limit, because reading "
         "calls overlap all the time or the disk is slow. Nothing was changed; try again."
@@ -190,6 +190,6 @@ def log_full() -> Refusal:
 
 
 def cut_off(name: str, left: int) -> Refusal:
-    """The function's breaker is open for `left` more seconds."""
+    """Return the refusal when the function's breaker is open, for `left` more seconds."""
     text = f"{name} is cut off for {left} s: its calls ended their processes again and again."
     return refused("circuit_open", text, left)

@@ -299,7 +299,7 @@ class Pool:
         self.pressure = Pressure.NONE
         """What the length of the write-ahead log lets calls do."""
         self.held_by = ""
-        """Which process that is none of the node's has held the database for a while, for a person; empty for none."""
+        """Which process outside the node has held the database for a while, for a person; empty for none."""
         self.find_holder: Callable[[], str] = _nobody
         """Looks which process holds the database just now, with an answer as in `held_by`."""
         self.find_writer: Callable[[], str] = _nobody
@@ -325,7 +325,7 @@ class Pool:
         return self.queues.waiting
 
     def submit(self, call: Call) -> None:
-        """Take a call; its outcome comes, whatever happens."""
+        """Take a call. It always gets an outcome."""
         call.began = time.monotonic()
         served = self.functions.get(call.name)
         if served is None:
@@ -361,7 +361,7 @@ class Pool:
             self.queues.add(queue, call)
 
     def leave(self, call: Call) -> None:
-        """The client has gone: the call leaves its queue, or runs on until others need its worker."""
+        """Note that the client has gone: the call leaves its queue, or runs on until others need its worker."""
         if call.gone or call.ended:
             return
         call.gone = True
@@ -437,7 +437,7 @@ class Pool:
         call.end(refusal)
 
     def holder(self) -> str:
-        """Return which process holds the database that is none of the node's, for a person; empty where none does."""
+        """Return which process outside the node holds the database, for a person; empty if none does."""
         return self.held_by or self.find_holder()
 
     def named(self, code: str, message: str) -> str:
@@ -453,7 +453,7 @@ class Pool:
         return left > 0
 
     def _opened(self, served: ServedFunction) -> None:
-        """A worker's death has opened a function's breaker: refuse what waits behind it."""
+        """Refuse the calls that wait for a function whose breaker a worker's death has opened."""
         queue = self.queues.of(served.function.name)
         if queue.served is not None and queue.served.breaker is served.breaker:
             self.again(self.queues.clear(queue))
@@ -461,7 +461,7 @@ class Pool:
     # What links tell: `worker_link.Owner`
 
     def freed(self, link: WorkerLink, job: Job, *, stale: bool, held: bool) -> None:
-        """A worker has done its first job."""
+        """Take the next call for a worker that has done its first job."""
         self._placement.place(link, self.serial)
         if isinstance(job, Call):
             self.queues.of(job.name).left(link)
@@ -474,7 +474,7 @@ class Pool:
         self.changed()
 
     def requeue(self, link: WorkerLink, calls: list[Call]) -> None:
-        """Calls were taken back from a worker."""
+        """Put calls that were taken back from a worker into their queues again."""
         for call in calls:
             self.queues.of(call.name).left(link)
             # Nothing happened to the call that may end.
@@ -485,7 +485,7 @@ class Pool:
             self.changed()
 
     def lost(self, link: WorkerLink, running: Call | None, waiting: list[Call], seen: progress_page.Seen) -> None:
-        """A worker has ended."""
+        """Forget a worker that has ended; see to the call that it ran, and to those that waited in it."""
         self.links.discard(link)
         self.deaths += 1
         self._placement.place(link, self.serial)
@@ -587,7 +587,7 @@ class Pool:
         return max(1, math.ceil(min(now - self._held_since, self._held_until - now)))
 
     def hold_at_commit(self) -> None:
-        """The release that was prepared is committed now: hold all calls, too, once one finds it in the file."""
+        """Hold all calls, too, once one finds the release in the file: it is about to be committed."""
         if self.hold is Hold.WRITES:
             self.hold = Hold.COMMIT
 
@@ -611,7 +611,7 @@ class Pool:
                     self.refuse(call, outcomes.unknown(call.name))
 
     def changed(self) -> None:
-        """A worker replied, was lost, or is fit for calls."""
+        """Wake those who wait for a change: a worker replied, was lost, or is fit for calls."""
         if self._changed is not None:
             self._changed.set()
             self._changed = None

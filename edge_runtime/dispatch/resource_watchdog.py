@@ -46,7 +46,7 @@ async def run(pool: Pool, memory_besides: int, folder: Path, temp_limit: int) ->
 
 
 def look_at_memory(pool: Pool, besides: int) -> None:
-    """Kill workers that have more than they may, and those of which the system tells no memory, though they live."""
+    """Kill workers that have more memory than they may, and those that live although their main thread has ended."""
     for link in list(pool.links):
         limit = allowed(link, besides)
         size = private(link.child.pid)

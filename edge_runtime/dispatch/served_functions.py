@@ -28,7 +28,7 @@ LOG_RATE = 64 * 1024
 MOST_DENIED: Final = 2**53
 """A count that a worker says: so large that none is larger, and each reader of JSON takes it."""
 RELEASES: Final = 2
-"""Releases of which a function's calls are counted apart: the newest ones."""
+"""How many of the newest releases have a function's calls counted apart."""
 MOST_RELEASES: Final = 4
 """The same while there are calls that control hasn't been told of."""
 
@@ -58,7 +58,7 @@ class Tally:
     slow: float = 0.0
     """Seconds: calls that took longer are among the slowest ones of the hour, as far as is known."""
     noted: list[NotedCall] = field(default_factory=list)
-    """Calls that were slow or failed, of which `CallRecords` has yet to make records."""
+    """Calls that were slow or failed, and have no record yet (`CallRecords` makes it)."""
     unnoted: int = 0
     """Such calls that were left out, since the last record."""
     denied: dict[str, int] = field(default_factory=dict)

@@ -309,7 +309,7 @@ class Supervisor:
         pool.changed()
 
     def _newly_loaded(self) -> None:
-        """A worker has loaded a function because it was called: have the spare ones load it too, soon."""
+        """Have the spare workers soon load a function that a worker has loaded because it was called."""
         if self._preloading is None:
             self._preloading = clock.call_later(PRELOAD_PAUSE, self._preload_all)
 
@@ -336,7 +336,7 @@ class Supervisor:
     def _preloaded(
         self, link: WorkerLink, order: Order, local: frames.LocalFunction, answer: asyncio.Future[frames.Frame]
     ) -> None:
-        """A spare worker has loaded a function, or has ended."""
+        """Handle what a spare worker answers, once it has loaded a function or has ended."""
         if answer.exception() is not None:
             self._preload_crashes[local.code[1]] += order.crashed
             return

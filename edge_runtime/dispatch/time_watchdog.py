@@ -175,7 +175,7 @@ def overdue(
 
 
 def bound(call: Call, settings: EdgeSettings) -> float:
-    """Return the seconds that a call may be its worker's first, whatever the worker says: those of all its limits."""
+    """Return for how many seconds a call may be its worker's first job, whatever the worker says: all its limits."""
     limit = call.served.limit
     most = GRACE + CALLED_LOAD_LIMIT + limit
     if call.served.function.manifest.sql != "none":

@@ -30,7 +30,7 @@ class WorkerDeaths:
     def __init__(
         self, settings: EdgeSettings, opened: Callable[[ServedFunction], None], holder: Callable[[], str]
     ) -> None:
-        """`opened` is called with a function whose breaker a death has opened; `holder` is `Pool.holder`."""
+        """`opened`: called with a function whose breaker a death has opened; `holder`: `Pool.holder`."""
         self.settle_commit: Callable[[], Awaitable[None]] = _nothing_to_settle
         """Sees to it that a COMMIT whose worker was killed in it is either kept or undone; it must not raise."""
         self._settings = settings

@@ -37,14 +37,14 @@ class Owner(Protocol):
     """What a link tells the pool. No method may raise: the socket's frames would be left half read."""
 
     def freed(self, link: "WorkerLink", job: Job, *, stale: bool, held: bool) -> None:
-        """The worker has done its first job. A `stale` call must be dispatched again, on another release; one that is
-        `held` when no release is being applied any more."""
+        """Note that the worker has done its first job. A `stale` call must be dispatched again, on another release; one
+        that is `held`, once no release is being applied."""
 
     def requeue(self, link: "WorkerLink", calls: list[Call]) -> None:
-        """These calls, which waited behind the worker's first job, were taken back from it; there may be none."""
+        """Take these calls, which waited behind the worker's first job and were taken back; there may be none."""
 
     def lost(self, link: "WorkerLink", running: Call | None, waiting: list[Call], seen: progress_page.Seen) -> None:
-        """The worker's process has ended. It was running one call, which had come as far as `seen` says; others
+        """Note that the worker's process has ended. It ran one call, which had come as far as `seen` says; others
         waited."""
 
 
@@ -59,7 +59,7 @@ def _unnamed(_: str, message: str) -> str:
 
 @dataclass
 class Hooks:
-    """The parts of the node that see to what a running call asks for, or runs into. None of them may raise."""
+    """The parts of the node that handle what a running call asks for, or runs into. None of them may raise."""
 
     log: GuestLog
     http: Callable[["WorkerLink", Call, bytes], None] = _nothing
@@ -264,7 +264,7 @@ class WorkerLink:
             self.ready.set_result(None)
 
     def _next(self, job: Job) -> float:
-        """The worker has done its first job; return the seconds that it took."""
+        """Note that the worker has done its first job; return the seconds that it took."""
         self.jobs.popleft()
         self.replied = job.id
         if not job.short:
@@ -276,7 +276,7 @@ class WorkerLink:
         return took
 
     def _carried_out(self, order: Order, kind: int, head: bytes, body: bytes) -> None:
-        """The worker has done its first job, an order."""
+        """Handle the answer to the first job, an order."""
         worker_socket.check_order(order.kind, kind, body)
         self._next(order)
         self._owner.freed(self, order, stale=False, held=False)
@@ -284,7 +284,7 @@ class WorkerLink:
             order.answer.set_result(frames.Frame(order.id, kind, head, body))
 
     def _answered(self, call: Call, kind: int, head: bytes, body: AnswerBody) -> None:
-        """The worker has done its first job, a call: end it."""
+        """Handle the answer to the first job, a call: end it."""
         if self._asked:
             raise FrameUnfit("it ended a call that waits for the answer of an HTTP request")
         self.ran = served = call.served
@@ -332,7 +332,7 @@ class WorkerLink:
                 call.served.tally.deny(denied, times)
 
     def _lost(self) -> None:
-        """The worker's process has ended."""
+        """Tell the pool, and whoever has given orders, that the worker's process has ended."""
         seen = self.seen()
         jobs, self.jobs, self.longs = list(self.jobs), deque(), 0
         self.detach()
@@ -373,7 +373,7 @@ class WorkerLink:
         self._outgoing.send(request, kind, head, body)
 
     def _gone(self, _: object) -> None:
-        """The worker's process has ended: handle what it still said, which its socket can hold, and see its end."""
+        """Handle what a worker whose process has ended still said, which its socket can hold, and then its end."""
         if self.ended.done():
             return
         for _try in range(_READS):
@@ -382,7 +382,7 @@ class WorkerLink:
         self._lost()
 
     def _left(self) -> None:
-        """Nothing more comes: the worker ends, or has closed its socket. In either case it is to be gone."""
+        """End a worker from which nothing more comes: it ends, or has closed its socket."""
         self._stop_listening()
         if self.child.lives():
             self.end("it has closed its socket, and lives")

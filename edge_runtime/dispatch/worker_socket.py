@@ -69,7 +69,7 @@ _ORDERS: Final = {
 _T = TypeVar("_T")
 
 DeniedKind = Literal["sql", "sql_statement", "sql_closed", "http_host"]
-"""Kinds of what a worker may deny a call: values of a metric's label, of which there must be no others."""
+"""What a worker may deny a call: these are a metric's labels, and there must be no others."""
 
 _decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
 _decode_denied: Final = msgspec.json.Decoder(dict[DeniedKind, Annotated[int, Meta(ge=1, le=2**32)]]).decode

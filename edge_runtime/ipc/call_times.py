@@ -162,7 +162,7 @@ class Slowest:
         if now >= self.until:
             self.until = now + HOUR
             self._times.clear()
-            # Not from the ground: else the first calls of each hour would be slow whatever they took.
+            # Not to 0: the first calls of each hour would then all be slow.
             self.bar /= 2
         if seconds <= self.bar:
             return False

@@ -61,7 +61,7 @@ class CallHead(Struct, frozen=True):
     via: Via
     method: str
     block: bytes
-    """The request, of which `decode_block` makes texts."""
+    """The request, which `decode_block` turns into texts."""
 
 
 class RequestTexts(Struct, frozen=True):
@@ -137,7 +137,7 @@ def target(head: bytes) -> tuple[int, int] | None:
 
 
 def decode_head(head: bytes) -> CallHead:
-    """Raises: ValueError, when its lengths don't add up to its own."""
+    """Return what a head says. Raises: ValueError, when its lengths don't add up to its own."""
     try:
         serial, function, secure, auth_type_size, caller_size, zero = _START.unpack_from(head)
         middle = BLOCK + caller_size

@@ -74,7 +74,7 @@ class EdgeApp:
         self._hosts = frozenset(name.lower().encode() for name in (*_LOOPBACK, own, *settings.hosts))
 
     def resolve(self, method: str, path: bytes, host: bytes | None) -> Match | Refusal:
-        """Return the function that a request is for, or why there is none. `host` is as of `Exchange`."""
+        """Return the function that a request is for, or why there is none. `host` is as in `Exchange`."""
         if path.startswith(FUNCTIONS):
             end = path.find(b"/", len(FUNCTIONS))
             script, rest = (path, b"") if end < 0 else (path[:end], path[end:])

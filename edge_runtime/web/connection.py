@@ -80,7 +80,7 @@ class Shared:
         self.memory = BodyMemory(settings.body_memory, settings.body_limit)
         self.body_wait = settings.body_wait
         self.live: set[HttpConnection] = set()
-        """The connections that there are."""
+        """All open connections."""
         self.removed: Callable[[], None] = lambda: None
         """Called when a connection has ended."""
         self.unread = UnreadAnswers(settings.answer_memory)
@@ -149,7 +149,7 @@ class HttpConnection(asyncio.Protocol):
         self.via = PLAIN
         """How its requests come to the node; the caller is not known here."""
         self.deadline = clock.monotonic() + HEAD_WAIT
-        """When whatever is waited for must have come (`clock.monotonic`)."""
+        """By when what the connection waits for must have come (`clock.monotonic`)."""
         self._running = False
         """The first of the requests is running."""
         self._held = False
@@ -178,7 +178,7 @@ class HttpConnection(asyncio.Protocol):
         self._shared.live.add(self)
 
     def secure(self, certificate: bytes) -> None:
-        """The TLS handshake is done; `certificate` is the sha256 of the client's, empty if it has shown none."""
+        """Note that the TLS handshake is done; `certificate` is the sha256 of the client's, empty if it has none."""
         self.via, self._requests.certificate = SECURE, certificate
 
     def data_received(self, data: bytes) -> None:
@@ -227,7 +227,7 @@ class HttpConnection(asyncio.Protocol):
             self._note_read()
 
     def _note_unread(self) -> None:
-        """The client has yet to read some of the answer: nothing more is read from it meanwhile."""
+        """Read nothing more from the client until it has read the rest of the answer."""
         if not self._unread:
             self._unread = True
             self.name = self._answered
@@ -236,7 +236,7 @@ class HttpConnection(asyncio.Protocol):
         self._shared.unread.note(self, self._left())
 
     def _note_read(self) -> None:
-        """All of the answer has gone out."""
+        """Go on with the next request: all of the answer has gone out."""
         self._unread = False
         self._shared.unread.note(self, 0)
         self.deadline = clock.monotonic() + (LINGER if self._over else KEEP_ALIVE)

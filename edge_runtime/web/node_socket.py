@@ -1,7 +1,7 @@
 """The socket in the state directory at which a node tells the commands of `skerry-edge` about itself.
 
-Who may read the state directory may ask: no token, no address and no certificate is needed, and no other node can
-answer. A question is a line with the name of a document, the answer is that document as JSON, until the end.
+Anyone who may read the state directory may ask: no token, no address and no certificate is needed, and no other node
+can answer. A question is a line with the name of a document, the answer is that document as JSON, until the end.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class NodeSocket:
                     writer.write(orjson.dumps(document(), default=str))
                     await writer.drain()
         except (TimeoutError, ConnectionError, ValueError):
-            # Who asked has gone, or asks for nothing.
+            # The command that asked has gone, or asks for nothing.
             pass
         except Exception:
             log.exception("a command couldn't be told about this node")
@@ -108,7 +108,7 @@ def ask(state: Path, name: str) -> dict[str, Any]:
 
 
 def _holder(state: Path) -> str | None:
-    """The process that has the state directory, as its lock says; None where none does."""
+    """Return the process that has the state directory, as its lock says; None if none does."""
     try:
         with (state / "lock").open("rb") as lock:
             try:
@@ -122,7 +122,7 @@ def _holder(state: Path) -> str | None:
 
 @contextlib.contextmanager
 def _short_path(state: Path) -> Iterator[str]:
-    """The socket's path by a descriptor of its folder: an address has 107 bytes at most, a path may have more."""
+    """Give the socket's path by a descriptor of its folder: an address has 107 bytes at most, a path may have more."""
     folder = os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{FILE}"

@@ -92,8 +92,8 @@ def rules(manifests: Mapping[str, Manifest]) -> dict[str, PageRule]:
 def foreign(site: bytes | None, origin: bytes | None, own: bytes) -> bool:
     """Tell whether a page of another origin had a browser send the request; `own` is the node's origin.
 
-    `site`, Sec-Fetch-Site, goes first: it is about the URL that the browser has, of which a proxy may have made another
-    one. Browsers of before 2023 don't send it, and none does over plain http, but to a loopback address.
+    `site`, Sec-Fetch-Site, goes first: it is about the URL that the browser has, which a proxy may have turned into
+    another one. Browsers of before 2023 don't send it, and none does over plain http, but to a loopback address.
     """
     if site is not None:
         return site not in UNASKED

@@ -64,7 +64,7 @@ class TlsFiles:
                     log.error("TLS: %s; the certificate that was read before stays in use", unfit)
                 self.error = str(unfit)
             else:
-                # Connections that there are keep what they have.
+                # Open connections keep what they have.
                 self.context, self.expires, self.error, self._told_end = made, expires, "", float("-inf")
                 until = f", which is good until {_shown(expires)}" if expires is not None else ""
                 log.info("TLS: new connections get the certificate in %s%s", self._certificate, until)
@@ -153,7 +153,7 @@ def _no_password() -> str:
 
 def _reason(error: OSError) -> str:
     reason = getattr(error, "reason", None) or error.strerror or str(error)
-    # OpenSSL's words for whatever is wrong with the form of a file.
+    # OpenSSL says so of anything that is wrong with the form of a file.
     return "one of them isn't in PEM, or isn't whole" if "PEM lib" in reason else reason
 
 
