@@ -20,12 +20,11 @@ from control.access.rights import Grant, Rights, Role
 from control.clock import Clock
 from control.problems import ProblemError
 from control.settings import ControlSettings
-from control.storage import audit_log, queries
+from control.storage import audit_log, flush_loop, queries
 from control.storage.announcements import Changed
 from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.sync import flush_loop
 from control.sync.fleet_cache import FleetCache
 from control.sync.fleet_rows import CachedNode, CachedOperator, Credential
 

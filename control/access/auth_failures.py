@@ -13,10 +13,9 @@ from uuid import UUID, uuid4
 
 from control.access.rate_limits import HOUR, Allowance, place
 from control.clock import Clock
-from control.storage import queries
+from control.storage import flush_loop, queries
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.sync import flush_loop
 
 SQL = queries.load("auth")
 BEGIN_BATCH = SQL.optional("begin_batch", UUID)

@@ -23,13 +23,12 @@ from control.access.auth import Authenticator, AuthError, Principal, Since
 from control.access.csrf import form_token
 from control.clock import Clock
 from control.settings import ControlSettings
-from control.storage import audit_log, queries
+from control.storage import audit_log, flush_loop, queries
 from control.storage.announcements import Changed
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.storage.recovery import access_changes
-from control.sync import flush_loop
 from control.sync.fleet_cache import FleetCache
 from control.sync.fleet_rows import CachedOperator
 

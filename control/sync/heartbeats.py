@@ -10,10 +10,9 @@ from datetime import datetime
 
 from control.clock import AHEAD, Clock
 from control.metrics import ControlMetrics
-from control.storage import queries
+from control.storage import flush_loop, queries
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
-from control.sync import flush_loop
 from control.sync.node_state import clean
 
 SQL = queries.load("heartbeats")

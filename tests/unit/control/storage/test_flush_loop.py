@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from control.problems import ProblemError
-from control.sync import flush_loop
+from control.storage import flush_loop
 from tests.support.clock import SetClock
 from tests.support.deadlines import deadline
 
