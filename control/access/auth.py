@@ -25,8 +25,7 @@ from control.storage.announcements import Changed
 from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.sync.fleet_cache import FleetCache
-from control.sync.fleet_rows import CachedNode, CachedOperator, Credential
+from control.sync.fleet_cache import CachedNode, CachedOperator, Credential, FleetCache
 
 
 class OperatorRights(NamedTuple):

@@ -29,8 +29,7 @@ from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.storage.recovery import access_changes
-from control.sync.fleet_cache import FleetCache
-from control.sync.fleet_rows import CachedOperator
+from control.sync.fleet_cache import CachedOperator, FleetCache
 
 UsedIn = Literal["console", "cli"]
 SignedInBy = Literal["token", "code", "provider"]

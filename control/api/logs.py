@@ -18,7 +18,7 @@ from control.problems import ProblemError
 from control.protocol import wire
 from control.storage.connection import Connection
 from control.storage.connection_quotas import ASKS
-from control.sync.fleet_rows import CachedNode
+from control.sync.fleet_cache import CachedNode
 from control.telemetry.watching import node_records
 from control.telemetry.watching.view import Ask, View
 

@@ -21,8 +21,7 @@ from control.protocol import wire
 from control.settings import ControlSettings
 from control.storage.connection_quotas import ASKS
 from control.sync import plan, requirements
-from control.sync.fleet_cache import RESTORED, STALE, FleetCache, Waiter
-from control.sync.fleet_rows import CachedGroup, CachedNode, Credential
+from control.sync.fleet_cache import RESTORED, STALE, CachedGroup, CachedNode, Credential, FleetCache, Waiter
 from control.sync.heartbeats import Heartbeats
 from control.sync.reconciler import Decision, NodeRequest
 from control.sync.write_batches import WriteBatches

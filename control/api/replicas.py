@@ -13,7 +13,7 @@ from control.problems import ProblemError
 from control.protocol import settings_in_force, version
 from control.storage import queries
 from control.storage.connection import Connection
-from control.sync import replica_mark
+from control.sync import fleet_cache
 
 
 class CertificateInUse(Struct):
@@ -107,7 +107,7 @@ LACKING = TRUST_SQL.rows("lacking", OtherTrust)
 async def running(call: ApiCall) -> Reply:
     """The one that answers first."""
     own = call.services.fleet.mark.name
-    after = call.services.clock.now() + replica_mark.KEPT - AWAY
+    after = call.services.clock.now() + fleet_cache.MARK_KEPT - AWAY
 
     async def work(conn: Connection) -> pagination.Page[RunningReplica]:
         others = [row for row in await conn.fetch(REPLICAS, after) if row.name != own]
@@ -189,4 +189,4 @@ async def nodes_trust(call: ApiCall) -> Reply:
 
 
 def _id(mark: str) -> str:
-    return mark.removeprefix(replica_mark.PREFIX)
+    return mark.removeprefix(fleet_cache.MARK_PREFIX)

@@ -1,11 +1,13 @@
-"""A replica's cache of targets, nodes and credentials, and its held polls: a poll at target touches no database.
+"""The first step of a poll: whether the node is at its target, from memory, without asking the database.
 
-The row of `epochs` says whether something was announced (a target, a move, a revocation). A replica reads it, with the
-rows that were announced, in one transaction: four times a second, and at once after a write of its own. So every
+A replica keeps in memory the targets, nodes, credentials and operators that it needs, and the polls that it holds. The
+row of `epochs` says whether something was announced (a target, a move, a revocation). A replica reads it, together with
+the rows that were announced, in one transaction: four times a second, and at once after a write of its own. So every
 replica knows of a change within half a second, and wakes the polls that it concerns. A node that isn't in the cache is
 looked up when it first polls.
 
-A database that was restored from a backup is noticed by the same reading: all is forgotten and read anew (ADR 36).
+The same reading shows that the database was restored from a backup: the replica then forgets everything and reads it
+again (ADR 36).
 """
 
 import asyncio
@@ -13,37 +15,139 @@ import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 from control.clock import Clock, Limit
 from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
+from control.protocol import version
 from control.protocol.wire import Poll
+from control.storage import queries
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.sync import fleet_rows
-from control.sync.fleet_rows import (
-    ANNOUNCED,
-    CREDENTIALS_SINCE,
-    EPOCH,
-    GROUPS_BY_ID,
-    GROUPS_SINCE,
-    NODES_BY_ID,
-    NODES_SINCE,
-    OPERATORS_SINCE,
-    WATCHES,
-    Announced,
-    CachedGroup,
-    CachedNode,
-    CachedOperator,
-    Credential,
-    Epoch,
-)
 from control.sync.node_state import NodeRow
-from control.sync.replica_mark import ReplicaMark
 from control.sync.watches import Watches, WatchRow
+
+
+@dataclass(slots=True)
+class CachedGroup:
+    """A group and its target. When a group or a node is announced again, a new object takes its place."""
+
+    id: str
+    name: str
+    release_id: str | None
+    generation: int
+    release_number: int | None
+
+
+@dataclass(slots=True)
+class CachedNode:
+    """What a poll needs to know of its node."""
+
+    id: str
+    name: str
+    group_id: str
+    epoch: int
+    """Epoch of the last announcement of this node."""
+    generation: int
+    """Generation of the node's last move; its target's is the larger of this and its group's."""
+    confirmed_generation: int
+    digest: str
+    """Digest of what the node ran when it was last confirmed, or reported its inventory."""
+    capabilities_digest: str
+    """Digest of the stored capabilities; '' if the node sent them without a digest."""
+    ran_generation: int
+    """The generation that it completed, if that is above its target's: the metadata were restored since then."""
+    removed: bool
+    revoked: bool
+    """Whether an operator has revoked its credentials, and it hasn't joined again."""
+
+
+@dataclass(slots=True)
+class Credential:
+    """A node's credential."""
+
+    id: str
+    node_id: str
+    secret_hash: str
+    created_at: datetime
+    revoked_at: datetime | None
+    first_used_at: datetime | None
+    replaces: str | None
+    last: tuple[bytes, Poll] | None = None
+    """The node's last poll, as bytes and as parsed: at target, a node sends the same bytes again and again."""
+
+
+@dataclass(slots=True)
+class CachedOperator:
+    """An operator, who may have been revoked, or may have ended."""
+
+    id: str
+    name: str
+    role: str
+    secret_hash: str
+    revoked_at: datetime | None
+    grants: list[dict[str, Any]] | None
+    expires_at: datetime | None
+    issuer: str | None = None
+    """The OpenID provider that knows the operator as `subject`; None for an operator with a token."""
+    subject: str | None = None
+    shown_name: str = ""
+    """The name that the provider shows."""
+    old_secret_hash: str = ""
+    """Hash of the token's secret before it was rotated, valid until `old_ends_at`; '' if it never was."""
+    rotated_at: datetime | None = None
+    old_ends_at: datetime | None = None
+
+
+class Epoch(NamedTuple):
+    """The number of the last announcement, the mark of the replica that asks, and the database's time."""
+
+    epoch: int
+    mark: int
+    clock_timestamp: datetime
+
+
+class LastAnnounced(NamedTuple):
+    """The epochs of the last announcements of rows of each kind, and whether there are watches."""
+
+    groups: int
+    nodes: int
+    credentials: int
+    operators: int
+    watched: bool
+
+
+class Announced(NamedTuple):
+    """The rows that were announced up to an epoch, or were looked up."""
+
+    groups: list[CachedGroup]
+    nodes: list[CachedNode]
+    credentials: list[Credential]
+    operators: list[CachedOperator]
+    watches: list[WatchRow] | None = None
+    """All current watches; None where they weren't asked for."""
+
+
+SQL = queries.load("fleet")
+EPOCH = SQL.rows("epoch", Epoch)
+ANNOUNCED = SQL.rows("announced", LastAnnounced)
+GROUPS_SINCE = SQL.rows("groups_since", CachedGroup)
+GROUPS_BY_ID = SQL.rows("groups_by_id", CachedGroup)
+NODES_SINCE = SQL.rows("nodes_since", CachedNode)
+NODES_BY_ID = SQL.rows("nodes_by_id", CachedNode)
+CREDENTIALS_SINCE = SQL.rows("credentials_since", Credential)
+CREDENTIALS_BY_ID = SQL.rows("credentials_by_id", Credential)
+OPERATORS_SINCE = SQL.rows("operators_since", CachedOperator)
+WATCHES = SQL.rows("watches", WatchRow)
+OPERATORS_BY_ID = SQL.rows("operators_by_id", CachedOperator)
+WRITE_MARK = SQL.optional("write_mark", str)
 
 PERIOD = 0.25
 """Seconds between two readings of the epochs."""
@@ -58,6 +162,13 @@ WAKE_PAUSE = 0.005
 FORGET_EVERY = 600.0
 """Seconds between two rounds of forgetting. A revoked credential is kept for at least one round, since a look-up
 that began before may still return it as valid."""
+
+MARK_PREFIX = "mark "
+"""How the names of all marks begin; an id follows."""
+MARK_PERIOD = 1.0
+"""Seconds between two writes. A backup that is younger than that when it is restored shows by the epoch alone."""
+MARK_KEPT = timedelta(days=30)
+"""How long the row of a replica that ended is kept, before the monitor deletes it."""
 
 STALE = f"the targets couldn't be read for {STALE_AFTER:.0f} s; ask again"
 RESTORED = "who may come in isn't known now, since the metadata database was restored or may have been; ask again"
@@ -76,13 +187,13 @@ class Waiter:
         self.replaced = False
 
     def wake(self) -> None:
-        """Have the poll look at its target again."""
+        """Make the poll look at its target again."""
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(0)
         self._timeout = None
 
     def done(self) -> None:
-        """The poll is held no longer: waking does nothing from now on."""
+        """Note that the poll is no longer held: waking it does nothing from now on."""
         self._timeout = None
 
 
@@ -107,17 +218,17 @@ class FleetCache:
         self._epoch = -1
         self._read_at = self.clock.monotonic() - STALE_AFTER
         self._begun = self._taken = 0
-        """How many readings have begun, and the number of the last one that was taken over."""
+        """How many readings have begun, and the number of the last one whose rows were stored."""
         self._ended: set[str] = set()
         """Ids of revoked credentials and removed nodes of the last round of forgetting."""
         self._forgot_at = self.clock.monotonic()
         self._restored = 0
         """How often the database turned out to be restored."""
         self.after_restore: Callable[[bool], Awaitable[None]] | None = None
-        """What is done with a database that turned out to be restored, or (False) may have been before the start,
-        before anything of it is answered. Raises: ProblemError, when it can't be done now."""
+        """Called before anything is answered from a database that turned out to be restored (True), or that may have
+        been restored before the start (False). Raises: ProblemError, when it can't be done now."""
         self.restoring = False
-        """Whether that is still to be done; nothing is answered before."""
+        """Whether `after_restore` is still to be done; nothing is answered before it is."""
         self._reading = asyncio.Lock()
         self._nudged = asyncio.Event()
         self._to_wake: list[str] = []
@@ -140,11 +251,11 @@ class FleetCache:
         return self.clock.monotonic() - self._read_at < STALE_AFTER
 
     def target_generation(self, node: CachedNode) -> int:
-        """The generation of the node's target."""
+        """Return the generation of the node's target."""
         return max(self.groups[node.group_id].generation, node.generation)
 
     def at_target(self, node: CachedNode, poll: Poll) -> bool:
-        """Whether a node is known to be at its target, and the poll says nothing that isn't stored."""
+        """Return whether a node is known to be at its target, and its poll says nothing that isn't stored."""
         if node.digest != poll.digest or poll.capabilities_digest not in ("", node.capabilities_digest):
             return False
         group = self.groups[node.group_id]
@@ -154,7 +265,7 @@ class FleetCache:
         return group.release_id is None or node.confirmed_generation >= target
 
     def confirm(self, row: NodeRow) -> None:
-        """Take over what a transaction wrote about a node, unless a later announcement of it was read meanwhile."""
+        """Store what a transaction wrote about a node, unless a later announcement of it was read in the meantime."""
         node = self.nodes.get(row.id)
         if node is not None and node.epoch <= row.epoch:
             node.digest = row.digest
@@ -169,7 +280,7 @@ class FleetCache:
         self._nudged.set()
 
     async def announced(self) -> None:
-        """Read what was just written, before its answer is sent; other replicas read it within `PERIOD`."""
+        """Read what was just written, before its answer is sent. Other replicas read it within `PERIOD`."""
         try:
             await self.refresh()
         except ProblemError:
@@ -177,7 +288,7 @@ class FleetCache:
             self.nudge()
 
     async def refresh(self) -> None:
-        """Read all that was committed before the call. Raises: ProblemError, when the database doesn't answer."""
+        """Read everything committed before the call. Raises: ProblemError, when the database doesn't answer."""
         async with self._reading:
             await self._finish_restore()
             self._begun += 1
@@ -195,12 +306,12 @@ class FleetCache:
                 self._take(changes)
 
     async def refresh_watches(self) -> None:
-        """Read all watches: their ends by time aren't announced. Raises: ProblemError, as `refresh`."""
+        """Read all watches, as watches that expire aren't announced. Raises: ProblemError, as `refresh` does."""
         async with self._reading:
             self.take_watches(await self._db.read(lambda conn: conn.fetch(WATCHES, self.clock.now())))
 
     async def caught_up(self) -> None:
-        """Wait until what was announced before the call is read, or a second has passed."""
+        """Wait until everything announced before the call has been read, for a second at most."""
         begun = self._begun
         await _within(1.0, lambda: self._taken > begun)
 
@@ -222,17 +333,23 @@ class FleetCache:
                 self.forget()
 
     async def read_late(self) -> None:
-        """Wait a moment for a reading where there was none for `STALE_AFTER`, before anything in memory is believed."""
+        """Wait a moment for a reading if there was none for `STALE_AFTER`: what is in memory may be out of date."""
         if not self.fresh and not self.restoring:
             await _within(READING_PATIENCE, lambda: self.fresh)
 
     def refuse_stale(self) -> None:
-        """Raises: ProblemError, when the epochs weren't read for `STALE_AFTER`: what is in memory may be wrong."""
+        """Refuse to answer from memory that may be out of date.
+
+        Raises: ProblemError, when the epochs weren't read for `STALE_AFTER`.
+        """
         if not self.fresh:
             raise ProblemError("database_unavailable", STALE)
 
     def refuse_restoring(self) -> None:
-        """Raises: ProblemError, when the database was restored, and who was revoked since isn't known yet."""
+        """Refuse to answer while it isn't known who was revoked.
+
+        Raises: ProblemError, when the database was restored and the access lists aren't applied yet.
+        """
         if self.restoring:
             raise ProblemError("database_unavailable", RESTORED)
 
@@ -245,11 +362,11 @@ class FleetCache:
             self.restoring = False
 
     def _is_restored(self, epoch: Epoch, mark: int) -> bool:
-        """Whether the database lacks what this replica has read, or its mark, which was `mark` before it was asked."""
+        """Return whether the database lacks what this replica has read, or its mark, which was `mark` before."""
         return epoch.epoch < self._epoch or epoch.mark < mark
 
     def _forget_all(self, epoch: Epoch) -> None:
-        """Forget what was read of a database that was restored since; until all is read anew, nothing is answered."""
+        """Forget what was read from a database that has been restored; answer nothing until all is read again."""
         text = "the metadata database was restored: it is at epoch %d, this replica was at %d; all is read anew"
         log.warning(text, epoch.epoch, self._epoch)
         self.restoring = True
@@ -266,8 +383,10 @@ class FleetCache:
             known.clear()
 
     async def _read(self, mark: int, conn: Connection) -> tuple[Epoch, Announced | None]:
-        """The epoch, and the rows that have changed since the last reading; None where none have, and where the
-        database was restored, which should have the mark `mark`.
+        """Read the epoch, and the rows that have changed since the last reading.
+
+        None in place of the rows if nothing has changed, or if the database, which should have the mark `mark`, was
+        restored.
         """
         epoch = await conn.one(EPOCH, self.mark.name)
         if epoch.epoch == self._epoch or self._is_restored(epoch, mark):
@@ -313,16 +432,16 @@ class FleetCache:
             self.take_watches(changes.watches)
 
     def take_watches(self, rows: list[WatchRow]) -> None:
-        """Take over all watches that there are now, and wake the held polls of the nodes that a change concerns."""
+        """Replace the watches by `rows`, and wake the held polls of the nodes that a change concerns."""
         changed = self.watches.take(rows)
         if changed:
             known = self.nodes
             self._wake_slowly(n for n in self.waiters if n in known and any(w.concerns(known[n]) for w in changed))
 
     def forget(self) -> None:
-        """Forget credentials that were revoked and nodes that were removed a round ago.
+        """Forget credentials that were revoked, and nodes that were removed, a round ago.
 
-        When one is asked for, it is looked up again.
+        One that is asked for later is looked up again.
         """
         ended = {id for id, credential in self.credentials.items() if credential.revoked_at is not None}
         ended |= {id for id, node in self.nodes.items() if node.removed and id not in self.waiters}
@@ -358,20 +477,20 @@ class FleetCache:
     # What is made without an announcement: joins, rotated credentials, operators
 
     async def credential(self, credential_id: str) -> Credential | None:
-        """The credential of this id, or None. One that isn't cached is looked up. Raises: ProblemError."""
+        """Return the credential with this id, or None; look it up if it isn't cached. Raises: ProblemError."""
         if credential_id not in self.credentials:
             await self._unknown.find(credential_id)
         return self.credentials.get(credential_id)
 
     async def operator(self, operator_id: str) -> CachedOperator | None:
-        """The operator of this id, or None, as with `credential`."""
+        """Return the operator with this id, or None; look it up if it isn't cached. Raises: ProblemError."""
         if operator_id not in self.operators:
             await self._unknown.find(operator_id)
         return self.operators.get(operator_id)
 
     async def _find(self, ids: list[str]) -> dict[str, None]:
         restored = self._restored
-        found = await self._db.read(lambda conn: fleet_rows.by_id(conn, ids))
+        found = await self._db.read(lambda conn: _by_id(conn, ids))
         if restored != self._restored:
             raise ProblemError("database_unavailable", RESTORED)
         # What a reading of the epochs has stored meanwhile may be newer.
@@ -393,8 +512,58 @@ class FleetCache:
         await self._unknown.stop()
 
 
+class ReplicaMark:
+    """The mark of one process in the metadata, by which it notices that they were restored from a backup.
+
+    Each replica counts up in a row of its own, and looks at it with each reading of the epochs. Nobody else writes that
+    row, so a count that is lower than this replica has seen committed is from an earlier time: the database lacks what
+    this replica knows, even where its epoch has passed the one that the replica read last (ADR 36).
+    """
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+        self._count = 0
+        self.name = f"{MARK_PREFIX}{uuid4()}"
+        """The name of the row."""
+        self.committed = 0
+        """The highest count known to be committed; a later one, whose COMMIT got no answer, may be there as well."""
+
+    async def write(self) -> None:
+        """Count up, unless the metadata have a lower count than they should have.
+
+        Raises: ProblemError, when it isn't known to be written.
+        """
+        self._count = count = self._count + 1
+        until, least = self._clock.now() + MARK_KEPT, self.committed
+        row = self.name, str(count), until, least, version.running().short
+        if await self._db.transaction(lambda conn: conn.fetchval(WRITE_MARK, *row)) is not None:
+            # Where the metadata were found to be restored meanwhile, `committed` is lower, and so was the row.
+            self.committed = count
+
+    async def run(self) -> None:
+        """Count up every `MARK_PERIOD` seconds until cancelled."""
+        outage = Outage(log, "this replica's mark can't be written: it would notice a restored database later")
+        while True:
+            try:
+                await self.write()
+                outage.worked()
+            except ProblemError as problem:
+                outage.failed(problem.detail)
+            await self._clock.sleep(MARK_PERIOD)
+
+
+async def _by_id(conn: Connection, ids: list[str]) -> Announced:
+    """Read the credentials and operators with these ids, and the nodes and groups that they refer to."""
+    credentials = await conn.fetch(CREDENTIALS_BY_ID, ids)
+    operators = await conn.fetch(OPERATORS_BY_ID, ids)
+    nodes = await conn.fetch(NODES_BY_ID, [row.node_id for row in credentials])
+    groups = await conn.fetch(GROUPS_BY_ID, [row.group_id for row in nodes])
+    return Announced(groups, nodes, credentials, operators)
+
+
 async def _within(seconds: float, holds: Callable[[], bool]) -> None:
-    """Wait until `holds()`, for so many seconds at most."""
+    """Wait until `holds()` is true, for `seconds` at most."""
     end = (loop := asyncio.get_running_loop()).time() + seconds
     while not holds() and loop.time() < end:  # noqa: ASYNC110
         await asyncio.sleep(PERIOD / 5)

@@ -20,7 +20,7 @@ from control.protocol import histogram, wire
 from control.protocol.counts import counted
 from control.storage import queries
 from control.storage.database import Database
-from control.sync.fleet_rows import CachedNode
+from control.sync.fleet_cache import CachedNode
 from control.telemetry import call_history
 from control.telemetry.call_history import CallTally, Tallies
 from control.telemetry.node_health import NodeHealthStore

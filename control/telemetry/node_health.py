@@ -10,7 +10,7 @@ from control.protocol import wire
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.sync.fleet_rows import CachedNode
+from control.sync.fleet_cache import CachedNode
 from control.sync.node_state import clean
 
 PERIOD = 60.0

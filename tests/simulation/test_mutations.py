@@ -12,8 +12,7 @@ import pytest
 from control.protocol import wire
 from control.protocol.manifest import Manifest
 from control.sync import monitor, plan, reconciler, reports
-from control.sync.fleet_cache import FleetCache
-from control.sync.fleet_rows import CachedNode
+from control.sync.fleet_cache import CachedNode, FleetCache
 from control.sync.node_state import NodeRow
 from control.sync.write_batches import WriteBatches
 from edge_runtime.sync import plan_check, retries

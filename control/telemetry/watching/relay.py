@@ -18,7 +18,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.sync import replica_mark
+from control.sync import fleet_cache
 
 OUTBOX_BYTES = 512 * 1024
 """Bytes of records that wait to be sent."""
@@ -138,7 +138,7 @@ class RecordRelay:
 
     async def find_others(self) -> None:
         """Find out which replicas there are. Raises: ProblemError."""
-        since = self._clock.now() + replica_mark.KEPT - MARKED
+        since = self._clock.now() + fleet_cache.MARK_KEPT - MARKED
         self.others = [n for n in await self._db.read(lambda conn: conn.column(REPLICAS, since)) if n != self._name]
 
     async def clean(self) -> None:

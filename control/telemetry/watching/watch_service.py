@@ -25,8 +25,7 @@ from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.sync.fleet_cache import FleetCache
-from control.sync.fleet_rows import CachedNode
+from control.sync.fleet_cache import CachedNode, FleetCache
 from control.sync.watches import CachedWatch
 from control.telemetry.watching.node_records import CheckedLines
 from control.telemetry.watching.relay import NodeBatch, RecordRelay

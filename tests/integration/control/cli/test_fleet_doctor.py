@@ -15,7 +15,7 @@ from control.api import artifact_store
 from control.cli.doctor import access_rules
 from control.local.pki import Pki
 from control.local.seaweedfs import s3_client
-from control.sync import replica_mark
+from control.sync import fleet_cache
 from tests.support import programs
 from tests.support.agents import Control, joined, running_control
 from tests.support.control import module
@@ -111,7 +111,7 @@ async def test_versions_that_arent_next_to_each_other(database_url: str, bucket_
         # As a replica of another version writes it, and one that is too old to write its version.
         add = "INSERT INTO leases (name, holder, expires_at, version) VALUES ($1, '1', $2, $3)"
         # It writes no second mark, and the commands may take longer than one without marks is taken to run.
-        now = datetime.now(UTC) + replica_mark.KEPT
+        now = datetime.now(UTC) + fleet_cache.MARK_KEPT
         await connection.execute(add, "mark other", now + timedelta(hours=1), "0.2.0+1a2b")
         assert [level for level, _ in await all_findings(control, "replicas")] == ["note"]
         await connection.execute("UPDATE leases SET version = '0.9.0' WHERE name = 'mark other'")

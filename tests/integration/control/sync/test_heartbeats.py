@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from control.problems import ProblemError
-from control.sync import fleet_rows, heartbeats
+from control.sync import fleet_cache, heartbeats
 from control.sync.heartbeats import Heartbeats
 from control.telemetry.watching import relay
 from tests.support import seeds
@@ -56,7 +56,7 @@ async def test_a_poll_at_target_touches_no_database(control_site: Site) -> None:
                 assert {answer.status for answer in answers} == {204}
             beside = {text for text in statements.texts if not text.startswith(("BEGIN", "COMMIT"))}
             # The last one comes once, soon after the start.
-            assert beside <= {fleet_rows.SQL["epoch"], fleet_rows.SQL["write_mark"], relay.SQL["clean"]}
+            assert beside <= {fleet_cache.SQL["epoch"], fleet_cache.SQL["write_mark"], relay.SQL["clean"]}
             await replica.services.heartbeats.flush()
         assert len(statements.about("UPDATE node_presence")) == 1
         polls = (await replica.call("GET", "/metrics")).body.decode()

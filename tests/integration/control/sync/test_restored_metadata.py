@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from control.sync import fleet_cache
-from control.sync.replica_mark import ReplicaMark
+from control.sync.fleet_cache import ReplicaMark
 from tests.support import deploy
 from tests.support.backups import RowBackup
 from tests.support.control import module, until
