@@ -24,9 +24,8 @@ from control.storage.database import Database, Locked
 from control.storage.idempotency import KEPT_ANSWERS
 from control.storage.queries import Value
 from control.sync import node_state
-from control.sync.ended_syncs import EndedSyncs
 from control.sync.leases import Leases
-from control.sync.node_state import RunningSync
+from control.sync.node_state import EndedSyncs, RunningSync
 from control.sync.passes import future_times
 from control.sync.passes.arrivals import Arrivals
 from control.sync.passes.liveness import Work, alone, confirmed, crossing, heard, overdue, revoked, silent

@@ -1,10 +1,14 @@
-"""What the metadata database stores of nodes: read, changed as values, and written back in the same transaction."""
+"""What the metadata store about nodes, their syncs and their targets: read, changed as values, and written back.
+
+A transaction that decides about nodes (`reconciler`, `reports`, the monitor) reads rows here, changes them in memory,
+and writes them back before its COMMIT.
+"""
 
 import asyncio
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,21 +20,26 @@ from control.protocol import wire
 from control.storage import events, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
+from control.sync import plan
 
 TURN = 10
-"""Nodes, each of which may run a thousand functions, that are worked on before other tasks have their turn."""
+"""Nodes, each of which may run a thousand functions, that are worked on before other tasks get their turn."""
 FAR = timedelta(days=365)
 """A time that a node sends is moved to within `FAR` of now."""
 MESSAGE_BYTES = 4 * 1024 * 1024
 """Bytes of the inventories and capabilities that are written in one statement; CockroachDB takes 16 MiB in a message,
 and what one node sends is far below this."""
+RELEASES_KEPT = 256
+"""Releases in memory."""
+EXPIRED = "sync_expired"
+"""Code of a node's error when the lease of its sync has passed."""
 ROWS = 2000
-"""Functions that are written in one statement, or read into inventories before other tasks have their turn."""
+"""Functions that are written in one statement, or read into inventories before other tasks get their turn."""
 
 
 @dataclass(slots=True)
 class NodeRow:
-    """A node's row and its target. `save` writes everything but the target and the epoch."""
+    """A node's row and its target. `save` writes everything except the target and the epoch."""
 
     id: str
     removed: bool
@@ -53,7 +62,7 @@ class NodeRow:
     protocol: int
     syncs_folded: int
     ran_generation: int
-    """As in `CachedNode`."""
+    """As in `fleet_cache.CachedNode`."""
     epoch: int
     release_id: str | None
     target_generation: int
@@ -62,12 +71,12 @@ class NodeRow:
     capabilities: dict[str, Any] | None = None
     """Set by `tell`: the capabilities to store."""
     was_at_target: bool = False
-    """Set by `report`: the node was confirmed at its target with what it ran before."""
+    """Set by `report`: the node was confirmed at its target with the inventory that it had before."""
     failed_anew: bool = False
-    """Set by `fail`: the failure is another one than the node's last."""
+    """Set by `fail`: the failure differs from the node's last one."""
 
     def report(self, inventory: wire.Inventory, digest: str) -> None:
-        """The node runs `inventory`, whose digest is `digest`."""
+        """Note that the node runs `inventory`, whose digest is `digest`."""
         if digest == self.digest:
             return
         self.reported = inventory
@@ -78,20 +87,22 @@ class NodeRow:
         self.confirmed_generation = 0
 
     def tell(self, capabilities: dict[str, Any], digest: str, protocol: int) -> None:
-        """The node has these capabilities; its polls refer to them by `digest`."""
+        """Note the node's capabilities; its polls refer to them by `digest`."""
         self.capabilities = capabilities
         self.capabilities_digest = digest
         self.protocol = protocol
 
     def enter(self, state: str, now: datetime) -> None:
-        """Change to `state`; `state_since` changes only where the state does. A revoked node stays so until it joins
-        again: a request of its that came before may be decided late."""
+        """Change to `state`; `state_since` changes only if the state does.
+
+        A revoked node stays revoked until it joins again: a request that it sent before may be decided late.
+        """
         if self.state not in (state, "revoked"):
             self.state = state
             self.state_since = now
 
     def confirm(self, generation: int) -> None:
-        """The node is at the target of `generation`."""
+        """Note that the node is at the target of `generation`."""
         self.confirmed_generation = max(self.confirmed_generation, generation)
         if generation < self.failed_generation:
             return  # late news: the error of the newer generation still holds
@@ -111,7 +122,7 @@ class NodeRow:
 
 
 class RunningSync(NamedTuple):
-    """An open sync: one a node at most."""
+    """An open sync. A node has one at most."""
 
     id: str
     node_id: str
@@ -130,21 +141,50 @@ class NodeFunction(NamedTuple):
     manifest_digest: str
 
 
+class ReleaseFunctionRow(NamedTuple):
+    """A function of a release: the columns of `ReleaseHead`, then those of `plan.TargetFunction`."""
+
+    id: str
+    number: int
+    schema_floor: int
+    traceparent: str
+    name: str
+    version: int
+    sha256: str
+    size: int
+    artifact_id: str
+    manifest: dict[str, Any]
+    manifest_digest: str
+
+
+class ReleaseHead(NamedTuple):
+    """A release without its functions."""
+
+    id: str
+    number: int
+    schema_floor: int
+    traceparent: str
+
+
 SQL = queries.load("syncs")
 NODES = SQL.rows("nodes", NodeRow)
 OPEN_SYNCS = SQL.rows("open_syncs", RunningSync)
 NODE_FUNCTIONS = SQL.rows("node_functions", NodeFunction)
 LOCK_FREE_NODES = SQL.value("lock_free_nodes", str)
 LOCK_FREE_SYNCS = SQL.value("lock_free_syncs", str)
+POLL = queries.load("poll")
+REVISIONS = POLL.rows("revisions", plan.Revision)
+RELEASES = POLL.rows("releases", ReleaseHead)
+RELEASE_FUNCTIONS = POLL.rows("release_functions", ReleaseFunctionRow)
 
 
 def clean(text: str) -> str:
-    """`text` without NUL, which the database can't store."""
+    """Return `text` without NUL, which the database can't store."""
     return text.replace("\0", "\ufffd")
 
 
 def clamped(time: datetime | None, now: datetime) -> datetime | None:
-    """A time that a node sends, within `FAR` of `now`; without a zone it is UTC.
+    """Return a time that a node sent, moved to within `FAR` of `now`; without a zone it is UTC.
 
     Some times that can be written as RFC 3339 are out of the range of the database, or of asyncpg.
     """
@@ -156,13 +196,8 @@ def clamped(time: datetime | None, now: datetime) -> datetime | None:
 
 
 async def load(conn: Connection, node_ids: Iterable[str]) -> dict[str, NodeRow]:
-    """The rows of these nodes, by id."""
+    """Read the rows of these nodes, by id."""
     return {row.id: row for row in await conn.fetch(NODES, sorted(node_ids))}
-
-
-async def open_syncs(conn: Connection, node_ids: Iterable[str]) -> dict[str, RunningSync]:
-    """The open syncs of these nodes, by node."""
-    return {sync.node_id: sync for sync in await conn.fetch(OPEN_SYNCS, sorted(node_ids))}
 
 
 async def lock_free(conn: Connection, node_ids: Iterable[str]) -> set[str]:
@@ -176,7 +211,7 @@ async def lock_free(conn: Connection, node_ids: Iterable[str]) -> set[str]:
 
 
 async def stored_inventories(conn: Connection, rows: Sequence[NodeRow]) -> dict[str, wire.Inventory]:
-    """The inventories that these nodes last reported, by id."""
+    """Read the inventories that these nodes last reported, by id."""
     found = {
         row.id: wire.Inventory(
             schema_version=row.schema_version,
@@ -194,12 +229,99 @@ async def stored_inventories(conn: Connection, rows: Sequence[NodeRow]) -> dict[
     return found
 
 
+class Targets:
+    """The releases that this replica has read: they are immutable, so it reads each of them once."""
+
+    def __init__(self) -> None:
+        self._releases: dict[str, plan.TargetRelease] = {}
+
+    async def releases(self, conn: Connection, ids: Collection[str]) -> dict[str, plan.TargetRelease]:
+        """Return those of the releases with these ids that exist, by id."""
+        # What is known is taken before the first wait, since another transaction may clear the cache meanwhile.
+        found = {id: self._releases[id] for id in ids if id in self._releases}
+        unknown = [id for id in ids if id not in found]
+        if unknown:
+            functions: dict[str, list[plan.TargetFunction]] = {}
+            heads: dict[str, ReleaseHead] = {}
+            for row in await conn.fetch(RELEASE_FUNCTIONS, unknown):
+                heads[row.id] = ReleaseHead(*row[:4])
+                functions.setdefault(row.id, []).append(plan.TargetFunction(*row[4:]))
+            # A release without functions has none to come with.
+            alone = [id for id in unknown if id not in heads]
+            for head in (*heads.values(), *(await conn.fetch(RELEASES, alone) if alone else ())):
+                own = tuple(functions.get(head.id, ()))
+                found[head.id] = plan.TargetRelease(head.id, head.number, head.schema_floor, own, head.traceparent)
+            if len(self._releases.keys() | found.keys()) > RELEASES_KEPT:
+                self._releases.clear()
+            self._releases.update(found)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class StoredNodes:
+    """What one transaction reads of the nodes that it decides about."""
+
+    rows: dict[str, NodeRow]
+    """By id, as are the next two."""
+    inventories: dict[str, wire.Inventory]
+    """What the nodes last reported, but for nodes that have just told it."""
+    open_syncs: dict[str, RunningSync]
+    releases: dict[str, plan.TargetRelease]
+    """The nodes' targets, by the id of the release."""
+    revisions: plan.Revisions
+
+
+async def read(conn: Connection, targets: Targets, node_ids: Collection[str], told: Collection[str]) -> StoredNodes:
+    """Read everything that decides what these nodes must do; `told` are those whose polls have their inventories."""
+    rows = await load(conn, node_ids)
+    inventories = await stored_inventories(conn, [row for row in rows.values() if row.id not in told])
+    open_syncs = {sync.node_id: sync for sync in await conn.fetch(OPEN_SYNCS, sorted(node_ids))}
+    releases = await targets.releases(conn, {row.release_id for row in rows.values() if row.release_id is not None})
+    revisions = plan.by_number(await conn.fetch(REVISIONS))
+    return StoredNodes(rows, inventories, open_syncs, releases, revisions)
+
+
+@dataclass(slots=True)
+class EndedSyncs:
+    """Open syncs that a transaction ends and how each ended, column by column."""
+
+    ids: list[str] = field(default_factory=list)
+    statuses: list[str] = field(default_factory=list)
+    codes: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    reached: set[str] = field(default_factory=set)
+    """Ids of releases that nodes have reached."""
+
+    def add(self, sync_id: str, status: str, code: str = "", message: str = "") -> None:
+        """End a sync with `status`; a failure with its error."""
+        self.ids.append(sync_id)
+        self.statuses.append(status)
+        self.codes.append(clean(code))
+        self.messages.append(clean(message))
+
+    def expire(self, sync: RunningSync, node: NodeRow, now: datetime) -> None:
+        """End a sync whose lease has passed: it is a failure of its node."""
+        late = (now - sync.lease_until).total_seconds()
+        after = f" after the step {sync.step!r}" if sync.step else ""
+        message = f"nothing was heard of the sync{after}; its lease ended {late:.0f} s ago"
+        self.add(sync.id, "expired", EXPIRED, message)
+        node.fail(EXPIRED, message, now, sync.generation)
+        node.enter("online", now)
+
+    async def save(self, conn: Connection, now: datetime) -> None:
+        """Write how the syncs ended."""
+        if self.ids:
+            await conn.execute(SQL["end_syncs"], self.ids, self.statuses, self.codes, self.messages, now)
+        if self.reached:
+            await conn.execute(SQL["mark_reached"], sorted(self.reached), now)
+
+
 async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
     """Write these rows, and the inventories that were reported. Nothing but COMMIT may follow.
 
-    Replicas answer a node that they know to be at its target from memory. Where a node no longer counts as that, all of
-    them are told: what it has reported may be old, by a copy of a poll that came late, and they must not go on saying
-    that all is well.
+    Replicas answer from memory to a node that they know to be at its target. If a node no longer is, this announces it
+    to all of them: its report may be an old one, from a copy of a poll that came late, and they must not go on
+    answering that there is nothing to do.
     """
     rows = sorted(rows, key=_ID)
     if not rows:
@@ -263,14 +385,15 @@ _ID = operator.attrgetter("id")
 
 
 def _failure(row: NodeRow) -> dict[str, str | None]:
-    """What the event of a failed sync says of its node."""
+    """Return what the event of a failed sync says about its node."""
     message = row.error_message[: events.LONGEST_TEXT]
     return {"node_id": row.id, "release_id": row.release_id, "code": row.error_code, "message": message}
 
 
 @lru_cache(maxsize=64)
 def _changes(text: str) -> list[wire.AppliedChange]:
-    """The applied schema changes, from their JSON. Most nodes have applied the same, so they share one list, which
-    nobody changes.
+    """Parse the applied schema changes from JSON.
+
+    Most nodes have applied the same changes, so they share one list, which nobody changes.
     """
     return msgspec.json.decode(text, type=list[wire.AppliedChange])

@@ -1,4 +1,4 @@
-"""What a node must do to reach its target: pure rules over values, without I/O.
+"""What a node must do to reach its target: pure rules over values, without I/O. `due` is the whole question.
 
 A node is at its target when its functions are those of the release and its schema version is at least the release's
 floor (R 4.3). A node's schema version never goes down.
@@ -22,7 +22,7 @@ class Revision:
     name: str
     checksum: str
     planned: bool = True
-    """Whether a plan has contained it, so that a node may have applied it."""
+    """Whether a plan has had it, so that a node may have applied it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class TargetRelease:
     schema_floor: int
     functions: tuple[TargetFunction, ...]
     traceparent: str = ""
-    """The span of the request that made it, where that was traced."""
+    """The span of the request that made it, if that was traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,17 @@ Revisions = Mapping[int, Sequence[Revision]]
 """All revisions of each schema change, oldest first."""
 
 
+def due(inventory: wire.Inventory, release: TargetRelease, revisions: Revisions) -> Work | str | None:
+    """Return what a node that runs `inventory` must do to reach `release`; None if it is there already.
+
+    A text, which is a sentence, says that no plan can be right for the node, and why (`history_mismatch`).
+    """
+    mismatch = history_mismatch(inventory, revisions)
+    if mismatch:
+        return mismatch
+    return None if at_target(inventory, release) else work(inventory, release, revisions)
+
+
 def by_number(revisions: Sequence[Revision]) -> dict[int, list[Revision]]:
     """Group `revisions`, which may be in any order, by their numbers."""
     numbers: dict[int, list[Revision]] = {}
@@ -75,7 +86,7 @@ def by_number(revisions: Sequence[Revision]) -> dict[int, list[Revision]]:
 
 
 def inconsistency(inventory: wire.Inventory) -> str:
-    """Why no node can have this inventory, as a sentence; '' when one can."""
+    """Say in a sentence why no node can have this inventory; return '' if one can."""
     numbers = [change.number for change in inventory.schema_changes]
     # The count first: a version may be any number, and a range of it more than there is memory for.
     if inventory.schema_version != len(numbers) or numbers != list(range(1, len(numbers) + 1)):
@@ -87,9 +98,9 @@ def inconsistency(inventory: wire.Inventory) -> str:
 
 
 def history_mismatch(inventory: wire.Inventory, revisions: Revisions) -> str:
-    """How the changes that the node applied differ from the registered ones, as a sentence; '' when they don't.
+    """Say in a sentence how the changes that the node applied differ from the registered ones; return '' if they don't.
 
-    Where they differ, the node's database is another fleet's or control's metadata are an old copy: no plan is right.
+    If they differ, the node's database is another fleet's, or control's metadata are an old copy: no plan is right.
     """
     for change in inventory.schema_changes:
         known = revisions.get(change.number)
@@ -104,14 +115,14 @@ def history_mismatch(inventory: wire.Inventory, revisions: Revisions) -> str:
 
 
 def at_target(inventory: wire.Inventory, release: TargetRelease) -> bool:
-    """Whether the node runs what `release` wants."""
+    """Return whether the node runs what `release` wants."""
     runs = {(f.name, f.version, f.sha256, f.manifest_digest) for f in inventory.functions}
     wanted = {(f.name, f.version, f.sha256, f.manifest_digest) for f in release.functions}
     return runs == wanted and inventory.schema_version >= release.schema_floor
 
 
 def work(inventory: wire.Inventory, release: TargetRelease, revisions: Revisions) -> Work:
-    """What the node must do. Raises: KeyError, when a schema change up to the floor isn't registered."""
+    """Return what the node must do. Raises: KeyError, when a schema change up to the floor isn't registered."""
     wanted = {function.name for function in release.functions}
     return Work(
         schema_changes=tuple(

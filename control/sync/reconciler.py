@@ -1,7 +1,7 @@
-"""Decides what polling nodes must do, for the nodes that aren't known to be at their targets: a batch of them at once.
+"""The third step of a poll: what a node must do that isn't known to be at its target, for a batch of nodes at once.
 
-One transaction reads the nodes, what they run, their targets and open syncs, decides for each (R 4.3), and writes what
-was decided (R 6.1). The message of a plan is made after COMMIT.
+One transaction reads the nodes, what they run, their targets and open syncs (`node_state.read`), decides for each of
+them (R 4.3) by the rules in `plan`, and writes what was decided (R 6.1). The message of a plan is made after COMMIT.
 """
 
 import asyncio
@@ -18,17 +18,15 @@ from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.object_store import Store
 from control.sync import node_state, plan
-from control.sync.ended_syncs import EndedSyncs
-from control.sync.node_state import NodeRow, RunningSync
-from control.sync.targets import Targets
+from control.sync.node_state import EndedSyncs, NodeRow, RunningSync, StoredNodes, Targets
 from control.sync.write_batches import Committed, NodeLocked, Written
 
 LINES = 10
-"""Lines that a node gets in the log of syncs for one generation, in `WINDOW`. Its further attempts take the newest of
-them, whose `folded` counts them: a node that fails at once and tries again would write two hundred lines a second."""
+"""Lines that a node gets in the log of syncs for one generation, in `WINDOW`. Its further attempts share the newest
+of them, whose `folded` counts them: a node that fails at once and retries would write two hundred lines a second."""
 WINDOW = timedelta(hours=1)
 SIGNED = 20
-"""URLs that are signed before other tasks have their turn."""
+"""URLs that are signed before other tasks get their turn."""
 
 
 class SchemaText(NamedTuple):
@@ -40,7 +38,7 @@ class SchemaText(NamedTuple):
 
 
 class FullLog(NamedTuple):
-    """A node that has all its lines in the log of syncs already, and the id of the newest."""
+    """A node that has used up its lines in the log of syncs, and the id of its newest line."""
 
     node_id: str
     newest: str
@@ -49,7 +47,6 @@ class FullLog(NamedTuple):
 SQL = queries.load("syncs")
 FULL = SQL.rows("full", FullLog)
 POLL = queries.load("poll")
-REVISIONS = POLL.rows("revisions", plan.Revision)
 TEXTS = POLL.rows("texts", SchemaText)
 
 
@@ -63,16 +60,16 @@ class NodeRequest:
     """Its digest is `digest`: that was checked."""
     failed: wire.FailedGeneration | None
     capabilities_digest: str = ""
-    """'' where the node's version sends its capabilities only when it joins."""
+    """'' if the node's version sends its capabilities only when it joins."""
     capabilities: dict[str, object] | None = None
     protocol: int = 1
     generation: int = 0
-    """That of the plan that the node completed last."""
+    """The generation of the plan that the node completed last."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedSync:
-    """A sync that a node is to do."""
+    """A sync that a node is told to do."""
 
     sync_id: str
     generation: int
@@ -84,7 +81,7 @@ class OpenedSync:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a poll is answered. `kind` is what metrics count it as."""
+    """The answer to a poll. `kind` is what metrics count it as."""
 
     kind: Literal["at_target", "waits", "report", "plan"]
     until: datetime | None = None
@@ -92,7 +89,7 @@ class Decision:
     message: wire.Plan | wire.Report | None = None
     """The answer's body; None where there is nothing to do, or not yet."""
     opened: OpenedSync | None = None
-    """`plan`: what the message is made from."""
+    """Only of a `plan`: what its message is made from."""
 
 
 AT_TARGET = Decision("at_target")
@@ -112,8 +109,10 @@ class Reconciler:
         lease: float,
         sync_parent: Callable[[str, str], str] | None = None,
     ) -> None:
-        """`lease`: seconds for which nothing need be heard of a sync. `sync_parent` is that of `Tracing`, where
-        traces are sent."""
+        """`lease`: seconds after which a sync that nothing was heard of expires.
+
+        `sync_parent`: `Tracing.sync_parent`, if traces are sent.
+        """
         self._clock = clock
         self._targets = targets
         self._store = store
@@ -121,24 +120,19 @@ class Reconciler:
         self._sync_parent = sync_parent
 
     async def write(self, requests: list[NodeRequest], careful: bool, conn: Connection) -> Written[Decision]:
-        """Decide for these nodes and write what was decided, in the transaction of `conn`."""
+        """Decide what these nodes must do and write it, in the transaction of `conn`."""
         now = self._clock.now()
         taken = {request.node_id: request for request in requests}
         if careful:
             free = await node_state.lock_free(conn, taken)
             taken = {node_id: request for node_id, request in taken.items() if node_id in free}
-        rows = await node_state.load(conn, taken)
-        stored = await node_state.stored_inventories(conn, [n for n in rows.values() if taken[n.id].inventory is None])
-        open_syncs = await node_state.open_syncs(conn, taken)
-        releases = await self._targets.releases(
-            conn, {node.release_id for node in rows.values() if node.release_id is not None}
-        )
-        revisions = plan.by_number(await conn.fetch(REVISIONS))
-        batch = _PollBatch(now, rows, open_syncs, releases, revisions)
+        told = {node_id for node_id, request in taken.items() if request.inventory is not None}
+        stored = await node_state.read(conn, self._targets, taken, told)
+        batch = _PollBatch(now, stored)
         for index, (node_id, request) in enumerate(taken.items()):
             if index % node_state.TURN == node_state.TURN - 1:
                 await asyncio.sleep(0)
-            batch.decide(request, request.inventory or stored.get(node_id))
+            batch.decide(request, request.inventory or stored.inventories.get(node_id))
         await batch.fold(conn)
         await batch.read_texts(conn)
         await batch.mark_planned(conn)
@@ -148,7 +142,7 @@ class Reconciler:
         return Written(answers, batch.committed())
 
     async def finish(self, decision: Decision) -> Decision:
-        """Give a decision for a sync the plan that the node gets (R 3.3, 4.1), with URLs of the artifacts."""
+        """Add the plan that the node gets (R 3.3, 4.1) to a decision that opens a sync, with URLs of the artifacts."""
         opened = decision.opened
         if opened is None:
             return decision
@@ -198,13 +192,10 @@ class NewSync(NamedTuple):
 
 @dataclass(slots=True)
 class _PollBatch:
-    """One transaction's decisions, and what is written for them."""
+    """One transaction's decisions, and what it writes for them."""
 
     now: datetime
-    nodes: dict[str, NodeRow]
-    open_syncs: dict[str, RunningSync]
-    releases: dict[str, plan.TargetRelease]
-    revisions: plan.Revisions
+    stored: StoredNodes
     outcomes: dict[str, Outcome | NodeLocked] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     """Nodes whose rows are written."""
@@ -213,7 +204,7 @@ class _PollBatch:
     refused: list[tuple[NewSync, str, str]] = field(default_factory=list)
     """New syncs that failed before they began, with code and message."""
     reopened: list[str] = field(default_factory=list)
-    """Ended syncs whose lines in the log stand for new syncs too."""
+    """Ended syncs whose lines in the log now stand for new syncs too."""
     refolded: list[tuple[str, str, str]] = field(default_factory=list)
     """Ended syncs whose lines stand for syncs that failed before they began too, with code and message."""
     renewed: list[str] = field(default_factory=list)
@@ -221,8 +212,8 @@ class _PollBatch:
     ended: EndedSyncs = field(default_factory=EndedSyncs)
 
     def decide(self, request: NodeRequest, inventory: wire.Inventory | None) -> None:
-        """Decide for one node, which runs `inventory`."""
-        node = self.nodes.get(request.node_id)
+        """Decide what one node, which runs `inventory`, must do."""
+        node = self.stored.rows.get(request.node_id)
         if node is None or node.removed or inventory is None:
             self.outcomes[request.node_id] = ProblemError("unknown_node", "this node was removed; join again")
         else:
@@ -242,26 +233,26 @@ class _PollBatch:
         if request.generation > max(node.target_generation, node.ran_generation):
             node.ran_generation = request.generation
             self.changed.add(node.id)
-        open_sync = self.open_syncs.get(node.id)
+        open_sync = self.stored.open_syncs.get(node.id)
         if open_sync is not None and open_sync.lease_until <= self.now:
             self.ended.expire(open_sync, node, self.now)
             self.changed.add(node.id)
             open_sync = None
         if node.release_id is None:
             return self._confirm(node, open_sync)
-        release = self.releases[node.release_id]
-        mismatch = plan.history_mismatch(inventory, self.revisions)
-        if mismatch:
-            return self._refuse(node, open_sync, mismatch)
-        if plan.at_target(inventory, release):
+        release = self.stored.releases[node.release_id]
+        due = plan.due(inventory, release, self.stored.revisions)
+        if due is None:
             return self._confirm(node, open_sync)
+        if isinstance(due, str):
+            return self._refuse(node, open_sync, due)
         if request.failed is not None and request.failed.generation == node.target_generation == node.failed_generation:
             until = node_state.clamped(request.failed.retry_at, self.now)
             # The node goes by control's clock: what a clock said that was ahead when the sync failed is worth nothing.
             failed_ahead = node.error_at is not None and node.error_at > self.now + AHEAD
             if until is not None and until > self.now and not failed_ahead:
                 return Decision("waits", until)
-        return self._open(node, open_sync, release, plan.work(inventory, release, self.revisions))
+        return self._open(node, open_sync, release, due)
 
     def _open(
         self, node: NodeRow, open_sync: RunningSync | None, release: plan.TargetRelease, work: plan.Work
@@ -281,7 +272,7 @@ class _PollBatch:
         return Decision("plan", opened=OpenedSync(sync_id, target, release, work))
 
     def _confirm(self, node: NodeRow, open_sync: RunningSync | None) -> Decision:
-        """The node is at its target. An open sync thus was a success whose report was lost."""
+        """Confirm a node at its target. If it has an open sync, that has succeeded and its report was lost."""
         if node.release_id is not None and node.confirmed_generation < node.target_generation:
             self.ended.reached.add(node.release_id)
         if open_sync is not None:
@@ -296,7 +287,7 @@ class _PollBatch:
         return AT_TARGET
 
     def _refuse(self, node: NodeRow, open_sync: RunningSync | None, mismatch: str) -> ProblemError:
-        """No plan can be right for this node: a failure, recorded once for each target."""
+        """Refuse a node for which no plan can be right: a failure, which is recorded once for each target."""
         code, target = "history_mismatch", node.target_generation
         if open_sync is not None:
             self.ended.add(open_sync.id, "failed", code, mismatch)
@@ -314,14 +305,14 @@ class _PollBatch:
         )
 
     async def fold(self, conn: Connection) -> None:
-        """Let new syncs of nodes that have all their lines in the log share the newest of them."""
+        """Have new syncs share the newest line in the log if their node has used up its lines."""
         lines: dict[str, str] = {}
         new = [*self.opened, *(sync for sync, _, _ in self.refused)]
         if new:
             columns = [sync.node_id for sync in new], [sync.generation for sync in new]
             lines = dict(await conn.fetch(FULL, *columns, self.now - WINDOW, LINES))
         for node_id, sync_id in lines.items():
-            self.nodes[node_id].syncs_folded += 1
+            self.stored.rows[node_id].syncs_folded += 1
             self.changed.add(node_id)
             outcome = self.outcomes[node_id]
             if isinstance(outcome, Decision) and outcome.opened is not None:
@@ -332,7 +323,7 @@ class _PollBatch:
         self.refused = [row for row in self.refused if row[0].node_id not in lines]
 
     async def read_texts(self, conn: Connection) -> None:
-        """Read the SQL of the schema changes that opened syncs have."""
+        """Read the SQL of the schema changes in the plans of opened syncs."""
         opened = [o.opened for o in self.outcomes.values() if isinstance(o, Decision) and o.opened is not None]
         numbers = {change.number for sync in opened for change in sync.work.schema_changes}
         if numbers:
@@ -342,7 +333,7 @@ class _PollBatch:
                 sync.texts.update(texts)
 
     async def mark_planned(self, conn: Connection) -> None:
-        """Record which schema changes are in a plan for the first time: they can't be withdrawn any more."""
+        """Record which schema changes are in a plan for the first time: they can't be withdrawn from now on."""
         opened = [o.opened for o in self.outcomes.values() if isinstance(o, Decision) and o.opened is not None]
         new = {(c.number, c.revision) for sync in opened for c in sync.work.schema_changes if not c.planned}
         if new:
@@ -363,13 +354,14 @@ class _PollBatch:
         if self.refused:
             rows = [(*sync, code, message) for sync, code, message in self.refused]
             await conn.execute(SQL["insert_failed_syncs"], *_columns(rows), self.now)
-        await node_state.save(conn, [self.nodes[id] for id in self.changed])
+        await node_state.save(conn, [self.stored.rows[id] for id in self.changed])
 
     def committed(self) -> Committed:
-        """What the transaction will have changed, once it is committed."""
-        confirmed = [node.id for node in self.nodes.values() if node.synced_at == self.now]
+        """Return what the transaction will have changed once it is committed."""
+        rows = self.stored.rows.values()
+        confirmed = [node.id for node in rows if node.synced_at == self.now]
         opened = len(self.opened) + len(self.reopened)
-        return Committed(self.now, self.nodes.values(), confirmed, opened, self.ended.statuses)
+        return Committed(self.now, rows, confirmed, opened, self.ended.statuses)
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:

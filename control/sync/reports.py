@@ -16,9 +16,7 @@ from control.protocol import faults, wire
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync import node_state, plan
-from control.sync.ended_syncs import EndedSyncs
-from control.sync.node_state import NodeRow, RunningSync
-from control.sync.targets import Targets
+from control.sync.node_state import EndedSyncs, NodeRow, RunningSync, Targets
 from control.sync.write_batches import Committed, NodeLocked, Written
 
 NOT_AT_TARGET = "not_at_target"

@@ -34,9 +34,9 @@ from control.storage.recovery.access_journal import AccessJournal
 from control.storage.transaction_queue import Turns
 from control.sync.fleet_cache import FleetCache
 from control.sync.heartbeats import Heartbeats
+from control.sync.node_state import Targets
 from control.sync.reconciler import Decision, NodeRequest, Reconciler
 from control.sync.reports import Reports, SyncReport
-from control.sync.targets import Targets
 from control.sync.write_batches import WriteBatches
 from control.telemetry.call_history import CallHistoryKeeper
 from control.telemetry.fleet_metrics import FleetMetrics

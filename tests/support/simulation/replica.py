@@ -19,9 +19,9 @@ from control.storage.object_store import Store
 from control.sync.fleet_cache import FleetCache
 from control.sync.heartbeats import Heartbeats
 from control.sync.monitor import Monitor
+from control.sync.node_state import Targets
 from control.sync.reconciler import Reconciler
 from control.sync.reports import Reports
-from control.sync.targets import Targets
 from control.sync.write_batches import WriteBatches
 from control.telemetry.ingest import NumbersIngest
 from control.web.app import ControlApp

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from control.storage.queries import Rows
-from control.sync import targets
-from control.sync.targets import Targets
+from control.sync import node_state
+from control.sync.node_state import Targets
 
 
 class Conn:
@@ -18,7 +18,7 @@ class Conn:
 
     async def fetch(self, query: Rows[Any], ids: Sequence[str]) -> list[Any]:
         await self.go.wait()
-        if query is targets.RELEASE_FUNCTIONS:
+        if query is node_state.RELEASE_FUNCTIONS:
             return []
         self.asked += ids
         return [query.row(id, 1, 0, "") for id in ids]
@@ -30,7 +30,7 @@ async def test_a_release_that_was_known_is_answered_though_others_took_its_place
     await known.releases(quick, ["a"])
     reading = asyncio.create_task(known.releases(slow, ["a", "b"]))
     await asyncio.sleep(0)
-    await known.releases(quick, [str(number) for number in range(targets.KEPT)])
+    await known.releases(quick, [str(number) for number in range(node_state.RELEASES_KEPT)])
     slow.go.set()
     assert (await reading).keys() == {"a", "b"}
 
@@ -38,10 +38,10 @@ async def test_a_release_that_was_known_is_answered_though_others_took_its_place
 async def test_releases_are_read_once_and_no_more_are_kept_than_are_to_be() -> None:
     known, conn = Targets(), Conn()
     conn.go.set()
-    ids = [str(number) for number in range(2 * targets.KEPT)]
+    ids = [str(number) for number in range(2 * node_state.RELEASES_KEPT)]
     for start in range(0, len(ids), 100):
         for _ in range(2):
             part = ids[start : start + 100]
             assert list(await known.releases(conn, part)) == part
-        assert len(known._releases) <= targets.KEPT
+        assert len(known._releases) <= node_state.RELEASES_KEPT
     assert conn.asked == ids
