@@ -25,7 +25,7 @@ from control.storage.idempotency import KEPT_ANSWERS
 from control.storage.queries import Value
 from control.sync import node_state
 from control.sync.leases import Leases
-from control.sync.node_state import EndedSyncs, RunningSync
+from control.sync.node_state import RunningSync, SyncChanges
 from control.sync.passes import future_times
 from control.sync.passes.arrivals import Arrivals
 from control.sync.passes.liveness import Work, alone, confirmed, crossing, heard, overdue, revoked, silent
@@ -167,10 +167,10 @@ class Monitor:
             free = await node_state.lock_free(conn, {sync.node_id for sync in found})
             syncs = [sync for sync in found if sync.node_id in free]
             nodes = await node_state.load(conn, {sync.node_id for sync in syncs})
-            ended = EndedSyncs()
+            changes = SyncChanges(now)
             for sync in syncs:
-                ended.expire(sync, nodes[sync.node_id], now)
-            await ended.save(conn, now)
+                changes.expire(sync, nodes[sync.node_id])
+            await changes.save(conn)
             await node_state.save(conn, nodes.values())
             return len(found), [sync.node_id for sync in syncs]
 

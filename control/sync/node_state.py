@@ -7,7 +7,7 @@ and writes them back before its COMMIT.
 import asyncio
 import itertools
 import operator
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -131,6 +131,24 @@ class RunningSync(NamedTuple):
     lease_until: datetime
 
 
+class NewSync(NamedTuple):
+    """A new row of the log of syncs, as texts."""
+
+    id: str
+    node_id: str
+    release_id: str
+    generation: str
+
+
+class EndedSync(NamedTuple):
+    """How an open sync ended; code and message are empty unless it failed."""
+
+    id: str
+    status: str
+    code: str
+    message: str
+
+
 class NodeFunction(NamedTuple):
     """A function that a node reported."""
 
@@ -173,7 +191,6 @@ NODE_FUNCTIONS = SQL.rows("node_functions", NodeFunction)
 LOCK_FREE_NODES = SQL.value("lock_free_nodes", str)
 LOCK_FREE_SYNCS = SQL.value("lock_free_syncs", str)
 POLL = queries.load("poll")
-REVISIONS = POLL.rows("revisions", plan.Revision)
 RELEASES = POLL.rows("releases", ReleaseHead)
 RELEASE_FUNCTIONS = POLL.rows("release_functions", ReleaseFunctionRow)
 
@@ -210,25 +227,6 @@ async def lock_free(conn: Connection, node_ids: Iterable[str]) -> set[str]:
     return free
 
 
-async def stored_inventories(conn: Connection, rows: Sequence[NodeRow]) -> dict[str, wire.Inventory]:
-    """Read the inventories that these nodes last reported, by id."""
-    found = {
-        row.id: wire.Inventory(
-            schema_version=row.schema_version,
-            schema_changes=_changes(row.schema_changes),
-            database_id=row.database_id,
-        )
-        for row in rows
-    }
-    if found:
-        for index, row in enumerate(await conn.fetch(NODE_FUNCTIONS, sorted(found))):
-            if index % ROWS == ROWS - 1:
-                await asyncio.sleep(0)
-            running = wire.RunningFunction(row.name, row.version, row.sha256, row.manifest_digest)
-            found[row.node_id].functions.append(running)
-    return found
-
-
 class Targets:
     """The releases that this replica has read: they are immutable, so it reads each of them once."""
 
@@ -257,63 +255,106 @@ class Targets:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class StoredNodes:
-    """What one transaction reads of the nodes that it decides about."""
+class StoredNodes(NamedTuple):
+    """What a transaction reads of the nodes that it decides about."""
 
     rows: dict[str, NodeRow]
-    """By id, as are the next two."""
+    """By id, as are the others."""
     inventories: dict[str, wire.Inventory]
-    """What the nodes last reported, but for nodes that have just told it."""
+    """What the nodes reported last, except for nodes that have just told it."""
     open_syncs: dict[str, RunningSync]
-    releases: dict[str, plan.TargetRelease]
-    """The nodes' targets, by the id of the release."""
-    revisions: plan.Revisions
 
 
-async def read(conn: Connection, targets: Targets, node_ids: Collection[str], told: Collection[str]) -> StoredNodes:
-    """Read everything that decides what these nodes must do; `told` are those whose polls have their inventories."""
-    rows = await load(conn, node_ids)
-    inventories = await stored_inventories(conn, [row for row in rows.values() if row.id not in told])
-    open_syncs = {sync.node_id: sync for sync in await conn.fetch(OPEN_SYNCS, sorted(node_ids))}
-    releases = await targets.releases(conn, {row.release_id for row in rows.values() if row.release_id is not None})
-    revisions = plan.by_number(await conn.fetch(REVISIONS))
-    return StoredNodes(rows, inventories, open_syncs, releases, revisions)
+async def read(conn: Connection, node_ids: Collection[str], told: Collection[str]) -> StoredNodes:
+    """Read these nodes, what they run, and their open syncs; `told` are those whose inventories aren't needed."""
+    ids = sorted(node_ids)
+    rows = {row.id: row for row in await conn.fetch(NODES, ids)}
+    found = {}
+    for row in rows.values():
+        if row.id not in told:
+            found[row.id] = wire.Inventory(
+                schema_version=row.schema_version,
+                schema_changes=_changes(row.schema_changes),
+                database_id=row.database_id,
+            )
+    if found:
+        for index, function in enumerate(await conn.fetch(NODE_FUNCTIONS, sorted(found))):
+            if index % ROWS == ROWS - 1:
+                await asyncio.sleep(0)
+            running = wire.RunningFunction(function.name, function.version, function.sha256, function.manifest_digest)
+            found[function.node_id].functions.append(running)
+    return StoredNodes(rows, found, {sync.node_id: sync for sync in await conn.fetch(OPEN_SYNCS, ids)})
 
 
 @dataclass(slots=True)
-class EndedSyncs:
-    """Open syncs that a transaction ends and how each ended, column by column."""
+class SyncChanges:
+    """What a transaction changes in the log of syncs."""
 
-    ids: list[str] = field(default_factory=list)
-    statuses: list[str] = field(default_factory=list)
-    codes: list[str] = field(default_factory=list)
-    messages: list[str] = field(default_factory=list)
+    now: datetime
+    lease: float = 0.0
+    """Seconds after which a sync that nothing was heard of expires."""
+    opened: list[NewSync] = field(default_factory=list)
+    """New syncs."""
+    refused: list[tuple[NewSync, str, str]] = field(default_factory=list)
+    """New syncs that failed before they began, with code and message."""
+    renewed: list[str] = field(default_factory=list)
+    """Open syncs whose leases begin anew."""
+    steps: dict[str, str] = field(default_factory=dict)
+    """Open syncs whose leases begin anew, with the steps that they have come to."""
+    ended: list[EndedSync] = field(default_factory=list)
+    """Syncs that were open."""
+    late: dict[str, str] = field(default_factory=dict)
+    """Ended syncs for which a result was reported later, with that result."""
     reached: set[str] = field(default_factory=set)
     """Ids of releases that nodes have reached."""
+    reopened: list[str] = field(default_factory=list)
+    """Ended syncs whose lines in the log now stand for new syncs too."""
+    refolded: list[tuple[str, str, str]] = field(default_factory=list)
+    """Ended syncs whose lines stand for syncs that failed before they began too, with code and message."""
 
-    def add(self, sync_id: str, status: str, code: str = "", message: str = "") -> None:
+    def end(self, sync_id: str, status: str, code: str = "", message: str = "") -> None:
         """End a sync with `status`; a failure with its error."""
-        self.ids.append(sync_id)
-        self.statuses.append(status)
-        self.codes.append(clean(code))
-        self.messages.append(clean(message))
+        self.ended.append(EndedSync(sync_id, status, clean(code), clean(message)))
 
-    def expire(self, sync: RunningSync, node: NodeRow, now: datetime) -> None:
-        """End a sync whose lease has passed: it is a failure of its node."""
-        late = (now - sync.lease_until).total_seconds()
+    def expire(self, sync: RunningSync, node: NodeRow) -> None:
+        """End a sync whose lease has passed: its node has failed."""
+        late = (self.now - sync.lease_until).total_seconds()
         after = f" after the step {sync.step!r}" if sync.step else ""
         message = f"nothing was heard of the sync{after}; its lease ended {late:.0f} s ago"
-        self.add(sync.id, "expired", EXPIRED, message)
-        node.fail(EXPIRED, message, now, sync.generation)
-        node.enter("online", now)
+        self.end(sync.id, "expired", EXPIRED, message)
+        node.fail(EXPIRED, message, self.now, sync.generation)
+        node.enter("online", self.now)
 
-    async def save(self, conn: Connection, now: datetime) -> None:
-        """Write how the syncs ended."""
-        if self.ids:
-            await conn.execute(SQL["end_syncs"], self.ids, self.statuses, self.codes, self.messages, now)
+    def fold(self, lines: Mapping[str, str]) -> None:
+        """Have new syncs of these nodes share an older line of theirs in the log; `lines` has its id, by node."""
+        self.reopened = [lines[sync.node_id] for sync in self.opened if sync.node_id in lines]
+        self.refolded = [(lines[s.node_id], code, text) for s, code, text in self.refused if s.node_id in lines]
+        self.opened = [sync for sync in self.opened if sync.node_id not in lines]
+        self.refused = [row for row in self.refused if row[0].node_id not in lines]
+
+    async def save(self, conn: Connection) -> None:
+        """Write the changes."""
+        lease_until = self.now + timedelta(seconds=self.lease)
+        # A node has one open sync at most, so what ends comes first.
+        if self.ended:
+            await conn.execute(SQL["end_syncs"], *map(list, zip(*self.ended, strict=True)), self.now)
         if self.reached:
-            await conn.execute(SQL["mark_reached"], sorted(self.reached), now)
+            await conn.execute(SQL["mark_reached"], sorted(self.reached), self.now)
+        if self.renewed:
+            await conn.execute(SQL["renew_syncs"], self.renewed, lease_until)
+        if self.steps:
+            await conn.execute(SQL["go_on"], list(self.steps), list(self.steps.values()), lease_until)
+        if self.opened:
+            await conn.execute(SQL["insert_syncs"], *map(list, zip(*self.opened, strict=True)), self.now, lease_until)
+        if self.reopened:
+            await conn.execute(SQL["reopen_syncs"], self.reopened, self.now, lease_until)
+        if self.refolded:
+            await conn.execute(SQL["fold_failed_syncs"], *map(list, zip(*self.refolded, strict=True)), self.now)
+        if self.refused:
+            rows = [(*sync, code, message) for sync, code, message in self.refused]
+            await conn.execute(SQL["insert_failed_syncs"], *map(list, zip(*rows, strict=True)), self.now)
+        if self.late:
+            await conn.execute(SQL["late"], list(self.late), list(self.late.values()), self.now)
 
 
 async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:

@@ -1,4 +1,4 @@
-"""What a node must do to reach its target: pure rules over values, without I/O. `due` is the whole question.
+"""What a node must do to reach its target: pure rules over values, without I/O.
 
 A node is at its target when its functions are those of the release and its schema version is at least the release's
 floor (R 4.3). A node's schema version never goes down.
@@ -64,17 +64,6 @@ class Work:
 
 Revisions = Mapping[int, Sequence[Revision]]
 """All revisions of each schema change, oldest first."""
-
-
-def due(inventory: wire.Inventory, release: TargetRelease, revisions: Revisions) -> Work | str | None:
-    """Return what a node that runs `inventory` must do to reach `release`; None if it is there already.
-
-    A text, which is a sentence, says that no plan can be right for the node, and why (`history_mismatch`).
-    """
-    mismatch = history_mismatch(inventory, revisions)
-    if mismatch:
-        return mismatch
-    return None if at_target(inventory, release) else work(inventory, release, revisions)
 
 
 def by_number(revisions: Sequence[Revision]) -> dict[int, list[Revision]]:

@@ -5,7 +5,7 @@ them (R 4.3) by the rules in `plan`, and writes what was decided (R 6.1). The me
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
@@ -18,7 +18,7 @@ from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.object_store import Store
 from control.sync import node_state, plan
-from control.sync.node_state import EndedSyncs, NodeRow, RunningSync, StoredNodes, Targets
+from control.sync.node_state import NewSync, NodeRow, RunningSync, StoredNodes, SyncChanges, Targets
 from control.sync.write_batches import Committed, NodeLocked, Written
 
 LINES = 10
@@ -44,9 +44,9 @@ class FullLog(NamedTuple):
     newest: str
 
 
-SQL = queries.load("syncs")
-FULL = SQL.rows("full", FullLog)
+FULL = queries.load("syncs").rows("full", FullLog)
 POLL = queries.load("poll")
+REVISIONS = POLL.rows("revisions", plan.Revision)
 TEXTS = POLL.rows("texts", SchemaText)
 
 
@@ -67,7 +67,7 @@ class NodeRequest:
     """The generation of the plan that the node completed last."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenedSync:
     """A sync that a node is told to do."""
 
@@ -75,7 +75,7 @@ class OpenedSync:
     generation: int
     release: plan.TargetRelease
     work: plan.Work
-    texts: dict[tuple[int, int], str] = field(default_factory=dict)
+    texts: Mapping[tuple[int, int], str]
     """The SQL of schema changes, by number and revision."""
 
 
@@ -127,19 +127,44 @@ class Reconciler:
             free = await node_state.lock_free(conn, taken)
             taken = {node_id: request for node_id, request in taken.items() if node_id in free}
         told = {node_id for node_id, request in taken.items() if request.inventory is not None}
-        stored = await node_state.read(conn, self._targets, taken, told)
-        batch = _PollBatch(now, stored)
-        for index, (node_id, request) in enumerate(taken.items()):
+        stored = await node_state.read(conn, taken, told)
+        nodes = stored.rows
+        wanted = {node.release_id for node in nodes.values() if node.release_id is not None}
+        releases = await self._targets.releases(conn, wanted)
+        revisions = plan.by_number(await conn.fetch(REVISIONS))
+        changes = SyncChanges(now, self._lease)
+        batch = _PollBatch(now, stored, releases, revisions, changes)
+        for index, request in enumerate(taken.values()):
             if index % node_state.TURN == node_state.TURN - 1:
                 await asyncio.sleep(0)
-            batch.decide(request, request.inventory or stored.inventories.get(node_id))
-        await batch.fold(conn)
-        await batch.read_texts(conn)
-        await batch.mark_planned(conn)
-        await batch.save(conn, now + timedelta(seconds=self._lease))
+            batch.decide(request)
+        outcomes, opened = batch.outcomes, batch.opened
+        started = [*changes.opened, *(sync for sync, _, _ in changes.refused)]
+        if started:
+            columns = [sync.node_id for sync in started], [sync.generation for sync in started]
+            lines = dict(await conn.fetch(FULL, *columns, now - WINDOW, LINES))
+            changes.fold(lines)
+            for node_id, sync_id in lines.items():
+                nodes[node_id].syncs_folded += 1
+                batch.changed.add(node_id)
+                if node_id in opened:
+                    opened[node_id].sync_id = sync_id
+        due = {(c.number, c.revision): c.planned for sync in opened.values() for c in sync.work.schema_changes}
+        if due:
+            for number, revision, sql in await conn.fetch(TEXTS, min(due)[0], max(due)[0]):
+                batch.texts[number, revision] = sql
+        new = sorted(change for change, planned in due.items() if not planned)
+        if new:
+            # They are in a plan for the first time: they can't be withdrawn from now on.
+            columns = [str(number) for number, _ in new], [str(revision) for _, revision in new]
+            await conn.execute(POLL["mark_planned"], *columns, now)
+        await changes.save(conn)
+        await node_state.save(conn, [nodes[id] for id in batch.changed])
         faults.reach("control.poll.before")
-        answers = [batch.outcomes.get(request.node_id, NodeLocked.LOCKED) for request in requests]
-        return Written(answers, batch.committed())
+        confirmed = [node.id for node in nodes.values() if node.synced_at == now]
+        count = len(changes.opened) + len(changes.reopened)
+        committed = Committed(now, nodes.values(), confirmed, count, [sync.status for sync in changes.ended])
+        return Written([outcomes.get(request.node_id, NodeLocked.LOCKED) for request in requests], committed)
 
     async def finish(self, decision: Decision) -> Decision:
         """Add the plan that the node gets (R 3.3, 4.1) to a decision that opens a sync, with URLs of the artifacts."""
@@ -181,39 +206,29 @@ class Reconciler:
         return replace(decision, message=message)
 
 
-class NewSync(NamedTuple):
-    """A row of the log of syncs, as texts."""
-
-    id: str
-    node_id: str
-    release_id: str
-    generation: str
-
-
 @dataclass(slots=True)
 class _PollBatch:
-    """One transaction's decisions, and what it writes for them."""
+    """Decides for the nodes of one transaction, by what it has read of them."""
 
     now: datetime
     stored: StoredNodes
+    releases: dict[str, plan.TargetRelease]
+    revisions: plan.Revisions
+    changes: SyncChanges
+    """What the decisions change in the log of syncs."""
     outcomes: dict[str, Outcome | NodeLocked] = field(default_factory=dict)
+    """The decisions, by node."""
+    opened: dict[str, OpenedSync] = field(default_factory=dict)
+    """Of these, what plans are made from."""
+    texts: dict[tuple[int, int], str] = field(default_factory=dict)
+    """The SQL of the schema changes in these plans, by number and revision; filled in before the plans are made."""
     changed: set[str] = field(default_factory=set)
     """Nodes whose rows are written."""
-    opened: list[NewSync] = field(default_factory=list)
-    """New syncs."""
-    refused: list[tuple[NewSync, str, str]] = field(default_factory=list)
-    """New syncs that failed before they began, with code and message."""
-    reopened: list[str] = field(default_factory=list)
-    """Ended syncs whose lines in the log now stand for new syncs too."""
-    refolded: list[tuple[str, str, str]] = field(default_factory=list)
-    """Ended syncs whose lines stand for syncs that failed before they began too, with code and message."""
-    renewed: list[str] = field(default_factory=list)
-    """Open syncs whose leases begin anew."""
-    ended: EndedSyncs = field(default_factory=EndedSyncs)
 
-    def decide(self, request: NodeRequest, inventory: wire.Inventory | None) -> None:
-        """Decide what one node, which runs `inventory`, must do."""
+    def decide(self, request: NodeRequest) -> None:
+        """Decide what the node that asks must do."""
         node = self.stored.rows.get(request.node_id)
+        inventory = request.inventory or self.stored.inventories.get(request.node_id)
         if node is None or node.removed or inventory is None:
             self.outcomes[request.node_id] = ProblemError("unknown_node", "this node was removed; join again")
         else:
@@ -235,24 +250,24 @@ class _PollBatch:
             self.changed.add(node.id)
         open_sync = self.stored.open_syncs.get(node.id)
         if open_sync is not None and open_sync.lease_until <= self.now:
-            self.ended.expire(open_sync, node, self.now)
+            self.changes.expire(open_sync, node)
             self.changed.add(node.id)
             open_sync = None
         if node.release_id is None:
             return self._confirm(node, open_sync)
-        release = self.stored.releases[node.release_id]
-        due = plan.due(inventory, release, self.stored.revisions)
-        if due is None:
+        release = self.releases[node.release_id]
+        mismatch = plan.history_mismatch(inventory, self.revisions)
+        if mismatch:
+            return self._refuse(node, open_sync, mismatch)
+        if plan.at_target(inventory, release):
             return self._confirm(node, open_sync)
-        if isinstance(due, str):
-            return self._refuse(node, open_sync, due)
         if request.failed is not None and request.failed.generation == node.target_generation == node.failed_generation:
             until = node_state.clamped(request.failed.retry_at, self.now)
             # The node goes by control's clock: what a clock said that was ahead when the sync failed is worth nothing.
             failed_ahead = node.error_at is not None and node.error_at > self.now + AHEAD
             if until is not None and until > self.now and not failed_ahead:
                 return Decision("waits", until)
-        return self._open(node, open_sync, release, due)
+        return self._open(node, open_sync, release, plan.work(inventory, release, self.revisions))
 
     def _open(
         self, node: NodeRow, open_sync: RunningSync | None, release: plan.TargetRelease, work: plan.Work
@@ -263,21 +278,23 @@ class _PollBatch:
             node.enter("syncing", self.now)
             self.changed.add(node.id)
         if open_sync is not None and open_sync.generation == target:
-            self.renewed.append(open_sync.id)
-            return Decision("plan", opened=OpenedSync(open_sync.id, target, release, work))
-        if open_sync is not None:
-            self.ended.add(open_sync.id, "superseded")
-        sync_id = str(uuid4())
-        self.opened.append(NewSync(sync_id, node.id, release.id, str(target)))
-        return Decision("plan", opened=OpenedSync(sync_id, target, release, work))
+            sync_id = open_sync.id
+            self.changes.renewed.append(sync_id)
+        else:
+            sync_id = str(uuid4())
+            self.changes.opened.append(NewSync(sync_id, node.id, release.id, str(target)))
+            if open_sync is not None:
+                self.changes.end(open_sync.id, "superseded")
+        opened = self.opened[node.id] = OpenedSync(sync_id, target, release, work, self.texts)
+        return Decision("plan", opened=opened)
 
     def _confirm(self, node: NodeRow, open_sync: RunningSync | None) -> Decision:
         """Confirm a node at its target. If it has an open sync, that has succeeded and its report was lost."""
         if node.release_id is not None and node.confirmed_generation < node.target_generation:
-            self.ended.reached.add(node.release_id)
+            self.changes.reached.add(node.release_id)
         if open_sync is not None:
             reached = open_sync.generation == node.target_generation
-            self.ended.add(open_sync.id, "succeeded" if reached else "superseded")
+            self.changes.end(open_sync.id, "succeeded" if reached else "superseded")
             if reached and node.release_id is not None:
                 node.synced_at = self.now
         if node.state == "syncing":
@@ -290,79 +307,16 @@ class _PollBatch:
         """Refuse a node for which no plan can be right: a failure, which is recorded once for each target."""
         code, target = "history_mismatch", node.target_generation
         if open_sync is not None:
-            self.ended.add(open_sync.id, "failed", code, mismatch)
+            self.changes.end(open_sync.id, "failed", code, mismatch)
             node.enter("online", self.now)
         if node.failed_generation != target or node.error_code != code:
             node.fail(code, mismatch, self.now, target)
             node.failed_generation = target
             sync = NewSync(str(uuid4()), node.id, node.release_id or "", str(target))
-            self.refused.append((sync, code, mismatch))
+            self.changes.refused.append((sync, code, mismatch))
             self.changed.add(node.id)
         return ProblemError(
             code,
             f"{mismatch}; if control's metadata were restored from a backup, register again what they lack (`skerry "
             "recover` shows it); else join the node to the control plane it is of, or give it an empty database",
         )
-
-    async def fold(self, conn: Connection) -> None:
-        """Have new syncs share the newest line in the log if their node has used up its lines."""
-        lines: dict[str, str] = {}
-        new = [*self.opened, *(sync for sync, _, _ in self.refused)]
-        if new:
-            columns = [sync.node_id for sync in new], [sync.generation for sync in new]
-            lines = dict(await conn.fetch(FULL, *columns, self.now - WINDOW, LINES))
-        for node_id, sync_id in lines.items():
-            self.stored.rows[node_id].syncs_folded += 1
-            self.changed.add(node_id)
-            outcome = self.outcomes[node_id]
-            if isinstance(outcome, Decision) and outcome.opened is not None:
-                self.outcomes[node_id] = replace(outcome, opened=replace(outcome.opened, sync_id=sync_id))
-                self.reopened.append(sync_id)
-        self.refolded = [(lines[s.node_id], code, text) for s, code, text in self.refused if s.node_id in lines]
-        self.opened = [sync for sync in self.opened if sync.node_id not in lines]
-        self.refused = [row for row in self.refused if row[0].node_id not in lines]
-
-    async def read_texts(self, conn: Connection) -> None:
-        """Read the SQL of the schema changes in the plans of opened syncs."""
-        opened = [o.opened for o in self.outcomes.values() if isinstance(o, Decision) and o.opened is not None]
-        numbers = {change.number for sync in opened for change in sync.work.schema_changes}
-        if numbers:
-            rows = await conn.fetch(TEXTS, min(numbers), max(numbers))
-            texts = {(row.number, row.revision): row.sql for row in rows}
-            for sync in opened:
-                sync.texts.update(texts)
-
-    async def mark_planned(self, conn: Connection) -> None:
-        """Record which schema changes are in a plan for the first time: they can't be withdrawn from now on."""
-        opened = [o.opened for o in self.outcomes.values() if isinstance(o, Decision) and o.opened is not None]
-        new = {(c.number, c.revision) for sync in opened for c in sync.work.schema_changes if not c.planned}
-        if new:
-            columns = _columns([(str(number), str(revision)) for number, revision in sorted(new)])
-            await conn.execute(POLL["mark_planned"], *columns, self.now)
-
-    async def save(self, conn: Connection, lease_until: datetime) -> None:
-        """Write what was decided."""
-        await self.ended.save(conn, self.now)
-        if self.renewed:
-            await conn.execute(SQL["renew_syncs"], self.renewed, lease_until)
-        if self.opened:
-            await conn.execute(SQL["insert_syncs"], *_columns(self.opened), self.now, lease_until)
-        if self.reopened:
-            await conn.execute(SQL["reopen_syncs"], self.reopened, self.now, lease_until)
-        if self.refolded:
-            await conn.execute(SQL["fold_failed_syncs"], *_columns(self.refolded), self.now)
-        if self.refused:
-            rows = [(*sync, code, message) for sync, code, message in self.refused]
-            await conn.execute(SQL["insert_failed_syncs"], *_columns(rows), self.now)
-        await node_state.save(conn, [self.stored.rows[id] for id in self.changed])
-
-    def committed(self) -> Committed:
-        """Return what the transaction will have changed once it is committed."""
-        rows = self.stored.rows.values()
-        confirmed = [node.id for node in rows if node.synced_at == self.now]
-        opened = len(self.opened) + len(self.reopened)
-        return Committed(self.now, rows, confirmed, opened, self.ended.statuses)
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    return [list(column) for column in zip(*rows, strict=True)]

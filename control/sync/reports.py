@@ -1,13 +1,13 @@
-"""How a sync goes on and ends, by the reports of its node (R 6.1 to 6.4): a batch of reports in one transaction.
+"""The last step of a sync: what its node reports of it (R 6.1 to 6.4), a batch of reports in one transaction.
 
-The transaction of a result writes what the node now runs, when it last synced, the line of the log of syncs, and the
-node's state. An open sync has a lease. Once that has passed, the sync is expired, which counts as a failure, and a
-result that still comes is recorded as late.
+The transaction of a result writes what the node runs now, when it last synced, the line in the log of syncs, and the
+node's state. An open sync has a lease. Once that has passed, the sync has expired, which counts as a failure, and a
+result that is reported later is recorded as late.
 """
 
 import asyncio
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
 from control.clock import Clock
@@ -16,11 +16,11 @@ from control.protocol import faults, wire
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync import node_state, plan
-from control.sync.node_state import EndedSyncs, NodeRow, RunningSync, Targets
+from control.sync.node_state import NodeRow, RunningSync, SyncChanges, Targets
 from control.sync.write_batches import Committed, NodeLocked, Written
 
 NOT_AT_TARGET = "not_at_target"
-"""Code of a node's error when it reports a success and doesn't run the release."""
+"""Code of a node's error if it reports a success and doesn't run the release."""
 
 
 class ReportedSync(NamedTuple):
@@ -53,13 +53,13 @@ class Reports:
     """Writes batches of reports; `write` is used by `WriteBatches`."""
 
     def __init__(self, clock: Clock, targets: Targets, lease: float) -> None:
-        """`lease`: seconds for which nothing need be heard of a sync."""
+        """`lease`: seconds after which a sync that nothing was heard of expires."""
         self._clock = clock
         self._targets = targets
         self._lease = lease
 
     async def write(self, reports: list[SyncReport], careful: bool, conn: Connection) -> Written[wire.SyncState]:
-        """Take these reports, one of a node, in the transaction of `conn`."""
+        """Take these reports, at most one of each node, in the transaction of `conn`."""
         now = self._clock.now()
         free = await node_state.lock_free(conn, {report.node_id for report in reports}) if careful else None
         taken = [report for report in reports if free is None or report.node_id in free]
@@ -67,7 +67,7 @@ class Reports:
         syncs = {sync.id: sync for sync in await conn.fetch(SYNCS, sorted(report.sync_id for report in taken))}
         succeeded = {report.sync_id for report in taken if report.update.status == "succeeded"} & syncs.keys()
         releases = await self._targets.releases(conn, {syncs[sync_id].release_id for sync_id in succeeded})
-        batch = _ReportBatch(now, self._lease, nodes, syncs, releases)
+        batch = _ReportBatch(now, nodes, syncs, releases, SyncChanges(now, self._lease))
         answers: list[wire.SyncState | ProblemError | NodeLocked] = []
         for index, report in enumerate(reports):
             if index % node_state.TURN == node_state.TURN - 1:
@@ -80,18 +80,14 @@ class Reports:
 
 @dataclass(slots=True)
 class _ReportBatch:
-    """One transaction's decisions, and what is written for them."""
+    """One transaction's decisions, and what it writes for them."""
 
     now: datetime
-    lease: float
     nodes: dict[str, NodeRow]
     syncs: dict[str, ReportedSync]
     releases: dict[str, plan.TargetRelease]
-    ended: EndedSyncs = field(default_factory=EndedSyncs)
-    renewed: dict[str, str] = field(default_factory=dict)
-    """The step of each sync whose lease begins anew."""
-    late: dict[str, str] = field(default_factory=dict)
-    """The result of each sync that had ended before."""
+    changes: SyncChanges
+    """What the reports change in the log of syncs."""
     changed: set[str] = field(default_factory=set)
     """Nodes whose rows are written."""
     counted: list[str] = field(default_factory=list)
@@ -105,7 +101,7 @@ class _ReportBatch:
         node, status = self.nodes[report.node_id], sync.status
         if status == "running" and sync.lease_until <= self.now:
             running = RunningSync(sync.id, sync.node_id, sync.generation, sync.step, sync.lease_until)
-            self.ended.expire(running, node, self.now)
+            self.changes.expire(running, node)
             status = "expired"
             self._count(node, status)
         step = self._running if report.update.status == "running" else self._result
@@ -115,16 +111,16 @@ class _ReportBatch:
         """Renew the lease, unless the node has a newer target."""
         if status == "running" and node.target_generation > sync.generation:
             status = "superseded"
-            self.ended.add(sync.id, status)
+            self.changes.end(sync.id, status)
             node.enter("online", self.now)
             self._count(node, status)
         if status != "running":
             return wire.SyncState(status, 0)
-        self.renewed[sync.id] = node_state.clean(update.step)
-        return wire.SyncState("running", self.lease)
+        self.changes.steps[sync.id] = node_state.clean(update.step)
+        return wire.SyncState("running", self.changes.lease)
 
     def _result(self, node: NodeRow, sync: ReportedSync, status: str, update: wire.SyncUpdate) -> wire.SyncState:
-        """End the sync, or record the result as late. The same result again changes nothing."""
+        """End the sync, or record the result as late. The same result once more changes nothing."""
         result = update.status
         if status == result or sync.late_status == result:
             return wire.SyncState(status, 0, late=status != result)
@@ -142,19 +138,19 @@ class _ReportBatch:
         if result == "succeeded":
             node.confirm(sync.generation)
             node.synced_at = self.now
-            self.ended.reached.add(sync.release_id)
+            self.changes.reached.add(sync.release_id)
         elif not late:
             node.fail(error.code, error.message, self.now, sync.generation)
             node.failed_generation = sync.generation
             node.retry_at = node_state.clamped(update.retry_at, self.now)
         if late:
-            self.late[sync.id] = result
+            self.changes.late[sync.id] = result
             return wire.SyncState(status, 0, late=True)
         node.enter("online", self.now)
         if result == "succeeded":
-            self.ended.add(sync.id, "succeeded")
+            self.changes.end(sync.id, "succeeded")
         else:
-            self.ended.add(sync.id, "failed", error.code, error.message)
+            self.changes.end(sync.id, "failed", error.code, error.message)
         return wire.SyncState(result, 0)
 
     def _count(self, node: NodeRow, status: str) -> None:
@@ -163,21 +159,16 @@ class _ReportBatch:
 
     async def save(self, conn: Connection) -> None:
         """Write what was decided."""
-        await self.ended.save(conn, self.now)
-        if self.renewed:
-            until = self.now + timedelta(seconds=self.lease)
-            await conn.execute(SQL["go_on"], list(self.renewed), list(self.renewed.values()), until)
-        if self.late:
-            await conn.execute(SQL["late"], list(self.late), list(self.late.values()), self.now)
+        await self.changes.save(conn)
         await node_state.save(conn, [self.nodes[node_id] for node_id in self.changed])
 
     def committed(self) -> Committed:
-        """What the transaction will have changed, once it is committed."""
+        """Return what the transaction will have changed once it is committed."""
         rows = [self.nodes[node_id] for node_id in self.changed]
         confirmed = [node.id for node in rows if node.synced_at == self.now]
         return Committed(self.now, rows, confirmed, 0, self.counted)
 
 
 def unknown_sync(sync_id: str) -> ProblemError:
-    """The problem to answer to a report of a sync that the node doesn't have."""
+    """Return the problem that answers a report of a sync that the node doesn't have."""
     return ProblemError("unknown_sync", f"this node has no sync {sync_id[:64]}")

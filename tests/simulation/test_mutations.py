@@ -11,9 +11,9 @@ import pytest
 
 from control.protocol import wire
 from control.protocol.manifest import Manifest
-from control.sync import monitor, plan, reconciler, reports
+from control.sync import monitor, plan, reports
 from control.sync.fleet_cache import CachedNode, FleetCache
-from control.sync.node_state import NodeRow
+from control.sync.node_state import NodeRow, SyncChanges
 from control.sync.write_batches import WriteBatches
 from edge_runtime.sync import plan_check, retries
 from edge_runtime.sync.control_client import ControlClient
@@ -94,7 +94,7 @@ MUTATIONS: dict[str, tuple[object, str, Callable[..., Any], str]] = {
         _answered_before_it_is_written,
         "was acknowledged",
     ),
-    "a plan is sent whose sync isn't written": (reconciler._PollBatch, "save", _nothing, "isn't in the log"),
+    "a plan is sent whose sync isn't written": (SyncChanges, "save", _nothing, "isn't in the log"),
     "a report that couldn't be sent is forgotten": (Outbox, "keep", lambda *_: None, "doesn't know yet"),
     "a report is forgotten before it is sent": (
         SyncOutcomes,
