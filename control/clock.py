@@ -2,7 +2,7 @@
 
 SQL's now() is never used. A machine's clock may be wrong, for a moment or for long. Every replica compares its clock
 with the database's, which all replicas share, and goes by the database's while the two differ by more than `AHEAD`.
-Times that a wrong clock has stored further ahead than that are corrected (`control.sync.passes.future_times`).
+Times that a wrong clock has stored further ahead than that are corrected (`control.sync.future_times`).
 A clock that says a time before `EARLIEST` isn't believed at all: such a machine has no battery for its clock and hasn't
 got the time from the network yet. What was stored then would be years old once it has.
 

@@ -23,8 +23,8 @@ from control.sync import compatibility, requirements
 from control.sync.compatibility import Unfit
 from control.sync.effects import change_effects, losses, unchecked_changes
 from control.sync.effects.change_effects import ChangeEffects
+from control.sync.monitor import CLONED
 from control.sync.node_state import clean
-from control.sync.passes.liveness import CLONED
 
 
 class RowCounts(Message):

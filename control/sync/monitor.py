@@ -11,24 +11,44 @@ import math
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from functools import partial
+from typing import NamedTuple
+from uuid import uuid4
 
 from control.clock import Clock
 from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.protocol.counts import counted
+from control.protocol.wire import EventKind
 from control.settings import ControlSettings
-from control.storage import audit_seals, queries
+from control.storage import audit_seals, events, queries
+from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
 from control.storage.idempotency import KEPT_ANSWERS
 from control.storage.queries import Value
-from control.sync import node_state
+from control.sync import future_times, node_state
+from control.sync.arrivals import Arrivals
 from control.sync.leases import Leases
 from control.sync.node_state import RunningSync, SyncChanges
-from control.sync.passes import future_times
-from control.sync.passes.arrivals import Arrivals
-from control.sync.passes.liveness import Work, alone, confirmed, crossing, heard, overdue, revoked, silent
+
+
+class NodeStateRow(NamedTuple):
+    """A node's state."""
+
+    id: str
+    state: str
+    removed: bool
+
+
+class OverdueNode(NamedTuple):
+    """A node that wasn't confirmed for a while."""
+
+    id: str
+    confirmed_at: datetime
+    gone: bool
+    """Whether it was removed or revoked, so that nothing is expected of it."""
+
 
 SQL = queries.load("monitor")
 EXPIRED = SQL.rows("expired", RunningSync)
@@ -39,6 +59,15 @@ OVERDUE_NO_MORE = SQL.value("overdue_no_more", str)
 CROSSING = SQL.value("crossing", str)
 CROSSING_NO_MORE = SQL.value("crossing_no_more", str)
 NAMES = SQL.value("names", str)
+FIND_GOOD = SQL.value("find_good", str)
+FIND_REVOKED = SQL.value("find_revoked", str)
+LOCK_UNSEEN = SQL.value("lock_unseen", str)
+LOCK_SEEN_AGAIN = SQL.value("lock_seen_again", str)
+LOCK_FREE = SQL.rows("lock_free", NodeStateRow)
+LOCK_OVERDUE = SQL.rows("lock_overdue", OverdueNode)
+LOCK_OVERDUE_NO_MORE = SQL.value("lock_overdue_no_more", str)
+LOCK_CROSSING = SQL.value("lock_crossing", str)
+LOCK_CROSSING_NO_MORE = SQL.value("lock_crossing_no_more", str)
 
 PERIOD = 2.0
 """Seconds between two passes."""
@@ -56,25 +85,35 @@ REVOKED_EVERY = 60.0
 SEAL_EVERY = 30.0
 """Seconds between two times at which rows of the audit log are put under a seal."""
 SEAL_FOR = 1.0
-"""Seconds of a pass for it; rows that are left are sealed in the next pass."""
+"""Seconds of a pass for sealing; rows that are left are sealed in the next pass."""
 CROSSED_FOR = timedelta(minutes=1)
 """For how long two processes poll in turn until a node counts as cloned: longer than a poll is held of one that has
 ended."""
 CLONED_FOR = timedelta(minutes=5)
-"""For how long one process alone polls until it doesn't."""
+"""For how long one process alone polls until the node no longer counts as cloned."""
 RETENTION_EVERY = 600.0
 RETENTION_FOR = 2.0
-"""Seconds of a pass for deleting old logs; what is left is deleted in the next pass, after states and syncs."""
+"""Seconds of a pass for deleting old logs; the rest is deleted in the next pass, after states and syncs."""
 DROP_LIMIT = 1.0
-"""Seconds that the end of the process waits for the leases to be given back; they expire in any case."""
+"""Seconds for which the end of the process waits until the leases are given back; they expire in any case."""
 KEPT_LEASES = timedelta(days=1)
 KEPT_SESSIONS = timedelta(days=1)
-"""How much longer than it can be good a session is kept."""
+"""How much longer than it can be valid a session is kept."""
 KEPT_CREDENTIALS = timedelta(days=35)
 """Longer than a join token is valid: its credentials show whether it was used."""
 
 NAMED = 20
 """Nodes that a line of the log names at most."""
+
+CLONED = (
+    "two processes poll as this node in turn: another machine has a copy of its state directory. Stop one of them, and "
+    "have it join as a node of its own, with an empty state directory"
+)
+
+Done = tuple[int, list[str]]
+"""How many nodes were looked after, and the ids of those that have changed."""
+Work = Callable[[list[str], Connection], Awaitable[Done]]
+"""Changes those of the nodes with these ids that are still as they were read."""
 
 log = logging.getLogger("skerry.monitor")
 
@@ -91,8 +130,10 @@ class Monitor:
         sweep: Callable[[], Awaitable[None]],
         tidy: Callable[[datetime, float], Awaitable[bool]],
     ) -> None:
-        """`sweep` finishes what kills left behind in the artifact store. `tidy` sums old numbers up and deletes them,
-        within so many seconds, and returns whether nothing is left.
+        """`sweep` finishes what kills left undone in the artifact store.
+
+        `tidy` sums up old numbers and deletes them, within the seconds that it is given, and returns whether none are
+        left.
         """
         self._db = db
         self._clock = clock
@@ -138,7 +179,7 @@ class Monitor:
         return True
 
     async def look(self, now: datetime) -> None:
-        """Make stored states and warnings what they should be at `now`; two replicas may do it at once."""
+        """Bring stored states and warnings up to `now`; two replicas may do it at once."""
         correct = partial(future_times.correct, self._db, self._settings)
         for step in (correct, self.expire, self.states, self.warnings, self.clones, self._arrivals.look):
             # A locked row that can't be left out is logged, and holds up no other step.
@@ -146,7 +187,7 @@ class Monitor:
                 await step(now)
 
     async def seal(self, now: datetime) -> bool:
-        """Put rows of the audit log under seals; return whether all have one."""
+        """Put rows of the audit log under seals; return whether all of them have one."""
         with contextlib.suppress(Locked):
             return await audit_seals.seal(self._db, self._clock, now, SEAL_FOR)
         return False
@@ -159,7 +200,7 @@ class Monitor:
         return True
 
     async def expire(self, now: datetime) -> None:
-        """End syncs whose lease has passed: they are failures (R 5.3)."""
+        """End syncs whose lease has passed: they have failed (R 5.3)."""
 
         async def work(conn: Connection) -> tuple[int, list[str]]:
             found = await conn.fetch(EXPIRED, now, LIMIT)
@@ -186,35 +227,35 @@ class Monitor:
     async def states(self, now: datetime) -> None:
         """Make nodes offline that weren't seen for a while, and online that were seen again (R 1.4)."""
         since = now - timedelta(seconds=self._settings.offline_after)
-        for query, work, state in ((UNSEEN, silent, "offline"), (SEEN_AGAIN, heard, "online")):
+        for query, work, state in ((UNSEEN, _silent, "offline"), (SEEN_AGAIN, _heard, "online")):
             changed = await self._pages(query, since, partial(work, since, now))
             if changed:
                 log.info("%s: %s, %s", state, counted(len(changed), "node"), await self._names(changed))
 
     async def revocations(self, now: datetime) -> None:
-        """Make nodes revoked, or not, whose credentials say so: another version, or a recovery, has changed them."""
+        """Make nodes revoked, or not, as their credentials say: another version or a recovery may have changed them."""
         with contextlib.suppress(Locked):
-            while await self._db.transaction(partial(revoked, now, PAGE)) >= PAGE:
+            while await self._db.transaction(partial(_revoked, now, PAGE)) >= PAGE:
                 await self._keep()
 
     async def warnings(self, now: datetime) -> None:
         """Warn of nodes that weren't confirmed at their target for a while, until they are (R 5.2)."""
         since = now - timedelta(seconds=self._settings.overdue_after)
-        await self._pages(OVERDUE_NO_MORE, since, partial(confirmed, since, now))
-        warned = await self._pages(OVERDUE, since, partial(overdue, since, now))
+        await self._pages(OVERDUE_NO_MORE, since, partial(_confirmed, since, now))
+        warned = await self._pages(OVERDUE, since, partial(_overdue, since, now))
         if warned:
             log.warning("overdue: %s, %s", counted(len(warned), "node"), await self._names(warned))
 
     async def clones(self, now: datetime) -> None:
-        """Warn of nodes as which two processes poll, until one alone does."""
+        """Warn of nodes as which two processes poll, until only one does."""
         since = now - CLONED_FOR
-        await self._pages(CROSSING_NO_MORE, since, partial(alone, since, now))
+        await self._pages(CROSSING_NO_MORE, since, partial(_alone, since, now))
         since = now - CROSSED_FOR
-        if cloned := await self._pages(CROSSING, since, partial(crossing, since, now)):
+        if cloned := await self._pages(CROSSING, since, partial(_crossing, since, now)):
             log.warning("cloned: %s, %s", counted(len(cloned), "node"), await self._names(cloned))
 
     async def _names(self, ids: list[str]) -> str:
-        """What some nodes are called, for the log; their ids where that can't be read now."""
+        """Return the names of some nodes, for the log; their ids if the names can't be read now."""
         some, more = ids[:NAMED], ", …" if len(ids) > NAMED else ""
         try:
             found = await self._db.read(lambda conn: conn.column(NAMES, some))
@@ -223,7 +264,7 @@ class Monitor:
         return ", ".join(found) + more
 
     async def _pages(self, query: Value[str], since: datetime, work: Work) -> list[str]:
-        """Have `work` look after all nodes that `query` finds, a page at a time; return the ids of the changed ones.
+        """Apply `work` to all nodes that `query` finds, a page at a time; return the ids of those that it changed.
 
         It ends with a page that isn't full, or of which no node was looked after: those are locked or have open syncs,
         and are left to the next pass.
@@ -240,7 +281,7 @@ class Monitor:
             await self._keep()
 
     async def retention(self, now: datetime) -> bool:
-        """Delete old logs, some rows of each kind at a time, for `RETENTION_FOR`; return whether all are gone."""
+        """Delete old logs, some rows of each kind at a time, for `RETENTION_FOR`; return whether none are left."""
         before = now - timedelta(seconds=self._settings.log_retention)
         end = self._clock.monotonic() + RETENTION_FOR
         done = True
@@ -299,3 +340,101 @@ class Monitor:
             self._outage.worked()
         except ProblemError as problem:
             self._outage.failed(problem.detail)
+
+
+# Each of these changes a page of nodes in one transaction: those that are still as they were read, and that no other
+# transaction has locked.
+
+
+async def _silent(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Make nodes offline that weren't seen since `since`; those with an open sync only once it has expired."""
+    nodes = await conn.fetch(LOCK_FREE, await conn.column(LOCK_UNSEEN, ids, since))
+    online = [node.id for node in nodes if node.state == "online" and not node.removed]
+    settled = [node.id for node in nodes if node.state != "syncing" or node.removed]
+    if online:
+        await conn.execute(SQL["change_states"], online, "offline", now)
+    if settled:
+        await conn.execute(SQL["set_offline"], settled, True)
+    told = [node.id for node in nodes if node.state in ("online", "offline") and not node.removed]
+    await _tell(conn, now, "node.offline", told)
+    return len(settled), online
+
+
+async def _heard(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Make nodes online again that were seen since `since`."""
+    nodes = await conn.fetch(LOCK_FREE, await conn.column(LOCK_SEEN_AGAIN, ids, since))
+    offline = [node.id for node in nodes if node.state == "offline" and not node.removed]
+    settled = [node.id for node in nodes]
+    if offline:
+        await conn.execute(SQL["change_states"], offline, "online", now)
+    if settled:
+        await conn.execute(SQL["set_offline"], settled, False)
+    await _tell(conn, now, "node.online", [node.id for node in nodes if not node.removed and node.state != "revoked"])
+    return len(settled), offline
+
+
+async def _revoked(now: datetime, limit: int, conn: Connection) -> int:
+    """Make offline nodes revoked if all their credentials have ended, and revoked ones offline if one is valid.
+
+    At most `limit` of each; return how many.
+    """
+    good = await conn.column(FIND_GOOD, now, limit)
+    if good:
+        # The next heartbeat makes them online.
+        await conn.execute(SQL["set_offline"], good, True)
+    found = await conn.column(FIND_REVOKED, limit)
+    if found:
+        await conn.execute(SQL["clear_warnings"], found, now, "overdue")
+    if good or found:
+        await Changed(nodes={*good, *found}).announce(conn)
+    return len(good) + len(found)
+
+
+async def _overdue(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Warn of nodes that weren't confirmed at their target since `since`."""
+    nodes = await conn.fetch(LOCK_OVERDUE, ids, since)
+    late = [node for node in nodes if not node.gone]
+    if late:
+        messages = [f"not confirmed at its target since {node.confirmed_at:%Y-%m-%d %H:%M:%S} UTC" for node in late]
+        await _warn(conn, now, "overdue", [node.id for node in late], messages)
+    if nodes:
+        await conn.execute(SQL["set_overdue"], [node.id for node in nodes], True)
+    await _tell(conn, now, "node.overdue", [node.id for node in late])
+    return len(nodes), [node.id for node in late]
+
+
+async def _confirmed(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Clear the warnings of nodes that were confirmed since `since`."""
+    again = await conn.column(LOCK_OVERDUE_NO_MORE, ids, since)
+    if again:
+        await conn.execute(SQL["clear_warnings"], again, now, "overdue")
+        await conn.execute(SQL["set_overdue"], again, False)
+    await _tell(conn, now, "node.caught_up", again)
+    return len(again), again
+
+
+async def _crossing(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Warn of nodes as which two processes have polled in turn since before `since`."""
+    nodes = await conn.column(LOCK_CROSSING, ids, since)
+    if nodes:
+        await _warn(conn, now, "cloned", nodes, [CLONED] * len(nodes))
+        await conn.execute(SQL["set_cloned"], nodes, True)
+    return len(nodes), nodes
+
+
+async def _alone(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Clear the warnings of nodes as which one process alone has polled since `since`."""
+    nodes = await conn.column(LOCK_CROSSING_NO_MORE, ids, since)
+    if nodes:
+        await conn.execute(SQL["clear_warnings"], nodes, now, "cloned")
+        await conn.execute(SQL["set_cloned"], nodes, False)
+    return len(nodes), nodes
+
+
+async def _warn(conn: Connection, now: datetime, kind: str, ids: list[str], messages: list[str]) -> None:
+    await conn.execute(SQL["warn"], [str(uuid4()) for _ in ids], ids, messages, now, kind)
+
+
+async def _tell(conn: Connection, now: datetime, kind: EventKind, ids: list[str]) -> None:
+    """Record an event of these nodes."""
+    await events.record(conn, now, kind, [{"node_id": id} for id in ids])
