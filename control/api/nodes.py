@@ -19,10 +19,9 @@ from control.storage import idempotency, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.storage.recovery import access_changes
-from control.sync import compatibility, requirements
+from control.sync import change_effects, compatibility, requirements
+from control.sync.change_effects import ChangeEffects
 from control.sync.compatibility import Unfit
-from control.sync.effects import change_effects, losses, unchecked_changes
-from control.sync.effects.change_effects import ChangeEffects
 from control.sync.monitor import CLONED
 from control.sync.node_state import clean
 
@@ -253,7 +252,7 @@ async def tell_rows(call: ApiCall, body: RowCounts) -> Reply:
     """What releases that can lose rows are shown with."""
     now = call.services.clock.now()
     await call.services.databases.joins.transaction(
-        lambda conn: conn.execute(losses.SQL["tell"], call.node_id, body.counts, now, body.estimates)
+        lambda conn: conn.execute(change_effects.LOSSES["tell"], call.node_id, body.counts, now, body.estimates)
     )
     return Reply(204)
 
@@ -311,7 +310,7 @@ async def _check_unchecked(call: ApiCall, role: Role, group: str) -> None:
     db = call.services.databases.writes
     # Without the right to it, whoever asks is refused later.
     if call.operator.rights.allows(role, group):
-        await unchecked_changes.check_for_move(db, call.services.checks.of(call.operator.id), *await db.read(find))
+        await change_effects.check_for_move(db, call.services.checks.of(call.operator.id), *await db.read(find))
 
 
 class MoveQuery(Struct, forbid_unknown_fields=True):

@@ -10,9 +10,8 @@ from msgspec import Meta, Struct, field
 
 from control.protocol import wire
 from control.protocol.wire import MOST_FUNCTIONS, Body, Name, Number, Sha256, Text
+from control.sync.change_effects import ExpectedStall, LostRows
 from control.sync.compatibility import Unfit
-from control.sync.effects.losses import LostRows
-from control.sync.effects.stalls import ExpectedStall
 
 
 class FollowingRelease(Body, frozen=True):

@@ -16,8 +16,7 @@ from control.protocol.manifest import Route
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import compatibility
-from control.sync.effects import change_effects, plan_digests
+from control.sync import change_effects, compatibility
 
 
 class GroupRow(NamedTuple):
@@ -154,7 +153,7 @@ async def make(
     refusals = [] if body.allow_unfit else compatibility.refusals(unfit, body.group)
     refusals += change_effects.refusals(effects, what, stall_limit, body.allow_loss, body.allow_stall)
     if not plan:
-        plan_digests.refuse_other(body.plan_digest, digest, what)
+        change_effects.refuse_other_plan(body.plan_digest, digest, what)
         if refusals:
             raise refusals[0]
     release_id = uuid4()
@@ -200,8 +199,7 @@ def _digest(
     effects: change_effects.ChangeEffects,
 ) -> str:
     """The digest of all that a plan of a release shows, but the generation, which other groups' releases take too."""
-    losses, stalls = plan_digests.of_losses(effects.losses), plan_digests.of_stalls(effects.stalls)
-    return plan_digests.digest(group, number, sorted(functions.items()), floor, changes, unfit.count, losses, stalls)
+    return change_effects.plan_digest(effects, group, number, sorted(functions.items()), floor, changes, unfit.count)
 
 
 async def lock(conn: Connection, group_id: UUID) -> None:

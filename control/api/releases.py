@@ -29,8 +29,7 @@ from control.protocol.counts import counted
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import compatibility
-from control.sync.effects import change_effects, registered_changes, unchecked_changes
+from control.sync import change_effects, compatibility
 
 
 class ShownRelease(release_bodies.DetailedRelease):
@@ -123,10 +122,10 @@ async def _known(
 
     async def read(conn: Connection, *, as_they_are: bool = False) -> KnownOfGroup | None:
         """None where there are changes that aren't checked yet, unless they are to be taken `as_they_are`."""
-        row = await registered_changes.group_floor(conn, group)
+        row = await change_effects.group_floor(conn, group)
         if row is None:
             return NOTHING_KNOWN
-        registered = await registered_changes.between(conn, row.schema_floor, row.newest_change)
+        registered = await change_effects.registered_between(conn, row.schema_floor, row.newest_change)
         if not as_they_are and not all(change.known for change in registered):
             return None
         return KnownOfGroup(
@@ -137,7 +136,7 @@ async def _known(
     known = await services.db.read(read)
     if known is None:
         # Between transactions, since a check takes its time.
-        await unchecked_changes.check_for_group(services.databases.writes, services.checks.of(call.operator.id), group)
+        await change_effects.check_for_group(services.databases.writes, services.checks.of(call.operator.id), group)
         known = await services.db.read(partial(read, as_they_are=True))
     return known or NOTHING_KNOWN
 

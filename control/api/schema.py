@@ -17,10 +17,9 @@ from control.protocol.wire import Body, Number, Sha256
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import applied_revisions, probed_functions
+from control.sync import applied_revisions, change_effects, probed_functions
 from control.sync.applied_revisions import NodesOfRevision
-from control.sync.effects import change_effects, plan_digests
-from control.sync.effects.change_effects import ChangeEffects
+from control.sync.change_effects import ChangeEffects
 
 
 class NewSchemaChange(Body, frozen=True):
@@ -210,7 +209,9 @@ async def amend(call: ApiCall, body: AmendSchemaChange, query: releases.PlanFor)
         effects = await call.services.db.read(lambda conn: change_effects.of_amendment(conn, number, checked))  # noqa: B023
         if not query.plan:
             what, limit = f"this amendment of schema change {number}", call.services.settings.stall_limit
-            plan_digests.refuse_other(body.plan_digest, _digest(number, old.revision + 1, body.sql, effects), what)
+            change_effects.refuse_other_plan(
+                body.plan_digest, _digest(number, old.revision + 1, body.sql, effects), what
+            )
             change_effects.refuse(effects, what, limit, allow_loss=body.allow_loss, allow_stall=body.allow_stall)
         answer = await _insert(
             call, body.release, query, history, number, old.revision + 1, old.name, body.sql, checked, effects
@@ -420,8 +421,7 @@ async def _insert(
 
 def _digest(number: int, revision: int, sql: str, effects: ChangeEffects) -> str:
     """The digest of what the plan of a schema change shows."""
-    losses, stalls = plan_digests.of_losses(effects.losses), plan_digests.of_stalls(effects.stalls)
-    return plan_digests.digest(number, revision, wire.schema_checksum(sql), losses, stalls)
+    return change_effects.plan_digest(effects, number, revision, wire.schema_checksum(sql))
 
 
 async def _register(

@@ -11,7 +11,7 @@ import jinja2
 from control import manifest_rules
 from control.api.operations import Reply
 from control.console import assets, drawings, explanations, fleet_grid, formats
-from control.sync.effects import losses
+from control.sync import change_effects
 
 Headers = tuple[tuple[bytes, bytes], ...]
 PAGE: Headers = ((b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"no-store"))
@@ -31,7 +31,7 @@ def _environment() -> jinja2.Environment:
     made.filters["words"] = fleet_grid.WORDS.__getitem__
     made.filters["standings_said"] = fleet_grid.said
     made.globals.update({f.__name__: f for f in (drawings.bar, drawings.cell, drawings.key_cell)})
-    made.filters["rows_said"] = losses.said
+    made.filters["rows_said"] = change_effects.rows_text
     made.tests["explained"] = explanations.is_explained
     made.globals |= {"asset": assets.address, "shown": manifest_rules.shown}
     return made
