@@ -14,11 +14,10 @@ from control import tokens
 from control.access import auth
 from control.access.auth import AuthError
 from control.clock import Clock
-from control.storage import queries
+from control.storage import access_changes, queries
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.storage.recovery import access_changes
 
 State = Literal["open", "used", "expired", "revoked"]
 

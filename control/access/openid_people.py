@@ -19,11 +19,10 @@ from control.access.sessions import Sessions
 from control.clock import Clock
 from control.protocol.counts import counted
 from control.settings import ControlSettings
-from control.storage import audit_log, queries
+from control.storage import access_changes, audit_log, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.storage.recovery import access_changes
 from control.sync.fleet_cache import FleetCache
 
 

@@ -23,12 +23,11 @@ from control.access.auth import Authenticator, AuthError, Principal, Since
 from control.access.csrf import form_token
 from control.clock import Clock
 from control.settings import ControlSettings
-from control.storage import audit_log, flush_loop, queries
+from control.storage import access_changes, audit_log, flush_loop, queries
 from control.storage.announcements import Changed
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.storage.recovery import access_changes
 from control.sync.fleet_cache import CachedOperator, FleetCache
 
 UsedIn = Literal["console", "cli"]

@@ -14,12 +14,11 @@ from control.api.operations import ApiCall, Reply, operation
 from control.api.services import Services
 from control.problems import ProblemError
 from control.protocol import wire
-from control.storage import bucket_owner, owner_mark, queries
+from control.storage import bucket_owner, object_store, owner_mark, queries
 from control.storage.announcements import Changed
 from control.storage.bucket_owner import KNOWN_ARTIFACTS
 from control.storage.connection import Connection
 from control.storage.object_store import artifact_id_of, object_key
-from control.storage.recovery import stored_bytes
 
 
 class ArtifactStore(Struct):
@@ -231,7 +230,7 @@ async def check(call: ApiCall, query: CheckQuery) -> Reply:
     ends = call.services.clock.monotonic() + SECONDS
     for row in rows:
         wanted = row.sha256 if query.bytes else None
-        found = await stored_bytes.fault(store, object_key(row.sha256, row.id), row.size, wanted)
+        found = await object_store.fault(store, object_key(row.sha256, row.id), row.size, wanted)
         if found is not None:
             versions = await db.read(lambda conn, id=row.id: _used_by(conn, id))  # type: ignore[misc]
             if versions is not None:

@@ -27,12 +27,10 @@ from control.access import auth
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import faults, wire
-from control.storage import bucket_owner, queries
+from control.storage import bucket_owner, object_store, queries
 from control.storage.artifact_deletions import GIVE_UP, RELEASE_UNUSED, ArtifactKey
 from control.storage.connection import Connection
-from control.storage.object_store import Store, object_key
-from control.storage.recovery import stored_bytes
-from control.storage.recovery.stored_bytes import Fault
+from control.storage.object_store import Fault, Store, object_key
 
 
 class Artifact(Struct):
@@ -251,7 +249,7 @@ async def _spool(call: ApiCall, file: BinaryIO) -> tuple[int, str]:
 async def _fault(call: ApiCall, artifact: ReadyArtifact) -> Fault | None:
     """What is wrong with the object of a ready artifact."""
     sha256 = call.path["sha256"]
-    return await stored_bytes.fault(call.services.store, object_key(sha256, artifact.id), artifact.size, sha256)
+    return await object_store.fault(call.services.store, object_key(sha256, artifact.id), artifact.size, sha256)
 
 
 async def _has_object(call: ApiCall, artifact: ReadyArtifact, file: BinaryIO) -> bool:

@@ -10,7 +10,7 @@ from control.api import pagination
 from control.api.operations import ApiCall, Reply, operation
 from control.api.pagination import LATEST, Paging
 from control.audit_chain import AuditEntry, AuditSeal
-from control.storage import audit_seals, queries
+from control.storage import audit_log, queries
 from control.storage.connection import Connection
 
 
@@ -96,7 +96,7 @@ async def list_seals(call: ApiCall, query: AfterSeal) -> Reply:
 
 async def newest_seal(call: ApiCall) -> Reply:
     """The newest seal, or None where there is none yet."""
-    return await call.read(lambda conn: conn.fetchrow(audit_seals.NEWEST_SEAL))
+    return await call.read(lambda conn: conn.fetchrow(audit_log.NEWEST_SEAL))
 
 
 @operation(

@@ -12,10 +12,9 @@ from control.api import node_views, pagination
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol.wire import Body, Name
-from control.storage import queries
+from control.storage import access_changes, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.storage.recovery import access_changes
 
 
 class NewJoinToken(Body, frozen=True):

@@ -15,10 +15,9 @@ from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import wire
 from control.protocol.wire import Body, LabelKey, LabelValue, Message, Name, Text
-from control.storage import idempotency, queries
+from control.storage import access_changes, idempotency, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.storage.recovery import access_changes
 from control.sync import change_effects, compatibility, requirements
 from control.sync.change_effects import ChangeEffects
 from control.sync.compatibility import Unfit

@@ -16,10 +16,9 @@ from control.api import pagination
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol.wire import MOST_FUNCTIONS, Body, Name
-from control.storage import queries
+from control.storage import access_changes, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.storage.recovery import access_changes
 
 LEGIBLE = r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]*$(?!\n)"
 """A stranger's line of text, that reads as it is: no controls, nothing invisible or that turns the direction."""

@@ -18,12 +18,12 @@ from control.metrics import ControlMetrics
 from control.protocol.wire import SyncState
 from control.reread_files import RereadFiles
 from control.settings import ControlSettings
+from control.storage.access_journal import AccessJournal
 from control.storage.artifact_deletions import Deletions
 from control.storage.bucket_owner import Ownership
 from control.storage.database import Database
 from control.storage.object_store import Store
 from control.storage.readiness import Readiness
-from control.storage.recovery.access_journal import AccessJournal
 from control.sync.fleet_cache import FleetCache
 from control.sync.heartbeats import Heartbeats
 from control.sync.monitor import Monitor

@@ -1,6 +1,9 @@
-"""Shares of a pool's connections, so that no kind of work has to wait for another kind.
+"""Who waits for a connection: shares of a pool, and turns of transactions.
 
-Within a share, those who ask have turns, and one has half of it at most: whoever asks for much waits for its own.
+A pool's connections are divided into shares, so that no kind of work has to wait for another kind. Within a share,
+callers take turns, and each has half of it at most: whoever asks for much waits for its own requests.
+
+Transactions that would conflict take turns, too (`Turns`): one that is stuck doesn't hold up the others.
 """
 
 import asyncio
@@ -154,3 +157,44 @@ class Share:
         except BaseException:
             self._places.give_back(who, given)
             raise
+
+
+TURN = 0.2
+"""Seconds after which the next turn begins even if this one hasn't ended; a transaction takes some milliseconds."""
+SHORT_TURN = 0.02
+"""`TURN`, in seconds, while a transaction runs that has exceeded it: the next one may be stuck too."""
+
+
+class Turns:
+    """One turn at a time, in the order of the callers. After `TURN` the next turn begins in any case.
+
+    So a transaction may run beside others: turns make conflicts rare, they don't exclude them.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._overdue = 0
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a turn, and keep it until the block ends."""
+        await self._lock.acquire()
+        over = False
+
+        def pass_on() -> None:
+            nonlocal over
+            over = True
+            self._overdue += 1
+            self._lock.release()
+
+        patience = SHORT_TURN if self._overdue else TURN
+        timer = self._clock.call_later(patience, pass_on)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if over:
+                self._overdue -= 1
+            else:
+                self._lock.release()

@@ -24,15 +24,14 @@ from control.storage.connection import (
     AsyncpgConnection,
     Connection,
     PooledConnection,
+    TracedConnection,
     Transaction,
     is_gone,
     lines_at_commit,
     tell,
     terminate,
 )
-from control.storage.connection_quotas import Share
-from control.storage.traced_connection import TracedConnection
-from control.storage.transaction_queue import Turns
+from control.storage.connection_quotas import Share, Turns
 
 SQL = queries.load("database")
 T = TypeVar("T")

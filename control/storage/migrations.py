@@ -13,12 +13,11 @@ import asyncpg
 
 from control import tokens
 from control.clock import Clock
-from control.storage import audit_log, queries
+from control.storage import access_changes, audit_log, queries
 from control.storage.announcements import Changed
 from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.storage.recovery import access_changes
 
 log = logging.getLogger("skerry.migrate")
 

@@ -1,19 +1,22 @@
 """The artifact store: objects of one S3 bucket (SeaweedFS, MinIO, S3) through one client for the process's life.
 
 Each request has a limit: one without a body `artifacts_timeout`, one with a body `artifacts_stall` without progress.
+How long a presigned URL is valid and how large an artifact may be are settings, too: `presigned_life` and
+`artifact_limit` in `control/settings.py`.
 """
 
 import asyncio
+import hashlib
 import logging
 import re
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import aioboto3
 from aiohttp import ClientError as HttpError
@@ -47,6 +50,9 @@ CONDITION_FAILED = {"409", "412", "PreconditionFailed", "ConditionalRequestConfl
 
 _KEY = re.compile(r"[0-9a-f]{64}/([0-9a-f-]{36})")
 
+Fault = Literal["missing", "wrong_size", "wrong_bytes"]
+"""What is wrong with an object: it isn't there, or its size or its sha256 differs."""
+
 log = logging.getLogger("skerry.store")
 
 
@@ -64,12 +70,12 @@ class StoredObject:
 
 
 def object_key(sha256: str, artifact_id: str) -> str:
-    """The key of an artifact's object in the bucket."""
+    """Return the key of an artifact's object in the bucket."""
     return f"{sha256}/{artifact_id}"
 
 
 def _artifacts(page: Any) -> list[StoredObject]:
-    """The objects of a page of a listing, but control's own."""
+    """Return the objects on a page of a listing, except control's own."""
     return [
         StoredObject(item["Key"], item["LastModified"], item["Size"])
         for item in page.get("Contents", ())
@@ -378,3 +384,28 @@ async def connect(settings: ControlSettings) -> AsyncIterator[Store]:
 def _session() -> aioboto3.Session:
     """One session for all clients: it holds the description of S3, a megabyte of JSON, that each is made from."""
     return aioboto3.Session()
+
+
+async def fault(store: Store, key: str, size: int, sha256: str | None) -> Fault | None:
+    """Return what is wrong with the object `key`, which must have `size` bytes; None if it is as it was pushed.
+
+    Read its bytes, a piece at a time, unless `sha256` is None. Raises: ProblemError, as `Store` does.
+    """
+    found = await store.head(key)
+    if found is None:
+        return "missing"
+    if found != size:
+        return "wrong_size"
+    if sha256 is None:
+        return None
+    digest = hashlib.sha256()
+    try:
+        _answer, pieces = await store.open(key)
+    except ProblemError as error:
+        if error.code != "unknown_artifact":
+            raise
+        return "missing"
+    async with aclosing(pieces):
+        async for piece in pieces:
+            digest.update(piece)
+    return None if digest.hexdigest() == sha256 else "wrong_bytes"

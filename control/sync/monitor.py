@@ -21,7 +21,7 @@ from control.problems import ProblemError
 from control.protocol.counts import counted
 from control.protocol.wire import EventKind
 from control.settings import ControlSettings
-from control.storage import audit_seals, events, queries
+from control.storage import audit_log, events, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
@@ -189,7 +189,7 @@ class Monitor:
     async def seal(self, now: datetime) -> bool:
         """Put rows of the audit log under seals; return whether all of them have one."""
         with contextlib.suppress(Locked):
-            return await audit_seals.seal(self._db, self._clock, now, SEAL_FOR)
+            return await audit_log.seal(self._db, self._clock, now, SEAL_FOR)
         return False
 
     async def sweep(self) -> bool:
@@ -310,7 +310,7 @@ class Monitor:
         done = await self._tidy(now, RETENTION_FOR) and done
         await self._keep()
         try:
-            return await audit_seals.cut(self._db, self._clock, now, before, RETENTION_FOR) and done
+            return await audit_log.cut(self._db, self._clock, now, before, RETENTION_FOR) and done
         except Locked:
             return False
 

@@ -27,11 +27,11 @@ from control.protocol.wire import SyncState
 from control.reread_files import Reread, RereadFiles
 from control.settings import ControlSettings, ControlSettingsError
 from control.storage import database, migrations, object_store, queries
+from control.storage.access_journal import AccessJournal
 from control.storage.artifact_deletions import Deletions
 from control.storage.bucket_owner import Ownership
+from control.storage.connection_quotas import Turns
 from control.storage.readiness import Readiness
-from control.storage.recovery.access_journal import AccessJournal
-from control.storage.transaction_queue import Turns
 from control.sync.fleet_cache import FleetCache
 from control.sync.heartbeats import Heartbeats
 from control.sync.node_state import Targets

@@ -9,8 +9,8 @@ import pytest
 
 from control.local.seaweedfs import s3_client
 from control.problems import ProblemError
+from control.storage import access_journal, access_list
 from control.storage.object_store import Store
-from control.storage.recovery import access_journal, access_list
 from control.web import lifespan
 from control.web.lifespan import STORE_PATIENCE
 from tests.integration.control.storage.test_access_lists import join_token, made, status

@@ -8,7 +8,7 @@ import pytest
 from control.access.auth import AuthError
 from control.access.sessions import COOKIE
 from control.problems import ProblemError
-from control.storage.recovery.access_journal import AccessJournal
+from control.storage.access_journal import AccessJournal
 from tests.integration.control.access.test_sessions import asking
 from tests.support import deploy
 from tests.support.backups import Backups, RowBackup

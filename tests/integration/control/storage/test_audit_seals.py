@@ -11,7 +11,7 @@ import pytest
 
 from control.cli.main import run as cli
 from control.clock import SystemClock
-from control.storage import audit_log, audit_seals
+from control.storage import audit_log
 from control.storage.audit_log import Actor
 from tests.support.clock import SetClock
 from tests.support.replica import Replica, Site
@@ -205,14 +205,14 @@ async def test_a_backlog_is_sealed_in_bounded_steps(
             "FROM generate_series(1, 3000) AS s (n)",
         )
         db, now = replica.services.db, replica.services.clock.now()
-        assert not await audit_seals.seal(db, SystemClock(), now, 0.0)
-        assert [one["count"] for one in await seals(replica)] == [audit_seals.MOST]
+        assert not await audit_log.seal(db, SystemClock(), now, 0.0)
+        assert [one["count"] for one in await seals(replica)] == [audit_log.ROWS_OF_SEAL]
         while not await replica.services.monitor().seal(now):
             pass
         found = await verify(replica)
         assert found["seals"] == 7
         assert found["rows"] >= 3000
-        assert await audit_seals.cut(db, SystemClock(), now, now + timedelta(days=1), 60.0)
+        assert await audit_log.cut(db, SystemClock(), now, now + timedelta(days=1), 60.0)
         assert (await verify(replica))["rows"] == 0
 
 
@@ -242,7 +242,7 @@ async def test_each_filter_reads_by_an_index(control_site: Site) -> None:
             ("newest_of_actor", (None, "ada-7", None), "audit_by_operator"),
             ("newest_with_action", (None, None, "verb-7"), "audit_by_action"),
         ):
-            sql, arguments = "EXPLAIN " + audit_seals.SQL[name], (*filters, at, id, at - timedelta(days=9999), 20)
+            sql, arguments = "EXPLAIN " + audit_log.SQL[name], (*filters, at, id, at - timedelta(days=9999), 20)
             plan = str(await replica.services.db.read(lambda conn, q=sql, a=arguments: conn.fetch(q, *a)))  # type: ignore[misc]
             assert f"using {index}" in plan, (name, plan)
             assert "Sort" not in plan, (name, plan)

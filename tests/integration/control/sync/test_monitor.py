@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from control.storage import audit_seals
+from control.storage import audit_log
 from control.sync import monitor
 from tests.support import seeds
 from tests.support.clock import SetClock
@@ -95,7 +95,7 @@ async def test_what_is_left_of_old_logs_goes_in_the_next_passes(
 
         audit, tokens = await counts()
         assert tokens == 7
-        monkeypatch.setattr(audit_seals, "MOST", 2)
+        monkeypatch.setattr(audit_log, "MOST", 2)
         passes = replica.services.monitor()
         assert await passes.seal(clock.now())
         clock.advance(timedelta(days=3).total_seconds())

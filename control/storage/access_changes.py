@@ -1,18 +1,23 @@
-"""Applying the changes of an access list to metadata that were restored from a backup of before.
+"""Changes to who may come in (ADR 55): recorded for the next access list, and applied again from one after a restore.
 
-Each may be applied again, and to metadata that have it already: it changes nothing then.
+A change is recorded in the transaction that makes it, and gets into the bucket later (`access_journal`): a bucket that
+doesn't answer neither slows down a revocation nor makes it fail.
+
+Each change may be applied more than once, and to metadata that have it already: it changes nothing then.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any
+from uuid import UUID, uuid4
 
 from control.storage import queries
+from control.storage.access_list import AccessChange, Kind
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.storage.recovery.access_list import AccessChange
+from control.tokens import Token
 
 SQL = queries.load("access_lists")
 ADD_NODE = SQL.optional("add_node", str)
@@ -36,6 +41,27 @@ END_SESSION = SQL.optional("end_session", str)
 NODES, OPERATORS = queries.load("nodes"), queries.load("operators")
 
 log = logging.getLogger("skerry.recovery")
+
+
+async def record(
+    conn: Connection, now: datetime, kind: Kind, subject: UUID | str, details: Mapping[str, Any] | None = None
+) -> None:
+    """Record one change. `details` may have hashes of secrets, and no secret."""
+    await conn.execute(SQL["record"], uuid4(), now, kind, subject, dict(details or {}))
+
+
+async def record_credential(
+    conn: Connection, now: datetime, credential: Token, node_id: UUID | str, replaces: str | None = None
+) -> None:
+    """Record a node's new credential: without it, a node that got it after the backup would have to join again."""
+    told = {"node": str(node_id), "hash": credential.secret_hash, "replaces": replaces}
+    await record(conn, now, "credential-made", credential.id, told)
+
+
+async def record_all(conn: Connection, now: datetime, kind: Kind, subjects: Collection[str]) -> None:
+    """Record the same kind of change of several subjects."""
+    if subjects:
+        await conn.execute(SQL["record_all"], [str(uuid4()) for _ in subjects], sorted(subjects), now, kind)
 
 
 async def apply(conn: Connection, changed: Changed, changes: Iterable[AccessChange]) -> Counter[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from control.storage.transaction_queue import PATIENCE, SHORT_PATIENCE, Turns
+from control.storage.connection_quotas import SHORT_TURN, TURN, Turns
 from tests.support.clock import SetClock
 from tests.support.deadlines import deadline
 
@@ -38,11 +38,11 @@ async def test_one_that_is_stuck_holds_up_nobody_for_long() -> None:
 
     hanging = [asyncio.create_task(stuck()) for _ in range(3)]
     others = [asyncio.create_task(quick()) for _ in range(5)]
-    await clock.passes(PATIENCE - 0.001)
+    await clock.passes(TURN - 0.001)
     assert done == 0
     await clock.passes(0.001)
     assert done == 0, "the next one is stuck as well"
-    await clock.passes(2 * SHORT_PATIENCE - 0.001)
+    await clock.passes(2 * SHORT_TURN - 0.001)
     assert done == 0
     await clock.passes(0.001)
     assert done == 5

@@ -18,14 +18,13 @@ from control.clock import Clock
 from control.log_throttle import Outage
 from control.problems import ProblemError
 from control.protocol.counts import counted
-from control.storage import audit_log, bucket_owner, queries
+from control.storage import access_changes, access_list, audit_log, bucket_owner, queries
+from control.storage.access_list import AccessChange, UnverifiedList
 from control.storage.announcements import Changed
 from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.storage.object_store import SmallObject, Store, WriteConflict
-from control.storage.recovery import access_list, access_replay
-from control.storage.recovery.access_list import AccessChange, UnverifiedList
 
 
 class WaitingChange(NamedTuple):
@@ -202,7 +201,7 @@ class AccessJournal:
             # In the order of time: written again behind later changes, they would take these back.
             columns = zip(*((change.at.isoformat(), change.kind, change.subject) for change in changes), strict=True)
             await conn.execute(SQL["forget_listed"], *map(list, columns))
-            done = await access_replay.apply(conn, changed, changes)
+            done = await access_changes.apply(conn, changed, changes)
             await changed.announce(conn)
             return done
 
