@@ -17,19 +17,7 @@ from control.access.auth import AuthError
 from control.api import operations
 from control.api.operations import Reply
 from control.api.services import Services
-from control.console import (
-    assets,
-    live,
-    node_acts,
-    node_detail,
-    node_list,
-    node_log,
-    overview,
-    rendering,
-    sign_in_pages,
-    theme,
-    visits,
-)
+from control.console import assets, live, rendering, visits
 from control.console.pages import (
     audit_page,
     call_pages,
@@ -38,12 +26,17 @@ from control.console.pages import (
     go_to,
     join_token_pages,
     naming_pages,
+    node_acts,
+    node_detail,
+    node_list,
+    node_log,
     operator_pages,
-    release_forms,
+    overview,
     release_pages,
-    schema_forms,
     schema_pages,
     settings_page,
+    sign_in_pages,
+    theme,
 )
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
@@ -83,11 +76,9 @@ PAGES: tuple[ConsolePage, ...] = (
     *node_log.PAGES,
     *naming_pages.PAGES,
     *release_pages.PAGES,
-    *release_forms.PAGES,
     *function_pages.PAGES,
     *call_pages.PAGES,
     *schema_pages.PAGES,
-    *schema_forms.PAGES,
     *audit_page.PAGES,
     *operator_pages.PAGES,
     *join_token_pages.PAGES,

@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from control.console import node_functions, overview
+from control.console import node_functions
+from control.console.pages import overview
 from control.problems import ProblemError
 from control.storage.connection import Connection
 from tests.support import console_walk

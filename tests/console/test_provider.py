@@ -14,7 +14,7 @@ import pytest
 
 from control.access import openid_provider as client
 from control.access.sessions import COOKIE
-from control.console.sign_in_pages import PROVIDER_COOKIE
+from control.console.pages.sign_in_pages import PROVIDER_COOKIE
 from control.local.pki import Pki
 from tests.support.control import Control
 from tests.support.cookies_and_forms import ConsoleBrowser

@@ -7,8 +7,8 @@ from control.api import join_tokens, request_input
 from control.api.join_tokens import JoinToken, MadeJoinToken, NewJoinToken
 from control.api.operations import Reply
 from control.console import rendering
-from control.console.pages import confirming
-from control.console.pages.release_pages import path_of
+from control.console.pages import page_input
+from control.console.pages.page_input import path_of
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
@@ -35,7 +35,7 @@ async def show_new(visit: Visit) -> Reply:
 
 async def make(visit: Visit) -> Reply:
     """POST /join-tokens/new: the page with the token."""
-    key, fields = confirming.form_key(visit), visit.form
+    key, fields = page_input.form_key(visit), visit.form
     hours = fields.get("hours", "1")
     wanted = {
         "group": fields.get("group", ""),
@@ -59,10 +59,10 @@ async def show_revoke(visit: Visit) -> Reply:
 
 async def revoke(visit: Visit) -> Reply:
     """POST /join-tokens/{id}/revoke"""
-    key, path = confirming.form_key(visit), path_of(visit)
+    key, path = page_input.form_key(visit), path_of(visit)
     id = str(path["id"])
     try:
-        confirming.refuse_untyped(visit, id[:TYPED])
+        page_input.refuse_untyped(visit, id[:TYPED])
         await visit.ask(join_tokens.revoke, path, key=key)
     except ProblemError as error:
         if error.status not in (409, 422):

@@ -5,8 +5,8 @@ from typing import Any
 from control.api import groups, node_views, nodes, request_input
 from control.api.operations import Reply
 from control.console import rendering
-from control.console.pages import confirming
-from control.console.pages.release_pages import path_of
+from control.console.pages import page_input
+from control.console.pages.page_input import path_of
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
@@ -21,7 +21,7 @@ async def show_node(visit: Visit) -> Reply:
 async def change_node(visit: Visit) -> Reply:
     """POST /nodes/{node}/naming: its `name`, or with `do=label` its `labels`, a line each, which are all that it has
     then."""
-    key, path = confirming.form_key(visit), path_of(visit)
+    key, path = page_input.form_key(visit), path_of(visit)
     try:
         if visit.form.get("do") == "label":
             node: node_views.DetailedNode = await visit.ask(node_views.get_node, path)
@@ -47,10 +47,10 @@ async def show_group(visit: Visit) -> Reply:
 
 async def delete_group(visit: Visit) -> Reply:
     """POST /groups/{group}/delete"""
-    key, path = confirming.form_key(visit), path_of(visit)
+    key, path = page_input.form_key(visit), path_of(visit)
     name = str(path["group"])
     try:
-        confirming.refuse_untyped(visit, name)
+        page_input.refuse_untyped(visit, name)
         await visit.ask(groups.delete_group, path, key=key)
     except ProblemError as error:
         if error.status not in (409, 422):

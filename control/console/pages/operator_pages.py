@@ -10,8 +10,8 @@ from control.api import operators, pagination, request_input
 from control.api.operations import Reply
 from control.api.operators import ChangeOperator, HeldGrant, MadeOperator, NewOperator, Operator
 from control.console import rendering
-from control.console.pages import confirming
-from control.console.pages.release_pages import path_of
+from control.console.pages import page_input
+from control.console.pages.page_input import path_of
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
@@ -44,7 +44,7 @@ async def show_new(visit: Visit) -> Reply:
 
 async def make(visit: Visit) -> Reply:
     """POST /make-operator: the page with the token."""
-    key = confirming.form_key(visit)
+    key = page_input.form_key(visit)
     try:
         wanted = {"name": visit.form.get("name", "").strip(), "grants": _grants(visit), "expires_in": _expiry(visit)}
         body = request_input.convert(wanted, NewOperator, "invalid_body")
@@ -64,7 +64,7 @@ async def show_one(visit: Visit) -> Reply:
 
 async def change(visit: Visit) -> Reply:
     """POST /operators/{name}"""
-    key, path = confirming.form_key(visit), path_of(visit)
+    key, path = page_input.form_key(visit), path_of(visit)
     ends = visit.form.get("ends", "")
     try:
         wanted: dict[str, Any] = {"grants": _grants(visit), "endless": ends == "never"}
@@ -86,9 +86,9 @@ async def show_revoke(visit: Visit) -> Reply:
 
 async def revoke(visit: Visit) -> Reply:
     """POST /operators/{name}/revoke"""
-    key, path = confirming.form_key(visit), path_of(visit)
+    key, path = page_input.form_key(visit), path_of(visit)
     try:
-        confirming.refuse_untyped(visit, str(path["name"]))
+        page_input.refuse_untyped(visit, str(path["name"]))
         await visit.ask(operators.revoke, path, key=key)
     except ProblemError as error:
         if error.status not in (409, 422):

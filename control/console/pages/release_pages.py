@@ -1,24 +1,47 @@
-"""Releases: the list of them, and one: what it changed, how far it is, which nodes fail at it and why."""
+"""Releases: the list of them, one of them, and the forms that make one.
 
+A release's page says what it changed, how far it is, and which nodes fail at it and why. The forms make a new release,
+or an earlier one again. Its plan is shown first, and nothing else is done. The form that is sent has the digest of the
+plan that was shown, and a key: if the plan is a different one by now, the new plan is shown and nothing is done, and
+sending the form twice does it once.
+"""
+
+import re
 from dataclasses import dataclass
+from typing import Any
 
-from control.api import releases, request_input
+import msgspec
+from starlette.datastructures import QueryParams
+
+from control.access.auth import AuthError
+from control.api import functions, releases, request_input
 from control.api.operations import Reply
-from control.api.release_bodies import Release
+from control.api.release_bodies import MadeRelease, NewRelease, Release
 from control.api.releases import ShownRelease
 from control.console import fleet_grid, rendering
 from control.console.fleet_grid import GroupBlocks
 from control.console.formats import num, plural
 from control.console.hub import Make, Parts
-from control.console.pages import confirming
+from control.console.pages import page_input
+from control.console.pages.page_input import path_of, wire_name
 from control.console.visits import ConsolePage, Visit
-from control.protocol import wire
+from control.problems import ProblemError
 from control.telemetry.fleet_summary import GroupSummary
 
 SHOWN = 25
 """Releases of a page of the list."""
 EVERY = "/releases"
 ONE = "/releases/{group}/{number}"
+NEW = "/releases/new"
+ROLLBACK = f"{ONE}/rollback"
+CONSENTS = ("allow_unfit", "allow_loss", "allow_stall")
+ROWS = 100
+"""Functions that have a row of their own in the form; others are named in its field of text."""
+OUTSIDE = 20
+"""Rows at least for functions that the release before doesn't have."""
+GROUPS = 200
+"""Groups that the form proposes; others are typed."""
+_ITEM = re.compile(r"([^=\s]+)=(\S+)|-(\S+)")
 
 
 @dataclass(frozen=True)
@@ -112,22 +135,9 @@ async def live(visit: Visit) -> Make:
 
 async def retry(visit: Visit) -> Reply:
     """POST /releases/{group}/{number}/retry"""
-    told = await visit.ask(releases.retry, path_of(visit), key=confirming.form_key(visit))
+    told = await visit.ask(releases.retry, path_of(visit), key=page_input.form_key(visit))
     group, number = visit.path["group"], visit.path["number"]
     return rendering.redirect(f"/releases/{group}/{number}?retried={told['nodes']}")
-
-
-def path_of(visit: Visit) -> dict[str, object]:
-    """The parameters in the path, checked as the API's. Raises: ProblemError."""
-    return {name: request_input.path_value(name, text) for name, text in visit.path.items()}
-
-
-def wire_name(text: str, field: str) -> str | None:
-    """A name in a query; None where it isn't given. Raises: ProblemError invalid_parameter, when it can't be one."""
-    if not text:
-        return None
-    found: str = request_input.convert({field: text}, dict[str, wire.Name], "invalid_parameter")[field]
-    return found
 
 
 async def _release(visit: Visit) -> ShownRelease:
@@ -147,8 +157,224 @@ async def _progress(visit: Visit, release: Release) -> Progress:
     return Progress(release, group, blocks)
 
 
+@dataclass(frozen=True)
+class FunctionChoice:
+    """A function that a release may have."""
+
+    name: str
+    version: int | None
+    """In the group's newest release; None where it isn't in it."""
+    newest: int | None
+    """The number of its newest version; None where it has none any more."""
+
+    @property
+    def is_older(self) -> bool:
+        """Whether the release has another version than the newest."""
+        return self.version is not None and self.newest is not None and self.version < self.newest
+
+
+@dataclass(frozen=True)
+class PlanForm:
+    """A plan, and what the form has to send so that it is done."""
+
+    plan: MadeRelease
+    action: str
+    """Where it is sent."""
+    fields: list[tuple[str, str]]
+    """What is sent besides the consents: names and values."""
+    command: str
+    """What does the same in a terminal."""
+
+    @property
+    def name(self) -> str:
+        """What is typed to confirm it."""
+        return f"{self.plan.group}/{self.plan.number}"
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it takes something away that it can't bring back: functions, or rows."""
+        return bool(self.plan.changes.remove or self.plan.losses)
+
+    @property
+    def does_nothing(self) -> bool:
+        """Whether the release would be as the one before."""
+        return not any(msgspec.structs.astuple(self.plan.changes)) and self.plan.schema_floor == self.plan.floor_before
+
+
+async def show_new(visit: Visit) -> Reply:
+    """GET /releases/new: a form, and the plan of what it has."""
+    return await _show_new(visit, visit.query, planned="do" in visit.query)
+
+
+async def make_new(visit: Visit) -> Reply:
+    """POST /releases/new"""
+    return await _make(visit, _new_body(visit.form), NEW)
+
+
+async def show_rollback(visit: Visit) -> Reply:
+    """GET /releases/{group}/{number}/rollback: the plan of an earlier release made again."""
+    body, action = _rollback_body(visit, visit.query)
+    return await visit.html("rollback.html", form=await _plan(visit, body, action), body=body, error=None)
+
+
+async def make_rollback(visit: Visit) -> Reply:
+    """POST /releases/{group}/{number}/rollback"""
+    return await _make(visit, *_rollback_body(visit, visit.form))
+
+
+async def _make(visit: Visit, body: NewRelease, action: str) -> Reply:
+    key, fields = page_input.form_key(visit), visit.form
+    digest = fields.get("plan_digest", "")
+    body = request_input.convert(
+        {
+            **msgspec.to_builtins(body),
+            "plan_digest": digest,
+            **{name: page_input.flag(fields.get(name)) for name in CONSENTS},
+        },
+        NewRelease,
+        "invalid_body",
+    )
+    # The number is in the digest, so whoever typed another one than is made is refused by that.
+    typed = fields.get("typed", "").strip() == f"{body.group}/{fields.get('number', '')}"
+    try:
+        if not typed:
+            form = await _plan(visit, body, action)
+            if form.is_heavy and form.plan.plan_digest == digest:
+                page_input.refuse_untyped(visit, form.name)
+        made = await visit.ask(releases.create, {}, releases.PlanQuery(), body, key=key)
+    except AuthError:
+        raise
+    except ProblemError as error:
+        if error.status >= 500:
+            raise
+        return await _show_again(visit, body, action, error)
+    return rendering.redirect(f"/releases/{made['group']}/{made['number']}")
+
+
+async def _show_again(visit: Visit, body: NewRelease, action: str, error: ProblemError) -> Reply:
+    """The page with the plan as it is now, and why nothing was done."""
+    if action == NEW:
+        return await _show_new(visit, visit.form, planned=True, error=error)
+    try:
+        form = await _plan(visit, body, action)
+    except ProblemError as now:
+        raise now from error
+    return await visit.html("rollback.html", error.status, form=form, body=body, error=error)
+
+
+async def _show_new(visit: Visit, fields: QueryParams, *, planned: bool, error: ProblemError | None = None) -> Reply:
+    summary = (await visit.services.standings.summary()).of(visit.rights.groups("push"))
+    names = [group.name for group in summary.groups if visit.rights.allows("push", group.name, ())]
+    fields = fields if fields.get("group") else QueryParams({"group": names[0] if names else "default"})
+    body, form = None, None
+    try:
+        body = _new_body(fields)
+        if planned:
+            form = await _plan(visit, body, NEW)
+    except AuthError:
+        raise
+    except ProblemError as problem:
+        if problem.status >= 500:
+            raise
+        error = error or problem
+    before = await _newest(visit, body.group) if body else None
+    inside, outside, more = await _rows(visit, before)
+    return await visit.html(
+        "release_new.html",
+        error.status if error else 200,
+        names=names[:GROUPS],
+        group=body.group if body else fields["group"],
+        before=before,
+        inside=inside,
+        outside=outside,
+        more=more,
+        fields=fields,
+        form=form,
+        error=error,
+    )
+
+
+async def _newest(visit: Visit, group: str) -> Release | None:
+    """The newest release of a group. Raises: ProblemError unknown_group, also where the operator may not see it."""
+    found, _ = await visit.items(releases.list_releases, Release, releases.ReleaseQuery(None, 1, group))
+    return found[0] if found else None
+
+
+async def _rows(visit: Visit, before: Release | None) -> tuple[list[FunctionChoice], list[FunctionChoice], bool]:
+    """Functions of the group's newest release, those with a newer version first, and others; and whether there are
+    more of either."""
+    has = {f.name: f.version for f in before.functions} if before else {}
+    newest = dict(await visit.ask(functions.newest_of, {"names": list(has)}))
+    inside = [FunctionChoice(name, version, newest.get(name)) for name, version in has.items()]
+    inside.sort(key=lambda row: (not row.is_older, row.name))
+    room = max(ROWS - len(inside), OUTSIDE)
+    others = await visit.ask(functions.not_among, {"names": list(has), "count": room + 1})
+    outside = [FunctionChoice(name, None, version) for name, version in others[:room]]
+    return inside[:ROWS], outside, len(inside) > ROWS or len(others) > room
+
+
+async def _plan(visit: Visit, body: NewRelease, action: str) -> PlanForm:
+    plan = await visit.ask(releases.create, {}, releases.PlanQuery(plan=True), body)
+    fields = [
+        ("group", body.group),
+        ("reason", body.reason),
+        ("number", str(plan.number)),
+        ("plan_digest", plan.plan_digest),
+    ]
+    if body.rollback_to is None:
+        fields.append(("items", _items(body)))
+        if body.schema is not None:
+            fields.append(("schema", str(body.schema)))
+    return PlanForm(plan, action, fields, _command(body))
+
+
+def _new_body(fields: QueryParams) -> NewRelease:
+    """What a form asks for. Raises: ProblemError invalid_body, when that can't be."""
+    wanted: dict[str, Any] = {"group": fields.get("group", ""), "reason": fields.get("reason", "").strip()}
+    versions = {name[2:]: text.strip() for name, text in fields.multi_items() if name.startswith("f:") and text.strip()}
+    removed = fields.getlist("remove")
+    for item in fields.get("items", "").split():
+        match = _ITEM.fullmatch(item)
+        if match is None:
+            raise ProblemError("invalid_body", f"{item[:100]} is neither name=version nor -name", field="items")
+        if match[3]:
+            removed.append(match[3])
+        else:
+            versions[match[1]] = match[2]
+    wanted |= {"functions": versions, "remove": sorted(set(removed))}
+    if fields.get("schema", "").strip():
+        wanted["schema"] = fields["schema"].strip()
+    return request_input.convert(wanted, NewRelease, "invalid_body", strict=False)
+
+
+def _rollback_body(visit: Visit, fields: QueryParams) -> tuple[NewRelease, str]:
+    path = path_of(visit)
+    wanted = {"group": path["group"], "rollback_to": path["number"], "reason": fields.get("reason", "").strip()}
+    body = request_input.convert(wanted, NewRelease, "invalid_body")
+    return body, f"/releases/{path['group']}/{path['number']}/rollback"
+
+
+def _items(body: NewRelease) -> str:
+    return " ".join([f"{name}={version}" for name, version in body.functions.items()] + [f"-{n}" for n in body.remove])
+
+
+def _command(body: NewRelease) -> str:
+    parts = ["skerry release create", f"--group {body.group}"]
+    parts += [f"--set {name}={version}" for name, version in body.functions.items()]
+    parts += [f"--remove {name}" for name in body.remove]
+    if body.schema is not None:
+        parts.append(f"--schema {body.schema}")
+    if body.rollback_to is not None:
+        parts.append(f"--rollback-to {body.rollback_to}")
+    return " ".join([*parts, "--plan"])
+
+
 PAGES = (
     ConsolePage("GET", EVERY, show_list),
     ConsolePage("GET", ONE, show_one, live=live),
     ConsolePage("POST", f"{ONE}/retry", retry, "deploy"),
+    ConsolePage("GET", NEW, show_new, "push"),
+    ConsolePage("POST", NEW, make_new, "push"),
+    ConsolePage("GET", ROLLBACK, show_rollback, "push"),
+    ConsolePage("POST", ROLLBACK, make_rollback, "push"),
 )

@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from control.console import overview, rendering
+from control.console import rendering
+from control.console.pages import overview
 from control.telemetry import fleet_summary
 from control.telemetry.fleet_summary import FleetGrid
 from control.web import connection_limits

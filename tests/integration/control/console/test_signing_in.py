@@ -15,7 +15,7 @@ import pytest_asyncio
 from control.access import rate_limits, sign_ins
 from control.access.rate_limits import Guesses
 from control.access.sessions import COOKIE
-from control.console.sign_in_pages import VISIT_COOKIE
+from control.console.pages.sign_in_pages import VISIT_COOKIE
 from control.local.pki import Pki
 from control.problems import ProblemError
 from tests.support.control import Control, until

@@ -17,7 +17,8 @@ from control.api import node_views, nodes
 from control.api.node_views import NodeFilter
 from control.api.operations import Handler, Reply
 from control.api.request_input import convert
-from control.console import node_list, rendering
+from control.console import rendering
+from control.console.pages import node_list
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
