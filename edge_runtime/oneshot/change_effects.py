@@ -68,9 +68,9 @@ class StatementParts(NamedTuple):
     replaces: bool = False
     """It deletes rows that are in the way: REPLACE, INSERT OR REPLACE, UPDATE OR REPLACE."""
     ignores: bool = False
-    """It leaves out rows that can't be: INSERT OR IGNORE, UPDATE OR IGNORE."""
+    """It leaves out rows that violate a constraint: INSERT OR IGNORE, UPDATE OR IGNORE."""
     after: int = 0
-    """Where the tokens behind the table's name begin."""
+    """The place at which the tokens after the table's name begin."""
 
 
 def parts(tokens: list[SqlToken]) -> StatementParts:
@@ -97,7 +97,8 @@ def within_trigger(tokens: list[SqlToken]) -> Iterator[list[SqlToken]]:
 
 
 def assigned(tokens: list[SqlToken], after: int) -> list[str]:
-    """Return the columns that an UPDATE sets, in lower case. `after`: where the tokens behind its table begin."""
+    """Return the columns that an UPDATE sets, in lower case. `after`: the place at which the tokens after its table
+    begin."""
     columns: list[str] = []
     in_set, left = False, True
     depth = 0
@@ -158,7 +159,7 @@ def _altered(tokens: list[SqlToken]) -> StatementParts:
 
 
 def _main_verb(tokens: list[SqlToken]) -> int:
-    """Return where the verb behind the common tables of a WITH is."""
+    """Return the place of the verb after the common tables of a WITH."""
     return next((at for at, token in top_level(tokens) if word(token) in (*_ROW_VERBS, "select", "values")), 0)
 
 
@@ -177,7 +178,7 @@ def _rows(tokens: list[SqlToken], at: int) -> StatementParts:
 
 
 def _table(tokens: list[SqlToken], at: int) -> tuple[str, int]:
-    """Return the name at this place, without its schema, and where the tokens behind it begin."""
+    """Return the name at this place, without its schema, and the place at which the tokens after it begin."""
     if at + 2 < len(tokens) and tokens[at + 1].text == ".":
         at += 2
     return _name(tokens, at), at + 1
@@ -202,7 +203,7 @@ class FoundLoss(NamedTuple):
 
 @dataclass(slots=True)
 class _Copy:
-    """How a new table is filled from one that was there."""
+    """How a new table is filled from one that existed before."""
 
     source: str
     statement: str
@@ -226,11 +227,11 @@ class _Losses:
         self._after = after
         self._keys = keys
         self._origin = {table: table for table in before}
-        """Of the tables that were there before, by the name that each has now: the name that it had."""
+        """The former name of each table that existed before the change, by its current name."""
         self._added: set[tuple[str, str]] = set()
-        """Columns that the change has added so far, by the present name of their table."""
+        """Columns that the change has added so far, by the current name of their table."""
         self._copies: dict[str, _Copy] = {}
-        """By the present name of the new table."""
+        """By the current name of the new table."""
         self._lenient: set[str] = set()
         """New tables of which a constraint leaves out rows, or deletes others, without an error."""
         self._dropped: dict[str, str] = {}
@@ -281,7 +282,7 @@ class _Losses:
                 self._copied(statement, found)
 
     def _replaced(self, origin: str) -> bool:
-        """Return whether the name of a table is by now that of another one, which was filled from it."""
+        """Return whether another table, which was filled from this one, has its name by now."""
         copy = self._copies.get(origin)
         return copy is not None and copy.source == origin
 
@@ -299,7 +300,7 @@ class _Losses:
                 yield origin, f"from then on the trigger {trigger} deletes rows of {origin}"
 
     def _copied(self, statement: SchemaStatement, found: StatementParts) -> None:
-        """Remember how a new table is filled from one that was there."""
+        """Remember how a new table is filled from one that existed before."""
         tokens = statement.tokens
         words = [(place, word(token)) for place, token in top_level(tokens)]
         select = next((place for place, text in words if text == "select"), None)
@@ -334,8 +335,8 @@ class _Losses:
         )
 
     def _batch(self, source: str, copy: _Copy, tokens: list[SqlToken]) -> bool:
-        """Return whether what follows a table's name in a SELECT takes the rows of one batch, and all of these but
-        those whose key the new table has already."""
+        """Return whether what follows a table's name in a SELECT takes all rows of one batch, except those whose key
+        the new table has already."""
         texts = [token.text.lower() for token in tokens]
         if [*texts[:1], *texts[2:5], *texts[6:9]] != ["where", ">", PARAMETERS[0], "and", "<", "=", PARAMETERS[1]]:
             return False
@@ -425,7 +426,7 @@ class FoundStall(NamedTuple):
 
 
 def at_once(sql: str) -> list[SchemaStatement]:
-    """Return the statements of a change that aren't in batches, but those that undo it: each runs in one piece. The
+    """Return the statements of a change that aren't in batches, without those that undo it: each runs in one piece. The
     DROP of a table that batches have emptied is left out.
 
     Raises: SchemaChangeRefused, when one is incomplete.
@@ -447,7 +448,7 @@ def _drops(statement: SchemaStatement, tables: Set[str]) -> bool:
 def find_stalls(
     statements: list[SchemaStatement], before: Mapping[str, object], references: Mapping[str, int]
 ) -> list[FoundStall]:
-    """Return such statements, in their order, and behind them the check of foreign keys.
+    """Return such statements, in their order, and after them the check of foreign keys.
 
     `before`: the tables that are there before the change, in lower case. `references`: the number of foreign keys of
     each table that is checked after it.
@@ -510,7 +511,7 @@ def _stalled(
 
 def _most_rows(tokens: list[SqlToken], words: list[tuple[int, str]]) -> bool:
     """Return whether a statement may be about most rows of its table: without a WHERE, or with one that asks for no
-    value, as `IS NULL` and `<>` do."""
+    certain value, such as `IS NULL` and `<>`."""
     where = next((at for at, text in words if text == "where"), len(tokens))
     return not any(
         word(token) == "in" or (token.text == "=" and tokens[at - 1].text not in ("<", ">", "!"))

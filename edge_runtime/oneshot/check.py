@@ -120,8 +120,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_request(argv: Sequence[str], kind: type[R], answer: Callable[[R], bytes]) -> int:
-    """Have the check that `argv` names answer the request on stdin, which is JSON of this kind; return the status to
-    exit with."""
+    """Pass the request on stdin, which is JSON of this kind, to the check that `argv` names, and print its answer;
+    return the exit status."""
     if argv[1:]:
         sys.stderr.write(f"usage: python -m edge_runtime.oneshot.check {argv[0]} < JSON\n")
         return 2

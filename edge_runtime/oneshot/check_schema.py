@@ -51,7 +51,7 @@ class _Tried(NamedTuple):
     """The number of rows by table."""
     failures: Failures
     references: dict[str, int]
-    """The tables whose foreign keys a node checks then, with the number of these."""
+    """The tables whose foreign keys a node checks then, with the number of their foreign keys."""
 
 
 class RegisteredChange(Struct):
@@ -68,8 +68,8 @@ class SchemaCheckRequest(Struct):
 
 
 def answer(request: SchemaCheckRequest) -> bytes:
-    """Return the answer, as JSON, of a child that makes it behind the fence; a deadline ends the child, since nothing
-    else stops a query of libsql's."""
+    """Return the answer as JSON. A child makes it behind the fence, and a deadline ends the child, since nothing else
+    stops a query of libsql's."""
     try:
         return _guarded(request)
     except SchemaChangeRefused as refused:
@@ -192,8 +192,8 @@ def _losses(sql: str, steps: ChangeSteps | None, before: Columns, after: Columns
 
 
 def _gone(sql: str, before: _Schema, after: _Schema) -> Iterator[str]:
-    """Yield which indexes and triggers went with a table that was dropped, where another one has its name now: what a
-    table made anew lacks, as no statement has dropped it."""
+    """Yield which indexes and triggers are gone with a table that was dropped and made anew under the same name,
+    although no statement has dropped them."""
     made = [parts(statement.tokens) for statement in schema_change.statements(sql)]
     dropped = {(part.kind, part.table) for part in made if part.action == "drop"}
     for (kind, called), (table, _) in before.items():
@@ -245,7 +245,7 @@ def _run_registered(opened: LibsqlDatabase, access_rules: AccessRules, change: R
 
 
 def _rehearsed(opened: LibsqlDatabase) -> Failures:
-    """Return what fails of the views and triggers as they are."""
+    """Return which of the views and triggers fail as they are now."""
     opened.rows("BEGIN")
     try:
         return try_views_and_triggers(opened)
@@ -254,7 +254,7 @@ def _rehearsed(opened: LibsqlDatabase) -> Failures:
 
 
 def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str, *, rehearsed: bool = False) -> _Tried:
-    """Run the change, undo it, and return what it led to; with `rehearsed` also what fails of views and triggers then.
+    """Run the change, undo it, and return what it led to; with `rehearsed` also which views and triggers fail then.
 
     Raises: SchemaChangeRefused, when the change fails or may not do what it does.
     """
@@ -282,7 +282,7 @@ def _columns(opened: LibsqlDatabase) -> dict[str, dict[str, str]]:
 
 
 def _check_undo(opened: LibsqlDatabase, access_rules: AccessRules, steps: ChangeSteps) -> None:
-    """Check that the steps before the flip can be taken back. Raises: SchemaChangeRefused, when they can't."""
+    """Check that the steps before the flip can be undone. Raises: SchemaChangeRefused, when they can't."""
     opened.rows("BEGIN")
     try:
         before = _schema(opened)

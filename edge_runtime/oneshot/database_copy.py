@@ -169,8 +169,8 @@ def _copy(source: Path, target: Path, length: int | None = None) -> None:
 
 
 def _join(path: Path, frames: int | None) -> None:
-    """Move the log of a copy into its file, and leave the file alone, in processes of their own behind the fence. The
-    log has so many `frames`; None if that isn't known.
+    """Move the log of a copy into its file, so that only the file is left, in processes of their own behind the fence.
+    The log has so many `frames`; None if that isn't known.
 
     Raises: CopyFailed, when that can't be done.
     """

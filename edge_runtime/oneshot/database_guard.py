@@ -29,8 +29,8 @@ _END: Final = b"!"
 
 
 class GuardFailed(CodedError):
-    """The file can't be kept open; the message says why. The code is `database_held` where another process holds the
-    file, else `database_unfit`."""
+    """The file can't be kept open; the message says why. The code is `database_held` if another process holds the file,
+    else `database_unfit`."""
 
 
 class DatabaseGuard:

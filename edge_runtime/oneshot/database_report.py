@@ -50,12 +50,12 @@ class DatabaseReport(Struct, frozen=True):
     free_pages: int
     """Pages that hold nothing; new rows come there before the file grows."""
     recorded: bool
-    """Whether the file says what its schema should be; one of an earlier version does from its next release on."""
+    """Whether the file says what its schema should be; a file of an earlier version does after its next release."""
     tables: list[tuple[str, int]]
     """Tables and indexes with their bytes, the largest first; empty unless asked for."""
 
     def findings(self) -> list[str]:
-        """Return what is wrong, a sentence each; nothing where the file is whole."""
+        """Return what is wrong, a sentence each; nothing if the file is whole."""
         found = [f"Its pages are damaged: {fault}" for fault in self.faults]
         if self.orphans:
             found.append(f"Foreign keys are violated: {self.orphans}")

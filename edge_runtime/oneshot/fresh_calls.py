@@ -88,12 +88,12 @@ class _Running:
     trapped: FreshCallDone | None
     """How the call ended, if it is made once more to find out where it trapped."""
     part: str = "before"
-    """What the child is about: `before`, the call (empty), or `after`."""
+    """The part that the child is doing: `before`, the call (empty), or `after`."""
     read: bytearray = field(default_factory=bytearray)
     """How the call ended, as far as the child has written it."""
 
     def take(self, piece: bytes) -> bool:
-        """Take what the child has written; tell whether it is about another part now."""
+        """Take what the child has written; tell whether it is doing another part now."""
         self.read += piece
         before = self.part
         while (said := NEXT.get(self.part)) is not None and self.read.startswith(said[0]):
@@ -306,7 +306,7 @@ def _work(schema: list[ProjectChange], call: ReadyCall, out: int) -> None:
 
 
 class _PartFailed(CodedError):
-    """Something round the call failed: `part` is as in `FreshCallDone`."""
+    """Something before or after the call failed: `part` is as in `FreshCallDone`."""
 
     def __init__(self, code: str, message: str, part: str) -> None:
         super().__init__(code, message)

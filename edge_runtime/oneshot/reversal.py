@@ -29,7 +29,7 @@ class Reversal:
         self._opened = opened
         self._access_rules = access_rules
         self._undo: list[list[str]] = []
-        """Of each statement, in their order, the statements that reverse it."""
+        """The statements that reverse each statement, in the order of the statements."""
         self._new: set[str] = set()
         """Tables that the change has made so far: what it does with their rows goes with them."""
         self._columns: set[tuple[str, str]] = set()

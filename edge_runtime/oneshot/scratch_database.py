@@ -28,7 +28,7 @@ _LOCKED: Final = 0x4000_0000, 512
 
 
 class DatabaseUnusable(CodedError):
-    """The file can't be used as a database, or not now; the message names it."""
+    """The file can't be used as a database, at least not now; the message names it."""
 
 
 def prepare(path: Path) -> list[Path]:

@@ -44,10 +44,10 @@ class SqlFailed(CodedError):
 
 
 class SqlEvent(Struct, omit_defaults=True):
-    """What happens: one of these has a value."""
+    """Something that happened: one of the fields has a value."""
 
     waiting: bool = False
-    """The writer lock is waited for."""
+    """The process waits for the writer lock."""
     committing: bool = False
     """From here on the process must not be ended: nobody would know whether the writes are kept."""
     columns: list[str] | None = None
@@ -57,7 +57,7 @@ class SqlEvent(Struct, omit_defaults=True):
     changed: int | None = None
     """A statement has ended, and this is the number of rows that it has itself changed."""
     done: bool = False
-    """All has ended well, and what was written is on disk."""
+    """All statements have run, and what they wrote is on disk."""
     code: str = ""
     message: str = ""
 
@@ -143,7 +143,7 @@ def _work(
 
 
 def _wait_for_log(path: Path, limit: int) -> None:
-    """Wait while the write-ahead log is at its limit, as calls do. Raises: SqlFailed, when it stays so."""
+    """Wait while the write-ahead log is at its limit, as calls do. Raises: SqlFailed, when it stays there."""
     until = time.monotonic() + LOG_WAIT
     while (size := wal.committed(path)) >= limit:
         if time.monotonic() > until:

@@ -32,7 +32,7 @@ _decode_counted: Final = msgspec.json.Decoder(frames.Counted).decode
 
 @contextlib.asynccontextmanager
 async def started(birth: Awaitable[Child]) -> AsyncIterator[Child]:
-    """Wait for an applier's birth, and end it with the block. Raises: SyncFailed, when there can be none."""
+    """Wait for an applier's birth, and end it with the block. Raises: SyncFailed, when none can be started."""
     try:
         child = await birth
     except NotBorn as error:
@@ -76,7 +76,7 @@ async def prepare(applier: Child, order: frames.Apply, limit: float, named: Name
 async def _run_steps(
     applier: Child, kind: int, order: frames.Advance | None, limit: float, named: Named, tell: Callable[[str], None]
 ) -> None:
-    """Have steps of schema changes run. `limit`: seconds for each thing of which `tell` is told that it begins.
+    """Have steps of schema changes run. `limit`: seconds for each thing that `tell` is told about.
 
     Raises: SyncFailed, when a step fails.
     """
@@ -109,7 +109,7 @@ def _failure(reply: frames.Frame, named: Named) -> SyncFailed:
 
 
 async def abort(applier: Child) -> None:
-    """Have the applier roll back; if it can't answer any more, its end does that."""
+    """Have the applier roll back; if it no longer answers, its end rolls back."""
     with contextlib.suppress(frames.ChildGone, TimeoutError):
         await applier.ask(frames.ABORT, None, 5.0)
 

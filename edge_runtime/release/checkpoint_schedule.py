@@ -61,14 +61,14 @@ class _Failed(Exception):
 
 
 def pressure(size: int, limit: int, before: Pressure, waited: float) -> Pressure:
-    """Return what calls may do while the log has `size` bytes; `waited`: seconds since it came to its `limit`."""
+    """Return what calls may do while the log has `size` bytes; `waited`: seconds since it reached its `limit`."""
     if size < (limit if before is Pressure.NONE else limit // 2):
         return Pressure.NONE
     return Pressure.REFUSE if before is Pressure.REFUSE or waited >= READERS_WAIT else Pressure.WAIT
 
 
 def may_step(index: Index, frames_a_second: float) -> bool:
-    """Tell whether so little is left to be moved that writers can wait for it."""
+    """Tell whether so little is left to move that writers can wait for it."""
     return index.frames - index.backfilled <= max(FEW, frames_a_second * STEP)
 
 
@@ -86,7 +86,7 @@ class CheckpointSchedule:
     """Watches the log's size and drives the checkpointer; `run` must be running while calls are."""
 
     def __init__(self, processes: ZygoteClient, pool: Pool, database: Path, limit: int, most: int) -> None:
-        """`limit`: bytes of the log from which on calls wait or are refused, without what releases wrote; `most`: the
+        """`limit`: bytes of the log at which calls wait or are refused, without what releases wrote; `most`: the
         same with what releases wrote."""
         self._processes = processes
         self._pool = pool
@@ -133,7 +133,7 @@ class CheckpointSchedule:
         }
 
     def sizes(self) -> DatabaseSizes:
-        """Return how large the database is; zeros where that can't be seen."""
+        """Return how large the database is; zeros if that can't be read."""
         try:
             return wal.sizes(self._database)
         except OSError as error:
@@ -150,7 +150,7 @@ class CheckpointSchedule:
             self._end_child()
 
     def before_release(self) -> None:
-        """Note that a release's transaction is about to be committed, whose bytes of the log don't count."""
+        """Note that a release's transaction is about to be committed: its bytes of the log don't count."""
         self.look()
         self._before_release = self.size
 

@@ -76,7 +76,7 @@ class ReleaseManager:
         self._changed = asyncio.Event()
         self._stored = frames.Stored(None, wire.Inventory())
         self._forged: SyncFailed | None = None
-        """Why nothing is served although the libsql file names a release: that isn't the one that was committed."""
+        """Why nothing is served although the libsql file names a release: it isn't the one that was committed."""
         self._forged_at = ""
         """When that was found (RFC 3339)."""
         self._untold: SyncFailed | None = None
@@ -103,7 +103,7 @@ class ReleaseManager:
         return msgspec.structs.replace(inventory, functions=[f for f in inventory.functions if f.sha256 not in lost])
 
     def error(self) -> dict[str, str] | None:
-        """Return why nothing is served, for the node's status; None if that isn't so."""
+        """Return, for the node's status, why nothing is served; None if something is."""
         forged = self._forged
         return forged if forged is None else {"code": forged.code, "message": forged.message, "at": self._forged_at}
 
@@ -167,8 +167,8 @@ class ReleaseManager:
                         self._compiler.give_up({f.sha256 for f in functions if f not in release.functions}, failed.code)
 
     async def watch(self) -> None:
-        """Give functions the new values of their secrets when the file changes, until cancelled. Where they can't be
-        loaded with them, that is tried again after a while."""
+        """Give functions the new values of their secrets when the file changes, until cancelled. If they can't be
+        loaded with the new values, that is tried again after a while."""
         tried = -SECRETS_AGAIN
         while True:
             await clock.sleep(SECRETS_PAUSE)
@@ -207,7 +207,7 @@ class ReleaseManager:
         """Move to the plan's release, of which `functions` are all functions with their code; return the inventory
         then.
 
-        Raises: SyncFailed, when that can't be done; the old release then serves on.
+        Raises: SyncFailed, when that can't be done; the old release then keeps serving.
         """
         async with self._one:
             schema = plan.schema_changes[-1].number if plan.schema_changes else self.inventory.schema_version

@@ -30,7 +30,7 @@ class Kept(Struct, frozen=True):
     next: str = ""
     """Digest of what it holds after a COMMIT that may be under way; empty if there is none."""
     restored: str = ""
-    """Digest of what a backup holds that may be being put in its place; empty if none is."""
+    """Digest of what a backup holds that may be about to replace the file; empty if there is none."""
 
 
 def digest(stored: Stored) -> str:

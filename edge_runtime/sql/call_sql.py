@@ -85,8 +85,8 @@ class CallSql:
         method: str = "",
         steps: StepClock | None = None,
     ) -> None:
-        """`method`: the call's, where that is why a function that may write has the grant `read`; else empty. `steps`
-        notes how long each statement takes, each wait and the COMMIT."""
+        """`method`: the call's method, if that is why a function that may write has the grant `read`; else empty.
+        `steps` notes how long each statement takes, each wait and the COMMIT."""
         self._session = session
         self._database = session.database
         self._grant = grant
@@ -134,8 +134,8 @@ class CallSql:
     def sending(self) -> None:
         """Note that the call is about to send something that must not be sent twice; from here on it can't be
         dispatched again. A reading call begins its transaction, if it hasn't yet, so that no later release concerns it.
-        A writing call will wait for the writer lock even while a release is applied; where one is being applied
-        already, it may not send, since its writes would come too late.
+        A writing call will wait for the writer lock even while a release is applied; if one is being applied already,
+        it may not send, since its writes would come too late.
 
         Raises: WriteHeld, when a release is being applied and the call may write.
         """

@@ -58,7 +58,7 @@ _UNFINISHED: Final = load("unfinished_steps")
 
 
 class DatabaseOpenError(CodedError):
-    """The libsql file can't be used as it is, or now; the message says why and what to do."""
+    """The libsql file can't be used as it is, or not now; the message says why and what to do."""
 
 
 class LibsqlDatabase:
@@ -72,7 +72,7 @@ class LibsqlDatabase:
         self.query_only = False
         """The value last given to `set_query_only`."""
         self.wal_limit = WAL_LIMIT
-        """Bytes of the write-ahead log from which on nothing more should be written to it."""
+        """Bytes of the write-ahead log at which nothing more should be written to it."""
         self.file_limit_was_hit: Callable[[], bool] = lambda: False
         """Returns whether a write has failed since its last call because this process may not write larger files."""
 
@@ -204,7 +204,7 @@ def in_memory() -> LibsqlDatabase:
 def _write_ahead(database: LibsqlDatabase) -> None:
     """Give the file a write-ahead log. It has none if it was restored from a copy that `VACUUM INTO` made.
 
-    Raises: ValueError, when SQLite refuses, as where another process has the file open.
+    Raises: ValueError, when SQLite refuses, for example because another process has the file open.
     """
     database.lock.acquire()
     try:

@@ -78,7 +78,7 @@ class PreparedStatement:
     inserts: bool
     """Whether the statement sets the last rowid."""
     columns: list[str] | None = None
-    """Names of the columns, known after the first run; empty where the statement returns no rows."""
+    """Names of the columns, known after the first run; empty if the statement returns no rows."""
     before_rows: bytes = b'{"columns":[],"rows":'
     """How the answer begins, up to the rows."""
 
@@ -222,7 +222,7 @@ def _parameters(tokens: list[SqlToken]) -> list[tuple[int, int, int]]:
 
 
 def _main_verb(tokens: list[SqlToken]) -> str:
-    """Return the statement's own verb, which may stand behind a WITH and its common tables."""
+    """Return the statement's own verb, which may come after a WITH and its common tables."""
     depth = 0
     for token in tokens:
         if token.text == "(":

@@ -1,10 +1,12 @@
 """Which part of a schema change runs when: the lines that divide its text, and what can't be."""
 
+import apsw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.sql.schema_change import ChangeStep, SchemaChangeRefused, bind, steps_of
+from edge_runtime.sql.schema_change import ChangeStep, SchemaChangeRefused, bind, split, steps_of
+from edge_runtime.sql.tokenizer import TokenKind, tokenize
 
 WHOLE = """
 -- Totals, for the reports.
@@ -97,3 +99,24 @@ def test_any_text_is_read_or_refused(pieces: list[str]) -> None:
     except SchemaChangeRefused:
         return
     assert found is None or any(step.table for step in found.steps)
+
+
+BODY = [" ", ";", "; ", "x", "end", "END;", "'a;b'", '"q;"', "[z;]", "`y;`", "/*c;*/", "-- d;\n", "end1", "1end", "'"]
+
+
+@given(st.lists(st.sampled_from(BODY), max_size=14))
+def test_a_trigger_ends_where_sqlite_says_that_it_is_complete(pieces: list[str]) -> None:
+    sql = "CREATE TRIGGER t " + "".join(pieces) + ";"
+    ends = [sql[: token.end] for token in tokenize(sql) if token.kind is TokenKind.SEMICOLON]
+    whole = next((text for text in ends if apsw.complete(text)), None)
+    try:
+        found = split(sql)[0].sql
+    except SchemaChangeRefused:
+        assert whole is None
+        return
+    assert found == whole or (whole is None and apsw.complete(f"{found}\n;"))
+
+
+def test_a_mark_of_byte_order_in_a_trigger_is_a_space() -> None:
+    """As it is to SQLite's tokenizer."""
+    assert len(split("CREATE TRIGGER t BEGIN SELECT 1; \ufeffEND; SELECT 2")) == 2
