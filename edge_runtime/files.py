@@ -25,6 +25,12 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that are free on the folder's disk, for a user without privileges. Raises: OSError."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
 def make_folder(path: Path) -> None:
     """Make the folder `path` (mode 0700) and its parents, where they don't exist; each name is on disk when this
     returns."""

@@ -148,7 +148,7 @@ def closed(state: Path, *, to_serve: bool) -> tuple[str, str] | None:
 
 def is_full(state: Path) -> bool:
     """Tell whether the disk of a state directory, or of a folder in it, is full. Raises: OSError."""
-    return _free(state) < RESERVE_BYTES
+    return files.free_bytes(state) < RESERVE_BYTES
 
 
 def make_reserve(state: Path) -> None:
@@ -156,7 +156,7 @@ def make_reserve(state: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if (state / RESERVE).stat().st_size >= RESERVE_BYTES:
             return
-    if not fits(RESERVE_BYTES, _free(state)):
+    if not fits(RESERVE_BYTES, files.free_bytes(state)):
         return
     handle = os.open(state / RESERVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -176,8 +176,3 @@ def give_up_reserve(state: Path, kept: int) -> None:
                 os.ftruncate(handle, kept)
         finally:
             os.close(handle)
-
-
-def _free(state: Path) -> int:
-    disk = os.statvfs(state)
-    return disk.f_bavail * disk.f_frsize

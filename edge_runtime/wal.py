@@ -14,6 +14,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from edge_runtime.files import free_bytes
+
 FILE: Final = Path("db", "skerry.db")
 """Path of the libsql file in the state directory."""
 TEMPORARY: Final = Path("temp")
@@ -95,8 +97,7 @@ def has_log(database: Path) -> bool:
 def sizes(database: Path) -> DatabaseSizes:
     """Return how large the libsql file and its log are; all but `disk_free` are 0 if there is no file yet. Raises:
     OSError."""
-    disk = os.statvfs(database.parent)
-    room = disk.f_bavail * disk.f_frsize
+    room = free_bytes(database.parent)
     try:
         with database.open("rb") as file:
             header = file.read(_FILE_HEADER_BYTES)

@@ -8,7 +8,6 @@ what its flip brings. What hasn't run ahead runs whole in the flip, as on a node
 
 import contextlib
 import errno
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
@@ -16,6 +15,7 @@ from control.protocol import faults, wire
 from edge_runtime import wal
 from edge_runtime.children import probe_call
 from edge_runtime.errors import SyncFailed
+from edge_runtime.files import free_bytes
 from edge_runtime.ipc import frames
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import run_change, schema, schema_change
@@ -437,8 +437,7 @@ def _shortage(opened: LibsqlDatabase, code: str, statement: str, log_bytes: int)
         )
     if opened.path is None:
         return f"The database has no room for this statement.{has}"
-    disk = os.statvfs(opened.path.parent)
-    room = f"{_mib(disk.f_bavail * disk.f_frsize)} are free on the disk of {opened.path.parent}"
+    room = f"{_mib(free_bytes(opened.path.parent))} are free on the disk of {opened.path.parent}"
     wrote = f"the change had written {_mib(log_bytes)} to the write-ahead log, beside temporary files"
     if code == "disk_full":
         return (

@@ -4,7 +4,6 @@ that, such as a function's probe. The old release keeps serving then.
 Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty its children), but are checked at the end.
 """
 
-import os
 from collections.abc import Mapping, Set
 from typing import Final
 
@@ -13,6 +12,7 @@ from edge_runtime.children import apply_changes, probe_call
 from edge_runtime.children.apply_changes import Tell
 from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
+from edge_runtime.files import free_bytes
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sql import database, schema
 from edge_runtime.sql.access import AccessRules
@@ -135,8 +135,7 @@ def _check_room(opened: LibsqlDatabase, change: wire.PlannedChange) -> None:
     pages = opened.read(NumberRow, "PRAGMA page_count")[0].value
     page_bytes = opened.read(NumberRow, "PRAGMA page_size")[0].value
     needed = pages * page_bytes - opened.path.stat().st_size
-    disk = os.statvfs(opened.path.parent)
-    free = disk.f_bavail * disk.f_frsize
+    free = free_bytes(opened.path.parent)
     if not fits(needed, free):
         raise SyncFailed(
             "disk_full",

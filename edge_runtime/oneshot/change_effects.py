@@ -17,7 +17,7 @@ from typing import Final, Literal, NamedTuple
 
 from edge_runtime.sql import schema_change
 from edge_runtime.sql.schema_change import PARAMETERS, ROWIDS, SchemaStatement
-from edge_runtime.sql.tokenizer import SqlToken, TokenKind, name, tokenize, word
+from edge_runtime.sql.tokenizer import SqlToken, at_semicolons, name, tokenize, word
 
 Action = Literal[
     "create",
@@ -87,13 +87,8 @@ def parts(tokens: list[SqlToken]) -> StatementParts:
 def within_trigger(tokens: list[SqlToken]) -> Iterator[list[SqlToken]]:
     """Yield the statements in the body of a CREATE TRIGGER."""
     begin = next((at for at, token in enumerate(tokens) if word(token) == "begin"), len(tokens))
-    statement: list[SqlToken] = []
-    for token in tokens[begin + 1 :]:
-        if token.kind is not TokenKind.SEMICOLON:
-            statement.append(token)
-        elif statement:
-            yield statement
-            statement = []
+    # The last is END.
+    yield from list(at_semicolons(tokens[begin + 1 :]))[:-1]
 
 
 def assigned(tokens: list[SqlToken], after: int) -> list[str]:

@@ -135,8 +135,7 @@ def sha256(path: Path) -> str:
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    disk = os.statvfs(folder)
-    free = disk.f_bavail * disk.f_frsize
+    free = files.free_bytes(folder)
     if not fits(needed, free):
         raise CopyFailed(
             "disk_full",

@@ -27,7 +27,7 @@ from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.libsql_connection import is_panic
 from edge_runtime.sql.queries import GenerationRow, load
 from edge_runtime.sql.session import PreparedStatement, Session, SqlError, code_of_error, failed_commit
-from edge_runtime.sql.tokenizer import TokenKind, tokenize
+from edge_runtime.sql.tokenizer import at_semicolons, tokenize
 from edge_runtime.state import RESERVE, give_up_reserve
 
 TEMP_BYTES: Final = 1024 * 1024 * 1024
@@ -64,16 +64,7 @@ class SqlEvent(Struct, omit_defaults=True):
 
 def split(sql: str) -> list[str]:
     """Return the statements, without empty ones."""
-    found, first = [], 0
-    tokens = tokenize(sql)
-    for at, token in enumerate(tokens):
-        if token.kind is TokenKind.SEMICOLON:
-            if at > first:
-                found.append(sql[tokens[first].start : tokens[at - 1].end])
-            first = at + 1
-    if first < len(tokens):
-        found.append(sql[tokens[first].start : tokens[-1].end])
-    return found
+    return [sql[tokens[0].start : tokens[-1].end] for tokens in at_semicolons(tokenize(sql))]
 
 
 def run(

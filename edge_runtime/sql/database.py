@@ -23,7 +23,7 @@ from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
 from edge_runtime.settings import WAL_LIMIT
 from edge_runtime.sql.libsql_connection import LibsqlConnection, is_panic, open_file, open_in_memory
 from edge_runtime.sql.queries import ChangeRow, FunctionRow, MetaRow, ReleaseRow, load
-from edge_runtime.sql.tokenizer import TokenKind, tokenize
+from edge_runtime.sql.tokenizer import at_semicolons, tokenize
 from edge_runtime.sql.values import Row, Value
 from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
 from edge_runtime.state import is_full
@@ -239,20 +239,12 @@ def _make(database: LibsqlDatabase) -> None:
         # Kept in the file; can't be set inside a transaction.
         database.rows("PRAGMA journal_mode = WAL")
         database.rows("BEGIN IMMEDIATE")
-        for statement in _statements(_TABLES):
-            database.rows(statement)
+        for tokens in at_semicolons(tokenize(_TABLES)):
+            database.rows(_TABLES[tokens[0].start : tokens[-1].end])
         database.rows(_INSERT_META, (str(uuid.uuid4()), FORMAT, now()))
         database.rows("COMMIT")
     finally:
         database.rollback()
-
-
-def _statements(script: str) -> Iterator[str]:
-    start = 0
-    for token in tokenize(script):
-        if token.kind is TokenKind.SEMICOLON:
-            yield script[start : token.end]
-            start = token.end
 
 
 def now() -> str:

@@ -25,7 +25,7 @@ from typing import Final, Literal, NamedTuple
 
 from edge_runtime.errors import CodedError
 from edge_runtime.sql.allowed_names import FUNCTIONS, INTERNAL, MODULES, RUNTIME_PREFIX
-from edge_runtime.sql.tokenizer import SqlToken, TokenKind, line_comments, name, tokenize, word
+from edge_runtime.sql.tokenizer import SqlToken, TokenKind, at_semicolons, line_comments, name, tokenize, word
 
 VERBS: Final = frozenset(
     {"create", "alter", "drop", "insert", "update", "delete", "replace", "with", "select", "values", "reindex"}
@@ -324,13 +324,8 @@ def _batch(stage: Stage, directive: str, tokens: list[SqlToken], text: str) -> C
     if len(tokens) != 4 or word(tokens[2]) != "by" or not names[1] or not names[3]:
         raise _invalid(f"`{_MARK}{directive}` must be `{_MARK}batch TABLE by KEY`.")
     _filled(directive, text)
-    statement: list[SqlToken] = []
-    for token in [*tokenize(text), None]:
-        if token is not None and token.kind is not TokenKind.SEMICOLON:
-            statement.append(token)
-        elif statement:
-            _check_batch(directive, statement)
-            statement = []
+    for statement in at_semicolons(tokenize(text)):
+        _check_batch(directive, statement)
     return ChangeStep(stage, text, names[1], names[3])
 
 

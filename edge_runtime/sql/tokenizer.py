@@ -4,6 +4,7 @@ Source: sqlite3GetToken of SQLite 3.45 (tokenize.c). Text that SQLite itself can
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -57,6 +58,19 @@ def tokenize(sql: str) -> list[SqlToken]:
         for match in _PATTERN.finditer(sql)
         if match.lastgroup is not None and match.lastgroup != "SPACE"
     ]
+
+
+def at_semicolons(tokens: Iterable[SqlToken]) -> Iterator[list[SqlToken]]:
+    """Yield the tokens between semicolons, without empty runs: of SQL without a CREATE TRIGGER, its statements."""
+    run: list[SqlToken] = []
+    for token in tokens:
+        if token.kind is not TokenKind.SEMICOLON:
+            run.append(token)
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
 
 
 def line_comments(sql: str) -> list[SqlToken]:

@@ -110,9 +110,8 @@ class Artifacts:
                 raise _disk(error, file) from error
             missing.append(function)
         present = {f.sha256: _size(self._part(f.sha256)) for f in missing}
-        usage = os.statvfs(self.folder)
         plan_check.check_space(
-            plan_check.space_needed(missing, present), usage.f_bavail * usage.f_frsize, str(self.folder)
+            plan_check.space_needed(missing, present), files.free_bytes(self.folder), str(self.folder)
         )
         return missing
 
