@@ -30,7 +30,6 @@ MODULES = (
     "edge_runtime.dispatch.worker_socket",
     "edge_runtime.pauses",
     "edge_runtime.telemetry.call_counts",
-    "edge_runtime.telemetry.call_ids",
     "edge_runtime.telemetry.call_traces",
     "edge_runtime.token_bucket",
     "edge_runtime.web.app",

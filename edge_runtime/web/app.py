@@ -15,13 +15,11 @@ from edge_runtime.dispatch.pool import Hold, Pool
 from edge_runtime.ipc.frames import LocalRelease
 from edge_runtime.ipc.request_head import Via
 from edge_runtime.settings import EdgeSettings
-from edge_runtime.telemetry import call_ids
-from edge_runtime.telemetry.call_ids import HEADER, TRACE
 from edge_runtime.telemetry.call_traces import CallTracer, Passed
 from edge_runtime.web import site_policy
 from edge_runtime.web.callers import BEARER, CERTIFICATE, Caller, Callers
 from edge_runtime.web.connection import HttpConnection
-from edge_runtime.web.parser import Exchange, too_large
+from edge_runtime.web.parser import REQUEST_ID, TRACE, Exchange, new_request_id, too_large
 from edge_runtime.web.routes import Match, Table
 from edge_runtime.web.site_policy import PageRequest, PageRule
 
@@ -59,7 +57,7 @@ class EdgeApp:
         """The release whose routes are in the table."""
         self._table = Table({})
         self._wanting: frozenset[str] = frozenset()
-        """Its functions that get the headers `call_ids.TRACE`."""
+        """Its functions that get the headers `parser.TRACE`."""
         self._rules: dict[str, PageRule] = {}
         """What functions of that release let web pages of other origins do, where it is anything."""
         self._pages: dict[bytes, tuple[bytes, Callable[[], bytes]]] = {
@@ -140,7 +138,7 @@ class EdgeApp:
                 connection.answer(204, match, b"")
             return
         pieces, caller, headers = exchange.pieces, exchange.caller, exchange.headers
-        request_id = exchange.request_id = exchange.request_id or call_ids.made()
+        request_id = exchange.request_id = exchange.request_id or new_request_id()
         if exchange.auth_type == BEARER:
             headers = [header for header in headers if header[0] != b"authorization"]
         if exchange.traced or self._wanting:
@@ -171,7 +169,7 @@ class EdgeApp:
         for them, with the id that the call has."""
         if function not in self._wanting:
             return [header for header in headers if header[0] not in TRACE]
-        return [(HEADER, exchange.request_id), *(header for header in headers if header[0] != HEADER)]
+        return [(REQUEST_ID, exchange.request_id), *(header for header in headers if header[0] != REQUEST_ID)]
 
     def leave(self, exchange: Exchange) -> None:
         """Note that the client of a running request has gone."""

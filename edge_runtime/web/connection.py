@@ -17,9 +17,8 @@ from edge_runtime.dispatch.outcomes import Answer, AnswerBody, Outcome, Refusal,
 from edge_runtime.errors import title_of
 from edge_runtime.ipc.request_head import PLAIN, SECURE
 from edge_runtime.settings import EdgeSettings
-from edge_runtime.telemetry import call_ids
 from edge_runtime.web.connection_memory import Allocator, BodyMemory, UnreadAnswers
-from edge_runtime.web.parser import PIECE, Exchange, Requests
+from edge_runtime.web.parser import PIECE, Exchange, Requests, new_request_id
 from edge_runtime.web.site_policy import merged
 
 CROWD: Final = 8
@@ -351,7 +350,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         exchange = self._exchanges[0]
-        exchange.request_id = exchange.request_id or call_ids.made()
+        exchange.request_id = exchange.request_id or new_request_id()
         head, body = head_of_refusal(refusal, exchange.request_id, refusal.release or exchange.release)
         self.answer(refusal.status, head, body, last=refusal.status in LAST)
 
@@ -376,7 +375,7 @@ class HttpConnection(asyncio.Protocol):
         length = b"" if status in BODILESS or (without and not body) else b"content-length: %d\r\n" % size
         end = b"\r\n" if keep and not exchange.old else KEEPS if keep else CLOSES
         self._answered = exchange.name
-        request_id = b"x-request-id: %b\r\n" % (exchange.request_id or call_ids.made())
+        request_id = b"x-request-id: %b\r\n" % (exchange.request_id or new_request_id())
         start = b"".join((STATUS_LINES[status], shared.date, head, request_id, length, end))
         if not length or without:
             transport.write(start)

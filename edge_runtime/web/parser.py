@@ -4,7 +4,9 @@ What httptools lets through although HTTP doesn't allow it is refused here: a pr
 other requests in the same bytes (request smuggling).
 """
 
+import itertools
 import re
+import secrets
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
@@ -19,7 +21,6 @@ from httptools import (
 )
 
 from edge_runtime.dispatch.outcomes import Refusal, refused
-from edge_runtime.telemetry.call_ids import FITS, HEADER, TRACE
 from edge_runtime.web.connection_memory import BodyMemory
 
 HEAD_BYTES: Final = 32 * 1024
@@ -31,6 +32,15 @@ PIPELINED: Final = 32
 PIECE: Final = 64 * 1024
 """Bytes up to which small pieces of a body are put together."""
 
+REQUEST_ID: Final = b"x-request-id"
+TRACE: Final = frozenset((REQUEST_ID, b"traceparent"))
+"""The headers that differ from request to request. Functions get them if their manifests ask for them: calls with the
+same head, byte for byte, share what a worker has made of it."""
+
+_CLIENTS_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+"""What a client's own request id may look like."""
+_ID_PREFIX: Final = secrets.token_hex(4).encode()
+_numbers: Final = itertools.count(1)
 _MATTER: Final = TRACE.union(
     (b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect", b"origin", b"sec-fetch-site")
 )
@@ -47,6 +57,11 @@ _TOO_MANY: Final = refused(
 
 def _invalid(why: str) -> Refusal:
     return refused("request_invalid", f"This is no HTTP/1.1 request: {why}.")
+
+
+def new_request_id() -> bytes:
+    """Return an id that this process hasn't made before, and most likely no other process: `6f2a1b3c-17`."""
+    return b"%b-%d" % (_ID_PREFIX, next(_numbers))
 
 
 Pieces = list[bytes | bytearray]
@@ -78,7 +93,7 @@ class Exchange:
         self.request_id = b""
         """The client's id for the request, or ours; empty until it is needed."""
         self.traced = False
-        """It has one of the headers `call_ids.TRACE`."""
+        """It has one of the headers `TRACE`."""
         self.cors = b""
         """Header lines that the answer gets for web pages of other origins."""
         self.length = 0
@@ -256,7 +271,7 @@ class Requests:
                 exchange.site = value
             elif name in TRACE:
                 exchange.traced = True
-                if name == HEADER and not exchange.request_id and FITS.fullmatch(value):
+                if name == REQUEST_ID and not exchange.request_id and _CLIENTS_ID.fullmatch(value):
                     exchange.request_id = value
             elif name == b"expect":
                 exchange.expects = not old and value.lower() == b"100-continue"
