@@ -18,6 +18,8 @@ PROTOCOL = 2
 """Version of the nodes' protocol. A node sends its version, and control answers with messages that it knows."""
 WATCH_PROTOCOL = 2
 """The first version whose nodes know `Watch`. A node of version 1 sends no version."""
+LINES_OF_CALL = 20
+"""Lines of its log that a node sends with the record of a call, at most."""
 
 MIB = 1024 * 1024
 MOST_FUNCTIONS, MOST_CHANGES = 1000, 10_000  # of a release; of the schema, since a node reports all that it applied

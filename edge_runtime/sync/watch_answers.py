@@ -49,8 +49,6 @@ KEPT_LINES: Final = 2000
 """Records that wait to be sent."""
 KEPT_BYTES: Final = 512 * 1024
 """Bytes of them."""
-LINES_OF_CALL: Final = 20
-"""Lines of a call's log that are sent."""
 SLACK: Final = 5.0
 """Seconds between the times of a call's record and of what it logged, at most, in addition to how long it took."""
 AFTERWARDS: Final = 30.0
@@ -200,7 +198,7 @@ class WatchAnswer:
 
 
 def _logged(folder: Path, calls: list[bytes]) -> list[bytes]:
-    """Return what calls have logged, at most `LINES_OF_CALL` lines of each, and what the node says about them."""
+    """Return what calls have logged, at most `wire.LINES_OF_CALL` lines of each, and what the node says about them."""
     heads = [head for head in map(_decode, calls) if head.call]
     if not heads:
         return []
@@ -213,7 +211,7 @@ def _logged(folder: Path, calls: list[bytes]) -> list[bytes]:
     for line in search.search(folder, logged, search.MOST).lines:
         head = _decode(line)
         counts[head.call] += head.kind == records.LOG
-        if head.kind == records.NODE or counts[head.call] <= LINES_OF_CALL:
+        if head.kind == records.NODE or counts[head.call] <= wire.LINES_OF_CALL:
             found.append(line)
     return found
 

@@ -38,8 +38,6 @@ LEAST_RATE = 0.05
 """Records a second that a node may send at least."""
 BURST = 2.0
 """Seconds of its rate that a node may send at once."""
-LINES_OF_CALL = 20
-"""Lines of its log that a node sends with a call, at most."""
 NAMED = 20
 """Nodes that a notice names."""
 COUNT_TEXTS = {
@@ -187,7 +185,7 @@ class NodeRates:
 
 def node_rates(question: wire.Question) -> NodeRates:
     """Return the rates of the nodes that answer a question. With a call, a node sends what the call logged."""
-    return NodeRates(question.limit * (LINES_OF_CALL + 1 if question.kind == "calls" else 1))
+    return NodeRates(question.limit * (wire.LINES_OF_CALL + 1 if question.kind == "calls" else 1))
 
 
 class View:

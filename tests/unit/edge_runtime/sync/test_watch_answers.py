@@ -161,7 +161,7 @@ def test_calls_are_found_by_their_seconds_and_their_failure(folder: Path) -> Non
     past = WatchAnswer(question(kind="calls", limit=10, failed=True)).past(folder, 0.0)
     assert (messages(of_kind("call", past.lines)), past.more) == ([0], False)
     # With the first lines that they have logged.
-    assert messages(of_kind("log", past.lines)) == list(range(watch_answers.LINES_OF_CALL))
+    assert messages(of_kind("log", past.lines)) == list(range(wire.LINES_OF_CALL))
 
 
 def test_what_a_call_logged_is_found_among_any_number_of_other_lines(tmp_path: Path) -> None:
