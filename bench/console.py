@@ -224,7 +224,7 @@ async def _polling(control: Site, credentials: Sequence[str]) -> AsyncIterator[F
 
 
 async def _held(control: Site) -> int:
-    """How many polls control holds, by its own count."""
+    """Return how many polls control holds, by its own count."""
     async with control.api.get("/metrics") as answer:
         text = await answer.text()
     return int(float(next(line for line in text.splitlines() if line.startswith("skerry_held_polls ")).split()[1]))

@@ -85,7 +85,7 @@ async def main() -> None:
 
 
 async def _few(site: replica.Site, clock: SetClock) -> dict[str, float]:
-    """What a replica does whatever nodes there are: the median seconds of each."""
+    """Measure what a replica does with any number of nodes; return the median seconds of each."""
     found: dict[str, list[float]] = {"start": [], "release": [], "quiet_pass": []}
     # One more for what is done only once.
     for _ in range(ROUNDS + 1):
@@ -112,7 +112,7 @@ async def _timed(work: Callable[[], Awaitable[Any]]) -> float:
 
 
 async def _recorded(site: replica.Site, clock: SetClock, connection: Any, name: str) -> tuple[float, float]:
-    """The seconds until all nodes are recorded as this, and those of the bare transaction that takes it back."""
+    """Return the seconds until all nodes are recorded as this, and those of the bare transaction that undoes it."""
     later, left, back = RECORDED[name]
     async with site.running(clock=clock) as started:
         while (await started.call("GET", "/readyz", token="")).status != 200:

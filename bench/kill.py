@@ -51,7 +51,7 @@ class Callers:
         self.unknown: set[str] = set()
 
     async def run(self, number: int) -> None:
-        """One client, one call after the other."""
+        """Run one client, which makes one call after the other."""
         turn = 0
         while self.going:
             turn += 1

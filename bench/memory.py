@@ -70,7 +70,7 @@ def _example(name: str) -> tuple[bytes, dict[str, Any], str]:
 
 
 async def _write(node: Alone) -> None:
-    """Each name of `visits` is called by one client, one call after the other, and answers its visitor's count."""
+    """Call each name of `visits` by one client, one call after the other, and check the visitor's count."""
 
     async def visit(http: aiohttp.ClientSession, at: int) -> None:
         for number in range(WRITES // NAMES):

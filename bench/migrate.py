@@ -205,7 +205,7 @@ def _changes() -> Iterator[tuple[int, str, str]]:
 
 
 def _bare(name: str, number: int) -> list[str]:
-    """The statements of a change, each a transaction, without what keeps writers' rows right meanwhile."""
+    """Return the statements of a change, each a transaction, without what keeps writers' rows right meanwhile."""
 
     def batches(sql: str) -> list[str]:
         return [sql.format(number, at, at + BARE_BATCH) for at in range(0, ROWS, BARE_BATCH)]

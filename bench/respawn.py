@@ -111,7 +111,7 @@ def _answer(client: PlainClient) -> float:
 
 
 async def _undisturbed(client: PlainClient) -> float:
-    """As `_answer`, with the pause before it that `_respawn` has."""
+    """Wait as long as `_respawn` does, then do as `_answer`."""
     await asyncio.sleep(REST)
     return _answer(client)
 

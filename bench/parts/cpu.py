@@ -22,7 +22,7 @@ def all_cores() -> set[int]:
 
 @contextlib.contextmanager
 def pinned(where: set[int]) -> Iterator[None]:
-    """Meanwhile this thread, and every process that it starts for all its life, runs on these cores alone."""
+    """Run this thread, and for life every process that it starts meanwhile, on these cores alone."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, where)
     try:

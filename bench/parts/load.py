@@ -52,7 +52,7 @@ class Round:
         return self.percentile(0.99)
 
     def percentile(self, part: float) -> float:
-        """Seconds within which `part` (0 to 1) of the answers came."""
+        """Return the seconds within which `part` (0 to 1) of the answers came."""
         return percentile(self.latencies, part)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def node(front: int) -> dict[str, int]:
-    """Bytes of a node's processes: `total`, `front`, `zygote` and `others` (workers, spares and what else is running).
+    """Return the bytes of a node's processes: `total`, `front`, `zygote` and `others` (workers, spares and the rest).
 
     Each is the sum of proportional shares (PSS). This process runs the same interpreter, and has its share of those
     pages; the total has them whole, as if nothing but the node were running.
@@ -24,12 +24,12 @@ def node(front: int) -> dict[str, int]:
 
 
 def tree(pid: int) -> dict[int, int]:
-    """Bytes (PSS) of a process and of each one below it."""
+    """Return the bytes (PSS) of a process and of each one below it."""
     return {each: share(each) for each in _tree(pid)}
 
 
 def of_others(front: int, known: set[int]) -> list[int]:
-    """Bytes (PSS) of each process below the front but those that are known."""
+    """Return the bytes (PSS) of each process below the front, except the known ones."""
     return [share(pid) for pid in _tree(front) if pid not in known]
 
 

@@ -128,7 +128,7 @@ class Site:
 
     @property
     def tls(self) -> ssl.SSLContext:
-        """A TLS context for clients of control."""
+        """Return a TLS context for clients of control."""
         return ssl.create_default_context(cafile=str(self.keys.ca))
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
@@ -175,7 +175,7 @@ async def database_and_keys(where: Path) -> AsyncIterator[tuple[embedded.LocalSe
 
 @asynccontextmanager
 async def site(where: Path, cores: set[int], **more: str) -> AsyncIterator[Site]:
-    """`skerry serve` on these cores, with its services; `more` are variables of its environment."""
+    """Run `skerry serve` on these cores, with its services; `more` are variables of its environment."""
     async with database_and_keys(where) as (services, keys, token):
         port = free_port()
         settings = {
@@ -199,7 +199,7 @@ async def site(where: Path, cores: set[int], **more: str) -> AsyncIterator[Site]
 
 @asynccontextmanager
 async def bare_control(site: Site, cores: set[int]) -> AsyncIterator[Process]:
-    """The floor under control: its server with an echo in place of its application, and with its certificate."""
+    """Run the floor under control: its server and certificate, with an echo in place of its application."""
     port = free_port()
     arguments = ["-m", "bench.parts.echo", str(port), str(site.keys.certificate), str(site.keys.key)]
     async with process(site.folder, "floor", arguments, port, cores) as made:
@@ -235,7 +235,7 @@ class Edge:
 
 @asynccontextmanager
 async def edge(site: Site, cores: set[int], **settings: str) -> AsyncIterator[Edge]:
-    """A node of this control on these cores; `settings` are its variables."""
+    """Run a node of this control on these cores; `settings` are its variables."""
     token = (await site.call("POST", "/v1/join-tokens", {}))["token"]
     state = site.folder / "edge"
     await join(state, site.url, token, NODE, {})
@@ -245,7 +245,7 @@ async def edge(site: Site, cores: set[int], **settings: str) -> AsyncIterator[Ed
 
 @asynccontextmanager
 async def started(where: Path, name: str, cores: set[int], **settings: str) -> AsyncIterator[Edge]:
-    """The node that has joined in the folder `where`, started once (more); `name` is that of its log."""
+    """Start the node that has joined in the folder `where`, perhaps again; `name` is that of its log."""
     port = free_port()
     arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(where / "edge"), "--listen", f"127.0.0.1:{port}"]
     running = process(where, name, arguments, port, cores, **settings)
@@ -272,7 +272,7 @@ class Alone:
         return [self.node.process.pid, *self.status["workers"]["pids"]]
 
     async def check(self) -> None:
-        """No worker has ended meanwhile. Error: Broken."""
+        """Check that no worker has ended meanwhile. Raises: Broken, when one has."""
         if sorted((await self.node.status())["workers"]["pids"]) != sorted(self.status["workers"]["pids"]):
             raise self.node.process.failure("a worker died meanwhile")
 
@@ -281,8 +281,11 @@ class Alone:
 async def node_alone(
     functions: Mapping[str, tuple[bytes, dict[str, Any]]], schema: str = "", **settings: str
 ) -> AsyncIterator[Alone]:
-    """A node alone, with all workers and best code: joined, its functions (module and manifest) and the one schema
-    change released by a real control. `settings` are its variables."""
+    """Run a node alone, with all workers and best code.
+
+    It has joined a real control, which has released its functions (module and manifest) and its one schema change, and
+    has ended. `settings` are the node's variables.
+    """
     cores = cpu.all_cores()
     async with AsyncExitStack() as stack:
         where = await stack.enter_async_context(folder())

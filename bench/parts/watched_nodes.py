@@ -156,7 +156,7 @@ async def put_nodes(control: Site, count: int) -> list[tuple[str, str]]:
 
 @asynccontextmanager
 async def view(control: Site) -> AsyncIterator[dict[str, int]]:
-    """Watch all nodes, as `skerry logs -f` does; yields how many lines came, by node."""
+    """Watch all nodes, as `skerry logs -f` does; yield how many lines came, by node."""
     shown: dict[str, int] = {}
 
     async def read() -> None:
@@ -178,7 +178,7 @@ async def view(control: Site) -> AsyncIterator[dict[str, int]]:
 
 
 async def measure(control: Site) -> tuple[float, dict[str, Any]]:
-    """The CPU with an open view over that without one, and details."""
+    """Return the CPU with an open view over that without one, and details."""
     slots = asyncio.Semaphore(JOINS)
     credentials = await put_nodes(control, NODES)
     nodes = [SimulatedNode(name, credential, control.tls, control.control.port) for name, credential in credentials]
