@@ -124,46 +124,6 @@ class Agent:
                 log.exception("the agent made a mistake; it goes on")
                 await self._trouble(NoAnswer("internal", f"the agent made a mistake: {error!r}; see its log"))
 
-    def status(self) -> dict[str, Any]:
-        """Return what the node knows of control and its target, for people and scripts. Times are in RFC 3339."""
-        failed = self._outcomes.failed
-        error = self._problem
-        if failed is not None:
-            error = {"code": failed.code, "message": failed.message, "at": text(failed.at)}
-        waits = [t for t in (self._next_attempt, failed.retry_at if failed else None) if t is not None]
-        return {
-            "node": {"id": self._who.node_id, "name": self._who.name, "group": (self._confirmed or self._who).group},
-            "control": {
-                "url": self._who.control_url,
-                "reachable": self._problem is None and self._heard_at is not None,
-                "refused": self._refused,
-                "heard_at": text(self._heard_at),
-                "error": self._problem,
-                "trust": self._trust.status(),
-            },
-            "at_target": self._at_target,
-            "confirmed": self._confirmed and self._confirmed._asdict(),
-            "sync": self._sync.status() if self._sync is not None else None,
-            "error": error,
-            "failed_generation": failed.generation if failed else None,
-            "attempts": failed.attempts if failed else 0,
-            "next_attempt": text(min(waits)) if waits else None,
-            "report_waits": self._outcomes.waits,
-        }
-
-    def facts(self) -> AgentFacts:
-        """Return what metrics have of it."""
-        trust = self._trust
-        return AgentFacts(
-            self._at_target is True,
-            self._answered,
-            self._outcomes.failures,
-            self._who.credential_ends,
-            trust.digest,
-            trust.ends,
-            self._refused,
-        )
-
     # Polls
 
     async def _turn_with_a_credential(self) -> None:
@@ -184,8 +144,7 @@ class Agent:
         await self._sql_runs.deliver(self._client)
         if self._heard_at is not None:  # else control's time isn't known, and ours may be wrong
             await self._credential.rotate_when_old(self._client, self._now())
-        waits = retries.told(self._outcomes.failed, self._now()) is not None
-        answer, took = await self._poll()
+        answer, took, waits = await self._poll()
         if await self._trust.follow(self._client, self._who.control_url):
             self.numbers.tell_node_soon()
         self._report_wanted = isinstance(answer, wire.Report)
@@ -211,18 +170,20 @@ class Agent:
                 self.renamed(answer.name)
                 await self._breathe(took)
             case None:
-                # If the poll said that the node waits, control may have answered 204 only for that reason.
+                # Where it waits, control may have answered 204 only for that reason.
                 if not waits:
                     self._outcomes.failed = None
                     self._at_target, self._confirmed = True, self._client.release
                 await self._breathe(took)
 
-    async def _poll(self) -> tuple[wire.Answer | None, float]:
-        """Poll control; return its answer and the seconds that it took."""
+    async def _poll(self) -> tuple[wire.Answer | None, float, bool]:
+        """Poll control; return its answer, the seconds that it took, and whether the poll said that the node waits
+        before it tries a sync again."""
         numbers = await self.numbers.next()
         now, self._client.traceparent = self._now(), ""
         self._runtime.less.clear()
         inventory = self._runtime.inventory
+        failed = retries.told(self._outcomes.failed, now)
         poll = wire.Poll(
             generation=self._generation,
             digest=wire.digest(inventory),
@@ -231,7 +192,7 @@ class Agent:
             wait=self.numbers.hold(
                 0.0 if self._at_target is None or self._troubles else retries.hold(self._outcomes.failed, now)
             ),
-            failed=retries.told(self._outcomes.failed, now),
+            failed=failed,
             inventory=inventory if self._report_wanted else None,
             capabilities_digest=self._capabilities_digest,
             capabilities=self._capabilities if self._report_wanted else None,
@@ -244,7 +205,7 @@ class Agent:
         try:
             answer = await self._ask(poll)
         except Less:
-            return wire.Report(), clock.monotonic() - started
+            return wire.Report(), clock.monotonic() - started, failed is not None
         except ControlRefused as refusal:
             if retries.final(refusal.status):
                 self.numbers.refused(numbers)
@@ -252,7 +213,7 @@ class Agent:
         self.numbers.answered(numbers)
         await self._credential.accepted(self._client, self._now())
         self._heard()
-        return answer, clock.monotonic() - started
+        return answer, clock.monotonic() - started, failed is not None
 
     async def _ask(self, poll: wire.Poll) -> wire.Answer | None:
         """Return control's answer to a poll. Raises: Less, when the node meanwhile has less than the poll says."""
@@ -278,11 +239,41 @@ class Agent:
         self._heard_at = datetime.now(UTC)
         self._answered = clock.monotonic()
 
+    async def _follow(self, plan: wire.Plan) -> None:
+        """Carry out a plan, and tell control how that ended."""
+        await clock.sleep(retries.pause_before(self._outcomes.failed, plan.generation, self._now()))
+        log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
+        before = self._runtime.release
+        await self._outcomes.begun(plan)
+        self._sync = SyncAttempt(plan, self._runtime, self._compiler, self._artifacts, self._client, self.put_span)
+        try:
+            error = await self._sync.run()
+        except Superseded:
+            log.info("the sync to release %d was overtaken by a newer decision", plan.release_number)
+            return
+        finally:
+            self._sync = None
+            await self._outcomes.ended()
+        if await self._outcomes.report(self._client, plan, error, self._now()):
+            self._at_target = True
+        if error is None and before is not None and before.release_id != plan.release_id:
+            keep = {f.sha256 for f in before.functions} | {f.sha256 for f in plan.functions}
+            await asyncio.to_thread(self._collect, keep)
+
+    def _collect(self, keep: set[str]) -> None:
+        try:
+            self._artifacts.collect(keep)
+            self._compiler.collect(keep)
+        except OSError as error:
+            log.error("what earlier releases have left can't be removed: %s", error)
+
     async def _breathe(self, took: float) -> None:
         """Pause if control answers at once, one time after the other: that must not become a hot loop."""
         self._quick = self._quick + 1 if took < 1.0 else 0
         if self._quick > QUICK_ANSWERS:
             await clock.sleep(0.5 + self._jitter() / 2)
+
+    # Trouble
 
     async def _move(self, error: NoAnswer | ControlRefused) -> bool:
         """Tell whether the error is only that a replica of control stops, and wait for the moment until the next one is
@@ -329,37 +320,49 @@ class Agent:
         self.renamed(self._who.name)
         return True
 
-    # A sync
+    # What the node tells of it
 
-    async def _follow(self, plan: wire.Plan) -> None:
-        """Carry out a plan, and tell control how that ended."""
-        await clock.sleep(retries.pause_before(self._outcomes.failed, plan.generation, self._now()))
-        log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
-        before = self._runtime.release
-        await self._outcomes.begun(plan)
-        self._sync = SyncAttempt(plan, self._runtime, self._compiler, self._artifacts, self._client, self.put_span)
-        try:
-            error = await self._sync.run()
-        except Superseded:
-            log.info("the sync to release %d was overtaken by a newer decision", plan.release_number)
-            return
-        finally:
-            self._sync = None
-            await self._outcomes.ended()
-        if await self._outcomes.report(self._client, plan, error, self._now()):
-            self._at_target = True
-        if error is None and before is not None and before.release_id != plan.release_id:
-            keep = {f.sha256 for f in before.functions} | {f.sha256 for f in plan.functions}
-            await asyncio.to_thread(self._collect, keep)
+    def status(self) -> dict[str, Any]:
+        """Return what the node knows of control and its target, for people and scripts. Times are in RFC 3339."""
+        failed = self._outcomes.failed
+        error = self._problem
+        if failed is not None:
+            error = {"code": failed.code, "message": failed.message, "at": text(failed.at)}
+        waits = [t for t in (self._next_attempt, failed.retry_at if failed else None) if t is not None]
+        return {
+            "node": {"id": self._who.node_id, "name": self._who.name, "group": (self._confirmed or self._who).group},
+            "control": {
+                "url": self._who.control_url,
+                "reachable": self._problem is None and self._heard_at is not None,
+                "refused": self._refused,
+                "heard_at": text(self._heard_at),
+                "error": self._problem,
+                "trust": self._trust.status(),
+            },
+            "at_target": self._at_target,
+            "confirmed": self._confirmed and self._confirmed._asdict(),
+            "sync": self._sync.status() if self._sync is not None else None,
+            "error": error,
+            "failed_generation": failed.generation if failed else None,
+            "attempts": failed.attempts if failed else 0,
+            "next_attempt": text(min(waits)) if waits else None,
+            "report_waits": self._outcomes.waits,
+        }
 
-    def _collect(self, keep: set[str]) -> None:
-        try:
-            self._artifacts.collect(keep)
-            self._compiler.collect(keep)
-        except OSError as error:
-            log.error("what earlier releases have left can't be removed: %s", error)
+    def facts(self) -> AgentFacts:
+        """Return what metrics have of it."""
+        trust = self._trust
+        return AgentFacts(
+            self._at_target is True,
+            self._answered,
+            self._outcomes.failures,
+            self._who.credential_ends,
+            trust.digest,
+            trust.ends,
+            self._refused,
+        )
 
-    # Credentials and time
+    # What others keep
 
     @property
     def _who(self) -> Identity:
