@@ -133,7 +133,7 @@ class Agent:
                 await self._turn()
                 return
             except ControlRefused as refusal:
-                if last or not await self._credential.exchanged(self._client, refusal, self._now()):
+                if last or not await self._credential.exchanged(self._client, refusal):
                     raise
 
     async def _turn(self) -> None:
@@ -143,7 +143,7 @@ class Agent:
             self._at_target = True
         await self._sql_runs.deliver(self._client)
         if self._heard_at is not None:  # else control's time isn't known, and ours may be wrong
-            await self._credential.rotate_when_old(self._client, self._now())
+            await self._credential.rotate_when_old(self._client)
         answer, took, waits = await self._poll()
         if await self._trust.follow(self._client, self._who.control_url):
             self.numbers.tell_node_soon()
@@ -180,7 +180,7 @@ class Agent:
         """Poll control; return its answer, the seconds that it took, and whether the poll said that the node waits
         before it tries a sync again."""
         numbers = await self.numbers.next()
-        now, self._client.traceparent = self._now(), ""
+        now, self._client.traceparent = self._client.now(), ""
         self._runtime.less.clear()
         inventory = self._runtime.inventory
         failed = retries.told(self._outcomes.failed, now)
@@ -211,7 +211,7 @@ class Agent:
                 self.numbers.refused(numbers)
             raise
         self.numbers.answered(numbers)
-        await self._credential.accepted(self._client, self._now())
+        await self._credential.accepted(self._client)
         self._heard()
         return answer, clock.monotonic() - started, failed is not None
 
@@ -241,7 +241,7 @@ class Agent:
 
     async def _follow(self, plan: wire.Plan) -> None:
         """Carry out a plan, and tell control how that ended."""
-        await clock.sleep(retries.pause_before(self._outcomes.failed, plan.generation, self._now()))
+        await clock.sleep(retries.pause_before(self._outcomes.failed, plan.generation, self._client.now()))
         log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
         before = self._runtime.release
         await self._outcomes.begun(plan)
@@ -254,7 +254,7 @@ class Agent:
         finally:
             self._sync = None
             await self._outcomes.ended()
-        if await self._outcomes.report(self._client, plan, error, self._now()):
+        if await self._outcomes.report(self._client, plan, error):
             self._at_target = True
         if error is None and before is not None and before.release_id != plan.release_id:
             keep = {f.sha256 for f in before.functions} | {f.sha256 for f in plan.functions}
@@ -372,7 +372,3 @@ class Agent:
     def _generation(self) -> int:
         release = self._runtime.release
         return release.generation if release is not None else 0
-
-    def _now(self) -> datetime:
-        """Return control's time, as far as it is known: control judges the times that this node names."""
-        return clock.now() + timedelta(seconds=self._client.skew)

@@ -13,7 +13,7 @@ import urllib.request
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from yarl import URL
 
 from control.protocol import version, wire
 from control.protocol.bounded_http_client import BoundedConnector
+from edge_runtime import clock
 from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import authorities
 
@@ -282,6 +283,10 @@ class ControlClient:
                 yield response
         except (aiohttp.ClientError, TimeoutError, ConnectionError, ssl.SSLError) as error:
             raise unreachable(error, url, proxy) from error
+
+    def now(self) -> datetime:
+        """Return control's time, as far as it is known: control judges the times that this node names."""
+        return clock.now() + timedelta(seconds=self.skew)
 
     def _own_headers(self) -> dict[str, str]:
         traced = {"traceparent": self.traceparent} if self.traceparent else {}

@@ -7,7 +7,7 @@ no lost answer, and no end of the process at any point, leaves the node without 
 import asyncio
 import logging
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from edge_runtime.sync import identity
@@ -58,45 +58,45 @@ class OwnCredential:
             f"`skerry-edge join --again --control {self.who.control_url} --state {self._state}`"
         )
 
-    async def rotate_when_old(self, client: ControlClient, now: datetime) -> None:
+    async def rotate_when_old(self, client: ControlClient) -> None:
         """Ask for a successor when the credential is old."""
-        since, passed = self.who.credential_since, asyncio.get_running_loop().time()
+        now, since, passed = client.now(), self.who.credential_since, asyncio.get_running_loop().time()
         due = now >= since + self._rotate_after or since > now + SLACK
         if self.who.next_credential or not due or passed < self._rotate_from:
             return
         self._rotate_from = passed + ROTATE_AGAIN
         try:
-            await self.succeed(client, now)
+            await self.succeed(client)
         except (NoAnswer, ControlRefused) as error:
             # The present credential is good; the poll will find out whether control can be reached.
             log.warning("there is no new credential yet: %s", error.message)
 
-    async def succeed(self, client: ControlClient, now: datetime) -> None:
+    async def succeed(self, client: ControlClient) -> None:
         """Get the successor of the credential that is used now. Raises: NoAnswer, ControlRefused."""
         credential = await client.rotate()
         # By asking with a successor the node has used it: what was before it is no good any more.
-        who = self.who.promoted(now) if self.who.next_credential else self.who
+        who = self.who.promoted(client.now()) if self.who.next_credential else self.who
         await self._keep(who.rotated(credential, client.credential_life), client)
         log.info("the node has got a new credential")
 
-    async def accepted(self, client: ControlClient, now: datetime) -> None:
+    async def accepted(self, client: ControlClient) -> None:
         """Note that control has answered a poll: a successor takes its predecessor's place, now or with a later
         answer."""
         if self.who.next_credential:
             try:
-                await self._keep(self.who.promoted(now), client)
+                await self._keep(self.who.promoted(client.now()), client)
             except NoAnswer as error:
                 # Both are on disk already, in this order.
                 log.warning("the new credential is used, and the old one kept, too: %s", error.message)
 
-    async def exchanged(self, client: ControlClient, refusal: ControlRefused, now: datetime) -> bool:
+    async def exchanged(self, client: ControlClient, refusal: ControlRefused) -> bool:
         """Look for another credential than the refused one; tell whether there is one to ask with.
 
         One that has ended gets its successor; a successor that control doesn't know is given up for the one before.
         Raises: NoAnswer, ControlRefused, when there is no successor yet.
         """
         if refusal.code == EXPIRED:
-            await self.succeed(client, now)
+            await self.succeed(client)
             return True
         if refusal.status != 401 or not self.who.next_credential:
             return False

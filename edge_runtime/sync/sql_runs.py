@@ -112,7 +112,7 @@ class SqlRunReports:
 
     async def look(self) -> None:
         """Find new records, and log them."""
-        for file in await asyncio.to_thread(_records, self._folder):
+        for file in await asyncio.to_thread(_found, self._folder):
             if file in self._logged or (run := await asyncio.to_thread(_ended, file)) is None:
                 continue
             self._logged.add(file)
@@ -146,9 +146,14 @@ class SqlRunReports:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(files.remove, file)
             self._logged.discard(file)
-        if not self._logged:
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(_record_more, self._folder)
+
+
+def _found(folder: Path) -> list[Path]:
+    """Return the records, oldest first; where there are none, what was counted is made one."""
+    if not _records(folder):
+        with contextlib.suppress(OSError):
+            _record_more(folder)
+    return _records(folder)
 
 
 def _records(folder: Path) -> list[Path]:

@@ -71,9 +71,8 @@ class SyncOutcomes:
         with _despite_the_disk("that a sync came to its end"):
             await asyncio.to_thread(self._outbox.end)
 
-    async def report(self, client: ControlClient, plan: wire.Plan, error: SyncFailed | None, now: datetime) -> bool:
-        """Tell control how a sync ended, at `now` by control's clock; return whether control finds the node at its
-        target.
+    async def report(self, client: ControlClient, plan: wire.Plan, error: SyncFailed | None) -> bool:
+        """Tell control how a sync ended; return whether control finds the node at its target.
 
         Raises: NoAnswer or ControlRefused, when control can't be told: the report waits on disk then.
         """
@@ -82,7 +81,7 @@ class SyncOutcomes:
             update = wire.SyncUpdate(status="succeeded", step="report", inventory=self._runtime.inventory)
             log.info("release %d serves: %s", plan.release_number, listed(plan.functions))
         else:
-            update = self._failure_update(self._fail(plan, error, now))
+            update = self._failure_update(self._fail(plan, error, client.now()))
         faults.reach("edge.sync.report.before")
         try:
             state = await self._tell(client, plan.sync_id, update)
@@ -94,7 +93,7 @@ class SyncOutcomes:
         faults.reach("edge.sync.report.after")
         if error is None and state == "failed":
             error = SyncFailed("not_at_target", "control does not find this node at its target")
-            self._fail(plan, error, now)
+            self._fail(plan, error, client.now())
         return state == "succeeded"
 
     async def deliver(self, client: ControlClient) -> bool:
@@ -102,8 +101,7 @@ class SyncOutcomes:
 
         Raises: NoAnswer or ControlRefused, when control can't be told.
         """
-        waiting = await asyncio.to_thread(self._outbox.waiting)
-        if waiting is None:
+        if not self._outbox.waits or (waiting := await asyncio.to_thread(self._outbox.waiting)) is None:
             return False
         state = await self._tell(client, waiting.sync_id, waiting.update)
         with _despite_the_disk("that a report was sent"):
