@@ -11,21 +11,16 @@ from enum import Enum
 import msgspec
 from starlette.types import Message, Receive, Scope
 
-from control.access.auth import Authenticator, ended_credential
+from control.access.auth import ended_credential
 from control.api import operations, request_input
 from control.api.operations import Reply
-from control.clock import Clock
-from control.metrics import ControlMetrics
+from control.api.services import Services
 from control.problems import ProblemError
 from control.protocol import wire
-from control.settings import ControlSettings
 from control.storage.connection_quotas import ASKS
 from control.sync import plan, requirements
-from control.sync.fleet_cache import RESTORED, STALE, CachedGroup, CachedNode, Credential, FleetCache, Waiter
-from control.sync.heartbeats import Heartbeats
-from control.sync.reconciler import Decision, NodeRequest
-from control.sync.write_batches import WriteBatches
-from control.telemetry.ingest import NumbersIngest
+from control.sync.fleet_cache import RESTORED, STALE, CachedGroup, CachedNode, Credential, Waiter
+from control.sync.reconciler import NodeRequest
 
 PATH = "/v1/poll"
 COUNTED = Reply(204, b"", ((b"connection", b"close"),))
@@ -66,38 +61,24 @@ class HoldEnd(Enum):
 class PollEndpoint:
     """Answers polls."""
 
-    def __init__(
-        self,
-        auth: Authenticator,
-        fleet: FleetCache,
-        heartbeats: Heartbeats,
-        decisions: WriteBatches[NodeRequest, Decision],
-        numbers: NumbersIngest,
-        metrics: ControlMetrics,
-        clock: Clock,
-        settings: ControlSettings,
-        trust: str,
-    ) -> None:
-        """`trust`: as of `tell_trust`."""
-        self._auth = auth
-        self._fleet = fleet
-        self._heartbeats = heartbeats
-        self._decisions = decisions
-        self._numbers = numbers
-        self._metrics = metrics
-        self._clock = clock
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._auth = services.auth
+        self._fleet = services.fleet
+        self._heartbeats = services.heartbeats
+        self._decisions = services.decisions
+        self._numbers = services.numbers
+        self._metrics = services.metrics
+        self._clock = services.clock
         self._told: dict[tuple[str, int | None, int], Reply] = {}
         """The answers to nodes at their targets, by group, release and generation."""
-        self.tell_trust(trust)
-        self.take_settings(settings)
+        self.reload()
 
-    def take_settings(self, settings: ControlSettings) -> None:
-        """Go by these settings from now on."""
+    def reload(self) -> None:
+        """Take the settings and the CAs that nodes are told of from `services`, where files were read again."""
+        settings, digest = self._services.settings, self._services.certificates.trust.digest
         self._hold_limit = settings.hold
         self._body_limit = min(request_input.INVENTORY_BODY, settings.body_limit)
-
-    def tell_trust(self, digest: str) -> None:
-        """Tell nodes from now on that control gives out these CAs; '' where it gives out none."""
         self._trust = ((TRUST_HEADER, digest.encode()),) if digest else ()
         # The answer where there is nothing to do, or not yet.
         self._nothing = Reply(204, b"", self._trust)

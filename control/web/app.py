@@ -130,25 +130,13 @@ class ControlApp:
         self.node_functions = NodeFunctions(services)
         self._starlette.state.node_functions = self.node_functions
         services.metrics.watch_readers(lambda: self.hub.streams, lambda: len(services.watching.views))
-        self._polls = PollEndpoint(
-            services.auth,
-            services.fleet,
-            services.heartbeats,
-            services.decisions,
-            services.numbers,
-            services.metrics,
-            services.clock,
-            services.settings,
-            services.certificates.trust.digest,
-        )
+        self._polls = PollEndpoint(services)
         services.reread.changed.append(self._take_changes)
 
     def _take_changes(self) -> None:
         """Go by what was read again of files."""
-        services = self.services
-        services.settings = services.live_settings.settings
-        self._polls.take_settings(services.settings)
-        self._polls.tell_trust(services.certificates.trust.digest)
+        self.services.settings = self.services.live_settings.settings
+        self._polls.reload()
 
 
 def create_app(settings: ControlSettings, *, clock: Clock | None = None) -> ControlApp:
