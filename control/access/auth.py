@@ -1,6 +1,6 @@
 """Authentication: which operator or node a request's token belongs to (R 7.1).
 
-Who is refused learns a code that says no more than that; the reason goes to the record of refusals alone (R 7.4).
+A refused client learns a code that says no more than that; the reason goes only to the record of refusals (R 7.4).
 """
 
 import hashlib
@@ -115,7 +115,7 @@ class OperatorUses:
         self._unwritten: dict[str, datetime] = {}
 
     def note(self, operator_id: str, now: datetime) -> None:
-        """An operator that was recognised asks for something, by its token or in a session."""
+        """Note that an operator asks for something, by its token or in a session."""
         noted = self._noted.get(operator_id)
         if noted is None or now - noted >= NOTED_AGAIN:
             self._noted[operator_id] = self._unwritten[operator_id] = now
@@ -155,11 +155,11 @@ class Authenticator:
         self._return = timedelta(seconds=settings.credential_return)
 
     async def operator(self, scope: Scope) -> Principal:
-        """The operator that asks. Raises: AuthError, when refused."""
+        """Return the operator that asks. Raises: AuthError, when refused."""
         return await self._operator(*bearer(scope, "operator"))
 
     async def operator_of(self, text: str) -> Principal:
-        """The operator whose token somebody typed. Raises: AuthError, when it isn't good."""
+        """Return the operator whose token somebody typed. Raises: AuthError, when it isn't good."""
         parsed = tokens.parse("operator", text)
         if parsed is None:
             raise _invalid("malformed")
@@ -177,7 +177,7 @@ class Authenticator:
     async def node(
         self, scope: Scope, now: datetime, ended: str = "credential_expired"
     ) -> tuple[Credential, CachedNode]:
-        """The credential and the node that ask, both valid at `now`. Raises: AuthError, when refused.
+        """Return the credential and the node that ask, both valid at `now`. Raises: AuthError, when refused.
 
         `ended`: the code for a credential that has ended; '' where it is good for the call until its return limit.
         """
@@ -259,7 +259,10 @@ class Authenticator:
 
 
 def bearer(scope: Scope, kind: tokens.Kind) -> tuple[str, str]:
-    """The id and the secret's hash of the token in the Authorization header. Raises: AuthError, when there is none."""
+    """Return the id and the secret's hash of the token in the Authorization header.
+
+    Raises: AuthError, when there is none.
+    """
     for name, value in scope["headers"]:
         if name == b"authorization":
             scheme, _, text = value.decode("latin-1").partition(" ")
@@ -271,7 +274,7 @@ def bearer(scope: Scope, kind: tokens.Kind) -> tuple[str, str]:
 
 
 def principal(known: CachedOperator, now: datetime) -> Principal:
-    """An operator that was recognised. Raises: AuthError, when it was revoked or has ended."""
+    """Return an operator that was recognized. Raises: AuthError, when it was revoked or has ended."""
     if known.revoked_at is not None:
         raise _invalid("revoked")
     if known.expires_at is not None and known.expires_at <= now:
@@ -281,7 +284,7 @@ def principal(known: CachedOperator, now: datetime) -> Principal:
 
 
 def by_token(known: CachedOperator, secret_hash: str, now: datetime) -> Principal:
-    """An operator that asks by the token with this secret. Raises: AuthError, when the token isn't good (any more)."""
+    """Return the operator that asks by the token with this secret. Raises: AuthError, when the token isn't good."""
     exchanged = not tokens.same(known.secret_hash, secret_hash)
     if exchanged:
         if not (known.old_secret_hash and tokens.same(known.old_secret_hash, secret_hash)):
@@ -324,7 +327,7 @@ async def refuse_revoked(conn: Connection, credential_id: str) -> None:
 
 
 def ended_credential(node: CachedNode | None) -> AuthError:
-    """The refusal of a credential of this node that was good once. Who has its secret may know why it ended."""
+    """Make the refusal of a credential that was good once. Whoever has its secret may know why it ended."""
     if node is None:
         return _invalid("removed")
     name = node.name.partition("~")[0]  # A removed node's name has its id behind it.
@@ -348,12 +351,12 @@ def ended_credential(node: CachedNode | None) -> AuthError:
 
 
 def actor(scope: Scope, name: str, kind: Literal["operator", "node"] = "operator") -> Actor:
-    """Who makes a change by a request, for the audit log."""
+    """Return who makes a change by a request, for the audit log."""
     return Actor(kind, name, address(scope), scope["request_id"].decode())
 
 
 def address(scope: Scope) -> str:
-    """The IP address of the client."""
+    """Return the IP address of the client."""
     client: tuple[Any, ...] | None = scope.get("client")
     return str(client[0]) if client else "unknown"
 

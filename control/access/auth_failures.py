@@ -23,7 +23,7 @@ BEGIN_BATCH = SQL.optional("begin_batch", UUID)
 FLUSH_EVERY = 1.0
 """Seconds between two writes to the database."""
 MOST_ADDRESSES = 5_000
-"""Rows of an hour that tell addresses apart, about; so many at once, where there were none for an hour. Refusals of
+"""About how many rows an hour name addresses; as many at once after an hour without any. Refusals of
 further addresses are counted together."""
 
 log = logging.getLogger("skerry.auth")
@@ -49,7 +49,7 @@ class AuthFailures:
         """The id and the columns of what is being written, until it is known to be written."""
         self._minute = datetime.min
         self._apart: set[tuple[str, str]] = set()
-        """The addresses that are counted apart in that minute, each with a reason."""
+        """The addresses that are counted separately in that minute, each with a reason."""
         self._left = Allowance(MOST_ADDRESSES, HOUR, MOST_ADDRESSES, clock.monotonic())
         """How many more may be."""
         self._replica = uuid4()
@@ -70,7 +70,7 @@ class AuthFailures:
         self.total += 1
 
     def _is_apart(self, place: str, reason: str) -> bool:
-        """Whether this minute's refusals of an address are counted apart."""
+        """Return whether this minute's refusals of an address are counted separately."""
         if (place, reason) in self._apart:
             return True
         if self._left.refill(self._clock.monotonic()) < 1:

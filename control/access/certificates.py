@@ -93,7 +93,7 @@ class ControlCertificates:
         return self._in_force.context
 
     def served(self) -> ssl.SSLContext:
-        """`context`, where control speaks TLS."""
+        """Return `context`, which exists where control speaks TLS."""
         assert self._in_force.context is not None  # noqa: S101
         return self._in_force.context
 
@@ -114,8 +114,8 @@ class ControlCertificates:
         self.tell()
 
     def look(self, *, anew: bool = False) -> bool:
-        """Read the files again if one has changed or couldn't be used, or `anew`; whether something else is in use
-        now. May be called in a thread of its own.
+        """Read the files again if one has changed or couldn't be used, or `anew`; return whether something else is in
+        use now. May be called in a thread of its own.
         """
         stamps = self._stamps_now()
         if not (anew or self.error or stamps != self._stamps):
@@ -139,7 +139,7 @@ class ControlCertificates:
         return made.ends != before.ends
 
     def warnings(self) -> list[str]:
-        """A line for each certificate in use that has ended or ends soon."""
+        """Return a line for each certificate in use that has ended or ends soon."""
         now = self._clock.now()
         return [_warning(end, now) for end in self.ends if end.ends_at - now < SOON]
 
@@ -230,12 +230,12 @@ class ControlCertificates:
 
 
 def told(end: CertificateEnd) -> str:
-    """A certificate in words."""
+    """Return a certificate in words."""
     return "control's own certificate" if end.what == "control" else f"the CA {end.name} ({end.sha256[:16]})"
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """A server's context for TLS 1.2 and later (R 7.2), with `certificate` (PEM, also a chain) and its `key`.
+    """Make a server's context for TLS 1.2 and later (R 7.2), with `certificate` (PEM, also a chain) and its `key`.
 
     Raises: OSError, when they aren't a pair; ValueError, when the key has a password.
     """
@@ -246,13 +246,13 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def fingerprint(pem: bytes | str) -> str:
-    """The sha256 of the first certificate in `pem` (its DER), 64 hex digits. Raises: ValueError, when it has none."""
+    """Return the sha256 of the first certificate in `pem` (its DER) in hex. Raises: ValueError, when there is none."""
     data = pem.encode() if isinstance(pem, str) else pem
     return _sha256(x509.load_pem_x509_certificate(data))
 
 
 def read_certificates(path: Path) -> list[x509.Certificate]:
-    """The certificates of a PEM file, each once, in its order. Raises: CertificateError, when it can't be read."""
+    """Read the certificates of a PEM file, each once, in its order. Raises: CertificateError, when it can't be read."""
     try:
         data = path.read_bytes()
         found = x509.load_pem_x509_certificates(data) if b"-----BEGIN CERTIFICATE-----" in data else []
@@ -262,13 +262,13 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
 
 
 def trust_digest(ders: Sequence[bytes]) -> str:
-    """16 hex digits that say which certificates these are, whatever their order; nodes make the same of theirs."""
+    """Return 16 hex digits that say which certificates these are, in any order; nodes make the same of theirs."""
     each = sorted(hashlib.sha256(der).hexdigest() for der in ders)
     return hashlib.sha256("".join(each).encode()).hexdigest()[:16] if each else ""
 
 
 def refusal(server: ssl.SSLContext, authorities: Sequence[x509.Certificate]) -> str:
-    """Why a node that trusts `authorities` refuses what a server with this context shows; '' where it doesn't.
+    """Return why a node that trusts `authorities` refuses what a server with this context shows; '' if it doesn't.
 
     OpenSSL is asked by a handshake in memory, so the answer is that of a node.
     """
@@ -292,7 +292,7 @@ def refusal(server: ssl.SSLContext, authorities: Sequence[x509.Certificate]) -> 
 def _way(
     certificate: x509.Certificate, between: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]
 ) -> list[x509.Certificate]:
-    """The way from a certificate to one of `authorities` that is good for longest; empty where there is none."""
+    """Return the way from a certificate to one of `authorities` that is good for longest; empty if there is none."""
     ways: list[list[x509.Certificate]] = []
 
     def follow(way: list[x509.Certificate]) -> None:
@@ -315,7 +315,7 @@ def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def _trust(authorities: Sequence[x509.Certificate], present: x509.Certificate | None) -> Trust:
-    """`present`: the one that control's certificate is of; None where that isn't known."""
+    """Make what nodes are to trust. `present`: the CA of control's certificate; None if that isn't known."""
     if not authorities:
         return Trust()
     pem = b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in authorities)

@@ -2,7 +2,7 @@
 
 Other sites can have a browser send a form here, with the cookie. A form is taken where the browser says that a page of
 control's own origin sent it, in headers that no page can set, and where it has the token that only the page shown to
-this session has. Each alone would do against most sites.
+this session has. Either would do against most sites.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ def form_token(secret: str) -> str:
 
 
 def own_path(text: str) -> str:
-    """`text` where it is a path of this server, perhaps with a query, and else `/`: where to go after signing in."""
+    """Return `text` if it is a path of this server, perhaps with a query, else `/`: where to go after signing in."""
     if not text.startswith("/") or len(text) > 2000 or any(c <= " " or c == "\\" or c > "~" for c in text):
         return "/"
     parts = urlsplit(text)
@@ -72,7 +72,7 @@ def own_path(text: str) -> str:
 
 
 def _header(scope: Scope, wanted: bytes) -> str | None:
-    """The value of a header; None where there is none. Raises: ProblemError form_refused, when there are two."""
+    """Return the value of a header; None if there is none. Raises: ProblemError form_refused, when there are two."""
     found = [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
     if len(found) > 1:
         raise ProblemError("form_refused", f"there are two headers {wanted.decode()}, and it isn't known which is true")
@@ -80,7 +80,7 @@ def _header(scope: Scope, wanted: bytes) -> str | None:
 
 
 def _parts(url: str) -> tuple[str, str, int] | None:
-    """Scheme, host and port of an origin; None where it is none, as `null` is none."""
+    """Return scheme, host and port of an origin; None if it is none, as `null`."""
     try:
         parts = urlsplit(url)
         port = parts.port or DEFAULT_PORTS.get(parts.scheme)

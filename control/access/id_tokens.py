@@ -44,7 +44,7 @@ class Expected:
 
 
 def claims(token: str, keys: KeySet, expected: Expected, access_token: str) -> dict[str, Any]:
-    """The claims of an ID token that came with `access_token`. Raises: TokenRefused; KeyUnknown."""
+    """Return the claims of an ID token that came with `access_token`. Raises: TokenRefused; KeyUnknown."""
     try:
         decoded = jwt.decode(token, keys, algorithms=ALGORITHMS, registry=_REGISTRY)
     except InvalidKeyIdError as error:
@@ -100,7 +100,7 @@ def _time(found: Mapping[str, Any], name: str) -> float:
 
 
 def _is_hash(given: object, text: str, algorithm: str) -> bool:
-    """Whether `given` is the left half of the hash that goes with an algorithm; where none is known, it isn't."""
+    """Return whether `given` is the left half of the hash that goes with an algorithm; False if none is known."""
     make = HASHES.get(algorithm[-3:])
     if algorithm in ("EdDSA", "Ed25519"):
         make = hashlib.sha512

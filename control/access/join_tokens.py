@@ -73,7 +73,7 @@ def refuse_ended(expires_at: datetime, revoked_at: datetime | None, now: datetim
 
 
 def token_revoked() -> AuthError:
-    """The refusal of a join token that ended before its time."""
+    """Make the refusal of a join token that ended before its time."""
     return AuthError(
         "token_revoked",
         "the join token was revoked, or ended with the operator who made it, or its node has joined again, was revoked "
@@ -85,7 +85,7 @@ def token_revoked() -> AuthError:
 def state(
     *, used_at: datetime | None, revoked_at: datetime | None, expires_at: datetime, unbound: bool, now: datetime
 ) -> State:
-    """The state of a token; `unbound`: it is for a node to join again, and doesn't say which."""
+    """Return the state of a token; `unbound`: it is for a node to join again, and doesn't say which."""
     if used_at is not None:
         return "used"
     if revoked_at is not None or unbound:

@@ -1,4 +1,4 @@
-"""What the groups of an OpenID provider may: a file in TOML that names the grants of each. Pure but for reading it.
+"""What members of an OpenID provider's groups may do: a TOML file names the grants of each. Pure but for reading it.
 
 [groups]
 platform = ["admin"]
@@ -23,7 +23,7 @@ class GrantsError(Exception):
 
 
 def read(path: Path) -> GroupGrants:
-    """The grants of a file. Raises: GrantsError."""
+    """Read the grants of a file. Raises: GrantsError."""
     try:
         kept = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -40,7 +40,7 @@ def read(path: Path) -> GroupGrants:
 
 
 def rights(granted: GroupGrants, groups: Iterable[str]) -> Rights:
-    """What somebody in these groups may; groups that the file doesn't name give nothing."""
+    """Return what somebody in these groups may do; groups that the file doesn't name give nothing."""
     found = dict.fromkeys(grant for name in sorted(set(groups)) for grant in granted.get(name, ()))
     return Rights(tuple(found))
 

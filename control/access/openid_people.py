@@ -1,7 +1,7 @@
 """People whom an OpenID provider knows. Each is an operator without a token, known by issuer and subject.
 
-At each sign-in it gets the rights of the groups that the provider tells then, and it never ends later than its newest
-session does. Who is in no group that may anything loses what they had.
+At each sign-in it gets the rights of the groups that the provider names then, and it never ends later than its newest
+session. Whoever is in no group with rights loses what they had.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ FOUND = SQL.rows("found", PersonRow)
 
 
 class People:
-    """Signs people in whom the provider has told."""
+    """Signs in people whom the provider vouches for."""
 
     def __init__(
         self, held: Sessions, fleet: FleetCache, clock: Clock, writes: Database, settings: ControlSettings
@@ -111,7 +111,7 @@ class People:
 
 
 def name_of(person: Person) -> str:
-    """The operator's name: of how somebody is called when they first sign in, and of who they are, which decides.
+    """Make the operator's name: of what somebody is called when they first sign in, and of who they are, which decides.
 
     So nobody gets another operator's name by calling themselves so at the provider.
     """

@@ -40,9 +40,9 @@ PATIENCE = 10.0
 MOST_BYTES = 1024 * 1024
 """Bytes of an answer of the provider at most."""
 METADATA_KEPT = 3600.0
-"""Seconds after which the provider's description and its keys are read anew."""
+"""Seconds after which the provider's description and its keys are read again."""
 KEYS_KEPT = 10.0
-"""Seconds within which unknown keys don't have them read anew."""
+"""Seconds after a read within which an unknown key causes no other."""
 FAILURE_KEPT = 5.0
 """Seconds for which it is believed that the provider is away, once its description couldn't be read."""
 LONGEST_NAME = 100
@@ -110,7 +110,7 @@ class ProviderFiles:
         self.granted, self.client_secret = self._read()
 
     def look(self, *, anew: bool = False) -> bool:
-        """Read them again if one has changed or couldn't be used, or `anew`; whether they say something else now."""
+        """Read them again if one has changed or couldn't be used, or `anew`; return whether they say something else."""
         stamps = self._stamps_now()
         if not (anew or self.error or stamps != self._stamps):
             return False
@@ -162,7 +162,7 @@ class Provider:
         self._session: aiohttp.ClientSession | None = None
 
     async def begin(self, to: str) -> tuple[str, str]:
-        """The address at which the browser signs in, and the secret that it is to keep; `to`: the page to show then.
+        """Return the address at which the browser signs in, and the secret that it keeps; `to`: the page to show then.
 
         Raises: ProblemError provider_unavailable.
         """
@@ -182,7 +182,7 @@ class Provider:
         return f"{address}{'&' if '?' in address else '?'}{urlencode(parameters, quote_via=quote)}", secret
 
     async def finish(self, secret: str | None, answer: Mapping[str, list[str]]) -> tuple[Person, str]:
-        """Who has signed in, and the page to show then; `answer` has the parameters with which the browser came back.
+        """Return who has signed in, and the page to show then; `answer`: the parameters that the browser brings back.
 
         Raises: AuthError, when it isn't the answer to this browser's question, or the provider's word isn't good;
         ProblemError provider_unavailable.
@@ -212,7 +212,7 @@ class Provider:
         return self._person(claims), to
 
     async def end_url(self) -> str:
-        """Where somebody signs out at the provider, too; '' where it has no such place, or can't be asked."""
+        """Return where somebody also signs out at the provider; '' if it has no such place, or can't be asked."""
         try:
             metadata = (await self._read()).metadata
         except ProblemError:
@@ -233,7 +233,7 @@ class Provider:
     # What the provider says
 
     async def _exchange(self, metadata: ProviderMetadata, code: str, verifier: str) -> Tokens:
-        """What the provider gives for a code, which it gives once."""
+        """Exchange a code, which works once, for the provider's tokens."""
         form = {
             "grant_type": "authorization_code",
             "code": code,
@@ -258,7 +258,7 @@ class Provider:
         return given
 
     async def _claims(self, known: _ReadProvider, tokens: Tokens, nonce: str) -> dict[str, Any]:
-        """What is said of whoever signed in: by the ID token, and what isn't in it by the userinfo endpoint."""
+        """Return the claims about whoever signed in: the ID token's, and userinfo's if the groups aren't there."""
         expected = Expected(self.issuer, self._client_id, nonce, self._clock.now())
         try:
             try:
@@ -289,8 +289,8 @@ class Provider:
         return Person(self.issuer, claims["sub"], shown, held, len(groups))
 
     async def _read(self, *, unknown_key: bool = False) -> _ReadProvider:
-        """The provider's description and its keys: one question for all who ask meanwhile, so that one who comes late
-        waits for no other's. Raises: ProblemError provider_unavailable.
+        """Return the provider's description and its keys, read once for all who ask meanwhile, so that a late one waits
+        for no other read. Raises: ProblemError provider_unavailable.
         """
         now, kept = self._clock.monotonic(), KEYS_KEPT if unknown_key else METADATA_KEPT
         if self._known is not None and now - self._known.read_at < kept:
@@ -376,7 +376,7 @@ def _not_signed_in(why: str, what: str) -> AuthError:
 
 
 def _error(body: bytes) -> str:
-    """The code of an error of the token endpoint (RFC 6749)."""
+    """Return the code of an error of the token endpoint (RFC 6749)."""
     try:
         code = msgspec.json.decode(body)["error"]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
@@ -389,12 +389,12 @@ def _derived(secret: str, what: str) -> str:
 
 
 def _state(secret: str, to: str) -> str:
-    """The state of a sign-in, with the page to show then."""
+    """Make the state of a sign-in, with the page to show then."""
     return f"{_derived(secret, f'state for {to}')}.{_base64(to.encode())}"
 
 
 def _page_of(state: str) -> str:
-    """The page in a state, which nobody else has changed where the state is the browser's."""
+    """Return the page in a state, which nobody else has changed if the state is the browser's."""
     text = state.partition(".")[2]
     try:
         return urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()

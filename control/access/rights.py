@@ -38,7 +38,7 @@ class Rights:
     grants: tuple[Grant, ...]
 
     def allows(self, role: Role, group: str | None, functions: Collection[str] | None = None) -> bool:
-        """Whether the operator has `role` for a group, and for these functions of it; None: for all.
+        """Return whether the operator has `role` for a group, and for these functions of it; None: for all.
 
         What the role `read` shows of a group isn't divided by functions.
         """
@@ -49,25 +49,25 @@ class Rights:
         return bool(found) and functions is not None and named.issuperset(functions)
 
     def allows_somewhere(self, role: Role, functions: Collection[str] = ()) -> bool:
-        """Whether the operator has `role` for a group at least, and for these functions of it."""
+        """Return whether the operator has `role` for at least one group, and for these functions of it."""
         return any(self.allows(role, g.group, functions) for g in self.grants)
 
     def groups(self, role: Role) -> list[str] | None:
-        """The groups for which the operator has `role`; None: for all."""
+        """Return the groups for which the operator has `role`; None: for all."""
         if self.allows(role, None, ()):
             return None
         return sorted({g.group for g in self.grants if g.group is not None and self.allows(role, g.group, ())})
 
     def may_give(self, grants: Iterable[Grant]) -> bool:
-        """Whether the operator may give these grants to others, or take them away: an admin of their groups may.
+        """Return whether the operator may give these grants to others, or take them away: an admin of their groups may.
 
-        Who has no grant at present, as somebody of a provider may, belongs to no group: only an admin of all may.
+        An operator without grants, as one of a provider may be, belongs to no group: only an admin of all groups may.
         """
         groups = {g.group for g in grants} or {None}
         return all(self.allows("admin", group) for group in groups)
 
     def everywhere(self) -> Role | None:
-        """The highest role that the operator has for all groups and functions, or None."""
+        """Return the highest role that the operator has for all groups and functions, or None."""
         held = [role for role in ROLES if self.allows(role, None)]
         return held[-1] if held else None
 
@@ -76,7 +76,7 @@ class Rights:
 
 
 def of_row(role: str, grants: Iterable[Mapping[str, Any]] | None) -> Rights:
-    """The rights in a row of operators. One without grants, as earlier versions made them, has its role everywhere."""
+    """Return the rights in a row of operators. A row without grants, of an earlier version, has its role everywhere."""
     if grants is None:
         return Rights((Grant(cast(Role, role)),))
     return Rights(
@@ -87,7 +87,7 @@ def of_row(role: str, grants: Iterable[Mapping[str, Any]] | None) -> Rights:
 
 
 def to_rows(rights: Rights) -> list[dict[str, Any]]:
-    """The column `grants` of a row of operators."""
+    """Return the column `grants` of a row of operators."""
     return [
         {"role": g.role, "group": g.group, "functions": None if g.functions is None else sorted(g.functions)}
         for g in rights.grants
@@ -95,6 +95,6 @@ def to_rows(rights: Rights) -> list[dict[str, Any]]:
 
 
 def old_role(rights: Rights) -> Role:
-    """The column `role`, by which control of the version before goes, which knows neither `push` nor groups."""
+    """Return the column `role`, which the previous version of control goes by: it knows neither `push` nor groups."""
     role = rights.everywhere()
     return "read" if role is None or role == "push" else role

@@ -124,7 +124,7 @@ class Sessions:
     # Who asks
 
     async def operator(self, scope: Scope) -> Principal:
-        """The operator that asks by a token, or by what `skerry login` has got. Raises: AuthError, when refused."""
+        """Return the operator that asks by a token, or by what `skerry login` got. Raises: AuthError, when refused."""
         for name, value in scope["headers"]:
             if name == b"authorization":
                 scheme, _, text = value.decode("latin-1").partition(" ")
@@ -134,7 +134,7 @@ class Sessions:
         return await self._operators.operator(scope)
 
     async def signed_in(self, scope: Scope) -> ConsoleSession:
-        """The session of the browser that asks.
+        """Return the session of the browser that asks.
 
         Raises: AuthError credentials_missing, when it has none (which isn't recorded as a refusal), credentials_invalid
         or session_ended, when its session isn't good; ProblemError, when control can't know now.
@@ -147,9 +147,9 @@ class Sessions:
         return await self._check("console", text)
 
     def holds(self, session: ConsoleSession) -> bool:
-        """Whether a session is still as it was when it was asked for: for answers that go on for long.
+        """Return whether a session is still as it was when it was asked for: for answers that go on for long.
 
-        Where it isn't, its operator may have other rights, or this replica can't know: `signed_in` says what is so.
+        If it isn't, its operator may have other rights, or this replica can't know: `signed_in` tells.
         """
         known = session.known
         if self._known.get(session.id) is not known or not self._is_current(known) or not self._fleet.fresh:
@@ -157,7 +157,7 @@ class Sessions:
         return self._clock.now() < min(session.ends_at, self._idle_at(known.row))
 
     async def now(self, operator: Principal) -> Principal:
-        """What somebody is now who asked for an answer that goes on for long. This is no use of a session.
+        """Return what somebody who asked for a long answer is by now. It doesn't count as a use of the session.
 
         Raises: AuthError, when the operator, its token or the session isn't good any more; ProblemError, when control
         can't know.
@@ -226,7 +226,7 @@ class Sessions:
             raise _ended(f"nothing was asked for in it for {self._idle.total_seconds() / 60:.0f} minutes")
 
     async def _read(self, id: str) -> _Known | None:
-        """The session as it is stored, beside its operator; kept in memory where both are of the same time."""
+        """Read a session as it is stored, beside its operator; keep it in memory if both are of the same time."""
         for _ in range(READINGS):
             epoch = self._fleet.epoch
             row = await self._rows.find(id)
@@ -261,7 +261,7 @@ class Sessions:
         return min(ends)
 
     def _idle_at(self, row: SessionRow) -> datetime:
-        """When a session has stood idle for too long, if it isn't used until then."""
+        """Return when a session has been idle for too long, if it isn't used before."""
         if row.stays or row.used_in == "cli":
             return row.made_at + self._stay + self._life
         return row.last_used_at + self._idle
@@ -269,7 +269,10 @@ class Sessions:
     # Beginning and ending
 
     async def begin(self, scope: Scope, operator: Principal, used_in: UsedIn, by: SignedInBy, **more: Any) -> str:
-        """`add` in a transaction of its own, for an operator that isn't recognised by a token that was exchanged."""
+        """Begin a session as `add` does, in a transaction of its own.
+
+        Raises: AuthError, for a token that was exchanged.
+        """
         auth.refuse_exchanged(operator)
         return await self._writes.transaction(lambda conn: self.add(conn, scope, operator, used_in, by, **more))
 
@@ -285,7 +288,7 @@ class Sessions:
         since: Since | None = None,
         details: Mapping[str, object] | None = None,
     ) -> str:
-        """Begin a session of an operator that was recognised, and return its secret, for its owner alone.
+        """Begin a session of an operator that was recognized, and return its secret, for its owner alone.
 
         `since`: of the session by way of which it is begun. `details` are put into the audit log.
         Raises: AuthError or ProblemError, when the operator was changed meanwhile.
@@ -299,14 +302,14 @@ class Sessions:
         return token.text
 
     async def principal(self, operator_id: str) -> Principal:
-        """The operator with an id. Raises: AuthError, when it isn't good any more."""
+        """Return the operator with an id. Raises: AuthError, when it isn't good any more."""
         found = await self._fleet.operator(operator_id)
         if found is None:
             raise _invalid("revoked")
         return auth.principal(found, self._clock.now())
 
     async def end_of(self, secret: str) -> datetime:
-        """When what `skerry login` has got ends at the latest."""
+        """Return when what `skerry login` got ends at the latest."""
         return (await self._check("cli", secret)).ends_at
 
     async def end(self, scope: Scope, operator: Principal) -> None:
@@ -354,12 +357,15 @@ async def refuse_signed_out(conn: Connection, operator: Principal) -> None:
 
 
 def signed_in_by(text: str) -> SignedInBy:
-    """How somebody signed in, as it is stored."""
+    """Return how somebody signed in, as it is stored."""
     return next(by for by in get_args(SignedInBy) if by == text)
 
 
 def cookie(scope: Scope, name: str) -> str | None:
-    """The value of a cookie; None where there is none. Raises: AuthError, when the browser sends two of that name."""
+    """Return the value of a cookie; None if there is none.
+
+    Raises: AuthError, when the browser sends two of that name.
+    """
     found = []
     for header, value in scope["headers"]:
         if header == b"cookie":
@@ -373,7 +379,7 @@ def cookie(scope: Scope, name: str) -> str | None:
 
 
 def set_cookie(name: str, value: str, *, seconds: float | None = None) -> tuple[bytes, bytes]:
-    """The header that gives a browser a cookie; it keeps it until it is closed, or for `seconds` (0: no longer)."""
+    """Make the header that sets a cookie; the browser keeps it until it is closed, or for `seconds` (0: no longer)."""
     age = "" if seconds is None else f"; Max-Age={seconds:.0f}"
     text = f"{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax{age}"
     return b"set-cookie", text.encode("ascii")

@@ -53,7 +53,7 @@ BEGINS = (30, 600, 300.0)
 
 
 class UsedCode(NamedTuple):
-    """Whose code it was, and of the session in which it was asked for since when it is, and whether it stays."""
+    """Whose code it was, and the age of the session that asked for it, and whether that stays."""
 
     operator_id: str
     signed_in_at: datetime | None
@@ -131,7 +131,7 @@ class SignIns:
     # A browser, by a code of `skerry console`
 
     async def make_code(self, scope: Scope, operator: Principal) -> tuple[str, datetime]:
-        """A code by which a browser is signed in as the operator that asks, and its end.
+        """Make a code by which a browser is signed in as the operator that asks; return it and its end.
 
         Raises: AuthError; ProblemError too_many_tries.
         """
@@ -186,7 +186,7 @@ class SignIns:
         return NewLoginSecret(token.text, shown(code), now + LOGIN_LIFE)
 
     async def find_login(self, scope: Scope, typed: str) -> WaitingLogin:
-        """The login with a code, for whoever is signed in. Raises: ProblemError unknown_login, too_many_tries."""
+        """Find the login with a code, for whoever is signed in. Raises: ProblemError unknown_login, too_many_tries."""
         tried = await self._tries.take(auth.address(scope), known=True)
         code, since = read_code(typed), self._clock.now() - LOGIN_LIFE
         found = [] if code is None else await self._writes.read(lambda conn: conn.fetch(WAITING, code, since))
@@ -219,7 +219,7 @@ class SignIns:
         await self._writes.transaction(work)
 
     async def take_login(self, scope: Scope, secret: str) -> tuple[str, Principal, datetime]:
-        """What `skerry login` gets when it was allowed: its session's secret, whose it is, and when it ends.
+        """Return what an allowed `skerry login` gets: its session's secret, whose it is, and when it ends.
 
         Raises: ProblemError login_pending, login_refused or login_ended; AuthError, when there is no such login.
         """
@@ -264,23 +264,23 @@ class SignIns:
 
 
 def new_code() -> str:
-    """A code, without the hyphen that it is shown with."""
+    """Make a code, without the hyphen that it is shown with."""
     return "".join(secrets.choice(LETTERS) for _ in range(LENGTH))
 
 
 def shown(code: str) -> str:
-    """A code as people read it."""
+    """Return a code as people read it."""
     return f"{code[:4]}-{code[4:]}"
 
 
 def read_code(typed: str) -> str | None:
-    """A code as somebody typed it, in any case and with any hyphens and spaces; None where it can't be one."""
+    """Read a code as somebody typed it, in any case and with any hyphens and spaces; None if it can't be one."""
     code = re.sub(r"[\s-]", "", typed[:100]).upper()
     return code if len(code) == LENGTH and all(letter in LETTERS for letter in code) else None
 
 
 def hash_code(code: str) -> str:
-    """What is stored of a code: slow to make, so that who reads it can't try all codes while it is good (50 ms)."""
+    """Return what is stored of a code, in 50 ms: too slow to try all codes while one is good."""
     return hashlib.scrypt(code.encode(), salt=b"skerry sign-in code", n=2**14, r=8, p=1, dklen=32).hex()
 
 

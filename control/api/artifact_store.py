@@ -220,7 +220,7 @@ async def _described(services: Services, conn: Connection) -> ArtifactStore:
     errors=STORE_ERRORS,
 )
 async def check(call: ApiCall, query: CheckQuery) -> Reply:
-    """The artifacts of a page whose objects aren't what they must be."""
+    """Compare a page of artifacts with their objects; answer those that differ."""
     store, db = call.services.store, call.services.databases.lists
     rows = await db.read(lambda conn: conn.fetch(READY_AFTER, query.after, PAGE, query.needed))
     page = StoreCheck()
@@ -252,7 +252,7 @@ async def check(call: ApiCall, query: CheckQuery) -> Reply:
     errors=STORE_ERRORS,
 )
 async def unknown(call: ApiCall, query: UnknownQuery) -> Reply:
-    """The objects of a page of the bucket that no row knows."""
+    """Answer the objects of a page of the bucket that no row knows."""
     objects, after = await call.services.store.page(query.after)
     ids = [id for item in objects if (id := artifact_id_of(item.key))]
     known = set(await call.services.databases.lists.read(lambda conn: conn.column(KNOWN_ARTIFACTS, ids)))
@@ -285,7 +285,7 @@ async def trial(call: ApiCall) -> Reply:
 
 
 async def _used_by(conn: Connection, artifact_id: str) -> list[str] | None:
-    """The versions of an artifact, as NAME@VERSION; None where it was deleted meanwhile, or is being so."""
+    """Return the versions of an artifact, as NAME@VERSION; None if it was deleted meanwhile, or is being deleted."""
     if not await conn.fetchval(STILL_READY, artifact_id):
         return None
     return await conn.column(USED_BY, artifact_id, VERSIONS)

@@ -157,7 +157,7 @@ async def _keep(call: ApiCall, file: BinaryIO, size: int) -> Reply:
     errors=("unknown_artifact", *STORE_ERRORS),
 )
 async def head(call: ApiCall) -> Reply:
-    """Whether it needn't be sent. Its object is read, since it may be lost or damaged."""
+    """Answer whether the artifact is stored. Its object is read, since it may be lost or damaged."""
     sha256 = call.path["sha256"]
     row = await call.services.db.read(lambda conn: conn.fetchrow(READY, sha256))
     if row is None or await _fault(call, row):
@@ -247,14 +247,15 @@ async def _spool(call: ApiCall, file: BinaryIO) -> tuple[int, str]:
 
 
 async def _fault(call: ApiCall, artifact: ReadyArtifact) -> Fault | None:
-    """What is wrong with the object of a ready artifact."""
+    """Return what is wrong with the object of a ready artifact."""
     sha256 = call.path["sha256"]
     return await object_store.fault(call.services.store, object_key(sha256, artifact.id), artifact.size, sha256)
 
 
 async def _has_object(call: ApiCall, artifact: ReadyArtifact, file: BinaryIO) -> bool:
-    """Whether a ready artifact is in the store; a lost or damaged object is stored again. False when it is being
-    deleted.
+    """Return whether a ready artifact is in the store; store its object again if that is lost or damaged.
+
+    False when it is being deleted.
     """
     services, sha256 = call.services, call.path["sha256"]
     key = object_key(sha256, artifact.id)
@@ -331,7 +332,7 @@ async def _verify(store: Store, artifact: ArtifactKey, size: int) -> None:
 
 
 async def _find_and_touch(conn: Connection, sha256: str, now: datetime) -> ReadyArtifact | None:
-    """The artifact, if it is stored. A version of it is probably about to be made, so the sweep leaves it for now."""
+    """Return the artifact, if it is stored, and have the sweep leave it for now: a version of it is probably coming."""
     row = await conn.fetchrow(READY, sha256)
     if row is not None:
         await conn.execute(SQL["touch"], row.id, now)

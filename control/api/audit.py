@@ -79,7 +79,7 @@ async def list_audit(call: ApiCall, query: AuditFilter) -> Reply:
     answers={200: pagination.Page[AuditEntry]},
 )
 async def list_sealed(call: ApiCall, query: AfterSeal) -> Reply:
-    """The rows that have a seal, by seal, time and id: the order in which they are hashed."""
+    """List the rows that have a seal, by seal, time and id: the order in which they are hashed."""
     return await call.read(lambda conn: _sealed(conn, query))
 
 
@@ -95,7 +95,7 @@ async def list_seals(call: ApiCall, query: AfterSeal) -> Reply:
 
 
 async def newest_seal(call: ApiCall) -> Reply:
-    """The newest seal, or None where there is none yet."""
+    """Return the newest seal, or None if there is none yet."""
     return await call.read(lambda conn: conn.fetchrow(audit_log.NEWEST_SEAL))
 
 

@@ -124,7 +124,7 @@ class CallsFilter(Struct, forbid_unknown_fields=True):
     errors=("unknown_group",),
 )
 async def fleet(call: ApiCall, query: FleetFilter) -> Reply:
-    """Of the groups that the operator may see."""
+    """Show the groups that the operator may see."""
     services, groups = call.services, _groups(call, query.group)
     summary = (await services.standings.summary()).of(groups)
     if query.group is not None and not summary.groups:
@@ -150,7 +150,7 @@ async def fleet(call: ApiCall, query: FleetFilter) -> Reply:
     errors=("unknown_group",),
 )
 async def calls(call: ApiCall, query: CallsFilter) -> Reply:
-    """Of the groups that the operator may see."""
+    """Show calls in the groups that the operator may see."""
     services = call.services
     if query.group is None and query.minutes > LONGEST_OF_ALL:
         raise ProblemError(
@@ -188,7 +188,7 @@ async def calls(call: ApiCall, query: CallsFilter) -> Reply:
 
 
 def _groups(call: ApiCall, group: str | None) -> list[str] | None:
-    """The names of the groups that are shown; None: all. Raises: ProblemError, when the operator may not see one."""
+    """Return the names of the groups to show; None: all. Raises: ProblemError, when the operator may not see one."""
     if group is None:
         return call.operator.rights.groups("read")
     if not call.operator.rights.allows("read", group):

@@ -217,22 +217,22 @@ async def get_function(call: ApiCall) -> Reply:
 
 
 async def newest_of(call: ApiCall) -> Reply:
-    """The newest versions of the functions `names`, as the form of a release shows them."""
+    """Return the newest versions of the functions `names`, as the form of a release shows them."""
     return await call.read(lambda conn: conn.fetch(NEWEST_OF, call.path["names"]))
 
 
 async def not_among(call: ApiCall) -> Reply:
-    """The newest versions of the first `count` functions that aren't among `names`."""
+    """Return the newest versions of the first `count` functions that aren't among `names`."""
     return await call.read(lambda conn: conn.fetch(NOT_AMONG, call.path["names"], call.path["count"]))
 
 
 async def named_like(call: ApiCall) -> Reply:
-    """The names of at most `count` functions that have `text` in them, the one that is called so first."""
+    """Return the names of at most `count` functions that contain `text`, an exact match first."""
     return await call.read(lambda conn: conn.column(NAMED_LIKE, call.path["text"], call.path["count"]))
 
 
 async def with_artifact(call: ApiCall) -> Reply:
-    """The versions whose artifact's sha256 begins with the path's `sha256`, as whoever looks for one wants to know."""
+    """Return the versions whose artifact's sha256 begins with the path's `sha256`."""
     begin = call.path["sha256"]
     return await call.read(lambda conn: conn.fetch(WITH_ARTIFACT, begin, begin + "g", TOLD))
 
@@ -247,7 +247,6 @@ async def with_artifact(call: ApiCall) -> Reply:
     errors=("unknown_function",),
 )
 async def list_versions(call: ApiCall, query: pagination.Paging) -> Reply:
-    """Newest first."""
     name = call.path["name"]
     before = pagination.read_cursor(query.cursor, (int,)) or (2**62,)
 
@@ -299,7 +298,7 @@ async def get_version(call: ApiCall) -> Reply:
     errors=("unknown_artifact", "module_refused", "manifest_unfit", *releases.FOLLOWING_ERRORS),
 )
 async def add_version(call: ApiCall, body: NewVersion, query: releases.PlanFor) -> Reply:
-    """The next number for bytes that are in the store."""
+    """Give bytes that are in the store the function's next version number."""
     name = call.path["name"]
     call.operator.need_somewhere("push", {name})
 
@@ -446,6 +445,6 @@ def _unknown_function(name: str) -> ProblemError:
 
 
 def _version(row: VersionText) -> Version:
-    """A version whose manifest goes into the answer as the JSON that is stored."""
+    """Return a version whose manifest goes into the answer as the JSON that is stored."""
     manifest: Any = msgspec.Raw(row.manifest.encode())
     return Version(row.name, row.version, row.sha256, row.size, manifest, row.created_by, row.created_at)

@@ -92,7 +92,7 @@ class JoinTokenFilter(pagination.Paging, forbid_unknown_fields=True):
     errors=("unknown_group", "unknown_node", "token_used"),
 )
 async def create(call: ApiCall, body: NewJoinToken) -> Reply:
-    """Only the token's hash is stored, so the same request again gets a new token."""
+    """Make a token. Only its hash is stored, so the same request again gets a new one."""
     fingerprint = call.services.certificates.trust.fingerprint
 
     async def work(conn: Connection, _changed: Changed) -> MadeJoinToken:
@@ -137,7 +137,7 @@ async def create(call: ApiCall, body: NewJoinToken) -> Reply:
     answers={200: pagination.Page[JoinToken]},
 )
 async def list_tokens(call: ApiCall, query: JoinTokenFilter) -> Reply:
-    """Newest first: never with their secrets, which control doesn't have."""
+    """List tokens, newest first, without their secrets, which control doesn't have."""
     now = call.services.clock.now()
     begin = pagination.read_cursor(query.cursor, (datetime, UUID)) or (None, None)
 
@@ -165,7 +165,7 @@ async def list_tokens(call: ApiCall, query: JoinTokenFilter) -> Reply:
     errors=("unknown_join_token", "node_joined"),
 )
 async def revoke(call: ApiCall) -> Reply:
-    """No node can join with it any more."""
+    """Revoke a token: no node can join with it any more."""
     id = call.path["id"]
 
     async def work(conn: Connection, _changed: Changed) -> None:
@@ -207,5 +207,5 @@ def _listed(row: ListedJoinToken, now: datetime) -> JoinToken:
 
 
 def _with(token: str, fingerprint: str) -> str:
-    """A join token, followed by the fingerprint of control's CA where there is one."""
+    """Append the fingerprint of control's CA, if there is one, to a join token."""
     return f"{token}.{fingerprint}" if fingerprint else token

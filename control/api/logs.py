@@ -74,7 +74,7 @@ class BatchHead(msgspec.Struct, forbid_unknown_fields=True):
     errors=("unknown_node", "unknown_group", "too_many_watches"),
 )
 async def watch(call: ApiCall, query: LogFilter) -> Reply:
-    """Records as lines of JSON, until the client goes."""
+    """Stream records as lines of JSON, until the client goes."""
     services, query, operator = call.services, query, call.operator
     if query.kind == "functions" and query.node is None:
         raise ProblemError(
@@ -122,13 +122,13 @@ async def watch(call: ApiCall, query: LogFilter) -> Reply:
     stream=True,
 )
 async def take(call: ApiCall, query: BatchHead) -> Reply:
-    """A batch of records, as lines of JSON."""
+    """Take a batch of records, as lines of JSON."""
     node = call.services.fleet.nodes[call.node_id]
     return await _take(call.services, node, call.path["id"], query, call.scope, call.receive)
 
 
 async def take_at_once(services: Services, scope: Scope, receive: Receive) -> Reply:
-    """The same, in front of Starlette: a node that logs a line a minute sends a batch for each three polls.
+    """Take a batch in front of Starlette: a node that logs a line a minute sends a batch for every three polls.
 
     Raises: ProblemError, when it is refused.
     """
@@ -161,8 +161,7 @@ async def _take(
 
 
 async def _stream(services: Services, view: View, receive: Receive) -> AsyncIterator[bytes]:
-    """What the operator gets. The server says that the client has gone by `receive` alone: sending goes on into the
-    void."""
+    """Yield what the operator gets. Only `receive` tells that the client has gone: sending raises nothing then."""
 
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -178,7 +177,7 @@ async def _stream(services: Services, view: View, receive: Receive) -> AsyncIter
 
 
 async def _ended(services: Services, operator: auth.Principal) -> str:
-    """Why an operator may see no more, as an error's code; '' while it may, and while control can't know."""
+    """Return why an operator may see no more, as an error's code; '' while it may, and while control can't know."""
     try:
         now = await services.sessions.now(operator)
     except AuthError as refused:

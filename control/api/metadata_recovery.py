@@ -122,9 +122,9 @@ MOST_HISTORIES = 20
 """Different histories of schema changes that are compared: those that most nodes have."""
 MOST_REFUSED = 50
 HEARD = timedelta(minutes=1)
-"""Where no restore was noticed: since when a node must have been heard of."""
+"""If no restore was noticed: how recently a node must have been heard from."""
 REFUSED = timedelta(hours=1)
-"""Where no restore was noticed: since when refusals are told."""
+"""If no restore was noticed: how far back refusals are listed."""
 
 
 class AppliedHistory(NamedTuple):
@@ -220,7 +220,7 @@ async def find(conn: Connection, now: datetime) -> Recovery:
 
 
 async def _unknown_changes(conn: Connection) -> list[UnknownChange]:
-    """The schema changes that nodes have applied and no registered revision has the text of."""
+    """Return the schema changes that nodes have applied whose text no registered revision has."""
     revisions = plan.by_number(await conn.fetch(REVISIONS))
     found: dict[tuple[int, str], UnknownChange] = {}
     for history in await conn.fetch(HISTORIES, len(revisions), MOST_HISTORIES):

@@ -335,7 +335,7 @@ async def get_node(call: ApiCall) -> Reply:
 
 
 async def find(conn: Connection, operator: Principal, role: Role, node: str, field: str = "node") -> FoundNode:
-    """A node by its id or name, for whose group the operator must have `role`.
+    """Find a node by its id or name; the operator must have `role` for its group.
 
     Raises: ProblemError unknown_node, when there is none that the operator may see; AuthError, without the role.
     """
@@ -352,7 +352,7 @@ async def find(conn: Connection, operator: Principal, role: Role, node: str, fie
 
 
 async def group(conn: Connection, name: str) -> UUID:
-    """The id of a group. Raises: ProblemError unknown_group, when there is none."""
+    """Return the id of a group. Raises: ProblemError unknown_group, when there is none."""
     id = await conn.fetchval(GROUP, name)
     if id is None:
         raise unknown_group(name)
@@ -360,12 +360,12 @@ async def group(conn: Connection, name: str) -> UUID:
 
 
 def unknown_group(name: str) -> ProblemError:
-    """There is no such group, or none that the operator may see."""
+    """Make the problem that there is no such group, or none that the operator may see."""
     return ProblemError("unknown_group", f"there is no group {name}", field="group")
 
 
 async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> DetailedNode:
-    """The node with this id, which exists."""
+    """Describe the node with this id, which exists."""
     row = await conn.one(NODE, id)
     node = msgspec.structs.asdict((await _describe(conn, [row]))[0])
     older = await applied_revisions.older(conn, row.schema_changes)

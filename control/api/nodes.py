@@ -113,7 +113,7 @@ IS_CLONED = SQL.optional("is_cloned", bool)
     errors=("token_expired", "token_used", "token_revoked", "name_taken", "too_many_acts"),
 )
 async def join(call: ApiCall, body: wire.Join) -> Reply:
-    """With a join token (R 1.1, 1.2, 7.3).
+    """Join with a join token (R 1.1, 1.2, 7.3).
 
     The same attempt again, before its credential was used, gets another credential, since the answer may be lost.
     """
@@ -178,12 +178,12 @@ async def join(call: ApiCall, body: wire.Join) -> Reply:
     errors=("too_many_acts",),
 )
 async def rotate(call: ApiCall) -> Reply:
-    """The old credential ends when the new one is first used."""
+    """Make a new credential. The old one ends when the new one is first used."""
     node_id, old = call.node_id, call.credential_id
     call.services.node_limits.take("credentials", node_id, _called(call))
 
     async def work(conn: Connection) -> wire.Rotated:
-        # Who has a revoked credential may have asked before, and kept the body back.
+        # Whoever has a revoked credential may have asked before it was, and held the body back.
         await auth.refuse_revoked(conn, old)
         if await conn.fetchval(IS_CLONED, node_id):
             # The one that asks would shut the other out, and nobody has said which of them is the node.
@@ -213,7 +213,7 @@ async def rotate(call: ApiCall) -> Reply:
     errors=("too_many_acts",),
 )
 async def sql_run(call: ApiCall, body: wire.SqlRun) -> Reply:
-    """A row in the audit log, one for each id."""
+    """Record SQL that somebody has run, once for each id."""
     call.services.node_limits.take("SQL that was run", call.node_id, _called(call))
 
     async def work(conn: Connection) -> None:
@@ -248,7 +248,7 @@ async def sql_run(call: ApiCall, body: wire.SqlRun) -> Reply:
     answers={204: None},
 )
 async def tell_rows(call: ApiCall, body: RowCounts) -> Reply:
-    """What releases that can lose rows are shown with."""
+    """Keep how many rows the node's tables have, for plans of releases that can lose rows."""
     now = call.services.clock.now()
     await call.services.databases.joins.transaction(
         lambda conn: conn.execute(change_effects.LOSSES["tell"], call.node_id, body.counts, now, body.estimates)
@@ -266,7 +266,7 @@ async def tell_rows(call: ApiCall, body: RowCounts) -> Reply:
     errors=("unknown_node", "unknown_group", "nodes_unfit", "loss_not_allowed", "stall_not_allowed"),
 )
 async def move(call: ApiCall, body: MoveNode) -> Reply:
-    """To another group, whose release becomes the node's target."""
+    """Move a node to another group, whose release becomes its target."""
     if kept := await call.replayed(200):
         return kept
     await _check_unchecked(call, "deploy", body.group)
@@ -326,7 +326,7 @@ class MoveQuery(Struct, forbid_unknown_fields=True):
     errors=("unknown_node", "unknown_group"),
 )
 async def plan_move(call: ApiCall, query: MoveQuery) -> Reply:
-    """What the move to a group would change for the node; nothing is refused for it."""
+    """Plan a move: what it would change for the node. Nothing is refused for that."""
     name: str = query.group
     await _check_unchecked(call, "read", name)
 
@@ -355,7 +355,7 @@ async def plan_move(call: ApiCall, query: MoveQuery) -> Reply:
     errors=("unknown_node", "name_taken"),
 )
 async def rename(call: ApiCall, body: RenameNode) -> Reply:
-    """Another name; the node learns it by its next poll."""
+    """Rename a node, which learns its name by its next poll."""
     name: str = body.name
 
     async def work(conn: Connection, changed: Changed) -> node_views.DetailedNode:
@@ -418,7 +418,7 @@ async def label(call: ApiCall, body: LabelNode) -> Reply:
     errors=("unknown_node",),
 )
 async def revoke(call: ApiCall) -> Reply:
-    """All credentials of the node, and its join tokens."""
+    """Revoke all credentials of the node, and its join tokens."""
 
     async def work(conn: Connection, changed: Changed) -> None:
         node = await node_views.find(conn, call.operator, "admin", call.path["node"])
@@ -445,7 +445,7 @@ async def revoke(call: ApiCall) -> Reply:
     errors=("unknown_node",),
 )
 async def retry(call: ApiCall) -> Reply:
-    """The node tries a failed generation again with its next poll."""
+    """Let the node try a failed generation again with its next poll."""
 
     async def work(conn: Connection, changed: Changed) -> None:
         node = await node_views.find(conn, call.operator, "deploy", call.path["node"])
@@ -466,7 +466,7 @@ async def retry(call: ApiCall) -> Reply:
     errors=("unknown_node",),
 )
 async def remove(call: ApiCall) -> Reply:
-    """Its credentials are revoked and its name is free; its logs stay."""
+    """Remove a node: its credentials are revoked and its name is free; its logs stay."""
 
     async def work(conn: Connection, changed: Changed) -> None:
         node = await node_views.find(conn, call.operator, "admin", call.path["node"])
@@ -522,7 +522,7 @@ async def _admit(
 
 
 def _called(call: ApiCall) -> str:
-    """The node that calls, as the log names it."""
+    """Return how the log names the node that calls."""
     node = call.services.fleet.nodes.get(call.node_id)
     return f"node {call.node_id if node is None else node.name}"
 

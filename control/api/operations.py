@@ -210,7 +210,7 @@ class ApiCall:
         raise AssertionError("a rehearsal always ends by its exception")
 
     async def replayed(self, status: int = 201) -> Reply | None:
-        """The reply that was kept under the call's idempotency key, or None."""
+        """Return the reply that was kept under the call's idempotency key, or None."""
         if not self.idempotency_key:
             return None
         kept = await self.services.db.read(
@@ -303,18 +303,18 @@ def inputs(body: Any, query: Any) -> dict[str, Any]:
 
 
 def encode(body: Any) -> bytes:
-    """A reply's body as JSON."""
+    """Encode a reply's body as JSON."""
     return msgspec.json.encode(body)
 
 
 def json_reply(status: int, body: bytes) -> Reply:
-    """A reply as it is sent, whose body is JSON already."""
+    """Make a reply, ready to be sent, of a body that is JSON already."""
     headers = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
     return Reply(status, body, headers)
 
 
 def prepared(made: Reply) -> Reply:
-    """The reply as it is sent: its body is bytes, or pieces whose length is in the headers already."""
+    """Return the reply ready to be sent: its body is bytes, or pieces whose length is in the headers already."""
     headers, body = made.headers, made.body
     if isinstance(body, AsyncIterator):
         return made
@@ -329,7 +329,7 @@ def prepared(made: Reply) -> Reply:
 
 
 def refusal(error: ProblemError) -> Reply:
-    """The reply to a request that is refused or fails: problem+json."""
+    """Make the reply to a request that is refused or fails: problem+json."""
     headers = [(b"content-type", b"application/problem+json")]
     if error.retry_after is not None:
         headers.append((b"retry-after", str(error.retry_after).encode()))
@@ -341,7 +341,7 @@ def refusal(error: ProblemError) -> Reply:
 
 
 def internal(scope: Scope) -> ProblemError:
-    """The problem to answer for a fault of control's own, which is being handled; the fault is logged."""
+    """Log the exception that is being handled, a fault of control's own; return the problem to answer."""
     request_id = scope["request_id"].decode()
     log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
     return ProblemError("internal", f"this is a fault of control; its log has more about request {request_id}")

@@ -185,7 +185,7 @@ GROUPS = SQL.value("groups", str)
     errors=("name_taken", "unknown_group"),
 )
 async def create(call: ApiCall, body: NewOperator) -> Reply:
-    """Only the token's hash is stored, so the same request again gets a new token."""
+    """Make an operator. Only its token's hash is stored, so the same request again gets a new token."""
     if (body.role is None) == (body.grants is None):
         raise ProblemError("invalid_body", "send either role, for all groups, or grants", field="grants")
     given = Rights((Grant(body.role),)) if body.role is not None else _given(body.grants or [])
@@ -232,7 +232,7 @@ async def create(call: ApiCall, body: NewOperator) -> Reply:
     answers={200: pagination.Page[Operator]},
 )
 async def list_operators(call: ApiCall, query: pagination.Paging) -> Reply:
-    """Those that weren't revoked, and that the operator who asks may change."""
+    """List the operators that weren't revoked and that whoever asks may change."""
     groups = call.operator.rights.groups("admin")
     begin = pagination.read_cursor(query.cursor, (str,)) or ("",)
 
@@ -276,7 +276,7 @@ async def get(call: ApiCall) -> Reply:
     errors=("unknown_operator", "operator_of_provider"),
 )
 async def rotate(call: ApiCall, body: RotateOperator) -> Reply:
-    """Another token. The one before ends now, or after `keep_old`; so do sessions."""
+    """Make another token. The one before ends now, or after `keep_old`; so do sessions."""
 
     async def work(conn: Connection, changed: Changed) -> MadeOperator:
         row = await _find(conn, call.operator, call.path["name"])
@@ -313,7 +313,7 @@ async def rotate(call: ApiCall, body: RotateOperator) -> Reply:
     errors=("unknown_operator", "unknown_group", "last_admin", "operator_of_provider"),
 )
 async def change(call: ApiCall, body: ChangeOperator) -> Reply:
-    """What the operator may, and until when; its token stays."""
+    """Change what the operator may do, and until when; its token stays."""
     given = None if body.grants is None else _given(body.grants)
     if body.endless and body.expires_in is not None:
         raise ProblemError("invalid_body", "send either expires_in or endless", field="endless")
@@ -392,7 +392,7 @@ async def revoke(call: ApiCall) -> Reply:
     errors=("too_many_tries",),
 )
 async def make_code(call: ApiCall) -> Reply:
-    """A code is stored as a hash alone, and isn't kept under an idempotency key."""
+    """Make a code. Only its hash is stored, and it isn't kept under an idempotency key."""
     code, ends_at = await call.services.sign_ins.make_code(call.scope, call.operator)
     return Reply(201, SignInCode(code, ends_at))
 
@@ -406,7 +406,7 @@ async def make_code(call: ApiCall) -> Reply:
     errors=("too_many_tries",),
 )
 async def begin_login(call: ApiCall, body: NewLogin) -> Reply:
-    """By anybody: the device authorization request of RFC 8628."""
+    """Begin a login for anybody: the device authorization request of RFC 8628."""
     begun = await call.services.sign_ins.begin_login(call.scope, body.machine)
     made = BegunLogin(begun.secret, begun.code, "/login", begun.ends_at, INTERVAL)
     return Reply(201, made)
@@ -424,7 +424,7 @@ async def begin_login(call: ApiCall, body: NewLogin) -> Reply:
     ),
 )
 async def take_login(call: ApiCall, body: WaitingToken) -> Reply:
-    """By whoever has the secret of the login: the device access token request."""
+    """Answer whoever has the secret of the login: the device access token request."""
     token, operator, ends_at = await call.services.sign_ins.take_login(call.scope, body.device_code)
     return Reply(200, TakenLogin(token, operator.name, ends_at))
 
@@ -459,9 +459,9 @@ async def end_session(call: ApiCall) -> Reply:
 
 
 async def _find(conn: Connection, by: Principal, name: str) -> OperatorRow:
-    """An operator that `by` is shown and may change, as an admin of all its groups.
+    """Find an operator that `by` may see and change, as an admin of all its groups.
 
-    Raises: ProblemError unknown_operator, when there is none; any other one isn't there for `by` either.
+    Raises: ProblemError unknown_operator, when there is none, or one that `by` may not change.
     """
     row = await conn.fetchrow(OPERATOR, name)
     if row is None or not by.rights.may_give(rights.of_row(row.role, row.grants).grants):
@@ -474,10 +474,10 @@ def _unknown(name: str) -> ProblemError:
 
 
 async def _renew(conn: Connection, call: ApiCall, changed: Changed, kept: dict[str, Any]) -> MadeOperator:
-    """Another token in the place of one whose answer may have been lost: a request came again.
+    """Make another token in place of one whose answer may have been lost: a request came again.
 
     Raises: ProblemError unknown_operator, when the operator was revoked since, also where another has its name;
-        AuthError, when its token has got an end since that is later than that of whoever asks.
+        AuthError, when its token now ends later than that of whoever asks.
     """
     row = await _find(conn, call.operator, kept["name"])
     if str(row.id) != kept["id"]:
@@ -498,7 +498,10 @@ def _made(row: OperatorRow, token: tokens.Token) -> MadeOperator:
 
 
 def _given(grants: Sequence[GivenGrant]) -> Rights:
-    """The rights in a body. Raises: ProblemError invalid_body, when functions come with another role than push."""
+    """Return the rights in a body.
+
+    Raises: ProblemError invalid_body, when functions come with another role than push.
+    """
     for number, grant in enumerate(grants):
         if grant.functions is not None and grant.role != "push":
             raise ProblemError(
@@ -563,5 +566,5 @@ def _shown(held: Rights) -> list[HeldGrant]:
 
 
 def _said(held: Rights) -> list[str]:
-    """Rights as the audit log has them."""
+    """Return rights as the audit log shows them."""
     return [str(grant) for grant in held.grants]

@@ -76,7 +76,7 @@ async def fill(
     first: int = 32,
     most: int = 1000,
 ) -> Page[Any]:
-    """A page of at most `limit` items and about `BYTES`, of what comes after the position `after`.
+    """Make a page of at most `limit` items and about `BYTES`, of what comes after the position `after`.
 
     `fetch(after, count)` reads the next `count` rows; `describe` makes an item of each. `first` rows are read at first,
     and `most` at a time; these are fewer where rows are large.
@@ -106,7 +106,7 @@ async def fill(
 
 
 def each(make: Callable[[R], object]) -> Describe[R]:
-    """A `describe` that makes each item of its row alone."""
+    """Make a `describe` that makes each item of its row alone."""
 
     async def describe(rows: Sequence[R]) -> Sequence[object]:
         return [make(row) for row in rows]
@@ -115,12 +115,12 @@ def each(make: Callable[[R], object]) -> Describe[R]:
 
 
 async def as_they_are(rows: Sequence[object]) -> Sequence[object]:
-    """A `describe` where the rows are the items."""
+    """Return the rows: a `describe` for rows that are the items."""
     return rows
 
 
 def by_name(query: Rows[Named], paging: Paging) -> Callable[[Connection], Awaitable[Page[Any]]]:
-    """The work of a list by name whose rows are its items; `query` takes the name before, and how many.
+    """Make the work of a list by name whose rows are its items; `query` takes the name before, and how many.
 
     Raises: ProblemError invalid_parameter, when the cursor isn't one of this list.
     """
@@ -139,12 +139,12 @@ def by_name(query: Rows[Named], paging: Paging) -> Callable[[Connection], Awaita
 
 
 def write_cursor(*values: object) -> str:
-    """The cursor of a position: opaque to clients."""
+    """Encode a position as a cursor, opaque to clients."""
     return base64.urlsafe_b64encode(orjson.dumps(values, default=str)).decode().rstrip("=")
 
 
 def read_cursor(cursor: str | None, types: tuple[type, ...]) -> Position | None:
-    """The position of a cursor. Raises: ProblemError invalid_parameter, when it isn't a cursor of this list."""
+    """Decode the position of a cursor. Raises: ProblemError invalid_parameter, when it isn't a cursor of this list."""
     if cursor is None:
         return None
     try:

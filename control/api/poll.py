@@ -24,7 +24,7 @@ from control.sync.reconciler import NodeRequest
 
 PATH = "/v1/poll"
 COUNTED = Reply(204, b"", ((b"connection", b"close"),))
-"""The same of a replica that stops, which has counted what the poll told of calls."""
+"""The answer of a replica that stops, which has counted the calls that the poll told of."""
 KEPT_ANSWERS = 1000
 """Answers to nodes at their targets that are kept, for as many groups and generations."""
 RELEASE_HEADER = b"x-skerry-release"
@@ -85,7 +85,7 @@ class PollEndpoint:
         self._told.clear()
 
     async def answer(self, scope: Scope, receive: Receive) -> Reply | None:
-        """The answer to one poll, or None where its client has gone. Raises: ProblemError, when it is refused."""
+        """Answer one poll; return None if its client has gone. Raises: ProblemError, when it is refused."""
         if scope["method"] != "POST":
             raise ProblemError("method_not_allowed", f"{PATH} takes POST", allow="POST")
         now = self._clock.now()
@@ -165,7 +165,7 @@ class PollEndpoint:
             now = self._clock.now()
 
     def _at_target(self, group: CachedGroup, generation: int) -> Reply:
-        """The answer to a node that is at its group's target, which tells it the release's number."""
+        """Return the answer to a node that is at its group's target, with the release's number."""
         # Metadata that were restored may give a generation to another release.
         key = (group.id, group.release_number, generation)
         reply = self._told.get(key)
@@ -177,8 +177,9 @@ class PollEndpoint:
         return reply
 
     async def _rest(self, scope: Scope, message: Message, receive: Receive) -> bytes:
-        """A body that comes in parts. The connection's limits bound its time: a timer for each would cost a tenth of a
-        poll.
+        """Read a body that comes in parts.
+
+        The connection's limits bound its time: a timer for each would cost a tenth of a poll.
         """
         request_input.check_length(scope, self._body_limit)
         parts: list[bytes] = []
@@ -215,7 +216,10 @@ class PollEndpoint:
                     del waiters[node_id]
 
     def _look(self, credential: Credential) -> CachedNode:
-        """The node as it is cached now. Raises: ProblemError, when it must not be answered, or not by this replica."""
+        """Return the node as it is cached now.
+
+        Raises: ProblemError, when it must not be answered, or not by this replica.
+        """
         fleet = self._fleet
         if fleet.closing:
             raise ProblemError("shutting_down", "this replica stops; poll again", retry_after=SHUTDOWN_RETRY)
@@ -231,7 +235,7 @@ class PollEndpoint:
 
 
 def _parse(raw: bytes) -> wire.Poll:
-    """A poll's body. Raises: ProblemError, when it is wrong."""
+    """Parse a poll's body. Raises: ProblemError, when it is wrong."""
     if len(raw) > request_input.BIG_BODY:
         _check_capabilities(raw)
     try:

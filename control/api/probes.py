@@ -17,13 +17,13 @@ class Health(Struct, omit_defaults=True):
 
 @operation("GET", "/healthz", "Is the process alive?", role=None, answers={200: Health})
 async def healthz(call: ApiCall) -> Reply:
-    """The process answers. Nothing else is checked."""
+    """Answer that the process is alive. Nothing else is checked."""
     return Reply(200, Health("ok"))
 
 
 @operation("GET", "/readyz", "Can it serve?", role=None, answers={200: Health}, errors=("not_ready",))
 async def readyz(call: ApiCall) -> Reply:
-    """The metadata database takes writes, the artifact store answers, and the targets are known."""
+    """Check that the database takes writes, the artifact store answers, and the targets are known."""
     await call.services.readiness.check()
     held, access = call.services.ownership.held, call.services.access
     if not call.services.fleet.fresh:
@@ -47,6 +47,6 @@ async def metrics(call: ApiCall) -> Reply:
 
 
 async def scraped(services: Services) -> Reply:
-    """The metrics of this replica and of the fleet."""
+    """Render the metrics of this replica and of the fleet."""
     body = services.metrics.render() + await services.fleet_metrics.render()
     return Reply(200, body, ((b"content-type", CONTENT_TYPE.encode()),))

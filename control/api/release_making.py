@@ -198,7 +198,7 @@ def _digest(
     unfit: compatibility.Unfit,
     effects: change_effects.ChangeEffects,
 ) -> str:
-    """The digest of all that a plan of a release shows, but the generation, which other groups' releases take too."""
+    """Return the digest of what a plan of a release shows but the generation, which other groups' releases take too."""
     return change_effects.plan_digest(effects, group, number, sorted(functions.items()), floor, changes, unfit.count)
 
 
@@ -210,7 +210,7 @@ async def lock(conn: Connection, group_id: UUID) -> None:
 async def _chosen(
     conn: Connection, body: release_bodies.NewRelease, group: GroupToRelease
 ) -> release_bodies.NewRelease:
-    """What is asked for, with the number of the release that it goes back to.
+    """Return what is asked for, with the number of the release that it goes back to.
 
     Raises: ProblemError, when there is none to go back to, or `body` names one.
     """
@@ -228,9 +228,11 @@ async def _chosen(
 
 
 async def rollback_target(conn: Connection, group: GroupRow | GroupToRelease) -> int | None:
-    """The number of the release that a rollback of a group goes to: the newest before its own that some node has run,
-    and on which none has failed; None where there is none. Where its own is a rollback, it is the newest one before the
-    release that this went back to: a second rollback goes further back, not forth to what the first one has left.
+    """Return the number of the release that a rollback of a group goes to, or None.
+
+    It is the newest before the group's own that some node has run and on which none has failed. If the group's own is a
+    rollback, it is the newest before the release that this went back to: a second rollback goes further back, and not
+    forward to what the first one left.
     """
     if group.release_id is None:
         return None
@@ -287,8 +289,8 @@ async def _changed(conn: Connection, body: release_bodies.NewRelease, before: Fu
 
 
 async def _versions(conn: Connection, before: Functions, after: dict[str, int], most: int = MANIFEST_BYTES) -> Versions:
-    """The versions of a release, and those that it has others of than the release before, as far as they exist; without
-    manifests, where those of the release have more than `most` bytes together."""
+    """Return the versions of a release, and those that they replace, as far as they exist; without manifests if the
+    release's have more than `most` bytes together."""
     replaced = [(name, item[0]) for name, item in before.items() if name in after and after[name] != item[0]]
     names, numbers = zip(*after.items(), *replaced, strict=True) if after else ((), ())
     counted = ["true"] * len(after) + ["false"] * len(replaced)
@@ -297,13 +299,13 @@ async def _versions(conn: Connection, before: Functions, after: dict[str, int], 
 
 
 async def _functions(conn: Connection, release_id: UUID | None) -> Functions:
-    """A release's functions; none for None."""
+    """Return a release's functions; none for None."""
     rows = [] if release_id is None else await conn.fetch(FUNCTIONS, [str(release_id)])
     return {row.name: (row.version, row.sha256) for row in rows}
 
 
 def _manifests(functions: Functions, versions: Versions) -> Manifests:
-    """The manifests of those of the functions whose versions exist."""
+    """Return the manifests of the functions whose versions exist."""
     found = {name: versions.get((name, version)) for name, (version, _) in functions.items()}
     return {name: row.manifest for name, row in found.items() if row is not None and row.manifest is not None}
 
@@ -365,7 +367,7 @@ async def _changes(
 
 
 async def changes_by(conn: Connection, release: ReleaseListRow) -> tuple[release_bodies.Changes, int]:
-    """How a release differs from the one before it in its group, and the floor of that one."""
+    """Return how a release differs from the one before it in its group, and that one's floor."""
     earlier = await conn.fetchrow(RELEASE, release.group_name, release.number - 1)
     before = await _functions(conn, None if earlier is None else earlier.id)
     old_floor = 0 if earlier is None else earlier.schema_floor
@@ -374,7 +376,7 @@ async def changes_by(conn: Connection, release: ReleaseListRow) -> tuple[release
 
 
 async def changes_to(conn: Connection, before: Functions, version: int, group: str) -> release_bodies.Changes:
-    """How the release of a group differs from what a node runs: these functions and this schema version."""
+    """Return how the release of a group differs from what a node runs: these functions and this schema version."""
     found = await _to_release(conn, group)
     return await _changes_made(conn, before, await _functions(conn, found.release_id), version, found.schema_floor)
 
@@ -382,13 +384,16 @@ async def changes_to(conn: Connection, before: Functions, version: int, group: s
 async def _changes_made(
     conn: Connection, before: Functions, after: Functions, old_floor: int, floor: int
 ) -> release_bodies.Changes:
-    """How a release that was made differs from these functions and this floor."""
+    """Return how a release that was made differs from these functions and this floor."""
     versions = await _versions(conn, before, {name: version for name, (version, _) in after.items()}, ANY_SIZE)
     return await _changes(conn, before, after, old_floor, floor, versions)
 
 
 async def _to_release(conn: Connection, name: str) -> GroupToRelease:
-    """What a release of a group goes by. Raises: ProblemError unknown_group, when there is no group of this name."""
+    """Read what a release of a group goes by.
+
+    Raises: ProblemError unknown_group, when there is no group of this name.
+    """
     row = await conn.fetchrow(TO_RELEASE, name)
     if row is None:
         raise unknown_group(name)

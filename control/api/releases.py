@@ -121,7 +121,7 @@ async def _known(
     services = call.services
 
     async def read(conn: Connection, *, as_they_are: bool = False) -> KnownOfGroup | None:
-        """None where there are changes that aren't checked yet, unless they are to be taken `as_they_are`."""
+        """Return None if there are changes that aren't checked yet, unless they are to be taken `as_they_are`."""
         row = await change_effects.group_floor(conn, group)
         if row is None:
             return NOTHING_KNOWN
@@ -302,7 +302,7 @@ async def get_release(call: ApiCall) -> Reply:
     errors=("unknown_group", "unknown_release", "release_not_possible"),
 )
 async def retry(call: ApiCall) -> Reply:
-    """The group's failing nodes try again with their next poll."""
+    """Let the group's failing nodes try again with their next poll."""
     group, number = call.path["group"], call.path["number"]
     if not call.operator.rights.allows("read", group):
         raise unknown_group(group)
@@ -341,7 +341,7 @@ async def _visible(conn: Connection, operator: Principal, group: str) -> GroupRo
 
 
 async def _group(conn: Connection, name: str) -> GroupRow:
-    """The group of this name. Raises: ProblemError unknown_group, when there is none."""
+    """Return the group of this name. Raises: ProblemError unknown_group, when there is none."""
     row = await conn.fetchrow(GROUP, name)
     if row is None:
         raise unknown_group(name)

@@ -105,7 +105,7 @@ LACKING = TRUST_SQL.rows("lacking", OtherTrust)
     answers={200: pagination.Page[RunningReplica]},
 )
 async def running(call: ApiCall) -> Reply:
-    """The one that answers first."""
+    """List the replicas that run, beginning with the one that answers."""
     own = call.services.fleet.mark.name
     after = call.services.clock.now() + fleet_cache.MARK_KEPT - AWAY
 
@@ -130,7 +130,7 @@ async def running(call: ApiCall) -> Reply:
     answers={200: pagination.Page[settings_in_force.SettingInForce]},
 )
 async def settings(call: ApiCall) -> Reply:
-    """Those of the replica that answers."""
+    """List the settings of the replica that answers."""
     live = call.services.live_settings
     found = settings_in_force.in_force(live.settings, origins=dict.fromkeys(live.named, "file"))
     level, given = logging.getLogger("skerry").getEffectiveLevel(), os.environ.get(LOG_LEVEL, "")
@@ -150,7 +150,7 @@ async def settings(call: ApiCall) -> Reply:
     answers={200: Certificates},
 )
 async def certificates(call: ApiCall) -> Reply:
-    """Those of the replica that answers."""
+    """List the certificates of the replica that answers."""
     held, reread = call.services.certificates, call.services.reread
     listed = [CertificateInUse(end.what, end.name, end.sha256, end.begins_at, end.ends_at) for end in held.ends]
     return Reply(200, Certificates(listed, held.trust.digest, reread.errors() + held.warnings()))
@@ -158,7 +158,7 @@ async def certificates(call: ApiCall) -> Reply:
 
 @operation("GET", "/v1/ca", "The CA's certificate", role=None, answers={200: bytes}, errors=("unknown_ca",))
 async def ca(call: ApiCall) -> Reply:
-    """PEM: to be compared with the fingerprint in a join token before it is trusted."""
+    """Give out the CA in PEM, to be compared with the fingerprint in a join token before it is trusted."""
     pem = call.services.certificates.trust.pem
     if not pem:
         raise ProblemError(
@@ -177,7 +177,7 @@ async def ca(call: ApiCall) -> Reply:
     answers={200: NodesTrust},
 )
 async def nodes_trust(call: ApiCall) -> Reply:
-    """Of the groups that the operator may see."""
+    """Count the nodes of the groups that the operator may see."""
     digest, groups = call.services.certificates.trust.digest, call.operator.rights.groups("read")
 
     async def work(conn: Connection) -> NodesTrust:

@@ -64,7 +64,7 @@ def check_length(scope: Scope, limit: int) -> None:
 
 
 async def read_body(settings: ControlSettings, clock: Clock, scope: Scope, receive: Receive, limit: int) -> bytes:
-    """A whole body of at most `limit` bytes. Raises: ProblemError, when it is larger, too slow, or ends early."""
+    """Read a whole body of at most `limit` bytes. Raises: ProblemError, when it is larger, too slow, or ends early."""
     limit = min(limit, settings.body_limit)
     check_length(scope, limit)
     parts: list[bytes] = []
@@ -141,7 +141,7 @@ class PathTypes(msgspec.Struct):
 
 @cache
 def path_types() -> dict[str, Any]:
-    """`PathTypes` as a dict."""
+    """Return `PathTypes` as a dict."""
     return {f.name: f.type for f in msgspec.structs.fields(PathTypes)}
 
 

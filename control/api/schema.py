@@ -187,7 +187,7 @@ async def add(call: ApiCall, body: NewSchemaChange, query: releases.PlanFor) -> 
     body_limit=SQL_BODY,
 )
 async def amend(call: ApiCall, body: AmendSchemaChange, query: releases.PlanFor) -> Reply:
-    """Another text that leads to the same schema.
+    """Register another text of a change that leads to the same schema.
 
     Nodes that lack the change get the newest revision; the others keep what they applied.
     """
@@ -230,7 +230,7 @@ async def amend(call: ApiCall, body: AmendSchemaChange, query: releases.PlanFor)
     errors=("unknown_schema_change", "schema_conflict", "schema_planned"),
 )
 async def withdraw(call: ApiCall) -> Reply:
-    """Its number stays, as a revision that does nothing.
+    """Withdraw a change: its number stays, as a revision that does nothing.
 
     Only for the last change, as far as the ones behind it weren't withdrawn, and where no node can have it. A release
     whose floor includes it stays as it is: its nodes get the new revision.
@@ -283,7 +283,7 @@ async def withdraw(call: ApiCall) -> Reply:
     errors=("unknown_schema_change", "schema_refused", "check_unavailable"),
 )
 async def draft_reversal(call: ApiCall) -> Reply:
-    """SQL to look at, and perhaps to register; nothing is written."""
+    """Draft SQL to look at, and perhaps to register; nothing is written."""
     number = call.path["number"]
     history = await call.services.db.read(_history)
     if number > len(history):
@@ -302,7 +302,7 @@ async def draft_reversal(call: ApiCall) -> Reply:
     answers={200: pagination.Page[ListedSchemaChange]},
 )
 async def list_changes(call: ApiCall, query: pagination.Paging) -> Reply:
-    """The newest revision of each, by number."""
+    """List the newest revision of each change, by number."""
     after = pagination.read_cursor(query.cursor, (int,)) or (0,)
 
     async def work(conn: Connection) -> pagination.Page[ListedSchemaChange]:
@@ -327,7 +327,7 @@ async def list_changes(call: ApiCall, query: pagination.Paging) -> Reply:
 
 
 async def count_changes(call: ApiCall) -> Reply:
-    """The number of the newest change, which is how many there are; 0 where there is none."""
+    """Return the number of the newest change, which is how many there are."""
     return await call.read(lambda conn: conn.fetchval(release_making.NEWEST_CHANGE))
 
 
@@ -354,7 +354,7 @@ async def get_change(call: ApiCall) -> Reply:
 
 
 async def _history(conn: Connection) -> list[SchemaChange]:
-    """The newest revision of every change, by number."""
+    """Return the newest revision of every change, by number."""
     return await conn.fetch(CHANGES, 0, 2**31)
 
 
@@ -420,7 +420,7 @@ async def _insert(
 
 
 def _digest(number: int, revision: int, sql: str, effects: ChangeEffects) -> str:
-    """The digest of what the plan of a schema change shows."""
+    """Return the digest of what the plan of a schema change shows."""
     return change_effects.plan_digest(effects, number, revision, wire.schema_checksum(sql))
 
 

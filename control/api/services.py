@@ -114,7 +114,7 @@ class Services:
     """Has files read again that can change while control runs."""
 
     def monitor(self) -> Monitor:
-        """A monitor, which isn't running yet."""
+        """Make a monitor, which isn't running yet."""
         return Monitor(
             self.databases.background,
             self.clock,

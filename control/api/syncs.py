@@ -101,7 +101,7 @@ class SyncFilter(Paging, forbid_unknown_fields=True):
     body_limit=INVENTORY_BODY,
 )
 async def put(call: ApiCall, body: wire.SyncUpdate) -> Reply:
-    """A node's report of its sync. The same report again changes nothing."""
+    """Take a node's report of its sync. The same report again changes nothing."""
     try:
         sync_id = str(UUID(call.path["id"]))
     except ValueError:

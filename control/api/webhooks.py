@@ -144,7 +144,7 @@ class DeliveryFilter(Paging, forbid_unknown_fields=True):
     errors=("name_taken", "webhook_refused", "too_many_webhooks", "unknown_webhook"),
 )
 async def create(call: ApiCall, body: NewWebhook) -> Reply:
-    """The same request again gets the same secret, while there is that webhook."""
+    """Make a webhook. The same request again gets the same secret, while that webhook exists."""
     try:
         host = webhook_client.check_url(body.url, call.services.settings.webhook_networks)
     except ValueError as error:
@@ -176,7 +176,7 @@ async def create(call: ApiCall, body: NewWebhook) -> Reply:
     async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> MadeWebhook:
         row = await _find(conn, kept["name"])
         if row.id != kept.get("id"):
-            # It was removed since, and the name is another one's, whose secret is none of this operator's.
+            # It was removed since: the name is another webhook's, whose secret isn't for this operator.
             raise _unknown(row.name)
         return MadeWebhook(row.id, row.name, row.url, row.kinds, row.secret if made else None)
 
@@ -197,7 +197,7 @@ async def list_webhooks(call: ApiCall, query: pagination.Paging) -> Reply:
     errors=("unknown_webhook",),
 )
 async def remove(call: ApiCall) -> Reply:
-    """With its messages, those that wait too."""
+    """Remove a webhook with its messages, including those that wait."""
 
     async def work(conn: Connection, _changed: Changed) -> None:
         row = await _find(conn, call.path["name"])
@@ -216,7 +216,7 @@ async def remove(call: ApiCall) -> Reply:
     errors=("unknown_webhook", "webhook_refused"),
 )
 async def test(call: ApiCall) -> Reply:
-    """A message of the kind webhook.test, sent as all others are."""
+    """Send a message of the kind webhook.test, as all others are sent."""
 
     async def work(conn: Connection, _changed: Changed) -> WebhookTest:
         row = await _find(conn, call.path["name"])
@@ -241,7 +241,7 @@ async def test(call: ApiCall) -> Reply:
     answers={200: pagination.Page[WebhookDelivery]},
 )
 async def list_deliveries(call: ApiCall, query: DeliveryFilter) -> Reply:
-    """What became of messages, newest first."""
+    """List what became of messages, newest first."""
     begin = pagination.read_cursor(query.cursor, (datetime, UUID, UUID)) or (LATEST, UUID(int=0), UUID(int=0))
 
     async def work(conn: Connection) -> pagination.Page[WebhookDelivery]:

@@ -140,5 +140,5 @@ class ControlApp:
 
 
 def create_app(settings: ControlSettings, *, clock: Clock | None = None) -> ControlApp:
-    """The application for these settings. Raises: ControlSettingsError, when they aren't safe."""
+    """Make the application for these settings. Raises: ControlSettingsError, when they aren't safe."""
     return ControlApp(settings, clock or SystemClock())

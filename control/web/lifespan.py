@@ -205,7 +205,10 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
 
 
 def _provider(settings: ControlSettings, clock: Clock) -> Provider | None:
-    """The OpenID provider of the settings. Raises: ControlSettingsError, when its files aren't what they must be."""
+    """Make the OpenID provider of the settings.
+
+    Raises: ControlSettingsError, when its files aren't what they must be.
+    """
     if not settings.oidc_issuer:
         return None
     try:

@@ -26,7 +26,7 @@ BINARY = {
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """The document that describes these operations, and the poll."""
+    """Make the document that describes these operations, and the poll."""
     types = _types(operations)
     schemas, components = msgspec.json.schema_components(types, ref_template=REF)
     by_type = {_key(type): schema for type, schema in zip(types, schemas, strict=True)}

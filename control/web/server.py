@@ -82,7 +82,7 @@ class ControlServer(uvicorn.Server):
         tame: bool = False,
         manager: ServiceManager | None = None,
     ) -> None:
-        """`manager`: who has started the process, and is told how it is."""
+        """`manager`: what started the process, and is told how it is."""
         self._manager = manager or ServiceManager()
         self._clock = clock or SystemClock()
         self.app = create_app(settings, clock=self._clock)
@@ -211,7 +211,7 @@ async def serve(
     settings: ControlSettings, *, clock: Clock | None = None, manager: ServiceManager | None = None
 ) -> None:
     """Serve until SIGTERM or SIGINT; a second signal ends the process at once. At SIGHUP files are read again.
-    `manager`: as of `ControlServer`.
+    `manager`: see `ControlServer`.
 
     Raises what keeps it from starting.
     """
@@ -247,7 +247,7 @@ async def serve(
 
 
 def _config(app: Any, **more: Any) -> uvicorn.Config:
-    """How an application is served; `more` are options of uvicorn's besides."""
+    """Make uvicorn's configuration of an application; `more` are further options of uvicorn's."""
     return uvicorn.Config(
         app,
         http=connection_limits.LimitedProtocol,

@@ -52,7 +52,7 @@ class OperationRoute(Route):
 
 
 def starlette(lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]) -> Starlette:
-    """The application; `lifespan` sets its `state.services`."""
+    """Make the application; `lifespan` sets its `state.services`."""
     handlers: dict[Any, Any] = {AuthError: _refused, ProblemError: _problem, HTTPException: _not_routed}
     made = Starlette(routes=[*_routes(), *console_routes.routes()], exception_handlers=handlers, lifespan=lifespan)
     made.router.redirect_slashes = False
