@@ -71,6 +71,7 @@ class BatchHead(msgspec.Struct, forbid_unknown_fields=True):
     role="read",
     everywhere=False,
     answers={200: bytes},
+    media="application/x-ndjson",
     errors=("unknown_node", "unknown_group", "too_many_watches"),
 )
 async def watch(call: ApiCall, query: LogFilter) -> Reply:
@@ -118,6 +119,7 @@ async def watch(call: ApiCall, query: LogFilter) -> Reply:
     "Send records that somebody watches",
     role="node",
     answers={200: wire.BatchTaken},
+    media="application/x-ndjson",
     errors=("watch_ended",),
     stream=True,
 )

@@ -80,6 +80,8 @@ class Operation:
     """A struct of its query parameters."""
     ended: str = "credential_expired"
     """The code for a node whose credential has ended; '' where that is still good for this call."""
+    media: str = "application/wasm"
+    """The media type of a body or an answer that isn't JSON."""
     body_limit: int = SMALL_BODY
     """Bytes of its JSON body at most; the setting `body_limit` may allow fewer."""
     everywhere: bool = True
@@ -104,6 +106,7 @@ def operation(
     when_stale: bool = False,
     ended: str = "credential_expired",
     stream: bool = False,
+    media: str = "application/wasm",
     body_limit: int = SMALL_BODY,
 ) -> Callable[[H], H]:
     """Declare the operation that the decorated handler serves: see `Operation`.
@@ -127,6 +130,7 @@ def operation(
                 body=body,
                 query=query,
                 ended=ended,
+                media=media,
                 body_limit=body_limit,
                 everywhere=everywhere,
                 when_stale=when_stale,

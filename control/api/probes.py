@@ -41,7 +41,9 @@ async def readyz(call: ApiCall) -> Reply:
     return Reply(200, Health("ready", notes))
 
 
-@operation("GET", "/metrics", "Metrics for Prometheus", role="read", when_stale=True, answers={200: bytes})
+@operation(
+    "GET", "/metrics", "Metrics for Prometheus", role="read", when_stale=True, answers={200: bytes}, media="text/plain"
+)
 async def metrics(call: ApiCall) -> Reply:
     return await scraped(call.services)
 

@@ -156,7 +156,15 @@ async def certificates(call: ApiCall) -> Reply:
     return Reply(200, Certificates(listed, held.trust.digest, reread.errors() + held.warnings()))
 
 
-@operation("GET", "/v1/ca", "The CA's certificate", role=None, answers={200: bytes}, errors=("unknown_ca",))
+@operation(
+    "GET",
+    "/v1/ca",
+    "The CA's certificate",
+    role=None,
+    answers={200: bytes},
+    media="application/x-pem-file",
+    errors=("unknown_ca",),
+)
 async def ca(call: ApiCall) -> Reply:
     """Give out the CA in PEM, to be compared with the fingerprint in a join token before it is trusted."""
     pem = call.services.certificates.trust.pem

@@ -16,13 +16,6 @@ REF = "#/components/schemas/{name}"
 ALWAYS = ("internal", "method_not_allowed")
 WITH_DATABASE = ("database_busy", "database_unavailable", "shutting_down")
 WITH_BODY = ("malformed_json", "body_incomplete", "body_timeout", "body_too_large", "unsupported_media_type")
-BINARY = {
-    "/v1/ca": "application/x-pem-file",
-    "/metrics": "text/plain",
-    "/v1/logs": "application/x-ndjson",
-    "/v1/nodes/self/watches/{id}": "application/x-ndjson",
-}
-"""Media types of bodies that aren't one JSON value, by path; others are modules."""
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -107,7 +100,7 @@ def _operation(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
             }
         )
     if operation.body is bytes:
-        described["requestBody"] = {"required": True, "content": {BINARY.get(operation.path, "application/wasm"): {}}}
+        described["requestBody"] = {"required": True, "content": {operation.media: {}}}
     elif operation.body is not None:
         content = {"application/json": {"schema": by_type[_key(operation.body)]}}
         described["requestBody"] = {"required": True, "content": content}
@@ -119,7 +112,7 @@ def _responses(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
     for status, type in operation.answers.items():
         responses[str(status)] = {"description": "Done"}
         if type is bytes and operation.method != "HEAD":
-            responses[str(status)]["content"] = {BINARY.get(operation.path, "application/wasm"): {}}
+            responses[str(status)]["content"] = {operation.media: {}}
         elif type is dict:
             responses[str(status)]["content"] = {"application/json": {"schema": {"type": "object"}}}
         elif type not in (None, bytes):
