@@ -127,7 +127,7 @@ async def release_of(replica: Replica, group: str) -> None:
 
 
 async def test_a_list_has_an_order_on_all_its_pages(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("control.console.node_list.LIMIT", 2)
+    monkeypatch.setattr("control.console.pages.node_list.LIMIT", 2)
     async with control_site.running() as replica:
         await standings.group(replica, "shops", 1)
         kinds = {
@@ -165,7 +165,7 @@ async def test_a_list_has_an_order_on_all_its_pages(control_site: Site, monkeypa
 
 
 async def test_a_long_list_has_a_next_page(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("control.console.node_list.LIMIT", 2)
+    monkeypatch.setattr("control.console.pages.node_list.LIMIT", 2)
     async with control_site.running() as replica:
         await joined(replica, 3)
         first = await page(replica, "/nodes?standing=at_target")
