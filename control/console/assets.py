@@ -37,7 +37,7 @@ def assets() -> dict[str, Asset]:
 
 
 def address(name: str) -> str:
-    """The address of a file."""
+    """Return the address of a file."""
     return assets()[name].address
 
 

@@ -58,7 +58,7 @@ SECURITY: rendering.Headers = (
 
 
 def find(path: str) -> tuple[ConsolePage, Mapping[str, str]] | None:
-    """The page that GET of a path shows, with the parameters in the path; None: there is none."""
+    """Return the page that GET of a path shows, with the parameters in the path; None: there is none."""
     for route in routes():
         match = route.path_regex.match(path)
         if match is not None and isinstance(route.app, ConsoleEndpoint):
@@ -133,13 +133,13 @@ class AssetEndpoint:
 
 
 def guarded(reply: Reply) -> Reply:
-    """The answer with the headers of all answers at the console's addresses."""
+    """Return the answer with the headers of all answers at the console's addresses."""
     return replace(reply, headers=(*reply.headers, *SECURITY))
 
 
 @cache
 def routes() -> list[Route]:
-    """The routes of all pages, fixed paths before patterns."""
+    """Return the routes of all pages, fixed paths before patterns."""
     by_path = sorted(PAGES, key=lambda page: (page.path.count("{"), page.path))
     found = groupby(by_path, key=lambda page: page.path)
     made = [Route(path, ConsoleEndpoint(path, {page.method: page for page in pages})) for path, pages in found]
@@ -161,7 +161,7 @@ def is_of_console(scope: Scope) -> bool:
 
 
 def problem_page(request: Request, error: ProblemError) -> Reply:
-    """The page for a request that is refused or fails, with the API's status and code."""
+    """Return the page for a request that is refused or fails, with the API's status and code."""
     services: Services = request.app.state.services
     visit = Visit(services, {}, QueryParams(), QueryParams(), request.scope, request.receive)
     kept = [pair for pair in operations.refusal(error).headers if pair[0] in (b"retry-after", b"allow")]

@@ -22,12 +22,12 @@ def cell(kind: str) -> Markup:
 
 
 def key_cell(kind: str) -> Markup:
-    """A cell alone, for a key."""
+    """Return a cell alone, for a key."""
     return Markup(f'<svg viewBox="0 0 6 6" aria-hidden="true">{cell(kind)}</svg>')
 
 
 def bar(parts: Sequence[tuple[str, int]], label: str, cls: str = "", total: int | None = None) -> Markup:
-    """A bar of parts, each a kind and a count; `label` says it in words."""
+    """Return a bar of parts, each a kind and a count; `label` says it in words."""
     total = total or sum(count for _, count in parts) or 1
     widths = [(kind, max(LEAST, count / total * 100) if count else 0.0) for kind, count in parts]
     over = sum(width for _, width in widths) - 100

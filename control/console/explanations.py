@@ -14,7 +14,7 @@ _MARKDOWN = MarkdownIt("commonmark", {"html": False})
 
 @cache
 def explanations() -> dict[str, Markup]:
-    """The explanation of each code, as HTML."""
+    """Return the explanation of each code, as HTML."""
     packaged = Path(__file__).parents[1] / "_docs"
     folder = packaged if packaged.is_dir() else Path(__file__).parents[2] / "docs"
     text = (folder / "errors.md").read_text(encoding="utf-8")
@@ -22,7 +22,7 @@ def explanations() -> dict[str, Markup]:
 
 
 def is_explained(code: str) -> bool:
-    """Whether there is a page `/errors/CODE`."""
+    """Return whether there is a page `/errors/CODE`."""
     return code in explanations()
 
 

@@ -54,7 +54,7 @@ class GroupBlocks:
 
 
 def draw(grid: FleetGrid) -> dict[str, GroupBlocks]:
-    """The blocks of each group."""
+    """Return the blocks of each group."""
     total = sum(math.ceil(len(group.letters) / BLOCK) for group in grid.groups.values())
     found, room = {}, MOST_BLOCKS
     for name, group in grid.groups.items():
@@ -65,13 +65,13 @@ def draw(grid: FleetGrid) -> dict[str, GroupBlocks]:
 
 
 def said(standings: Mapping[Standing, int]) -> str:
-    """How many nodes stand how, in words, the worst first."""
+    """Return how many nodes stand how, in words, the worst first."""
     counts = ((standings[standing], WORDS[standing]) for standing in STANDINGS)
     return ", ".join(f"{num(count)} {word}" for count, word in counts if count) or "no nodes"
 
 
 def names_in(group: GroupGrid, number: int) -> list[str]:
-    """The names of the nodes in a block; empty where there is no such block."""
+    """Return the names of the nodes in a block; empty where there is no such block."""
     return group.names[(number - 1) * BLOCK : number * BLOCK] if number > 0 else []
 
 
@@ -90,7 +90,7 @@ def _blocks(name: str, group: GroupGrid, room: int, *, all_of_them: bool) -> lis
 
 @lru_cache(8192)
 def _words(letters: str) -> str:
-    """How many nodes stand how, the worst first."""
+    """Return how many nodes stand how, the worst first."""
     counts = ((letters.count(letter), WORDS[standing]) for letter, standing in LETTERS.items() if letter != "t")
     return ", ".join(f"{count} {word}" for count, word in counts if count) or "all at target"
 
@@ -114,7 +114,7 @@ def _drawing(letters: str) -> Markup:
 
 
 def _runs(letters: str, letter: str) -> str:
-    """A path along the middle of each row, over the cells of this letter."""
+    """Return a path along the middle of each row, over the cells of this letter."""
     made, at = "", (0, 0)
     for row in range(0, len(letters), 10):
         y = row // 10 * 6 + 3

@@ -11,12 +11,12 @@ UNKNOWN = "\u2013"
 
 
 def num(count: int | None) -> str:
-    """A count, as 10,000."""
+    """Return a count, as 10,000."""
     return UNKNOWN if count is None else f"{count:,}"
 
 
 def share(part: int, whole: int) -> str:
-    """How much of `whole` a part is: 5.8 %. Below 0.01 % the part itself."""
+    """Return how much of `whole` a part is: 5.8 %. Below 0.01 % the part itself."""
     if not whole:
         return UNKNOWN
     per_cent = part / whole * 100
@@ -24,7 +24,7 @@ def share(part: int, whole: int) -> str:
 
 
 def rate(value: float | None) -> str:
-    """A rate or a large count in three figures: 18.4 k."""
+    """Return a rate or a large count in three figures: 18.4 k."""
     if value is None:
         return UNKNOWN
     for bound, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -46,7 +46,7 @@ def size(count: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A duration: 41 ms, 6.4 s, 3.2 min."""
+    """Return a duration: 41 ms, 6.4 s, 3.2 min."""
     if seconds is None:
         return UNKNOWN
     if seconds < 1:
@@ -57,7 +57,7 @@ def duration(seconds: float | None) -> str:
 
 
 def relative(seconds: float) -> str:
-    """An age in one unit: seconds to 60, minutes to 120, hours to 48, then days."""
+    """Return an age in one unit: seconds to 60, minutes to 120, hours to 48, then days."""
     if seconds < 60:
         return f"{int(seconds)} s"
     if seconds < 7200:
@@ -68,7 +68,7 @@ def relative(seconds: float) -> str:
 
 
 def ago(at: datetime | None, now: datetime) -> Markup:
-    """A time beside now: `14 min ago`, `now`, `in 2 min`; the time itself is its title."""
+    """Return a time beside now: `14 min ago`, `now`, `in 2 min`; the time itself is its title."""
     if at is None:
         return Markup('<span class="zero">never</span>')
     seconds = (now - at).total_seconds()
@@ -81,7 +81,7 @@ def ago(at: datetime | None, now: datetime) -> Markup:
 
 
 def clock(at: datetime) -> Markup:
-    """A time of its own: 2026-11-28 06:00:12 UTC."""
+    """Return a time of its own: 2026-11-28 06:00:12 UTC."""
     at = at.astimezone(UTC)
     return Markup('<time datetime="{}">{} UTC</time>').format(
         at.isoformat(timespec="milliseconds"), f"{at:%Y-%m-%d %H:%M:%S}"
@@ -89,12 +89,12 @@ def clock(at: datetime) -> Markup:
 
 
 def sha(digest: str) -> Markup:
-    """The first twelve figures of a sha256, the whole as its title."""
+    """Return the first twelve figures of a sha256, the whole as its title."""
     return Markup('<code class="sha" title="{}">{}</code>').format(digest, digest[:12])
 
 
 def cut(text: str, length: int = 300) -> str:
-    """A text of a node's or an operator's, no longer than that."""
+    """Return a text of a node's or an operator's, no longer than that."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -107,7 +107,7 @@ class Stream:
         yield event("bye", random.randint(*RETURN_MS))  # noqa: S311
 
     def _age(self) -> float:
-        """How old the parts are; 0 while they are as new as they should be."""
+        """Return how old the parts are; 0 while they are as new as they should be."""
         age = round(self._clock.monotonic() - self._made_at, 1)
         return age if age >= STALE_AFTER else 0.0
 
@@ -166,7 +166,7 @@ class Hub:
         return sum(len(topic.streams) for topic in self._topics.values())
 
     def open(self, key: Hashable, operator: str, make: Make) -> Stream:
-        """A stream of the topic `key`, whose parts `make` makes. End it by `leave`.
+        """Return a stream of the topic `key`, whose parts `make` makes. End it by `leave`.
 
         Raises: ProblemError too_many_streams, when there are too many; shutting_down, when the replica stops.
         """
@@ -261,10 +261,10 @@ class Hub:
 
 
 def event(name: str, value: object) -> bytes:
-    """A server-sent event, whose data is JSON on one line."""
+    """Return a server-sent event, whose data is JSON on one line."""
     return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(value))
 
 
 def _encoded(id: str, text: str) -> bytes:
-    """A part as a member of a JSON object."""
+    """Return a part as a member of a JSON object."""
     return orjson.dumps(id) + b":" + orjson.dumps(text)

@@ -68,7 +68,7 @@ class LiveReply(Reply):
 
 
 def page(find: Find) -> ConsolePage:
-    """The page of the streams; `find` finds the pages that they are of."""
+    """Return the page of the streams; `find` finds the pages that they are of."""
 
     async def open_stream(visit: Visit) -> Reply:
         """GET /live?page=/nodes?group=shops"""

@@ -77,7 +77,7 @@ class _AskedNode:
         self._now[record.function, record.release] = record
 
     def is_over(self, now: float) -> bool:
-        """Whether it isn't asked any more, and nobody looks."""
+        """Return whether it isn't asked any more, and nobody looks."""
         return bool(self.ended_at) and now - self.looked_at > LINGER
 
     def shown(self, now: float) -> ToldFunctions:
@@ -102,7 +102,7 @@ class NodeFunctions:
         """By the node's id."""
 
     def known(self, node: DetailedNode) -> ToldFunctions:
-        """What the node has told those who look now."""
+        """Return what the node has told those who look now."""
         if node.state in ("offline", "revoked"):
             return ToldFunctions("offline")
         if not _can_tell(node):
@@ -129,7 +129,7 @@ class NodeFunctions:
         return asked.shown(now)
 
     async def answer(self, node: DetailedNode, operator: str) -> ToldFunctions:
-        """The same, after the node's answer, for which this waits `PATIENCE` seconds at most."""
+        """Return the same, after the node's answer, for which this waits `PATIENCE` seconds at most."""
         found = self.look(node, operator)
         asked = self._asked.get(node.id)
         if found.state in ("offline", "too_old") or asked is None:
@@ -190,7 +190,7 @@ _decode = msgspec.json.Decoder(FunctionRecord | Notice).decode
 
 
 def _can_tell(node: DetailedNode) -> bool:
-    """Whether the node's version knows the question."""
+    """Return whether the node's version knows the question."""
     questions = node.capabilities.get("questions")
     return node.protocol >= wire.WATCH_PROTOCOL and isinstance(questions, list) and COUNTS in questions
 

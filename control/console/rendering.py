@@ -41,7 +41,7 @@ _TEMPLATES = _environment()
 
 
 def text(template: str, now: datetime, values: Mapping[str, Any]) -> str:
-    """A template with these values; a page, or a part of one. `ago` in it writes times beside `now`."""
+    """Return a template with these values; a page, or a part of one. `ago` in it writes times beside `now`."""
     return _TEMPLATES.get_template(template).render(values, now=now, ago=partial(formats.ago, now=now))
 
 
@@ -56,11 +56,11 @@ def parts(template: str, now: datetime, **values: Any) -> Callable[..., str]:
 
 
 def page(body: str, status: int = 200, headers: Headers = ()) -> Reply:
-    """The answer with a page."""
+    """Return the answer with a page."""
     raw = body.encode()
     return Reply(status, raw, (*PAGE, (b"content-length", b"%d" % len(raw)), *headers))
 
 
 def redirect(to: str, headers: Headers = ()) -> Reply:
-    """The answer after which a browser gets the page at another address of the console's."""
+    """Return the answer after which a browser gets the page at another address of the console's."""
     return Reply(303, b"", ((b"location", to.encode()), (b"content-length", b"0"), *headers))

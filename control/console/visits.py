@@ -111,7 +111,7 @@ class Visit:
         return self.services.settings.public_url or f"{self.scope['scheme']}://{host}"
 
     def address_with(self, **fields: str) -> str:
-        """The path with its query, without a cursor, and with these fields."""
+        """Return the path with its query, without a cursor, and with these fields."""
         kept = [(name, text) for name, text in self.query.multi_items() if name != "cursor" and name not in fields]
         query = urlencode([*kept, *fields.items()])
         return f"{self.scope['path']}?{query}" if query else str(self.scope["path"])
@@ -160,7 +160,7 @@ class Visit:
         *,
         key: str = "",
     ) -> Any:
-        """The body of what an operation of the API answers the operator.
+        """Return the body of what an operation of the API answers the operator.
 
         `key`: the idempotency key of a change, so that sending a form twice does it once.
         Raises: ProblemError, as the operation does.
@@ -172,12 +172,12 @@ class Visit:
     async def items(
         self, operation: operations.Handler, type: type[T], query: Any, path: Mapping[str, Any] | None = None
     ) -> tuple[list[T], str | None]:
-        """A page of one of the API's lists, and the cursor of the next page."""
+        """Return a page of one of the API's lists, and the cursor of the next page."""
         found = await self.ask(operation, path, query)
         return [msgspec.json.decode(item, type=type) for item in found.items], found.next
 
     async def html(self, template: str, status: int = 200, *, kind: str = "", **values: Any) -> Reply:
-        """The answer with a page of this template, beside the navigation.
+        """Return the answer with a page of this template, beside the navigation.
 
         `kind`: what the page is, where one address shows one of several; it is loaded again when that changes.
         """
@@ -185,12 +185,12 @@ class Visit:
         return rendering.page(rendering.text(template, self.now, values), status)
 
     def html_alone(self, template: str, status: int = 200, headers: rendering.Headers = (), **values: Any) -> Reply:
-        """The answer with a page without the navigation, which asks nothing of the database."""
+        """Return the answer with a page without the navigation, which asks nothing of the database."""
         values |= {"visit": self, "key": form_key(), "kind": ""}
         return rendering.page(rendering.text(template, self.now, values), status, headers)
 
     async def fleet(self) -> FleetSummary | None:
-        """How the nodes of the operator's groups stand; None where that can't be read now."""
+        """Return how the nodes of the operator's groups stand; None where that can't be read now."""
         try:
             return (await self.services.standings.summary()).of(self.rights.groups("read"))
         except ProblemError:
@@ -206,18 +206,18 @@ async def visitor(services: Services, scope: Scope) -> Visitor:
 
 
 def form_key() -> str:
-    """An idempotency key for the forms of a page."""
+    """Return an idempotency key for the forms of a page."""
     return secrets.token_urlsafe(12)
 
 
 def address(scope: Scope) -> str:
-    """The path of a request with its query."""
+    """Return the path of a request with its query."""
     query = scope["query_string"].decode("latin-1")
     return f"{scope['path']}?{query}" if query else str(scope["path"])
 
 
 async def form(services: Services, scope: Scope, receive: Receive) -> QueryParams:
-    """The fields of a POST. Raises: ProblemError, when it isn't a form, or too large."""
+    """Return the fields of a POST. Raises: ProblemError, when it isn't a form, or too large."""
     for name, value in scope["headers"]:
         if name == b"content-type" and value.partition(b";")[0].strip().lower() != FORM_TYPE:
             raise ProblemError("unsupported_media_type", f"send a form, as {FORM_TYPE.decode()}")

@@ -171,7 +171,7 @@ class AccessJournal:
             self.looked, self._pass = True, _Pass()
 
     async def waiting(self, conn: Connection) -> UnlistedCount:
-        """What isn't in the bucket yet: a restore of a backup of before would undo it."""
+        """Return what isn't in the bucket yet: a restore of a backup of before would undo it."""
         return await conn.one(COUNT_WAITING)
 
     async def _apply(self, key: str, name: str, found: SmallObject | None) -> Counter[str] | None:

@@ -61,17 +61,17 @@ class UnverifiedList(Exception):
 
 
 def name(owner: str, at: datetime, id: UUID) -> str:
-    """The key of a new list's object. Keys are in the order of time; each control has a folder of its own."""
+    """Return the key of a new list's object. Keys are in the order of time; each control has a folder of its own."""
     return f"{folder(owner)}{at:%Y%m%dT%H%M%S.%fZ}-{id}.json"
 
 
 def folder(owner: str) -> str:
-    """The beginning of the keys of the lists of the control with this id."""
+    """Return the beginning of the keys of the lists of the control with this id."""
     return f"{FOLDER}{owner}/"
 
 
 def encode(key: str, name: str, changes: list[AccessChange]) -> bytes:
-    """The bytes of a list's object. `key`: the metadata's secret key."""
+    """Return the bytes of a list's object. `key`: the metadata's secret key."""
     raw = msgspec.json.encode(changes)
     return msgspec.json.encode(_Sealed(owner_mark.code(key, name, raw), msgspec.Raw(raw)))
 
@@ -88,7 +88,7 @@ def first_of(changes: list[AccessChange]) -> list[AccessChange]:
 
 
 def decode(key: str, name: str, data: bytes) -> list[AccessChange]:
-    """The changes of the list whose object `name` has the bytes `data`. Raises: UnverifiedList."""
+    """Return the changes of the list whose object `name` has the bytes `data`. Raises: UnverifiedList."""
     try:
         sealed = msgspec.json.decode(data, type=_Sealed)
         wanted = owner_mark.code(key, name, bytes(sealed.changes))

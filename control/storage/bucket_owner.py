@@ -89,7 +89,7 @@ class StoreState:
 
 
 async def state(conn: Connection) -> StoreRow:
-    """The metadata's row about the bucket; every migrated database has one."""
+    """Return the metadata's row about the bucket; every migrated database has one."""
     return await conn.one(STATE)
 
 
@@ -307,7 +307,7 @@ class Ownership:
         log.info("claimed the bucket %s for control %s", self._store.bucket, mark.owner)
 
     async def _named(self) -> tuple[OwnerMark, str]:
-        """The metadata's mark and key; the first time, the id of this control is made for it."""
+        """Return the metadata's mark and key; the first time, the id of this control is made for it."""
         await self._db.transaction(lambda conn: conn.execute(SQL["name_owner"], uuid4()))
         stored = await self._read()
         assert stored.mark is not None  # noqa: S101

@@ -91,7 +91,7 @@ class PooledConnection(Connection, Protocol):
         """Prepare a transaction, which isn't begun yet."""
 
     def is_closed(self) -> bool:
-        """Whether the connection has ended."""
+        """Return whether the connection has ended."""
 
     def terminate(self) -> None:
         """End the connection at once."""
@@ -157,7 +157,7 @@ class AsyncpgConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
 
 
 def is_gone(conn: PooledConnection) -> bool:
-    """Whether the connection has ended."""
+    """Return whether the connection has ended."""
     try:
         return bool(conn.is_closed())
     except asyncpg.InterfaceError:

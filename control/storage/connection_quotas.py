@@ -108,7 +108,7 @@ class Share:
         """The clock's `monotonic` when a connection of the share last became free."""
 
     def another(self, connections: int, what: str) -> "Share":
-        """A share of the same pool for another kind of work."""
+        """Return a share of the same pool for another kind of work."""
         return Share(connections, what, self._clock, self.times)
 
     @contextlib.asynccontextmanager

@@ -355,7 +355,7 @@ async def connect(
 
 
 def _cause(error: BaseException) -> str:
-    """The cause of an error, as a few words of text."""
+    """Return the cause of an error, as a few words of text."""
     if isinstance(error, NoConnectionError):
         return str(error)
     if isinstance(error, TimeoutError):

@@ -32,7 +32,7 @@ FIND = SQL.rows("find", AnswerRow)
 
 
 def digest(method: str, path: str, query: bytes, body: bytes) -> str:
-    """The sha256 of a request, in hex: two requests with the same digest are the same request."""
+    """Return the sha256 of a request, in hex: two requests with the same digest are the same request."""
     return hashlib.sha256(b"\n".join((method.encode(), path.encode(), query, body))).hexdigest()
 
 
@@ -44,7 +44,7 @@ class KeptAnswer:
 
 
 async def find(conn: Connection, operator: str, key: str, request_digest: str) -> KeptAnswer | None:
-    """The answer kept under a key, or None. Raises: ProblemError, when the key came with another request."""
+    """Return the answer kept under a key, or None. Raises: ProblemError, when the key came with another request."""
     row = await conn.fetchrow(FIND, operator, key)
     if row is None:
         return None

@@ -64,7 +64,7 @@ class Migration:
 
 
 def needed(name: str) -> int:
-    """The number of the file of sql/schema that a control must have to serve once the file `name` is applied.
+    """Return the number of the file of sql/schema that a control must have to serve once the file `name` is applied.
 
     A file whose name ends in `.needs-NNNN.sql` says it. 0 for all others: they only add, so that any control serves on.
     """
@@ -79,7 +79,7 @@ def statements(text: str) -> tuple[str, ...]:
 
 
 def migrations(*, cockroachdb: bool) -> list[Migration]:
-    """The files that this version of control needs, in the order in which they are applied."""
+    """Return the files that this version of control needs, in the order in which they are applied."""
     folders = ["schema", "cockroachdb"] if cockroachdb else ["schema"]
     return [
         Migration(f"{folder}/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest(), statements(_text(path)))

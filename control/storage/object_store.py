@@ -84,7 +84,7 @@ def _artifacts(page: Any) -> list[StoredObject]:
 
 
 def artifact_id_of(key: str) -> str:
-    """The id of the row of an artifact's object, or '' for a key that isn't an artifact's."""
+    """Return the id of the row of an artifact's object, or '' for a key that isn't an artifact's."""
     match = _KEY.fullmatch(key)
     return match[1] if match else ""
 
@@ -128,7 +128,7 @@ class Store:
             await self._client.put_object(Bucket=self.bucket, Key=key, Body=file, ContentType="application/wasm")
 
     async def head(self, key: str) -> int | None:
-        """The object's size, or None if there is none."""
+        """Return the object's size, or None if there is none."""
         async with self._limited(GET):
             try:
                 return int((await self._client.head_object(Bucket=self.bucket, Key=key))["ContentLength"])
@@ -148,7 +148,7 @@ class Store:
                     raise
 
     async def location(self, sha256: str, artifact_id: str) -> str:
-        """The URL under which a node gets an artifact: a path of control's, or presigned, as the settings say.
+        """Return the URL under which a node gets an artifact: a path of control's, or presigned, as the settings say.
 
         A presigned URL is valid for at least half of `presigned_life`. Signing is slow, so it is used again until then.
         """
@@ -245,7 +245,7 @@ class Store:
         return [str(item["Key"]) for item in page.get("Contents", ())], bool(page.get("IsTruncated"))
 
     async def keeps_versions(self) -> bool:
-        """Whether the bucket keeps what is deleted; False where the key may not ask."""
+        """Return whether the bucket keeps what is deleted; False where the key may not ask."""
         async with self._limited(GET):
             try:
                 return bool((await self._client.get_bucket_versioning(Bucket=self.bucket)).get("Status") == "Enabled")

@@ -59,13 +59,13 @@ class Standing(Enum):
 
 
 def encode(key: str, mark: OwnerMark) -> bytes:
-    """The bytes of the mark's object. `key`: the metadata's secret key."""
+    """Return the bytes of the mark's object. `key`: the metadata's secret key."""
     sealed = BucketMark(mark.owner, mark.counter, mark.step, _code_of(key, mark))
     return orjson.dumps(msgspec.to_builtins(sealed), option=orjson.OPT_INDENT_2)
 
 
 def decode(data: bytes) -> BucketMark | UnreadableMark:
-    """The mark that an object's bytes are, or why they aren't one."""
+    """Return the mark that an object's bytes are, or why they aren't one."""
     try:
         return msgspec.json.decode(data, type=BucketMark)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -91,7 +91,7 @@ def compare(bucket: BucketMark, metadata: OwnerMark, key: str) -> Standing:
 
 
 def code(key: str, name: str, raw: bytes) -> str:
-    """The code of what control writes to the bucket as the object `name`."""
+    """Return the code of what control writes to the bucket as the object `name`."""
     return hmac.new(key.encode(), name.encode() + b"\0" + raw, hashlib.sha256).hexdigest()
 
 

@@ -82,7 +82,7 @@ def folder() -> Path:
 
 @functools.cache
 def load(module: str) -> Queries:
-    """The queries of ``sql/queries/<module>.sql``. Raises: QueryError, when the file is missing or wrong."""
+    """Return the queries of ``sql/queries/<module>.sql``. Raises: QueryError, when the file is missing or wrong."""
     path = folder() / "queries" / f"{module}.sql"
     if not path.is_file():
         raise QueryError(f"no file of queries {path}")

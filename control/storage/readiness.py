@@ -36,7 +36,7 @@ class ServiceProbe:
         self._wrong = ""
 
     async def wrong(self) -> str:
-        """What is wrong with the service, or ''. Waits for `PATIENCE` at most."""
+        """Return what is wrong with the service, or ''. Waits for `PATIENCE` at most."""
         if self._clock.monotonic() - self._answered_at < KNOWN_FOR:
             return self._wrong
         if self._asking is None:

@@ -22,7 +22,7 @@ class Action:
     permission: str
 
     def of(self, key: str) -> "Action":
-        """The same with the object that it is about."""
+        """Return the same with the object that it is about."""
         return replace(self, words=self.words.replace("an object", f"the object {key}"))
 
 
@@ -54,7 +54,7 @@ def code_of(error: boto.ClientError) -> str:
 
 
 def problem(error: Exception, action: Action, bucket: str) -> ProblemError:
-    """The problem to answer when a request to the store failed with `error`. It contains no secret."""
+    """Return the problem to answer when a request to the store failed with `error`. It contains no secret."""
     if isinstance(error, boto.ClientError):
         return _answered(error, action, bucket)
     text = f"the artifact store {_unanswered(error)} when asked to {action.words}; try again"
@@ -62,7 +62,7 @@ def problem(error: Exception, action: Action, bucket: str) -> ProblemError:
 
 
 def no_progress(action: Action, seconds: float) -> ProblemError:
-    """The problem to answer when the store accepted a request and made no progress for `seconds`."""
+    """Return the problem to answer when the store accepted a request and made no progress for `seconds`."""
     return ProblemError(
         "store_unavailable",
         f"the artifact store made no progress for {seconds:g} s when asked to {action.words}; try again",
@@ -70,7 +70,7 @@ def no_progress(action: Action, seconds: float) -> ProblemError:
 
 
 def no_bucket(bucket: str) -> ProblemError:
-    """The problem to answer when the bucket doesn't exist."""
+    """Return the problem to answer when the bucket doesn't exist."""
     return ProblemError(
         "bucket_missing",
         f"there is no bucket {bucket} in the artifact store: make it, or correct SKERRY_ARTIFACTS_URL",
@@ -118,7 +118,7 @@ def _refused(why: str) -> ProblemError:
 
 
 def _unanswered(error: BaseException) -> str:
-    """Why there is no answer, as the rest of a sentence that begins with "the artifact store"."""
+    """Return why there is no answer, as the rest of a sentence that begins with "the artifact store"."""
     cause = _cause(error)
     if isinstance(error, boto.SSLError) or isinstance(cause, ssl.SSLError):
         return f"can't be trusted: {cause or error}"
@@ -138,7 +138,7 @@ def _unanswered(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> BaseException | None:
-    """The operating system's error that the libraries' errors were raised from, if there is one."""
+    """Return the operating system's error that the libraries' errors were raised from, if there is one."""
     found: Any = error
     for _ in range(5):
         if isinstance(found, OSError) and found.errno is not None and not isinstance(found, HttpError):

@@ -58,7 +58,7 @@ class RevisionCounts:
         self._versions = versions
 
     async def of(self, number: int) -> list[NodesOfRevision]:
-        """The numbers of nodes by revision, the oldest first; none where no node has applied the change."""
+        """Return the numbers of nodes by revision, the oldest first; none where no node has applied the change."""
         if number in self._amended:
             # What nodes applied is only read where it may differ: that takes a second for 200,000 nodes.
             rows = sorted(await self._conn.fetch(REVISIONS, number))
@@ -73,7 +73,7 @@ async def counts(conn: Connection) -> RevisionCounts:
 
 
 async def older(conn: Connection, schema_changes: list[dict[str, Any]]) -> list[OlderRevision]:
-    """Those of a node's applied changes that aren't the newest revision, by number."""
+    """Return those of a node's applied changes that aren't the newest revision, by number."""
     newest = {row.number: row.revision for row in await conn.fetch(AMENDED)}
     return [
         OlderRevision(change["number"], change["revision"], newest[change["number"]])

@@ -104,7 +104,7 @@ class Arrivals:
 
 
 def _line(release: ReleaseUnderWay, standing: GroupStanding, codes: dict[str, int] | None) -> str:
-    """What the log says of a release that has arrived, or, with the codes of its nodes' errors, has failed."""
+    """Return what the log says of a release that has arrived, or, with the codes of its nodes' errors, has failed."""
     name = f"release {release.group_name}/{release.number}"
     if codes is None:
         return f"{name}: the whole group is at it, {counted(standing.nodes, 'node')}"

@@ -94,7 +94,7 @@ class SameCapabilities:
 
 
 async def group_capabilities(conn: Connection, group_id: str) -> list[SameCapabilities]:
-    """The capabilities of the nodes of a group.
+    """Return the capabilities of the nodes of a group.
 
     Read in a transaction of its own: the release's must not conflict with a node that sends others meanwhile. Nodes
     with the same capabilities have the same digest, of which there are few: each is looked for by index.
@@ -112,7 +112,7 @@ async def group_capabilities(conn: Connection, group_id: str) -> list[SameCapabi
 
 
 async def stepped(conn: Connection, above: int, upto: int) -> list[str]:
-    """The schema changes in steps above one number, up to another, as texts."""
+    """Return the schema changes in steps above one number, up to another, as texts."""
     # Most releases bring no change, and each question is a way to the database and back.
     return [f"change {number}" for number in await conn.column(STEPPED, above, upto)] if upto > above else []
 
@@ -120,7 +120,7 @@ async def stepped(conn: Connection, above: int, upto: int) -> list[str]:
 def unfit(
     kinds: Iterable[SameCapabilities], manifests: Mapping[str, Mapping[str, Any]], changes: Sequence[str] = ()
 ) -> Unfit:
-    """The nodes that can't run functions with these manifests, or apply these `stepped` changes."""
+    """Return the nodes that can't run functions with these manifests, or apply these `stepped` changes."""
     needs = requirements.needs(manifests)
     if changes:
         needs[requirements.STEPS] = list(changes)
@@ -158,7 +158,7 @@ def refuse(found: Unfit, group: str) -> None:
 
 
 async def unfit_for(conn: Connection, node_id: UUID, group_id: UUID) -> Unfit:
-    """The node, where it can't run the release of the group that it is to be moved to."""
+    """Return the node, where it can't run the release of the group that it is to be moved to."""
     node = await conn.one(NODE_CAPABILITIES, node_id)
     manifests = dict(await conn.fetch(MANIFESTS, group_id))
     changes = await stepped(conn, node.schema_version, await conn.fetchval(FLOOR, group_id))

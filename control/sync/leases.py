@@ -66,7 +66,7 @@ class Leases:
         await self._db.transaction(lambda conn: conn.execute(SQL["drop_leases"], self._holder))
 
     def _is_dead(self, name: str, held: LeaseRow, now: datetime, lasts: timedelta) -> bool:
-        """Whether a lease ends too late to be true, and hasn't changed for as long as a lease lasts."""
+        """Return whether a lease ends too late to be true, and hasn't changed for as long as a lease lasts."""
         if held.expires_at <= now + lasts + AHEAD:
             self._ahead.pop(name, None)
             return False

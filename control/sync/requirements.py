@@ -55,7 +55,7 @@ def check(field: str, value: object) -> None:
 
 
 def needs(manifests: Mapping[str, Mapping[str, Any]]) -> dict[Need, list[str]]:
-    """What functions need, by their manifests; `manifests` are by the function's name."""
+    """Return what functions need, by their manifests; `manifests` are by the function's name."""
     found: dict[Need, list[str]] = {}
     for name in sorted(manifests):
         for need in _needs(manifests[name]):
@@ -74,12 +74,12 @@ def lacks(capabilities: Mapping[str, Any], needs: Iterable[Need]) -> list[Need]:
 
 
 def shown(need: Need, functions: Sequence[str]) -> str:
-    """A need and the functions that have it, as text."""
+    """Return a need and the functions that have it, as text."""
     return f"{need} (for {listed(functions, FUNCTIONS_SHOWN, len(functions))})"
 
 
 def listed(texts: Sequence[str], most: int, count: int, separator: str = ", ") -> str:
-    """The first `most` of `count` texts, and how many others there are."""
+    """Return the first `most` of `count` texts, and how many others there are."""
     first = separator.join(texts[:most])
     others = count - len(texts[:most])
     return f"{first} and {others} {'others' if others > 1 else 'other'}" if others else first

@@ -171,7 +171,7 @@ class WriteBatches(Generic[A, B]):
         self._wanted.set()
 
     def _take(self) -> list[_Waiting[A, B]]:
-        """The next batch: the first requests of at most `BATCH` nodes."""
+        """Return the next batch: the first requests of at most `BATCH` nodes."""
         taken: list[_Waiting[A, B]] = []
         left: list[_Waiting[A, B]] = []
         nodes: set[str] = set()
@@ -244,12 +244,12 @@ class WriteBatches(Generic[A, B]):
         return written.answers
 
     def _name(self, node_id: str) -> str:
-        """What a node is called, or its id where this replica doesn't know it."""
+        """Return what a node is called, or its id where this replica doesn't know it."""
         node = self._fleet.nodes.get(node_id)
         return node_id if node is None else node.name
 
     def _target(self, node_id: str) -> str:
-        """The release that a node should run, as people call it."""
+        """Return the release that a node should run, as people call it."""
         node = self._fleet.nodes.get(node_id)
         group = None if node is None else self._fleet.groups.get(node.group_id)
         return "its target" if group is None else f"release {group.name}/{group.release_number}"
@@ -279,5 +279,5 @@ class WriteBatches(Generic[A, B]):
 
 
 def _line(text: str) -> str:
-    """A text of a node's as one line of the log."""
+    """Return a text of a node's as one line of the log."""
     return " ".join(text.split())

@@ -76,7 +76,7 @@ def _joined(found: Any) -> bytes:
 
 
 def _filter(visit: Visit, limit: int) -> tuple[audit.AuditFilter, dict[str, str]]:
-    """What the address asks for, as the API takes it, and as it was written. Raises: ProblemError."""
+    """Return what the address asks for, as the API takes it, and as it was written. Raises: ProblemError."""
     given = {name: visit.query.get(name, "").strip() or None for name in FILTERS}
     wanted = {**given, "cursor": visit.query.get("cursor") or None, "limit": limit}
     for name in ("since", "until"):
@@ -86,13 +86,13 @@ def _filter(visit: Visit, limit: int) -> tuple[audit.AuditFilter, dict[str, str]
 
 
 def _written(query: audit.AuditFilter, name: str) -> str:
-    """A filter as `skerry audit list` takes it."""
+    """Return a filter as `skerry audit list` takes it."""
     value = getattr(query, name)
     return value if isinstance(value, str) else value.isoformat().replace("+00:00", "Z")
 
 
 def page_of(entry: AuditEntry) -> str:
-    """The page of what was changed; '' where there is none."""
+    """Return the page of what was changed; '' where there is none."""
     kind, target = entry.action.partition(".")[0], entry.target
     if kind == "release" and "/" in target:
         return f"/releases/{target}"
@@ -106,7 +106,7 @@ def page_of(entry: AuditEntry) -> str:
 
 
 def _time(text: str | None) -> str | None:
-    """A time of the form as the API takes it: one without an offset is in UTC."""
+    """Return a time of the form as the API takes it: one without an offset is in UTC."""
     if text is None:
         return None
     text = text.replace(" ", "T") + ("T00:00" if len(text) == 10 else "")
@@ -116,7 +116,7 @@ def _time(text: str | None) -> str | None:
 
 
 def _said(entry: AuditEntry) -> str:
-    """What was changed from what to what, and the circumstances."""
+    """Return what was changed from what to what, and the circumstances."""
     found = []
     for name in sorted({*entry.before, *entry.after}):
         before, after = (_value(values, name) for values in (entry.before, entry.after))

@@ -86,7 +86,7 @@ async def show_list(visit: Visit) -> Reply:
 
 
 async def _recent(visit: Visit) -> dict[str, CallTally]:
-    """The calls of the last minutes by function, in the groups that the operator may see."""
+    """Return the calls of the last minutes by function, in the groups that the operator may see."""
     groups = visit.rights.groups("read")
     found: dict[str, CallTally] = {}
     for group, by_function in (await visit.services.recent_calls.get()).functions.items():
@@ -133,7 +133,7 @@ async def show_one(visit: Visit) -> Reply:
 
 
 def _may(manifest: Manifest) -> str:
-    """What a version may do, in words."""
+    """Return what a version may do, in words."""
     stored = msgspec.json.decode(msgspec.json.encode(manifest))
     return "; ".join(f"{grant} {text}" for grant, text in manifest_rules.grants(stored).items())
 
@@ -152,7 +152,7 @@ def _shown(manifest: Manifest) -> str:
 
 
 async def _charted(visit: Visit, function: str, groups: list[str], span_name: str) -> ChartedCalls:
-    """The calls of a function in groups, by name, of one of `RANGES` until now."""
+    """Return the calls of a function in groups, by name, of one of `RANGES` until now."""
     length, step = RANGES[span_name]
     services = visit.services
     until = visit.now.replace(second=0, microsecond=0) + timedelta(minutes=1)

@@ -86,14 +86,14 @@ async def _releases(visit: Visit, wanted: str) -> list[MeantPage]:
 
 
 async def _schema(visit: Visit, wanted: str) -> list[MeantPage]:
-    """The number of a schema change."""
+    """Return the number of a schema change."""
     if not re.fullmatch(r"[1-9][0-9]{0,5}", wanted) or int(wanted) > await visit.ask(schema.count_changes):
         return []
     return [MeantPage("schema change", wanted, f"/schema/{wanted}")]
 
 
 async def _codes(visit: Visit, wanted: str) -> list[MeantPage]:
-    """The code of an error with which nodes fail, or that there is."""
+    """Return the code of an error with which nodes fail, or that there is."""
     summary = (await visit.services.standings.summary()).of(visit.rights.groups("read"))
     code = wanted.lower()
     known = {cause.code: cause.nodes for cause in summary.causes}
@@ -109,7 +109,7 @@ async def _codes(visit: Visit, wanted: str) -> list[MeantPage]:
 
 
 async def _artifacts(visit: Visit, wanted: str) -> list[MeantPage]:
-    """The first figures of a sha256."""
+    """Return the first figures of a sha256."""
     digest = wanted.lower()
     if not re.fullmatch(rf"[0-9a-f]{{{LEAST_DIGEST},64}}", digest):
         return []

@@ -212,7 +212,7 @@ async def _plan(visit: Visit, act: NodeAct, names: list[str], given: Mapping[str
 
 
 async def _moves(visit: Visit, moved: list[node_views.Node], to: str) -> list[ChangedAlike]:
-    """What a move to a group changes: nodes for which it is the same, together."""
+    """Return what a move to a group changes: nodes for which it is the same, together."""
     visit.operator.need("deploy", to)
     query = convert({"group": to}, nodes.MoveQuery, "invalid_parameter")
     by_change: dict[bytes, ChangedAlike] = {}

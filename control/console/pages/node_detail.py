@@ -66,7 +66,7 @@ async def show(visit: Visit) -> Reply:
 
 
 async def live(visit: Visit) -> Make:
-    """The parts of the page that change."""
+    """Return the parts of the page that change."""
 
     async def make() -> Parts:
         try:

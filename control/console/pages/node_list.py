@@ -54,7 +54,7 @@ class NodeList:
         return sha256(" ".join(node.name for node in self.nodes).encode()).hexdigest()[:12]
 
     def but(self, name: str) -> str:
-        """The address of the list without one of the filters."""
+        """Return the address of the list without one of the filters."""
         return _url({key: value for key, value in self.filters.items() if key != name})
 
 
@@ -64,7 +64,7 @@ async def show(visit: Visit) -> Reply:
 
 
 async def live(visit: Visit) -> Make:
-    """The cells of the nodes that are shown, and whether others are by now."""
+    """Return the cells of the nodes that are shown, and whether others are by now."""
     seen: dict[str, None] = {}
 
     async def make() -> Parts:
@@ -100,7 +100,7 @@ def filter_of(visit: Visit, given: Mapping[str, str], limit: int) -> tuple[NodeF
 
 
 async def with_block(visit: Visit, query: NodeFilter, shown: Mapping[str, str]) -> NodeFilter:
-    """The filter, where it is of a block of the fleet's grid: of the nodes that are in it now.
+    """Return the filter, where it is of a block of the fleet's grid: of the nodes that are in it now.
 
     Raises: ProblemError invalid_parameter, when there is no such block.
     """
@@ -134,7 +134,7 @@ async def _list(visit: Visit) -> NodeList:
 
 
 def _count(fleet: FleetSummary, shown: Mapping[str, str]) -> int | None:
-    """How many nodes a filter finds, where the summary says it."""
+    """Return how many nodes a filter finds, where the summary says it."""
     if not shown.keys() <= {"group", "standing", "error", "sort"}:
         return None
     groups = [group for group in fleet.groups if shown.get("group") in (None, group.name)]

@@ -45,7 +45,7 @@ async def stream(visit: Visit) -> Reply:
 
 
 async def _asked(visit: Visit, *, follow: bool) -> tuple[str, LogFilter, dict[str, str]]:
-    """The node's name, what it is asked, and what of that the URL says. Raises: ProblemError."""
+    """Return the node's name, what it is asked, and what of that the URL says. Raises: ProblemError."""
     name = path_value("node", visit.path["node"])
     found, _ = await visit.items(node_views.list_nodes, msgspec.Raw, NodeFilter(names=name))
     if not found:
@@ -69,7 +69,7 @@ async def _events(visit: Visit, pieces: AsyncIterator[bytes]) -> AsyncIterator[b
 
 
 def _records(piece: bytes) -> list[dict[str, Any]]:
-    """The records and notices of a piece."""
+    """Return the records and notices of a piece."""
     return [msgspec.json.decode(line) for line in piece.splitlines() if line.strip()]
 
 

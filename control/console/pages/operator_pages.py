@@ -24,7 +24,7 @@ _TIME = re.compile(r"(\d{1,6})\s*([mhd])")
 
 
 def written(grant: HeldGrant) -> str:
-    """A grant as the form takes it: a line `role@group (function, function)`."""
+    """Return a grant as the form takes it: a line `role@group (function, function)`."""
     functions = f" ({', '.join(grant.functions)})" if grant.functions else ""
     return grant.role + (f"@{grant.group}" if grant.group else "") + functions
 
@@ -111,7 +111,7 @@ async def _operator(visit: Visit) -> Operator:
 
 
 def _grants(visit: Visit) -> list[dict[str, Any]]:
-    """What the lines of a form give. Raises: ProblemError invalid_body, when a line is no grant."""
+    """Return what the lines of a form give. Raises: ProblemError invalid_body, when a line is no grant."""
     found = []
     for line in visit.form.get("grants", "").splitlines():
         if not line.strip():
@@ -130,7 +130,7 @@ def _grants(visit: Visit) -> list[dict[str, Any]]:
 
 
 def _expiry(visit: Visit) -> int | None:
-    """The seconds of a time as 90d, or None where none is given. Raises: ProblemError invalid_body."""
+    """Return the seconds of a time as 90d, or None where none is given. Raises: ProblemError invalid_body."""
     text = visit.form.get("expires_in", "").strip()
     if not text:
         return None

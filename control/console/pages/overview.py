@@ -100,7 +100,7 @@ async def show(visit: Visit) -> Reply:
 
 
 async def live(visit: Visit) -> Make:
-    """The parts of the page that change."""
+    """Return the parts of the page that change."""
 
     async def make() -> Parts:
         shown = await _read(visit)
@@ -141,7 +141,7 @@ _drawn: tuple[FleetGrid, dict[str, GroupBlocks]] | None = None
 
 
 def _draw(grid: FleetGrid, groups: list[str] | None) -> dict[str, GroupBlocks]:
-    """The blocks of these groups. What was drawn last for all groups is kept: most look at the same."""
+    """Return the blocks of these groups. What was drawn last for all groups is kept: most look at the same."""
     global _drawn
     if groups is not None:
         return fleet_grid.draw(grid.of(groups))
@@ -151,12 +151,12 @@ def _draw(grid: FleetGrid, groups: list[str] | None) -> dict[str, GroupBlocks]:
 
 
 def _in_flight(group: GroupSummary) -> bool:
-    """Whether some of a group's nodes that can be reached aren't at its release yet."""
+    """Return whether some of a group's nodes that can be reached aren't at its release yet."""
     return group.release is not None and any(group.standings[standing] for standing in ("failing", "syncing", "behind"))
 
 
 async def _happened(visit: Visit) -> list[Happening]:
-    """The newest of what is in the logs that the operator may read."""
+    """Return the newest of what is in the logs that the operator may read."""
     failed, older = await visit.items(syncs.list_syncs, syncs.Sync, syncs.SyncFilter(None, EVENTS, None, "failed"))
     found = [
         Happening(

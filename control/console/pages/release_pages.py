@@ -115,7 +115,7 @@ async def show_one(visit: Visit) -> Reply:
 
 
 async def live(visit: Visit) -> Make:
-    """The parts of a release's page that change. What it changed stays as it was when the stream began."""
+    """Return the parts of a release's page that change. What it changed stays as it was when the stream began."""
     release = await _release(visit)
 
     async def make() -> Parts:
@@ -252,7 +252,7 @@ async def _make(visit: Visit, body: NewRelease, action: str) -> Reply:
 
 
 async def _show_again(visit: Visit, body: NewRelease, action: str, error: ProblemError) -> Reply:
-    """The page with the plan as it is now, and why nothing was done."""
+    """Return the page with the plan as it is now, and why nothing was done."""
     if action == NEW:
         return await _show_new(visit, visit.form, planned=True, error=error)
     try:
@@ -329,7 +329,7 @@ async def _plan(visit: Visit, body: NewRelease, action: str) -> PlanForm:
 
 
 def _new_body(fields: QueryParams) -> NewRelease:
-    """What a form asks for. Raises: ProblemError invalid_body, when that can't be."""
+    """Return what a form asks for. Raises: ProblemError invalid_body, when that can't be."""
     wanted: dict[str, Any] = {"group": fields.get("group", ""), "reason": fields.get("reason", "").strip()}
     versions = {name[2:]: text.strip() for name, text in fields.multi_items() if name.startswith("f:") and text.strip()}
     removed = fields.getlist("remove")

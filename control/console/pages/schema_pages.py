@@ -174,7 +174,7 @@ async def _change(visit: Visit) -> SchemaChangeHistory:
 
 
 def _sql(visit: Visit) -> str:
-    """The text of the form, as it was written: browsers send each end of a line as two characters."""
+    """Return the text of the form, as it was written: browsers send each end of a line as two characters."""
     sql = visit.form.get("sql", "").replace("\r\n", "\n")
     if len(sql) > LONGEST:
         raise ProblemError(
@@ -188,7 +188,7 @@ def _body(wanted: dict[str, Any], type: Any) -> Any:
 
 
 def _shown(error: ProblemError) -> ProblemError:
-    """A refusal that the form's page shows. Raises: ProblemError, when it is none of the form's."""
+    """Return a refusal that the form's page shows. Raises: ProblemError, when it is none of the form's."""
     if isinstance(error, AuthError) or error.status not in (404, 409, 422):
         raise error
     return error

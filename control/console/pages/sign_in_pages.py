@@ -96,7 +96,7 @@ def _provider(visit: Visit) -> Provider:
 
 
 async def _signed_in(visit: Visit, secret: str, to: str, *cookies: tuple[bytes, bytes], stays: bool) -> Reply:
-    """The answer to whoever has signed in. The session that the browser had before ends."""
+    """Return the answer to whoever has signed in. The session that the browser had before ends."""
     with contextlib.suppress(ProblemError):
         before = await visit.services.sessions.signed_in(visit.scope)
         await visit.services.sessions.end(visit.scope, before.operator)
@@ -142,7 +142,7 @@ async def answer_login(visit: Visit) -> Reply:
 
 
 def _refusal(visit: Visit, to: str, error: ProblemError, *cookies: tuple[bytes, bytes], by_code: bool = False) -> Reply:
-    """The page once more, with what was wrong; refused credentials are recorded."""
+    """Return the page once more, with what was wrong; refused credentials are recorded."""
     if isinstance(error, AuthError) and error.reason:
         visit.services.failures.record(auth.address(visit.scope), error.reason)
         visit.services.metrics.auth_failure(error.reason)
