@@ -23,7 +23,7 @@ PERIOD = 1.0
 STATEMENT = 500
 """Nodes in one statement."""
 Heard = tuple[datetime, str]
-"""When a node was heard of, and by which of its processes it has polled; '' where that isn't known."""
+"""When a node was heard of, and which of its processes has polled; '' if that isn't known."""
 
 log = logging.getLogger("skerry.presence")
 
@@ -38,22 +38,22 @@ class Heartbeats:
         self._seen: dict[str, Heard] = {}
         self._confirmed: dict[str, Heard] = {}
         self._careful = False
-        """Whether a row was locked lately: then locked rows are left out, else they are waited for."""
+        """Whether a row was locked lately: locked rows are left out then, and waited for otherwise."""
         self._writing = asyncio.Lock()
 
     def seen(self, node_id: str, now: datetime, boot_id: str = "") -> None:
-        """The node has polled, by its process `boot_id`, or reported."""
+        """Note that the node has polled, by its process `boot_id`, or reported."""
         self._seen[node_id] = now, boot_id
 
     def confirmed(self, node_id: str, now: datetime, boot_id: str = "") -> None:
-        """The same, and the node is at its target."""
+        """Note the same, and that the node is at its target."""
         self._confirmed[node_id] = now, boot_id
 
     async def flush(self) -> None:
         """Write the heartbeats. Those that can't be written are kept for the next time.
 
-        What another flush has in hand is waited for: all that was noted before this call is written after it, or kept.
-        A node whose row another transaction has locked holds up no other node: it is kept for the next time.
+        A flush that is under way ends first: everything noted before this call is written when it returns, or kept.
+        A node whose row another transaction has locked doesn't hold up other nodes: it is kept for the next time.
         Raises: ProblemError, when the database doesn't answer.
         """
         async with self._writing:
@@ -70,7 +70,7 @@ class Heartbeats:
             self._careful = bool(seen or confirmed)
 
     async def _write(self, statement: str, heard: dict[str, Heard]) -> None:
-        """Write what was heard, by node, and delete what is written from it."""
+        """Write `heard`, and delete from it what was written."""
         # Sorted, so that two replicas that write the same nodes wait for each other and don't deadlock.
         for ids in _slices(sorted(heard)):
             now = self._clock.now()

@@ -1,4 +1,4 @@
-"""Many small writes as few transactions: the requests that nodes send while one batch is written form the next batch.
+"""The second step of a poll: one transaction for many nodes. Requests that come during one make up the next batch.
 
 A fleet polls and reports all at once. A transaction for each request would conflict with the others until most are
 refused; a transaction for a batch costs hardly more than one for a single node, and there are few of them.
@@ -33,7 +33,7 @@ WAITING = 20_000
 MOST_OF_NODE = 16
 """Of these, one node's: each may have an inventory of a megabyte, and a batch takes one of a node."""
 CAREFUL_FOR = 10.0
-"""Seconds after a locked row was met for which batches look for locked rows first."""
+"""Seconds after a locked row was met during which batches look for locked rows first."""
 LOCKED_FOR = 2.0
 """Seconds for which the request of a node whose row is locked is tried again, before it is refused."""
 LOCKED_PAUSE = 0.25
@@ -62,7 +62,7 @@ B = TypeVar("B")
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a transaction has changed, for the cache and the counters of this replica."""
+    """What a transaction has changed, for this replica's cache and counters."""
 
     now: datetime
     """When it was decided."""
@@ -101,7 +101,7 @@ class _Waiting(Generic[A, B]):
 
 
 class WriteBatches(Generic[A, B]):
-    """Takes requests of type `A`, at most one of a node into a batch, and answers each with a `B`."""
+    """Takes requests of type `A`, at most one of each node into a batch, and answers each with a `B`."""
 
     def __init__(
         self,
