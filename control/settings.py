@@ -53,9 +53,9 @@ class ControlSettings:
     metadata_url: str = field(
         repr=False,
         metadata=about(
-            "`postgresql://USER:PASSWORD@HOST:PORT/DATABASE`; away from loopback with "
+            "`postgresql://USER:PASSWORD@HOST:PORT/DATABASE`; except on loopback, with "
             "`?sslmode=verify-full&sslrootcert=FILE` (or `require`, `verify-ca`).",
-            "`skerry migrate` needs this one alone.",
+            "`skerry migrate` needs only this one.",
         ),
     )
     artifacts_url: str = field(
@@ -65,42 +65,42 @@ class ControlSettings:
         ),
     )
     artifacts_public_url: str = setting(
-        "", "`https://HOST:PORT` under which nodes reach the store, where it is another than control's."
+        "", "`https://HOST:PORT` at which nodes reach the store, if it differs from control's."
     )
     artifacts_delivery: Literal["presigned", "control"] = setting(
         "presigned",
         "How nodes get artifacts: `presigned` (from the store) or `control` (through control, for a private store).",
     )
-    artifacts_region: str = setting("us-east-1", "S3 region that requests are signed for.")
-    artifacts_timeout: float = setting(15.0, "Seconds for the store to answer a request without a body.")
+    artifacts_region: str = setting("us-east-1", "S3 region for which requests are signed.")
+    artifacts_timeout: float = setting(15.0, "Seconds that the store may take to answer a request without a body.")
     artifacts_stall: float = setting(
         60.0, "Seconds that an upload to the store, or a download from it, may make no progress."
     )
     unknown_objects_kept: float = setting(
         7 * 86400.0,
-        "Seconds that an artifact's object which the metadata don't know stays in the bucket, from when that was first "
-        "seen.",
+        "Seconds that an artifact's object that has no row in the metadata stays in the bucket, after that was first "
+        "noticed.",
     )
-    bind: str = setting("127.0.0.1", "Address to listen on; away from loopback TLS is required.")
+    bind: str = setting("127.0.0.1", "Address to listen on; any other than loopback requires TLS.")
     port: int = setting(8443, "Port to listen on.", least=0, most=65535)
     metrics_listen: str = setting(
         "",
-        "`HOST:PORT`, or a port of 127.0.0.1, at which `/metrics` is served without a token, by plain HTTP and to "
-        "whoever reaches it; `9464` is for a Prometheus on the same machine.",
-        "Unset, there is no such address, and `/metrics` needs an operator's token.",
+        "`HOST:PORT`, or a port of 127.0.0.1, at which `/metrics` is served without a token, over plain HTTP, to "
+        "anyone who can connect; use `9464` for a Prometheus on the same machine.",
+        "If unset, there is no such address, and `/metrics` needs an operator's token.",
     )
     tls_cert: Path | None = setting(
         None,
-        "PEM file: the certificate and its chain.",
-        "It is read again when it changes, and at SIGHUP, as are the key and the CAs "
-        "([how to](how-to/rotate-credentials.md#controls-certificate)).",
+        "PEM file with the certificate and its chain.",
+        "It is reloaded when it changes, and at SIGHUP, as are the key and the CAs ([how "
+        "to](how-to/rotate-credentials.md#controls-certificate)).",
     )
-    tls_key: Path | None = setting(None, "PEM file: its key.")
+    tls_key: Path | None = setting(None, "PEM file with the certificate's key.")
     ca_cert: Path | None = setting(
         None,
-        "PEM file of the CAs that nodes are to trust, given out at `/v1/ca` and named in join tokens; unset where the "
-        "certificate is publicly trusted.",
-        "Nodes follow when they [change](how-to/change-the-ca.md).",
+        "PEM file with the CAs that nodes should trust, served at `/v1/ca` and named in join tokens; leave it unset "
+        "if the certificate is publicly trusted.",
+        "Nodes follow when the CAs [change](how-to/change-the-ca.md).",
     )
     spool: Path = field(
         default_factory=_temporary_folder,
@@ -108,67 +108,68 @@ class ControlSettings:
             "Folder where uploads wait until their digest is known.", default="the system's folder for temporary files"
         ),
     )
-    artifact_limit: int = setting(64 * 1024 * 1024, "Bytes of an artifact.")
+    artifact_limit: int = setting(64 * 1024 * 1024, "Bytes that an artifact may have.")
     body_limit: int = setting(
         4 * 1024 * 1024,
-        "Bytes of a JSON body.",
-        "Most calls take less: 256 KiB, and 1.5 MiB of a node's poll or report.",
+        "Bytes that a JSON body may have.",
+        "Most calls allow less: 256 KiB, and 1.5 MiB for a node's poll or report.",
     )
-    body_timeout: float = setting(30.0, "Seconds for a JSON body to arrive, and for an upload's next bytes.")
-    upload_timeout: float = setting(600.0, "Seconds for a whole upload.")
-    check_timeout: float = setting(60.0, "Seconds for the check of a module or a schema change.")
-    checks_at_once: int = setting(2, "Checks of uploads that run side by side, and as many of schema changes.")
+    body_timeout: float = setting(30.0, "Seconds that a JSON body, or the next bytes of an upload, may take to arrive.")
+    upload_timeout: float = setting(600.0, "Seconds that a whole upload may take.")
+    check_timeout: float = setting(60.0, "Seconds that the check of a module or a schema change may take.")
+    checks_at_once: int = setting(2, "Checks of uploads that may run at once, and as many checks of schema changes.")
     database_connections: int = setting(
         16,
-        "Connections to the metadata database for requests, half of them for lists; beside them up to 14 of control's "
-        "own.",
+        "Connections to the metadata database for requests, half of them for lists; control uses up to 14 more for "
+        "itself.",
     )
-    database_timeout: float = setting(10.0, "Seconds for one statement.")
-    presigned_life: int = setting(3600, "Seconds that a presigned URL is good for.")
-    sync_lease: float = setting(60.0, "Seconds until a sync expires unless the node renews it.")
+    database_timeout: float = setting(10.0, "Seconds that one statement may take.")
+    presigned_life: int = setting(3600, "Seconds for which a presigned URL is valid.")
+    sync_lease: float = setting(60.0, "Seconds after which a sync expires unless the node renews it.")
     stall_limit: float = setting(
         1.0,
-        "Seconds for which the schema changes of a release, a move or an amendment may hold up calls of a node that "
-        "write; what is expected to take longer is refused without `--allow-stall`.",
-        "Plans show what is expected to take that at least.",
+        "Seconds for which the schema changes of a release, a move or an amendment may block a node's calls that "
+        "write; anything expected to take longer is refused without `--allow-stall`.",
+        "Plans show statements that are expected to take at least that long.",
         least=LEAST_STALL_LIMIT,
     )
     credential_life: float = setting(
         90 * 86400.0,
-        "Seconds from its making after which a node's credential ends: it is good then only for the node to get its "
-        "successor.",
-        "Nodes do so after 30 days by themselves; with less than that here, each does so when it is refused. A changed "
-        "setting is that of present credentials too.",
+        "Seconds after its creation at which a node's credential expires: then it is valid only for getting a new one.",
+        "Nodes get a new one after 30 days anyway; with a shorter life here, each does so when it is refused. A "
+        "change also applies to existing credentials.",
     )
     credential_return: float = setting(
         365 * 86400.0,
-        "Seconds from its making until which a credential that has ended is good for that; at least the life, and at "
-        "most 100 years.",
-        "A node that was away for longer joins again.",
+        "Seconds after its creation until which an expired credential is still valid for that; at least the life, and "
+        "at most 100 years.",
+        "A node that was offline for longer must join again.",
     )
     public_url: str = setting(
         "",
         "`https://HOST` at which browsers reach control.",
-        "Required with an OpenID provider, and where browsers don't send that in the header Host: behind a proxy that "
-        "gives control another name.",
+        "Required with an OpenID provider, and if browsers don't send that name in the header Host: behind a proxy "
+        "that gives control another name.",
     )
     oidc_issuer: str = setting(
         "",
-        "The issuer of an OpenID provider at which people may sign in, as `https://id.example/realms/prod`: exactly "
-        "what its description calls `issuer` ([how-to](how-to/sign-in-with-oidc.md)).",
+        "The issuer of an OpenID provider with which people may sign in, such as `https://id.example/realms/prod`: "
+        "exactly the `issuer` in its metadata ([how-to](how-to/sign-in-with-oidc.md)).",
     )
-    oidc_name: str = setting("", "What the page for signing in calls the provider; without it, the issuer's host.")
-    oidc_client_id: str = setting("", "What the provider calls control; required with the issuer.")
-    oidc_client_secret: Path | None = setting(None, "File with the client's secret; unset for a client that has none.")
-    oidc_scopes: str = setting("openid profile email", "What is asked for, with spaces between.")
-    oidc_groups_claim: str = setting("groups", "The claim that has the groups.")
+    oidc_name: str = setting("", "The provider's name on the sign-in page; if unset, the issuer's host.")
+    oidc_client_id: str = setting("", "Control's client ID at the provider; required with the issuer.")
+    oidc_client_secret: Path | None = setting(
+        None, "File with the client's secret; leave it unset for a client that has none."
+    )
+    oidc_scopes: str = setting("openid profile email", "The scopes to request, separated by spaces.")
+    oidc_groups_claim: str = setting("groups", "The claim that contains the groups.")
     oidc_grants: Path | None = setting(
-        None, "TOML file that says which of the provider's groups may what; required with the issuer."
+        None, "TOML file that says what each of the provider's groups may do; required with the issuer."
     )
     session_life: float = setting(
         12 * 3600.0,
-        "Seconds from signing in after which a session ends.",
-        "A changed setting is that of present sessions too.",
+        "Seconds after sign-in at which a session ends.",
+        "A change also applies to existing sessions.",
     )
     session_idle: float = setting(
         2 * 3600.0,
@@ -177,34 +178,36 @@ class ControlSettings:
     )
     session_stay: float = setting(
         7 * 86400.0,
-        'Seconds from signing in after which a session of the console ends where "Stay signed in" was chosen.',
-        "Standing idle doesn't end it.",
+        'Seconds after sign-in at which a session of the console ends if "Stay signed in" was chosen.',
+        "Being idle doesn't end it.",
     )
-    hold: float = setting(25.0, "Seconds that a poll is held at most.")
-    offline_after: float = setting(75.0, "Seconds unseen until a node is offline.")
-    overdue_after: float = setting(300.0, "Seconds without being at its target until a node gets the overdue warning.")
-    log_retention: float = setting(90 * 86400.0, "Seconds that syncs, audit and refused authentications are kept.")
+    hold: float = setting(25.0, "Seconds for which a poll is held at most.")
+    offline_after: float = setting(75.0, "Seconds without contact after which a node is offline.")
+    overdue_after: float = setting(300.0, "Seconds away from its target after which a node gets the overdue warning.")
+    log_retention: float = setting(
+        90 * 86400.0, "Seconds for which syncs, audit rows and refused authentications are kept."
+    )
     webhook_networks: tuple[Network, ...] = setting(
         (),
-        "Networks, as `10.0.0.0/8,fd00::/8`, to which [webhooks](how-to/send-events.md) may lead besides public "
-        "addresses, also by plain http.",
+        "Networks, such as `10.0.0.0/8,fd00::/8`, that [webhooks](how-to/send-events.md) may reach in addition to "
+        "public addresses, also over plain http.",
     )
     otlp_url: str = setting(
         "",
         "`http(s)://HOST:PORT` of the collector, to which `/v1/traces` is added; http on loopback only.",
     )
     otlp_headers_file: Path | None = setting(
-        None, "File of headers that the collector asks for, `NAME: VALUE` a line.", secret=True
+        None, "File of headers that the collector requires, one `NAME: VALUE` a line.", secret=True
     )
     otlp_ca: Path | None = setting(
-        None, "PEM file of the CA that the collector's certificate is of, where the system doesn't know it."
+        None, "PEM file with the CA of the collector's certificate, if the system doesn't trust it."
     )
     settings_file: Path | None = setting(
         None,
-        "File of `NAME=VALUE` lines, as systemd's `EnvironmentFile`; it may be the same one.",
-        "It is read again when it changes, and at SIGHUP. Of it these are taken, before the environment's values: "
-        "`SKERRY_LOG_LEVEL`, `SKERRY_ARTIFACT_LIMIT`, `SKERRY_BODY_LIMIT`, `SKERRY_BODY_TIMEOUT`, "
-        "`SKERRY_STALL_LIMIT`, `SKERRY_HOLD`. A line that is taken out gives the environment's value back.",
+        "File of `NAME=VALUE` lines, like systemd's `EnvironmentFile`; it may be the same file.",
+        "It is reloaded when it changes, and at SIGHUP. These settings are read from it, and override the "
+        "environment: `SKERRY_LOG_LEVEL`, `SKERRY_ARTIFACT_LIMIT`, `SKERRY_BODY_LIMIT`, `SKERRY_BODY_TIMEOUT`, "
+        "`SKERRY_STALL_LIMIT`, `SKERRY_HOLD`. If you remove a line, the environment's value applies again.",
     )
     trace_share: float = setting(1.0, "Share of requests and syncs that is traced, more than 0.", most=1)
 

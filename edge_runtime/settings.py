@@ -50,70 +50,72 @@ class EdgeSettings:
     )
     listen: str = setting(
         LISTEN,
-        "`HOST:PORT` of the local HTTP. A host that isn't loopback needs a file of callers, or a token, in "
+        "`HOST:PORT` of the local HTTP. A host other than loopback needs a file of callers, or a token in "
         "`SKERRY_EDGE_TOKEN` or in the file that `SKERRY_EDGE_TOKEN_FILE` names.",
     )
     token: str = setting(
         "",
-        "Callers must send it as `Authorization: Bearer`; 16 characters at least.",
-        "Beside `SKERRY_EDGE_CALLERS` it is good for `/_skerry/` alone, and for no function.",
+        "Token that callers must send as `Authorization: Bearer`; at least 16 characters.",
+        "With `SKERRY_EDGE_CALLERS` it is valid only for `/_skerry/`, not for functions.",
         secret=True,
     )
-    token_file: Path | None = setting(None, "A file with it, in its place, which is read again when it changes.")
+    token_file: Path | None = setting(None, "File that contains the token instead; it is reloaded when it changes.")
     callers: Path | None = setting(
         None,
-        "TOML file with the callers that may ask, and what each may call; `skerry-edge caller add` makes it.",
-        "It is of the node's user alone (mode 0600), and is read again when it changes ([how "
-        "to](how-to/name-callers.md)). Without it, all who may ask are one caller without a name.",
+        "TOML file with the callers, and what each may call; `skerry-edge caller add` creates it.",
+        "Only the node's user may have access to it (mode 0600), and it is reloaded when it changes ([how "
+        "to](how-to/name-callers.md)). Without it, everyone who may call is one caller without a name.",
     )
     tls_cert: Path | None = setting(
         None,
-        "PEM file with the certificate of the local HTTP and its chain; without one it is plain HTTP.",
-        "With it, it is HTTPS, TLS 1.2 or later, and 4,096 connections at most. It is read again when it changes, and "
-        "at SIGHUP, as are the key and the authorities ([how to](how-to/name-callers.md#https)).",
+        "PEM file with the certificate of the local HTTP and its chain; without it, local HTTP isn't encrypted.",
+        "With it, the node serves HTTPS, with TLS 1.2 or later and at most 4,096 connections. It is reloaded when it "
+        "changes, and at SIGHUP, as are the key and the CAs ([how to](how-to/name-callers.md#https)).",
     )
-    tls_key: Path | None = setting(None, "PEM file with the certificate's key.", "Others may not read it.")
+    tls_key: Path | None = setting(
+        None, "PEM file with the certificate's key.", "Other users must not be able to read it."
+    )
     tls_client_ca: Path | None = setting(
         None,
-        "PEM file with the authorities of callers' certificates, for which clients are asked then.",
-        "It may have these certificates themselves. A client without a certificate may have a token.",
+        "PEM file with the CAs of callers' certificates; if set, clients are asked for a certificate.",
+        "It may also contain the callers' certificates themselves. A client without a certificate may use a token.",
     )
     hosts: tuple[str, ...] = setting(
         (),
-        "Name that the Host header may have besides `localhost`, where there is no token; may be repeated.",
-        "The flag is `--host`; the variable has spaces between names. Hosts that a function's "
-        "[route](functions.md#routes) names needn't be here.",
+        "Name that the Host header may contain besides `localhost`, if there is no token; may be repeated.",
+        "The flag is `--host`; in the variable, separate names with spaces. Hosts in a function's "
+        "[route](functions.md#routes) needn't be listed here.",
     )
     secrets: Path | None = setting(
         None,
         "TOML file with the values of functions' secrets (default: `secrets.toml` in the state directory).",
-        "It is of the node's user alone (mode 0600; [how to](how-to/give-secrets.md)).",
+        "Only the node's user may have access to it (mode 0600; [how to](how-to/give-secrets.md)).",
     )
     http_networks: tuple[str, ...] = setting(
         (),
-        "Network, as `10.0.0.0/8`, to which names may lead functions' HTTP requests besides public ones; may be "
-        "repeated.",
-        "The flag is `--http-network`; the variable has spaces between networks.",
+        "Network, such as `10.0.0.0/8`, that functions' HTTP requests may reach by name, in addition to public ones; "
+        "may be repeated.",
+        "The flag is `--http-network`; in the variable, separate networks with spaces.",
     )
     workers: int = field(
         default_factory=lambda: 2 * processors(),
         metadata=about(
             "Processes that run functions (default: two for each processor).",
-            "One more is kept ready as a spare, for when one of them dies.",
+            "One more is kept ready as a spare, in case one dies.",
             least=1,
             most=100,
             default="twice the number of processors",
         ),
     )
     depth: int = setting(
-        8, "Calls that one worker may have at once, of functions whose calls are short.", least=1, most=16
+        8, "Calls that one worker may hold at once, for functions whose calls are short.", least=1, most=16
     )
     concurrency: int = field(
         default_factory=processors,
         metadata=about(
-            "Workers that one function's calls may have at once, where its manifest doesn't say (default: the "
-            "processors).",
-            "Have it below `SKERRY_EDGE_WORKERS`, or a slow function can have them all.",
+            "Workers that one function's calls may use at once, unless its manifest says otherwise (default: the "
+            "number of processors).",
+            "Keep it below `SKERRY_EDGE_WORKERS`, or a slow function can occupy all of them.",
             least=1,
             most=100,
             default="the number of processors",
@@ -122,23 +124,27 @@ class EdgeSettings:
     queue_limit: int = setting(1024, "Calls that may wait for a worker.", least=1, most=1_000_000)
     function_queue: int = setting(
         256,
-        "Calls of one function that may wait for a worker, where its manifest doesn't say.",
+        "Calls of one function that may wait for a worker, unless its manifest says otherwise.",
         least=1,
         most=1_000_000,
     )
     queue_wait: float = seconds(10.0, "Seconds that a call may wait for a worker, or for a change of release.")
-    body_limit: int = setting(10 * MIB, "Bytes of a request's body.", least=0, most=GIB)
+    body_limit: int = setting(10 * MIB, "Bytes that a request's body may have.", least=0, most=GIB)
     body_memory: int = setting(
-        256 * MIB, "Bytes of all request bodies that are being received or wait.", least=1, most=1024 * GIB
+        256 * MIB,
+        "Bytes that all request bodies that are being received or are waiting may take.",
+        least=1,
+        most=1024 * GIB,
     )
     answer_memory: int = setting(
         256 * MIB,
-        "Bytes of all answers that clients don't read; above it the longest unread one is given up.",
+        "Bytes that all unread answers to clients may take; above that, the one unread for the longest time is "
+        "dropped.",
         "Its connection is closed.",
         least=1,
         most=1024 * GIB,
     )
-    body_wait: float = seconds(30.0, "Seconds that a request's body may take to come.")
+    body_wait: float = seconds(30.0, "Seconds that a request's body may take to arrive.")
     flip_limit: float = seconds(
         5.0,
         "Seconds that a change of release waits for calls that may write and have sent an HTTP request that can't be "
@@ -147,70 +153,73 @@ class EdgeSettings:
     apply_limit: float = seconds(60.0, "Seconds that a release's schema changes and probes may take together.")
     compile_limit: float = seconds(300.0, "Seconds that the compiler may take for one artifact at the quick level.")
     compile_wait: float = seconds(
-        0.25, "Seconds that a new function waits for its compiled code; then it starts on the interpreter."
+        0.25, "Seconds that a new function waits for its compiled code before it starts on the interpreter."
     )
     lock_wait: float = seconds(10.0, "Seconds that a call may wait for the writer lock.")
     lock_hold: float = seconds(5.0, "Seconds that a call may hold the writer lock.")
     wal_limit: int = setting(
         WAL_LIMIT,
-        "Bytes of the database's write-ahead log from which on calls that may write are refused.",
-        "The code is `wal_full`; before that, calls with SQL wait for a moment.",
+        "Bytes of the database's write-ahead log at which calls that may write are refused.",
+        "The error is `wal_full`; before that, calls with SQL are delayed briefly.",
         least=16 * MIB,
         most=16 * GIB,
     )
     temp_limit: int = setting(
         GIB,
-        "Bytes of temporary data that a call may need; twice `wal_limit` at least.",
-        "They are in `temp/` of the state directory.",
+        "Bytes of temporary data that a call may use; at least twice `wal_limit`.",
+        "The data are in `temp/` of the state directory.",
         least=32 * MIB,
         most=64 * GIB,
     )
     synchronous: Literal["FULL", "NORMAL"] = setting(
-        "FULL", "`FULL`: what a call answered is on disk. `NORMAL`: a loss of power may undo the last calls."
+        "FULL",
+        "`FULL`: a call's writes are on disk before it is answered. `NORMAL`: a power failure may undo the last calls.",
     )
     fence: Literal["required", "partial"] = setting(
         "required",
-        "`required`: run nothing where this machine lacks a piece of the workers' fence. `partial`: run all the same.",
-        "Log and `status` say what is missing of the [fence](operations.md#the-fence). `skerry-edge call` keeps to "
-        "it too.",
+        "`required`: run nothing if this machine lacks part of the workers' fence. `partial`: run anyway.",
+        "The log and `status` say which part of the [fence](operations.md#the-fence) is missing. `skerry-edge call` "
+        "follows this setting too.",
     )
     worker_memory: int = setting(
         512 * MIB,
         "Bytes of memory that a worker may have besides its guest's.",
-        "That of its guest is `memory_pages`. Half of the worker's own is for loaded functions.",
+        "A guest's memory is limited by `memory_pages`. Half of the worker's own memory is for loaded functions.",
         least=128 * MIB,
         most=1024 * GIB,
     )
     records_limit: int = setting(
         64 * MIB,
-        "Bytes of the files that keep what functions and the node have logged.",
-        "The oldest go.",
+        "Bytes that the files with the logs of functions and the node may take.",
+        "The oldest lines are deleted.",
         least=MIB,
         most=1024 * GIB,
     )
     records_age: float = setting(
         7 * DAY,
-        "Seconds for which that is kept.",
-        "A line is kept a sixteenth of that more at most.",
+        "Seconds for which these logs are kept.",
+        "A line may be kept up to a sixteenth longer.",
         least=60,
         most=10 * 365 * DAY,
         bounds="a minute to ten years",
     )
     otlp_url: str = setting(
         "",
-        "`http(s)://HOST:PORT` of the collector that gets the node's traces by OTLP; without one none are sent.",
-        "`/v1/traces` is added to it. It is http on this machine only.",
+        "`http(s)://HOST:PORT` of the collector that gets the node's traces by OTLP; if unset, none are sent.",
+        "`/v1/traces` is added to it. Plain http is allowed only on this machine.",
     )
-    otlp_headers_file: Path | None = setting(None, "File with headers that the collector asks for, NAME: VALUE a line.")
+    otlp_headers_file: Path | None = setting(
+        None, "File with headers that the collector requires, one NAME: VALUE a line."
+    )
     otlp_ca: Path | None = setting(
-        None, "PEM file with the authority of the collector's certificate, where the system doesn't know it."
+        None, "PEM file with the CA of the collector's certificate, if the system doesn't trust it."
     )
     trace_share: float = setting(
-        0.01, "Share of the calls that is traced whatever their callers do, where traces are sent.", least=0, most=1
+        0.01, "Share of calls that is traced regardless of their callers, if traces are sent.", least=0, most=1
     )
-    stop_limit: float = seconds(10.0, "Seconds that running calls may hold up the end of the node.")
+    stop_limit: float = seconds(10.0, "Seconds that running calls may delay the node's exit.")
     start_wait: float = seconds(
-        15.0, "Seconds to wait for the processes of an earlier run to let the state directory go."
+        15.0, "Seconds to wait for the processes of an earlier run to release the state directory."
     )
 
     def __post_init__(self) -> None:

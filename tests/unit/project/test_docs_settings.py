@@ -71,7 +71,7 @@ def test_every_setting_is_known_and_nothing_else() -> None:
 def test_the_page_is_what_the_tables_say() -> None:
     text = settings_page.PAGE.read_text("utf-8")
     assert settings_page.page(text) == text, "run `just settings`"
-    stale = text.replace("seconds that a poll is held at most", "seconds that a poll is held")
+    stale = text.replace("seconds for which a poll is held at most", "seconds for which a poll is held")
     assert stale != text
     assert settings_page.page(stale) == text
 
