@@ -95,7 +95,7 @@ async def test_what_is_left_of_old_logs_goes_in_the_next_passes(
 
         audit, tokens = await counts()
         assert tokens == 7
-        monkeypatch.setattr(audit_log, "MOST", 2)
+        monkeypatch.setattr(audit_log, "ROWS_OF_SEAL", 2)
         passes = replica.services.monitor()
         assert await passes.seal(clock.now())
         clock.advance(timedelta(days=3).total_seconds())
