@@ -237,7 +237,7 @@ class Client:
                 return found if most is None else found[:most]
 
     async def has(self, where: str) -> bool:
-        """Tell whether control has this path: HEAD answers 2xx, or 404."""
+        """Tell whether control has this path: whether HEAD answers 2xx, and not 404."""
         try:
             await self.call("HEAD", where)
         except RequestRefused as refused:
