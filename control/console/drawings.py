@@ -17,7 +17,7 @@ LEAST = 0.35
 
 
 def cell(kind: str) -> Markup:
-    """A node in the grid, 6 by 6. Each standing has a shape of its own, so that none is told by its colour alone."""
+    """A node in the grid, 6 by 6. Each standing has a shape of its own, so that none is told by its color alone."""
     return Markup(CELLS[kind])
 
 

@@ -96,7 +96,7 @@ class Share:
         self, connections: int, what: str, clock: Clock, times: defaultdict[str, list[float]] | None = None
     ) -> None:
         """`what` names the kind of work, for error messages: "lists". `times` takes, by that, how long connections were
-        used, each in a list as of `metrics.NO_TIMES`.
+        used, each in a list like `metrics.NO_TIMES`.
         """
         self.times = defaultdict(NO_TIMES.copy) if times is None else times
         self._times = self.times[what.replace(" ", "_")]
