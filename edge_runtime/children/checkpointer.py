@@ -5,10 +5,10 @@ wait for it only in the last step, after which the log begins anew; the front as
 moved. If the checkpointer is killed, the next one goes on with the log.
 
 After an end that wasn't in order a log is left, and the first connection reads all of it (recovery). For a log of some
-GB on a slow disk that takes longer than a worker has to be ready, so the zygote has a child of its own read and move it
-(`recover`) before it forks one that opens the file by libsql. A connection of libsql's that is the first one all the
-same, since all others were killed a moment ago, loses nothing: it reports a read that fails, as SQLite does
-(docs/adr/0025).
+GB on a slow disk that takes longer than a child has to be ready, so the zygote has a child of its own read and move it
+(`recover`) before the front's first order, and before it forks one that opens the file by libsql. A connection of
+libsql's that is the first one all the same, since all others were killed a moment ago, loses nothing: it reports a read
+that fails, as SQLite does (docs/adr/0025).
 """
 
 import os

@@ -132,6 +132,9 @@ class Zygote:
     def run(self) -> None:
         """Serve until the front closes its end. Raises: BrokenPipeError, ConnectionResetError, when it does so in the
         middle of a message."""
+        # Before the first order, as that may be for a checkpointer, which reads the log within a limit of its own while
+        # workers wait for it. What fails here is tried again, and said, once a worker is asked for.
+        self._unrecovered()
         while True:
             for descriptor, _ in self._poll.poll():
                 if descriptor in self._children:

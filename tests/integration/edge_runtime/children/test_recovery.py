@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,19 @@ import pytest
 import pytest_asyncio
 
 from control.local.pki import Pki
+from edge_runtime import wal
+from edge_runtime.children import checkpointer
+from edge_runtime.children.zygote import Zygote
+from edge_runtime.dispatch import supervisor
+from edge_runtime.ipc import births, frames
+from edge_runtime.release import checkpoint_schedule, stored_release
 from tests.guests.build import guest
+from tests.support import edge
 from tests.support.agents import running_control
-from tests.support.deadlines import deadline
+from tests.support.deadlines import deadline, scaled
 from tests.support.edge import until
 from tests.support.failing_calls import ALWAYS, FailingCalls
+from tests.support.forked_programs import may_be_forked
 from tests.support.node_process import LIMIT, NodeProcess
 from tests.support.services import ServerUrls, drop_bucket, fresh_bucket
 
@@ -27,6 +38,16 @@ pytestmark = pytest.mark.never_retry
 WAL = "edge/db/skerry.db-wal"
 INSERT = b'{"sql": "INSERT INTO written VALUES (randomblob(500))"}'
 COUNT = b'{"sql": "SELECT count(*) FROM written"}'
+LEFT = may_be_forked("""
+import os, sys
+from pathlib import Path
+from edge_runtime.sql import database
+opened = database.connect_until_exit(Path(sys.argv[1]))
+opened.rows("CREATE TABLE written (x)")
+opened.rows("INSERT INTO written VALUES (zeroblob(5000000))")
+os._exit(0)
+""")
+"""Leaves a log for which a checkpointer is asked at once."""
 
 
 @pytest.fixture
@@ -140,6 +161,46 @@ async def test_all_processes_that_are_killed_at_once_cost_no_row(node: NodeProce
         failing.clear()
         assert there in await call(node, COUNT)
     assert (await workers(node))["zygote"] == zygote
+
+
+async def test_a_log_takes_longer_to_read_than_a_child_has_to_be_ready(
+    tmp_path: Path, failing: FailingCalls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a child of the zygote's own reads the log for, before any other child has come to it."""
+    database = tmp_path / "edge" / wal.FILE
+    database.parent.mkdir(parents=True)
+    subprocess.run([sys.executable, "-c", LEFT, str(database)], check=True)
+    left = wal.read(database)
+    assert left is not None
+    assert left.bytes >= checkpoint_schedule.START
+    limit = scaled(2.0)
+    for module, name in ((supervisor, "READY_LIMIT"), (stored_release, "LIMIT"), (checkpoint_schedule, "BEGIN_LIMIT")):
+        monkeypatch.setattr(module, name, limit)
+    for name, value in failing.environment.items():
+        monkeypatch.setenv(name, value)
+    rule = failing.delay("read", WAL, limit + 1, times=1)
+    async with edge.node(tmp_path / "edge") as node:
+        assert node.front.pool.deaths == 0
+        assert node.front.checkpoints.error == ""
+    assert rule.concerned == 1
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_a_left_log_is_read_before_the_first_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That may be for a checkpointer, which would read the log within its own limit while workers wait."""
+    database = tmp_path / wal.FILE
+    database.parent.mkdir()
+    subprocess.run([sys.executable, "-c", LEFT, str(database)], check=True)
+    recovered: list[Path] = []
+    monkeypatch.setattr(checkpointer, "recover", recovered.append)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.settimeout(scaled(10.0))
+        settings = frames.ChildSettings(str(tmp_path), "FULL")
+        ours.shutdown(socket.SHUT_WR)
+        Zygote(theirs, births.Arguments(theirs.fileno(), 0, os.getpid(), settings), {}).run()
+        assert births.decode_news(ours.recv(births.MESSAGE_BYTES)) == births.Recovering()
+    assert recovered == [database]
 
 
 async def test_a_file_that_cannot_be_written_is_served_for_reading(node: NodeProcess, failing: FailingCalls) -> None:
