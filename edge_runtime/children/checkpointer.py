@@ -119,10 +119,14 @@ def is_left(database: Path) -> bool:
 def recover(database: Path) -> None:
     """Recover the log in a child of this process, which has one thread, and wait for it however long it takes.
 
-    Raises: Unreadable, when the log can't be read; the child has then said on stderr which error it was.
+    Raises: Unreadable, when the log can't be read, and the child has said on stderr which error it was; or when there
+        is no process for it.
     """
     parent = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        raise Unreadable(f"the system can't make a process: {error}") from None
     if pid == 0:
         code = 1
         try:
