@@ -263,7 +263,7 @@ async def test_a_write_that_waits_too_long_is_told_how_long_the_release_may_take
         (faults / "edge.apply.after.held").unlink()
         await releasing
         # The worker may have the old release to forget before.
-        edge.front.pool.limits = dataclasses.replace(edge.front.pool.limits, queue_wait=30.0)
+        edge.front.pool.settings = dataclasses.replace(edge.front.pool.settings, queue_wait=30.0)
         assert (await lines(edge, "reads", DONE))[1][0]["rows"] == []
 
 
@@ -305,7 +305,7 @@ async def test_a_read_that_finds_the_release_that_serves_by_now_is_run_again_at_
 async def test_writers_that_wait_for_a_release_leave_room_for_readers(tmp_path: Path, faults: Path) -> None:
     async with gate() as held, node(tmp_path / "state", **PATIENT, workers=2) as edge:
         await edge.release(functions(1, held.url), FIRST)
-        edge.front.pool.limits = dataclasses.replace(edge.front.pool.limits, queue=8)
+        edge.front.pool.settings = dataclasses.replace(edge.front.pool.settings, queue_limit=8)
         (faults / "edge.apply.after").write_text("hold")
         releasing = asyncio.ensure_future(edge.release(functions(2, held.url), schema(2)))
         await until((faults / "edge.apply.after.held").exists)
