@@ -24,6 +24,7 @@ SHOWN = 20
 """Functions that a line of the log has at most."""
 
 log = logging.getLogger("skerry.agent")
+outbox_log = logging.getLogger("skerry.outbox")
 
 T = TypeVar("T")
 
@@ -233,11 +234,11 @@ def _read(file: Path, kind: type[T]) -> T | None:
     except FileNotFoundError:
         return None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        log.error("%s is damaged, and is removed: %s", file, error)
+        outbox_log.error("%s is damaged, and is removed: %s", file, error)
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
     except OSError as error:
-        log.error("%s can't be read, and is left out: %s", file, error)
+        outbox_log.error("%s can't be read, and is left out: %s", file, error)
     return None
 
 
@@ -247,4 +248,4 @@ def _despite_the_disk(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        log.error("%s can't be kept on disk: %s", what, error)
+        outbox_log.error("%s can't be kept on disk: %s", what, error)
