@@ -182,9 +182,10 @@ class Outbox:
 
     def keep(self, sync_id: str, update: wire.SyncUpdate) -> None:
         """Store a report in place of an older one; it is on disk when this returns."""
+        # Set first: a write that fails at its last step has put the report in its place. `waiting` finds out.
+        self.waits = True
         files.make_folder(self._file.parent)
         files.write(self._file, msgspec.json.encode(Waiting(sync_id, update)))
-        self.waits = True
         # Control may have given the same sync again, from metadata that were restored.
         self._told = ""
 

@@ -131,3 +131,22 @@ def test_attempts_that_come_to_no_end_are_counted_for_one_generation(tmp_path: P
     Outbox(tmp_path).end()
     Outbox(tmp_path).end()
     assert Outbox(tmp_path).begun() is None
+
+
+def test_a_report_whose_keeping_failed_at_its_last_step_waits_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in its place by then, and goes before the next poll."""
+
+    def full(_: Path) -> None:
+        raise OSError("the disk is full")
+
+    outbox, update = Outbox(tmp_path), wire.SyncUpdate(status="succeeded")
+    outbox.keep("sync-1", update)
+    outbox.clear("sync-1")
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "sync_folder", full)
+        with pytest.raises(OSError, match="the disk is full"):
+            outbox.keep("sync-2", update)
+    assert outbox.waits
+    assert outbox.waiting() == Waiting("sync-2", update)
