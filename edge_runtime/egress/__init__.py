@@ -1,6 +1,5 @@
 """HTTP requests that functions ask for, made by the front: workers have no network.
 
-May import `dispatch`, `ipc` and the modules at the top of `edge_runtime`. Start with
-`http_client` (a request from the worker's frame to its answer, and where names may lead), then `grants` (what a
-manifest allows).
+May import `dispatch`, `telemetry`, `ipc` and the modules at the top of `edge_runtime`. Start with `http_client` (a
+request from the worker's frame to its answer, and where names may lead), then `grants` (what a manifest allows).
 """
