@@ -230,10 +230,6 @@ class Zygote:
             slot = open_slot(self._arguments.page, birth.slot)
             os.close(self._arguments.page)
             settings = self._arguments.settings
-            if birth.rehearsed:
-                from edge_runtime.children import warmup
-
-                warmup.rehearse()
             fence.enter(birth.kind)
             self._modules[birth.kind].serve(sock, slot, 0, settings)
             code = 0

@@ -38,8 +38,6 @@ class Birth(Struct, frozen=True):
     kind: ChildKind
     slot: int = 0
     background: bool = False
-    rehearsed: bool = False
-    """Have it call a function that does nothing before it is fenced: it isn't needed at once."""
 
 
 class ZygoteUp(Struct, frozen=True, tag="up"):

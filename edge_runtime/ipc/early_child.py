@@ -16,15 +16,11 @@ Work = Callable[[Child], Awaitable[None]]
 class EarlyChild:
     """One child at most: `begin` it early, `take` it when it is needed, `dismiss` it when it won't be."""
 
-    def __init__(
-        self, processes: ZygoteClient, kind: ChildKind, first: Work | None = None, *, rehearsed: bool = False
-    ) -> None:
-        """Each child that is started before it is needed has called a function that does nothing, where it is
-        `rehearsed`; `first` is done with it."""
+    def __init__(self, processes: ZygoteClient, kind: ChildKind, first: Work | None = None) -> None:
+        """`first` is done with each child that is started before it is needed."""
         self._processes: Final = processes
         self._kind: Final = kind
         self._first: Final = first
-        self._rehearsed: Final = rehearsed
         self._tasks: list[asyncio.Future[Child]] = []
         """The child's birth, and all that is done with it, each after the one before."""
 
@@ -33,7 +29,7 @@ class EarlyChild:
         if self._tasks and not _is_over(self._tasks[-1]):
             return
         self.dismiss()
-        birth = self._processes.birth(self._kind, patience=0.0, rehearsed=self._rehearsed)
+        birth = self._processes.birth(self._kind, patience=0.0)
         self._tasks = [asyncio.create_task(birth)]
         if self._first is not None:
             self._then(self._first)

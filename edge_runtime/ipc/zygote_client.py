@@ -201,7 +201,6 @@ class ZygoteClient:
         slot: int = 0,
         background: bool = False,
         patience: float = PATIENCE,
-        rehearsed: bool = False,
     ) -> Child:
         """Start a child. If there can be none now, try again for `patience` seconds.
 
@@ -211,14 +210,14 @@ class ZygoteClient:
         delay = BACKOFF
         while True:
             try:
-                return await self._birth(kind, slot, background, rehearsed)
+                return await self._birth(kind, slot, background)
             except NotBorn:
                 if clock.monotonic() + delay > end:
                     raise
             await clock.sleep(delay)
             delay = min(2 * delay, BACKOFF_CAP)
 
-    async def _birth(self, kind: ChildKind, slot: int, background: bool, rehearsed: bool) -> Child:
+    async def _birth(self, kind: ChildKind, slot: int, background: bool) -> Child:
         """Ask the zygote once for a child. Raises: NotBorn."""
         await self._up.wait()
         assert self._control is not None  # noqa: S101
@@ -232,7 +231,7 @@ class ZygoteClient:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
             self._next += 1
             child = Child(self._next, slot, ours)
-            message = frames.encode_json(births.Birth(child.id, kind, slot, background, rehearsed))
+            message = frames.encode_json(births.Birth(child.id, kind, slot, background))
             self._children[child.id] = child
             try:
                 # The zygote reads all the time: if its buffer is full it is stuck, and waiting would stall the front.

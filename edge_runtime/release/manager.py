@@ -66,7 +66,7 @@ class ReleaseManager:
         self._supervisor = supervisor
         self._compiler = compiler
         self._processes = processes
-        self._applier = EarlyChild(processes, "applier", partial(told, frames.REHEARSE), rehearsed=True)
+        self._applier = EarlyChild(processes, "applier", partial(told, frames.REHEARSE))
         self._secrets = secrets
         self._witness = witness
         self._flip_limit = flip_limit

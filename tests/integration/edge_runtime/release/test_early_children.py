@@ -35,8 +35,6 @@ KEPT = 20_000_000
 """Bytes of LLVM's program that a child has mapped once it has compiled something; 42 million."""
 RESTED = 12_000_000
 """Bytes of it that a child has mapped once it has given them back; 6 million."""
-CALLED = 2_000_000
-"""Bytes of programs' pages that a child has mapped more once it has called a function; 3.4 million."""
 
 
 @pytest.fixture
@@ -137,15 +135,6 @@ async def test_a_release_is_made_by_the_processes_that_were_begun(edge: Node, bo
         await child.exited
 
 
-async def test_the_one_that_tries_and_applies_has_called_a_function_before(edge: Node, born: list[Child]) -> None:
-    other = await edge.front.processes.birth("applier")
-    edge.front.manager.expect()
-    await until(lambda: len(born) == 2)
-    await until(lambda: mapped(born[1]) > mapped(other) + CALLED)
-    other.close()
-    edge.front.manager.dismiss()
-
-
 async def test_one_that_is_given_back_is_taken_again(edge: Node, born: list[Child]) -> None:
     early = EarlyChild(edge.front.processes, "applier")
     taken = await early.take()
@@ -164,11 +153,6 @@ def memory(edge: Node) -> int:
     """Bytes that the child has written for itself that waits for something to compile; 0 where there is none."""
     tasks = edge.front.compiler.compilations._early._tasks
     return 0 if not tasks or not tasks[-1].done() else pages(tasks[-1].result(), "Private_Dirty")
-
-
-def mapped(child: Child) -> int:
-    """Bytes of programs' pages that a child has mapped."""
-    return pages(child, "Private_Clean") + pages(child, "Shared_Clean")
 
 
 def pages(child: Child, kind: str) -> int:
