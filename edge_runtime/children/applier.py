@@ -4,7 +4,6 @@ It does what each frame asks for: load new functions on trial, prepare a release
 or run steps of schema changes (`apply_changes`). Whatever kills it before a COMMIT leaves the old release.
 """
 
-import contextlib
 import functools
 import socket
 from pathlib import Path
@@ -18,8 +17,7 @@ from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database, schema
-from edge_runtime.sql.access import AccessRules
-from edge_runtime.sql.database import DatabaseOpenError, LibsqlDatabase
+from edge_runtime.sql.database import DatabaseOpenError
 
 _decode_apply: Final = msgspec.json.Decoder(frames.Apply).decode
 _decode_try: Final = msgspec.json.Decoder(frames.Try).decode
@@ -45,8 +43,6 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
         tell = functools.partial(_tell, sock, frame.request)
         try:
             match frame.kind:
-                case frames.REHEARSE:
-                    _rehearse(opened)
                 case frames.TRY:
                     _try(sock, _decode_try(frame.body), tried)
                 case frames.APPLY:
@@ -75,17 +71,6 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                     raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no applier knows")
         except SyncFailed as failed:
             frames.send_json(sock, frame.request, frames.FAILED, frames.ChildFailure(failed.code, failed.message))
-
-
-def _rehearse(opened: LibsqlDatabase) -> None:
-    """Read what `prepare` reads of any release, so that it finds the schema read and the statements' code mapped."""
-    with contextlib.suppress(ValueError):
-        # Whatever fails here fails the release, too, which then says so.
-        schema.definitions(opened)
-        schema.is_recorded(opened)
-        apply_changes.stored_steps(opened)
-        AccessRules.read(opened)
-        database.inventory(opened)
 
 
 def _try(sock: socket.socket, order: frames.Try, tried: probe_call.TriedFunctions) -> None:

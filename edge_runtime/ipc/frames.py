@@ -57,11 +57,9 @@ FINISH: Final = 16
 """Run the steps that come after the flips of schema changes; answered as ADVANCE is."""
 TRY: Final = 13
 """`Try`; answered by TRIED (`Tried`) for one function after the other, in their order, until one FAILED."""
-# To an applier or a compiler
-REHEARSE: Final = 46
-"""Read what an applier reads of any release, or compile next to nothing, so that what comes is done sooner. No
-answer."""
 # To a compiler
+REHEARSE: Final = 46
+"""Compile next to nothing, so that what comes is compiled sooner. No answer."""
 REST: Final = 47
 """Nothing will come for a while: give back the pages that are mapped of programs, too. No answer."""
 EXPECT: Final = 45

@@ -12,7 +12,6 @@ import errno
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Final
 
 import msgspec
@@ -24,7 +23,7 @@ from edge_runtime.dispatch.release_gate import settled
 from edge_runtime.dispatch.supervisor import LoadFailed, Supervisor
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.early_child import EarlyChild, told
+from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.release import applier_process, stored_release
@@ -66,7 +65,7 @@ class ReleaseManager:
         self._supervisor = supervisor
         self._compiler = compiler
         self._processes = processes
-        self._applier = EarlyChild(processes, "applier", partial(told, frames.REHEARSE))
+        self._applier = EarlyChild(processes, "applier")
         self._secrets = secrets
         self._witness = witness
         self._flip_limit = flip_limit
