@@ -65,7 +65,6 @@ class ReleaseManager:
         self._supervisor = supervisor
         self._compiler = compiler
         self._processes = processes
-        self._applier = EarlyChild(processes, "applier")
         self._secrets = secrets
         self._witness = witness
         self._flip_limit = flip_limit
@@ -194,14 +193,6 @@ class ReleaseManager:
         generation = release.generation if release is not None else 0
         await self.steps.advance(frames.Advance(plan, generation, serving, self._secrets.of(serving)), tell)
 
-    def expect(self) -> None:
-        """Start the process that `apply` needs."""
-        self._applier.begin()
-
-    def dismiss(self) -> None:
-        """End it, if `apply` hasn't taken it."""
-        self._applier.dismiss()
-
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Move to the plan's release, of which `functions` are all functions with their code; return the inventory
         then.
@@ -209,38 +200,46 @@ class ReleaseManager:
         Raises: SyncFailed, when that can't be done; the old release then keeps serving.
         """
         async with self._one:
-            schema = plan.schema_changes[-1].number if plan.schema_changes else self.inventory.schema_version
-            release = LocalRelease(plan.release_id, plan.release_number, plan.generation, schema, functions)
-            self._secrets.look()
-            for failure in self._secrets.lacking(functions).values():
-                raise SyncFailed(failure.code, failure.message)
+            applier = EarlyChild(self._processes, "applier")
             try:
-                serial = await self._load(release, self._applier)
-            except LoadFailed as failed:
-                raise SyncFailed(failed.code, failed.message) from None
-            started = clock.monotonic()
-            try:
-                inventory = await self._flip(plan, release, serial)
-            except BaseException as error:
-                if self._pool.serial != serial:
-                    self._supervisor.forget(serial)
-                if self._forged is None:
-                    self._pool.let_go()
-                if isinstance(error, SyncFailed):
-                    error.held = clock.monotonic() - started
-                    if self._stored.durable:
-                        await asyncio.to_thread(self._witness.settle, self._stored)
-                raise
-            self._changed.set()
-            if has_steps(plan):
-                self.steps.unfinished.set()
-            if self._stored.durable:
-                await asyncio.to_thread(self._witness.settle, self._stored)
-            return inventory
+                return await self._apply(plan, functions, applier)
+            finally:
+                applier.dismiss()
 
-    async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int) -> wire.Inventory:
+    async def _apply(self, plan: wire.Plan, functions: list[LocalFunction], applier: EarlyChild) -> wire.Inventory:
+        """Raises: SyncFailed."""
+        schema = plan.schema_changes[-1].number if plan.schema_changes else self.inventory.schema_version
+        release = LocalRelease(plan.release_id, plan.release_number, plan.generation, schema, functions)
+        self._secrets.look()
+        for failure in self._secrets.lacking(functions).values():
+            raise SyncFailed(failure.code, failure.message)
+        try:
+            serial = await self._load(release, applier)
+        except LoadFailed as failed:
+            raise SyncFailed(failed.code, failed.message) from None
+        started = clock.monotonic()
+        try:
+            inventory = await self._flip(plan, release, serial, applier)
+        except BaseException as error:
+            if self._pool.serial != serial:
+                self._supervisor.forget(serial)
+            if self._forged is None:
+                self._pool.let_go()
+            if isinstance(error, SyncFailed):
+                error.held = clock.monotonic() - started
+                if self._stored.durable:
+                    await asyncio.to_thread(self._witness.settle, self._stored)
+            raise
+        self._changed.set()
+        if has_steps(plan):
+            self.steps.unfinished.set()
+        if self._stored.durable:
+            await asyncio.to_thread(self._witness.settle, self._stored)
+        return inventory
+
+    async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int, tried_in: EarlyChild) -> wire.Inventory:
         """Prepare, commit, swap. After an error calls may still be held."""
-        async with applier_process.started(self._applier.take()) as applier:
+        async with applier_process.started(tried_in.take()) as applier:
             await self._compiler.on_disk({f.sha256 for f in release.functions})
             faults.reach("edge.sync.prepare.before")
             if self._forged is None:

@@ -22,9 +22,6 @@ RENEW_CAP = 20.0
 """Seconds between two messages at most by which a longer sync says that it is running: the node's heartbeat then."""
 RENEW_AGAIN = 2.0
 """Seconds until that is tried again, if control couldn't be told."""
-EXPECT_AFTER = 0.01
-"""Seconds until the process is started that is needed once functions are compiled: what compiles needs the processors
-first."""
 STEP_SHOWN = 64
 """Characters of a step and of how far it has come, as the messages have room for."""
 
@@ -52,14 +49,6 @@ class Runtime(Protocol):
     async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
         """Run the steps of schema changes that come before the flip, telling how far they are. Raises: SyncFailed, when
         one fails."""
-        ...
-
-    def expect(self) -> None:
-        """Start the process that `apply` needs."""
-        ...
-
-    def dismiss(self) -> None:
-        """End it, if `apply` hasn't taken it."""
         ...
 
     async def apply(self, plan: wire.Plan, functions: list[frames.LocalFunction]) -> wire.Inventory:
@@ -162,11 +151,7 @@ class SyncAttempt:
                 frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
                 for f in plan.functions
             ]
-            later = clock.call_later(EXPECT_AFTER, self._runtime.expect)
-            try:
-                functions = await self._compiler.functions(planned, {f.name for f in served if f.aot})
-            finally:
-                later.cancel()
+            functions = await self._compiler.functions(planned, {f.name for f in served if f.aot})
             self._end("compile")
 
             if plan.schema_changes:
@@ -188,8 +173,6 @@ class SyncAttempt:
             self._trace("internal")
             log.exception("a sync failed in a way that nobody foresaw")
             return SyncFailed("internal", f"the edge runtime made a mistake: {error!r}; the node's log has more")
-        finally:
-            self._runtime.dismiss()
         return None
 
     async def _fetch(self, serving: list[frames.LocalFunction]) -> None:

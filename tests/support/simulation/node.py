@@ -170,12 +170,6 @@ class SimulatedRuntime:
     async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
         """No simulated change has steps."""
 
-    def expect(self) -> None:
-        """There are no processes to start."""
-
-    def dismiss(self) -> None:
-        """There are no processes to end."""
-
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Commit the plan's release; raises `SyncFailed`, and nothing has changed."""
         node, disk = self._node, self._node.disk

@@ -1,4 +1,4 @@
-"""A sync starts the processes that it needs while it fetches and compiles, and one waits for the next."""
+"""A sync needs one process that compiles, which waits for it, and one that tries and applies."""
 
 from typing import Any
 
@@ -7,13 +7,11 @@ import pytest
 from control.protocol import faults
 from edge_runtime.ipc.zygote_client import Child
 from edge_runtime.release import applier_process, compile_jobs
-from edge_runtime.sync import attempt
 from edge_runtime.sync.artifacts import Artifacts
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.agents import Control, Edge
 from tests.support.edge import until
-from tests.support.moved_clock import MovedClock
 from tests.support.releases import READ, answers, first_release
 
 PROBED = {**READ, "probe": {"path": "/", "status": 200}}
@@ -55,11 +53,7 @@ async def stands_by(seen: list[str]) -> None:
     await until(lambda: "report.after" in seen and "compiler" in seen[seen.index("report.after") :])
 
 
-async def test_they_are_asked_for_before_they_are_needed(
-    control: Control, node: Edge, seen: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The module is compiled sooner than after 10 ms.
-    monkeypatch.setattr(attempt, "EXPECT_AFTER", 0.0)
+async def test_one_compiles_and_one_tries_and_applies(control: Control, node: Edge, seen: list[str]) -> None:
     await first_release(control)
     await answers(node, 1)
     await control.until(lambda n: n["at_target"])
@@ -68,27 +62,9 @@ async def test_they_are_asked_for_before_they_are_needed(
     await control.release(functions={"hello": await control.push("hello", version(2), PROBED)})
     await answers(node, 2)
     await stands_by(seen)
-    needed = seen[: seen.index("compile.after")]
-    assert [each for each in needed if "." not in each] == ["applier"]
-    # It has compiled, and another one waits.
-    assert [each for each in seen[len(needed) :] if "." not in each] == ["compiler"]
-    await until(lambda: len(beside_workers(node)) == 1)
-
-
-async def test_what_compiles_has_the_processors_first(
-    clock: MovedClock, control: Control, node: Edge, seen: list[str]
-) -> None:
-    await first_release(control)
-    await answers(node, 1)
-    await control.until(lambda n: n["at_target"])
-    await stands_by(seen)
-    seen.clear()
-    with clock.standing():
-        await control.release(functions={"hello": await control.push("hello", version(2), PROBED)})
-        await answers(node, 2)
-        await stands_by(seen)
+    # The one that has waited has compiled, and another one waits.
     assert [each for each in seen if "." not in each] == ["applier", "compiler"]
-    assert seen.index("compile.after") < seen.index("applier")
+    await until(lambda: len(beside_workers(node)) == 1)
 
 
 @pytest.mark.parametrize("fails", ["fetch", "compile", "probe"])
