@@ -41,14 +41,12 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
     reader = FrameReader(sock)
-    while (frame := reader.next()) is not None and frame.kind in (frames.REHEARSE, frames.EXPECT, frames.REST):
+    while (frame := reader.next()) is not None and frame.kind in (frames.REHEARSE, frames.EXPECT):
         match frame.kind:
             case frames.REHEARSE:
                 _rehearse(Path(settings.state) / FOLDER)
             case frames.EXPECT:
                 process_memory.fill_heap(HEAP_BYTES)
-            case frames.REST:
-                process_memory.drop_mapped()
     if frame is None:
         return
     match frame.kind:
@@ -72,6 +70,8 @@ def _rehearse(folder: Path) -> None:
         # Compiling is only slower without this. A cause that stays will make the release's own compilation fail.
         print(f"a compiler couldn't be made ready beforehand: {error}", file=sys.stderr, flush=True)
     process_memory.trim_heap()
+    # 35 MB of LLVM's program.
+    process_memory.drop_mapped()
 
 
 def _compile(sock: socket.socket, order: frames.Compile) -> None:

@@ -15,7 +15,6 @@ from typing import Final
 
 import msgspec
 
-from edge_runtime import clock
 from edge_runtime.aot_cache import QUICK, AotFile, install, key, put_on_disk, remove, work_folder
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
@@ -29,9 +28,6 @@ TRIES: Final = 3
 """Compilers that may die before the artifact is to blame: the zygote may have been replaced meanwhile."""
 BEST_LIMIT: Final = 3600.0
 """Seconds for one artifact in the background."""
-WARM = 10.0
-"""Seconds after a sync for which the child that waits keeps the pages of LLVM's program that it has mapped (35 MB): a
-release that follows is compiled 2 ms sooner."""
 
 _decode_compiled: Final = msgspec.json.Decoder(frames.Compiled).decode
 
@@ -63,8 +59,6 @@ class CompileJobs:
         """The child of the next job that is waited for."""
         self._expects = False
         """It has taken the memory for that."""
-        self._rest: clock.SetTimer | None = None
-        """When it gives back the pages that it has mapped of programs."""
         self._limit = limit
         self._turns = asyncio.Semaphore(processors())
         """Bounds the jobs that are waited for and run at the same time. Background jobs come one after the other
@@ -102,42 +96,27 @@ class CompileJobs:
 
     def expect(self) -> None:
         """Have the child of the next job take the memory for it, since that will soon come."""
-        self._keep_mapped()
         self._early.prepare(functools.partial(told, frames.EXPECT))
         self._expects = True
 
     def stand_by(self) -> None:
-        """Have a child wait for the next job, without memory for that; soon with few mapped pages, too."""
+        """Have a child wait for the next job, without memory for that."""
         if self._expects:
             self._early.dismiss()
             self._expects = False
         self._early.begin()
-        self._keep_mapped()
-        self._rest = clock.call_later(WARM, self._give_back)
 
     async def run(self) -> None:
         """Let jobs run until cancelled; then they are given up."""
         self._early.begin()
-        self._give_back()
         try:
             await asyncio.Event().wait()
         finally:
-            self._keep_mapped()
             self._early.dismiss()
             tasks = [job.task for job in self._jobs.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _give_back(self) -> None:
-        """Have the child that waits give back the pages that it has mapped of programs."""
-        self._early.prepare(functools.partial(told, frames.REST))
-
-    def _keep_mapped(self) -> None:
-        """Don't have it give them back, for now."""
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rest = None
 
     def _ended(self, name: tuple[str, int], job: _Job) -> None:
         if self._jobs.get(name) is job:
@@ -168,7 +147,6 @@ class CompileJobs:
             child = await self._processes.birth("compiler", background=True)
         else:
             self._expects = False
-            self._keep_mapped()
             child = await self._early.take()
         # The child makes it, as a disk that hangs must not hold up the loop, and a thread would have it wait.
         work = work_folder(self._folder)

@@ -27,14 +27,12 @@ from edge_runtime.release.compile_jobs import CompileJobs
 from tests.guests.version import version
 from tests.support.deadlines import scaled
 from tests.support.edge import BACKGROUND, Node, node, until
-from tests.support.moved_clock import MovedClock, MovedTimer
+from tests.support.moved_clock import MovedClock
 
 REHEARSED = 2_500_000
 """Bytes that a child has written once LLVM is ready in it; without, 1.5 million."""
-KEPT = 20_000_000
-"""Bytes of LLVM's program that a child has mapped once it has compiled something; 42 million."""
 RESTED = 12_000_000
-"""Bytes of it that a child has mapped once it has given them back; 6 million."""
+"""Bytes of LLVM's program that a child has mapped once it has given them back; 6 million, of 42."""
 
 
 @pytest.fixture
@@ -175,40 +173,8 @@ async def test_one_that_waits_has_compiled_before_and_keeps_little_of_that(edge:
 
 
 @pytest.mark.usefixtures("real_compilation")
-async def test_one_that_waits_keeps_mapped_pages_for_a_while_after_a_sync(clock: MovedClock, edge: Node) -> None:
-    compiler = edge.front.compiler
-    # From the node's start it has few.
+async def test_one_that_waits_gives_back_what_it_has_mapped(edge: Node) -> None:
     await until(lambda: memory(edge) > REHEARSED and 0 < of_llvm(edge) < RESTED)
-    with clock.standing():
-        await edge.release({"version": (version(1), {})})
-        compiler.stand_by()
-        await until(lambda: of_llvm(edge) > KEPT)
-        await clock.move(compile_jobs.WARM / 2)
-        # They are there for the next release, which takes it.
-        compiler.expect()
-        await until(lambda: memory(edge) > HEAP_BYTES)
-        await clock.move(compile_jobs.WARM)
-        assert of_llvm(edge) > KEPT
-        await edge.release({"version": (version(2), {})})
-        compiler.stand_by()
-        await until(lambda: memory(edge) > REHEARSED and of_llvm(edge) > KEPT)
-        await clock.move(compile_jobs.WARM)
-        await until(lambda: memory(edge) > REHEARSED and 0 < of_llvm(edge) < RESTED)
-
-
-async def test_one_that_is_taken_is_not_told_to_rest(clock: MovedClock, edge: Node) -> None:
-    compilations = edge.front.compiler.compilations
-    clock.stand()
-    for begun in (edge.front.compiler.expect, lambda: edge.release({"version": (version(1), {})})):
-        edge.front.compiler.stand_by()
-        rest = compilations._rest
-        assert rest is not None
-        done = begun()
-        if done is not None:
-            await done
-        assert isinstance(rest, MovedTimer)
-        assert not rest.set
-        assert compilations._rest is None
 
 
 def of_llvm(edge: Node) -> int:
