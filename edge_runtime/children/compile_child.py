@@ -41,12 +41,8 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
     reader = FrameReader(sock)
-    while (frame := reader.next()) is not None and frame.kind in (frames.REHEARSE, frames.EXPECT):
-        match frame.kind:
-            case frames.REHEARSE:
-                _rehearse(Path(settings.state) / FOLDER)
-            case frames.EXPECT:
-                process_memory.fill_heap(HEAP_BYTES)
+    while (frame := reader.next()) is not None and frame.kind == frames.REHEARSE:
+        _rehearse(Path(settings.state) / FOLDER)
     if frame is None:
         return
     match frame.kind:
@@ -90,7 +86,6 @@ def _compile(sock: socket.socket, order: frames.Compile) -> None:
         # Before the wasm is parsed, so that it can't touch the AOT files of others.
         fence.narrow([(Path(order.folder), REBUILD), PROCESSOR])
         faults.reach("edge.compile.before")
-        # Costs next to nothing after an EXPECT.
         process_memory.fill_heap(HEAP_BYTES)
         compile_artifact(wasm, Path(order.folder), order.level, made)
     except Lost as lost:

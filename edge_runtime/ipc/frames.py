@@ -60,8 +60,6 @@ TRY: Final = 13
 # To a compiler
 REHEARSE: Final = 46
 """Compile next to nothing, so that what comes is compiled sooner. No answer."""
-EXPECT: Final = 45
-"""Something will come to be compiled, soon: take the memory for that now. No answer; COMPILE follows."""
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
 VERIFY: Final = 14

@@ -57,8 +57,6 @@ class CompileJobs:
         self._processes = processes
         self._early = EarlyChild(processes, "compiler", functools.partial(told, frames.REHEARSE))
         """The child of the next job that is waited for."""
-        self._expects = False
-        """It has taken the memory for that."""
         self._limit = limit
         self._turns = asyncio.Semaphore(processors())
         """Bounds the jobs that are waited for and run at the same time. Background jobs come one after the other
@@ -94,16 +92,8 @@ class CompileJobs:
                 await asyncio.to_thread(remove, self._folder, sha256, QUICK)
                 raise _unwritten(sha256, error)
 
-    def expect(self) -> None:
-        """Have the child of the next job take the memory for it, since that will soon come."""
-        self._early.prepare(functools.partial(told, frames.EXPECT))
-        self._expects = True
-
     def stand_by(self) -> None:
-        """Have a child wait for the next job, without memory for that."""
-        if self._expects:
-            self._early.dismiss()
-            self._expects = False
+        """Have a child wait for the next job."""
         self._early.begin()
 
     async def run(self) -> None:
@@ -146,7 +136,6 @@ class CompileJobs:
         if background:
             child = await self._processes.birth("compiler", background=True)
         else:
-            self._expects = False
             child = await self._early.take()
         # The child makes it, as a disk that hangs must not hold up the loop, and a thread would have it wait.
         work = work_folder(self._folder)

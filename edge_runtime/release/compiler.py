@@ -94,10 +94,6 @@ class Compiler:
         self.lost: set[str] = set()
         """Artifacts that are missing or damaged on disk: they must be fetched again."""
 
-    def expect(self) -> None:
-        """Have the process that waits for something to compile take memory for that: an artifact is being fetched."""
-        self.compilations.expect()
-
     def stand_by(self) -> None:
         """Have a process wait for something to compile."""
         self.compilations.stand_by()

@@ -59,10 +59,6 @@ class Runtime(Protocol):
 class ArtifactCompiler(Protocol):
     """Finds or makes the code that functions run: `release.compiler.Compiler`."""
 
-    def expect(self) -> None:
-        """Have the process that waits for something to compile take memory for that: an artifact is being fetched."""
-        ...
-
     def stand_by(self) -> None:
         """Have a process wait for something to compile."""
         ...
@@ -138,11 +134,8 @@ class SyncAttempt:
         try:
             manifests = plan_check.check_plan(plan, release.generation if release is not None else 0)
             served = release.functions if release is not None else []
-            new = {f.sha256 for f in plan.functions} - {f.sha256 for f in served}
 
             self._begin("fetch")
-            if new:
-                self._compiler.expect()
             await self._fetch(served)
             self._end("fetch")
 

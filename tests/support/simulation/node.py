@@ -193,9 +193,6 @@ class SimulatedCompiler:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def expect(self) -> None:
-        """There are no processes to start."""
-
     def stand_by(self) -> None:
         """There are no processes to start."""
 

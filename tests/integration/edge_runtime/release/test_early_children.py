@@ -124,7 +124,6 @@ async def test_a_release_is_made_by_one_that_waited_to_compile_and_one_that_trie
     edge: Node, born: list[Child]
 ) -> None:
     await until(lambda: memory(edge))
-    edge.front.compiler.expect()
     await edge.release({"version": (version(1), {})})
     assert len(born) == 1
     for child in born:
@@ -192,27 +191,6 @@ def test_a_disk_that_hinders_it_is_told_of(tmp_path: Path, capfd: pytest.Capture
     told = capfd.readouterr().err
     assert "couldn't be made ready" in told
     assert str(tmp_path / "missing") in told
-
-
-@pytest.mark.usefixtures("real_compilation")
-async def test_one_that_waits_takes_memory_when_something_will_come(edge: Node, born: list[Child]) -> None:
-    compiler = edge.front.compiler
-    await until(lambda: memory(edge))
-    compiler.expect()
-    await until(lambda: memory(edge) > HEAP_BYTES)
-    assert born == []
-    # Nothing was compiled: another one waits, without.
-    compiler.stand_by()
-    await until(lambda: 0 < memory(edge) < HEAP_BYTES)
-    assert len(born) == 1
-    for _ in range(3):
-        compiler.stand_by()
-    assert len(born) == 1
-    # And after a release, which took it.
-    compiler.expect()
-    await edge.release({"version": (version(1), {})})
-    compiler.stand_by()
-    await until(lambda: 0 < memory(edge) < HEAP_BYTES)
 
 
 async def test_another_one_waits_where_it_has_ended(edge: Node, born: list[Child]) -> None:
