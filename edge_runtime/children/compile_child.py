@@ -5,7 +5,6 @@ It compiles an artifact, or checks files by their sha256.
 
 import hashlib
 import resource
-import shutil
 import socket
 import sys
 from pathlib import Path
@@ -15,8 +14,7 @@ import msgspec
 
 from control.protocol import faults
 from edge_runtime import process_memory
-from edge_runtime.aot_cache import FOLDER, QUICK, AotFile, Damaged, make_work_folder, verify
-from edge_runtime.children import warmup
+from edge_runtime.aot_cache import AotFile, Damaged, verify
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
@@ -36,13 +34,11 @@ class Lost(Exception):
     """The artifact's file is missing, or has other content now."""
 
 
-def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
+def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
     """Answer one COMPILE or VERIFY, and return."""
     fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
-    reader = FrameReader(sock)
-    while (frame := reader.next()) is not None and frame.kind == frames.REHEARSE:
-        _rehearse(Path(settings.state) / FOLDER)
+    frame = FrameReader(sock).next()
     if frame is None:
         return
     match frame.kind:
@@ -52,22 +48,6 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
             _verify(sock, msgspec.json.decode(frame.body, type=frames.Verify))
         case _:
             raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no compiler knows")
-
-
-def _rehearse(folder: Path) -> None:
-    """Compile a module that does nothing, so that LLVM has done what it does once. This keeps 3 MB of memory."""
-    try:
-        work = make_work_folder(folder)
-        try:
-            compile_artifact(warmup.NOTHING, work, QUICK)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    except (WasmEdgeError, OSError) as error:
-        # Compiling is only slower without this. A cause that stays will make the release's own compilation fail.
-        print(f"a compiler couldn't be made ready beforehand: {error}", file=sys.stderr, flush=True)
-    process_memory.trim_heap()
-    # 35 MB of LLVM's program.
-    process_memory.drop_mapped()
 
 
 def _compile(sock: socket.socket, order: frames.Compile) -> None:

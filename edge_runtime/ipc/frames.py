@@ -58,8 +58,6 @@ FINISH: Final = 16
 TRY: Final = 13
 """`Try`; answered by TRIED (`Tried`) for one function after the other, in their order, until one FAILED."""
 # To a compiler
-REHEARSE: Final = 46
-"""Compile next to nothing, so that what comes is compiled sooner. No answer."""
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
 VERIFY: Final = 14

@@ -18,7 +18,7 @@ import msgspec
 from edge_runtime.aot_cache import QUICK, AotFile, install, key, put_on_disk, remove, work_folder
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.early_child import EarlyChild, told
+from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
 from edge_runtime.settings import processors
 
@@ -55,7 +55,7 @@ class CompileJobs:
         self._artifacts = artifacts
         self._folder = folder
         self._processes = processes
-        self._early = EarlyChild(processes, "compiler", functools.partial(told, frames.REHEARSE))
+        self._early = EarlyChild(processes, "compiler")
         """The child of the next job that is waited for."""
         self._limit = limit
         self._turns = asyncio.Semaphore(processors())

@@ -1,26 +1,17 @@
 """What a release needs is begun early: it is taken where it lives, and ended where nobody takes it."""
 
 import asyncio
-import contextlib
 import errno
 import hashlib
-import re
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from edge_runtime import aot_cache
-from edge_runtime.aot_cache import QUICK
-from edge_runtime.children import compile_child
-from edge_runtime.children.compile_child import HEAP_BYTES
 from edge_runtime.errors import SyncFailed
-from edge_runtime.ipc import frames
 from edge_runtime.ipc.early_child import EarlyChild
-from edge_runtime.ipc.frames import Compile, Compiled
 from edge_runtime.ipc.zygote_client import Child, NotBorn
 from edge_runtime.release import compile_jobs, compiler, manager
 from edge_runtime.release.compile_jobs import CompileJobs
@@ -31,8 +22,6 @@ from tests.support.moved_clock import MovedClock
 
 REHEARSED = 2_500_000
 """Bytes that a child has written once LLVM is ready in it; without, 1.5 million."""
-RESTED = 12_000_000
-"""Bytes of LLVM's program that a child has mapped once it has given them back; 6 million, of 42."""
 
 
 @pytest.fixture
@@ -123,7 +112,7 @@ async def test_where_none_could_be_begun_it_is_asked_for_again(edge: Node, monke
 async def test_a_release_is_made_by_one_that_waited_to_compile_and_one_that_tries_and_applies(
     edge: Node, born: list[Child]
 ) -> None:
-    await until(lambda: memory(edge))
+    await until(lambda: waiting(edge) is not None)
     await edge.release({"version": (version(1), {})})
     assert len(born) == 1
     for child in born:
@@ -144,62 +133,20 @@ async def test_one_that_is_given_back_is_taken_again(edge: Node, born: list[Chil
     await taken.exited
 
 
-def memory(edge: Node) -> int:
-    """Bytes that the child has written for itself that waits for something to compile; 0 where there is none."""
-    tasks = edge.front.compiler.compilations._early._tasks
-    return 0 if not tasks or not tasks[-1].done() else pages(tasks[-1].result(), "Private_Dirty")
-
-
-def pages(child: Child, kind: str) -> int:
-    rollup = Path(f"/proc/{child.pid}/smaps_rollup").read_text()
-    return int(rollup.partition(f"{kind}:")[2].split()[0]) * 1024
-
-
-@pytest.mark.usefixtures("real_compilation")
-async def test_one_that_waits_has_compiled_before_and_keeps_little_of_that(edge: Node) -> None:
-    await until(lambda: REHEARSED < memory(edge) < HEAP_BYTES)
-    await until(lambda: not list(edge.state.aot.iterdir()))
-    _, local = edge.plan({"version": version(1)})
-    made = await edge.front.compiler.functions(local)
-    again = await edge.front.processes.birth("compiler")
-    work = aot_cache.work_folder(edge.state.aot)
-    order = Compile(str(edge.state.artifacts / f"{local[0].sha256}.wasm"), local[0].sha256, str(work), QUICK)
-    with contextlib.closing(again):
-        answer = await again.ask(frames.COMPILE, order, 60.0)
-    # One that hasn't makes the same.
-    assert msgspec.json.decode(answer.body, type=Compiled).digest == made[0].aot_digest
-    shutil.rmtree(work)
-
-
-@pytest.mark.usefixtures("real_compilation")
-async def test_one_that_waits_gives_back_what_it_has_mapped(edge: Node) -> None:
-    await until(lambda: memory(edge) > REHEARSED and 0 < of_llvm(edge) < RESTED)
-
-
-def of_llvm(edge: Node) -> int:
-    """Bytes of LLVM's program that the child has mapped that waits for something to compile."""
-    tasks = edge.front.compiler.compilations._early._tasks
-    if not tasks or not tasks[-1].done():
-        return 0
-    blocks = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{tasks[-1].result().pid}/smaps").read_text())
-    found = [re.search(r"Rss: +(\d+)", block) for block in blocks if "libLLVM" in block.partition("\n")[0]]
-    return sum(int(rss[1]) for rss in found if rss) * 1024
-
-
-def test_a_disk_that_hinders_it_is_told_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    compile_child._rehearse(tmp_path / "missing")
-    told = capfd.readouterr().err
-    assert "couldn't be made ready" in told
-    assert str(tmp_path / "missing") in told
+def waiting(edge: Node) -> Child | None:
+    """The child that waits for something to compile; None where there is none."""
+    birth = edge.front.compiler.compilations._early._birth
+    return birth.result() if birth is not None and birth.done() else None
 
 
 async def test_another_one_waits_where_it_has_ended(edge: Node, born: list[Child]) -> None:
-    await until(lambda: memory(edge))
-    waiting = edge.front.compiler.compilations._early._tasks[-1].result()
-    waiting.kill()
-    await waiting.exited
+    await until(lambda: waiting(edge) is not None)
+    one = waiting(edge)
+    assert one is not None
+    one.kill()
+    await one.exited
     edge.front.compiler.stand_by()
-    await until(lambda: len(born) == 1 and memory(edge))
+    await until(lambda: len(born) == 1 and waiting(edge) is born[0])
 
 
 async def test_compiled_code_is_on_disk_before_its_release_is_prepared(
