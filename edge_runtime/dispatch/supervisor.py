@@ -20,11 +20,10 @@ from edge_runtime.dispatch import worker_socket
 from edge_runtime.dispatch.call import Call, Order
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.time_watchdog import Watchdog
-from edge_runtime.dispatch.trial_load import LoadFailed, TrialLoads
+from edge_runtime.dispatch.trial_load import LoadFailed, ReleaseApplier, TrialLoads
 from edge_runtime.dispatch.worker_link import Hooks, WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
-from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 
 __all__ = ["LoadFailed", "Supervisor"]
@@ -104,7 +103,7 @@ class Supervisor:
         release: frames.LocalRelease,
         secrets: dict[str, dict[str, str]],
         lacking: dict[str, frames.ChildFailure],
-        applier: EarlyChild | None = None,
+        applier: ReleaseApplier | None = None,
         *,
         whole: bool = True,
     ) -> int:

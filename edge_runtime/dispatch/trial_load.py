@@ -11,9 +11,8 @@ import msgspec
 
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
+from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
 
 LIMIT: Final = 120.0
 """Seconds for all functions together."""
@@ -25,6 +24,35 @@ _decode_tried: Final = msgspec.json.Decoder(frames.Tried).decode
 
 class LoadFailed(CodedError):
     """Functions can't be loaded: `code` is stable."""
+
+
+class ReleaseApplier:
+    """The applier of one release: started when it is first taken, and taken again after the trial."""
+
+    def __init__(self, processes: ZygoteClient) -> None:
+        self._processes = processes
+        self._child: Child | None = None
+
+    async def take(self) -> Child:
+        """Return the child that was given back, or a new one where there is none, or it has ended. It is the caller's
+        from here on. Raises: NotBorn, when there can be none.
+        """
+        child, self._child = self._child, None
+        if child is not None:
+            if not child.exited.done():
+                return child
+            child.close()
+        return await self._processes.birth("applier")
+
+    def give_back(self, child: Child) -> None:
+        """Keep a child that was taken, to be taken once more."""
+        self._child = child
+
+    def close(self) -> None:
+        """End the child that was given back, if nobody has taken it since."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
 
 
 class TrialLoads:
@@ -40,7 +68,7 @@ class TrialLoads:
         functions: list[LocalFunction],
         served: Iterable[LocalFunction],
         secrets: Mapping[str, dict[str, str]],
-        applier: EarlyChild | None,
+        applier: ReleaseApplier | None,
     ) -> None:
         """Try the functions that aren't served already and didn't pass the last trial: in `applier`, which can be
         taken afterwards, or where nothing will be applied in one that ends.
@@ -49,16 +77,16 @@ class TrialLoads:
         """
         known = self._passed | {_key(f, secrets) for f in served}
         new = [f for f in functions if f.code[0] and _key(f, secrets) not in known]
-        child = applier or EarlyChild(self._processes, "applier")
+        child = applier or ReleaseApplier(self._processes)
         try:
             await self._until_tried(new, secrets, child)
         finally:
             if applier is None:
-                child.dismiss()
+                child.close()
         self._passed = {_key(f, secrets) for f in functions}
 
     async def _until_tried(
-        self, new: list[LocalFunction], secrets: Mapping[str, dict[str, str]], applier: EarlyChild
+        self, new: list[LocalFunction], secrets: Mapping[str, dict[str, str]], applier: ReleaseApplier
     ) -> None:
         """Try functions, in one child after the other where they die. Raises: LoadFailed."""
         died = 0
@@ -77,7 +105,9 @@ class TrialLoads:
                 text = f"The function {new[0].name} wasn't loaded after {LIMIT:g} s."
                 raise LoadFailed("load_timeout", text) from None
 
-    async def _try(self, new: list[LocalFunction], secrets: Mapping[str, dict[str, str]], applier: EarlyChild) -> None:
+    async def _try(
+        self, new: list[LocalFunction], secrets: Mapping[str, dict[str, str]], applier: ReleaseApplier
+    ) -> None:
         """Try functions in one child, and take those that passed out of the list.
 
         Raises: NotBorn; ChildGone; TimeoutError; LoadFailed, when a function can't be loaded.

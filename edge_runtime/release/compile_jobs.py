@@ -18,7 +18,6 @@ import msgspec
 from edge_runtime.aot_cache import QUICK, AotFile, install, key, put_on_disk, remove, work_folder
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
 from edge_runtime.settings import processors
 
@@ -55,8 +54,6 @@ class CompileJobs:
         self._artifacts = artifacts
         self._folder = folder
         self._processes = processes
-        self._early = EarlyChild(processes, "compiler")
-        """The child of the next job that is waited for."""
         self._limit = limit
         self._turns = asyncio.Semaphore(processors())
         """Bounds the jobs that are waited for and run at the same time. Background jobs come one after the other
@@ -92,17 +89,11 @@ class CompileJobs:
                 await asyncio.to_thread(remove, self._folder, sha256, QUICK)
                 raise _unwritten(sha256, error)
 
-    def stand_by(self) -> None:
-        """Have a child wait for the next job."""
-        self._early.begin()
-
     async def run(self) -> None:
         """Let jobs run until cancelled; then they are given up."""
-        self._early.begin()
         try:
             await asyncio.Event().wait()
         finally:
-            self._early.dismiss()
             tasks = [job.task for job in self._jobs.values()]
             for task in tasks:
                 task.cancel()
@@ -133,10 +124,7 @@ class CompileJobs:
 
     async def _child(self, sha256: str, level: int, background: bool) -> AotFile:
         """Raises: NotBorn, ChildGone, SyncFailed."""
-        if background:
-            child = await self._processes.birth("compiler", background=True)
-        else:
-            child = await self._early.take()
+        child = await self._processes.birth("compiler", background=background)
         # The child makes it, as a disk that hangs must not hold up the loop, and a thread would have it wait.
         work = work_folder(self._folder)
         try:

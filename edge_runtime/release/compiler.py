@@ -94,10 +94,6 @@ class Compiler:
         self.lost: set[str] = set()
         """Artifacts that are missing or damaged on disk: they must be fetched again."""
 
-    def stand_by(self) -> None:
-        """Have a process wait for something to compile."""
-        self.compilations.stand_by()
-
     async def on_disk(self, wanted: Set[str]) -> None:
         """Wait until the compiled code of these artifacts is on disk. Raises: SyncFailed, when it can't be."""
         try:

@@ -21,9 +21,9 @@ from edge_runtime import clock
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.release_gate import settled
 from edge_runtime.dispatch.supervisor import LoadFailed, Supervisor
+from edge_runtime.dispatch.trial_load import ReleaseApplier
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.early_child import EarlyChild
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.release import applier_process, stored_release
@@ -200,13 +200,13 @@ class ReleaseManager:
         Raises: SyncFailed, when that can't be done; the old release then keeps serving.
         """
         async with self._one:
-            applier = EarlyChild(self._processes, "applier")
+            applier = ReleaseApplier(self._processes)
             try:
                 return await self._apply(plan, functions, applier)
             finally:
-                applier.dismiss()
+                applier.close()
 
-    async def _apply(self, plan: wire.Plan, functions: list[LocalFunction], applier: EarlyChild) -> wire.Inventory:
+    async def _apply(self, plan: wire.Plan, functions: list[LocalFunction], applier: ReleaseApplier) -> wire.Inventory:
         """Raises: SyncFailed."""
         schema = plan.schema_changes[-1].number if plan.schema_changes else self.inventory.schema_version
         release = LocalRelease(plan.release_id, plan.release_number, plan.generation, schema, functions)
@@ -237,7 +237,9 @@ class ReleaseManager:
             await asyncio.to_thread(self._witness.settle, self._stored)
         return inventory
 
-    async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int, tried_in: EarlyChild) -> wire.Inventory:
+    async def _flip(
+        self, plan: wire.Plan, release: LocalRelease, serial: int, tried_in: ReleaseApplier
+    ) -> wire.Inventory:
         """Prepare, commit, swap. After an error calls may still be held."""
         async with applier_process.started(tried_in.take()) as applier:
             await self._compiler.on_disk({f.sha256 for f in release.functions})
@@ -380,7 +382,7 @@ class ReleaseManager:
         serial = await self._load(release, whole=self._pool.serial != 0)
         self._swap(serial, frames.Stored(release, stored.inventory, stored.durable))
 
-    async def _load(self, release: LocalRelease, applier: EarlyChild | None = None, *, whole: bool = True) -> int:
+    async def _load(self, release: LocalRelease, applier: ReleaseApplier | None = None, *, whole: bool = True) -> int:
         """Have the workers load a release, with the secrets as they are; return the serial. Raises: LoadFailed."""
         secrets, lacking = self._secrets.of(release.functions), self._secrets.lacking(release.functions)
         return await self._supervisor.load(release, secrets, lacking, applier, whole=whole)

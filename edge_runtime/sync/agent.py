@@ -155,11 +155,7 @@ class Agent:
                     # That generation was completed once: whatever control misses now, this must not become a hot loop.
                     await self._breathe(took)
                 self._client.traceparent = answer.traceparent
-                try:
-                    await self._follow(answer)
-                finally:
-                    # Not as soon as the release serves: its first calls need the processors.
-                    self._compiler.stand_by()
+                await self._follow(answer)
             case wire.Report():
                 await self._breathe(took)
             case wire.Watch():

@@ -59,10 +59,6 @@ class Runtime(Protocol):
 class ArtifactCompiler(Protocol):
     """Finds or makes the code that functions run: `release.compiler.Compiler`."""
 
-    def stand_by(self) -> None:
-        """Have a process wait for something to compile."""
-        ...
-
     async def functions(
         self, planned: list[frames.LocalFunction], compiled: Set[str] = ...
     ) -> list[frames.LocalFunction]:

@@ -193,9 +193,6 @@ class SimulatedCompiler:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def stand_by(self) -> None:
-        """There are no processes to start."""
-
     async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
         await _step(self._node, "compile_failed")
         return [msgspec.structs.replace(f, wasm=f"/artifacts/{f.sha256}.wasm") for f in planned]

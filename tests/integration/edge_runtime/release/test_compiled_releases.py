@@ -1,4 +1,4 @@
-"""What a release needs is begun early: it is taken where it lives, and ended where nobody takes it."""
+"""The processes of a release, and the compiled code that it puts on disk."""
 
 import asyncio
 import errno
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from edge_runtime import aot_cache
+from edge_runtime.dispatch.trial_load import ReleaseApplier
 from edge_runtime.errors import SyncFailed
-from edge_runtime.ipc.early_child import EarlyChild
-from edge_runtime.ipc.zygote_client import Child, NotBorn
+from edge_runtime.ipc.zygote_client import Child
 from edge_runtime.release import compile_jobs, compiler, manager
 from edge_runtime.release.compile_jobs import CompileJobs
 from tests.guests.version import version
@@ -46,107 +46,37 @@ def born(edge: Node, monkeypatch: pytest.MonkeyPatch) -> list[Child]:
     return made
 
 
-async def test_one_that_was_begun_is_taken_once(edge: Node, born: list[Child]) -> None:
-    early = EarlyChild(edge.front.processes, "compiler")
-    early.begin()
-    early.begin()
-    await until(lambda: born)
-    taken, other = await early.take(), await early.take()
-    assert [taken, other] == born
-    for child in born:
-        child.close()
-
-
 async def test_one_that_has_ended_is_not_handed_out(edge: Node, born: list[Child]) -> None:
-    early = EarlyChild(edge.front.processes, "applier")
-    early.begin()
-    await until(lambda: born)
-    born[0].kill()
-    await born[0].exited
-    taken = await early.take()
-    assert taken is born[1]
-    assert not taken.exited.done()
-    taken.close()
+    applier = ReleaseApplier(edge.front.processes)
+    taken = await applier.take()
+    applier.give_back(taken)
+    taken.kill()
+    await taken.exited
+    other = await applier.take()
+    assert born == [taken, other]
+    other.close()
 
 
-@pytest.mark.parametrize("awaited", [True, False])
-async def test_one_that_nobody_takes_is_ended(edge: Node, born: list[Child], awaited: bool) -> None:
-    early = EarlyChild(edge.front.processes, "applier")
-    early.begin()
-    if awaited:
-        await until(lambda: born)
-    else:
-        await asyncio.sleep(0)
-    early.dismiss()
-    for child in born:
-        await child.exited
-    # But for the one that waits for something to compile.
-    links = edge.front.pool.links
-    await until(lambda: len(set(edge.front.processes._children) - {link.child.id for link in links}) == 1)
-    early.dismiss()
+async def test_one_that_is_given_back_is_taken_again_and_ended_with_it(edge: Node, born: list[Child]) -> None:
+    applier = ReleaseApplier(edge.front.processes)
+    taken = await applier.take()
+    # It is the taker's.
+    applier.close()
+    applier.give_back(taken)
+    assert await applier.take() is taken
+    applier.give_back(taken)
+    applier.close()
+    await taken.exited
+    assert born == [taken]
 
 
-async def test_where_none_could_be_begun_it_is_asked_for_again(edge: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    early, birth = EarlyChild(edge.front.processes, "compiler"), edge.front.processes.birth
-
-    async def short(*_: Any, **__: Any) -> Child:
-        raise NotBorn("no process")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(edge.front.processes, "birth", short)
-        early.begin()
-        await asyncio.sleep(0)
-        with pytest.raises(NotBorn):
-            await early.take()
-        early.begin()
-        await asyncio.sleep(0)
-        patched.setattr(edge.front.processes, "birth", birth)
-        (await early.take()).close()
-        patched.setattr(edge.front.processes, "birth", short)
-        early.begin()
-        await asyncio.sleep(0)
-        # Nobody hears of the failure of one that nobody needs.
-        early.dismiss()
-
-
-async def test_a_release_is_made_by_one_that_waited_to_compile_and_one_that_tries_and_applies(
+async def test_a_release_is_made_by_one_that_compiles_and_one_that_tries_and_applies(
     edge: Node, born: list[Child]
 ) -> None:
-    await until(lambda: waiting(edge) is not None)
     await edge.release({"version": (version(1), {})})
-    assert len(born) == 1
+    assert len(born) == 2
     for child in born:
         await child.exited
-
-
-async def test_one_that_is_given_back_is_taken_again(edge: Node, born: list[Child]) -> None:
-    early = EarlyChild(edge.front.processes, "applier")
-    taken = await early.take()
-    # Another one was begun meanwhile: it is ended.
-    early.begin()
-    await until(lambda: len(born) == 2)
-    early.give_back(taken)
-    await born[1].exited
-    assert await early.take() is taken
-    early.give_back(taken)
-    early.dismiss()
-    await taken.exited
-
-
-def waiting(edge: Node) -> Child | None:
-    """The child that waits for something to compile; None where there is none."""
-    birth = edge.front.compiler.compilations._early._birth
-    return birth.result() if birth is not None and birth.done() else None
-
-
-async def test_another_one_waits_where_it_has_ended(edge: Node, born: list[Child]) -> None:
-    await until(lambda: waiting(edge) is not None)
-    one = waiting(edge)
-    assert one is not None
-    one.kill()
-    await one.exited
-    edge.front.compiler.stand_by()
-    await until(lambda: len(born) == 1 and waiting(edge) is born[0])
 
 
 async def test_compiled_code_is_on_disk_before_its_release_is_prepared(

@@ -1,4 +1,4 @@
-"""A sync needs one process that compiles, which waits for it, and one that tries and applies."""
+"""A sync needs one process that compiles and one that tries and applies, and leaves none."""
 
 from typing import Any
 
@@ -48,33 +48,24 @@ def seen(node: Edge, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-async def stands_by(seen: list[str]) -> None:
-    """Wait until one is asked for that waits for the next sync: the node does so once it has reported."""
-    await until(lambda: "report.after" in seen and "compiler" in seen[seen.index("report.after") :])
-
-
 async def test_one_compiles_and_one_tries_and_applies(control: Control, node: Edge, seen: list[str]) -> None:
     await first_release(control)
     await answers(node, 1)
     await control.until(lambda n: n["at_target"])
-    await stands_by(seen)
     seen.clear()
     await control.release(functions={"hello": await control.push("hello", version(2), PROBED)})
     await answers(node, 2)
-    await stands_by(seen)
-    # The one that has waited has compiled, and another one waits.
-    assert [each for each in seen if "." not in each] == ["applier", "compiler"]
-    await until(lambda: len(beside_workers(node)) == 1)
+    assert [each for each in seen if "." not in each] == ["compiler", "applier"]
+    await until(lambda: not beside_workers(node))
 
 
 @pytest.mark.parametrize("fails", ["fetch", "compile", "probe"])
-async def test_a_sync_that_fails_leaves_one_that_waits(
+async def test_a_sync_that_fails_leaves_no_process(
     control: Control, node: Edge, seen: list[str], fails: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await first_release(control)
     await answers(node, 1)
     await control.until(lambda n: n["at_target"])
-    await stands_by(seen)
     seen.clear()
     manifest: dict[str, Any] = {**READ, "probe": {"path": "/", "status": 299 if fails == "probe" else 200}}
     pushed = await control.push("hello", guest("echo") if fails == "probe" else version(2), manifest)
@@ -83,8 +74,7 @@ async def test_a_sync_that_fails_leaves_one_that_waits(
         monkeypatch.setattr(module, name, _refused)
     await control.release(functions={"hello": pushed})
     await control.until(lambda n: n["failures"])
-    # But for the one that waits for something to compile.
-    await until(lambda: len(beside_workers(node)) == 1)
+    await until(lambda: not beside_workers(node))
 
 
 def _refused(*_: Any) -> None:
