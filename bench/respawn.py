@@ -137,8 +137,7 @@ async def _respawn(node: Edge, client: PlainClient, *, bare: bool = False) -> fl
 
 
 async def _memory(node: Edge, workers: int) -> int:
-    """Return the bytes of the zygote and its children together: the least of some readings, as the child that waits
-    for something to compile needs more for a moment."""
+    """Return the bytes of the zygote and its children together: the least of some readings."""
     for _ in range(CALLS):
         calls = [
             _call(node.http, name, body) for name, body in (("echo", BODY), ("sql", SELECT)) for _ in range(workers)
