@@ -1,6 +1,6 @@
-"""The chain of seals over the audit log (ADR 35): what a seal's hash is over, and whether rows and seals are whole.
+"""The chain of seals over the audit log (ADR 35): what a seal's hash covers, and whether rows and seals are intact.
 
-Used by control, which makes seals, and by `skerry audit verify`, which computes every hash anew from what it is sent.
+Used by control, which makes seals, and by `skerry audit verify`, which recomputes every hash from what control sends.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from control.protocol import wire
 from control.protocol.counts import counted
 
 LATE = timedelta(minutes=10)
-"""How much earlier than rows that are sealed already a row's time may be: its transaction may have taken long."""
+"""How much earlier than already sealed rows a row's time may be: its transaction may have taken long."""
 
 JsonRow = Mapping[str, Any]
-"""A row of the audit log as the API answers it (`AuditEntry`)."""
+"""A row of the audit log as the API returns it (`AuditEntry`)."""
 
 
 class AuditEntry(Struct):
@@ -28,19 +28,19 @@ class AuditEntry(Struct):
     id: str
     at: datetime
     actor_kind: str
-    """`operator`, `node`, or `control`: by itself, or a command that has the database's URL."""
+    """`operator`, `node`, or `control`: control itself, or a command that has the database's URL."""
     actor: str
     address: str
-    """The IP address of the client; '' where nothing was asked for over the network."""
+    """The IP address of the client; '' if the change wasn't requested over the network."""
     call_id: str
-    """The X-Request-Id of the answer to the request; '' where there was none."""
+    """The X-Request-Id of the answer to the request; '' if there was no request."""
     action: str
     target: str
     """What was changed."""
     before: dict[str, Any]
-    """The values that the change has changed, by name, as they were."""
+    """The values that the change modified, by name, as they were before."""
     after: dict[str, Any]
-    """The same values as they are since."""
+    """The same values as they were afterwards."""
     details: dict[str, Any]
     """Circumstances of the change, such as its reason."""
     seal: int | None
@@ -53,7 +53,7 @@ class AuditSeal(Struct):
     number: int
     """1, 2, 3 … without a gap."""
     previous: str
-    """The hash of the seal before; '' for the first one."""
+    """The hash of the previous seal; '' for the first one."""
     hash: str
     rows_hash: str
     count: int
@@ -61,30 +61,30 @@ class AuditSeal(Struct):
     last_at: datetime
     sealed_at: datetime
     cut_at: datetime | None
-    """When its rows were deleted because they were old, with all seals before it; null for all seals but the first."""
+    """When its rows and all earlier seals were deleted because they were old; null for all seals but the first."""
 
 
 @dataclass(frozen=True)
 class WholeChain:
-    """What a chain that is whole has."""
+    """What an intact chain contains."""
 
     seals: int
     rows: int
     """Rows under these seals, without those that were deleted because they were old."""
     head: str
-    """The hash of the newest seal, '' where there is none."""
+    """The hash of the newest seal; '' if there is none."""
     newest_at: datetime | None
     """When the newest seal was made."""
     cut_until: datetime | None
-    """The time of the newest row that was deleted because it was old; None where none was."""
+    """The time of the newest row that was deleted because it was old; None if none was."""
     late: int = 0
-    """Rows whose time is earlier, by more than `LATE`, than that of rows under seals before theirs."""
+    """The number of rows that are more than `LATE` earlier than rows under earlier seals."""
     first_late: str = ""
     """The id of the first of them."""
 
 
 class ChainBroken(Exception):
-    """The rows or the seals aren't as they were made; the message says which, and what is wrong."""
+    """Rows or seals were changed since they were made; the message says which, and what is wrong."""
 
 
 class RowsHash:
@@ -96,7 +96,7 @@ class RowsHash:
         self.first_at = self.last_at = ""
 
     def add(self, row: JsonRow) -> None:
-        """Add a row. Values that are empty aren't hashed, so that a column that is new changes no old hash."""
+        """Add a row. Empty values aren't hashed, so that a new column changes no old hash."""
         kept = {name: value for name, value in row.items() if name != "seal" and value not in (None, "", {})}
         self._sha256.update(wire.canonical(kept) + b"\n")
         self.count += 1
@@ -109,7 +109,7 @@ class RowsHash:
 
 
 def seal(number: int, previous: str, entries: Sequence[AuditEntry], sealed_at: datetime) -> AuditSeal:
-    """Make the seal over these rows, one at least, which are in the order of their times and ids."""
+    """Make the seal over these rows: at least one, in the order of their times and ids."""
     rows = RowsHash()
     for entry in entries:
         rows.add(msgspec.to_builtins(entry))
@@ -119,7 +119,7 @@ def seal(number: int, previous: str, entries: Sequence[AuditEntry], sealed_at: d
 
 
 def seal_hash(made: AuditSeal) -> str:
-    """Return the hash of a seal, over all that it says but the hash itself and `cut_at`."""
+    """Return the hash of a seal, over all its fields except the hash itself and `cut_at`."""
     values = {name: value for name, value in msgspec.structs.asdict(made).items() if name not in ("hash", "cut_at")}
     return hashlib.sha256(wire.canonical(values)).hexdigest()
 
@@ -127,11 +127,11 @@ def seal_hash(made: AuditSeal) -> str:
 async def verify(
     seals: Callable[[int], AsyncIterator[AuditSeal]], rows: Callable[[int], AsyncIterator[JsonRow]], head: str = ""
 ) -> WholeChain:
-    """Check all seals and all rows that have one; only one seal and one row are held at a time.
+    """Check all seals and all sealed rows; only one seal and one row are in memory at a time.
 
-    `seals(n)` are the seals after number n, by number; `rows(n)` the rows under these, by seal, time and id. What is
-    sealed meanwhile is checked, too. `head`: the hash of a seal that must be among them.
-    Raises: ChainBroken, when a row or a seal was removed, changed, added or put elsewhere.
+    `seals(n)` are the seals after number n, by number; `rows(n)` the rows under these, by seal, time and id. Rows that
+    are sealed meanwhile are checked too. `head`: the hash of a seal that must be among them.
+    Raises: ChainBroken, when a row or a seal was removed, changed, added or moved.
     """
     last: AuditSeal | None = None
     seen = total = late = 0
@@ -147,7 +147,7 @@ async def verify(
             more = True
             _check_seal(one, last)
             if row is None:
-                # The rows had come to their end, and this seal may have been made since.
+                # All rows had been read, and this seal may have been made since.
                 stream = rows(one.number - 1)
                 row = await anext(stream, None)
             hashed = RowsHash()
@@ -166,7 +166,7 @@ async def verify(
                     raise ChainBroken(f"seal {one.number}: its rows are said to be deleted, and some are there")
             found = found or one.hash == head
             last, newest_at = one, one.sealed_at
-            # A time after the seal's own is nothing to compare others with.
+            # A time after the seal's own is no basis for a comparison.
             before = min(_utc(one.last_at), one.sealed_at)
             newest_row = before if newest_row is None else max(newest_row, before)
             seen, total = seen + 1, total + hashed.count
@@ -182,7 +182,7 @@ async def verify(
 
 
 def _utc(time: datetime) -> datetime:
-    """Return a time as it is compared: one that the database has as infinite comes without an offset."""
+    """Return a time in the form for comparison: one that is infinite in the database comes without an offset."""
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 

@@ -1,19 +1,19 @@
-"""The one source of time in control, and of its timers: a test sets the time, and says when it passes (ADR 69).
+"""The one source of time in control, and of its timers: a test sets the time, and decides when it passes (ADR 69).
 
-SQL's now() is never used. A machine's clock may be wrong, for a moment or for long. Every replica compares its clock
-with the database's, which all replicas share, and goes by the database's while the two differ by more than `AHEAD`.
-Times that a wrong clock has stored further ahead than that are corrected (`control.sync.future_times`).
-A clock that says a time before `EARLIEST` isn't believed at all: such a machine has no battery for its clock and hasn't
-got the time from the network yet. What was stored then would be years old once it has.
+SQL's now() is never used. A machine's clock may be wrong, briefly or for long. Every replica compares its clock with
+the database's, which all replicas share, and uses the database's while the two differ by more than `AHEAD`. Times that
+a wrong clock stored further ahead than that are corrected (`control.sync.future_times`).
+A clock that shows a time before `EARLIEST` isn't trusted at all: such a machine has no battery for its clock and hasn't
+got the time from the network yet. What was stored now would be years old once it has.
 
-By the clock goes what waits until enough time has passed: patience, holds, leases, how long an answer is believed, and
-the periods of background loops. Real stay
+Everything that waits until enough time has passed uses this clock: patience, holds, leases, how long an answer is
+trusted, and the periods of background loops. These use real time:
 
-- what bounds a connection, a statement or a request of a library (asyncpg, botocore, aiohttp), and the end of a server,
-  of a connection pool and of a checking process: nobody could move a clock for what is stuck;
-- pauses that only space work out: between tries of a transaction or of a locked row, between look-ups (`Lookups`), held
-  polls that are woken, and messages of a view: the work goes on after them, however long they take;
-- how long something took, as metrics and logs tell it, and commands, which are processes of their own.
+- limits of a library's connections, statements and requests (asyncpg, botocore, aiohttp), and of the end of a server, a
+  connection pool or a checking process: no test could move a clock for something that is stuck;
+- pauses that only space out work: between tries of a transaction or of a locked row, between look-ups (`Lookups`),
+  woken polls, and messages of a view: the work continues after them, however long they take;
+- how long something took, in metrics and logs, and commands, which are separate processes.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 AHEAD = timedelta(seconds=10)
-"""A time that is further ahead than this was written by a wrong clock."""
+"""A time further ahead than this was written by a wrong clock."""
 EARLIEST = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
 """Unix seconds before which Skerry didn't exist: a clock that shows an earlier time is wrong."""
 
@@ -43,10 +43,10 @@ class Limit(Protocol):
 
 
 class Timer(Protocol):
-    """A call that is to be made; `asyncio.TimerHandle` is one."""
+    """A scheduled call; `asyncio.TimerHandle` is one."""
 
     def cancel(self) -> None:
-        """Drop it: don't make the call."""
+        """Cancel the call."""
 
 
 class ClockError(Exception):
@@ -61,13 +61,13 @@ class Clock(Protocol):
 
     @property
     def doubt(self) -> str:
-        """Why nothing may be stored by it: no clock says a time that can be right. '' where one does."""
+        """Return why no time may be stored: no clock shows a plausible time. '' if one does."""
 
     def compare(self, theirs: datetime, before: datetime) -> None:
-        """Compare with `theirs`, the time of the database's clock, which was asked for at `before` by this clock."""
+        """Compare with `theirs`, the time of the database's clock, which was requested at `before` by this clock."""
 
     def monotonic(self) -> float:
-        """Return the seconds that have passed since some moment, whatever happened to the clock."""
+        """Return the seconds since an arbitrary moment, whatever happened to the clock."""
 
     async def sleep(self, seconds: float) -> None:
         """Wait for this number of seconds."""
@@ -76,14 +76,14 @@ class Clock(Protocol):
         """End a block with TimeoutError after this number of seconds, as `asyncio.timeout` does."""
 
     def call_later(self, seconds: float, call: Callable[..., object], *arguments: object) -> Timer:
-        """Call it after this number of seconds, in the loop."""
+        """Call `call` after this number of seconds, in the loop."""
 
 
 class LoopTimers:
-    """A clock's timers, by the event loop that runs."""
+    """A clock's timers, based on the running event loop."""
 
     def monotonic(self) -> float:
-        # Not time.monotonic(): uvloop's counts in milliseconds, and a timer would seem to be early by it.
+        # Not time.monotonic(): uvloop counts in milliseconds, so a timer would seem to fire early.
         return asyncio.get_running_loop().time()
 
     async def sleep(self, seconds: float) -> None:
@@ -105,7 +105,7 @@ class SystemClock(LoopTimers):
     def __init__(self) -> None:
         self._offset = time.time() - _passed()
         self._told = ""
-        """What is wrong, as the log has it; '' while all is right."""
+        """What is wrong, as logged; '' while all is well."""
 
     @property
     def doubt(self) -> str:
@@ -117,7 +117,7 @@ class SystemClock(LoopTimers):
         )
 
     def now(self) -> datetime:
-        # As `_passed`, written out: it runs several times in each poll.
+        # `_passed` written inline: this runs several times in each poll.
         return datetime.fromtimestamp(time.clock_gettime(time.CLOCK_BOOTTIME) + self._offset, UTC)
 
     def compare(self, theirs: datetime, before: datetime) -> None:

@@ -1,9 +1,9 @@
 """The edge runtime's own checks of modules and schema changes, so that control accepts what nodes accept.
 
-They run in a child process, so that control never parses hostile input: the child has limits and a fence of its own
-(`edge_runtime.oneshot.check`), a deadline, and almost nothing of control's environment. Uploads have places of their
-own; in either line operators have turns, so that one who asks for many checks holds up no other. What a check of
-schema changes has found is kept, since it depends on their texts alone.
+They run in a child process, so that control never parses hostile input: the child has its own limits and fence
+(`edge_runtime.oneshot.check`), a deadline, and almost nothing of control's environment. Uploads have a queue of their
+own; in both queues operators take turns, so that one who asks for many checks delays no other. Results of schema
+checks are cached, since they depend only on the changes' texts.
 """
 
 import asyncio
@@ -25,17 +25,17 @@ from control.problems import ProblemError
 log = logging.getLogger("skerry.checks")
 
 ANSWER_LIMIT = 1024 * 1024
-"""Bytes of the child's answer, and of its stderr, that are read."""
+"""The most bytes that are read of the child's answer, and of its stderr."""
 EACH = 32
-"""Turns that one may wait for."""
+"""Turns that one operator may wait for."""
 TOGETHER = 256
-"""Turns that all may wait for together; beyond them, whoever waits for none yet may wait for one."""
+"""Turns that all operators together may wait for; beyond them, an operator who waits for none may wait for one."""
 MOST_UPLOADS = EACH + 8
-"""Uploads of one operator that are under way at once: as many as may wait for their checks, and some that arrive."""
+"""An operator's uploads in progress at once: as many as may wait for their checks, and some that are arriving."""
 KEPT = 64
-"""Answers of checks that are kept."""
+"""Answers of checks in the cache, at most."""
 KEPT_BYTES = 8 * 1024 * 1024
-"""Bytes of them together."""
+"""Their bytes together, at most."""
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
 
 
@@ -43,12 +43,12 @@ class CheckedChange(NamedTuple):
     """What the check of a schema change found."""
 
     warnings: list[dict[str, str]]
-    """Statements that fail on some rows only, views and triggers that fail after it, tables it was tried without rows
-    of: a statement and a message each."""
+    """Statements that fail on some rows only, views and triggers that fail afterwards, tables of which it was tried
+    without rows: a statement and a message each."""
     losses: list[dict[str, str]]
-    """What nodes can lose by it: a statement, a table and a message each."""
+    """What nodes can lose because of it: a statement, a table and a message each."""
     stalls: list[dict[str, Any]]
-    """What holds writers up on large tables: a statement, a table, a message and microseconds for each row."""
+    """What blocks writers on large tables: a statement, a table, a message and microseconds per row."""
 
 
 class OperatorChecks:
@@ -60,8 +60,11 @@ class OperatorChecks:
 
     @contextlib.contextmanager
     def upload(self) -> Iterator[None]:
-        """Take an upload until the block ends. Raises: ProblemError check_unavailable, when as many are under way as
-        could wait for their checks: their bytes are on control's disk, which all uploads share."""
+        """Count an upload until the block ends.
+
+        Raises: ProblemError check_unavailable, when as many are in progress as could wait for their checks: their bytes
+        are on control's disk, which all uploads share.
+        """
         uploads = self._checks.uploads
         if uploads[self._operator] >= MOST_UPLOADS:
             raise _too_many("uploads are under way")
@@ -73,7 +76,7 @@ class OperatorChecks:
             uploads += Counter()  # without those that are 0
 
     async def module(self, file: Path, size_limit: int) -> dict[str, Any]:
-        """Check the module in `file`; return what a node needs to know of it. Raises: ProblemError module_refused."""
+        """Check the module in `file`; return what nodes need to know about it. Raises: ProblemError module_refused."""
         asked = ["module", str(file), "--size-limit", str(size_limit)]
         answer = await self._checks.run(self._operator, asked, b"", "module_refused")
         if not answer["ok"]:
@@ -83,7 +86,7 @@ class OperatorChecks:
     async def schema(
         self, earlier: list[tuple[int, str]], sql: str, amends: tuple[int, str] | None = None
     ) -> CheckedChange:
-        """Try a schema change after the `earlier` ones (number, SQL), or in place of the one that it amends.
+        """Try a schema change after the `earlier` ones (number, SQL), or instead of the one that it amends.
 
         Raises: ProblemError schema_refused, with the statement that is wrong.
         """
@@ -102,7 +105,7 @@ class OperatorChecks:
     ) -> list[dict[str, str]]:
         """Run probes of functions after a schema change, as `schema` takes it; return a warning for each that fails.
 
-        `probed`: of each function its name, version, manifest, and its artifact's file.
+        `probed` has the name, version, manifest and artifact file of each function.
         """
         asked = {"change": _asked(earlier, sql, amends), "probes": probed}
         answer = await self._checks.run(self._operator, ["probes"], orjson.dumps(asked), "check_unavailable")
@@ -115,9 +118,9 @@ class OperatorChecks:
         ]
 
     async def reversal(self, earlier: list[tuple[int, str]], number: int) -> tuple[str, list[dict[str, str]]]:
-        """Draft the change that reverses change `number`, one of the `earlier` ones (number, SQL), after them all.
+        """Draft a change that reverses change `number`, one of the `earlier` ones (number, SQL), after them all.
 
-        Returns its SQL, '' where nothing can be reversed, and the statements that can't be, with a message for each.
+        Return its SQL, '' if nothing can be reversed, and the statements that can't be, with a message for each.
         """
         asked = {"earlier": [{"number": at, "sql": text} for at, text in earlier], "reverse": number}
         answer = await self._schema(asked)
@@ -130,26 +133,26 @@ class OperatorChecks:
 
 
 class Checks:
-    """Runs a few checks of uploads at a time, and as many others; the rest wait for their turns."""
+    """Runs a few checks of uploads at once, and as many other checks; the rest wait for their turns."""
 
     def __init__(self, at_once: int, deadline: float) -> None:
         self._deadline = deadline
         self._uploads = FairTurns(at_once)
         self._others = FairTurns(at_once)
         self.uploads: Counter[str] = Counter()
-        """Uploads under way, by operator."""
+        """Uploads in progress, by operator."""
         self._kept: OrderedDict[bytes, bytes] = OrderedDict()
-        """Answers as JSON, by the sha256 of what was asked; the one that was asked for last is at the end."""
+        """Answers as JSON, by the sha256 of the question; the most recently used one is at the end."""
         self._warned = False
 
     def of(self, operator: str) -> OperatorChecks:
-        """Return the checks that an operator asks for, by its id."""
+        """Return the checks of an operator, by its id."""
         return OperatorChecks(self, operator)
 
     async def run(self, operator: str, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
-        """Return the answer of a check, which is kept where `stdin` is all that it depends on.
+        """Return the answer of a check, which is cached if it depends only on `stdin`.
 
-        Raises: ProblemError of the code `refused`, when it took too long or was ended; check_unavailable.
+        Raises: ProblemError with the code `refused`, when it took too long or was killed; check_unavailable.
         """
         kind = arguments[0]
         key = hashlib.sha256(stdin).digest() if kind == "schema" else b""
@@ -159,7 +162,7 @@ class Checks:
             return found
         try:
             async with turns.turn(operator):
-                # Another one may have asked the same meanwhile.
+                # Another request may have asked the same meanwhile.
                 found = self._look_up(key)
                 if found is None:
                     found = await self._child(arguments, stdin, refused)
@@ -244,7 +247,7 @@ def _asked(earlier: list[tuple[int, str]], sql: str, amends: tuple[int, str] | N
 
 
 async def _communicate(child: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
-    """Return the child's stdout and stderr, up to `ANSWER_LIMIT` of each."""
+    """Return the child's stdout and stderr, up to `ANSWER_LIMIT` bytes of each."""
     assert child.stdin is not None and child.stdout is not None and child.stderr is not None  # noqa: S101, PT018
 
     async def read(stream: asyncio.StreamReader) -> bytes:
@@ -255,7 +258,7 @@ async def _communicate(child: asyncio.subprocess.Process, stdin: bytes) -> tuple
 
     async with asyncio.TaskGroup() as group:
         out, err = group.create_task(read(child.stdout)), group.create_task(read(child.stderr))
-        # A child may end before it has read its stdin: uvloop then refuses to write at all.
+        # A child may exit before it has read its stdin: uvloop then refuses to write at all.
         if not child.stdin.is_closing():
             child.stdin.write(stdin)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -266,7 +269,7 @@ async def _communicate(child: asyncio.subprocess.Process, stdin: bytes) -> tuple
 
 
 class TooManyWaiting(Exception):
-    """There are as many waiting already as there may be."""
+    """As many as allowed are already waiting."""
 
 
 class FairTurns:
@@ -275,11 +278,11 @@ class FairTurns:
     def __init__(self, at_once: int) -> None:
         self._free = at_once
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        """Who waits, in the order in which they have their next turns."""
+        """Who is waiting, in the order of their next turns."""
 
     @contextlib.asynccontextmanager
     async def turn(self, who: str) -> AsyncIterator[None]:
-        """Wait for a turn, and have it until the block ends. Raises: TooManyWaiting."""
+        """Wait for a turn, and hold it until the block ends. Raises: TooManyWaiting."""
         await self._begin(who)
         try:
             yield

@@ -1,7 +1,7 @@
-"""Settings that can change while control runs: those of a file, SKERRY_SETTINGS_FILE, which is read again.
+"""Settings that can change while control runs: those in the file SKERRY_SETTINGS_FILE, which is read again.
 
-The file has NAME=VALUE lines, as systemd's EnvironmentFile. What it says goes before the environment; a line that is
-taken out gives the environment's value back.
+The file has NAME=VALUE lines, like systemd's EnvironmentFile. It overrides the environment; when a line is removed, the
+environment's value applies again.
 """
 
 import logging
@@ -13,7 +13,7 @@ from control.reread_files import stamp
 from control.settings import ControlSettings, ControlSettingsError, check, convert
 
 LIVE = ("artifact_limit", "body_limit", "body_timeout", "stall_limit", "hold")
-"""Settings that are taken from the file, besides the log's level; others that it names are for the start alone."""
+"""Settings taken from the file while running, besides the log's level; others in it apply only at the start."""
 LOG_LEVEL = "SKERRY_LOG_LEVEL"
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -26,13 +26,13 @@ class LiveSettings:
     """The settings in force."""
 
     def __init__(self, settings: ControlSettings) -> None:
-        """Read the file, where `settings` name one. Raises: ControlSettingsError, when it can't be used."""
+        """Read the file, if `settings` name one. Raises: ControlSettingsError, when it can't be used."""
         self.error = ""
-        """Why the file can't be used as it is now; '' where it can."""
+        """Why the file can't be used as it is now; '' if it can."""
         self.named: frozenset[str] = frozenset()
-        """The settings, by field, that are in force as the file says."""
+        """The settings in force that come from the file, by field."""
         self.has_level = False
-        """Whether the log's level is as the file says."""
+        """Whether the log's level comes from the file."""
         self._start = settings
         self._level = logging.getLogger("skerry").level
         self._path = settings.settings_file
@@ -42,7 +42,7 @@ class LiveSettings:
         self._take(self._read())
 
     def look(self, *, anew: bool = False) -> bool:
-        """Read the file again if it has changed, couldn't be used, or `anew`; return whether a setting has changed."""
+        """Read the file again if it changed, couldn't be used, or with `anew`; return whether a setting changed."""
         if self._path is None:
             return False
         seen = stamp(self._path)
@@ -67,7 +67,7 @@ class LiveSettings:
         return bool(changed)
 
     def _take(self, values: Mapping[str, str]) -> None:
-        """Put values in force. Raises: ControlSettingsError, when one can't be used: then nothing is taken."""
+        """Put values in force. Raises: ControlSettingsError, when one can't be used: then nothing changes."""
         level = values.get(LOG_LEVEL, "")
         if level and level not in LEVELS:
             raise ControlSettingsError(f"{LOG_LEVEL} in {self._path} must be one of {', '.join(LEVELS)}, not {level!r}")
@@ -91,7 +91,7 @@ class LiveSettings:
                 continue
             match = _LINE.fullmatch(line)
             if match is None:
-                # Without the line: it may have a secret.
+                # Without the line, which may contain a secret.
                 raise ControlSettingsError(f"line {number} of {self._path} isn't NAME=VALUE")
             value = match[2]
             values[match[1]] = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value

@@ -7,22 +7,22 @@ from collections.abc import Callable
 from control.protocol.counts import counted
 
 REMIND_EVERY = 60.0
-"""Seconds between two lines about an outage that goes on."""
+"""Seconds between two lines about a continuing outage."""
 QUIET = 5.0
-"""Seconds without a failure after which a success ends the outage: a single success in between doesn't."""
+"""Seconds without a failure after which a success ends the outage; an earlier success doesn't."""
 
 
 class Outage:
-    """One kind of failure, which is logged in a few lines however often it happens."""
+    """One kind of failure, logged in a few lines however often it happens."""
 
     def __init__(self, log: logging.Logger, what: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`what` is a phrase for the log: "heartbeats can't be recorded"."""
+        """Log failures as `what`, a phrase such as "heartbeats can't be recorded"."""
         self._log = log
         self._what = what
         self._clock = clock
         self._began = self._last = self._told = 0.0
         self._untold = 0
-        """Failures since the last line of log."""
+        """Failures since the last logged line."""
         self._on = False
 
     def failed(self, cause: str) -> None:

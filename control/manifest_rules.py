@@ -18,12 +18,12 @@ CGI_NAMES: Final = frozenset(
         "SKERRY_FUNCTION", "X_FULL_URL", "X_MATCHED_ROUTE", "X_RAW_PATH_INFO",
     )
 )  # fmt: skip
-"""Names of CGI variables, which describe the request: no setting of a function may have such a name."""
+"""Names of CGI variables, which describe the request: no setting of a function may have one of these names."""
 CGI_PREFIXES: Final = ("HTTP_", "PATH_PARAM_")
 TUNNELS: Final = ("CONNECT", "TRACE")
-"""Methods that a node doesn't make requests with for a function."""
+"""Methods that a node doesn't use for a function's requests."""
 GRANTS: Final = ("route", "sql", "read_only_methods", "cors", "navigation", "http", "secrets", "config")
-"""Fields of a manifest that let a function use something beyond its memory: a release says where it changes them."""
+"""Fields of a manifest that let a function use something beyond its memory: a release shows changes to them."""
 
 
 class ManifestUnfit(ValueError):
@@ -35,9 +35,9 @@ class ManifestUnfit(ValueError):
 
 
 def check(manifest: Manifest) -> None:
-    """Check a manifest as its author gave it (`completed` makes the stored one of it).
+    """Check a manifest as its author wrote it (`completed` turns it into the stored one).
 
-    Raises: ManifestUnfit, when a rule is broken. An empty `abi`, which isn't known yet, breaks none.
+    Raises: ManifestUnfit, when a rule is broken. An empty `abi`, which isn't known yet, is fine.
     """
     if manifest.entry and manifest.abi not in ("", "extism"):
         raise ManifestUnfit("entry", f"entry names an export of an Extism plug-in, and this module is {manifest.abi}")
@@ -143,10 +143,10 @@ def shape(path: str) -> tuple[str, ...]:
 
 
 def conflict(routes: Mapping[str, Route]) -> str:
-    """Return how routes of two of these functions conflict, as a sentence; '' where none do.
+    """Return how routes of two of these functions conflict, as a sentence; '' if none do.
 
-    Where two routes match a request, the nearer host decides, and then the first segment that differs: literal before
-    parameter before rest. So two routes conflict only if they have a host (or none), the shape and a method in common.
+    Where two routes match a request, the more specific host decides, and then the first segment that differs: literal
+    before parameter before rest. So two routes conflict only if they share a host (or have none), a shape and a method.
     """
     alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for name in sorted(routes):
@@ -175,7 +175,7 @@ def _same_requests(host: str, one: str, first: Route, other: str, second: Route)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the grants that differ between two stored manifests, each before and after; one that is absent is None."""
+    """Return the grants that differ between two stored manifests, each before and after; None if it is absent."""
     return {grant: (before.get(grant), after.get(grant)) for grant in GRANTS if before.get(grant) != after.get(grant)}
 
 

@@ -1,7 +1,7 @@
-"""A replica's metrics for Prometheus. Each replica has a registry of its own, so a process can have several replicas.
+"""A replica's metrics for Prometheus. Each replica has its own registry, so a process can have several replicas.
 
-Requests and polls are counted in plain numbers, which become metrics when they are scraped: prometheus_client's own
-counters cost two microseconds a request, a tenth of a poll.
+Requests and polls are counted in plain numbers, which become metrics when they are scraped: prometheus_client's
+counters cost two microseconds per request, a tenth of a poll.
 """
 
 from bisect import bisect_left
@@ -23,7 +23,7 @@ SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0)
 
 
 NO_TIMES = [0.0] * (len(SECONDS) + 2)
-"""A histogram without a time: how many took up to each of `SECONDS`, how many longer, and the sum of their seconds."""
+"""An empty histogram: how many took up to each of `SECONDS`, how many took longer, and the sum of their seconds."""
 
 
 class _Counts(Collector):
@@ -95,7 +95,7 @@ class ControlMetrics:
         self._webhooks = Counter(
             "skerry_webhook_attempts", "Attempts to send messages to webhooks, by result", ["result"], registry=registry
         )
-        # A series that is there from the start shows its first increase, too.
+        # The first increase of a series shows only if the series exists from the start.
         for status in ("opened", "succeeded", "failed", "expired", "superseded", "late"):
             self._syncs.labels(status)
         for result in ("delivered", "failed", "given_up"):
@@ -129,19 +129,19 @@ class ControlMetrics:
         self._age.set_function(age)
 
     def watch_readers(self, streams: Callable[[], float], views: Callable[[], float]) -> None:
-        """Set the functions that each scrape calls: how many pages of the console are live, and views of records."""
+        """Set the functions that each scrape calls: the number of live console pages, and of views of records."""
         self._streams.set_function(streams)
         self._views.set_function(views)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count a request. `route` is a route's pattern and not a path, of which clients can make any number."""
+        """Count a request. `route` is a route's pattern, not a path: clients can make up any number of paths."""
         counted = self._counts.requests[method, route, status]
         counted[bisect_left(SECONDS, seconds)] += 1
         counted[-1] += seconds
 
     @property
     def database(self) -> defaultdict[str, list[float]]:
-        """How long transactions of the metadata database took, by the kind of work, each a list like `NO_TIMES`."""
+        """Return how long transactions of the metadata database took, by kind of work, each a list like `NO_TIMES`."""
         return self._counts.database
 
     def store(self, seconds: float) -> None:
@@ -150,8 +150,8 @@ class ControlMetrics:
         self._counts.store[-1] += seconds
 
     def certificates_end(self, own: datetime | None, authority: datetime | None) -> None:
-        """Set when control's certificate ends, and the last of the CAs that nodes are to trust; None: there is none."""
-        # A gauge that isn't there says that there is no certificate; one of 0 would be an end long ago.
+        """Set when control's certificate and the last of the CAs for nodes end; None: there is none."""
+        # A missing gauge means that there is no certificate; 0 would be an end long ago.
         if own is not None:
             self._certificate = self._certificate or Gauge(
                 "skerry_certificate_expiry_timestamp_seconds",
@@ -168,7 +168,7 @@ class ControlMetrics:
             self._authorities.set(authority.timestamp())
 
     def watch_files(self, what: str, unfit: Callable[[], float]) -> None:
-        """Set the function that each scrape calls for files that are read again: 1 while they can't be used."""
+        """Set the function that each scrape calls for files that are reread: it returns 1 while they can't be used."""
         self._unfit.labels(what).set_function(unfit)
 
     def poll(self, answer: str) -> None:
@@ -176,7 +176,7 @@ class ControlMetrics:
         self._counts.polls[answer] += 1
 
     def sync(self, status: str, count: int = 1) -> None:
-        """Count syncs: `opened`, the status with which they ended, or `late` for a result after the end."""
+        """Count syncs: `opened`, the status with which they ended, or `late` for a result that came after the end."""
         self._syncs.labels(status).inc(count)
 
     def auth_failure(self, reason: str) -> None:
@@ -184,7 +184,7 @@ class ControlMetrics:
         self._auth_failures.labels(reason).inc()
 
     def webhook(self, result: str) -> None:
-        """Count an attempt to send a message: `delivered`, `failed` (it is tried again), or `given_up`."""
+        """Count an attempt to send a message: `delivered`, `failed` (it will be retried), or `given_up`."""
         self._webhooks.labels(result).inc()
 
     def retried(self) -> None:

@@ -1,4 +1,4 @@
-"""How spans are sent: OpenTelemetry's SDK, as control uses it.
+"""Sends spans with OpenTelemetry's SDK.
 
 Its imports take 0.3 s and some memory, so this module is imported only where spans are sent.
 """
@@ -18,13 +18,13 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from control.log_throttle import Outage
 
 ANSWER_LIMIT: Final = 5.0
-"""Seconds that the collector has for one answer."""
+"""Seconds within which the collector must answer."""
 
 log = logging.getLogger("skerry.traces")
 
 
 class SpanIds(RandomIdGenerator):
-    """Random ids; the next span has `next_span`, where that is set."""
+    """Random ids; if `next_span` is set, the next span gets it."""
 
     def __init__(self) -> None:
         self.next_span = 0
@@ -50,7 +50,7 @@ class _Sender(OTLPSpanExporter):
 
 
 class _SdkLog(logging.Handler):
-    """Takes what the SDK logs: it writes some lines for each attempt while a collector is away."""
+    """Takes what the SDK logs: several lines for each attempt while the collector is unreachable."""
 
     def __init__(self, outage: Outage) -> None:
         super().__init__(logging.WARNING)
@@ -61,24 +61,24 @@ class _SdkLog(logging.Handler):
 
 
 class Spans:
-    """Makes spans and sends them, in a thread of its own. At most 2048 spans wait; more are dropped."""
+    """Makes spans and sends them in its own thread. At most 2048 spans wait; more are dropped."""
 
     def __init__(self, url: str, certificate: str | None, headers: dict[str, str], instance: str) -> None:
-        """`url` is the collector's, `certificate` the file of its CA; `instance` tells the replicas apart."""
+        """Send to the collector at `url`; `certificate` is its CA's file, and `instance` tells replicas apart."""
         outage = Outage(log, "traces can't be sent, and are dropped")
         sdk = logging.getLogger("opentelemetry")
         sdk.handlers, sdk.propagate = [_SdkLog(outage)], False
         self._sender = _Sender(url.rstrip("/") + "/v1/traces", certificate, headers, outage)
         self.ids = SpanIds()
         resource = Resource.create({"service.name": "skerry-control", "service.instance.id": instance})
-        # What is traced is decided before there is a span.
+        # What is traced is decided before a span is made.
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False, id_generator=self.ids)
         self._provider.add_span_processor(BatchSpanProcessor(self._sender))
         self.tracer = self._provider.get_tracer("skerry.control")
 
     def close(self, seconds: float) -> None:
-        """Send what is left, for `seconds` at most."""
-        # It would wait for a collector that doesn't answer for half a minute.
+        """Send the remaining spans, for at most `seconds`."""
+        # The SDK would wait half a minute for a collector that doesn't answer.
         sending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         sending.start()
         sending.join(seconds)

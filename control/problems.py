@@ -1,8 +1,8 @@
-"""The errors that control tells with a stable code: one base class, and the table of codes that clients can rely on.
+"""The errors that control reports with a stable code: one base class, and the table of codes that clients can rely on.
 
 A code never changes its meaning or its status. What each means for a person, and what to do, is in docs/errors.md,
-which `just errors` makes of this table and of scripts/errors/control.md. The title is the same in every error with the
-code; the detail is written where the error is raised, because there it is known what it is about.
+which `just errors` generates from this table and scripts/errors/control.md. The title is the same in every error with
+the code; the detail is written where the error is raised, since only that place knows what it is about.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from control.protocol import wire
 
 @dataclass(frozen=True, slots=True)
 class ProblemCode:
-    """What a code stands for."""
+    """The status and the title of a code."""
 
     status: int
-    """HTTP status of an answer with the code; 0 where no answer has it."""
+    """HTTP status of an answer with the code; 0 if no answer has it."""
     title: str
     """What all messages with the code have in common: what happened."""
 
@@ -39,7 +39,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "no_such_path": ProblemCode(404, "There is nothing at this path"),
     "method_not_allowed": ProblemCode(405, "This path doesn't take this method"),
     "idempotency_key_used": ProblemCode(422, "The idempotency key was used for another request"),
-    # Who asks
+    # The caller
     "credentials_missing": ProblemCode(401, "No credentials were sent"),
     "credentials_invalid": ProblemCode(401, "The credentials aren't valid"),
     "node_revoked": ProblemCode(401, "The node was revoked"),
@@ -55,7 +55,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "too_many_tries": ProblemCode(429, "Too many tries"),
     "form_refused": ProblemCode(403, "The form isn't one that this page may send"),
     "role_insufficient": ProblemCode(403, "The operator's role doesn't allow this"),
-    # What is asked for
+    # The resource
     "unknown_node": ProblemCode(404, "There is no such node"),
     "unknown_group": ProblemCode(404, "There is no such group"),
     "unknown_function": ProblemCode(404, "There is no such function"),
@@ -71,7 +71,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "unknown_session": ProblemCode(404, "There is no such session"),
     "unknown_ca": ProblemCode(404, "This control plane has no CA to give out"),
     "watch_ended": ProblemCode(410, "Nobody watches the node's records any more"),
-    # What is in the way
+    # Conflicts
     "name_taken": ProblemCode(409, "The name is in use"),
     "group_in_use": ProblemCode(409, "The group is still needed"),
     "node_cloned": ProblemCode(409, "Two machines poll as the node"),
@@ -97,7 +97,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "manifest_unfit": ProblemCode(422, "The manifest can't be kept as it is"),
     "webhook_refused": ProblemCode(422, "No message would ever be sent to the webhook"),
     "schema_refused": ProblemCode(422, "The schema change can't be applied"),
-    # Not now
+    # Temporary failures
     "too_many_acts": ProblemCode(503, "A node or an operator has done this too often"),
     "too_many_watches": ProblemCode(503, "Too many views of nodes' records are open"),
     "database_busy": ProblemCode(503, "Too much is asked of the metadata database at once"),
@@ -121,11 +121,11 @@ CODES: Final[dict[str, ProblemCode]] = {
     "not_ready": ProblemCode(503, "Control isn't ready"),
     "shutting_down": ProblemCode(503, "Control is stopping"),
     "internal": ProblemCode(500, "Control made a mistake"),
-    # How a node's sync failed, where the node itself doesn't say it
+    # Failures of a node's sync that the node itself doesn't report
     "sync_expired": ProblemCode(0, "The node didn't renew the sync's lease"),
     "not_at_target": ProblemCode(0, "The sync ended, but the node doesn't run what the release asks for"),
     "unknown": ProblemCode(0, "The node said that the sync failed, and not why"),
-    # What the commands of `skerry` end with
+    # Errors of the `skerry` commands
     "schema": ProblemCode(0, "The metadata database's schema doesn't suit this version of control"),
     "start": ProblemCode(0, "Control can't be started"),
     "tls": ProblemCode(0, "Control's certificate isn't trusted"),
@@ -139,7 +139,7 @@ CODES: Final[dict[str, ProblemCode]] = {
 
 
 class ProblemError(Exception):
-    """A refusal that is answered as problem+json: what happened, to what, what to do now.
+    """A refusal that is answered as problem+json: what happened, to what, and what to do now.
 
     `field` is the path of the value that is wrong, in the body or the URL; `retry_after` is in seconds.
     """
@@ -153,12 +153,12 @@ class ProblemError(Exception):
         self.detail = detail
         self.field = field
         self.allow = allow
-        """The methods that the path takes, with method_not_allowed."""
+        """With method_not_allowed: the methods that the path accepts."""
         self.retry_after = 1 if retry_after is None and self.status == 503 else retry_after
 
     @property
     def title(self) -> str:
-        """What all messages with the code have in common."""
+        """Return the title, which all messages with the code share."""
         return CODES[self.code].title
 
     def body(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Files that a running replica reads again: every few seconds where they have changed, and all of them at SIGHUP."""
+"""Files that a running replica rereads: those that changed every few seconds, and all of them at SIGHUP."""
 
 import asyncio
 import contextlib
@@ -11,35 +11,35 @@ from typing import Protocol
 from control.clock import Clock
 
 PERIOD = 2.0
-"""Seconds between two looks at the files."""
+"""Seconds between two checks of the files."""
 
 log = logging.getLogger("skerry.control")
 
 
 class Reread(Protocol):
-    """What is made of some files, as they were when they could last be used."""
+    """What is built from some files, as they were when they could last be used."""
 
     error: str
-    """Why the files can't be used as they are now; '' where they can."""
+    """Why the files can't be used as they are now; '' if they can."""
 
     def look(self, *, anew: bool = False) -> bool:
-        """Read the files again if they have changed, or `anew`; return whether something else is in use now."""
+        """Reread the files if they changed, or with `anew`; return whether something else is in use now."""
         ...
 
 
 class RereadFiles:
-    """Looks at the files until cancelled."""
+    """Checks the files until cancelled."""
 
     def __init__(self, parts: Mapping[str, Reread], clock: Clock) -> None:
-        """`parts`: by what they are, as logs and metrics say it."""
+        """Check `parts`, which are given by their names in logs and metrics."""
         self.parts = parts
         self._clock = clock
         self._now = asyncio.Event()
         self.changed: list[Callable[[], None]] = []
-        """Called, in the loop, when something else is in use."""
+        """Called in the loop when something else is in use."""
 
     def look_now(self) -> None:
-        """Have all files read again at once."""
+        """Have all files reread at once."""
         self._now.set()
 
     def errors(self) -> list[str]:
@@ -51,7 +51,7 @@ class RereadFiles:
         ]
 
     async def run(self) -> None:
-        """Look every `PERIOD` seconds, and at once after `look_now`."""
+        """Check every `PERIOD` seconds, and immediately after `look_now`."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with self._clock.timeout(PERIOD):
@@ -62,7 +62,7 @@ class RereadFiles:
                 log.info("files that can change are read again: %s", ", ".join(self.parts))
             for what, part in self.parts.items():
                 try:
-                    # A disk that hangs must not hold up requests.
+                    # A disk that hangs must not block requests.
                     if await asyncio.to_thread(part.look, anew=anew):
                         for call in self.changed:
                             call()
@@ -71,10 +71,12 @@ class RereadFiles:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """Return numbers that differ once a file has changed; empty if there is no file. Links are followed, since
-    tools that renew certificates put links in place."""
+    """Return numbers that differ once a file has changed; empty if there is no file.
+
+    Links are followed, since tools that renew certificates replace links.
+    """
     with contextlib.suppress(OSError):
         info = os.stat(path)
-        # Times have the kernel's clock tick: two changes in one tick have the same, so other fields are compared, too.
+        # Two changes within one tick of the kernel's clock have the same time, so other fields are compared too.
         return (info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size)
     return ()

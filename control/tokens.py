@@ -1,6 +1,6 @@
-"""Tokens of operators, joining nodes, nodes, of sessions, and of logins that wait.
+"""Tokens of operators, joining nodes, nodes, sessions, and waiting logins.
 
-A token is ``KIND_ID_SECRET``: the id finds its row in the database, the secret is 256 random bits, of which only the
+A token is ``KIND_ID_SECRET``: the id finds its row in the database; the secret is 256 random bits, of which only the
 sha256 is stored.
 """
 
@@ -17,7 +17,7 @@ PREFIXES: dict[Kind, str] = {"node": "skn", "join": "skj", "operator": "sko", "s
 
 ID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TOKEN = re.compile(rf"(sk[njosl])_({ID.pattern})_([A-Za-z0-9_-]{{43}})(?:\.[0-9a-f]{{64}})?")
-"""A join token may be followed by the fingerprint of control's CA."""
+"""Separates a join token from the fingerprint of control's CA, which may follow it."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,19 @@ class Token:
 
 
 def new_token(kind: Kind, id: UUID | None = None) -> Token:
-    """Make a token with a new secret; with `id`, the new token of a row that exists."""
+    """Make a token with a new secret; with `id`, the new token of an existing row."""
     id = id or uuid4()
     secret = secrets.token_urlsafe(32)
     return Token(id, f"{PREFIXES[kind]}_{id}_{secret}", hash_secret(secret))
 
 
 def hash_secret(secret: str) -> str:
-    """Return the sha256 of a secret, in hex. A plain hash is enough: nobody can try out 256 random bits."""
+    """Return the sha256 of a secret, in hex. A plain hash is enough: nobody can guess 256 random bits."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def parse(kind: Kind, text: str) -> tuple[str, str] | None:
-    """Return the id and the secret's hash of a token of this kind; None where `text` isn't one."""
+    """Return the id and the secret's hash of a token of this kind; None if `text` isn't one."""
     match = _TOKEN.fullmatch(text)
     if match is None or match[1] != PREFIXES[kind]:
         return None

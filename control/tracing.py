@@ -1,7 +1,7 @@
-"""Traces of requests, statements and syncs by OpenTelemetry, sent to a collector where SKERRY_OTLP_URL is set (ADR 47).
+"""Traces of requests, statements and syncs by OpenTelemetry, sent to a collector if SKERRY_OTLP_URL is set (ADR 47).
 
-A trace is one tree of spans over processes. Polls have none: they are most of what a replica does. OpenTelemetry's SDK
-is imported only where traces are sent. A thread of its own sends them; what a collector doesn't take is dropped.
+A trace is one tree of spans across processes. Polls aren't traced: they are most of a replica's work. OpenTelemetry's
+SDK is imported only if traces are sent. A separate thread sends them; what a collector doesn't take is dropped.
 """
 
 import asyncio
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 LAST_SEND: Final = 2.0
-"""Seconds for the spans that are left when the replica stops."""
+"""Seconds for sending the remaining spans when the replica stops."""
 
 _SYNCS: Final = "/v1/syncs/"
 NOTHING: AbstractContextManager[None] = nullcontext()
-"""What takes the place of a span."""
+"""Stands in for a span."""
 
 
 class _Traced:
-    """The request that runs, which is traced: what its statements' spans are made with, until it ends."""
+    """A running request that is traced: what the spans of its statements are made with, until it ends."""
 
     __slots__ = ("span", "tracer")
 
@@ -43,14 +43,14 @@ class _Traced:
 
 
 TRACED: ContextVar[_Traced | None] = ContextVar("traced", default=None)
-"""The request that runs, if it is traced."""
+"""The running request, if it is traced."""
 
 
 class Tracing:
     """Makes the spans of one replica, and sends them."""
 
     def __init__(self, settings: ControlSettings, instance: str) -> None:
-        """`instance` tells the replicas apart. Raises: ControlSettingsError, when the file of headers is wrong."""
+        """Trace as `instance`, the replica's name. Raises: ControlSettingsError, when the file of headers is wrong."""
         from control.otlp import Spans
 
         certificate = str(settings.otlp_ca) if settings.otlp_ca is not None else None
@@ -60,9 +60,9 @@ class Tracing:
 
     @contextmanager
     def request(self, scope: Scope, status: Callable[[], int]) -> Iterator[None]:
-        """Trace a request, if it is one of those that are traced: statements within the block are spans below it.
+        """Trace a request if it should be traced: statements within the block become its child spans.
 
-        `status` tells the status of the answer at the block's end; 0 where there was none.
+        `status` returns the status of the answer at the block's end; 0 if there was none.
         """
         parent = _parent(scope)
         if not self._is_traced(scope, parent):
@@ -90,11 +90,11 @@ class Tracing:
             span.end()
 
     def is_sync_traced(self, sync_id: str) -> bool:
-        """Tell whether this sync is traced, if its release is; all replicas find the same."""
+        """Return whether this sync is traced if its release is; all replicas agree."""
         return UUID(sync_id).int >> 96 < self._share * 2**32
 
     def sync_parent(self, release: str, sync_id: str) -> str:
-        """Return the `traceparent` that a node gets with the plan of a sync; '' if it isn't traced.
+        """Return the `traceparent` that a node gets with a sync's plan; '' if it isn't traced.
 
         `release` is the `traceparent` of the request that made the release, or ''.
         """
@@ -104,9 +104,9 @@ class Tracing:
         return Place(parent.trace, span_of_sync(sync_id).to_bytes(8)).header()
 
     def sync_ended(self, sync_id: str, parent: str, times: tuple[datetime, datetime], error: str, **of: str) -> None:
-        """Make the span of a sync that ended, with its start and end, below the request that made its release.
+        """Make the span of a finished sync, with its start and end, as a child of the request that made its release.
 
-        `parent` is the `traceparent` of that; `error` is the sync's code, or ''; `of` says whose it is.
+        `parent` is that request's `traceparent`; `error` is the sync's code, or ''; `of` are further attributes.
         """
         from opentelemetry.trace import Status, StatusCode
 
@@ -120,13 +120,13 @@ class Tracing:
         span.end(_nanoseconds(times[1]))
 
     async def close(self) -> None:
-        """Send what is left, for `LAST_SEND` at most."""
+        """Send the remaining spans, for at most `LAST_SEND` seconds."""
         await asyncio.to_thread(self._spans.close, LAST_SEND)
 
     def _is_traced(self, scope: Scope, parent: Place | None) -> bool:
-        """Decide by control's own share: what callers wish costs them nothing, but the collector a lot.
+        """Decide by control's own share of requests: what callers ask for costs them nothing, but the collector a lot.
 
-        A release is always traced, since its syncs are part of its trace; what a node says about a sync is traced if
+        A release is always traced, since its syncs are part of its trace; a node's reports about a sync are traced if
         the sync is.
         """
         path: str = scope["path"]
@@ -141,16 +141,16 @@ class Tracing:
 
 
 def statement(name: str, text: str) -> AbstractContextManager[object]:
-    """Make a block a span of the request that runs, if that is traced. `text` is SQL, without values."""
+    """Make a block a span of the running request, if that is traced. `text` is SQL, without values."""
     traced = TRACED.get()
-    # A task that a request began may outlive it.
+    # A task that a request started may outlive it.
     if traced is None or not traced.span.is_recording():
         return NOTHING
     return _statement(traced, name, text)
 
 
 def current() -> str:
-    """Return the `traceparent` of the request that runs; '' if it isn't traced."""
+    """Return the `traceparent` of the running request; '' if it isn't traced."""
     traced = TRACED.get()
     if traced is None:
         return ""
@@ -159,13 +159,15 @@ def current() -> str:
 
 
 def span_of_sync(sync_id: str) -> int:
-    """Return the id of a sync's span, made of the sync's own id: anybody who knows the sync can make spans below it."""
+    """Return the id of a sync's span, derived from the sync's id: whoever knows that can make child spans."""
     return UUID(sync_id).int & (2**64 - 1) or 1
 
 
 def read_headers(path: Path | None) -> dict[str, str]:
-    """Read the file of headers for the collector, `NAME: VALUE` a line. Raises: ControlSettingsError, when it is wrong;
-    the message has no value."""
+    """Read the file of headers for the collector, one `NAME: VALUE` per line.
+
+    Raises: ControlSettingsError, when it is wrong; the message contains no value.
+    """
     if path is None:
         return {}
     try:

@@ -1,6 +1,6 @@
 """The local metadata database and artifact store of ``skerry up`` and of the tests: PostgreSQL and SeaweedFS.
 
-They stand in for CockroachDB and MinIO and are reached in the same way, by URLs. They end with the process that started
+They replace CockroachDB and MinIO and are reached in the same way, by URLs. They exit with the process that started
 them, and keep their files in one folder: ``metadata/``, ``artifacts/`` and ``logs/``.
 """
 
@@ -21,7 +21,7 @@ from control.local.seaweedfs import SeaweedFS
 __all__ = ["LocalServices", "ServiceError", "create_database", "services"]
 
 ORPHANS_LIMIT = 20.0
-"""Seconds to wait for the servers of an earlier run whose process was killed: they are ending in order."""
+"""Seconds to wait for the servers of an earlier run whose process was killed: they are shutting down."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class LocalServices:
 
     @property
     def metadata_url(self) -> str:
-        """``postgresql://USER:PASSWORD@127.0.0.1:PORT/DATABASE``."""
+        """Return ``postgresql://USER:PASSWORD@127.0.0.1:PORT/DATABASE``."""
         return self.metadata.url
 
     @property
     def artifacts_url(self) -> str:
-        """``http://KEY:SECRET@127.0.0.1:PORT/BUCKET``."""
+        """Return ``http://KEY:SECRET@127.0.0.1:PORT/BUCKET``."""
         return self.artifacts.url
 
     async def watch(self) -> NoReturn:
         """Watch both services, until cancelled.
 
-        Raises: ServiceError, as soon as one of them has ended by itself.
+        Raises: ServiceError, as soon as one of them has exited unexpectedly.
         """
         while True:
             self.metadata.check()
@@ -54,19 +54,19 @@ class LocalServices:
 
 @asynccontextmanager
 async def services(home: Path, postgresql: Mapping[str, str] | None = None) -> AsyncIterator[LocalServices]:
-    """Run both services, with their files under `home`, which is made where it is missing.
+    """Run both services, with their files under `home`, which is made if it is missing.
 
-    `postgresql` are settings of PostgreSQL's own, by name, beyond the usual ones or in place of them.
+    `postgresql` are PostgreSQL settings by name, in addition to the usual ones or instead of them.
 
-    Enter this in the main thread: the servers end when the thread that started them ends.
+    Enter this in the main thread: the servers exit when the thread that started them ends.
 
     Raises: ServiceError, when another process runs services in `home`, a package is missing, or a server fails; the
-    message then has the end of its log.
+    message then contains the end of its log.
     """
     home = home.absolute()
     home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     async with locked(home / "lock", 0, f"another process runs Skerry's local services in {home}; end it first"):
-        # The servers hold this lock too: after a kill -9 of this process, a new start waits until they have ended.
+        # The servers hold this lock too: after a kill -9 of this process, a new start waits until they have exited.
         message = f"servers of an earlier run still hold {home} after {ORPHANS_LIMIT:.0f} s"
         async with locked(home / "services.lock", ORPHANS_LIMIT, message) as held:
             metadata = PostgreSQL(home / "metadata", home / "logs" / "metadata.log", held, postgresql or {})

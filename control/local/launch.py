@@ -1,8 +1,8 @@
-"""A script that turns into another program, one that ends when its parent process ends.
+"""A script that becomes another program, one that exits when its parent process does.
 
-``python launch.py PARENT UID GID SIGNAL PROGRAM ARGUMENT…``: takes on the user and group, asks the kernel to send
-SIGNAL when the parent dies (by kill -9 too), and executes PROGRAM. `control.local.process` runs it: doing this between
-fork and exec isn't safe in a parent that has threads. It imports the standard library alone, and isn't imported itself.
+``python launch.py PARENT UID GID SIGNAL PROGRAM ARGUMENT…``: switches to the user and group, asks the kernel to send
+SIGNAL when the parent dies (even by kill -9), and executes PROGRAM. `control.local.process` runs it: doing this between
+fork and exec isn't safe in a parent with threads. It imports only the standard library, and nothing imports it.
 """
 
 import ctypes

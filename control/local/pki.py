@@ -1,6 +1,6 @@
 """The certificates that a local or small installation makes for itself: an authority and what it signs.
 
-A production set-up brings its own certificates instead.
+A production setup brings its own certificates instead.
 """
 
 import ipaddress
@@ -19,9 +19,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=397)
-"""The longest life that clients accept for a server certificate (CA/Browser Forum, baseline requirements 6.3.2)."""
+"""The longest lifetime that clients accept for a server certificate (CA/Browser Forum, baseline requirements 6.3.2)."""
 RENEW_BEFORE = timedelta(days=30)
-"""A certificate that ends sooner than this is made again."""
+"""A certificate that ends sooner than this is renewed."""
 LOCAL_NAMES = ("localhost", "127.0.0.1")
 
 
@@ -38,12 +38,11 @@ class Pki:
 def ensure(directory: Path, names: Iterable[str] = (), *, mutual: bool = False, now: datetime | None = None) -> Pki:
     """Make what is missing in `directory`: ``ca.pem``, ``ca.key``, ``server.pem``, ``server.key`` (keys 0600).
 
-    The server certificate is for `LOCAL_NAMES` and `names` (host names or addresses). It is made again when it is
-    within `RENEW_BEFORE` of its end, lacks a name or isn't the authority's; the authority only when it is near its
-    own end, since nodes trust only the one that they joined with. With `mutual` the server certificate is good for
-    clients too.
+    The server certificate is for `LOCAL_NAMES` and `names` (host names or addresses). It is renewed when it is within
+    `RENEW_BEFORE` of its end, lacks a name or isn't signed by the authority; the authority only near its own end, since
+    nodes trust only the one that they joined with. With `mutual` the server certificate is also valid for clients.
 
-    Raises: ValueError, when a file holds something else than its certificate or key.
+    Raises: ValueError, when a file holds something other than its certificate or key.
     """
     now = now or datetime.now(UTC)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -126,7 +125,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        # Valid since an hour ago, for nodes whose clocks are behind.
+        # Valid from an hour ago, for nodes whose clocks are behind.
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + life)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -158,7 +157,7 @@ def _signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
 
 
 def _matches(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bool:
-    """Return whether the certificate is for this key; it isn't after a kill between the writing of the two."""
+    """Return whether the certificate is for this key; it isn't if the process was killed between writing the two."""
     return certificate.public_key() == key.public_key()
 
 
@@ -202,7 +201,7 @@ def _key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
-    """Replace `path` in one step: nobody can read a part of it, or a key before its mode is set."""
+    """Replace `path` atomically: nobody can read part of it, or a key before its mode is set."""
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

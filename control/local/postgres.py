@@ -21,18 +21,18 @@ import asyncpg
 from control.local.process import EndedEarly, Service, ServiceError, choose_port, read_settings, secret, write_settings
 
 USER = "skerry-postgres"
-"""The system user that the server runs as where this process is root's: PostgreSQL refuses to run as root."""
+"""The system user that the server runs as if this process runs as root: PostgreSQL refuses to run as root."""
 ROOT_FOLDER = Path("/var/lib/skerry")
-"""The folder of root's copy of the binaries, and of the data of a home that `USER` can't reach."""
+"""The folder for root's copy of the binaries, and for the data of a home that `USER` can't reach."""
 PORTS = range(30000, 32700)
 """Ports to choose from."""
 DATABASE = "skerry"
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    # TCP alone: the path of a socket in a deep folder would be too long (107 bytes).
+    # TCP only: the path of a socket in a deep folder would be too long (107 bytes).
     "unix_socket_directories": "",
-    # As in CockroachDB, a transaction can fail with 40001 and is repeated then.
+    # As in CockroachDB, a transaction can fail with 40001 and is then retried.
     "default_transaction_isolation": "serializable",
     "max_connections": "200",
     "shared_buffers": "64MB",
@@ -40,7 +40,7 @@ _SETTINGS = {
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    # Serialization failures are usual here, and statements may hold secrets.
+    # Serialization failures are common here, and statements may contain secrets.
     "log_min_error_statement": "panic",
     "log_checkpoints": "off",
 }
@@ -54,7 +54,7 @@ class PostgreSQL(Service):
     DEATH = STOP[0][0]
 
     def __init__(self, directory: Path, log: Path, inherit: int, settings: Mapping[str, str]) -> None:
-        """`settings` are PostgreSQL's own, beyond `_SETTINGS` or in place of them."""
+        """Use PostgreSQL's `settings` in addition to `_SETTINGS` or instead of them."""
         super().__init__("PostgreSQL", log, inherit)
         self._directory = directory
         self._options = [
@@ -67,11 +67,11 @@ class PostgreSQL(Service):
 
     @property
     def url(self) -> str:
-        """The URL of the database `DATABASE`, valid once started; another start keeps it where the port is free."""
+        """Return the URL of the database `DATABASE`, valid once started; a restart keeps it if the port is free."""
         return f"postgresql://skerry:{self._password}@127.0.0.1:{self._port}/{DATABASE}"
 
     async def start(self) -> None:
-        """Make the files at the first start, start the server, and wait until it answers.
+        """Start the server, with new files at the first start, and wait until it answers.
 
         Raises: ServiceError, when it can't be started.
         """
@@ -90,7 +90,7 @@ class PostgreSQL(Service):
         for attempt in range(100):
             self._port = choose_port(settings.get("port"), PORTS)
             # No other server uses this data, since the caller holds its lock: a killed server left this file, and its
-            # pid may be another process's now. PostgreSQL itself still refuses to start while old backends live.
+            # pid may belong to another process now. PostgreSQL still refuses to start while old backends live.
             self._pid_file.unlink(missing_ok=True)
             command: list[str | Path] = [binaries / "postgres", "-D", data, "-p", str(self._port), *self._options]
             process = self.spawn(command, cwd=data.parent, env={}, user=user)
@@ -98,7 +98,7 @@ class PostgreSQL(Service):
                 await self.run_until_ready(process, self._ready)
                 break
             except EndedEarly:
-                # Backends of a killed server are still ending, or the port was taken in this moment.
+                # Backends of a killed server are still exiting, or the port was taken just now.
                 if attempt == 99 or not self._may_try_again():
                     raise
         write_settings(self._settings_file, {"port": self._port, "password": self._password})
@@ -109,7 +109,7 @@ class PostgreSQL(Service):
         return "is still in use" in words or "Address already in use" in words
 
     async def _initialize(self, binaries: Path, data: Path, user: tuple[int, int] | None) -> None:
-        # Under another name until it is complete: after a kill in the middle nothing looks like a database.
+        # Under another name until it is complete, so that nothing looks like a database after a kill in the middle.
         unfinished = data.with_name(data.name + ".new")
         password_file = data.with_name("password.new")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -132,7 +132,7 @@ class PostgreSQL(Service):
         unfinished.rename(data)
 
     async def _ready(self) -> bool:
-        # By its own word, in the file's 8th line, since another server that has taken the port would answer, too:
+        # By the 8th line of its file, since another server that took the port would answer too:
         # https://www.postgresql.org/docs/18/storage-file-layout.html
         try:
             said = self._pid_file.read_bytes().splitlines()[7:8]
@@ -149,9 +149,9 @@ class PostgreSQL(Service):
 
 
 async def create_database(url: str, name: str, *, exists_ok: bool = False) -> str:
-    """Make a database on the server of `url`, whose own database may be the missing one, and return its URL.
+    """Create a database on the server of `url`, whose own database may be the missing one, and return its URL.
 
-    CockroachDB takes the same statement.
+    CockroachDB accepts the same statement.
 
     Raises: ValueError, when the name isn't allowed; DuplicateDatabaseError, when it exists and `exists_ok` is False.
     """
@@ -160,7 +160,7 @@ async def create_database(url: str, name: str, *, exists_ok: bool = False) -> st
     maintenance = "postgres" if urlsplit(url).path == f"/{name}" else urlsplit(url).path.removeprefix("/")
     connection = await _connect(_with_database(url, maintenance))
     try:
-        # A name can't be a parameter; it was checked above.
+        # A name can't be a parameter; it is checked above.
         await connection.execute(f"CREATE DATABASE {name}")
     except asyncpg.DuplicateDatabaseError:
         if not exists_ok:
@@ -179,13 +179,13 @@ def _with_database(url: str, name: str) -> str:
 
 
 def _system_user() -> tuple[int, int]:
-    """Return uid and gid of `USER`, which is made where it is missing.
+    """Return uid and gid of `USER`, which is made if it is missing.
 
     Raises: ServiceError, when it can't be made.
     """
     with contextlib.suppress(KeyError):
         return _ids(USER)
-    # Two useradd at the same time overwrite each other's entry, and the first one's uid then has no user.
+    # Two simultaneous useradd overwrite each other's entry, and the first one's uid then has no user.
     ROOT_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
     with open(ROOT_FOLDER / "user.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -213,7 +213,7 @@ def _ids(name: str) -> tuple[int, int]:
 
 
 def _binaries(*, copy: bool) -> Path:
-    """Return the folder with ``postgres`` and ``initdb``; with `copy`, of a copy that every user can reach.
+    """Return the folder with ``postgres`` and ``initdb``; with `copy`, that of a copy that every user can reach.
 
     Raises: ServiceError, when the package isn't installed.
     """
@@ -247,7 +247,7 @@ def _binaries(*, copy: bool) -> Path:
 
 
 def _data_folder(directory: Path, user: tuple[int, int] | None) -> Path:
-    """Return the data's folder: ``data`` in `directory`, or where it points to, when `user` can't reach `directory`."""
+    """Return the data's folder: ``data`` in `directory`, or what that points to if `user` can't reach `directory`."""
     data = directory / "data"
     if user is not None and not data.exists() and not _reachable(directory):
         elsewhere = ROOT_FOLDER / sha256(os.fsencode(directory.resolve())).hexdigest()[:16]

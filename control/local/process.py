@@ -1,4 +1,4 @@
-"""One local server process: its start, its log, its ports and settings, its orderly end."""
+"""One local server process: its start, its log, its ports and settings, its shutdown."""
 
 import asyncio
 import json
@@ -25,34 +25,36 @@ _LAUNCH = Path(__file__).with_name("launch.py")
 def ending_with_us(
     argv: Sequence[str | Path], stop: signal.Signals = signal.SIGTERM, user: tuple[int, int] | None = None
 ) -> list[str]:
-    """Return the command that runs a program, given with its whole path, so that the kernel sends it `stop` when the
-    thread that started it ends; `user` is the uid and gid that it runs as."""
+    """Return a command that runs a program so that the kernel sends it `stop` when the thread that started it ends.
+
+    The program is given by its whole path; `user` is the uid and gid that it runs as.
+    """
     uid, gid = user or (os.geteuid(), os.getegid())
     launch = [sys.executable, "-I", "-S", _LAUNCH, os.getpid(), uid, gid, int(stop), *argv]
     return [str(part) for part in launch]
 
 
 class ServiceError(Exception):
-    """A local service didn't start, or ended by itself; the message says which, why, and where its log is."""
+    """A local service didn't start, or exited unexpectedly; the message says which, why, and where its log is."""
 
 
 class EndedEarly(ServiceError):
-    """The server's process ended before it was ready."""
+    """The server's process exited before it was ready."""
 
 
 class Service:
-    """A server that runs as a child of this process, in a session of its own so that Ctrl-C doesn't reach it.
+    """A server that runs as a child of this process, in its own session so that Ctrl-C doesn't reach it.
 
-    The kernel ends it when the thread that started it ends, so start it from the main thread.
+    The kernel stops it when the thread that started it ends, so start it from the main thread.
     """
 
     STOP: tuple[tuple[signal.Signals, float], ...] = ((signal.SIGTERM, 10.0),)
-    """Signals that end the server in order, each with its seconds; then comes SIGKILL."""
+    """Signals that shut down the server, each with the seconds to wait; SIGKILL follows."""
     DEATH: signal.Signals = STOP[0][0]
     """The signal that the kernel sends to the server when this process dies."""
 
     def __init__(self, name: str, log: Path, inherit: int) -> None:
-        """`inherit` is a file descriptor that the server keeps open while it lives: a lock on its files."""
+        """Let the server keep the file descriptor `inherit` open while it lives: a lock on its files."""
         self.name = name
         self.log = log
         self._inherit = inherit
@@ -61,7 +63,7 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """The running server's process id.
+        """Return the running server's process id.
 
         Raises: ServiceError, when it isn't running.
         """
@@ -72,13 +74,13 @@ class Service:
     def check(self) -> None:
         """Check that the server still runs, if it should.
 
-        Raises: ServiceError, when it has ended without `stop` or `kill`.
+        Raises: ServiceError, when it exited without `stop` or `kill`.
         """
         if self._wanted and self._process is not None and self._process.poll() is not None:
             raise ServiceError(self._ended(self._process.returncode))
 
     async def stop(self) -> None:
-        """End the server in order; does nothing when it has ended."""
+        """Shut down the server; do nothing if it has exited."""
         self._wanted = False
         process = self._process
         if process is None:
@@ -91,7 +93,7 @@ class Service:
         self._process = None
 
     async def kill(self) -> None:
-        """End the server at once with SIGKILL, as a crash would."""
+        """Kill the server at once with SIGKILL, as in a crash."""
         self._wanted = False
         if self._process is not None:
             self._process.kill()
@@ -101,7 +103,7 @@ class Service:
     def spawn(
         self, argv: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], user: tuple[int, int] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a program that writes to the log and ends with this process; `user` is the uid and gid it runs as."""
+        """Start a program that writes to the log and exits with this process; `user` is the uid and gid it runs as."""
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > LOG_LIMIT:
             self.log.replace(self.log.with_name(self.log.name + ".1"))
@@ -121,9 +123,9 @@ class Service:
             os.close(handle)
 
     async def run_until_ready(self, process: subprocess.Popen[bytes], ready: Callable[[], Awaitable[bool]]) -> None:
-        """Take `process` as the server and wait until `ready` says so.
+        """Use `process` as the server and wait until `ready` returns true.
 
-        Raises: EndedEarly, when it ends before; ServiceError, when it isn't ready after `START_LIMIT` seconds.
+        Raises: EndedEarly, when it exits before; ServiceError, when it isn't ready after `START_LIMIT` seconds.
         """
         self._process = process
         deadline = time.monotonic() + START_LIMIT
@@ -138,7 +140,7 @@ class Service:
         self._wanted = True
 
     async def run_to_end(self, process: subprocess.Popen[bytes], what: str) -> None:
-        """Wait for a short program's end.
+        """Wait until a short program exits.
 
         Raises: ServiceError, when it fails or takes longer than `START_LIMIT` seconds.
         """
@@ -175,7 +177,7 @@ async def _until(condition: Callable[[], bool], seconds: float) -> bool:
 def port_is_free(port: int) -> bool:
     """Return whether a server could listen on 127.0.0.1 at `port` now."""
     with socket.socket() as probe:
-        # As servers do, so that a port whose old connections are still closing counts as free.
+        # Like servers do, so that a port whose old connections are still closing counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -185,7 +187,7 @@ def port_is_free(port: int) -> bool:
 
 
 def choose_port(kept: int | None, ports: range, free: Callable[[int], bool] = port_is_free) -> int:
-    """Return the port `kept` from the last start where it is free, else a free one of `ports`.
+    """Return the port `kept` from the last start if it is free, else a free one of `ports`.
 
     Raises: ServiceError, when none is free.
     """
@@ -204,7 +206,7 @@ def secret() -> str:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return what `write_settings` wrote; {} where there is no such file yet.
+    """Return what `write_settings` wrote; {} if the file doesn't exist yet.
 
     Raises: ServiceError, when the file isn't JSON.
     """
@@ -218,12 +220,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Replace the file with these settings, in one step and readable to this user alone."""
+    """Replace the file with these settings, atomically and readable only to this user."""
     write_private(path, json.dumps(settings, indent=2))
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file in one step (mode 0600); its content is on disk before it has its name."""
+    """Replace a file atomically (mode 0600); its content is on disk before it has its name."""
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

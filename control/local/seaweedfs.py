@@ -26,18 +26,18 @@ from control.local.process import (
 
 BUCKET = "artifacts"
 PORTS = range(10000, 19990)
-"""Ports to choose the first of five in a row from; the gRPC port of each is 10000 above it."""
+"""Ports from which the first of five consecutive ones is chosen; the gRPC port of each is 10000 above it."""
 
 _PARTS = ("s3", "filer", "master", "volume", "admin")
 _LOCAL = _PARTS[:2]
-"""Those that also listen on a socket of their own, in the home, or in /tmp where its path is too long."""
+"""Those that also listen on a socket, in the home, or in /tmp if its path is too long."""
 _GRPC_OFFSET = 10000
 
 
 class SeaweedFS(Service):
     """An S3 server with one access key, on 127.0.0.1, whose files are in `directory`."""
 
-    # Its end in order may hang half-way for good, and a kill loses nothing that was stored.
+    # Its shutdown may hang halfway forever, and a kill loses nothing that was stored.
     DEATH = signal.SIGKILL
 
     def __init__(self, directory: Path, log: Path, inherit: int) -> None:
@@ -50,11 +50,11 @@ class SeaweedFS(Service):
 
     @property
     def url(self) -> str:
-        """``http://KEY:SECRET@127.0.0.1:PORT/BUCKET``, valid once started; another start keeps it as PostgreSQL's."""
+        """Return ``http://KEY:SECRET@127.0.0.1:PORT/BUCKET``, valid once started; restarts keep it if possible."""
         return f"http://{self._access_key}:{self._secret_key}@127.0.0.1:{self._port}/{BUCKET}"
 
     async def start(self) -> None:
-        """Start the server, make the bucket, and wait until it stores an object.
+        """Start the server, create the bucket, and wait until it stores an object.
 
         Raises: ServiceError, when it can't be started.
         """
@@ -76,9 +76,9 @@ class SeaweedFS(Service):
                 env={
                     "AWS_ACCESS_KEY_ID": self._access_key,
                     "AWS_SECRET_ACCESS_KEY": self._secret_key,
-                    # It reserves 230 MB at its start and uses half; with a lower limit it only collects garbage.
+                    # It reserves 230 MB at its start and uses half; a lower limit only makes it collect garbage.
                     "GOMEMLIMIT": "300MiB",
-                    # It looks for its configuration in HOME, and must not find the user's own.
+                    # It looks for its configuration in HOME, and must not find the user's.
                     "HOME": str(configuration),
                     "TMPDIR": str(data),
                 },
@@ -88,7 +88,7 @@ class SeaweedFS(Service):
                 await self.run_until_ready(process, self._keeps_objects)
                 break
             except EndedEarly:
-                # Another server has taken one of the ports since they were looked at, and may have answered, too.
+                # Another server took one of the ports since they were checked, and may have answered too.
                 if attempt == 4 or _all_free(self._port):
                     raise
 
@@ -118,9 +118,9 @@ class SeaweedFS(Service):
         ]
 
     def _write_security(self, path: Path) -> None:
-        """Write the keys and certificates without which its other ports take requests that its S3 port would refuse.
+        """Write the keys and certificates without which its other ports accept requests that its S3 port would refuse.
 
-        The keys are new at each start: a token that is signed with them is good for seconds.
+        The keys are new at each start: tokens signed with them are valid for seconds.
         """
         keys = pki.ensure(path.parent / "pki", mutual=True)
         sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
@@ -138,9 +138,8 @@ class SeaweedFS(Service):
         return True
 
     async def _keeps_objects(self) -> bool:
-        """Return whether an object can be written: the S3 port listens a moment before there is a volume to write
-        to."""
-        # Imported here: botocore takes half a second, in which the server starts.
+        """Return whether an object can be written: the S3 port listens a moment before there is a volume."""
+        # Imported here: botocore takes half a second, during which the server starts.
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
@@ -155,7 +154,7 @@ class SeaweedFS(Service):
     def _remove_sockets(self) -> None:
         """Remove the server's sockets in /tmp: it makes them there whatever its settings, and a kill leaves them.
 
-        Those of a server that has taken the same ports since are its own.
+        Sockets of a server that took the same ports since are left alone.
         """
         if not _all_free(self._port):
             return
@@ -164,7 +163,7 @@ class SeaweedFS(Service):
 
 
 def s3_client(url: str) -> Any:
-    """Return an aioboto3 client, an async context manager, for the store of an artifacts URL; it uses no proxy."""
+    """Return an aioboto3 client, an async context manager, for the store at an artifacts URL; it uses no proxy."""
     from urllib.parse import unquote, urlsplit
 
     from botocore.config import Config
@@ -176,7 +175,7 @@ def s3_client(url: str) -> Any:
         aws_secret_access_key=unquote(parts.password or ""),
         endpoint_url=f"{parts.scheme}://{parts.hostname}:{parts.port}",
         region_name="us-east-1",
-        # The CAs, which take 12 ms to read, are needed for https alone.
+        # The CAs, which take 12 ms to read, are needed only for https.
         verify=None if parts.scheme == "https" else False,
         config=Config(
             proxies={}, s3={"addressing_style": "path"}, connect_timeout=5, read_timeout=5, retries={"max_attempts": 1}
@@ -186,14 +185,14 @@ def s3_client(url: str) -> Any:
 
 @functools.cache
 def _session() -> Any:
-    """Return one session for all clients: it keeps the description of the service, which takes 100 ms to read."""
+    """Return one session for all clients: it caches the description of the service, which takes 100 ms to read."""
     import aioboto3
 
     return aioboto3.Session()
 
 
 async def create_bucket(client: Any, name: str) -> None:
-    """Make a bucket, unless it exists."""
+    """Create a bucket, unless it exists."""
     with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
         await client.create_bucket(Bucket=name)
 

@@ -1,8 +1,8 @@
-"""HTTP clients that no server can keep busy before it answers: what comes before the end of a head is bounded.
+"""HTTP clients that a server can't keep busy before it answers: what it may send up to the end of a head is bounded.
 
-aiohttp reads interim answers (1xx) for as long as they come, and as long as there is one more, nothing else in the
-process gets its turn, not even the limit of the request. Here a connection ends if it sends too many of them, too much
-before the end of the head that was asked for, or another answer after it.
+aiohttp reads interim answers (1xx) for as long as they arrive, and meanwhile nothing else in the process runs, not even
+the request's timeout. Here a connection is closed if the server sends too many of them, too many bytes before the end
+of the final head, or another answer after it.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ MOST_BYTES: Final = 128 * 1024
 MOST_INTERIM: Final = 16
 """Interim answers before an answer."""
 PIECE: Final = 16 * 1024
-"""Bytes that are parsed between two checks whether they are too many: some milliseconds of the smallest answers."""
+"""Bytes that are parsed between two checks of the limits: some milliseconds' worth of the smallest answers."""
 SWITCHING_PROTOCOLS: Final = 101
-"""The one status below 200 that is an answer itself."""
+"""The only status below 200 that is a final answer."""
 
 
 class _BoundedHandler(ResponseHandler):
@@ -47,7 +47,7 @@ class _BoundedHandler(ResponseHandler):
                 return
 
     def feed_data(self, data: Any, size: int = 0) -> None:
-        """Take an answer that was parsed, an interim one too: an upload waits for "100 Continue"."""
+        """Take a parsed answer, including an interim one: an upload waits for "100 Continue"."""
         status = data[0].code
         if self._answered:
             self._refuse("another answer came, which nobody had asked for")
@@ -68,9 +68,9 @@ class _BoundedHandler(ResponseHandler):
 
 
 class BoundedConnector(aiohttp.TCPConnector):
-    """aiohttp's connector, whose connections end if too much comes before an answer."""
+    """aiohttp's connector, which closes a connection on which too much arrives before an answer."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # aiohttp has no other way to say what makes a connection's end.
+        # aiohttp has no other way to set the class of its protocols.
         self._factory = functools.partial(_BoundedHandler, loop=self._loop)  # type: ignore[assignment]

@@ -1,7 +1,7 @@
-"""Looks up names for HTTP clients that are sent to URLs of others' choosing: those of webhooks and of functions.
+"""Looks up names for HTTP clients whose URLs somebody else chooses: those of webhooks and of functions.
 
-Every address that a name leads to is checked, and the client connects to one of those that were checked, without
-looking the name up again. So a name that changes in between (DNS rebinding) gains nothing.
+Every address that a name resolves to is checked, and the client connects to one of the checked addresses without
+looking up the name again. A name that changes in between (DNS rebinding) therefore gains nothing.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ from control.protocol.public_addresses import Address
 
 
 class AddressRefused(OSError):
-    """A name leads to an address that it must not lead to."""
+    """A name resolves to an address that isn't allowed."""
 
 
 class CheckedResolver(AbstractResolver):
-    """Looks up names in threads of its own, so that a slow name server holds up nothing else of the process."""
+    """Looks up names in its own threads, so that a slow name server delays nothing else in the process."""
 
     def __init__(self, allows: Callable[[str, Address], bool], threads: int, *, configured: bool = False) -> None:
-        """`allows(host, address)` tells whether `host` may lead to `address`, and is called in a thread.
+        """Use `allows(host, address)` to check whether `host` may resolve to `address`; it is called in a thread.
 
-        Addresses that it doesn't allow are left out; it raises AddressRefused where one refuses the whole name.
-        `configured` looks only for addresses of the families (IPv4, IPv6) that this machine has addresses of.
+        Addresses that it doesn't allow are left out; it raises AddressRefused to refuse the whole name.
+        With `configured`, only the address families (IPv4, IPv6) that this machine has addresses of are looked up.
         """
         self._allows = allows
         self._configured = configured
@@ -35,7 +35,7 @@ class CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Raises: AddressRefused; OSError, when the name has no address."""
+        """Look up a name. Raises: AddressRefused; OSError, when the name has no address."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._look_up, host, port, family)
 

@@ -1,4 +1,4 @@
-"""What both command lines are made of: groups of commands, renamed words, durations, `--version`, `completion`."""
+"""The common parts of both command lines: groups of commands, renamed words, durations, `--version`, `completion`."""
 
 import errno
 import functools
@@ -21,21 +21,21 @@ T = TypeVar("T")
 
 SHELLS = ("bash", "zsh", "fish")
 SUMMARY = 400
-"""Characters of a command's summary in the help of its group, at most: more than any has."""
+"""The most characters of a command's summary in its group's help: more than any summary has."""
 _NOT_THERE = re.compile(r"'(.+)' does not exist\.$")
-"""How click ends its refusal of a file or a folder."""
+"""The end of click's message when it refuses a file or a folder."""
 _OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""How a write fails that names no file."""
+"""The message of a failed write that names no file."""
 UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 """Milliseconds of each unit."""
 _DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)?")
 
 
 class CommandGroup(click.Group):
-    """A group that shows whole summaries of its commands, and knows words that they had in the version before."""
+    """A group that shows whole summaries of its commands, and accepts the names they had in the previous version."""
 
     def __init__(self, *args: Any, renamed: Mapping[str, str] | None = None, **more: Any) -> None:
-        """`renamed` has the new word by the old one."""
+        """Accept old names of commands: `renamed` maps each old name to the new one."""
         super().__init__(*args, **more)
         self._renamed = renamed or {}
 
@@ -61,10 +61,10 @@ class CommandGroup(click.Group):
 
 
 class LazyGroup(CommandGroup):
-    """A group that imports a command's module when the command is used: most need little of what others import."""
+    """A group that imports a command's module only when the command is used: most need little of what others import."""
 
     def __init__(self, *args: Any, places: Mapping[str, str], **more: Any) -> None:
-        """`places` has, by the name of each command, its module and its name there, as `control.cli.status:command`."""
+        """Take `places`: for each command's name its module and its name there, as in `control.cli.status:command`."""
         super().__init__(*args, **more)
         self._places = places
 
@@ -85,7 +85,7 @@ class LazyGroup(CommandGroup):
         try:
             return super().resolve_command(ctx, args)
         except NoSuchCommand as error:
-            # Click knows none of the names, as the modules aren't imported yet.
+            # Click knows none of the names because the modules aren't imported yet.
             raise NoSuchCommand(error.command_name, possibilities=self.list_commands(ctx), ctx=ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -99,13 +99,12 @@ class LazyGroup(CommandGroup):
 
 
 def warn(old: str, new: str) -> None:
-    """Say on stderr that a word is another one now."""
+    """Say on stderr that a word was renamed."""
     click.echo(f"Warning: {old} is {new} now; the old word goes with the next version", err=True)
 
 
 def old_option(old: str, new: str, **how: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Have a command take the option `old`, which its help doesn't show, as `new`. `how`: as for
-    `click.option`."""
+    """Accept the option `old`, which the command's help doesn't show, as `new`. `how` is as for `click.option`."""
     key, kept = (name.lstrip("-").replace("-", "_") for name in (new, old))
 
     def decorate(function: Callable[..., T]) -> Callable[..., T]:
@@ -123,9 +122,9 @@ def old_option(old: str, new: str, **how: Any) -> Callable[[Callable[..., T]], C
 
 
 class DurationType(click.ParamType[float, Any]):
-    """A duration, as seconds or, with `of="ms"`, as milliseconds.
+    """A duration, converted to seconds or, with `of="ms"`, to milliseconds.
 
-    `plain`: a number without a unit, which some options took in the version before, is taken as `of`, with a warning.
+    `plain`: a number without a unit, which some options took in the previous version, counts as `of`, with a warning.
     """
 
     name = "duration"
@@ -139,7 +138,7 @@ class DurationType(click.ParamType[float, Any]):
         whole: bool = False,
         plain: bool = False,
     ) -> None:
-        """`least` and `most` are what may be given, in seconds. `whole`: as a whole number alone."""
+        """Accept durations from `least` to `most`, in seconds; with `whole`, only whole numbers."""
         self._least, self._most = least, most
         self._of, self._whole, self._plain = of, whole, plain
 
@@ -162,14 +161,14 @@ class DurationType(click.ParamType[float, Any]):
 
 
 def shown_duration(seconds: float) -> str:
-    """Return a duration as it is given: in the largest unit of which it is a whole number."""
+    """Return a duration as a user would type it: in the largest unit of which it is a whole number."""
     milliseconds = round(seconds * 1000)
     unit = next(unit for unit in reversed(UNITS) if milliseconds % UNITS[unit] == 0)
     return f"{milliseconds // UNITS[unit]}{unit}" if milliseconds else "0s"
 
 
 def prepare_output() -> None:
-    """Have stdout and stderr be there, where they are closed, and take any text, whatever encoding they have."""
+    """Reopen stdout and stderr where they are closed, and let them take any text, whatever their encoding."""
     for name, unknown in (("stdout", "replace"), ("stderr", "backslashreplace")):
         stream = getattr(sys, name)
         if stream is None:
@@ -179,21 +178,22 @@ def prepare_output() -> None:
 
 
 def output_failure(failed: OSError | None) -> OSError | None:
-    """Write what waits for stdout; return why the output can't be written, as where the disk is full or the reader has
-    ended. What is left of it is lost then. `failed`: what the command has ended with, which may be that.
+    """Flush stdout; return why the output can't be written, for instance because the disk is full or the reader exited.
+
+    The rest of the output is then lost. `failed` is the error with which the command ended, which may be the cause.
     """
     found = failed if failed is not None and failed.filename is None and failed.errno in _OUTPUT_ERRORS else None
     try:
         sys.stdout.flush()
     except OSError as error:
-        # Python's own flush at exit would fail once more.
+        # Python's flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error
     return found
 
 
 def _near(missing: Path) -> str:
-    """Return what is there in the place of a file or folder that isn't, under a name like it; '' for nothing."""
+    """Return a hint at an existing file or folder with a name similar to the missing one's; '' for none."""
     from difflib import get_close_matches  # here, since hardly any command needs it
 
     try:

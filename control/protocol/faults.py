@@ -3,7 +3,7 @@
 SKERRY_FAULTS is a folder. `reach("sync.commit.before")` looks there for a file of that name, deletes it, and writes
 `NAME.held` with its process id. If the file says `kill`, the process then kills itself; if it says `hold`, the process
 waits until `NAME.held` is deleted. The first process that reaches the point takes the file. Without SKERRY_FAULTS a
-point costs one look at a variable.
+point costs one check of a variable.
 """
 
 import os
@@ -29,11 +29,11 @@ def reach(point: str) -> None:
     try:
         action = armed.read_text().strip()
         if not action:
-            # Whoever arms it hasn't written yet.
+            # The test that arms it hasn't written to it yet.
             return
         mine.write_text(f"{os.getpid()}\n")
         armed.unlink()
-        # Renamed once it has the id in it, so that no reader finds it empty.
+        # Renamed once it contains the id, so that no reader finds it empty.
         mine.rename(held)
     except FileNotFoundError:
         mine.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""What `skerry doctor` and `skerry-edge doctor` find: how a finding is told, and which one is the worst. Pure.
+"""What `skerry doctor` and `skerry-edge doctor` find: how a finding is shown, and which one is the worst. Pure.
 
-Both packages use it. A check is known by its name, which `docs/reference/doctor.md` has.
+Both packages use it. `docs/reference/doctor.md` lists the checks by name.
 """
 
 from collections.abc import Iterable
@@ -9,36 +9,36 @@ from typing import Any, Literal
 from msgspec import Struct, structs
 
 Level = Literal["ok", "note", "wrong"]
-"""`ok`: as it should be. `note`: it works now; somebody should look at it. `wrong`: something doesn't work, or will
-soon not."""
+"""`ok`: all is well. `note`: it works now, but somebody should look at it. `wrong`: something doesn't work, or soon
+won't."""
 LEVELS: tuple[Level, ...] = ("ok", "note", "wrong")
 
 
 class Finding(Struct, frozen=True):
-    """What a check has found of one thing."""
+    """What a check found out about one thing."""
 
     check: str
     level: Level
     what: str
-    """What there is, and of which thing, in a sentence without its point."""
+    """What was found, and about which thing, in a sentence without its final period."""
     cure: str = ""
-    """What to do: a command where one does it. Empty where nothing is to be done."""
+    """What to do: a command where there is one. Empty where nothing needs to be done."""
 
 
 def worst(findings: Iterable[Finding]) -> Level:
-    """Return the worst level of these; `ok` where there are none."""
+    """Return the worst level of the findings; `ok` if there are none."""
     return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
 
 
 def document(findings: list[Finding]) -> dict[str, Any]:
-    """Return the findings as `--json` has them."""
+    """Return the findings as `--json` shows them."""
     return {"worst": worst(findings), "findings": [structs.asdict(finding) for finding in findings]}
 
 
 def lines(findings: Iterable[Finding], *, verbose: bool) -> list[str]:
-    """Return the findings as a person reads them, the worst first, a line each, and at the end how many there were.
+    """Return the findings for people: one line each, the worst first, and their number at the end.
 
-    What is as it should be has a line only with `verbose`.
+    Findings that are `ok` get a line only with `verbose`.
     """
     listed = sorted(findings, key=lambda finding: -LEVELS.index(finding.level))
     counts = {level: sum(finding.level == level for finding in listed) for level in LEVELS}

@@ -1,7 +1,7 @@
 """How long calls took, as a histogram that adds up over functions, minutes and nodes. Pure.
 
 Each bound is 2**(1/8) times the one before, so a quantile is within 4.5 % of the truth whatever the times are, and the
-sum of two histograms is as exact as each. Nodes make them, control adds them up, and both read quantiles of them.
+sum of two histograms is as exact as each. Nodes make them, control adds them up, and both compute quantiles from them.
 """
 
 from bisect import bisect_left
@@ -12,11 +12,11 @@ from typing import Final
 BOUNDS: Final = tuple(2.0 ** (i / 8 - 17) for i in range(176))
 """Upper bounds of the buckets in seconds, from 7.6 µs to 29.3 s, eight an octave."""
 LONGER: Final = len(BOUNDS)
-"""The bucket of what took longer than the last bound."""
+"""The bucket for times longer than the last bound."""
 FOLDED: Final = tuple(2.0**i for i in (-11, -10, -9, -8, -7, -6, -5, -4, -3, -2, 0, 2))
 """The bounds that metrics show, in seconds: some of `BOUNDS`, from 0.5 ms to 4 s."""
 LONGEST_PACKED: Final = 4096
-"""Bytes that `unpack` takes at most; what `pack` makes is far shorter."""
+"""The most bytes that `unpack` accepts; `pack` returns far fewer."""
 MOST: Final = 2**48 - 1
 """The largest count of a bucket."""
 
@@ -29,11 +29,11 @@ Counts = dict[int, int]
 _COARSEST: Final = 8
 """How often the resolution can be halved: by then all bounded times from 7.6 µs on are one bucket."""
 _LONGEST_NUMBER: Final = 7
-"""Bytes of a number at most, in LEB128."""
+"""The most bytes of a number in LEB128."""
 
 
 def bucket(seconds: float) -> int:
-    """Return the bucket of a time; what isn't a number counts as longer than all bounds."""
+    """Return the bucket of a time; NaN counts as longer than all bounds."""
     return bisect_left(BOUNDS, seconds) if seconds == seconds else LONGER
 
 
@@ -44,7 +44,7 @@ def add(into: Counts, other: Mapping[int, int]) -> None:
 
 
 def fold(counts: Mapping[int, int]) -> list[int]:
-    """Return how many calls took up to each bound of `FOLDED`, and how many there were, as metrics have them."""
+    """Return how many calls took up to each bound of `FOLDED`, and the number of all calls, as metrics need them."""
     folded = [0] * (len(FOLDED) + 1)
     for index, count in counts.items():
         folded[_FOLDS[index]] += count
@@ -52,9 +52,9 @@ def fold(counts: Mapping[int, int]) -> list[int]:
 
 
 def quantile(counts: Mapping[int, int], q: float) -> float | None:
-    """Return the time in seconds that the share `q` (0 to 1) of all calls didn't exceed; None where there are no calls.
+    """Return the time in seconds that the share `q` (0 to 1) of all calls didn't exceed; None if there are no calls.
 
-    It is the geometric middle of the bucket in which that call lies; the last bound where it took longer than that.
+    It is the geometric middle of that call's bucket, or the last bound if the call took longer.
     """
     left = q * sum(counts.values())
     index = None
@@ -66,17 +66,18 @@ def quantile(counts: Mapping[int, int], q: float) -> float | None:
 
 
 def middle(index: int) -> float:
-    """Return the geometric middle of a bucket, in seconds: of the last one, its lower bound."""
+    """Return the geometric middle of a bucket, in seconds; for the last bucket, its lower bound."""
     return float(2.0 ** ((min(index, LONGER) - 0.5) / 8 - 17)) if index < LONGER else BOUNDS[-1]
 
 
 def pack(counts: Mapping[int, int], limit: int) -> bytes:
-    """Return counts as `limit` bytes at most: a byte that says how often the resolution was halved, then for each
-    bucket that has calls, in LEB128, twice its count; or, where it isn't the bucket after the one before, twice its
-    count and one, and then how many buckets it is after.
+    """Return counts in at most `limit` bytes.
 
-    The resolution is halved until the rest fits; how many calls there were stays exact. Raises: ValueError, when even
-    the coarsest is too long, which 25 bytes never are.
+    The first byte says how often the resolution was halved. Each bucket that has calls follows in LEB128: twice its
+    count or, where buckets were skipped, twice its count plus one and then its distance from the previous bucket.
+
+    The resolution is halved until the result fits; the number of calls stays exact. Raises: ValueError, when even the
+    coarsest resolution is too long, which can't happen with 25 bytes or more.
     """
     filled = {index: min(count, MOST) for index, count in counts.items() if count > 0}
     for halved in range(_COARSEST + 1):
@@ -90,9 +91,9 @@ def pack(counts: Mapping[int, int], limit: int) -> bytes:
 
 
 def unpack(packed: bytes) -> Counts:
-    """Return the counts that `pack` made these bytes of. Calls of buckets that were put together are spread over them.
+    """Return the counts from which `pack` made these bytes. Calls of merged buckets are spread over them.
 
-    Raises: ValueError, when `pack` didn't make them; it says what is wrong.
+    Raises: ValueError, when `pack` didn't make the bytes; it says what is wrong.
     """
     if not packed:
         raise ValueError("a histogram without its first byte")
@@ -123,7 +124,7 @@ def unpack(packed: bytes) -> Counts:
 
 
 def _numbers(packed: bytes) -> Sequence[int]:
-    """Return the numbers behind the first byte. Raises: ValueError, when one is too long, or the last has no end."""
+    """Return the numbers after the first byte. Raises: ValueError, when one is too long or the last is incomplete."""
     if packed.isascii():
         return packed[1:]
     numbers = []
@@ -143,12 +144,12 @@ def _numbers(packed: bytes) -> Sequence[int]:
 
 
 def _top(halved: int) -> int:
-    """Return the bucket of what took longer, at a resolution."""
+    """Return the bucket for times longer than all bounds, at a resolution."""
     return LONGER if not halved else -(-(LONGER - 1) >> halved) + 1
 
 
 def _coarse(counts: Counts, halved: int) -> Counts:
-    """Put buckets together: 2**halved each that end at one bound of the coarser histogram."""
+    """Merge buckets: each 2**halved that end at one bound of the coarser histogram."""
     if not halved:
         return counts
     made: Counts = {}
@@ -159,7 +160,7 @@ def _coarse(counts: Counts, halved: int) -> Counts:
 
 
 def _spread(coarse: Counts, halved: int) -> Counts:
-    """Spread the calls of each bucket evenly over those that were put together."""
+    """Spread the calls of each bucket evenly over the buckets that were merged into it."""
     counts: Counts = {}
     top = _top(halved)
     for index, count in coarse.items():

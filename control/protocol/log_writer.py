@@ -1,7 +1,7 @@
-"""How a process of control or a node writes its log: a thread does, so that logging never waits for a reader or a disk.
+"""Writes the log of a control or node process in a thread, so that logging never waits for a reader or a disk.
 
 Lines wait in a bounded queue. Those that don't fit are dropped and counted; as soon as there is room again, a line says
-how many they were.
+how many were dropped.
 """
 
 import logging
@@ -17,16 +17,16 @@ from control.protocol.counts import counted
 QUEUE_BYTES: Final = 1 << 20
 """Bytes that may wait to be written."""
 AT_ONCE: Final = 256
-"""Lines besides the first that one write has at most."""
+"""The most lines in one write besides the first."""
 FLUSH_LIMIT: Final = 2.0
-"""Seconds that the end of the process waits for what is still to be written."""
+"""Seconds that the process waits at its end for lines that aren't written yet."""
 RETRY: Final = 1.0
-"""Seconds from a line that couldn't be written to the next attempt."""
+"""Seconds from a failed write to the next attempt."""
 _STDERR: Final = 2
 
 
 class LogHandler(logging.Handler):
-    """Writes lines to a descriptor, in a thread of its own that outlives any error."""
+    """Writes lines to a descriptor, in its own thread, which survives any error."""
 
     def __init__(self, descriptor: int = _STDERR, limit: int = QUEUE_BYTES) -> None:
         super().__init__()
@@ -34,27 +34,27 @@ class LogHandler(logging.Handler):
         self._limit = limit
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         self._refused = 0
-        """Lines that found no room; written by `emit` alone, under the handler's lock."""
+        """Lines that didn't fit; set only by `emit`, under the handler's lock."""
         self._put = 0
-        """Bytes put into the queue since the start; written by `emit` alone."""
+        """Bytes put into the queue since the start; set only by `emit`."""
         self._lost = 0
-        """Lines that couldn't be written; written by the thread alone."""
+        """Lines that couldn't be written; set only by the thread."""
         self._done = 0
-        """Bytes written or given up since the start; written by the thread alone."""
+        """Bytes written or given up since the start; set only by the thread."""
         self._reported = 0
-        """Dropped lines that the log has reported; written by the thread alone."""
+        """Dropped lines that the log has reported; set only by the thread."""
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     @property
     def dropped(self) -> int:
-        """Lines dropped since the start."""
+        """Return the number of lines dropped since the start."""
         return self._refused + self._lost
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self._line(record)
         except Exception as error:
-            # `Handler.handleError` would write to stderr itself, and wait there.
+            # `Handler.handleError` would write to stderr itself, and could block there.
             line = f"a line of the log at {record.pathname}:{record.lineno} can't be made: {error!r}\n".encode()
         if self._put - self._done + len(line) > self._limit:
             self._refused += 1
@@ -63,7 +63,7 @@ class LogHandler(logging.Handler):
         self._lines.put(line)
 
     def flush(self) -> None:
-        """Wait until everything is written, at most `FLUSH_LIMIT` seconds. Called at the end of the process."""
+        """Wait until everything is written, for at most `FLUSH_LIMIT` seconds. Called when the process ends."""
         end = time.monotonic() + FLUSH_LIMIT
         while self._done < self._put and time.monotonic() < end:
             time.sleep(0.005)
@@ -76,16 +76,16 @@ class LogHandler(logging.Handler):
             try:
                 self._write_next()
             except Exception:
-                # Any error, such as too little memory, costs only these lines: without this thread there is no log.
+                # Any error, such as too little memory, loses only these lines: without this thread there is no log.
                 time.sleep(RETRY)
 
     def _write_next(self) -> None:
-        """Wait for lines and write them. Raises: any error for which they couldn't be written, which are counted."""
+        """Wait for lines and write them. Raises: any error of the write; the lines are then counted as lost."""
         lines = [self._lines.get()]
         written = False
         try:
-            # What came together goes out together: each write costs the other threads a hand-over of the interpreter,
-            # which takes long where this thread has to wait for a processor.
+            # Waiting lines are written together: each write makes the other threads hand over the interpreter, which
+            # takes long where this thread has to wait for a processor.
             for _ in range(min(self._lines.qsize(), AT_ONCE)):
                 lines.append(self._lines.get())
             self._write(b"".join(lines))
@@ -105,7 +105,7 @@ class LogHandler(logging.Handler):
         self._reported += count
 
     def _write(self, lines: bytes) -> None:
-        """Write lines, for as long as that takes. Raises: OSError, when they can't be written."""
+        """Write lines, however long that takes. Raises: OSError, when they can't be written."""
         rest = memoryview(lines)
         while rest:
             try:

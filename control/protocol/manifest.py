@@ -1,6 +1,6 @@
 """The fields of a manifest, which say what a version may use and how it is called.
 
-It imports no other module of the project but the messages, since both packages share it. Sizes are in bytes.
+It imports only `wire` from the project, since both packages share it. Sizes are in bytes.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ HostPattern = Annotated[
         max_length=270,
     ),
 ]
-"""``host`` or ``host:port``: a name, ``*.name`` for every name below it, or an address; in lower case. It means https,
-where it doesn't begin with ``http://``; without a port the scheme's own."""
+"""``host`` or ``host:port``: a name, ``*.name`` for every name below it, or an address; in lower case. The scheme is
+https unless it begins with ``http://``; the port is by default the scheme's."""
 ConfigName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,62}$(?!\n)")]
 RoutePath = Annotated[
     str,
@@ -41,8 +41,8 @@ RouteHost = Annotated[
         max_length=253,
     ),
 ]
-"""A host that clients call by: a name, ``*.name`` for every name below one of two labels or more, or an IPv4 address;
-in lower case, without a port."""
+"""A host that clients use in URLs: a name, ``*.name`` for every name below one of at least two labels, or an IPv4
+address; in lower case, without a port."""
 Origin = Annotated[
     str,
     Meta(
@@ -51,8 +51,8 @@ Origin = Annotated[
         max_length=300,
     ),
 ]
-"""Of a web page, as browsers write it: ``https://shop.example:8443``, in lower case; ``*`` is every page, ``null`` one
-of a file or in a sandbox."""
+"""A web page's origin as browsers write it: ``https://shop.example:8443``, in lower case; ``*`` is every page, ``null``
+a page of a file or in a sandbox."""
 HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$(?!\n)")]
 
 _SHAPES = {
@@ -79,8 +79,11 @@ _AT = re.compile(r" - at `\$([^`]*)`$")
 
 
 def unfit(error: msgspec.ValidationError, kind: Any) -> str:
-    """The error's text, as `kind` was converted: with words in place of the patterns that msgspec shows, the values
-    that there are in place of one that is none of them, and the field that an unknown one is near to."""
+    """Return the text of an error from converting to `kind`, for people.
+
+    It has words instead of the patterns that msgspec shows, the valid values where a value is none of them, and for an
+    unknown field the known field with the most similar name.
+    """
     text = str(error)
     if text.startswith("Invalid enum value"):
         there_are = sorted({_quoted(value) for type_ in _types_at(kind, text) for value in _values(type_)})
@@ -93,17 +96,17 @@ def unfit(error: msgspec.ValidationError, kind: Any) -> str:
 
 
 class UnknownField(NamedTuple):
-    """A field that there is none of."""
+    """A field that doesn't exist."""
 
     name: str
     near: str
-    """The one that may be meant, or ''."""
+    """The field that may be meant, or ''."""
     known: list[str]
-    """Those that there are at its place."""
+    """The fields that exist in its place."""
 
 
 def unknown_field(error: msgspec.ValidationError, kind: Any) -> UnknownField | None:
-    """The field that an error, as `kind` was converted, is about; None where it is about something else."""
+    """Return the unknown field that an error from converting to `kind` is about; None if it is about something else."""
     unknown = _UNKNOWN.match(str(error))
     if unknown is None:
         return None
@@ -126,7 +129,7 @@ def _fields(found: Any) -> list[str]:
 
 
 def _types_at(kind: Any, text: str) -> list[Any]:
-    """What may be at the place that an error's text names: the members of a union are several."""
+    """Return the types allowed at the place that an error's text names: for a union, all its members."""
     place = _AT.search(text)
     found = list(_members(inspect.type_info(kind)))
     for name in re.findall(r"\.([^.\[]+)|\[", place[1]) if place else ():
@@ -145,7 +148,7 @@ def _members(found: Any) -> Iterator[Any]:
 
 
 def _parts(found: Any, name: str) -> Iterator[Any]:
-    """What a type has within it: a field's, or with no name an item's."""
+    """Yield the types within a type: those of the field `name`, or of its items where the name is empty."""
     if isinstance(found, inspect.StructType):
         yield from (each.type for each in found.fields if each.encode_name == name)
     elif isinstance(found, inspect.DictType):
@@ -156,7 +159,7 @@ def _parts(found: Any, name: str) -> Iterator[Any]:
 
 SqlGrant = Literal["none", "read", "write"]
 READ_ONLY_METHODS: Final = ("GET", "HEAD")
-"""Methods of which HTTP says that they change nothing: browsers send them for any web page, without asking first."""
+"""Methods that by HTTP's rules change nothing: browsers send them for any web page, without asking first."""
 
 
 class Probe(Body, frozen=True):
@@ -179,11 +182,11 @@ class HttpGrant(Body, frozen=True, omit_defaults=True):
     response_bytes: Annotated[int, Meta(ge=1, le=64 * MIB)] = MIB
     """Bytes of the largest answer body."""
     time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000
-    """Time limit of one request, from the look-up of the name to the last byte; the call's own limit goes on too."""
+    """Time limit of one request, from the look-up of the name to the last byte; the call's own limit applies too."""
 
 
 class Route(Body, frozen=True, omit_defaults=True):
-    """A path of the node's HTTP that the function serves, beside ``/functions/NAME``, which every function has."""
+    """A path of the node's HTTP that the function serves, besides ``/functions/NAME``, which every function has."""
 
     path: RoutePath
     methods: Annotated[list[Method], Meta(max_length=16)] = field(default_factory=list)
@@ -209,15 +212,14 @@ class Manifest(Body, frozen=True, omit_defaults=True):
     """What a version may use and how it is called. Immutable, as the version is; nothing is allowed by default."""
 
     abi: Literal["", "wagi", "extism", "direct"] = ""
-    """Empty in an operator's request: the check of the module finds it. Stored, it is never empty."""
+    """Empty in an operator's request: the check of the module finds it out. In a stored manifest it is never empty."""
     entry: Annotated[str, Meta(max_length=256)] = ""
     """Extism: the export to call when the path names none."""
     route: Route | None = None
     sql: SqlGrant = "none"
     read_only_methods: Annotated[tuple[Method, ...], Meta(max_length=16)] | None = None
-    """With `sql` "write": the methods whose calls only read the database. Not given, in an operator's request, it means
-    READ_ONLY_METHODS (`completed`); in a stored manifest it means none, as versions have it that are older than this
-    field."""
+    """With `sql` "write": the methods whose calls only read the database. If not given, an operator's request means
+    READ_ONLY_METHODS (`completed`), and a stored manifest means none: it may be of a version older than this field."""
     cors: Cors | None = None
     navigation: bool = False
     """Links of other sites may open it, by GET and HEAD."""
@@ -225,7 +227,7 @@ class Manifest(Body, frozen=True, omit_defaults=True):
     config: Annotated[dict[ConfigName, Annotated[str, Meta(max_length=4096)]], Meta(max_length=1000)] = field(
         default_factory=dict
     )
-    """Given to the guest as environment variables, or in the way of its ABI."""
+    """Passed to the guest as environment variables, or however its ABI passes them."""
     secrets: Annotated[list[ConfigName], Meta(max_length=64)] = field(default_factory=list)
     """Names of secrets; each node has its own values, in a private file."""
     time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000
@@ -234,7 +236,7 @@ class Manifest(Body, frozen=True, omit_defaults=True):
     log_bytes: Annotated[int, Meta(ge=0, le=MIB)] = 16 * 1024
     """Bytes of a call's log; further ones are dropped."""
     sql_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 65_536
-    """Rows of one statement's answer."""
+    """The most rows in one statement's answer."""
     sql_bytes: Annotated[int, Meta(ge=1, le=64 * MIB)] = 8 * MIB
     """Bytes of one statement's answer, as JSON."""
     concurrency: Annotated[int, Meta(ge=0, le=100)] = 0
@@ -243,26 +245,28 @@ class Manifest(Body, frozen=True, omit_defaults=True):
     """Calls that may wait for a worker; 0: the node's setting."""
     probe: Probe | None = None
     trace_headers: bool = False
-    """Its calls get the headers X-Request-Id (the call's id, the node's where the client sent none) and traceparent.
-    Calls then have different heads, which costs each about 15 µs."""
+    """Calls get the headers X-Request-Id (the call's id, chosen by the node if the client sent none) and traceparent.
+    The heads of calls then differ, which costs each call about 15 µs."""
 
 
 def completed(manifest: Manifest) -> Manifest:
-    """An author's manifest as a version stores it. `read_only_methods` is stored only where it says something, since a
-    node of an earlier version refuses a manifest with that field."""
+    """Return an author's manifest as a version stores it.
+
+    `read_only_methods` is stored only where it matters, since nodes of earlier versions refuse a manifest with it.
+    """
     methods = READ_ONLY_METHODS if manifest.read_only_methods is None else manifest.read_only_methods
     return msgspec.structs.replace(manifest, read_only_methods=(methods or None) if manifest.sql == "write" else None)
 
 
 def sql_grant(manifest: Manifest, method: str) -> SqlGrant:
-    """What a call with this method may do in the database, by a stored manifest."""
+    """Return what a call with this method may do in the database, by a stored manifest."""
     if manifest.sql == "write" and method in (manifest.read_only_methods or ()):
         return "read"
     return manifest.sql
 
 
 def field_paths(kind: type[Struct]) -> list[str]:
-    """The paths of all fields of a struct, with those of structs within it: ``http``, ``http.hosts``."""
+    """Return the paths of all fields of a struct and of the structs within it: ``http``, ``http.hosts``."""
     found: list[str] = []
     for each in msgspec.structs.fields(kind):
         within = [t for t in (each.type, *get_args(each.type)) if isinstance(t, type) and issubclass(t, Struct)]
@@ -275,5 +279,5 @@ MANIFEST_FIELDS: Final = tuple(field_paths(Manifest))
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """sha256 of the canonical manifest without fields at their defaults, so that a new field changes no old digest."""
+    """Return the sha256 of the canonical manifest without fields at their defaults: new fields change no old digest."""
     return hashlib.sha256(canonical(manifest)).hexdigest()

@@ -1,6 +1,6 @@
-"""Decides which IP addresses are public: those where requests to URLs of others' choosing may lead.
+"""Decides which IP addresses are public: only these may be reached by requests to URLs that somebody else chooses.
 
-Such are the URLs of webhooks, at control, and those of functions' requests, at nodes.
+These are the URLs of webhooks, in control, and of functions' requests, on nodes.
 """
 
 import ipaddress
@@ -11,10 +11,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def is_public(address: Address) -> bool:
-    """Tell whether an address is one of the public internet. Pure.
+    """Return whether an address is on the public internet. Pure.
 
-    An IPv6 address that stands for an IPv4 address is public only where it is the mapped form of a public one: a router
-    turns the others (6to4, Teredo, NAT64) into any address.
+    An IPv6 address that embeds an IPv4 address is public only if it is the mapped form of a public one: a router can
+    turn the others (6to4, Teredo, NAT64) into any address.
     """
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
@@ -25,7 +25,7 @@ def is_public(address: Address) -> bool:
 
 
 def is_own(address: Address) -> bool:
-    """Tell whether the address is one of this machine's. Nothing is sent."""
+    """Return whether the address is one of this machine's. Nothing is sent."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

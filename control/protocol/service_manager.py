@@ -1,6 +1,6 @@
-"""What systemd is told of a service (sd_notify): that its start goes on, that it is up, that it works.
+"""Notifies systemd about a service (sd_notify): that it is still starting, that it is up, that it works.
 
-Control and the edge have this in common. A program that systemd hasn't started tells nobody.
+Control and the edge share this. A program that systemd didn't start notifies nobody.
 """
 
 import contextlib
@@ -9,23 +9,25 @@ import socket
 from collections.abc import MutableMapping
 
 PERIOD = 10.0
-"""Seconds between two words at most."""
+"""The most seconds between two notifications."""
 PATIENCE = 60.0
-"""Seconds within which systemd is to expect the next word of a start that goes on."""
+"""Seconds within which systemd should expect the next notification while the service is starting."""
 
 
 class ServiceManager:
-    """The manager that has started this process, or none."""
+    """The service manager that started this process, if any."""
 
     def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
-        """`address`: of its socket, '' where there is none. `watchdog`: seconds within which it wants to hear that the
-        service works; 0 where it doesn't."""
-        # A name that begins with @ is of no file.
+        """Notify the manager at the socket `address`; '' if there is none.
+
+        `watchdog`: seconds within which the manager expects to hear that the service works; 0 if it doesn't.
+        """
+        # A name that begins with @ is in the abstract namespace.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self.period = min(PERIOD, watchdog / 3) if watchdog else PERIOD
 
     def starting(self, seconds: float = PATIENCE) -> None:
-        """Say that the start goes on; the next word comes within `seconds`."""
+        """Say that the service is still starting; the next notification comes within `seconds`."""
         self._tell(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
 
     def up(self) -> None:
@@ -33,21 +35,19 @@ class ServiceManager:
         self._tell("READY=1")
 
     def works(self) -> None:
-        """Say that the service still does its work; where this isn't said for a while, it is ended and started
-        again."""
+        """Say that the service still works; without this for a while, the manager kills and restarts it."""
         self._tell("WATCHDOG=1")
 
     def _tell(self, words: str) -> None:
         if self._address:
-            # A manager that is gone or doesn't read is no reason to serve no longer.
+            # A manager that is gone or doesn't read is no reason to stop serving.
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
                 out.setblocking(False)
                 out.sendto(words.encode(), self._address)
 
 
 def taken(environment: MutableMapping[str, str]) -> ServiceManager:
-    """Take the variables by which systemd says where it is told; they are removed, so that no child speaks for this
-    process."""
+    """Return the manager that systemd's variables name, and remove these, so that no child speaks for this process."""
     address, pid, watchdog = (environment.pop(f, "") for f in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"))
     mine = pid in ("", str(os.getpid())) and watchdog.isdigit()
     return ServiceManager(address, int(watchdog) / 1e6 if mine else 0.0)

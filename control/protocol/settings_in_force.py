@@ -15,14 +15,14 @@ from control.protocol.setting_names import SETTINGS
 
 HIDDEN = "(set, and not shown)"
 Origin = Literal["environment", "default", "program", "flag", "file"]
-"""`program`: whatever started the process has given it, as `skerry up` does."""
+"""`program`: set by the program that started the process, for instance `skerry up`."""
 
 OTHERS = """
     CA EDGE_DEBUG EDGE_LOG EDGE_PURE EDGE_URL FAULTS HOME JOIN_TOKEN LOG_LEVEL TOKEN URL
 """
 """What else the programs read, without SKERRY_ at the front."""
 FOR_TESTS: Final = "SKERRY_TEST_"
-"""What variables that only tests read begin with."""
+"""The prefix of variables that only tests read."""
 KNOWN: Final = frozenset([*SETTINGS.split(), *(f"SKERRY_{name}" for name in OTHERS.split())])
 
 
@@ -32,7 +32,7 @@ class SettingInForce(Struct):
     name: str
     """The environment variable."""
     value: str
-    """As text; '' where it isn't set. If it has a secret, the rest of it."""
+    """As text; '' if it isn't set. If the value contains a secret, only the rest."""
     origin: Origin
 
 
@@ -43,10 +43,10 @@ def in_force(
     prefix: str = "SKERRY_",
     origins: Mapping[str, Origin] | None = None,
 ) -> list[SettingInForce]:
-    """Return all settings of a dataclass of settings, by name.
+    """Return all settings of a settings dataclass, by name.
 
-    `environ`: the environment that they may be from; None: this process's. `origins`: where they are from, by field,
-    where that is known better than by comparing them with it.
+    `environ` is the environment that they may come from; None means this process's. `origins` gives by field where a
+    value comes from, where comparing it with the environment can't tell.
     """
     environ = os.environ if environ is None else environ
     found = []
@@ -66,10 +66,9 @@ def in_force(
 
 
 def unknown(environ: Mapping[str, str] | None = None) -> list[str]:
-    """Return a line for each variable that looks like one of ours, is set, and is none; None: of this process's
-    environment.
+    """Return a line for each variable that looks like one of ours but isn't; None means this process's environment.
 
-    Their values aren't in it: one may be a misspelt secret.
+    The lines don't contain the values: one may be a misspelled secret.
     """
     from difflib import get_close_matches  # here, since hardly any start of a command needs it
 
@@ -85,7 +84,7 @@ def unknown(environ: Mapping[str, str] | None = None) -> list[str]:
 
 
 def _text(value: Any, prefix: str) -> str:
-    """Return a value as an environment variable has it."""
+    """Return a value as an environment variable would hold it."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -96,7 +95,7 @@ def _text(value: Any, prefix: str) -> str:
 
 
 def _without_secret(name: str, value: Any) -> str:
-    """Return a value that has a secret: of a URL its scheme, host, port and path; of anything else that it is set."""
+    """Return what may be shown of a secret value: a URL's scheme, host, port and path; else only that it is set."""
     if not value:
         return ""
     if not name.endswith("_url") or not isinstance(value, str):

@@ -1,7 +1,7 @@
-"""What a table of settings is made of: a dataclass, each field of which says what it is for and what it may be.
+"""The parts of a table of settings: a dataclass whose fields say what they are for and which values they take.
 
-Both sides have one, and everything else comes from it: environment variables, flags, `settings`, and by `just settings`
-the lists of docs/settings.md and `setting_names`.
+Both sides have one, and everything else is derived from it: environment variables, flags, `settings`, and with
+`just settings` the lists in docs/settings.md and `setting_names`.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a setting is for, and what it may be."""
+    """What a setting is for, and which values it takes."""
 
     text: str
-    """What it is, in whole sentences. That of a time begins with "Seconds", that of a size with "Bytes"."""
+    """What it is, in whole sentences. The text of a time begins with "Seconds", that of a size with "Bytes"."""
     more: str = ""
-    """What only docs/settings.md says, in Markdown."""
+    """Further text for docs/settings.md only, in Markdown."""
     least: float | None = None
     most: float | None = None
     bounds: str = ""
@@ -29,19 +29,19 @@ class About:
 
     @property
     def unit(self) -> str:
-        """``seconds``, ``bytes``, or nothing."""
+        """Return ``seconds``, ``bytes``, or ''."""
         word = self.text.partition(" ")[0].lower()
         return word if word in ("seconds", "bytes") else ""
 
     @property
     def flag_help(self) -> str:
-        """The text without Markdown's marks around single words."""
+        """Return the text without Markdown's marks around single words."""
         parts = self.text.split("`")
         return "".join(f"`{part}`" if at % 2 and " " in part else part for at, part in enumerate(parts))
 
 
 def about(text: str, more: str = "", **rest: Any) -> Mapping[str, About]:
-    """Return the metadata of a dataclass's field; `rest` as `About` has it."""
+    """Return the metadata of a dataclass's field; `rest` are further fields of `About`."""
     return {_KEY: About(text, more, **rest)}
 
 
@@ -61,6 +61,6 @@ def setting(
 
 
 def about_of(each: "Field[Any]") -> About:
-    """Return what the table says of a field."""
+    """Return what the table says about a field."""
     found: About = each.metadata[_KEY]
     return found

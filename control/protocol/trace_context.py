@@ -1,4 +1,4 @@
-"""What one process passes to the next so that a trace covers both (W3C Trace Context), and to a collector. Pure.
+"""What a process passes on so that a trace covers the next one too (W3C Trace Context), and to a collector. Pure.
 
 A trace is a tree of spans, timed pieces of work.
 """
@@ -13,22 +13,22 @@ _NO_SPAN: Final = bytes(8)
 
 
 class Place(NamedTuple):
-    """A place in a trace: the span that the next ones belong below."""
+    """A place in a trace: the parent of the next spans."""
 
     trace: bytes
     """Id of the trace, 16 bytes."""
     span: bytes
     """Id of the span, 8 bytes."""
     sampled: bool = True
-    """Whether the one who made the span sends it to a collector."""
+    """Whether the process that made the span sends it to a collector."""
 
     def header(self) -> str:
-        """Return the value of `traceparent` for what is asked from here."""
+        """Return the value of `traceparent` for requests made from here."""
         return f"00-{self.trace.hex()}-{self.span.hex()}-{int(self.sampled):02x}"
 
 
 def parse(header: bytes) -> Place | None:
-    """Return the place that a `traceparent` names; None where it isn't one: a new trace begins then."""
+    """Return the place that a `traceparent` names; None if it is malformed: a new trace then begins."""
     match = _TRACEPARENT.match(header)
     if match is None or match[1] == b"ff" or (match[1] == b"00" and match[5] is not None):
         return None
@@ -39,9 +39,9 @@ def parse(header: bytes) -> Place | None:
 
 
 def collector_headers(text: str) -> dict[str, str]:
-    """Return the headers for a collector in a file's text, `NAME: VALUE` a line.
+    """Return the headers for a collector from a file's text, one `NAME: VALUE` per line.
 
-    Raises: ValueError, when a line is wrong; it says which one and quotes nothing of it, since that may be a secret.
+    Raises: ValueError, when a line is wrong; it says which line but doesn't quote it, since it may contain a secret.
     """
     headers = {}
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,8 +1,8 @@
-"""Which version of Skerry this is: its number, and the commit that it was made of.
+"""Which version of Skerry this is: its number, and the commit that it was built from.
 
-A wheel and an archive of git's have the commit and its day in `commit.txt`, which is filled in when they are made
-(`scripts/wheel_commit.py`, `.gitattributes`). In a checkout the commit is read from git's own files: a node's start
-must not cost a process. This module imports no other one of the project, since both packages share it.
+Wheels and git archives have the commit and its date in `commit.txt`, which is filled in when they are made
+(`scripts/wheel_commit.py`, `.gitattributes`). In a checkout the commit is read from git's files, so that starting a
+node doesn't need another process. This module imports nothing else of the project, since both packages share it.
 """
 
 import contextlib
@@ -15,31 +15,31 @@ LENGTH = 12
 
 
 class ProgramVersion(NamedTuple):
-    """What is known of a version."""
+    """What is known about a version."""
 
     number: str
     """As in pyproject.toml."""
     commit: str
-    """The first digits of the commit's id; '' where it isn't known."""
+    """The first digits of the commit's id; '' if unknown."""
     date: str
-    """The day of the commit, as 2026-11-28; '' where it isn't known."""
+    """The date of the commit, for instance 2026-11-28; '' if unknown."""
 
     @property
     def short(self) -> str:
-        """Number and commit, as `0.1.0+1a2b3c4d5e6f`: what nodes tell, and what labels of metrics have."""
+        """Return number and commit, as in `0.1.0+1a2b3c4d5e6f`: for nodes' messages and labels of metrics."""
         return f"{self.number}+{self.commit}" if self.commit else self.number
 
     @property
     def text(self) -> str:
-        """All of it, for people."""
+        """Return all that is known, for people."""
         day = f" of {self.date}" if self.date else ""
         return f"{self.number}, commit {self.commit}{day}" if self.commit else f"{self.number}, of an unknown commit"
 
 
 @functools.cache
 def running() -> ProgramVersion:
-    """Return the version of this process. In a checkout it has no date: git would have to be asked."""
-    import importlib.metadata  # a command that doesn't need it starts sooner
+    """Return the version of this process. In a checkout it has no date: that would need git."""
+    import importlib.metadata  # commands that don't need it start faster
 
     number = importlib.metadata.version("skerry")
     kept = parse((Path(__file__).parent / "commit.txt").read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def running() -> ProgramVersion:
 
 
 def told() -> str:
-    """Return the version, with the commit's date in a checkout too: git is asked for it."""
+    """Return the version, in a checkout with the commit's date too, which git is asked for."""
     version = running()
     if version.commit and not version.date:
         import subprocess
@@ -61,14 +61,16 @@ def told() -> str:
 
 
 def parse(text: str) -> tuple[str, str] | None:
-    """Return the commit and its day, as `commit.txt` has them; None where nobody has filled them in."""
+    """Return the commit and its date from the text of `commit.txt`; None if it hasn't been filled in."""
     commit, _, date = text.strip().partition(" ")
     return None if "$" in text or not commit else (commit, date)
 
 
 def of_checkout(root: Path) -> str:
-    """Return the id of the commit that is checked out in a folder, or ''. It is read from the files that git has kept
-    it in for twenty years; where they are others (reftables), it isn't known."""
+    """Return the id of the commit that is checked out in a folder, or ''.
+
+    It is read from git's long-standing files; with another format (reftables) it isn't known.
+    """
     with contextlib.suppress(OSError, UnicodeDecodeError):
         git = root / ".git"
         if git.is_file():  # in a worktree it says where the folder is

@@ -1,8 +1,8 @@
 """The messages between control, its nodes and its operators, and the digest of what a node runs.
 
-It imports no other module of the project, since both packages share it. Messages of nodes may have unknown fields, so
-that an older control and a newer edge work together, and the other way round; operators' bodies may not. Times are RFC
-3339 in UTC, durations are in seconds unless a name says otherwise, sizes are in bytes.
+It imports nothing else of the project, since both packages share it. Messages of nodes may have unknown fields, so that
+an older control and a newer edge work together, and vice versa; operators' bodies may not. Times are RFC 3339 in UTC,
+durations are in seconds unless a name says otherwise, sizes are in bytes.
 """
 
 import hashlib
@@ -15,22 +15,22 @@ import orjson
 from msgspec import Meta, Struct
 
 PROTOCOL = 2
-"""Version of the nodes' protocol. A node sends its version, and control answers with messages that it knows."""
+"""Version of the nodes' protocol. A node sends its version, and control answers with messages that the node knows."""
 WATCH_PROTOCOL = 2
 """The first version whose nodes know `Watch`. A node of version 1 sends no version."""
 LINES_OF_CALL = 20
-"""Lines of its log that a node sends with the record of a call, at most."""
+"""The most lines of its log that a node sends with the record of a call."""
 
 MIB = 1024 * 1024
 MOST_FUNCTIONS, MOST_CHANGES = 1000, 10_000  # of a release; of the schema, since a node reports all that it applied
 
 # A Python pattern's $ also matches before a line break at the end, hence the look-ahead.
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)")]
-"""Names of nodes, groups and functions: lower case letters, digits and hyphens, 63 at most."""
+"""Names of nodes, groups and functions: at most 63 lower-case letters, digits and hyphens."""
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Uuid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)")]
 LabelKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$(?!\n)")]
-"""Letters, digits and . _ / - between them, 63 at most."""
+"""At most 63 letters and digits, with . _ / - between them."""
 LabelValue = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")]
 """A line of text."""
 Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -52,8 +52,8 @@ OUTCOMES = (
     *("request_unfit", "head_too_large", "queue_full", "queue_timeout", "circuit_open", "wal_full"),
     *("release_changing", "release_changed", "node_stopping", "client_gone", "internal", "function_unknown"),
 )
-"""How a call can end but "ok", by its number in `FunctionNumbers`: the node's error codes, `answer_5xx` (its function
-answered with a status of 500 or more), and whatever else there is. It only grows, at its end."""
+"""How a call can end other than "ok", by its number in `FunctionNumbers`: the node's error codes, `answer_5xx` (its
+function answered with a status of 500 or more), and the rest. New entries are only added at the end."""
 EventKind = Literal[
     "node.offline",
     "node.online",
@@ -65,7 +65,7 @@ EventKind = Literal[
     "operator.acted",
     "webhook.test",
 ]
-"""Of an event, as messages of webhooks have it in `type`. docs/how-to/send-events.md says what each is."""
+"""An event's type, the `type` of webhook messages. docs/how-to/send-events.md explains each."""
 EVENT_KINDS: tuple[EventKind, ...] = get_args(EventKind)
 
 
@@ -82,10 +82,10 @@ class Join(Message):
 
     name: Name
     attempt: Uuid
-    """Random; the same attempt again, before the credential was used, gives a replacement."""
+    """Random; repeating the same attempt before the credential was used returns a replacement."""
     labels: dict[str, str] = {}
     capabilities: dict[str, Any] = {}
-    """What the node can run; a release's needs are compared with `abi` and `manifest` (its fields)."""
+    """What the node can run; a release's needs are compared with `abi` and with `manifest`, whose fields it lists."""
     protocol: Number = 1
 
 
@@ -94,7 +94,7 @@ class Joined(Message):
     credential: str
     group: str
     credential_life: float = 0.0
-    """Seconds from now to the credential's end; 0 where control doesn't say."""
+    """Seconds from now until the credential ends; 0 if control doesn't say."""
 
 
 class AppliedChange(Message):
@@ -118,7 +118,7 @@ class Inventory(Message):
     """Every applied change, in order."""
     functions: Annotated[list[RunningFunction], Meta(max_length=MOST_FUNCTIONS)] = []
     database_id: str = ""
-    """The id of the libsql file: another id means that the node's disk was lost or exchanged."""
+    """The id of the libsql file: a different id means that the node's disk was lost or replaced."""
 
 
 class FailedGeneration(Message):
@@ -129,14 +129,14 @@ class FailedGeneration(Message):
 
 
 class Poll(Message):
-    """``POST /v1/poll``: asks whether there is something to do. It is the heartbeat too."""
+    """``POST /v1/poll``: asks whether there is something to do. It is also the heartbeat."""
 
     generation: Generation
-    """Generation of the plan that the node last completed; 0 before the first."""
+    """The generation of the plan that the node last completed; 0 before the first."""
     digest: Sha256
     boot_id: Annotated[str, Meta(max_length=64)] = ""
     wait: Annotated[float, Meta(ge=0, le=60)] = 0.0
-    """How long control may hold the poll while there is nothing to do; 25 s at most."""
+    """How long control may hold the poll while there is nothing to do; at most 25 s."""
     failed: FailedGeneration | None = None
     inventory: Inventory | None = None
     """Sent when control has asked for it by `Report`."""
@@ -146,29 +146,28 @@ class Poll(Message):
     """Sent with `inventory`; as in `Join`."""
     protocol: Number = 1
     watching: Annotated[str, Meta(max_length=64)] = ""
-    """The digest of the last `Watch`; '' where nobody watches the node, as far as it knows."""
+    """The digest of the last `Watch`; '' if, as far as the node knows, nobody watches it."""
     name: Annotated[str, Meta(max_length=63)] = ""
-    """What the node is called, as far as it knows; where control has another name, the answer is `Renamed`."""
+    """The node's name, as far as it knows; if control has another name, the answer is `Renamed`."""
     numbers: bytes = b""
-    """What was counted since the numbers before: `Numbers` in msgpack, or nothing."""
+    """What was counted since the previous numbers: `Numbers` in msgpack, or empty."""
 
 
 class FunctionNumbers(Struct, array_like=True):
-    """How calls of one function of one release ended, and how long they took; 48 bytes at most."""
+    """How calls of one function of one release ended, and how long they took; at most 48 bytes."""
 
     index: Annotated[int, Meta(ge=0, lt=MOST_FUNCTIONS)]
     """The function's place in its release, whose functions are sorted by name."""
     release: Number
     """Number of the release."""
     outcomes: Annotated[list[Count], Meta(max_length=2 * len(OUTCOMES))]
-    """Pairs of a place in `OUTCOMES` and the number of calls that ended so; calls that ended well aren't there."""
+    """Pairs of an index in `OUTCOMES` and the number of calls with that outcome; successful calls aren't included."""
     seconds: Annotated[bytes, Meta(max_length=64)]
-    """The times of all calls, arrival to end (`histogram.pack`): so their sum is the number of calls."""
+    """The times of all calls from arrival to end (`histogram.pack`); the sum of its counts is the number of calls."""
 
 
 class NodeNumbers(Struct, array_like=True):
-    """How the node itself is: what is there now, and under `worker_deaths` and after what happened since the numbers
-    before."""
+    """The state of the node itself: current values, and from `worker_deaths` on, counts since the previous numbers."""
 
     database: Count = 0
     """Bytes of the database file."""
@@ -177,35 +176,35 @@ class NodeNumbers(Struct, array_like=True):
     disk_free: Count = 0
     """Bytes that are free on the database's disk."""
     memory: Count = 0
-    """Bytes of memory that all processes of the node have, what they share counted once."""
+    """Bytes of memory of all the node's processes, with shared memory counted once."""
     certificate_ends: Count = 0
-    """Unix seconds when the certificate of its local HTTPS ends; 0 where it has none."""
+    """Unix seconds when the certificate of its local HTTPS ends; 0 if it has none."""
     credential_ends: Count = 0
-    """Unix seconds when its credential ends; 0 where that isn't known."""
+    """Unix seconds when its credential ends; 0 if unknown."""
     edge: Annotated[str, Meta(max_length=32)] = ""
     """Version of the node's software."""
     worker_deaths: Count = 0
-    """Workers that ended."""
+    """Workers that exited."""
     log_dropped: Count = 0
     """Lines of its log that were dropped."""
     failed_syncs: Count = 0
     """Syncs that failed."""
     trust: Annotated[str, Meta(max_length=16)] = ""
-    """Which CAs it trusts control by: the digest of which control tells with polls, or `system` for those of its
-    system; '' of a version that doesn't say."""
+    """The CAs by which it trusts control: the digest that control sends with polls, or `system` for its system's CAs;
+    '' from a version that doesn't say."""
     trust_ends: Count = 0
-    """Unix seconds when the last of these CAs ends; 0 where that isn't known."""
+    """Unix seconds when the last of these CAs ends; 0 if unknown."""
 
 
 class Numbers(Struct, array_like=True):
-    """What a node counted in a while, sent with polls until one was answered: then the next has the sequence after."""
+    """What a node counted in an interval, sent with polls until one is answered; the next has the next sequence."""
 
     sequence: Count
-    """Grows from one to the next within one `Poll.boot_id`; the same one again is to be counted once."""
+    """Grows from one to the next within one `Poll.boot_id`; a repeated one must be counted only once."""
     seconds: Annotated[float, Meta(ge=0, le=2**31)]
-    """How long the while was."""
+    """How long the interval was."""
     functions: Annotated[list[FunctionNumbers], Meta(max_length=2 * MOST_FUNCTIONS)]
-    """Only those that were called."""
+    """Only functions that were called."""
     node: NodeNumbers | None = None
     """About once a minute."""
 
@@ -224,9 +223,9 @@ class PlannedFunction(Message):
     sha256: Sha256
     size: int
     url: str
-    """Presigned, or relative to control where the store is private; fresh ones by `GET /v1/artifacts/{sha256}`."""
+    """Presigned, or relative to control if the store is private; `GET /v1/artifacts/{sha256}` returns fresh ones."""
     manifest: dict[str, Any]
-    """As control stores it; a node that doesn't know one of its fields fails the sync and says so."""
+    """As control stores it; a node that doesn't know one of its fields fails the sync and reports that."""
     manifest_digest: Sha256
 
 
@@ -241,48 +240,48 @@ class Plan(Message, tag="plan"):
     release_number: int
     schema_floor: int
     schema_changes: list[PlannedChange] = []
-    """To apply, in order: those after the node's schema version, up to the floor."""
+    """The changes to apply, in order: those after the node's schema version, up to the floor."""
     functions: list[PlannedFunction] = []
-    """All functions of the release, those that the node has included."""
+    """All functions of the release, including those that the node already has."""
     remove: list[str] = []
     """Names that the node runs and the release lacks."""
     traceparent: str = ""
-    """The span of this sync, where it is traced; to be sent with what the node tells of it (W3C Trace Context)."""
+    """The span of this sync, if it is traced; the node sends it with its reports about the sync (W3C Trace Context)."""
 
 
 class Report(Message, tag="report"):
-    """Control doesn't know one of the digests: poll again, with inventory and capabilities."""
+    """Control doesn't know one of the digests: poll again with inventory and capabilities."""
 
 
 class Renamed(Message, tag="renamed"):
-    """An operator has given the node this name. Poll on, with it."""
+    """An operator has given the node this name. Continue polling with it."""
 
     name: Name
 
 
 class Question(Message):
-    """What an operator wants to see of a node's records, as they come and of those that are there.
+    """What an operator wants to see of a node's records: new ones as they arrive, and those that exist.
 
     A node leaves out a question of a kind or level that it doesn't know.
     """
 
     id: str
-    """Of the watch, which never changes; to be sent along with what answers it."""
+    """The id of the watch, which never changes; the node sends it with the answers."""
     since: datetime
     """Records from this time on, by control's clock."""
     kind: str = "lines"
-    """`lines`, that functions and the node itself have logged, `calls`, that were slow or failed, or `functions`: what
-    is counted of each, at once and, with `follow`, every 5 s."""
+    """`lines` that functions and the node itself logged, `calls` that were slow or failed, or `functions`: the counts
+    of each, once immediately and, with `follow`, every 5 s."""
     history: bool = False
-    """Whether somebody waits for the end of what is there already: it is to be told."""
+    """Whether somebody waits for the end of the existing records: the node must then report it."""
     follow: bool = True
-    """Whether records are wanted that are made later, too."""
+    """Whether later records are wanted too."""
     limit: int = 1000
-    """Records at most of those that are there: the newest, or the slowest calls."""
+    """The most existing records to send: the newest, or the slowest calls."""
     rate: float = 0.0
-    """Records a second that the node may send at first; each batch's answer tells it anew."""
+    """Records per second that the node may send at first; the answer to each batch updates it."""
     level: str = "debug"
-    """The least level: `debug`, `info`, `warning` or `error`."""
+    """The lowest level: `debug`, `info`, `warning` or `error`."""
     function: str = ""
     """Only this function's records; '' for all."""
     call: str = ""
@@ -294,7 +293,7 @@ class Question(Message):
 
 
 class Watch(Message, tag="watch"):
-    """Who watches the node has changed: `questions` are all that there are now. Poll on, with this `digest`."""
+    """The watches of the node have changed: `questions` are all current ones. Continue polling with this `digest`."""
 
     digest: str
     questions: list[Question] = []
@@ -304,7 +303,7 @@ class BatchTaken(Message):
     """The answer to a batch of records."""
 
     rate: float
-    """Records a second that the node may send of this watch from now on."""
+    """Records per second that the node may send for this watch from now on."""
 
 
 Answer = Plan | Report | Watch | Renamed
@@ -341,7 +340,7 @@ class Rotated(Message):
 
 
 class SqlRun(Message):
-    """``POST /v1/nodes/self/sql``: SQL that somebody ran on the node; `rows` is None where nobody knows how many."""
+    """``POST /v1/nodes/self/sql``: SQL that somebody ran on the node; `rows` is None if the number isn't known."""
 
     id: Uuid
     at: datetime
@@ -353,17 +352,17 @@ class SqlRun(Message):
 
 
 def canonical(value: object) -> bytes:
-    """JSON with sorted keys and without spaces: equal values give equal bytes."""
+    """Return JSON with sorted keys and without spaces: equal values give equal bytes."""
     return orjson.dumps(msgspec.to_builtins(value), option=orjson.OPT_SORT_KEYS)
 
 
 def schema_checksum(sql: str) -> str:
-    """sha256 of a schema change's text, as registered."""
+    """Return the sha256 of a schema change's text, as registered."""
     return hashlib.sha256(sql.encode()).hexdigest()
 
 
 def digest(inventory: Inventory) -> str:
-    """sha256 over what a node runs: schema version, checksums of the applied changes, functions."""
+    """Return the sha256 over what a node runs: schema version, checksums of the applied changes, functions."""
     value = [
         inventory.schema_version,
         [[c.number, c.checksum] for c in inventory.schema_changes],
@@ -374,7 +373,7 @@ def digest(inventory: Inventory) -> str:
 
 
 class Problem(Struct, omit_defaults=True):
-    """An error as problem+json (RFC 9457); `code` is stable, docs/errors.md has cause and cure of each."""
+    """An error as problem+json (RFC 9457). `code` is stable; docs/errors.md gives the cause and the fix of each."""
 
     code: str
     title: str
@@ -382,5 +381,5 @@ class Problem(Struct, omit_defaults=True):
     detail: str = ""
     field: str = ""
     call: str = ""
-    """The id of the call that it answers: X-Request-Id."""
+    """The id of the call that this answers: X-Request-Id."""
     type: str = "about:blank"
