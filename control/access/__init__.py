@@ -1,5 +1,5 @@
-"""Who may do what: tokens of operators and nodes, people who sign in, and the record of those that are refused.
+"""Who may do what: tokens of operators and nodes, people who sign in, and the record of refusals.
 
-Start reading at `auth`, which says whose a token is, then `rights` (what an operator may) and `sessions` (who has
-signed in). People sign in by `sign_ins` (codes), or by `openid_provider` and `openid_people`.
+Start with `auth`, which finds out whose a token is, then `rights` (what an operator may do) and `sessions` (who is
+signed in). People sign in through `sign_ins` (codes), or `openid_provider` and `openid_people`.
 """

@@ -29,7 +29,7 @@ from control.sync.fleet_cache import CachedNode, CachedOperator, Credential, Fle
 
 
 class OperatorRights(NamedTuple):
-    """What an operator may, as it is stored, and until when."""
+    """What an operator may do, as stored, and until when."""
 
     role: str
     grants: list[dict[str, Any]] | None
@@ -45,15 +45,15 @@ OPERATOR_RIGHTS = SQL.rows("operator_rights", OperatorRights)
 CREDENTIAL_IS_VALID = SQL.value("credential_is_valid", bool)
 
 USES_EVERY = 60.0
-"""Seconds between two writes of when operators last asked."""
+"""Seconds between two writes of the times of operators' last requests."""
 NOTED_AGAIN = timedelta(seconds=60)
-"""How old a noted use gets before another one is noted."""
+"""How old a recorded use gets before another one is recorded."""
 
 log = logging.getLogger("skerry.sessions")
 
 
 class AuthError(ProblemError):
-    """Refused credentials. `reason` goes to the record; the client learns no more than the code."""
+    """Refused credentials. `reason` goes to the record; the client learns only the code."""
 
     def __init__(self, code: str, detail: str, reason: str) -> None:
         super().__init__(code, detail)
@@ -62,7 +62,7 @@ class AuthError(ProblemError):
 
 @dataclass(frozen=True)
 class Since:
-    """Since when somebody is signed in, and whether they chose to stay so: a session by way of theirs is as old."""
+    """Since when somebody has been signed in, and whether they chose to stay so: sessions made from it are as old."""
 
     made_at: datetime
     stays: bool
@@ -70,43 +70,43 @@ class Since:
 
 @dataclass(frozen=True)
 class Principal:
-    """The operator, a person or a script, that a request is from."""
+    """The operator, a person or a script, who sent a request."""
 
     id: str
     name: str
     rights: Rights
     expires_at: datetime | None = None
     session_id: str = ""
-    """The session in which it asks; '' where it asks by its token."""
+    """The session of the request; '' if it came with a token."""
     signed_in: Mapping[str, str] = field(default_factory=dict)
-    """What the audit log has of that session; empty where it asks by its token."""
+    """The session's details for the audit log; empty if the request came with a token."""
     since: Since | None = None
-    """How old that session is; None where it asks by its token."""
+    """How old that session is; None if the request came with a token."""
     rotated_at: datetime | None = None
-    """When its token was last exchanged for another one, as this replica knew it."""
+    """When its token was last exchanged for another one, as far as this replica knew."""
     exchanged: bool = False
-    """Whether it asks by the token before that one, which is still good for a while."""
+    """Whether the request came with the previous token, which is still valid for a while."""
     secret_hash: str = field(default="", repr=False, compare=False)
-    """Of the token by which it asks; '' where it asks in a session."""
+    """The hash of the request's token; '' in a session."""
 
     def need(self, role: Role, group: str | None, functions: Collection[str] | None = None) -> None:
-        """Raises: AuthError, when the operator hasn't `role` for this group and these functions; None: for all."""
+        """Require `role` for this group and these functions; None: for all. Raises: AuthError, without that."""
         if not self.rights.allows(role, group, functions):
             self.refuse(f"the role {Grant(role, group, None if functions is None else frozenset(functions))}")
 
     def need_somewhere(self, role: Role, functions: Collection[str] = ()) -> None:
-        """Raises: AuthError, when the operator has `role` for no group, or not for these functions."""
+        """Require `role` for at least one group, and for these functions. Raises: AuthError, without that."""
         if not self.rights.allows_somewhere(role, functions):
             of = f" for {', '.join(sorted(functions))}" if functions else ""
             self.refuse(f"the role {role}{of} in a group at least")
 
     def refuse(self, what: str) -> NoReturn:
-        """Raises: AuthError: what is asked for needs `what`."""
+        """Refuse the request because it needs `what`. Raises: AuthError."""
         raise AuthError("role_insufficient", f"this needs {what}; {self.name} has {self.rights}", "role_insufficient")
 
 
 class OperatorUses:
-    """The last uses that this replica knows of."""
+    """The last uses that this replica knows about."""
 
     def __init__(self, background: Database, clock: Clock) -> None:
         self._clock = clock
@@ -121,7 +121,7 @@ class OperatorUses:
             self._noted[operator_id] = self._unwritten[operator_id] = now
 
     async def flush(self) -> None:
-        """Write what isn't written. Raises: ProblemError, when the database doesn't answer."""
+        """Write the uses that aren't stored yet. Raises: ProblemError, when the database doesn't answer."""
         if self._unwritten:
             written = dict(sorted(self._unwritten.items()))
             columns = list(written), [at.isoformat() for at in written.values()]
@@ -129,14 +129,14 @@ class OperatorUses:
             self._unwritten = {id: at for id, at in self._unwritten.items() if written.get(id) != at}
 
     async def run(self) -> None:
-        """Flush every `USES_EVERY` seconds until cancelled, and once more then."""
+        """Flush every `USES_EVERY` seconds, and once more when cancelled."""
         await flush_loop.run(
             log, "last uses of operators", self._clock, USES_EVERY, self.flush, lambda: len(self._unwritten)
         )
 
 
 class Authenticator:
-    """Checks the tokens of requests. For a known token it asks no database."""
+    """Checks the tokens of requests. A known token needs no query."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Authenticator:
         settings: ControlSettings,
         uses: OperatorUses,
     ) -> None:
-        """`first_polls`: the connections for recording the first use of a credential."""
+        """Use the connections `first_polls` for recording the first use of a credential."""
         self.uses = uses
         self._fleet = fleet
         self._clock = clock
@@ -179,7 +179,7 @@ class Authenticator:
     ) -> tuple[Credential, CachedNode]:
         """Return the credential and the node that ask, both valid at `now`. Raises: AuthError, when refused.
 
-        `ended`: the code for a credential that has ended; '' where it is good for the call until its return limit.
+        `ended`: the code for an expired credential; '' if it may be used for the call until its return limit.
         """
         fleet = self._fleet
         authorization = b""
@@ -201,7 +201,7 @@ class Authenticator:
         return credential, node
 
     def _refuse_ended(self, credential: Credential, node: CachedNode, now: datetime, code: str) -> None:
-        """Raises: AuthError, when a credential that has ended isn't good for a call."""
+        """Refuse an expired credential that isn't good for this call. Raises: AuthError."""
         made = credential.created_at
         if now - made >= self._return:
             raise AuthError(
@@ -220,7 +220,7 @@ class Authenticator:
             )
 
     async def _verify(self, scope: Scope, header: bytes) -> Credential:
-        """Check a node's token that isn't known yet, and remember the sha256 of its header."""
+        """Check a node's token that isn't known yet, and cache the sha256 of its header."""
         fleet = self._fleet
         id, secret_hash = bearer(scope, "node")
         credential = await fleet.credential(id)
@@ -229,7 +229,7 @@ class Authenticator:
         if not tokens.same(credential.secret_hash, secret_hash):
             raise _invalid("wrong_secret")
         if len(fleet.verified) > 2 * len(fleet.credentials):
-            # Most are of credentials that are gone, or other spellings of the same header.
+            # Most belong to credentials that no longer exist, or are other spellings of the same header.
             fleet.verified.clear()
         fleet.verified[header] = id
         return credential
@@ -237,13 +237,13 @@ class Authenticator:
     async def _first_use(self, credential: Credential, name: str, scope: Scope) -> datetime:
         """Record the first use of a node's credential, which ends the one that it replaces; return its time.
 
-        Raises: AuthError, when it was revoked and this replica's memory doesn't have it yet.
+        Raises: AuthError, when it was revoked and this replica's cache doesn't show that yet.
         """
         now = self._clock.now()
 
         async def record(conn: Connection) -> None:
             if await conn.fetchval(FIRST_USE, credential.id, now) is None:
-                # Used before, or ended meanwhile by another request for a successor: then it ends no other.
+                # Used before, or ended meanwhile by another request for a successor: then it ends no other one.
                 await refuse_revoked(conn, credential.id)
             elif credential.replaces is not None:
                 revoked = await conn.column(REVOKE, credential.replaces, now)
@@ -295,9 +295,9 @@ def by_token(known: CachedOperator, secret_hash: str, now: datetime) -> Principa
 
 
 async def refuse_changed(conn: Connection, operator: Principal) -> None:
-    """Ask the database whether an operator still is what it was when the request's head came.
+    """Check in the database that an operator is unchanged since the request's head arrived.
 
-    It may have been changed since, or before, and this replica's memory doesn't have it yet.
+    It may have been changed since then, or before if this replica's cache doesn't show it yet.
     Raises: AuthError, when it was revoked; ProblemError not_ready, when it has other rights, another end or another
     token.
     """
@@ -312,7 +312,7 @@ async def refuse_changed(conn: Connection, operator: Principal) -> None:
 
 
 def refuse_exchanged(operator: Principal) -> None:
-    """Raises: AuthError, when an operator would sign in by a token that was exchanged: a session is good for longer."""
+    """Refuse to sign in with an exchanged token, which a session would outlive. Raises: AuthError."""
     if operator.exchanged:
         raise AuthError(
             "token_expired", f"this token of {operator.name} was exchanged for another: sign in by that", "exchanged"
@@ -320,8 +320,7 @@ def refuse_exchanged(operator: Principal) -> None:
 
 
 async def refuse_revoked(conn: Connection, credential_id: str) -> None:
-    """Raises: AuthError, when a node's credential was revoked since the request's head came, or this replica's memory
-    doesn't have it yet."""
+    """Check in the database that a node's credential isn't revoked: the cache may be behind. Raises: AuthError."""
     if not await conn.fetchval(CREDENTIAL_IS_VALID, credential_id):
         raise _invalid("revoked")
 
@@ -330,7 +329,7 @@ def ended_credential(node: CachedNode | None) -> AuthError:
     """Make the refusal of a credential that was good once. Whoever has its secret may know why it ended."""
     if node is None:
         return _invalid("removed")
-    name = node.name.partition("~")[0]  # A removed node's name has its id behind it.
+    name = node.name.partition("~")[0]  # A removed node's name is followed by its id.
     again = "and run `skerry-edge join --again` with it on the node"
     if node.removed:
         return AuthError(

@@ -1,7 +1,7 @@
 """The record of refused authentications (R 7.4), as counts: a flood of them is one row with a large number.
 
-Addresses cost a stranger nothing, in an IPv6 network above all. So such a network counts as one, and only so many rows
-an hour are made of others.
+Addresses cost an attacker nothing, especially in an IPv6 network. So such a network counts as one address, and the
+number of rows per hour for separate addresses is limited.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ log = logging.getLogger("skerry.auth")
 
 @dataclass(slots=True)
 class _Count:
-    """Refusals of one minute, address and reason."""
+    """Refusals with the same minute, address and reason."""
 
     count: int
     first_at: datetime
@@ -46,12 +46,12 @@ class AuthFailures:
         self._clock = clock
         self._waiting: dict[tuple[datetime, str, str], _Count] = {}
         self._batch: tuple[UUID, list[list[str]]] | None = None
-        """The id and the columns of what is being written, until it is known to be written."""
+        """The id and the columns of the batch that is being written, until it is known to be stored."""
         self._minute = datetime.min
         self._apart: set[tuple[str, str]] = set()
         """The addresses that are counted separately in that minute, each with a reason."""
         self._left = Allowance(MOST_ADDRESSES, HOUR, MOST_ADDRESSES, clock.monotonic())
-        """How many more may be."""
+        """How many more may be counted separately."""
         self._replica = uuid4()
         self._writing = asyncio.Lock()
         self.total = 0
@@ -80,7 +80,7 @@ class AuthFailures:
         return True
 
     async def flush(self) -> None:
-        """Write the counts. A batch that wasn't written, or may not have been, is tried again the next time."""
+        """Write the counts. A batch that wasn't stored, or may not have been, is retried the next time."""
         async with self._writing:
             while self._batch is not None or self._waiting:
                 if self._batch is None:
@@ -95,7 +95,7 @@ class AuthFailures:
             await conn.execute(SQL["record_failures"], *columns)
 
     async def run(self) -> None:
-        """Flush each second until cancelled, and once more then."""
+        """Flush each second, and once more when cancelled."""
 
         def waiting() -> int:
             return len(self._waiting) + (0 if self._batch is None else len(self._batch[1][0]))
@@ -104,7 +104,7 @@ class AuthFailures:
 
 
 def _columns(waiting: dict[tuple[datetime, str, str], _Count]) -> list[list[str]]:
-    """Minutes, addresses, reasons, counts, first and last times, as texts."""
+    """Return the columns minutes, addresses, reasons, counts, first and last times, as texts."""
     rows = [
         (minute.isoformat(), address, reason, str(c.count), c.first_at.isoformat(), c.last_at.isoformat())
         for (minute, address, reason), c in sorted(waiting.items(), key=lambda item: item[0])

@@ -1,7 +1,7 @@
-"""Control's own certificate and the CAs that nodes are to trust: read at the start, and again when the files change.
+"""Control's own certificate and the CAs that nodes should trust: read at the start, and again when the files change.
 
-What is read is used only if it works as a whole: the key is the certificate's, the certificate is good now, and who
-trusts the CAs takes it. Otherwise what was read before stays in use.
+New files are used only if they work as a whole: the key matches the certificate, which is valid now and accepted by
+clients that trust the CAs. Otherwise the previous ones stay in use.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from control.reread_files import stamp
 from control.settings import ControlSettings
 
 SOON = timedelta(days=30)
-"""How long before its end a certificate is warned of."""
+"""How long before a certificate expires the warnings begin."""
 REMIND = timedelta(days=1)
-"""Time between two lines of log about the same end."""
+"""Time between two log lines about the same expiry."""
 LONGEST_CHAIN = 8
-"""Certificates from control's own to a CA at most."""
+"""The most certificates in a chain from control's own to a CA."""
 
 log = logging.getLogger("skerry.control")
 
@@ -40,33 +40,33 @@ class CertificateError(Exception):
 
 @dataclass(frozen=True)
 class CertificateEnd:
-    """A certificate that is in use, and when it ends."""
+    """A certificate in use, and when it expires."""
 
     what: Literal["control", "ca"]
     name: str
     """Its subject, as RFC 4514 writes it."""
     sha256: str
-    """Of its DER, in hex: what a join token has of a CA."""
+    """Of its DER, in hex: join tokens contain it for a CA."""
     begins_at: datetime
     ends_at: datetime
-    """Of control's own: the end of the first certificate on its way to the CA, if that is before its own."""
+    """For control's own: the earliest end of a certificate in its chain to the CA, if that is before its own."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """The CAs that nodes are to trust."""
+    """The CAs that nodes should trust."""
 
     pem: bytes = b""
-    """The certificates in PEM, as /v1/ca answers them; empty where there is none to give out."""
+    """The certificates in PEM, as /v1/ca returns them; empty if there are none to distribute."""
     digest: str = ""
-    """Says which CAs these are, whatever their order: `trust_digest`."""
+    """Identifies these CAs, whatever their order: `trust_digest`."""
     fingerprint: str = ""
-    """The sha256 of the CA that control's certificate is of now, which join tokens have; '' where there is none."""
+    """The sha256 of the CA of control's current certificate, which join tokens contain; '' if there is none."""
 
 
 @dataclass(frozen=True)
 class _Files:
-    """What was read of the files at one time."""
+    """The contents of the files at one time."""
 
     context: ssl.SSLContext | None
     trust: Trust
@@ -78,18 +78,18 @@ class ControlCertificates:
 
     def __init__(self, settings: ControlSettings, clock: Clock, metrics: ControlMetrics | None = None) -> None:
         self.error = ""
-        """Why the files can't be used as they are now, if so."""
+        """Why the files can't be used as they are now, if they can't."""
         self._certificate, self._key, self._ca = settings.tls_cert, settings.tls_key, settings.ca_cert
         self._clock = clock
         self._metrics = metrics
         self._stamps: list[tuple[int, ...]] = []
         self._told: dict[str, datetime] = {}
-        """When it was last logged of a certificate, by its sha256, that it ends."""
+        """When a certificate's expiry was last logged, by its sha256."""
         self._in_force = _Files(None, Trust(), ())
 
     @property
     def context(self) -> ssl.SSLContext | None:
-        """What new connections are served with; None where control speaks no TLS."""
+        """Return the TLS context for new connections; None if control doesn't use TLS."""
         return self._in_force.context
 
     def served(self) -> ssl.SSLContext:
@@ -99,12 +99,12 @@ class ControlCertificates:
 
     @property
     def trust(self) -> Trust:
-        """The CAs that nodes are to trust now."""
+        """Return the CAs that nodes should trust now."""
         return self._in_force.trust
 
     @property
     def ends(self) -> tuple[CertificateEnd, ...]:
-        """The certificates in use, control's own first."""
+        """Return the certificates in use, control's own first."""
         return self._in_force.ends
 
     def start(self) -> None:
@@ -144,7 +144,7 @@ class ControlCertificates:
         return [_warning(end, now) for end in self.ends if end.ends_at - now < SOON]
 
     def tell(self) -> None:
-        """Log ends that are near or past, once a day each."""
+        """Log near or past expiries, each once a day."""
         now = self._clock.now()
         for end in self.ends:
             if end.ends_at - now >= SOON:
@@ -166,7 +166,7 @@ class ControlCertificates:
         return [stamp(path) for path in (self._certificate, self._key, self._ca) if path is not None]
 
     def _read(self) -> _Files:
-        """Raises: CertificateError."""
+        """Read and check the files. Raises: CertificateError."""
         authorities = [] if self._ca is None else read_certificates(self._ca)
         if self._ca is not None and not authorities:
             raise CertificateError(f"{self._ca} has no certificate in PEM")
@@ -215,7 +215,7 @@ class ControlCertificates:
         )
 
     def _check_dates(self, certificate: x509.Certificate) -> None:
-        """Raises: CertificateError, when a certificate has ended or isn't good yet."""
+        """Check that a certificate is valid now. Raises: CertificateError, when it has expired or isn't valid yet."""
         now, begins, ends = self._clock.now(), certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if ends <= now:
             raise CertificateError(
@@ -237,7 +237,7 @@ def told(end: CertificateEnd) -> str:
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     """Make a server's context for TLS 1.2 and later (R 7.2), with `certificate` (PEM, also a chain) and its `key`.
 
-    Raises: OSError, when they aren't a pair; ValueError, when the key has a password.
+    Raises: OSError, when they don't match; ValueError, when the key has a password.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -270,7 +270,7 @@ def trust_digest(ders: Sequence[bytes]) -> str:
 def refusal(server: ssl.SSLContext, authorities: Sequence[x509.Certificate]) -> str:
     """Return why a node that trusts `authorities` refuses what a server with this context shows; '' if it doesn't.
 
-    OpenSSL is asked by a handshake in memory, so the answer is that of a node.
+    OpenSSL does a handshake in memory, so the result is the same as on a node.
     """
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False

@@ -1,4 +1,4 @@
-"""Against CSRF: which forms of the console are taken, those of its own pages by the browser that was shown them. Pure.
+"""Against CSRF: the console accepts forms only of its own pages, from the browser that was shown them. Pure.
 
 Other sites can have a browser send a form here, with the cookie. A form is taken where the browser says that a page of
 control's own origin sent it, in headers that no page can set, and where it has the token that only the page shown to
@@ -20,11 +20,11 @@ _SHOWN = 100
 
 
 def check(scope: Scope, form_token: str, given: Iterable[str], public_url: str = "") -> None:
-    """Check a POST of the console, before anything is done.
+    """Check a POST of the console before anything is done.
 
     `form_token` is the session's, `given` the values of the form's field for it; `public_url` is where browsers reach
-    control, '' where that is what they say in Host.
-    Raises: ProblemError form_refused, when another page sent it, or another session was shown it.
+    control, '' if that is what they send in Host.
+    Raises: ProblemError form_refused, when another page sent it, or it was shown to another session.
     """
     check_origin(scope, public_url)
     values = list(given)
@@ -36,7 +36,7 @@ def check(scope: Scope, form_token: str, given: Iterable[str], public_url: str =
 
 
 def check_origin(scope: Scope, public_url: str = "") -> None:
-    """Raises: ProblemError form_refused, when the browser doesn't say that a page of control's own sent the request."""
+    """Check that the browser says one of control's pages sent the request. Raises: ProblemError form_refused."""
     site, origin, host = (_header(scope, name) for name in (b"sec-fetch-site", b"origin", b"host"))
     if site not in (None, "same-origin"):
         raise ProblemError("form_refused", f"a page of another site had the browser send it ({site[:_SHOWN]})")
@@ -45,7 +45,7 @@ def check_origin(scope: Scope, public_url: str = "") -> None:
     if public_url:
         own = [public_url]
     else:
-        # Without TLS of its own control listens on loopback alone, perhaps behind a proxy that has it.
+        # Without TLS control listens only on loopback, perhaps behind a proxy that uses TLS.
         own = [f"{scheme}://{host}" for scheme in ("https", "http") if scheme == "https" or scope["scheme"] == "http"]
     sent = _parts(origin)
     if sent is None or sent not in [_parts(url) for url in own]:
@@ -57,7 +57,7 @@ def check_origin(scope: Scope, public_url: str = "") -> None:
 
 
 def form_token(secret: str) -> str:
-    """Return the token of the forms of whoever has this secret. It doesn't give the secret away to who reads a page."""
+    """Return the token for forms of the session with this secret. It doesn't reveal the secret to readers of a page."""
     return hashlib.sha256(b"form of " + secret.encode()).hexdigest()
 
 

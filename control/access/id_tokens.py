@@ -1,4 +1,4 @@
-"""What an OpenID provider's ID token must be, so that it says who has just signed in. Signatures are joserfc's."""
+"""Checks that an OpenID provider's ID token says who has just signed in. joserfc checks its signature."""
 
 import hashlib
 import hmac
@@ -13,16 +13,16 @@ from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
-"""Signatures by a key that the provider alone has: neither `none` nor those by the client's secret."""
+"""Signatures with a key that only the provider has: neither `none` nor those with the client's secret."""
 HASHES = {"256": hashlib.sha256, "384": hashlib.sha384, "512": hashlib.sha512}
 SKEW = 60.0
 """Seconds by which the provider's clock and control's may differ."""
 OLDEST = 600.0
-"""Seconds from its making after which an ID token isn't of a sign-in that was just made."""
+"""The greatest age, in seconds, of an ID token from a sign-in that just happened."""
 LAST = 253_402_300_799
-"""The last second that a time can name, of the year 9999."""
+"""The last second that a time can represent, in the year 9999."""
 LONGEST_SUBJECT = 255
-"""Characters of a subject (OpenID Connect Core 2)."""
+"""The most characters of a subject (OpenID Connect Core 2)."""
 
 
 class TokenRefused(Exception):
@@ -30,12 +30,12 @@ class TokenRefused(Exception):
 
 
 class KeyUnknown(TokenRefused):
-    """It is signed by a key that isn't among the provider's: they may have been changed since they were read."""
+    """It is signed with a key that isn't among the provider's: they may have changed since they were read."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What an ID token must be of."""
+    """What an ID token must contain."""
 
     issuer: str
     client_id: str
@@ -50,7 +50,7 @@ def claims(token: str, keys: KeySet, expected: Expected, access_token: str) -> d
     except InvalidKeyIdError as error:
         raise KeyUnknown("the ID token is signed by a key that the provider doesn't tell") from error
     except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        # Its header isn't signed: whatever types and depths it has come to the library.
+        # Its header isn't signed, so the library gets values of any type and depth.
         raise TokenRefused(f"the ID token's signature isn't good ({type(error).__name__})") from error
     found = decoded.claims
     _check(found, expected)
@@ -93,7 +93,7 @@ def _check(found: Mapping[str, Any], expected: Expected) -> None:
 
 def _time(found: Mapping[str, Any], name: str) -> float:
     value = found.get(name)
-    # Neither NaN nor infinity, which Python takes for JSON, is within the range.
+    # Neither NaN nor infinity, which Python accepts as JSON, is within the range.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LAST:
         raise TokenRefused(f"the ID token has no time {name}")
     return float(value)

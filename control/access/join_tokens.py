@@ -1,4 +1,4 @@
-"""Join tokens: whether one is good, the states that they have, and what ends them besides their time and their use.
+"""Join tokens: whether one is valid, which states there are, and what ends them besides expiry and use.
 
 A token ends with the operator who made it. One that a node joined with, or may join again with, ends when that node
 joins again by another token, is revoked or is removed: whoever finds it later must not become that node.
@@ -23,7 +23,7 @@ State = Literal["open", "used", "expired", "revoked"]
 
 
 class JoinTokenRow(NamedTuple):
-    """A join token, as it is stored."""
+    """A join token, as stored."""
 
     id: str
     secret_hash: str
@@ -38,7 +38,7 @@ REVOKE_OF_OPERATOR = SQL.value("revoke_of_operator", str)
 
 
 class JoinTokens:
-    """Checks the tokens of nodes that join; many are looked up in one query."""
+    """Checks the tokens of joining nodes; several are looked up in one query."""
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._clock = clock
@@ -49,9 +49,9 @@ class JoinTokens:
         self.lookups = Lookups("join tokens", find)
 
     async def check(self, scope: Scope) -> None:
-        """Check a join token, before anything of the body is read. Raises: AuthError, when refused.
+        """Check a join token before any of the body is read. Raises: AuthError, when refused.
 
-        Whether the token was used is checked later, since the same attempt to join may come again.
+        Whether the token was used is checked later, since the same attempt to join may be repeated.
         """
         id, secret_hash = auth.bearer(scope, "join")
         token = await self.lookups.find(id)
@@ -60,12 +60,12 @@ class JoinTokens:
         refuse_ended(token.expires_at, token.revoked_at, self._clock.now())
 
     async def stop(self) -> None:
-        """End the look-up under way."""
+        """Cancel the running look-up."""
         await self.lookups.stop()
 
 
 def refuse_ended(expires_at: datetime, revoked_at: datetime | None, now: datetime) -> None:
-    """Raises: AuthError, when a join token has expired or was revoked."""
+    """Refuse a join token that has expired or was revoked. Raises: AuthError."""
     if revoked_at is not None:
         raise token_revoked()
     if expires_at <= now:
@@ -94,12 +94,12 @@ def state(
 
 
 async def end_for_node(conn: Connection, node_id: UUID, now: datetime, *, but: UUID | None = None) -> None:
-    """End the tokens that a node joined with or may join again with, except `but`, by which it has joined again."""
+    """End the tokens with which a node joined or may join again, except `but`, with which it just joined again."""
     ended = await conn.column(REVOKE_FOR_NODE, node_id, now, but)
     await access_changes.record_all(conn, now, "join-token-ended", ended)
 
 
 async def end_of_operator(conn: Connection, operator: str, now: datetime) -> None:
-    """End the tokens that an operator, by name, has made."""
+    """End the tokens made by the operator with this name."""
     ended = await conn.column(REVOKE_OF_OPERATOR, operator, now)
     await access_changes.record_all(conn, now, "join-token-ended", ended)

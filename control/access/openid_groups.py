@@ -15,11 +15,11 @@ from control.access.rights import WRITTEN_GRANT, Grant, Rights, Role
 from control.protocol import wire
 
 GroupGrants = Mapping[str, tuple[Grant, ...]]
-"""The grants of each group of the provider."""
+"""The grants of each of the provider's groups."""
 
 
 class GrantsError(Exception):
-    """The file of grants can't be read, or isn't what it must be; the message says where."""
+    """The file of grants can't be read, or has a mistake; the message says where."""
 
 
 def read(path: Path) -> GroupGrants:

@@ -1,4 +1,4 @@
-"""People whom an OpenID provider knows. Each is an operator without a token, known by issuer and subject.
+"""People whom an OpenID provider knows. Each is an operator without a token, identified by issuer and subject.
 
 At each sign-in it gets the rights of the groups that the provider names then, and it never ends later than its newest
 session. Whoever is in no group with rights loses what they had.
@@ -27,7 +27,7 @@ from control.sync.fleet_cache import FleetCache
 
 
 class PersonRow(NamedTuple):
-    """An operator that a provider knows, as it is stored."""
+    """An operator that a provider knows, as stored."""
 
     id: UUID
     name: str
@@ -57,7 +57,7 @@ class People:
     async def sign_in(self, scope: Scope, person: Person) -> str:
         """Begin a session of the console for somebody, and return its secret.
 
-        Raises: AuthError, when the operator was revoked, or none of the person's groups may anything here.
+        Raises: AuthError, when the operator was revoked, or none of the person's groups has grants here.
         """
         secret = await self._writes.transaction(lambda conn: self._write(conn, scope, person))
         await self._fleet.announced()
@@ -79,7 +79,7 @@ class People:
             raise AuthError("credentials_invalid", f"{row.name} was revoked here, by an admin", "revoked")
         id, name = (uuid4(), name_of(person)) if row is None else (row.id, row.name)
         actor = auth.actor(scope, name)
-        # Ends with the newest session; at once where nothing is allowed any more.
+        # Expires with the newest session, or immediately if nothing is allowed any more.
         ends_at = now + self._life if may else now
         if may and row is not None and row.expires_at is not None:
             ends_at = max(ends_at, row.expires_at)
@@ -113,7 +113,7 @@ class People:
 def name_of(person: Person) -> str:
     """Make the operator's name: of what somebody is called when they first sign in, and of who they are, which decides.
 
-    So nobody gets another operator's name by calling themselves so at the provider.
+    So nobody gets another operator's name by choosing that name at the provider.
     """
     called = re.sub(r"[^a-z0-9]+", "-", person.name.partition("@")[0].lower())[:40].strip("-") or "person"
     digest = hashlib.sha256(f"{person.issuer}\0{person.subject}".encode()).hexdigest()

@@ -1,8 +1,8 @@
 """Signing in at an OpenID provider: authorization code and PKCE (OpenID Connect Core 3.1, RFC 7636, RFC 9207).
 
-All that a sign-in must remember until the browser is back is made of one secret, which the browser has as a cookie:
-the state, by which the answer is known to be of this browser, the nonce, by which the ID token is, and the verifier,
-without which nobody else can use the code. So any replica takes the answer, and nothing is stored.
+Everything that a sign-in must remember until the browser returns is derived from one secret in the browser's cookie:
+the state, which ties the answer to this browser, the nonce, which ties the ID token to it, and the verifier, without
+which nobody else can use the code. So any replica can take the answer, and nothing is stored.
 """
 
 import asyncio
@@ -34,26 +34,26 @@ from control.reread_files import stamp
 from control.settings import ControlSettings, is_safe
 
 CALLBACK = "/sign-in/provider/done"
-"""Where the provider sends the browser back to, behind `SKERRY_PUBLIC_URL`."""
+"""The path below `SKERRY_PUBLIC_URL` to which the provider sends the browser back."""
 PATIENCE = 10.0
-"""Seconds for an answer of the provider, and for those with its description and its keys together."""
+"""Seconds for an answer of the provider, and for its description and its keys together."""
 MOST_BYTES = 1024 * 1024
-"""Bytes of an answer of the provider at most."""
+"""The most bytes of an answer of the provider."""
 METADATA_KEPT = 3600.0
 """Seconds after which the provider's description and its keys are read again."""
 KEYS_KEPT = 10.0
 """Seconds after a read within which an unknown key causes no other."""
 FAILURE_KEPT = 5.0
-"""Seconds for which it is believed that the provider is away, once its description couldn't be read."""
+"""Seconds for which the provider counts as unavailable after its description couldn't be read."""
 LONGEST_NAME = 100
-"""Characters of the name that somebody is shown by."""
+"""The most characters of a person's displayed name."""
 MOST_GROUPS = 1000
 
 log = logging.getLogger("skerry.control")
 
 
 class ProviderMetadata(msgspec.Struct):
-    """The provider's description of itself (OpenID Connect Discovery 3); further fields are left out."""
+    """The provider's description of itself (OpenID Connect Discovery 3); other fields are ignored."""
 
     issuer: str
     authorization_endpoint: str
@@ -74,21 +74,21 @@ class Tokens(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Person:
-    """Who has signed in, as the provider says."""
+    """Who has signed in, according to the provider."""
 
     issuer: str
     subject: str
-    """Who it is: the provider never gives it to somebody else."""
+    """Identifies the person: the provider never gives it to somebody else."""
     name: str
-    """How they are called now, which they may change."""
+    """Their current name, which they may change."""
     rights: Rights
     groups: int
-    """How many groups the provider told."""
+    """How many groups the provider reported."""
 
 
 @dataclass
 class _ReadProvider:
-    """What was read of the provider, and when."""
+    """The provider's description and keys, and when they were read."""
 
     metadata: ProviderMetadata
     keys: KeySet
@@ -96,14 +96,14 @@ class _ReadProvider:
 
 
 class ProviderFiles:
-    """The files that the settings name, as they were when they could last be used: what the provider's groups may, and
-    the secret of control as its client."""
+    """The files that the settings name, as they were when last usable: the grants of the provider's groups, and the
+    secret of control as its client."""
 
     def __init__(self, settings: ControlSettings) -> None:
-        """Read them. Raises: GrantsError, when one isn't what it must be."""
+        """Read the files. Raises: GrantsError, when one is wrong."""
         assert settings.oidc_grants is not None  # noqa: S101
         self.error = ""
-        """Why they can't be used as they are now; '' where they can."""
+        """Why the files can't be used as they are now; '' if they can."""
         self._grants: Path = settings.oidc_grants
         self._secret = settings.oidc_client_secret
         self._stamps = self._stamps_now()
@@ -144,21 +144,21 @@ class Provider:
     """The provider that the settings name."""
 
     def __init__(self, settings: ControlSettings, clock: Clock) -> None:
-        """Raises: GrantsError, when the file of grants isn't what it must be."""
+        """Read the files of the settings. Raises: GrantsError, when the file of grants is wrong."""
         self.issuer = settings.oidc_issuer
         self.name = settings.oidc_name or urlsplit(settings.oidc_issuer).netloc
         self._client_id = settings.oidc_client_id
         self._scopes = settings.oidc_scopes
         self._claim = settings.oidc_groups_claim
         self.files = ProviderFiles(settings)
-        """What its groups may, and the client's secret."""
+        """What its groups may do, and the client's secret."""
         self._public_url = settings.public_url
         self._clock = clock
         self._known: _ReadProvider | None = None
         self._reading: asyncio.Task[_ReadProvider] | None = None
-        """Under way for all who need the description."""
+        """The running read of the description, shared by everybody who needs it."""
         self._failed: tuple[float, str] | None = None
-        """When it couldn't be read, and what was said of it."""
+        """When it couldn't be read, and why."""
         self._session: aiohttp.ClientSession | None = None
 
     async def begin(self, to: str) -> tuple[str, str]:
@@ -184,7 +184,7 @@ class Provider:
     async def finish(self, secret: str | None, answer: Mapping[str, list[str]]) -> tuple[Person, str]:
         """Return who has signed in, and the page to show then; `answer`: the parameters that the browser brings back.
 
-        Raises: AuthError, when it isn't the answer to this browser's question, or the provider's word isn't good;
+        Raises: AuthError, when the answer isn't for this browser's request, or the provider's token isn't valid;
         ProblemError provider_unavailable.
         """
         if any(len(values) > 1 for values in answer.values()):
@@ -230,7 +230,7 @@ class Provider:
         if self._session is not None:
             await self._session.close()
 
-    # What the provider says
+    # Requests to the provider
 
     async def _exchange(self, metadata: ProviderMetadata, code: str, verifier: str) -> Tokens:
         """Exchange a code, which works once, for the provider's tokens."""
@@ -299,7 +299,7 @@ class Provider:
             raise ProblemError("provider_unavailable", self._failed[1])
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read_anew())
-            # Where all who wait have left, nobody takes its error.
+            # If everybody who waited has left, nobody takes its error.
             self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(self._reading)
 
@@ -337,7 +337,7 @@ class Provider:
     async def _ask(
         self, method: str, url: str, form: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
-        """Status and body of the provider's answer. Raises: ProblemError provider_unavailable."""
+        """Return status and body of the provider's answer. Raises: ProblemError provider_unavailable."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=BoundedConnector(),

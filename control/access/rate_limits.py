@@ -1,4 +1,4 @@
-"""How often something may be done at this replica: tries of strangers, and rows that nodes leave in the audit log."""
+"""How often something may be done on this replica: tries of strangers, and nodes' acts that fill the audit log."""
 
 import asyncio
 import ipaddress
@@ -15,19 +15,19 @@ from control.storage import queries
 from control.storage.database import Database
 
 MOST_ADDRESSES = 5_000
-"""Addresses whose tries are counted separately; with more, all are forgotten but the counts of all together."""
+"""Addresses whose tries are counted separately; with more, all but the total counts are forgotten."""
 NETWORK = 64
-"""Bits of an IPv6 address that name whose it is: within such a network, one machine has any number of addresses."""
+"""Bits of an IPv6 address that identify its owner: one machine can have any number of addresses in such a network."""
 LOOKED_BACK = timedelta(days=90)
-"""How long ago somebody may have signed in last from a known place; the audit log may be kept for less."""
+"""How long ago the last sign-in from a known place may be; the audit log may be kept for less."""
 MOST_READ = 10_000
-"""Sign-ins that are looked at, the newest."""
+"""How many of the newest sign-ins are examined."""
 AGAIN = 5.0
-"""Seconds between two reads of the places at least. They are read only while strangers have used up their tries."""
+"""The fewest seconds between two reads of the places. They are read only while strangers have used up their tries."""
 HOUR = 3600.0
 Act = Literal["SQL that was run", "credentials"]
 MOST: dict[Act, int] = {"SQL that was run": 120, "credentials": 20}
-"""Rows of a node in an hour; as many at once after an hour without any."""
+"""Rows of a node per hour; as many at once after an hour without any."""
 MOST_NODES = 20_000
 """Nodes and join tokens that are counted; with more, all counts start over."""
 
@@ -39,34 +39,34 @@ sessions_log = logging.getLogger("skerry.sessions")
 
 @dataclass(slots=True)
 class Allowance:
-    """`most` acts at once, which come back evenly within `seconds`."""
+    """Allows `most` acts at once, which are regained evenly within `seconds`."""
 
     most: int
     seconds: float
     count: float
-    """How many were left at the time `at`, in seconds."""
+    """How many acts were left at the time `at`, in seconds."""
     at: float
 
     def refill(self, now: float) -> float:
-        """Add what has come back by now; return how many acts are left."""
+        """Add the acts regained by now; return how many are left."""
         self.count = min(self.most, self.count + (now - self.at) * self.most / self.seconds)
         self.at = now
         return self.count
 
     def wait(self) -> int:
-        """Return the whole seconds after which one act is left, as of the last `refill`."""
+        """Return the whole seconds from the last `refill` until one act is left."""
         return int((1 - self.count) * self.seconds / self.most) + 1
 
     def give_back(self) -> None:
-        """Have one act that was counted count no more."""
+        """Undo the counting of one act."""
         self.count = min(self.count + 1, self.most)
 
 
 class Guesses:
-    """Limits what anybody may try: `each` tries an address and `all` together in `seconds`.
+    """Limits what anybody may try: `each` tries per address and `all` together in `seconds`.
 
-    Strangers have their tries in common, so that many addresses together guess no more than a few. Addresses from which
-    somebody has signed in have others in common: strangers can't use these up, and nobody who works here is kept out.
+    Strangers share their tries, so that many addresses together guess no more than a few. Addresses from which somebody
+    has signed in share others: strangers can't use these up, so they can't lock out people who work here.
     """
 
     def __init__(
@@ -78,8 +78,10 @@ class Guesses:
         passed: Callable[[], float],
         knows: Callable[[str], Awaitable[bool]],
     ) -> None:
-        """`what` is tried, for the refusal; `passed` tells the time in seconds; `knows` tells whether somebody has
-        signed in from a place."""
+        """Limit tries of `what`, which refusals name.
+
+        `passed` returns the time in seconds; `knows` returns whether somebody has signed in from a place.
+        """
         self._what = what
         self._each = each
         self._seconds = seconds
@@ -89,9 +91,9 @@ class Guesses:
         self._by_place: dict[str, Allowance] = {}
 
     async def take(self, address: str, *, known: bool = False) -> tuple[Allowance, ...]:
-        """Count a try, before it is looked at, and return what it was counted in, for `give_back`.
+        """Count a try before it is checked, and return where it was counted, for `give_back`.
 
-        `known`: whoever tries is signed in. Raises: ProblemError too_many_tries, when there were too many.
+        `known`: the client is signed in. Raises: ProblemError too_many_tries, when there were too many.
         """
         at = place(address)
         self._refuse_spent(self._own(at))
@@ -106,7 +108,7 @@ class Guesses:
         return counted
 
     def give_back(self, counted: tuple[Allowance, ...]) -> None:
-        """Have a try that was right not count."""
+        """Undo the counting of a successful try."""
         for left in counted:
             left.give_back()
 
@@ -124,7 +126,7 @@ class Guesses:
 
 
 def place(address: str) -> str:
-    """Return where tries from an address are counted: IPv4 by the address, IPv6 by its network."""
+    """Return under which key tries from an address are counted: the IPv4 address, or the IPv6 network."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -137,7 +139,7 @@ def place(address: str) -> str:
 
 
 class SignedInPlaces:
-    """The places from which people have signed in, as the audit log has them."""
+    """The places from which people have signed in, according to the audit log."""
 
     def __init__(self, lookups: Database, clock: Clock) -> None:
         self._db = lookups
@@ -147,7 +149,7 @@ class SignedInPlaces:
         self._reading = asyncio.Lock()
 
     async def has(self, place: str) -> bool:
-        """Return whether somebody has signed in from a place; while the database is away, as last known."""
+        """Return whether somebody has signed in from a place; while the database is unavailable, as last known."""
         async with self._reading:
             if self._clock.monotonic() - self._read_at >= AGAIN:
                 await self._read()
@@ -160,25 +162,25 @@ class SignedInPlaces:
             self._places = frozenset(map(place, found))
         except ProblemError as error:
             sessions_log.warning("from where people have signed in can't be read: %s", error.detail)
-        # Not every request that waits asks a database that is away.
+        # Not every waiting request asks a database that is unavailable.
         self._read_at = self._clock.monotonic()
 
 
 class NodeLimits:
-    """Limits what of a node's acts leaves a row in the audit log: whoever has a credential could fill it.
+    """Limits a node's acts that add a row to the audit log: whoever has a credential could fill it.
 
-    A node that is refused tries again later: it keeps what it has to tell until control takes it.
+    A refused node tries again later: it keeps its reports until control accepts them.
     """
 
     def __init__(self, passed: Callable[[], float]) -> None:
-        """`passed` tells the time in seconds."""
+        """Limit by the time in seconds that `passed` returns."""
         self._passed = passed
         self._left: dict[tuple[Act, str], Allowance] = {}
         self._told: set[tuple[Act, str]] = set()
-        """Those of which the log says already that it is too many."""
+        """Those whose excess was already logged."""
 
     def take(self, act: Act, id: str, who: str) -> None:
-        """Count an act of the node, or by the join token, with this id; `who` names it.
+        """Count an act of the node or join token with this id; `who` names it.
 
         Raises: ProblemError too_many_acts, when there were too many.
         """

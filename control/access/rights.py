@@ -1,8 +1,8 @@
-"""What an operator may: pure rules.
+"""What an operator may do: pure rules.
 
 An operator has grants: each is a role, for one group or for all of them. A grant of `push` may name the functions that
-it is for. What concerns every group, as an operator for all of them or the deletion of a function, needs a grant for
-all groups.
+it covers. What concerns every group, such as an operator for all of them or the deletion of a function, needs a grant
+for all groups.
 """
 
 import re
@@ -12,9 +12,9 @@ from typing import Any, Literal, cast
 
 Role = Literal["read", "push", "deploy", "admin"]
 ROLES: dict[Role, int] = {"read": 1, "push": 2, "deploy": 3, "admin": 4}
-"""A role may do everything that roles with a lower number may."""
+"""A role includes the rights of roles with a lower number."""
 WRITTEN_GRANT = re.compile(r"(?P<role>[a-z]+)(?:@(?P<group>[^\s@()]+))?(?:\s*\((?P<functions>[^()]+)\))?")
-"""A grant as people write it, which is how it is shown: admin, deploy@shops, push@shops (orders, stock)."""
+"""A grant as people write it and as it is shown: admin, deploy@shops, push@shops (orders, stock)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Rights:
     def allows(self, role: Role, group: str | None, functions: Collection[str] | None = None) -> bool:
         """Return whether the operator has `role` for a group, and for these functions of it; None: for all.
 
-        What the role `read` shows of a group isn't divided by functions.
+        The role `read` shows all of a group, whatever the functions.
         """
         found = [g for g in self.grants if ROLES[g.role] >= ROLES[role] and g.group in (None, group)]
         if role == "read" or any(g.functions is None for g in found):

@@ -1,10 +1,10 @@
 """Sessions: who has signed in, in a browser at the console or by `skerry login`, and until when.
 
-A session is named by a secret that the browser has as a cookie and `skerry` sends as a token; only its sha256 is
-stored. It ends by its age, by standing idle, by signing out, and with its operator. A replica keeps the sessions that
-are used at it in memory, each beside the operator as the fleet cache had it when the session was read. What concerns a
-session is announced as a change of its operator, whereupon the cache has another object, and the session is read again.
-So a request asks no database, and an end is known at every replica as soon as an operator's is.
+A session is identified by a secret that the browser has as a cookie and `skerry` sends as a token; only its sha256 is
+stored. It ends by age, when idle, by signing out, and with its operator. A replica caches the sessions that use it,
+each with the operator as the fleet cache had it when the session was read. Changes to a session are announced as
+changes of its operator: the fleet cache then has a new object, and the session is read again. So a request needs no
+query, and every replica knows about a session's end as soon as about an operator's.
 """
 
 import logging
@@ -34,21 +34,21 @@ UsedIn = Literal["console", "cli"]
 SignedInBy = Literal["token", "code", "provider"]
 
 COOKIE = "__Host-skerry"
-"""A browser takes a cookie of such a name only from its own host by https, for all paths and no other host."""
+"""A browser accepts a cookie with this prefix only from its own host by https, for all paths and no other host."""
 TOUCH_AFTER = timedelta(seconds=60)
-"""How old the recorded time of a session's last use gets before it is recorded again."""
+"""How old the recorded time of a session's last use gets before it is updated."""
 FLUSH_EVERY = 5.0
 """Seconds between two writes of these times."""
 MOST_KNOWN = 10_000
 """Sessions that a replica keeps in memory; with more, all are read again."""
 READINGS = 3
-"""How often a session is read, until nothing is announced meanwhile."""
+"""How many times a session is read until nothing is announced meanwhile."""
 
 log = logging.getLogger("skerry.sessions")
 
 
 class SessionRow(NamedTuple):
-    """A session, as it is stored."""
+    """A session, as stored."""
 
     id: str
     secret_hash: str
@@ -69,7 +69,7 @@ IS_OPEN = SQL.value("is_open", bool)
 
 @dataclass(slots=True)
 class _Known:
-    """A session in memory. It is as it was read while the fleet cache has this very object of its operator."""
+    """A session in memory. It is current while the fleet cache still has this object of its operator."""
 
     row: SessionRow
     operator: CachedOperator
@@ -77,21 +77,21 @@ class _Known:
 
 @dataclass(frozen=True)
 class ConsoleSession:
-    """A session that is good."""
+    """A valid session."""
 
     id: str
-    """Which session it is, for the audit log. The secret isn't in here."""
+    """The session's id, for the audit log. It doesn't contain the secret."""
     operator: Principal
     form_token: str
-    """What each form of a page that this session is shown must send back."""
+    """What each form of a page shown to this session must send back."""
     ends_at: datetime
     """When it ends at the latest."""
     known: _Known = field(repr=False, compare=False)
-    """What this replica had of it in memory when it was asked for."""
+    """What this replica had in memory about it when it was requested."""
 
 
 class Sessions:
-    """Begins, checks and ends sessions. For a session that is known at this replica, a check asks no database."""
+    """Begins, checks and ends sessions. Checking a session that this replica knows needs no query."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Sessions:
         background: Database,
         settings: ControlSettings,
     ) -> None:
-        """`lookups`, `writes`, `background`: connections for reading sessions, for sign-ins, and for last uses."""
+        """Use the connections `lookups` for reading sessions, `writes` for sign-ins, `background` for last uses."""
         self._fleet = fleet
         self._clock = clock
         self._operators = operators
@@ -114,14 +114,14 @@ class Sessions:
         self._idle = timedelta(seconds=settings.session_idle)
         self._known: dict[str, _Known] = {}
         self._used: dict[str, datetime] = {}
-        """When sessions were last used, where that isn't written yet."""
+        """When sessions were last used, if that isn't stored yet."""
 
         async def find(ids: list[str]) -> dict[str, SessionRow]:
             return {row.id: row for row in await lookups.read(lambda conn: conn.fetch(SESSIONS, ids))}
 
         self._rows = Lookups("sessions", find)
 
-    # Who asks
+    # The caller
 
     async def operator(self, scope: Scope) -> Principal:
         """Return the operator that asks by a token, or by what `skerry login` got. Raises: AuthError, when refused."""
@@ -137,7 +137,7 @@ class Sessions:
         """Return the session of the browser that asks.
 
         Raises: AuthError credentials_missing, when it has none (which isn't recorded as a refusal), credentials_invalid
-        or session_ended, when its session isn't good; ProblemError, when control can't know now.
+        or session_ended, when its session isn't valid; ProblemError, when control can't know now.
         """
         await self._fleet.read_late()
         self._fleet.refuse_stale()
@@ -159,7 +159,7 @@ class Sessions:
     async def now(self, operator: Principal) -> Principal:
         """Return what somebody who asked for a long answer is by now. It doesn't count as a use of the session.
 
-        Raises: AuthError, when the operator, its token or the session isn't good any more; ProblemError, when control
+        Raises: AuthError, when the operator, its token or the session isn't valid any more; ProblemError, when control
         can't know.
         """
         now = self._clock.now()
@@ -204,17 +204,17 @@ class Sessions:
         return ConsoleSession(id, principal, form_token(text), self._ends_at(known), known)
 
     async def _find(self, id: str, now: datetime) -> _Known:
-        """Raises: AuthError, when there is no such session; ProblemError, when control can't know now."""
+        """Find a session. Raises: AuthError, when there is none with this id; ProblemError, when control can't know."""
         known = self._known.get(id)
         if known is None or not self._is_current(known) or now >= self._idle_at(known.row):
-            # Where it has stood idle here, it may have been used at another replica.
+            # If it was idle here, it may have been used on another replica.
             known = await self._read(id)
         if known is None:
             raise _invalid("unknown")
         return known
 
     def _refuse_ended(self, known: _Known, now: datetime) -> None:
-        """Raises: AuthError, when a session isn't good any more."""
+        """Refuse a session that isn't valid any more. Raises: AuthError."""
         row, ends_at = known.row, self._ends_at(known)
         if known.operator.revoked_at is not None:
             raise _invalid("revoked")
@@ -244,7 +244,7 @@ class Sessions:
                     self._known.clear()
                 self._known[id] = known
                 break
-            # Something was announced meanwhile, which may have been this session's end.
+            # A change was announced meanwhile, which may have been this session's end.
         return known
 
     def _is_current(self, known: _Known) -> bool:
@@ -256,7 +256,7 @@ class Sessions:
         if operator.expires_at is not None:
             ends.append(operator.expires_at)
         if operator.rotated_at is not None and operator.old_ends_at is not None and row.made_at < operator.rotated_at:
-            # Whoever had the old token may have begun it.
+            # Whoever had the old token may have started it.
             ends.append(operator.old_ends_at)
         return min(ends)
 
@@ -290,7 +290,7 @@ class Sessions:
     ) -> str:
         """Begin a session of an operator that was recognized, and return its secret, for its owner alone.
 
-        `since`: of the session by way of which it is begun. `details` are put into the audit log.
+        `since` is from the session in which this one is begun. `details` go into the audit log.
         Raises: AuthError or ProblemError, when the operator was changed meanwhile.
         """
         await auth.refuse_changed(conn, operator)
@@ -313,7 +313,7 @@ class Sessions:
         return (await self._check("cli", secret)).ends_at
 
     async def end(self, scope: Scope, operator: Principal) -> None:
-        """End the session in which an operator asks, at every replica. One that has ended already is left as it is."""
+        """End the session of an operator's request, on every replica. One that has already ended stays as it is."""
 
         async def work(conn: Connection) -> None:
             now = self._clock.now()
@@ -328,10 +328,10 @@ class Sessions:
         await self._writes.transaction(work)
         await self._fleet.announced()
 
-    # Beside the requests
+    # Background work
 
     async def flush(self) -> None:
-        """Write when sessions were last used."""
+        """Store when sessions were last used."""
         while self._used:
             written = dict(sorted(self._used.items()))
             columns = list(written), [at.isoformat() for at in written.values()]
@@ -339,19 +339,18 @@ class Sessions:
             self._used = {id: at for id, at in self._used.items() if written.get(id) != at}
 
     async def run(self) -> None:
-        """Flush every few seconds until cancelled, and once more then."""
+        """Flush every few seconds, and once more when cancelled."""
         await flush_loop.run(
             log, "last uses of sessions", self._clock, FLUSH_EVERY, self.flush, lambda: len(self._used)
         )
 
     async def stop(self) -> None:
-        """End the look-up under way."""
+        """Cancel the running look-up."""
         await self._rows.stop()
 
 
 async def refuse_signed_out(conn: Connection, operator: Principal) -> None:
-    """Raises: AuthError, when the session in which an operator asks was ended since the request's head came, or this
-    replica's memory doesn't have it yet."""
+    """Check in the database that the operator's session hasn't ended: the cache may be behind. Raises: AuthError."""
     if operator.session_id and not await conn.fetchval(IS_OPEN, operator.session_id):
         raise _ended("it was ended by signing out")
 

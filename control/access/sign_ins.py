@@ -1,9 +1,9 @@
-"""Signing in by a code that is typed: in a browser by one of `skerry console`, and `skerry login` by one in a browser.
+"""Signing in with a typed code: in a browser with one from `skerry console`, and `skerry login` with one in a browser.
 
-A code has 8 of 20 letters. It is good for minutes and for once, and wrong ones are counted, so that nobody finds one by
-trying: ten replicas take 20,000 tries in the five minutes of a code, half of them from addresses where somebody has
-signed in before, of 25,600,000,000 codes. Neither way makes a session that is younger than the one in which it was
-begun, so nobody stays signed in by asking for codes.
+A code has 8 of 20 letters. It is valid for minutes and only once, and wrong ones are counted, so that nobody finds one
+by trying: ten replicas accept 20,000 tries in the five minutes of a code, half of them from addresses where somebody
+has signed in before, of 25,600,000,000 codes. Neither way makes a session that is younger than the one in which it was
+requested, so nobody stays signed in by requesting codes.
 """
 
 import asyncio
@@ -31,25 +31,25 @@ from control.storage.connection import Connection
 from control.storage.database import Database
 
 LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
-"""What codes are made of: no vowels, so that they are no words, and nothing that looks like something else."""
+"""The letters of codes: no vowels, so that codes aren't words, and no letters that look like others."""
 LENGTH = 8
 CODE_LIFE = timedelta(minutes=5)
-"""How long a code of `skerry console` is good."""
+"""How long a code of `skerry console` is valid."""
 LOGIN_LIFE = timedelta(minutes=10)
-"""How long a code of `skerry login` is good."""
+"""How long a code of `skerry login` is valid."""
 INTERVAL = 2
-"""Seconds between two questions of `skerry login` whether it is allowed."""
+"""Seconds between two polls of `skerry login` for its answer."""
 TRIES = (20, 1000, 300.0)
-"""Wrong codes that are looked at: from an address, and in all, in these seconds. "In all" are strangers, and as many
-again from where somebody has signed in."""
+"""Wrong codes that are checked: per address, and in total, in these seconds. The total is for strangers, and as many
+again are for addresses where somebody has signed in."""
 MADE = (20, 1000, 300.0)
-"""Codes that are made: for an operator, and in all, in these seconds."""
+"""Codes that are made: per operator, and in total, in these seconds."""
 HASHED_AT_ONCE = 2
-"""Codes that are hashed at once; others wait, and nothing else does: bodies are parsed by other threads."""
+"""Codes that are hashed at once; only other codes wait, since other threads parse bodies."""
 ANSWERS = (60, 2000, 300.0)
-"""Answers of a provider that are looked at: from an address, and in all, in these seconds."""
+"""Answers of a provider that are checked: per address, and in total, in these seconds."""
 BEGINS = (30, 600, 300.0)
-"""Logins that may be begun: from an address, and in all, in these seconds."""
+"""Logins that may be started: per address, and in total, in these seconds."""
 
 
 class UsedCode(NamedTuple):
@@ -61,7 +61,7 @@ class UsedCode(NamedTuple):
 
 
 class LoginRow(NamedTuple):
-    """A login, as it is stored."""
+    """A login, as stored."""
 
     id: str
     secret_hash: str
@@ -72,18 +72,18 @@ class LoginRow(NamedTuple):
 
 
 class WaitingLogin(NamedTuple):
-    """A login that waits for its answer, as whoever types its code is shown it."""
+    """A login that waits for its answer, as shown to whoever types its code."""
 
     id: str
     machine: str
-    """What it says of the machine that it runs on."""
+    """What it says about the machine that it runs on."""
     address: str
-    """From where it was begun."""
+    """The address that started it."""
     made_at: datetime
 
 
 class LoginRights(NamedTuple):
-    """Who allowed a login, and how they had signed in."""
+    """Who allowed a login, and how they signed in."""
 
     operator_id: str
     signed_in_by: str
@@ -101,7 +101,7 @@ TAKE = SQL.rows("take", LoginRights)
 
 @dataclass(frozen=True)
 class NewLoginSecret:
-    """What `skerry login` is told: its secret, the code to type, and when both end."""
+    """What `skerry login` gets: its secret, the code to type, and when both expire."""
 
     secret: str
     code: str
@@ -109,7 +109,7 @@ class NewLoginSecret:
 
 
 class SignIns:
-    """Makes codes, and takes them."""
+    """Makes and accepts codes."""
 
     def __init__(self, held: Sessions, clock: Clock, lookups: Database, writes: Database) -> None:
         self._sessions = held
@@ -128,7 +128,7 @@ class SignIns:
 
         self._logins = Lookups("logins", find)
 
-    # A browser, by a code of `skerry console`
+    # A browser, with a code of `skerry console`
 
     async def make_code(self, scope: Scope, operator: Principal) -> tuple[str, datetime]:
         """Make a code by which a browser is signed in as the operator that asks; return it and its end.
@@ -152,9 +152,9 @@ class SignIns:
         return shown(code), now + CODE_LIFE
 
     async def use_code(self, scope: Scope, typed: str, *, stays: bool) -> str:
-        """Begin a session of the console by a code, and return its secret.
+        """Begin a session of the console with a code, and return its secret.
 
-        Raises: AuthError, when the code isn't good; ProblemError too_many_tries.
+        Raises: AuthError, when the code isn't valid; ProblemError too_many_tries.
         """
         code = read_code(typed)
         tried = await self._tries.take(auth.address(scope))
@@ -175,10 +175,10 @@ class SignIns:
         self._tries.give_back(tried)
         return secret
 
-    # `skerry login`, by a code that is typed in a browser
+    # `skerry login`, with a code that is typed in a browser
 
     async def begin_login(self, scope: Scope, machine: str) -> NewLoginSecret:
-        """Begin a login, which anybody may. Raises: ProblemError too_many_tries."""
+        """Begin a login; anybody may. Raises: ProblemError too_many_tries."""
         await self._begins.take(auth.address(scope))
         token, code, now = tokens.new_token("login"), new_code(), self._clock.now()
         row = token.id, token.secret_hash, code, machine, auth.address(scope), now
@@ -201,7 +201,7 @@ class SignIns:
         return found[0]
 
     async def answer_login(self, scope: Scope, id: str, session: ConsoleSession, *, allow: bool) -> None:
-        """Allow a login, as the operator who is signed in, or refuse it. Raises: ProblemError unknown_login."""
+        """Allow a login as the signed-in operator, or refuse it. Raises: ProblemError unknown_login."""
         operator, now = session.operator, self._clock.now()
         if not tokens.ID.fullmatch(id) or operator.since is None:
             raise ProblemError("unknown_login", "this form isn't of a login")
@@ -250,7 +250,7 @@ class SignIns:
         return text, operator, await self._sessions.end_of(text)
 
     async def stop(self) -> None:
-        """End the look-up under way."""
+        """Cancel the running look-up."""
         await self._logins.stop()
         self._hashing.shutdown(wait=False, cancel_futures=True)
 

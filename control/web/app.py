@@ -1,6 +1,6 @@
 """The ASGI application: what every request goes through.
 
-Polls, and batches of records that are watched, are answered here, all others by Starlette (ADR 30).
+Polls and batches of watched records are answered here, all other requests by Starlette (ADR 30).
 """
 
 import itertools
@@ -25,7 +25,7 @@ from control.settings import ControlSettings, check
 from control.web import lifespan, starlette_app
 
 CLOSE = {401, 408, 413, 422, 503}
-"""Statuses after which the connection is closed: its client is unwelcome, wrong about the body, or to go elsewhere."""
+"""Statuses after which the connection is closed: the client is refused, sent a wrong body, or should go elsewhere."""
 
 log = logging.getLogger("skerry.control")
 
@@ -45,7 +45,7 @@ class ControlApp:
         self._polls: PollEndpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Everything that a poll needs is in one function: a call costs a hundredth of a poll.
+        # Everything that a poll needs is in one function: each function call costs a hundredth of a poll.
         if scope["type"] != "http":
             return await self._starlette(scope, receive, send)
         started = time.perf_counter()
@@ -95,7 +95,7 @@ class ControlApp:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": reply.body})
         except Exception:
-            # The server logs it, and ends the connection.
+            # The server logs it and closes the connection.
             log.error(
                 "request %s: %s %s was cut off within its answer", request_id.decode(), scope["method"], scope["path"]
             )
@@ -104,9 +104,9 @@ class ControlApp:
             self.services.metrics.request(scope["method"], route, status, time.perf_counter() - started)
 
     def lifespan(self) -> AbstractAsyncContextManager[object]:
-        """Connect, load, and run the background tasks, until the block ends.
+        """Connect, load, and run the background tasks until the block ends.
 
-        Raises: SchemaError, when the database's schema doesn't suit; ProblemError, when control can't serve.
+        Raises: SchemaError, when the database's schema doesn't fit; ProblemError, when control can't serve.
         """
         return self._starlette.router.lifespan_context(self._starlette)
 
@@ -119,7 +119,7 @@ class ControlApp:
             await self.node_functions.stop()
 
     def close(self) -> None:
-        """Answer every held poll and end every live page now, and hold no other one: the replica stops."""
+        """Answer every held poll and end every live page now, and hold no others: the replica is stopping."""
         self.services.fleet.close()
         self.hub.close()
 

@@ -1,7 +1,7 @@
 """Limits of a connection before its credential is checked: bytes, counts and times.
 
-uvicorn takes heads of any size, any number of headers and pipelined requests, and waits for ever. This protocol answers
-a problem when a limit is exceeded, and drops the connection where an answer isn't possible any more.
+uvicorn accepts heads of any size, any number of headers and pipelined requests, and waits forever. This protocol
+answers with a problem when a limit is exceeded, and drops the connection if an answer isn't possible any more.
 """
 
 import asyncio
@@ -16,24 +16,24 @@ from control.clock import Clock
 from control.problems import ProblemError
 
 HEAD_BYTES = 16 * 1024
-"""Bytes of the request line and the headers together."""
+"""The most bytes of the request line and the headers together."""
 HEADERS = 64
-"""Headers of a request."""
+"""The most headers of a request."""
 HEAD_SECONDS = 10.0
 """Seconds from the connection, or from the first byte of a head, to the end of the head."""
 BODY_SECONDS = 20.0
 """Seconds for a body; each `BODY_RATE` bytes that arrive add one more."""
 BODY_RATE = 16 * 1024
 QUIET_BYTES = 64 * 1024
-"""Bytes of a body without content: chunk sizes and extensions."""
+"""The most bytes of a body besides its content: chunk sizes and extensions."""
 PIPELINED = 2
 """Requests that may wait behind the one being answered."""
 WRITE_SECONDS = 30.0
-"""Seconds in which the client reads nothing of an answer that is to be sent."""
+"""Seconds for which the client may read nothing of an answer."""
 CONNECTIONS = 30_000
-"""Connections at once; further ones are dropped."""
+"""The most connections at once; further ones are dropped."""
 CROWDED = CONNECTIONS * 4 // 5
-"""With more connections than that, idle ones are ended after `CROWDED_SECONDS`, so that all nodes can poll."""
+"""With more connections than this, idle ones are closed after `CROWDED_SECONDS`, so that all nodes can poll."""
 CROWDED_SECONDS = 2.0
 
 NEVER = math.inf
@@ -47,7 +47,7 @@ class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with limits. One `sweep` over all connections checks times, not a timer for each."""
 
     clock: Clock
-    """Set by who makes it."""
+    """Set by the creator."""
     deadline = NEVER
     """The clock's `monotonic` by which the client must have sent the head or the body, or begun the next request."""
     write_deadline = NEVER
@@ -65,7 +65,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.deadline = self.clock.monotonic() + HEAD_SECONDS
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():  # bytes that still arrive after a refusal
+        if self.transport.is_closing():  # these bytes arrived after a refusal
             return
         body_bytes = self._body_bytes
         try:
@@ -91,11 +91,11 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(LimitExceeded("bad_request", "this isn't HTTP/1.1"))
         except httptools.HttpParserUpgrade:
-            pass  # the request is answered without an upgrade; bytes behind it in `data` are dropped
+            pass  # the request is answered without an upgrade; bytes after it in `data` are dropped
 
     def _refuse(self, refused: LimitExceeded) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.abort()  # an answer is under way: the problem could be taken for a part of it
+            self.transport.abort()  # an answer was begun: the problem could be mistaken for a part of it
         else:
             self._answer(refused)
 
@@ -150,7 +150,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.deadline = self.clock.monotonic() + (CROWDED_SECONDS if crowded else self.timeout_keep_alive)
 
     def on_response_complete(self) -> None:
-        # In place of uvicorn's, which sets a timer after each answer: the sweep ends idle connections.
+        # Replaces uvicorn's method, which sets a timer after each answer: the sweep closes idle connections.
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -172,12 +172,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self.write_deadline = NEVER
 
     def expire(self) -> None:
-        """End this connection, whose client has let a deadline pass."""
+        """Close this connection, whose client missed a deadline."""
         self.deadline = self.write_deadline = NEVER
         if self._in_head:
             self._refuse(LimitExceeded("head_too_slow", f"a request's head must be complete in {HEAD_SECONDS:.0f} s"))
         elif self._in_body and not self.pipeline and not self.cycle.response_started:
-            self.cycle.disconnected = True  # the application is told so, and its answer is dropped
+            self.cycle.disconnected = True  # the application sees this, and its answer is dropped
             self.cycle.message_event.set()
             self._answer(LimitExceeded("body_timeout", f"less than {BODY_RATE} bytes a second arrived"))
         elif self._in_body or (self.flow is not None and self.flow.write_paused):
@@ -187,7 +187,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 def sweep(connections: Iterable[Any], now: float) -> None:
-    """End the connections that are past a deadline; `now` is the clock's `monotonic`. Called every second."""
+    """Close the connections that are past a deadline; `now` is the clock's `monotonic`. Called every second."""
     for connection in list(connections):
         if connection.deadline < now or connection.write_deadline < now:
             connection.expire()

@@ -1,4 +1,4 @@
-"""The life of a replica: builds its `Services`, and runs the background tasks beside the requests."""
+"""The life of a replica: builds its `Services`, and runs the background tasks."""
 
 import asyncio
 import logging
@@ -51,17 +51,17 @@ from control.tracing import Tracing
 TIME = queries.load("database").value("time", datetime)
 
 RESTART_PAUSE = 1.0
-"""Seconds after which a background task that failed starts again."""
+"""Seconds after which a failed background task starts again."""
 STORE_PATIENCE = 3.0
-"""Seconds that a start waits for the artifact store; without it, nodes are served too."""
+"""Seconds that a start waits for the artifact store; nodes are served even without it."""
 LISTS_PATIENCE = 30.0
-"""Seconds for which a start reads access lists; where there are more, it lets nobody in until it has read them."""
+"""Seconds for which a start reads access lists; if there are more, nobody is let in until they are read."""
 JOINS, FIRST_POLLS, CACHE = 2, 2, 3
 """Connections to the metadata database beyond those of `ControlSettings.database_connections`; see `Databases`."""
 BACKGROUND, BATCHES, READINESS = 4, 2, 1
 """Connections of a second pool, with a shorter lock timeout."""
 BACKGROUND_LOCK_TIMEOUT = 0.3
-"""Seconds that plans, reports and background tasks wait for a locked row, before they go on without it."""
+"""Seconds that plans, reports and background tasks wait for a locked row before they continue without it."""
 
 log = logging.getLogger("skerry.control")
 
@@ -71,8 +71,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
     """Connect, load the cache, and run the background tasks until the block ends.
 
     Raises: ClockError, when the time isn't known; CertificateError, when the certificates can't be used; SchemaError,
-    when the database's schema doesn't suit; ProblemError, when the database doesn't answer or the bucket is another
-    control's.
+    when the database's schema doesn't fit; ProblemError, when the database doesn't answer or the bucket belongs to
+    another control.
     """
     async with AsyncExitStack() as stack:
         metrics = ControlMetrics()
@@ -80,7 +80,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         settings = live.settings
         databases = await _connect(settings, clock, metrics, stack)
         await _know_time(databases.cache, clock)
-        # Ends are judged by this machine's own clock, as TLS does.
+        # Expiry is checked by this machine's own clock, as in TLS.
         certificates = ControlCertificates(settings, SystemClock(), metrics)
         certificates.start()
         store = await stack.enter_async_context(object_store.connect(settings))
@@ -220,7 +220,7 @@ def _provider(settings: ControlSettings, clock: Clock) -> Provider | None:
 async def _connect(
     settings: ControlSettings, clock: Clock, metrics: ControlMetrics, stack: AsyncExitStack
 ) -> Databases:
-    """Connect to the metadata database, and check its schema."""
+    """Connect to the metadata database and check its schema."""
     connect = partial(
         database.connect,
         settings.metadata_url,
@@ -252,8 +252,10 @@ async def _connect(
 
 
 async def _know_time(db: database.Database, clock: Clock) -> None:
-    """Find out the time. What was stored by a clock of years ago would be years old once the clock is right:
-    credentials and tokens would have ended for good.
+    """Find out the time.
+
+    If a clock that is years behind were used, everything stored would be years old once the clock is right, and
+    credentials and tokens would have expired.
 
     Raises: ClockError, when it isn't known; ProblemError, when the database doesn't answer.
     """
@@ -265,7 +267,7 @@ async def _know_time(db: database.Database, clock: Clock) -> None:
 
 
 async def _confirm(ownership: Ownership, clock: Clock) -> None:
-    """Look at the bucket. Raises: ProblemError, when it is another control's; a store that is away isn't waited for."""
+    """Check the bucket's owner, without waiting for an unavailable store. Raises: ProblemError, if it isn't ours."""
     try:
         async with clock.timeout(STORE_PATIENCE):
             await ownership.confirm()
@@ -278,10 +280,10 @@ async def _confirm(ownership: Ownership, clock: Clock) -> None:
 
 
 async def _look_back(access: AccessJournal, clock: Clock) -> bool:
-    """Apply access lists that the metadata don't know; the rest later, where they take too long.
+    """Apply access lists that the metadata don't know; if they take too long, the rest later.
 
-    Return whether somebody may be let in: not while there are lists that weren't read. A store that hasn't said which
-    there are is no such reason.
+    Return whether anybody may be let in: not while there are unread lists. A store that didn't list them is no reason
+    to refuse.
     """
     end = clock.monotonic() + LISTS_PATIENCE
     try:
@@ -304,7 +306,7 @@ async def _look_back(access: AccessJournal, clock: Clock) -> bool:
 
 @asynccontextmanager
 async def _in_background(clock: Clock, tasks: Mapping[str, Callable[[], Awaitable[None]]]) -> AsyncIterator[None]:
-    """Run `tasks`, by their names, until the block ends; one that fails by a fault of control's own starts again."""
+    """Run `tasks`, given by name, until the block ends; one that fails because of a bug starts again."""
 
     async def keep(name: str, task: Callable[[], Awaitable[None]]) -> None:
         while True:

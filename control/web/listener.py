@@ -1,4 +1,4 @@
-"""Accepting connections a few at a time, so that many new ones don't hold up those that are served already."""
+"""Accepts connections a few at a time, so that many new ones don't delay those already being served."""
 
 import asyncio
 import errno
@@ -30,7 +30,7 @@ class ListeningSockets:
         close_seconds: float,
         clock: Clock,
     ) -> None:
-        """Each connection gets a `protocol`, over TLS by what `context` returns then, where there is one."""
+        """Give each connection a `protocol`, over TLS if there is a `context`, which is called for each connection."""
         self.sockets: list[socket.socket] = []
         self._protocol = protocol
         self._clock = clock
@@ -60,7 +60,7 @@ class ListeningSockets:
             self._loop.add_reader(made, self._take, made)
 
     def close(self) -> None:
-        """Stop listening; accepted connections go on."""
+        """Stop listening; accepted connections continue."""
         for made in self.sockets:
             self._loop.remove_reader(made)
             made.close()
@@ -98,5 +98,5 @@ class ListeningSockets:
                 ssl_shutdown_timeout=self._close,
             )
         except (OSError, TimeoutError) as error:
-            # The client speaks no TLS, or doesn't trust the certificate, or has gone.
+            # The client doesn't use TLS, doesn't trust the certificate, or has disconnected.
             log.debug("a connection wasn't opened: %s", error)

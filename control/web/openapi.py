@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of the API, made of the declared operations."""
+"""The OpenAPI 3.1 document of the API, generated from the declared operations."""
 
 import re
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ def _operation(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
     if operation.query is not None:
         for field in msgspec.structs.fields(operation.query):
             schema = {k: v for k, v in by_type[_key(field.type)].items() if k != "default"}
-            # What may be left out can't be sent as null in a URL.
+            # An optional parameter can't be sent as null in a URL.
             kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
             schema = kinds[0] if len(kinds) == 1 else schema
             if "enum" in schema:

@@ -1,5 +1,6 @@
-"""All operations of the API but the poll: declared where they are handled, served by `starlette_app`, described by
-`openapi`.
+"""All operations of the API except the poll.
+
+They are declared where they are handled, served by `starlette_app`, described by `openapi`.
 """
 
 import sys
@@ -36,7 +37,7 @@ async def describe(call: ApiCall) -> Reply:
 
 @cache
 def _description() -> bytes:
-    # Made once: it takes 20 ms, and anybody may ask for it.
+    # Made once: it takes 20 ms, and anybody may request it.
     return encode(openapi.document(OPERATIONS))
 
 

@@ -1,4 +1,4 @@
-"""uvicorn as control needs it: limited connections, TLS, fewer garbage collections, and a quick end.
+"""uvicorn as control needs it: limited connections, TLS, fewer garbage collections, and a fast shutdown.
 
 `ControlServer` runs in the caller's loop, and a process may have several; `serve` is a whole process.
 """
@@ -31,17 +31,17 @@ from control.web.app import create_app
 from control.web.listener import ListeningSockets
 
 KEEP_ALIVE = 150
-"""Seconds that an idle connection is kept: a new handshake costs as much as twenty polls. Nodes that send a record a
-minute to who watches them keep theirs."""
+"""Seconds that an idle connection is kept: a new handshake costs as much as twenty polls. Nodes that send a record per
+minute to a watcher keep theirs."""
 BACKLOG = 4096
 """Connections that wait in the kernel to be accepted."""
 HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
-"""Seconds for a client to take part in the end of a TLS connection."""
+"""Seconds for a client to take part in the shutdown of a TLS connection."""
 TICK = 0.1
 """Seconds between two calls of `ControlServer.on_tick`."""
 GRACE = 2.5
-"""Seconds for answers that are under way when the server stops; held polls are answered at once."""
+"""Seconds for unfinished answers when the server stops; held polls are answered at once."""
 FULL_COLLECTION_TICKS = 36_000
 """Tenths of a second between two full garbage collections: each of them stops everything."""
 
@@ -61,7 +61,7 @@ class MetricsApp:
         self._services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request of HTTP; the server lets no other one through."""
+        """Answer an HTTP request; the server lets nothing else through."""
         if scope["path"] != METRICS:
             reply = operations.refusal(ProblemError("no_such_path", f"only {METRICS} is served here"))
         elif scope["method"] != "GET":
@@ -72,7 +72,7 @@ class MetricsApp:
 
 
 class ControlServer(uvicorn.Server):
-    """One replica's HTTP server. What keeps it from starting is raised; uvicorn's own server would end the process."""
+    """One replica's HTTP server. It raises what keeps it from starting; uvicorn's server would exit the process."""
 
     def __init__(
         self,
@@ -95,13 +95,13 @@ class ControlServer(uvicorn.Server):
 
     @property
     def url(self) -> str:
-        """The URL that it serves; valid once it is started."""
+        """Return the URL that it serves; valid once it is started."""
         scheme = "http" if self._settings.tls_cert is None else "https"
         return f"{scheme}://{_address(self._listener)}"
 
     @property
     def metrics_url(self) -> str:
-        """The URL of the metrics without a token; '' where there is none. Valid once it is started."""
+        """Return the URL of the metrics without a token; '' if there is none. Valid once it is started."""
         listener = self._metrics_listener
         return "" if listener is None else f"http://{_address(listener)}{METRICS}"
 
@@ -139,7 +139,7 @@ class ControlServer(uvicorn.Server):
             log.info("metrics are at %s, without a token", self.metrics_url)
 
     async def _tell_start(self) -> None:
-        """Tell the service manager that the start goes on, until cancelled."""
+        """Tell the service manager that the start continues, until cancelled."""
         while True:
             self._manager.starting()
             await asyncio.sleep(self._manager.period)
@@ -166,7 +166,7 @@ class ControlServer(uvicorn.Server):
         return ListeningSockets(protocol, context, HANDSHAKE_SECONDS, CLOSE_SECONDS, self._clock)
 
     def read_again(self) -> None:
-        """Read the files again that can change while control runs: those of certificates, groups and secrets."""
+        """Reread the files that can change while control runs: those of certificates, groups and secrets."""
         if self.started:
             self.app.services.reread.look_now()
 
@@ -174,17 +174,17 @@ class ControlServer(uvicorn.Server):
         if counter % 10 == 0:
             connection_limits.sweep(self.server_state.connections, self._clock.monotonic())
         if counter % max(int(self._manager.period / TICK), 1) == 0:
-            # The loop turns.
+            # The event loop runs.
             self._manager.works()
         if self._tame and counter % FULL_COLLECTION_TICKS == FULL_COLLECTION_TICKS - 1:
             gc.collect()
-        # 0 has uvicorn set the Date of answers, by which nodes know the time: ten ticks of a busy loop are seconds.
+        # 0 makes uvicorn set the Date of answers, which tells nodes the time: ten ticks of a busy loop take seconds.
         return await super().on_tick(0)
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Answer every held poll (503, Retry-After, connection: close), and end the other requests, in three seconds.
 
-        When the metadata database doesn't answer, it takes up to ten, most of them for writes that are left.
+        If the metadata database doesn't answer, this takes up to ten, most of them for remaining writes.
         """
         self._listener.close()
         if self._metrics_listener is not None:
@@ -213,7 +213,7 @@ async def serve(
     """Serve until SIGTERM or SIGINT; a second signal ends the process at once. At SIGHUP files are read again.
     `manager`: see `ControlServer`.
 
-    Raises what keeps it from starting.
+    `manager` is as in `ControlServer`. Raises what keeps it from starting.
     """
     _raise_limit()
     log.info("this is skerry %s", version.running().text)
@@ -227,12 +227,12 @@ async def serve(
             sys.exit(1)
         server.should_exit = True
         if not server.started:
-            # What a start waits for, as a database that doesn't answer, may take long.
+            # What a start waits for may take long, for instance a database that doesn't answer.
             serving.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    # None of the loop's handlers: when one is taken away, its signal ends the process until another way is set.
+    # Not the loop's handlers: when one is removed, its signal kills the process until another handler is set.
     signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(server.read_again))
     try:
         await serving
@@ -256,7 +256,7 @@ def _config(app: Any, **more: Any) -> uvicorn.Config:
         interface="asgi3",
         log_config=None,
         access_log=False,
-        # The client's own address is recorded with refusals, so a header must not replace it.
+        # The client's real address is recorded with refusals, so a header must not replace it.
         proxy_headers=False,
         server_header=False,
         **more,
@@ -264,13 +264,13 @@ def _config(app: Any, **more: Any) -> uvicorn.Config:
 
 
 def _address(listener: ListeningSockets) -> str:
-    """HOST:PORT of a listener, as URLs have it."""
+    """Return a listener's HOST:PORT, as in URLs."""
     host, port = listener.sockets[0].getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _check_address(settings: ControlSettings) -> None:
-    """Raises: StartError, when others could reach control without TLS (R 7.2)."""
+    """Check that others can't reach control without TLS (R 7.2). Raises: StartError."""
     if settings.tls_cert is None and not is_loopback(settings.bind):
         raise StartError(
             "control speaks TLS to other machines: set SKERRY_TLS_CERT and SKERRY_TLS_KEY, or bind to 127.0.0.1 "
@@ -279,7 +279,7 @@ def _check_address(settings: ControlSettings) -> None:
 
 
 def _raise_limit() -> None:
-    """Raise the limit of file descriptors as far as the system allows: each connection needs one."""
+    """Raise the limit on file descriptors as far as the system allows: each connection needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

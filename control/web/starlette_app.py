@@ -1,4 +1,4 @@
-"""The Starlette application that serves every operation but the poll: routes, path parameters, errors, lifespan."""
+"""The Starlette application that serves every operation except the poll: routes, path parameters, errors, lifespan."""
 
 import re
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from control.web.routes import OPERATIONS
 
 
 class Endpoint:
-    """What is at a path: an ASGI application that runs the operation of a request's method."""
+    """The ASGI application at a path, which runs the operation for a request's method."""
 
     def __init__(self, pattern: str, by_method: dict[str, Operation]) -> None:
         self.pattern = pattern
@@ -43,7 +43,7 @@ class Endpoint:
 
 
 class OperationRoute(Route):
-    """A path with its operations. Starlette would add HEAD to GET, and match a path that ends with a line break."""
+    """A path with its operations. Starlette's route would add HEAD to GET, and match paths ending in a line break."""
 
     def __init__(self, path: str, by_method: dict[str, Operation]) -> None:
         super().__init__(path, Endpoint(path, by_method), methods=list(by_method))
@@ -60,7 +60,7 @@ def starlette(lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
 def count_refusal(services: Services, scope: Scope, error: AuthError) -> None:
-    """Record refused credentials; that a browser has none yet isn't recorded."""
+    """Record refused credentials, except that a browser has none yet."""
     if not error.reason:
         return
     services.failures.record(auth.address(scope), error.reason)
@@ -90,7 +90,7 @@ async def _refused(request: Request, error: AuthError) -> Reply:
 
 
 async def _not_routed(request: Request, error: HTTPException) -> Reply:
-    """Starlette's 404 and 405, in control's form."""
+    """Return Starlette's 404 and 405 in control's format."""
     if error.status_code == 405:
         pattern = request.scope["endpoint"].pattern
         allowed = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
