@@ -1,6 +1,6 @@
-"""The artifact store: its state, deletions that are held, and what it lacks of what the metadata need.
+"""The artifact store: its state, paused deletions, and which objects it lacks that the metadata need.
 
-Comparing it with the metadata goes in both directions, a page at a time, and changes nothing.
+It is compared with the metadata in both directions, a page at a time, without changing anything.
 """
 
 from datetime import datetime
@@ -26,9 +26,9 @@ class ArtifactStore(Struct):
 
     bucket: str
     owner: str | None
-    """The id of this control, which the bucket's mark has; null until it has a bucket."""
+    """The id of this control, which is in the bucket's mark; null until it has a bucket."""
     counter: int
-    """The number of the metadata's last step that made an artifact needed."""
+    """The number of the metadata's last step that made an artifact necessary."""
     state: str
     """`owned`, or the code of the problem that keeps this replica from using the bucket."""
     problem: str | None
@@ -43,15 +43,14 @@ class ArtifactStore(Struct):
     keeps_versions: bool
     """Whether the bucket keeps old versions of deleted objects, so that deletions free no space."""
     restored_at: datetime | None
-    """When control noticed that its metadata were restored; null where they weren't, or `POST /v1/recovery` came since.
-    """
+    """When control noticed that its metadata were restored; null if they weren't, or after `POST /v1/recovery`."""
     access_waiting: int
-    """Revocations, joins and the like that aren't in the bucket yet: a backup of before would undo them."""
+    """Revocations, joins and similar changes that aren't in the bucket yet: an earlier backup would undo them."""
     access_waiting_since: datetime | None
 
 
 class ArtifactFault(Struct):
-    """An artifact whose object isn't what the metadata say."""
+    """An artifact whose object differs from what the metadata say."""
 
     sha256: wire.Sha256
     size: int
@@ -59,7 +58,7 @@ class ArtifactFault(Struct):
     fault: str
     """`missing`, `wrong_size` or `wrong_bytes`."""
     versions: list[str]
-    """Versions that are made of it, as NAME@VERSION; ten at most."""
+    """Versions made from it, as NAME@VERSION; at most ten."""
 
 
 class StoreCheck(Struct):
@@ -73,7 +72,7 @@ class StoreCheck(Struct):
     next: str | None = None
     """`after` of the next page, or null."""
     artifacts: int | None = None
-    """On the first page, how many there are."""
+    """On the first page, the number of all artifacts."""
     size: int | None = None
     """On the first page, the bytes of all."""
 
@@ -82,7 +81,7 @@ class StoreTrial(Struct):
     """Whether a small object could be stored, read and deleted."""
 
     code: str | None
-    """Of the problem; null where it went well."""
+    """The problem's code; null if it succeeded."""
     problem: str | None
 
 
@@ -99,19 +98,19 @@ class UnknownObjects(Struct):
 
     unknown: list[BucketObject]
     looked: int
-    """Objects of this page, but control's own."""
+    """Objects of this page, without control's own."""
     next: str | None
     """`after` of the next page, or null."""
 
 
 PAGE = 100
-"""Artifacts of a page at most."""
+"""The most artifacts of a page."""
 SECONDS = 5.0
-"""Time after which a page ends with the artifact that was looked at last."""
+"""Time after which a page ends with the artifact that was checked last."""
 VERSIONS = 10
 """Versions that are named with an artifact."""
 TRIALS = f"{owner_mark.PREFIX}trial/"
-"""How the keys of objects begin that are stored only to see whether that works."""
+"""The prefix of keys of objects that are stored only as a test."""
 FIRST = "00000000-0000-0000-0000-000000000000"
 """An id before those of all artifacts."""
 
@@ -144,9 +143,9 @@ class CheckQuery(Struct, forbid_unknown_fields=True):
     after: wire.Uuid = FIRST
     """`next` of the page before."""
     bytes: bool = True
-    """Read each object and compare its sha256; else only its size."""
+    """Read each object and compare its sha256; by default, only its size."""
     needed: bool = False
-    """Only the artifacts that the releases need that groups have."""
+    """Only the artifacts that the groups' current releases need."""
 
 
 class UnknownQuery(Struct, forbid_unknown_fields=True):

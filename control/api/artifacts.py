@@ -1,10 +1,10 @@
 """Artifacts: uploaded once, addressed by sha256, and deleted when nothing needs them (`artifact_deletions`).
 
-How large one may be is the setting `artifact_limit`; for how long its presigned URL is good, `presigned_life`
+The setting `artifact_limit` limits its size, and `presigned_life` is how long its presigned URL is valid
 (`control/settings.py`).
 
-A row's state goes from uploading to ready to deleting, and it is written before the object is. The object's key is
-``sha256/row id``, so an upload never touches an object that is being deleted.
+A row's state goes from uploading to ready to deleting, and each state is written before the object changes. The
+object's key is ``sha256/row id``, so an upload never touches an object that is being deleted.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ FOR_NODE = SQL.optional("for_node", str)
 SET_READY = SQL.optional("set_ready", UUID)
 
 CHUNK = 1024 * 1024
-"""Bytes of an upload that are written to the spool at once."""
+"""Bytes of an upload that are written to the spool in one go."""
 
 STORE_ERRORS = (
     *("store_unavailable", "store_refused", "store_full", "store_not_owned", "store_mark_refused"),
@@ -95,7 +95,7 @@ async def upload(call: ApiCall) -> Reply:
 async def _upload(call: ApiCall) -> Reply:
     folder = call.services.settings.spool
     with _spool_failures(folder):
-        # A file without a name: a kill leaves nothing behind.
+        # A file without a name, so that a kill leaves nothing behind.
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     try:
         with _spool_failures(folder):
@@ -108,13 +108,13 @@ async def _upload(call: ApiCall) -> Reply:
             )
         return await _while_connected(call, _keep(call, file, size))
     finally:
-        # A disk that was full says so again.
+        # Closing repeats the error of a full disk.
         with contextlib.suppress(OSError):
             file.close()
 
 
 async def _while_connected(call: ApiCall, work: Coroutine[Any, Any, Reply]) -> Reply:
-    """Do `work`, and end it when the client, whose body has been read, closes the connection."""
+    """Do `work`, and cancel it when the client, whose body has been read, closes the connection."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(call.receive())
     try:
@@ -133,7 +133,7 @@ async def _keep(call: ApiCall, file: BinaryIO, size: int) -> Reply:
     services, sha256 = call.services, call.path["sha256"]
 
     async def find(conn: Connection) -> ReadyArtifact | None:
-        # The body may have taken minutes to come.
+        # The body may have taken minutes to arrive.
         await auth.refuse_changed(conn, call.operator)
         return await _find_and_touch(conn, sha256, services.clock.now())
 
@@ -175,7 +175,7 @@ async def head(call: ApiCall) -> Reply:
     errors=("unknown_artifact", *STORE_ERRORS),
 )
 async def download(call: ApiCall) -> Reply:
-    """For a node whose target has it, or for which a sync with it was opened (R 4.2)."""
+    """Serve an artifact to a node whose target includes it, or for which a sync with it was opened (R 4.2)."""
     sha256 = call.path["sha256"]
     services = call.services
     id = await services.db.read(lambda conn: conn.fetchval(FOR_NODE, sha256, call.node_id))
@@ -273,7 +273,7 @@ async def _has_object(call: ApiCall, artifact: ReadyArtifact, file: BinaryIO) ->
         return True
 
     if not await services.databases.writes.transaction(note):
-        # Its deletion was under way, and may have missed the object that was just stored.
+        # It was being deleted, which may have missed the object that was just stored.
         await services.store.delete(key)
         return False
     log.warning("the object of artifact %s was lost or damaged (%s); it was stored again", sha256, fault)
@@ -281,7 +281,7 @@ async def _has_object(call: ApiCall, artifact: ReadyArtifact, file: BinaryIO) ->
 
 
 async def _store(call: ApiCall, file: BinaryIO, size: int, checked: dict[str, Any]) -> bool:
-    """Write the row, the object, and the row as ready. False when another upload of the same bytes was first."""
+    """Write the row, the object, and the row as ready. Return False if another upload of the same bytes was first."""
     services, sha256 = call.services, call.path["sha256"]
     clock, artifact = services.clock, ArtifactKey(sha256, str(uuid4()))
     faults.reach("control.upload.row.before")
@@ -295,7 +295,7 @@ async def _store(call: ApiCall, file: BinaryIO, size: int, checked: dict[str, An
     await services.databases.writes.transaction(begin)
     faults.reach("control.upload.row.after")
     try:
-        # The step goes to the bucket before the object does: metadata that lack the object then show to be old.
+        # The step goes to the bucket before the object: metadata that lack the object are then known to be old.
         await services.ownership.confirm()
         await services.store.put(object_key(*artifact), file)
         await _verify(services.store, artifact, size)
@@ -314,7 +314,7 @@ async def _store(call: ApiCall, file: BinaryIO, size: int, checked: dict[str, An
 
         made = await services.databases.writes.transaction(work)
     except (ProblemError, asyncio.CancelledError):
-        # Where the answer to COMMIT was lost, the row may be ready: then it isn't given up.
+        # If the answer to COMMIT was lost, the row may be ready and is then kept.
         services.deletions.give_up(artifact)
         raise
     faults.reach("control.upload.ready.after")
@@ -325,7 +325,7 @@ async def _store(call: ApiCall, file: BinaryIO, size: int, checked: dict[str, An
 
 
 async def _verify(store: Store, artifact: ArtifactKey, size: int) -> None:
-    """Raises: ProblemError store_unavailable, when the stored object has another size."""
+    """Check the size of the stored object. Raises: ProblemError store_unavailable, when it differs."""
     stored = await store.head(object_key(*artifact))
     if stored != size:
         raise ProblemError("store_unavailable", f"the store has {stored} of {size} bytes; send them again")
@@ -345,7 +345,7 @@ def _unknown(sha256: str) -> ProblemError:
 
 @contextlib.contextmanager
 def _spool_failures(folder: Path) -> Iterator[None]:
-    """Turn errors of the disk with uploads into problems."""
+    """Turn disk errors of uploads into problems."""
     try:
         yield
     except OSError as error:

@@ -33,12 +33,12 @@ BY_INDEX = tuple(
     (by, SQL.rows(f"newest_{name}", AuditEntry))
     for by, name in (("target", "of_target"), ("actor", "of_actor"), ("action", "with_action"))
 )
-"""The query that reads only such rows by an index, for each filter; where several are given, the first of these."""
+"""For each filter, the query that reads only its rows by an index; of several given filters, the first one counts."""
 AUTH_FAILURES = SQL.rows("auth_failures", AuthFailure)
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LOWEST = -(2**63)
-"""Below every number that the database can have of a seal: whoever writes there may invent one below 0."""
+"""Below every seal number that the database can contain: somebody who writes there may invent one below 0."""
 
 FilterText = Annotated[str, Meta(min_length=1, max_length=300)]
 FilterTime = Annotated[datetime, Meta(tz=True)]
@@ -46,7 +46,7 @@ FilterTime = Annotated[datetime, Meta(tz=True)]
 
 class AuditFilter(Paging, forbid_unknown_fields=True):
     actor: FilterText | None = None
-    """The name of an operator, of a node, or of the part of control."""
+    """The name of an operator, a node, or a part of control."""
     target: FilterText | None = None
     action: FilterText | None = None
     since: FilterTime | None = None
@@ -112,7 +112,7 @@ async def list_auth_failures(call: ApiCall, query: pagination.Paging) -> Reply:
 
 async def _audit(conn: Connection, query: AuditFilter) -> pagination.Page[AuditEntry]:
     rows = next((rows for name, rows in BY_INDEX if getattr(query, name) is not None), NEWEST)
-    # By their offsets from UTC, times may be outside of what the database takes.
+    # Because of their offsets from UTC, times may be out of the database's range.
     since, until = (min(max(time, EARLIEST), LATEST) for time in (query.since or EARLIEST, query.until or LATEST))
     return await pagination.fill(
         lambda after, count: conn.fetch(rows, query.target, query.actor, query.action, *after, since, count),

@@ -1,4 +1,4 @@
-"""How the fleet is: `GET /v1/fleet`, and calls by function: `GET /v1/fleet/calls`."""
+"""The state of the fleet: `GET /v1/fleet`, and calls by function: `GET /v1/fleet/calls`."""
 
 from datetime import datetime, timedelta
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ class FailingCause(Struct):
     at: datetime | None
     """When that one failed."""
     nodes: int
-    """How many nodes fail so."""
+    """How many nodes fail with it."""
     examples: list[str]
     """Names of some of them."""
 
@@ -35,34 +35,34 @@ class FleetRelease(Struct):
 
     release: int
     nodes: int
-    """Nodes that run it, as far as that is known: of the group's release and the one before."""
+    """Nodes that run it, which is known of the group's release and the one before."""
     calls: int
-    """In the last minutes, as is all that follows; what nodes told so far."""
+    """In the last minutes, like all further fields, as far as nodes have reported."""
     errors: int
     """Calls that ended in an error of the function or of the node."""
     p50: float | None
     """The time that half of the calls didn't exceed, from arrival to end, within 5 %; null without calls."""
     p99: float | None
     outcomes: dict[str, int]
-    """How many calls ended so, by the code; those that ended well aren't there."""
+    """How many calls ended with each code; successful calls aren't included."""
 
 
 class FleetGroup(Struct):
-    """How the nodes of a group are; removed ones aren't counted."""
+    """The state of a group's nodes; removed ones aren't counted."""
 
     name: str
     release: int | None
     """The number of the group's release."""
     nodes: int
     standings: dict[Standing, int]
-    """How many nodes stand how."""
+    """How many nodes have each standing."""
     overdue: int
     elsewhere: int
-    """Nodes that run neither of the newest two releases, or of which it isn't known what they run."""
+    """Nodes that run neither of the newest two releases, or whose release isn't known."""
     releases: list[FleetRelease]
-    """Those that nodes run or that were called, the newest first."""
+    """The releases that nodes run or that were called, newest first."""
     failing: list[FailingCause]
-    """The most frequent causes first, 20 at most."""
+    """At most 20, the most frequent causes first."""
 
 
 class Fleet(Struct):
@@ -94,9 +94,9 @@ class FleetCalls(Struct):
 
 
 LONGEST_OF_ALL = 24 * 60
-"""Minutes back for which the calls of all groups are read at once: a group has 10 KB an hour, or more."""
+"""How many past minutes are read at once for all groups: a group has at least 10 KB per hour."""
 MOST_FAILING = 20
-"""Causes that are told of a group: the most frequent ones."""
+"""The most causes that are shown of a group: the most frequent ones."""
 
 
 class FleetFilter(Struct, forbid_unknown_fields=True):
@@ -111,7 +111,7 @@ class CallsFilter(Struct, forbid_unknown_fields=True):
     group: wire.Name | None = None
     function: wire.Name | None = None
     minutes: Annotated[int, Meta(ge=1, le=90 * 24 * 60)] = 60
-    """How long ago they were at most; of more than 90 minutes ago, whole hours are counted."""
+    """How far back calls are counted; beyond 90 minutes, by whole hours."""
 
 
 @operation(
@@ -161,7 +161,7 @@ async def calls(call: ApiCall, query: CallsFilter) -> Reply:
     wanted = _groups(call, query.group)
     if query.group is not None and not (await services.standings.summary()).of(wanted).groups:
         raise unknown_group(query.group)
-    # A group that this replica hasn't heard of has no node, and no calls.
+    # A group that this replica doesn't know has no nodes and no calls.
     names = {id: g.name for id, g in services.fleet.groups.items() if wanted is None or g.name in wanted}
     now = services.clock.now()
     since = now.replace(second=0, microsecond=0) - timedelta(minutes=query.minutes - 1)

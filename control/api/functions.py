@@ -1,4 +1,4 @@
-"""Functions and their versions (R 2.2, 2.3), and the deletion of what only they use (R 2.4)."""
+"""Functions and their versions (R 2.2, 2.3), and their deletion with what only they use (R 2.4)."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -39,7 +39,7 @@ class Function(Struct):
     created_at: datetime
     versions: int
     groups: int = 0
-    """How many groups' newest releases have it, of those groups that the operator who asks may see."""
+    """How many groups' newest releases have it, among the groups that the calling operator may see."""
 
 
 class FunctionTarget(Struct):
@@ -69,7 +69,7 @@ class Version(Struct):
 
 class PushedVersion(Version, omit_defaults=True):
     release: release_bodies.MadeRelease | None = None
-    """The release that was asked for with it; not there where none was."""
+    """The release that was requested with it; missing if none was."""
 
 
 class VersionPlan(Struct):
@@ -77,7 +77,7 @@ class VersionPlan(Struct):
 
     version: Version
     release: release_bodies.MadeRelease | None
-    """The release of the group that was asked for; null where none was."""
+    """The release for the requested group; null if none was requested."""
 
 
 class DeletionPlan(Struct):
@@ -85,7 +85,7 @@ class DeletionPlan(Struct):
 
     versions: list[int]
     releases: list[release_bodies.MadeRelease]
-    """The releases without it that groups would get."""
+    """The releases without it that groups would get instead."""
 
 
 class NewestVersion(NamedTuple):
@@ -157,7 +157,7 @@ DELETE = SQL.rows("delete", DeletedVersion)
 MOST_TARGETS = 100
 """Groups that are named with a function."""
 TOLD = 10
-"""Releases that a refusal names, and versions that have an artifact."""
+"""The most releases that a refusal names, and versions that are listed for an artifact."""
 
 
 class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -166,7 +166,7 @@ class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
     force: bool = False
     """Delete it also where a rollback would need it."""
     plan: bool = False
-    """Only answer what would be deleted, and which releases be made."""
+    """Only return what would be deleted, and which releases would be made."""
 
 
 @operation("GET", "/v1/functions", "Functions", role="read", everywhere=False, answers={200: pagination.Page[Function]})
@@ -389,7 +389,7 @@ async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
         if not query.force:
             await _refuse_needed(conn, name, version)
         subject = name if version is None else f"{name}@{version}"
-        # Rows that may be locked are locked before the generation is taken, so waiting holds up no other decision.
+        # Rows are locked before the generation is taken, so that waiting for a lock delays no other decision.
         for row in groups:
             await release_making.lock(conn, row.id)
         deleted = await conn.fetch(DELETE, name, version)
@@ -420,7 +420,7 @@ async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
 
 
 async def _refuse_needed(conn: Connection, name: str, version: int | None) -> None:
-    """Raises: ProblemError version_needed, when a release that a rollback would go to has the function or version."""
+    """Check that no rollback needs the function or version. Raises: ProblemError version_needed."""
     chosen: dict[str, str] = {}
     for group in await conn.fetch(GROUPS_ONCE_WITH, name, version):
         if (number := await release_making.rollback_target(conn, group)) is not None:

@@ -1,4 +1,4 @@
-"""Groups of nodes: made, listed, and deleted when nothing needs them."""
+"""Groups of nodes: created, listed, and deleted when nothing needs them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -52,9 +52,9 @@ JOIN_TOKENS = SQL.value("join_tokens", str)
 OPERATORS = SQL.value("operators", str)
 
 DEFAULT_GROUP = "default"
-"""The group of nodes and releases for which no other one is named: it can't be deleted."""
+"""The default group of nodes and releases; it can't be deleted."""
 SHOWN = 5
-"""Names that a refusal has of each kind."""
+"""The most names of each kind in a refusal."""
 
 
 @operation(
@@ -116,8 +116,7 @@ async def create_group(call: ApiCall, body: NewGroup) -> Reply:
     errors=("unknown_group", "group_in_use"),
 )
 async def delete_group(call: ApiCall) -> Reply:
-    """Refused while anything needs it. Its releases leave the lists; the audit log has
-    them."""
+    """Refused while anything needs it. Its releases leave the lists; the audit log keeps them."""
     name: str = call.path["group"]
 
     async def work(conn: Connection, changed: Changed) -> None:

@@ -1,4 +1,4 @@
-"""Join tokens: made, listed and revoked by operators. `nodes` has the join itself."""
+"""Join tokens: created, listed and revoked by operators. `nodes` has the join itself."""
 
 from datetime import datetime, timedelta
 from typing import Annotated, Any, NamedTuple
@@ -22,13 +22,13 @@ class NewJoinToken(Body, frozen=True):
     expires_in: Annotated[int, Meta(ge=60, le=30 * 86400)] = 3600
     """Seconds."""
     rejoin: Name | None = None
-    """A node whose disk was lost: it joins again, its new disk gets its identity, and its old credentials end."""
+    """A node whose disk was lost: it joins again, and its new disk gets its identity; its old credentials end."""
 
 
 class MadeJoinToken(Struct):
     id: str
     token: str
-    """The token's text, which is answered only once."""
+    """The token's text, which is returned only once."""
     group: str
     expires_at: datetime
 
@@ -50,7 +50,7 @@ class JoinToken(Struct):
 
 
 class ListedJoinToken(NamedTuple):
-    """A join token, as it is listed. `node` is the name of the node that joined with it."""
+    """A join token in a list. `node` is the name of the node that joined with it."""
 
     id: UUID
     group_name: str
@@ -101,7 +101,7 @@ async def create(call: ApiCall, body: NewJoinToken) -> Reply:
         if body.rejoin is not None:
             node = await node_views.find(conn, call.operator, "admin", body.rejoin, "rejoin")
             rejoin, node_id = node.name, node.id
-            # It stays in its group.
+            # The node stays in its group.
             group, name = node.group_id, node.group_name
         else:
             call.operator.need("admin", body.group)

@@ -1,4 +1,4 @@
-"""What nodes have logged, and their slow and failed calls, as they come: operators watch, nodes send."""
+"""Nodes' logs and their slow and failed calls, live: operators watch, nodes send."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,10 +23,10 @@ from control.telemetry.watching import node_records
 from control.telemetry.watching.view import Ask, View
 
 BATCHES = "/v1/nodes/self/watches/"
-"""How the path of a batch begins; the watch's id follows."""
+"""The beginning of a batch's path; the watch's id follows."""
 BATCH_ROUTE = BATCHES + "{id}"
 OLDEST = timedelta(days=30)
-"""How old records are at most that are looked for where no time is given."""
+"""The greatest age of records that are searched if no time is given."""
 
 Level = Literal["debug", "info", "warning", "error"]
 Count = Annotated[int, Meta(ge=0, le=2**31)]
@@ -34,34 +34,34 @@ Count = Annotated[int, Meta(ge=0, le=2**31)]
 
 class LogFilter(msgspec.Struct, forbid_unknown_fields=True):
     kind: node_records.Kind = "lines"
-    """Lines of the log, calls that were slow or failed, or what a node has counted of its functions' calls."""
+    """Lines of the log, calls that were slow or failed, or a node's counts of its functions' calls."""
     node: wire.Name | None = None
     """A node's name or id."""
     group: wire.Name | None = None
     function: wire.Name | None = None
     level: Level = "debug"
-    """The least level."""
+    """The lowest level."""
     call: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}$(?!\n)")] | None = None
     """The id of a call."""
     since: Annotated[datetime, Meta(tz=True)] | None = None
     """The time of the oldest record."""
     follow: bool = False
-    """Go on with what comes later; without `since`, with that alone."""
+    """Continue with new records; without `since`, return only those."""
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
-    """Records of each node that are there already at most: the newest."""
+    """The most existing records of each node: the newest."""
     failed: bool = False
-    """Failed calls alone."""
+    """Only failed calls."""
     slowest: bool = False
     """The slowest calls rather than the newest."""
 
 
 class BatchHead(msgspec.Struct, forbid_unknown_fields=True):
     sampled: Count = 0
-    """Records that the node has left out since the last batch, to keep its rate."""
+    """Records that the node left out since the last batch to keep within its rate."""
     left_out: Count = 0
-    """Older records than those that it sends, which were asked for too."""
+    """Whether there are older matching records than those sent."""
     done: bool = False
-    """This is the last of what was there already."""
+    """Whether this is the last of the existing records."""
 
 
 @operation(
@@ -104,7 +104,7 @@ async def watch(call: ApiCall, query: LogFilter) -> Reply:
         await sessions.refuse_signed_out(conn, operator)
 
     view = await services.watching.begin(ask, confirm)
-    # A proxy that collects answers would keep lines for itself.
+    # A proxy that buffers answers would hold lines back.
     headers = (
         (b"content-type", b"application/x-ndjson"),
         (b"cache-control", b"no-store"),
@@ -155,7 +155,7 @@ async def _take(
     def check() -> node_records.CheckedLines:
         return node_records.check(node_records.unpack(raw, encoding), kind, node.name)
 
-    # Packed, a small body may be a large one.
+    # A small compressed body may be a large one.
     small = len(raw) <= request_input.BIG_BODY / (8 if encoding else 1)
     found = check() if small else await asyncio.to_thread(check)
     rate = watching.take(watch, node, found, sampled=head.sampled, left_out=head.left_out, done=head.done)

@@ -1,7 +1,7 @@
-"""After a restore of the metadata: what nodes run that they don't know, and counters that go on above it.
+"""After a restore of the metadata: what nodes run that they lack, and counters that must continue above it.
 
-What nodes run is known from their polls alone. They aren't believed everything: one whose generation, or whose version
-of a function, is a million above what control knows would use up all numbers that there are.
+What nodes run is known only from their polls. Not everything in them is trusted: a node whose generation, or whose
+version of a function, is a million above what control knows would use up all available numbers.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class GroupAhead(Struct):
 class NodeGeneration(Struct):
     name: str
     generation: int
-    """What it says that it completed."""
+    """The generation that it claims to have completed."""
 
 
 class GroupBehind(Struct):
@@ -53,21 +53,21 @@ class UnknownVersion(Struct):
     node: str
     """One of them."""
     after_backup: bool
-    """Whether it was made after the backup: no version of this number was made, as far as the metadata know. If not, it
-    was deleted, or another one has the number."""
+    """Whether it was made after the backup: the metadata know no version of this number. If not, it was deleted, or
+    another one has the number."""
 
 
 class LaterVersion(Struct):
-    """A function of which nodes run a later version than the last that the metadata know to be made."""
+    """A function of which nodes run a later version than the last one in the metadata."""
 
     name: str
     known: int
     version: int
-    """The latest one that nodes run; the next version that is made gets a number above it."""
+    """The latest version that nodes run; the next new version gets a number above it."""
 
 
 class UnknownChange(Struct):
-    """A schema change that nodes have applied, and that the metadata don't have with this text."""
+    """A schema change that nodes have applied, but that the metadata don't have with this text."""
 
     number: int
     checksum: wire.Sha256
@@ -89,37 +89,37 @@ class RefusedAddress(Struct):
 
 
 class Recovery(Struct):
-    """What the metadata lack of what nodes run, and what recovering changes."""
+    """What nodes run that the metadata lack, and what recovering changes."""
 
     restored_at: datetime | None
-    """When control noticed that the metadata were restored; null where it didn't, or recovery was done since."""
+    """When control noticed that the metadata were restored; null if it didn't, or after a recovery."""
     generation: int
     """The counter of generations."""
     jump_to: int | None
-    """What recovering sets it to, so that the next release is above what nodes completed; null: it stays."""
+    """The value that recovering sets, so that the next release is above what nodes completed; null: unchanged."""
     ahead: list[GroupAhead]
     not_believed: list[NodeGeneration]
-    """Nodes whose generation is too far above the counter to be believed; ten at most."""
+    """At most ten nodes whose generation is too far above the counter to be trusted."""
     later_versions: list[LaterVersion]
     unknown_versions: list[UnknownVersion]
-    """200 at most."""
+    """At most 200."""
     unknown_changes: list[UnknownChange]
     """By number."""
     behind: list[GroupBehind]
     nodes: int
     unheard: int
-    """How many of them weren't heard of since `restored_at`, or in the last minute: what they run isn't known."""
+    """How many of them haven't polled since `restored_at`, or in the last minute: what they run isn't known."""
     refused: list[RefusedAddress]
-    """Since `restored_at`, or in the last hour; 50 at most."""
+    """Since `restored_at`, or in the last hour; at most 50."""
 
 
 MOST_AHEAD = 1_000_000
 """How far above the counters a node's numbers may be."""
 NAMED = 10
-"""Nodes that are named because they aren't believed."""
+"""The most distrusted nodes that are named."""
 MOST_VERSIONS = 200
 MOST_HISTORIES = 20
-"""Different histories of schema changes that are compared: those that most nodes have."""
+"""How many different histories of schema changes are compared: those that most nodes have."""
 MOST_REFUSED = 50
 HEARD = timedelta(minutes=1)
 """If no restore was noticed: how recently a node must have been heard from."""
@@ -136,7 +136,7 @@ class AppliedHistory(NamedTuple):
 
 
 class HeardNodes(NamedTuple):
-    """How many nodes there are, and how many of them weren't heard of."""
+    """How many nodes there are, and how many of them haven't polled."""
 
     nodes: int
     unheard: int
@@ -176,7 +176,7 @@ async def show(call: ApiCall) -> Reply:
     answers={200: Recovery},
 )
 async def recover(call: ApiCall) -> Reply:
-    """Set the counters above what nodes run. Answers what was found before."""
+    """Set the counters above what nodes run. Return what was found before."""
 
     async def work(conn: Connection, _changed: Changed) -> Recovery:
         now = call.services.clock.now()

@@ -56,26 +56,26 @@ class Node(Struct):
     last_seen_at: datetime | None
     last_sync_at: datetime | None
     release: int | None
-    """The number of the release of its group that it runs; null where it has run none of that group yet."""
+    """The number of its group's release that it runs; null if it hasn't run any of that group yet."""
     target_release: int | None
-    """The number of its group's newest release, which it should run; null where there is none."""
+    """The number of its group's newest release, which it should run; null if there is none."""
     generation: int
-    """The generation of the last target that it was confirmed at."""
+    """The generation of the last target that it was confirmed to have reached."""
     target_generation: int
     at_target: bool
     standing: Standing
-    """How it stands, in one word: the first of these that is true of it."""
+    """Its standing in one word: the first of these that applies."""
     schema_version: int
     target_schema: int
     functions: list[release_bodies.ReleaseFunction]
     failures: int
     """How many syncs have failed so far (R 5.3)."""
     syncs_folded: int
-    """How many attempts so far have no line of their own in the log of syncs."""
+    """How many attempts so far share a line with others in the log of syncs."""
     error: NodeError | None
     retry_at: datetime | None
     version: str | None
-    """Of its software, as it told with its capabilities: number and commit. Versions before don't tell."""
+    """Number and commit of its software, as sent with its capabilities; earlier versions don't send it."""
     warnings: list[Warning]
     sync: OpenSync | None
 
@@ -85,13 +85,13 @@ class NodeCredential(Struct):
 
     created_at: datetime
     ends_at: datetime
-    """From then on it is good only to get its successor, which the node does by itself."""
+    """From then on it can only be exchanged for its successor, which the node does by itself."""
     return_until: datetime
-    """From then on it is good for nothing: the node must join again."""
+    """From then on it is invalid: the node must join again."""
 
 
 class ToldNumbers(Struct):
-    """What a node told of itself last, about once a minute."""
+    """A node's last report about itself, sent about once a minute."""
 
     told_at: datetime
     database_bytes: int
@@ -101,23 +101,23 @@ class ToldNumbers(Struct):
     memory_bytes: int
     """Of all its processes."""
     certificate_ends_at: datetime | None
-    """The end of the certificate of its local HTTP; null where it has none."""
+    """The end of the certificate of its local HTTP; null if it has none."""
     edge: str
     """Its version of the edge runtime."""
     trust_ends_at: datetime | None
-    """The end of the last CA by which it trusts control; null where it doesn't say."""
+    """The end of the last CA by which it trusts control; null if it doesn't say."""
 
 
 class DetailedNode(Node):
     credential: NodeCredential | None
-    """The credential that it uses; null where all are revoked."""
+    """The credential that it uses; null if all are revoked."""
     capabilities: dict[str, Any]
     """What it can run, as it has sent it."""
     protocol: int
     older_revisions: list[OlderRevision]
-    """The schema changes that it has applied in another revision than the newest."""
+    """The schema changes that it has applied in a revision other than the newest."""
     numbers: ToldNumbers | None
-    """Null where it told none."""
+    """Null if it sent none."""
 
 
 class FoundNode(NamedTuple):
@@ -158,14 +158,14 @@ class NodeListRow:
 
 @dataclass(frozen=True, slots=True)
 class PlacedNodeRow(NodeListRow):
-    """A node in a list of another order than by name."""
+    """A node in a list that isn't ordered by name."""
 
     place: int
 
 
 @dataclass(frozen=True, slots=True)
 class DetailedNodeRow(NodeListRow):
-    """A node as it is shown alone: three columns more."""
+    """A node shown on its own, with three more columns."""
 
     capabilities: dict[str, Any]
     protocol: int
@@ -226,7 +226,7 @@ BY_NAME = SQL.rows("by_name", FoundNode)
 NODES = SQL.rows("nodes", NodeListRow)
 NODES_IN_ORDER = SQL.rows("nodes_in_order", PlacedNodeRow)
 BEGINNING = -(2**61)
-"""Before every place in such an order."""
+"""Sorts before every position in such an order."""
 NODE = SQL.rows("node", DetailedNodeRow)
 CREDENTIAL = SQL.optional("credential", datetime)
 FUNCTIONS = SQL.rows("functions", RunFunction)
@@ -250,11 +250,11 @@ class NodeFilter(pagination.Paging, forbid_unknown_fields=True):
     overdue: bool = False
     """Only nodes that are overdue."""
     unseen: Annotated[int, Meta(ge=1, le=10 * 365 * 86400)] | None = None
-    """Seconds for which a node wasn't heard of, at least."""
+    """The fewest seconds since a node last polled."""
     names: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,63}(,[a-z0-9-]{1,63}){0,999}$(?!\n)")] | None = None
-    """Names of nodes, with commas between them, 1,000 at most: these alone."""
+    """Only the nodes with these names, at most 1,000, separated by commas."""
     sort: Literal["name", "standing", "seen"] = "name"
-    """By name, by standing (the worst first), or by when they were last seen (the longest ago first)."""
+    """By name, by standing (worst first), or by when they were last seen (longest ago first)."""
 
 
 @operation(
@@ -302,7 +302,7 @@ async def list_nodes(call: ApiCall, query: NodeFilter) -> Reply:
                 query.limit,
                 first=8,
             )
-        # All that fit are looked at each time: a page of the console is read at once.
+        # All matching nodes are examined each time: a page of the console is read at once.
         return await pagination.fill(
             lambda after, count: conn.fetch(NODES_IN_ORDER, after[0], *filters, query.sort, after[1], count),
             lambda rows: _describe(conn, rows),
@@ -386,7 +386,7 @@ async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> Det
 
 
 def _numbers(told: NodeTold) -> ToldNumbers:
-    # A node may tell any number.
+    # A node may send any number.
     ends_at, trust_ends_at = (
         datetime.fromtimestamp(ends, UTC) if 0 < ends < pagination.LATEST.timestamp() else None
         for ends in (told.certificate_ends, told.trust_ends)

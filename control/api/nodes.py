@@ -1,4 +1,4 @@
-"""Nodes: what they ask (to join, another credential) and what is done to them (R 1.1, 1.2, 7.3)."""
+"""Nodes: their requests (to join, for another credential) and operations on them (R 1.1, 1.2, 7.3)."""
 
 from datetime import datetime
 from typing import Annotated, NamedTuple
@@ -26,24 +26,24 @@ from control.sync.node_state import clean
 
 
 class RowCounts(Message):
-    """``PUT /v1/nodes/self/row-counts``: about how many rows a node's tables have."""
+    """``PUT /v1/nodes/self/row-counts``: roughly how many rows a node's tables have."""
 
     counts: Annotated[dict[Text, Annotated[int, Meta(ge=0, le=10_001)]], Meta(max_length=200)]
     """By table, in lower case; 10,001 for more than 10,000."""
     estimates: Annotated[dict[Text, Annotated[int, Meta(ge=0, le=10**12)]], Meta(max_length=200)] = field(
         default_factory=dict
     )
-    """Of tables with more than 10,000 rows: how many about, by their keys."""
+    """For tables with more than 10,000 rows: an estimate from their keys."""
 
 
 class MoveNode(Body, frozen=True):
     group: Name
     allow_unfit: bool = False
-    """Move it also where it can't run the group's release."""
+    """Move it even if it can't run the group's release."""
     allow_loss: bool = False
-    """Move it also where the group's schema changes can lose rows that it has."""
+    """Move it even if the group's schema changes can lose rows that it has."""
     allow_stall: bool = False
-    """Move it also where these changes would hold its writers up for more than the setting `stall_limit`."""
+    """Move it even if these changes would block its writers for longer than the setting `stall_limit`."""
 
 
 class RenameNode(Body, frozen=True):
@@ -51,11 +51,11 @@ class RenameNode(Body, frozen=True):
 
 
 class LabelNode(Body, frozen=True):
-    """What is named in neither stays as it is."""
+    """Labels named in neither field stay unchanged."""
 
     set: Annotated[dict[LabelKey, LabelValue], Meta(max_length=100)] = field(default_factory=dict)
     remove: Annotated[list[LabelValue], Meta(max_length=100)] = field(default_factory=list)
-    """Keys; one that the node doesn't have is none the less."""
+    """Keys to remove; keys that the node doesn't have are ignored."""
 
 
 class MovePlan(ChangeEffects):
@@ -65,7 +65,7 @@ class MovePlan(ChangeEffects):
     group: str
     changes: release_bodies.Changes
     unfit: Unfit
-    """The node, where it can't run the group's release."""
+    """The node, if it can't run the group's release."""
 
 
 class StoredJoinToken(NamedTuple):
@@ -83,7 +83,7 @@ class StoredJoinToken(NamedTuple):
 
 
 class JoinedNode(NamedTuple):
-    """What a join answers of a node."""
+    """What a join returns about a node."""
 
     name: str
     group_name: str
@@ -115,7 +115,7 @@ IS_CLONED = SQL.optional("is_cloned", bool)
 async def join(call: ApiCall, body: wire.Join) -> Reply:
     """Join with a join token (R 1.1, 1.2, 7.3).
 
-    The same attempt again, before its credential was used, gets another credential, since the answer may be lost.
+    Repeating an attempt before its credential was used returns another credential, since the answer may be lost.
     """
     token_id, secret_hash = auth.bearer(call.scope, "join")
     for name, value in (("labels", body.labels), ("capabilities", body.capabilities)):
@@ -140,7 +140,7 @@ async def join(call: ApiCall, body: wire.Join) -> Reply:
             if token.attempt != body.attempt or used:
                 raise AuthError("token_used", "a join token is good for one node; make another one", "token_used")
             call.services.node_limits.take("credentials", token_id, f"the join token {token_id}")
-            # Its answer was lost: the credential of the first one is replaced.
+            # The first answer was lost: its credential is replaced.
             action = "node.join-again"
             ended = await _revoke(conn, node_id, now)
         changed.credentials |= ended
@@ -186,7 +186,7 @@ async def rotate(call: ApiCall) -> Reply:
         # Whoever has a revoked credential may have asked before it was, and held the body back.
         await auth.refuse_revoked(conn, old)
         if await conn.fetchval(IS_CLONED, node_id):
-            # The one that asks would shut the other out, and nobody has said which of them is the node.
+            # The caller would lock out the other one, and nobody has said which of them is the node.
             raise ProblemError("node_cloned", f"{CLONED}: until then the credential isn't rotated")
         now = call.services.clock.now()
         revoked = await conn.column(REVOKE_UNUSED, node_id, old, now)
@@ -233,7 +233,7 @@ async def sql_run(call: ApiCall, body: wire.SqlRun) -> Reply:
             await call.audit(conn, "node.sql", node.name, details, node=node.name)
 
         now = call.services.clock.now()
-        # A node asks again where the answer was lost.
+        # A node repeats the request if the answer was lost.
         await idempotency.once(conn, now, f"node {call.node_id}", body.id, body.id, 204, record)
 
     await call.services.databases.joins.transaction(work)
@@ -285,12 +285,12 @@ async def move(call: ApiCall, body: MoveNode) -> Reply:
                 allow_loss=body.allow_loss,
                 allow_stall=body.allow_stall,
             )
-            # Before the generation is taken, so that waiting for a locked node holds up no other decision.
+            # Before the generation is taken, so that waiting for a locked node delays no other decision.
             await conn.fetchval(LOCK, node.id)
             generation = await conn.fetchval(TAKE_GENERATION)
             await conn.execute(SQL["move"], node.id, group, generation)
             changed.nodes.add(str(node.id))
-            # Who made them may have nothing to say in the new group.
+            # Their maker may have no rights in the new group.
             await join_tokens.end_for_node(conn, node.id, call.services.clock.now())
             before, after = {"group": node.group_name}, {"group": body.group}
             await call.audit(conn, "node.move", node.name, {"generation": generation}, before=before, after=after)
@@ -300,14 +300,14 @@ async def move(call: ApiCall, body: MoveNode) -> Reply:
 
 
 async def _check_unchecked(call: ApiCall, role: Role, group: str) -> None:
-    """Check schema changes that no version of control has checked and that the node gets by its move to a group."""
+    """Check the schema changes that the node gets by moving to a group and that no control has checked yet."""
 
     async def find(conn: Connection) -> tuple[UUID, UUID]:
         node = await node_views.find(conn, call.operator, role, call.path["node"])
         return node.id, await node_views.group(conn, group)
 
     db = call.services.databases.writes
-    # Without the right to it, whoever asks is refused later.
+    # Without the right to it, the caller is refused later.
     if call.operator.rights.allows(role, group):
         await change_effects.check_for_move(db, call.services.checks.of(call.operator.id), *await db.read(find))
 
@@ -385,7 +385,7 @@ async def rename(call: ApiCall, body: RenameNode) -> Reply:
     errors=("unknown_node",),
 )
 async def label(call: ApiCall, body: LabelNode) -> Reply:
-    """Set some of its labels, and take others away."""
+    """Set some of its labels, and remove others."""
     given: dict[str, str] = body.set
     gone: list[str] = body.remove
     both = sorted(given.keys() & set(gone))
@@ -488,9 +488,9 @@ async def remove(call: ApiCall) -> Reply:
 async def _admit(
     conn: Connection, changed: Changed, body: wire.Join, token: StoredJoinToken, now: datetime
 ) -> tuple[UUID, set[str]]:
-    """Make a node with a join token that wasn't used yet, or let a node join again with a new disk.
+    """Create a node for an unused join token, or let a node join again with a new disk.
 
-    Return its id, and the ids of the credentials that were ended.
+    Return its id, and the ids of the credentials that this ended.
     """
     if token.rejoin is not None:
         if body.name != token.rejoin:

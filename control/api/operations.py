@@ -25,7 +25,7 @@ from control.storage.connection_quotas import ASKS
 
 T = TypeVar("T")
 Handler = Callable[..., Awaitable["Reply"]]
-"""Takes the `ApiCall` and, by these names, the request's `body` and `query`, where it has them."""
+"""Takes the `ApiCall` and, as keyword arguments, the request's `body` and `query`, if it has them."""
 H = TypeVar("H", bound=Handler)
 Read = Callable[[Connection], Awaitable[Any]]
 Work = Callable[[Connection, Changed], Awaitable[Any]]
@@ -34,14 +34,14 @@ Renew = Callable[[Connection, Changed, Any], Awaitable[Any]]
 log = logging.getLogger("skerry.control")
 
 NOBODY = Principal("", "", Rights(()))
-"""In place of an operator, where the caller is a node or anybody."""
+"""Stands in for an operator if the caller is a node or anybody."""
 
 
 @dataclass(frozen=True)
 class Reply:
     """The result of an operation; `body` is a struct or a dict (sent as JSON), bytes or pieces of them, or None.
 
-    As Starlette's responses it is an ASGI application, which sends the reply once it is `prepared`.
+    Like Starlette's responses it is an ASGI application, which sends the reply once it is `prepared`.
     """
 
     status: int
@@ -71,9 +71,9 @@ class Operation:
     role: Role | Literal["node", "join"] | None
     """Who may call it: operators with a role, nodes, joining nodes; None: anybody."""
     answers: Mapping[int, Any]
-    """The type of the body by status, for statuses that aren't problems; None: no body, bytes: it isn't JSON."""
+    """The type of the body by status, for statuses that aren't problems; None: no body; bytes: not JSON."""
     problems: tuple[str, ...] = ()
-    """Codes of problems that this operation may answer, beside those that any input may get."""
+    """Codes of problems that this operation may return, besides those that any input may cause."""
     body: Any = None
     """The type of its JSON body; bytes: a stream that the handler reads."""
     query: Any = None
@@ -83,12 +83,12 @@ class Operation:
     media: str = "application/wasm"
     """The media type of a body or an answer that isn't JSON."""
     body_limit: int = SMALL_BODY
-    """Bytes of its JSON body at most; the setting `body_limit` may allow fewer."""
+    """The most bytes of its JSON body; the setting `body_limit` may allow fewer."""
     everywhere: bool = True
-    """Whether an operator needs the role for all groups. If not, one group is enough to call it, and the handler asks
-    for the role for the groups and functions that are touched, and shows no other group's."""
+    """Whether an operator needs the role for all groups. If not, one group is enough to call it, and the handler checks
+    the role for the affected groups and functions, and shows nothing of other groups."""
     when_stale: bool = False
-    """Whether it is answered also while this replica hasn't read the targets lately, nor who was revoked since."""
+    """Whether it is answered even while this replica hasn't lately read the targets and revocations."""
 
 
 _DECLARED: list[Operation] = []
@@ -112,7 +112,7 @@ def operation(
     """Declare the operation that the decorated handler serves: see `Operation`.
 
     The types of the JSON body and of the query are those of the handler's parameters `body` and `query`. `stream`: the
-    body is no JSON, and the handler reads it.
+    body isn't JSON, and the handler reads it.
     """
 
     def declare(handler: H) -> H:
@@ -164,16 +164,16 @@ class ApiCall:
     scope: Scope
     receive: Receive
     operator: Principal
-    """With the name '' where the caller is no operator."""
+    """With the name '' if the caller isn't an operator."""
     node_id: str
-    """The id of the node that calls, or ''."""
+    """The id of the calling node, or ''."""
     credential_id: str
     """The id of the node's credential, or ''."""
     idempotency_key: str
     request_digest: str
 
     async def write(self, work: Work, *, status: int = 201, renew: Renew | None = None) -> Reply:
-        """Run `work` in a transaction, once for the call's idempotency key, and answer what it returned.
+        """Run `work` in a transaction, once for the call's idempotency key, and reply with what it returned.
 
         Rows that `work` and `renew` put into their second argument are announced to all replicas.
         """
@@ -202,7 +202,7 @@ class ApiCall:
         return Reply(status, body)
 
     async def rehearse(self, work: Work) -> Reply:
-        """Run `work` in a transaction, undo all of it, and answer what it returned: for plans."""
+        """Run `work` in a transaction, undo all of it, and reply with what it returned: for plans."""
 
         async def run(conn: Connection) -> None:
             raise _Undone(await work(conn, Changed()))
@@ -233,9 +233,9 @@ class ApiCall:
         after: Mapping[str, Any] | None = None,
         node: str = "",
     ) -> None:
-        """Record a change that this request makes, in the same transaction, as `audit_log.record` says.
+        """Record a change that this request makes, in the same transaction, as `audit_log.record` describes.
 
-        `node`: the name of the node that makes it; '' where it is an operator.
+        `node`: the name of the node that makes it; '' if it is an operator.
         """
         if self.operator.signed_in:
             details = {**(details or {}), "session": dict(self.operator.signed_in)}
@@ -244,7 +244,7 @@ class ApiCall:
         await audit_log.record(conn, now, actor, action, target, details, before=before, after=after)
 
     async def read(self, work: Read) -> Reply:
-        """Run `work`, which only reads, and answer what it returned."""
+        """Run `work`, which only reads, and reply with what it returned."""
         return Reply(200, await self.services.databases.lists.read(work))
 
 
@@ -302,7 +302,7 @@ async def answer(
 
 
 def inputs(body: Any, query: Any) -> dict[str, Any]:
-    """Return what a handler is called with, besides the call; None: it has no such parameter."""
+    """Return a handler's arguments besides the call; None means that it has no such parameter."""
     return {name: value for name, value in (("body", body), ("query", query)) if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""Operators: who may use the API, each with a token, what it may, and until when; and how people sign in as them."""
+"""Operators: who may use the API, each with a token, rights and an end; and how people sign in as them."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -21,7 +21,7 @@ from control.storage.announcements import Changed
 from control.storage.connection import Connection
 
 LEGIBLE = r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]*$(?!\n)"
-"""A stranger's line of text, that reads as it is: no controls, nothing invisible or that turns the direction."""
+"""A stranger's line of text: no control or invisible characters, and none that change the direction."""
 
 
 class GivenGrant(Body, frozen=True):
@@ -29,7 +29,7 @@ class GivenGrant(Body, frozen=True):
     group: Name | None = None
     """None: for all groups."""
     functions: Annotated[list[Name], Meta(min_length=1, max_length=MOST_FUNCTIONS)] | None = None
-    """Only with the role `push`: the functions that it is for; None: for all."""
+    """Only with the role `push`: the functions that it covers; None: all."""
 
 
 Grants = Annotated[list[GivenGrant], Meta(min_length=1, max_length=100)]
@@ -40,29 +40,29 @@ ExpiresIn = Annotated[int, Meta(ge=60, le=3650 * 86400)]
 class NewOperator(Body, frozen=True):
     name: Name
     role: Role | None = None
-    """In place of `grants`: the role for all groups and functions."""
+    """Instead of `grants`: the role for all groups and functions."""
     grants: Grants | None = None
     expires_in: ExpiresIn | None = None
-    """None: the token doesn't end."""
+    """None: the token doesn't expire."""
 
 
 class ChangeOperator(Body, frozen=True):
-    """What is left out stays as it is."""
+    """Omitted fields stay unchanged."""
 
     grants: Grants | None = None
     expires_in: ExpiresIn | None = None
     endless: bool = False
-    """The token doesn't end any more."""
+    """The token no longer expires."""
 
 
 class RotateOperator(Body, frozen=True):
     keep_old: Annotated[int, Meta(ge=0, le=30 * 86400)] = 0
-    """Seconds for which the old token, and sessions that began before, stay good."""
+    """Seconds for which the old token, and sessions that began before, stay valid."""
 
 
 class NewLogin(Body, frozen=True):
     machine: Annotated[str, Meta(min_length=1, max_length=100, pattern=LEGIBLE)]
-    """The name of the machine that it is for, which whoever allows it is shown."""
+    """The name of the machine that it is for, shown to whoever allows it."""
 
 
 class WaitingToken(Body, frozen=True):
@@ -74,32 +74,32 @@ class HeldGrant(Struct):
     group: str | None
     """Null: for all groups."""
     functions: list[str] | None
-    """The functions that the role `push` is for; null: for all."""
+    """The functions that the role `push` covers; null: all."""
 
 
 class ProvidersPerson(Struct):
-    """Whom an OpenID provider knows."""
+    """A person whom an OpenID provider knows."""
 
     issuer: str
     subject: str
     name: str
-    """How the provider called them when they last signed in."""
+    """Their name at the provider when they last signed in."""
 
 
 class Operator(Struct):
     id: str
-    """Tells it apart from others that had its name before and were revoked."""
+    """Distinguishes it from revoked operators that had the same name."""
     name: str
     grants: list[HeldGrant]
     expires_at: datetime | None
-    """When the token ends; null: it doesn't. Of somebody who signs in by a provider: when the last session ends."""
+    """When the token expires; null: never. For somebody who signs in by a provider: when the last session ends."""
     created_at: datetime
     last_used_at: datetime | None
-    """When it last asked for something, by its token or in a session, to within two minutes; null: never."""
+    """When it last sent a request, by its token or in a session, to within two minutes; null: never."""
     old_token_ends_at: datetime | None
-    """Until when the token is good that was exchanged for the present one; null: it has ended, or there was none."""
+    """Until when the previous token is valid; null: it has expired, or there was none."""
     person: ProvidersPerson | None = None
-    """Who it is, where it signs in by a provider; null: it has a token."""
+    """Who it is, if it signs in by a provider; null: it has a token."""
 
 
 class MadeOperator(Struct):
@@ -108,50 +108,50 @@ class MadeOperator(Struct):
     grants: list[HeldGrant]
     expires_at: datetime | None
     token: str
-    """The token's text, which is answered only once."""
+    """The token's text, which is returned only once."""
 
 
 class Asking(Struct):
-    """Who asks, and what it may."""
+    """The caller, and what it may do."""
 
     operator: str
     id: str
     grants: list[HeldGrant]
     by_session: bool
-    """Whether it has signed in; else it asks by its token."""
+    """Whether it has signed in; otherwise it uses its token."""
     ends_at: datetime | None
-    """When the session, or the token, ends; null: it doesn't."""
+    """When the session or the token expires; null: never."""
 
 
 class SignInCode(Struct):
     code: str
-    """To be typed at `/sign-in`, once."""
+    """To be typed at `/sign-in`; valid once."""
     expires_at: datetime
 
 
 class BegunLogin(Struct):
-    """As RFC 8628 has it; times are RFC 3339 here."""
+    """As in RFC 8628, but times are RFC 3339."""
 
     device_code: str
-    """The secret with which one asks whether the login was allowed."""
+    """The secret for asking whether the login was allowed."""
     user_code: str
-    """To be typed at `verification_path` by somebody who is signed in there."""
+    """To be typed at `verification_path` by somebody who is signed in."""
     verification_path: str
     expires_at: datetime
     interval: int
-    """Seconds between two questions."""
+    """Seconds between two requests."""
 
 
 class TakenLogin(Struct):
     token: str
-    """A token of the operator who allowed it, which is answered only once."""
+    """A token of the operator who allowed it, which is returned only once."""
     operator: str
     expires_at: datetime
-    """When it ends at the latest."""
+    """When it expires at the latest."""
 
 
 class OperatorRow(NamedTuple):
-    """An operator that wasn't revoked, and when it last asked for something."""
+    """An operator that isn't revoked, and when it last sent a request."""
 
     id: UUID
     name: str
@@ -201,7 +201,7 @@ async def create(call: ApiCall, body: NewOperator) -> Reply:
                 f"there is an operator {body.name}: choose another name, or revoke it first",
                 field="name",
             )
-        # The name may be that of an operator who was revoked: in the audit log the ids tell the two apart.
+        # A revoked operator may have had this name: in the audit log the ids distinguish the two.
         changed.operators.update(await conn.column(FREE_NAME, body.name))
         await conn.execute(SQL["forget_answers"], body.name)
         token = tokens.new_token("operator")
@@ -209,7 +209,7 @@ async def create(call: ApiCall, body: NewOperator) -> Reply:
         # Not announced: a replica looks up an operator that isn't in its cache.
         await conn.execute(SQL["add"], token.id, body.name, role, column, expires_at, token.secret_hash, now)
         told = {"name": body.name, "role": role, "grants": column, "expires_at": expires_at, "hash": token.secret_hash}
-        # Behind the end of who had the name before, which may have come since the request did.
+        # After the end of the previous operator of this name, which may be later than the request's arrival.
         await access_changes.record(conn, call.services.clock.now(), "operator-made", token.id, told)
         after: dict[str, Any] = {"grants": _said(given)}
         if expires_at is not None:
@@ -284,7 +284,7 @@ async def rotate(call: ApiCall, body: RotateOperator) -> Reply:
             raise ProblemError(
                 "operator_of_provider", f"{row.name} signs in by {row.issuer} and has no token", field="name"
             )
-        # An admin whose token ends can't get itself one that ends later.
+        # An admin whose token expires can't get itself one that expires later.
         _refuse_giving(call.operator, rights.of_row(row.role, row.grants), row.expires_at)
         now = call.services.clock.now()
         token, ends_at = tokens.new_token("operator", row.id), now + timedelta(seconds=body.keep_old)
@@ -342,7 +342,7 @@ async def change(call: ApiCall, body: ChangeOperator) -> Reply:
         told = {"role": rights.old_role(after), "grants": column, "expires_at": expires_at}
         await access_changes.record(conn, now, "operator-changed", row.id, told)
         if after != before or _earlier(expires_at, row.expires_at):
-            # Join tokens that it couldn't make any more, or that would be good for longer than it is.
+            # Join tokens that it couldn't make any more, or that would outlive it.
             await join_tokens.end_of_operator(conn, row.name, now)
         changed.operators.add(str(row.id))
         was = {"grants": _said(before), "expires_at": row.expires_at}
@@ -379,7 +379,7 @@ async def revoke(call: ApiCall) -> Reply:
     return await call.write(work, status=204)
 
 
-# What `skerry console`, `skerry login` and `skerry logout` ask
+# Requests of `skerry console`, `skerry login` and `skerry logout`
 
 
 @operation(
@@ -515,7 +515,7 @@ def _given(grants: Sequence[GivenGrant]) -> Rights:
 
 
 def _refuse_giving(by: Principal, given: Rights, expires_at: datetime | None) -> None:
-    """Raises: AuthError, when an operator would give more than it has."""
+    """Check that an operator doesn't give more than it has. Raises: AuthError."""
     for grant in given.grants:
         if not by.rights.may_give([grant]):
             by.refuse(f"the role {Grant('admin', grant.group)}, to give {grant}")
@@ -524,7 +524,7 @@ def _refuse_giving(by: Principal, given: Rights, expires_at: datetime | None) ->
 
 
 async def _check_groups(conn: Connection, given: Rights) -> None:
-    """Raises: ProblemError unknown_group, when a grant is for a group that doesn't exist."""
+    """Check that the groups of all grants exist. Raises: ProblemError unknown_group."""
     wanted = {g.group for g in given.grants if g.group is not None}
     missing = wanted - set(await conn.column(GROUPS, sorted(wanted)))
     if missing:
@@ -532,9 +532,9 @@ async def _check_groups(conn: Connection, given: Rights) -> None:
 
 
 async def _keep_an_admin(conn: Connection, row: OperatorRow) -> None:
-    """Raises: ProblemError last_admin, when no admin of all groups would stay without this operator.
+    """Check that an admin of all groups remains without this operator. Raises: ProblemError last_admin.
 
-    One whose end comes isn't one that stays.
+    An admin that expires doesn't count.
     """
     if _stays(rights.of_row(row.role, row.grants), row.expires_at) and await conn.fetchval(ADMINS) == 1:
         raise ProblemError(

@@ -1,7 +1,7 @@
-"""Pages of lists, limited in items and in bytes. The next page begins at the cursor of the one before.
+"""Pages of lists, limited in items and in bytes. The next page begins at the cursor of the previous one.
 
-Rows are read a few at a time, more of them when they turn out small, and each item is encoded by itself. Between two
-readings, and after some bytes, other tasks have their turn.
+Rows are read a few at a time, more of them if they turn out to be small, and each item is encoded by itself. Between
+two reads, and after some bytes, other tasks get to run.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
-"""Later than all times that are listed: where lists begin that have the newest first."""
+"""Later than all listed times: lists with the newest first begin here."""
 BYTES = 256 * 1024
-"""Bytes of a page's items as JSON. A single item may have more."""
+"""The most bytes of a page's items as JSON. A single item may have more."""
 TURN = 16 * 1024
-"""Bytes that are encoded before other tasks have their turn."""
+"""Bytes that are encoded before other tasks get to run."""
 GROWTH = 4
-"""Times as many rows are read after each reading, at most."""
+"""By how much the number of rows may grow from one read to the next."""
 
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 Cursor = Annotated[str, Meta(max_length=500)]
@@ -47,9 +47,9 @@ class Paging(Struct, forbid_unknown_fields=True):
     """Which page of a list."""
 
     cursor: Cursor | None = None
-    """`next` of the page before."""
+    """`next` of the previous page."""
     limit: Limit = 100
-    """Items at most. A page of large items has fewer, and a `next`."""
+    """The most items. A page of large items has fewer, and a `next`."""
 
 
 class Named(Protocol):
@@ -57,11 +57,11 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """The name, by which the list is ordered."""
+        """Return the name, by which the list is ordered."""
 
 
 Position = tuple[Any, ...]
-"""Where a row is in a list: the values that the list is ordered by."""
+"""A row's position in a list: the values by which the list is ordered."""
 Fetch = Callable[[Position, int], Awaitable[Sequence[R]]]
 Describe = Callable[[Sequence[R]], Awaitable[Sequence[object]]]
 
@@ -78,8 +78,8 @@ async def fill(
 ) -> Page[Any]:
     """Make a page of at most `limit` items and about `BYTES`, of what comes after the position `after`.
 
-    `fetch(after, count)` reads the next `count` rows; `describe` makes an item of each. `first` rows are read at first,
-    and `most` at a time; these are fewer where rows are large.
+    `fetch(after, count)` reads the next `count` rows; `describe` turns each into an item. `first` rows are read at
+    first, and `most` at a time, fewer if rows are large.
     """
     items: list[Any] = []
     size, count = 0, min(first, limit)
@@ -122,7 +122,7 @@ async def as_they_are(rows: Sequence[object]) -> Sequence[object]:
 def by_name(query: Rows[Named], paging: Paging) -> Callable[[Connection], Awaitable[Page[Any]]]:
     """Make the work of a list by name whose rows are its items; `query` takes the name before, and how many.
 
-    Raises: ProblemError invalid_parameter, when the cursor isn't one of this list.
+    Raises: ProblemError invalid_parameter, when the cursor doesn't belong to this list.
     """
     begin = read_cursor(paging.cursor, (str,)) or ("",)
 
@@ -163,7 +163,7 @@ def _cursor_value(value: object, type: type) -> object:
         time = datetime.fromisoformat(value)
         if time.tzinfo is None:
             raise ValueError
-        # In UTC, as the query takes it. The latest time of another zone may be out of range there: OverflowError.
+        # In UTC, as the query needs it. The latest time of another zone may be out of range there: OverflowError.
         return time.astimezone(UTC)
     if type is UUID and isinstance(value, str):
         return UUID(value)

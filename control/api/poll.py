@@ -1,7 +1,7 @@
-"""`POST /v1/poll`, the hot path: for a node at its target it asks no database.
+"""`POST /v1/poll`, the hot path: for a node at its target it needs no query.
 
 A poll with nothing to do is held until there is something to do, its time is up, its credential is revoked, or its
-client has gone. A held poll costs a timer, and the ASGI receive that sees the client go.
+client disconnects. A held poll costs a timer, and the ASGI receive that notices the disconnect.
 """
 
 import asyncio
@@ -26,23 +26,23 @@ PATH = "/v1/poll"
 COUNTED = Reply(204, b"", ((b"connection", b"close"),))
 """The answer of a replica that stops, which has counted the calls that the poll told of."""
 KEPT_ANSWERS = 1000
-"""Answers to nodes at their targets that are kept, for as many groups and generations."""
+"""How many answers to nodes at their targets are kept, for as many groups and generations."""
 RELEASE_HEADER = b"x-skerry-release"
-"""With the answer to a node at its target: the release's group, number and generation, with spaces between them."""
+"""In the answer to a node at its target: the release's group, number and generation, separated by spaces."""
 TRUST_HEADER = b"x-skerry-trust"
-"""With each answer to a node that has nothing to do: which CAs control gives out (`Trust.digest`)."""
+"""In each answer to a node with nothing to do: which CAs control distributes (`Trust.digest`)."""
 KEPT_BYTES = 1024
-"""Bytes of the largest poll that is kept parsed; the poll of a node at its target has some 200."""
+"""Bytes of the largest poll that is cached parsed; the poll of a node at its target has about 200."""
 SPREAD = 0.25
-"""Each hold is shortened by a random part up to this, so that nodes which polled together don't return together."""
+"""Each hold is shortened by a random fraction up to this, so that nodes that polled together don't return together."""
 SHUTDOWN_RETRY = 1
-"""Seconds after which a node polls again when the replica stops: another replica, or a new process."""
+"""Seconds after which a node polls again when the replica stops: then it reaches another replica or a new process."""
 
 _decode = msgspec.json.Decoder(wire.Poll).decode
 
 
 class _Capabilities(msgspec.Struct):
-    """A poll of which only the capabilities are looked at, unparsed."""
+    """A poll of which only the unparsed capabilities matter."""
 
     capabilities: msgspec.Raw = msgspec.Raw(b"")
 
@@ -51,7 +51,7 @@ _decode_capabilities = msgspec.json.Decoder(_Capabilities).decode
 
 
 class HoldEnd(Enum):
-    """Why a poll is held no longer."""
+    """Why a poll is no longer held."""
 
     LOOK = "something may have changed, or its time is up"
     END = "the node has polled again: there is nothing to do for this poll"
@@ -80,7 +80,7 @@ class PollEndpoint:
         self._hold_limit = settings.hold
         self._body_limit = min(request_input.INVENTORY_BODY, settings.body_limit)
         self._trust = ((TRUST_HEADER, digest.encode()),) if digest else ()
-        # The answer where there is nothing to do, or not yet.
+        # The answer if there is nothing to do, or nothing yet.
         self._nothing = Reply(204, b"", self._trust)
         self._told.clear()
 
@@ -111,7 +111,7 @@ class PollEndpoint:
             self._numbers.take(node, fleet.groups[node.group_id].release_number or 0, poll, now)
         while True:
             if fleet.closing and poll.numbers:
-                # Other than by a refusal the node learns that they are counted, and doesn't tell another replica.
+                # Unlike a refusal, this tells the node that its numbers were counted, so it doesn't send them again.
                 return COUNTED
             node = self._look(credential)
             group = fleet.groups[node.group_id]
@@ -134,7 +134,7 @@ class PollEndpoint:
                         poll.generation,
                     )
                 )
-                inventory = capabilities = None  # they are stored now
+                inventory = capabilities = None  # both are stored now
                 kind, now = decision.kind, self._clock.now()
                 if decision.message is not None:
                     self._metrics.poll(kind)
@@ -142,8 +142,8 @@ class PollEndpoint:
                 if decision.until is not None:
                     limit = min(until, clock.monotonic() + (decision.until - now).total_seconds())
                 if self._look(credential) is not node or fleet.groups[node.group_id] is not group:
-                    # Something was announced while the database decided. This poll wasn't held yet, so it wasn't
-                    # woken, and the decision may be older than the announcement.
+                    # A change was announced while the database decided. This poll wasn't held yet, so it wasn't woken,
+                    # and the decision may be older than the announcement.
                     continue
             if kind == "at_target":
                 self._heartbeats.confirmed(node.id, now, poll.boot_id)
@@ -195,7 +195,7 @@ class PollEndpoint:
         raise ProblemError("body_incomplete", "the connection was closed within the body")
 
     async def _hold(self, credential: Credential, seconds: float, receive: Receive) -> HoldEnd:
-        """Hold the poll for `seconds` at most, in place of an earlier poll of the node that is held."""
+        """Hold the poll for at most `seconds`, replacing an earlier held poll of the node."""
         waiters, node_id = self._fleet.waiters, credential.node_id
         earlier = waiters.get(node_id)
         if earlier is not None:
@@ -205,7 +205,7 @@ class PollEndpoint:
         try:
             async with self._clock.timeout(seconds) as timeout:
                 waiter = waiters[node_id] = Waiter(timeout, credential.id)
-                await receive()  # the body was read, so this returns when the client goes
+                await receive()  # the body was read, so this returns when the client disconnects
             return HoldEnd.GONE
         except TimeoutError:
             return HoldEnd.END if waiter is not None and waiter.replaced else HoldEnd.LOOK
@@ -262,7 +262,7 @@ def _check_capabilities(raw: bytes) -> None:
         raw_capabilities = _decode_capabilities(raw).capabilities
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return  # the parsing of the whole body finds out what is wrong
-    # Sent with spaces or escapes, they may be longer than they are stored.
+    # Sent with spaces or escapes, they may be longer than when stored.
     if len(bytes(raw_capabilities)) > 6 * requirements.LIMIT:
         detail = f"it has {requirements.LIMIT} bytes at most, as JSON, and not {len(bytes(raw_capabilities))}"
         raise ProblemError("invalid_body", detail, field="capabilities")

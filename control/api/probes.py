@@ -1,4 +1,4 @@
-"""What watches control asks: whether it is alive and ready, and its metrics."""
+"""Requests of monitoring: whether control is alive and ready, and its metrics."""
 
 from msgspec import Struct, field
 

@@ -1,6 +1,6 @@
 """Bodies of requests and answers about releases, which functions, schema changes, groups and nodes share.
 
-Times are RFC 3339 in UTC; a value that is missing is null.
+Times are RFC 3339 in UTC; missing values are null.
 """
 
 from datetime import datetime
@@ -15,7 +15,7 @@ from control.sync.compatibility import Unfit
 
 
 class FollowingRelease(Body, frozen=True):
-    """A release that brings a new version or schema change to nodes, made in the same transaction: where one of them is
+    """A release that brings a new version or schema change to nodes, made in the same transaction: if one of them is
     refused, neither is made."""
 
     group: Name = "default"
@@ -40,19 +40,19 @@ class NewRelease(Body, frozen=True):
     schema: Annotated[int, Meta(ge=0)] | None = None
     """The floor; if not given, the newest schema change, or the one that the group was lowered to."""
     rollback: bool = False
-    """In place of `rollback_to`: go back to the newest earlier release that some node has run and on which none has
+    """Instead of `rollback_to`: go back to the newest earlier release that some node has run and on which none has
     failed."""
     rollback_to: Number | None = None
     """The number of an earlier release of the group, whose functions and floor the new one gets."""
     allow_unfit: bool = False
-    """Make it also where nodes of the group can't run it: those refuse it, and go on serving their old release."""
+    """Make it even if nodes of the group can't run it: those refuse it and continue serving their old release."""
     allow_loss: bool = False
-    """Make it also where its schema changes can lose rows that nodes have."""
+    """Make it even if its schema changes can lose rows that nodes have."""
     allow_stall: bool = False
-    """Make it also where its schema changes would hold writers of a node up for more than the setting `stall_limit`."""
+    """Make it even if its schema changes would block a node's writers for longer than the setting `stall_limit`."""
     reason: Text = ""
     plan_digest: Sha256 | None = None
-    """The digest of a plan that was shown: where the release would be another one, it isn't made."""
+    """The digest of a plan that was shown: if the release would differ from it, it isn't made."""
 
 
 class VersionOf(Struct):
@@ -76,7 +76,7 @@ class NumberedChange(Struct):
 
 
 class ChangedGrant(Struct):
-    """A grant that differs from before, as the manifests have it; null where there is none."""
+    """A grant that differs from before, as in the manifests; null if there is none."""
 
     name: str
     grant: str
@@ -92,14 +92,14 @@ class Changes(Struct):
     change: list[Replaced]
     remove: list[VersionOf]
     schema: list[NumberedChange]
-    """The schema changes above the floor of the release before."""
+    """The schema changes above the floor of the previous release."""
     grants: list[ChangedGrant]
     """The grants that differ, of functions that are added or changed."""
 
 
 class Release(Struct):
     id: str | None
-    """Null where the release is only planned."""
+    """Null if the release is only planned."""
     group: str
     number: int
     generation: int
@@ -113,12 +113,12 @@ class Release(Struct):
 
 class DetailedRelease(Release):
     floor_before: int
-    """The floor of the release before; 0 where there was none."""
+    """The floor of the previous release; 0 if there was none."""
     changes: Changes
 
 
 class PlannedRefusal(Struct):
-    """A refusal, as the problem that would be answered has it."""
+    """A refusal, as in the problem that would be returned."""
 
     code: str
     detail: str
@@ -128,13 +128,13 @@ class PlannedRefusal(Struct):
 
 class MadeRelease(DetailedRelease):
     held_below: int | None
-    """The number of the newest schema change, where the floor stays lower because somebody has lowered it."""
+    """The number of the newest schema change, if the floor stays lower because somebody lowered it."""
     unfit: Unfit
     losses: list[LostRows]
-    """What nodes can lose by its schema changes."""
+    """What nodes can lose because of its schema changes."""
     stalls: list[ExpectedStall]
-    """What of its schema changes holds writers of nodes up for more than 0.1 s."""
+    """Which of its schema changes block nodes' writers for more than 0.1 s."""
     plan_digest: wire.Sha256
-    """What a request can send as its `plan_digest`, to have this done or nothing."""
+    """What a request can send as its `plan_digest`, so that exactly this is done, or nothing."""
     refusals: list[PlannedRefusal]
-    """Of a plan: what it would be refused for, as it was asked for."""
+    """Of a plan: why it would be refused as requested."""

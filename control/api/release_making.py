@@ -1,4 +1,4 @@
-"""Making a release: its contents, what is checked, and what it changes."""
+"""Makes a release: its contents, the checks, and what it changes."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -28,7 +28,7 @@ class GroupRow(NamedTuple):
 
 
 class GroupToRelease(NamedTuple):
-    """What a release of a group goes by: its release, that one's floor, 0 without one, and the highest it has had."""
+    """The basis of a group's next release: its release, that one's floor (0 without one), and the highest floor."""
 
     id: UUID
     release_id: UUID | None
@@ -54,9 +54,9 @@ class FoundVersion(NamedTuple):
     version: int
     sha256: str
     bytes: int
-    """Of the manifests of all versions that were counted."""
+    """Bytes of the manifests of all counted versions."""
     manifest: dict[str, Any] | None
-    """None where these are too many."""
+    """None if these are too many."""
 
 
 class ReleaseListRow(NamedTuple):
@@ -96,9 +96,9 @@ Manifests = dict[str, dict[str, Any]]
 """The manifests of functions, by name."""
 
 MANIFEST_BYTES = 4 * wire.MIB
-"""Bytes of the manifests of a release's functions together, at most."""
+"""The most bytes of the manifests of a release's functions together."""
 ANY_SIZE = 2**62
-"""In place of that for releases that were made."""
+"""The same limit for existing releases."""
 
 
 async def make(
@@ -118,11 +118,11 @@ async def make(
     """Make a release, or with `plan` only return what it would be.
 
     `capabilities`: those of the group's nodes. `found`: what schema changes can do to them. `stall_limit`: the seconds
-    for which it may hold the writers of a node up. Where `body` names no floor, it is the newest schema change, but the
-    floor before with `keep_floor`, and where that was lowered, unless a schema change comes `with_change`.
+    for which it may block a node's writers. If `body` names no floor, it is the newest schema change, or the previous
+    floor with `keep_floor` or after that was lowered, unless a schema change is made `with_change`.
 
-    Raises: ProblemError, when the release can't be made, or isn't the one of the plan that `body` names, or a node
-    can't run it, can lose rows by it or would have its writers wait, and `body` doesn't allow that.
+    Raises: ProblemError, when the release can't be made, or differs from the plan that `body` names, or a node can't
+    run it, can lose rows or would block its writers, and `body` doesn't allow that.
     """
     group = await _to_release(conn, body.group)
     before, old_floor = await _functions(conn, group.release_id), group.schema_floor
@@ -160,7 +160,7 @@ async def make(
     if plan:
         generation = await conn.fetchval(NEXT_GENERATION)
     else:
-        # Before the generation is taken, so that waiting for a locked group holds up no other decision.
+        # Before the generation is taken, so that waiting for a locked group delays no other decision.
         await lock(conn, group.id)
         row = release_id, group.id, number, floor, body.rollback_to, body.reason, by, now, tracing.current()
         names, items = list(functions), functions.values()
@@ -311,7 +311,7 @@ def _manifests(functions: Functions, versions: Versions) -> Manifests:
 
 
 def _check_size(functions: Functions, versions: Versions) -> None:
-    """Raises: ProblemError release_not_possible, when the release is too large for a plan, which is one answer."""
+    """Check that the release fits into a plan, which is one answer. Raises: ProblemError release_not_possible."""
     if len(functions) > wire.MOST_FUNCTIONS:
         raise ProblemError(
             "release_not_possible",
@@ -330,7 +330,7 @@ def _check_size(functions: Functions, versions: Versions) -> None:
 
 
 def _check_routes(granted: Manifests) -> None:
-    """Raises: ProblemError route_conflict, when two functions have the same route."""
+    """Check that no two functions have the same route. Raises: ProblemError route_conflict."""
     routes = {
         name: msgspec.convert(manifest["route"], Route)
         for name, manifest in granted.items()
@@ -359,7 +359,7 @@ async def _changes(
         grants=[
             release_bodies.ChangedGrant(name, grant, old, new)
             for name in touched
-            # A version's manifest goes when it is deleted, and may be missing here of releases that were.
+            # A version's manifest is deleted with it, so those of former releases may be missing here.
             if name in granted and (name in had or name not in before)
             for grant, (old, new) in manifest_rules.differences(had.get(name, {}), granted[name]).items()
         ],

@@ -34,7 +34,7 @@ from control.sync import change_effects, compatibility
 
 class ShownRelease(release_bodies.DetailedRelease):
     rolls_back_to: int | None
-    """The number of the release that a rollback goes to; null where this isn't the group's newest, or there is none."""
+    """The number of the release that a rollback goes to; null if this isn't the group's newest, or there is none."""
 
 
 class ReleaseRetry(Struct):
@@ -51,9 +51,9 @@ FOLLOWING_ERRORS = (
     *("unknown_group", "unknown_schema_change", "release_not_possible", "route_conflict", "nodes_unfit"),
     *("loss_not_allowed", "stall_not_allowed"),
 )
-"""Codes for which the release that comes with a version or a schema change may be refused."""
+"""Codes with which a release that is made with a version or a schema change may be refused."""
 MOST_RETRIED = 10_000
-"""Nodes that one request lets try again; another one does so with further ones."""
+"""The most nodes that one request lets try again; another request continues with the others."""
 
 
 class ReleaseQuery(pagination.Paging, forbid_unknown_fields=True):
@@ -62,7 +62,7 @@ class ReleaseQuery(pagination.Paging, forbid_unknown_fields=True):
 
 class PlanQuery(Struct, forbid_unknown_fields=True):
     plan: bool = False
-    """Only answer what it would be and change; nothing is kept."""
+    """Only return what it would be and change; nothing is kept."""
 
 
 @operation(
@@ -88,36 +88,36 @@ async def create(call: ApiCall, body: release_bodies.NewRelease, query: PlanQuer
 
 class PlanFor(Struct, forbid_unknown_fields=True):
     plan: bool = False
-    """Only answer what would be made, and what a release of `group` with it would change; nothing is kept."""
+    """Only return what would be made, and what a release of `group` with it would change; nothing is kept."""
     group: wire.Name | None = None
     schema: Annotated[int, Meta(ge=0)] | None = None
     """The floor of that release; if not given, the newest schema change, or the one that the group was lowered to."""
 
 
 class KnownOfGroup(NamedTuple):
-    """What a release goes by, besides what its own transaction reads: that must not conflict with nodes that report."""
+    """What a release depends on and reads outside its own transaction, so as not to conflict with nodes' reports."""
 
     capabilities: Sequence[compatibility.SameCapabilities]
     effects: change_effects.Found
 
 
 NOTHING_KNOWN = KnownOfGroup((), change_effects.NOTHING)
-"""Of a group that there isn't."""
+"""For a group that doesn't exist."""
 
 
 class ReleaseToMake(NamedTuple):
-    """A release that is asked for with a version or a schema change."""
+    """A release that is requested with a version or a schema change."""
 
     body: release_bodies.FollowingRelease
     known: KnownOfGroup
     plan: bool
-    """Only answer what it would be; nothing is kept."""
+    """Only return what it would be; nothing is kept."""
 
 
 async def _known(
     call: ApiCall, group: str, number: int | None = None, checked: CheckedChange | None = None
 ) -> KnownOfGroup:
-    """Read what a release of the group goes by. `number`, `checked`: of the schema change that comes with it."""
+    """Read what a release of the group depends on. `number`, `checked`: of the schema change made with it."""
     services = call.services
 
     async def read(conn: Connection, *, as_they_are: bool = False) -> KnownOfGroup | None:
@@ -135,7 +135,7 @@ async def _known(
 
     known = await services.db.read(read)
     if known is None:
-        # Between transactions, since a check takes its time.
+        # Between transactions, since a check may take long.
         await change_effects.check_for_group(services.databases.writes, services.checks.of(call.operator.id), group)
         known = await services.db.read(partial(read, as_they_are=True))
     return known or NOTHING_KNOWN
@@ -148,8 +148,7 @@ async def following(
     number: int | None = None,
     checked: CheckedChange | None = None,
 ) -> ReleaseToMake | None:
-    """Return the release to make with a version or a schema change, or to plan with the plan of one; None where the
-    call asks for none.
+    """Return the release to make or plan with a version or a schema change; None if the call requests none.
 
     `number`, `checked`: of the schema change.
     """
@@ -168,8 +167,10 @@ async def make_following(
     wanted: ReleaseToMake | None,
     functions: dict[str, int] | None = None,
 ) -> release_bodies.MadeRelease | None:
-    """Make or plan the release that `following` returned, after what was written in the transaction: a version of each
-    of `functions`, or, without any, a schema change."""
+    """Make or plan the release that `following` returned, after what the transaction wrote.
+
+    That is a version of each of `functions`, or, without any, a schema change.
+    """
     if wanted is None:
         return None
     given = asdict(wanted.body)
@@ -187,8 +188,10 @@ async def _make(
     plan: bool,
     with_change: bool = False,
 ) -> release_bodies.MadeRelease:
-    """Make or plan a release, which changes no more than the operator may in its group; one that is made is recorded in
-    the audit log."""
+    """Make or plan a release, and record a made one in the audit log.
+
+    It changes no more than the operator may change in its group.
+    """
     operator = call.operator
     deploys = operator.rights.allows("deploy", body.group)
     made = await make(
@@ -212,7 +215,7 @@ async def _make(
 
 
 def _refuse_more(operator: Principal, made: release_bodies.MadeRelease) -> None:
-    """Raises: AuthError, when a release does more than the role `push` allows the operator in its group."""
+    """Check that a release does no more than the operator's grants in its group allow. Raises: AuthError."""
     changes = made.changes
     touched = {f.name for f in (*changes.add, *changes.remove)} | {f.name for f in changes.change}
     more = [f"changes {n}" for n in sorted(touched) if not operator.rights.allows("push", made.group, {n})]
@@ -326,7 +329,7 @@ async def retry(call: ApiCall) -> Reply:
 
 
 async def _release(conn: Connection, group: str, number: int) -> ReleaseListRow:
-    """Raises: ProblemError unknown_release, when there is none."""
+    """Return a group's release by number. Raises: ProblemError unknown_release, when there is none."""
     row = await conn.fetchrow(RELEASE, group, number)
     if row is None:
         raise ProblemError("unknown_release", f"group {group} has no release {number}", field="number")

@@ -1,4 +1,4 @@
-"""The replica that answers: the others that run, its settings, its certificates, and which nodes trust its CAs."""
+"""The answering replica: other running ones, its settings, its certificates, and which nodes trust its CAs."""
 
 import logging
 import os
@@ -18,63 +18,63 @@ from control.sync import fleet_cache
 
 class CertificateInUse(Struct):
     what: str
-    """`control`: what it shows its clients. `ca`: one of those that nodes are to trust."""
+    """`control`: the one that it shows its clients. `ca`: one that nodes should trust."""
     name: str
     sha256: str
     begins_at: datetime
     ends_at: datetime
-    """Of `control`: the end of the first certificate on its way to the CA, if that is before its own."""
+    """Of `control`: the earliest end of a certificate in its chain to the CA, if that is before its own."""
 
 
 class Certificates(Struct):
-    """What a replica has in use, and why files that were changed can't be used."""
+    """What a replica uses, and why changed files can't be used."""
 
     certificates: list[CertificateInUse]
     trust: str
-    """The digest of the CAs that nodes are to trust; '' where control has none to give out."""
+    """The digest of the CAs that nodes should trust; '' if control has none to distribute."""
     notes: list[str]
-    """A line for each certificate that has ended or ends within 30 days, and for files that can't be used."""
+    """A line for each certificate that has expired or will within 30 days, and for files that can't be used."""
 
 
 class OtherTrust(Struct):
-    """A node that doesn't trust the CAs that control gives out now."""
+    """A node that doesn't trust the CAs that control distributes now."""
 
     name: str
     state: str
     trust: str
-    """The digest of those that it trusts, `system` for those of its system, '' where it hasn't said."""
+    """The digest of those that it trusts, `system` for those of its system, '' if it hasn't said."""
     told_at: datetime | None
 
 
 class NodesTrust(Struct):
-    """Which nodes trust the CAs that the replica which answers gives out."""
+    """Which nodes trust the CAs that the answering replica distributes."""
 
     trust: str
-    """The digest of these CAs; '' where it has none to give out."""
+    """The digest of these CAs; '' if it has none to distribute."""
     nodes: int
     have: int
     lacking: list[OtherTrust]
-    """By name, 1,000 at most."""
+    """By name, at most 1,000."""
 
 
 class RunningReplica(Struct):
-    """A replica of control that runs."""
+    """A running replica of control."""
 
     id: str
-    """Of this run: when it is started again, it has another one."""
+    """The id of this run: after a restart it is different."""
     version: str | None
-    """As `skerry --version` has number and commit, with a `+` between them; null where it is too old to tell it."""
+    """Number and commit as in `skerry --version`, with a `+` between them; null if it is too old to say."""
     answers: bool
-    """Whether it is the one that answers."""
+    """Whether it is the answering one."""
 
 
 AWAY = timedelta(seconds=30)
-"""A replica that hasn't written its mark for so long is taken to have ended. It writes one each second."""
+"""A replica that hasn't written its mark for this long counts as stopped. It writes one each second."""
 
 
 LOG_LEVEL = "SKERRY_LOG_LEVEL"
 MOST_NAMED = 1000
-"""Nodes that are named at most; more are counted."""
+"""The most nodes that are named; more are only counted."""
 
 
 class MarkRow(NamedTuple):
@@ -85,7 +85,7 @@ class MarkRow(NamedTuple):
 
 
 class TrustCounts(NamedTuple):
-    """How many nodes there are, and how many trust what was asked for."""
+    """How many nodes there are, and how many trust the given CAs."""
 
     nodes: int
     have: int
@@ -113,7 +113,7 @@ async def running(call: ApiCall) -> Reply:
         others = [row for row in await conn.fetch(REPLICAS, after) if row.name != own]
         return pagination.Page(
             [
-                # Its mark may not be written yet.
+                # Its mark may not have been written yet.
                 RunningReplica(_id(own), version.running().short, answers=True),
                 *(RunningReplica(_id(row.name), row.version or None, answers=False) for row in others),
             ]

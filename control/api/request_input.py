@@ -28,21 +28,23 @@ INVENTORY_BODY = 1536 * 1024
 SQL_BODY = 8 * 1024 * 1024
 """Bytes of a body with a schema change, which is one long text."""
 BIG_BODY = 64 * 1024
-"""Bytes of the largest body that is parsed at once; larger ones are parsed in a thread, beside other requests."""
+"""Bytes of the largest body that is parsed in the loop; larger ones are parsed in a thread, beside other requests."""
 
 MOST_BODIES = 64
-"""Bodies of one operator or node that come at once: until they are whole, they are in memory."""
+"""The most bodies of one operator or node that arrive at once: until they are complete, they are in memory."""
 
 _coming: Counter[str] = Counter()
-"""Those that come to this process, by who sends them (`ASKS`)."""
+"""Bodies arriving at this process, by sender (`ASKS`)."""
 _AT = re.compile(r" - at `(?:key` in `)?\$\.?([^`]*)`$")
 _FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
 
 
 @contextmanager
 def coming() -> Iterator[None]:
-    """Have a body come until the block ends. Raises: ProblemError too_many_acts, when there are too many of whoever
-    sends it."""
+    """Count an arriving body until the block ends.
+
+    Raises: ProblemError too_many_acts, when its sender has too many.
+    """
     who = ASKS.get()
     if who and _coming[who] >= MOST_BODIES:
         text = f"{MOST_BODIES} requests of the same sender are under way whose bodies aren't whole yet"
@@ -57,7 +59,7 @@ def coming() -> Iterator[None]:
 
 
 def check_length(scope: Scope, limit: int) -> None:
-    """Raises: ProblemError body_too_large, when the header says that the body has more than `limit` bytes."""
+    """Check that by its header the body has at most `limit` bytes. Raises: ProblemError body_too_large."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
             raise _too_large(limit)
@@ -90,7 +92,7 @@ async def read_body(settings: ControlSettings, clock: Clock, scope: Scope, recei
 def decode(raw: bytes, type: type[T]) -> T:
     """Parse JSON as `type`. Raises: ProblemError, with the field that is wrong."""
     try:
-        # In one step: fields of a large body that `type` doesn't have are skipped, and not made into objects.
+        # In one step: fields of a large body that `type` doesn't have are skipped without making objects.
         value = msgspec.json.decode(raw, type=type)
     except msgspec.ValidationError as error:
         if len(raw) <= SMALL_BODY / 2:
@@ -187,7 +189,7 @@ def _too_large(limit: int) -> ProblemError:
 
 
 def _refuse_nul(value: object, path: str) -> None:
-    """Raises: ProblemError, when a text has a NUL, which the database can't store."""
+    """Check that no text has a NUL, which the database can't store. Raises: ProblemError."""
     if isinstance(value, str):
         if "\x00" in value:
             raise ProblemError("invalid_body", "there is a NUL character in it", field=path)

@@ -1,4 +1,4 @@
-"""Schema changes: numbered without a gap, tried before they are taken, amended by revisions (R 3.1, 3.2)."""
+"""Schema changes: numbered without gaps, tried before they are accepted, amended by revisions (R 3.1, 3.2)."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -34,11 +34,11 @@ class NewSchemaChange(Body, frozen=True):
 class AmendSchemaChange(Body, frozen=True):
     sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
     allow_loss: bool = False
-    """Amend it also where nodes get the text without another release, and can lose rows by it."""
+    """Amend it even if nodes get the text without another release and can lose rows."""
     allow_stall: bool = False
-    """Amend it also where it would hold the writers of such nodes up for more than the setting `stall_limit`."""
+    """Amend it even if it would block such nodes' writers for longer than the setting `stall_limit`."""
     plan_digest: Sha256 | None = None
-    """The digest of a plan that was shown: where the amendment would do something else, it is refused."""
+    """The digest of a plan that was shown: if the amendment would do something else, it is refused."""
     release: release_bodies.FollowingRelease | None = None
     """A release of a group, whose nodes get the new text with it; None: nodes get it when they try again."""
 
@@ -56,17 +56,17 @@ class SchemaChange(Struct):
     planned_at: datetime | None
     """When a plan first contained this revision, so that nodes may have applied it; null: never."""
     withdrawn: bool
-    """It does nothing: the revision before it was withdrawn."""
+    """It does nothing: the previous revision was withdrawn."""
     losses: list[dict[str, str]] | None
-    """What nodes can lose by it: `statement`, `table` and `message` of each; null: it wasn't looked for."""
+    """What nodes can lose because of it: `statement`, `table` and `message` of each; null: not checked."""
     stalls: list[dict[str, Any]] | None
-    """What holds writers up on large tables: `statement`, `table`, `message` and `us` (microseconds for each row) of
-    each; null: it wasn't looked for."""
+    """What blocks writers on large tables: `statement`, `table`, `message` and `us` (microseconds per row) of each;
+    null: not checked."""
 
 
 class ListedSchemaChange(SchemaChange):
     nodes: list[NodesOfRevision]
-    """How many nodes have applied which revision, by what they last reported; the oldest revision first."""
+    """How many nodes have applied each revision, by their last reports; the oldest revision first."""
 
 
 class CheckWarning(Struct):
@@ -76,7 +76,7 @@ class CheckWarning(Struct):
 
 class MadeSchemaChange(SchemaChange):
     warnings: list[CheckWarning]
-    """What may fail on a node: statements, depending on the rows of its tables; views and triggers after it."""
+    """What may fail on a node: statements, depending on its rows, and afterwards views and triggers."""
 
 
 class Unreversed(Struct):
@@ -92,30 +92,30 @@ class ReversalDraft(Struct):
 
     number: int
     name: str
-    """What the draft may be called."""
+    """A suggested name for the draft."""
     sql: str
-    """Empty where nothing can be reversed."""
+    """Empty if nothing can be reversed."""
     kept: list[Unreversed]
 
 
 class SchemaChangeHistory(ListedSchemaChange):
     revisions: list[SchemaChange] = field(default_factory=list)
-    """The newest ten revisions, the oldest of them first."""
+    """The newest ten revisions, oldest first."""
 
 
 class RegisteredSchemaChange(MadeSchemaChange, omit_defaults=True):
     release: release_bodies.MadeRelease | None = None
-    """The release that was asked for with it; not there where none was."""
+    """The release that was requested with it; missing if none was."""
 
 
 class SchemaChangePlan(ChangeEffects):
-    """What a new schema change, or an amendment, would be, and what it can do to nodes whose release has it already."""
+    """What a new schema change or an amendment would be, and its effects on nodes whose release already has it."""
 
     change: MadeSchemaChange
     release: release_bodies.MadeRelease | None
-    """The release of the group that was asked for; null where none was."""
+    """The release for the requested group; null if none was requested."""
     plan_digest: wire.Sha256
-    """What an amendment can send as its `plan_digest`, to have this done or nothing."""
+    """What an amendment can send as its `plan_digest`, so that exactly this is done, or nothing."""
 
 
 class NewestRevision(NamedTuple):
@@ -136,11 +136,11 @@ ADD = SQL.rows("add", SchemaChange)
 
 NOTHING_FOUND = CheckedChange([], [], [])
 ATTEMPTS = 5
-"""Times that a change is checked, when another one is registered meanwhile each time."""
+"""How many times a change is checked if each time another one is registered meanwhile."""
 WITHDRAWN = "-- Withdrawn before any node had it: this change does nothing.\nSELECT 1;\n"
 """The text of a withdrawn change. It has a statement, because nodes refuse a change without one."""
 SHOWN = 10
-"""Revisions that are shown with a change: its newest ones."""
+"""How many of a change's newest revisions are shown."""
 
 
 @operation(
@@ -232,14 +232,14 @@ async def amend(call: ApiCall, body: AmendSchemaChange, query: releases.PlanFor)
 async def withdraw(call: ApiCall) -> Reply:
     """Withdraw a change: its number stays, as a revision that does nothing.
 
-    Only for the last change, as far as the ones behind it weren't withdrawn, and where no node can have it. A release
-    whose floor includes it stays as it is: its nodes get the new revision.
+    This works only for the last change that isn't withdrawn, and only if no node can have it. A release whose floor
+    includes it stays unchanged: its nodes get the new revision.
     """
     number = call.path["number"]
     by_others = await call.services.db.read(lambda conn: conn.fetchval(SYNCED, number))
 
     async def work(conn: Connection, _changed: Changed) -> SchemaChange:
-        # Locked, so that of this and a plan with the change one comes first, and the other sees it.
+        # Locked, so that either this or a plan with the change comes first, and the other one sees it.
         revisions = await conn.fetch(LOCK, number)
         if not revisions:
             raise _unknown(number)
@@ -385,8 +385,10 @@ async def _insert(
     checked: CheckedChange,
     effects: ChangeEffects,
 ) -> Reply | None:
-    """Register a change that was checked after `history`; None where the history is another one by now. `effects`: on
-    nodes that get it without another release."""
+    """Register a change that was checked after `history`; return None if the history has changed since.
+
+    `effects`: on nodes that get it without another release.
+    """
     tried = [(row.number, row.revision) for row in history]
     wanted = await releases.following(call, following, query, number, checked)
 

@@ -1,4 +1,4 @@
-"""What one replica of control works with: built by the app's lifespan, and given to every operation."""
+"""The parts of one replica of control: built by the app's lifespan, and passed to every operation."""
 
 from dataclasses import dataclass
 
@@ -41,14 +41,14 @@ from control.tracing import Tracing
 
 @dataclass
 class Databases:
-    """The metadata database, a share of its connections for each kind of work that must not wait for the others."""
+    """The metadata database, with a share of its connections for each kind of work that must not wait for others."""
 
     requests: Database
-    """Reads and writes of requests that have no share of their own."""
+    """Reads and writes of requests without their own share."""
     writes: Database
-    """Operators' writes: the connections of `requests`; they take turns with everything that is written for nodes."""
+    """Operators' writes: the connections of `requests`; they take turns with all writes for nodes."""
     lists: Database
-    """Requests that only read, as lists do."""
+    """Requests that only read, such as lists."""
     joins: Database
     """Joins, and new credentials."""
     first_polls: Database
@@ -56,11 +56,11 @@ class Databases:
     batches: Database
     """Decisions about nodes, and their reports."""
     cache: Database
-    """What the cache of targets and credentials reads."""
+    """Reads of the cache of targets and credentials."""
     background: Database
     """Heartbeats, the monitor, the record of refusals, deletions."""
     readiness: Database
-    """The question whether the database takes writes."""
+    """The check whether the database accepts writes."""
 
 
 @dataclass
@@ -92,26 +92,26 @@ class Services:
     reports: WriteBatches[SyncReport, SyncState]
     """Takes the nodes' reports of their syncs."""
     numbers: NumbersIngest
-    """Takes what nodes tell of calls and of themselves."""
+    """Takes nodes' reports about calls and themselves."""
     numbers_kept: CallHistoryKeeper
-    """Sums up what is stored of that, and deletes what is old."""
+    """Sums up stored calls, and deletes old ones."""
     recent_calls: RecentCallsReader
-    """Calls of the last minutes, for those who look at the whole fleet."""
+    """Calls of the last minutes, for views of the whole fleet."""
     fleet_metrics: FleetMetrics
     """The fleet's metrics, for Prometheus."""
     standings: FleetReader
-    """How many nodes stand how, for those who look at the whole fleet."""
+    """How many nodes have each standing, for views of the whole fleet."""
     watching: WatchService
     """Views of nodes' records on this replica, and what nodes send for them."""
     metrics: ControlMetrics
     tracing: Tracing | None
-    """What makes and sends traces; None where none are sent."""
+    """Makes and sends traces; None if none are sent."""
     certificates: ControlCertificates
-    """Control's own certificate, and the CAs that nodes are to trust."""
+    """Control's own certificate, and the CAs that nodes should trust."""
     live_settings: LiveSettings
-    """Those of the settings that can change while control runs."""
+    """The settings that can change while control runs."""
     reread: RereadFiles
-    """Has files read again that can change while control runs."""
+    """Rereads files that can change while control runs."""
 
     def monitor(self) -> Monitor:
         """Make a monitor, which isn't running yet."""
@@ -126,5 +126,5 @@ class Services:
 
     @property
     def db(self) -> Database:
-        """The connections of requests that have no share of their own."""
+        """Return the connections of requests without their own share."""
         return self.databases.requests

@@ -1,4 +1,4 @@
-"""Syncs: nodes report theirs, operators read the log of them."""
+"""Syncs: nodes report theirs, operators read their log."""
 
 import logging
 from datetime import datetime
@@ -39,7 +39,7 @@ class Sync(Struct):
     late: str | None
     """The result that was reported after the end, if one was."""
     folded: int
-    """Further attempts of the node at this generation that share this line: a node gets ten lines an hour."""
+    """Further attempts of the node at this generation that share this line: a node gets ten lines per hour."""
 
 
 class SyncRow(NamedTuple):
@@ -93,8 +93,8 @@ class SyncFilter(Paging, forbid_unknown_fields=True):
     "/v1/syncs/{id}",
     "Report a sync",
     role="node",
-    # An edge that knows no ended credentials sends a report that waits before all else, and drops it for good by this
-    # code; only then it asks for another credential.
+    # An edge that doesn't know expired credentials sends a waiting report before anything else, and drops it for good
+    # because of this code; only then does it ask for another credential.
     ended="unknown_sync",
     answers={200: wire.SyncState},
     errors=("unknown_sync",),
@@ -192,7 +192,7 @@ def _sync(row: SyncRow) -> Sync:
 
 
 async def _trace(services: Services, tracing: Tracing, sync_id: str) -> None:
-    """Make the span of a sync that has ended, if it is traced. A database that doesn't answer costs the span alone."""
+    """Make the span of a finished sync, if it is traced. If the database doesn't answer, only the span is lost."""
     if not tracing.is_sync_traced(sync_id):
         return
     try:
@@ -208,7 +208,7 @@ async def _trace(services: Services, tracing: Tracing, sync_id: str) -> None:
 
 
 def _check(update: wire.SyncUpdate) -> None:
-    """Raises: ProblemError invalid_body, when the inventory is missing or contradicts itself."""
+    """Check that the inventory is present and consistent. Raises: ProblemError invalid_body."""
     if update.status == "succeeded" and update.inventory is None:
         raise ProblemError("invalid_body", "a success must say what the node now runs", field="inventory")
     if update.inventory is not None:

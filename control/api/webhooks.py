@@ -1,5 +1,6 @@
-"""Webhooks: URLs that events are sent to, and what became of each message. For admins of all groups alone: the URL of a
-receiver may hold a secret of its own, and messages tell of every group.
+"""Webhooks: URLs that events are sent to, and what became of each message.
+
+Only for admins of all groups: a receiver's URL may contain a secret, and messages are about every group.
 """
 
 from datetime import datetime
@@ -25,7 +26,7 @@ class NewWebhook(Body, frozen=True):
 
     name: Name
     url: Annotated[str, Meta(min_length=1, max_length=2000)]
-    """``https://…``; to networks that `SKERRY_WEBHOOK_NETWORKS` names also ``http://…``."""
+    """``https://…``, or ``http://…`` to networks that `SKERRY_WEBHOOK_NETWORKS` names."""
     kinds: Annotated[list[EventKind], Meta(max_length=20)] = field(default_factory=list)
     """The kinds of events that it gets; none: all."""
     secret: Annotated[str, Meta(max_length=200)] | None = None
@@ -42,21 +43,21 @@ class ListedWebhook(Struct):
     created_by: str
     created_at: datetime
     ended_at: datetime | None
-    """When its receiver answered that it is gone (410), after which it gets nothing more; null where it hasn't."""
+    """When its receiver answered 410 Gone, after which it gets nothing more; null if it hasn't."""
     waiting: int
-    """Messages that wait to be sent, or to be sent again."""
+    """Messages that wait to be sent or resent."""
     given_up: int
     """Messages of the last seven days that were given up."""
 
 
 class MadeWebhook(Struct):
     id: str
-    """Which webhook it is: another one may have its name later."""
+    """Identifies the webhook: another one may have its name later."""
     name: str
     url: str
     kinds: list[str]
     secret: str | None
-    """The secret that messages are signed with, which is answered only once; null where the request had it."""
+    """The secret with which messages are signed, returned only once; null if the request contained it."""
 
 
 class WebhookTest(Struct):
@@ -73,13 +74,13 @@ class WebhookDelivery(Struct):
     webhook: str
     kind: str
     times: int
-    """How many things happened that the message tells."""
+    """How many occurrences the message reports."""
     created_at: datetime
     state: str
     """`waiting`, `delivered` or `given_up`."""
     attempts: int
     next_at: datetime | None
-    """When it is sent next; null where it has ended."""
+    """When it is sent next; null if it is finished."""
     ended_at: datetime | None
     status: int | None
     """The receiver's last answer; null without one."""
@@ -88,11 +89,11 @@ class WebhookDelivery(Struct):
 
 
 MOST = 50
-"""Webhooks at most: each message is written once for each of them."""
+"""The most webhooks: each message is written once for each of them."""
 
 
 class WebhookRow(NamedTuple):
-    """A webhook, as one operation works on it."""
+    """A webhook that an operation works on."""
 
     id: str
     name: str
@@ -165,11 +166,11 @@ async def create(call: ApiCall, body: NewWebhook) -> Reply:
         if number >= MOST:
             raise ProblemError("too_many_webhooks", f"there are {number} webhooks already; remove one first")
         if not number:
-            # What was left of events when the last webhook was removed is old news.
+            # Events left from before the last webhook was removed are obsolete.
             await conn.execute(SQL["forget_events"])
         id, now, by = uuid4(), call.services.clock.now(), call.operator.name
         await conn.execute(SQL["add"], id, body.name, body.url, secret, kinds, by, now)
-        # Of the URL the host alone: receivers' URLs often hold a secret.
+        # Only the URL's host: receivers' URLs often contain a secret.
         await call.audit(conn, "webhook.create", body.name, after={"host": host, "kinds": kinds})
         return MadeWebhook(str(id), body.name, body.url, kinds, secret if made else None)
 
