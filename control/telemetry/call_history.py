@@ -1,10 +1,10 @@
-"""Calls of functions, counted, and kept in the database by group, minute and hour.
+"""Counts of functions' calls, stored in the database by group, minute and hour.
 
-Counted (`CallTally`): how many calls, how they ended, how long they took. Kept: written, read, summed up by hour, and
-deleted when they are old.
+`CallTally` counts how many calls there were, how they ended, and how long they took. Counts are written, read, summed
+up by hour, and deleted when they are old.
 
-Minutes are kept for 48 hours, each replica's apart, and hours for 90 days. The key begins with the group, so groups
-don't get in each other's way.
+Minutes are kept for 48 hours, separately for each replica, and hours for 90 days. The key begins with the group, so
+that groups don't conflict.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ from control.storage.connection import Connection
 from control.storage.database import Database, Locked
 
 PACKED = 512
-"""Bytes of a histogram as it is stored: enough for each bucket to have some calls."""
+"""Bytes of a stored histogram: enough for each bucket to have some calls."""
 NO_ERRORS = frozenset({"client_gone"})
-"""Codes of calls that didn't end well, but without an error of the function or the node."""
+"""Codes of unsuccessful calls that aren't errors of the function or the node."""
 
 
 class CallTally:
@@ -36,18 +36,18 @@ class CallTally:
 
     def __init__(self, outcomes: dict[str, int] | None = None, times: Counts | None = None) -> None:
         self.outcomes: dict[str, int] = {} if outcomes is None else outcomes
-        """How many calls ended with each code; calls that ended well aren't in it."""
+        """How many calls ended with each code, without successful calls."""
         self.times: Counts = {} if times is None else times
-        """How long all calls took, as `histogram` has it."""
+        """How long all calls took, as in `histogram`."""
 
     @property
     def calls(self) -> int:
-        """How many calls there were."""
+        """Return the number of calls."""
         return sum(self.times.values())
 
     @property
     def errors(self) -> int:
-        """How many calls ended in an error of the function or the node."""
+        """Return the number of calls that ended in an error of the function or the node."""
         return sum(count for code, count in self.outcomes.items() if code not in NO_ERRORS)
 
     def quantile(self, q: float) -> float | None:
@@ -62,13 +62,13 @@ class CallTally:
 
 
 Tallies = dict[tuple[str, int], CallTally]
-"""By function and number of the release."""
+"""By function and release number."""
 K = TypeVar("K")
 _Stored = list[tuple[str, int, dict[str, int], bytes]]
 
 
 def add_tallies(into: Tallies, other: Tallies) -> None:
-    """Add the calls of `other` to those of `into`, which shares nothing with it."""
+    """Add the calls of `other` to those of `into`, without sharing objects."""
     for key, tally in other.items():
         known = into.get(key)
         if known is None:
@@ -77,7 +77,7 @@ def add_tallies(into: Tallies, other: Tallies) -> None:
 
 
 def encode_tallies(tallies: Tallies) -> bytes:
-    """Return the tallies as they are stored."""
+    """Return the tallies in their stored form."""
     rows = [(name, release, _bounded(t.outcomes), _packed(t.times)) for (name, release), t in tallies.items()]
     return msgspec.msgpack.encode(rows)
 
@@ -87,7 +87,7 @@ def _packed(times: Counts) -> bytes:
 
 
 def _bounded(counts: Mapping[K, int]) -> dict[K, int]:
-    """Cut counts to what can be read again: nodes may tell any numbers."""
+    """Cut counts to readable sizes: nodes may send any numbers."""
     return {key: min(count, histogram.MOST) for key, count in counts.items()}
 
 
@@ -108,7 +108,7 @@ _decode = msgspec.msgpack.Decoder(_Stored).decode
 
 
 class MinuteRow(NamedTuple):
-    """What a replica has counted of a group in a minute."""
+    """A replica's counts of a group in a minute."""
 
     group_id: str
     minute: datetime
@@ -142,20 +142,20 @@ GROUPS = SQL.value("groups", str)
 MINUTES_KEPT = timedelta(hours=48)
 HOURS_KEPT = timedelta(days=90)
 SUMMED_AFTER = timedelta(minutes=15)
-"""From the end of an hour until it is summed up: replicas keep what they can't write for ten minutes."""
+"""From the end of an hour until it is summed up: replicas keep unwritten counts for ten minutes."""
 BY_MINUTE = timedelta(minutes=90)
 """Hours that ended longer ago than this are read by hour."""
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 LIMIT = 500
-"""Rows that one statement deletes."""
+"""The most rows that one statement deletes."""
 AT_ONCE = 50
-"""Rows that one transaction writes."""
+"""The most rows that one transaction writes."""
 
 log = logging.getLogger("skerry.numbers")
 
 
 async def write(db: Database, replica: str, minute: datetime, counted: Mapping[str, Tallies]) -> None:
-    """Write what a replica has counted in a minute, by group. Raises: ProblemError."""
+    """Write a replica's counts of a minute, by group. Raises: ProblemError."""
     rows = [(group_id, minute, replica, encode_tallies(found)) for group_id, found in sorted(counted.items())]
     for start in range(0, len(rows), AT_ONCE):
 
@@ -175,13 +175,14 @@ async def read(
     replica: str,
     function: str = "",
 ) -> list[Span]:
-    """Return the calls of groups, given by id, from `since` on and before `until`, in the order of time: by hour if
-    they are old, else by minute. `unwritten`: what the replica that asks hasn't written for good yet. Raises:
-    ProblemError.
+    """Return the calls of groups, given by id, from `since` to before `until`, in order of time.
+
+    Old calls are by hour, others by minute. `unwritten` are this replica's counts that aren't stored yet.
+    Raises: ProblemError.
     """
     ids = sorted(groups)
     cut = _hour(until - BY_MINUTE)
-    # Taken before the database is asked: minutes that are written after this are left out of its answer.
+    # Copied before the query: minutes that are written afterwards are left out of its answer.
     mine = [
         Span(group_id, minute, 60, _of(found, function))
         for minute, by_group in unwritten.items()
@@ -209,11 +210,11 @@ async def read(
 
 
 def counted_in(body: bytes, function: str = "") -> Tallies:
-    """Return what a stored row has, of one function, if given; nothing if it can't be read."""
+    """Return the counts in a stored row, of one function, if given; none if it can't be read."""
     try:
         return decode_tallies(body, function)
     except ValueError as error:
-        # It is damaged, or of another version of control. The others can still be shown.
+        # It is damaged, or from another version of control. The others can still be shown.
         log.warning("%s", error)
         return {}
 
@@ -238,7 +239,7 @@ class CallHistoryKeeper:
         """The last hour that is summed up for all groups."""
 
     async def work(self, now: datetime, seconds: float) -> bool:
-        """Work for so many seconds at most; return whether nothing is left. Raises: ProblemError."""
+        """Work for at most `seconds`; return whether nothing is left to do. Raises: ProblemError."""
         end = self._clock.monotonic() + seconds
         try:
             return await self._sum_up(now, end) and await self._delete(now, end)

@@ -1,6 +1,6 @@
-"""The fleet's metrics for Prometheus: how nodes stand, calls by function and release, what nodes tell of themselves.
+"""The fleet's metrics for Prometheus: nodes' standings, calls by function and release, nodes' reports on themselves.
 
-Every replica has the same gauges, and counters of its own, of the nodes that tell it. No metric has a node's name.
+Every replica has the same gauges, and its own counters, for the nodes that report to it. No metric has a node's name.
 """
 
 import asyncio
@@ -18,18 +18,18 @@ from control.telemetry.node_health import Events, GroupToldRow
 from control.telemetry.shared_reading import SharedReading
 
 PATIENCE = 3.0
-"""Seconds that a scrape waits for the database; what it can't read is left out."""
+"""Seconds that a scrape waits for the database; what it can't read by then is left out."""
 TOLD_EVERY = 15.0
-"""Seconds between two readings of what nodes tell of themselves."""
+"""Seconds between two reads of nodes' reports on themselves."""
 MOST_CODES, MOST_VERSIONS = 50, 20
-"""Failure codes of a group, and versions of the edge, with series of their own: nodes may tell any number of them."""
+"""The most failure codes of a group, and versions of the edge, with their own series: nodes may send any number."""
 _BOUNDS = (*map(str, histogram.FOLDED), "+Inf")
 _MIDDLES = tuple(histogram.middle(index) for index in range(histogram.LONGER + 1))
 """By bucket of `histogram`: the seconds that each of its calls is assumed to have taken."""
 
 
 class GroupCalls(NamedTuple):
-    """Calls of a group since the replica's start: those of minutes that are over, and of the current one."""
+    """Calls of a group since the replica's start: those of past minutes, and of the current one."""
 
     group: str
     over: Mapping[tuple[str, int], CallTally]
@@ -47,7 +47,7 @@ class FleetMetrics:
         self._told = SharedReading(numbers.nodes.of_groups, TOLD_EVERY, clock)
 
     async def render(self) -> bytes:
-        """Return the metrics as text, without those that the database doesn't answer for in time."""
+        """Return the metrics as text, without those that the database doesn't return in time."""
         names = {id: group.name for id, group in self._fleet.groups.items()}
         texts = []
         try:
@@ -70,12 +70,12 @@ class FleetMetrics:
         return "".join(texts).encode()
 
     async def stop(self) -> None:
-        """End the reading that is under way."""
+        """Cancel the running read."""
         await self._told.stop()
 
 
 def standings(summary: FleetSummary) -> str:
-    """Return how many nodes stand how."""
+    """Return how many nodes have each standing."""
     nodes: list[tuple[str, float]] = []
     failing: list[tuple[str, float]] = []
     overdue: list[tuple[str, float]] = []
@@ -107,7 +107,7 @@ def standings(summary: FleetSummary) -> str:
 
 
 def told(rows: Iterable[GroupToldRow], names: Mapping[str, str]) -> str:
-    """Return what nodes told of themselves lately."""
+    """Return nodes' recent reports on themselves."""
     by_group: dict[str, list[GroupToldRow]] = {}
     for row in rows:
         if row.group_id in names:
@@ -288,7 +288,7 @@ def _series(calls: GroupCalls) -> Iterable[tuple[str, list[CallTally]]]:
 
 
 def labels(**values: str) -> str:
-    """Return labels as they are written, whatever their values: ``group="shops",code="disk_full"``."""
+    """Return labels in the text format, whatever their values: ``group="shops",code="disk_full"``."""
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in values.items())
 
 
@@ -303,7 +303,7 @@ def family(name: str, kind: str, about: str, samples: Iterable[tuple[str, float]
 
 
 def head(name: str, kind: str, about: str) -> str:
-    """Return what stands above a metric's samples."""
+    """Return the lines above a metric's samples."""
     return f"# HELP {name} {about}\n# TYPE {name} {kind}\n"
 
 

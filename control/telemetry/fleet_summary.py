@@ -1,7 +1,7 @@
-"""How many nodes stand how: what `/metrics`, the console and `skerry status --watch` show of the whole fleet.
+"""How many nodes have each standing, as `/metrics`, the console and `skerry status --watch` show the whole fleet.
 
-It is read only while somebody looks, and a recent reading serves everybody who asks. The database counts, so a reading
-costs this process the same for any fleet: 42 ms of the database's CPU at 200,000 nodes.
+It is read only while somebody looks, and everybody shares a recent reading. The database counts, so a reading costs
+this process the same for any fleet: 42 ms of the database's CPU at 200,000 nodes.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from control.sync.standing import STANDINGS, Standing, standing
 from control.telemetry.shared_reading import SharedReading
 
 PERIOD = 1.0
-"""Seconds between the beginnings of two readings, at least (and see `shared_reading.REST`)."""
+"""The fewest seconds between the starts of two readings (and see `shared_reading.REST`)."""
 LATE = timedelta(seconds=3)
-"""How much older than the newest summary a grid may be for the summary that was read with it to be shown."""
+"""A summary that was read with the grid is shown if it is at most this much older than the newest summary."""
 EXAMPLES = 5
 """Names of nodes that are read for a cause."""
 MOST_CAUSES = 100
-"""Causes whose texts and names are read: a node may fail with any code."""
+"""The most causes whose texts and names are read: a node may fail with any code."""
 
 
 class TargetedGroup(NamedTuple):
-    """A group, the number of its release and of the one before; None where there is none."""
+    """A group, the number of its release and of the previous one; None if there is none."""
 
     id: str
     name: str
@@ -76,7 +76,7 @@ class ExampleRow(NamedTuple):
 
 
 class GridRow(NamedTuple):
-    """The nodes of a group: a letter of each, and their names with spaces between them."""
+    """The nodes of a group: a letter for each, and their names separated by spaces."""
 
     group_id: str
     letters: str
@@ -98,36 +98,36 @@ class Cause:
 
     code: str
     text: str
-    """The message of one of them, lately; '' where there are more than `MOST_CAUSES`."""
+    """A recent message of one of them; '' if there are more than `MOST_CAUSES`."""
     at: datetime | None
     """When that one failed."""
     groups: dict[str, int]
-    """How many nodes fail so, by group."""
+    """How many nodes fail with it, by group."""
     examples: tuple[str, ...]
     """Names of some of them."""
 
     @property
     def nodes(self) -> int:
-        """How many nodes fail so."""
+        """Return how many nodes fail with it."""
         return sum(self.groups.values())
 
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """How the nodes of a group stand; removed ones aren't counted."""
+    """The standings of a group's nodes; removed ones aren't counted."""
 
     name: str
     release: int | None
-    """The number of the group's release; None where it has none."""
+    """The number of the group's release; None if it has none."""
     counts: dict[tuple[Standing, int | None], int]
-    """How many nodes there are, by standing and by the number of the release that they run. That is known of nodes that
-    run the group's release or the one before; None: another one, none, or not known."""
+    """How many nodes there are, by standing and by the number of the release that they run. The number is known if they
+    run the group's release or the previous one; None: another one, none, or unknown."""
     overdue: dict[Standing, int]
     """How many of them are overdue, by standing."""
     causes: tuple[Cause, ...]
-    """Of those that are failing, by code: the most frequent one first."""
+    """Of failing nodes, by code: the most frequent one first."""
     cloned: int = 0
-    """How many of them look like two processes that poll in turn."""
+    """How many of them look like two processes that poll alternately."""
 
     @cached_property
     def standings(self) -> dict[Standing, int]:
@@ -136,17 +136,17 @@ class GroupSummary:
 
     @cached_property
     def nodes(self) -> int:
-        """How many nodes the group has."""
+        """Return the number of the group's nodes."""
         return sum(self.counts.values())
 
 
 @dataclass(frozen=True)
 class FleetSummary:
-    """How the nodes of some groups stand, at one moment."""
+    """The standings of the nodes of some groups, at one moment."""
 
     read_at: datetime
     groups: tuple[GroupSummary, ...]
-    """By name. A group without nodes is there too."""
+    """By name, including groups without nodes."""
 
     def of(self, names: Collection[str] | None) -> "FleetSummary":
         """Return the summary of only these groups; None means all."""
@@ -156,7 +156,7 @@ class FleetSummary:
 
     @cached_property
     def nodes(self) -> int:
-        """How many nodes there are."""
+        """Return the number of nodes."""
         return sum(group.nodes for group in self.groups)
 
     @cached_property
@@ -166,17 +166,17 @@ class FleetSummary:
 
     @cached_property
     def overdue(self) -> int:
-        """How many nodes are overdue."""
+        """Return how many nodes are overdue."""
         return sum(n for group in self.groups for n in group.overdue.values())
 
     @cached_property
     def cloned(self) -> int:
-        """How many nodes are cloned."""
+        """Return how many nodes are cloned."""
         return sum(group.cloned for group in self.groups)
 
     @cached_property
     def causes(self) -> tuple[Cause, ...]:
-        """Why nodes fail, over all groups: the most frequent cause first."""
+        """Return why nodes fail, across all groups: the most frequent cause first."""
         found: dict[str, Cause] = {}
         for cause in (cause for group in self.groups for cause in group.causes):
             known = found.get(cause.code)
@@ -191,23 +191,23 @@ class GroupGrid:
     letters: str
     """A letter of `standing.LETTERS` for each node."""
     joined: str
-    """Their names, with spaces between them."""
+    """Their names, separated by spaces."""
 
     @cached_property
     def names(self) -> list[str]:
-        """The names of the nodes, in the order of their letters."""
+        """Return the names of the nodes, in the order of their letters."""
         return self.joined.split(" ") if self.joined else []
 
 
 @dataclass(frozen=True)
 class FleetGrid:
-    """How each node stands, at one moment: some bytes a node."""
+    """The standing of each node, at one moment: some bytes per node."""
 
     read_at: datetime
     groups: dict[str, GroupGrid]
-    """By name, in this order. A group without nodes is there too."""
+    """By name, sorted, including groups without nodes."""
     summary: FleetSummary
-    """How many nodes stand how, at the same moment."""
+    """How many nodes have each standing, at the same moment."""
 
     def of(self, names: Collection[str] | None) -> "FleetGrid":
         """Return the grid of only these groups; None means all."""
@@ -227,34 +227,34 @@ class FleetReader:
         self._grid = SharedReading(self._read_grid, PERIOD, clock)
 
     async def summary(self) -> FleetSummary:
-        """Return how many nodes stand how, as it was read about `PERIOD` ago.
+        """Return how many nodes have each standing, read about `PERIOD` ago.
 
         Raises: ProblemError, when the database doesn't answer.
         """
         return await self._summary.get()
 
     async def grid(self) -> FleetGrid:
-        """Return how each node stands: 0.6 s of the database's time at 200,000 nodes, 20 ms at 10,000.
+        """Return each node's standing: 0.6 s of the database's time at 200,000 nodes, 20 ms at 10,000.
 
         Raises: ProblemError, when the database doesn't answer.
         """
         return await self._grid.get()
 
     async def both(self) -> tuple[FleetSummary, FleetGrid]:
-        """Return the summary and the grid, both of one moment if that is at most `LATE` before the newest summary.
+        """Return the summary and the grid, both from one moment if that is at most `LATE` before the newest summary.
 
-        In a fleet whose cells can be counted, a number and the cells beside it don't differ.
+        In a fleet whose cells can be counted by eye, a number thus agrees with the cells beside it.
         """
         summary, grid = await asyncio.gather(self.summary(), self.grid())
         return (summary if summary.read_at - grid.read_at > LATE else grid.summary), grid
 
     @property
     def last(self) -> FleetSummary | None:
-        """The last reading of the summary, however old it is; None where there was none."""
+        """Return the last reading of the summary, however old it is; None if there was none."""
         return self._summary.value
 
     async def stop(self) -> None:
-        """End the readings that are under way."""
+        """Cancel the running reads."""
         await self._summary.stop()
         await self._grid.stop()
 
@@ -281,7 +281,7 @@ class FleetReader:
 
 
 async def _count(conn: Connection, read_at: datetime, groups: list[TargetedGroup]) -> FleetSummary:
-    """Return the summary of these groups, in the transaction in which they were read."""
+    """Return the summary of these groups, in the transaction that read them."""
     counts = await conn.fetch(COUNTS)
     overdue = await conn.fetch(OVERDUE)
     cloned = {row.group_id: row.nodes for row in await conn.fetch(CLONED)}
@@ -306,7 +306,7 @@ def _by_standing(counts: Iterable[tuple[tuple[Standing, int | None], int]]) -> d
 
 
 def _merged(one: Cause, other: Cause) -> Cause:
-    """Join a cause with the same one in other groups; the newer text and time stay."""
+    """Merge a cause with the same one in other groups; the newer text and time stay."""
     newer = max(one, other, key=lambda cause: (cause.at is not None, cause.at.timestamp() if cause.at else 0.0))
     examples = tuple(sorted((*one.examples, *other.examples)))[:EXAMPLES]
     return replace(newer, groups=one.groups | other.groups, examples=examples)

@@ -1,8 +1,8 @@
-"""Takes in what nodes tell with their polls about calls and themselves: added up in memory, written once a minute.
+"""Takes what nodes send with polls about calls and themselves: added up in memory, written once a minute.
 
-A poll's way touches no database: what it brings is added to sums in this replica's memory. Each minute that is over is
-written as one row a group; a group of which numbers come quicker, as after a change of release, is written each `HURRY`
-seconds. So a kill -9 loses what came in the last minute, and SIGTERM loses nothing.
+A poll needs no query: its numbers are added to sums in this replica's memory. Each past minute is written as one row
+per group; a group whose numbers arrive faster, for instance after a change of release, is written each `HURRY` seconds.
+So a kill -9 loses what arrived in the last minute, and SIGTERM loses nothing.
 """
 
 import logging
@@ -26,31 +26,31 @@ from control.telemetry.call_history import CallTally, Tallies
 from control.telemetry.node_health import NodeHealthStore
 
 HURRY = 5.0
-"""Seconds between two checks whether something has to be written."""
+"""Seconds between two checks whether there is something to write."""
 SHORT = 30.0
-"""Numbers of fewer seconds than this come from a group whose release has just changed."""
+"""Numbers that cover fewer seconds than this come from a group whose release has just changed."""
 KEPT = timedelta(minutes=10)
-"""How long minutes that can't be written are kept; hours are summed up after that."""
+"""How long unwritten minutes are kept; hours are summed up after that."""
 LAST_FLUSH = 2.0
-"""Seconds for what is left when the replica stops."""
+"""Seconds for writing the rest when the replica stops."""
 LONGEST = 512 * 1024
-"""Bytes of a node's numbers."""
+"""The most bytes of a node's numbers."""
 CALLS_A_SECOND = 200_000
 """More calls than a node can have."""
 SLACK, LONGEST_WHILE = 60.0, 90 * 86400.0
-"""Seconds that a node's clock may be wrong by, and the longest while that is believed."""
+"""Seconds by which a node's clock may be wrong, and the longest interval that is trusted."""
 COST, COST_OF_FUNCTION, ALLOWED = 0.5, 0.002, 10.0
-"""Seconds for which a node's numbers count, and each function of them; a node may be so far ahead of the time. A node
-sends some each 5 s at most."""
+"""Seconds for which a node's numbers count, and each function of them; a node may be this far ahead of the time. A node
+sends some at most every 5 s."""
 WAITING = 5000
-"""Functions' numbers that may wait for the names of their release's functions."""
+"""The most functions' numbers that may wait for the names of their release's functions."""
 RELEASES_KEPT = 2000
 """Releases that are kept in memory."""
 RELEASES_AT_ONCE = 100
 """Releases that are read in one query."""
 NAMES_KEPT, NONE_KEPT = 600.0, 60.0
-"""Seconds for which a release's functions are kept, and for which it is remembered that there is no such release:
-metadata that are restored from a backup may give its number to another release, and a node may name a future one."""
+"""Seconds for which a release's functions are cached, and the fact that a release doesn't exist: metadata restored from
+a backup may give its number to another release, and a node may name a future one."""
 
 
 class ReleasedFunction(NamedTuple):
@@ -68,7 +68,7 @@ _decode = msgspec.msgpack.Decoder(wire.Numbers).decode
 
 
 class ReleaseFunctions:
-    """The sorted names of releases' functions, kept in memory: nodes' numbers refer to them by their places."""
+    """The sorted names of releases' functions, in memory: nodes' numbers refer to them by index."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -117,22 +117,22 @@ class NumbersIngest:
         self._names = ReleaseFunctions(db)
         self._told: dict[str, _Told] = {}
         self._minutes: dict[datetime, dict[str, Tallies]] = {}
-        """What came in minutes that aren't written for good, by minute and group."""
+        """The counts of minutes that aren't stored yet, by minute and group."""
         self._minute = datetime.min.replace(tzinfo=clock.now().tzinfo)
         self._current: dict[str, Tallies] = {}
         self._totals: dict[str, Tallies] = {}
-        """By group: the calls of the newest two releases since the start, without the minutes that aren't over."""
+        """By group: the calls of the newest two releases since the start, without unfinished minutes."""
         self._hurried: set[str] = set()
         self._waiting: list[tuple[str, wire.FunctionNumbers, float]] = []
         self.taken = self.again = self.refused = 0
-        """How many messages were counted, were known already, and were refused, wholly or in part."""
+        """How many messages were counted, were already known, and were refused, wholly or in part."""
         self._refusals = Outage(log, "numbers of nodes are refused, and their polls answered all the same")
         self._outage = Outage(log, "numbers of nodes can't be written yet")
 
     def take(self, node: CachedNode, newest: int, poll: wire.Poll, now: datetime) -> None:
-        """Count what a poll brings. What is wrong is logged; the poll isn't refused for it.
+        """Count what a poll contains. Mistakes are logged, but the poll isn't refused because of them.
 
-        `newest`: the number of the newest release of the node's group that is known here; 0 where it has none.
+        `newest`: the number of the newest release of the node's group that is known here; 0 if it has none.
         """
         try:
             self._take(node, newest, poll, now)
@@ -158,7 +158,7 @@ class NumbersIngest:
         if numbers.node is not None:
             self.nodes.take(node, numbers.node)
         if poll.generation < node.generation:
-            # It was moved and isn't at its new group's release yet: these numbers are about its old group's release.
+            # It was moved and hasn't reached its new group's release yet: these numbers are about the old group's.
             return
         if now >= self._minute + timedelta(minutes=1):
             self._turn(now)
@@ -168,7 +168,7 @@ class NumbersIngest:
         wrong = ""
         for function in numbers.functions:
             try:
-                # This replica may not have heard of the newest release yet.
+                # This replica may not know the newest release yet.
                 if function.release > newest + 1:
                     raise ValueError(f"its group has no release {function.release}")
                 names = self._names.get(node.group_id, function.release, time)
@@ -214,7 +214,7 @@ class NumbersIngest:
         self._refusals.failed(f"{name}: {why}")
 
     def _turn(self, now: datetime) -> None:
-        """Begin another minute. The clock may have gone back: then the last one goes on."""
+        """Begin another minute. If the clock has gone back, the last one continues."""
         for group_id, lately in self._current.items():
             total = self._totals.setdefault(group_id, {})
             call_history.add_tallies(total, lately)
@@ -224,10 +224,10 @@ class NumbersIngest:
         self._minute = now.replace(second=0, microsecond=0)
         self._current = self._minutes[self._minute] = {}
 
-    # For those who look
+    # For readers
 
     def unwritten(self) -> dict[datetime, dict[str, Tallies]]:
-        """Return what isn't in the database for good yet, by minute and group. It must not be changed."""
+        """Return the counts that aren't stored yet, by minute and group. Don't change them."""
         return self._minutes
 
     def groups(self) -> list[str]:
@@ -235,15 +235,16 @@ class NumbersIngest:
         return sorted(self._totals.keys() | self._current.keys())
 
     def totals(self, group_id: str) -> tuple[Tallies, Tallies]:
-        """Return a group's calls since the start: those of past minutes, of the two newest releases, and those of the
-        current minute. They must not be changed, and they fit each other until the caller awaits something.
+        """Return a group's calls since the start: those of past minutes, and those of the current minute.
+
+        Only the two newest releases count. Don't change the tallies; they are consistent until the caller awaits.
         """
         return self._totals.get(group_id, {}), self._current.get(group_id, {})
 
     # Writing
 
     async def run(self) -> None:
-        """Write what is due until cancelled, and then all that is left."""
+        """Write what is due, and everything else when cancelled."""
         try:
             while True:
                 await self._clock.sleep(HURRY)
@@ -272,7 +273,7 @@ class NumbersIngest:
             del self._minutes[minute]
 
     async def resolve(self) -> None:
-        """Read the functions of releases that were unknown, and count what waited for them. Raises: ProblemError."""
+        """Read the functions of unknown releases, and count the numbers that waited for them. Raises: ProblemError."""
         time, now = self._clock.monotonic(), self._clock.now()
         await self._names.read({(group_id, function.release) for group_id, function, _ in self._waiting}, time)
         waiting, self._waiting = self._waiting, []
@@ -292,7 +293,7 @@ class NumbersIngest:
             self._told = {id: told for id, told in self._told.items() if told.free_at > past}
 
     async def write(self, now: datetime, *, everything: bool = False) -> None:
-        """Write the minutes that are over, and the groups whose numbers come quickly. Raises: ProblemError."""
+        """Write past minutes, and the groups whose numbers arrive fast. Raises: ProblemError."""
         if now >= self._minute + timedelta(minutes=1) and self._current:
             self._turn(now)
         for minute in sorted(self._minutes):

@@ -1,4 +1,4 @@
-"""How nodes are, as they tell it. The database has the newest of each node, written at most once a minute."""
+"""The state of nodes, as they report it. The database has each node's newest report, at most one per minute."""
 
 import asyncio
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from control.sync.fleet_cache import CachedNode
 from control.sync.node_state import clean
 
 PERIOD = 60.0
-"""Seconds between two writes of what nodes told."""
+"""Seconds between two writes of nodes' reports."""
 STATEMENT = 500
 """Nodes in one statement."""
 LATELY = timedelta(hours=1)
-"""What was told longer ago isn't counted for the groups: the node is away, or was removed."""
+"""Older reports don't count for the groups: the node is away, or was removed."""
 MOST_EVENTS = 1_000_000
-"""Worker deaths, dropped lines and failed syncs that one poll may tell; more are not believed."""
+"""The most worker deaths, dropped lines and failed syncs that one poll may report; more aren't trusted."""
 
 
 class NodeTold(NamedTuple):
-    """What a node told of itself last. The ends are unix seconds, 0 where there is none."""
+    """A node's last report about itself. The ends are Unix seconds, 0 if there is none."""
 
     told_at: datetime
     database_bytes: int
@@ -38,7 +38,7 @@ class NodeTold(NamedTuple):
 
 
 class GroupToldRow(NamedTuple):
-    """What the nodes of a group that have one version of the edge told lately."""
+    """Recent reports of the nodes of a group that have the same version of the edge."""
 
     group_id: str
     edge: str
@@ -68,19 +68,19 @@ class Events:
 
 
 class NodeHealthStore:
-    """What nodes have told since it was last written, and how it is written and read."""
+    """Collects nodes' reports, and writes and reads them."""
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
         self._latest: dict[str, tuple[str, wire.NodeNumbers]] = {}
-        """By node: its group and what it told."""
+        """By node: its group and its report."""
         self._due = 0.0
         self.events: dict[str, Events] = {}
         """By group."""
 
     def take(self, node: CachedNode, numbers: wire.NodeNumbers) -> None:
-        """Take what a node tells."""
+        """Take a node's report."""
         self._latest[node.id] = node.group_id, numbers
         if numbers.worker_deaths or numbers.log_dropped or numbers.failed_syncs:
             events = self.events.setdefault(node.group_id, Events())
@@ -89,13 +89,13 @@ class NodeHealthStore:
             events.failed_syncs += min(numbers.failed_syncs, MOST_EVENTS)
 
     async def write_if_due(self, time: float) -> None:
-        """Write what was told, if it wasn't written for `PERIOD`; `time` is the loop's. Raises: ProblemError."""
+        """Write the reports if `PERIOD` has passed since the last write; `time` is the loop's. Raises: ProblemError."""
         if time >= self._due:
             self._due = time + PERIOD
             await self.write()
 
     async def write(self) -> None:
-        """Write what was told; what couldn't be written is kept. Raises: ProblemError."""
+        """Write the reports; those that couldn't be written are kept. Raises: ProblemError."""
         while self._latest:
             ids = sorted(self._latest)[:STATEMENT]
             part = {id: self._latest[id] for id in ids}
@@ -120,6 +120,6 @@ class NodeHealthStore:
             await asyncio.sleep(0)
 
     async def of_groups(self) -> list[GroupToldRow]:
-        """Return what the nodes of each group told lately, by version of the edge. Raises: ProblemError."""
+        """Return recent reports of each group's nodes, by version of the edge. Raises: ProblemError."""
         since = self._clock.now() - LATELY
         return await self._db.read(lambda conn: conn.fetch(OF_GROUPS, since))

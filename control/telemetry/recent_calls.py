@@ -1,6 +1,6 @@
-"""Calls, errors and times of the last minutes by group, and in it by release or function, as overviews show them.
+"""Calls, errors and times of the last minutes, by group and release or function, for overviews.
 
-All replicas' rows are read, and what this replica hasn't written yet. A row that is known isn't decoded again.
+All replicas' rows are read, and this replica's unwritten counts. A known row isn't decoded again.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,9 +20,9 @@ from control.telemetry.shared_reading import SharedReading
 K = TypeVar("K")
 
 MINUTES_SHOWN = 10
-"""Minutes, the current one included, that are shown."""
+"""How many minutes are shown, including the current one."""
 PERIOD = 2.0
-"""Seconds between two readings, at least."""
+"""The fewest seconds between two readings."""
 
 ByRelease = dict[int, CallTally]
 ByFunction = dict[str, CallTally]
@@ -47,7 +47,7 @@ class RecentCalls:
 
 
 class RecentCallsReader:
-    """Reads recent calls for everybody who looks on this replica."""
+    """Reads recent calls for all viewers on this replica."""
 
     def __init__(self, db: Database, clock: Clock, fleet: FleetCache, numbers: NumbersIngest) -> None:
         self._db = db
@@ -55,7 +55,7 @@ class RecentCallsReader:
         self._fleet = fleet
         self._numbers = numbers
         self._known: dict[tuple[str, datetime, str], tuple[bytes, _Counted]] = {}
-        """What rows have, by their keys."""
+        """The contents of rows, by their keys."""
         self._reading = SharedReading(self._read, PERIOD, clock)
 
     async def get(self) -> RecentCalls:
@@ -63,14 +63,14 @@ class RecentCallsReader:
         return await self._reading.get()
 
     async def stop(self) -> None:
-        """End the reading that is under way."""
+        """Cancel the running read."""
         await self._reading.stop()
 
     async def _read(self) -> RecentCalls:
         now = self._clock.now()
         since = now.replace(second=0, microsecond=0) - timedelta(minutes=MINUTES_SHOWN - 1)
         names = {id: group.name for id, group in self._fleet.groups.items()}
-        # Before the database is asked: minutes that are written after this are left out of its answer.
+        # Before the query: minutes that are written afterwards are left out of its answer.
         mine = {
             (group_id, minute): _counted(counted)
             for minute, by_group in self._numbers.unwritten().items()

@@ -1,4 +1,4 @@
-"""Reads something from the database only while somebody looks, once for everybody who does."""
+"""Reads something from the database only while somebody looks, once for all viewers."""
 
 import asyncio
 import math
@@ -9,7 +9,7 @@ from control.clock import Clock
 from control.storage.connection_quotas import ASKS
 
 REST = 20
-"""A reading is kept this many times as long as it took, so readings take at most a twentieth of the time."""
+"""A reading is kept for this many times as long as it took, so that readings take at most a twentieth of the time."""
 LONGEST = 30.0
 """Seconds for which a slow reading is kept, at most: if the database was stuck for a while, its answer must not be
 shown for minutes."""
@@ -18,21 +18,20 @@ T = TypeVar("T")
 
 
 class SharedReading(Generic[T]):
-    """A value that is read when somebody asks and the last reading is too old; everybody who waits shares one
-    reading."""
+    """A value that is read on demand if the last reading is too old; everybody who waits shares one reading."""
 
     def __init__(self, read: Callable[[], Awaitable[T]], period: float, clock: Clock) -> None:
-        """`period`: seconds between the beginnings of two readings, at least."""
+        """Read at most every `period` seconds, measured between the starts of readings."""
         self._read = read
         self._period = period
         self._clock = clock
         self._reading: asyncio.Task[T] | None = None
         self._old_at = -math.inf
-        """When the value has to be read again, in the clock's `monotonic`."""
+        """When the value must be read again, in the clock's `monotonic`."""
         self.value: T | None = None
 
     async def get(self) -> T:
-        """Return the value. Everybody who waits for a reading gets what it raises."""
+        """Return the value. If a reading raises an error, everybody who waits for it gets that."""
         if self.value is not None and self._clock.monotonic() < self._old_at:
             return self.value
         if self._reading is None or self._reading.done():
@@ -42,7 +41,7 @@ class SharedReading(Generic[T]):
         return await asyncio.shield(self._reading)
 
     async def stop(self) -> None:
-        """End the reading that is under way."""
+        """Cancel the running read."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
