@@ -1,6 +1,6 @@
 """The private cache of AOT files: `<key>.so`, with its sha256 in `<key>.sha256` beside it.
 
-Nothing here imports WasmEdge, so that the front, which looks for AOT files and checks them, doesn't map its library.
+Nothing here imports WasmEdge, so that the front, which finds and checks AOT files, doesn't map its library.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from edge_runtime.files import sync_folder
 WASMEDGE: Final = "0.14.1"
 """The version of WasmEdge that compiles the code and runs it."""
 QUICK = 0
-"""The optimization level with which a function starts: 45 ms for 28 KB of C (examples/hello)."""
+"""The optimization level at which a function starts: 45 ms for 28 KB of C (examples/hello)."""
 BEST = 2
-"""The optimization level of a function once it is compiled so: 0.6 s for the same code. Level 3 ran no faster."""
+"""The final optimization level of a function: 0.6 s for the same code. Level 3 ran no faster."""
 LEVELS = (0, 1, 2, 3)
 
 _OPTIONS = "native, kernel 2, memories imported"
-"""A part of the key, which changes whenever the same module would compile to different code. The kernel's number grows
-with each change of Extism's kernel or of its merging."""
+"""A part of the key, which changes whenever the same module would compile to different code. The kernel's number is
+increased with each change of Extism's kernel or of its merging."""
 FOLDER: Final = "aot"
 """The cache's name in a state directory."""
 TEMPORARY = ".compile-"
@@ -42,7 +42,7 @@ _INTERPRETED: Final = 26
 
 
 class Damaged(Exception):
-    """An AOT file isn't the one that was compiled: compile the module again."""
+    """An AOT file differs from what was compiled: compile the module again."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class AotFile:
 
 
 def users_folder() -> Path:
-    """Return the user's own folder of AOT files, for calls without a node. A user without a home has none there."""
+    """Return the user's folder of AOT files, for calls without a node, even for a user without a home."""
     try:
         home = Path.home()
     except RuntimeError:
@@ -68,7 +68,7 @@ def key(wasm_sha256: str, level: int) -> str:
 
 
 def find(folder: Path, wasm_sha256: str, level: int) -> AotFile | None:
-    """Return the AOT file that was compiled earlier; None where there is none, or a damaged one."""
+    """Return the AOT file that was compiled earlier; None if there is none, or it is damaged."""
     name = key(wasm_sha256, level)
     path = folder / f"{name}.so"
     try:
@@ -103,7 +103,7 @@ def discard_damaged(folder: Path, wasm_sha256: str) -> bool:
 
 
 def remove_others(folder: Path, kept: Iterable[str]) -> None:
-    """Remove the AOT files of all artifacts but those of `kept` (sha256), at the two levels of a node's functions."""
+    """Remove the AOT files of all artifacts except `kept` (sha256), at the two levels of a node's functions."""
     names = {key(sha256, level) for sha256 in kept for level in (QUICK, BEST)}
     for path in folder.iterdir():
         if path.suffix in (".so", ".sha256") and path.stem not in names:
@@ -111,20 +111,19 @@ def remove_others(folder: Path, kept: Iterable[str]) -> None:
 
 
 def memory_estimate(path: str | Path, *, compiled: bool) -> int:
-    """Return roughly the bytes of memory that loading and running a file of code takes; 0 where the file doesn't
-    exist."""
+    """Return roughly the bytes of memory that loading and running a code file takes; 0 if it doesn't exist."""
     with contextlib.suppress(OSError):
         return int(Path(path).stat().st_size * (_COMPILED if compiled else _INTERPRETED))
     return 0
 
 
 def verify(path: Path, digest: str) -> None:
-    """Check a file by its sha256, as before each load.
+    """Check a file's sha256, which is done before each load.
 
     Raises: Damaged, when the file has another digest; OSError, when it can't be read.
     """
     sha256 = hashlib.sha256()
-    # Not by hashlib.file_digest: the 256 KB buffer, which it clears first, takes a tenth of a new worker's start.
+    # Not hashlib.file_digest: clearing its 256 KB buffer takes a tenth of a new worker's start.
     with path.open("rb", buffering=0) as file:
         while piece := file.read(_PIECE):
             sha256.update(piece)
@@ -134,12 +133,12 @@ def verify(path: Path, digest: str) -> None:
 
 
 def work_folder(folder: Path) -> Path:
-    """Return the path of a folder, yet to be made, as `make_work_folder` makes one."""
+    """Return the path of a folder that `make_work_folder` could make."""
     return folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
 
 
 def make_work_folder(folder: Path) -> Path:
-    """Make a folder in the cache for one compilation, whose process must not write elsewhere in the cache."""
+    """Make a folder in the cache for one compilation, whose process must write nowhere else in the cache."""
     sweep(folder)
     work = work_folder(folder)
     work.mkdir(0o700)
@@ -149,12 +148,12 @@ def make_work_folder(folder: Path) -> Path:
 def install(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
     """Move the AOT file and its digest, and nothing else, from `work` to the cache; `put_on_disk` comes next.
 
-    Raises: OSError, when a file is missing, is none, or can't be moved.
+    Raises: OSError, when a file is missing, isn't a regular file, or can't be moved.
     """
     name = key(wasm_sha256, level)
     made = [work / f"{name}{suffix}" for suffix in (".so", ".sha256")]
     for path in made:
-        # A compiler that was taken over may have made a folder, which nobody could replace.
+        # A compromised compiler may have made a folder, which nobody could replace.
         if not stat.S_ISREG(path.lstat().st_mode):
             raise OSError(errno.EINVAL, "what the compiler made is no file", str(path))
     for path in made:
@@ -162,10 +161,11 @@ def install(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
 
 
 def put_on_disk(folder: Path, wasm_sha256: str, level: int) -> None:
-    """Have an AOT file and its digest survive a loss of power. If the power fails before that, the digest shows the
-    damage, and the file is made again.
+    """Make an AOT file and its digest survive a power loss.
 
-    Raises: OSError; then `remove` it, when nobody uses it.
+    If the power fails before that, the digest shows the damage, and the file is compiled again.
+
+    Raises: OSError; then `remove` it once nobody uses it.
     """
     for suffix in (".so", ".sha256"):
         with (folder / f"{key(wasm_sha256, level)}{suffix}").open("rb") as file:
@@ -181,8 +181,7 @@ def remove(folder: Path, wasm_sha256: str, level: int) -> None:
 
 @functools.cache
 def _processor() -> str:
-    """Return the machine and the features that code is compiled for, so that a cache on another processor isn't
-    used."""
+    """Return the machine and the features that code is compiled for: another processor must not use this cache."""
     flags = ""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -194,7 +193,7 @@ def _processor() -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the folders of compilations whose process has ended."""
+    """Remove the folders of compilations whose process has exited."""
     for work_folder in folder.glob(f"{TEMPORARY}*"):
         pid = work_folder.name.removeprefix(TEMPORARY).split("-")[0]
         if not Path(f"/proc/{pid}").exists():

@@ -1,9 +1,8 @@
-"""The front's clock, and its timers: for patience, holds, pauses, backoffs, leases and how often something is looked at
-or told (docs/adr/0070).
+"""The front's clock and timers: for patience, holds, pauses, backoffs, leases and periodic work (docs/adr/0070).
 
-The front asks it by its name each time, as in `clock.sleep(1.0)`: a test puts a clock of its own in the place of these
-functions, and moves it. So this module isn't compiled. What calls take and may take is real, as workers' times are:
-that is asked of `time`, and so is whatever other processes and threads wait for.
+The front always calls these functions through the module, as in `clock.sleep(1.0)`, so that a test can replace them
+with its own clock. So this module isn't compiled. The times and limits of calls are real, like workers' times: they use
+`time`, and so does everything that other processes and threads wait for.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ class SetTimer(Protocol):
     """What `call_later` returns."""
 
     def cancel(self) -> None:
-        """Don't call what was to be called; does nothing if it was called."""
+        """Cancel the call; do nothing if it was made."""
 
 
 def now() -> datetime:
@@ -29,5 +28,5 @@ def now() -> datetime:
 
 
 def call_later(delay: float, callback: Callable[..., object], *args: Any) -> SetTimer:
-    """Have the running loop call `callback` in `delay` seconds."""
+    """Let the running loop call `callback` after `delay` seconds."""
     return asyncio.get_running_loop().call_later(delay, callback, *args)

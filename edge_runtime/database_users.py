@@ -1,7 +1,7 @@
 """Find out which other processes use a libsql file, by SQLite's locks on it and the files that processes have open.
 
-For processes without a connection to the file: closing a descriptor of a file lets all locks of its process on that
-file go (POSIX), SQLite's too. Sources: SQLite's os_unix.c and https://www.sqlite.org/walformat.html#wal_locks.
+For processes without a connection to the file: closing a descriptor of a file releases all locks of the process on that
+file (POSIX), including SQLite's. Sources: SQLite's os_unix.c and https://www.sqlite.org/walformat.html#wal_locks.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ _WRITE_LOCK: Final = 120, 1
 _OPEN_LOCK: Final = 128, 1
 """The byte of the index that each connection shares a lock on: SQLite's "dead man switch"."""
 _READ_LOCKS: Final = 122, 6
-"""The bytes that readers share locks on, and the one for recovering the log."""
+"""The bytes on which readers share locks, and the one for recovering the log."""
 _LOCKS_READ: Final = 256 * 1024
-"""Bytes that are read of the system's list of locks: 4,000 locks, which takes 15 ms."""
+"""The most bytes that are read of the system's list of locks: 4,000 locks, which takes 15 ms."""
 _FLOCK: Final = struct.Struct("@hhqqi0q")
 """The kernel's `struct flock`: type, whence, start, length, process."""
 
@@ -34,17 +34,19 @@ class DatabaseUser(NamedTuple):
     """A process that uses the file."""
 
     pid: int
-    """0 if the system doesn't say, as for a process in another container."""
+    """0 if the system doesn't say, for instance for a process in another container."""
     name: str
-    """Name of its program, without its arguments; empty if the system doesn't say."""
+    """The name of its program, without arguments; empty if the system doesn't say."""
 
     def __str__(self) -> str:
         return f"process {self.pid or 'in another container'}{f' ({self.name})' if self.name else ''}"
 
 
 def users(database: Path) -> list[DatabaseUser]:
-    """Return the other processes that have the file, its log or the log's index open, as far as the system shows them:
-    the files of another user's processes are hidden, their locks aren't."""
+    """Return the other processes that have the file, its log or the log's index open, as far as the system shows them.
+
+    The files of another user's processes are hidden, but not their locks.
+    """
     files = [database, wal.log_of(database), wal.index_of(database)]
     found = set(_with_open(files))
     for path, (start, length) in zip((files[0], files[2]), (_FILE_LOCKS, _INDEX_LOCKS), strict=True):
@@ -55,14 +57,14 @@ def users(database: Path) -> list[DatabaseUser]:
 
 
 def is_open(database: Path) -> bool:
-    """Return whether another process has a connection to the file that has come to the log's index. Raises: OSError."""
+    """Return whether another process has a connection to the file that uses the log's index. Raises: OSError."""
     return _holder(wal.index_of(database), *_OPEN_LOCK) is not None
 
 
 def lock_holder(database: Path) -> DatabaseUser | None:
     """Return a process that keeps others from writing to the file, reading it or opening it; None if none does."""
     holder = _holder(wal.index_of(database), *_WRITE_LOCK)
-    # Readers share these; one that excludes them stands alone.
+    # Readers share these; an exclusive lock keeps them out.
     for path, locks in ((wal.index_of(database), _READ_LOCKS), (database, _FILE_LOCKS)):
         if holder is None:
             holder = _holder(path, *locks, fcntl.F_RDLCK)
@@ -74,16 +76,18 @@ class FileLock(NamedTuple):
 
     kind: str
     pid: int
-    """0 where the system doesn't say."""
+    """0 if the system doesn't say."""
     file: str
     """Its device and inode."""
     start: int
-    """The first byte of the file that it is on."""
+    """The first locked byte of the file."""
 
 
 def file_locks() -> list[FileLock]:
-    """Return the locks that processes have on files. As a process may have any number of them, only those that the
-    system lists first."""
+    """Return the locks that processes have on files.
+
+    Since a process may have any number of them, only those that the system lists first are included.
+    """
     found = []
     with contextlib.suppress(OSError), Path("/proc/locks").open("rb", buffering=0) as file:
         data = b""
@@ -91,17 +95,16 @@ def file_locks() -> list[FileLock]:
             data += piece
         for line in data.decode(errors="replace").splitlines():
             fields = line.split()
-            # One that waits for a lock has an arrow in the second place.
+            # A line of a waiting process has an arrow in the second column.
             if len(fields) > 7 and fields[1] != "->":
                 found.append(FileLock(fields[1], max(0, int(fields[4])), fields[5], int(fields[6])))
     return found
 
 
 def flock_holder(path: Path, locks: Iterable[FileLock]) -> int:
-    """Return the process that has locked a file by flock, according to these locks; 0 if none has, or the system
-    doesn't say which."""
+    """Return the process that has locked a file by flock, according to these locks; 0 if none, or unknown."""
     try:
-        # The device isn't compared: that of an overlay isn't the one that the kernel names.
+        # The device isn't compared: an overlay's differs from the one that the kernel names.
         inode = f":{path.stat().st_ino}"
     except OSError:
         return 0
@@ -115,30 +118,32 @@ def readers(database: Path, locks: Iterable[FileLock]) -> set[int]:
     except OSError:
         return set()
     first, count = _INDEX_LOCKS
-    # The last byte is locked by each connection.
+    # Every connection locks the last byte.
     used = range(first, first + count - 1)
     return {lock.pid for lock in locks if lock.kind == "POSIX" and lock.file.endswith(inode) and lock.start in used}
 
 
 def held(database: Path) -> str:
-    """Return a text for a person: another process holds the file, and which one, if the system shows it."""
+    """Return a text for people: another process holds the file, and which one, if the system shows it."""
     holder = lock_holder(database)
     return f"another process holds the database: {holder}" if holder else "another process held the database"
 
 
 def parent(pid: int) -> int | None:
-    """Return the parent of a process: 0 if it came from outside this container, as by `docker exec`; None if unknown,
-    as for a process that has just ended."""
+    """Return the parent of a process: 0 if it was started from outside this container, for instance by `docker exec`.
+
+    Return None if unknown, for instance for a process that has just exited.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
-    # The name, in brackets, may have anything in it.
+    # The name, in parentheses, may contain anything.
     return int(stat.rpartition(")")[2].split()[1])
 
 
 def told(users: Iterable[DatabaseUser]) -> str:
-    """Return the processes as a text for a person."""
+    """Return the processes as a text for people."""
     return ", ".join(map(str, users))
 
 
@@ -152,7 +157,7 @@ def _with_open(files: list[Path]) -> Iterator[int]:
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == me:
             continue
-        # It may end meanwhile, or be another user's.
+        # It may exit meanwhile, or belong to another user.
         with contextlib.suppress(OSError):
             for descriptor in os.listdir(f"/proc/{entry}/fd"):
                 with contextlib.suppress(FileNotFoundError):
@@ -163,8 +168,10 @@ def _with_open(files: list[Path]) -> Iterator[int]:
 
 
 def _holder(path: Path, start: int, length: int, kind: int = fcntl.F_WRLCK) -> int | None:
-    """Return a process whose lock on these bytes of a file conflicts with a lock of this kind: 0 if it can't be named,
-    None if there is none."""
+    """Return a process whose lock on these bytes of a file conflicts with a lock of this kind.
+
+    Return 0 if it can't be named, None if there is none.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

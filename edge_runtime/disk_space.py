@@ -7,5 +7,5 @@ DISK_RESERVE: Final = 16 * 1024 * 1024
 
 
 def fits(needed: int, free: int) -> bool:
-    """Tell whether `needed` more bytes may be written where `free` bytes are free; none always fit."""
+    """Return whether `needed` more bytes may be written if `free` bytes are free; zero bytes always fit."""
     return needed <= 0 or needed + DISK_RESERVE <= free

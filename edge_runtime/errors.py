@@ -1,7 +1,7 @@
-"""The errors that a node tells with a stable code: one base class, and the table of codes.
+"""The errors that a node reports with a stable code: one base class, and the table of codes.
 
 A code never changes its meaning or its status. What each means for a person, and what to do, is in docs/errors.md,
-which `just errors` makes of this table and of scripts/errors/edge.md.
+which `just errors` generates from this table and scripts/errors/edge.md.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class ErrorCode:
-    """What a code stands for."""
+    """The status and the title of a code."""
 
     status: int
-    """HTTP status of a call that ends with the error; 0 where no call does."""
+    """HTTP status of a call that ends with the error; 0 if no call does."""
     title: str
     """What all messages with the code have in common: what happened."""
 
@@ -173,7 +173,7 @@ CODES: Final[dict[str, ErrorCode]] = {
     "state_unusable": ErrorCode(0, "The state directory can't be made or written"),
     "ca_unreadable": ErrorCode(0, "The CA's file can't be read, or has no certificate"),
     "ca_mismatch": ErrorCode(0, "Control shows another CA than the one of the token's fingerprint"),
-    # On the way to control
+    # Reaching control
     "unreachable": ErrorCode(0, "No answer came"),
     "name_unknown": ErrorCode(0, "The host name can't be resolved"),
     "timed_out": ErrorCode(0, "No answer came in time"),
@@ -204,37 +204,37 @@ CODES: Final[dict[str, ErrorCode]] = {
 }
 
 FAILED: Final = ErrorCode(502, "The function failed")
-"""What a code stands for that isn't in the table: it came from another program or version."""
+"""Used for a code that isn't in the table: it came from another program or version."""
 
 
 def known(code: str) -> str:
-    """Return a code that a child has said; `internal` where the node has none of that name."""
+    """Return a code that a child sent; `internal` if the node doesn't know it."""
     return code if code in CODES else "internal"
 
 
 def status_of(code: str) -> int:
-    """HTTP status of a call that ends with the code."""
+    """Return the HTTP status of a call that ends with the code."""
     return CODES.get(code, FAILED).status or FAILED.status
 
 
 def title_of(code: str) -> str:
-    """Title of the answer to a call that ends with the code."""
+    """Return the title of the answer to a call that ends with the code."""
     return CODES.get(code, FAILED).title
 
 
 class CodedError(Exception):
-    """An error with a stable code. `str` of it is the message: what happened, to what, and what to do now."""
+    """An error with a stable code. Its `str` is the message: what happened, to what, and what to do now."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.status = status_of(code)
-        """HTTP status of a call that ends with it."""
+        """The HTTP status of a call that ends with it."""
 
 
 class SyncFailed(CodedError):
-    """A sync can't go on."""
+    """A sync can't continue."""
 
     held = 0.0
     """Seconds for which the attempt kept calls waiting."""

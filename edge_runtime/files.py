@@ -1,4 +1,4 @@
-"""Files that survive a kill and a loss of power: temporary file, fsync, rename, fsync of the folder."""
+"""Files that survive a kill and a power loss: temporary file, fsync, rename, fsync of the folder."""
 
 import contextlib
 import errno
@@ -8,12 +8,11 @@ from pathlib import Path
 
 
 class FileUnfit(Exception):
-    """A file can't be used as it is; the message says why, and nothing of what is in it."""
+    """A file can't be used as it is; the message says why, without quoting its content."""
 
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace `path` in one step, with `mode` from the start: nobody sees a part of it, or a secret that others may
-    read."""
+    """Replace `path` atomically, with `mode` from the start: nobody sees part of it, or can read a secret in it."""
     temporary = path.with_name(f"{path.name}.new")
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -32,8 +31,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` (mode 0700) and its parents, where they don't exist; each name is on disk when this
-    returns."""
+    """Make the folder `path` (mode 0700) and its parents, if missing; each name is on disk when this returns."""
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -48,7 +46,7 @@ def make_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove `path` for good; do nothing if it doesn't exist."""
+    """Remove `path` durably; do nothing if it doesn't exist."""
     path.unlink(missing_ok=True)
     sync_folder(path.parent)
 
@@ -63,7 +61,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_private(path: Path, limit: int) -> bytes:
-    """Return the content, `limit` bytes at most, of a file that its owner alone may use.
+    """Return the content, at most `limit` bytes, of a file that only its owner may use.
 
     Raises: FileUnfit; FileNotFoundError.
     """
@@ -96,9 +94,9 @@ def read_private(path: Path, limit: int) -> bytes:
 
 
 def stamp(path: Path, *, follow_symlinks: bool = False) -> tuple[int, ...]:
-    """Return numbers that are others once a file has changed; empty if there is no file."""
+    """Return numbers that differ once a file has changed; empty if there is no file."""
     with contextlib.suppress(OSError):
         info = os.stat(path, follow_symlinks=follow_symlinks)
-        # Times have the kernel's clock tick: two changes in one tick have the same, so other fields are compared, too.
+        # Two changes within one tick of the kernel's clock have the same time, so other fields are compared too.
         return (info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode, info.st_uid)
     return ()

@@ -56,9 +56,9 @@ from edge_runtime.web.token_file import TokenFile
 log = logging.getLogger("skerry.front")
 
 RESERVE_PERIOD: Final = 30.0
-"""Seconds between two looks at whether there is room for the reserve."""
+"""Seconds between two checks whether there is room for the reserve."""
 AGAIN: Final = 10.0
-"""Seconds until what goes on beside the calls is begun anew, after a mistake that it made."""
+"""Seconds until a background task that failed because of a bug is restarted."""
 
 
 MakeAgent = Callable[[ReleaseManager, Compiler], NodeAgent]
@@ -67,13 +67,13 @@ MakeAgent = Callable[[ReleaseManager, Compiler], NodeAgent]
 class Front:
     """Puts the front together, and runs it once.
 
-    Without an agent it serves the release that the state directory has, and nothing changes that.
+    Without an agent it serves the release in the state directory, and nothing changes that.
     """
 
     def __init__(
         self, settings: EdgeSettings, state: State, make_agent: MakeAgent | None = None, node: str = ""
     ) -> None:
-        """`node` is the node's name; empty where it isn't a fleet's."""
+        """Put the parts together; `node` is the node's name, or empty if it isn't part of a fleet."""
         self.settings = settings
         children = frames.ChildSettings(
             str(state.path),
@@ -114,7 +114,7 @@ class Front:
             flip_limit=settings.flip_limit,
             apply_limit=settings.apply_limit,
         )
-        # The largest file that a worker may write must have room for one more call's transaction.
+        # The limit on a worker's files must leave room for one more call's transaction.
         most = settings.temp_limit - settings.wal_limit
         self.checkpoints = CheckpointSchedule(
             self.processes, self.pool, state.path / wal.FILE, settings.wal_limit, most
@@ -169,9 +169,9 @@ class Front:
         )
         self.node_socket = NodeSocket(state.path, {"status": self.status})
         self.handed: socket.socket | None = None
-        """The listening socket that a service manager has handed over, if it has."""
+        """The listening socket that a service manager handed over, if any."""
         self.service_manager = ServiceManager()
-        """What has started the process, which may want to be told how it is."""
+        """The service manager that started the process, which may want to know its state."""
         self.port = 0
         """Port of the local HTTP, once it is bound."""
         self.ready = asyncio.Event()
@@ -180,25 +180,25 @@ class Front:
         self._kept: RingHandler | None = None
 
     def _renamed(self, name: str) -> None:
-        """Keep what comes from now on under the node's new name; traces have it from the next start on."""
+        """Use the node's new name for records from now on; traces use it after the next start."""
         logs.name_node(name)
         self.ring.node = self.guest_log.node = self.call_records.node = name
         if self._kept is not None:
             self._kept.node = name
 
     def stop(self) -> None:
-        """End the run: new calls are refused, running ones may end."""
+        """End the run: new calls are refused, running ones may finish."""
         self._stop.set()
 
     def read_again(self) -> None:
-        """Read the files at once that can change while the node runs: of callers, of TLS, of its token."""
+        """Reread at once the files that can change while the node runs: of callers, TLS, and its token."""
         self.server.look_now.set()
 
     async def run(self) -> None:
         """Serve until `stop`, on the socket `handed` if there is one.
 
-        Raises: FileUnfit or EdgeSettingsError, also in an ExceptionGroup, and one of MachineUnfit or DatabaseUnfit,
-        when the node can't serve.
+        Raises: FileUnfit or EdgeSettingsError, perhaps in an ExceptionGroup, MachineUnfit or DatabaseUnfit, when the
+        node can't serve.
         """
         settings = self.settings
         self.port = self.server.bind(self.handed)
@@ -237,7 +237,7 @@ class Front:
                     )
                 ]
                 serving = group.create_task(self.server.run_until_stopped())
-                # Changes need the workers, so they end before them; a COMMIT that has begun is waited for.
+                # Changes need the workers, so they end first; a COMMIT that has begun is awaited.
                 changing = group.create_task(self._change())
                 await self._stop.wait()
                 log.info("stopping")
@@ -261,7 +261,7 @@ class Front:
                 await asyncio.to_thread(self.spans.close)
 
     async def _keep_reserve(self) -> None:
-        """Make the reserve for a full disk, and make it anew once there is room, until cancelled."""
+        """Make the reserve for a full disk, and restore it once there is room, until cancelled."""
         while True:
             try:
                 await asyncio.to_thread(make_reserve, self.settings.state)
@@ -271,7 +271,7 @@ class Front:
 
     async def _change(self) -> None:
         """Serve the release that the node has, then newer ones and better code, until cancelled."""
-        # Calls that come before the release is known wait.
+        # Calls that arrive before the release is known wait.
         await self.manager.boot()
         log.info("serving on %s port %d", self.settings.address[0], self.port)
         self.ready.set()
@@ -287,8 +287,10 @@ class Front:
                 group.create_task(_kept_up(work))
 
     async def _tell_manager(self) -> None:
-        """Tell the service manager that the start goes on, as long as that takes: each of its steps has a limit of its
-        own. Then that the node serves, and that it still does."""
+        """Tell the service manager that the start continues, then that the node serves, and that it still does.
+
+        However long the start takes: each of its steps has its own limit.
+        """
         while not self.ready.is_set():
             self.service_manager.starting()
             with contextlib.suppress(TimeoutError):
@@ -296,13 +298,13 @@ class Front:
                     await self.ready.wait()
         self.service_manager.up()
         while True:
-            # Of a front whose loop stands, or that has had no worker for a while, nothing is heard.
+            # A front whose loop is stuck, or that has had no worker for a while, sends nothing.
             if any(link.usable for link in self.pool.links):
                 self.service_manager.works()
             await clock.sleep(self.service_manager.period)
 
     async def _tell_rows(self) -> None:
-        # Here, because a front without an agent doesn't need it.
+        # Imported here, because a front without an agent doesn't need it.
         from edge_runtime.sync.row_count_reports import RowCountReports
 
         def schema() -> int:
@@ -317,7 +319,7 @@ class Front:
 
 
 async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:
-    """Do what goes on beside the calls until cancelled: no mistake in it takes the serving of functions with it."""
+    """Run a background task until cancelled: a bug in it doesn't stop the serving of functions."""
     while True:
         try:
             await work()
@@ -332,8 +334,9 @@ def run(
     begin: Callable[[Front], None] = lambda front: None,
     node: str = "",
 ) -> None:
-    """Run a node until SIGTERM or SIGINT; a second signal kills it. `begin` gets the front before it runs; `node` as in
-    `Front`.
+    """Run a node until SIGTERM or SIGINT; a second signal kills it.
+
+    `begin` gets the front before it runs; `node` is as in `Front`.
 
     Raises: StateUnfit, when the state directory can't be used, and as `Front.run`.
     """
@@ -356,9 +359,9 @@ async def _main(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    # Not by the loop: when the loop ends it removes its handlers, and the signal would then end the process.
+    # Not the loop's handlers: the loop removes them when it ends, and the signal would then kill the process.
     signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(front.read_again))
-    # The objects made so far stay: a full collection needn't look at them each time.
+    # The objects made so far stay: full collections needn't examine them each time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(2000, 10, 1000)
@@ -370,7 +373,7 @@ async def _main(
 
 
 def _more_files() -> None:
-    """Raise this process's limit of open files, which bounds the connections, as far as the system allows."""
+    """Raise this process's limit on open files, which bounds the connections, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
     if soft < wanted:

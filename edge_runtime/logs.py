@@ -1,4 +1,4 @@
-"""The node's log on stderr: text for people, or one JSON object a line. `control.protocol.log_writer` writes it."""
+"""The node's log on stderr: text for people, or one JSON object per line. `control.protocol.log_writer` writes it."""
 
 import logging
 import re
@@ -13,13 +13,13 @@ from edge_runtime.redaction import RedactedRecord, redact
 Format = Literal["text", "json"]
 
 FIELDS: Final = ("function", "version", "release", "call", "caller", "node")
-"""What else a line may have, in fields of its own in JSON: which call it is about."""
+"""Further fields of a line in JSON: which call it is about."""
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class JsonLines(logging.Formatter):
     node = ""
-    """The node's name, which each line has; '' until it is known."""
+    """The node's name in each line; '' until it is known."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -45,7 +45,7 @@ class Text(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Return one line, with control characters escaped: text of guests and clients can't control a terminal."""
+        """Return one line, with control characters escaped: guests' and clients' text can't control a terminal."""
         return printable(super().formatMessage(record))
 
     def formatException(self, caught: Any) -> str:
@@ -56,24 +56,24 @@ class Text(logging.Formatter):
 
 
 def printable(text: str) -> str:
-    """Return a line with its control characters escaped, those that end lines included."""
+    """Return a line with its control characters escaped, including line breaks."""
     return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def dropped() -> int:
-    """Return the lines of the log that were dropped since the start."""
+    """Return the number of lines dropped from the log since the start."""
     return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, LogHandler))
 
 
 def name_node(name: str) -> None:
-    """Have each line of JSON say which node's it is, from now on."""
+    """Put the node's name into each line of JSON from now on."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler.formatter, JsonLines):
             handler.formatter.node = name
 
 
 def set_up(form: Format, *, debug: bool = False) -> None:
-    """Set the log of this process up."""
+    """Set up this process's log."""
     logging.setLogRecordFactory(RedactedRecord)
     handler = LogHandler()
     handler.setFormatter(JsonLines() if form == "json" else Text())

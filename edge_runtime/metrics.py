@@ -1,4 +1,4 @@
-"""The node's metrics in the text format of Prometheus, collected when they are asked for."""
+"""The node's metrics in the text format of Prometheus, collected on request."""
 
 import platform
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from edge_runtime.web.tls_files import TlsFiles
 
 _BOUNDS: Final = (*map(str, FOLDED), "+Inf")
 _UNKNOWN: Final = ""
-"""Value of the label `function` for calls of names that aren't functions of the release."""
+"""The value of the label `function` for calls of names that aren't functions of the release."""
 
 
 class PoolCollector(Collector):
@@ -129,7 +129,7 @@ class PoolCollector(Collector):
             )
 
     def _node(self) -> Iterable[Metric]:
-        """Return the metrics of the node itself: its software, how it gets on with control, and what will end."""
+        """Return the metrics of the node itself: its software, its contact with control, and what will expire."""
         build = GaugeMetricFamily("skerry_edge_build_info", "1; the labels say what runs", labels=["version", "python"])
         build.add_metric([version.running().short, platform.python_version()], 1)
         yield build
@@ -170,7 +170,7 @@ class PoolCollector(Collector):
             )
 
     def _calls_of(self, callers: Callers) -> Metric:
-        """Return how the calls of each caller in the file ended; calls of nobody in the file have no caller."""
+        """Return how the calls of each caller in the file ended; other calls have an empty caller."""
         made = CounterMetricFamily(
             "skerry_edge_caller_calls", "Calls of callers by their outcome", labels=["caller", "function", "outcome"]
         )
@@ -181,7 +181,7 @@ class PoolCollector(Collector):
         return made
 
     def _functions(self) -> Iterable[Metric]:
-        """Return the metrics of the functions that are served."""
+        """Return the metrics of the served functions."""
         waiting = GaugeMetricFamily(
             "skerry_edge_function_waiting", "Calls of it that wait for a worker", labels=["function"]
         )

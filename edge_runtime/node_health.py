@@ -1,4 +1,4 @@
-"""Measures how the node is (memory, disk, certificates, workers that died), which polls tell control."""
+"""Measures the node's state (memory, disk, certificates, worker deaths), which polls report to control."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ class NodeHealth:
         self._tls_files = tls_files
 
     async def measure(self) -> wire.NodeNumbers:
-        """Return how the node is now, with what was counted since the start."""
+        """Return the node's state now, with the counts since the start."""
         memory = await asyncio.to_thread(memory_of, os.getpid())
         sizes, facts = self._checkpoints.sizes(), self._agent.facts()
         certificate = self._tls_files.expires if self._tls_files is not None else None
@@ -46,8 +46,10 @@ class NodeHealth:
 
 
 def memory_of(pid: int) -> int:
-    """Return the bytes of memory that a process and all below it have, where what several share counts once (the sum of
-    their proportional shares). It takes about a millisecond a process: call it in a thread."""
+    """Return the bytes of memory of a process and its descendants, with shared memory counted once.
+
+    This is the sum of their proportional shares. It takes about a millisecond per process: call it in a thread.
+    """
     found, todo, seen = 0, [pid], set[int]()
     while todo:
         one = todo.pop()
@@ -55,7 +57,7 @@ def memory_of(pid: int) -> int:
             continue
         seen.add(one)
         found += _share(one)
-        # A process that has just ended has no memory.
+        # A process that has just exited has no memory.
         with contextlib.suppress(OSError, ValueError):
             for task in (_PROC / str(one) / "task").iterdir():
                 todo += map(int, (task / "children").read_text().split())

@@ -1,7 +1,7 @@
-"""Know when this process didn't run: a signal or the whole machine's stop held it up, or it got no processor. A timer
-that fires much too late shows such a pause, unless the process was busy itself. Pure.
+"""Detect when this process didn't run: a signal stopped it, the machine was suspended, or it got no processor. Pure.
 
-Other processes may not have run either, so time limits don't count pauses.
+A timer that fires much too late shows such a pause, unless the process was busy itself. Other processes may not have
+run either, so time limits don't count pauses.
 """
 
 from collections import deque
@@ -10,7 +10,7 @@ from typing import Final
 LATE: Final = 0.5
 """Seconds by which a timer must fire too late to show a pause; a busy machine delays timers by less."""
 _MOST: Final = 64
-"""Pauses that are remembered; no time limit is so long that older ones matter."""
+"""How many pauses are remembered; no time limit is so long that older ones matter."""
 
 
 class Pauses:
@@ -21,8 +21,10 @@ class Pauses:
         """Start and end of each pause, in order."""
 
     def notice(self, due: float, now: float, busy: float = 0.0) -> float:
-        """Note that a timer due at `due` fires at `now`. Return the seconds of the pause that this shows, 0 for none.
-        `busy`: seconds of processor time that this process has had meanwhile."""
+        """Note that a timer due at `due` fires at `now`; return the seconds of the pause that this shows, 0 for none.
+
+        `busy` is the processor time in seconds that this process used meanwhile.
+        """
         late = now - due - busy
         if late < LATE:
             return 0.0

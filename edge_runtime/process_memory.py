@@ -1,8 +1,8 @@
-"""Keep memory in this process, take it at once, or give it back to the system.
+"""Keep memory in this process, take it all at once, or return it to the system.
 
-Two kinds: free memory of glibc's allocator, of which each page that it takes anew costs more than to copy what comes
-into it (by itself it returns a body's pages as soon as the body is freed); and mapped pages of program files, which are
-never written, so they can be dropped at any time: a later access reads them from the file again.
+There are two kinds. The first is free memory of glibc's allocator: getting a page again costs more than copying data
+into it, and by default the allocator returns a body's pages as soon as the body is freed. The second is mapped pages of
+program files, which are never written, so they can be dropped at any time: a later access rereads them from the file.
 """
 
 import ctypes
@@ -10,12 +10,12 @@ import mmap
 from typing import Final
 
 KEEP: Final = 64 * 1024 * 1024
-"""Bytes of free memory at the end of the heap that are kept until `trim_heap`."""
+"""Bytes of free memory kept at the end of the heap until `trim_heap`."""
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 
 LARGEST: Final = 32 * 1024 * 1024
-"""Bytes of the largest block that the heap can have: glibc maps larger ones by themselves."""
+"""Bytes of the largest block in the heap: glibc maps larger ones separately."""
 _HUGEPAGE: Final = 14
 """MADV_HUGEPAGE."""
 _POPULATE_WRITE: Final = 23
@@ -35,14 +35,15 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def keep_freed(largest: int) -> None:
-    """Have this process keep free memory from here on, of blocks up to `largest` bytes (`LARGEST` at most)."""
+    """Keep free memory in this process from now on, for blocks up to `largest` bytes (at most `LARGEST`)."""
     _libc.mallopt(_M_TRIM_THRESHOLD, KEEP)
     _libc.mallopt(_M_MMAP_THRESHOLD, largest)
 
 
 def fill_heap(size: int) -> None:
-    """Take `size` bytes for the heap from the system at once, in large pages where it has them. Taken one by one, when
-    each is first written, pages of 4 KiB cost more than what is done with them. `size` is `LARGEST` at most.
+    """Take `size` bytes, at most `LARGEST`, for the heap from the system at once, in large pages if it has them.
+
+    Taken one by one, when each is first written, pages of 4 KiB cost more than the work with them.
     """
     keep_freed(LARGEST)
     block = _libc.malloc(size)
@@ -50,7 +51,7 @@ def fill_heap(size: int) -> None:
         return
     start = (block + mmap.PAGESIZE - 1) & -mmap.PAGESIZE
     end = (block + size) & -mmap.PAGESIZE
-    # Either may be refused, as by an older kernel: the pages then come one by one.
+    # Either may be refused, for instance by an older kernel: the pages are then taken one by one.
     for advice in (_HUGEPAGE, _POPULATE_WRITE):
         _libc.madvise(start, end - start, advice)
     _libc.free(block)
@@ -88,8 +89,10 @@ class _ProgramInfo(ctypes.Structure):
 
 
 def drop_mapped(path: str = "") -> None:
-    """Drop the pages that are mapped from the file `path` and can't be written; for an empty `path`, those of all
-    libraries: of what is linked and initialized, or of compiled functions, whose metadata is read at loading alone."""
+    """Drop the pages that are mapped from the file `path` and can't be written; for an empty `path`, of all libraries.
+
+    This is for linked and initialized code, and for compiled functions, whose metadata is read only at loading.
+    """
     _wanted[0] = path.encode()
     _libc.dl_iterate_phdr(_look, None)
 
@@ -99,13 +102,12 @@ _wanted = [b""]
 
 @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_ProgramInfo), ctypes.c_size_t, ctypes.c_void_p)  # type: ignore[untyped-decorator]
 def _look(info: "ctypes._Pointer[_ProgramInfo]", _size: int, _data: int | None) -> int:
-    """Called with each mapped program in turn. Made once, at the import: a fenced process can't make a C callback."""
+    """Handle one mapped program. Made once, at the import: a fenced process can't make a C callback."""
     program = info.contents
     name, wanted = program.name, _wanted[0]
     if name == wanted or (not wanted and name.startswith(b"/")):
         for segment in program.segments[: program.count]:
-            # Not the writable segments: there, addresses were filled in at loading, even where the segment is read-only
-            # now.
+            # Not the writable segments: loading filled in addresses there, even if the segment is read-only now.
             if segment.type == _LOAD and not segment.flags & _WRITABLE:
                 start = _page(program.base + segment.address + mmap.PAGESIZE - 1)
                 end = _page(program.base + segment.address + segment.file_size)

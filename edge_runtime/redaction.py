@@ -1,5 +1,7 @@
-"""Takes the values of the node's secrets out of text: out of its log and records, of errors, and of what control is
-told. A value that is written in another form (base64, percent-encoded, in pieces over two calls) isn't found."""
+"""Removes the values of the node's secrets from text: its log and records, errors, and reports to control.
+
+A value that is written in another form (base64, percent-encoded, in pieces over two calls) isn't found.
+"""
 
 import logging
 import re
@@ -7,14 +9,13 @@ from collections.abc import Mapping
 from typing import Final
 
 LEAST: Final = 4
-"""Characters that a value must have to be looked for: a shorter one is in too many words."""
+"""The fewest characters of a value to search for: shorter ones occur in too many words."""
 LINE: Final = 16
-"""Characters that a line of a value of several lines must have to be looked for by itself, as those of a key have."""
+"""The fewest characters of one line of a multi-line value to search for it separately, such as a key's lines."""
 
 
 class Redactor:
-    """Knows the values that the node's file of secrets has had since the start: running calls may have an earlier
-    one."""
+    """Knows all values that the node's secrets file has had since the start: running calls may use earlier ones."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
@@ -22,11 +23,11 @@ class Redactor:
         self._pattern: re.Pattern[str] | None = None
 
     def forget(self) -> None:
-        """Know no values any more: of a node that has ended."""
+        """Forget all values, when the node has stopped."""
         self._names, self._pattern = {}, None
 
     def know(self, values: Mapping[str, Mapping[str, str]]) -> None:
-        """Take out these values, by function and name, from now on."""
+        """Remove these values, given by function and name, from now on."""
         for table in values.values():
             for name, value in table.items():
                 lines = [line for line in value.splitlines() if len(line) >= LINE and not line.startswith("-----")]
@@ -38,7 +39,7 @@ class Redactor:
             self._pattern = re.compile("|".join(map(re.escape, longest_first)))
 
     def __call__(self, text: str, *, cut: bool = False) -> str:
-        """Return the text with `[secret NAME]` in the place of values; `cut`: the text may end in the middle of one."""
+        """Return the text with `[secret NAME]` instead of values; `cut`: the text may end in the middle of one."""
         if self._pattern is None:
             return text
         if any(map(text.__contains__, self._names)):
@@ -47,7 +48,7 @@ class Redactor:
 
     def _without_start(self, text: str) -> str:
         """Return a text without the beginning of a value at its end."""
-        # The cut may have gone through a character; a replacement mark stands for its first bytes.
+        # The cut may have split a character; a replacement character then stands for its first bytes.
         sound = text.rstrip("\ufffd")
         for value, name in self._names.items():
             for length in range(min(len(value) - 1, len(sound)), LEAST - 1, -1):
@@ -57,11 +58,11 @@ class Redactor:
 
 
 redact: Final = Redactor()
-"""The process's own, as its log is: the front's file of secrets is one."""
+"""The process's redactor, since its log and the front's secrets file exist only once."""
 
 
 class RedactedRecord(logging.LogRecord):
-    """A line of the log, without the values of secrets. What it says of an exception is left to the formatter."""
+    """A line of the log, without the values of secrets. The formatter handles its exception."""
 
     def getMessage(self) -> str:
         return redact(super().getMessage())

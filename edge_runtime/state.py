@@ -1,13 +1,12 @@
-"""The state directory of a node: its folders, the lock that keeps two fronts from using it at once, and a reserve of
-room for a full disk.
+"""The state directory of a node: its folders, the lock against two fronts at once, and a reserve for a full disk.
 
 The lock (flock) belongs to an open file, which every child inherits, so the directory is free once the last child has
-ended.
+exited.
 
-The reserve is a file of 1 MiB whose room is given up where the disk is full: a start needs some for the database's log
-and its index, and so do rows that an operator deletes, after which there is room again. It is made at a start, and made
-anew, where the disk has room. A start gives up one half of it, `skerry-edge sql --write` a little more for its record,
-and then all, once no call can take the room first.
+The reserve is a file of 1 MiB that is released when the disk is full: a start needs some space for the database's log
+and its index, and so does an operator who deletes rows to make space. It is made at a start, and restored when the disk
+has space. A start releases one half of it, `skerry-edge sql --write` a little more for its record, and then all of it,
+once no call can take the space first.
 """
 
 import contextlib
@@ -27,10 +26,10 @@ log = logging.getLogger("skerry.front")
 
 PAUSE: Final = 0.02
 NOTE_BYTES: Final = 16
-"""Bytes of what the lock's file says, always as many: written over what is there, they need no room on the disk."""
+"""Bytes of the lock file's content, always the same number: overwriting the old content needs no space on the disk."""
 RESERVE: Final = "reserve"
 RESERVE_BYTES: Final = 1 << 20
-"""The size of the reserve. A disk that has less free is full."""
+"""The size of the reserve. A disk with less free space counts as full."""
 KEPT_BY_A_START: Final = RESERVE_BYTES // 2
 KEPT_BY_A_RECORD: Final = KEPT_BY_A_START - 64 * 1024
 
@@ -43,8 +42,9 @@ class State:
     """The opened and locked state directory; a context manager, which closes it."""
 
     def __init__(self, path: Path, wait: float) -> None:
-        """Make the directory where it doesn't exist, and lock it; wait at most `wait` seconds for the processes of an
-        earlier run to end.
+        """Make the directory if it doesn't exist, and lock it.
+
+        Wait at most `wait` seconds for the processes of an earlier run to exit.
 
         Raises: StateUnfit, when it can't be made or locked.
         """
@@ -59,9 +59,9 @@ class State:
             for folder in (self.path, self.aot, self.artifacts, self.database, self.temporary):
                 files.make_folder(folder)
                 if folder.stat().st_mode & 0o077:
-                    # Whoever can write here decides what code this machine runs.
+                    # Whoever can write here controls which code this machine runs.
                     folder.chmod(0o700)
-            # A kill may have come after a folder was made, and before its name was on disk.
+            # The process may have been killed after making a folder and before its name was on disk.
             files.sync_folder(self.path)
             if os.statvfs(self.aot).f_flag & os.ST_NOEXEC:
                 raise StateUnfit(
@@ -92,18 +92,17 @@ class State:
                     ) from None
             time.sleep(PAUSE)
         for path in self.temporary.iterdir():
-            # Left by a statement whose process was killed after it had made the file, and before it had unlinked it.
+            # Left by a statement whose process was killed between making the file and unlinking it.
             path.unlink()
         for work_folder in self.aot.glob(f"{aot_cache.TEMPORARY}*"):
-            # Left by a compilation whose process was killed. The process id in the name may be this process's own by
-            # now.
+            # Left by a compilation whose process was killed. The process id in the name may be this process's now.
             shutil.rmtree(work_folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             give_up_reserve(self.path, KEPT_BY_A_START)
         self._note_holder()
 
     def _note_holder(self) -> None:
-        """Have the lock's file say whose it is. That is for people: a node whose disk takes nothing serves without."""
+        """Write the holder into the lock file, for people: a node whose disk is full serves without it."""
         try:
             os.pwrite(self.lock, f"{os.getpid():<{NOTE_BYTES - 1}}\n".encode(), 0)
         except OSError as error:
@@ -112,7 +111,7 @@ class State:
                 os.ftruncate(self.lock, 0)
 
     def close(self) -> None:
-        """Release the lock, as far as it is this process's: children may still hold it."""
+        """Release this process's hold on the lock: children may still hold it."""
         os.close(self.lock)
 
     def __enter__(self) -> Self:
@@ -123,8 +122,9 @@ class State:
 
 
 def closed(state: Path, *, to_serve: bool) -> tuple[str, str] | None:
-    """Return what of a state directory this process's user can't use, and what to do; None if it can use all of it.
-    `to_serve`: look only at what calls need: without the rest a node serves on.
+    """Return what in a state directory this process's user can't use, and what to do; None if everything is usable.
+
+    `to_serve`: check only what calls need: a node continues to serve without the rest.
 
     Raises: OSError.
     """
@@ -133,7 +133,7 @@ def closed(state: Path, *, to_serve: bool) -> tuple[str, str] | None:
         return text, f'mount -o remount,rw "$(stat -c %m {state})"'
     database, aot = state / wal.FILE.parent, state / aot_cache.FOLDER
     folders = [state, database, aot, state / wal.TEMPORARY]
-    # Others are replaced, and not written.
+    # Other files are replaced, not written to.
     written, read = [state / "lock", *database.glob("*")], [state / "witness.json", *aot.glob("*")]
     if not to_serve:
         folders += [state / name for name in ("artifacts", "outbox", "telemetry")]
@@ -147,12 +147,12 @@ def closed(state: Path, *, to_serve: bool) -> tuple[str, str] | None:
 
 
 def is_full(state: Path) -> bool:
-    """Tell whether the disk of a state directory, or of a folder in it, is full. Raises: OSError."""
+    """Return whether the disk of a state directory, or of a folder in it, is full. Raises: OSError."""
     return files.free_bytes(state) < RESERVE_BYTES
 
 
 def make_reserve(state: Path) -> None:
-    """Make the reserve, or make it whole, where the disk has room. Raises: OSError."""
+    """Make or complete the reserve, if the disk has space. Raises: OSError."""
     with contextlib.suppress(FileNotFoundError):
         if (state / RESERVE).stat().st_size >= RESERVE_BYTES:
             return
@@ -166,7 +166,7 @@ def make_reserve(state: Path) -> None:
 
 
 def give_up_reserve(state: Path, kept: int) -> None:
-    """Where the disk is full, give up all of the reserve but `kept` bytes. Raises: OSError."""
+    """If the disk is full, release all but `kept` bytes of the reserve. Raises: OSError."""
     if not is_full(state):
         return
     with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Tells what the node runs and how its parts are: the document of /_skerry/status, and the counts of calls."""
+"""Reports what the node runs and the state of its parts: the document of /_skerry/status, and the counts of calls."""
 
 import asyncio
 import time
@@ -31,12 +31,12 @@ from edge_runtime.web.tls_files import TlsFiles
 from edge_runtime.web.token_file import TokenFile
 
 AT_ONCE: Final = 50
-"""Records that are made before other work gets the loop."""
+"""Records that are made before other work gets to run in the loop."""
 
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """The parts of the front that are told about."""
+    """The parts of the front that the status covers."""
 
     pool: Pool
     supervisor: Supervisor
@@ -52,10 +52,10 @@ class NodeStatus:
     token_file: TokenFile | None
     ring: Ring
     since: str = field(default_factory=lambda: records.time_text(time.time()))
-    """Since when calls are counted."""
+    """The time since which calls are counted."""
 
     def document(self) -> dict[str, Any]:
-        """Return the front's part of /_skerry/status; the agent makes the rest."""
+        """Return the front's part of /_skerry/status; the agent adds the rest."""
         pool, release = self.pool, self.manager.release
         functions = release.functions if release is not None else []
         lacking = self.secrets.lacking(functions)
@@ -142,8 +142,11 @@ class NodeStatus:
         return shown
 
     async def counts(self, question: wire.Question) -> FoundLines:
-        """Return a record of each function and release: those that are served, and earlier ones that had calls. Where
-        there are more than the question wants, those with the most failed calls, then those with the most calls."""
+        """Return a record of each function and release: served ones, and earlier ones that had calls.
+
+        If there are more than the question wants, those with the most failed calls come first, then those with the most
+        calls.
+        """
         found = self._counted(question.function)
         found.sort(key=lambda one: (-one[3].failed, -one[3].calls))
         now = records.time_text(time.time())
@@ -155,8 +158,10 @@ class NodeStatus:
         return FoundLines(lines, len(found) > len(lines))
 
     def _counted(self, only: str) -> list[tuple[str, int, int, CallCounts]]:
-        """Return name, version and release of what is counted, with its counts. The version is 0 where it isn't served
-        any more, the release 0 for those before the newest ones."""
+        """Return name, version and release of what is counted, with its counts.
+
+        The version is 0 if it isn't served any more, the release 0 for those before the newest ones.
+        """
         found = []
         for tally in self.pool.tallies.values():
             if only not in ("", tally.name):
@@ -186,7 +191,7 @@ class NodeStatus:
 
 
 def _calls(counts: CallCounts) -> dict[str, Any]:
-    """Return how the calls of a function went on one release."""
+    """Return the outcomes of a function's calls on one release."""
     median, slow = quantile(counts.times, 0.5), quantile(counts.times, 0.99)
     return {
         "release": counts.release,

@@ -1,5 +1,7 @@
-"""The threads of the front. All are started at the front's start: later the system may refuse a thread, and the front
-must go on working."""
+"""The threads of the front.
+
+All are started when the front starts: later the system may refuse a thread, and the front must continue to work.
+"""
 
 import asyncio
 import threading
@@ -7,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 COUNT: Final = 6
-"""Threads for files and checksums; what waits for a network has others."""
+"""Threads for files and checksums; work that waits for a network uses other threads."""
 
 
 def executor(count: int = COUNT) -> ThreadPoolExecutor:
-    """Return an executor whose threads are all started.
+    """Return an executor whose threads are all running.
 
     Raises: RuntimeError, when the system refuses a thread.
     """
@@ -36,5 +38,5 @@ async def start() -> None:
     """
     loop = asyncio.get_running_loop()
     loop.set_default_executor(executor())
-    # libuv starts its threads at the first look-up, and ends the process where it can't.
+    # libuv starts its threads at the first look-up, and aborts the process if it can't.
     await loop.getaddrinfo("localhost", 0)

@@ -1,23 +1,23 @@
-"""A bound of how much somebody may use: a bucket that fills at a steady rate, and that each use takes from. Pure."""
+"""A limit on how much somebody may use: a bucket that fills at a steady rate, and from which each use takes. Pure."""
 
 
 class TokenBucket:
-    """A bucket that holds `burst` at most, is full at first, and fills by `rate` a second.
+    """A bucket that holds at most `burst`, is full at first, and fills by `rate` per second.
 
-    What is counted is the caller's: bytes of a log, calls. Times are seconds of any clock that doesn't go back.
+    The caller decides what is counted: bytes of a log, calls. Times are seconds of any clock that doesn't go back.
     """
 
     __slots__ = ("_at", "_burst", "_left", "_rate")
 
     def __init__(self, burst: float, rate: float) -> None:
-        """`burst` and `rate` are above 0."""
+        """Make a full bucket; `burst` and `rate` are above 0."""
         self._burst = burst
         self._rate = rate
         self._left = float(burst)
         self._at = float("-inf")
 
     def take(self, count: float, now: float) -> bool:
-        """Take `count` at the time `now`, and return whether so much was left; else nothing is taken."""
+        """Take `count` at the time `now`, and return whether enough was left; otherwise take nothing."""
         self._fill(now)
         if self._left < count:
             return False

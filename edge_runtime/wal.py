@@ -1,10 +1,9 @@
-"""The libsql file and its write-ahead log (WAL) on disk, read without a connection: how large they are, and how to cut
-off frames that were never committed.
+"""The libsql file and its write-ahead log (WAL) on disk, without a connection: their sizes, and uncommitted frames.
 
 A COMMIT writes its pages as frames at the end of the log, syncs the log, and only then moves the end in the index that
-all processes share (`-shm`). Where the sync fails, or the process is killed before it, frames lie behind the end.
-Nobody sees them, but a recovery (by the first connection after all others have closed) takes them for committed. So
-they are cut off. Formats: https://www.sqlite.org/walformat.html
+all processes share (`-shm`). If the sync fails, or the process is killed before it, frames remain after the end. Nobody
+sees them, but a recovery (by the first connection after all others have closed) treats them as committed. So they are
+cut off. Formats: https://www.sqlite.org/walformat.html
 """
 
 import errno
@@ -17,9 +16,9 @@ from typing import Final, NamedTuple
 from edge_runtime.files import free_bytes
 
 FILE: Final = Path("db", "skerry.db")
-"""Path of the libsql file in the state directory."""
+"""The path of the libsql file in the state directory."""
 TEMPORARY: Final = Path("temp")
-"""Folder in the state directory for temporary files of statements."""
+"""The folder in the state directory for temporary files of statements."""
 HEADER_BYTES: Final = 32
 """Bytes of the log before its first frame."""
 _FRAME_HEADER_BYTES: Final = 24
@@ -33,31 +32,31 @@ _BACKFILLED_AT: Final = 96
 
 _kept: Final[dict[tuple[int, int], int]] = {}
 """Open descriptors of index files, by device and inode. They are never closed: closing any descriptor of a file
-releases all locks of this process on it (POSIX), SQLite's too."""
+releases all locks of this process on it (POSIX), including SQLite's."""
 
 
 class Pressure(Enum):
-    """What calls may do, by the length of the log."""
+    """What calls may do, depending on the length of the log."""
 
     NONE = 0
     WAIT = 1
-    """Calls with SQL wait, so that those that read from the log end, and the log can restart from its beginning."""
+    """Calls with SQL wait, so that calls that read from the log finish, and the log can restart from its beginning."""
     REFUSE = 2
     """Calls that may write are refused."""
 
 
 class Index(NamedTuple):
-    """What the log's index says at one moment."""
+    """The state of the log's index at one moment."""
 
     frames: int
-    """Committed frames, from the start of the log on."""
+    """Committed frames from the start of the log."""
     backfilled: int
     """Committed frames whose pages have been moved into the database file, and are on disk there."""
     frame_bytes: int
 
     @property
     def bytes(self) -> int:
-        """Bytes of the log up to its last committed frame."""
+        """Return the bytes of the log up to its last committed frame."""
         return HEADER_BYTES + self.frames * self.frame_bytes if self.frames else 0
 
 
@@ -66,9 +65,9 @@ class DatabaseSizes(NamedTuple):
 
     file: int
     free: int
-    """Of the file's pages that hold nothing, as of the last checkpoint; new rows come there before the file grows."""
+    """Free pages of the file at the last checkpoint; new rows fill them before the file grows."""
     log: int
-    """The file of the write-ahead log, which is longer than the log in it once the log has begun anew."""
+    """The file of the write-ahead log, which is longer than the log in it once the log has restarted."""
     disk_free: int
 
 
@@ -81,13 +80,12 @@ def index_of(database: Path) -> Path:
 
 
 def journal_of(database: Path) -> Path:
-    """Return the path of the rollback journal, which a file without a write-ahead log has during a transaction."""
+    """Return the path of the rollback journal, which exists during transactions without a write-ahead log."""
     return database.with_name(f"{database.name}-journal")
 
 
 def has_log(database: Path) -> bool:
-    """Return whether there is a log that isn't empty: while the database is open, or after an end that wasn't
-    orderly."""
+    """Return whether there is a log that isn't empty: while the database is open, or after a crash."""
     try:
         return log_of(database).stat().st_size > 0
     except FileNotFoundError:
@@ -95,8 +93,10 @@ def has_log(database: Path) -> bool:
 
 
 def sizes(database: Path) -> DatabaseSizes:
-    """Return how large the libsql file and its log are; all but `disk_free` are 0 if there is no file yet. Raises:
-    OSError."""
+    """Return the sizes of the libsql file and its log; if there is no file yet, 0 except for `disk_free`.
+
+    Raises: OSError.
+    """
     room = free_bytes(database.parent)
     try:
         with database.open("rb") as file:
@@ -124,7 +124,7 @@ def parse(data: bytes) -> Index | None:
 
 
 def read(database: Path) -> Index | None:
-    """Read the index, without a connection to the database. Return None where there is no index.
+    """Read the index, without a connection to the database. Return None if there is no index.
 
     Raises: OSError, when it can't be read.
     """
@@ -139,11 +139,11 @@ def read(database: Path) -> Index | None:
 
 
 def cut(database: Path) -> None:
-    """Cut off what lies behind the log's end, and write the rest to disk.
+    """Cut off everything after the log's end, and write the rest to disk.
 
-    The caller has a connection, and a transaction that holds SQLite's write lock, so that the end stays where it is.
+    The caller has a connection and a transaction that holds SQLite's write lock, so that the end doesn't move.
 
-    Raises: OSError, when that fails: connections see nothing behind the end, but a loss of power may bring it back.
+    Raises: OSError, when that fails: connections see nothing after the end, but a power loss may bring it back.
     """
     index = parse(os.pread(_keep(index_of(database)), INDEX_BYTES, 0))
     if index is None:
@@ -159,15 +159,19 @@ def cut(database: Path) -> None:
 
 
 def committed(database: Path) -> int:
-    """Return the bytes of the log up to its last committed frame, for a process with a connection. Raises: OSError,
-    when the index can't be read."""
+    """Return the bytes of the log up to its last committed frame, for a process with a connection.
+
+    Raises: OSError, when the index can't be read.
+    """
     index = parse(os.pread(_keep(index_of(database)), INDEX_BYTES, 0))
     return 0 if index is None else index.bytes
 
 
 def uncommitted(database: Path) -> int:
-    """Return the bytes of the log's file behind its last committed frame, for a process with a connection: about as
-    many as the open transaction has written there. Raises: OSError, when the files can't be read."""
+    """Return the bytes of the log's file after its last committed frame, for a process with a connection.
+
+    This is about as much as the open transaction has written there. Raises: OSError, when the files can't be read.
+    """
     index = parse(os.pread(_keep(index_of(database)), INDEX_BYTES, 0))
     return 0 if index is None else max(0, log_of(database).stat().st_size - index.bytes)
 
