@@ -1,7 +1,7 @@
-"""The applier: a process that the front has for one change of release, or for steps of schema changes.
+"""The applier: a process for one change of release, or for steps of schema changes.
 
-It does what each frame asks for: load new functions on trial, prepare a release and commit it (`release_transaction`),
-or run steps of schema changes (`apply_changes`). Whatever kills it before a COMMIT leaves the old release.
+It does what each frame requests: load new functions on trial, prepare a release and commit it (`release_transaction`),
+or run steps of schema changes (`apply_changes`). If it is killed before a COMMIT, the old release stays.
 """
 
 import functools
@@ -25,9 +25,9 @@ _decode_advance: Final = msgspec.json.Decoder(frames.Advance).decode
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
-    """Do what the front asks for until it closes the socket; what isn't committed then is undone."""
+    """Do what the front requests until it closes the socket; what isn't committed by then is undone."""
     try:
-        # A release must be on disk once it is applied, whatever the setting for calls is.
+        # A release must be on disk once it is applied, whatever the setting for calls.
         opened = database.connect_until_exit(Path(settings.state) / database.FILE, "FULL", foreign_keys=False)
     except (DatabaseOpenError, OSError) as error:
         code = error.code if isinstance(error, DatabaseOpenError) else "database_unfit"
@@ -74,8 +74,10 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
 
 
 def _try(sock: socket.socket, order: frames.Try, tried: probe_call.TriedFunctions) -> None:
-    """Load one function after the other, and tell the memory that each takes. Raises: SyncFailed, at the first that
-    can't be loaded."""
+    """Load the functions in turn, and tell the memory that each takes.
+
+    Raises: SyncFailed, at the first that can't be loaded.
+    """
     for local in order.functions:
         tried.load(
             local,
@@ -85,5 +87,5 @@ def _try(sock: socket.socket, order: frames.Try, tried: probe_call.TriedFunction
 
 
 def _tell(sock: socket.socket, request: int, doing: str) -> None:
-    """Tell the front what is about to be done, which it says if that takes too long."""
+    """Tell the front what is about to be done, which it reports if that takes too long."""
     frames.send(sock, request, frames.APPLYING, b"", doing.encode())

@@ -1,9 +1,11 @@
-"""Apply a plan's schema changes to the node's file, for the applier: which changes the file lacks, their steps before
-and after the flip, the flip itself, and what a sync says if a change fails.
+"""Apply a plan's schema changes to the node's file, for the applier.
 
-Steps before the flip run under the release that serves. The file keeps which steps are done (`_skerry_steps`), each in
-the transaction that did it. Only the first change that the file lacks can have steps run ahead: later changes build on
-what its flip brings. What hasn't run ahead runs whole in the flip, as on a node that was offline or is new.
+It finds the changes that the file lacks, runs their steps before and after the flip and the flip itself, and explains a
+failed change.
+
+Steps before the flip run under the serving release. The file records finished steps (`_skerry_steps`), each in its own
+transaction. Only the first change that the file lacks can have steps run ahead: later changes depend on its flip. What
+hasn't run ahead runs entirely in the flip, as on a node that was offline or is new.
 """
 
 import contextlib
@@ -27,11 +29,11 @@ from edge_runtime.sql.session import code_of, failed_commit
 from edge_runtime.sql.tokenizer import name, tokenize
 
 Tell = Callable[[str], None]
-"""Told what is about to be done, for people."""
+"""Called with what is about to be done, for people."""
 
 HEAP_BYTES: Final = 48 * 1024 * 1024
-"""Bytes of SQLite's memory in an applier. With what else it has it takes 64 MB at most, however large a table is: what
-doesn't fit goes to temporary files."""
+"""Bytes of SQLite's memory in an applier. The whole process takes at most 64 MB, however large a table is: what doesn't
+fit goes to temporary files."""
 _SHOWN: Final = 300
 """Characters of a statement that an error message shows."""
 
@@ -50,13 +52,15 @@ _TABLE_BYTES: Final = load("table_bytes")
 
 
 def applied_changes(opened: LibsqlDatabase) -> dict[int, tuple[int, str]]:
-    """Return revision and checksum of each schema change that the file has."""
+    """Return the revision and checksum of each schema change that the file has."""
     return {number: (revision, checksum) for number, revision, checksum in opened.read(ChangeRow, _READ_CHANGES)}
 
 
 def to_apply(opened: LibsqlDatabase, plan: wire.Plan, afresh: bool) -> list[wire.PlannedChange]:
-    """Return the plan's schema changes that the file lacks. Those that it has already, because the answer to an earlier
-    COMMIT was lost, must be the same. `afresh` is as in `frames.Apply`.
+    """Return the plan's schema changes that the file lacks.
+
+    Those that it already has, because the answer to an earlier COMMIT was lost, must be the same. `afresh` is as in
+    `frames.Apply`.
 
     Raises: SyncFailed, when the plan doesn't continue from what the file has.
     """
@@ -112,13 +116,13 @@ def label_of(change: wire.PlannedChange) -> str:
 
 
 def stored_steps(opened: LibsqlDatabase) -> list[StepRow]:
-    """Return the steps of all changes that the file keeps, as far as each has come."""
+    """Return the steps of all changes that the file stores, with the progress of each."""
     return opened.read(StepRow, _READ_STEPS) if opened.read(NumberRow, _HAS_STEPS)[0].value else []
 
 
 @contextlib.contextmanager
 def _failing_as_sync(opened: LibsqlDatabase) -> Iterator[None]:
-    """Turn an error of libsql that nothing in the block has handled into a SyncFailed, and undo what is open.
+    """Turn an unhandled error of libsql in the block into a SyncFailed, and roll back.
 
     Raises: SyncFailed, for such an error.
     """
@@ -129,9 +133,9 @@ def _failing_as_sync(opened: LibsqlDatabase) -> Iterator[None]:
 
 
 def advance(opened: LibsqlDatabase, order: frames.Advance, tell: Tell) -> None:
-    """Run the steps before the flip of the plan's first change, after what is left of the steps after earlier flips.
+    """Run the steps before the flip of the plan's first change, after the rest of the steps after earlier flips.
 
-    Raises: SyncFailed, when one fails. What was done before it stays, and the next attempt continues from there.
+    Raises: SyncFailed, when one fails. Earlier work stays, and the next attempt continues from there.
     """
     finish(opened, tell)
     with _failing_as_sync(opened):
@@ -165,7 +169,7 @@ def finish(opened: LibsqlDatabase, tell: Tell) -> None:
 
 
 def finish_at_once(opened: LibsqlDatabase, access_rules: AccessRules) -> None:
-    """Run what is left of the steps after earlier flips, all at once, in the transaction that is open.
+    """Run the rest of the steps after earlier flips, all at once, in the open transaction.
 
     Raises: SyncFailed, when one fails.
     """
@@ -180,8 +184,10 @@ def finish_at_once(opened: LibsqlDatabase, access_rules: AccessRules) -> None:
 
 
 def undo_given_up(opened: LibsqlDatabase, plan: wire.Plan) -> None:
-    """Undo, in the transaction that is open, the steps of changes that the file lacks and that the plan no longer has,
-    or has with another text. Raises: SyncFailed, when that fails."""
+    """Undo the steps of unapplied changes that the plan no longer has, or has with another text.
+
+    This happens in the open transaction. Raises: SyncFailed, when that fails.
+    """
     applied = applied_changes(opened)
     planned = {(change.number, change.checksum) for change in plan.schema_changes}
     for row in stored_steps(opened):
@@ -197,8 +203,10 @@ def undo_given_up(opened: LibsqlDatabase, plan: wire.Plan) -> None:
 
 
 def flip(opened: LibsqlDatabase, access_rules: AccessRules, change: wire.PlannedChange, tell: Tell) -> None:
-    """Run what is left of a change in the release's transaction, which is open: the whole change if it has no steps, or
-    none was run ahead. Raises: SyncFailed, when a statement fails."""
+    """Run the rest of a change in the release's open transaction.
+
+    It is the whole change if it has no steps, or none was run ahead. Raises: SyncFailed, when a statement fails.
+    """
     label = label_of(change)
     steps = _steps_of(opened, change)
     if steps is None:
@@ -219,7 +227,7 @@ def flip(opened: LibsqlDatabase, access_rules: AccessRules, change: wire.Planned
 
 
 def _steps_of(opened: LibsqlDatabase, change: wire.PlannedChange) -> ChangeSteps | None:
-    """Return the steps of a change; None if it has none. Raises: SyncFailed, when they aren't as they must be."""
+    """Return the steps of a change; None if it has none. Raises: SyncFailed, when they are malformed."""
     try:
         return schema_change.steps_of(change.sql)
     except SchemaChangeRefused as refused:
@@ -256,8 +264,9 @@ def _store_steps(opened: LibsqlDatabase, change: wire.PlannedChange, steps: Chan
 def _run_step(
     opened: LibsqlDatabase, row: StepRow, label: str, tell: Tell, order: frames.Advance | None = None
 ) -> None:
-    """Run what is left of a step, in transactions of its own. If it has a single one and there is an `order`, the
-    probes of the release that serves must pass in it.
+    """Run the rest of a step, in its own transactions.
+
+    If it has a single one and there is an `order`, the probes of the serving release must pass in it.
 
     Raises: SyncFailed, when the step or a probe fails.
     """
@@ -265,7 +274,7 @@ def _run_step(
     try:
         run_change.spare_the_log(opened, label, tell)
         if row.target:
-            # A loss of power may undo the last batches, with their progress.
+            # A power loss may undo the last batches, with their progress.
             opened.rows("PRAGMA synchronous = NORMAL")
             try:
                 run_change.run_in_batches(opened, access_rules, row, tell)
@@ -288,7 +297,7 @@ def _run_step(
 
 
 def _run_step_at_once(opened: LibsqlDatabase, access_rules: AccessRules, row: StepRow, label: str) -> None:
-    """Run what is left of a step at once, in the transaction that is open. Raises: SyncFailed."""
+    """Run the rest of a step at once, in the open transaction. Raises: SyncFailed."""
     if not row.target:
         _run_statements(opened, access_rules, row.sql, label)
         return
@@ -302,7 +311,7 @@ def _run_step_at_once(opened: LibsqlDatabase, access_rules: AccessRules, row: St
 def _run_statements(
     opened: LibsqlDatabase, access_rules: AccessRules, sql: str, label: str, tell: Tell = lambda _: None
 ) -> None:
-    """Run statements in the transaction that is open. Raises: SyncFailed, when one fails or may not be run."""
+    """Run statements in the open transaction. Raises: SyncFailed, when one fails or isn't allowed."""
     before = schema.own(opened)
     try:
         run_change.run_statements(
@@ -315,7 +324,7 @@ def _run_statements(
 
 
 def _probe_serving(opened: LibsqlDatabase, label: str, order: frames.Advance, tell: Tell) -> None:
-    """Check that the release that serves works with what a step did. Raises: SyncFailed, when a probe of it fails."""
+    """Check that the serving release works after a step. Raises: SyncFailed, when one of its probes fails."""
     for function in order.serving:
         if function.manifest.probe is not None:
             tell(f"the probe of the function {function.name}")
@@ -327,10 +336,9 @@ def _probe_serving(opened: LibsqlDatabase, label: str, order: frames.Advance, te
 
 
 def _check_foreign_keys(opened: LibsqlDatabase, applied: Mapping[int, object], tell: Tell) -> None:
-    """Check the rows that the steps after a flip can have left without a parent, once all of these steps are done. What
-    the flip itself could leave was checked there.
+    """Check the rows that the steps after a flip may have left without a parent, once all these steps are done.
 
-    Raises: SyncFailed, also at each later attempt until the rows are repaired.
+    The flip itself checks the rows that it may have left. Raises: SyncFailed, at each attempt until the rows are fixed.
     """
     done = [row for row in stored_steps(opened) if row.number in applied and row.stage == "after"]
     for number in sorted({row.number for row in done}):
@@ -347,7 +355,7 @@ def _check_foreign_keys(opened: LibsqlDatabase, applied: Mapping[int, object], t
 
 
 def _forget_done(opened: LibsqlDatabase, applied: Mapping[int, object]) -> None:
-    """Delete the steps of changes that are done."""
+    """Delete the steps of finished changes."""
     rows = [row for row in stored_steps(opened) if row.number in applied]
     numbers = {row.number for row in rows} - {row.number for row in rows if row.stage == "after" and not row.done}
     if numbers:
@@ -357,8 +365,10 @@ def _forget_done(opened: LibsqlDatabase, applied: Mapping[int, object]) -> None:
 
 
 def drop_uncommitted(opened: LibsqlDatabase) -> None:
-    """Make sure that a loss of power leaves what the file says now, or what is committed next, and never an earlier
-    attempt. The caller holds the writer lock. Raises: SyncFailed, when the log can't be written."""
+    """Make sure that a power loss leaves the file's current state, or the next commit, and never an earlier attempt.
+
+    The caller holds the writer lock. Raises: SyncFailed, when the log can't be written.
+    """
     try:
         opened.drop_uncommitted()
     except OSError as error:
@@ -386,7 +396,7 @@ def transaction(opened: LibsqlDatabase) -> Iterator[None]:
 
 
 def failure_of_change(opened: LibsqlDatabase, label: str, refused: SchemaChangeRefused) -> SyncFailed:
-    """Roll back, and return the sync's failure for a change that was refused. `label`: which change, or which step."""
+    """Roll back, and return the sync's failure for a refused change. `label` names the change or the step."""
     statement = refused.statement
     at = f" Statement: {_shown(statement)}" if statement else ""
     more = ""
@@ -400,8 +410,10 @@ def failure_of_change(opened: LibsqlDatabase, label: str, refused: SchemaChangeR
 
 
 def failure_of_libsql(opened: LibsqlDatabase, what: str, error: ValueError) -> SyncFailed:
-    """Roll back, and return the sync's failure for an error of libsql outside a change's statements. `what`: what
-    can't be done."""
+    """Roll back, and return the sync's failure for an error of libsql outside a change's statements.
+
+    `what` is what can't be done.
+    """
     opened.rollback()
     code = run_change.code_of_shortage(opened, error) or code_of(str(error), "apply_failed")
     return SyncFailed(code, f"{what}: {error}.")
@@ -413,8 +425,7 @@ def _shown(statement: str) -> str:
 
 
 def _written(opened: LibsqlDatabase) -> int:
-    """Return the bytes of the open transaction that are in the write-ahead log's file already; 0 if that isn't
-    known."""
+    """Return the bytes of the open transaction that are already in the write-ahead log's file; 0 if unknown."""
     try:
         return 0 if opened.path is None else wal.uncommitted(opened.path)
     except OSError:
@@ -422,11 +433,12 @@ def _written(opened: LibsqlDatabase) -> int:
 
 
 def _shortage(opened: LibsqlDatabase, code: str, statement: str, log_bytes: int) -> str:
-    """Return what was lacking, how much there is, and what to do. The transaction has been undone; `log_bytes` is what
-    `_written` said before that.
+    """Return what ran out, how much there is, and what to do.
+
+    The transaction has been rolled back; `log_bytes` is what `_written` returned before that.
 
     The size of a table doesn't decide how much memory a statement takes: what doesn't fit goes to temporary files. So
-    single rows or values cause a shortage of memory, and whole tables a shortage of room.
+    single rows or values can exhaust the memory, and whole tables the disk.
     """
     table, size = _largest(opened, statement)
     has = f" The table {table} has {_mib(size)}." if table else ""
@@ -460,7 +472,7 @@ def _largest(opened: LibsqlDatabase, statement: str) -> tuple[str, int]:
         named = [row.name for row in opened.read(NameRow, _TABLE_NAMES) if row.name.lower() in words]
         sizes = [(opened.read(NumberRow, _TABLE_BYTES, (table,))[0].value, table) for table in named]
     except ValueError:
-        # The disk may fail this, too.
+        # The disk may fail here too.
         return "", 0
     size, table = max(sizes, default=(0, ""))
     return table, size

@@ -1,8 +1,8 @@
 """The processes that move the write-ahead log into the database file, by a current SQLite (`sql.current_sqlite`).
 
-The checkpointer moves it while calls go on, so that no COMMIT has to. It may take as long as the disk needs. Writers
-wait for it only in the last step, after which the log begins anew; the front asks for that once little is left to be
-moved. If the checkpointer is killed, the next one goes on with the log.
+The checkpointer moves it while calls continue, so that no COMMIT has to. It may take as long as the disk needs. Writers
+wait for it only in the last step, after which the log restarts; the front requests that once little is left to be
+moved. If the checkpointer is killed, the next one continues with the log.
 
 After an end that wasn't in order a log is left, and the first connection reads all of it (recovery). For a log of some
 GB on a slow disk that takes longer than a child has to be ready, so the zygote has a child of its own read and move it
@@ -30,13 +30,13 @@ from edge_runtime.sql.session import code_of
 from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
 
 PATIENCE: Final = BUSY_MS / 1000
-"""Seconds to wait for locks of processes that don't use the writer lock, or that are about to end."""
+"""Seconds to wait for locks of processes that don't use the writer lock, or that are about to exit."""
 _UNREAD: Final = (
     apsw.SQLITE_IOERR,
     apsw.SQLITE_CANTOPEN,
     # SQLite reports some errors of the disk as this.
     apsw.SQLITE_CORRUPT,
-    # A file that can't be opened for writing is opened for reading, without a look at the log.
+    # A file that can't be opened for writing is opened for reading, without checking the log.
     apsw.SQLITE_READONLY,
 )
 """Codes of errors after which the log may not have been read."""
@@ -161,7 +161,7 @@ def _recover_here(database: Path) -> None:
         except apsw.Error as error:
             if result_of(error) & 0xFF in _UNREAD:
                 raise
-            # Anything else that is wrong with the file is for libsql to find.
+            # libsql will find anything else that is wrong with the file.
             print(f"{database}: its log stays as it is: {error}", file=sys.stderr)
             return
         try:

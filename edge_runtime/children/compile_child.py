@@ -1,4 +1,4 @@
-"""The compiler: a process that does one thing with code and ends, as hostile code may cost much time and memory.
+"""The compiler: a process that does one thing with code and exits, since hostile code may cost much time and memory.
 
 It compiles an artifact, or checks files by their sha256.
 """
@@ -23,8 +23,7 @@ from edge_runtime.sandbox.allowlists import PROCESSOR, REBUILD
 from edge_runtime.wasmedge.errors import WasmEdgeError
 
 DATA_BYTES: Final = 4 * 1024**3
-"""Bytes of memory that a compilation may take: 3 MB of Go take 0.6 GB. An artifact that takes more ends the compiler by
-a signal."""
+"""Bytes of memory that a compilation may take: 3 MB of Go take 0.6 GB. With more, a signal kills the compiler."""
 
 HEAP_BYTES: Final = 8 * 1024**2
 """Bytes of memory that each compilation takes: 28 KB of C took 6 MiB."""

@@ -1,5 +1,4 @@
-"""The functions of a worker: each is loaded when it is first called, and the least recently called ones are unloaded
-when memory is short."""
+"""The functions of a worker: each is loaded at its first call; the least recently used are unloaded for memory."""
 
 import hashlib
 import logging
@@ -20,13 +19,13 @@ from edge_runtime.wasmedge.c_api import libc
 log = logging.getLogger("skerry.loading")
 
 MOST: Final = 1000
-"""Functions that a worker has loaded at once, at most: each takes memory mappings, which the kernel bounds, too."""
+"""The most functions that a worker has loaded at once: each takes memory mappings, which the kernel also limits."""
 
 Key = tuple[str, str, str, bytes, str]
 
 
 class Entry:
-    """A function of a release as a worker has it, loaded or not."""
+    """A function of a release in a worker, loaded or not."""
 
     __slots__ = ("function", "key", "lacking", "local", "secrets", "slowest", "sql", "used")
 
@@ -51,11 +50,10 @@ class Functions:
     """All functions that a worker may be asked for."""
 
     def __init__(self, room: int) -> None:
-        """`room`: bytes that loaded functions may take together with everything else that this process has
-        allocated."""
+        """Limit loaded functions, with everything else that this process has allocated, to `room` bytes."""
         self._room = room
         self.calls = 0
-        """Calls that the worker has run."""
+        """The number of calls that the worker has run."""
         self._entries: dict[Key, Entry] = {}
         self._loaded: dict[Key, Entry] = {}
         self.damaged = ""
@@ -74,8 +72,10 @@ class Functions:
         return entry
 
     def load(self, entry: Entry) -> guest.LoadedFunction | frames.ChildFailure:
-        """Load a function, or return why it can't be called. If its compiled code is damaged, it runs on the
-        interpreter."""
+        """Load a function, or return why it can't be called.
+
+        If its compiled code is damaged, it runs on the interpreter.
+        """
         self.damaged = ""
         local = entry.local
         if entry.lacking is not None:
@@ -113,7 +113,7 @@ class Functions:
             self._unload(self._entries.pop(key))
 
     def _make_room(self, need: int, but: Entry | None = None) -> None:
-        """Unload functions until `need` bytes of the room are free, or none but `but` is loaded."""
+        """Unload functions until `need` bytes of the room are free, or only `but` is loaded."""
         unloaded = False
         while len(self._loaded) > (but is not None) and (len(self._loaded) > MOST or allocated() + need > self._room):
             self._unload(min((each for each in self._loaded.values() if each is not but), key=lambda each: each.used))
@@ -135,6 +135,6 @@ def unloadable(local: frames.LocalFunction, error: Exception) -> frames.ChildFai
 
 
 def allocated() -> int:
-    """Return the bytes that this process has allocated by malloc: nearly all that a loaded function takes is there."""
+    """Return the bytes that this process has allocated by malloc, which include nearly all of a loaded function."""
     counts = libc.mallinfo2()
     return int(counts.uordblks + counts.hblkhd)

@@ -1,8 +1,8 @@
 """Run a worker's plain calls in C: those of `direct` and WAGI functions without a grant for HTTP.
 
-The C library (`edge_runtime.native`) reads the worker's frames and answers such calls by itself. While a guest runs it
-asks this module for each statement, and at the guest's end to commit. It returns for every other frame, and when a
-guest has failed or has answered something new: then this module does what `Worker` does for a call that it runs.
+The C library (`edge_runtime.native`) reads the worker's frames and answers such calls by itself. While a guest runs, it
+calls this module for each statement, and when the guest ends, to commit. It returns for every other frame, and when a
+guest has failed or given an unknown kind of answer: then this module does what `Worker` does for a call that it runs.
 Without the library, the worker runs all calls.
 """
 
@@ -27,7 +27,7 @@ _outer: list[OuterModule] = []
 
 
 def prepare() -> None:
-    """Load the C library and the outer module, where they are built: before the fork, so that children share them.
+    """Load the C library and the outer module, if they are built: before the fork, so that children share them.
 
     Raises: WasmEdgeError, when the outer module can't be loaded.
     """
@@ -55,20 +55,20 @@ class PlainCalls:
         rights: FindRights,
         run: Callable[[int, frames.Frame], None],
     ) -> None:
-        """`slot` is the worker's slot of the progress page; `run` runs a call that is claimed and needs Python."""
+        """Use the worker's `slot` of the progress page; `run` runs a claimed call that needs Python."""
         self._sock = sock
         self._reader = reader
         self._mark = mark
         self._cache = functions
         self._ends, self._find_rights, self._run = ends, rights, run
         self._rights = RecentCache[CallRights]()
-        """What `rights` has returned, with the methods in bytes."""
+        """Results of `rights`, with the methods in bytes."""
         self._sql: CallSql | None = None
-        """The SQL of the call that runs, once its guest has asked for some."""
+        """The SQL of the running call, once its guest has used it."""
         self._sql_answer = b""
         """The last answer, kept alive because the loop has its address."""
         self._raised: BaseException | None = None
-        """Why `_ask` or `_settle` has ended the call that runs."""
+        """Why `_ask` or `_settle` ended the running call."""
         self._functions: dict[int, tuple[Any, Entry]] = {}
         """By address of the C side's `Function`."""
         self._of_key: dict[Any, Any] = {}
@@ -100,7 +100,7 @@ class PlainCalls:
         setup.engine.type_i32, setup.engine.type_i64 = value_type("i"), value_type("I")
         return setup
 
-    # Which calls are the loop's
+    # Which calls the loop runs
 
     def serve(self, releases: Mapping[int, Sequence[Entry]]) -> None:
         """Set the functions that may be called, by the serials of their sets; others are forgotten."""
@@ -129,8 +129,11 @@ class PlainCalls:
         return function
 
     def learn(self, entry: Entry) -> None:
-        """Have the loop run a function's calls from now on, if it can. The function has just been called in Python;
-        where its guest has asked for something that the loop lacks, Python runs its next calls too (`foreign`)."""
+        """Let the loop run a function's calls from now on, if it can.
+
+        The function has just been called in Python; if its guest used something that the loop lacks, Python runs its
+        next calls too (`foreign`).
+        """
         manifest, function = entry.local.manifest, self._of_key.get(entry.key)
         if entry.function is None or function is None or function.ready:
             return
@@ -163,14 +166,14 @@ class PlainCalls:
         function.ready = 1
 
     def note_use(self) -> None:
-        """Tell each entry when the loop has last called it."""
+        """Tell each entry when the loop last called it."""
         for function, entry in self._functions.values():
             entry.used = max(entry.used, function.used)
 
     # Frames
 
     def next(self) -> frames.Frame | None:
-        """Return the next frame that isn't the loop's, or None if the front has closed the socket.
+        """Return the next frame that isn't for the loop, or None if the front has closed the socket.
 
         Raises: ChildGone, when it closed in the middle of a frame.
         """
@@ -238,7 +241,7 @@ class PlainCalls:
         try:
             event, sql = self._event, self._sql
             if sql is None:
-                # Its guest has asked for none.
+                # Its guest used no SQL.
                 self._take_over(event)
             times = self._settled(event, sql, status)
             if times:
@@ -250,7 +253,7 @@ class PlainCalls:
         return 1
 
     def _take_over(self, event: Any) -> None:
-        """Take over reporting on the call that the loop has started."""
+        """Take over the progress reports of the call that the loop started."""
         self._mark.take_over(event.request, event.started_ns)
         self._ends.steps.clear()
 
@@ -262,7 +265,7 @@ class PlainCalls:
         )
 
     def _settled(self, event: Any, sql: CallSql | None, status: int) -> bytes:
-        """Commit what the call wrote; return the frame with its times, if it is to be sent to the front."""
+        """Commit what the call wrote; return the frame with its times, if the front should get it."""
         ends = self._ends
         if sql is not None:
             ends.settle(sql, status)
@@ -271,10 +274,10 @@ class PlainCalls:
         _, entry = self._functions[native.address(event.function)]
         return ends.times_if_slow(event.request, entry, status, asked=bool(event.timed))
 
-    # What is left to Python
+    # Work left to Python
 
     def _handle(self, kind: int, event: Any) -> None:
-        """Finish a call that the loop has run."""
+        """Finish a call that the loop ran."""
         library, request = self._library, event.request
         _, entry = self._functions[native.address(event.function)]
         guest = _guest(entry)
@@ -313,7 +316,7 @@ class PlainCalls:
         return CallEnd(stop, event.result, event.exit_code, event.address, event.length, event.pages)
 
     def _answer(self, event: Any, guest: PlainGuest, sql: CallSql | None, log: bytes) -> None:
-        """Check and send an answer whose content the loop hasn't looked at.
+        """Check and send an answer whose content the loop hasn't checked.
 
         Raises: GuestFault, when it can't be sent; CommitFailed.
         """

@@ -1,5 +1,4 @@
-"""Functions that are loaded on trial, and their probes: calls in a transaction of the applier's, whose writes are
-undone right after."""
+"""Functions that are loaded on trial, and their probes: calls in the applier's transaction that are then undone."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -19,21 +18,23 @@ from edge_runtime.wasmedge import Damaged, WasmEdgeError
 
 NO_HTTP: Final = Ungranted("HTTP in a probe: a release's transaction can't wait for other servers")
 KEPT_BYTES: Final = 8 * 1024**2
-"""Bytes of memory that functions may take together that stay loaded from their trial to their probe."""
+"""Bytes of memory for all functions that stay loaded from their trial to their probe."""
 _SHOWN: Final = 300
 """Characters of an answer that an error message shows."""
 
 
 class TriedFunctions:
-    """Functions that were loaded on trial. Those that have a probe stay loaded for it, as far as there is room."""
+    """Functions that were loaded on trial. Those with a probe stay loaded for it, as far as there is room."""
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[LocalFunction, Mapping[str, str], guest.LoadedFunction]] = {}
         self._room = KEPT_BYTES
 
     def load(self, local: LocalFunction, secrets: Mapping[str, str], tell: Callable[[int], None]) -> None:
-        """Load a function, and tell the bytes of memory that it takes while it runs. Raises: SyncFailed, when it can't
-        be loaded."""
+        """Load a function, and call `tell` with the bytes of memory that it takes while it runs.
+
+        Raises: SyncFailed, when it can't be loaded.
+        """
         before = allocated()
         try:
             function = guest.LoadedFunction.load(local, secrets)
@@ -42,7 +43,7 @@ class TriedFunctions:
             raise SyncFailed(failure.code, failure.message) from None
         # An instance on the interpreter has its own copy of the code.
         need = (allocated() - before) * (1 if local.aot else 2)
-        # Before it is unloaded, which nobody need wait for.
+        # Before it is unloaded, which nobody needs to wait for.
         tell(need)
         if local.manifest.probe is None or need > self._room:
             function.close()
@@ -51,13 +52,13 @@ class TriedFunctions:
             self._kept[local.name] = local, secrets, function
 
     def kept(self, local: LocalFunction, secrets: Mapping[str, str]) -> guest.LoadedFunction | None:
-        """Return the function, if it is loaded, with this code and these secrets."""
+        """Return the function, if it is loaded with this code and these secrets."""
         function = self._kept.get(local.name)
         return function[2] if function is not None and function[:2] == (local, secrets) else None
 
 
 class ProbeSql(CallSql):
-    """The SQL of a call inside a transaction that somebody else has begun, and will end."""
+    """The SQL of a call inside a transaction that somebody else began and will end."""
 
     def _begin(self) -> None:
         self._begun, self._writes = True, self._grant == "write"
@@ -75,7 +76,7 @@ class ProbeSql(CallSql):
 
 
 def call(opened: LibsqlDatabase, generation: int, function: guest.LoadedFunction, manifest: Manifest) -> guest.Response:
-    """Make a function's probe call in the transaction that is open, and undo what it wrote; return the answer.
+    """Make a function's probe call in the open transaction, and undo what it wrote; return the answer.
 
     Raises: GuestFault, when the call ends without an answer.
     """
@@ -106,10 +107,11 @@ def check(
     secrets: Mapping[str, str],
     tried: TriedFunctions | None = None,
 ) -> None:
-    """Check that a function's probe answers as its manifest says, in the transaction that is open. `tried`: what is
-    loaded already.
+    """Check that a function's probe answers as its manifest says, in the open transaction.
 
-    Raises: SyncFailed, when the function can't be loaded, or doesn't answer so.
+    `tried` are the functions that are already loaded.
+
+    Raises: SyncFailed, when the function can't be loaded, or answers differently.
     """
     manifest, probe = local.manifest, local.manifest.probe
     assert probe is not None  # noqa: S101

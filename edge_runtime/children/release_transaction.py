@@ -1,7 +1,7 @@
-"""A release's one transaction in the libsql file: it is prepared, then committed, or undone when anything fails before
-that, such as a function's probe. The old release keeps serving then.
+"""A release's one transaction in the libsql file: it is prepared, then committed.
 
-Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty its children), but are checked at the end.
+If anything fails before that, such as a function's probe, it is undone, and the old release keeps serving. Foreign keys
+aren't enforced meanwhile (rebuilding a parent table would empty its children), but are checked at the end.
 """
 
 from collections.abc import Mapping, Set
@@ -41,13 +41,13 @@ def prepare(
     *,
     afresh: bool = False,
 ) -> wire.Inventory:
-    """Bring the file to the plan's release, all but the COMMIT; return the inventory that the node then has.
+    """Bring the file to the plan's release, except for the COMMIT; return the inventory that the node then has.
 
     `secrets` and `afresh` are as in `frames.Apply`; `opened` has foreign_keys OFF; `tell` is called with what is about
-    to be done, for people; `tried` has functions that are loaded already. The writer lock is held until `commit` or
+    to be done, for people; `tried` has functions that are already loaded. The writer lock is held until `commit` or
     `undo`.
 
-    Raises: SyncFailed, when the release can't be applied; everything is undone then.
+    Raises: SyncFailed, when the release can't be applied; everything is then undone.
     """
     faults.reach("edge.apply.before")
     try:
@@ -70,10 +70,10 @@ def prepare(
                 probe_call.check(opened, plan.generation, function, secrets.get(function.name, {}), tried)
         inventory = database.inventory(opened)
     except BaseException as error:
-        # A probe that fails ends here, too.
+        # A failed probe ends here too.
         undo(opened)
         if isinstance(error, ValueError):
-            # Those of schema changes and probes are handled where they are run.
+            # Errors of schema changes and probes are handled where these are run.
             raise apply_changes.failure_of_libsql(opened, "The release can't be applied", error) from None
         raise
     faults.reach("edge.apply.after")
@@ -83,7 +83,7 @@ def prepare(
 def commit(opened: LibsqlDatabase) -> None:
     """Commit the prepared release.
 
-    Raises: SyncFailed, when that fails; everything is undone then, unless the code is `frames.COMMIT_UNKNOWN`.
+    Raises: SyncFailed, when that fails; everything is then undone, unless the code is `frames.COMMIT_UNKNOWN`.
     """
     if not opened.in_transaction:
         raise SyncFailed("apply_failed", "There is no prepared release to commit.")
@@ -99,7 +99,7 @@ def commit(opened: LibsqlDatabase) -> None:
 
 
 def undo(opened: LibsqlDatabase) -> None:
-    """Undo the release, all that was prepared of it, and release the writer lock."""
+    """Undo everything that was prepared of the release, and release the writer lock."""
     opened.rollback()
 
 
@@ -121,15 +121,19 @@ def _apply(opened: LibsqlDatabase, changes: list[wire.PlannedChange], tell: Tell
 
 
 def _check_foreign_keys(opened: LibsqlDatabase, names: Set[str]) -> None:
-    """Check the rows that the change of tables with these names can have left without a parent; other tables aren't
-    read, as writers wait meanwhile."""
+    """Check the rows that changing the tables with these names may have left without a parent.
+
+    Other tables aren't read, since writers wait meanwhile.
+    """
     if orphans := schema.orphans(opened, schema.references(opened, names)):
         raise SyncFailed("foreign_key_violation", f"After the schema changes, {orphans} Amend the change.")
 
 
 def _check_room(opened: LibsqlDatabase, change: wire.PlannedChange) -> None:
-    """Check that the disk has room for a change in the database file, too: it is only in the log so far, and a
-    checkpoint must be able to move it."""
+    """Check that the disk also has room for a change in the database file.
+
+    So far it is only in the log, and a checkpoint must be able to move it.
+    """
     if opened.path is None:
         return
     pages = opened.read(NumberRow, "PRAGMA page_count")[0].value

@@ -1,4 +1,4 @@
-"""The repeater: a process that repeats one call that trapped, on the interpreter, and ends.
+"""The repeater: a process that repeats one call that trapped, on the interpreter, and exits.
 
 The interpreter says where a guest traps; compiled code doesn't. The function has no grants, so the call can change
 nothing outside this process.

@@ -1,7 +1,7 @@
-"""Call a function of the runtime's own in the zygote, before any child is forked.
+"""Call a built-in function in the zygote, before any child is forked.
 
-Whatever cffi, WasmEdge and Python make at a first use (parsed declarations, tables, caches) is then in memory that all
-children share.
+Whatever cffi, WasmEdge and Python create at a first use (parsed declarations, tables, caches) is then in memory that
+all children share.
 """
 
 import hashlib
@@ -26,8 +26,7 @@ NOTHING: Final = bytes.fromhex(
 
 
 def rehearse() -> None:
-    """Load and call a module that does nothing, whose only fault is that it doesn't answer. Also make a worker's claims
-    once."""
+    """Load and call a module that does nothing and therefore fails to answer. Also make a worker's claims once."""
     Claims(memoryview(mmap.mmap(-1, progress_page.SLOT_BYTES)).cast("Q"), 0)
     descriptor = os.memfd_create("rehearsal", os.MFD_CLOEXEC)
     try:

@@ -1,6 +1,6 @@
-"""A worker: a process that runs one guest at a time, with a libsql connection of its own, opened after the fork.
+"""A worker: a process that runs one guest at a time, with its own libsql connection, opened after the fork.
 
-It carries out the front's frames in order. A guest's fault costs its own call; a mistake of the worker itself ends the
+It handles the front's frames in order. A guest's fault fails only its own call; a bug in the worker itself ends the
 worker, and the front starts another one.
 """
 
@@ -29,9 +29,9 @@ AT_ONCE: Final = 4
 """If a release adds at most this many functions, they are loaded before they are called: somebody may be waiting for
 them."""
 _KEPT_BLOCK: Final = 32 * 1024 * 1024
-"""Bytes up to which freed blocks are kept while large bodies come; a body is one block here."""
+"""Bytes up to which freed blocks are kept while large bodies arrive; a body is one block here."""
 _KEPT_HEAD: Final = 2048
-"""Bytes that a call's head may have to be kept, decoded, for later calls with the same head."""
+"""The most bytes of a call's head that is cached, decoded, for later calls with the same head."""
 
 _decode_load: Final = msgspec.json.Decoder(frames.Load).decode
 _decode_preload: Final = msgspec.json.Decoder(frames.Preload).decode
@@ -159,7 +159,7 @@ class Worker:
             frames.send(self._sock, request, frames.NEWLY_LOADED)
             function = loaded
         sql, services = None, self._ungranted
-        # All of the time of a call without grants is its guest's, so its times are sent only on request.
+        # A call without grants spends all its time in its guest, so its times are sent only on request.
         timed = rights.grant != "none" or manifest.http is not None or asked
         if timed:
             ends.steps.clear()
@@ -208,9 +208,9 @@ class Worker:
         return self._known.keep(key, known) if keeps else known
 
     def _load(self, load: frames.Load) -> list[frames.ChildFailure]:
-        """Be ready for a set of modules; return the functions that couldn't be loaded.
+        """Prepare for a set of modules; return the functions that couldn't be loaded.
 
-        Functions that are loaded in another version are loaded at once, so that no call waits for that, and so are a
+        Functions of which another version is loaded are loaded at once, so that no call waits for that, and so are a
         few new ones. The others are loaded when they are called.
         """
         before = {entry.local.name for release in self._releases.values() for entry in release.functions}
@@ -239,7 +239,7 @@ class Worker:
             return False
         entry.used = self._functions.calls
         self._note_use()
-        # Where that fails, the first call tries again, and says so.
+        # If that fails, the first call tries again and reports it.
         self._functions.load(entry)
         return bool(self._functions.damaged)
 

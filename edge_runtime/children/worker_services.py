@@ -1,5 +1,7 @@
-"""What a worker offers a call (SQL, and HTTP that the front makes), and what it tells the front at a call's end. Python
-and the C loop (`plain_calls`) share both."""
+"""What a worker offers a call (SQL, and HTTP through the front), and what it tells the front when a call ends.
+
+Calls that Python runs and those of the C loop (`plain_calls`) share both.
+"""
 
 import socket
 from collections.abc import Callable
@@ -23,10 +25,10 @@ from edge_runtime.sql.session import Session
 from edge_runtime.sql.tokenizer import without_values
 
 KINDS: Final = {"not_granted": "sql", "sql_not_allowed": "sql_statement", "sql_closed": "sql_closed"}
-"""The kind by which a denied use of the database is counted, by the code that the guest gets."""
+"""The kind under which a denied use of the database is counted, by the code that the guest gets."""
 Unanswered = StaleRelease | CommitFailed | DatabaseHeld | GuestFault
 UNANSWERED: Final = (StaleRelease, CommitFailed, DatabaseHeld, GuestFault)
-"""The errors by which a call ends without an answer of its guest."""
+"""The errors with which a call ends without an answer from its guest."""
 
 
 class FrontHttp:
@@ -40,8 +42,10 @@ class FrontHttp:
         sending: Callable[[], None] | None = None,
         steps: StepClock | None = None,
     ) -> None:
-        """`sending` is called before a request that can't be sent twice; what it raises ends the call. `steps` notes
-        how long each request takes."""
+        """Call `sending` before a request that can't be sent twice; what it raises ends the call.
+
+        `steps` notes how long each request takes.
+        """
         self._steps = steps or StepClock()
         self._sending = sending
         self._sock = sock
@@ -64,7 +68,7 @@ class FrontHttp:
 
 
 def _host(url: str) -> str:
-    """Return the host of a URL, and nothing else of it; empty where it has none."""
+    """Return only the host of a URL; empty if it has none."""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:
@@ -86,7 +90,7 @@ class Ungranted:
 
 
 class Denials:
-    """A count of what a worker's calls are denied by their grants; the front is told with each call.
+    """A count of what their grants deny a worker's calls; the front gets it with each call.
 
     The front itself counts what it denies: HTTP that a grant doesn't cover.
     """
@@ -97,12 +101,11 @@ class Denials:
 
     @property
     def any(self) -> bool:
-        """Whether the call used a service that its manifest doesn't grant at all."""
+        """Return whether the call used a service that its manifest doesn't grant at all."""
         return self.sql.times > 0 or self.http.times > 0
 
     def take(self, sql: CallSql | None) -> bytes:
-        """Return what the call that has ended was denied, as in `frames.DENIED`, and forget it; empty if nothing
-        was."""
+        """Return what the finished call was denied, as in `frames.DENIED`, and forget it; empty if nothing was."""
         kinds: dict[str, int] = {}
         if sql is not None and sql.denied:
             for code, times in sql.denied.items():
@@ -121,7 +124,7 @@ class CallRights(NamedTuple):
     generation: int
     grant: SqlGrant
     read_only: str
-    """The call's method, where that is why a function that may write only reads; else empty."""
+    """The call's method, if that is why a function that may write only reads; else empty."""
 
 
 FindRights = Callable[[int, int, str], CallRights]
@@ -135,7 +138,7 @@ def _shown(statement: str) -> str:
 
 
 class CallEnds:
-    """Ends a worker's calls, one after the other: commits, and tells the front."""
+    """Ends a worker's calls in turn: commits, and tells the front."""
 
     def __init__(self, sock: socket.socket, mark: Mark, session: Session) -> None:
         self._sock = sock
@@ -146,13 +149,13 @@ class CallEnds:
         """The steps of the running call. The code that runs it clears them first."""
 
     def sql(self, rights: CallRights) -> CallSql:
-        """Return the database as the call that runs sees it."""
+        """Return the database as the running call sees it."""
         entry, generation, grant, read_only = rights
         return CallSql(self._session, grant, generation, self._mark, entry.sql, read_only, self.steps)
 
     @staticmethod
     def settle(sql: CallSql, status: int) -> None:
-        """Commit what a call wrote, or undo it where its guest has answered that it failed.
+        """Commit what a call wrote, or undo it if its guest answered that it failed.
 
         Raises: CommitFailed.
         """
@@ -168,16 +171,20 @@ class CallEnds:
             frames.send(self._sock, request, frames.DENIED, b"", denied)
 
     def times_if_slow(self, request: int, entry: Entry, status: int, *, asked: bool = False) -> bytes:
-        """Return the frame that says where the time of a call went, if the call was slow, failed, or the front has
-        `asked`; else nothing."""
+        """Return the frame that says where a call spent its time, if it was slow or failed, or the front `asked`.
+
+        Otherwise return nothing.
+        """
         ended, slowest = perf_counter(), entry.slowest
         took = ended - self._mark.started
         slow = (took > slowest.bar or ended > slowest.until) and slowest.add(took, ended)
         return self._times(request, ended) if slow or asked or status >= 500 else b""
 
     def unanswered(self, request: int, error: Unanswered, sql: CallSql | None, log: bytes, *, timed: bool) -> None:
-        """Tell the front that a call has ended without an answer; nothing that it wrote is kept. `timed`: with the
-        times of its steps."""
+        """Tell the front that a call ended without an answer; nothing that it wrote is kept.
+
+        `timed`: include the times of its steps.
+        """
         if isinstance(error, StaleRelease):
             # The call has written nothing.
             self.denials.take(sql)
@@ -186,7 +193,7 @@ class CallEnds:
         code = error.code
         if isinstance(error, GuestFault) and sql is not None:
             sql.rollback()
-            # Where the guest failed because it ran into a limit, that is what the caller should know.
+            # If the guest failed because it hit a limit, that is what the caller should know.
             code = sql.limit_code or code
         self.deny(request, sql)
         self.fault(request, code, error.message, log, self._times(request, perf_counter()) if timed else b"")

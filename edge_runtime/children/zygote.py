@@ -2,7 +2,7 @@
 
 The front has threads, so a fork of it would be unsafe; and a fresh Python takes 80 ms to start, a fork of the zygote 3.
 The zygote is started by exec and talks with the front on a SOCK_SEQPACKET socket (`ipc.births`). It never opens libsql,
-and runs no guest but one of the runtime's own (`warmup`).
+and the only guest that it runs is a built-in one (`warmup`).
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from edge_runtime.native import library as native
 from edge_runtime.sandbox import fence
 
 _BY_LIBSQL: Final = ("worker", "applier")
-"""The children that open the database by libsql."""
+"""The children that open the database with libsql."""
 
 _decode_birth: Final = msgspec.json.Decoder(Birth).decode
 
@@ -50,14 +50,14 @@ def main(argument: str) -> None:
     """Serve the front until it closes its end; `argument`: `births.Arguments` in JSON."""
     arguments = msgspec.json.decode(argument, type=Arguments)
     fence.die_with_parent(arguments.parent)
-    # A process supervisor or a terminal may signal the whole group, but the front decides when its children end.
+    # A process supervisor or a terminal may signal the whole group, but the front decides when its children exit.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=arguments.control)
     try:
         children = _imports(lambda: control.send(frames.encode_json(Starting())))
         lacking = fence.lacking()
-        # SQLite looks once for the folder of temporary files: when it is first used, in a child.
+        # SQLite looks for the folder of temporary files only once: when it is first used, in a child.
         os.environ["SQLITE_TMPDIR"] = str(Path(arguments.settings.state) / wal.TEMPORARY)
         fence.prepare(Path(arguments.settings.state))
     except Exception as error:
@@ -67,10 +67,10 @@ def main(argument: str) -> None:
         control.send(frames.encode_json(ZygoteUnfit(_unfenced(lacking))))
         return
     gc.collect()
-    # Nothing else is under way: objects made from here on are freed as usual.
+    # Nothing else is running: objects made from here on are freed as usual.
     immortal.make_immortal()
     gc.freeze()
-    # Mostly pages of LLVM, read while it was linked. Only compilers need them, and they can read them again.
+    # Mostly pages of LLVM, read while it was linked. Only compilers need them, and can reread them.
     process_memory.drop_mapped()
     control.send(frames.encode_json(ZygoteUp(lacking, native.unusable())))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -86,10 +86,11 @@ def _unfenced(lacking: tuple[str, ...]) -> str:
 
 
 def _imports(step: Callable[[], object] = lambda: None) -> dict[str, ModuleType]:
-    """Import everything that children will use, so that a fork has it already. Call `step` again and again meanwhile:
-    on a slow machine this takes minutes.
+    """Import everything that children will use, so that a fork already has it.
 
-    Raises: any exception, when this machine isn't fit to run functions.
+    Call `step` repeatedly meanwhile: on a slow machine this takes minutes.
+
+    Raises: any exception, when this machine can't run functions.
     """
     from edge_runtime.children import checkpointer
 
@@ -150,7 +151,7 @@ class Zygote:
         me = os.getpid()
         faults.reach(f"edge.birth.{birth.kind}.before")
         if not descriptors:
-            # The kernel leaves out a descriptor that there is no room for.
+            # The kernel leaves out a descriptor for which there is no room.
             self._not_born(birth, "the zygote has too many open files")
             return True
         if birth.kind in _BY_LIBSQL and (why := self._unrecovered()):
@@ -186,9 +187,8 @@ class Zygote:
         return True
 
     def _unrecovered(self) -> str:
-        """Have the log recovered where it was left and no process has it open. Return why that failed, or an empty
-        string."""
-        # Imported late, like everything that children use: `_imports` has tried it, and has reported a failure.
+        """Recover a log that was left and that no process has open; return why that failed, or an empty string."""
+        # Imported late, like everything that children use: `_imports` has tried it, and would have reported a failure.
         from edge_runtime.children import checkpointer
 
         try:
@@ -212,7 +212,7 @@ class Zygote:
         self._control.send(frames.encode_json(Died(child, status)))
 
     def _child(self, birth: Birth, descriptor: int, parent: int) -> None:
-        """Be the child; never returns."""
+        """Run the child; never return."""
         code = 1
         try:
             fence.die_with_parent(parent)
@@ -234,7 +234,7 @@ class Zygote:
             self._modules[birth.kind].serve(sock, slot, 0, settings)
             code = 0
         except (BrokenPipeError, ConnectionResetError, frames.ChildGone):
-            # The front has ended, or no longer waits for the answer.
+            # The front has exited, or no longer waits for the answer.
             code = 0
         except BaseException:
             traceback.print_exc()
