@@ -1,5 +1,5 @@
-"""What a node keeps of its calls and of its own log: records, and the ring of files that has them.
+"""What a node keeps about its calls and its own log: records, and the ring of files that contains them.
 
-`records` makes lines, `ring` writes them to the disk in a thread of its own, `search` finds them again. All of it is in
-the front; `search` also in the commands that read a node's log.
+`records` makes lines, `ring` writes them to the disk in its own thread, `search` finds them again. All of it runs in
+the front, and `search` also in the commands that read a node's log.
 """

@@ -1,6 +1,6 @@
 """How the calls of one function of one release ended, and how long they took.
 
-Counts only grow. What has been told to control is remembered, so that each call is told once, however late that is.
+Counts only grow. What was sent to control is remembered, so that each call is reported once, however late.
 """
 
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ import msgspec
 from control.protocol import histogram, wire
 
 ROW_BYTES: Final = 48
-"""Bytes that a function's numbers take at most: 64 in a poll, in base64."""
+"""The most bytes of a function's numbers: 64 in a poll, in base64."""
 SKETCH_BYTES: Final = 25
-"""Bytes of them that are left for the times, at least: enough for any times."""
+"""The fewest of these bytes that are left for the times: enough for any times."""
 GOOD: Final = ("ok", "client_gone")
-"""Outcomes that aren't failures: a client that goes away isn't the function's failure."""
+"""Outcomes that aren't failures: a client that disconnects isn't the function's failure."""
 
 _Key = TypeVar("_Key")
 _NUMBERS: Final = {code: number for number, code in enumerate(wire.OUTCOMES)}
@@ -31,11 +31,11 @@ class CallCounts:
         self.release = release
         """Number of the release."""
         self.outcomes: dict[str, int] = {}
-        """Calls by how they ended: "ok", "answer_5xx" where the function itself answered so, or an error's code."""
+        """Calls by outcome: "ok", "answer_5xx" if the function itself answered with that, or an error's code."""
         self.times: histogram.Counts = {}
-        """Calls by how long they took, from their arrival to their end."""
+        """Calls by duration, from arrival to end."""
         self.total = 0.0
-        """Seconds that all calls took together."""
+        """The total duration of all calls, in seconds."""
         self._told_outcomes: dict[str, int] = {}
         self._told_times: histogram.Counts = {}
 
@@ -56,11 +56,11 @@ class CallCounts:
 
     @property
     def all_told(self) -> bool:
-        """Whether control has been told of all calls."""
+        """Return whether all calls were reported to control."""
         return self.times == self._told_times
 
     def take(self) -> wire.FunctionNumbers | None:
-        """Return what control hasn't been told yet, and count it as told; None if there is nothing."""
+        """Return what wasn't reported to control yet, and count it as reported; None if there is nothing."""
         times = _more(self.times, self._told_times)
         if not times:
             return None
@@ -78,8 +78,10 @@ def total(counts: Iterable[CallCounts]) -> CallCounts:
 
 
 def row(index: int, release: int, outcomes: dict[str, int], times: histogram.Counts) -> wire.FunctionNumbers:
-    """Return counts in the form for control, in `ROW_BYTES`: outcomes that don't fit become `other`, the rarest first,
-    and times get coarser."""
+    """Return counts in the form for control, in at most `ROW_BYTES`.
+
+    Outcomes that don't fit become `other`, the rarest first, and times get coarser.
+    """
     numbered: dict[int, int] = {}
     for outcome, count in outcomes.items():
         if outcome != "ok":

@@ -20,15 +20,15 @@ from edge_runtime.token_bucket import TokenBucket
 log = logging.getLogger("skerry.calls")
 
 PERIOD: Final = 0.25
-"""Seconds for which noted calls are collected."""
+"""Seconds during which noted calls are collected."""
 MOST_NOTED: Final = 64
 """Calls of one function that are noted in that time; others are only counted."""
 BURST, RATE = 30, 1.0
-"""Records of one function's failed calls, at once and then per second."""
+"""The most records of one function's failed calls, at once and then per second."""
 BURST_OF_ALL, RATE_OF_ALL = 300, 10.0
 """The same of all functions together."""
 PATH: Final = 300
-"""Characters of a path that a record has."""
+"""The most characters of a path in a record."""
 
 
 class NotedCall(NamedTuple):
@@ -50,12 +50,12 @@ class NotedCall(NamedTuple):
     seconds: float
     """From its arrival to its end."""
     took: float | None
-    """Of these, those in its worker; None if no worker has run it, or that isn't known."""
+    """Of these, the seconds in its worker; None if no worker ran it, or that isn't known."""
     times: CallTimes | None
 
 
 class NotingFunction(Protocol):
-    """What is counted for a function about its noted calls."""
+    """What is counted about a function's noted calls."""
 
     name: str
     slow: float
@@ -79,8 +79,10 @@ class CallRecords:
         node: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`functions` returns all functions that are counted; `put` takes each record, a line of JSON; `node` is the
-        node's name."""
+        """Make records of the counted functions that `functions` returns.
+
+        `put` takes each record, a line of JSON; `node` is the node's name.
+        """
         self._functions = functions
         self._put = put
         self._clock = clock
@@ -98,7 +100,7 @@ class CallRecords:
                 log.exception("the records of calls can't be made")
 
     def make(self) -> None:
-        """Make the records of the calls that were noted."""
+        """Make the records of the noted calls."""
         now = self._clock()
         for function in list(self._functions()):
             kept = self._kept.get(function.name)
@@ -126,7 +128,7 @@ class CallRecords:
 
 
 def record(call: NotedCall, node: str = "", left_out: int = 0) -> dict[str, Any]:
-    """Return the record of a call. `left_out`: earlier calls of the function that failed and have no record."""
+    """Return the record of a call. `left_out`: the number of earlier failed calls without a record."""
     times, statements, requests = _times(call)
     made: dict[str, Any] = {
         "t": records.time_text(call.at),
@@ -159,11 +161,11 @@ def _times(call: NotedCall) -> tuple[dict[str, float], list[dict[str, Any]], lis
     told = call.times
     if told is None:
         manifest = call.function.manifest
-        # Without a grant there is nothing that a call could wait for; else what it did in its worker isn't known.
+        # Without a grant there is nothing that a call could wait for; otherwise its time in the worker isn't known.
         where = "guest" if manifest.sql == "none" and manifest.http is None else "worker"
         return ({**made, where: round(took, 6)} if took else made), [], []
     totals = dict.fromkeys(call_times.KINDS, 0.0)
-    # A name in double quotes may be a value to SQLite, and a host may have one in it.
+    # SQLite may take a name in double quotes as a value, and a host may contain one.
     texts = [redact(text, cut=len(text) == call_times.TEXT) for text in told.texts]
     by_text: dict[tuple[int, str], tuple[int, float]] = {}
     steps = [(s.kind, 1, s.micros, s.text) for s in told.steps] + [

@@ -1,4 +1,4 @@
-"""Decides which calls are traced, and makes their spans once a call has ended, from what is known about it then."""
+"""Decides which calls are traced, and makes their spans once a call has ended, from what is then known about it."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from edge_runtime.telemetry.spans import CLIENT, INTERNAL, SERVER, TraceSpan
 from edge_runtime.token_bucket import TokenBucket
 
 BURST, RATE = 100, 20.0
-"""Calls at once, and then per second, that are traced because their callers' traces are."""
+"""The most calls, at once and then per second, that are traced because their callers' traces are."""
 _NEVER: Final = 2**60
 """A number of calls that no node ever has."""
 _KINDS: Final = {
@@ -27,7 +27,7 @@ _KINDS: Final = {
 
 
 class Passed:
-    """A call that isn't traced here, whose caller's place in a trace goes on with its HTTP requests."""
+    """A call that isn't traced here, but whose HTTP requests pass on its caller's place in a trace."""
 
     __slots__ = ("_header",)
 
@@ -48,14 +48,14 @@ class CallTrace:
         self.at = at
         """The place of the call's own span."""
         self.parent = parent
-        """Id of the caller's span; empty if that isn't known."""
+        """The id of the caller's span; empty if unknown."""
         self.requests: list[bytes] = []
-        """Ids of the spans of its HTTP requests, in their order."""
+        """The ids of the spans of its HTTP requests, in order."""
 
     def request(self) -> str:
         """Return `traceparent` for another HTTP request of the call."""
         if len(self.requests) >= call_times.MOST:
-            # It has no span of its own.
+            # It has no span.
             return self.at.header()
         self.requests.append(os.urandom(8))
         return Place(self.at.trace, self.requests[-1]).header()
@@ -63,16 +63,18 @@ class CallTrace:
 
 class CallTracer:
     def __init__(self, share: float, put: Callable[[TraceSpan], None]) -> None:
-        """`share` of the calls is traced whatever their callers do; `put` takes each span."""
+        """Trace a `share` of the calls whatever their callers do; `put` takes each span."""
         self._share = share
         self._put = put
         self._callers = TokenBucket(BURST, RATE)
         self._untraced = self._draw()
-        """Calls that come before the next one of the share."""
+        """The number of calls before the next one of the share."""
 
     def draw(self) -> bool:
-        """Tell whether a call that has come is one of the share. Each is with the same probability, whatever others
-        were. Call this once for each call."""
+        """Return whether a new call belongs to the share: each does with the same, independent probability.
+
+        Call this once for each call.
+        """
         if self._untraced:
             self._untraced -= 1
             return False
@@ -80,20 +82,22 @@ class CallTracer:
         return True
 
     def _draw(self) -> int:
-        """Draw how many calls come before the next one of the share, once for all of them: a draw for each call would
-        cost more. The number is distributed geometrically, as if each of them was drawn for itself."""
+        """Draw the number of calls before the next one of the share; a draw for each call would cost more.
+
+        The number has a geometric distribution, as if there were a draw for each call.
+        """
         if self._share >= 1:
             return 0
         if self._share <= 0:
             return _NEVER
-        chance = 1 - random.random()  # noqa: S311  # nothing is kept from anybody by it
+        chance = 1 - random.random()  # noqa: S311  # this protects no secret
         return int(min(math.log(chance) / math.log1p(-self._share), _NEVER))
 
     def begin(self, caller: Place | None, now: float, *, drawn: bool) -> CallTrace | None:
-        """Return the trace of a call that has come, at `now` (monotonic clock); None where it isn't traced.
+        """Return the trace of a call that arrives at `now` (monotonic clock); None if it isn't traced.
 
-        `caller` is the place in the caller's trace, if it has one; `drawn` is what `draw` says. Callers can have their
-        own calls traced, as far as `BURST` and `RATE` go.
+        `caller` is the place in the caller's trace, if it has one; `drawn` is the result of `draw`. Callers can have
+        their own calls traced, within `BURST` and `RATE`.
         """
         if not drawn and not (caller is not None and caller.sampled and self._callers.take(1, now)):
             return None
@@ -111,7 +115,7 @@ class CallTracer:
     ) -> None:
         """Make the spans of a call that has ended.
 
-        `times`: its start and end (nanoseconds since 1970); `told`: what its worker told of it, if it has answered.
+        `times`: its start and end (nanoseconds since 1970); `told`: what its worker reported, if it has answered.
         """
         start, end = times
         put, at = self._put, trace.at
@@ -123,7 +127,7 @@ class CallTracer:
         guest = Place(at.trace, os.urandom(8))
         put(TraceSpan(guest, at.span, "guest", began, end))
         texts = [redact(text, cut=len(text) == call_times.TEXT) for text in told.texts]
-        # Of those, the last ones: a call whose worker ended may have been given to another one.
+        # Of those, the last ones: a call whose worker exited may have been given to another one.
         count = sum(step.kind == call_times.HTTP for step in told.steps)
         requests = iter(trace.requests[max(0, len(trace.requests) - count) :])
         for step in told.steps:

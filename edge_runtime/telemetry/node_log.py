@@ -1,4 +1,4 @@
-"""Puts the node's own warnings and errors into the ring, beside what its functions wrote."""
+"""Puts the node's own warnings and errors into the ring, besides what its functions wrote."""
 
 import logging
 import threading
@@ -10,15 +10,15 @@ from edge_runtime.redaction import redact
 from edge_runtime.telemetry import records
 
 ELSEWHERE: Final = ("skerry.guest", "skerry.ring")
-"""Logs whose lines get into the ring by themselves."""
+"""Logs whose lines reach the ring in another way."""
 _LEVELS: Final = ((logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO, "info"))
 MESSAGE: Final = 8192
-"""Characters of a message that are kept."""
+"""The most characters of a message that are kept."""
 
 
 class RingHandler(logging.Handler):
     def __init__(self, put: Callable[[bytes], None], later: Callable[..., object], node: str) -> None:
-        """Made in the loop's thread, in which `put` may be called; `later` has the loop call what other threads log."""
+        """Use `put` in the loop's thread, which calls this; `later` schedules what other threads log in the loop."""
         super().__init__(logging.WARNING)
         self._put = put
         self._later = later
@@ -35,7 +35,7 @@ class RingHandler(logging.Handler):
             else:
                 self._later(self._put, line)
         except Exception:  # noqa: S110
-            # The log itself has the line; and this one may not be the cause of more. (The loop may have ended.)
+            # The log itself has the line, and reporting an error here could cause more. (The loop may have ended.)
             pass
 
     def _line(self, record: logging.LogRecord) -> bytes:

@@ -1,7 +1,6 @@
-"""Encodes spans as OTLP has them, by its official protobuf. Only what sends spans imports it.
+"""Encodes spans as OTLP, with its official protobuf. Only code that sends spans imports it.
 
-Messages are filled where they are: one that is made first and then put into another is copied, which takes four times
-as long.
+Messages are filled in place: making one first and then adding it to another copies it, which takes four times as long.
 """
 
 from collections.abc import Mapping, Sequence

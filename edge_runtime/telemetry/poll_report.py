@@ -1,8 +1,8 @@
-"""Makes the report that goes with polls: what the node has counted of calls, and how it is (docs/adr/0045).
+"""Makes the report that goes with polls: the node's counts of calls, and its state (docs/adr/0045).
 
-About once a minute, what was counted since becomes a message; for two minutes after a change of release, every 5 s: a
-release that fails everywhere must show soon. A message goes with each poll until one is answered, while counting goes
-on. So nothing is lost, and only counts are kept, while control doesn't answer.
+About once a minute, the new counts become a message; for two minutes after a change of release, every 5 s, since a
+release that fails everywhere must show soon. A message goes with each poll until one is answered, while counting
+continues. So while control doesn't answer, nothing is lost, and only counts are kept.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ from edge_runtime.telemetry.call_counts import CallCounts
 log = logging.getLogger("skerry.agent")
 
 PERIOD: Final = 60.0
-"""Seconds from one message to the next, give or take `SPREAD` of them."""
+"""Seconds from one message to the next, varied by a fraction of `SPREAD`."""
 SOON: Final = 5.0
 """The same for a while after a change of release."""
 EARLY: Final = 1.6
-"""Seconds before its time at which a message is made, among those that come soon after each other: another poll for
-what is left of them would cost more."""
+"""Seconds before its time at which a message is made while messages are frequent: another poll for the remaining time
+would cost more."""
 SOON_FOR: Final = 120.0
 """Seconds after a change of release."""
 SPREAD: Final = 0.25
 NODE_PERIOD: Final = 55.0
-"""Seconds from one message with the node's own numbers to the next, at least."""
+"""The fewest seconds from one message with the node's own numbers to the next."""
 AT_ONCE: Final = 50
-"""Functions whose numbers are made before other work gets the loop."""
+"""Functions whose numbers are made before other work gets to run in the loop."""
 MOST: Final = 2 * wire.MOST_FUNCTIONS
-"""Functions in a message; others are in the next one."""
+"""The most functions in a message; others are in the next one."""
 
 
 def _none() -> None:
@@ -51,9 +51,11 @@ class PollReport:
         clock: Callable[[], float] = lambda: front_clock.monotonic(),
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`counted` returns the counts of all functions, `release` the number of the release that is served (None where
-        there is none), `measure` how the node itself is, with what was counted since the start. Without them, polls
-        tell nothing."""
+        """Report what these functions return; without them, polls report nothing.
+
+        `counted` returns the counts of all functions, `release` the number of the served release (None if there is
+        none), `measure` the state of the node itself, with the counts since the start.
+        """
         self._counted = counted
         self._release = release
         self._measure = measure
@@ -61,7 +63,7 @@ class PollReport:
         self._jitter = jitter
         self._sequence = 0
         self._open = b""
-        """The message that no answered poll has carried yet; empty if there is none."""
+        """The message that no answered poll has contained yet; empty if there is none."""
         self._since = clock()
         """When the last message was made."""
         self._due = self._since + self._soon(PERIOD)
@@ -71,39 +73,41 @@ class PollReport:
         self._soon_until = float("-inf")
         self._node_at = float("-inf")
         self._node = wire.NodeNumbers()
-        """The node's own numbers as they were told last."""
+        """The node's own numbers as last reported."""
 
     async def next(self) -> bytes:
-        """Return what the next poll is to carry; empty if nothing is due."""
+        """Return what the next poll should contain; empty if nothing is due."""
         now, release = self._clock(), self._release()
         if release != self._served and self._polled:
             self._soon_until = now + SOON_FOR
             self._due = min(self._due, now + self._soon(SOON))
         self._served, self._polled = release, True
-        # Control answers a held poll a little before its time.
+        # Control answers a held poll slightly before its time.
         early = EARLY if now < self._soon_until else 0.0
         if not self._open and now >= self._due - early:
             await self._close(now)
         return self._open
 
     def tell_node_soon(self) -> None:
-        """Have one of the next polls tell how the node itself is, because that has changed."""
+        """Let one of the next polls report the state of the node itself, because that has changed."""
         self._node_at = float("-inf")
         self._due = min(self._due, self._clock() + self._soon(SOON))
 
     def hold(self, wait: float) -> float:
-        """Return for how long control may hold the next poll, which would wait for `wait` seconds: a poll that ends in
-        time for the next message is cheaper than closing a connection and making another."""
+        """Return how long control may hold the next poll, which would wait for `wait` seconds.
+
+        A poll that ends in time for the next message is cheaper than closing a connection and opening another.
+        """
         now = self._clock()
         return min(wait, max(0.1, self._due - now)) if now < self._soon_until else wait
 
     def answered(self, numbers: bytes) -> None:
-        """Take note that a poll with these numbers was answered."""
+        """Note that a poll with these numbers was answered."""
         if numbers and numbers == self._open:
             self._open = b""
 
     def refused(self, numbers: bytes) -> None:
-        """Give up these numbers: control refuses a poll that carried them for its content, and polls must go on."""
+        """Drop these numbers: control refuses a poll's content with them, and polls must continue."""
         if numbers and numbers == self._open:
             log.warning("control refuses a poll with what this node has counted: the counts of a minute are given up")
             self._open = b""
@@ -112,7 +116,7 @@ class PollReport:
         return seconds * (1 - SPREAD + 2 * SPREAD * self._jitter())
 
     async def _close(self, now: float) -> None:
-        """Make a message of what was counted since the last one, if there is anything."""
+        """Make a message of the counts since the last one, if there are any."""
         functions: list[wire.FunctionNumbers] = []
         for number, counts in enumerate(self._counted(), 1):
             if len(functions) == MOST:
@@ -131,7 +135,7 @@ class PollReport:
             self._open = msgspec.msgpack.encode(numbers)
 
     async def _own(self, now: float) -> wire.NodeNumbers | None:
-        """Return the node's own numbers, if it is time for them."""
+        """Return the node's own numbers, if they are due."""
         if self._measure is None or now - self._node_at < NODE_PERIOD:
             return None
         try:

@@ -1,7 +1,7 @@
 """The lines of a node's records: one JSON object each, its time first, so that lines can be compared without parsing.
 
-A line of kind `log` is a function's, one of kind `call` is about a call, one of kind `node` is of the node's own log.
-One of kind `function`, what was counted of a function, is in no file: it is made when it is asked for.
+The kind `log` is a function's line, `call` is about a call, and `node` is from the node's own log. The kind `function`,
+the counts of a function, is in no file: it is made on request.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 LEVELS: Final = ("debug", "info", "warning", "error")
-"""From the least to the most important."""
+"""From least to most important."""
 LOG: Final = "log"
 CALL: Final = "call"
 NODE: Final = "node"
@@ -25,18 +25,18 @@ TIME_END: Final = TIME_AT + len("2026-11-28T06:00:00.123Z")
 _START: Final = b'{"t":"'
 
 _FIRST, _LAST = -62_135_596_800, 253_402_300_799
-"""The first and the last second that a text can name, of the years 1 and 9999."""
+"""The first and the last second that a text can represent, in the years 1 and 9999."""
 _second: tuple[int, str] = (-1, "")
-"""The second whose time was last made, and its text."""
+"""The second that was last formatted, and its text."""
 
 
 def time_text(at: float) -> str:
-    """Return a time (Unix seconds) as lines have it, in UTC with milliseconds: earlier times compare as less."""
+    """Return a time (Unix seconds) as in lines, in UTC with milliseconds: earlier times compare as less."""
     global _second
     whole = math.floor(at)
     second, text = _second
     if second != whole:
-        # A question may name any time, to which some seconds are added or subtracted.
+        # A question may contain any time, to which some seconds are added or subtracted.
         text = datetime.fromtimestamp(min(max(whole, _FIRST), _LAST), UTC).strftime("%Y-%m-%dT%H:%M:%S.")
         text = text.rjust(20, "0")
         _second = whole, text
@@ -44,12 +44,12 @@ def time_text(at: float) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """Return the time (Unix seconds) of a line's text. Raises: ValueError, when it is no such time."""
+    """Return the time (Unix seconds) of a line's text. Raises: ValueError, when it isn't one."""
     return datetime.fromisoformat(text).timestamp()
 
 
 def time_in(line: bytes) -> bytes | None:
-    """Return the text of a line's time, None where the line doesn't begin with one."""
+    """Return the text of a line's time; None if the line doesn't begin with one."""
     found = line[TIME_AT:TIME_END]
     return found if line.startswith(_START) and line[TIME_END : TIME_END + 1] == b'"' else None
 
@@ -59,7 +59,7 @@ def encode(fields: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:
-        # Text with half a surrogate pair, such as a file name that isn't UTF-8.
+        # The text has half a surrogate pair, for instance a file name that isn't UTF-8.
         return orjson.dumps({k: _sound(v) for k, v in fields.items()}, option=orjson.OPT_APPEND_NEWLINE)
 
 

@@ -1,7 +1,7 @@
-"""Says in the node's log in which function of its module a guest trapped.
+"""Finds out in which function of its module a guest trapped, and logs that.
 
-Compiled code doesn't tell, so the call is made once more on the interpreter: in a process of its own, when nothing else
-wants the processor, and only if its function has no grants, so that it can change nothing.
+Compiled code doesn't say, so the call is repeated on the interpreter: in its own process, when nothing else needs the
+processor, and only if its function has no grants, so that it can change nothing.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from edge_runtime.ipc.zygote_client import Child, NotBorn
 log = logging.getLogger("skerry.traps")
 
 AGAIN: Final = 60.0
-"""Seconds between two traps of a version of a function that are looked into."""
+"""Seconds between two traps of a version of a function that are examined."""
 LIMIT: Final = 20.0
-"""Seconds that the call may take on the interpreter, or as long as its manifest lets it if that is longer."""
+"""Seconds that the call may take on the interpreter, or its manifest's limit if that is longer."""
 BODY: Final = 1024 * 1024
-"""Bytes of the largest body of a call that is made again."""
+"""Bytes of the largest body of a call that is repeated."""
 
 Secrets = Callable[[Sequence[frames.LocalFunction]], dict[str, dict[str, str]]]
 
@@ -43,7 +43,7 @@ class TrappedServed(Protocol):
 
 
 class TrappedCall(Protocol):
-    """What of a call that has trapped is needed to make it again."""
+    """What is needed to repeat a call that trapped."""
 
     body: bytes | list[bytes | bytearray]
 
@@ -55,7 +55,7 @@ class TrappedCall(Protocol):
 
 
 class _Trapped(NamedTuple):
-    """A call that is to be made again."""
+    """A call to be repeated."""
 
     order: frames.Repeat
     who: str
@@ -70,14 +70,16 @@ class RepeatedTraps:
         self._processes = processes
         self._secrets = secrets
         self._next: _Trapped | None = None
-        """The call that is made again, or is to be."""
+        """The call that is being repeated, or will be."""
         self._came = asyncio.Event()
         self._looked: dict[tuple[str, int], float] = {}
-        """When a trap of a version of a function was last looked into (`clock.monotonic`)."""
+        """When a trap of a version of a function was last examined (`clock.monotonic`)."""
 
     def note(self, call: TrappedCall, who: str, fields: dict[str, Any]) -> None:
-        """Have a call that trapped looked into, unless another one is, or one of its function's just was. `who` is
-        function and call, for people; `fields` are the same for records."""
+        """Let a call that trapped be examined, unless another one is, or one of the same function just was.
+
+        `who` is function and call, for people; `fields` are the same for records.
+        """
         function, now = call.served.function, clock.monotonic()
         manifest, key = function.manifest, (function.name, function.version)
         if self._next is not None or now - self._looked.get(key, -AGAIN) < AGAIN:
@@ -94,7 +96,7 @@ class RepeatedTraps:
         self._came.set()
 
     async def run(self) -> None:
-        """Look into what is noted, until cancelled."""
+        """Examine noted calls until cancelled."""
         while True:
             await self._came.wait()
             self._came.clear()
@@ -108,7 +110,7 @@ class RepeatedTraps:
                 self._next = None
 
     async def _look(self, trapped: _Trapped) -> None:
-        """Raises: NotBorn, ChildGone or TimeoutError, when the call can't be made again."""
+        """Repeat a call, and log where it trapped. Raises: NotBorn, ChildGone or TimeoutError, when that fails."""
         limit = max(LIMIT, trapped.order.function.manifest.time_limit_ms / 1000)
         with contextlib.closing(await self._processes.birth("repeater", background=True)) as child:
             reply = await child.ask(frames.REPEAT, trapped.order, limit)

@@ -1,12 +1,12 @@
-"""The ring: files of lines on the node's disk, of which the oldest go, bounded in bytes and in age.
+"""The ring: files of lines on the node's disk, limited in bytes and in age; the oldest are removed.
 
-`put` is called in the loop's thread and never waits; a thread of its own writes what has come, twenty times a second at
-most. Nothing is fsynced: a kill of the front loses the last 50 ms, a loss of power what the kernel hadn't written. The
-files may be cut, removed or unwritable at any time, and the disk may be full: until that is over, lines are dropped and
-counted, and the ring and the node's log say how many.
+`put` is called in the loop's thread and never waits; a separate thread writes new lines, at most twenty times a second.
+Nothing is fsynced: a kill of the front loses the last 50 ms, a power loss what the kernel hadn't written. The files may
+be truncated, removed or unwritable at any time, and the disk may be full: meanwhile lines are dropped and counted, and
+the ring and the node's log say how many.
 
-Lines have their time first (`records`). Times in one file don't go back by more than `SLACK`: if the clock is set back,
-another file begins. So `search`, which reads the files at the same time, can find a time by halving.
+Lines begin with their time (`records`). Times in one file don't go back by more than `SLACK`: if the clock is set back,
+another file begins. So `search`, which reads the files at the same time, can find a time by bisection.
 """
 
 import contextlib
@@ -28,70 +28,70 @@ from edge_runtime.telemetry import records
 log = logging.getLogger("skerry.ring")
 
 FOLDER: Final = "telemetry"
-"""Name of the folder in the state directory."""
+"""The name of the folder in the state directory."""
 WAITING: Final = 1 << 20
-"""Bytes that may wait to be written."""
+"""The most bytes that may wait to be written."""
 PAUSE: Final = 0.05
-"""Seconds for which lines are collected before they are written."""
+"""Seconds during which lines are collected before they are written."""
 RETRY: Final = 1.0
-"""Seconds from lines that couldn't be written to the next attempt."""
+"""Seconds from a failed write to the next attempt."""
 LOOK: Final = 60.0
 """Seconds between two searches for files that are too old, while nothing is written."""
 TOLD: Final = 10.0
-"""Seconds between two lines about lines that were dropped."""
+"""Seconds between two lines about dropped lines."""
 CLOSE_LIMIT: Final = 2.0
-"""Seconds that `close` waits for what is still to be written."""
+"""Seconds that `close` waits for lines that aren't written yet."""
 SEGMENT: Final = 4 << 20
-"""Bytes that a file has at most; fewer where the ring is small."""
+"""The most bytes of a file; fewer if the ring is small."""
 LEAST: Final = 16
-"""Files that a full ring has at least: so much of it goes at once."""
+"""The fewest files of a full ring, which are removed one at a time."""
 SLACK: Final = 5.0
 """Seconds by which times in one file may go back."""
 
 _NAME: Final = re.compile(r"(\d{10})\.ndjson")
 _TAIL: Final = 65_536
-"""Bytes from a file's end that are read to find its last line."""
+"""Bytes at a file's end that are read to find its last line."""
 
 
 class Ring:
     """Writes lines below `folder`, whose lock it holds: only one process at a time does."""
 
     def __init__(self, folder: Path, limit: int, age: float, node: str = "") -> None:
-        """`limit` is in bytes, `age` in seconds; `node` is the node's name, for the lines that the ring itself adds."""
+        """Limit the ring to `limit` bytes and `age` seconds; lines that the ring itself adds name `node`."""
         self.folder = folder
         self.node = node
         self.dropped = 0
-        """Lines that were dropped since the start, as far as the loop's thread knows: nothing could be written."""
+        """Lines dropped since the start, as far as the loop's thread knows, because nothing could be written."""
         self.trouble = ""
         """Why lines can't be written now; empty while they can."""
         self.taps: list[Callable[[bytes], None]] = []
-        """Called with each line in the loop's thread, also with those that are dropped; they must not raise."""
+        """Called with each line in the loop's thread, even with dropped ones; they must not raise."""
         self._lines: deque[bytes] = deque()
         self._put = 0
-        """Bytes put since the start; written in the loop's thread alone."""
+        """Bytes put since the start; set only in the loop's thread."""
         self._done = 0
-        """Bytes written or given up since the start; written by the thread alone."""
+        """Bytes written or given up since the start; set only by the thread."""
         self._awake = False
-        """The thread has been woken, and will look at the lines once more."""
+        """Whether the thread has been woken and will check the lines again."""
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._files = RingFiles(folder, limit, age)
         self._lost = 0
         """Lines that the thread couldn't write."""
         self._told = 0
-        """Dropped lines that were told of."""
+        """Dropped lines that were reported."""
         self._told_at = float("-inf")
-        """When they were (monotonic clock, seconds)."""
+        """When they were reported (monotonic clock, seconds)."""
         self._looked = float("-inf")
         """When files that are too old were last searched for (monotonic clock, seconds)."""
         self._thread = threading.Thread(target=self._run, name="ring", daemon=True)
 
     def start(self) -> None:
-        """Begin to write; lines that were put before wait for it."""
+        """Start writing; earlier lines wait for this."""
         self._thread.start()
 
     def put(self, line: bytes) -> None:
-        """Have a line, which ends with LF, written soon. Called in the loop's thread."""
+        """Queue a line, which ends with LF, to be written soon. Called in the loop's thread."""
         for tap in self.taps:
             tap(line)
         if self._put - self._done > WAITING:
@@ -104,12 +104,12 @@ class Ring:
             self._wake.set()
 
     def mark(self) -> Callable[[], bool]:
-        """Return a function that tells whether everything that was put so far has been written, or given up."""
+        """Return a function that returns whether everything put so far has been written, or given up."""
         position = self._put
         return lambda: self._done >= position
 
     def close(self) -> None:
-        """Write what waits, within `CLOSE_LIMIT`, and let the folder go."""
+        """Write waiting lines, within `CLOSE_LIMIT`, and unlock the folder."""
         self._closing.set()
         self._wake.set()
         if self._thread.ident is not None:
@@ -117,7 +117,7 @@ class Ring:
 
     @property
     def lost(self) -> int:
-        """Lines that were dropped since the start, whatever the reason."""
+        """Return the number of lines dropped since the start, for whatever reason."""
         return self.dropped + self._lost
 
     def _run(self) -> None:
@@ -125,7 +125,7 @@ class Ring:
             if self._wake.wait(RETRY if self.trouble else LOOK):
                 self._closing.wait(PAUSE)
                 self._wake.clear()
-                # Lines that are put from here on wake the thread again.
+                # Lines put from here on wake the thread again.
                 self._awake = False
             self._turn()
             if self.trouble:
@@ -134,7 +134,7 @@ class Ring:
         self._files.close()
 
     def _turn(self) -> None:
-        """Write what has come, remove what is too old, and say what was dropped."""
+        """Write new lines, remove old files, and report dropped lines."""
         lines = []
         with contextlib.suppress(IndexError):
             while True:
@@ -190,17 +190,17 @@ class RingFiles:
         self._segment = min(SEGMENT, limit // LEAST)
         self._age = age
         self._most = 4 * max(LEAST, limit // self._segment)
-        """Files that there may be: a clock that is set back again and again makes many small ones."""
+        """The most files: a clock that is repeatedly set back makes many small ones."""
         self._lock = -1
-        """Descriptor of the locked file, -1 while it isn't locked."""
+        """The descriptor of the locked file; -1 while it isn't locked."""
         self._file = -1
-        """Descriptor of the file that is written, -1 while there is none."""
+        """The descriptor of the file being written; -1 while there is none."""
         self._number = 0
         """The number of that file."""
         self._size = 0
-        """Bytes that it has."""
+        """Its size in bytes."""
         self._began = 0.0
-        """When its first line was written, as its time says (Unix seconds)."""
+        """The time of its first line (Unix seconds)."""
         self._newest = b""
         """The latest time of its lines."""
 
@@ -236,14 +236,14 @@ class RingFiles:
         return unfit
 
     def remove_old(self, now: float) -> None:
-        """Remove the oldest files while there is too much, or while their lines are too old."""
+        """Remove the oldest files while the ring is too large, or while their lines are too old."""
         if self._file >= 0 and self._size and now - self._began > self._age / LEAST:
             # So that lines can go without newer ones.
             self._close_file()
             self._number += 1
         with contextlib.suppress(OSError):
             found = [(number, os.stat(self._path(number))) for number in self._numbers()]
-            # What the file that is written will still take.
+            # The room that the file being written may still need.
             room = self._segment - self._size if self._file >= 0 else 0
             total = sum(info.st_size for _, info in found)
             for at, (number, info) in enumerate(found):
@@ -264,7 +264,7 @@ class RingFiles:
     def _open(self) -> None:
         """Prepare to append to the newest file. Raises: OSError, when that isn't possible."""
         if self._file >= 0 and not self._same():
-            # The file was removed, or replaced, or the whole folder was.
+            # The file was removed or replaced, or the whole folder was.
             self.close()
             self._number += 1
         if self._lock < 0:
@@ -277,7 +277,7 @@ class RingFiles:
             self._begin()
 
     def _take(self) -> None:
-        """Make the folder where it doesn't exist, and lock it. Raises: OSError."""
+        """Make the folder if it doesn't exist, and lock it. Raises: OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if stat.S_IMODE(self._folder.stat().st_mode) != 0o700:
             self._folder.chmod(0o700)
@@ -313,11 +313,11 @@ class RingFiles:
             with contextlib.suppress(ValueError):
                 self._began = records.seconds_of((first or b"").decode("latin-1"))
             with contextlib.suppress(ValueError):
-                # As if the latest possible line were before it.
+                # As if the latest possible line came before it.
                 self._newest = records.time_text(records.seconds_of((last or b"").decode("latin-1")) + SLACK).encode()
 
     def _same(self) -> bool:
-        """Tell whether the open file is still the one with its name, and give its last line an end."""
+        """Return whether the open file is still the one with its name, and terminate its last line."""
         mine = os.fstat(self._file)
         try:
             named = os.stat(self._path(self._number), follow_symlinks=False)
@@ -331,7 +331,7 @@ class RingFiles:
         return True
 
     def _end_line(self) -> None:
-        """Give the file's last line an end, if it has none: a kill, a full disk or somebody has cut it."""
+        """Terminate the file's last line, if a kill, a full disk or somebody truncated it."""
         if self._size and os.pread(self._file, 1, self._size - 1) != b"\n":
             self._size += os.write(self._file, b"\n")
 
@@ -370,12 +370,12 @@ class RingFiles:
 
 
 class _Torn(Exception):
-    """Some of the lines are written."""
+    """Only some of the lines were written."""
 
     def __init__(self, whole: int, why: str) -> None:
         super().__init__(why)
         self.whole = whole
-        """Lines that are wholly written."""
+        """Lines that were written completely."""
         self.why = why
 
 

@@ -1,5 +1,7 @@
-"""Finds lines in a ring's files, while the front goes on writing, cutting and removing them. Never in the loop's
-thread: a search of 64 MiB takes up to 0.3 s."""
+"""Finds lines in a ring's files while the front continues to write, truncate and remove them.
+
+Never call it in the loop's thread: a search of 64 MiB takes up to 0.3 s.
+"""
 
 import os
 import re
@@ -13,16 +15,16 @@ from edge_runtime.telemetry import records
 from edge_runtime.telemetry.ring import SLACK, numbers, path_of
 
 MOST: Final = 10_000
-"""Lines that a search returns at most."""
+"""The most lines that a search returns."""
 NEEDLES: Final = 200
-"""Values of a field that a file is scanned for, at most; with more, every line is parsed, which takes five times as
+"""The most values of a field for which a file is scanned; with more, every line is parsed, which takes five times as
 long."""
 _PIECE: Final = 64 << 20
-"""Bytes of a file that are searched; a ring's files are smaller."""
+"""The most bytes of a file that are searched; a ring's files are smaller."""
 
 
 class LineFilter(NamedTuple):
-    """Which lines are wanted; a field that is empty or None doesn't matter."""
+    """Which lines are wanted; empty fields or None match all lines."""
 
     since: float | None = None
     """From this time on (Unix seconds)."""
@@ -32,7 +34,7 @@ class LineFilter(NamedTuple):
     """Of one of these kinds."""
     function: str = ""
     level: str = ""
-    """This level, or a more important one; with the lowest also what has no level."""
+    """This level, or a more important one; the lowest also matches lines without a level."""
     calls: tuple[str, ...] = ()
     """Of one of the calls with these ids."""
 
@@ -49,7 +51,7 @@ class _Matcher:
         try:
             record: Any = orjson.loads(line)
         except orjson.JSONDecodeError:
-            # Torn, or not the ring's.
+            # A torn line, or not one of the ring's.
             return False
         moment = record.get("t") if isinstance(record, dict) else None
         if not isinstance(moment, str):
@@ -61,13 +63,13 @@ class _Matcher:
 
 class FoundLines(NamedTuple):
     lines: list[bytes]
-    """The newest lines that fit, as many as were asked for, in the order in which they were written, without LF."""
+    """The newest matching lines, up to the requested number, in the order in which they were written, without LF."""
     more: bool
-    """Whether older ones fit too."""
+    """Whether older lines match too."""
 
 
 def search(folder: Path, wanted: LineFilter, limit: int = 1000) -> FoundLines:
-    """Return lines of the ring in `folder`. Torn and foreign lines are passed over; a folder that isn't there has none.
+    """Return lines of the ring in `folder`. Torn and foreign lines are skipped; a missing folder has no lines.
 
     Raises: OSError, when the folder can't be read.
     """
@@ -91,17 +93,17 @@ def search(folder: Path, wanted: LineFilter, limit: int = 1000) -> FoundLines:
 
 
 class Follower:
-    """Reads the lines of a ring as they come, beginning with those that come after it was made."""
+    """Reads new lines of a ring, starting with those written after it was made."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         found = self._files()
         self._number = found[-1] if found else 0
         self._at = _size(path_of(folder, self._number))
-        """Bytes of that file that were read."""
+        """Bytes already read of that file."""
 
     def lines(self, wanted: LineFilter) -> list[bytes]:
-        """Return the lines that have come since the last time and are wanted, without LF.
+        """Return the wanted lines that were written since the last call, without LF.
 
         Raises: OSError, when the folder or a file can't be read.
         """
@@ -111,7 +113,7 @@ class Follower:
                 self._number, self._at = number, 0
             path = path_of(self._folder, number)
             if _size(path) < self._at:
-                # Somebody has cut it.
+                # Somebody truncated it.
                 self._at = 0
             data = _content(path, self._at)
             end = data.rfind(b"\n") + 1
@@ -127,13 +129,15 @@ class Follower:
 
 
 def _joined(pieces: list[list[bytes]]) -> list[bytes]:
-    """Return lines oldest first, whose files come newest first, as do the lines in each."""
+    """Return lines oldest first; in `pieces`, files are newest first, and so are the lines in each."""
     return [line for piece in reversed(pieces) for line in reversed(piece)]
 
 
 def _content(path: Path, start: int = 0) -> bytes:
-    """Return what a file has from `start` on; nothing if it has been removed. It isn't mapped: reading what was cut off
-    a mapped file kills the process."""
+    """Return a file's content from `start`; nothing if it has been removed.
+
+    It isn't mapped: reading the truncated part of a mapped file kills the process.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -157,15 +161,14 @@ def _values(wanted: LineFilter) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _from(level: str) -> tuple[str, ...]:
-    """Return a level and those above it; only itself if we don't know it; none for the lowest, which leaves nothing
-    out."""
+    """Return a level and those above it; only itself if it is unknown; none for the lowest, which excludes nothing."""
     if level in ("", records.LEVELS[0]):
         return ()
     return records.LEVELS[records.LEVELS.index(level) :] if level in records.LEVELS else (level,)
 
 
 def _backwards(data: bytes, wanted: LineFilter, fits: _Matcher) -> Iterator[bytes]:
-    """Yield the lines of a file's content that are wanted, the last first."""
+    """Yield the wanted lines of a file's content, the last one first."""
     low, high = 0, data.rfind(b"\n") + 1
     if wanted.since is not None:
         low = _first_from(data, high, records.time_text(wanted.since - SLACK).encode())
@@ -192,9 +195,8 @@ def _all_lines(data: bytes, low: int, high: int) -> Iterator[tuple[int, int]]:
 
 
 def _needle(wanted: LineFilter) -> "re.Pattern[bytes] | None":
-    """Return a pattern that every wanted line matches, for the rarest field that is asked for; None if there is
-    none."""
-    # A quotation mark in a text has a backslash before it, so no text of a line has one of these.
+    """Return a pattern that every wanted line matches, for the rarest requested field; None if there is none."""
+    # A quotation mark in a text is escaped by a backslash, so no text in a line contains one of these patterns.
     for name, values in _values(wanted):
         if 0 < len(values) <= NEEDLES:
             any_of = b"|".join(re.escape(orjson.dumps(value)) for value in values)
@@ -203,8 +205,10 @@ def _needle(wanted: LineFilter) -> "re.Pattern[bytes] | None":
 
 
 def _first_from(data: bytes, high: int, moment: bytes) -> int:
-    """Return where a line begins before which all lines have earlier times than `moment`, by halving; lines without a
-    time count as those behind them."""
+    """Find, by bisection, the start of a line before which all lines are earlier than `moment`.
+
+    Lines without a time count like those after them.
+    """
     low = 0
     end = high
     while low < end:

@@ -1,4 +1,4 @@
-"""Sends spans to an OpenTelemetry collector, by OTLP over HTTP, in a thread apart from calls."""
+"""Sends spans to an OpenTelemetry collector, by OTLP over HTTP, in a separate thread."""
 
 import logging
 import ssl
@@ -18,23 +18,24 @@ from edge_runtime.telemetry.spans import TraceSpan
 log = logging.getLogger("skerry.traces")
 
 MOST: Final = 4096
-"""Spans that may wait to be sent."""
+"""The most spans that may wait to be sent."""
 AT_ONCE: Final = 512
-"""Spans of one request."""
+"""The most spans in one request."""
 PERIOD: Final = 1.0
-"""Seconds for which spans are collected."""
+"""Seconds during which spans are collected."""
 ANSWER_LIMIT: Final = 5.0
-"""Seconds that the collector has for its answer."""
+"""Seconds within which the collector must answer."""
 LAST_SEND: Final = 2.0
-"""Seconds for what is left at the end of the process."""
+"""Seconds for sending the remaining spans when the process ends."""
 
 
 class SpanSender:
     def __init__(self, url: str, resource: dict[str, str], headers: dict[str, str], ca: Path | None) -> None:
-        """`url` is the collector's; `resource` says whose the spans are; `headers` go with each request; `ca` is the
-        authority of its certificate, where the system doesn't know it.
+        """Send to the collector at `url`; `resource` says whose the spans are.
 
-        Raises: OSError or ValueError, when the file of the CA can't be read.
+        `headers` go with each request; `ca` is the authority of its certificate, if the system doesn't know it.
+
+        Raises: OSError or ValueError, when the CA's file can't be read.
         """
         self.dropped = 0
         """Spans that were dropped since the start: too many waited, or the collector didn't take them."""
@@ -49,18 +50,18 @@ class SpanSender:
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start sending."""
         self._thread.start()
 
     def put(self, span: TraceSpan) -> None:
-        """Take a span to be sent. It never waits."""
+        """Queue a span to be sent. This never waits."""
         if len(self._spans) < MOST:
             self._spans.append(span)
         else:
             self.dropped += 1
 
     def refusal(self) -> str:
-        """Send a request without spans and wait for its answer. Return why the collector doesn't take it, or ''."""
+        """Send a request without spans and wait for its answer. Return why the collector refuses it, or ''."""
         try:
             self._send(b"")
         except Exception as error:
@@ -68,13 +69,13 @@ class SpanSender:
         return ""
 
     def close(self) -> None:
-        """Send what is left, for `LAST_SEND` seconds at most."""
+        """Send the remaining spans, for at most `LAST_SEND` seconds."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(LAST_SEND)
 
     def _run(self) -> None:
-        # Here, since it takes a while, and 5 MB, which only a node that sends spans should need.
+        # Imported here, since it takes a while and 5 MB, which only a node that sends spans should need.
         from edge_runtime.telemetry.otlp_encoding import encode
 
         while not self._stopping.wait(PERIOD):
@@ -104,8 +105,10 @@ class SpanSender:
 
 
 def of_settings(settings: EdgeSettings, node: str) -> SpanSender:
-    """Return the sender that the settings name, for a node of this name. Raises: EdgeSettingsError, when a file of
-    theirs is wrong."""
+    """Return the sender that the settings describe, for a node of this name.
+
+    Raises: EdgeSettingsError, when one of their files is wrong.
+    """
     return of_files(settings.otlp_url, settings.otlp_headers_file, settings.otlp_ca, node)
 
 
@@ -128,7 +131,7 @@ def of_files(url: str, headers_file: Path | None, ca: Path | None, node: str) ->
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The headers may hold a token, which is for this collector alone."""
+    """Refuses redirects: the headers may contain a token, which is only for this collector."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
