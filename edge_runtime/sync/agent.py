@@ -1,8 +1,8 @@
 """The agent polls control, syncs the node to its target and reports: one sync at a time, then the newest release.
 
-Serving never waits for the agent. Whatever goes wrong here ends up in the node's status and in control's record, and
-the node goes on serving its release. What the agent keeps on disk is written by threads before its next step, so that
-the loop waits for no disk. `retries` decides when to try again; this module does so.
+Serving never waits for the agent. Whatever goes wrong here is shown in the node's status and in control's record, and
+the node continues to serve its release. Threads write the agent's files before its next step, so that the loop never
+waits for a disk. `retries` decides when to try again; this module does so.
 """
 
 import asyncio
@@ -31,17 +31,17 @@ from edge_runtime.telemetry.poll_report import PollReport
 from edge_runtime.telemetry.spans import TraceSpan
 
 STOPS = "shutting_down"
-"""Code of the answer of a replica of control that stops."""
+"""The code in the answer of a stopping replica of control."""
 LOOK = 2.0
-"""Seconds between two looks at whether the node was joined again, while control refuses it or can't be reached."""
+"""Seconds between two checks whether the node has joined again, while control refuses it or can't be reached."""
 QUICK_ANSWERS = 3
-"""After this many polls in a row that were answered at once, the node pauses before the next one."""
+"""After this many consecutive polls that were answered at once, the node pauses before the next one."""
 
 log = logging.getLogger("skerry.agent")
 
 
 class Less(Exception):
-    """The node now has less than the poll says that control is holding."""
+    """The node now has less than what the held poll says."""
 
 
 class Agent:
@@ -77,24 +77,24 @@ class Agent:
         self._quick = 0
         self._troubles = 0
         self._moves = 0
-        """How often in a row the node was sent to another replica of control."""
+        """How many consecutive times the node was sent to another replica of control."""
         self._problem: dict[str, str | None] | None = None
         self._next_attempt: datetime | None = None
         self._heard_at: datetime | None = None
         self._refused = False
-        """Whether control has refused the node's credential when it answered last."""
+        """Whether control's last answer refused the node's credential."""
         self._at_target: bool | None = None
         self._confirmed: ToldRelease | None = None
-        """The release that control said the node is at, since the start and the last plan."""
+        """The release that the node is at according to control, since the start and the last plan."""
         self._sync: SyncAttempt | None = None
         self._joined_again = False
         self._answered: float | None = None
         """When control last answered a poll (`clock.monotonic`)."""
         self.put_span: Callable[[TraceSpan], None] | None = None
         self.renamed: Callable[[str], None] = lambda name: None
-        """Called with the node's name when it has got another one."""
+        """Called with the node's name when that has changed."""
         self.numbers = PollReport()
-        """What polls tell of the node's calls and of itself."""
+        """What polls report about the node's calls and the node itself."""
 
     async def run(self) -> None:
         """Poll and sync until cancelled."""
@@ -120,14 +120,14 @@ class Agent:
                 if not await self._move(error):
                     await self._trouble(error)
             except Exception as error:
-                # The agent's own mistake must not take the serving of functions with it.
+                # A bug in the agent must not stop the serving of functions.
                 log.exception("the agent made a mistake; it goes on")
                 await self._trouble(NoAnswer("internal", f"the agent made a mistake: {error!r}; see its log"))
 
     # Polls
 
     async def _turn_with_a_credential(self) -> None:
-        """Take a turn; where control refuses the credential, look for another one, and take the turn again."""
+        """Take a turn; if control refuses the credential, look for another one, and take the turn again."""
         for last in (False, False, True):
             try:
                 await self._turn()
@@ -137,7 +137,7 @@ class Agent:
                     raise
 
     async def _turn(self) -> None:
-        """Poll control once, and do what follows from the answer."""
+        """Poll control once, and act on the answer."""
         await self._sql_runs.look()
         if await self._outcomes.deliver(self._client):
             self._at_target = True
@@ -152,7 +152,7 @@ class Agent:
             case wire.Plan():
                 self._at_target, self._confirmed = False, None
                 if answer.generation == self._generation:
-                    # That generation was completed once: whatever control misses now, this must not become a hot loop.
+                    # That generation was already completed: whatever control lacks now, this must not be a hot loop.
                     await self._breathe(took)
                 self._client.traceparent = answer.traceparent
                 await self._follow(answer)
@@ -166,15 +166,17 @@ class Agent:
                 self.renamed(answer.name)
                 await self._breathe(took)
             case None:
-                # Where it waits, control may have answered 204 only for that reason.
+                # If it waits, control may have answered 204 only for that reason.
                 if not waits:
                     self._outcomes.failed = None
                     self._at_target, self._confirmed = True, self._client.release
                 await self._breathe(took)
 
     async def _poll(self) -> tuple[wire.Answer | None, float, bool]:
-        """Poll control; return its answer, the seconds that it took, and whether the poll said that the node waits
-        before it tries a sync again."""
+        """Poll control; return its answer, how many seconds it took, and whether the poll announced a wait.
+
+        That is a wait of the node before it retries a sync.
+        """
         numbers = await self.numbers.next()
         now, self._client.traceparent = self._client.now(), ""
         self._runtime.less.clear()
@@ -184,7 +186,7 @@ class Agent:
             generation=self._generation,
             digest=wire.digest(inventory),
             boot_id=self._boot_id,
-            # The first poll, also after trouble, isn't held: the node's status shows the answer.
+            # The first poll, at the start or after trouble, isn't held, so that the node's status shows the answer.
             wait=self.numbers.hold(
                 0.0 if self._at_target is None or self._troubles else retries.hold(self._outcomes.failed, now)
             ),
@@ -236,7 +238,7 @@ class Agent:
         self._answered = clock.monotonic()
 
     async def _follow(self, plan: wire.Plan) -> None:
-        """Carry out a plan, and tell control how that ended."""
+        """Carry out a plan, and report the outcome to control."""
         await clock.sleep(retries.pause_before(self._outcomes.failed, plan.generation, self._client.now()))
         log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
         before = self._runtime.release
@@ -264,7 +266,7 @@ class Agent:
             log.error("what earlier releases have left can't be removed: %s", error)
 
     async def _breathe(self, took: float) -> None:
-        """Pause if control answers at once, one time after the other: that must not become a hot loop."""
+        """Pause if control repeatedly answers at once: that must not become a hot loop."""
         self._quick = self._quick + 1 if took < 1.0 else 0
         if self._quick > QUICK_ANSWERS:
             await clock.sleep(0.5 + self._jitter() / 2)
@@ -272,8 +274,10 @@ class Agent:
     # Trouble
 
     async def _move(self, error: NoAnswer | ControlRefused) -> bool:
-        """Tell whether the error is only that a replica of control stops, and wait for the moment until the next one is
-        asked: no operator need hear of that."""
+        """Return whether the error only means that a replica of control is stopping, and wait before the next request.
+
+        Operators needn't know about that.
+        """
         stops = error.cut if isinstance(error, NoAnswer) else error.code == STOPS
         if not stops or self._moves == retries.MOVES or self._troubles:
             return False
@@ -284,14 +288,14 @@ class Agent:
         return True
 
     async def _trouble(self, error: NoAnswer | ControlRefused) -> None:
-        """Record what is wrong, and wait as long as the error asks for."""
+        """Record what is wrong, and wait as long as the error requires."""
         status = error.status if isinstance(error, ControlRefused) else None
         retry_after = error.retry_after if isinstance(error, ControlRefused) else None
         self._troubles += 1
         message = error.message
         if status in (401, 403) and error.code != EXPIRED:
             message = self._credential.refused(error.code, error.message)
-            # Control says nothing of the node's target any more.
+            # Control no longer says anything about the node's target.
             self._refused, self._at_target = True, None
         if error.code == "tls_untrusted":
             message = self._trust.cure(error.message)
@@ -306,8 +310,10 @@ class Agent:
             pause -= LOOK
 
     async def _look_for_another_identity(self) -> bool:
-        """Tell whether the node has joined again while this process ran, or trusts control by another CA; it then goes
-        on with what is on disk now."""
+        """Return whether the node joined again while this process ran, or trusts control by another CA.
+
+        The agent then continues with what is on disk now.
+        """
         trusts_others = await asyncio.to_thread(self._trust.changed)
         if not await self._credential.joined_again() and not trusts_others:
             return False
@@ -316,10 +322,10 @@ class Agent:
         self.renamed(self._who.name)
         return True
 
-    # What the node tells of it
+    # Status
 
     def status(self) -> dict[str, Any]:
-        """Return what the node knows of control and its target, for people and scripts. Times are in RFC 3339."""
+        """Return what the node knows about control and its target, for people and scripts. Times are in RFC 3339."""
         failed = self._outcomes.failed
         error = self._problem
         if failed is not None:
@@ -346,7 +352,7 @@ class Agent:
         }
 
     def facts(self) -> AgentFacts:
-        """Return what metrics have of it."""
+        """Return the facts for metrics."""
         trust = self._trust
         return AgentFacts(
             self._at_target is True,
@@ -358,7 +364,7 @@ class Agent:
             self._refused,
         )
 
-    # What others keep
+    # State kept elsewhere
 
     @property
     def _who(self) -> Identity:

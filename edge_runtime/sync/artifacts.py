@@ -1,7 +1,7 @@
 """The artifacts on the node's disk: artifacts/<sha256>.wasm, each verified before it gets that name.
 
-A download goes on where it broke off (artifacts/<sha256>.part), even after the process was killed. The space that a
-release needs is checked before the first byte is fetched, so a full disk costs no traffic.
+A download resumes where it broke off (artifacts/<sha256>.part), even after the process was killed. The space that a
+release needs is checked before the first byte is fetched, so a full disk causes no traffic.
 """
 
 import asyncio
@@ -27,18 +27,18 @@ log = logging.getLogger("skerry.artifacts")
 PARALLEL = 4
 """Downloads at once."""
 TRIES = 4
-"""Attempts in a row that bring no new byte before a download is given up until the sync's next attempt."""
+"""Consecutive attempts without a new byte before a download is given up until the sync's next attempt."""
 CHUNK = 256 * 1024
 """Bytes that are read at once."""
 
 
 class _Interrupted(CodedError):
-    """The connection ended, or was refused, before the artifact was whole."""
+    """The connection ended, or was refused, before the artifact was complete."""
 
     def __init__(self, code: str, message: str, *, stale: bool = False) -> None:
         super().__init__(code, message)
         self.stale = stale
-        """The URL is refused: another one must be asked for."""
+        """Whether the URL is refused: another one must be requested."""
 
 
 class Artifacts:
@@ -56,9 +56,9 @@ class Artifacts:
     async def fetch(
         self, client: ControlClient, functions: Collection[wire.PlannedFunction], trusted: Collection[str]
     ) -> None:
-        """Fetch every artifact of a plan that isn't there.
+        """Fetch every missing artifact of a plan.
 
-        `trusted` are the sha256 of the artifacts that are served now; others that are there are verified again.
+        `trusted` are the sha256 of the artifacts that are served now; other present ones are verified again.
         Raises: SyncFailed, when an artifact can't be fetched or kept.
         """
         wanted = {f.sha256: f for f in functions}
@@ -84,13 +84,13 @@ class Artifacts:
             raise _first(refused) from None
 
     def collect(self, keep: Collection[str]) -> None:
-        """Remove every artifact and unfinished download but those of `keep` (sha256)."""
+        """Remove every artifact and unfinished download except those of `keep` (sha256)."""
         for file in self.folder.iterdir():
             if file.is_file() and file.name[:64] not in keep:
                 file.unlink(missing_ok=True)
 
     def _missing(self, functions: Collection[wire.PlannedFunction]) -> list[wire.PlannedFunction]:
-        """Return the functions whose artifacts aren't there; remove files that no longer have the artifact's bytes.
+        """Return the functions whose artifacts are missing; remove files that no longer have the artifact's bytes.
 
         Raises: SyncFailed, when the disk has no space for what is missing, or can't be written.
         """
@@ -119,7 +119,7 @@ class Artifacts:
         return self.folder / f"{sha256}.part"
 
     async def _fetch(self, client: ControlClient, function: wire.PlannedFunction) -> None:
-        """Download one artifact: go on after each break, ask for a fresh URL when this one is refused."""
+        """Download one artifact: resume after each break, and request a fresh URL when this one is refused."""
         part = self._part(function.sha256)
         url = function.url
         fruitless = 0
@@ -136,7 +136,7 @@ class Artifacts:
                         f"artifact {function.sha256} of function {function.name} can't be fetched: {broken}",
                     ) from None
                 if broken.stale:
-                    # A presigned URL has an end; control signs another, or sends the bytes itself.
+                    # A presigned URL expires; control signs another, or sends the bytes itself.
                     url = f"/v1/artifacts/{function.sha256}"
                 if fruitless:
                     await clock.sleep(self._pause * 2 ** (fruitless - 1))
@@ -146,7 +146,7 @@ class Artifacts:
     async def _download(self, client: ControlClient, function: wire.PlannedFunction, url: str, start: int) -> None:
         part = self._part(function.sha256)
         if start >= function.size:
-            # The file is complete, but the process was killed before it got its name; or it has other bytes.
+            # The file is complete, but the process was killed before renaming it; or it has other bytes.
             if await asyncio.to_thread(_sha256, part) == function.sha256:
                 with part.open("rb") as whole:
                     await asyncio.to_thread(self._finish, whole, function.sha256)
@@ -154,8 +154,7 @@ class Artifacts:
             await asyncio.to_thread(part.unlink)
             start = 0
         try:
-            # Open before anything is asked for: what comes on a connection that breaks is lost unless it is read at
-            # once.
+            # Opened before the request: bytes on a connection that breaks are lost unless they are read at once.
             file, digest = await asyncio.to_thread(_open, part, start)
             with file:
                 async with client.open_artifact(url, start) as response:
@@ -213,7 +212,7 @@ def _open(part: Path, start: int) -> tuple[BinaryIO, _Digest]:
 
 
 def _begin(file: BinaryIO, start: int) -> _Digest:
-    """Cut the file off after its first `start` bytes, which an earlier attempt left; return their digest."""
+    """Truncate the file after its first `start` bytes, which an earlier attempt left; return their digest."""
     digest = hashlib.sha256()
     file.seek(0)
     left = start
@@ -230,7 +229,7 @@ def _take(file: BinaryIO, digest: _Digest, chunk: bytes) -> None:
 
 
 def _continues(response: aiohttp.ClientResponse, start: int) -> bool:
-    """Tell whether the answer begins at `start`: a server may ignore Range and send everything."""
+    """Return whether the answer begins at `start`: a server may ignore Range and send everything."""
     return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
 
 

@@ -19,11 +19,11 @@ from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAn
 from edge_runtime.telemetry.spans import TraceSpan
 
 RENEW_CAP = 20.0
-"""Seconds between two messages at most by which a longer sync says that it is running: the node's heartbeat then."""
+"""The most seconds between two messages that a longer sync is running: they are the node's heartbeat meanwhile."""
 RENEW_AGAIN = 2.0
 """Seconds until that is tried again, if control couldn't be told."""
 STEP_SHOWN = 64
-"""Characters of a step and of how far it has come, as the messages have room for."""
+"""The most characters of a step and of its progress in the messages."""
 
 log = logging.getLogger("skerry.agent")
 
@@ -43,16 +43,15 @@ class Runtime(Protocol):
         ...
 
     def forged(self) -> SyncFailed | None:
-        """Return, once, the failure by which control learns that the libsql file can't be believed."""
+        """Return, once, the failure that tells control that the libsql file can't be trusted."""
         ...
 
     async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
-        """Run the steps of schema changes that come before the flip, telling how far they are. Raises: SyncFailed, when
-        one fails."""
+        """Run the steps of schema changes before the flip, and report progress. Raises: SyncFailed, when one fails."""
         ...
 
     async def apply(self, plan: wire.Plan, functions: list[frames.LocalFunction]) -> wire.Inventory:
-        """Move to the plan's release. Raises: SyncFailed, when that fails; the old release then serves on."""
+        """Move to the plan's release. Raises: SyncFailed, when that fails; the old release then continues to serve."""
         ...
 
 
@@ -62,17 +61,19 @@ class ArtifactCompiler(Protocol):
     async def functions(
         self, planned: list[frames.LocalFunction], compiled: Set[str] = ...
     ) -> list[frames.LocalFunction]:
-        """Return `planned`, each with the code to start on. Functions in `compiled` serve compiled code now, and wait
-        for theirs. Raises: SyncFailed, when a function has no code."""
+        """Return `planned`, each with the code to start with.
+
+        Functions in `compiled` now serve compiled code, and wait for theirs. Raises: SyncFailed, when one has no code.
+        """
         ...
 
     def collect(self, keep: set[str]) -> None:
-        """Remove the AOT files of all artifacts but those of `keep` (sha256)."""
+        """Remove the AOT files of all artifacts except those of `keep` (sha256)."""
         ...
 
 
 class Superseded(Exception):
-    """Control wants a newer generation of this node, and has ended the sync itself."""
+    """Control wants a newer generation on this node, and has ended the sync itself."""
 
 
 class SyncAttempt:
@@ -87,10 +88,10 @@ class SyncAttempt:
         client: ControlClient,
         put_span: Callable[[TraceSpan], None] | None = None,
     ) -> None:
-        """`put_span` takes the spans of the steps, where the node sends traces."""
+        """Prepare a sync; `put_span` takes the spans of the steps, if the node sends traces."""
         self._put_span = put_span
         self._place = trace_context.parse(plan.traceparent.encode()) if put_span is not None else None
-        """The sync's place in the trace of its release, if that is traced."""
+        """The sync's place in its release's trace, if that is traced."""
         self._step_began = 0
         self._plan = plan
         self._runtime = runtime
@@ -100,7 +101,7 @@ class SyncAttempt:
         self._started_at = datetime.now(UTC)
         self._step = ""
         self._done = ""
-        """How far the step has come, for people."""
+        """The progress of the step, for people."""
 
     def status(self) -> dict[str, Any]:
         """Return the part `sync` of the node's status."""
@@ -112,7 +113,7 @@ class SyncAttempt:
         }
 
     async def run(self) -> SyncFailed | None:
-        """Carry out the sync; return why it failed, if it did: the old release then serves on. Raises: Superseded."""
+        """Carry out the sync; return why it failed, if it did: the old release then stays. Raises: Superseded."""
         async with asyncio.TaskGroup() as group:
             work = group.create_task(self._work())
             renewal = group.create_task(self._renew(work))
@@ -124,7 +125,7 @@ class SyncAttempt:
 
     async def _work(self) -> SyncFailed | None:
         plan, release = self._plan, self._runtime.release
-        # Control, and who watches it, hears of this by a sync that fails; the next one puts it right.
+        # Control and its operators learn this from a failed sync; the next one corrects it.
         if (forged := self._runtime.forged()) is not None:
             return forged
         try:
@@ -155,7 +156,7 @@ class SyncAttempt:
             self._trace(error.code)
             return error
         except OSError as error:
-            # Those of connections have codes of their own.
+            # Errors of connections have their own codes.
             self._trace("disk_failed")
             return SyncFailed("disk_failed", f"the state directory can't be used: {error}; see `skerry-edge doctor`")
         except Exception as error:
@@ -165,9 +166,9 @@ class SyncAttempt:
         return None
 
     async def _fetch(self, serving: list[frames.LocalFunction]) -> None:
-        """Have the plan's artifacts; `serving` are the functions of the release that serves."""
+        """Get the plan's artifacts; `serving` are the functions of the serving release."""
         planned = self._plan.functions
-        # One without code could not be compiled at start: its artifact may be damaged, as others are known to be.
+        # A function without code couldn't be compiled at the start: its artifact may be damaged, like known others.
         whole = {f.sha256 for f in self._runtime.inventory.functions}
         trusted = {f.sha256 for f in serving if f.code[0]} & whole
         try:
@@ -175,7 +176,7 @@ class SyncAttempt:
         except SyncFailed as failed:
             if failed.code != "disk_full":
                 raise
-            # What failed releases left behind goes, and the previous release's; what serves now stays.
+            # Files of failed releases and of the previous one are removed; those of the serving release stay.
             keep = {f.sha256 for f in serving} | {f.sha256 for f in planned}
             await asyncio.to_thread(self._artifacts.collect, keep)
             await asyncio.to_thread(self._compiler.collect, keep)
@@ -203,7 +204,7 @@ class SyncAttempt:
             self._put_span(TraceSpan(own, parent, self._step, self._step_began, time.time_ns(), error=error))
 
     async def _renew(self, work: asyncio.Task[Any]) -> None:
-        """Keep the lease while the work goes on; work that nobody wants any more is ended, where it can be."""
+        """Keep the lease while the work continues; cancel work that is no longer wanted, if possible."""
         lease = self._plan.lease
         pause = min(RENEW_CAP, lease / 3)
         while True:

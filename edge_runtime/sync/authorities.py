@@ -1,4 +1,4 @@
-"""The CAs that a node trusts: the certificates of a PEM file, when they end, and TLS contexts that go by them."""
+"""The CAs that a node trusts: the certificates of a PEM file, when they expire, and TLS contexts that use them."""
 
 import hashlib
 import re
@@ -6,14 +6,16 @@ import ssl
 from pathlib import Path
 
 SIZE_LIMIT = 64 * 1024
-"""Bytes that the certificates of CAs may have."""
+"""The most bytes of the CAs' certificates."""
 
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 
 
 def decoded(data: bytes) -> str:
-    """Return PEM as text. What stands between certificates, such as their names, may be in any encoding: it is left out
-    as far as it isn't ASCII."""
+    """Return PEM as text.
+
+    Text between certificates, such as their names, may be in any encoding: what isn't ASCII is left out.
+    """
     return data.decode("ascii", "ignore")
 
 
@@ -35,22 +37,22 @@ def ders(pem: str) -> dict[str, bytes]:
 
 
 def pem_of(pem: str, fingerprint: str) -> str | None:
-    """Return the certificate in a PEM text that has this sha256 (hex), as PEM; None where there is none."""
+    """Return the certificate with this sha256 (hex) from a PEM text, as PEM; None if there is none."""
     der = ders(pem).get(fingerprint)
     return None if der is None else ssl.DER_cert_to_PEM_cert(der)
 
 
 def digest(pem: str) -> str:
-    """Return 16 hex digits that say which certificates these are, whatever their order; '' where there are none.
+    """Return 16 hex digits that identify these certificates, whatever their order; '' if there are none.
 
-    Control makes the same of those that it gives out.
+    Control computes the same for those that it distributes.
     """
     found = sorted(ders(pem))
     return hashlib.sha256("".join(found).encode()).hexdigest()[:16] if found else ""
 
 
 def last_end(pem: str) -> float | None:
-    """Return when the last of the CAs ends (Unix seconds); None where that can't be read."""
+    """Return when the last of the CAs expires (Unix seconds); None if that can't be read."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=pem)

@@ -1,6 +1,6 @@
 """The node's capabilities, which control compares with a release before the release is made.
 
-They are sent with the join, and again if control doesn't know the digest of them that each poll has.
+They are sent with the join, and again if control doesn't know their digest, which each poll contains.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ ABIS: Final = ("wagi", "extism", "direct")
 
 
 def document() -> dict[str, object]:
-    """Return what this node can run and what it runs on; the same until the process ends."""
+    """Return what this node can run and what it runs on, which is constant until the process exits."""
     return {
         "version": version.running().short,
         "python": platform.python_version(),
@@ -26,11 +26,11 @@ def document() -> dict[str, object]:
         # `plan_check.parse_manifest` refuses every other field.
         "manifest": list(MANIFEST_FIELDS),
         "schema": ["steps"],
-        # What operators may ask.
+        # What operators may request.
         "questions": list(watch_answers.KINDS),
     }
 
 
 def digest(document: dict[str, object]) -> str:
-    """Return the sha256 over a document and the version of the protocol that this node speaks."""
+    """Return the sha256 over a document and this node's version of the protocol."""
     return hashlib.sha256(wire.canonical([wire.PROTOCOL, document])).hexdigest()

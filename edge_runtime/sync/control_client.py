@@ -1,7 +1,7 @@
 """The node's HTTPS client, for control's operations and the bytes of artifacts.
 
 Control is verified with the node's CA (the system's CAs if it has none), the artifact store with both. The credential
-is sent to control alone, never along with a redirect or to a presigned URL, which carries its own signature.
+is sent only to control, never with a redirect or to a presigned URL, which has its own signature.
 """
 
 import asyncio
@@ -30,56 +30,56 @@ from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import authorities
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds for a TCP connection."""
+"""Seconds for opening a TCP connection."""
 ANSWER_TIMEOUT = 30.0
-"""Seconds without a byte from the other side; a poll may be held in addition."""
+"""Seconds without a byte from the other side, besides the time for which a poll may be held."""
 KEEP_ALIVE = 120.0
-"""Seconds that an idle connection is kept: less than control's 150, so that the node ends it first."""
+"""Seconds that an idle connection is kept: less than control's 150, so that the node closes it first."""
 ANSWER_LIMIT = 64 * 1024 * 1024
-"""Bytes that an answer of control may have."""
+"""The most bytes of an answer of control."""
 PROBLEM_LIMIT = 64 * 1024
-"""Bytes that an error of the artifact store may have."""
+"""The most bytes of an error of the artifact store."""
 TRUST_HEADER = "X-Skerry-Trust"
-"""With the answer to a poll that has nothing to do: which CAs control gives out, as `authorities.digest` says it."""
+"""In the answer to a poll with nothing to do: which CAs control distributes, as in `authorities.digest`."""
 RELEASE_HEADER = "X-Skerry-Release"
-"""With the answer to a poll of a node at its target: the release's group, number and generation."""
+"""In the answer to a poll of a node at its target: the release's group, number and generation."""
 
 NO_ARTIFACT = "0" * 64
 """A digest that no artifact has."""
 PACKED_FROM = 2048
-"""Bytes of records from which on they are packed."""
+"""Bytes of records from which they are compressed."""
 PACKED = b"\x78\x01"
-"""How packed records begin, as no record does."""
+"""The beginning of compressed records, which no record has."""
 
 T = TypeVar("T")
 
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What is raised by an answer that isn't the JSON that it should be: something before control may have made it."""
+"""Errors from an answer that isn't the expected JSON: something in front of control may have sent it."""
 _ANSWER: msgspec.json.Decoder[wire.Answer] = msgspec.json.Decoder(wire.Answer)
 
 
 class NoAnswer(CodedError):
-    """No HTTP answer came; `code` says how far the request got, the message what to look at."""
+    """No HTTP answer came; `code` says how far the request got, the message what to check."""
 
     def __init__(self, code: str, message: str, *, cut: bool = False) -> None:
         super().__init__(code, message)
         self.cut = cut
-        """There was a connection, and the other side has ended it."""
+        """Whether there was a connection that the other side closed."""
 
 
 class ControlRefused(CodedError):
-    """An HTTP answer that is no success; if control gave it, `code` and `message` are its problem+json's."""
+    """An unsuccessful HTTP answer; if it is control's, `code` and `message` are from its problem+json."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: float | None = None) -> None:
         super().__init__(code, message)
         self.status = status
-        """Status of the answer."""
+        """The status of the answer."""
         self.retry_after = retry_after
-        """Seconds after which control wants to be asked again; None where it doesn't say."""
+        """Seconds after which control wants the request again; None if it doesn't say."""
 
 
 class ToldRelease(NamedTuple):
-    """A release as control numbers it: by its group."""
+    """A release with control's number for it, which counts within its group."""
 
     group: str
     number: int
@@ -100,13 +100,13 @@ class ControlClient:
         self.skew = 0.0
         """Seconds by which control's clock is ahead of ours, by its Date header."""
         self.credential_life = 0.0
-        """Seconds for which the credential of `rotate` is good; 0 where control doesn't say."""
+        """Seconds for which the credential of `rotate` is valid; 0 if control doesn't say."""
         self.traceparent = ""
-        """The `traceparent` that requests to control have while a sync is traced."""
+        """The `traceparent` of requests to control while a sync is traced."""
         self.release: ToldRelease | None = None
-        """The release that the node is at, where the last answer said it."""
+        """The release that the node is at, if the last answer said it."""
         self.trust = ""
-        """Which CAs control gives out, as it said last; '' where it never did."""
+        """Which CAs control distributes, as it last said; '' if it never did."""
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -124,13 +124,13 @@ class ControlClient:
             await self._session.close()
 
     def trust_again(self, ca: Path | None) -> None:
-        """Verify new connections by `ca`. Raises: ValueError; OSError."""
+        """Verify new connections with `ca`. Raises: ValueError; OSError."""
         self._control_tls = authorities.tls_context(ca, system=ca is None)
         self._store_tls = authorities.tls_context(ca, system=True)
 
     @property
     def closed(self) -> bool:
-        """Whether its session has ended."""
+        """Return whether its session has ended."""
         return self._session is None or self._session.closed
 
     async def poll(self, poll: wire.Poll) -> wire.Answer | None:
@@ -164,16 +164,16 @@ class ControlClient:
         return rotated.credential
 
     async def sql_run(self, run: wire.SqlRun) -> None:
-        """Tell control of SQL that somebody has run on the node."""
+        """Report SQL that somebody ran on the node to control."""
         await self._call("POST", "/v1/nodes/self/sql", run)
 
     async def send_records(
         self, watch: str, lines: bytes, *, sampled: int = 0, left_out: int = 0, done: bool = False
     ) -> float:
-        """Send records of a watch, as lines of JSON; return how many may be sent a second from now on.
+        """Send records of a watch, as lines of JSON; return how many may be sent per second from now on.
 
-        `sampled` records were left out to keep that rate, `left_out` older ones for another reason; `done`: all was
-        sent that was there when the question came.
+        `sampled` records were left out to keep within that rate, `left_out` older ones for another reason; `done`:
+        everything that existed when the question arrived was sent.
         """
         query = f"sampled={sampled}&left_out={left_out}&done={str(done).lower()}"
         path = f"/v1/nodes/self/watches/{watch}?{query}"
@@ -181,7 +181,7 @@ class ControlClient:
         return (await self._typed("POST", path, body, wire.BatchTaken)).rate
 
     async def authorities(self) -> str:
-        """Return the CAs that control gives out, in PEM, perhaps with something else between them."""
+        """Return the CAs that control distributes, in PEM, perhaps with other text between them."""
         status, body = await self._call("GET", "/v1/ca", None)
         if len(body) > authorities.SIZE_LIMIT:
             text = f"control gives out {len(body)} bytes of CAs, and {authorities.SIZE_LIMIT} are allowed"
@@ -189,7 +189,7 @@ class ControlClient:
         return authorities.decoded(body)
 
     async def is_known(self) -> None:
-        """Have control look at the credential, and at nothing else. Raises: ControlRefused, where it refuses it."""
+        """Let control check only the credential. Raises: ControlRefused, when it refuses it."""
         try:
             await self._call("GET", f"/v1/artifacts/{NO_ARTIFACT}", None)
         except ControlRefused as refused:
@@ -202,9 +202,9 @@ class ControlClient:
 
     @asynccontextmanager
     async def open_artifact(self, url: str, start: int) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Ask for an artifact's bytes from `start` on; the answer (200, or 206 if `start` > 0) is read as a stream.
+        """Request an artifact's bytes from `start` on; the answer (200, or 206 if `start` > 0) is read as a stream.
 
-        `url` is a plan's: absolute and presigned, or a path of control, which may redirect to the store (307).
+        `url` is from a plan: absolute and presigned, or a path of control, which may redirect to the store (307).
         """
         own = not URL(url, encoded=True).absolute
         target = self._base.join(URL(url, encoded=True)) if own else URL(url, encoded=True)
@@ -254,7 +254,7 @@ class ControlClient:
         async with self._request(method, url, headers, body, wait + ANSWER_TIMEOUT, self._control_tls) as response:
             data = await read_limited(response, ANSWER_LIMIT)
             self._note_date(response.headers.get("Date"), sent)
-            if not isinstance(message, bytes):  # those come beside polls
+            if not isinstance(message, bytes):  # records are sent in parallel with polls
                 self.release = told_release(response.headers.get(RELEASE_HEADER, ""))
                 self.trust = response.headers.get(TRUST_HEADER, self.trust)
             if response.status >= 300:
@@ -285,7 +285,7 @@ class ControlClient:
             raise unreachable(error, url, proxy) from error
 
     def now(self) -> datetime:
-        """Return control's time, as far as it is known: control judges the times that this node names."""
+        """Return control's time, as far as it is known: control checks the times that this node sends."""
         return clock.now() + timedelta(seconds=self.skew)
 
     def _own_headers(self) -> dict[str, str]:
@@ -303,7 +303,7 @@ class ControlClient:
 
 
 def told_release(header: str) -> ToldRelease | None:
-    """Read what control says which release the node is at; None where it says nothing."""
+    """Read which release the node is at according to control; None if it doesn't say."""
     told = re.fullmatch(r"([a-z0-9-]{1,63}) (\d{1,18}) (\d{1,18})", header)
     return None if told is None else ToldRelease(told[1], int(told[2]), int(told[3]))
 
@@ -311,7 +311,7 @@ def told_release(header: str) -> ToldRelease | None:
 def clock_skew(theirs: datetime, sent: datetime, received: datetime) -> float:
     """Return the seconds by which another clock is ahead of ours.
 
-    It said `theirs` at some time between the request and the answer, which may be far apart when a poll was held. As
+    It showed `theirs` at some time between the request and the answer, which may be far apart if a poll was held. Since
     the Date header has whole seconds, a skew below 2 s counts as none.
     """
     skew = (theirs - min(max(theirs, sent), received)).total_seconds()
@@ -397,7 +397,7 @@ def unreachable(error: Exception, url: URL, proxy: URL | None) -> NoAnswer:
         case aiohttp.ClientConnectorError():
             cause = error.os_error
             text = f"no connection to {where}{through}: {error.strerror or str(cause) or type(cause).__name__}"
-            # Refused is what nobody listens for. Ended within its TLS handshake is a connection to what stops.
+            # A connection is refused if nobody listens, and closed within its TLS handshake if the server is stopping.
             cut = isinstance(cause, ConnectionError) and not isinstance(cause, ConnectionRefusedError)
             return NoAnswer("unreachable", text, cut=cut)
         case _:
@@ -407,7 +407,7 @@ def unreachable(error: Exception, url: URL, proxy: URL | None) -> NoAnswer:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Tell whether a name or address never leaves this machine."""
+    """Return whether connections to a name or address never leave this machine."""
     if host is None:
         return False
     if host == "localhost" or host.endswith(".localhost"):

@@ -1,7 +1,7 @@
-"""Which CAs the node trusts control by, and how it follows when they are changed at control (ADR 56).
+"""The CAs by which the node trusts control, and how it follows when control changes them (ADR 56).
 
-Control tells with the answers to polls which CAs it gives out. The node fetches them over a connection that it trusts,
-and takes them only once it has reached control by them alone: a mistake at control must not lock it out.
+Answers to polls say which CAs control distributes. The node fetches them over a connection that it trusts, and adopts
+them only once it has reached control with them alone: a mistake in control must not lock it out.
 """
 
 import asyncio
@@ -19,16 +19,16 @@ from edge_runtime.sync import authorities, identity
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 
 SYSTEM: Final = "system"
-"""Takes the place of a digest where the node trusts the CAs of its system."""
+"""Replaces a digest if the node trusts the CAs of its system."""
 SPREAD: Final = 30.0
-"""Seconds within which the nodes of a fleet fetch what control has told them."""
+"""Seconds within which the nodes of a fleet fetch new CAs."""
 DROP_AFTER: Final = 600.0
-"""Seconds for which control must tell the same CAs before the node gives one up: its replicas are changed one after the
-other, and tell different ones meanwhile."""
+"""Seconds for which control must name the same CAs before the node drops one: its replicas are changed in turn, and
+name different ones meanwhile."""
 AGAIN: Final = 60.0
-"""Seconds until CAs are tried again that couldn't be taken."""
+"""Seconds until CAs that couldn't be adopted are tried again."""
 SOON: Final = timedelta(days=30)
-"""How long before the last CA ends that is warned of."""
+"""How long before the last CA expires the warnings begin."""
 REMIND: Final = 86_400.0
 """Seconds between two log lines about that."""
 
@@ -42,11 +42,11 @@ class ControlTrust:
         self, state: Path, *, drop_after: float = DROP_AFTER, jitter: Callable[[], float] = random.random
     ) -> None:
         self.error = ""
-        """Why the CAs that control gives out aren't taken, if so."""
+        """Why the CAs that control distributes aren't adopted, if they aren't."""
         self.digest = SYSTEM
-        """Says which CAs the node trusts (`authorities.digest`), or `SYSTEM`."""
+        """Identifies the CAs that the node trusts (`authorities.digest`), or `SYSTEM`."""
         self.ends: float | None = None
-        """When the last of them ends (Unix seconds); None where that isn't known."""
+        """When the last of them expires (Unix seconds); None if unknown."""
         self._state = state
         self._drop_after = drop_after
         self._jitter = jitter
@@ -63,20 +63,20 @@ class ControlTrust:
         try:
             pem = authorities.read(path) if path.exists() else ""
         except OSError:
-            # Whoever opens a connection says so.
+            # Opening a connection will report it.
             return
         self._known = frozenset(authorities.ders(pem))
         self.digest, self.ends = authorities.digest(pem) or SYSTEM, authorities.last_end(pem) if pem else None
 
     def changed(self) -> bool:
-        """Read the file again if somebody else has changed it, and tell whether they have."""
+        """Reread the file if somebody else changed it, and return whether they did."""
         if files.stamp(self._state / "ca.pem") == self._stamp:
             return False
         self.read()
         return True
 
     def cure(self, message: str) -> str:
-        """Return what a person reads when control's certificate isn't trusted: `message`, and what to do."""
+        """Return the text for people when control's certificate isn't trusted: `message`, and what to do."""
         return (
             f"{message}. If control's CA was changed while this node couldn't hear of it, run here, with the "
             f"fingerprint that `skerry ca` shows: skerry-edge trust FINGERPRINT --state {self._state}"
@@ -93,8 +93,7 @@ class ControlTrust:
         }
 
     async def follow(self, client: ControlClient, url: str) -> bool:
-        """Do what follows from what control, at `url`, has told with its last answer; tell whether other CAs are
-        trusted now."""
+        """Act on what control, at `url`, said in its last answer; return whether other CAs are trusted now."""
         self._tell_end()
         told, now = client.trust, clock.monotonic()
         if told in ("", self.digest):
@@ -120,7 +119,7 @@ class ControlTrust:
         pem = await client.authorities()
         check(pem)
         if authorities.digest(pem) != told:
-            # Another replica has answered, which hasn't changed them yet, or has changed them again.
+            # Another replica answered, which hasn't changed them yet, or has changed them again.
             self._due = now
             return False
         given_up = self._known - authorities.ders(pem).keys()
@@ -137,7 +136,7 @@ class ControlTrust:
         finally:
             await asyncio.to_thread(files.remove, candidate)
         if self.changed():
-            # The node has joined again, perhaps at another control, or a person has named a CA: that holds.
+            # The node has joined again, perhaps another control, or a person has chosen a CA: that takes precedence.
             client.trust_again(identity.ca_path(self._state))
             return True
         await asyncio.to_thread(files.write, self._state / "ca.pem", pem.encode(), 0o644)
@@ -151,7 +150,7 @@ class ControlTrust:
         return float("inf") if self.ends is None else self.ends - time.time()
 
     def _tell_end(self) -> None:
-        """Log the end of the last CA when it is near or past, once a day."""
+        """Log the expiry of the last CA when it is near or past, once a day."""
         left = self._left()
         if left < SOON.total_seconds() and time.time() - self._reminded >= REMIND:
             self._reminded = time.time()
@@ -162,7 +161,7 @@ class ControlTrust:
 
 
 def check(pem: str) -> None:
-    """Check a text. Raises: ValueError, when it has no certificates in PEM."""
+    """Check that a text has certificates in PEM. Raises: ValueError."""
     if not authorities.digest(pem):
         raise ValueError("there is no certificate in PEM in what control answers at /v1/ca")
     try:

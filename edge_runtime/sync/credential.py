@@ -1,7 +1,7 @@
-"""The credential with which this node asks control: when it gets a successor, and which of two is used meanwhile.
+"""The node's credential for control: when it gets a successor, and which of the two is used meanwhile.
 
-A successor is kept on disk beside the credential that it follows, and takes its place when control has accepted it. So
-no lost answer, and no end of the process at any point, leaves the node without a credential that is good.
+A successor is stored on disk beside the credential that it follows, and replaces it when control has accepted it. So
+no lost answer, and no exit of the process at any point, leaves the node without a valid credential.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ from edge_runtime.sync.identity import Identity
 ROTATE_AFTER = timedelta(days=30)
 """Age of a credential at which the node asks for its successor; control ends it much later."""
 ROTATE_AGAIN = 3600.0
-"""Seconds from one such question to the next at least."""
+"""The fewest seconds between two such requests."""
 SLACK = timedelta(hours=1)
-"""A credential that is from further ahead than this was dated by a wrong clock."""
+"""A credential dated further ahead than this was dated by a wrong clock."""
 EXPIRED = "credential_expired"
-"""Code of control's refusal of a credential that has ended and is good to get its successor."""
+"""The code of control's refusal of an expired credential that can still be exchanged for its successor."""
 REVOKED, REMOVED = "node_revoked", "node_removed"
-"""Codes of control's refusals of a node that an operator has revoked or removed."""
+"""The codes of control's refusals of a node that an operator revoked or removed."""
 
 log = logging.getLogger("skerry.agent")
 
 
 class OwnCredential:
-    """The node's identity and what becomes of its credential. Times are control's, not this machine's."""
+    """The node's identity and the changes of its credential. Times are control's, not this machine's."""
 
     def __init__(self, state: Path, who: Identity, rotate_after: timedelta) -> None:
         self.who = who
@@ -39,12 +39,11 @@ class OwnCredential:
 
     @property
     def present(self) -> str:
-        """The credential to ask with."""
+        """Return the credential for requests."""
         return self.who.next_credential or self.who.credential
 
     def refused(self, code: str, why: str) -> str:
-        """Return what a person reads when control refuses the credential: control's `code` and its reason, `why`, and
-        what to do."""
+        """Return the text for people when control refuses the credential with `code`: its reason `why`, what to do."""
         name, rejoin = self.who.name, f"skerry node token --rejoin {self.who.name}"
         known = {
             REVOKED: ("an operator has revoked it", f"`{rejoin}`"),
@@ -68,20 +67,19 @@ class OwnCredential:
         try:
             await self.succeed(client)
         except (NoAnswer, ControlRefused) as error:
-            # The present credential is good; the poll will find out whether control can be reached.
+            # The present credential is valid; the poll will find out whether control can be reached.
             log.warning("there is no new credential yet: %s", error.message)
 
     async def succeed(self, client: ControlClient) -> None:
-        """Get the successor of the credential that is used now. Raises: NoAnswer, ControlRefused."""
+        """Get the successor of the current credential. Raises: NoAnswer, ControlRefused."""
         credential = await client.rotate()
-        # By asking with a successor the node has used it: what was before it is no good any more.
+        # A request with a successor used it, so the previous credential is no longer valid.
         who = self.who.promoted(client.now()) if self.who.next_credential else self.who
         await self._keep(who.rotated(credential, client.credential_life), client)
         log.info("the node has got a new credential")
 
     async def accepted(self, client: ControlClient) -> None:
-        """Note that control has answered a poll: a successor takes its predecessor's place, now or with a later
-        answer."""
+        """Note that control answered a poll: a successor replaces its predecessor, now or with a later answer."""
         if self.who.next_credential:
             try:
                 await self._keep(self.who.promoted(client.now()), client)
@@ -90,9 +88,9 @@ class OwnCredential:
                 log.warning("the new credential is used, and the old one kept, too: %s", error.message)
 
     async def exchanged(self, client: ControlClient, refusal: ControlRefused) -> bool:
-        """Look for another credential than the refused one; tell whether there is one to ask with.
+        """Look for a credential to use instead of the refused one; return whether there is one.
 
-        One that has ended gets its successor; a successor that control doesn't know is given up for the one before.
+        An expired one gets its successor; a successor that control doesn't know is dropped for the previous one.
         Raises: NoAnswer, ControlRefused, when there is no successor yet.
         """
         if refusal.code == EXPIRED:
@@ -105,8 +103,10 @@ class OwnCredential:
         return True
 
     async def rename(self, name: str, client: ControlClient) -> None:
-        """Take the name that an operator has given the node. Where the disk doesn't take it, the node goes by it until
-        its end, and control tells it again after the next start."""
+        """Take the name that an operator gave the node.
+
+        If the disk doesn't take it, the node uses it until it exits, and control sends it again after the next start.
+        """
         before, who = self.who.name, replace(self.who, name=name)
         log.info("this node was %s, and is called %s now", before, name)
         try:
@@ -116,12 +116,12 @@ class OwnCredential:
             log.warning("the new name isn't kept over a restart: %s", error.message)
 
     async def joined_again(self) -> bool:
-        """Take over the identity on disk; tell whether it is another one, because the node has joined again."""
+        """Load the identity on disk; return whether it is a different one, because the node has joined again."""
         try:
             who = await asyncio.to_thread(identity.read, self._state)
         except (identity.NotJoined, OSError):
             return False
-        # A name alone may be one that the disk didn't take.
+        # If only the name differs, the disk may not have taken it.
         if replace(who, name=self.who.name) == self.who:
             return False
         log.info("this node has joined again: it is %s (%s) of %s now", who.name, who.node_id, who.control_url)
@@ -129,7 +129,7 @@ class OwnCredential:
         return True
 
     async def _keep(self, who: Identity, client: ControlClient) -> None:
-        """Keep the identity. Raises: NoAnswer, when the disk doesn't take it: nothing has changed then."""
+        """Store the identity. Raises: NoAnswer, when the disk doesn't take it: then nothing has changed."""
         try:
             await asyncio.to_thread(identity.write, self._state, who)
         except OSError as error:

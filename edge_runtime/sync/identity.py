@@ -16,7 +16,7 @@ class NotJoined(Exception):
 
 
 class IdentityClosed(NotJoined):
-    """There is an identity, which this user may not read; `cure` is what opens it."""
+    """There is an identity, but this user may not read it; `cure` says how to make it readable."""
 
     def __init__(self, file: Path) -> None:
         self.cure = f"as root: chown -R --reference={file.parent} {file.parent}"
@@ -38,19 +38,19 @@ class Identity:
     credential_since: datetime
     next_credential: str = ""
     credential_life: float = 0.0
-    """Seconds for which a credential is good, as control said last; 0 where it never did."""
+    """Seconds for which a credential is valid, as control last said; 0 if it never did."""
 
     @property
     def credential_ends(self) -> float | None:
-        """When the credential ends (Unix seconds); None where that isn't known."""
+        """Return when the credential expires (Unix seconds); None if unknown."""
         return self.credential_since.timestamp() + self.credential_life if self.credential_life > 0 else None
 
     def rotated(self, credential: str, life: float = 0.0) -> Self:
-        """Return the identity with a new credential that was issued; `life` as `credential_life`."""
+        """Return the identity with a newly issued credential; `life` is as `credential_life`."""
         return replace(self, next_credential=credential, credential_life=life or self.credential_life)
 
     def promoted(self, now: datetime) -> Self:
-        """Return the identity after the new credential was used, which replaces the old one, at `now` by control."""
+        """Return the identity after the new credential was used and replaced the old one; `now` is control's time."""
         return replace(self, credential=self.next_credential, next_credential="", credential_since=now)
 
     def fallen_back(self) -> Self:
@@ -59,13 +59,12 @@ class Identity:
 
 
 def path(state: Path) -> Path:
-    """Return where the identity is."""
+    """Return the path of the identity."""
     return state / "identity.json"
 
 
 def ca_path(state: Path) -> Path | None:
-    """Return the CA certificate to verify control with; None if the system's CAs do (control has a public
-    certificate)."""
+    """Return the CA certificate for verifying control; None for the system's CAs (control has a public certificate)."""
     ca = state / "ca.pem"
     return ca if ca.exists() else None
 
@@ -87,5 +86,5 @@ def read(state: Path) -> Identity:
 
 
 def write(state: Path, identity: Identity) -> None:
-    """Store the identity with mode 0600, in one step; it is on disk when this returns."""
+    """Store the identity atomically with mode 0600; it is on disk when this returns."""
     files.write(path(state), orjson.dumps(msgspec.to_builtins(identity), option=orjson.OPT_INDENT_2) + b"\n")

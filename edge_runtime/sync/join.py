@@ -1,8 +1,8 @@
-"""Becoming a node: first trust in control is established, then the one-time token is exchanged for a credential.
+"""Joins control: first trust in control is established, then the one-time token is exchanged for a credential.
 
-The token carries the fingerprint of the CA's certificate. The certificate is fetched without trust and compared, and
-the token is only sent over a connection that is verified by it. The random id of the attempt is on disk before, so a
-lost answer loses nothing: the same command again gets a credential in place of the one that never arrived.
+The token contains the fingerprint of the CA's certificate. The certificate is fetched without trust and compared, and
+the token is only sent over a connection that is verified by it. The random id of the attempt is on disk before that, so
+a lost answer loses nothing: repeating the command gets a credential that replaces the one that never arrived.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from edge_runtime.sync import authorities, capabilities, control_client, identit
 from edge_runtime.sync.identity import Identity
 
 TRIES = 3
-"""Attempts to join while no answer comes; after that a person is told, who may run the command again."""
+"""Attempts to join while no answer comes; then the command fails, and a person may run it again."""
 
 _TOKEN = re.compile(r"(skj_[0-9a-f-]{36}_[A-Za-z0-9_-]{43})(?:\.([0-9a-f]{64}))?")
 
@@ -40,11 +40,11 @@ class JoinFailed(CodedError):
 
 
 class JoinAttempt(Struct):
-    """The attempt under way, kept on disk from before the token is sent until the identity is there."""
+    """The current attempt, kept on disk from before the token is sent until the identity is stored."""
 
     id: str
     asked: str
-    """sha256 over token, control and name, which make it the same attempt."""
+    """The sha256 over token, control and name, which identify the attempt."""
 
 
 async def join(
@@ -58,10 +58,10 @@ async def join(
     again: bool = False,
     pause: float = 1.0,
 ) -> Identity:
-    """Join control with a one-time token, and keep the identity in `state`.
+    """Join control with a one-time token, and store the identity in `state`.
 
-    `ca` is a PEM file to verify control with, if the token has no fingerprint and the system's CAs don't know control.
-    `again` replaces an identity that is there already, once the new one has been given. Raises: JoinFailed.
+    `ca` is a PEM file for verifying control, if the token has no fingerprint and the system's CAs don't know control.
+    `again` replaces an existing identity once the new one has been issued. Raises: JoinFailed.
     """
     match = _TOKEN.fullmatch(token.strip())
     if match is None:
@@ -95,7 +95,7 @@ async def join(
 
 
 def _prepare(state: Path, name: str, again: bool) -> Path:
-    """Make and return the folder for a join under way. Raises: JoinFailed, when there is an identity that must stay."""
+    """Make and return the folder for the current join. Raises: JoinFailed, when there is an identity that must stay."""
     if not again and identity.path(state).exists():
         try:
             present = identity.read(state)
@@ -116,7 +116,7 @@ def _prepare(state: Path, name: str, again: bool) -> Path:
 
 
 async def _first_trust(base: URL, fingerprint: str | None, ca: Path | None, work: Path) -> Path | None:
-    """Return a file with the certificate to verify control with; None for the system's CAs."""
+    """Return a file with the certificate for verifying control; None for the system's CAs."""
     file = work / "ca.pem"
     if fingerprint is not None:
         files.write(file, (await fetch_authority(base, fingerprint)).encode(), 0o644)
@@ -174,7 +174,7 @@ async def fetch_authority(base: URL, fingerprint: str) -> str:
 
 
 def _attempt(work: Path, what: str) -> JoinAttempt:
-    """Return the attempt on disk, if it was for the same token, control and name; else a new one, which is kept."""
+    """Return the attempt on disk, if it was for the same token, control and name; else store and return a new one."""
     file = work / "attempt.json"
     digest = hashlib.sha256(what.encode()).hexdigest()
     with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -191,7 +191,7 @@ async def _ask(
 ) -> tuple[wire.Joined, datetime]:
     """Send the token, and return the answer with control's time.
 
-    The same attempt is made again if no answer comes, or if control can't answer now.
+    The same attempt is repeated if no answer comes, or if control can't answer now.
     """
     try:
         opened = control_client.ControlClient(control_url, ca, secret)

@@ -1,4 +1,4 @@
-"""What the front knows about the part that keeps the node at its target."""
+"""What the front knows about the agent that keeps the node at its target."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
@@ -14,17 +14,17 @@ class AgentFacts(NamedTuple):
     """What the agent knows about control and itself, as numbers."""
 
     at_target: bool = False
-    """Whether control said last that the node is at its target."""
+    """Whether control last said that the node is at its target."""
     heard: float | None = None
-    """When control last answered (`clock.monotonic`); None where it hasn't since the start."""
+    """When control last answered (`clock.monotonic`); None if it hasn't since the start."""
     failed_syncs: int = 0
     """Syncs that failed since the start."""
     credential_ends: float | None = None
-    """When the node's credential ends (Unix seconds); None where that isn't known."""
+    """When the node's credential expires (Unix seconds); None if unknown."""
     trust: str = ""
-    """Which CAs the node trusts control by; '' where there is no control."""
+    """The CAs by which the node trusts control; '' if there is no control."""
     trust_ends: float | None = None
-    """When the last of them ends (Unix seconds); None where that isn't known."""
+    """When the last of them expires (Unix seconds); None if unknown."""
     refused: bool = False
     """Whether control refuses the node's credential."""
 
@@ -33,9 +33,9 @@ class RecordSender(Protocol):
     """Sends the node's records to control while somebody watches them."""
 
     ring: Ring | None
-    """Where the records are."""
+    """The folder of the records."""
     functions: Callable[[wire.Question], Awaitable[FoundLines]] | None
-    """Makes records of what is counted of functions."""
+    """Makes records of functions' counts."""
 
     async def run(self) -> None: ...
 
@@ -44,15 +44,15 @@ class NodeAgent(Protocol):
     """Keeps the node at its target: the sync agent, or the driver of `skerry-edge dev`."""
 
     numbers: PollReport
-    """What polls tell of calls."""
+    """What polls report about calls."""
     put_span: Callable[[TraceSpan], None] | None
-    """Takes the spans of syncs, where the node sends traces."""
+    """Takes the spans of syncs, if the node sends traces."""
     renamed: Callable[[str], None]
     """Called with the node's name after it was renamed."""
 
     @property
     def watched(self) -> RecordSender | None:
-        """What sends records; None if there is nobody to send them to."""
+        """Return what sends records; None if there is nobody to send them to."""
 
     async def run(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What a plan of control must be before a node follows it: its generation, its manifests, room on the disk. Pure."""
+"""Checks a plan of control before a node follows it: its generation, its manifests, room on the disk. Pure."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -15,8 +15,10 @@ AOT_GROWTH = 6
 
 
 def check_plan(plan: wire.Plan, generation: int) -> dict[str, Manifest]:
-    """Return the manifests of the plan's functions by name. Raises: SyncFailed, when a node at `generation` must not
-    follow the plan."""
+    """Return the manifests of the plan's functions by name.
+
+    Raises: SyncFailed, when a node at `generation` must not follow the plan.
+    """
     if plan.generation < generation:
         raise SyncFailed(
             "generation_lower",
@@ -32,8 +34,10 @@ def check_plan(plan: wire.Plan, generation: int) -> dict[str, Manifest]:
 
 
 def parse_manifest(name: str, manifest: Mapping[str, Any]) -> Manifest:
-    """Return the manifest of a function. Raises: SyncFailed, when it has a field that this node doesn't know: a limit
-    or a grant would be lost."""
+    """Return the manifest of a function.
+
+    Raises: SyncFailed, when it has a field that this node doesn't know: a limit or a grant would be lost.
+    """
     try:
         return msgspec.convert(manifest, Manifest)
     except msgspec.ValidationError as error:
@@ -45,14 +49,13 @@ def parse_manifest(name: str, manifest: Mapping[str, Any]) -> Manifest:
 
 
 def space_needed(functions: Collection[wire.PlannedFunction], present: Mapping[str, int]) -> int:
-    """Return the bytes that a plan will take on disk; `present`: bytes of each artifact (by sha256) that are there."""
+    """Return the bytes that a plan will take on disk; `present`: existing bytes of each artifact, by sha256."""
     missing = {f.sha256: f.size for f in functions if present.get(f.sha256, 0) < f.size}
     return sum(size * (1 + AOT_GROWTH) - present.get(sha256, 0) for sha256, size in missing.items())
 
 
 def check_space(needed: int, free: int, where: str) -> None:
-    """Refuse to download what can't be kept. Raises: SyncFailed, when `needed` and a reserve exceed the `free`
-    bytes."""
+    """Refuse to download what can't be stored. Raises: SyncFailed, when `needed` and a reserve exceed `free` bytes."""
     if not fits(needed, free):
         raise SyncFailed(
             "disk_full",

@@ -1,6 +1,6 @@
 """When a node polls, tries a sync or a report again, and gives up. Pure.
 
-There is no I/O and no clock here: `agent` does what these functions say. Durations are in seconds.
+There is no I/O and no clock here: `agent` acts on the results. Durations are in seconds.
 """
 
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ RETRY_CAP = 300.0
 """A generation that failed is tried again after 5 s, 10 s, … 5 min, each time shortened by up to a quarter."""
 HELD_FACTOR = 20.0
 HELD_CAP = 3600.0
-"""An attempt that kept calls waiting is made again after 20 times as long at the earliest (an hour at most), so that a
-release that fails again and again keeps calls waiting for about a twentieth of the time."""
+"""An attempt that kept calls waiting is repeated after at least 20 times as long (at most an hour), so that a release
+that fails repeatedly keeps calls waiting for about a twentieth of the time."""
 RETRY_FLOOR = 1.0
-"""Seconds between two attempts at least, even if control gives a failed plan again at once."""
+"""The fewest seconds between two attempts, even if control sends a failed plan again at once."""
 CRASHES = 3
-"""After this many processes in a row that ended in the middle of a sync, the sync counts as failed."""
+"""After this many consecutive processes that ended in the middle of a sync, the sync counts as failed."""
 RECONNECT_BASE = 0.25
 RECONNECT_CAP = 30.0
 MOVES = 3
-"""After this many replicas in a row that send the node away because they stop, the poll counts as failed."""
+"""After this many consecutive replicas that send the node away because they are stopping, the poll counts as failed."""
 REFUSED_BASE = 30.0
 REFUSED_CAP = 300.0
-"""Pauses between polls of a node whose credential is refused: it would notice if that changes, and is no burden."""
+"""Pauses between polls of a node whose credential is refused: it notices if that changes, and causes little load."""
 ANSWER_CAP = 600.0
-"""Seconds that a node waits at most for a Retry-After of control or of something in between."""
+"""The most seconds that a node waits for a Retry-After of control or of something in between."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,19 @@ class FailedSync:
     at: datetime
 
     def due(self, now: datetime) -> bool:
-        """Tell whether the next attempt may be made."""
+        """Return whether the next attempt may be made."""
         return now >= self.retry_at
 
     def told(self) -> wire.FailedGeneration:
-        """Return what a poll says of the failure."""
+        """Return what a poll says about the failure."""
         return wire.FailedGeneration(generation=self.generation, retry_at=self.retry_at)
 
 
 def backoff(attempts: int, jitter: float, base: float, cap: float) -> float:
-    """Return the seconds to wait after `attempts` (1, 2, …) failures in a row; `jitter` in [0, 1) takes off up to a
-    quarter."""
+    """Return the seconds to wait after `attempts` (1, 2, …) consecutive failures.
+
+    `jitter` in [0, 1) takes off up to a quarter.
+    """
     # The exponent is bounded too: 2.0 ** 2000 overflows.
     return min(cap, base * 2.0 ** min(attempts - 1, 32)) * (1.0 - jitter / 4)
 
@@ -65,20 +67,20 @@ def backoff(attempts: int, jitter: float, base: float, cap: float) -> float:
 def failure(
     previous: FailedSync | None, generation: int, error: SyncFailed, now: datetime, jitter: float
 ) -> FailedSync:
-    """Return what follows from one more failed sync. A generation other than the last one's starts the count again."""
+    """Return the state after one more failed sync. Another generation than the last one's restarts the count."""
     same = previous is not None and previous.generation == generation
     attempts = previous.attempts + 1 if previous is not None and same else 1
     cost = min(HELD_CAP, error.held * HELD_FACTOR) * (1.0 - jitter / 4)
     wait = timedelta(seconds=max(cost, backoff(attempts, jitter, RETRY_BASE, RETRY_CAP)))
-    # The message may have text of a function in it, as what its probe answered.
+    # The message may contain a function's text, for instance its probe's answer.
     return FailedSync(generation, attempts, now + wait, error.code, redact(error.message), now)
 
 
 def crashed(generation: int, release: int, crashes: int, now: datetime, jitter: float) -> FailedSync | None:
-    """Return what follows from `crashes` processes in a row that ended in the middle of a sync to one generation.
+    """Return the state after `crashes` consecutive processes that ended in the middle of a sync to one generation.
 
-    One end may be a person's or the machine's doing, and the sync is simply done again (None). From `CRASHES` on the
-    release is to blame, and must not end the serving of the last one time and again.
+    One end may be caused by a person or the machine, and the sync is simply repeated (None). From `CRASHES` on the
+    release is to blame, and must not keep interrupting the previous one.
     """
     if crashes < CRASHES:
         return None
@@ -89,12 +91,12 @@ def crashed(generation: int, release: int, crashes: int, now: datetime, jitter: 
 
 
 def told(failed: FailedSync | None, now: datetime) -> wire.FailedGeneration | None:
-    """Return what the next poll says of a failed generation: None once its time has come, so that control plans it."""
+    """Return what the next poll says about a failed generation: None once it is due, so that control plans it."""
     return failed.told() if failed is not None and not failed.due(now) else None
 
 
 def hold(failed: FailedSync | None, now: datetime) -> float:
-    """Return for how many seconds the next poll may be held.
+    """Return how many seconds the next poll may be held.
 
     A poll isn't held past the moment at which a failed generation is due again, and not at all once it is due, so that
     the node learns at once whether control still wants it.
@@ -105,17 +107,17 @@ def hold(failed: FailedSync | None, now: datetime) -> float:
 
 
 def pause_before(failed: FailedSync | None, generation: int, now: datetime) -> float:
-    """Return the seconds until a plan of control may be begun: usually none, but never a hot loop."""
+    """Return the seconds until a plan of control may be started: usually none, but never a hot loop."""
     if failed is None or failed.generation != generation:
         return 0.0
     return max(0.0, min(RETRY_FLOOR, RETRY_FLOOR - (now - failed.at).total_seconds()))
 
 
 def pause_after(status: int | None, retry_after: float | None, attempts: int, jitter: float) -> float:
-    """Return the seconds until the next poll, after control or the way to it failed `attempts` times in a row.
+    """Return the seconds until the next poll, after `attempts` consecutive failures of control or the network.
 
-    `status` is None if no HTTP answer came. A Retry-After is kept to, extended by up to a quarter, so that nodes that
-    were sent away together don't come back together.
+    `status` is None if no HTTP answer came. A Retry-After is respected and extended by up to a quarter, so that nodes
+    that were sent away together don't return together.
     """
     if status in (401, 403):
         return backoff(attempts, jitter, REFUSED_BASE, REFUSED_CAP)
@@ -127,16 +129,18 @@ def pause_after(status: int | None, retry_after: float | None, attempts: int, ji
 
 
 def pause_between_replicas(retry_after: float | None, jitter: float) -> float:
-    """Return the seconds until the next poll, after a replica that stops has sent the node to another one, or has ended
-    its connection: at once, but nodes that were sent away together don't come to the other one together."""
+    """Return the seconds until the next poll, after a stopping replica sent the node away or closed its connection.
+
+    It is immediate, but nodes that were sent away together don't all reach the other replica at once.
+    """
     return min(1.0, retry_after or RECONNECT_BASE) * jitter
 
 
 def final(status: int) -> bool:
-    """Tell whether an HTTP status of a report is final: sending the report again can't change it."""
+    """Return whether an HTTP status of a report is final: resending the report can't change it."""
     return 400 <= status < 500 and status not in (401, 403, 408, 425, 429)
 
 
 def superseded(state: wire.SyncState) -> bool:
-    """Tell whether control no longer wants this sync, because a newer generation has taken its place."""
+    """Return whether control no longer wants this sync, because a newer generation has replaced it."""
     return state.status == "superseded"

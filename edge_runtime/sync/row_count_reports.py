@@ -1,6 +1,6 @@
-"""Tells control about how many rows the node's tables have, so that a release which can lose rows is shown with them.
+"""Reports roughly how many rows the node's tables have to control, which shows them with releases that can lose rows.
 
-It is no part of the inventory: the digest of what a node runs doesn't change with its rows, and no poll waits for it.
+This isn't part of the inventory: the digest of what a node runs doesn't change with its rows, and no poll waits for it.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ PERIOD: Final = 3600.0
 """Seconds between two counts."""
 SOON: Final = 300.0
 """Seconds within which the rows are counted after the start and after a change of the schema: at a random time, so that
-the nodes of a release don't tell theirs at once."""
+the nodes of a release don't report all at once."""
 LOOK: Final = 10.0
-"""Seconds between two looks at whether the schema has changed."""
+"""Seconds between two checks whether the schema has changed."""
 
 log = logging.getLogger("skerry.agent")
 
@@ -37,7 +37,7 @@ class RowCountsOfNode(wire.Message):
 
 
 class RowCountReports:
-    """Counts now and then, and tells what has changed noticeably."""
+    """Counts periodically, and reports noticeable changes."""
 
     def __init__(
         self,
@@ -47,17 +47,17 @@ class RowCountReports:
         *,
         soon: float = SOON,
     ) -> None:
-        """`schema`: returns the node's schema version."""
+        """Report the rows of the node; `schema` returns its schema version."""
         self._state = state
         self._count = count
         self._schema = schema
         self._soon = soon
         self._told: dict[str, int] = {}
         self._node_id = ""
-        """Whose rows were told: the machine may have joined again as another node."""
+        """Whose rows were reported: the machine may have joined again as another node."""
 
     async def run(self) -> None:
-        """Count and tell until cancelled."""
+        """Count and report until cancelled."""
         version, due = -1, clock.monotonic()
         while True:
             if self._schema() != version:
@@ -81,14 +81,14 @@ class RowCountReports:
             async with ControlClient(who.control_url, ca, who.next_credential or who.credential) as client:
                 await client.tell_rows(RowCountsOfNode(found.counts, found.estimates))
         except (NoAnswer, ControlRefused, identity.NotJoined, ValueError, OSError) as error:
-            # The next time will do; an earlier version of control doesn't want to know.
+            # The next time is soon enough; an earlier version of control doesn't take it.
             log.debug("control wasn't told the numbers of rows: %s", error)
             return
         self._told, self._node_id = counted, who.node_id
 
 
 def differ(told: dict[str, int], counted: dict[str, int]) -> bool:
-    """Return whether the numbers are worth telling again: a table more or less, or one with twice or half the rows."""
+    """Return whether the numbers are worth reporting: a table was added or removed, or has twice or half the rows."""
     if told.keys() != counted.keys():
         return True
     return any(2 * min(told[table], rows) <= max(told[table], rows) > 0 for table, rows in counted.items())

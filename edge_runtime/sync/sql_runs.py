@@ -1,7 +1,7 @@
-"""The record of SQL that somebody has run on the node by `skerry-edge sql`: kept on disk until control has it.
+"""The record of SQL that somebody ran on the node with `skerry-edge sql`: kept on disk until control has it.
 
-The command keeps a record before it runs the SQL, and holds a lock on it (flock) until it has said how that ended. So a
-record without an end that nobody holds is one of a command that was killed.
+The command stores a record before it runs the SQL, and holds a lock on it (flock) until it has noted the outcome. So an
+unlocked record without an outcome belongs to a command that was killed.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ log = logging.getLogger("skerry.sql")
 
 FOLDER: Final = Path("outbox", "sql")
 AGAIN: Final = 3600.0
-"""Seconds until control is asked again that doesn't know this message: it is of an earlier version."""
+"""Seconds until control is asked again if it doesn't know this message: it is an earlier version."""
 MOST: Final = 1000
-"""Records that wait for control at most. Of what is run then only the number is kept."""
+"""The most records that wait for control. Beyond them, only the number of runs is kept."""
 SOON: Final = 60.0
-"""Seconds until control is asked again that could not take a record."""
+"""Seconds until control is asked again if it couldn't take a record."""
 _MORE: Final = "more"
 """The file in which runs without a record are counted."""
 _SHOWN: Final = 8000
@@ -39,7 +39,7 @@ _USER: Final = 400
 
 
 class MoreRuns(msgspec.Struct, frozen=True):
-    """What came while `MOST` records were waiting: it is counted, and told to control as one run."""
+    """Runs while `MOST` records were waiting: they are counted, and reported to control as one run."""
 
     id: str
     first: datetime
@@ -48,7 +48,7 @@ class MoreRuns(msgspec.Struct, frozen=True):
     writes: int = 0
 
     def as_run(self) -> wire.SqlRun:
-        """Return the record that control gets."""
+        """Return the record for control."""
         text = (
             f"-- {self.reads} reads and {self.writes} writes until {self.last.isoformat(timespec='seconds')}, of which "
             f"nothing else is known: {MOST} records were waiting for control"
@@ -60,9 +60,9 @@ class SqlRunRecord:
     """A record that is being made, by the command."""
 
     def __init__(self, state: Path, run: wire.SqlRun) -> None:
-        """Keep the record; it is on disk when this returns. Where too many wait, the run is counted alone.
+        """Store the record; it is on disk when this returns. If too many wait, the run is only counted.
 
-        Raises: OSError, when it can't be kept.
+        Raises: OSError, when it can't be stored.
         """
         texts = {"statement": (run.statement, _SHOWN), "reason": (run.reason, _REASON), "user": (run.user, _USER)}
         kept = {name: _kept(text, most) for name, (text, most) in texts.items()}
@@ -74,7 +74,7 @@ class SqlRunRecord:
                 _count(self._file.parent, run)
                 self._file = None
                 return
-            # Locked before it has its name, so that nobody takes it for one whose command has ended.
+            # Locked before it has its name, so that it isn't mistaken for one whose command has exited.
             begun = self._file.with_suffix(".begun")
             self._lock = os.open(begun, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -84,7 +84,7 @@ class SqlRunRecord:
             files.sync_folder(self._file.parent)
 
     def end(self, rows: int | None) -> None:
-        """Note how many rows were read or changed; None where nobody knows. Raises: OSError, when it can't be kept."""
+        """Note how many rows were read or changed; None if unknown. Raises: OSError, when it can't be stored."""
         if self._file is not None:
             files.write(self._file, msgspec.json.encode(msgspec.structs.replace(self._run, rows=rows)))
             os.close(self._lock)
@@ -97,21 +97,21 @@ class SqlRunRecord:
 
 
 class SqlRunReports:
-    """What the agent does with the records: it logs them, and tells control."""
+    """The agent's handling of the records: it logs them and reports them to control."""
 
     def __init__(self, state: Path) -> None:
         self._folder = state / FOLDER
         self._logged: set[Path] = set()
-        """Records that control has not got yet, each of which has been logged. Their texts stay on disk."""
+        """Records that control doesn't have yet, all of which were logged. Their texts stay on disk."""
         self._not_before = 0.0
 
     @property
     def waiting(self) -> list[Path]:
-        """The records that control has not got yet, oldest first."""
+        """Return the records that control doesn't have yet, oldest first."""
         return sorted(self._logged)
 
     async def look(self) -> None:
-        """Find new records, and log them."""
+        """Find new records and log them."""
         for file in await asyncio.to_thread(_found, self._folder):
             if file in self._logged or (run := await asyncio.to_thread(_ended, file)) is None:
                 continue
@@ -121,7 +121,7 @@ class SqlRunReports:
             log.warning("%s by %s%s, %s: %s", run.kind, run.user, because, rows, run.statement)
 
     async def deliver(self, client: ControlClient) -> None:
-        """Tell control of what `look` has found. Raises: NoAnswer, ControlRefused; what is left is told later."""
+        """Report what `look` found to control. Raises: NoAnswer, ControlRefused; the rest is reported later."""
         for file in self.waiting:
             if clock.monotonic() < self._not_before:
                 return
@@ -132,7 +132,7 @@ class SqlRunReports:
                 await client.sql_run(run)
             except ControlRefused as refusal:
                 if refusal.status >= 500:
-                    # It may be this record alone: the node's polls go on.
+                    # It may be only this record: the node's polls continue.
                     self._not_before = clock.monotonic() + SOON
                     log.warning("control can't take the record of SQL %s now: %s", run.id, refusal.message)
                     return
@@ -149,7 +149,7 @@ class SqlRunReports:
 
 
 def _found(folder: Path) -> list[Path]:
-    """Return the records, oldest first; where there are none, what was counted is made one."""
+    """Return the records, oldest first; if there are none, turn counted runs into one."""
     if not _records(folder):
         with contextlib.suppress(OSError):
             _record_more(folder)
@@ -170,7 +170,7 @@ def _name_of(run: wire.SqlRun) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Have nobody else begin or count a record meanwhile. Raises: OSError."""
+    """Keep others from beginning or counting a record meanwhile. Raises: OSError."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -180,14 +180,14 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _count(folder: Path, run: wire.SqlRun) -> None:
-    """Count a run of which no record is kept. Raises: OSError."""
+    """Count a run without storing a record. Raises: OSError."""
     more = _more(folder) or MoreRuns(run.id, run.at, run.at)
     counted = (more.reads + 1, more.writes) if run.kind == "read" else (more.reads, more.writes + 1)
     files.write(folder / _MORE, msgspec.json.encode(MoreRuns(more.id, more.first, run.at, *counted)))
 
 
 def _more(folder: Path) -> MoreRuns | None:
-    """Return what was counted; None where nothing was, or it can't be read. Raises: OSError."""
+    """Return what was counted; None if nothing was, or it can't be read. Raises: OSError."""
     with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return msgspec.json.decode((folder / _MORE).read_bytes(), type=MoreRuns)
     return None
@@ -205,17 +205,17 @@ def _record_more(folder: Path) -> None:
 
 
 def _kept(text: str, most: int) -> str:
-    """Return the first characters of a text, as control takes them: it refuses what isn't UTF-8, and NUL."""
+    """Return the first characters of a text in a form that control accepts: it refuses NUL and what isn't UTF-8."""
     return text[:most].encode(errors="replace").decode().replace("\0", "\ufffd")
 
 
 def _ended(file: Path) -> wire.SqlRun | None:
-    """Return a record whose command has ended."""
+    """Return a record if its command has ended."""
     try:
         with file.open("rb") as opened:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(opened.fileno()), file.stat()):
-                # It was replaced meanwhile, as its command has ended.
+                # It was replaced meanwhile, since its command has ended.
                 return None
             return msgspec.json.decode(opened.read(), type=wire.SqlRun)
     except (BlockingIOError, FileNotFoundError):

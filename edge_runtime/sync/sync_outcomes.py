@@ -1,5 +1,8 @@
-"""How syncs end, and what control is told of it: a report that control doesn't take waits on disk, and goes before
-polls. `retries` decides when a sync that failed is tried again."""
+"""Records how syncs end, and reports it to control.
+
+A report that control doesn't take waits on disk, and is sent before polls. `retries` decides when a failed sync is
+tried again.
+"""
 
 import asyncio
 import contextlib
@@ -21,7 +24,7 @@ from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAn
 from edge_runtime.sync.retries import FailedSync
 
 SHOWN = 20
-"""Functions that a line of the log has at most."""
+"""The most functions in a line of the log."""
 
 log = logging.getLogger("skerry.agent")
 outbox_log = logging.getLogger("skerry.outbox")
@@ -41,12 +44,14 @@ class SyncOutcomes:
 
     @property
     def waits(self) -> bool:
-        """Whether a report waits to be sent."""
+        """Return whether a report waits to be sent."""
         return self._outbox.waits
 
     async def look_back(self, generation: int) -> None:
-        """Find out whether the process before this one ended in the middle of a sync, and act on it; `generation` is
-        the node's."""
+        """Find out whether the previous process ended in the middle of a sync, and act on that.
+
+        `generation` is the node's.
+        """
         attempt = await asyncio.to_thread(self._outbox.begun)
         if attempt is None:
             return
@@ -63,19 +68,19 @@ class SyncOutcomes:
                 await asyncio.to_thread(self._outbox.keep, attempt.sync_id, self._failure_update(self.failed))
 
     async def begun(self, plan: wire.Plan) -> None:
-        """Remember on disk that a sync begins."""
+        """Record on disk that a sync begins."""
         with _despite_the_disk("that a sync begins"):
             await asyncio.to_thread(self._outbox.begin, plan)
 
     async def ended(self) -> None:
-        """Remember on disk that the sync came to its end."""
+        """Record on disk that the sync has ended."""
         with _despite_the_disk("that a sync came to its end"):
             await asyncio.to_thread(self._outbox.end)
 
     async def report(self, client: ControlClient, plan: wire.Plan, error: SyncFailed | None) -> bool:
-        """Tell control how a sync ended; return whether control finds the node at its target.
+        """Report to control how a sync ended; return whether control finds the node at its target.
 
-        Raises: NoAnswer or ControlRefused, when control can't be told: the report waits on disk then.
+        Raises: NoAnswer or ControlRefused, when that fails: the report then waits on disk.
         """
         if error is None:
             self.failed = None
@@ -98,9 +103,9 @@ class SyncOutcomes:
         return state == "succeeded"
 
     async def deliver(self, client: ControlClient) -> bool:
-        """Send the report that waits, if there is one; return whether control finds the node at its target by it.
+        """Send the waiting report, if there is one; return whether it shows control the node at its target.
 
-        Raises: NoAnswer or ControlRefused, when control can't be told.
+        Raises: NoAnswer or ControlRefused, when that fails.
         """
         if not self._outbox.waits or (waiting := await asyncio.to_thread(self._outbox.waiting)) is None:
             return False
@@ -128,8 +133,10 @@ class SyncOutcomes:
         return failed
 
     async def _tell(self, client: ControlClient, sync_id: str, update: wire.SyncUpdate) -> str:
-        """Report an outcome, and return the sync's status by control; if control refuses it for good, log that and drop
-        it: the next poll sorts it out."""
+        """Report an outcome, and return the sync's status according to control.
+
+        If control refuses it for good, log that and drop it: the next poll sorts it out.
+        """
         try:
             return (await client.report(sync_id, update)).status
         except ControlRefused as refusal:
@@ -140,7 +147,7 @@ class SyncOutcomes:
 
 
 def listed(functions: Sequence[wire.PlannedFunction]) -> str:
-    """Return the functions of a release as the log names them."""
+    """Return the functions of a release in words, for the log."""
     names = [f"{function.name}@{function.version}" for function in functions[:SHOWN]]
     more = f" and {len(functions) - SHOWN} more" if len(functions) > SHOWN else ""
     return (", ".join(names) or "no functions") + more
@@ -160,7 +167,7 @@ class BegunSync(Struct):
     generation: int
     release_number: int
     crashes: int = 0
-    """Processes in a row that ended in the middle of a sync to this generation, before this one."""
+    """Consecutive earlier processes that ended in the middle of a sync to this generation."""
 
 
 class Outbox:
@@ -174,7 +181,7 @@ class Outbox:
         self._attempt = state / "outbox" / "attempt.json"
         self.waits = False
         """Whether a report waits, as far as this object knows."""
-        # A folder that is closed to this user keeps no node from serving: doctor and the next sync say so.
+        # A folder without access for this user doesn't keep a node from serving: doctor and the next sync report it.
         with contextlib.suppress(OSError):
             self.waits = self._file.exists()
         self._told = ""
@@ -190,8 +197,10 @@ class Outbox:
         self._told = ""
 
     def waiting(self) -> Waiting | None:
-        """Return the report that waits, if any. A file that can't be read counts as none: control then asks for the
-        inventory."""
+        """Return the waiting report, if any.
+
+        A file that can't be read counts as none: control then asks for the inventory.
+        """
         report = _read(self._file, Waiting)
         if report is not None and report.sync_id == self._told:
             report = None
@@ -213,7 +222,7 @@ class Outbox:
         return _read(self._attempt, BegunSync)
 
     def begin(self, plan: wire.Plan) -> None:
-        """Note that a sync begins. The note outlives the process, but isn't synced: a loss of power may lose it."""
+        """Note that a sync begins. The note outlives the process, but isn't synced: a power loss may lose it."""
         earlier = self.begun()
         same = earlier is not None and earlier.generation == plan.generation
         crashes = earlier.crashes + 1 if earlier is not None and same else 0
@@ -222,15 +231,15 @@ class Outbox:
         self._attempt.write_bytes(msgspec.json.encode(attempt))
 
     def end(self) -> None:
-        """Note that the sync came to its end, good or bad."""
+        """Note that the sync has ended, whether it succeeded or failed."""
         self._attempt.unlink(missing_ok=True)
 
 
 def _read(file: Path, kind: type[T]) -> T | None:
-    """Return what a file holds, None if it can't be read; remove it if it is damaged. Serving needs neither file."""
+    """Return a file's content, None if it can't be read; remove it if it is damaged. Serving needs neither file."""
     try:
         data = file.read_bytes()
-        # A loss of power empties a file that wasn't synced.
+        # A power loss empties a file that wasn't synced.
         return msgspec.json.decode(data, type=kind) if data else None
     except FileNotFoundError:
         return None
@@ -245,7 +254,7 @@ def _read(file: Path, kind: type[T]) -> T | None:
 
 @contextlib.contextmanager
 def _despite_the_disk(what: str) -> Iterator[None]:
-    """Log an error of the disk instead of raising it: without `what`, the next poll or the lease sorts things out."""
+    """Log a disk error instead of raising it: without `what`, the next poll or the lease sorts things out."""
     try:
         yield
     except OSError as error:

@@ -1,11 +1,11 @@
-"""Answers the watches that control tells the node of: sends it the node's records while somebody watches them.
+"""Answers control's watches: sends it the node's records while somebody watches them.
 
-Polls bring the questions. What is there already is searched for in a thread, what comes is taken as it is written, and
-both go to control in batches. What comes is kept until it is sent, within bounds: if it is too much, every second
-record is left out, then three of four, and so on, so that the rest shows all of the time. What was left out is counted.
+Answers to polls contain the questions. A thread searches for existing records, new ones are taken as they are written,
+and both go to control in batches. New records wait to be sent, within limits: if there are too many, every second one
+is left out, then three of four, and so on, so that the rest covers the whole time. Omitted records are counted.
 
-While control doesn't answer, nothing is kept in memory: once it answers again, what came in between is searched for.
-While nobody watches, all of this waits and costs nothing.
+While control doesn't answer, nothing is kept in memory: once it answers again, records from in between are searched
+for. While nobody watches, all of this is idle and costs nothing.
 """
 
 import asyncio
@@ -27,34 +27,34 @@ from edge_runtime.telemetry.ring import Ring
 from edge_runtime.telemetry.search import FoundLines, LineFilter
 
 MOST: Final = 32
-"""Questions that are answered at once."""
+"""The most questions that are answered at the same time."""
 PAUSE: Final = 0.5
 """Seconds between two batches of one question."""
 TOGETHER: Final = 0.02
-"""Seconds for which the first records are collected."""
+"""Seconds during which the first records are collected."""
 WRITTEN: Final = 10.0
-"""Seconds for which a search waits at most until the ring has written what was put into it before."""
+"""The most seconds that a search waits until the ring has written earlier lines."""
 BATCH_LINES: Final = 1000
-"""Records of a batch."""
+"""The most records of a batch."""
 BATCH_BYTES: Final = 256 * 1024
-"""Bytes of a batch, at most one record more."""
+"""Bytes of a batch, which may exceed this by one record."""
 FIRST_PAUSE: Final = 1.0
 """Seconds from a batch that control didn't take to the next attempt; doubled each time, up to `LONGEST_PAUSE`."""
 LONGEST_PAUSE: Final = 15.0
 COUNTS_PERIOD: Final = 5.0
-"""Seconds from one set of functions' counts to the next."""
+"""Seconds between two sets of functions' counts."""
 AFTER_FAULT: Final = 5.0
-"""Seconds from a fault in the node that ended an answer until control may ask the question again."""
+"""Seconds from a bug in the node that ended an answer until control may ask the question again."""
 KEPT_LINES: Final = 2000
-"""Records that wait to be sent."""
+"""The most records that wait to be sent."""
 KEPT_BYTES: Final = 512 * 1024
-"""Bytes of them."""
+"""Their bytes, at most."""
 SLACK: Final = 5.0
-"""Seconds between the times of a call's record and of what it logged, at most, in addition to how long it took."""
+"""The most seconds, besides a call's duration, between the times of its record and of what it logged."""
 AFTERWARDS: Final = 30.0
-"""Seconds after a call in which the node's log may say more about it, such as where it trapped."""
+"""Seconds after a call during which the node's log may say more about it, such as where it trapped."""
 BURST: Final = 2.0
-"""Seconds of its rate that may be sent at once."""
+"""How many seconds' worth of its rate may be sent at once."""
 KINDS: Final = ("lines", "calls", "functions")
 """The kinds of questions that this version can answer."""
 
@@ -62,12 +62,12 @@ log = logging.getLogger("skerry.agent")
 
 
 def known(question: wire.Question) -> bool:
-    """Tell whether this version can answer the question."""
+    """Return whether this version can answer the question."""
     return question.kind in KINDS and question.level in records.LEVELS
 
 
 class _Head(msgspec.Struct):
-    """What a record is judged by."""
+    """The fields by which a record is matched."""
 
     t: str = ""
     kind: str = ""
@@ -93,7 +93,7 @@ class WatchAnswer:
     def __init__(self, question: wire.Question) -> None:
         self.question = question
         self.rate = question.rate
-        """Records a second that may be sent."""
+        """Records per second that may be sent."""
         self.came = asyncio.Event()
         """Set while something waits."""
         self._kinds = (records.CALL,) if question.kind == "calls" else (records.LOG, records.NODE)
@@ -109,18 +109,20 @@ class WatchAnswer:
         self._at = clock.monotonic()
 
     def begin(self) -> None:
-        """Forget what waits, and keep what comes from now on."""
+        """Forget waiting records, and keep new ones from now on."""
         self._keeps = True
         self._forget()
 
     def rest(self) -> None:
-        """Forget what waits, and keep nothing: what comes will be found by `past`."""
+        """Forget waiting records, and keep no new ones: `past` will find them."""
         self.begin()
         self._keeps = False
 
     def without_waiting(self, lines: list[bytes]) -> list[bytes]:
-        """Return those of the lines that `past` found which don't already wait to be sent: it may also find what came
-        since `begin`. Their times can't tell, since a record is made some time after what it tells of."""
+        """Return the lines found by `past` that don't already wait to be sent: it may find lines from after `begin`.
+
+        Their times can't tell, since a record is made some time after the event.
+        """
         waiting = Counter(self._lines)
         kept = []
         for line in lines:
@@ -131,7 +133,7 @@ class WatchAnswer:
         return kept
 
     def put(self, line: bytes) -> None:
-        """Keep a record that has just come, if it belongs to the answer: a tap of the ring."""
+        """Keep a new record, if it belongs to the answer: a tap of the ring."""
         if not self._keeps or records.time_in(line) is None or not self._fits(line):
             return
         self._count += 1
@@ -165,8 +167,10 @@ class WatchAnswer:
         self.came.clear()
 
     def past(self, folder: Path, since: float) -> FoundLines:
-        """Return the records of the ring in `folder` from a time (Unix seconds) on. It may take 0.3 s: not in the
-        loop's thread. Raises: OSError, when the folder can't be read."""
+        """Return the records of the ring in `folder` from a time (Unix seconds) on.
+
+        It may take 0.3 s: don't call it in the loop's thread. Raises: OSError, when the folder can't be read.
+        """
         question, limit = self.question, self.question.limit
         of_calls, calls = question.kind == "calls", (question.call,) if question.call else ()
         level = "" if of_calls else question.level
@@ -198,12 +202,12 @@ class WatchAnswer:
 
 
 def _logged(folder: Path, calls: list[bytes]) -> list[bytes]:
-    """Return what calls have logged, at most `wire.LINES_OF_CALL` lines of each, and what the node says about them."""
+    """Return what calls logged, at most `wire.LINES_OF_CALL` lines of each, and what the node logged about them."""
     heads = [head for head in map(_decode, calls) if head.call]
     if not heads:
         return []
     ends = [records.seconds_of(head.t) for head in heads]
-    # A call's record is written at its end.
+    # A call's record is written when it ends.
     since, until = min(ends) - max(head.seconds for head in heads) - SLACK, max(ends) + AFTERWARDS
     counts = dict.fromkeys((head.call for head in heads), 0)
     found = []
@@ -217,19 +221,19 @@ def _logged(folder: Path, calls: list[bytes]) -> list[bytes]:
 
 
 class WatchAnswers:
-    """Answers all questions that polls bring, while `run` is running."""
+    """Answers all questions from polls, while `run` is running."""
 
     def __init__(self) -> None:
         self.ring: Ring | None = None
-        """Where the records are; None where there are none to show."""
+        """The folder of the records; None if there are none to show."""
         self.functions: Callable[[wire.Question], Awaitable[FoundLines]] | None = None
-        """Makes records of what is counted of functions; None where nothing is."""
+        """Makes records of functions' counts; None if nothing is counted."""
         self.digest = ""
-        """The digest of the watches that the node knows, which its polls tell."""
+        """The digest of the watches that the node knows, which its polls contain."""
         self._questions: dict[str, wire.Question] = {}
         self._client: ControlClient | None = None
         self._broken: set[str] = set()
-        """Ids of questions whose answers have ended, but not for good: control is to ask again."""
+        """Ids of questions whose answers ended only for now: control should ask again."""
         self._changed = asyncio.Event()
 
     def take(self, watch: wire.Watch, client: ControlClient) -> None:
@@ -258,7 +262,7 @@ class WatchAnswers:
             await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     async def _answer(self, question: wire.Question) -> None:
-        """Answer one question until nobody asks it any more."""
+        """Answer one question until nobody needs the answer any more."""
         try:
             if question.kind == "functions":
                 await self._tell_counts(question)
@@ -268,16 +272,16 @@ class WatchAnswers:
         except ControlRefused as refusal:
             log.debug("control takes no more records of watch %s: %s", question.id, refusal.message)
         except Exception:
-            if self._client is None or not self._client.closed:  # else the node has joined again
+            if self._client is None or not self._client.closed:  # otherwise the node has joined again
                 log.exception("records that are watched can't be sent")
                 # Control asks again as soon as it may.
                 await clock.sleep(AFTER_FAULT)
-        # If control still wants to know, it asks again by the next poll.
+        # If control still needs the answer, it asks again with the next poll.
         self.digest = ""
         self._broken.add(question.id)
 
     async def _follow(self, answer: WatchAnswer) -> None:
-        """Send what is there and what comes. Raises: ControlRefused, when control wants no more of it."""
+        """Send existing and new records. Raises: ControlRefused, when control wants no more."""
         question, ring, client = answer.question, self.ring, self._client
         if ring is None or client is None:
             return
@@ -300,7 +304,7 @@ class WatchAnswers:
                         since = await self._send_next(client, answer)
                         failures = 0
                 except (NoAnswer, ControlRefused) as error:
-                    # What comes until then is on the disk.
+                    # Records from until then are on the disk.
                     answer.rest()
                     failures += 1
                     await _wait_after(error, failures)
@@ -308,7 +312,7 @@ class WatchAnswers:
             ring.taps.remove(answer.put)
 
     async def _tell_counts(self, question: wire.Question) -> None:
-        """Send what is counted of functions, once or again and again. Raises: ControlRefused, as `_follow` does."""
+        """Send functions' counts, once or repeatedly. Raises: ControlRefused, as `_follow` does."""
         client, functions = self._client, self.functions
         if client is None or functions is None:
             return
@@ -328,8 +332,10 @@ class WatchAnswers:
     async def _send_past(
         self, client: ControlClient, ring: Ring, answer: WatchAnswer, since: float, *, tell_end: bool
     ) -> None:
-        """Send what was put into the ring from a time (Unix seconds) on until the answer's last `begin`, then if wanted
-        that this was all."""
+        """Send what was put into the ring from a time (Unix seconds) until the answer's last `begin`.
+
+        If wanted, report then that this was everything.
+        """
         written, limit = ring.mark(), time.monotonic() + WRITTEN
         while not written() and time.monotonic() < limit:  # noqa: ASYNC110 (a thread writes)
             await asyncio.sleep(0.05)
@@ -342,7 +348,7 @@ class WatchAnswers:
         answer.rate = await _send_all(client, answer.question, lines, more=past.more, done=tell_end) or answer.rate
 
     async def _send_next(self, client: ControlClient, answer: WatchAnswer) -> float:
-        """Send what comes next; return the time (Unix seconds) up to which all has been sent."""
+        """Send the next records; return the time (Unix seconds) up to which everything has been sent."""
         await answer.came.wait()
         await clock.sleep(TOGETHER)
         moment = time.time()
@@ -350,7 +356,7 @@ class WatchAnswers:
         for lines in _batches(taken.lines) or [[]]:
             answer.rate = await client.send_records(answer.question.id, b"".join(lines), sampled=taken.sampled)
             taken = taken._replace(sampled=0)
-        # With less than a record a second, there is no use in asking twice a second.
+        # With less than a record per second, there is no use in checking twice a second.
         await clock.sleep(min(max(PAUSE, 1.0 / max(answer.rate, 0.05)), 20.0))
         return moment
 
@@ -358,8 +364,10 @@ class WatchAnswers:
 async def _send_all(
     client: ControlClient, question: wire.Question, lines: list[bytes], *, more: bool, done: bool
 ) -> float | None:
-    """Send records that are there. With `more`, others belong to the answer, too; `done` tells control that these were
-    all. Return how many may be sent a second from then on, or None if nothing was sent."""
+    """Send existing records; return how many may be sent per second from then on, or None if nothing was sent.
+
+    With `more`, the answer has others too; `done` tells control that these were all.
+    """
     rate = None
     batches = _batches(lines) or ([[]] if done else [])
     for number, group in enumerate(batches, 1):
@@ -370,7 +378,7 @@ async def _send_all(
 
 
 async def _wait_after(error: NoAnswer | ControlRefused, failures: int) -> None:
-    """Wait until the next attempt, after so many that failed. Raises: ControlRefused, when none can succeed."""
+    """Wait until the next attempt, after `failures` failed ones. Raises: ControlRefused, when none can succeed."""
     # 404: a replica of an earlier version.
     if isinstance(error, ControlRefused) and error.status < 500 and error.status not in (404, 408, 429):
         raise error
