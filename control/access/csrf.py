@@ -2,7 +2,7 @@
 
 Other sites can have a browser send a form here, with the cookie. A form is taken where the browser says that a page of
 control's own origin sent it, in headers that no page can set, and where it has the token that only the page shown to
-this session has. Either would do against most sites.
+this session has. Either check alone would stop most sites.
 """
 
 import hashlib

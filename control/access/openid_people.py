@@ -1,7 +1,7 @@
 """People whom an OpenID provider knows. Each is an operator without a token, identified by issuer and subject.
 
-At each sign-in it gets the rights of the groups that the provider names then, and it never ends later than its newest
-session. Whoever is in no group with rights loses what they had.
+At each sign-in it gets the rights of the groups that the provider names, and it expires no later than its newest
+session. Somebody whose groups have no grants loses all rights.
 """
 
 import hashlib
@@ -111,7 +111,7 @@ class People:
 
 
 def name_of(person: Person) -> str:
-    """Make the operator's name: of what somebody is called when they first sign in, and of who they are, which decides.
+    """Make the operator's name from the person's name at their first sign-in, and from their identity, which decides.
 
     So nobody gets another operator's name by choosing that name at the provider.
     """

@@ -157,7 +157,7 @@ class Sessions:
         return self._clock.now() < min(session.ends_at, self._idle_at(known.row))
 
     async def now(self, operator: Principal) -> Principal:
-        """Return what somebody who asked for a long answer is by now. It doesn't count as a use of the session.
+        """Return the current principal for an answer that takes long. This doesn't count as a use of the session.
 
         Raises: AuthError, when the operator, its token or the session isn't valid any more; ProblemError, when control
         can't know.

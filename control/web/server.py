@@ -210,8 +210,7 @@ class ControlServer(uvicorn.Server):
 async def serve(
     settings: ControlSettings, *, clock: Clock | None = None, manager: ServiceManager | None = None
 ) -> None:
-    """Serve until SIGTERM or SIGINT; a second signal ends the process at once. At SIGHUP files are read again.
-    `manager`: see `ControlServer`.
+    """Serve until SIGTERM or SIGINT; a second signal kills the process at once. SIGHUP rereads files.
 
     `manager` is as in `ControlServer`. Raises what keeps it from starting.
     """

@@ -4,11 +4,11 @@ The checkpointer moves it while calls continue, so that no COMMIT has to. It may
 wait for it only in the last step, after which the log restarts; the front requests that once little is left to be
 moved. If the checkpointer is killed, the next one continues with the log.
 
-After an end that wasn't in order a log is left, and the first connection reads all of it (recovery). For a log of some
-GB on a slow disk that takes longer than a child has to be ready, so the zygote has a child of its own read and move it
-(`recover`) before the front's first order, and before it forks one that opens the file by libsql. A connection of
-libsql's that is the first one all the same, since all others were killed a moment ago, loses nothing: it reports a read
-that fails, as SQLite does (docs/adr/0025).
+After a crash a log remains, and the first connection reads all of it (recovery). For a log of some GB on a slow disk
+that takes longer than a child may take to be ready, so the zygote lets a separate child read and move it (`recover`)
+before the front's first order, and before it forks one that opens the file with libsql. If a libsql connection is the
+first one anyway, since all others have just been killed, nothing is lost: it reports a failed read, as SQLite does
+(docs/adr/0025).
 """
 
 import os
