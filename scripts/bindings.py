@@ -1,7 +1,7 @@
-"""Makes the `…_h.py` beside each C header of the edge runtime: cffi's declarations, ready to be imported. Headers that
-include others are for C alone.
+"""Makes the `…_h.py` beside each C header of the edge runtime: cffi's declarations, ready to be imported.
 
-To parse the headers at each start would take 40 ms and 3 MB of each process that has them.
+Headers that include others are only for C. Parsing the headers at each start would take 40 ms and 3 MB in each process
+that uses them.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ HEAD = '''\
 
 
 def modules() -> Iterator[tuple[Path, str]]:
-    """Yield each module's path, and what it is to contain."""
+    """Yield each module's path and its content."""
     for header in sorted((ROOT / "edge_runtime").rglob("*.h")):
         if "#include" in header.read_text():
             continue

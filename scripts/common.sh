@@ -1,4 +1,4 @@
-# What the scripts share. They source this file, with their name in $program, which begins each of their messages.
+# Shared by the scripts, which source this file with their name in $program, the prefix of their messages.
 say() { printf '%s: %s\n' "$program" "$*"; }
 fail() { printf '%s: %s\n' "$program" "$*" >&2; exit 1; }
 

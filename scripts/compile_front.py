@@ -1,8 +1,8 @@
-"""Compiles modules of the front by mypyc, as they are, into FOLDER/edge_runtime/built/front. `scripts/compile` does it.
+"""Compiles modules of the front with mypyc, unchanged, into FOLDER/edge_runtime/built/front. `scripts/compile` runs it.
 
-Which ones: those that each call passes through, as profiles have shown them. Others gain nothing that can be measured.
-None with an `async def`: mypyc's coroutines are thrown exceptions into in a way that Python has deprecated, and a
-cancellation then ends in a warning, or where warnings are errors in one of these.
+These are the modules that each call passes through, according to profiles. Others gain nothing measurable. None has an
+`async def`: mypyc throws exceptions into coroutines in a way that Python has deprecated, and a cancellation then ends
+in a warning, or in an error where warnings are errors.
 """
 
 import ast
@@ -40,17 +40,17 @@ MODULES = (
     "edge_runtime.web.site_policy",
 )
 GROUP = "skerry_front"
-"""Names the file that has the code of all: GROUP__mypyc."""
+"""Names the file with the code of all modules: GROUP__mypyc."""
 
 
 def path_of(name: str) -> str | None:
-    """The path of a module of ours, from the folder that the packages are in; None for others."""
+    """Return the path of one of our modules, relative to the packages' folder; None for others."""
     path = name.replace(".", "/")
     return next((p for p in (f"{path}.py", f"{path}/__init__.py") if Path(p).exists()), None)
 
 
 def imported(path: str) -> Iterator[str]:
-    """Yield the paths of the modules of ours that one imports, and of their packages."""
+    """Yield the paths of our modules that a module imports, and of their packages."""
     for node in ast.walk(ast.parse(Path(path).read_text("utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -64,7 +64,7 @@ def imported(path: str) -> Iterator[str]:
 
 
 def sources(modules: tuple[str, ...]) -> list[str]:
-    """The paths of these modules, and of all of ours that they import, through others too."""
+    """Return the paths of these modules and of all our modules that they import, directly or indirectly."""
     todo = [path for name in modules if (path := path_of(name)) is not None]
     found = set(todo)
     while todo:
@@ -75,16 +75,16 @@ def sources(modules: tuple[str, ...]) -> list[str]:
 
 
 def compile_by_zig() -> None:
-    """Have the C compiler be Zig, and what it makes run on each processor of this kind and each glibc since 2.31."""
+    """Use Zig as the C compiler, for code that runs on every processor of this kind and every glibc since 2.31."""
     zig = f"{sys.executable} -m ziglang cc -target {platform.machine()}-linux-gnu.2.31"
-    # Debian's headers of Python include a part that lies beside them.
+    # Debian's Python headers include a file that is beside them.
     os.environ["CC"] = f"{zig} -idirafter /usr/include"
     os.environ["LDSHARED"] = f"{zig} -shared"
     os.environ |= CACHES
 
 
 def main(folder: Path) -> None:
-    # Here, since tests import this module for its names, in each of their processes.
+    # Imported here, since tests import this module for its names, in each of their processes.
     from mypyc.build import mypycify
     from setuptools import setup
 

@@ -1,4 +1,4 @@
-"""Builds the C library of edge_runtime/native, and the outer module that its loop runs in, for scripts/compile."""
+"""Builds the C library of edge_runtime/native, and the outer module in which its loop runs, for scripts/compile."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from edge_runtime.native import library
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CACHES: Final = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), f"{ROOT}/.skerry/compile/zig")
-"""Variables of the environment that say where Zig keeps what it has compiled."""
+"""Environment variables that say where Zig caches what it has compiled."""
 TARGET: Final = f"{platform.machine()}-linux-gnu.2.34"
 WARNINGS: Final = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Wundef", "-Wvla", "-Werror")
 FLAGS: Final = ("-std=c11", "-O2", "-fPIC", "-fno-sanitize=all", "-fstack-protector-strong", *WARNINGS)
@@ -32,14 +32,14 @@ OUTER_WASM: Final = bytes.fromhex(
 def zig(*arguments: str | Path) -> None:
     """Run the C compiler of the `ziglang` wheel.
 
-    Raises: CalledProcessError, when it fails; it has said why.
+    Raises: CalledProcessError, when it fails; it has printed why.
     """
     command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
     subprocess.run(command, env={**os.environ, **CACHES}, check=True)  # noqa: S603
 
 
 def build_library(sources: Path, made: Path, target: str = TARGET) -> None:
-    """Build the library of all C files of a folder."""
+    """Build the library from all C files of a folder."""
     zig("cc", "-target", target, *FLAGS, "-shared", "-Wl,-z,now", *sorted(sources.glob("*.c")), "-o", made)
 
 
@@ -62,7 +62,7 @@ def main(root: Path) -> None:
         build_library(sources, folder / library.LIBRARY)
         build_outer(folder / library.OUTER)
         (folder / library.STAMP).write_text(json.dumps(library.stamp_of(folder, sources)))
-        # A process that runs has the old one mapped: a new file, not new bytes in it.
+        # Running processes have the old file mapped, so it is replaced and not overwritten.
         shutil.rmtree(built, ignore_errors=True)
         folder.rename(built)
 

@@ -1,7 +1,7 @@
-"""Makes docs/errors.md: the codes of control and of the edge, each with status, message, cause and cure.
+"""Makes docs/errors.md: the codes of control and of the edge, each with status, message, cause and fix.
 
-Code, status and message are in control/problems.py and edge_runtime/errors.py. What a person needs to know besides is
-in scripts/errors/*.md, under a heading for each code; the page has their sections in their order.
+Code, status and message are in control/problems.py and edge_runtime/errors.py. Everything else that people need to know
+is in scripts/errors/*.md, under a heading for each code; the page has their sections in the same order.
 """
 
 import re
@@ -29,12 +29,12 @@ the function that asked.
 
 
 def codes() -> set[str]:
-    """Every code of both sides."""
+    """Return every code of both sides."""
     return problems.CODES.keys() | errors.CODES.keys()
 
 
 def said(code: str) -> str:
-    """Status and message: in one line where both sides say the same, or only one has the code."""
+    """Return status and message: in one line if both sides say the same, or only one has the code."""
     control, edge = problems.CODES.get(code), errors.CODES.get(code)
     lines = [line(known.status, known.title) for known in (control, edge) if known is not None]
     if control is None or edge is None or lines[0] == lines[1] or (edge.title == control.title and not edge.status):
@@ -47,9 +47,9 @@ def line(status: int, title: str) -> str:
 
 
 def page(explanations: str) -> str:
-    """The page, where `explanations` are the sections of all sides.
+    """Return the page; `explanations` are the sections of both sides.
 
-    Raises: ValueError, when a code has no explanation or two, an explanation has no code, or no cure is in it.
+    Raises: ValueError, when a code has no explanation or two, or an explanation has no code or no fix.
     """
     explained = [entry[1] for entry in ENTRY.finditer(explanations)]
     twice = {code for code in explained if explained.count(code) > 1}
@@ -66,7 +66,7 @@ def page(explanations: str) -> str:
 
 def entry_of(found: re.Match[str]) -> str:
     code, text = found[1], found[2].strip()
-    # What comes before the cure goes on in the paragraph of status and message.
+    # Text before the fix continues the paragraph of status and message.
     gap = "\n\n" if text.startswith("*Cure:*") else "\n"
     return f"#### `{code}`\n\n{said(code)}{gap}{text}\n\n"
 

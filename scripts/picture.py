@@ -1,7 +1,7 @@
 """Records docs/images/terminal.svg, the README's picture: real commands, in a terminal, against servers started for it.
 
-`skerry up` serves in an empty folder; each command of `SESSION` runs there in a terminal of `WIDTH` columns; what they
-print is drawn by rich. The picture names no font but the reader's own, and refers to nothing outside of itself.
+`skerry up` serves in an empty folder; each command of `SESSION` runs there in a terminal of `WIDTH` columns; rich draws
+their output. The picture uses only the reader's own font, and refers to nothing outside itself.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ PICTURE = ROOT / "docs" / "images" / "terminal.svg"
 WIDTH = 92
 LARGEST = 200_000
 LIMIT = 180.0
-"""Seconds for `skerry up` to serve, and for a command to end."""
+"""Seconds for `skerry up` to serve, and for a command to finish."""
 
 SESSION = (
     "skerry function new notes --lang c",
@@ -68,7 +68,7 @@ FORMAT = f"""<svg class="rich-terminal" viewBox="0 0 {{width}} {{height}}" xmlns
 
 
 def environment() -> dict[str, str]:
-    """A person's environment: no setting of Skerry's, its commands on the PATH, a terminal with colours."""
+    """Return a user's environment: no Skerry settings, its commands on the PATH, a terminal with colors."""
     others = ("SKERRY_", "COLUMNS", "NO_COLOR")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return kept | {"PATH": f"{ROOT / '.venv' / 'bin'}:{kept['PATH']}", "TERM": "xterm-256color"}
@@ -76,7 +76,7 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[psutil.Process]:
-    """Run `skerry up` in a folder, and end it in the end. Raises `SystemExit` where it doesn't come to serve."""
+    """Run `skerry up` in a folder, and stop it at the end. Raises: SystemExit, when it doesn't start serving."""
     log = folder / "up.log"
     with log.open("wb") as output:
         up = psutil.Popen(["skerry", "up"], cwd=folder, env=environment(), stdout=output, stderr=output)
@@ -94,7 +94,7 @@ def serving(folder: Path) -> Iterator[psutil.Process]:
 
 
 def typed(command: str, folder: Path) -> str:
-    """What a command prints on a terminal, with its escape codes. Raises `SystemExit` where it fails."""
+    """Return what a command prints on a terminal, with its escape codes. Raises: SystemExit, when it fails."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, WIDTH, 0, 0))
     program = ["timeout", str(LIMIT), "bash", "-c", command]
@@ -104,7 +104,7 @@ def typed(command: str, folder: Path) -> str:
     while True:
         try:
             printed += os.read(ours, 65536)
-        except OSError:  # EIO: the last who had the terminal open has closed it.
+        except OSError:  # EIO: the last process that had the terminal open has closed it.
             break
     os.close(ours)
     if running.wait():
@@ -113,7 +113,7 @@ def typed(command: str, folder: Path) -> str:
 
 
 def left(printed: str) -> str:
-    """What stays on the screen, where a progress bar was drawn over itself. Colours are kept."""
+    """Return what stays on the screen after a progress bar was redrawn. Colors are kept."""
     lines, row = [""], 0
     for part in re.split(r"(\x1b\[[0-9;?]*[A-Za-z]|\r\n|\r|\n)", printed):
         if part in ("\r\n", "\n"):
@@ -130,7 +130,7 @@ def left(printed: str) -> str:
 
 def session(folder: Path) -> Iterator[Text]:
     """Run `SESSION`; yield what a reader of the terminal sees."""
-    # The compiler builds its C library once a machine; the picture is about the second time.
+    # The compiler builds its C library once per machine; the picture shows the second time.
     typed("skerry function new first --lang c && skerry function build first", folder)
     with serving(folder) as up:
         edge = orjson.loads((folder / ".skerry" / "cli.json").read_bytes())["edge"]
@@ -146,7 +146,7 @@ def session(folder: Path) -> Iterator[Text]:
 def main() -> None:
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True, color_system="truecolor")
     with tempfile.TemporaryDirectory(prefix="skerry-") as folder:
-        # PostgreSQL runs as a user of its own where this runs as root, and has its files below.
+        # If this runs as root, PostgreSQL runs as another user, and has its files below.
         os.chmod(folder, 0o755)  # noqa: S103
         for text in session(Path(folder)):
             console.print(text)

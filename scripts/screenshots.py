@@ -1,8 +1,8 @@
 """Takes the pictures of the console, docs/images/console-*.png: real pages of a real fleet, started for them.
 
-`skerry up` serves in an empty folder; further nodes join and run beside its own, in groups of their own; functions are
-called, a release fails on a node whose rows it can't take, and a node is stopped. Debian's Chromium, driven by
-Playwright, signs in as a person does and looks at it all.
+`skerry up` serves in an empty folder; further nodes join and run beside its own, in other groups; functions are called,
+a release fails on a node whose rows don't fit it, and a node is stopped. Debian's Chromium, driven by Playwright, signs
+in like a person and opens the pages.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ IMAGES = ROOT / "docs" / "images"
 LARGEST = 300_000
 """Bytes of a picture."""
 SHOPS = {"shops-eu": ("shop-ams-01", "shop-ams-02", "shop-lis-01", "shop-vie-01"), "shops-us": ("shop-nyc-01",)}
-"""Nodes by group, beside the one of `skerry up`."""
+"""Nodes by group, besides the one of `skerry up`."""
 UNIQUE = "CREATE UNIQUE INDEX by_count ON visits (count);"
 UNFIT = "shop-lis-01"
 """The node that has two names with the same count."""
@@ -49,7 +49,7 @@ PICTURES: tuple[tuple[str, str, str, tuple[int, int]], ...] = (
 
 @dataclass
 class Fleet:
-    """What runs in a folder."""
+    """A running fleet in a folder."""
 
     folder: Path
     control: str
@@ -57,7 +57,7 @@ class Fleet:
     """The process and the port of each further node."""
 
     def skerry(self, command: str) -> str:
-        """What a command prints. Raises `SystemExit` where it fails."""
+        """Return what a command prints. Raises: SystemExit, when it fails."""
         program = ["timeout", str(LIMIT), "bash", "-c", command]
         done = psutil.Popen(program, cwd=self.folder, env=environment(), stdout=-1, stderr=-2)
         printed = done.communicate()[0].decode()
@@ -72,7 +72,7 @@ def main() -> None:
         raise SystemExit("Debian's package chromium isn't installed: `scripts/browser` does it")
     with tempfile.TemporaryDirectory(prefix="skerry-") as name:
         folder = Path(name)
-        # PostgreSQL runs as a user of its own where this runs as root, and has its files below.
+        # If this runs as root, PostgreSQL runs as another user, and has its files below.
         folder.chmod(0o755)
         with serving(folder), fleet(folder) as made:
             happen(made)
@@ -115,7 +115,7 @@ def fleet(folder: Path) -> Iterator[Fleet]:
 
 
 def happen(made: Fleet) -> None:
-    """Have the fleet work, and some things go wrong."""
+    """Let the fleet work, and some things go wrong."""
     example = ROOT / "examples" / "visits"
     made.skerry(f"skerry schema add {example / 'schema.sql'} --name visits --no-release")
     manifest = f"--manifest {example / 'manifest.json'}"
@@ -132,12 +132,12 @@ def happen(made: Fleet) -> None:
     stopped.wait(LIMIT)
     reason = "--reason 'visitors by how often they came (build 8812)'"
     made.skerry(f"skerry release create --group shops-eu --schema 3 {reason}")
-    # Numbers come once a minute, and a node is offline after 75 s.
+    # Numbers arrive once a minute, and a node is offline after 75 s.
     time.sleep(100)
 
 
 def call(port: int, path: str) -> None:
-    """Call a function; how it ends is for its node to count."""
+    """Call a function, whatever the outcome, which its node counts."""
     with contextlib.suppress(urllib.error.HTTPError):
         urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{path}", method="POST", data=b""))
 

@@ -1,8 +1,7 @@
-"""Makes what comes from both sides' tables of settings: the lists in docs/settings.md, and the names in
-control/protocol/setting_names.py.
+"""Generates from both tables of settings the lists in docs/settings.md and control/protocol/setting_names.py.
 
 The tables are `ControlSettings` in control/settings.py and `EdgeSettings` in edge_runtime/settings.py. The page's
-order, headings and prose are its own: put ``- `SKERRY_NAME` ():`` where a new setting belongs.
+order, headings and prose aren't generated: put ``- `SKERRY_NAME` ():`` where a new setting belongs.
 """
 
 import re
@@ -20,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "settings.md"
 NAMES = ROOT / "control" / "protocol" / "setting_names.py"
 TABLES: dict[str, Any] = {"SKERRY_": ControlSettings, "SKERRY_EDGE_": EdgeSettings}
-"""Each side's table, by what its variables begin with."""
+"""Each side's table, by the prefix of its variables."""
 ENTRY = re.compile(r"^- `(SKERRY_[A-Z_]+)` \(.*?(?=^- |^$|\Z)", re.MULTILINE | re.DOTALL)
 UNITS = {"bytes": {1024**4: "TiB", 1024**3: "GiB", 1024**2: "MiB"}, "seconds": {86400: "days", 3600: "hours"}}
 SHORTEST_IN_WORDS = 7200
-"""The least number of bytes or seconds that is said in words, too."""
+"""The smallest number of bytes or seconds that is also given in words."""
 
 
 def settings() -> Iterator[tuple[str, "Field[Any]"]]:
@@ -68,7 +67,7 @@ def default(each: "Field[Any]") -> str:
 def bounds(said: About) -> str:
     """Return what a number may be; '' where the page's prose says it for all that the table says nothing of."""
     if said.least is None:
-        # A node's times are a day at most.
+        # A node's times are at most a day.
         return "" if said.most is None or said.most == DAY else f"at most {said.most:g}"
     if said.most is None:
         return f"at least {said.least:g}"
@@ -87,7 +86,7 @@ def in_words(value: Any, unit: str) -> str:
 
 
 def page(text: str) -> str:
-    """Return the page with its entries as the tables have them.
+    """Return the page with its entries from the tables.
 
     Raises: ValueError, when a setting has no place on it, or more than one.
     """

@@ -1,5 +1,7 @@
-"""Has a wheel, and an archive of sources, say which commit it was made of (control/protocol/version.py), and a wheel
-that has machine code which Python and machine it is for. Hatchling runs it."""
+"""Puts the commit into wheels and source archives (control/protocol/version.py). Hatchling runs it.
+
+It also tags a wheel that has machine code with its Python and machine.
+"""
 
 import subprocess
 from pathlib import Path
@@ -13,10 +15,10 @@ COMPILED = ("edge_runtime/built/front", "edge_runtime/native/built")
 
 
 class WheelCommit(BuildHookInterface):  # type: ignore[type-arg]
-    """Puts the commit and its day in the place of the file that git fills in for its own archives."""
+    """Puts the commit and its date into the file that git fills in for its own archives."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Add the file to what is built, unless that is this folder itself, or is filled in already."""
+        """Add the file to the build, unless that is this folder itself, or the file is already filled in."""
         compiled = any(Path(self.root, folder).is_dir() for folder in COMPILED)
         if version == "standard" and self.target_name == "wheel" and compiled:
             build_data |= {"pure_python": False, "infer_tag": True}
@@ -34,6 +36,6 @@ class WheelCommit(BuildHookInterface):  # type: ignore[type-arg]
         build_data["force_include"][str(made)] = FILE
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Remove what was made."""
+        """Remove the generated file."""
         if hasattr(self, "_folder"):
             self._folder.cleanup()

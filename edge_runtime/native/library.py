@@ -1,7 +1,7 @@
 """Load the C library, if it was built from the sources beside it.
 
-`built/` has the library, and the outer module: the compiled WebAssembly module in which the loop runs, so that WasmEdge
-sets no signal handlers for each guest. `built/stamp.json` has the sha256 of both, and of the sources.
+`built/` has the library and the outer module: the compiled WebAssembly module in which the loop runs, so that WasmEdge
+doesn't set signal handlers for each guest. `built/stamp.json` has the sha256 of both, and of the sources.
 """
 
 import functools
@@ -26,7 +26,7 @@ class Unusable(Exception):
     """The C library isn't used; the message says why."""
 
     def __init__(self, why: str, *, stale: bool = True) -> None:
-        """`stale`: something is built, and doesn't fit."""
+        """Say `why`; `stale` means that something is built but doesn't match."""
         super().__init__(why)
         self.stale = stale
 
@@ -41,14 +41,14 @@ def sources(folder: Path = FOLDER) -> str:
 
 
 def stamp_of(built: Path, folder: Path = FOLDER) -> dict[str, str]:
-    """Return what the stamp says of files that were built from the sources in `folder`. Raises: OSError."""
+    """Return the stamp for files that were built from the sources in `folder`. Raises: OSError."""
     made = {name: hashlib.sha256((built / name).read_bytes()).hexdigest() for name in (LIBRARY, OUTER)}
     return {**made, "sources": sources(folder)}
 
 
 @functools.cache
 def unfit() -> Unusable | None:
-    """Return why what is built can't be used, without loading it; None if it can."""
+    """Return why the built files can't be used, without loading them; None if they can."""
     if os.environ.get("SKERRY_EDGE_PURE"):
         return Unusable("SKERRY_EDGE_PURE is set", stale=False)
     try:
@@ -70,7 +70,7 @@ def unfit() -> Unusable | None:
 def opened() -> Any:
     """Return the library.
 
-    Raises: Unusable, when it isn't there, isn't what was built, or was built from other sources.
+    Raises: Unusable, when it is missing, differs from what was built, or was built from other sources.
     """
     if (why := unfit()) is not None:
         raise why
@@ -91,8 +91,10 @@ def symbol(name: str) -> Any:
 
 
 def host_function(name: str, callback: int) -> tuple[int, int]:
-    """Return the address of the C function for a guest's import, and of what it is called with. It calls `callback`,
-    the address of the Python function, wherever the loop runs no guest."""
+    """Return the addresses of the C function for a guest's import and of its argument.
+
+    The function calls `callback`, the address of the Python function, whenever the loop runs no guest.
+    """
     data = ffi.new("void **")
     function = opened().skerry_host_function(name.encode(), ffi.cast("void *", callback), data)
     if not function:
@@ -101,7 +103,7 @@ def host_function(name: str, callback: int) -> tuple[int, int]:
 
 
 def unusable() -> str:
-    """Return why the library isn't used; empty where it is."""
+    """Return why the library isn't used; empty if it is."""
     try:
         opened()
     except Unusable as why:
