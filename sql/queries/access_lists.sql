@@ -94,7 +94,7 @@ RETURNING id::text AS id;
 UPDATE credentials SET revoked_at = $2 WHERE node_id = $1 AND created_at < $2 AND revoked_at IS NULL
 RETURNING id::text AS id;
 
--- A node is revoked that has no credential that is good.
+-- Mark a node without a valid credential as revoked.
 -- name: set_revoked
 UPDATE nodes AS n SET state = 'revoked', state_since = $2
 WHERE n.id = $1 AND n.removed_at IS NULL AND n.state <> 'revoked'
@@ -139,7 +139,7 @@ RETURNING id::text AS id;
 UPDATE operators SET secret_hash = $2
 WHERE id = $1 AND secret_hash <> $2 AND (rotated_at IS NULL OR rotated_at <= $3) RETURNING id::text AS id;
 
--- Exchange an operator's token as it was exchanged after the backup; the one before is good until $4.
+-- Exchange an operator's token as it was exchanged after the backup; the previous one is valid until $4.
 -- name: rotate_operator
 UPDATE operators SET old_secret_hash = secret_hash, secret_hash = $2, rotated_at = $3, old_ends_at = $4
 WHERE id = $1 AND secret_hash <> $2 AND (rotated_at IS NULL OR rotated_at < $3) RETURNING id::text AS id;
@@ -148,6 +148,6 @@ WHERE id = $1 AND secret_hash <> $2 AND (rotated_at IS NULL OR rotated_at < $3) 
 -- name: end_join_token
 UPDATE join_tokens SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING id::text AS id;
 
--- End a session; answers its operator.
+-- End a session; returns its operator.
 -- name: end_session
 UPDATE sessions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL RETURNING operator_id::text AS operator_id;

@@ -16,7 +16,7 @@ VALUES ($1, $2, $3, $4, $5, 'uploading', $6, $6);
 -- name: set_ready
 UPDATE artifacts SET state = 'ready', state_since = $2 WHERE id = $1 AND state = 'uploading' RETURNING id;
 
--- Give up these uploads, unless they are complete; answers those that are to be deleted.
+-- Give up these uploads, unless they are complete; returns those that are to be deleted.
 -- name: give_up
 UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE id = ANY($1::text[]::uuid[]) AND state = 'uploading'
 RETURNING sha256, id::text AS id;
@@ -36,7 +36,7 @@ LIMIT $2;
 SELECT id::text AS id FROM artifacts WHERE id = ANY($1::text[]::uuid[]) AND state = $2 AND state_since < $3
 FOR NO KEY UPDATE SKIP LOCKED;
 
--- Mark those of these artifacts that no version uses, to be deleted; answers them.
+-- Mark those of these artifacts that no version uses, to be deleted; returns them.
 -- name: release_unused
 UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE id = ANY($1::text[]::uuid[]) AND state = 'ready'
     AND NOT EXISTS (SELECT 1 FROM function_versions v WHERE v.artifact_id = artifacts.id)

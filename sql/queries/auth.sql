@@ -1,4 +1,4 @@
--- Record the first use of a credential that is good.
+-- Record the first use of a valid credential.
 -- name: first_use
 UPDATE credentials SET first_used_at = $2 WHERE id = $1 AND first_used_at IS NULL AND revoked_at IS NULL RETURNING id;
 
@@ -6,7 +6,7 @@ UPDATE credentials SET first_used_at = $2 WHERE id = $1 AND first_used_at IS NUL
 -- name: revoke
 UPDATE credentials SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING id::text AS id;
 
--- Begin a replica's batch of counts; answers no row if this batch was written before.
+-- Begin a replica's batch of counts; returns no row if this batch was written before.
 -- name: begin_batch
 INSERT INTO auth_failure_batches (replica, batch, written_at) VALUES ($1, $2, $3)
 ON CONFLICT (replica) DO UPDATE SET batch = excluded.batch, written_at = excluded.written_at

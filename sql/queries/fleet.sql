@@ -1,12 +1,12 @@
 -- What a replica caches: targets, credentials and operators, and the epoch that announces their changes.
 
--- The number of the last announcement, the replica's mark (0 where there is none), and the database's time, with which
+-- The number of the last announcement, the replica's mark (0 if there is none), and the database's time, with which
 -- a replica compares its own.
 -- name: epoch
 SELECT epoch, coalesce((SELECT l.holder::int8 FROM leases l WHERE l.name = $1), 0) AS mark,
     clock_timestamp() FROM epochs WHERE id = 1;
 
--- Write a replica's mark, and its version ($5), in a row of leases that nobody else writes; answers no row where the
+-- Write a replica's mark, and its version ($5), in a row of leases that nobody else writes; returns no row if the
 -- mark is lower than the one that was committed ($4), or gone: what shows that the metadata were restored must stay until
 -- it is read.
 -- name: write_mark

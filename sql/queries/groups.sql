@@ -21,7 +21,7 @@ WHERE group_id = $1 AND attempt IS NULL AND revoked_at IS NULL AND expires_at > 
     AND (rejoin IS NULL OR rejoin_node IS NOT NULL)
 ORDER BY created_at LIMIT $3;
 
--- Some operators with tokens that are good, who have a grant for a group of this name.
+-- Some operators with valid tokens, who have a grant for a group of this name.
 -- name: operators
 SELECT name FROM operators
 WHERE revoked_at IS NULL AND issuer IS NULL AND (expires_at IS NULL OR expires_at > $2) AND grants IS NOT NULL

@@ -37,13 +37,13 @@ FROM join_tokens t JOIN groups g ON g.id = t.group_id LEFT JOIN nodes n ON n.id 
 -- name: revoke
 UPDATE join_tokens SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL;
 
--- Revoke the join tokens that a node has joined with or may join with again, except one; answers them.
+-- Revoke the join tokens that a node has joined with or may join with again, except one; returns them.
 -- name: revoke_for_node
 UPDATE join_tokens SET revoked_at = $2
 WHERE (node_id = $1 OR rejoin_node = $1) AND revoked_at IS NULL AND ($3::uuid IS NULL OR id <> $3)
 RETURNING id::text AS id;
 
--- Revoke the join tokens that an operator has made; answers them.
+-- Revoke the join tokens that an operator has made; returns them.
 -- name: revoke_of_operator
 UPDATE join_tokens SET revoked_at = $2 WHERE created_by = $1 AND revoked_at IS NULL RETURNING id::text AS id;
 

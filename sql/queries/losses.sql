@@ -1,4 +1,4 @@
--- How many rows nodes have told that they have, where a schema change can lose some.
+-- How many rows nodes have reported, for schema changes that can lose some.
 
 -- The nodes of groups that have tables and lack a change, and the rows of a table, in lower case, that they have told.
 -- name: rows
@@ -13,7 +13,7 @@ FROM nodes AS n LEFT JOIN node_row_counts AS c ON c.node_id = n.id
 WHERE n.group_id = ANY($1::text[]::uuid[]) AND n.removed_at IS NULL AND n.schema_version > 0 AND n.schema_version < $2
 ORDER BY coalesce((c.counts ->> $3::text)::int8, -1) DESC, n.name LIMIT $4;
 
--- The rows of a table of one node, -1 where it hasn't told them.
+-- The rows of a table of one node, -1 if it hasn't reported them.
 -- name: of_node
 SELECT coalesce(max((counts ->> $2::text)::int8), -1) FROM node_row_counts WHERE node_id = $1;
 

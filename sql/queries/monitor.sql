@@ -1,6 +1,6 @@
 -- The monitor, which one replica at a time runs: states, warnings, expired syncs, deletion of old logs.
 
--- Take or renew a lease; answers a row if this replica then has it.
+-- Take or renew a lease; returns a row if this replica then has it.
 -- name: take_lease
 INSERT INTO leases (name, holder, expires_at) VALUES ($1, $2, $3)
 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
@@ -11,7 +11,7 @@ RETURNING name;
 -- name: lease
 SELECT holder, expires_at FROM leases WHERE name = $1;
 
--- Take the lease of a replica that hasn't renewed it; answers a row if this replica then has it.
+-- Take the lease of a replica that hasn't renewed it; returns a row if this replica then has it.
 -- name: take_over_lease
 UPDATE leases SET holder = $2, expires_at = $3 WHERE name = $1 AND holder = $4 AND expires_at = $5 RETURNING name;
 

@@ -26,7 +26,7 @@ RETURNING id::text AS id;
 -- name: find_by_name
 SELECT id FROM nodes WHERE name = $1;
 
--- A node's name and group, as a join answers them.
+-- A node's name and group, as a join returns them.
 -- name: name_and_group
 SELECT n.name, g.name AS group_name, n.removed_at FROM nodes n JOIN groups g ON g.id = n.group_id WHERE n.id = $1;
 
@@ -77,7 +77,7 @@ UPDATE nodes SET retry_at = NULL, failed_generation = 0 WHERE id = $1;
 UPDATE nodes SET removed_at = $2, name = name || '~' || id::text, state = 'offline', state_since = $2
 WHERE id = $1;
 
--- Record that no credential of a node is good any more.
+-- Record that no credential of a node is valid any more.
 -- name: set_revoked
 UPDATE nodes SET state = 'revoked', state_since = $2 WHERE id = $1 AND state <> 'revoked';
 

@@ -65,7 +65,7 @@ ON CONFLICT (node_id) DO UPDATE SET group_id = excluded.group_id, told_at = excl
     certificate_ends = excluded.certificate_ends, credential_ends = excluded.credential_ends, edge = excluded.edge,
     trust = excluded.trust, trust_ends = excluded.trust_ends;
 
--- What the nodes of each group told since a time. The earliest ends are 0 where no node has one.
+-- What the nodes of each group reported since a time. The earliest ends are 0 if no node has one.
 -- name: of_groups
 SELECT group_id::text AS group_id, edge, count(*) AS nodes, sum(database_bytes)::int8 AS database_sum,
     max(database_bytes) AS database_max, max(wal_bytes) AS wal_max, min(disk_free_bytes) AS disk_free_min,
@@ -75,7 +75,7 @@ SELECT group_id::text AS group_id, edge, count(*) AS nodes, sum(database_bytes):
     coalesce(min(CASE WHEN trust_ends > 0 THEN trust_ends END), 0) AS trust_ends_min
 FROM node_numbers WHERE told_at >= $1 GROUP BY group_id, edge;
 
--- What a node told of itself last.
+-- A node's last report about itself.
 -- name: of_node
 SELECT told_at, database_bytes, wal_bytes, disk_free_bytes, memory_bytes, certificate_ends, credential_ends, edge,
     trust_ends

@@ -19,7 +19,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7);
 -- name: renew
 UPDATE operators SET secret_hash = $2 WHERE id = $1;
 
--- Give an operator another secret; the one before is good until $4.
+-- Give an operator another secret; the previous one is valid until $4.
 -- name: rotate
 UPDATE operators SET old_secret_hash = secret_hash, secret_hash = $2, rotated_at = $3, old_ends_at = $4 WHERE id = $1;
 

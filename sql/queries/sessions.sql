@@ -11,7 +11,7 @@ FROM sessions WHERE id = ANY($1::text[]::uuid[]);
 INSERT INTO sessions (id, secret_hash, operator_id, used_in, signed_in_by, stays, made_at, last_used_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
 
--- End a session; answers no row where it had ended.
+-- End a session; returns no row if it had ended.
 -- name: end
 UPDATE sessions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL RETURNING id;
 

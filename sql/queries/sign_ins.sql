@@ -4,7 +4,7 @@
 -- name: add_code
 INSERT INTO sign_in_codes (code_hash, operator_id, made_at, signed_in_at, stays) VALUES ($1, $2, $3, $4, $5);
 
--- Use a code that was made since a time ($3) and wasn't used; answers no row where there is none.
+-- Use a code that was made since a time ($3) and wasn't used; returns no row if there is none.
 -- name: use_code
 UPDATE sign_in_codes SET used_at = $2 WHERE code_hash = $1 AND used_at IS NULL AND made_at > $3
 RETURNING operator_id::text AS operator_id, signed_in_at, stays;
@@ -34,7 +34,7 @@ WHERE code = $1 AND made_at > $2 AND answered_at IS NULL ORDER BY made_at DESC, 
 UPDATE logins SET answered_at = $2, operator_id = $3, signed_in_by = $4, signed_in_at = $5, stays = $6
 WHERE id = $1 AND answered_at IS NULL RETURNING id;
 
--- Take what a login that was allowed gives, once; answers no row where it was taken.
+-- Take what a login that was allowed gives, once; returns no row if it was taken.
 -- name: take
 UPDATE logins SET given_at = $2 WHERE id = $1 AND given_at IS NULL AND operator_id IS NOT NULL
 RETURNING operator_id::text AS operator_id, signed_in_by, signed_in_at, stays;

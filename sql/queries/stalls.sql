@@ -8,7 +8,7 @@ WHERE n.group_id = ANY($1::text[]::uuid[]) AND n.removed_at IS NULL AND n.schema
     AND c.counts ->> $3::text IS NOT NULL
 ORDER BY coalesce((c.estimates ->> $3::text)::int8, (c.counts ->> $3::text)::int8, 0) DESC, n.name LIMIT $4;
 
--- About how many rows of a table one node has, 0 where it hasn't told them.
+-- Roughly how many rows of a table one node has, 0 if it hasn't reported them.
 -- name: of_node
 SELECT coalesce(max(coalesce((estimates ->> $2::text)::int8, (counts ->> $2::text)::int8)), 0)
 FROM node_row_counts WHERE node_id = $1;

@@ -65,7 +65,7 @@ FROM unnest($2::text[], $3::text[]::int8[]) AS k (sender, last)
     JOIN watched_records r ON r.viewer = $1 AND r.sender = k.sender AND r.seq > k.last
 ORDER BY r.sender, r.seq LIMIT $4;
 
--- Delete some of the records that were sent before a time; answers how many by its tag.
+-- Delete some of the records that were sent before a time; returns how many by its tag.
 -- name: clean
 DELETE FROM watched_records WHERE (viewer, sender, seq) IN (
     SELECT viewer, sender, seq FROM watched_records WHERE sent_at < $1 LIMIT $2

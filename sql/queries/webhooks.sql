@@ -43,7 +43,7 @@ SELECT id::text AS id, at, kind, count AS times FROM events WHERE kind = ANY($1:
 -- name: items
 SELECT id::text AS id, items FROM events WHERE id = ANY($1::text[]::uuid[]);
 
--- Delete events that a message is made of; answers those that were there.
+-- Delete events that a message is made of; returns those that were there.
 -- name: take_events
 DELETE FROM events WHERE id = ANY($1::text[]::uuid[]) RETURNING id::text AS id;
 
@@ -85,7 +85,7 @@ WHERE webhook_id = $1::text::uuid AND id = $2::text::uuid AND state = 'waiting' 
 -- name: hurry
 UPDATE webhook_deliveries SET next_at = $2 WHERE webhook_id = $1::text::uuid AND state = 'waiting' AND next_at > $2;
 
--- End a webhook, whose receiver wants no more messages; answers its name where it hadn't ended.
+-- End a webhook, whose receiver wants no more messages; returns its name if it hadn't ended.
 -- name: end_webhook
 UPDATE webhooks SET ended_at = $2 WHERE id = $1::text::uuid AND ended_at IS NULL RETURNING name;
 
