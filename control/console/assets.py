@@ -1,4 +1,4 @@
-"""The console's own files: style, scripts, icon. Their addresses have their digest, so browsers keep them for good."""
+"""The console's static files: styles, scripts, icon. Their URLs include a digest, so browsers cache them forever."""
 
 import gzip
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ TYPES = {
     "htmx.min.js": b"text/javascript; charset=utf-8",
     "icon.svg": b"image/svg+xml",
 }
-"""What is served, and its media type."""
+"""The files that are served, and their media types."""
 FOR_GOOD = b"public, max-age=31536000, immutable"
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A file of the console's."""
+    """A static file of the console."""
 
     address: str
     type: bytes
@@ -32,17 +32,17 @@ class Asset:
 
 @cache
 def assets() -> dict[str, Asset]:
-    """All of them, by name. Read once: a replica serves what it was started with."""
+    """Return all files, by name. They are read once: a replica serves what it was started with."""
     return {name: _asset(name, type) for name, type in TYPES.items()}
 
 
 def address(name: str) -> str:
-    """Return the address of a file."""
+    """Return the URL of a file."""
     return assets()[name].address
 
 
 def answer(digest: str, name: str, *, takes_gzip: bool) -> Reply:
-    """The file at an address. Raises: ProblemError no_such_path, when there is none, or it has another digest."""
+    """Return the file at a URL. Raises: ProblemError no_such_path, when there is none, or its digest differs."""
     found = assets().get(name)
     if found is None or found.address != _address(digest, name):
         raise ProblemError("no_such_path", f"the console has no file {name} with this digest")

@@ -1,4 +1,4 @@
-"""All pages of the console, and how a request comes to one: the visitor, the form, the page's role, and its answer."""
+"""All pages of the console, and how a request is handled: the visitor, the form, the page's role, and the answer."""
 
 import re
 from collections.abc import Mapping
@@ -49,16 +49,16 @@ CONTENT_SECURITY_POLICY = (
 SECURITY: rendering.Headers = (
     (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
-    # Not no-referrer: browsers would send the origin of a form as `null`.
+    # Not no-referrer: browsers would send `null` as the origin of a form.
     (b"referrer-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-"""What the answers at the console's addresses have, whatever they are."""
+"""The headers of every answer at the console's addresses."""
 
 
 def find(path: str) -> tuple[ConsolePage, Mapping[str, str]] | None:
-    """Return the page that GET of a path shows, with the parameters in the path; None: there is none."""
+    """Return the page that GET shows at a path, with the path's parameters; None if there is no page."""
     for route in routes():
         match = route.path_regex.match(path)
         if match is not None and isinstance(route.app, ConsoleEndpoint):
@@ -91,14 +91,14 @@ PAGES: tuple[ConsolePage, ...] = (
 
 
 class ConsoleEndpoint:
-    """What is at an address of the console's: an ASGI application."""
+    """The ASGI application at one address of the console."""
 
     def __init__(self, pattern: str, by_method: dict[str, ConsolePage]) -> None:
         self.pattern = pattern
         self.by_method = by_method
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request. Raises: ProblemError, which `problem_page` makes a page of."""
+        """Answer a request. Raises: ProblemError, which `problem_page` turns into a page."""
         page = self.by_method.get(scope["method"])
         if page is None:
             allowed = ", ".join(sorted(self.by_method))
@@ -118,7 +118,7 @@ class ConsoleEndpoint:
 
 
 class AssetEndpoint:
-    """The console's own files."""
+    """The ASGI application that serves the console's static files."""
 
     pattern = "/static/{digest}/{name}"
 
@@ -133,7 +133,7 @@ class AssetEndpoint:
 
 
 def guarded(reply: Reply) -> Reply:
-    """Return the answer with the headers of all answers at the console's addresses."""
+    """Return the answer with the headers that every answer of the console has."""
     return replace(reply, headers=(*reply.headers, *SECURITY))
 
 
@@ -151,8 +151,8 @@ def routes() -> list[Route]:
 
 
 def is_of_console(scope: Scope) -> bool:
-    """Whether a request's answer, also a refusal, is a page: at the console's addresses, and for browsers where there
-    is nothing."""
+    """Return whether a request is answered, or refused, with a page: at the console's addresses, and for browsers
+    where nothing exists."""
     endpoint = scope.get("endpoint")
     if endpoint is not None:
         return isinstance(endpoint, ConsoleEndpoint | AssetEndpoint)
@@ -170,7 +170,7 @@ def problem_page(request: Request, error: ProblemError) -> Reply:
 
 
 async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: Receive) -> Visit:
-    """Check who asks, then the form. Raises: ProblemError."""
+    """Check the visitor, then the form. Raises: ProblemError."""
     who, form = visits.Visitor(operations.NOBODY), QueryParams()
     if page.role is not None:
         await services.fleet.read_late()

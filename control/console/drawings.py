@@ -1,4 +1,4 @@
-"""Charts, bars and cells as SVG. Shapes have attributes and classes alone: the pages' policy takes no style."""
+"""Charts, bars and cells as SVG. Shapes use only attributes and classes: the pages' policy allows no inline styles."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,21 @@ CELLS = {
     "wait": '<path class="k-waitbg" d="M0,0h6v6h-6z"/><path class="k-wait" d="M.5,3.2h5v2.3h-5z"/>',
 }
 LEAST = 0.35
-"""Per cent of a bar that a part has at least, if it isn't nothing."""
+"""The least share of a bar, in percent, that a part larger than 0 takes."""
 
 
 def cell(kind: str) -> Markup:
-    """A node in the grid, 6 by 6. Each standing has a shape of its own, so that none is told by its color alone."""
+    """Draw a node in the grid, 6 by 6. Each standing has its own shape, so color alone never tells them apart."""
     return Markup(CELLS[kind])
 
 
 def key_cell(kind: str) -> Markup:
-    """Return a cell alone, for a key."""
+    """Return a single cell, for a key."""
     return Markup(f'<svg viewBox="0 0 6 6" aria-hidden="true">{cell(kind)}</svg>')
 
 
 def bar(parts: Sequence[tuple[str, int]], label: str, cls: str = "", total: int | None = None) -> Markup:
-    """Return a bar of parts, each a kind and a count; `label` says it in words."""
+    """Return a bar of parts, each with a kind and a count; `label` is its description."""
     total = total or sum(count for _, count in parts) or 1
     widths = [(kind, max(LEAST, count / total * 100) if count else 0.0) for kind, count in parts]
     over = sum(width for _, width in widths) - 100
@@ -46,7 +46,7 @@ def bar(parts: Sequence[tuple[str, int]], label: str, cls: str = "", total: int 
 
 
 def plot(series: Sequence[tuple[Sequence[float], str]], label: str, *, top: float | None = None) -> Markup:
-    """Lines of values, each with its class ('' for the first), over one scale whose top is `top`."""
+    """Draw lines of values, each with its class ('' for the first), on one scale whose top is `top`."""
     top = top or max((value for values, _ in series for value in values), default=0.0) or 1.0
     shapes = ['<line class="gl" x1="0" x2="600" y1="0" y2="0"/><line class="gl" x1="0" x2="600" y1="50" y2="50"/>']
     for values, cls in series:

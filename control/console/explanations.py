@@ -1,4 +1,4 @@
-"""What the codes of errors mean and what to do, from docs/errors.md, which a wheel has too."""
+"""What error codes mean and what to do about them, from docs/errors.md, which wheels include."""
 
 import re
 from functools import cache
@@ -30,12 +30,12 @@ def _html(text: str) -> Markup:
     parsed = _MARKDOWN.parse(text)
     for block in parsed:
         _lead(block.children or [])
-    # HTML in the text is escaped, and the page is our own.
+    # HTML in the text is escaped, and we write the page ourselves.
     return Markup(_MARKDOWN.renderer.render(parsed, _MARKDOWN.options, {}))  # noqa: S704
 
 
 def _lead(parts: list[Token]) -> None:
-    """Have links to other codes lead to their pages, and others, which are to pages of the docs, nowhere."""
+    """Point links to other codes at their pages, and remove other links, which lead to pages of the docs."""
     leads = False
     for part in parts:
         if part.type == "link_open":

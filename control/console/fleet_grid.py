@@ -1,6 +1,6 @@
-"""The fleet as a grid: a cell for each node, a block for each hundred, in an order in which a node keeps its place.
+"""The fleet as a grid: a cell for each node, a block for each hundred, in an order that keeps each node in its place.
 
-What is at its target is one shape, and each run of cells that isn't is a line, so the markup stays small for any fleet.
+Nodes at their target are one shape, and each run of other cells is a line, so the markup stays small for any fleet.
 """
 
 import math
@@ -16,9 +16,9 @@ from control.sync.standing import LETTERS, STANDINGS, Standing
 from control.telemetry.fleet_summary import FleetGrid, GroupGrid
 
 BLOCK = 100
-"""Nodes of a block."""
+"""Nodes per block."""
 MOST_BLOCKS = 300
-"""Blocks that are drawn. Of a larger fleet those are left out that are all at their target, then the last ones."""
+"""Blocks drawn at most. In a larger fleet, blocks entirely at their target are left out first, then the last ones."""
 KINDS: dict[Standing, str] = {
     "revoked": "rev",
     "failing": "fail",
@@ -27,19 +27,19 @@ KINDS: dict[Standing, str] = {
     "behind": "wait",
     "at_target": "ok",
 }
-"""What each standing is called in the style sheet."""
+"""The name of each standing in the style sheet."""
 WORDS: dict[Standing, str] = {standing: standing.replace("_", " ") for standing in STANDINGS}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A hundred nodes of a group, or the last ones."""
+    """A hundred nodes of a group, or fewer in the last block."""
 
     id: str
     number: int
-    """From 1."""
+    """Counted from 1."""
     name: str
-    """What it says, in words."""
+    """The block's description in words."""
     fails: bool
     """Whether one of its nodes is failing."""
     drawing: Markup
@@ -65,13 +65,13 @@ def draw(grid: FleetGrid) -> dict[str, GroupBlocks]:
 
 
 def said(standings: Mapping[Standing, int]) -> str:
-    """Return how many nodes stand how, in words, the worst first."""
+    """Return the number of nodes of each standing, in words, the worst first."""
     counts = ((standings[standing], WORDS[standing]) for standing in STANDINGS)
     return ", ".join(f"{num(count)} {word}" for count, word in counts if count) or "no nodes"
 
 
 def names_in(group: GroupGrid, number: int) -> list[str]:
-    """Return the names of the nodes in a block; empty where there is no such block."""
+    """Return the names of the nodes in a block; empty if there is no such block."""
     return group.names[(number - 1) * BLOCK : number * BLOCK] if number > 0 else []
 
 
@@ -90,15 +90,15 @@ def _blocks(name: str, group: GroupGrid, room: int, *, all_of_them: bool) -> lis
 
 @lru_cache(8192)
 def _words(letters: str) -> str:
-    """Return how many nodes stand how, the worst first."""
+    """Return the number of nodes of each standing, the worst first."""
     counts = ((letters.count(letter), WORDS[standing]) for letter, standing in LETTERS.items() if letter != "t")
     return ", ".join(f"{count} {word}" for count, word in counts if count) or "all at target"
 
 
 @lru_cache(8192)
 def _drawing(letters: str) -> Markup:
-    """A block: its ground, and over it a line along each run of cells of a kind. The lines are as high as a cell, and
-    painted with the patterns of sprite.html, so a block takes some hundred bytes at worst."""
+    """Draw a block: a background, and on it a line along each run of cells of one kind. The lines are as high as a cell
+    and painted with the patterns of sprite.html, so a block takes some hundred bytes at worst."""
     count, rows = len(letters), math.ceil(len(letters) / 10)
     last = count % 10 * 6
     ground = f"M0,0h60v{rows * 6}h-60z"
@@ -114,7 +114,7 @@ def _drawing(letters: str) -> Markup:
 
 
 def _runs(letters: str, letter: str) -> str:
-    """Return a path along the middle of each row, over the cells of this letter."""
+    """Return a path along the middle of each row, across the cells with this letter."""
     made, at = "", (0, 0)
     for row in range(0, len(letters), 10):
         y = row // 10 * 6 + 3

@@ -1,4 +1,4 @@
-"""How values are written on pages: counts, shares, times, durations, sizes, digests."""
+"""Formatting of values on pages: counts, shares, times, durations, sizes, digests."""
 
 from datetime import UTC, datetime
 
@@ -7,16 +7,16 @@ from markupsafe import Markup
 from control.protocol.counts import counted
 
 UNKNOWN = "\u2013"
-"""What stands for a value that isn't known, which is never 0."""
+"""Shown for a value that isn't known, which is never shown as 0."""
 
 
 def num(count: int | None) -> str:
-    """Return a count, as 10,000."""
+    """Return a count: 10,000."""
     return UNKNOWN if count is None else f"{count:,}"
 
 
 def share(part: int, whole: int) -> str:
-    """Return how much of `whole` a part is: 5.8 %. Below 0.01 % the part itself."""
+    """Return a part as a share of `whole`: 5.8 %. Below 0.01 %, return the part itself."""
     if not whole:
         return UNKNOWN
     per_cent = part / whole * 100
@@ -24,7 +24,7 @@ def share(part: int, whole: int) -> str:
 
 
 def rate(value: float | None) -> str:
-    """Return a rate or a large count in three figures: 18.4 k."""
+    """Return a rate or a large count in three digits: 18.4 k."""
     if value is None:
         return UNKNOWN
     for bound, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -34,7 +34,7 @@ def rate(value: float | None) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes, as 412 MB."""
+    """Return a number of bytes: 412 MB."""
     if count is None:
         return UNKNOWN
     value = float(count)
@@ -68,7 +68,7 @@ def relative(seconds: float) -> str:
 
 
 def ago(at: datetime | None, now: datetime) -> Markup:
-    """Return a time beside now: `14 min ago`, `now`, `in 2 min`; the time itself is its title."""
+    """Return a time relative to now: `14 min ago`, `now`, `in 2 min`; the full time is its title."""
     if at is None:
         return Markup('<span class="zero">never</span>')
     seconds = (now - at).total_seconds()
@@ -81,7 +81,7 @@ def ago(at: datetime | None, now: datetime) -> Markup:
 
 
 def clock(at: datetime) -> Markup:
-    """Return a time of its own: 2026-11-28 06:00:12 UTC."""
+    """Return an absolute time: 2026-11-28 06:00:12 UTC."""
     at = at.astimezone(UTC)
     return Markup('<time datetime="{}">{} UTC</time>').format(
         at.isoformat(timespec="milliseconds"), f"{at:%Y-%m-%d %H:%M:%S}"
@@ -89,20 +89,20 @@ def clock(at: datetime) -> Markup:
 
 
 def sha(digest: str) -> Markup:
-    """Return the first twelve figures of a sha256, the whole as its title."""
+    """Return the first twelve digits of a sha256, with the whole as its title."""
     return Markup('<code class="sha" title="{}">{}</code>').format(digest, digest[:12])
 
 
 def cut(text: str, length: int = 300) -> str:
-    """Return a text of a node's or an operator's, no longer than that."""
+    """Return text from a node or an operator, cut to a maximum length."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def plural(count: int, word: str) -> str:
-    """`1 node`, `2 nodes`."""
+    """Return a count with its noun: `1 node`, `2 nodes`."""
     return counted(count, word)
 
 
 def _figures(value: float) -> str:
-    """Two or three figures."""
+    """Return a number in two or three digits."""
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2g}"

@@ -1,12 +1,12 @@
-"""Live parts of pages: rendered once for all who look at the same, and sent to each as a stream of server-sent events.
+"""Live parts of pages: rendered once for all viewers of the same page, and sent to each as server-sent events.
 
-A topic is what a page shows, to operators who may see the same. While somebody looks, its parts are made once a second;
-those that differ from before go to all its streams. A stream keeps the newest of each part, so one that reads slowly
-misses what is old, and takes no more memory. Nothing is made while nobody looks.
+A topic is what a page shows to operators with the same rights. While somebody is viewing, its parts are rendered once a
+second; those that changed are sent to all its streams. A stream keeps the newest of each part, so a slow reader misses
+old ones and takes no more memory. Nothing is rendered while nobody is viewing.
 
-Operators take turns: the next topic that is made is one of who has had no turn for longest, and whoever has had one
-rests for as long as it took, twice. So many pages of one operator are late themselves, and no other's are. A stream
-tells by the clock how old its parts are, whatever is being made meanwhile.
+Operators take turns: the next topic belongs to the operator who has waited longest, and after a turn an operator rests
+for twice as long as it took. So an operator with many open pages delays only those pages, not another operator's. A
+stream reports the age of its parts by the clock, whatever is being rendered meanwhile.
 """
 
 import asyncio
@@ -25,26 +25,26 @@ from control.problems import ProblemError
 from control.storage.connection_quotas import ASKS
 
 PERIOD = 1.0
-"""Seconds between two makings of a topic's parts, at least."""
+"""Least seconds between two renderings of a topic's parts."""
 REST = 2.0
-"""Times as long as a making took, nothing is made for the same operator, nor, for `PERIOD` at most, for others: what is
-live takes a third of the time at most, but where the database answers slowly."""
+"""How many times as long as a rendering took nothing is rendered for the same operator, nor, for `PERIOD` at most, for
+others: live parts take a third of the time at most, unless the database answers slowly."""
 PATIENCE = 5.0
-"""Seconds for a topic's parts to be made."""
+"""Seconds within which a topic's parts must be rendered."""
 HEARTBEAT = 2.0
-"""Seconds without a part after which a stream is told that it is alive: a page that hears nothing for 5 s says so."""
+"""Seconds without a part after which a stream sends a heartbeat: a page that receives nothing for 5 s says so."""
 STALE_AFTER = 5.0
-"""Seconds after which streams tell how old their parts are."""
+"""Seconds after which streams report how old their parts are."""
 STREAMS = 1000
-"""Streams of a replica at once."""
+"""Maximum concurrent streams per replica."""
 OF_OPERATOR = 50
-"""Streams of one operator at once."""
+"""Maximum concurrent streams per operator."""
 RETURN_MS = (500, 3000)
-"""Milliseconds after which a browser comes again when the replica stops: at least, at most."""
+"""Milliseconds after which a browser reconnects when the replica stops: minimum, maximum."""
 
 Parts = Mapping[str, str]
-"""Parts of a page by their id, each an element with that id. `title` is the page's title, and `kind` what the page is:
-where that changes, it is loaded again."""
+"""Parts of a page by id, each an element with that id. `title` is the page's title, and `kind` identifies what the page
+shows: when it changes, the page is reloaded."""
 Make = Callable[[], Awaitable[Parts]]
 
 _BESIDE_NOW = re.compile(r"(<time [^>]*data-ago>)[^<]*")
@@ -53,7 +53,7 @@ log = logging.getLogger("skerry.console")
 
 
 class Stream:
-    """One who looks: what isn't sent yet."""
+    """The stream of one viewer, with what hasn't been sent yet."""
 
     def __init__(self, operator: str, clock: Clock, made_at: float) -> None:
         self._clock = clock
@@ -61,25 +61,25 @@ class Stream:
         self._waiting: dict[str, bytes] = {}
         self._woken = asyncio.Event()
         self._made_at = made_at
-        """When the parts that it has were made, by the clock's `monotonic`."""
+        """When its parts were rendered, by the clock's `monotonic`."""
         self._told = 0.0
-        """The age that was told last."""
+        """The age that was reported last."""
         self._closing = False
 
     def put(self, parts: Mapping[str, bytes], made_at: float) -> None:
-        """Have the newest of these encoded parts sent, if there are any; all others are as new."""
+        """Queue these encoded parts, if any, for sending; all other parts are unchanged."""
         self._waiting.update(parts)
         self._made_at = made_at
         if parts or self._told:
             self._woken.set()
 
     def close(self) -> None:
-        """Have it end, and come again soon."""
+        """End the stream, and have the browser reconnect soon."""
         self._closing = True
         self._woken.set()
 
     async def events(self) -> AsyncGenerator[bytes]:
-        """What is to be sent, as it comes, until the stream is closed."""
+        """Yield what is to be sent, as it arrives, until the stream is closed."""
         yield self._beat()
         told_at = self._clock.monotonic()
         while not self._closing:
@@ -90,7 +90,7 @@ class Stream:
             self._woken.clear()
             now = self._clock.monotonic()
             if not (self._waiting or self._told or self._age() or self._closing or now >= told_at + HEARTBEAT):
-                # New parts came since, and they are as the ones before.
+                # New parts have come since, identical to those before.
                 continue
             told_at = now
             parts, self._waiting = self._waiting, {}
@@ -107,7 +107,7 @@ class Stream:
         yield event("bye", random.randint(*RETURN_MS))  # noqa: S311
 
     def _age(self) -> float:
-        """Return how old the parts are; 0 while they are as new as they should be."""
+        """Return how old the parts are; 0 while they are on time."""
         age = round(self._clock.monotonic() - self._made_at, 1)
         return age if age >= STALE_AFTER else 0.0
 
@@ -117,7 +117,7 @@ class Stream:
 
 
 class _Topic:
-    """What some look at."""
+    """A topic that somebody is viewing."""
 
     def __init__(self, make: Make, clock: Clock) -> None:
         self._clock = clock
@@ -126,19 +126,19 @@ class _Topic:
         self.newest: dict[str, bytes] = {}
         """All parts, encoded."""
         self.made_at = clock.monotonic()
-        """When what the streams have was made: at first the page as it was loaded."""
+        """When the streams' parts were rendered; at first, when the page was loaded."""
         self.due_at = self.made_at
-        """From when on parts are made again."""
+        """When the parts are to be rendered next."""
         self._compared: dict[str, str] = {}
 
     async def renew(self) -> None:
-        """Make the parts, and send those that have changed. Raises what the making raises."""
+        """Render the parts, and send those that have changed. Raises: what the renderer raises."""
         began = self._clock.monotonic()
         self.due_at = began + PERIOD
         async with self._clock.timeout(PATIENCE):
             parts = await self.make()
         self.made_at = began
-        # An age that goes on is no change: the browser writes it anew by itself.
+        # A growing age is no change: the browser updates it itself.
         texts = {id: _BESIDE_NOW.sub(r"\1", text) for id, text in parts.items()}
         changed = {id: _encoded(id, parts[id]) for id, text in texts.items() if self._compared.get(id) != text}
         self.newest = {id: changed.get(id) or self.newest[id] for id in parts}
@@ -148,13 +148,13 @@ class _Topic:
 
 
 class Hub:
-    """A replica's topics and streams."""
+    """The topics and streams of a replica."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._topics: dict[Hashable, _Topic] = {}
         self._free_at: dict[str, float] = {}
-        """From when on something may be made for an operator again, by the clock's `monotonic`."""
+        """When something may be rendered for each operator again, by the clock's `monotonic`."""
         self._opened = asyncio.Event()
         self._making: asyncio.Task[None] | None = None
         self._outage = Outage(log, "live parts of pages can't be made")
@@ -162,11 +162,11 @@ class Hub:
 
     @property
     def streams(self) -> int:
-        """How many look now."""
+        """The number of open streams."""
         return sum(len(topic.streams) for topic in self._topics.values())
 
     def open(self, key: Hashable, operator: str, make: Make) -> Stream:
-        """Return a stream of the topic `key`, whose parts `make` makes. End it by `leave`.
+        """Return a stream of the topic `key`, whose parts `make` renders. End it with `leave`.
 
         Raises: ProblemError too_many_streams, when there are too many; shutting_down, when the replica stops.
         """
@@ -183,7 +183,7 @@ class Hub:
         topic = self._topics.get(key)
         if topic is None:
             topic = self._topics[key] = _Topic(make, self._clock)
-        # The page was loaded just now: it is older only once it is sent what was made before.
+        # The page was loaded just now: it becomes older only when it is sent what was rendered before.
         stream = Stream(operator, self._clock, self._clock.monotonic())
         if topic.newest:
             stream.put(topic.newest, topic.made_at)
@@ -194,7 +194,7 @@ class Hub:
         return stream
 
     def leave(self, key: Hashable, stream: Stream) -> None:
-        """End a stream; with the last one, its topic."""
+        """End a stream, and with the last one its topic."""
         topic = self._topics.get(key)
         if topic is not None:
             topic.streams.discard(stream)
@@ -202,20 +202,20 @@ class Hub:
                 del self._topics[key]
 
     def close(self) -> None:
-        """Have all streams end, and take no other: the replica stops."""
+        """End all streams and accept no more, because the replica is stopping."""
         self._closing = True
         for topic in self._topics.values():
             for stream in topic.streams:
                 stream.close()
 
     async def stop(self) -> None:
-        """End what is being made."""
+        """Cancel the rendering under way."""
         if self._making is not None:
             self._making.cancel()
             await asyncio.gather(self._making, return_exceptions=True)
 
     async def _keep_making(self) -> None:
-        """Make topics' parts, one after the other, until nobody looks any more."""
+        """Render the parts of one topic after another until nobody is viewing."""
         while self._topics:
             operator, topic, at = self._next()
             began = self._clock.monotonic()
@@ -229,11 +229,11 @@ class Hub:
             await self._clock.sleep(min(REST * took, PERIOD))
 
     def _next(self) -> tuple[str, _Topic, float]:
-        """Whose turn it is, with which topic, and from when on: of those that are due, who has rested for longest."""
+        """Return whose turn is next, for which topic, and when: of those due, the operator who has rested longest."""
         now = self._clock.monotonic()
         turns = dict.fromkeys((stream.operator, topic) for topic in self._topics.values() for stream in topic.streams)
         looking = {operator for operator, _ in turns}
-        # Whoever looks no more, and comes back at once, has still to rest.
+        # An operator who leaves and comes right back must still rest.
         self._free_at = {name: at for name, at in self._free_at.items() if at > now or name in looking}
 
         def order(turn: tuple[str, _Topic]) -> tuple[float, float, float]:
@@ -244,7 +244,7 @@ class Hub:
         return operator, topic, order(chosen)[0]
 
     async def _wait(self, seconds: float) -> None:
-        """Until so much time has passed, or another stream is opened."""
+        """Wait until this much time has passed or another stream is opened."""
         self._opened.clear()
         with contextlib.suppress(TimeoutError):
             async with self._clock.timeout(seconds):
@@ -261,7 +261,7 @@ class Hub:
 
 
 def event(name: str, value: object) -> bytes:
-    """Return a server-sent event, whose data is JSON on one line."""
+    """Return a server-sent event whose data is one line of JSON."""
     return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(value))
 
 

@@ -16,27 +16,27 @@ from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
 Find = Callable[[str], tuple[ConsolePage, Mapping[str, str]] | None]
-"""The page at a path, with the parameters in the path, or None."""
+"""A function that returns the page at a path, with the path's parameters, or None."""
 
 PATH = "/live"
 HEADERS = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
-    # For proxies that would keep events back.
+    # For proxies that would buffer events.
     (b"x-accel-buffering", b"no"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveReply(Reply):
-    """An answer that goes on until the reader leaves, may look no more, or the replica stops."""
+    """An answer that continues until the reader leaves or loses access, or the replica stops."""
 
     visit: Visit
     key: Hashable
     stream: Stream
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events; the server's `send` says nothing of a reader that has left, `receive` does."""
+        """Send events; only the server's `receive`, not `send`, reports that the reader has left."""
         tasks = [asyncio.create_task(self._send(send)), asyncio.create_task(left(receive))]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -56,7 +56,7 @@ class LiveReply(Reply):
         await send({"type": "http.response.body", "body": b""})
 
     async def _may_look(self) -> bool:
-        """Whether the operator is still signed in, with the same rights. Memory knows it; no database is asked."""
+        """Return whether the operator is still signed in with the same rights, from memory, without the database."""
         visit = self.visit
         session = visit.visitor.session
         if session is not None:
@@ -68,7 +68,7 @@ class LiveReply(Reply):
 
 
 def page(find: Find) -> ConsolePage:
-    """Return the page of the streams; `find` finds the pages that they are of."""
+    """Return the page that serves the streams; `find` finds the pages that they belong to."""
 
     async def open_stream(visit: Visit) -> Reply:
         """GET /live?page=/nodes?group=shops"""

@@ -1,7 +1,7 @@
-"""What nodes have counted of their functions' calls, for the pages of nodes.
+"""Counts of function calls as nodes report them, for the pages of nodes.
 
-Control doesn't keep it. A node is asked while somebody looks at its page, once for all who look at this replica, and
-tells it at once and then every 5 s.
+Control doesn't keep them. A node is asked while somebody views its page, once for all viewers on this replica, and
+reports at once and then every 5 s.
 """
 
 import asyncio
@@ -21,47 +21,47 @@ from control.telemetry.watching.view import Ask, Notice
 from control.telemetry.watching.watch_service import COUNTS
 
 PATIENCE = 6.0
-"""Seconds for which a page without a script waits for the node, and after which a node is said not to answer."""
+"""Seconds for which a page without scripts waits for the node, and after which a node counts as not answering."""
 LINGER = 5.0
-"""Seconds since somebody looked after which the node isn't asked any more."""
+"""Seconds after the last view until the node is no longer asked."""
 RETRY = 5.0
-"""Seconds from a question that couldn't be asked to the next one."""
+"""Seconds from a failed request to the next one."""
 MOST = 1000
-"""Records that a node tells at a time, at most."""
+"""Most records that a node reports at a time."""
 SHOWN = 100
-"""Of these, on a page."""
+"""Of these, how many a page shows."""
 
 
 @dataclass(frozen=True)
 class ToldFunctions:
-    """What a page shows of it."""
+    """What a page shows of a node's counts."""
 
     state: Literal["offline", "too_old", "unasked", "asked", "silent", "refused", "told"]
-    """`unasked`: nobody looks; `asked`: it hasn't answered yet; `silent`: not in time; `refused`: control can't ask."""
+    """`unasked`: nobody is viewing; `asked`: no answer yet; `silent`: none in time; `refused`: control can't ask."""
     rows: list[FunctionRecord] = field(default_factory=list)
     """By the function's name, the newest release first."""
     left_out: int = 0
-    """Further ones that are known, with fewer failed calls or fewer calls."""
+    """Number of further known records, with fewer failed calls or fewer calls."""
     more: bool = False
-    """Whether the node has still more."""
+    """Whether the node has even more."""
     at: datetime | None = None
-    """When it told."""
+    """When the node reported."""
     since: datetime | None = None
-    """Since when it counts, by its own clock."""
+    """When the node began to count, by its own clock."""
     problem: str = ""
     """Why control can't ask."""
 
 
 class _AskedNode:
-    """A node that is asked, and what it told."""
+    """A node that is asked, and what it has reported."""
 
     def __init__(self, now: float) -> None:
         self.looked_at = self.begun_at = now
-        """In the clock's `monotonic`."""
+        """By the clock's `monotonic`."""
         self.ended_at = 0.0
-        """When the last question ended; 0 while there is one."""
+        """When the last request ended; 0 while one is open."""
         self.problem = ""
-        """Why the last question couldn't be asked."""
+        """Why the last request couldn't be made."""
         self.told_at: datetime | None = None
         self.told = asyncio.Event()
         self.more = False
@@ -71,13 +71,13 @@ class _AskedNode:
         self._now: dict[tuple[str, int], FunctionRecord] = {}
 
     def take(self, record: FunctionRecord) -> None:
-        """Take a record. While those of a new telling come, those of the one before are shown that are missing."""
+        """Take a record. While a new report arrives, records missing from it are shown from the previous report."""
         if record.t != self._t:
             self._t, self._before, self._now = record.t, self._now, {}
         self._now[record.function, record.release] = record
 
     def is_over(self, now: float) -> bool:
-        """Return whether it isn't asked any more, and nobody looks."""
+        """Return whether the node is no longer asked and nobody is viewing."""
         return bool(self.ended_at) and now - self.looked_at > LINGER
 
     def shown(self, now: float) -> ToldFunctions:
@@ -93,7 +93,7 @@ class _AskedNode:
 
 
 class NodeFunctions:
-    """The nodes that this replica asks."""
+    """The nodes that this replica asks for their counts."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -102,7 +102,7 @@ class NodeFunctions:
         """By the node's id."""
 
     def known(self, node: DetailedNode) -> ToldFunctions:
-        """Return what the node has told those who look now."""
+        """Return what the node has reported to current viewers."""
         if node.state in ("offline", "revoked"):
             return ToldFunctions("offline")
         if not _can_tell(node):
@@ -113,8 +113,8 @@ class NodeFunctions:
         return asked.shown(now)
 
     def look(self, node: DetailedNode, operator: str) -> ToldFunctions:
-        """The same; the node is asked from now on, while this is called again and again. `operator`: the name of who
-        looks, and may see the node."""
+        """Return the same, and keep asking the node for as long as this is called repeatedly. `operator`: the name of
+        the viewer, who may see the node."""
         found = self.known(node)
         if found.state in ("offline", "too_old"):
             return found
@@ -129,7 +129,7 @@ class NodeFunctions:
         return asked.shown(now)
 
     async def answer(self, node: DetailedNode, operator: str) -> ToldFunctions:
-        """Return the same, after the node's answer, for which this waits `PATIENCE` seconds at most."""
+        """Wait for the node's answer, for at most `PATIENCE` seconds, and return the same."""
         found = self.look(node, operator)
         asked = self._asked.get(node.id)
         if found.state in ("offline", "too_old") or asked is None:
@@ -142,7 +142,7 @@ class NodeFunctions:
         return self.known(node)
 
     async def stop(self) -> None:
-        """Ask no node any more."""
+        """Stop asking nodes."""
         tasks = [one.task for one in self._asked.values() if one.task is not None]
         for task in tasks:
             task.cancel()
@@ -151,7 +151,7 @@ class NodeFunctions:
     async def _ask(self, node_id: str, operator: str, asked: _AskedNode) -> None:
         watching = self._services.watching
         question = wire.Question("", self._services.clock.now(), COUNTS, history=True, limit=MOST)
-        # Whoever looks may see the node: the page asks that each time. The view is no single operator's.
+        # Every viewer may see the node: the page checks that each time. The view belongs to no single operator.
         ask = Ask(operator, _goes_on, None, node_id, None, question)
         try:
             view = await watching.begin(ask)
@@ -159,7 +159,7 @@ class NodeFunctions:
             try:
                 gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
                 async with aclosing(view.pieces(gone, _nobody)) as pieces:  # type: ignore[type-var]
-                    # There is a piece each 5 s at least, an empty line if nothing else.
+                    # A piece arrives at least every 5 s, if only an empty line.
                     async for piece in pieces:
                         self._take(asked, piece)
                         if self._clock.monotonic() - asked.looked_at > LINGER:
@@ -190,18 +190,18 @@ _decode = msgspec.json.Decoder(FunctionRecord | Notice).decode
 
 
 def _can_tell(node: DetailedNode) -> bool:
-    """Return whether the node's version knows the question."""
+    """Return whether the node's version supports the request."""
     questions = node.capabilities.get("questions")
     return node.protocol >= wire.WATCH_PROTOCOL and isinstance(questions, list) and COUNTS in questions
 
 
 async def _goes_on() -> str:
-    """Nothing ends the view but that nobody looks."""
+    """Return no reason to end: the view ends only when nobody is viewing."""
     return ""
 
 
 async def _nobody() -> list[str]:
-    """There is one node, so its name needn't be told."""
+    """Return no names: there is one node, so its name isn't needed."""
     return []
 
 

@@ -1,4 +1,4 @@
-"""From a template to an answer: Jinja2 with escaping always on."""
+"""Answers from templates: Jinja2 with escaping always on."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -41,12 +41,12 @@ _TEMPLATES = _environment()
 
 
 def text(template: str, now: datetime, values: Mapping[str, Any]) -> str:
-    """Return a template with these values; a page, or a part of one. `ago` in it writes times beside `now`."""
+    """Render a template with these values: a page or a part of one. `ago` in it writes times relative to `now`."""
     return _TEMPLATES.get_template(template).render(values, now=now, ago=partial(formats.ago, now=now))
 
 
 def parts(template: str, now: datetime, **values: Any) -> Callable[..., str]:
-    """Makes parts of pages: the function takes the name of a macro in the template, and its arguments."""
+    """Return a function that renders parts of pages; it takes the name of a macro in the template and its arguments."""
     module = _TEMPLATES.get_template(template).make_module(values | {"now": now, "ago": partial(formats.ago, now=now)})
 
     def made(macro: str, **arguments: Any) -> str:
@@ -62,5 +62,5 @@ def page(body: str, status: int = 200, headers: Headers = ()) -> Reply:
 
 
 def redirect(to: str, headers: Headers = ()) -> Reply:
-    """Return the answer after which a browser gets the page at another address of the console's."""
+    """Return the answer that sends a browser to another address of the console."""
     return Reply(303, b"", ((b"location", to.encode()), (b"content-length", b"0"), *headers))

@@ -1,6 +1,6 @@
-"""A request of a page: who it is from, what it asks for, and what a page can do with it.
+"""A request for a page: its visitor, what it asks for, and what a page can do with it.
 
-Pages read and change nothing by themselves: they ask the operations of the API, as the operator who is signed in.
+Pages read and change nothing themselves: they call the operations of the API as the operator who is signed in.
 """
 
 import secrets
@@ -32,9 +32,9 @@ ShowPage = Callable[["Visit"], Awaitable[Reply]]
 ShowParts = Callable[["Visit"], Awaitable[hub.Make]]
 
 FORM_BYTES = 256 * 1024
-"""Bytes of a form at most."""
+"""Maximum bytes of a form."""
 FIELDS = 2000
-"""Fields of a form at most."""
+"""Maximum fields of a form."""
 FORM_TYPE = b"application/x-www-form-urlencoded"
 SIGN_IN = "/sign-in"
 THEMES = ("system", "light", "dark")
@@ -43,7 +43,7 @@ THEME_COOKIE = "skerry-theme"
 
 @dataclass(frozen=True)
 class ConsolePage:
-    """A method of an address of the console's."""
+    """One method of one address of the console."""
 
     method: Literal["GET", "POST"]
     path: str
@@ -51,27 +51,27 @@ class ConsolePage:
     role: Role | None = "read"
     """The role that an operator needs; None: anybody may, signed in or not."""
     everywhere: bool = False
-    """Whether the role is needed for all groups. If not, one group is enough, and the operations that the page asks say
-    for which."""
+    """Whether the role is needed for all groups. If not, one group is enough, and the operations that the page calls
+    check which."""
     live: ShowParts | None = None
-    """What makes the page's live parts, where it has any. They are the same for all who have the same rights, so no
-    form is in them."""
+    """The function that renders the page's live parts, if it has any. They are the same for all operators with the same
+    rights, so they contain no form."""
     live_by: tuple[str, ...] = ()
-    """The fields of the query that the live parts depend on; they are made as if there were no other."""
+    """The fields of the query that the live parts depend on; all others are ignored."""
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who asks for a page."""
+    """Who requests a page."""
 
     operator: Principal
     session: ConsoleSession | None = None
-    """None where the browser, or a script, sends an operator's token itself."""
+    """None if the browser, or a script, sends an operator's token itself."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One request of a page, whose visitor is known."""
+    """One request for a page, whose visitor is known."""
 
     services: Services
     path: Mapping[str, str]
@@ -82,31 +82,31 @@ class Visit:
     scope: Scope
     receive: Receive
     visitor: Visitor = Visitor(operations.NOBODY)
-    """With an operator of the name '' where nobody is signed in."""
+    """The visitor; an operator with the name '' if nobody is signed in."""
 
     @property
     def operator(self) -> Principal:
-        """Who asks."""
+        """The operator who visits."""
         return self.visitor.operator
 
     @property
     def form_token(self) -> str:
-        """What each form has to send back, in the field `form_token`."""
+        """The token that each form must send back in the field `form_token`."""
         return self.visitor.session.form_token if self.visitor.session else ""
 
     @property
     def rights(self) -> Rights:
-        """What the operator may."""
+        """The rights of the operator."""
         return self.operator.rights
 
     @property
     def address(self) -> str:
-        """The path with its query, as a browser shows it."""
+        """The path with its query, as a browser shows them."""
         return address(self.scope)
 
     @property
     def url(self) -> str:
-        """Where control is reached, without a path: by its setting, else as the browser says."""
+        """The URL of control, without a path: from its settings, or else from the browser's request."""
         host = next((value.decode("latin-1") for name, value in self.scope["headers"] if name == b"host"), "")
         return self.services.settings.public_url or f"{self.scope['scheme']}://{host}"
 
@@ -118,7 +118,7 @@ class Visit:
 
     @property
     def theme(self) -> str:
-        """`light`, `dark`, or `system` where the operator has chosen neither."""
+        """`light`, `dark`, or `system` if the operator has chosen neither."""
         try:
             found = sessions.cookie(self.scope, THEME_COOKIE)
         except AuthError:
@@ -127,7 +127,7 @@ class Visit:
 
     @property
     def now(self) -> datetime:
-        """The time."""
+        """The current time."""
         return self.services.clock.now()
 
     @property
@@ -138,12 +138,12 @@ class Visit:
 
     @property
     def node_functions(self) -> NodeFunctions:
-        """The nodes that the replica asks for what they have counted."""
+        """The nodes that the replica asks for their counts."""
         found: NodeFunctions = self.scope["app"].state.node_functions
         return found
 
     def check_role(self, page: ConsolePage) -> None:
-        """Raises: AuthError, when the operator hasn't the page's role."""
+        """Check the page's role. Raises: AuthError, when the operator doesn't have it."""
         if page.role is None:
             return
         if page.everywhere:
@@ -160,9 +160,9 @@ class Visit:
         *,
         key: str = "",
     ) -> Any:
-        """Return the body of what an operation of the API answers the operator.
+        """Call an operation of the API as the operator, and return the body of its answer.
 
-        `key`: the idempotency key of a change, so that sending a form twice does it once.
+        `key`: the idempotency key of a change, so that a form sent twice makes the change once.
         Raises: ProblemError, as the operation does.
         """
         digest = idempotency.digest("POST", self.scope["path"], msgspec.json.encode((path, body)), b"") if key else ""
@@ -177,20 +177,20 @@ class Visit:
         return [msgspec.json.decode(item, type=type) for item in found.items], found.next
 
     async def html(self, template: str, status: int = 200, *, kind: str = "", **values: Any) -> Reply:
-        """Return the answer with a page of this template, beside the navigation.
+        """Return the answer with a page of this template and the navigation.
 
-        `kind`: what the page is, where one address shows one of several; it is loaded again when that changes.
+        `kind`: which page it is, if one address shows one of several; the page is reloaded when that changes.
         """
         values |= {"visit": self, "key": form_key(), "kind": kind, "fleet": await self.fleet()}
         return rendering.page(rendering.text(template, self.now, values), status)
 
     def html_alone(self, template: str, status: int = 200, headers: rendering.Headers = (), **values: Any) -> Reply:
-        """Return the answer with a page without the navigation, which asks nothing of the database."""
+        """Return the answer with a page without the navigation, which needs no database."""
         values |= {"visit": self, "key": form_key(), "kind": ""}
         return rendering.page(rendering.text(template, self.now, values), status, headers)
 
     async def fleet(self) -> FleetSummary | None:
-        """Return how the nodes of the operator's groups stand; None where that can't be read now."""
+        """Return the state of the nodes in the operator's groups; None if it can't be read now."""
         try:
             return (await self.services.standings.summary()).of(self.rights.groups("read"))
         except ProblemError:
@@ -198,7 +198,7 @@ class Visit:
 
 
 async def visitor(services: Services, scope: Scope) -> Visitor:
-    """Who asks: whoever is signed in, or sends a token. Raises: AuthError, when nobody is."""
+    """Return the visitor: who is signed in or sends a token. Raises: AuthError, when nobody does."""
     if any(name == b"authorization" for name, _ in scope["headers"]):
         return Visitor(await services.sessions.operator(scope))
     session = await services.sessions.signed_in(scope)

@@ -17,11 +17,11 @@ from control.console import live, visits
 from control.console.visits import ConsolePage, Visit
 
 SHOWN = 50
-"""Rows of a page."""
+"""Rows per page."""
 REFUSALS = 20
-"""Refused authentications that are shown: the newest ones."""
+"""Newest refused authentications that are shown."""
 DOWNLOADED = 1000
-"""Rows that are read at a time for a download."""
+"""Rows read at a time for a download."""
 DOWNLOAD = "/audit.jsonl"
 FILTERS = ("actor", "target", "action", "since", "until")
 
@@ -57,13 +57,13 @@ async def download(visit: Visit) -> Reply:
 
 
 async def _lines(visit: Visit, query: audit.AuditFilter, found: Any) -> AsyncIterator[bytes]:
-    """The rows of a page and of those behind it, until the reader has gone. Raises: ProblemError."""
-    # The server says that the reader has gone by `receive` alone: sending goes on into the void.
+    """Yield the rows of a page and of all later pages until the reader has left. Raises: ProblemError."""
+    # Only `receive` reports that the reader has left: `send` doesn't fail.
     gone = asyncio.ensure_future(live.left(visit.receive))
     try:
         yield _joined(found)
         while found.next and not gone.done():
-            # It may take long: whoever lost the right meanwhile gets no more.
+            # A download may take long: a reader who has lost the right meanwhile gets no more.
             replace(visit, visitor=await visits.visitor(visit.services, visit.scope)).check_role(DOWNLOAD_PAGE)
             found = await visit.ask(audit.list_audit, query=msgspec.structs.replace(query, cursor=found.next))
             yield _joined(found)
@@ -76,7 +76,7 @@ def _joined(found: Any) -> bytes:
 
 
 def _filter(visit: Visit, limit: int) -> tuple[audit.AuditFilter, dict[str, str]]:
-    """Return what the address asks for, as the API takes it, and as it was written. Raises: ProblemError."""
+    """Return the URL's filter as the API takes it and as it was written. Raises: ProblemError."""
     given = {name: visit.query.get(name, "").strip() or None for name in FILTERS}
     wanted = {**given, "cursor": visit.query.get("cursor") or None, "limit": limit}
     for name in ("since", "until"):
@@ -86,13 +86,13 @@ def _filter(visit: Visit, limit: int) -> tuple[audit.AuditFilter, dict[str, str]
 
 
 def _written(query: audit.AuditFilter, name: str) -> str:
-    """Return a filter as `skerry audit list` takes it."""
+    """Return a filter as options of `skerry audit list`."""
     value = getattr(query, name)
     return value if isinstance(value, str) else value.isoformat().replace("+00:00", "Z")
 
 
 def page_of(entry: AuditEntry) -> str:
-    """Return the page of what was changed; '' where there is none."""
+    """Return the page of what was changed; '' if there is none."""
     kind, target = entry.action.partition(".")[0], entry.target
     if kind == "release" and "/" in target:
         return f"/releases/{target}"
@@ -106,7 +106,7 @@ def page_of(entry: AuditEntry) -> str:
 
 
 def _time(text: str | None) -> str | None:
-    """Return a time of the form as the API takes it: one without an offset is in UTC."""
+    """Return a time from the form as the API takes it: one without an offset is in UTC."""
     if text is None:
         return None
     text = text.replace(" ", "T") + ("T00:00" if len(text) == 10 else "")
@@ -116,7 +116,7 @@ def _time(text: str | None) -> str | None:
 
 
 def _said(entry: AuditEntry) -> str:
-    """Return what was changed from what to what, and the circumstances."""
+    """Return the values before and after the change, and the details, in words."""
     found = []
     for name in sorted({*entry.before, *entry.after}):
         before, after = (_value(values, name) for values in (entry.before, entry.after))

@@ -1,7 +1,7 @@
-"""Slow and failed calls, asked of the nodes that keep them: a list, and one with what it logged.
+"""Slow and failed calls, requested from the nodes that keep them: a list, and one call with its log.
 
-Control keeps none of this. A page that asks waits for the nodes some seconds; what doesn't come until then is missing,
-and it says of which nodes.
+Control keeps none of them. A page waits some seconds for the nodes; answers that are later are left out, and the page
+names those nodes.
 """
 
 import asyncio
@@ -19,28 +19,28 @@ from control.telemetry.watching.node_records import CallRecord, LogRecord, NodeL
 from control.telemetry.watching.view import HISTORY_SECONDS, Notice
 
 PATIENCE = HISTORY_SECONDS + 2.0
-"""Seconds for which nodes are waited for: longer than the view waits, which says then which of them were silent."""
+"""Seconds to wait for nodes: longer than the view itself waits, which then says which nodes were silent."""
 SHOWN = 50
-"""Calls that a list shows."""
+"""Calls shown in a list."""
 LINES = 200
-"""Lines of its log that a call's page shows."""
+"""Log lines shown on a call's page."""
 KEPT = 5000
-"""Records that are kept of what comes: more than nodes may send for a page."""
+"""Maximum records kept of the answers: more than nodes may send for a page."""
 STEPS = ("queue", "lock", "guest", "sql", "http", "commit", "worker")
-"""Where the time of a call goes, in the order in which it is shown."""
+"""The steps of a call that take time, in the order in which they are shown."""
 WHILES = {"1h": timedelta(hours=1), "24h": timedelta(hours=24), "7d": timedelta(days=7)}
 
 
 @dataclass
 class FoundCalls:
-    """What nodes have answered."""
+    """The answers of nodes."""
 
     calls: list[CallRecord] = field(default_factory=list)
     lines: list[LogRecord | NodeLogRecord] = field(default_factory=list)
     notices: dict[str, Notice] = field(default_factory=dict)
     """What is missing, by kind."""
     in_time: bool = True
-    """Whether all was told before the page's patience ended."""
+    """Whether all answers arrived before the page stopped waiting."""
 
 
 async def show_list(visit: Visit) -> Reply:
@@ -76,7 +76,7 @@ async def show_list(visit: Visit) -> Reply:
 async def show_one(visit: Visit) -> Reply:
     """GET /calls/{id}?node=: a call, by the id in its answer's X-Request-Id, and what it logged."""
     wanted = {"kind": "calls", "call": visit.path["id"], "node": visit.query.get("node") or None, "limit": LINES}
-    # One that ended well and quickly is no record of its own, but what it logged is.
+    # A fast, successful call has no record itself, but its log lines do.
     found, logged = await asyncio.gather(_ask(visit, wanted), _ask(visit, {**wanted, "kind": "lines"}))
     found.lines = sorted(logged.lines, key=lambda line: line.t)
     found.notices = logged.notices | found.notices
@@ -86,7 +86,7 @@ async def show_one(visit: Visit) -> Reply:
 
 
 async def _ask(visit: Visit, wanted: dict[str, Any]) -> FoundCalls:
-    """Ask nodes, and gather what they answer. Raises: ProblemError, when the question is wrong, or one too many."""
+    """Ask nodes and collect their answers. Raises: ProblemError, when the query is wrong or there are too many."""
     query = request_input.convert(wanted, logs.LogFilter, "invalid_parameter")
     found, rest = FoundCalls(), b""
     try:

@@ -1,4 +1,4 @@
-"""GET /errors/{code}: what an error's code means, and its cure. Each code that a page shows leads there."""
+"""GET /errors/{code}: what an error code means and how to fix it. Each code on a page links here."""
 
 from control.api.operations import Reply
 from control.console.explanations import explanations

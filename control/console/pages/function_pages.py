@@ -1,4 +1,4 @@
-"""Functions: the list of them, and one: its calls, its versions, what each may do, in which groups it is released."""
+"""Functions: the list, and one function: its calls, its versions and their permissions, and its groups."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,22 +20,22 @@ from control.telemetry import call_history, recent_calls
 from control.telemetry.call_history import CallTally
 
 SHOWN = 50
-"""Functions of a page of the list."""
+"""Functions per page of the list."""
 VERSIONS = 20
-"""Versions of a page of a function's."""
+"""Versions per page of a function."""
 MANIFEST = 20_000
 """Characters of a manifest that are shown."""
 RANGES = {"1h": (timedelta(hours=1), 60), "24h": (timedelta(hours=24), 3600), "7d": (timedelta(days=7), 3600)}
-"""How long a while is, and the seconds of each of its points."""
+"""The length of each range, and the seconds of each of its points."""
 MOST_GROUPS = 20
-"""Groups whose calls are read for a page."""
+"""Maximum groups whose calls are read for a page."""
 MOST_RELEASES = 20
-"""Releases that are told apart: the newest ones of each group first."""
+"""Maximum releases that are shown separately: the newest of each group first."""
 
 
 @dataclass
 class ReleaseCalls:
-    """The calls of a function under a release of a group."""
+    """The calls of a function in one release of a group."""
 
     group: str
     release: int
@@ -49,13 +49,13 @@ class ReleaseCalls:
 
 @dataclass(frozen=True)
 class CallChart:
-    """A figure: what is in its head, a drawing, and the values of its scale."""
+    """A chart: its heading, a drawing, and the values of its scale."""
 
     title: str
     head: str
     drawing: Markup
     scale: tuple[str, str, str]
-    """At the top, in the middle, at the bottom."""
+    """The values at the top, in the middle, and at the bottom."""
     note: str
 
 
@@ -69,11 +69,11 @@ class ChartedCalls:
     since: datetime
     until: datetime
     groups: int
-    """Groups whose calls are counted."""
+    """Number of groups whose calls are counted."""
 
     @property
     def outcomes(self) -> list[tuple[str, int]]:
-        """How calls ended that didn't end well: the code and the number, the most frequent ones first."""
+        """How failed calls ended: code and count, the most frequent first."""
         return sorted(self.total.outcomes.items(), key=lambda pair: (-pair[1], pair[0]))[:20]
 
 
@@ -133,7 +133,7 @@ async def show_one(visit: Visit) -> Reply:
 
 
 def _may(manifest: Manifest) -> str:
-    """Return what a version may do, in words."""
+    """Return the permissions of a version, in words."""
     stored = msgspec.json.decode(msgspec.json.encode(manifest))
     return "; ".join(f"{grant} {text}" for grant, text in manifest_rules.grants(stored).items())
 
@@ -142,7 +142,7 @@ async def _version(visit: Visit, name: str, wanted: str) -> Version:
     if not wanted.isdecimal() or not wanted.isascii() or len(wanted) > 10:
         raise ProblemError("invalid_parameter", f"{wanted[:50]} is no version's number", field="version")
     found = await visit.ask(functions.get_version, {"name": name, "version": int(wanted)})
-    # Its manifest is JSON, as it is stored.
+    # The manifest is stored as JSON.
     return msgspec.json.decode(msgspec.json.encode(found), type=Version)
 
 
@@ -152,7 +152,7 @@ def _shown(manifest: Manifest) -> str:
 
 
 async def _charted(visit: Visit, function: str, groups: list[str], span_name: str) -> ChartedCalls:
-    """Return the calls of a function in groups, by name, of one of `RANGES` until now."""
+    """Return the calls of a function in these groups, by name, for one of `RANGES` until now."""
     length, step = RANGES[span_name]
     services = visit.services
     until = visit.now.replace(second=0, microsecond=0) + timedelta(minutes=1)

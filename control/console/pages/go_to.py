@@ -1,4 +1,4 @@
-"""GET /go?q=: from a name, a number, a code or a digest to its page; where it may mean several, a list of these."""
+"""GET /go?q=: from a name, number, code or digest to its page; if several match, a list of them."""
 
 import asyncio
 import re
@@ -15,22 +15,22 @@ from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
 LONGEST = 200
-"""Characters of what is looked for."""
+"""Maximum characters of the search text."""
 SHOWN = 20
-"""Matches of a kind that are listed."""
+"""Maximum matches of one kind that are listed."""
 LEAST_DIGEST = 6
-"""Figures of a sha256 that may find one."""
+"""Fewest digits of a sha256 that are searched for."""
 
 
 @dataclass(frozen=True)
 class MeantPage:
-    """A page that may be meant."""
+    """A page that the search may mean."""
 
     kind: str
     text: str
     page: str
     exact: bool = True
-    """Whether it is what was asked for, and not only begins with it or has it in its name."""
+    """Whether the name is exactly the search text, and doesn't only begin with it or contain it."""
 
 
 async def show(visit: Visit) -> Reply:
@@ -57,7 +57,7 @@ async def _nodes_and_groups(visit: Visit, wanted: str) -> list[MeantPage]:
             found.append(MeantPage("group", group, f"/releases?group={group}", group == lower))
         if lower in nodes.joined:
             names = [name for name in nodes.names if lower in name]
-            # The one that is meant is among them, however many there are.
+            # The one that is meant is among them, however many match.
             names.sort(key=lambda name: (name != lower, not name.startswith(lower), name))
             found += [MeantPage("node", name, f"/nodes/{name}", name == lower) for name in names[:SHOWN]]
     return sorted(found, key=lambda match: (not match.exact, match.text))[: 2 * SHOWN]
@@ -71,7 +71,7 @@ async def _functions(visit: Visit, wanted: str) -> list[MeantPage]:
 
 
 async def _releases(visit: Visit, wanted: str) -> list[MeantPage]:
-    """`group/number`, also `group 42`."""
+    """Find the release `group/number` or `group 42`."""
     parts = re.fullmatch(r"([a-z0-9][a-z0-9-]{0,62})[/ ]([1-9][0-9]{0,8})", wanted.lower())
     if parts is None:
         return []
@@ -86,14 +86,14 @@ async def _releases(visit: Visit, wanted: str) -> list[MeantPage]:
 
 
 async def _schema(visit: Visit, wanted: str) -> list[MeantPage]:
-    """Return the number of a schema change."""
+    """Find the schema change with this number."""
     if not re.fullmatch(r"[1-9][0-9]{0,5}", wanted) or int(wanted) > await visit.ask(schema.count_changes):
         return []
     return [MeantPage("schema change", wanted, f"/schema/{wanted}")]
 
 
 async def _codes(visit: Visit, wanted: str) -> list[MeantPage]:
-    """Return the code of an error with which nodes fail, or that there is."""
+    """Find the error code, if nodes fail with it or it exists."""
     summary = (await visit.services.standings.summary()).of(visit.rights.groups("read"))
     code = wanted.lower()
     known = {cause.code: cause.nodes for cause in summary.causes}
@@ -109,7 +109,7 @@ async def _codes(visit: Visit, wanted: str) -> list[MeantPage]:
 
 
 async def _artifacts(visit: Visit, wanted: str) -> list[MeantPage]:
-    """Return the first figures of a sha256."""
+    """Find the artifacts whose sha256 begins with these digits."""
     digest = wanted.lower()
     if not re.fullmatch(rf"[0-9a-f]{{{LEAST_DIGEST},64}}", digest):
         return []

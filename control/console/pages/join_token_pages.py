@@ -13,11 +13,11 @@ from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
 SHOWN = 50
-"""Tokens of a page of the list."""
+"""Tokens per page of the list."""
 EVERY, NEW, REVOKE = "/join-tokens", "/join-tokens/new", "/join-tokens/{id}/revoke"
 STATES: tuple[State, ...] = ("open", "used", "expired", "revoked")
 TYPED = 8
-"""Characters of a token's id that are typed to confirm its end."""
+"""Characters of a token's id that are typed to confirm its revocation."""
 
 
 async def show_list(visit: Visit) -> Reply:
@@ -73,7 +73,7 @@ async def revoke(visit: Visit) -> Reply:
 
 async def _show_new(visit: Visit, error: ProblemError | None = None) -> Reply:
     summary = (await visit.services.standings.summary()).of(visit.rights.groups("admin"))
-    # The form proposes them; others are typed.
+    # The form suggests these; others are typed.
     names = [group.name for group in summary.groups][:200]
     status = error.status if error else 200
     return await visit.html("join_token_new.html", status, names=names, fields=visit.form, error=error)

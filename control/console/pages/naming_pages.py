@@ -1,4 +1,4 @@
-"""What nodes are called, their name and their labels; and the end of a group."""
+"""Names and labels of nodes, and the deletion of a group."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ async def show_node(visit: Visit) -> Reply:
 
 
 async def change_node(visit: Visit) -> Reply:
-    """POST /nodes/{node}/naming: its `name`, or with `do=label` its `labels`, a line each, which are all that it has
-    then."""
+    """POST /nodes/{node}/naming: its `name`, or with `do=label` its `labels`, one per line, which replace all labels
+    that it had."""
     key, path = page_input.form_key(visit), path_of(visit)
     try:
         if visit.form.get("do") == "label":
@@ -70,7 +70,7 @@ async def _show_node(visit: Visit, error: ProblemError | None = None) -> Reply:
 
 
 def _labels(text: str) -> dict[str, str]:
-    """Labels as people write them, a line each. Raises: ProblemError invalid_body."""
+    """Parse labels as people write them, one per line. Raises: ProblemError invalid_body."""
     found = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         key, equals, value = line.partition("=")

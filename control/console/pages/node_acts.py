@@ -1,7 +1,7 @@
-"""GET and POST /acts/{act}: what is done with nodes, one or many: the plan first, then the act.
+"""GET and POST /acts/{act}: actions on one or many nodes: first the plan, then the action.
 
-The plan is a read. The form carries its digest: where the plan has changed meanwhile nothing is done, and the new one
-is shown. Acts on many nodes are one call of the API for each, as the operator; one that is refused stops no other.
+The plan only reads. The form carries its digest: if the plan has changed meanwhile, nothing is done and the new one is
+shown. An action on many nodes calls the API as the operator once for each node; a refusal doesn't stop the others.
 """
 
 import asyncio
@@ -23,25 +23,25 @@ from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
 MOST = 500
-"""Nodes of one act."""
+"""Maximum nodes of one action."""
 MOST_MOVED = 30
-"""Nodes of one move, whose plan is made for each of them."""
+"""Maximum nodes of one move, which is planned for each node."""
 HEAVY_FROM = 100
-"""From so many nodes on, an act asks for their number to be typed."""
+"""Number of nodes from which an action asks for their number to be typed."""
 
 
 @dataclass(frozen=True)
 class NodeAct:
-    """What can be done with nodes."""
+    """An action on nodes."""
 
     name: Literal["retry", "move", "revoke", "remove"]
     verb: str
-    """As a button says it, before the number of nodes."""
+    """The verb on the button, before the number of nodes."""
     role: Role
     effect: str
-    """What it does to a node, in a sentence."""
+    """What the action does to a node, in a sentence."""
     heavy: bool
-    """It can't be taken back: what it is for has to be typed."""
+    """Whether it can't be undone, so that its target has to be typed."""
 
 
 ACTS: dict[str, NodeAct] = {
@@ -71,7 +71,7 @@ ACTS: dict[str, NodeAct] = {
 
 @dataclass(frozen=True)
 class ChangedAlike:
-    """Nodes that a move changes alike."""
+    """Nodes that a move changes in the same way."""
 
     names: list[str]
     plan: nodes.MovePlan
@@ -79,37 +79,37 @@ class ChangedAlike:
 
 @dataclass(frozen=True)
 class ActPlan:
-    """What an act would do."""
+    """What an action would do."""
 
     act: NodeAct
     nodes: list[node_views.Node]
-    """Those that it is done to: of the others the operator hasn't the role, or they aren't there any more."""
+    """The nodes it applies to; for the others the operator lacks the role, or they no longer exist."""
     refused: list[str]
-    """The others' names."""
+    """The names of the other nodes."""
     to: str
     """The group to move to, or ''."""
     moves: list[ChangedAlike]
-    """The move's changes, those that remove something first."""
+    """The changes of the move; those that remove something come first."""
     more: bool
-    """Whether the filter finds more nodes than the act takes at once."""
+    """Whether the filter finds more nodes than the action takes at once."""
 
     @property
     def digest(self) -> str:
-        """Another one means that the plan has changed."""
+        """The digest of the plan; if it differs, the plan has changed."""
         what = [[self.act.name, self.to], [[n.id, n.group, n.target_generation] for n in self.nodes]]
         moves = [[moved.names, moved.plan] for moved in self.moves]
         return sha256(msgspec.json.encode([what, moves])).hexdigest()[:32]
 
     @property
     def typed(self) -> str:
-        """What has to be typed: the node's name, or the number of nodes; '' where nothing has to be."""
+        """What has to be typed: the node's name, or the number of nodes; '' if nothing."""
         if not self.act.heavy and len(self.nodes) < HEAVY_FROM:
             return ""
         return self.nodes[0].name if len(self.nodes) == 1 else str(len(self.nodes))
 
     @property
     def allowances(self) -> list[str]:
-        """What a move has to be allowed."""
+        """What has to be allowed for a move."""
         plans = [moved.plan for moved in self.moves]
         found = {
             "allow_unfit": any(plan.unfit.count for plan in plans),
@@ -121,21 +121,21 @@ class ActPlan:
 
 @dataclass
 class ActResult:
-    """How an act went."""
+    """The result of an action."""
 
     done: list[str] = field(default_factory=list)
     failed: list[tuple[str, str, str]] = field(default_factory=list)
-    """Name, code and text of each that was refused or failed."""
+    """Name, code and text of each node whose action was refused or failed."""
 
 
 async def show(visit: Visit) -> Reply:
-    """GET /acts/{act}?node=…: its plan. `all`: of all nodes that the URL's filter finds."""
+    """GET /acts/{act}?node=…: its plan. `all`: for all nodes that the URL's filter finds."""
     act = _act(visit)
     return await _ask(visit, await _plan(visit, act, visit.query.getlist("node"), dict(visit.query)))
 
 
 async def do(visit: Visit) -> Reply:
-    """POST /acts/{act}: `node`, once for each; the plan's `digest`, but for a `light` act; and what has to be typed."""
+    """POST /acts/{act}: `node` for each node, the plan's `digest` unless the act is `light`, and the typed text."""
     act, names = _act(visit), visit.form.getlist("node")
     plan = await _plan(visit, act, names, {"to": visit.form.get("to", "")})
     light = not plan.typed and act.name == "retry" and visit.form.get("light") == "1"
@@ -187,7 +187,7 @@ def _act(visit: Visit) -> NodeAct:
 
 
 async def _plan(visit: Visit, act: NodeAct, names: list[str], given: Mapping[str, str]) -> ActPlan:
-    """What an act would do now. Raises: ProblemError, when no node is named, or the group to move to isn't there."""
+    """Return the plan of an action. Raises: ProblemError, when no node is named, or the target group doesn't exist."""
     if given.get("all") == "1":
         query, shown = node_list.filter_of(visit, {**given, "cursor": ""}, MOST)
         query = await node_list.with_block(visit, query, shown)
@@ -212,7 +212,7 @@ async def _plan(visit: Visit, act: NodeAct, names: list[str], given: Mapping[str
 
 
 async def _moves(visit: Visit, moved: list[node_views.Node], to: str) -> list[ChangedAlike]:
-    """Return what a move to a group changes: nodes for which it is the same, together."""
+    """Return what a move to a group changes, with nodes that change in the same way together."""
     visit.operator.need("deploy", to)
     query = convert({"group": to}, nodes.MoveQuery, "invalid_parameter")
     by_change: dict[bytes, ChangedAlike] = {}

@@ -1,4 +1,4 @@
-"""GET /nodes/{node}: what a node should run beside what it runs, how it came there, and what is wrong with it."""
+"""GET /nodes/{node}: what a node should run and what it runs, how it got there, and what is wrong with it."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,12 +15,12 @@ from control.problems import ProblemError
 SYNCS = 20
 """Syncs that are shown."""
 PARTS = ("state", "trouble", "facts", "target", "syncs", "numbers")
-"""What of the page changes while it is open, besides the calls of its functions."""
+"""The parts of the page that change while it is open, besides the calls of its functions."""
 
 
 @dataclass(frozen=True)
 class FunctionLine:
-    """A function of a node: what it runs and what it should run; None: none."""
+    """A function of a node: the version it runs and the one it should run; None if none."""
 
     name: str
     runs: release_bodies.ReleaseFunction | None
@@ -28,7 +28,7 @@ class FunctionLine:
 
     @property
     def act(self) -> Literal["same", "change", "add", "remove"]:
-        """What is to be done."""
+        """What remains to be done."""
         if self.runs is None:
             return "add"
         if self.target is None:
@@ -46,15 +46,15 @@ class NodePage:
     release: int | None
     """The number of its group's release."""
     functions: list[FunctionLine]
-    """Those to remove first, then by name."""
+    """The node's functions: those to remove first, then by name."""
     syncs: list[syncs.Sync]
     more_syncs: bool
     told: ToldFunctions
-    """What the node told of its functions' calls."""
+    """What the node reported of its functions' calls."""
 
 
 async def show(visit: Visit) -> Reply:
-    """GET /nodes/{node}; with `ask=yes` it has what the node answers now of its functions' calls."""
+    """GET /nodes/{node}; with `ask=yes` it includes the calls of functions that the node reports now."""
     shown = await _read(visit)
     if visit.query.get("ask") == "yes":
         told = await visit.node_functions.answer(shown.node, visit.operator.name)

@@ -1,6 +1,6 @@
 """GET /nodes: the nodes that a filter finds.
 
-The filter is the URL, so a view can be sent to somebody.
+The filter is in the URL, so a view can be shared as a link.
 """
 
 import re
@@ -22,11 +22,11 @@ from control.problems import ProblemError
 from control.telemetry.fleet_summary import FleetSummary
 
 LIMIT = 50
-"""Nodes of a page."""
+"""Nodes per page."""
 MOST_GONE = 100
-"""Nodes that have left a live list, and are looked after still."""
+"""Maximum nodes that have left a live list and are still updated."""
 SHOWN = ("find", "group", "standing", "error", "label", "release", "overdue", "unseen", "state", "block", "sort")
-"""The filters of a URL, in the order in which they are shown, and the order of the list."""
+"""The filters of a URL, in the order in which they are shown, and the sort order of the list."""
 _FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(NodeFilter))
 
 
@@ -38,19 +38,19 @@ class NodeList:
     next: str | None
     """The address of the next page."""
     filters: dict[str, str]
-    """What is asked for, by `SHOWN`."""
+    """The filters in use, by `SHOWN`."""
     count: int | None
-    """How many nodes the filter finds; None where that isn't counted."""
+    """How many nodes the filter finds; None if they aren't counted."""
     whole: int
-    """How many nodes there are."""
+    """How many nodes exist in all."""
     url: str
-    """The address of the list from its beginning."""
+    """The address of the list's first page."""
     command: str
-    """The command that lists the same."""
+    """The command that lists the same nodes."""
 
     @property
     def digest(self) -> str:
-        """Of which nodes these are: another one means that the list has changed."""
+        """The digest of the nodes listed; if it differs, the list has changed."""
         return sha256(" ".join(node.name for node in self.nodes).encode()).hexdigest()[:12]
 
     def but(self, name: str) -> str:
@@ -64,7 +64,7 @@ async def show(visit: Visit) -> Reply:
 
 
 async def live(visit: Visit) -> Make:
-    """Return the cells of the nodes that are shown, and whether others are by now."""
+    """Return the cells of the nodes that are shown, and whether the list has changed since."""
     seen: dict[str, None] = {}
 
     async def make() -> Parts:
@@ -86,7 +86,7 @@ async def live(visit: Visit) -> Make:
 
 
 def filter_of(visit: Visit, given: Mapping[str, str], limit: int) -> tuple[NodeFilter, dict[str, str]]:
-    """The filter that a URL, or a form, asks for, and its fields as they are shown. What isn't a filter is left out.
+    """Return the filter of a URL or a form, and its fields as they are shown. Fields that aren't filters are left out.
 
     Raises: ProblemError invalid_parameter, with the field that is wrong.
     """
@@ -100,7 +100,7 @@ def filter_of(visit: Visit, given: Mapping[str, str], limit: int) -> tuple[NodeF
 
 
 async def with_block(visit: Visit, query: NodeFilter, shown: Mapping[str, str]) -> NodeFilter:
-    """Return the filter, where it is of a block of the fleet's grid: of the nodes that are in it now.
+    """Return the filter; if it names a block of the fleet's grid, it selects the nodes that are in the block now.
 
     Raises: ProblemError invalid_parameter, when there is no such block.
     """
@@ -120,7 +120,7 @@ async def _list(visit: Visit) -> NodeList:
     fleet = await visit.fleet()
     count = _count(fleet, shown) if fleet else None
     if count is not None:
-        # What the page has is counted by itself: the summary is of another moment.
+        # Count what the page has: the summary is from another moment.
         count = max(count, len(nodes)) if cursor or query.cursor else len(nodes)
     return NodeList(
         nodes,
@@ -134,7 +134,7 @@ async def _list(visit: Visit) -> NodeList:
 
 
 def _count(fleet: FleetSummary, shown: Mapping[str, str]) -> int | None:
-    """Return how many nodes a filter finds, where the summary says it."""
+    """Return how many nodes a filter finds, if the summary says so."""
     if not shown.keys() <= {"group", "standing", "error", "sort"}:
         return None
     groups = [group for group in fleet.groups if shown.get("group") in (None, group.name)]

@@ -1,6 +1,6 @@
-"""GET /nodes/{node}/log: what a node logs, and its slow and failed calls, as they come.
+"""GET /nodes/{node}/log: what a node logs, and its slow and failed calls, as they occur.
 
-The node is asked only while somebody looks. Without a script the page has what the node had when it was asked.
+The node is asked only while somebody is viewing. Without scripts, the page shows what the node had when it was loaded.
 """
 
 from collections.abc import AsyncIterator
@@ -20,14 +20,14 @@ from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
 SINCE = timedelta(minutes=10)
-"""How old the records are at most that are shown at first."""
+"""Maximum age of the records shown at first."""
 FIRST = 200
-"""Records that are there already, at most."""
+"""Maximum existing records shown at first."""
 FILTERS = ("kind", "level", "function", "call")
 
 
 async def show(visit: Visit) -> Reply:
-    """GET /nodes/{node}/log?kind=&level=&function=&call=; with `once` it has what the node has now."""
+    """GET /nodes/{node}/log?kind=&level=&function=&call=; with `once` it shows what the node has now."""
     node, query, shown = await _asked(visit, follow=False)
     lines: list[dict[str, Any]] = []
     if visit.query.get("once"):
@@ -38,14 +38,14 @@ async def show(visit: Visit) -> Reply:
 
 
 async def stream(visit: Visit) -> Reply:
-    """GET /nodes/{node}/log/live: the same as server-sent events `lines`, each some elements of a list."""
+    """GET /nodes/{node}/log/live: the same as server-sent events `lines`, each with some elements of a list."""
     _, query, _ = await _asked(visit, follow=True)
     pieces: AsyncIterator[bytes] = await visit.ask(logs.watch, query=query)
     return Reply(200, _events(visit, pieces), live.HEADERS)
 
 
 async def _asked(visit: Visit, *, follow: bool) -> tuple[str, LogFilter, dict[str, str]]:
-    """Return the node's name, what it is asked, and what of that the URL says. Raises: ProblemError."""
+    """Return the node's name, the query for it, and which of that comes from the URL. Raises: ProblemError."""
     name = path_value("node", visit.path["node"])
     found, _ = await visit.items(node_views.list_nodes, msgspec.Raw, NodeFilter(names=name))
     if not found:
@@ -69,7 +69,7 @@ async def _events(visit: Visit, pieces: AsyncIterator[bytes]) -> AsyncIterator[b
 
 
 def _records(piece: bytes) -> list[dict[str, Any]]:
-    """Return the records and notices of a piece."""
+    """Return the records and notices in a piece of the answer."""
     return [msgspec.json.decode(line) for line in piece.splitlines() if line.strip()]
 
 

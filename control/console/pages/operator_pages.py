@@ -1,4 +1,4 @@
-"""Operators: who may use control, what, and until when. A token is shown once, in the answer that made it."""
+"""Operators: who may use control, with which rights, and until when. A token is shown only once, when it is made."""
 
 import re
 from typing import Any
@@ -16,21 +16,21 @@ from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
 SHOWN = 100
-"""Operators of a page of the list."""
-# An operator may be called `new`.
+"""Operators per page of the list."""
+# An operator may be named `new`.
 EVERY, NEW, ONE = "/operators", "/make-operator", "/operators/{name}"
 SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _TIME = re.compile(r"(\d{1,6})\s*([mhd])")
 
 
 def written(grant: HeldGrant) -> str:
-    """Return a grant as the form takes it: a line `role@group (function, function)`."""
+    """Return a grant as the form writes it: a line `role@group (function, function)`."""
     functions = f" ({', '.join(grant.functions)})" if grant.functions else ""
     return grant.role + (f"@{grant.group}" if grant.group else "") + functions
 
 
 async def show_list(visit: Visit) -> Reply:
-    """GET /operators: those that the operator who asks may change."""
+    """GET /operators: those that the visitor may change."""
     query = pagination.Paging(visit.query.get("cursor") or None, SHOWN)
     found, next = await visit.items(operators.list_operators, Operator, query)
     rows = [(operator, [written(grant) for grant in operator.grants]) for operator in found]
@@ -58,7 +58,7 @@ async def make(visit: Visit) -> Reply:
 
 
 async def show_one(visit: Visit) -> Reply:
-    """GET /operators/{name}: what it may, and a form for something else."""
+    """GET /operators/{name}: its rights, and a form to change them."""
     return await _show_one(visit)
 
 
@@ -105,13 +105,13 @@ async def _show_one(visit: Visit, error: ProblemError | None = None) -> Reply:
 
 
 async def _operator(visit: Visit) -> Operator:
-    """The operator of the path. Raises: ProblemError unknown_operator, also where the visitor may not change it."""
+    """Return the operator of the path. Raises: ProblemError unknown_operator, also if the visitor may not change it."""
     found: Operator = await visit.ask(operators.get, path_of(visit))
     return found
 
 
 def _grants(visit: Visit) -> list[dict[str, Any]]:
-    """Return what the lines of a form give. Raises: ProblemError invalid_body, when a line is no grant."""
+    """Return the grants in the lines of a form. Raises: ProblemError invalid_body, when a line isn't a grant."""
     found = []
     for line in visit.form.get("grants", "").splitlines():
         if not line.strip():
@@ -130,7 +130,7 @@ def _grants(visit: Visit) -> list[dict[str, Any]]:
 
 
 def _expiry(visit: Visit) -> int | None:
-    """Return the seconds of a time as 90d, or None where none is given. Raises: ProblemError invalid_body."""
+    """Return the seconds of a duration such as 90d, or None if none is given. Raises: ProblemError invalid_body."""
     text = visit.form.get("expires_in", "").strip()
     if not text:
         return None

@@ -1,6 +1,6 @@
-"""GET /: what is wrong now and why, the fleet at a glance, releases in flight, what happened last.
+"""GET /: what is wrong now and why, the fleet at a glance, releases in progress, what happened last.
 
-With no node yet it shows the three commands that lead to a first answer, until the first node joins.
+Until the first node joins, it shows the three commands that lead to a first answer.
 """
 
 from collections.abc import Iterable
@@ -22,29 +22,29 @@ from control.telemetry.call_history import CallTally
 from control.telemetry.fleet_summary import FleetGrid, FleetSummary, GroupSummary
 
 EVENTS = 10
-"""What happened last: so many."""
+"""Number of latest events shown."""
 MOST_FAILED, LEAST_FAILED = 0.01, 4
-"""Which share of a release's calls may fail, and how many in any case, before it is said to be wrong."""
+"""The share, and in any case the number, of a release's calls that may fail before it is reported as a problem."""
 FIRST_RUN = "first-run"
-"""What the page is, with no node."""
+"""The kind of page when there is no node."""
 
 
 @dataclass(frozen=True)
 class Happening:
-    """Something that happened, as a line."""
+    """Something that happened, shown as one line."""
 
     at: datetime
     kind: str
     text: str
     link: str = ""
-    """The page of what it is about."""
+    """The page of its subject."""
     about: str = ""
     """The text of the link."""
     code: str = ""
     times: int = 1
-    """How often, one after the other; `at` is the last time."""
+    """How often it happened in a row; `at` is the last time."""
     more: bool = False
-    """Whether it may have happened more often: earlier times weren't read."""
+    """Whether it may have happened more often, because earlier events weren't read."""
 
 
 class FailingCalls(NamedTuple):
@@ -64,20 +64,20 @@ class Overview:
     in_flight: list[GroupSummary]
     happened: list[Happening]
     calls: CallTally
-    """Of the last `MINUTES_SHOWN` minutes."""
+    """The calls of the last `MINUTES_SHOWN` minutes."""
     failing_calls: list[FailingCalls]
-    """Where more than `MOST_FAILED` of them fail, the most failed ones first."""
+    """Where more than `MOST_FAILED` of the calls fail, the most failures first."""
 
     @property
     def kind(self) -> str:
-        """What the page is, with some nodes: which groups have how many blocks, as only a page loaded anew has more."""
+        """The kind of page when there are nodes: its groups and their numbers of blocks, as only a reload adds more."""
         blocks = ((name, len(found.blocks) + found.left_out) for name, found in self.grid.items())
         shape = " ".join(f"{name}:{count}" for name, count in blocks if count)
         return f"overview-{sha256(shape.encode()).hexdigest()[:12]}"
 
     @property
     def headline(self) -> str:
-        """Whether something is wrong, and how much, in a sentence."""
+        """A sentence that says whether and how much is wrong."""
         counts = [(self.fleet.standings[word], word) for word in ("failing", "offline", "revoked")]
         (count, word), *others = [found for found in counts if found[0]] or [(0, "")]
         said = [f"{plural(count, 'node')} {word}"] if count else []
@@ -141,7 +141,7 @@ _drawn: tuple[FleetGrid, dict[str, GroupBlocks]] | None = None
 
 
 def _draw(grid: FleetGrid, groups: list[str] | None) -> dict[str, GroupBlocks]:
-    """Return the blocks of these groups. What was drawn last for all groups is kept: most look at the same."""
+    """Return the blocks of these groups. The last drawing of all groups is cached: most viewers see the same."""
     global _drawn
     if groups is not None:
         return fleet_grid.draw(grid.of(groups))
@@ -151,12 +151,12 @@ def _draw(grid: FleetGrid, groups: list[str] | None) -> dict[str, GroupBlocks]:
 
 
 def _in_flight(group: GroupSummary) -> bool:
-    """Return whether some of a group's nodes that can be reached aren't at its release yet."""
+    """Return whether some reachable nodes of a group aren't at its release yet."""
     return group.release is not None and any(group.standings[standing] for standing in ("failing", "syncing", "behind"))
 
 
 async def _happened(visit: Visit) -> list[Happening]:
-    """Return the newest of what is in the logs that the operator may read."""
+    """Return the newest events of the logs that the operator may read."""
     failed, older = await visit.items(syncs.list_syncs, syncs.Sync, syncs.SyncFilter(None, EVENTS, None, "failed"))
     found = [
         Happening(
@@ -182,7 +182,7 @@ async def _happened(visit: Visit) -> list[Happening]:
 
 
 def _folded(happened: list[Happening]) -> Iterable[Happening]:
-    """What happened several times, one after the other, as one line."""
+    """Combine what happened several times in a row into one line."""
     for _, alike in groupby(happened, key=lambda one: (one.kind, one.text, one.link, one.code)):
         first, *rest = alike
         times = first.times + sum(one.times for one in rest)

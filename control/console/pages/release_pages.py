@@ -1,9 +1,9 @@
-"""Releases: the list of them, one of them, and the forms that make one.
+"""Releases: the list, one release, and the forms that make one.
 
-A release's page says what it changed, how far it is, and which nodes fail at it and why. The forms make a new release,
-or an earlier one again. Its plan is shown first, and nothing else is done. The form that is sent has the digest of the
-plan that was shown, and a key: if the plan is a different one by now, the new plan is shown and nothing is done, and
-sending the form twice does it once.
+A release's page shows what it changed, its progress, and which nodes fail at it and why. The forms make a new release,
+or an earlier one again. The plan is shown first, and nothing else is done. The form that is sent has the digest of the
+plan that was shown, and a key: if the plan has changed since, the new plan is shown and nothing is done, and a form
+sent twice acts once.
 """
 
 import re
@@ -29,48 +29,48 @@ from control.problems import ProblemError
 from control.telemetry.fleet_summary import GroupSummary
 
 SHOWN = 25
-"""Releases of a page of the list."""
+"""Releases per page of the list."""
 EVERY = "/releases"
 ONE = "/releases/{group}/{number}"
 NEW = "/releases/new"
 ROLLBACK = f"{ONE}/rollback"
 CONSENTS = ("allow_unfit", "allow_loss", "allow_stall")
 ROWS = 100
-"""Functions that have a row of their own in the form; others are named in its field of text."""
+"""Functions with their own row in the form; others are named in its text field."""
 OUTSIDE = 20
-"""Rows at least for functions that the release before doesn't have."""
+"""Least rows for functions that aren't in the previous release."""
 GROUPS = 200
-"""Groups that the form proposes; others are typed."""
+"""Groups that the form suggests; others are typed."""
 _ITEM = re.compile(r"([^=\s]+)=(\S+)|-(\S+)")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a release is in its group."""
+    """The progress of a release in its group."""
 
     release: Release
     group: GroupSummary
     blocks: GroupBlocks | None
-    """The group's nodes; None where another release is the group's target by now."""
+    """The group's nodes; None if another release is the group's target by now."""
 
     @property
     def is_target(self) -> bool:
-        """Whether it is what the nodes of the group should run now."""
+        """Whether the nodes of the group should run this release now."""
         return self.release.number == self.group.release
 
     @property
     def kind(self) -> str:
-        """What the page is: how many blocks it has, if it has any, as only a page loaded anew has others."""
+        """The kind of page: how many blocks it has, if any, as only a reload changes them."""
         return "superseded" if self.blocks is None else f"target-{len(self.blocks.blocks) + self.blocks.left_out}"
 
     @property
     def nodes(self) -> int:
-        """How many nodes run it, as far as that is known."""
+        """How many nodes run it, as far as is known."""
         return sum(n for (_, number), n in self.group.counts.items() if number == self.release.number)
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """The kind and the words of how it is."""
+        """The state of the release: its kind and its description."""
         stands = self.group.standings
         if not self.is_target:
             return "off", f"superseded by {self.group.release}"
@@ -91,7 +91,7 @@ async def show_list(visit: Visit) -> Reply:
     found, next = await visit.items(releases.list_releases, Release, query)
     summary = (await visit.services.standings.summary()).of(visit.rights.groups("read"))
     groups = {group.name: group for group in summary.groups}
-    # A group that was made since the summary was read isn't in it.
+    # A group made after the summary was read isn't in it.
     rows = [Progress(release, groups[release.group], None) for release in found if release.group in groups]
     return await visit.html(
         "releases.html", rows=rows, next=next, group=query.group, names=list(groups)[:100], empty=not found
@@ -115,7 +115,7 @@ async def show_one(visit: Visit) -> Reply:
 
 
 async def live(visit: Visit) -> Make:
-    """Return the parts of a release's page that change. What it changed stays as it was when the stream began."""
+    """Return the parts of a release's page that change. Its list of changes stays as it was when the stream began."""
     release = await _release(visit)
 
     async def make() -> Parts:
@@ -149,7 +149,7 @@ async def _progress(visit: Visit, release: Release) -> Progress:
     services = visit.services
     summary, grid = await services.standings.both()
     of_group = summary.of([release.group]).groups
-    # A group that was made since the summary was read isn't in it: nobody has joined it yet.
+    # A group made after the summary was read isn't in it: no node has joined it yet.
     group = of_group[0] if of_group else GroupSummary(release.group, release.number, {}, {}, ())
     blocks = None
     if group.release == release.number:
@@ -159,50 +159,50 @@ async def _progress(visit: Visit, release: Release) -> Progress:
 
 @dataclass(frozen=True)
 class FunctionChoice:
-    """A function that a release may have."""
+    """A function that a release may include."""
 
     name: str
     version: int | None
-    """In the group's newest release; None where it isn't in it."""
+    """The version in the group's newest release; None if that doesn't have the function."""
     newest: int | None
-    """The number of its newest version; None where it has none any more."""
+    """The number of its newest version; None if it no longer has any."""
 
     @property
     def is_older(self) -> bool:
-        """Whether the release has another version than the newest."""
+        """Whether the release has a version other than the newest."""
         return self.version is not None and self.newest is not None and self.version < self.newest
 
 
 @dataclass(frozen=True)
 class PlanForm:
-    """A plan, and what the form has to send so that it is done."""
+    """A plan, and what the form has to send to carry it out."""
 
     plan: MadeRelease
     action: str
-    """Where it is sent."""
+    """The address that the form is sent to."""
     fields: list[tuple[str, str]]
-    """What is sent besides the consents: names and values."""
+    """The fields sent besides the consents: names and values."""
     command: str
-    """What does the same in a terminal."""
+    """The command that does the same in a terminal."""
 
     @property
     def name(self) -> str:
-        """What is typed to confirm it."""
+        """The text that is typed to confirm it."""
         return f"{self.plan.group}/{self.plan.number}"
 
     @property
     def is_heavy(self) -> bool:
-        """Whether it takes something away that it can't bring back: functions, or rows."""
+        """Whether it removes something that can't be restored: functions or rows."""
         return bool(self.plan.changes.remove or self.plan.losses)
 
     @property
     def does_nothing(self) -> bool:
-        """Whether the release would be as the one before."""
+        """Whether the release would be the same as the previous one."""
         return not any(msgspec.structs.astuple(self.plan.changes)) and self.plan.schema_floor == self.plan.floor_before
 
 
 async def show_new(visit: Visit) -> Reply:
-    """GET /releases/new: a form, and the plan of what it has."""
+    """GET /releases/new: a form, and the plan of its contents."""
     return await _show_new(visit, visit.query, planned="do" in visit.query)
 
 
@@ -234,7 +234,7 @@ async def _make(visit: Visit, body: NewRelease, action: str) -> Reply:
         NewRelease,
         "invalid_body",
     )
-    # The number is in the digest, so whoever typed another one than is made is refused by that.
+    # The digest covers the number, so it refuses a typed number that isn't the one to be made.
     typed = fields.get("typed", "").strip() == f"{body.group}/{fields.get('number', '')}"
     try:
         if not typed:
@@ -252,7 +252,7 @@ async def _make(visit: Visit, body: NewRelease, action: str) -> Reply:
 
 
 async def _show_again(visit: Visit, body: NewRelease, action: str, error: ProblemError) -> Reply:
-    """Return the page with the plan as it is now, and why nothing was done."""
+    """Return the page with the current plan and why nothing was done."""
     if action == NEW:
         return await _show_new(visit, visit.form, planned=True, error=error)
     try:
@@ -295,14 +295,14 @@ async def _show_new(visit: Visit, fields: QueryParams, *, planned: bool, error: 
 
 
 async def _newest(visit: Visit, group: str) -> Release | None:
-    """The newest release of a group. Raises: ProblemError unknown_group, also where the operator may not see it."""
+    """Return the newest release of a group. Raises: ProblemError unknown_group, also if the operator may not see it."""
     found, _ = await visit.items(releases.list_releases, Release, releases.ReleaseQuery(None, 1, group))
     return found[0] if found else None
 
 
 async def _rows(visit: Visit, before: Release | None) -> tuple[list[FunctionChoice], list[FunctionChoice], bool]:
-    """Functions of the group's newest release, those with a newer version first, and others; and whether there are
-    more of either."""
+    """Return the functions of the group's newest release, those with a newer version first, and other functions; and
+    whether there are more of either."""
     has = {f.name: f.version for f in before.functions} if before else {}
     newest = dict(await visit.ask(functions.newest_of, {"names": list(has)}))
     inside = [FunctionChoice(name, version, newest.get(name)) for name, version in has.items()]
@@ -329,7 +329,7 @@ async def _plan(visit: Visit, body: NewRelease, action: str) -> PlanForm:
 
 
 def _new_body(fields: QueryParams) -> NewRelease:
-    """Return what a form asks for. Raises: ProblemError invalid_body, when that can't be."""
+    """Return the request body for a form. Raises: ProblemError invalid_body, when the form isn't valid."""
     wanted: dict[str, Any] = {"group": fields.get("group", ""), "reason": fields.get("reason", "").strip()}
     versions = {name[2:]: text.strip() for name, text in fields.multi_items() if name.startswith("f:") and text.strip()}
     removed = fields.getlist("remove")

@@ -1,7 +1,7 @@
-"""The schema: its changes, one of them, and the forms for a change.
+"""The schema: the list of changes, one change, and its forms.
 
-A change's page has its text, its revisions, which nodes have it, and what it can do to nodes. The forms register a new
-change or another text for one, or withdraw one before any node has it; the plan is shown first.
+A change's page shows its text, its revisions, which nodes have it, and what it can do to nodes. The forms register a
+new change or a new text for one, or withdraw one before any node has it; the plan is shown first.
 """
 
 from typing import Any
@@ -26,13 +26,13 @@ from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
 SHOWN = 25
-"""Changes of a page of the list."""
+"""Changes per page of the list."""
 TEXT = 40_000
 """Characters of a change's text that are shown."""
 EVERY, ONE = "/schema", "/schema/{number}"
 NEW, AMEND, WITHDRAW = "/schema/new", "/schema/{number}/amend", "/schema/{number}/withdraw"
 LONGEST = 30_000
-"""Characters of a text that can be changed in the page; for longer ones there is the terminal."""
+"""Maximum characters of a text that can be edited on the page; longer ones are edited in the terminal."""
 
 
 async def show_list(visit: Visit) -> Reply:
@@ -41,11 +41,11 @@ async def show_list(visit: Visit) -> Reply:
     top = visit.query.get("from", "")
     last = min(newest, int(top)) if top.isdecimal() and 0 < len(top) < 9 else newest
     first = max(0, last - SHOWN)
-    # The API lists them from the first one on.
+    # The API lists the oldest first.
     query = pagination.Paging(pagination.write_cursor(first), max(1, last - first))
     found, _ = await visit.items(schema.list_changes, ListedSchemaChange, query)
     rows = [change for change in found if change.number <= last]
-    # Long texts may have ended the API's page early.
+    # Long texts may have made the API's page end early.
     while rows and rows[-1].number < last:
         query = pagination.Paging(pagination.write_cursor(rows[-1].number), last - rows[-1].number)
         rows += (await visit.items(schema.list_changes, ListedSchemaChange, query))[0]
@@ -83,7 +83,7 @@ async def show_new(visit: Visit) -> Reply:
 
 
 async def add(visit: Visit) -> Reply:
-    """POST /schema/new: its plan, or the change is registered under the number that the plan had."""
+    """POST /schema/new: show the plan, or register the change under the number that the plan had."""
     key, fields, plan, failed = page_input.form_key(visit), visit.form, None, None
     planned = fields.get("number", "") if fields.get("do") == "add" else ""
     try:
@@ -105,7 +105,7 @@ async def show_amend(visit: Visit) -> Reply:
 
 
 async def amend(visit: Visit) -> Reply:
-    """POST /schema/{number}/amend: its plan, or the amendment, where its plan is the one that was shown."""
+    """POST /schema/{number}/amend: show the plan, or amend if the plan is still the one that was shown."""
     key, path, fields = page_input.form_key(visit), path_of(visit), visit.form
     change, plan, failed = await _change(visit), None, None
     sql = fields.get("sql", "").replace("\r\n", "\n")
@@ -174,7 +174,7 @@ async def _change(visit: Visit) -> SchemaChangeHistory:
 
 
 def _sql(visit: Visit) -> str:
-    """Return the text of the form, as it was written: browsers send each end of a line as two characters."""
+    """Return the text of the form as it was written: browsers send each line ending as two characters."""
     sql = visit.form.get("sql", "").replace("\r\n", "\n")
     if len(sql) > LONGEST:
         raise ProblemError(
@@ -188,7 +188,7 @@ def _body(wanted: dict[str, Any], type: Any) -> Any:
 
 
 def _shown(error: ProblemError) -> ProblemError:
-    """Return a refusal that the form's page shows. Raises: ProblemError, when it is none of the form's."""
+    """Return a refusal for the form's page to show. Raises: ProblemError, when it isn't about the form."""
     if isinstance(error, AuthError) or error.status not in (404, 409, 422):
         raise error
     return error

@@ -1,4 +1,4 @@
-"""The settings in force of the replica that answers: names, values, where each is from. No secret is among them."""
+"""The effective settings of the replica that answers: names, values, and sources, without secrets."""
 
 from control.api import replicas
 from control.api.operations import Reply

@@ -1,7 +1,7 @@
-"""Signing in and out: by a token, a code or an OpenID provider, and allowing what `skerry login` asks for.
+"""Signing in and out, with a token, a code or an OpenID provider, and approving requests of `skerry login`.
 
-The page to sign in has no session yet, so its form has the token of a cookie that it was sent with. A browser that
-keeps no such cookie is told so, and a form of another site can't sign anybody in.
+The sign-in page has no session yet, so its form has the token of a cookie that was sent with it. A browser that doesn't
+keep the cookie gets an error, and a form on another site can't sign anybody in.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from control.console.visits import SIGN_IN, ConsolePage, Visit
 from control.problems import ProblemError
 
 VISIT_COOKIE = "__Host-skerry-sign-in"
-"""The cookie that the form for signing in is bound to."""
+"""The cookie that the sign-in form is bound to."""
 PROVIDER = "/sign-in/provider"
 PROVIDER_COOKIE = "__Host-skerry-provider"
-"""The cookie that a sign-in at the provider is bound to, for as long as that may take."""
+"""The cookie that a sign-in at the provider is bound to, for as long as one may take."""
 PROVIDER_SECONDS = 600.0
 NO_COOKIES = (
     "the browser didn't send back the cookie that this page gave it. Cookies must be allowed, and the page must come "
@@ -61,7 +61,7 @@ async def sign_in(visit: Visit) -> Reply:
 
 
 async def begin_at_provider(visit: Visit) -> Reply:
-    """GET /sign-in/provider?next=: sends the browser to the provider. A form may only lead to this server."""
+    """GET /sign-in/provider?next=: send the browser to the provider. A form may lead only to this server."""
     to = csrf.own_path(visit.query.get("next", "/"))
     try:
         address, secret = await _provider(visit).begin(to)
@@ -71,7 +71,7 @@ async def begin_at_provider(visit: Visit) -> Reply:
 
 
 async def end_at_provider(visit: Visit) -> Reply:
-    """GET /sign-in/provider/done: the provider has sent the browser back."""
+    """GET /sign-in/provider/done: finish the sign-in after the provider has sent the browser back."""
     provider = _provider(visit)
     answer: dict[str, list[str]] = {}
     for name, value in visit.query.multi_items():
@@ -89,14 +89,14 @@ async def end_at_provider(visit: Visit) -> Reply:
 
 
 def _provider(visit: Visit) -> Provider:
-    """Raises: ProblemError no_such_path, when there is no provider."""
+    """Return the provider. Raises: ProblemError no_such_path, when there is none."""
     if visit.services.provider is None:
         raise ProblemError("no_such_path", "no OpenID provider is set up here (SKERRY_OIDC_ISSUER)")
     return visit.services.provider
 
 
 async def _signed_in(visit: Visit, secret: str, to: str, *cookies: tuple[bytes, bytes], stays: bool) -> Reply:
-    """Return the answer to whoever has signed in. The session that the browser had before ends."""
+    """Return the answer to a visitor who has signed in. The browser's previous session ends."""
     with contextlib.suppress(ProblemError):
         before = await visit.services.sessions.signed_in(visit.scope)
         await visit.services.sessions.end(visit.scope, before.operator)
@@ -106,7 +106,7 @@ async def _signed_in(visit: Visit, secret: str, to: str, *cookies: tuple[bytes, 
 
 
 async def sign_out(visit: Visit) -> Reply:
-    """POST /sign-out. Where the provider has a session of its own, a page says so: a form can't lead there."""
+    """POST /sign-out. If the provider has its own session, a page says so: a form can't lead there."""
     await visit.services.sessions.end(visit.scope, visit.operator)
     gone = (sessions.set_cookie(COOKIE, "", seconds=0),)
     provider = visit.services.provider
@@ -117,12 +117,12 @@ async def sign_out(visit: Visit) -> Reply:
 
 
 async def ask_code(visit: Visit) -> Reply:
-    """GET /login: asks for the code of `skerry login`."""
+    """GET /login: ask for the code of `skerry login`."""
     return visit.html_alone("login.html", waiting=None, done="", error=None)
 
 
 async def answer_login(visit: Visit) -> Reply:
-    """POST /login: `code` shows what waits; `id` and `answer` allow it or refuse it."""
+    """POST /login: `code` shows the waiting request; `id` and `answer` approve or refuse it."""
     sign_ins, session = visit.services.sign_ins, visit.visitor.session
     if session is None:
         raise ProblemError("unknown_session", "a login is allowed in a browser, by somebody who has signed in there")
@@ -142,7 +142,7 @@ async def answer_login(visit: Visit) -> Reply:
 
 
 def _refusal(visit: Visit, to: str, error: ProblemError, *cookies: tuple[bytes, bytes], by_code: bool = False) -> Reply:
-    """Return the page once more, with what was wrong; refused credentials are recorded."""
+    """Return the page again with the error; refused credentials are recorded."""
     if isinstance(error, AuthError) and error.reason:
         visit.services.failures.record(auth.address(visit.scope), error.reason)
         visit.services.metrics.auth_failure(error.reason)
@@ -162,7 +162,7 @@ def _page(
     return visit.html_alone(
         "sign_in.html",
         200 if error is None else error.status,
-        # Also where the browser has it: from now on it keeps it for an hour.
+        # Even if the browser already has it: it keeps it for an hour from now.
         (sessions.set_cookie(VISIT_COOKIE, own, seconds=3600), *cookies),
         by_code=by_code,
         other=f"{SIGN_IN}?{other}",

@@ -1,4 +1,4 @@
-"""The theme: as the system's, light or dark, kept in a cookie, so that the server writes it and nothing flashes."""
+"""The theme: the system's, light or dark, kept in a cookie, so that the server renders it and nothing flashes."""
 
 from control.access.csrf import own_path
 from control.access.sessions import set_cookie
@@ -11,7 +11,7 @@ YEAR = 365 * 24 * 3600
 
 
 async def choose(visit: Visit) -> Reply:
-    """POST /theme: `theme` is one of `THEMES`, or `next`; `back` is the page to show then."""
+    """POST /theme: `theme` is one of `THEMES`, or `next`; `back` is the page to show afterwards."""
     wanted = visit.form.get("theme", "")
     if wanted == "next":
         wanted = THEMES[(THEMES.index(visit.theme) + 1) % len(THEMES)]
