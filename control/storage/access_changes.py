@@ -1,9 +1,9 @@
-"""Changes to who may come in (ADR 55): recorded for the next access list, and applied again from one after a restore.
+"""Access changes (ADR 55): recorded for the next access list, and applied again from one after a restore.
 
-A change is recorded in the transaction that makes it, and gets into the bucket later (`access_journal`): a bucket that
-doesn't answer neither slows down a revocation nor makes it fail.
+A change is recorded in the transaction that makes it and written to the bucket later (`access_journal`), so a bucket
+that doesn't answer neither delays a revocation nor makes it fail.
 
-Each change may be applied more than once, and to metadata that have it already: it changes nothing then.
+Applying a change again, or to metadata that already have it, changes nothing.
 """
 
 import logging
@@ -46,7 +46,7 @@ log = logging.getLogger("skerry.recovery")
 async def record(
     conn: Connection, now: datetime, kind: Kind, subject: UUID | str, details: Mapping[str, Any] | None = None
 ) -> None:
-    """Record one change. `details` may have hashes of secrets, and no secret."""
+    """Record one change. `details` may have hashes of secrets, but no secrets."""
     await conn.execute(SQL["record"], uuid4(), now, kind, subject, dict(details or {}))
 
 
@@ -59,13 +59,13 @@ async def record_credential(
 
 
 async def record_all(conn: Connection, now: datetime, kind: Kind, subjects: Collection[str]) -> None:
-    """Record the same kind of change of several subjects."""
+    """Record the same kind of change for several subjects."""
     if subjects:
         await conn.execute(SQL["record_all"], [str(uuid4()) for _ in subjects], sorted(subjects), now, kind)
 
 
 async def apply(conn: Connection, changed: Changed, changes: Iterable[AccessChange]) -> Counter[str]:
-    """Apply the changes, in their order; return how many of each kind changed something."""
+    """Apply the changes in order; return how many of each kind changed something."""
     done: Counter[str] = Counter()
     for change in changes:
         work = _WORK.get(change.kind)
@@ -115,8 +115,10 @@ async def _revoke_node(conn: Connection, changed: Changed, change: AccessChange)
 
 
 async def _make_credential(conn: Connection, changed: Changed, change: AccessChange) -> bool:
-    """A successor was got with the credential that it replaces, which was used by that: so what that one replaced, and
-    other successors that were never used, have ended.
+    """Store a credential that was made after the backup, and end those that it supersedes.
+
+    A node gets a successor by using the credential that it replaces. So the one before that, and other successors that
+    were never used, have ended.
     """
     node, replaces = change.details["node"], change.details.get("replaces")
     row = change.subject, node, change.details["hash"], change.at, replaces
@@ -147,7 +149,7 @@ async def _revoke_operator(conn: Connection, changed: Changed, change: AccessCha
 async def _make_operator(conn: Connection, changed: Changed, change: AccessChange) -> bool:
     told = change.details
     row = change.subject, told["name"], told["role"], told["grants"], _end(told), told["hash"], change.at
-    # Its name may have been that of an operator who was revoked before.
+    # An operator who was revoked earlier may have had this name.
     await conn.execute(OPERATORS["free_name"], told["name"])
     if await conn.fetchval(ADD_OPERATOR, *row) is None:
         return False

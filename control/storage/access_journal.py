@@ -1,8 +1,8 @@
-"""One replica's work with the access lists: it writes what has changed to the bucket, and applies lists that the
-metadata don't know (ADR 55).
+"""One replica's work with access lists: it writes changes to the bucket, and applies lists that the metadata don't
+know (ADR 55).
 
-A list is noted in the metadata before its object is written. So an object that isn't noted shows metadata that were
-restored from a backup of before, and its changes are applied to them.
+A list is noted in the metadata before its object is written. So an object that isn't noted shows that the metadata were
+restored from an earlier backup, and its changes are applied to them.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from control.storage.object_store import SmallObject, Store, WriteConflict
 
 
 class WaitingChange(NamedTuple):
-    """A change that no list has yet."""
+    """A change that isn't in a list yet."""
 
     id: str
     at: datetime
@@ -38,14 +38,14 @@ class WaitingChange(NamedTuple):
 
 
 class UnlistedCount(NamedTuple):
-    """How many changes no list has yet, and since when."""
+    """How many changes aren't in a list yet, and since when."""
 
     changes: int
     since: datetime | None
 
 
 class ListKey(NamedTuple):
-    """The id of this control, None until it has a bucket, and the key of its lists' codes."""
+    """The id of this control, None until it has a bucket, and the key for the codes of its lists."""
 
     owner: str | None
     key: str
@@ -59,9 +59,9 @@ NOTE = SQL.optional("note", str)
 NOTED = SQL.value("noted", str)
 
 PERIOD = 5.0
-"""Seconds between two looks at whether something is to be written."""
+"""Seconds between two checks for changes to write."""
 READ_AT_ONCE = 8
-"""Lists that are read at once; they are applied one after the other."""
+"""Lists that are read concurrently; they are applied in order."""
 ACTOR = Actor("control", "recovery")
 
 log = logging.getLogger("skerry.recovery")
@@ -69,13 +69,13 @@ log = logging.getLogger("skerry.recovery")
 
 @dataclass
 class _Pass:
-    """How far the lists of the bucket were looked at."""
+    """The progress of one pass over the bucket's lists."""
 
     judged: str = ""
-    """The key up to which each list is applied, or can't be."""
+    """The key up to which every list has been applied or found inapplicable."""
     lists: int = 0
     done: Counter[str] = field(default_factory=Counter)
-    """Of the lists that were applied, how many changes of each kind changed something."""
+    """How many changes of each kind, in the lists that were applied, changed something."""
 
 
 class AccessJournal:
@@ -87,16 +87,16 @@ class AccessJournal:
         self._clock = clock
         self._applying = asyncio.Lock()
         self.looked = False
-        """Whether this replica has applied, since its start, all lists that there were."""
+        """Whether this replica has applied, since its start, all lists that existed."""
         self.answered = False
-        """Whether the store has said which lists there are: until they are read, this replica knows that it doesn't
-        know who was revoked."""
+        """Whether the store has listed the lists: until they are read, this replica knows that it may not know of all
+        revocations."""
         self.unverified = 0
-        """How many lists can't be applied, since they aren't of these metadata or were changed."""
+        """How many lists can't be applied, because they don't belong to these metadata or were changed."""
         self._pass = _Pass()
 
     async def run(self) -> None:
-        """Write what has changed every few seconds, until cancelled, and apply the lists once the store answers."""
+        """Apply the lists once the store answers, and write changes every few seconds until cancelled."""
         outage = Outage(log, "revocations can't be written to the bucket, and wait in the metadata")
         while True:
             await self._clock.sleep(PERIOD)
@@ -109,8 +109,8 @@ class AccessJournal:
                 outage.failed(problem.detail)
 
     async def write(self) -> None:
-        """Write a list of what has changed, if anything has. Raises: ProblemError, when the store or the database
-        doesn't answer; what waits is written later.
+        """Write a list of the waiting changes, if any. Raises: ProblemError, when the store or the database doesn't
+        answer; the changes are written later.
         """
         while True:
             rows = await self._db.read(lambda conn: conn.fetch(WAITING, access_list.MOST))
@@ -119,7 +119,7 @@ class AccessJournal:
                 return
             now = self._clock.now()
             name = access_list.name(owner, now, uuid4())
-            # A store that doesn't answer fails here, before the list is noted: what is noted stays.
+            # A store that doesn't answer fails here, before the list is noted: a noted list stays.
             await self._store.head(name)
             waiting = [AccessChange(row.at, row.kind, row.subject, row.details) for row in rows]
             changes = access_list.first_of(waiting)
@@ -135,11 +135,11 @@ class AccessJournal:
                 return
 
     async def apply(self, *, restored: bool = False, on_list: Callable[[], None] = lambda: None) -> None:
-        """Apply the lists of the bucket that the metadata don't know, which shows that they were restored.
+        """Apply the bucket's lists that the metadata don't know: such lists show that the metadata were restored.
 
-        `restored`: that is known already, and all lists are looked at; else those that an interrupted call has judged
-        aren't read again. `on_list` is called after each list that was applied: anybody who can write to the bucket
-        can put any number of others there. Raises: ProblemError, when the store or the database doesn't answer.
+        `restored`: a restore is known already, and all lists are read; otherwise, those that an interrupted call has
+        judged aren't read again. `on_list` is called only after lists that were applied: anybody who can write to the
+        bucket can add any number of others. Raises: ProblemError, when the store or the database doesn't answer.
         """
         async with self._applying:
             if self.looked and not restored:
@@ -171,11 +171,11 @@ class AccessJournal:
             self.looked, self._pass = True, _Pass()
 
     async def waiting(self, conn: Connection) -> UnlistedCount:
-        """Return what isn't in the bucket yet: a restore of a backup of before would undo it."""
+        """Return the changes that aren't in the bucket yet: restoring an earlier backup would undo them."""
         return await conn.one(COUNT_WAITING)
 
     async def _apply(self, key: str, name: str, found: SmallObject | None) -> Counter[str] | None:
-        """Apply one list, as it was read; None where it isn't one of these metadata."""
+        """Apply one list that was read; return None if it doesn't belong to these metadata."""
         if found is None:
             return None
         try:
@@ -198,7 +198,7 @@ class AccessJournal:
                 return Counter()  # another replica was first
             if (await bucket_owner.state(conn)).restored_at is None:
                 await conn.execute(bucket_owner.SQL["note_restored"], now)
-            # In the order of time: written again behind later changes, they would take these back.
+            # In order of time: written again after later changes, they would undo those.
             columns = zip(*((change.at.isoformat(), change.kind, change.subject) for change in changes), strict=True)
             await conn.execute(SQL["forget_listed"], *map(list, columns))
             done = await access_changes.apply(conn, changed, changes)

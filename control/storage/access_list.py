@@ -1,8 +1,8 @@
-"""Access lists: objects of the bucket that say what has changed about who may come in (ADR 55). Pure rules.
+"""Access lists: objects in the bucket that record access changes (ADR 55). Pure rules.
 
-A restore of the metadata takes them back to a backup; the lists bring that part of them forward again. Each has a code
-(HMAC-SHA256) over its name and its changes, with a key that the metadata have and the bucket hasn't: whoever can write
-to the bucket alone can't make one.
+A restore takes the metadata back to a backup; the lists bring their access rules up to date again. Each list has a code
+(HMAC-SHA256) over its name and its changes, with a key that is in the metadata and not in the bucket: write access to
+the bucket alone isn't enough to make one.
 """
 
 import hmac
@@ -18,20 +18,20 @@ from control.storage.owner_mark import PREFIX
 
 FOLDER = f"{PREFIX}access/"
 MOST = 100
-"""Changes in a list at most."""
+"""Maximum changes in a list."""
 MOST_BYTES = 4 * wire.MIB
-"""Bytes of a list at most."""
+"""Maximum bytes of a list."""
 
 Kind = Literal[
-    "node-joined",  # it is in the group `details.group`
+    "node-joined",  # into the group `details.group`
     "node-renamed",  # to `details.name`; so that another node may have got the name before
     "node-removed",
-    "node-revoked",  # its credentials that were made before
+    "node-revoked",  # all credentials made before
     "credential-made",  # of the node `details.node`
     "operator-made",
     "operator-revoked",
     "operator-changed",  # to `details.role`, `grants`, `expires_at`
-    "operator-renewed",  # its token is the one with `details.hash`; the earlier one is good until `old_ends_at`, if so
+    "operator-renewed",  # its token has `details.hash`; the earlier one is valid until `old_ends_at`, if given
     "join-token-ended",
     "session-ended",
 ]
@@ -43,30 +43,30 @@ class AccessChange(msgspec.Struct, frozen=True):
 
     at: datetime
     kind: str
-    """A `Kind`, or one that a later version of control has made."""
+    """A `Kind`, or one of a later version of control."""
     subject: wire.Uuid
     """The id of the node, credential, operator, join token or session."""
     details: dict[str, Any] = {}
 
 
 class _Sealed(msgspec.Struct):
-    """The object: the changes as they were encoded, and the code."""
+    """The object: the encoded changes and the code."""
 
     code: str
     changes: msgspec.Raw
 
 
 class UnverifiedList(Exception):
-    """A list that isn't of these metadata, or was changed since."""
+    """A list that doesn't belong to these metadata, or was changed since."""
 
 
 def name(owner: str, at: datetime, id: UUID) -> str:
-    """Return the key of a new list's object. Keys are in the order of time; each control has a folder of its own."""
+    """Return the key of a new list's object. Keys sort by time; each control has its own folder."""
     return f"{folder(owner)}{at:%Y%m%dT%H%M%S.%fZ}-{id}.json"
 
 
 def folder(owner: str) -> str:
-    """Return the beginning of the keys of the lists of the control with this id."""
+    """Return the key prefix of the lists of the control with this id."""
     return f"{FOLDER}{owner}/"
 
 
@@ -77,7 +77,7 @@ def encode(key: str, name: str, changes: list[AccessChange]) -> bytes:
 
 
 def first_of(changes: list[AccessChange]) -> list[AccessChange]:
-    """As many of these changes, from the first on, as a list of `MOST_BYTES` has room for; one at least."""
+    """Return as many of these changes, from the first, as fit in a list of `MOST_BYTES`; at least one."""
     size, count = 1000, 0
     for change in changes:
         size += len(msgspec.json.encode(change)) + 1
@@ -88,7 +88,7 @@ def first_of(changes: list[AccessChange]) -> list[AccessChange]:
 
 
 def decode(key: str, name: str, data: bytes) -> list[AccessChange]:
-    """Return the changes of the list whose object `name` has the bytes `data`. Raises: UnverifiedList."""
+    """Return the changes of the list in the object `name` with the bytes `data`. Raises: UnverifiedList."""
     try:
         sealed = msgspec.json.decode(data, type=_Sealed)
         wanted = owner_mark.code(key, name, bytes(sealed.changes))

@@ -1,6 +1,6 @@
-"""What a transaction announces to every replica: the rows that it changed get the next epoch, as its last statement.
+"""Announcements of a transaction to every replica: as its last statement, the rows that it changed get the next epoch.
 
-The transaction that takes the next epoch holds the row of `epochs` until COMMIT, and every other transaction that
+The transaction that takes the next epoch locks the row of `epochs` until COMMIT, and every other transaction that
 announces something waits for it. So no other statement may come between taking the epoch and COMMIT.
 """
 
@@ -14,7 +14,7 @@ ANNOUNCE = queries.load("announce").value("announce", int)
 
 @dataclass(slots=True)
 class Changed:
-    """The ids of rows that every replica is to read again; filled by one run of a transaction's work."""
+    """The ids of rows that every replica must read again; filled by one run of a transaction's work."""
 
     groups: set[str] = field(default_factory=set)
     nodes: set[str] = field(default_factory=set)

@@ -1,7 +1,7 @@
-"""Deleting artifacts: at once in the background, and by a sweep that finishes what kills and failures left behind.
+"""Deletion of artifacts: at once in the background, and by a sweep that finishes what crashes and failures left.
 
 A row that is marked `deleting` says that its object is to be deleted; the row is deleted after the object. So a
-request to delete is answered when the rows are committed, whether or not the store answers then.
+request to delete is answered when the rows are committed, even if the store doesn't answer at the time.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ from control.storage.queries import Rows, Value
 STALE = timedelta(hours=1)
 """Time after which an unfinished upload is given up, and an artifact that no version uses is deleted."""
 RETRY = timedelta(minutes=1)
-"""Time after which the sweep tries a deletion again that hasn't ended."""
+"""Time after which the sweep retries an unfinished deletion."""
 SWEPT_AT_ONCE = 200
-"""Deletions that one sweep tries."""
+"""Maximum deletions that one sweep tries."""
 MARKED_AT_ONCE = 1000
-"""Unfinished uploads, and artifacts that nothing uses, that one sweep marks."""
+"""Maximum unfinished uploads and unused artifacts that one sweep marks."""
 WAITING = 10_000
-"""Artifacts that wait in memory for their deletion; further ones are left to the sweep."""
+"""Maximum artifacts that wait in memory for deletion; further ones are left to the sweep."""
 
 ACTOR = Actor("control", "deletions")
 
@@ -40,14 +40,14 @@ log = logging.getLogger("skerry.artifacts")
 
 
 class ArtifactKey(NamedTuple):
-    """The sha256 of an artifact's bytes and the id of its row, which together name its object in the bucket."""
+    """The sha256 of an artifact and the id of its row, which together form the key of its object in the bucket."""
 
     sha256: str
     id: str
 
 
 class UnknownObject(NamedTuple):
-    """The key of an object that no row knows, and since when that is known."""
+    """The key of an object without a row, and when that was first noticed."""
 
     key: str
     since: datetime
@@ -65,10 +65,10 @@ UNKNOWN_SINCE = OWNERSHIP.rows("unknown_since", UnknownObject)
 
 
 class Deletions:
-    """One replica's deletions. Those that it loses, as by a kill, the sweep finishes."""
+    """One replica's deletions. The sweep finishes those that it loses, as in a crash."""
 
     def __init__(self, db: Database, store: Store, ownership: Ownership, clock: Clock, unknown_kept: float) -> None:
-        """`unknown_kept`: seconds for which an object that no row knows stays in the bucket."""
+        """`unknown_kept`: seconds for which an object without a row stays in the bucket."""
         self._db = db
         self._store = store
         self._ownership = ownership
@@ -79,25 +79,25 @@ class Deletions:
         self._deleting: list[ArtifactKey] = []
 
     def add(self, artifacts: Iterable[ArtifactKey]) -> None:
-        """Have artifacts deleted whose rows are marked `deleting`."""
+        """Queue artifacts whose rows are marked `deleting` for deletion."""
         self._deleting += list(artifacts)[: WAITING - len(self._deleting)]
         self._wake.set()
 
     def give_up(self, artifact: ArtifactKey) -> None:
-        """Have an upload undone that failed: its row may still say `uploading`."""
+        """Queue a failed upload to be undone: its row may still say `uploading`."""
         if len(self._given_up) < WAITING:
             self._given_up.append(artifact)
             self._wake.set()
 
     async def run(self) -> None:
-        """Delete what comes in, until cancelled."""
+        """Delete queued artifacts until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
             await self.step()
 
     async def step(self) -> None:
-        """Delete what has come in so far."""
+        """Delete what is queued so far."""
         given_up, deleting = self._given_up, self._deleting
         self._given_up, self._deleting = [], []
         left = len(given_up) + len(deleting)
@@ -117,7 +117,7 @@ class Deletions:
     async def delete(self, artifact: ArtifactKey) -> None:
         """Delete the object and then the row of an artifact that is marked `deleting` (R 2.4).
 
-        Raises: ProblemError, when the store or the database doesn't answer, or deletions are held.
+        Raises: ProblemError, when the store or the database doesn't answer, or deletions are on hold.
         """
         await self._ownership.may_delete()
         faults.reach("control.delete.object.before")
@@ -132,7 +132,7 @@ class Deletions:
             await audit_log.record(conn, self._clock.now(), ACTOR, "artifact.delete", artifact.sha256, before=before)
 
     async def sweep(self) -> None:
-        """Finish what kills and failures left behind; do nothing while deletions are held.
+        """Finish what crashes and failures left behind; do nothing while deletions are on hold.
 
         Raises: ProblemError, when the store or the database doesn't answer, or the bucket isn't this control's.
         """
@@ -152,7 +152,7 @@ class Deletions:
         await self._mark_stale(UNUSED, "ready", RELEASE_UNUSED, now)
         deleting = await self._db.read(lambda conn: conn.fetch(DELETING, now - RETRY, SWEPT_AT_ONCE))
         for artifact in deleting:
-            # A row that another transaction has locked waits for a later sweep, and holds up no other one.
+            # A row that another transaction has locked is left to a later sweep and doesn't delay the others.
             with contextlib.suppress(Locked):
                 await self.delete(artifact)
         unknown = 0
@@ -166,11 +166,11 @@ class Deletions:
             log.info("swept %s, and %s that no row knew", artifacts, objects)
 
     async def _mark_stale(self, find: Value[str], state: str, mark: Rows[ArtifactKey], now: datetime) -> None:
-        """Mark artifacts in this state as deleting that `find` finds, but for those that a transaction has locked."""
+        """Mark the artifacts in this state that `find` finds as deleting, except those locked by a transaction."""
         ids = await self._db.read(lambda conn: conn.column(find, now - STALE, MARKED_AT_ONCE))
 
         async def work(conn: Connection) -> None:
-            # By id: CockroachDB locks each row that it reads for this, and those in use are needed by others.
+            # By id: CockroachDB locks each row that it reads for this, and others need the rows in use.
             free = await conn.column(LOCK_FREE, ids, state, now - STALE)
             if free:
                 await conn.fetch(mark, free, now)
@@ -179,7 +179,7 @@ class Deletions:
             await self._db.transaction(work)
 
     async def _delete_unknown(self, objects: dict[str, str], now: datetime) -> int:
-        """Delete those of the objects (their keys, by row id) that no row has known for long; return how many."""
+        """Delete those of the objects (keys by row id) that have had no row for long; return how many."""
 
         async def look(conn: Connection) -> tuple[set[str], dict[str, datetime]]:
             known = set(await conn.column(KNOWN_ARTIFACTS, list(objects)))
@@ -191,7 +191,7 @@ class Deletions:
         gone = [key for key in sorted(unknown) if key in since and since[key] < before]
         for key in gone:
             await self._ownership.may_delete()
-            # Recorded before it is done: of a deletion that a kill interrupts nothing else would tell.
+            # Recorded first: nothing else would show a deletion that a crash interrupts.
             details = {"unknown_since": since[key]}
             await self._db.transaction(
                 lambda conn, key=key, details=details: audit_log.record(  # type: ignore[misc]

@@ -1,8 +1,7 @@
-"""The audit log: a row for each change of what control keeps, in the transaction that makes the change.
+"""The audit log: a row for each change to control's data, in the transaction that makes the change.
 
-Seals over the rows (ADR 35) are added by the monitor for rows that have none, and deleted with rows that are old. A row
-that is committed late goes under a later seal. What a seal says, and how a chain of them is checked, is in
-`control.audit_chain`.
+The monitor seals rows that have no seal (ADR 35), and deletes seals with old rows. A row that is committed late gets a
+later seal. The contents of a seal, and the check of a chain of them, are in `control.audit_chain`.
 """
 
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ NEWEST_SEAL = SQL.rows("newest_seal", AuditSeal)
 OLDEST_SEAL = SQL.optional("oldest_seal", int)
 
 ROWS_OF_SEAL = 500
-"""Rows under one seal, which are read, hashed and written in one transaction."""
+"""Maximum rows under one seal, which are read, hashed and written in one transaction."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Actor:
     """Who makes a change."""
 
     kind: Literal["operator", "node", "control"]
-    """`control`: control itself, or a command that has the database's URL and no operator's token."""
+    """`control`: control itself, or a command with the database's URL and no operator's token."""
     name: str
     """The operator's or the node's name, or the part of control."""
     address: str = ""
@@ -54,9 +53,9 @@ async def record(
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
-    """Record a change of `target`, in the transaction that makes it, and have control's log say so after COMMIT.
+    """Record a change of `target` in the transaction that makes it, and log it after COMMIT.
 
-    An operator's change is an event, too. `before` and `after` are values by name; the row has those that differ.
+    An operator's change is also an event. `before` and `after` are values by name; the row has those that differ.
     `details` are circumstances, such as a reason. None of them may be a secret, or the hash of one.
     """
     old, new = before or {}, after or {}
@@ -82,7 +81,7 @@ async def record(
 
 
 async def seal(db: Database, clock: Clock, now: datetime, seconds: float) -> bool:
-    """Put rows under seals, for `seconds` at most; return whether all have one. Raises: ProblemError, Locked."""
+    """Seal rows, for `seconds` at most; return whether all are sealed. Raises: ProblemError, Locked."""
     end = clock.monotonic() + seconds
     while True:
         ids = await db.read(lambda conn: conn.column(UNSEALED, ROWS_OF_SEAL))
@@ -95,9 +94,9 @@ async def seal(db: Database, clock: Clock, now: datetime, seconds: float) -> boo
 
 
 async def cut(db: Database, clock: Clock, now: datetime, before: datetime, seconds: float) -> bool:
-    """Delete rows whose seal has none younger than `before`, for `seconds` at most; return whether none are left.
+    """Delete rows whose seal covers none younger than `before`, for `seconds` at most; return whether none are left.
 
-    The newest of these seals stays, so that the rest of the chain begins with its hash. Raises: ProblemError, Locked.
+    The newest of these seals stays, so the rest of the chain begins with its hash. Raises: ProblemError, Locked.
     """
     end = clock.monotonic() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""Looking up ids together, so that many unknown ids cost the database few queries."""
+"""Batched look-ups of ids, so that many unknown ids cost the database few queries."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,15 +10,15 @@ from control.storage.connection_quotas import ASKS
 PAUSE = 0.05
 """Seconds between two look-ups: made-up ids cost the database at most twenty queries a second."""
 AT_ONCE = 16
-"""Answers given before other tasks get their turn: each answer wakes a request, which then does its work."""
+"""Answers given before other tasks run: each answer wakes a request, which then does its work."""
 WAITING = 5000
-"""Ids that may wait for the next look-up."""
+"""Maximum ids that wait for the next look-up."""
 
 T = TypeVar("T")
 
 
 class Lookups(Generic[T]):
-    """Looks up, in one query, all ids that were asked for since the last query. Answers aren't cached."""
+    """Looks up, in one query, all ids that were requested since the last query. Answers aren't cached."""
 
     def __init__(self, what: str, find: Callable[[list[str]], Awaitable[Mapping[str, T]]]) -> None:
         """`what` names what is looked up, for error messages; `find` returns those of the ids that exist, by id."""
@@ -38,7 +38,7 @@ class Lookups(Generic[T]):
             future = self._unknown[id] = loop.create_future()
             if self._task is None or self._task.done():
                 self._task = loop.create_task(self._run())
-        # A caller that is cancelled must not cancel the future of the others.
+        # A cancelled caller must not cancel the future that others share.
         return await asyncio.shield(future)
 
     async def stop(self) -> None:
@@ -50,14 +50,14 @@ class Lookups(Generic[T]):
             future.cancel()
 
     async def _run(self) -> None:
-        ASKS.set("")  # for all who wait, whoever was first
+        ASKS.set("")  # on behalf of all waiting callers, not of the first one
         while self._unknown:
             asked, self._unknown = self._unknown, {}
             self._asked = asked
             try:
                 found = await self._find(list(asked))
             except Exception as error:
-                # Also a fault of control's own: the callers must get it.
+                # Bugs in control too: the callers must get them.
                 for future in asked.values():
                     future.set_exception(error)
                     future.exception()  # so that asyncio logs nothing where no caller waits any more

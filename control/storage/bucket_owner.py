@@ -1,9 +1,9 @@
-"""The owner of the bucket of artifacts (ADR 22): set once, and checked before anything is stored or deleted.
+"""The owner of the artifact bucket (ADR 22): set once, and checked before anything is stored or deleted.
 
-The bucket has an object with its owner's id and a counter, and the metadata have the same. A transaction after which
-an artifact is needed increments the counter, which is written to the bucket afterwards. So a bucket whose counter is
-ahead of the metadata shows that these were restored: then nothing is deleted until an operator resumes deletions. A
-counter that is ahead and that these metadata's key didn't make is somebody else's: the bucket isn't used then.
+The bucket has an object with its owner's id and a counter, and so do the metadata. A transaction that makes an artifact
+necessary increments the counter, which is written to the bucket afterwards. So a bucket whose counter is ahead of the
+metadata shows that these were restored: nothing is deleted until an operator resumes deletions. A counter that is ahead
+and wasn't made with the key of these metadata belongs to somebody else: the bucket isn't used.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ SQL = queries.load("bucket_owner")
 KNOWN_ARTIFACTS = queries.load("artifacts").value("known", str)
 
 CHECK_EVERY = 10.0
-"""Seconds between two looks at the bucket by each replica."""
+"""Seconds between two checks of the bucket by each replica."""
 BELIEVED_FOR = 5.0
-"""Seconds for which a look is good enough to delete something."""
+"""Seconds for which a check allows deletions."""
 ATTEMPTS = 8
-"""Looks in which another replica may have written the mark in between."""
+"""Attempts at a check if another replica writes the mark during each of them."""
 PAGES = 10
-"""Pages of 1,000 objects that are looked at before a bucket without an owner is claimed."""
+"""Pages of 1,000 objects that are examined before a bucket without an owner is claimed."""
 
 ACTOR = Actor("control", "control")
 
@@ -42,7 +42,7 @@ log = logging.getLogger("skerry.store")
 
 
 class StoreRow(NamedTuple):
-    """What the metadata say of the bucket. `owner` and `step` are None until this control has a bucket."""
+    """The metadata's row about the bucket. `owner` and `step` are None until this control has a bucket."""
 
     owner: str | None
     counter: int
@@ -51,9 +51,9 @@ class StoreRow(NamedTuple):
     held_reason: str
     sweep_problem: str
     key: str
-    """The key of the codes of what control writes to the bucket."""
+    """The key for the codes of what control writes to the bucket."""
     restored_at: datetime | None
-    """When it turned out that the metadata were restored; None again once an operator has recovered."""
+    """When a restore of the metadata was noticed; None again once an operator has recovered."""
 
 
 STATE = SQL.rows("state", StoreRow)
@@ -72,9 +72,9 @@ class TakenOver:
     """The result of taking a bucket over."""
 
     taken_over: bool
-    """False where the bucket was this control's already."""
+    """False if the bucket already was this control's."""
     owner: str
-    """The id of the control that owned it, or ''."""
+    """The id of the control that owned the bucket, or ''."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class StoreState:
     """`StoreRow` as values."""
 
     mark: OwnerMark | None
-    """None where this control never had a bucket."""
+    """None if this control never had a bucket."""
     held: DeletionHold | None
     sweep_problem: str
     key: str
@@ -94,12 +94,12 @@ async def state(conn: Connection) -> StoreRow:
 
 
 async def step(conn: Connection) -> None:
-    """Take the next step of the counter, in a transaction after which an artifact is needed."""
+    """Increment the counter, in a transaction that makes an artifact necessary."""
     await conn.execute(SQL["step"], uuid4())
 
 
 class Ownership:
-    """One replica's view of whose the bucket is."""
+    """One replica's view of who owns the bucket."""
 
     def __init__(self, db: Database, store: Store, clock: Clock) -> None:
         self._db = db
@@ -108,19 +108,19 @@ class Ownership:
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._begun = self._ended = 0
-        """The last look that has begun, and the last one that came to its end."""
+        """The numbers of the last check that began and the last one that ended."""
         self._checked_at = -BELIEVED_FOR
         self._owner = ""
         self.problem: ProblemError | None = ProblemError("store_unavailable", "the artifact store wasn't asked yet")
-        """The problem that the last look found; None where the bucket is this control's."""
+        """The problem that the last check found; None if the bucket is this control's."""
         self.held: DeletionHold | None = None
         self.sweep_problem = ""
         self.keeps_versions = False
 
     async def confirm(self) -> None:
-        """Compare the bucket's mark with the metadata, and write the steps into it that it lacks.
+        """Compare the bucket's mark with the metadata, and bring its counter up to date.
 
-        All callers that wait share one comparison, which begins after they have called.
+        All waiting callers share one comparison, which begins after they have called.
         Raises: ProblemError, when the bucket isn't this control's, or the store or the database doesn't answer.
         """
         before = self._begun
@@ -134,7 +134,7 @@ class Ownership:
 
     async def may_delete(self) -> None:
         """Check that objects may be deleted. Raises: ProblemError, when the bucket isn't this control's, or deletions
-        are held.
+        are on hold.
         """
         if self.problem is not None or self._clock.monotonic() - self._checked_at > BELIEVED_FOR:
             await self.confirm()
@@ -143,7 +143,7 @@ class Ownership:
 
     async def ready(self) -> None:
         """Read the bucket's mark; write nothing. Raises: ProblemError, when the store doesn't answer, or the bucket
-        isn't this control's, or its mark isn't.
+        or its mark isn't this control's.
         """
         found = await self._store.read(owner_mark.KEY)
         mark = None if found is None else owner_mark.decode(found.data)
@@ -158,11 +158,11 @@ class Ownership:
         raise self._refused(mark) if isinstance(mark, UnreadableMark) else self._foreign(mark)
 
     def wake(self) -> None:
-        """Have the bucket looked at soon: the metadata may be a step ahead of it."""
+        """Have the bucket checked soon: the metadata may be a step ahead of it."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Look at the bucket every `CHECK_EVERY` seconds, and after `wake`, until cancelled."""
+        """Check the bucket every `CHECK_EVERY` seconds, and after `wake`, until cancelled."""
         versions_at = -math.inf
         while True:
             try:
@@ -177,21 +177,21 @@ class Ownership:
                     self.keeps_versions = await self._store.keeps_versions()
                     versions_at = self._clock.monotonic() + 3600
             except ProblemError:
-                # It is told by `_look`. Not at once again, however many ask for it.
+                # `_look` reports it. Don't retry at once, however many callers ask.
                 await self._clock.sleep(0.5)
 
     async def note_sweep(self, problem: str) -> None:
-        """Store why the last sweep failed, or '' when it didn't."""
+        """Store why the last sweep failed, or '' if it didn't."""
         if problem != self.sweep_problem:
             await self._db.transaction(lambda conn: conn.execute(SQL["sweep_problem"], problem))
             self.sweep_problem = problem
 
     async def take_over(self, command: str) -> TakenOver:
-        """Make the bucket this control's, whoever owned it, and hold deletions; if it is this control's, do nothing.
+        """Make the bucket this control's, whoever owned it, and hold deletions; if it already is, do nothing.
 
-        A mark that isn't good is made anew. The counter goes on from the metadata's own, whatever the bucket says.
+        An invalid mark is replaced. The counter continues from that of the metadata, whatever the bucket says.
 
-        `command`: the name in the audit log of who does it.
+        `command`: the name of the actor in the audit log.
 
         Raises: ProblemError, when the store or the database doesn't answer, or another replica wrote meanwhile.
         """
@@ -223,7 +223,7 @@ class Ownership:
             return TakenOver(True, there.owner if isinstance(there, BucketMark) else "")
 
     async def _look(self) -> None:
-        """Compare as `confirm` says, and store the result in `problem` and `held`."""
+        """Compare as `confirm` does, and store the result in `problem` and `held`."""
         try:
             for _ in range(ATTEMPTS):
                 try:
@@ -245,8 +245,8 @@ class Ownership:
         self.problem, self._checked_at = None, self._clock.monotonic()
 
     async def _compare(self) -> None:
-        """Raises: ProblemError, when the bucket can't be used; WriteConflict, when the comparison must be repeated."""
-        # The bucket first: what it has was committed in the metadata before.
+        """Compare once. Raises: ProblemError, when the bucket can't be used; WriteConflict, to have it repeated."""
+        # The bucket first: its counter was committed in the metadata earlier.
         found = await self._store.read(owner_mark.KEY)
         stored = await self._read()
         if found is None:
@@ -272,7 +272,7 @@ class Ownership:
         self.held, self._owner, self.sweep_problem = stored.held, there.owner, stored.sweep_problem
 
     async def _claim(self) -> None:
-        """Claim a bucket that has no owner. Raises: ProblemError, when its artifacts seem to be another control's."""
+        """Claim a bucket without an owner. Raises: ProblemError, when its artifacts seem to be another control's."""
         known, unknown = 0, 0
         pages = 0
         async for page in self._store.objects():
@@ -307,7 +307,7 @@ class Ownership:
         log.info("claimed the bucket %s for control %s", self._store.bucket, mark.owner)
 
     async def _named(self) -> tuple[OwnerMark, str]:
-        """Return the metadata's mark and key; the first time, the id of this control is made for it."""
+        """Return the mark and key of the metadata; the first time, make the id of this control."""
         await self._db.transaction(lambda conn: conn.execute(SQL["name_owner"], uuid4()))
         stored = await self._read()
         assert stored.mark is not None  # noqa: S101

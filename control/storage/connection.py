@@ -1,4 +1,4 @@
-"""A connection to the metadata database: rows of declared types, and no portal left suspended."""
+"""Connections to the metadata database: rows of declared types, and no suspended portals."""
 
 import logging
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from control.storage.queries import Rows, Value
 R = TypeVar("R")
 
 LINES: ContextVar[list[tuple[int, str]] | None] = ContextVar("lines", default=None)
-"""Level and text of each line that the log gets when the transaction that runs now is committed; None outside one."""
+"""Level and text of each line to log when the current transaction is committed; None outside a transaction."""
 
 log = logging.getLogger("skerry.control")
 
 
 def log_at_commit(text: str, level: int = logging.INFO) -> None:
-    """Have a line in control's log once the transaction that runs now is committed, and none where it is undone.
+    """Log a line once the current transaction is committed, and not if it is rolled back.
 
-    Its text goes to the log as one line.
+    The text is logged as one line.
     """
     line = level, " ".join(text.split())
     lines = LINES.get()
@@ -34,7 +34,7 @@ def log_at_commit(text: str, level: int = logging.INFO) -> None:
 
 @contextmanager
 def lines_at_commit() -> Iterator[list[tuple[int, str]]]:
-    """Collect what `log_at_commit` is given in the block."""
+    """Collect the lines that `log_at_commit` is given in the block."""
     lines: list[tuple[int, str]] = []
     told = LINES.set(lines)
     try:
@@ -44,7 +44,7 @@ def lines_at_commit() -> Iterator[list[tuple[int, str]]]:
 
 
 def tell(lines: list[tuple[int, str]], prefix: str = "") -> None:
-    """Log lines that were collected."""
+    """Log the collected lines."""
     for level, text in lines:
         log.log(level, "%s%s", prefix, text)
 
@@ -97,15 +97,15 @@ class PooledConnection(Connection, Protocol):
         """End the connection at once."""
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109
-        """Run a statement without rows, within `timeout` seconds in place of the pool's limit."""
+        """Run a statement without rows, within `timeout` seconds instead of the pool's limit."""
 
 
 class AsyncpgConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """asyncpg's connection, whose rows are of the declared classes, and which asks for one row as for all rows.
+    """asyncpg's connection, with rows of the declared classes, that always fetches all rows.
 
-    asyncpg's own `fetchrow` and `fetchval` ask for one row at most, after which the server keeps the rest ready (a
-    suspended portal). CockroachDB then refuses every other statement of the transaction, ROLLBACK too. So a query
-    whose first row alone is wanted must say LIMIT 1. SQL given as text has asyncpg's records.
+    asyncpg's own `fetchrow` and `fetchval` request at most one row, after which the server keeps the rest ready (a
+    suspended portal). CockroachDB then refuses every other statement of the transaction, even ROLLBACK. So a query of
+    which only the first row is needed must say LIMIT 1. SQL given as text returns asyncpg's records.
     """
 
     __slots__ = ()
@@ -141,7 +141,7 @@ class AsyncpgConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
         column: int = 0,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> Any:
-        """Return the value of the first row's `column`, or None where there is no row."""
+        """Return the value of the first row's `column`, or None if there is no row."""
         text = query.text if type(query) is Value else query
         records = await super().fetch(text, *args, timeout=timeout)
         return records[0][column] if records else None
@@ -161,12 +161,12 @@ def is_gone(conn: PooledConnection) -> bool:
     try:
         return bool(conn.is_closed())
     except asyncpg.InterfaceError:
-        # The pool has taken it back, because it was lost.
+        # The pool has taken it back because it was lost.
         return True
 
 
 def terminate(conn: PooledConnection) -> None:
-    """End the connection, if it hasn't ended."""
+    """End the connection unless it has ended."""
     if not is_gone(conn):
         conn.terminate()
 
@@ -203,6 +203,6 @@ class TracedConnection:
             return await self._conn.column(query, *args)
 
     async def execute(self, query: str, *args: object) -> str:
-        """Run a statement without rows, and return its tag. Its span is named by its first word."""
+        """Run a statement without rows, and return its tag. Its span is named after its first word."""
         with tracing.statement(query.split(None, 1)[0].upper(), query):
             return await self._conn.execute(query, *args)

@@ -1,9 +1,9 @@
-"""Who waits for a connection: shares of a pool, and turns of transactions.
+"""Waiting for connections: shares of a pool, and turns of transactions.
 
 A pool's connections are divided into shares, so that no kind of work has to wait for another kind. Within a share,
-callers take turns, and each has half of it at most: whoever asks for much waits for its own requests.
+callers take turns, and each has half of it at most: a caller with many requests waits for its own.
 
-Transactions that would conflict take turns, too (`Turns`): one that is stuck doesn't hold up the others.
+Transactions that would conflict also take turns (`Turns`); one that is stuck doesn't block the others.
 """
 
 import asyncio
@@ -19,25 +19,25 @@ from control.metrics import NO_TIMES, SECONDS
 from control.problems import ProblemError
 
 WAIT = 3.0
-"""Seconds that work waits for a connection of its share while none of them becomes free."""
+"""Seconds that work waits for a connection of its share while none becomes free."""
 LONGEST = 20.0
-"""Seconds that it waits at most, while others become free and are taken by earlier callers."""
+"""Maximum seconds that work waits while connections become free and earlier callers take them."""
 ASKS: ContextVar[str] = ContextVar("asks", default="")
-"""For whom this task works: the id of an operator or a node, or a stranger's address; '' for control itself."""
+"""On whose behalf this task works: the id of an operator or a node, or a stranger's address; '' for control itself."""
 
 
 class Places:
-    """So many places at once. Those who wait have turns, and one who asks has `each` at most."""
+    """A limited number of places. Waiting callers take turns, and each caller has `each` at most."""
 
     def __init__(self, count: int, each: int) -> None:
         self.free = count
         self.each = each
         self.held: Counter[str] = Counter()
         self.waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        """Who waits, in the order in which they have their next turns."""
+        """Waiting callers, in the order of their next turns."""
 
     def ask(self, who: str) -> asyncio.Future[None]:
-        """Ask for a place, which is had once the future is done, and is to be given back in any case."""
+        """Request a place, which is taken once the future is done and must be given back in any case."""
         given = asyncio.get_running_loop().create_future()
         if self.free and self._may(who):
             self._take(who, given)
@@ -46,7 +46,7 @@ class Places:
         return given
 
     def give_back(self, who: str, given: asyncio.Future[None] | None) -> None:
-        """Have a place no longer, or wait for it no longer: the next one who waits and may have it gets it."""
+        """Give a place back, or stop waiting for it: the next waiting caller that may have it gets it."""
         if given is not None and not given.done():
             line = self.waiting[who]
             line.remove(given)
@@ -69,11 +69,11 @@ class Places:
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
-        """Have a place until the block ends."""
+        """Hold a place until the block ends."""
         who = ASKS.get()
         given = self.ask(who)
         try:
-            # Not the future itself: whoever is cancelled would cancel it.
+            # Not the future itself: a cancelled caller would cancel it.
             await asyncio.wait({given})
             yield
         finally:
@@ -95,8 +95,8 @@ class Share:
     def __init__(
         self, connections: int, what: str, clock: Clock, times: defaultdict[str, list[float]] | None = None
     ) -> None:
-        """`what` names the kind of work, for error messages: "lists". `times` takes, by that, how long connections were
-        used, each in a list like `metrics.NO_TIMES`.
+        """`what` names the kind of work for error messages: "lists". `times` collects, by that name, how long
+        connections were used, each in a list like `metrics.NO_TIMES`.
         """
         self.times = defaultdict(NO_TIMES.copy) if times is None else times
         self._times = self.times[what.replace(" ", "_")]
@@ -105,7 +105,7 @@ class Share:
         self._what = what
         self._places = Places(connections, (connections + 1) // 2)
         self._done_at = -math.inf
-        """The clock's `monotonic` when a connection of the share last became free."""
+        """When a connection of the share last became free, by the clock's `monotonic`."""
 
     def another(self, connections: int, what: str) -> "Share":
         """Return a share of the same pool for another kind of work."""
@@ -113,11 +113,11 @@ class Share:
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
-        """Have a connection until the block ends. Raises: ProblemError database_busy, when none gets free in time."""
+        """Hold a connection until the block ends. Raises: ProblemError database_busy, when none is free in time."""
         who, places = ASKS.get(), self._places
         given: asyncio.Future[None] | None = None
         if places.free and not who:
-            # Control's own work, as what polls have decided: a turn would be one call more.
+            # Control's own work, such as the results of polls: a turn would be one more call.
             places.free -= 1
         else:
             given = places.ask(who)
@@ -134,16 +134,16 @@ class Share:
             else:
                 places.give_back(who, given)
             seconds = loop.time() - began
-            # Here, since another call would be one more for each poll that asks the database.
+            # Inline, since every poll that asks the database would pay for another call.
             self._times[bisect_left(SECONDS, seconds)] += 1
             self._times[-1] += seconds
 
     async def _wait(self, who: str, given: asyncio.Future[None]) -> None:
-        """Wait for a connection; callers for the same one get theirs in the order in which they came."""
+        """Wait for a connection; callers on behalf of the same one get theirs in order of arrival."""
         clock, began = self._clock, self._clock.monotonic()
         try:
             while not given.done():
-                # Quick transactions let many callers wait their turn; behind stuck ones no caller waits for long.
+                # Many callers may wait behind fast transactions; behind stuck ones no caller waits for long.
                 end = min(max(began, self._done_at) + WAIT, began + LONGEST)
                 if clock.monotonic() >= end:
                     raise ProblemError(
@@ -162,13 +162,13 @@ class Share:
 TURN = 0.2
 """Seconds after which the next turn begins even if this one hasn't ended; a transaction takes some milliseconds."""
 SHORT_TURN = 0.02
-"""`TURN`, in seconds, while a transaction runs that has exceeded it: the next one may be stuck too."""
+"""`TURN`, in seconds, while a transaction that has exceeded it still runs: the next one may be stuck too."""
 
 
 class Turns:
-    """One turn at a time, in the order of the callers. After `TURN` the next turn begins in any case.
+    """One turn at a time, in the order of the callers. After `TURN` seconds the next turn begins in any case.
 
-    So a transaction may run beside others: turns make conflicts rare, they don't exclude them.
+    So transactions may overlap: turns make conflicts rare but don't prevent them.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""The metadata database: transactions that are retried whole, and what a lost connection means."""
+"""The metadata database: transactions that are retried as a whole, and the handling of lost connections."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ from control.storage.connection_quotas import Share, Turns
 SQL = queries.load("database")
 T = TypeVar("T")
 Work = Callable[[Connection], Awaitable[T]]
-"""What a transaction does with its connection."""
+"""The work of a transaction, which gets its connection."""
 
 ATTEMPTS = 10
 LOST_ATTEMPTS = 4
@@ -50,22 +50,22 @@ DDL_TIMEOUT = 600.0
 LOCK_TIMEOUT = 2.0
 """Seconds for which a statement waits for a row that another transaction has locked."""
 IDLE_TIMEOUT = 10.0
-"""Seconds without a statement after which the server ends a transaction: its client is stopped or gone."""
+"""Seconds without a statement after which the server ends a transaction because its client is stopped or gone."""
 CANCEL_TIMEOUT = 0.5
-"""Seconds for the ROLLBACK of a cancelled transaction; then its connection is ended: no stop waits for a server."""
+"""Seconds for the ROLLBACK of a cancelled transaction before its connection is cut, so no stop waits for a server."""
 CLOSE_TIMEOUT = 0.5
-"""Seconds for all connections of a pool to end properly, before they are cut."""
+"""Seconds for all connections of a pool to close properly before they are cut."""
 ANSWER_GRACE = 2.0
-"""Seconds beyond a statement's own limit for which the server's error about it is waited for."""
+"""Seconds beyond a statement's own limit to wait for the server's error."""
 
 log = logging.getLogger("skerry.database")
 
-# asyncpg's protocol is out of step: the server's last words, as a crash sends them, came between two statements.
+# asyncpg's protocol is out of step: the server's last message, as in a crash, came between two statements.
 _BROKEN = asyncpg.InternalClientError
 
 
 class UnknownCommit(ProblemError):
-    """The answer to COMMIT was lost: the write may be saved or not. The same request with the same key is safe."""
+    """The answer to COMMIT was lost: the write may be saved or not. Repeating the request with the same key is safe."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -86,11 +86,11 @@ class Locked(ProblemError):
 
 
 class NoConnectionError(ConnectionError):
-    """The server can't be reached, or accepts no connection."""
+    """The server can't be reached or accepts no connections."""
 
 
 class Outages:
-    """The log's record of a database's outages, for all its shares together."""
+    """Logs the outages of a database once for all its shares."""
 
     def __init__(self) -> None:
         self.away = Outage(log, "transactions fail")
@@ -115,19 +115,20 @@ class Database:
         self._turns = turns
 
     def share(self, connections: int, what: str) -> "Database":
-        """Return the same database for one kind of work, which may use `connections` of the pool's at once."""
+        """Return the same database for one kind of work, which may use `connections` of the pool at once."""
         return Database(self._pool, self._share.another(connections, what), self._outages, self._on_retry)
 
     def taking(self, turns: Turns) -> "Database":
-        """Return the same share; its transactions take turns with those of every other share that has `turns`."""
+        """Return the same share with transactions that take turns with those of every other share that has `turns`."""
         return Database(self._pool, self._share, self._outages, self._on_retry, turns)
 
     async def transaction(self, work: Work[T]) -> T:
-        """Run `work` in a SERIALIZABLE transaction and commit it; after a conflict run it again, as a whole.
+        """Run `work` in a SERIALIZABLE transaction and commit it; after a conflict, run it again as a whole.
 
-        `work` must have no effect but through its connection. Raises: Locked, when a row is locked; UnknownCommit, when
-        the answer to COMMIT was lost; ProblemError database_busy, when no connection gets free or after `ATTEMPTS`
-        conflicts, body_too_large, database_read_only, database_full, or database_unavailable, when the server fails.
+        `work` must have no effects except through its connection. Raises: Locked, when a row is locked; UnknownCommit,
+        when the answer to COMMIT was lost; ProblemError database_busy, when no connection becomes free or after
+        `ATTEMPTS` conflicts, body_too_large, database_read_only, database_full, or database_unavailable, when the
+        server fails.
         """
         async with self._share.one():
             if self._turns is None:
@@ -141,16 +142,16 @@ class Database:
             return await self._retried(lambda: self._attempt(work, readonly=True))
 
     async def alone(self, statement: str) -> None:
-        """Run one statement, which may be repeated, outside of a transaction: CockroachDB's DDL must be run so.
+        """Run one repeatable statement outside a transaction, as CockroachDB requires for DDL.
 
-        While DDL waits for a lock, every other user of the table waits behind it, so it waits for `LOCK_TIMEOUT` at a
-        time.
+        While DDL waits for a lock, every other user of the table waits behind it, so it waits for only `LOCK_TIMEOUT`
+        at a time.
         """
 
         async def attempt() -> None:
             conn = await self._acquire()
             try:
-                # It may build an index of what is there.
+                # It may build an index of existing rows.
                 await conn.execute(SQL["no_time_limit"])
                 await conn.execute(statement, timeout=DDL_TIMEOUT)
                 await conn.execute(SQL["usual_time_limit"])
@@ -170,7 +171,7 @@ class Database:
         return None
 
     async def ready(self, name: str, now: datetime) -> None:
-        """Write the row `name`, which nobody else writes. Raises: ProblemError, when the database takes no write."""
+        """Write the row `name`, which nobody else writes. Raises: ProblemError, when the database takes no writes."""
         await self.transaction(lambda conn: conn.execute(SQL["prove_writes"], name, now))
 
     async def close(self) -> None:
@@ -189,13 +190,13 @@ class Database:
             except ProblemError:
                 raise
             except Exception as error:
-                # Whatever it was, nothing was committed.
+                # Whatever the error was, nothing was committed.
                 last = attempt >= ATTEMPTS or time.monotonic() - began >= retry_for
                 if sqlstates.is_lost(error):
-                    # A new connection may do, as after a restart of the database.
+                    # A new connection may work, as after a restart of the database.
                     last = last or attempt >= LOST_ATTEMPTS
                 elif sqlstates.is_read_only(error):
-                    # So may it after a failover: this one is to what is a standby now.
+                    # So may it after a failover: this connection is to what is now a standby.
                     last = last or attempt >= 2
                 elif not sqlstates.is_conflict(error):
                     last = True
@@ -214,7 +215,7 @@ class Database:
         raise AssertionError("unreachable")
 
     def _judged(self, error: Exception, attempts: int) -> ProblemError | None:
-        """The problem to answer for a transaction that failed with `error`; None for a fault of control's own."""
+        """Return the problem for a transaction that failed with `error`; None for a bug in control."""
         if sqlstates.is_locked(error):
             table = sqlstates.locked_table(error)
             locked = Locked(f"a row of {table}" if table else "a row that this needs")
@@ -265,14 +266,14 @@ class Database:
                 terminate(conn)
                 raise ConnectionResetError(str(error)) from error
             if is_gone(conn):
-                # asyncpg says InterfaceError for this as for mistakes in our own calls.
+                # asyncpg raises InterfaceError for this and for mistakes in our own calls alike.
                 if isinstance(error, asyncpg.InterfaceError):
                     raise ConnectionResetError(str(error)) from error
                 raise
             if readonly and sqlstates.is_read_only(error):
                 raise AssertionError("work that only reads has written") from error
             if isinstance(error, TimeoutError) or sqlstates.is_read_only(error):
-                # A server that doesn't answer wouldn't answer ROLLBACK either; a standby is none to come back to.
+                # A server that doesn't answer wouldn't answer ROLLBACK either; a standby is of no more use.
                 terminate(conn)
                 raise
             await _undo(conn, transaction, CANCEL_TIMEOUT if isinstance(error, asyncio.CancelledError) else None)
@@ -296,9 +297,9 @@ class Database:
         return result
 
     async def _give_back(self, conn: PooledConnection) -> None:
-        """Return a connection to the pool, which ends it if it is lost.
+        """Return a connection to the pool, which closes it if it is lost.
 
-        An error here says nothing of the work, so none is raised: what was committed must not be run again.
+        An error here says nothing about the work, so none is raised: committed work must not be run again.
         """
         try:
             await self._pool.release(conn)
@@ -320,7 +321,7 @@ async def connect(
     """Open a pool of at most `connections` to the database at `url`.
 
     The server itself enforces the timeouts (seconds): for a statement, for a row that another transaction has locked,
-    and for a transaction left idle. So a client that is stopped within a transaction holds nobody up.
+    and for an idle transaction. So a client that is stopped within a transaction blocks nobody.
     Raises: ControlSettingsError, when the connection to another machine wouldn't be encrypted; ProblemError, when there
     is no connection.
     """
@@ -336,10 +337,10 @@ async def connect(
             command_timeout=statement_timeout + ANSWER_GRACE,
             connection_class=AsyncpgConnection,
             init=_prepare,
-            # Nothing here changes a session (SET LOCAL alone), and resetting it would be another question to the
+            # Nothing here changes a session (only SET LOCAL), and resetting it would be another round trip to the
             # database after each transaction. A transaction that is left open is rolled back all the same.
             reset=_nothing,
-            # Idle connections are given back; a proxy or a database restart may have cut them unseen.
+            # Idle connections are closed; a proxy or a database restart may have cut them unnoticed.
             max_inactive_connection_lifetime=60.0,
             # PostgreSQL and CockroachDB both know these, and both read "2000ms".
             server_settings={
@@ -355,7 +356,7 @@ async def connect(
 
 
 def _cause(error: BaseException) -> str:
-    """Return the cause of an error, as a few words of text."""
+    """Return the cause of an error in a few words."""
     if isinstance(error, NoConnectionError):
         return str(error)
     if isinstance(error, TimeoutError):
@@ -366,12 +367,12 @@ def _cause(error: BaseException) -> str:
 
 
 async def _undo(conn: PooledConnection, transaction: Transaction, seconds: float | None) -> None:
-    """Roll back. When that fails, or takes longer than `seconds`, end the connection, and the transaction with it.
+    """Roll back. If that fails or takes longer than `seconds`, end the connection, and the transaction with it.
 
-    Raises nothing of its own: the error that the transaction failed with says what went wrong.
+    Raises nothing itself: the error that the transaction failed with says what went wrong.
     """
     try:
-        # After a statement that was cancelled this waits for the server's word first.
+        # After a cancelled statement this waits for the server's answer first.
         async with asyncio.timeout(seconds):
             await transaction.rollback()
     except (OSError, TimeoutError, asyncpg.PostgresError, _BROKEN, asyncpg.InterfaceError):
@@ -387,10 +388,10 @@ async def _nothing(_conn: PooledConnection) -> None:
 
 
 async def _prepare(conn: asyncpg.Connection) -> None:
-    # A type of pg_catalog, so that asyncpg knows its OID without asking (slow on CockroachDB).
+    # A type in pg_catalog, so that asyncpg knows its OID without a query (slow on CockroachDB).
     await conn.set_type_codec("jsonb", schema="pg_catalog", encoder=_to_json, decoder=orjson.loads, format="text")
     if hasattr(conn.get_settings(), "crdb_version"):
-        # Versions of CockroachDB that don't know the variable plan with the values in any case.
+        # Versions of CockroachDB without the variable always plan with the values.
         with contextlib.suppress(asyncpg.UndefinedObjectError):
             await conn.execute(SQL["plan_with_values"])
 

@@ -1,7 +1,7 @@
-"""What happened, for webhooks: a row of `events`, in the transaction in which it happens.
+"""Events for webhooks: rows of `events`, written in the transaction in which the event happens.
 
-One row has all that a transaction changed of one kind, however many nodes that are. Where there is no webhook, no row
-is written. `control.telemetry.webhooks.webhook_messages` makes messages of the rows.
+One row has everything of one kind that a transaction changed, however many nodes. Without a webhook, no row is written.
+`control.telemetry.webhooks.webhook_messages` turns the rows into messages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from control.storage import queries
 from control.storage.connection import Connection
 
 MOST_ITEMS = 50
-"""Nodes and so on that an event names; it counts all of them."""
+"""Maximum nodes or other items that an event names; it counts all of them."""
 LONGEST_TEXT = 300
-"""Characters of a text of others', such as a node's error."""
+"""Maximum characters of a text from outside, such as a node's error."""
 
 RECORD = queries.load("events")["record"]
 

@@ -1,4 +1,4 @@
-"""Writes every so often what a replica collects in memory, and all that is left when it stops."""
+"""Periodic writes of what a replica collects in memory, and of the rest when it stops."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -8,7 +8,7 @@ from control.log_throttle import Outage
 from control.problems import ProblemError
 
 LAST_FLUSH = 2.0
-"""Seconds for what is left when the replica stops."""
+"""Seconds for the last write when the replica stops."""
 
 
 async def run(
@@ -19,10 +19,10 @@ async def run(
     flush: Callable[[], Awaitable[None]],
     waiting: Callable[[], int],
 ) -> None:
-    """Await `flush` every `period` seconds until cancelled, and once more then, for `LAST_FLUSH` seconds at most.
+    """Await `flush` every `period` seconds until cancelled, then once more for `LAST_FLUSH` seconds at most.
 
-    What `flush` can't write it must keep for the next time. `what` is a phrase for the log, as "heartbeats", `waiting`
-    how many of them aren't written.
+    `flush` must keep what it can't write for the next time. `what` is a phrase for the log, such as "heartbeats", and
+    `waiting` returns how many of them aren't written.
     """
     outage = Outage(log, f"{what} can't be written yet")
 
@@ -33,7 +33,7 @@ async def run(
         except ProblemError as problem:
             outage.failed(f"{waiting()} wait; {problem.detail}")
         except Exception:
-            # A fault of control's own with one of them must not stop the others for good.
+            # A bug in handling one of them must not stop the others for good.
             log.exception("%s could not be written, %d wait", what, waiting())
 
     try:

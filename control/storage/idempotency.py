@@ -1,4 +1,4 @@
-"""Answers kept under idempotency keys, in the transaction that made them: asking again does nothing twice."""
+"""Answers stored under idempotency keys in the transaction that made them: a repeated request acts only once."""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -22,7 +22,7 @@ SECRETS = ("token", "secret")
 
 
 class AnswerRow(NamedTuple):
-    """An answer that was kept, and the digest of the request that it answered."""
+    """A stored answer, and the digest of the request that it answered."""
 
     request_digest: str
     response: Any
@@ -32,7 +32,7 @@ FIND = SQL.rows("find", AnswerRow)
 
 
 def digest(method: str, path: str, query: bytes, body: bytes) -> str:
-    """Return the sha256 of a request, in hex: two requests with the same digest are the same request."""
+    """Return the sha256 of a request, in hex; requests with the same digest are the same request."""
     return hashlib.sha256(b"\n".join((method.encode(), path.encode(), query, body))).hexdigest()
 
 
@@ -44,7 +44,7 @@ class KeptAnswer:
 
 
 async def find(conn: Connection, operator: str, key: str, request_digest: str) -> KeptAnswer | None:
-    """Return the answer kept under a key, or None. Raises: ProblemError, when the key came with another request."""
+    """Return the answer stored under a key, or None. Raises: ProblemError, when the key came with another request."""
     row = await conn.fetchrow(FIND, operator, key)
     if row is None:
         return None
@@ -67,9 +67,9 @@ async def once(
     work: Callable[[Connection], Awaitable[Any]],
     renew: Callable[[Connection, Any], Awaitable[Any]] | None = None,
 ) -> Any:
-    """Run `work(conn)` and keep what it returns; the same request again gets what was kept.
+    """Run `work(conn)` and store its result; the same request again gets the stored result.
 
-    The fields `token` and `secret` of an answer aren't kept: `renew(conn, kept)` makes a new token for what the first
+    The fields `token` and `secret` of an answer aren't stored: `renew(conn, kept)` makes a new token for what the first
     request made, or reads the secret again.
     Raises: ProblemError idempotency_key_used, when the key came with another request.
     """

@@ -1,4 +1,4 @@
-"""Bringing the metadata database to this version's schema, and refusing to serve on one that doesn't suit (ADR 54)."""
+"""Migration of the metadata database to this version's schema, and refusal of incompatible ones (ADR 54)."""
 
 import hashlib
 import logging
@@ -25,14 +25,14 @@ _NEEDS = re.compile(r"\.needs-(\d{4})\.sql$")
 
 
 class AppliedFile(NamedTuple):
-    """A file whose statements were run, and the sha256 of its text."""
+    """A file whose statements have been run, and the sha256 of its text."""
 
     name: str
     checksum: str
 
 
 class KnownOperator(NamedTuple):
-    """An operator that there is already."""
+    """An operator that exists already."""
 
     id: UUID
     role: str
@@ -64,16 +64,17 @@ class Migration:
 
 
 def needed(name: str) -> int:
-    """Return the number of the file of sql/schema that a control must have to serve once the file `name` is applied.
+    """Return the number of the sql/schema file that control must have to serve once the file `name` is applied.
 
-    A file whose name ends in `.needs-NNNN.sql` says it. 0 for all others: they only add, so that any control serves on.
+    A file name that ends in `.needs-NNNN.sql` says so. Return 0 for all others: they only add, so any control can keep
+    serving.
     """
     found = _NEEDS.search(name)
     return int(found[1]) if found else 0
 
 
 def statements(text: str) -> tuple[str, ...]:
-    """The statements of a file: each ends with a semicolon at the end of a line; comments have lines of their own."""
+    """Return the statements of a file: each ends with a semicolon at a line's end; comments have their own lines."""
     code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
     return tuple(part.strip() for part in code.split(";\n") if part.strip(" \n;"))
 
@@ -89,10 +90,10 @@ def migrations(*, cockroachdb: bool) -> list[Migration]:
 
 
 async def migrate(db: Database, clock: Clock) -> list[str]:
-    """Apply the files that are missing and return their names. It may be run again, also after it was killed.
+    """Apply the missing files and return their names. It may be run again, even after it was killed.
 
-    Each statement is run by itself, since CockroachDB commits DDL at once, and is written so that it may be repeated.
-    Files of a newer version stay as they are. Raises: SchemaError, when this version can't serve on the database.
+    Each statement runs separately, since CockroachDB commits DDL at once, and is written to be repeatable. Files of a
+    newer version stay as they are. Raises: SchemaError, when this version can't serve on the database.
     """
     applied = await _applied(db)
     wanted = migrations(cockroachdb=await _is_cockroachdb(db))
@@ -121,17 +122,17 @@ async def migrate(db: Database, clock: Clock) -> list[str]:
 
 
 async def check(db: Database) -> None:
-    """Raises: SchemaError, when this version can't serve on the database: it lacks a file, or a newer one is in it that
-    needs a newer version."""
+    """Check the database's schema. Raises: SchemaError, when this version can't serve on it: a file is missing, or it
+    has a newer file that needs a newer version."""
     newer = _compare(await _applied(db), migrations(cockroachdb=await _is_cockroachdb(db)), missing_is_wrong=True)
     if newer:
         log.info("the metadata database has files of a newer version of skerry: %s", ", ".join(newer))
 
 
 async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: bool = False) -> str | None:
-    """Make the first operator, an admin, and return its token, which isn't stored; None where there is an admin.
+    """Make the first operator, an admin, and return its token, which isn't stored; None if there is an admin.
 
-    With `again`, the admin `name` is made or gets a new token in any case: for when the last token was lost.
+    With `again`, the admin `name` is made or gets a new token in any case, for a token that was lost.
     """
 
     async def work(conn: Connection) -> str | None:
@@ -142,13 +143,13 @@ async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: 
         token = tokens.new_token("operator", None if known is None else known.id)
         rights: dict[str, Any] = {"role": "admin", "grants": None, "expires_at": None}
         if known is None:
-            # The name may be that of an operator who was revoked, and stays so.
+            # The name may be that of a revoked operator, who stays revoked.
             changed.operators.update(await conn.column(FREE_NAME, name))
             await conn.execute(OPERATORS["forget_answers"], name)
             told = {"name": name, "hash": token.secret_hash, **rights}
             await access_changes.record(conn, now, "operator-made", token.id, told)
         else:
-            # The token before ends, and what was signed in by it.
+            # The previous token ends, and so do sessions signed in with it.
             told = {"hash": token.secret_hash, "old_ends_at": now}
             await access_changes.record(conn, now, "operator-renewed", known.id, told)
             await access_changes.record(conn, now, "operator-changed", known.id, rights)

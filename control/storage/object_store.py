@@ -1,7 +1,7 @@
-"""The artifact store: objects of one S3 bucket (SeaweedFS, MinIO, S3) through one client for the process's life.
+"""The artifact store: objects of one S3 bucket (SeaweedFS, MinIO, S3), through one client per process.
 
-Each request has a limit: one without a body `artifacts_timeout`, one with a body `artifacts_stall` without progress.
-How long a presigned URL is valid and how large an artifact may be are settings, too: `presigned_life` and
+Requests are limited: those without a body to `artifacts_timeout`, those with a body to `artifacts_stall` without
+progress. The life of a presigned URL and the size of an artifact are settings too: `presigned_life` and
 `artifact_limit` in `control/settings.py`.
 """
 
@@ -32,17 +32,17 @@ from control.storage.store_errors import DELETE, GET, LIST, PUT, Action, code_of
 
 CACHED_URLS = 4096
 UPLOADS = 16
-"""Objects that are stored at once; further ones wait."""
+"""Objects that are uploaded concurrently; further ones wait."""
 DOWNLOADS = 32
-"""Objects that are read at once, for nodes that get artifacts through control, and for operators who look at them."""
+"""Objects that are read concurrently, for nodes that get artifacts through control and for operators."""
 UPLOADS_OF_ONE, DOWNLOADS_OF_ONE = 8, 4
-"""Of these, for one who asks. A node gets so many at once."""
+"""Of these, at most for one caller. A node gets so many concurrently."""
 OTHERS = 16
-"""Connections for all other requests, which thus never wait for a body."""
+"""Connections for all other requests, so that they never wait for a body."""
 CONNECT_TIMEOUT = 5.0
 READ_BYTES = 256 * 1024
 SMALL = 64 * 1024
-"""Bytes of the largest object that is read whole; of a larger one, one byte more is read, which shows that it is."""
+"""Bytes of the largest object that is read whole; for a larger one, one more byte is read to show its size."""
 MISSING = {"404", "NoSuchKey", "NotFound"}
 NO_BUCKET = {"NoSuchBucket"}
 NO_CONDITIONS = {"501", "NotImplemented"}
@@ -57,12 +57,12 @@ log = logging.getLogger("skerry.store")
 
 
 class WriteConflict(Exception):
-    """A conditional write found another object than the one that it was to replace."""
+    """A conditional write found an object other than the one to replace."""
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object as a listing shows it."""
+    """An object in a listing."""
 
     key: str
     modified: datetime
@@ -107,7 +107,7 @@ class Store:
     def __init__(self, client: Any, signer: Any, bucket: str, settings: ControlSettings) -> None:
         self.bucket = bucket
         self.on_answer: Callable[[float], None] = lambda seconds: None
-        """Is told the seconds that each request without a body took."""
+        """Called with the seconds that each request without a body took."""
         self._client = client
         self._signer = signer
         self._through_control = settings.artifacts_delivery == "control"
@@ -120,11 +120,11 @@ class Store:
         self._urls: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     async def put(self, key: str, file: BinaryIO) -> None:
-        """Upload what `file` holds, from its start."""
+        """Upload the contents of `file` from its start."""
         file.seek(0)
-        # The wait for a slot counts as no progress: an upload that waits behind ones that stand ends with them.
+        # Waiting for a slot counts as no progress: an upload that waits behind stalled ones ends with them.
         async with self._progressing(file), self._uploads.one():
-            # In one piece, which leaves no parts behind after a kill; the file is read in threads as it goes.
+            # In one piece, so a crash leaves no parts behind; the file is read in threads during the upload.
             await self._client.put_object(Bucket=self.bucket, Key=key, Body=file, ContentType="application/wasm")
 
     async def head(self, key: str) -> int | None:
@@ -138,7 +138,7 @@ class Store:
                 return None
 
     async def delete(self, key: str) -> None:
-        """Delete an object; one that isn't there is no error."""
+        """Delete an object; a missing one is no error."""
         self._urls.pop(artifact_id_of(key), None)
         async with self._limited(DELETE):
             try:
@@ -148,9 +148,9 @@ class Store:
                     raise
 
     async def location(self, sha256: str, artifact_id: str) -> str:
-        """Return the URL under which a node gets an artifact: a path of control's, or presigned, as the settings say.
+        """Return the URL at which a node gets an artifact: a path of control or a presigned one, as the settings say.
 
-        A presigned URL is valid for at least half of `presigned_life`. Signing is slow, so it is used again until then.
+        A presigned URL is valid for at least half of `presigned_life`. Signing is slow, so URLs are reused until then.
         """
         if self._through_control:
             return f"/v1/artifacts/{sha256}"
@@ -184,7 +184,7 @@ class Store:
         return answer, pieces
 
     async def read(self, key: str, most: int = SMALL) -> SmallObject | None:
-        """A small object whole, or None if there is none. Of one with more than `most` bytes, one byte more is read."""
+        """Return a whole small object, or None if there is none. If it is larger than `most`, read one byte more."""
         async with self._limited(GET.of(key)):
             try:
                 answer = await self._client.get_object(Bucket=self.bucket, Key=key)
@@ -194,15 +194,15 @@ class Store:
                 return None
             data = b""
             async with answer["Body"] as body:
-                # One reading gives what has arrived, which may be a part.
+                # A read returns what has arrived, which may be a part.
                 while len(data) <= most and (piece := await body.content.read(most + 1 - len(data))):
                     data += piece
             return SmallObject(data, str(answer.get("ETag", "")))
 
     async def write(self, key: str, data: bytes, replaces: str | None) -> None:
-        """Write a small object in the place of the one with the tag `replaces`; with None, where there is none.
+        """Write a small object over the one with the tag `replaces`; with None, only if there is none.
 
-        Raises: WriteConflict, when another object is there.
+        Raises: WriteConflict, when a different object exists.
         """
         condition = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
         asked = {"Bucket": self.bucket, "Key": key, "Body": data, "ContentType": "application/json"}
@@ -214,11 +214,11 @@ class Store:
                     raise WriteConflict from error
                 if code_of(error) not in NO_CONDITIONS:
                     raise
-                # A store without conditional writes: the last writer wins, and the others see it when they look again.
+                # A store without conditional writes: the last writer wins, and the others notice when they check again.
                 await self._client.put_object(**asked)
 
     async def objects(self) -> AsyncIterator[list[StoredObject]]:
-        """All objects but control's own, a page at a time."""
+        """Yield all objects except control's own, a page at a time."""
         more: dict[str, str] = {}
         while True:
             async with self._limited(LIST):
@@ -230,8 +230,8 @@ class Store:
             more = {"ContinuationToken": token}
 
     async def page(self, after: str) -> tuple[list[StoredObject], str | None]:
-        """A page of all objects but control's own, by key, behind the key `after`; and the last key that was looked at,
-        None where it is the bucket's last.
+        """Return a page of all objects except control's own, by key, after the key `after`; and the last key that was
+        read, None if it is the bucket's last.
         """
         async with self._limited(LIST):
             page = await self._client.list_objects_v2(Bucket=self.bucket, StartAfter=after)
@@ -239,13 +239,13 @@ class Store:
         return _artifacts(page), str(listed[-1]["Key"]) if listed and page.get("IsTruncated") else None
 
     async def keys(self, prefix: str, after: str) -> tuple[list[str], bool]:
-        """A page of the keys that begin with `prefix`, in their order, behind `after`; and whether there are more."""
+        """Return a page of the keys that begin with `prefix`, sorted, after `after`; and whether there are more."""
         async with self._limited(LIST):
             page = await self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, StartAfter=after)
         return [str(item["Key"]) for item in page.get("Contents", ())], bool(page.get("IsTruncated"))
 
     async def keeps_versions(self) -> bool:
-        """Return whether the bucket keeps what is deleted; False where the key may not ask."""
+        """Return whether the bucket keeps deleted objects; False if the key may not ask."""
         async with self._limited(GET):
             try:
                 return bool((await self._client.get_bucket_versioning(Bucket=self.bucket)).get("Status") == "Enabled")
@@ -255,7 +255,7 @@ class Store:
                 return False
 
     async def _pieces(self, key: str, asked: dict[str, str]) -> AsyncGenerator[Any]:
-        """The answer to a GET, then the pieces of its body."""
+        """Yield the answer to a GET, then the pieces of its body."""
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(self._stall):
@@ -286,7 +286,7 @@ class Store:
 
     @asynccontextmanager
     async def _limited(self, action: Action) -> AsyncIterator[None]:
-        """The limit of a request without a body: `artifacts_timeout`."""
+        """Limit a request without a body to `artifacts_timeout`."""
         began = time.monotonic()
         try:
             with self._failures(action):
@@ -301,7 +301,7 @@ class Store:
 
     @asynccontextmanager
     async def _progressing(self, file: BinaryIO) -> AsyncIterator[None]:
-        """The limit of an upload of `file`: it ends when nothing was read of the file for `artifacts_stall`."""
+        """Limit an upload of `file`: end it when nothing has been read from the file for `artifacts_stall`."""
         loop = asyncio.get_running_loop()
 
         async def extend(limit: asyncio.Timeout) -> None:
@@ -339,7 +339,7 @@ class Store:
 
 @asynccontextmanager
 async def connect(settings: ControlSettings) -> AsyncIterator[Store]:
-    """Make a client of the store that the settings name. It isn't asked yet: polls are answered without it."""
+    """Make a client for the store in the settings. It sends no request yet: polls are answered without the store."""
     address = settings.store_address()
 
     def client(endpoint: str) -> Any:
@@ -350,22 +350,22 @@ async def connect(settings: ControlSettings) -> AsyncIterator[Store]:
             aws_access_key_id=address.key,
             aws_secret_access_key=address.secret,
             region_name=settings.artifacts_region,
-            # By http nothing is verified: no CAs are read, which takes 4 ms.
+            # Over http nothing is verified, so CAs, which take 4 ms, aren't read.
             verify=False if endpoint.lower().startswith("http:") else None,
             config=Config(
-                # botocore would describe itself and this machine anew in each request, a tenth of what one takes.
+                # botocore would build a description of itself and this machine for each request, a tenth of its time.
                 user_agent="skerry",
                 signature_version="s3v4",
-                # botocore would hash payloads in the loop. They go over TLS or loopback, and whoever reads an artifact
-                # compares its sha256.
+                # botocore would hash payloads in the loop. They go over TLS or loopback, and every reader of an
+                # artifact checks its sha256.
                 s3={"addressing_style": "path", "payload_signing_enabled": False},
                 connect_timeout=CONNECT_TIMEOUT,
                 read_timeout=settings.artifacts_stall,
                 retries={"mode": "standard", "max_attempts": 2},
                 max_pool_connections=UPLOADS + DOWNLOADS + OTHERS,
-                # No proxy between us and ourselves.
+                # No proxy to our own host.
                 **({"proxies": {}} if is_loopback(host) else {}),
-                # Not every store knows S3's newer checksums.
+                # Not every store supports S3's newer checksums.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             ),
@@ -375,19 +375,19 @@ async def connect(settings: ControlSettings) -> AsyncIterator[Store]:
         if not settings.artifacts_public_url:
             yield Store(ours, ours, address.bucket, settings)
             return
-        # The signature covers the host: signed for the name under which nodes reach the store.
+        # The signature covers the host, so sign for the name by which nodes reach the store.
         async with client(settings.artifacts_public_url.rstrip("/")) as signer:
             yield Store(ours, signer, address.bucket, settings)
 
 
 @cache
 def _session() -> aioboto3.Session:
-    """One session for all clients: it holds the description of S3, a megabyte of JSON, that each is made from."""
+    """Return the session that all clients share: it holds the description of S3, a megabyte of JSON."""
     return aioboto3.Session()
 
 
 async def fault(store: Store, key: str, size: int, sha256: str | None) -> Fault | None:
-    """Return what is wrong with the object `key`, which must have `size` bytes; None if it is as it was pushed.
+    """Return what is wrong with the object `key`, which must have `size` bytes; None if it is unchanged since its push.
 
     Read its bytes, a piece at a time, unless `sha256` is None. Raises: ProblemError, as `Store` does.
     """

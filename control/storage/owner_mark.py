@@ -1,7 +1,7 @@
-"""The mark of a bucket's owner, an object in it, and what follows from it: pure rules, without I/O.
+"""The owner's mark, an object in the bucket, and what follows from it: pure rules, without I/O.
 
-Whoever can write to the bucket can write the object, too. So it has a code (HMAC-SHA256), with a key that the metadata
-have and the bucket hasn't: a mark that is ahead of the metadata is believed with that alone.
+Anyone who can write to the bucket can write this object too. So it has a code (HMAC-SHA256) with a key that is in the
+metadata and not in the bucket: a mark that is ahead of the metadata is believed only with a valid code.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from msgspec import Meta
 from control.protocol import wire
 
 PREFIX = "skerry/"
-"""Prefix of the keys of control's own objects, which aren't artifacts."""
+"""Key prefix of control's own objects, which aren't artifacts."""
 KEY = f"{PREFIX}owner.json"
 MOST = 2**62
-"""The highest counter of a mark, since the metadata count on from it."""
+"""The highest counter of a mark, since the metadata continue from it."""
 ANEW = 2**60
-"""Where the metadata count on from when a bucket is taken over, if they are above it: no control steps so often, but
-one of a version before marks had codes counted on from whatever it found."""
+"""Where the metadata continue from when a bucket is taken over, if their counter is above it: no control counts that
+far, but versions without codes continued from any counter that they found."""
 
 
 class OwnerMark(msgspec.Struct, frozen=True):
-    """The id of the control that owns a bucket, and the step of its metadata that the bucket has seen."""
+    """The id of the control that owns a bucket, and the last step of its metadata written to the bucket."""
 
     owner: wire.Uuid
     counter: Annotated[int, Meta(ge=0, le=MOST)]
@@ -35,15 +35,15 @@ class OwnerMark(msgspec.Struct, frozen=True):
 
 
 class BucketMark(OwnerMark, frozen=True):
-    """A mark as the bucket has it."""
+    """A mark as read from the bucket."""
 
     code: str = ""
-    """'' in one of a version of control that made no codes."""
+    """'' if a version of control without codes made the mark."""
 
 
 @dataclass(frozen=True)
 class UnreadableMark:
-    """An object in the mark's place that isn't a mark."""
+    """An object under the mark's key that isn't a mark."""
 
     why: str
 
@@ -65,7 +65,7 @@ def encode(key: str, mark: OwnerMark) -> bytes:
 
 
 def decode(data: bytes) -> BucketMark | UnreadableMark:
-    """Return the mark that an object's bytes are, or why they aren't one."""
+    """Return the mark in an object's bytes, or why they aren't one."""
     try:
         return msgspec.json.decode(data, type=BucketMark)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -76,7 +76,7 @@ def compare(bucket: BucketMark, metadata: OwnerMark, key: str) -> Standing:
     """Compare a bucket's mark with that of the metadata, which must have been read later.
 
     A step is committed in the metadata first and written to the bucket afterwards. So the metadata are never behind
-    the bucket, and never have another step with the same counter, unless they were restored from a backup.
+    the bucket, and never have a different step with the same counter, unless they were restored from a backup.
     """
     if bucket.owner != metadata.owner:
         return Standing.FOREIGN
@@ -91,7 +91,7 @@ def compare(bucket: BucketMark, metadata: OwnerMark, key: str) -> Standing:
 
 
 def code(key: str, name: str, raw: bytes) -> str:
-    """Return the code of what control writes to the bucket as the object `name`."""
+    """Return the code for what control writes to the bucket as the object `name`."""
     return hmac.new(key.encode(), name.encode() + b"\0" + raw, hashlib.sha256).hexdigest()
 
 

@@ -3,9 +3,9 @@
 A file holds queries, each under a line ``-- name: x`` with a comment above it that says in a sentence what it does.
 Parameters are positional (``$1``). No SQL is built from strings anywhere else.
 
-aiosql isn't used: it makes a function of each query, whose arguments and rows are `Any`, calls asyncpg's `fetchrow` for
-one row, which CockroachDB can't take (`control.storage.connection`), and knows nothing of a comment that is missing.
-The loader below has 40 lines.
+aiosql isn't used: it turns each query into a function whose arguments and rows are `Any`, calls asyncpg's `fetchrow`
+for one row, which CockroachDB can't handle (`control.storage.connection`), and doesn't notice missing comments. The
+loader below has 40 lines.
 """
 
 import functools
@@ -21,12 +21,12 @@ _NAME = re.compile(r"^-- name: ([a-z][a-z0-9_]*)[ \t]*$", re.MULTILINE)
 
 
 class QueryError(Exception):
-    """A file of queries is wrong, or a query was asked for that isn't there."""
+    """A file of queries is invalid, or a requested query doesn't exist."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows(Generic[R]):
-    """A query and the class of its rows, which takes the columns' values in their order."""
+    """A query and the class of its rows, which takes the columns' values in order."""
 
     name: str
     """The file and the query: ``syncs.open_syncs``."""
@@ -45,7 +45,7 @@ class Value(Generic[R]):
 
 
 DECLARED: list[Rows[Any] | Value[Any]] = []
-"""Every declared query; a test compares each with the database's own description of the statement."""
+"""Every declared query; a test compares each with the database's description of the statement."""
 
 
 class Queries(dict[str, str]):
@@ -64,25 +64,25 @@ class Queries(dict[str, str]):
         return query
 
     def value(self, name: str, type: type[T]) -> Value[T]:
-        """Declare the type of a query's only column, which is never NULL; `fetchval` finds a row in any case."""
+        """Declare the type of a query's only column, which is never NULL; `fetchval` always finds a row."""
         DECLARED.append(query := Value[T](f"{self.module}.{name}", self[name], type))
         return query
 
     def optional(self, name: str, type: type[T]) -> Value[T | None]:
-        """Declare the type of a query's only column, where there may be no row, or a NULL."""
+        """Declare the type of a query's only column, where the row may be missing or the value NULL."""
         DECLARED.append(query := Value[T | None](f"{self.module}.{name}", self[name], type))
         return query
 
 
 def folder() -> Path:
-    """The folder ``sql``: inside the package where it was installed from a wheel, else beside it in the checkout."""
+    """Return the folder ``sql``: inside the package if installed from a wheel, else beside it in the checkout."""
     packaged = Path(__file__).parents[1] / "_sql"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "sql"
 
 
 @functools.cache
 def load(module: str) -> Queries:
-    """Return the queries of ``sql/queries/<module>.sql``. Raises: QueryError, when the file is missing or wrong."""
+    """Return the queries of ``sql/queries/<module>.sql``. Raises: QueryError, when the file is missing or invalid."""
     path = folder() / "queries" / f"{module}.sql"
     if not path.is_file():
         raise QueryError(f"no file of queries {path}")
@@ -90,7 +90,7 @@ def load(module: str) -> Queries:
 
 
 def parse(module: str, text: str) -> Queries:
-    """Read `text` as the file of queries `module`. Raises: QueryError, when something in it is wrong."""
+    """Parse `text` as the query file `module`. Raises: QueryError, when it is invalid."""
     above, *rest = _NAME.split(text)
     if _without_comments_at_end(above):
         raise QueryError(f"sql/queries/{module}.sql: there is SQL above the first '-- name:'")
@@ -109,7 +109,7 @@ def parse(module: str, text: str) -> Queries:
 
 
 def _without_comments_at_end(text: str) -> str:
-    """`text` up to the comment above the next query."""
+    """Return `text` up to the comment above the next query."""
     lines = text.strip().splitlines()
     while lines and (not lines[-1].strip() or lines[-1].startswith("--")):
         lines.pop()

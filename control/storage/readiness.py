@@ -1,4 +1,4 @@
-"""Whether the services that control needs answer. Anybody may ask for it, so they are asked once a second at most."""
+"""Whether the services that control needs answer. Anybody may ask, so services are probed once a second at most."""
 
 import asyncio
 import contextlib
@@ -13,19 +13,19 @@ from control.storage.bucket_owner import Ownership
 from control.storage.database import Database
 
 KNOWN_FOR = 1.0
-"""Seconds for which a service's answer is used again."""
+"""Seconds for which a service's answer is reused."""
 PATIENCE = 2.0
-"""Seconds that an answer to /readyz waits for a service."""
+"""Seconds that a request to /readyz waits for a service."""
 BELIEVED_FOR = 10.0
 """Seconds for which a service's last answer counts while the next one is late."""
 ANSWER_LIMIT = 3.0
-"""Seconds after which a question to a service is given up, and asked anew."""
+"""Seconds after which a probe of a service is abandoned and repeated."""
 
 log = logging.getLogger("skerry.readiness")
 
 
 class ServiceProbe:
-    """Whether one service answers: it is asked in the background, one question at a time."""
+    """Whether one service answers: it is probed in the background, one request at a time."""
 
     def __init__(self, name: str, ask: Callable[[], Awaitable[None]], clock: Clock) -> None:
         self._name = name
@@ -36,7 +36,7 @@ class ServiceProbe:
         self._wrong = ""
 
     async def wrong(self) -> str:
-        """Return what is wrong with the service, or ''. Waits for `PATIENCE` at most."""
+        """Return what is wrong with the service, or ''; wait for `PATIENCE` at most."""
         if self._clock.monotonic() - self._answered_at < KNOWN_FOR:
             return self._wrong
         if self._asking is None:
@@ -49,7 +49,7 @@ class ServiceProbe:
         return self._wrong
 
     async def close(self) -> None:
-        """End a question that is under way."""
+        """Cancel a probe under way."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
@@ -81,11 +81,11 @@ class Readiness:
         )
 
     async def check(self) -> None:
-        """Raises: ProblemError not_ready, within `PATIENCE` seconds, when a service doesn't answer."""
+        """Check the services. Raises: ProblemError not_ready, within `PATIENCE` seconds, when one doesn't answer."""
         wrong = [text for text in await asyncio.gather(*(probe.wrong() for probe in self._probes)) if text]
         if wrong:
             raise ProblemError("not_ready", "; ".join(wrong))
 
     async def close(self) -> None:
-        """End the questions that are under way."""
+        """Cancel the probes under way."""
         await asyncio.gather(*(probe.close() for probe in self._probes))

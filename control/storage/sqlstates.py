@@ -1,4 +1,4 @@
-"""The meaning of a database error for the transaction that it ended, by its SQLSTATE.
+"""What a database error means for the transaction that it ended, by its SQLSTATE.
 
 asyncpg's exception classes aren't enough: CockroachDB has codes that asyncpg has no class for.
 """
@@ -11,10 +11,10 @@ _CONFLICTS = frozenset(
     {
         "40001",  # serialization failure
         "40P01",  # deadlock
-        # The result of a statement is unknown. It is harmless before COMMIT: the transaction is given up as a whole.
+        # The result of a statement is unknown. This is harmless before COMMIT: the whole transaction is abandoned.
         "40003",
-        # A key that another writer took after the work had looked for it (PostgreSQL may say so before it finds the
-        # conflict); the work then sees the other's row and says what is wrong.
+        # Another writer took a key after the work had looked for it (PostgreSQL may report this before it finds the
+        # conflict); on retry the work sees the other's row and reports the problem.
         "23505",
     }
 )
@@ -24,17 +24,17 @@ _LOST = (
     "58C",  # CockroachDB: a range is unavailable, or the way to another of its nodes
     "53300",  # too many connections
     "57014",  # the statement was cancelled: its time was up
-    "25P03",  # the transaction was left idle for too long, as by a process that was stopped within it
+    "25P03",  # the transaction was idle for too long, as when a process is stopped within it
 )
 _FAILING = (
     "53",  # too little memory, disk or other means
-    "55000",  # the server is in no state for this, as while it recovers
-    "58",  # an error of its system, as of its disk
-    "XX",  # an error of its own
-    "42501",  # it doesn't let us
+    "55000",  # the server isn't in a state for this, as during recovery
+    "58",  # an error of its system, such as its disk
+    "XX",  # an internal error
+    "42501",  # permission denied
 )
 _TABLE = re.compile(r'relation "(\w+)"| in (\w+)@')
-"""Where PostgreSQL and CockroachDB name the table of a row that was waited for."""
+"""Where PostgreSQL and CockroachDB name the table of a locked row."""
 
 
 def of(error: BaseException) -> str:
@@ -48,33 +48,33 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether the connection or the server is gone, or didn't answer in time; another connection may do."""
+    """Return whether the connection or the server is gone, or didn't answer in time; another connection may work."""
     if is_too_large(error):
         return False
     return isinstance(error, OSError | TimeoutError) or of(error).startswith(_LOST)
 
 
 def is_too_large(error: BaseException) -> bool:
-    """Return whether a message was larger than the server takes (CockroachDB: 16 MiB); it always will be.
+    """Return whether a message was larger than the server accepts (CockroachDB: 16 MiB), so that a retry can't help.
 
-    The state is that of any violation of the protocol, by which PgBouncer says that it has lost the server.
+    The state is that of any protocol violation; PgBouncer uses it to report that it has lost the server.
     """
     return of(error) == "08P01" and "message size" in str(error)
 
 
 def is_locked(error: BaseException) -> bool:
-    """Return whether another transaction held a row, or a table, for longer than the lock timeout."""
+    """Return whether another transaction held a row or a table for longer than the lock timeout."""
     return of(error) == "55P03"
 
 
 def locked_table(error: BaseException) -> str:
-    """Return the table of the row that is locked, where the server names it, else ''."""
+    """Return the table of the locked row if the server names it, else ''."""
     found = _TABLE.search(f"{error} {getattr(error, 'context', '')}")
     return (found[1] or found[2]) if found else ""
 
 
 def is_read_only(error: BaseException) -> bool:
-    """Return whether the server takes no writes, as a standby or a database that was set so."""
+    """Return whether the server takes no writes, as a standby or a read-only database."""
     return of(error) == "25006"
 
 
@@ -84,19 +84,19 @@ def is_full(error: BaseException) -> bool:
 
 
 def is_failing(error: BaseException) -> bool:
-    """Return whether the server answers, and can't do what it is asked for reasons of its own."""
+    """Return whether the server answers but can't execute the request for internal reasons."""
     return of(error).startswith(_FAILING) and not is_lost(error)
 
 
 def is_forbidden(error: BaseException | None) -> bool:
-    """Return whether the server doesn't let the user do what was asked."""
+    """Return whether the server denies the user permission."""
     return error is not None and of(error) == "42501"
 
 
 def undoes_commit(error: BaseException) -> bool:
     """Return whether a COMMIT that failed with this error has certainly saved nothing.
 
-    So say a rollback (class 40, but for 40003) and a violated constraint (class 23). After any other error the
+    A rollback (class 40, except 40003) and a violated constraint (class 23) say so. After any other error the
     transaction may have been saved.
     """
     state = of(error)

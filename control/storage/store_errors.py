@@ -1,4 +1,4 @@
-"""Errors of the artifact store as problems to answer, with what to do about them: pure rules, without I/O."""
+"""Errors of the artifact store as problems to answer, with how to fix them: pure rules, without I/O."""
 
 import ssl
 from dataclasses import dataclass, replace
@@ -11,18 +11,18 @@ from botocore.parsers import ResponseParserError
 from control.problems import ProblemError
 
 RETRY_AFTER = 5
-"""Seconds after which a client may try again, where an operator must do something first."""
+"""Seconds after which a client may retry when an operator must do something first."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """A kind of request to the store, in words, and the permission that it needs."""
+    """A kind of request to the store, in words, and the permission it needs."""
 
     words: str
     permission: str
 
     def of(self, key: str) -> "Action":
-        """Return the same with the object that it is about."""
+        """Return the same action with its object."""
         return replace(self, words=self.words.replace("an object", f"the object {key}"))
 
 
@@ -49,7 +49,7 @@ _SKEW = {"RequestTimeTooSkewed", "RequestExpired"}
 
 
 def code_of(error: boto.ClientError) -> str:
-    """S3's code of an error; for a HEAD, which has no body, the status as text."""
+    """Return S3's code of an error; for a HEAD, which has no body, the status as text."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
@@ -138,7 +138,7 @@ def _unanswered(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> BaseException | None:
-    """Return the operating system's error that the libraries' errors were raised from, if there is one."""
+    """Return the operating system's error behind the libraries' errors, if there is one."""
     found: Any = error
     for _ in range(5):
         if isinstance(found, OSError) and found.errno is not None and not isinstance(found, HttpError):
