@@ -50,7 +50,7 @@ AMENDED = SQL.rows("amended", NewestOfChange)
 
 
 class RevisionCounts:
-    """How many nodes have applied which revision of changes."""
+    """The number of nodes that have applied each revision of schema changes."""
 
     def __init__(self, conn: Connection, amended: list[NewestOfChange], versions: list[NodesAtVersion]) -> None:
         self._conn = conn
@@ -58,9 +58,9 @@ class RevisionCounts:
         self._versions = versions
 
     async def of(self, number: int) -> list[NodesOfRevision]:
-        """Return the numbers of nodes by revision, the oldest first; none where no node has applied the change."""
+        """Return the number of nodes by revision, oldest first; empty if no node has applied the change."""
         if number in self._amended:
-            # What nodes applied is only read where it may differ: that takes a second for 200,000 nodes.
+            # Read what nodes applied only if it may differ: that takes a second for 200,000 nodes.
             rows = sorted(await self._conn.fetch(REVISIONS, number))
             return [NodesOfRevision(row.revision, row.nodes) for row in rows]
         nodes = sum(row.nodes for row in self._versions if row.schema_version >= number)
@@ -68,7 +68,7 @@ class RevisionCounts:
 
 
 async def counts(conn: Connection) -> RevisionCounts:
-    """Read what the counts of all changes go by."""
+    """Read the data for the counts of all changes."""
     return RevisionCounts(conn, await conn.fetch(AMENDED), await conn.fetch(VERSIONS))
 
 

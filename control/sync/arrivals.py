@@ -1,7 +1,7 @@
-"""When a release has arrived at all nodes of its group, or no node is on its way to it any more and some have failed.
+"""Detects when a release has arrived at all nodes of its group, or no node is under way to it and some have failed.
 
-The monitor looks: often in a release's first minute, and less often the longer it takes, so that a release which waits
-for a node that is away costs a large group little.
+The monitor checks often in a release's first minute, and less often the longer it takes, so a release that waits for an
+absent node costs a large group little.
 """
 
 import logging
@@ -16,9 +16,9 @@ from control.storage.connection import Connection, log_at_commit
 from control.storage.database import Database
 
 SHARE = 0.05
-"""A release is looked at again after this share of its age, so its arrival is told late by that at most."""
+"""A release is checked again after this share of its age, so its arrival is reported at most this much late."""
 LONGEST_PAUSE = 60.0
-"""Seconds between two looks at most."""
+"""Maximum seconds between two checks."""
 
 
 class ReleaseUnderWay(NamedTuple):
@@ -30,11 +30,11 @@ class ReleaseUnderWay(NamedTuple):
     number: int
     created_at: datetime
     failed: bool
-    """Whether its failure was told already."""
+    """Whether its failure was reported already."""
 
 
 class GroupStanding(NamedTuple):
-    """How many nodes a group has; those that run its target, and of the others those that failed and that are away."""
+    """The number of nodes in a group, of those that run its target, and of the others that failed or are away."""
 
     nodes: int
     arrived: int
@@ -58,16 +58,16 @@ MARK_FAILED = SQL.optional("mark_failed", int)
 
 
 class Arrivals:
-    """Looks after the releases that are under way."""
+    """Checks the releases that are under way."""
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
         self._next: dict[str, float] = {}
-        """When each release is looked at again, in the clock's `monotonic`."""
+        """When each release is checked next, by the clock's `monotonic`."""
 
     async def look(self, now: datetime) -> None:
-        """Record which releases have arrived or failed since the last look. Raises: ProblemError."""
+        """Record which releases have arrived or failed since the last check. Raises: ProblemError."""
         passed = self._clock.monotonic()
         releases = await self._db.read(lambda conn: conn.fetch(UNDER_WAY))
         self._next = {release.id: self._next.get(release.id, passed) for release in releases}
@@ -104,7 +104,7 @@ class Arrivals:
 
 
 def _line(release: ReleaseUnderWay, standing: GroupStanding, codes: dict[str, int] | None) -> str:
-    """Return what the log says of a release that has arrived, or, with the codes of its nodes' errors, has failed."""
+    """Return the log line for a release that has arrived or, with the error codes of its nodes, has failed."""
     name = f"release {release.group_name}/{release.number}"
     if codes is None:
         return f"{name}: the whole group is at it, {counted(standing.nodes, 'node')}"

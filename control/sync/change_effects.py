@@ -1,9 +1,9 @@
-"""What schema changes do to nodes beside their purpose: the rows they can lose, how long they hold up calls that write.
+"""Side effects of schema changes on nodes: the rows they can lose, and how long they block calls that write.
 
 A release, a move or an amendment that has such effects is refused unless they are allowed. The check of a change finds
-the statements in question, and nodes tell how many rows their tables have; the effects follow from both.
+the statements in question, and nodes report how many rows their tables have; the effects follow from both.
 
-A change comes to nodes with the first release of their group whose floor includes it. A node without any schema change
+A change reaches nodes with the first release of their group whose floor includes it. A node without any schema change
 has no tables, so it has nothing to lose and nothing takes long there.
 
 Start with `ChangeEffects`, `of_group` and `refuse`.
@@ -62,13 +62,13 @@ class MovingNode(NamedTuple):
 
 
 NAMED = 20
-"""Nodes that an answer names for a table or a statement."""
+"""Maximum nodes that an answer names for a table or a statement."""
 SHOWN = 5
-"""Losses or statements, and nodes of each, that a problem's text shows."""
+"""Maximum losses or statements, and nodes of each, in a problem's text."""
 LEAST_STALL = LEAST_STALL_LIMIT
 """Seconds; shorter stalls aren't mentioned."""
 CHECKED_AT_ONCE = 20
-"""Changes that are checked at once; each takes a process for some tenths of a second."""
+"""Changes that are checked concurrently; each takes a process for some tenths of a second."""
 NOT_KNOWN = {
     "statement": "",
     "table": "",
@@ -86,7 +86,7 @@ log = logging.getLogger("skerry.checks")
 
 
 async def registered_between(conn: Connection, above: int, upto: int) -> list[RegisteredFindings]:
-    """Read the changes above one number, up to another, whose check found something or isn't known."""
+    """Read the changes above one number, up to another, whose check found something or has no known result."""
     found = []
     for number, losses, stalls in await conn.fetch(FOUND, above, upto) if upto > above else []:
         known = None not in (losses, stalls)
@@ -112,7 +112,7 @@ async def _moving(conn: Connection, node_id: UUID, group_id: UUID) -> MovingNode
 
 
 class TableRows(NamedTuple):
-    """How many nodes lack a change, how many of them told the rows of a table, and the sum."""
+    """How many nodes lack a change, how many of them reported the rows of a table, and the sum."""
 
     nodes: int
     told: int
@@ -120,7 +120,7 @@ class TableRows(NamedTuple):
 
 
 class NamedRows(NamedTuple):
-    """How many rows a node has in a table; -1 if it hasn't told."""
+    """How many rows a node has in a table; -1 if it hasn't reported."""
 
     name: str
     rows: int
@@ -160,7 +160,7 @@ ROWS_OF_NODE = LOSSES.value("of_node", int)
 async def _lost_in_groups(
     conn: Connection, groups: Sequence[str], number: int, found: Sequence[Mapping[str, str]]
 ) -> list[LostRows]:
-    """Return what nodes of groups that lack a change can lose by it; `found` by the change's check."""
+    """Return what those nodes of groups that lack a change can lose by it; the change's check has `found` it."""
     lost: list[LostRows] = []
     for loss in found:
         count = await conn.one(TABLE_ROWS, groups, number, loss["table"])
@@ -173,7 +173,7 @@ async def _lost_in_groups(
 async def _lost_on_node(
     conn: Connection, node_id: UUID, name: str, number: int, found: Sequence[Mapping[str, str]]
 ) -> list[LostRows]:
-    """Return what a node can lose by a change; `found` by the change's check."""
+    """Return what a node can lose by a change; the change's check has `found` it."""
     lost: list[LostRows] = []
     for loss in found:
         rows = await conn.fetchval(ROWS_OF_NODE, node_id, loss["table"])
@@ -199,7 +199,7 @@ def _loss_refusals(losses: Sequence[LostRows], what: str) -> list[ProblemError]:
 
 
 def _nodes_told(loss: LostRows) -> str:
-    """Say which nodes can have a loss, and how many rows they have."""
+    """Return text that says which nodes can have a loss, and how many rows they have."""
     total = "an unknown number of rows" if loss.rows is None else counted(loss.rows, "row")
     named = [f"{node.name}: {rows_text(node.rows)}" for node in loss.most]
     names = f" ({listed(named, SHOWN, max(loss.nodes, len(named)))})" if named else ""
@@ -211,7 +211,7 @@ def _statement(loss: LostRows) -> str:
 
 
 def rows_text(rows: int | None) -> str:
-    """Say how many rows a node has in a table, as it told."""
+    """Return as text how many rows a node has reported for a table."""
     return "unknown" if rows is None else "more than 10,000" if rows > 10_000 else str(rows)
 
 
@@ -258,7 +258,7 @@ ESTIMATE_OF_NODE = STALLS.value("of_node", int)
 async def _stalled_in_groups(
     conn: Connection, groups: Sequence[str], number: int, found: Sequence[Mapping[str, Any]]
 ) -> list[ExpectedStall]:
-    """Return how long a change would hold up nodes of groups that lack it; `found` by the change's check."""
+    """Return how long a change would block those nodes of groups that lack it; the change's check has `found` it."""
     expected: list[ExpectedStall] = []
     for stall in found:
         expected += _expected(number, stall, await conn.fetch(LARGEST_NODES, groups, number, stall["table"], NAMED))
@@ -268,7 +268,7 @@ async def _stalled_in_groups(
 async def _stalled_on_node(
     conn: Connection, node_id: UUID, name: str, number: int, found: Sequence[Mapping[str, Any]]
 ) -> list[ExpectedStall]:
-    """Return how long a change would hold up a node; `found` by the change's check."""
+    """Return how long a change would block a node; the change's check has `found` it."""
     expected: list[ExpectedStall] = []
     for stall in found:
         rows = await conn.fetchval(ESTIMATE_OF_NODE, node_id, stall["table"])
@@ -277,7 +277,7 @@ async def _stalled_on_node(
 
 
 def _expected(number: int, stall: Mapping[str, Any], nodes: Sequence[NodeEstimate]) -> Iterator[ExpectedStall]:
-    """Yield the stall if it is worth mentioning; `nodes`: the largest first."""
+    """Yield the stall if it is worth mentioning; `nodes`: largest first."""
     held = [NodeStall(node.name, node.rows, node.rows * float(stall["us"]) / 1e6) for node in nodes]
     told = [NodeStall(node.name, node.rows, round(node.seconds, 1)) for node in held if node.seconds >= LEAST_STALL]
     if told:
@@ -285,7 +285,7 @@ def _expected(number: int, stall: Mapping[str, Any], nodes: Sequence[NodeEstimat
 
 
 def _stall_refusals(stalls: Sequence[ExpectedStall], what: str, limit: float) -> list[ProblemError]:
-    """Return stall_not_allowed if `what` would hold up the writers of a node for more than `limit` seconds.
+    """Return stall_not_allowed if `what` would block the writers of a node for more than `limit` seconds.
 
     All changes are one transaction on a node, so their seconds add up.
     """
@@ -333,10 +333,10 @@ async def of_group(
     number: int | None = None,
     checked: CheckedChange | None = None,
 ) -> Found:
-    """Return what releases of a group can do whose floors are above its present one, by each `registered` change above.
+    """Return the effects, by `registered` change above the group's present floor, of releases with higher floors.
 
-    `number` and `checked` are of a schema change, or of another text of one, that will be registered with the release.
-    Call it in a transaction of its own: the release's must not conflict with nodes that report in the meantime.
+    `number` and `checked` are those of a schema change, or of a new text for one, that will be registered with the
+    release. Call it in a separate transaction: the release's must not conflict with nodes that report meanwhile.
     """
     changes = {change.number: (change.losses, change.stalls) for change in registered}
     if number is not None and checked is not None:
@@ -353,7 +353,7 @@ async def of_group(
 async def of_floors(conn: Connection, found: Found, old: int, new: int) -> ChangeEffects:
     """Return those of `found` whose changes are above one floor of the group, up to another.
 
-    Raises: ProblemError database_busy, when there are more changes by now.
+    Raises: ProblemError database_busy, when more changes have been added since.
     """
     effects = ChangeEffects([], [])
     for change in await registered_between(conn, old, new):
@@ -369,7 +369,7 @@ async def of_floors(conn: Connection, found: Found, old: int, new: int) -> Chang
 
 
 async def of_move(conn: Connection, node_id: UUID, group_id: UUID) -> ChangeEffects:
-    """Return what the move to a group can do to a node."""
+    """Return the effects on a node of a move to a group."""
     node = await _moving(conn, node_id, group_id)
     effects = ChangeEffects([], [])
     if node.schema_version:
@@ -380,9 +380,9 @@ async def of_move(conn: Connection, node_id: UUID, group_id: UUID) -> ChangeEffe
 
 
 async def of_amendment(conn: Connection, number: int, checked: CheckedChange) -> ChangeEffects:
-    """Return what another text of a change can do to nodes that lack it although their release has it.
+    """Return the effects of a new text of a change on nodes that lack the change although their release has it.
 
-    They get the newest text when they try again, without another release.
+    They get the newest text when they retry, without another release.
     """
     groups = await _groups_with(conn, number) if checked.losses or checked.stalls else []
     return ChangeEffects(
@@ -397,24 +397,24 @@ def refusals(
     """Return why `what` (a release, a move, an amendment) may not have these effects.
 
     The problems are loss_not_allowed and stall_not_allowed.
-    `limit`: the seconds for which it may hold up the writers of a node without `allow_stall`.
+    `limit`: the seconds for which it may block the writers of a node without `allow_stall`.
     """
     lost = [] if allow_loss else _loss_refusals(effects.losses, what)
     return lost + ([] if allow_stall else _stall_refusals(effects.stalls, what, limit))
 
 
 def refuse(effects: ChangeEffects, what: str, limit: float, *, allow_loss: bool, allow_stall: bool) -> None:
-    """Raise the first of the `refusals`, if there are any. Raises: ProblemError."""
+    """Raise the first of the `refusals`, if any. Raises: ProblemError."""
     for problem in refusals(effects, what, limit, allow_loss, allow_stall):
         raise problem
 
 
 def plan_digest(effects: ChangeEffects, *parts: object) -> str:
-    """Return the sha256 of what a plan says, its effects and the other `parts`, in hex.
+    """Return the sha256 of a plan, its effects and the other `parts`, in hex.
 
-    Whoever was shown a plan has it done as it was shown, or not at all. So the digest has what a person decides by: of
-    losses not how many rows nodes have, which changes all the time, but whether they have any, and of stalls not their
-    seconds, which change with each row.
+    A plan is carried out as it was shown, or not at all. So the digest covers what a person decides by: for losses
+    whether nodes have rows, not how many, which changes all the time; and for stalls not their seconds, which change
+    with each row.
     """
     losses = [[loss.change, loss.statement, loss.table, loss.nodes, loss.rows != 0] for loss in effects.losses]
     stalls = [[stall.change, stall.statement, stall.table] for stall in effects.stalls]
@@ -422,9 +422,9 @@ def plan_digest(effects: ChangeEffects, *parts: object) -> str:
 
 
 def refuse_other_plan(shown: str | None, now: str, what: str) -> None:
-    """Check that a plan still has the digest that it had when it was `shown`; None: nobody was shown one.
+    """Check that a plan still has the digest that it had when it was `shown`; None: no plan was shown.
 
-    Raises: ProblemError plan_changed, when it is another one `now`.
+    Raises: ProblemError plan_changed, when the digest is a different one `now`.
     """
     if shown not in (None, now):
         raise ProblemError(
@@ -434,8 +434,8 @@ def refuse_other_plan(shown: str | None, now: str, what: str) -> None:
         )
 
 
-# Changes that an earlier version of control registered without looking for effects: they are checked when a release, a
-# move or a plan first comes to them, and what is found is kept.
+# Changes that an earlier version of control registered without checking effects: they are checked when a release, a
+# move or a plan first includes them, and the results are stored.
 
 
 class UncheckedRevision(NamedTuple):

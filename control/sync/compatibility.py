@@ -1,4 +1,4 @@
-"""Which nodes can't run a release, by their capabilities: checked before it is made, or before a node moves to it."""
+"""Which nodes can't run a release, by their capabilities: checked before a release is made or a node moves to it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from control.sync import requirements
 
 
 class SameDigest(NamedTuple):
-    """Capabilities and their digest, which nodes of a group have in common."""
+    """Capabilities that nodes of a group share, and their digest."""
 
     digest: str
     capabilities: dict[str, Any]
@@ -62,9 +62,9 @@ FLOOR = SQL.value("floor", int)
 MANIFESTS = SQL.rows("manifests", ManifestRow)
 
 NAMED = 20
-"""Nodes that an answer names; further ones are only counted."""
+"""Maximum nodes that an answer names; further ones are only counted."""
 SHOWN = 5
-"""Nodes that a problem's text names."""
+"""Maximum nodes that a problem's text names."""
 
 
 class UnfitNode(Struct):
@@ -96,8 +96,8 @@ class SameCapabilities:
 async def group_capabilities(conn: Connection, group_id: str) -> list[SameCapabilities]:
     """Return the capabilities of the nodes of a group.
 
-    Read in a transaction of its own: the release's must not conflict with a node that sends others meanwhile. Nodes
-    with the same capabilities have the same digest, of which there are few: each is looked for by index.
+    Read them in a separate transaction: the release's must not conflict with a node that sends new ones meanwhile.
+    Nodes with the same capabilities have the same digest. There are few digests, and each is found by index.
     """
     found: dict[str, SameCapabilities] = {}
     for row in await conn.fetch(WITHOUT_DIGEST, group_id, NAMED):
@@ -112,8 +112,8 @@ async def group_capabilities(conn: Connection, group_id: str) -> list[SameCapabi
 
 
 async def stepped(conn: Connection, above: int, upto: int) -> list[str]:
-    """Return the schema changes in steps above one number, up to another, as texts."""
-    # Most releases bring no change, and each question is a way to the database and back.
+    """Return the schema changes with steps above one number, up to another, as texts."""
+    # Most releases bring no change, and each query is a round trip to the database.
     return [f"change {number}" for number in await conn.column(STEPPED, above, upto)] if upto > above else []
 
 
@@ -135,7 +135,7 @@ def unfit(
 
 
 def refusals(found: Unfit, group: str) -> list[ProblemError]:
-    """nodes_unfit, where there are such nodes."""
+    """Return nodes_unfit if there are such nodes."""
     if not found.count:
         return []
     texts = [f"{node.name} lacks {' and '.join(node.lacks)}" for node in found.nodes]
@@ -152,13 +152,13 @@ def refusals(found: Unfit, group: str) -> list[ProblemError]:
 
 
 def refuse(found: Unfit, group: str) -> None:
-    """Raises: ProblemError nodes_unfit, when there are such nodes."""
+    """Refuse a release with such nodes. Raises: ProblemError nodes_unfit, when there are any."""
     for problem in refusals(found, group):
         raise problem
 
 
 async def unfit_for(conn: Connection, node_id: UUID, group_id: UUID) -> Unfit:
-    """Return the node, where it can't run the release of the group that it is to be moved to."""
+    """Return the node if it can't run the release of the group that it is to be moved to."""
     node = await conn.one(NODE_CAPABILITIES, node_id)
     manifests = dict(await conn.fetch(MANIFESTS, group_id))
     changes = await stepped(conn, node.schema_version, await conn.fetchval(FLOOR, group_id))

@@ -1,12 +1,12 @@
-"""The first step of a poll: whether the node is at its target, from memory, without asking the database.
+"""The first step of a poll: whether the node is at its target, from memory, without the database.
 
 A replica keeps in memory the targets, nodes, credentials and operators that it needs, and the polls that it holds. The
-row of `epochs` says whether something was announced (a target, a move, a revocation). A replica reads it, together with
-the rows that were announced, in one transaction: four times a second, and at once after a write of its own. So every
-replica knows of a change within half a second, and wakes the polls that it concerns. A node that isn't in the cache is
-looked up when it first polls.
+row of `epochs` shows whether something was announced (a target, a move, a revocation). A replica reads it, together
+with the announced rows, in one transaction, four times a second and immediately after its own writes. So every replica
+knows of a change within half a second, and wakes the polls that it concerns. A node that isn't in the cache is looked
+up when it first polls.
 
-The same reading shows that the database was restored from a backup: the replica then forgets everything and reads it
+The same read shows when the database was restored from a backup: the replica then discards everything and reads it
 again (ADR 36).
 """
 
@@ -56,17 +56,17 @@ class CachedNode:
     epoch: int
     """Epoch of the last announcement of this node."""
     generation: int
-    """Generation of the node's last move; its target's is the larger of this and its group's."""
+    """Generation of the node's last move; its target generation is the larger of this and its group's."""
     confirmed_generation: int
     digest: str
     """Digest of what the node ran when it was last confirmed, or reported its inventory."""
     capabilities_digest: str
     """Digest of the stored capabilities; '' if the node sent them without a digest."""
     ran_generation: int
-    """The generation that it completed, if that is above its target's: the metadata were restored since then."""
+    """The generation that the node completed, if that is above its target's: the metadata were restored since."""
     removed: bool
     revoked: bool
-    """Whether an operator has revoked its credentials, and it hasn't joined again."""
+    """Whether an operator has revoked its credentials and it hasn't rejoined."""
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class Credential:
 
 @dataclass(slots=True)
 class CachedOperator:
-    """An operator, who may have been revoked, or may have ended."""
+    """An operator, who may be revoked or expired."""
 
     id: str
     name: str
@@ -107,7 +107,7 @@ class CachedOperator:
 
 
 class Epoch(NamedTuple):
-    """The number of the last announcement, the mark of the replica that asks, and the database's time."""
+    """The number of the last announcement, the mark of the reading replica, and the database's time."""
 
     epoch: int
     mark: int
@@ -125,14 +125,14 @@ class LastAnnounced(NamedTuple):
 
 
 class Announced(NamedTuple):
-    """The rows that were announced up to an epoch, or were looked up."""
+    """The rows that were announced up to an epoch or looked up."""
 
     groups: list[CachedGroup]
     nodes: list[CachedNode]
     credentials: list[Credential]
     operators: list[CachedOperator]
     watches: list[WatchRow] | None = None
-    """All current watches; None where they weren't asked for."""
+    """All current watches; None if they weren't requested."""
 
 
 SQL = queries.load("fleet")
@@ -150,25 +150,25 @@ OPERATORS_BY_ID = SQL.rows("operators_by_id", CachedOperator)
 WRITE_MARK = SQL.optional("write_mark", str)
 
 PERIOD = 0.25
-"""Seconds between two readings of the epochs."""
+"""Seconds between two reads of the epochs."""
 STALE_AFTER = 5.0
-"""Seconds without a reading after which nobody is answered: a revocation could be unknown here."""
+"""Seconds without a read after which requests are refused, since a revocation could be unknown here."""
 READING_PATIENCE = 2.0
-"""Seconds for which requests wait for a reading then: a process that stood still, or is busy, has it in a moment."""
+"""Seconds for which requests then wait for a read: a process that was paused or busy soon has one."""
 WOKEN_AT_ONCE = 64
 """Held polls that are woken together; all at once would keep operators' requests waiting."""
 WAKE_PAUSE = 0.005
-"""Seconds between two such groups of polls."""
+"""Seconds between two such batches of polls."""
 FORGET_EVERY = 600.0
 """Seconds between two rounds of forgetting. A revoked credential is kept for at least one round, since a look-up
 that began before may still return it as valid."""
 
 MARK_PREFIX = "mark "
-"""How the names of all marks begin; an id follows."""
+"""The prefix of the names of all marks; an id follows."""
 MARK_PERIOD = 1.0
-"""Seconds between two writes. A backup that is younger than that when it is restored shows by the epoch alone."""
+"""Seconds between two writes. A restored backup that is younger than that is detected only by the epoch."""
 MARK_KEPT = timedelta(days=30)
-"""How long the row of a replica that ended is kept, before the monitor deletes it."""
+"""How long the row of a stopped replica is kept before the monitor deletes it."""
 
 STALE = f"the targets couldn't be read for {STALE_AFTER:.0f} s; ask again"
 RESTORED = "who may come in isn't known now, since the metadata database was restored or may have been; ask again"
@@ -177,7 +177,7 @@ log = logging.getLogger("skerry.fleet")
 
 
 class Waiter:
-    """A held poll. A node has one at most: a newer poll of the same node takes its place."""
+    """A held poll. A node has one at most: a newer poll of the same node replaces it."""
 
     __slots__ = ("_timeout", "credential_id", "replaced")
 
@@ -187,18 +187,18 @@ class Waiter:
         self.replaced = False
 
     def wake(self) -> None:
-        """Make the poll look at its target again."""
+        """Make the poll check its target again."""
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(0)
         self._timeout = None
 
     def done(self) -> None:
-        """Note that the poll is no longer held: waking it does nothing from now on."""
+        """Note that the poll is no longer held: waking it has no effect from now on."""
         self._timeout = None
 
 
 class FleetCache:
-    """The cache. Only `run`, `refresh` and the look-ups ask the database; everything else returns at once."""
+    """The cache. Only `run`, `refresh` and the look-ups query the database; everything else returns at once."""
 
     def __init__(self, db: Database, clock: Clock, metrics: ControlMetrics) -> None:
         self._db = db
@@ -213,22 +213,22 @@ class FleetCache:
         self.waiters: dict[str, Waiter] = {}
         """Held polls by node."""
         self.watches = Watches()
-        """Who watches which nodes."""
+        """The watches of nodes."""
         self.closing = False
         self._epoch = -1
         self._read_at = self.clock.monotonic() - STALE_AFTER
         self._begun = self._taken = 0
-        """How many readings have begun, and the number of the last one whose rows were stored."""
+        """How many reads have begun, and the number of the last one whose rows were stored."""
         self._ended: set[str] = set()
-        """Ids of revoked credentials and removed nodes of the last round of forgetting."""
+        """Ids of revoked credentials and removed nodes from the last round of forgetting."""
         self._forgot_at = self.clock.monotonic()
         self._restored = 0
-        """How often the database turned out to be restored."""
+        """How often a restore of the database was detected."""
         self.after_restore: Callable[[bool], Awaitable[None]] | None = None
-        """Called before anything is answered from a database that turned out to be restored (True), or that may have
-        been restored before the start (False). Raises: ProblemError, when it can't be done now."""
+        """Called before anything is answered from a database that was found to be restored (True), or may have been
+        restored before the start (False). Raises: ProblemError, when it can't be done now."""
         self.restoring = False
-        """Whether `after_restore` is still to be done; nothing is answered before it is."""
+        """Whether `after_restore` is still to be done; nothing is answered before that."""
         self._reading = asyncio.Lock()
         self._nudged = asyncio.Event()
         self._to_wake: list[str] = []
@@ -242,7 +242,7 @@ class FleetCache:
 
     @property
     def epoch(self) -> int:
-        """The number of the last announcement that was read; -1 before the first."""
+        """The number of the last announcement read; -1 before the first."""
         return self._epoch
 
     @property
@@ -255,7 +255,7 @@ class FleetCache:
         return max(self.groups[node.group_id].generation, node.generation)
 
     def at_target(self, node: CachedNode, poll: Poll) -> bool:
-        """Return whether a node is known to be at its target, and its poll says nothing that isn't stored."""
+        """Return whether a node is known to be at its target and its poll contains nothing new."""
         if node.digest != poll.digest or poll.capabilities_digest not in ("", node.capabilities_digest):
             return False
         group = self.groups[node.group_id]
@@ -265,7 +265,7 @@ class FleetCache:
         return group.release_id is None or node.confirmed_generation >= target
 
     def confirm(self, row: NodeRow) -> None:
-        """Store what a transaction wrote about a node, unless a later announcement of it was read in the meantime."""
+        """Store what a transaction wrote about a node, unless a later announcement of it has been read meanwhile."""
         node = self.nodes.get(row.id)
         if node is not None and node.epoch <= row.epoch:
             node.digest = row.digest
@@ -276,7 +276,7 @@ class FleetCache:
     # Changes
 
     def nudge(self) -> None:
-        """Read the epochs now: this replica has announced something."""
+        """Read the epochs now, because this replica has announced something."""
         self._nudged.set()
 
     async def announced(self) -> None:
@@ -284,7 +284,7 @@ class FleetCache:
         try:
             await self.refresh()
         except ProblemError:
-            # It is written; this replica reads it when the others do.
+            # The write is done; this replica reads it when the others do.
             self.nudge()
 
     async def refresh(self) -> None:
@@ -333,20 +333,20 @@ class FleetCache:
                 self.forget()
 
     async def read_late(self) -> None:
-        """Wait a moment for a reading if there was none for `STALE_AFTER`: what is in memory may be out of date."""
+        """Wait a moment for a read if there was none for `STALE_AFTER`: the memory may be out of date."""
         if not self.fresh and not self.restoring:
             await _within(READING_PATIENCE, lambda: self.fresh)
 
     def refuse_stale(self) -> None:
         """Refuse to answer from memory that may be out of date.
 
-        Raises: ProblemError, when the epochs weren't read for `STALE_AFTER`.
+        Raises: ProblemError, when the epochs haven't been read for `STALE_AFTER`.
         """
         if not self.fresh:
             raise ProblemError("database_unavailable", STALE)
 
     def refuse_restoring(self) -> None:
-        """Refuse to answer while it isn't known who was revoked.
+        """Refuse to answer while revocations may be unknown.
 
         Raises: ProblemError, when the database was restored and the access lists aren't applied yet.
         """
@@ -357,16 +357,16 @@ class FleetCache:
         if self.restoring:
             if self.after_restore is not None:
                 await self.after_restore(self._restored > 0)
-            # What was looked up meanwhile may be of before.
+            # What was looked up meanwhile may be from before the restore.
             self._forget_known()
             self.restoring = False
 
     def _is_restored(self, epoch: Epoch, mark: int) -> bool:
-        """Return whether the database lacks what this replica has read, or its mark, which was `mark` before."""
+        """Return whether the database lacks what this replica has read, or its mark, which was `mark` earlier."""
         return epoch.epoch < self._epoch or epoch.mark < mark
 
     def _forget_all(self, epoch: Epoch) -> None:
-        """Forget what was read from a database that has been restored; answer nothing until all is read again."""
+        """Discard what was read from a database that was restored; answer nothing until everything is read again."""
         text = "the metadata database was restored: it is at epoch %d, this replica was at %d; all is read anew"
         log.warning(text, epoch.epoch, self._epoch)
         self.restoring = True
@@ -383,25 +383,25 @@ class FleetCache:
             known.clear()
 
     async def _read(self, mark: int, conn: Connection) -> tuple[Epoch, Announced | None]:
-        """Read the epoch, and the rows that have changed since the last reading.
+        """Read the epoch, and the rows that have changed since the last read.
 
-        None in place of the rows if nothing has changed, or if the database, which should have the mark `mark`, was
-        restored.
+        Return None instead of the rows if nothing has changed, or if the database, which should have the mark `mark`,
+        was restored.
         """
         epoch = await conn.one(EPOCH, self.mark.name)
         if epoch.epoch == self._epoch or self._is_restored(epoch, mark):
             return epoch, None
-        # Most announcements are of one kind of rows, and each question is a way to the database and back.
+        # Most announcements concern one kind of row, and each query is a round trip to the database.
         last, since = await conn.one(ANNOUNCED), self._epoch
         found = Announced(
             await conn.fetch(GROUPS_SINCE, since) if last.groups > since else [],
-            # At the start none is known: each is looked up when it polls, so a start costs the same for any fleet.
+            # At the start no node is known: each is looked up when it polls, so a start costs the same for any fleet.
             await conn.fetch(NODES_SINCE, since) if last.nodes > since >= 0 else [],
             await conn.fetch(CREDENTIALS_SINCE, since) if last.credentials > since >= 0 else [],
             await conn.fetch(OPERATORS_SINCE, since) if last.operators > since else [],
             await conn.fetch(WATCHES, self.clock.now()) if last.watched else [],
         )
-        # Nodes and groups that they refer to may have been made without an announcement.
+        # Nodes and groups that these rows refer to may have been made without an announcement.
         missing = {row.node_id for row in found.credentials} - self.nodes.keys() - {row.id for row in found.nodes}
         if missing:
             found.nodes.extend(await conn.fetch(NODES_BY_ID, list(missing)))
@@ -441,7 +441,7 @@ class FleetCache:
     def forget(self) -> None:
         """Forget credentials that were revoked, and nodes that were removed, a round ago.
 
-        One that is asked for later is looked up again.
+        They are looked up again if requested later.
         """
         ended = {id for id, credential in self.credentials.items() if credential.revoked_at is not None}
         ended |= {id for id, node in self.nodes.items() if node.removed and id not in self.waiters}
@@ -453,7 +453,7 @@ class FleetCache:
     # Waking
 
     def _wake_slowly(self, node_ids: Iterable[str]) -> None:
-        """Wake held polls in groups, in a random order, so that no node is always last."""
+        """Wake held polls in batches, in random order, so that no node is always last."""
         woken = list(node_ids)
         random.shuffle(woken)
         self._to_wake.extend(woken)
@@ -469,7 +469,7 @@ class FleetCache:
             await asyncio.sleep(WAKE_PAUSE)
 
     def close(self) -> None:
-        """Answer every held poll now, and hold no other one: the replica stops."""
+        """Answer every held poll now, and hold no more, because the replica is stopping."""
         self.closing = True
         for waiter in list(self.waiters.values()):
             waiter.wake()
@@ -493,7 +493,7 @@ class FleetCache:
         found = await self._db.read(lambda conn: _by_id(conn, ids))
         if restored != self._restored:
             raise ProblemError("database_unavailable", RESTORED)
-        # What a reading of the epochs has stored meanwhile may be newer.
+        # What a read of the epochs has stored meanwhile may be newer.
         for group in found.groups:
             self.groups.setdefault(group.id, group)
         for node in found.nodes:
@@ -513,11 +513,11 @@ class FleetCache:
 
 
 class ReplicaMark:
-    """The mark of one process in the metadata, by which it notices that they were restored from a backup.
+    """The mark of one process in the metadata, by which it detects that they were restored from a backup.
 
-    Each replica counts up in a row of its own, and looks at it with each reading of the epochs. Nobody else writes that
+    Each replica increments a counter in its own row, and reads it with each read of the epochs. Nobody else writes that
     row, so a count that is lower than this replica has seen committed is from an earlier time: the database lacks what
-    this replica knows, even where its epoch has passed the one that the replica read last (ADR 36).
+    this replica knows, even if its epoch has passed the one that the replica read last (ADR 36).
     """
 
     def __init__(self, db: Database, clock: Clock) -> None:
@@ -527,22 +527,22 @@ class ReplicaMark:
         self.name = f"{MARK_PREFIX}{uuid4()}"
         """The name of the row."""
         self.committed = 0
-        """The highest count known to be committed; a later one, whose COMMIT got no answer, may be there as well."""
+        """The highest count known to be committed; a later one whose COMMIT got no answer may be stored too."""
 
     async def write(self) -> None:
-        """Count up, unless the metadata have a lower count than they should have.
+        """Increment the count, unless the count in the metadata is lower than it should be.
 
-        Raises: ProblemError, when it isn't known to be written.
+        Raises: ProblemError, when the write isn't confirmed.
         """
         self._count = count = self._count + 1
         until, least = self._clock.now() + MARK_KEPT, self.committed
         row = self.name, str(count), until, least, version.running().short
         if await self._db.transaction(lambda conn: conn.fetchval(WRITE_MARK, *row)) is not None:
-            # Where the metadata were found to be restored meanwhile, `committed` is lower, and so was the row.
+            # If a restore was detected meanwhile, `committed` is lower, and so was the row.
             self.committed = count
 
     async def run(self) -> None:
-        """Count up every `MARK_PERIOD` seconds until cancelled."""
+        """Increment the count every `MARK_PERIOD` seconds until cancelled."""
         outage = Outage(log, "this replica's mark can't be written: it would notice a restored database later")
         while True:
             try:

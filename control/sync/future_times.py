@@ -1,7 +1,7 @@
-"""Corrects stored times that are further ahead than `AHEAD`: they were written by a clock that was wrong.
+"""Correction of stored times that are further ahead than `AHEAD`, because a wrong clock wrote them.
 
-Otherwise a node that was seen then would count as online for as long as that clock was ahead, its warning wouldn't
-come, its open sync wouldn't expire, and a join token would be valid for longer.
+Otherwise a node seen at such a time would count as online for as long as that clock was ahead, without a warning; its
+open sync wouldn't expire, and a join token would be valid for longer.
 """
 
 import logging
@@ -30,12 +30,12 @@ SQL = queries.load("future_times")
 FOUND = SQL.rows("found", Found)
 FINDS = {table: SQL.value(f"find_{table}", str) for table in Found._fields}
 LOCKS = {table: SQL.value(f"lock_{table}", str) for table in Found._fields}
-"""By id: CockroachDB locks each row that it reads for such a statement, whether it is one of those or not."""
+"""By id: CockroachDB locks every row that it reads for such a statement, even those that don't match."""
 
 HEARD = 40.0
-"""Seconds within which a node that is alive is heard of again: one and a half times a held poll."""
+"""Seconds within which a live node is heard from again: one and a half times a held poll."""
 LIMIT = 500
-"""Rows that one transaction changes."""
+"""Maximum rows that one transaction changes."""
 
 log = logging.getLogger("skerry.clock")
 
@@ -50,7 +50,7 @@ async def correct(db: Database, settings: ControlSettings, now: datetime) -> Non
     found = await db.read(lambda conn: conn.one(FOUND, limit, lease_limit))
     if not any(found):
         return
-    # A node that isn't heard of within `HEARD` from now on counts as offline, or overdue.
+    # A node that isn't heard from within `HEARD` from now counts as offline or overdue.
     seen, confirmed = (
         now - timedelta(seconds=max(after - HEARD, 0)) for after in (settings.offline_after, settings.overdue_after)
     )
@@ -68,7 +68,7 @@ async def correct(db: Database, settings: ControlSettings, now: datetime) -> Non
 async def _correct_all(
     db: Database, now: datetime, table: str, beyond: datetime, arguments: tuple[datetime, ...]
 ) -> int:
-    """Correct all rows of a table, and return how many. Rows that are locked are left to the next pass."""
+    """Correct all rows of a table, and return how many. Locked rows are left to the next pass."""
 
     async def work(conn: Connection) -> int:
         ids = await conn.column(LOCKS[table], beyond, (await conn.column(FINDS[table], beyond, LIMIT))[:LIMIT])

@@ -21,9 +21,9 @@ LOCK_FREE = SQL.value("lock_free", str)
 PERIOD = 1.0
 """Seconds between two writes to the database."""
 STATEMENT = 500
-"""Nodes in one statement."""
+"""Maximum nodes in one statement."""
 Heard = tuple[datetime, str]
-"""When a node was heard of, and which of its processes has polled; '' if that isn't known."""
+"""When a node was heard from, and which of its processes polled; '' if unknown."""
 
 log = logging.getLogger("skerry.presence")
 
@@ -38,7 +38,7 @@ class Heartbeats:
         self._seen: dict[str, Heard] = {}
         self._confirmed: dict[str, Heard] = {}
         self._careful = False
-        """Whether a row was locked lately: locked rows are left out then, and waited for otherwise."""
+        """Whether a row was locked recently: locked rows are then skipped, and otherwise waited for."""
         self._writing = asyncio.Lock()
 
     def seen(self, node_id: str, now: datetime, boot_id: str = "") -> None:
@@ -52,19 +52,19 @@ class Heartbeats:
     async def flush(self) -> None:
         """Write the heartbeats. Those that can't be written are kept for the next time.
 
-        A flush that is under way ends first: everything noted before this call is written when it returns, or kept.
-        A node whose row another transaction has locked doesn't hold up other nodes: it is kept for the next time.
+        A flush under way ends first: everything noted before this call is written when it returns, or kept. A node
+        whose row another transaction has locked doesn't delay other nodes: it is kept for the next time.
         Raises: ProblemError, when the database doesn't answer.
         """
         async with self._writing:
             seen, confirmed = self._seen, self._confirmed
             self._seen, self._confirmed = {}, {}
             try:
-                # Two statements: nearly all nodes are confirmed, and then one time does for three columns.
+                # Two statements: nearly all nodes are confirmed, and for them one time is enough for three columns.
                 await self._write(SQL["seen"], seen)
                 await self._write(SQL["confirmed"], confirmed)
             finally:
-                # What is left in them couldn't be written.
+                # What remains in them couldn't be written.
                 self._seen = seen | self._seen
                 self._confirmed = confirmed | self._confirmed
             self._careful = bool(seen or confirmed)
@@ -74,7 +74,7 @@ class Heartbeats:
         # Sorted, so that two replicas that write the same nodes wait for each other and don't deadlock.
         for ids in _slices(sorted(heard)):
             now = self._clock.now()
-            # A time of a clock that was ahead becomes now.
+            # A time from a clock that was ahead becomes now.
             times = [(heard[id][0] if heard[id][0] <= now + AHEAD else now).isoformat() for id in ids]
             boots = [clean(heard[id][1]) for id in ids]
 

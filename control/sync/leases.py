@@ -1,4 +1,4 @@
-"""Leases in the metadata database, by which one replica at a time does some kind of work."""
+"""Leases in the metadata database, which let one replica at a time do a kind of work."""
 
 import logging
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ from control.storage.database import Database
 
 
 class LeaseRow(NamedTuple):
-    """Which replica has a lease, and until when."""
+    """The replica that holds a lease, and until when."""
 
     holder: str
     expires_at: datetime
@@ -37,7 +37,7 @@ class Leases:
         self._clock = clock
         self._holder = str(uuid4())
         self._ahead: dict[str, tuple[LeaseRow, float]] = {}
-        """Leases that end too late to be true, by name: as first seen, and when, in the clock's `monotonic`."""
+        """Leases with an implausibly late end, by name: as first seen, and when, by the clock's `monotonic`."""
 
     async def take(self, name: str, lasts: timedelta) -> bool:
         """Take or renew a lease; return whether this holder has it. Raises: ProblemError."""
@@ -62,11 +62,11 @@ class Leases:
         return await self._db.transaction(take_over)
 
     async def give_back(self) -> None:
-        """Give all leases of this holder back. Raises: ProblemError."""
+        """Release all leases of this holder. Raises: ProblemError."""
         await self._db.transaction(lambda conn: conn.execute(SQL["drop_leases"], self._holder))
 
     def _is_dead(self, name: str, held: LeaseRow, now: datetime, lasts: timedelta) -> bool:
-        """Return whether a lease ends too late to be true, and hasn't changed for as long as a lease lasts."""
+        """Return whether a lease has an implausibly late end and hasn't changed for as long as a lease lasts."""
         if held.expires_at <= now + lasts + AHEAD:
             self._ahead.pop(name, None)
             return False

@@ -1,7 +1,7 @@
-"""What happens by the clock: offline nodes, warnings, expired syncs, arrivals, seals, old logs, the store's sweep.
+"""Periodic work: offline nodes, warnings, expired syncs, arrivals, seals, old logs, the sweep of the store.
 
-One replica at a time does it, under a lease in the metadata database. Each step first reads which rows it concerns and
-then changes those that are still as they were read, so it seldom conflicts with syncs.
+One replica at a time does it, under a lease in the metadata database. Each step first reads the rows it concerns and
+then changes those that are still as they were read, so it rarely conflicts with syncs.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class NodeStateRow(NamedTuple):
 
 
 class OverdueNode(NamedTuple):
-    """A node that wasn't confirmed for a while."""
+    """A node that hasn't been confirmed for a while."""
 
     id: str
     confirmed_at: datetime
@@ -73,37 +73,37 @@ PERIOD = 2.0
 """Seconds between two passes."""
 LEASE = timedelta(seconds=10)
 LIMIT = 500
-"""Rows that one statement deletes, or syncs that one transaction ends."""
+"""Maximum rows that one statement deletes, or syncs that one transaction ends."""
 PAGE = 2000
-"""Nodes whose states or warnings one transaction changes."""
+"""Maximum nodes whose states or warnings one transaction changes."""
 KEEP_EVERY = 3.0
-"""Seconds after which a pass that goes on renews its lease."""
+"""Seconds after which a running pass renews its lease."""
 SWEEP_PERIOD = 30.0
 SWEEP_LEASE = timedelta(minutes=1)
 REVOKED_EVERY = 60.0
-"""Seconds between two looks for offline nodes that are revoked."""
+"""Seconds between two checks for offline nodes that are revoked."""
 SEAL_EVERY = 30.0
-"""Seconds between two times at which rows of the audit log are put under a seal."""
+"""Seconds between two sealings of the audit log."""
 SEAL_FOR = 1.0
-"""Seconds of a pass for sealing; rows that are left are sealed in the next pass."""
+"""Seconds of a pass for sealing; the remaining rows are sealed in the next pass."""
 CROSSED_FOR = timedelta(minutes=1)
-"""For how long two processes poll in turn until a node counts as cloned: longer than a poll is held of one that has
-ended."""
+"""How long two processes must poll in turn before a node counts as cloned: longer than the poll of an exited process
+is held."""
 CLONED_FOR = timedelta(minutes=5)
-"""For how long one process alone polls until the node no longer counts as cloned."""
+"""How long one process must poll alone before the node no longer counts as cloned."""
 RETENTION_EVERY = 600.0
 RETENTION_FOR = 2.0
 """Seconds of a pass for deleting old logs; the rest is deleted in the next pass, after states and syncs."""
 DROP_LIMIT = 1.0
-"""Seconds for which the end of the process waits until the leases are given back; they expire in any case."""
+"""Seconds that the exit of the process waits for the leases to be released; they expire in any case."""
 KEPT_LEASES = timedelta(days=1)
 KEPT_SESSIONS = timedelta(days=1)
-"""How much longer than it can be valid a session is kept."""
+"""How long a session is kept after it can no longer be valid."""
 KEPT_CREDENTIALS = timedelta(days=35)
 """Longer than a join token is valid: its credentials show whether it was used."""
 
 NAMED = 20
-"""Nodes that a line of the log names at most."""
+"""Maximum nodes that a log line names."""
 
 CLONED = (
     "two processes poll as this node in turn: another machine has a copy of its state directory. Stop one of them, and "
@@ -111,9 +111,9 @@ CLONED = (
 )
 
 Done = tuple[int, list[str]]
-"""How many nodes were looked after, and the ids of those that have changed."""
+"""How many nodes were processed, and the ids of those that changed."""
 Work = Callable[[list[str], Connection], Awaitable[Done]]
-"""Changes those of the nodes with these ids that are still as they were read."""
+"""Changes the nodes with these ids that are still as they were read."""
 
 log = logging.getLogger("skerry.monitor")
 
@@ -130,10 +130,9 @@ class Monitor:
         sweep: Callable[[], Awaitable[None]],
         tidy: Callable[[datetime, float], Awaitable[bool]],
     ) -> None:
-        """`sweep` finishes what kills left undone in the artifact store.
+        """`sweep` finishes what crashes left undone in the artifact store.
 
-        `tidy` sums up old numbers and deletes them, within the seconds that it is given, and returns whether none are
-        left.
+        `tidy` aggregates old numbers and deletes them, within the given seconds, and returns whether none are left.
         """
         self._db = db
         self._clock = clock
@@ -145,14 +144,14 @@ class Monitor:
         self._arrivals = Arrivals(db, clock)
         self._tidy = tidy
         self._next_retention = -math.inf
-        """When the clock's `monotonic` is at the next deletion of old logs: a wrong clock must not put it off."""
+        """When old logs are deleted next, by the clock's `monotonic`, so that a wrong clock can't delay it."""
         self._next_seals = self._next_revoked = -math.inf
         self._kept = 0.0
-        """When the monitor's lease was last taken, in the clock's `monotonic`."""
+        """When the monitor's lease was last taken, by the clock's `monotonic`."""
         self._outage = Outage(log, "the monitor can't work, and tries again")
 
     async def run(self) -> None:
-        """Make passes until cancelled; then give the leases back."""
+        """Make passes until cancelled, then release the leases."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._loop(self.tick, PERIOD))
@@ -179,21 +178,21 @@ class Monitor:
         return True
 
     async def look(self, now: datetime) -> None:
-        """Bring stored states and warnings up to `now`; two replicas may do it at once."""
+        """Bring stored states and warnings up to date as of `now`; two replicas may do it at once."""
         correct = partial(future_times.correct, self._db, self._settings)
         for step in (correct, self.expire, self.states, self.warnings, self.clones, self._arrivals.look):
-            # A locked row that can't be left out is logged, and holds up no other step.
+            # A locked row that can't be skipped is logged, and doesn't stop the other steps.
             with contextlib.suppress(Locked):
                 await step(now)
 
     async def seal(self, now: datetime) -> bool:
-        """Put rows of the audit log under seals; return whether all of them have one."""
+        """Seal rows of the audit log; return whether all of them are sealed."""
         with contextlib.suppress(Locked):
             return await audit_log.seal(self._db, self._clock, now, SEAL_FOR)
         return False
 
     async def sweep(self) -> bool:
-        """Sweep the artifact store, if this replica has or gets the lease; apart from `tick`, as it may take long."""
+        """Sweep the artifact store if this replica has or gets the lease; separate from `tick`, as it may take long."""
         if not await self._take("sweep", SWEEP_LEASE):
             return False
         await self._sweep()
@@ -204,7 +203,7 @@ class Monitor:
 
         async def work(conn: Connection) -> tuple[int, list[str]]:
             found = await conn.fetch(EXPIRED, now, LIMIT)
-            # A node that another transaction has locked waits for the next pass, and holds up no other node.
+            # A node that another transaction has locked is left to the next pass and doesn't delay other nodes.
             free = await node_state.lock_free(conn, {sync.node_id for sync in found})
             syncs = [sync for sync in found if sync.node_id in free]
             nodes = await node_state.load(conn, {sync.node_id for sync in syncs})
@@ -225,7 +224,7 @@ class Monitor:
             await self._keep()
 
     async def states(self, now: datetime) -> None:
-        """Make nodes offline that weren't seen for a while, and online that were seen again (R 1.4)."""
+        """Mark nodes offline that weren't seen for a while, and online that were seen again (R 1.4)."""
         since = now - timedelta(seconds=self._settings.offline_after)
         for query, work, state in ((UNSEEN, _silent, "offline"), (SEEN_AGAIN, _heard, "online")):
             changed = await self._pages(query, since, partial(work, since, now))
@@ -233,13 +232,13 @@ class Monitor:
                 log.info("%s: %s, %s", state, counted(len(changed), "node"), await self._names(changed))
 
     async def revocations(self, now: datetime) -> None:
-        """Make nodes revoked, or not, as their credentials say: another version or a recovery may have changed them."""
+        """Mark nodes revoked or not, by their credentials, which another version or a recovery may have changed."""
         with contextlib.suppress(Locked):
             while await self._db.transaction(partial(_revoked, now, PAGE)) >= PAGE:
                 await self._keep()
 
     async def warnings(self, now: datetime) -> None:
-        """Warn of nodes that weren't confirmed at their target for a while, until they are (R 5.2)."""
+        """Warn of nodes that haven't been confirmed at their target for a while, until they are (R 5.2)."""
         since = now - timedelta(seconds=self._settings.overdue_after)
         await self._pages(OVERDUE_NO_MORE, since, partial(_confirmed, since, now))
         warned = await self._pages(OVERDUE, since, partial(_overdue, since, now))
@@ -247,7 +246,7 @@ class Monitor:
             log.warning("overdue: %s, %s", counted(len(warned), "node"), await self._names(warned))
 
     async def clones(self, now: datetime) -> None:
-        """Warn of nodes as which two processes poll, until only one does."""
+        """Warn of nodes for which two processes poll, until only one does."""
         since = now - CLONED_FOR
         await self._pages(CROSSING_NO_MORE, since, partial(_alone, since, now))
         since = now - CROSSED_FOR
@@ -266,8 +265,8 @@ class Monitor:
     async def _pages(self, query: Value[str], since: datetime, work: Work) -> list[str]:
         """Apply `work` to all nodes that `query` finds, a page at a time; return the ids of those that it changed.
 
-        It ends with a page that isn't full, or of which no node was looked after: those are locked or have open syncs,
-        and are left to the next pass.
+        It ends with a page that isn't full, or of which no node was processed: those nodes are locked or have open
+        syncs, and are left to the next pass.
         """
         changed: list[str] = []
         while True:
@@ -304,7 +303,7 @@ class Monitor:
                         done = False
                         break
             except Locked:
-                # A locked row holds up no other kind of log.
+                # A locked row doesn't stop the other kinds of logs.
                 done = False
             await self._keep()
         done = await self._tidy(now, RETENTION_FOR) and done
@@ -347,7 +346,7 @@ class Monitor:
 
 
 async def _silent(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
-    """Make nodes offline that weren't seen since `since`; those with an open sync only once it has expired."""
+    """Mark nodes offline that weren't seen since `since`; those with an open sync only once it has expired."""
     nodes = await conn.fetch(LOCK_FREE, await conn.column(LOCK_UNSEEN, ids, since))
     online = [node.id for node in nodes if node.state == "online" and not node.removed]
     settled = [node.id for node in nodes if node.state != "syncing" or node.removed]
@@ -361,7 +360,7 @@ async def _silent(since: datetime, now: datetime, ids: list[str], conn: Connecti
 
 
 async def _heard(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
-    """Make nodes online again that were seen since `since`."""
+    """Mark nodes online again that were seen since `since`."""
     nodes = await conn.fetch(LOCK_FREE, await conn.column(LOCK_SEEN_AGAIN, ids, since))
     offline = [node.id for node in nodes if node.state == "offline" and not node.removed]
     settled = [node.id for node in nodes]
@@ -374,13 +373,13 @@ async def _heard(since: datetime, now: datetime, ids: list[str], conn: Connectio
 
 
 async def _revoked(now: datetime, limit: int, conn: Connection) -> int:
-    """Make offline nodes revoked if all their credentials have ended, and revoked ones offline if one is valid.
+    """Mark offline nodes revoked if all their credentials have ended, and revoked ones offline if one is valid.
 
     At most `limit` of each; return how many.
     """
     good = await conn.column(FIND_GOOD, now, limit)
     if good:
-        # The next heartbeat makes them online.
+        # The next heartbeat marks them online.
         await conn.execute(SQL["set_offline"], good, True)
     found = await conn.column(FIND_REVOKED, limit)
     if found:
@@ -391,7 +390,7 @@ async def _revoked(now: datetime, limit: int, conn: Connection) -> int:
 
 
 async def _overdue(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
-    """Warn of nodes that weren't confirmed at their target since `since`."""
+    """Warn of nodes that haven't been confirmed at their target since `since`."""
     nodes = await conn.fetch(LOCK_OVERDUE, ids, since)
     late = [node for node in nodes if not node.gone]
     if late:
@@ -414,7 +413,7 @@ async def _confirmed(since: datetime, now: datetime, ids: list[str], conn: Conne
 
 
 async def _crossing(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
-    """Warn of nodes as which two processes have polled in turn since before `since`."""
+    """Warn of nodes for which two processes have polled in turn since before `since`."""
     nodes = await conn.column(LOCK_CROSSING, ids, since)
     if nodes:
         await _warn(conn, now, "cloned", nodes, [CLONED] * len(nodes))
@@ -423,7 +422,7 @@ async def _crossing(since: datetime, now: datetime, ids: list[str], conn: Connec
 
 
 async def _alone(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
-    """Clear the warnings of nodes as which one process alone has polled since `since`."""
+    """Clear the warnings of nodes for which one process alone has polled since `since`."""
     nodes = await conn.column(LOCK_CROSSING_NO_MORE, ids, since)
     if nodes:
         await conn.execute(SQL["clear_warnings"], nodes, now, "cloned")

@@ -1,4 +1,4 @@
-"""What the metadata store about nodes, their syncs and their targets: read, changed as values, and written back.
+"""The metadata's rows about nodes, their syncs and their targets: read, changed as values, and written back.
 
 A transaction that decides about nodes (`reconciler`, `reports`, the monitor) reads rows here, changes them in memory,
 and writes them back before its COMMIT.
@@ -23,18 +23,18 @@ from control.storage.connection import Connection
 from control.sync import plan
 
 TURN = 10
-"""Nodes, each of which may run a thousand functions, that are worked on before other tasks get their turn."""
+"""Nodes, each with up to a thousand functions, that are processed before other tasks run."""
 FAR = timedelta(days=365)
-"""A time that a node sends is moved to within `FAR` of now."""
+"""Times sent by a node are clamped to within `FAR` of now."""
 MESSAGE_BYTES = 4 * 1024 * 1024
-"""Bytes of the inventories and capabilities that are written in one statement; CockroachDB takes 16 MiB in a message,
-and what one node sends is far below this."""
+"""Bytes of inventories and capabilities written in one statement; CockroachDB takes messages of up to 16 MiB, and what
+one node sends is far below this."""
 RELEASES_KEPT = 256
 """Releases in memory."""
 EXPIRED = "sync_expired"
 """Code of a node's error when the lease of its sync has passed."""
 ROWS = 2000
-"""Functions that are written in one statement, or read into inventories before other tasks get their turn."""
+"""Functions that are written in one statement, or read into inventories before other tasks run."""
 
 
 @dataclass(slots=True)
@@ -235,7 +235,7 @@ class Targets:
 
     async def releases(self, conn: Connection, ids: Collection[str]) -> dict[str, plan.TargetRelease]:
         """Return those of the releases with these ids that exist, by id."""
-        # What is known is taken before the first wait, since another transaction may clear the cache meanwhile.
+        # Take the known ones before the first await, since another transaction may clear the cache meanwhile.
         found = {id: self._releases[id] for id in ids if id in self._releases}
         unknown = [id for id in ids if id not in found]
         if unknown:
@@ -261,7 +261,7 @@ class StoredNodes(NamedTuple):
     rows: dict[str, NodeRow]
     """By id, as are the others."""
     inventories: dict[str, wire.Inventory]
-    """What the nodes reported last, except for nodes that have just told it."""
+    """The inventories that the nodes reported last, except for nodes that have just reported them."""
     open_syncs: dict[str, RunningSync]
 
 
@@ -292,15 +292,15 @@ class SyncChanges:
 
     now: datetime
     lease: float = 0.0
-    """Seconds after which a sync that nothing was heard of expires."""
+    """Seconds without a report after which a sync expires."""
     opened: list[NewSync] = field(default_factory=list)
     """New syncs."""
     refused: list[tuple[NewSync, str, str]] = field(default_factory=list)
     """New syncs that failed before they began, with code and message."""
     renewed: list[str] = field(default_factory=list)
-    """Open syncs whose leases begin anew."""
+    """Open syncs whose leases are renewed."""
     steps: dict[str, str] = field(default_factory=dict)
-    """Open syncs whose leases begin anew, with the steps that they have come to."""
+    """Open syncs whose leases are renewed, with the steps that they have reached."""
     ended: list[EndedSync] = field(default_factory=list)
     """Syncs that were open."""
     late: dict[str, str] = field(default_factory=dict)
@@ -308,9 +308,9 @@ class SyncChanges:
     reached: set[str] = field(default_factory=set)
     """Ids of releases that nodes have reached."""
     reopened: list[str] = field(default_factory=list)
-    """Ended syncs whose lines in the log now stand for new syncs too."""
+    """Ended syncs whose lines in the log now also represent new syncs."""
     refolded: list[tuple[str, str, str]] = field(default_factory=list)
-    """Ended syncs whose lines stand for syncs that failed before they began too, with code and message."""
+    """Ended syncs whose lines now also represent syncs that failed before they began, with code and message."""
 
     def end(self, sync_id: str, status: str, code: str = "", message: str = "") -> None:
         """End a sync with `status`; a failure with its error."""
@@ -326,7 +326,7 @@ class SyncChanges:
         node.enter("online", self.now)
 
     def fold(self, lines: Mapping[str, str]) -> None:
-        """Have new syncs of these nodes share an older line of theirs in the log; `lines` has its id, by node."""
+        """Make new syncs of these nodes share an older line of the node in the log; `lines` has its id, by node."""
         self.reopened = [lines[sync.node_id] for sync in self.opened if sync.node_id in lines]
         self.refolded = [(lines[s.node_id], code, text) for s, code, text in self.refused if s.node_id in lines]
         self.opened = [sync for sync in self.opened if sync.node_id not in lines]
@@ -373,7 +373,7 @@ async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
             row.state,
             row.state_since.isoformat(),
             str(row.schema_version),
-            # '' leaves what is stored.
+            # '' keeps the stored value.
             "" if row.reported is None else orjson.dumps(msgspec.to_builtins(row.reported.schema_changes)).decode(),
             row.database_id,
             row.digest,
@@ -426,7 +426,7 @@ _ID = operator.attrgetter("id")
 
 
 def _failure(row: NodeRow) -> dict[str, str | None]:
-    """Return what the event of a failed sync says about its node."""
+    """Return the item for a node in the event of a failed sync."""
     message = row.error_message[: events.LONGEST_TEXT]
     return {"node_id": row.id, "release_id": row.release_id, "code": row.error_code, "message": message}
 

@@ -22,7 +22,7 @@ class Revision:
     name: str
     checksum: str
     planned: bool = True
-    """Whether a plan has had it, so that a node may have applied it."""
+    """Whether a plan has included it, so that a node may have applied it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class TargetRelease:
     schema_floor: int
     functions: tuple[TargetFunction, ...]
     traceparent: str = ""
-    """The span of the request that made it, if that was traced."""
+    """The span of the request that made it, if traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def by_number(revisions: Sequence[Revision]) -> dict[int, list[Revision]]:
 def inconsistency(inventory: wire.Inventory) -> str:
     """Say in a sentence why no node can have this inventory; return '' if one can."""
     numbers = [change.number for change in inventory.schema_changes]
-    # The count first: a version may be any number, and a range of it more than there is memory for.
+    # Compare the count first: a version may be any number, and its range may exceed the memory.
     if inventory.schema_version != len(numbers) or numbers != list(range(1, len(numbers) + 1)):
         return f"schema_changes must be numbered 1 to schema_version ({inventory.schema_version}), in order"
     names = [function.name for function in inventory.functions]
@@ -104,7 +104,7 @@ def history_mismatch(inventory: wire.Inventory, revisions: Revisions) -> str:
 
 
 def at_target(inventory: wire.Inventory, release: TargetRelease) -> bool:
-    """Return whether the node runs what `release` wants."""
+    """Return whether the node runs what `release` requires."""
     runs = {(f.name, f.version, f.sha256, f.manifest_digest) for f in inventory.functions}
     wanted = {(f.name, f.version, f.sha256, f.manifest_digest) for f in release.functions}
     return runs == wanted and inventory.schema_version >= release.schema_floor

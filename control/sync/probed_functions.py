@@ -1,7 +1,7 @@
-"""The probes of the functions of groups' releases that can be run at control: those without HTTP and secrets.
+"""Probes of released functions that can be run at control: those without HTTP and secrets.
 
-They are run after a schema change that is to be registered. What that costs is bounded: the number of probes, the bytes
-of their artifacts, and the time (`edge_runtime.oneshot.check_probes`).
+They are run after a schema change that is to be registered. Their cost is bounded: the number of probes, the bytes of
+their artifacts, and the time (`edge_runtime.oneshot.check_probes`).
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from control.storage.database import Database
 from control.storage.object_store import Store, object_key
 
 MOST = 20
-"""Probes that are run for one change."""
+"""Maximum probes that are run for one change."""
 BYTES = 16 * 1024 * 1024
-"""Bytes of their artifacts together."""
+"""Maximum total bytes of their artifacts."""
 
 
 class ProbedVersion(NamedTuple):

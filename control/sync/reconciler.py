@@ -1,7 +1,7 @@
-"""The third step of a poll: what a node must do that isn't known to be at its target, for a batch of nodes at once.
+"""The third step of a poll: what nodes that aren't known to be at their target must do, for a batch of nodes at once.
 
 One transaction reads the nodes, what they run, their targets and open syncs (`node_state.read`), decides for each of
-them (R 4.3) by the rules in `plan`, and writes what was decided (R 6.1). The message of a plan is made after COMMIT.
+them (R 4.3) by the rules in `plan`, and writes the decisions (R 6.1). The message of a plan is made after COMMIT.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from control.sync.node_state import NewSync, NodeRow, RunningSync, StoredNodes, 
 from control.sync.write_batches import Committed, NodeLocked, Written
 
 LINES = 10
-"""Lines that a node gets in the log of syncs for one generation, in `WINDOW`. Its further attempts share the newest
-of them, whose `folded` counts them: a node that fails at once and retries would write two hundred lines a second."""
+"""Maximum lines of a node in the log of syncs for one generation, in `WINDOW`. Further attempts share the newest line,
+whose `folded` counts them: a node that fails at once and retries would write two hundred lines a second."""
 WINDOW = timedelta(hours=1)
 SIGNED = 20
-"""URLs that are signed before other tasks get their turn."""
+"""URLs that are signed before other tasks run."""
 
 
 class SchemaText(NamedTuple):
@@ -57,7 +57,7 @@ class NodeRequest:
     node_id: str
     digest: str
     inventory: wire.Inventory | None
-    """Its digest is `digest`: that was checked."""
+    """Its digest has been checked to be `digest`."""
     failed: wire.FailedGeneration | None
     capabilities_digest: str = ""
     """'' if the node's version sends its capabilities only when it joins."""
@@ -85,11 +85,11 @@ class Decision:
 
     kind: Literal["at_target", "waits", "report", "plan"]
     until: datetime | None = None
-    """`waits`: the node failed this target, and tries again then."""
+    """With `waits`: the node failed this target and tries again then."""
     message: wire.Plan | wire.Report | None = None
-    """The answer's body; None where there is nothing to do, or not yet."""
+    """The answer's body; None if there is nothing to do, or not yet."""
     opened: OpenedSync | None = None
-    """Only of a `plan`: what its message is made from."""
+    """With `plan`: what its message is made from."""
 
 
 AT_TARGET = Decision("at_target")
@@ -109,7 +109,7 @@ class Reconciler:
         lease: float,
         sync_parent: Callable[[str, str], str] | None = None,
     ) -> None:
-        """`lease`: seconds after which a sync that nothing was heard of expires.
+        """`lease`: seconds without a report after which a sync expires.
 
         `sync_parent`: `Tracing.sync_parent`, if traces are sent.
         """
@@ -155,7 +155,7 @@ class Reconciler:
                 batch.texts[number, revision] = sql
         new = sorted(change for change, planned in due.items() if not planned)
         if new:
-            # They are in a plan for the first time: they can't be withdrawn from now on.
+            # They are in a plan for the first time, so they can't be withdrawn from now on.
             columns = [str(number) for number, _ in new], [str(revision) for _, revision in new]
             await conn.execute(POLL["mark_planned"], *columns, now)
         await changes.save(conn)
@@ -208,25 +208,25 @@ class Reconciler:
 
 @dataclass(slots=True)
 class _PollBatch:
-    """Decides for the nodes of one transaction, by what it has read of them."""
+    """Decides for the nodes of one transaction, based on the rows it has read."""
 
     now: datetime
     stored: StoredNodes
     releases: dict[str, plan.TargetRelease]
     revisions: plan.Revisions
     changes: SyncChanges
-    """What the decisions change in the log of syncs."""
+    """The changes of the decisions to the log of syncs."""
     outcomes: dict[str, Outcome | NodeLocked] = field(default_factory=dict)
     """The decisions, by node."""
     opened: dict[str, OpenedSync] = field(default_factory=dict)
-    """Of these, what plans are made from."""
+    """The syncs that were opened, from which plans are made, by node."""
     texts: dict[tuple[int, int], str] = field(default_factory=dict)
     """The SQL of the schema changes in these plans, by number and revision; filled in before the plans are made."""
     changed: set[str] = field(default_factory=set)
-    """Nodes whose rows are written."""
+    """Nodes whose rows must be written."""
 
     def decide(self, request: NodeRequest) -> None:
-        """Decide what the node that asks must do."""
+        """Decide what the polling node must do."""
         node = self.stored.rows.get(request.node_id)
         inventory = request.inventory or self.stored.inventories.get(request.node_id)
         if node is None or node.removed or inventory is None:
@@ -263,7 +263,7 @@ class _PollBatch:
             return self._confirm(node, open_sync)
         if request.failed is not None and request.failed.generation == node.target_generation == node.failed_generation:
             until = node_state.clamped(request.failed.retry_at, self.now)
-            # The node goes by control's clock: what a clock said that was ahead when the sync failed is worth nothing.
+            # The node uses control's clock: a time from a clock that was ahead when the sync failed is useless.
             failed_ahead = node.error_at is not None and node.error_at > self.now + AHEAD
             if until is not None and until > self.now and not failed_ahead:
                 return Decision("waits", until)
@@ -272,7 +272,7 @@ class _PollBatch:
     def _open(
         self, node: NodeRow, open_sync: RunningSync | None, release: plan.TargetRelease, work: plan.Work
     ) -> Decision:
-        """Open a sync, or answer with the node's open one where that has the same target."""
+        """Open a sync, or answer with the node's open one if that has the same target."""
         target = node.target_generation
         if node.state != "syncing":
             node.enter("syncing", self.now)
@@ -289,7 +289,7 @@ class _PollBatch:
         return Decision("plan", opened=opened)
 
     def _confirm(self, node: NodeRow, open_sync: RunningSync | None) -> Decision:
-        """Confirm a node at its target. If it has an open sync, that has succeeded and its report was lost."""
+        """Confirm a node at its target. If it has an open sync, the sync succeeded and its report was lost."""
         if node.release_id is not None and node.confirmed_generation < node.target_generation:
             self.changes.reached.add(node.release_id)
         if open_sync is not None:
@@ -304,7 +304,7 @@ class _PollBatch:
         return AT_TARGET
 
     def _refuse(self, node: NodeRow, open_sync: RunningSync | None, mismatch: str) -> ProblemError:
-        """Refuse a node for which no plan can be right: a failure, which is recorded once for each target."""
+        """Refuse a node for which no plan can be right, and record the failure once for each target."""
         code, target = "history_mismatch", node.target_generation
         if open_sync is not None:
             self.changes.end(open_sync.id, "failed", code, mismatch)

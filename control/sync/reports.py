@@ -1,8 +1,8 @@
-"""The last step of a sync: what its node reports of it (R 6.1 to 6.4), a batch of reports in one transaction.
+"""The last step of a sync: what its node reports about it (R 6.1 to 6.4), a batch of reports in one transaction.
 
-The transaction of a result writes what the node runs now, when it last synced, the line in the log of syncs, and the
-node's state. An open sync has a lease. Once that has passed, the sync has expired, which counts as a failure, and a
-result that is reported later is recorded as late.
+The transaction for a result writes what the node runs now, when it last synced, the line in the log of syncs, and the
+node's state. An open sync has a lease. When the lease ends, the sync expires, which counts as a failure, and a result
+that is reported later is recorded as late.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from control.sync.node_state import NodeRow, RunningSync, SyncChanges, Targets
 from control.sync.write_batches import Committed, NodeLocked, Written
 
 NOT_AT_TARGET = "not_at_target"
-"""Code of a node's error if it reports a success and doesn't run the release."""
+"""Code of a node's error if it reports success but doesn't run the release."""
 
 
 class ReportedSync(NamedTuple):
@@ -53,13 +53,13 @@ class Reports:
     """Writes batches of reports; `write` is used by `WriteBatches`."""
 
     def __init__(self, clock: Clock, targets: Targets, lease: float) -> None:
-        """`lease`: seconds after which a sync that nothing was heard of expires."""
+        """`lease`: seconds without a report after which a sync expires."""
         self._clock = clock
         self._targets = targets
         self._lease = lease
 
     async def write(self, reports: list[SyncReport], careful: bool, conn: Connection) -> Written[wire.SyncState]:
-        """Take these reports, at most one of each node, in the transaction of `conn`."""
+        """Process these reports, at most one per node, in the transaction of `conn`."""
         now = self._clock.now()
         free = await node_state.lock_free(conn, {report.node_id for report in reports}) if careful else None
         taken = [report for report in reports if free is None or report.node_id in free]
@@ -80,21 +80,21 @@ class Reports:
 
 @dataclass(slots=True)
 class _ReportBatch:
-    """One transaction's decisions, and what it writes for them."""
+    """The decisions of one transaction, and what it writes for them."""
 
     now: datetime
     nodes: dict[str, NodeRow]
     syncs: dict[str, ReportedSync]
     releases: dict[str, plan.TargetRelease]
     changes: SyncChanges
-    """What the reports change in the log of syncs."""
+    """The changes of the reports to the log of syncs."""
     changed: set[str] = field(default_factory=set)
-    """Nodes whose rows are written."""
+    """Nodes whose rows must be written."""
     counted: list[str] = field(default_factory=list)
     """For metrics: the status of each sync that ended, or `late`."""
 
     def take(self, report: SyncReport) -> wire.SyncState | ProblemError:
-        """Take one report."""
+        """Process one report."""
         sync = self.syncs.get(report.sync_id)
         if sync is None or sync.node_id != report.node_id:
             return unknown_sync(report.sync_id)
@@ -120,7 +120,7 @@ class _ReportBatch:
         return wire.SyncState("running", self.changes.lease)
 
     def _result(self, node: NodeRow, sync: ReportedSync, status: str, update: wire.SyncUpdate) -> wire.SyncState:
-        """End the sync, or record the result as late. The same result once more changes nothing."""
+        """End the sync, or record the result as late. A repeated result changes nothing."""
         result = update.status
         if status == result or sync.late_status == result:
             return wire.SyncState(status, 0, late=status != result)
@@ -132,7 +132,7 @@ class _ReportBatch:
             if result == "succeeded" and (release is None or not plan.at_target(update.inventory, release)):
                 result = "failed"
                 error = wire.SyncError(NOT_AT_TARGET, "the node says it succeeded, but doesn't run the release")
-                if status == result:  # this very report, once more
+                if status == result:  # the same report again
                     return wire.SyncState(status, 0)
         self._count(node, "late" if late else result)
         if result == "succeeded":
@@ -158,12 +158,12 @@ class _ReportBatch:
         self.counted.append(status)
 
     async def save(self, conn: Connection) -> None:
-        """Write what was decided."""
+        """Write the decisions."""
         await self.changes.save(conn)
         await node_state.save(conn, [self.nodes[node_id] for node_id in self.changed])
 
     def committed(self) -> Committed:
-        """Return what the transaction will have changed once it is committed."""
+        """Return what the transaction changes once it is committed."""
         rows = [self.nodes[node_id] for node_id in self.changed]
         confirmed = [node.id for node in rows if node.synced_at == self.now]
         return Committed(self.now, rows, confirmed, 0, self.counted)

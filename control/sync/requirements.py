@@ -14,12 +14,12 @@ from control.protocol import wire
 from control.protocol.manifest import MANIFEST_FIELDS
 
 LIMIT: Final = 16 * 1024
-"""Bytes of a node's capabilities, and of its labels, as JSON."""
+"""Maximum bytes of a node's capabilities, and of its labels, as JSON."""
 FUNCTIONS_SHOWN: Final = 3
-"""Functions that a text names as having a need."""
+"""Maximum functions that a text names for a need."""
 
 _STRUCTS: Final = {field.rpartition(".")[0] for field in MANIFEST_FIELDS} - {""}
-"""The fields of a manifest that have fields of their own; the others hold values."""
+"""The fields of a manifest that have subfields; the others hold values."""
 
 
 _KINDS: Final = {"abi": "the ABI", "manifest": "the manifest's field", "schema": "schema changes with"}
@@ -39,7 +39,7 @@ class Need:
 
 
 Needs = Mapping[Need, Sequence[str]]
-"""What a release needs, and for each need the functions, or the schema changes, that have it."""
+"""The needs of a release, and the functions or schema changes that have each need."""
 STEPS: Final = Need("schema", "steps")
 """What a node must know to apply a change with lines ``-- skerry: …``."""
 
@@ -64,10 +64,10 @@ def needs(manifests: Mapping[str, Mapping[str, Any]]) -> dict[Need, list[str]]:
 
 
 def lacks(capabilities: Mapping[str, Any], needs: Iterable[Need]) -> list[Need]:
-    """Those of `needs` that a node with these capabilities lacks; of a field that it lacks, not the fields within."""
+    """Return the `needs` that a node with these capabilities lacks; for a missing field, not its subfields."""
     told = {kind: known for kind in ("abi", "manifest") if isinstance(known := capabilities.get(kind), list)}
     if "manifest" in told:
-        # Versions that told their capabilities before there were steps.
+        # Versions that reported capabilities before steps existed.
         told["schema"] = known if isinstance(known := capabilities.get("schema"), list) else []
     lacking = {need for need in needs if need.kind in told and need.name not in told[need.kind]}
     return sorted(need for need in lacking if Need(need.kind, need.name.rpartition(".")[0]) not in lacking)

@@ -1,15 +1,15 @@
-"""How a node stands, in one word: what the CLI, the API, the console and the metrics say alike. Pure."""
+"""The standing of a node in one word, as the CLI, the API, the console and the metrics report it. Pure."""
 
 from typing import Literal
 
 Standing = Literal["revoked", "failing", "offline", "syncing", "behind", "at_target"]
-"""The words, the worst first. A node has the first one that is true of it:
+"""The words, worst first. A node has the first one that applies:
 
-- `revoked`: an operator has revoked its credentials, so control refuses it until it joins again; it may well serve;
+- `revoked`: an operator has revoked its credentials, so control refuses it until it joins again; it may still serve;
 - `failing`: it isn't at its target, and its last sync that ended has failed or expired;
-- `offline`: it wasn't heard of for a while (the setting `offline_after`); it may well serve;
-- `syncing`: a sync of it is open;
-- `behind`: it isn't at its target, and no sync was begun yet;
+- `offline`: it wasn't heard from for a while (the setting `offline_after`); it may still serve;
+- `syncing`: it has an open sync;
+- `behind`: it isn't at its target, and no sync has begun yet;
 - `at_target`: it runs its group's release, or its group has none.
 """
 STANDINGS: tuple[Standing, ...] = ("revoked", "failing", "offline", "syncing", "behind", "at_target")
@@ -21,12 +21,12 @@ LETTERS: dict[str, Standing] = {
     "b": "behind",
     "t": "at_target",
 }
-"""The letter of each standing, where a text has one for each node."""
+"""The letter of each standing, in texts with one letter per node."""
 
 
 def standing(state: str, *, at_target: bool, error_code: str) -> Standing:
-    """How a node stands whose state is `online`, `offline`, `syncing` or `revoked`; `error_code`: of its last sync, or
-    ''."""
+    """Return the standing of a node in the state `online`, `offline`, `syncing` or `revoked`; `error_code`: of its last
+    sync, or ''."""
     if state == "revoked":
         return "revoked"
     if error_code and not at_target:

@@ -1,7 +1,7 @@
-"""Who watches which nodes: rules over the watches that are alive, which a replica has in memory.
+"""Watches of nodes: rules over the current watches, which a replica has in memory.
 
-A watch is an operator's question to nodes about their records (`wire.Question`). It never changes, but for its rate and
-its lease; so the ids of a node's watches say what the node must know, and their digest goes with each of its polls.
+A watch is an operator's question to nodes about their records (`wire.Question`). It never changes, except for its rate
+and its lease. So the ids of a node's watches say what the node must know, and each of its polls has their digest.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from control.protocol import wire
 
 
 class WatchRow(NamedTuple):
-    """A watch, as it is stored."""
+    """A watch as it is stored."""
 
     id: str
     viewer: str
-    """The name of the replica that has the watch's view."""
+    """The name of the replica that serves the watch's view."""
     operator: str
     """The operator's name."""
     node_id: str | None
@@ -27,7 +27,7 @@ class WatchRow(NamedTuple):
     """The groups whose nodes it may concern; None for all."""
     question: dict[str, Any]
     rate: float
-    """Records a second that a node may send."""
+    """Maximum records per second that a node may send."""
 
 
 class WatchedNode(Protocol):
@@ -52,12 +52,12 @@ class CachedWatch:
         self.rate = row.rate
 
     def concerns(self, node: WatchedNode) -> bool:
-        """Tell whether the watch is about this node, in the group that it is in now."""
+        """Return whether the watch concerns this node in its current group."""
         return self.node_id in (None, node.id) and (self.group_ids is None or node.group_id in self.group_ids)
 
 
 class Watches:
-    """The watches that are alive."""
+    """The current watches."""
 
     def __init__(self) -> None:
         self.alive: dict[str, CachedWatch] = {}
@@ -66,9 +66,9 @@ class Watches:
         """The digest and the answer to a poll, by the ids of a node's watches."""
 
     def take(self, rows: Iterable[WatchRow]) -> list[CachedWatch]:
-        """Take over all present watches; return those that have begun or ended since the last time.
+        """Replace the watches by the current ones; return those that have begun or ended since the last time.
 
-        A watch of a newer control that this one can't read is left out.
+        A watch from a newer control that this one can't read is left out.
         """
         before, now = self.alive, {}
         changed = []

@@ -1,10 +1,10 @@
-"""The second step of a poll: one transaction for many nodes. Requests that come during one make up the next batch.
+"""The second step of a poll: one transaction for many nodes. Requests that arrive during one form the next batch.
 
 A fleet polls and reports all at once. A transaction for each request would conflict with the others until most are
 refused; a transaction for a batch costs hardly more than one for a single node, and there are few of them.
 
 A node's row may be locked by another transaction, which may be stuck. A batch that waited in vain for a locked row is
-written again without the nodes that are locked, and so are the following ones for a while; those nodes wait alone.
+written again without the locked nodes, and so are later batches for a while; those nodes wait separately.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ from control.sync.heartbeats import Heartbeats
 from control.sync.node_state import NodeRow
 
 BATCH = 100
-"""Nodes in one transaction."""
+"""Maximum nodes in one transaction."""
 WAITING = 20_000
-"""Requests that may wait for their batch."""
+"""Maximum requests that wait for their batch."""
 MOST_OF_NODE = 16
-"""Of these, one node's: each may have an inventory of a megabyte, and a batch takes one of a node."""
+"""Of these, at most from one node: each may have an inventory of a megabyte, and a batch takes one per node."""
 CAREFUL_FOR = 10.0
-"""Seconds after a locked row was met during which batches look for locked rows first."""
+"""Seconds after meeting a locked row during which batches check for locked rows first."""
 LOCKED_FOR = 2.0
-"""Seconds for which the request of a node whose row is locked is tried again, before it is refused."""
+"""Seconds for which the request of a node with a locked row is retried before it is refused."""
 LOCKED_PAUSE = 0.25
 """Seconds between two tries."""
 
@@ -43,13 +43,13 @@ log = logging.getLogger("skerry.batches")
 
 
 class NodeLocked(Enum):
-    """In place of an answer: another transaction has locked the node's row."""
+    """Returned instead of an answer: another transaction has locked the node's row."""
 
     LOCKED = "locked"
 
 
 class OfNode(Protocol):
-    """A request of a node."""
+    """A request from a node."""
 
     @property
     def node_id(self) -> str:
@@ -67,7 +67,7 @@ class Committed:
     now: datetime
     """When it was decided."""
     rows: Collection[NodeRow]
-    """Nodes as they are stored now."""
+    """The nodes as they are stored now."""
     confirmed: Collection[str]
     """Ids of the nodes that were confirmed at their target by a sync."""
     opened: int
@@ -78,17 +78,17 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Written(Generic[B]):
-    """The answers of a batch, one for each request in their order, and what was written for them."""
+    """The answers of a batch, one for each request in order, and what was written for them."""
 
     answers: list[B | ProblemError | NodeLocked]
     committed: Committed
 
 
 Write = Callable[[list[A], bool, Connection], Awaitable[Written[B]]]
-"""Decides and writes a batch in one transaction: requests of different nodes, whether to be careful, the connection.
+"""Decides and writes a batch in one transaction: requests from different nodes, whether to be careful, the connection.
 
 It raises `Locked` for a row that it waited for in vain. When careful, it waits for no node's row, and answers
-`NodeLocked` for a node whose row is locked.
+`NodeLocked` for a node with a locked row.
 """
 
 
@@ -101,7 +101,7 @@ class _Waiting(Generic[A, B]):
 
 
 class WriteBatches(Generic[A, B]):
-    """Takes requests of type `A`, at most one of each node into a batch, and answers each with a `B`."""
+    """Takes requests of type `A`, at most one per node in a batch, and answers each with a `B`."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class WriteBatches(Generic[A, B]):
         self._of_node: Counter[str] = Counter()
         self._wanted = asyncio.Event()
         self._locked: set[_Waiting[A, B]] = set()
-        """Requests of nodes whose rows are locked, until they are tried again."""
+        """Requests from nodes with locked rows, until they are retried."""
         self._careful_until = 0.0
 
     async def ask(self, request: A) -> B:
@@ -154,7 +154,7 @@ class WriteBatches(Generic[A, B]):
         return answer if self._finish is None else await self._finish(answer)
 
     async def run(self) -> None:
-        """Write batches until cancelled; requests that wait then are cancelled too."""
+        """Write batches until cancelled; then waiting requests are cancelled too."""
         try:
             while True:
                 await self._wanted.wait()
@@ -200,12 +200,12 @@ class WriteBatches(Generic[A, B]):
             if not careful:
                 return await self._answer(taken)
             if len(taken) > 1:
-                # It isn't the nodes' own rows that are locked: find out whose request needs the locked row.
+                # The nodes' own rows aren't locked: find out which request needs the locked row.
                 return await self._in_parts(taken, 1)
             answers = [locked]
         except ProblemError as problem:
             if problem.code == "body_too_large" and len(taken) > 1:
-                # The database takes no message as large: it would refuse the same again.
+                # The database doesn't take messages this large: it would refuse the same again.
                 return await self._in_parts(taken, (len(taken) + 1) // 2)
             answers = [problem] * len(taken)
         except asyncio.CancelledError:
@@ -214,7 +214,7 @@ class WriteBatches(Generic[A, B]):
             raise
         except Exception:
             if len(taken) > 1:
-                # One node's request must not make those of the others fail.
+                # One node's request must not make the others fail.
                 return await self._in_parts(taken, 1)
             log.exception("the request of node %s could not be answered", self._name(taken[0].request.node_id))
             answers = [ProblemError("internal", "this is a fault of control; its log has more")]
@@ -226,7 +226,7 @@ class WriteBatches(Generic[A, B]):
         return None
 
     async def _transact(self, requests: list[A], careful: bool) -> list[B | ProblemError | NodeLocked]:
-        """Write a batch, and after its COMMIT tell the cache and the counters."""
+        """Write a batch, and after its COMMIT update the cache and the counters."""
         written = await self._db.transaction(functools.partial(self._write, requests, careful))
         faults.reach(f"{self._fault}.after")
         committed = written.committed
@@ -244,18 +244,18 @@ class WriteBatches(Generic[A, B]):
         return written.answers
 
     def _name(self, node_id: str) -> str:
-        """Return what a node is called, or its id where this replica doesn't know it."""
+        """Return the name of a node, or its id if this replica doesn't know it."""
         node = self._fleet.nodes.get(node_id)
         return node_id if node is None else node.name
 
     def _target(self, node_id: str) -> str:
-        """Return the release that a node should run, as people call it."""
+        """Return the release that a node should run, as shown to people."""
         node = self._fleet.nodes.get(node_id)
         group = None if node is None else self._fleet.groups.get(node.group_id)
         return "its target" if group is None else f"release {group.name}/{group.release_number}"
 
     async def _in_parts(self, taken: list[_Waiting[A, B]], size: int) -> None:
-        """Answer a batch as several ones, of `size` requests at most."""
+        """Answer a batch as several batches of at most `size` requests."""
         for start in range(0, len(taken), size):
             try:
                 await self._answer(taken[start : start + size])
@@ -265,7 +265,7 @@ class WriteBatches(Generic[A, B]):
                 raise
 
     def _hold(self, waiting: _Waiting[A, B]) -> None:
-        """Try the request of a node whose row is locked again in a while, or refuse it."""
+        """Retry the request of a node with a locked row after a while, or refuse it."""
         self._careful_until = self._clock.monotonic() + CAREFUL_FOR
         if waiting.locked_since is None:
             waiting.locked_since = self._clock.monotonic()
@@ -279,5 +279,5 @@ class WriteBatches(Generic[A, B]):
 
 
 def _line(text: str) -> str:
-    """Return a text of a node's as one line of the log."""
+    """Return text from a node as one line of the log."""
     return " ".join(text.split())
