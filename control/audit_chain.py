@@ -16,7 +16,7 @@ from control.protocol import wire
 from control.protocol.counts import counted
 
 LATE = timedelta(minutes=10)
-"""How much earlier than already sealed rows a row's time may be: its transaction may have taken long."""
+"""How much earlier than rows already sealed a row's time may be, since its transaction may have taken long."""
 
 JsonRow = Mapping[str, Any]
 """A row of the audit log as the API returns it (`AuditEntry`)."""
@@ -84,7 +84,7 @@ class WholeChain:
 
 
 class ChainBroken(Exception):
-    """Rows or seals were changed since they were made; the message says which, and what is wrong."""
+    """Rows or seals have been changed since they were made; the message says which, and what is wrong."""
 
 
 class RowsHash:

@@ -1,9 +1,9 @@
 """The edge runtime's own checks of modules and schema changes, so that control accepts what nodes accept.
 
 They run in a child process, so that control never parses hostile input: the child has its own limits and fence
-(`edge_runtime.oneshot.check`), a deadline, and almost nothing of control's environment. Uploads have a queue of their
-own; in both queues operators take turns, so that one who asks for many checks delays no other. Results of schema
-checks are cached, since they depend only on the changes' texts.
+(`edge_runtime.oneshot.check`), a deadline, and almost nothing of control's environment. Uploads have their own queue;
+in both queues operators take turns, so an operator with many checks doesn't delay the others. Results of schema checks
+are cached, since they depend only on the changes' texts.
 """
 
 import asyncio
@@ -25,17 +25,17 @@ from control.problems import ProblemError
 log = logging.getLogger("skerry.checks")
 
 ANSWER_LIMIT = 1024 * 1024
-"""The most bytes that are read of the child's answer, and of its stderr."""
+"""The maximum bytes read of the child's answer, and of its stderr."""
 EACH = 32
-"""Turns that one operator may wait for."""
+"""Maximum turns that one operator waits for."""
 TOGETHER = 256
-"""Turns that all operators together may wait for; beyond them, an operator who waits for none may wait for one."""
+"""Maximum turns that all operators together wait for; beyond them, an operator who waits for none may wait for one."""
 MOST_UPLOADS = EACH + 8
 """An operator's uploads in progress at once: as many as may wait for their checks, and some that are arriving."""
 KEPT = 64
-"""Answers of checks in the cache, at most."""
+"""Maximum answers of checks in the cache."""
 KEPT_BYTES = 8 * 1024 * 1024
-"""Their bytes together, at most."""
+"""Maximum total bytes of these answers."""
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
 
 
@@ -43,7 +43,7 @@ class CheckedChange(NamedTuple):
     """What the check of a schema change found."""
 
     warnings: list[dict[str, str]]
-    """Statements that fail on some rows only, views and triggers that fail afterwards, tables of which it was tried
+    """Statements that fail only on some rows, views and triggers that fail afterwards, tables on which it was tried
     without rows: a statement and a message each."""
     losses: list[dict[str, str]]
     """What nodes can lose because of it: a statement, a table and a message each."""
@@ -52,7 +52,7 @@ class CheckedChange(NamedTuple):
 
 
 class OperatorChecks:
-    """The checks that one operator asks for."""
+    """The checks that one operator requests."""
 
     def __init__(self, checks: "Checks", operator: str) -> None:
         self._checks = checks
@@ -133,7 +133,7 @@ class OperatorChecks:
 
 
 class Checks:
-    """Runs a few checks of uploads at once, and as many other checks; the rest wait for their turns."""
+    """Runs a few checks of uploads concurrently, and as many other checks; the rest wait for their turns."""
 
     def __init__(self, at_once: int, deadline: float) -> None:
         self._deadline = deadline
@@ -162,7 +162,7 @@ class Checks:
             return found
         try:
             async with turns.turn(operator):
-                # Another request may have asked the same meanwhile.
+                # Another request may have run the same check meanwhile.
                 found = self._look_up(key)
                 if found is None:
                     found = await self._child(arguments, stdin, refused)
@@ -273,7 +273,7 @@ class TooManyWaiting(Exception):
 
 
 class FairTurns:
-    """A limited number of turns at once, shared fairly: whoever asks for many turns delays nobody else."""
+    """A limited number of concurrent turns, shared fairly: a caller who wants many turns delays nobody else."""
 
     def __init__(self, at_once: int) -> None:
         self._free = at_once
@@ -304,7 +304,7 @@ class FairTurns:
             if turn.cancelled():
                 self._leave(who, turn)
             else:
-                self._end()  # it was given meanwhile
+                self._end()  # the turn was given meanwhile
             raise
 
     def _leave(self, who: str, turn: asyncio.Future[None]) -> None:

@@ -1,4 +1,4 @@
-"""The program `skerry`, also ``python -m control.cli``: it says which extra to install where one is missing."""
+"""The program `skerry`, also ``python -m control.cli``: it says which extra to install if one is missing."""
 
 import gc
 import signal
@@ -6,14 +6,14 @@ import sys
 
 
 def main() -> None:
-    """Run the command line and exit with its code, 2 where the extra `control` isn't installed."""
-    # Imports make objects that stay: looking through them for garbage again and again took a tenth of the start.
+    """Run the command line and exit with its code, 2 if the extra `control` isn't installed."""
+    # Imported objects stay alive: scanning them for garbage repeatedly took a tenth of the start.
     gc.set_threshold(50_000)
     try:
         from control.cli.main import run
 
         status = run(sys.argv[1:])
-        # Python's own end would answer a further Ctrl-C by a traceback.
+        # Python's own shutdown would answer another Ctrl-C with a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.exit(status)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`skerry artifacts`: the bucket of artifacts: which control owns it, whether all is in it, and what is deleted."""
+"""`skerry artifacts`: the artifact bucket: which control owns it, whether it is complete, and what is deleted."""
 
 import hashlib
 import os
@@ -15,11 +15,12 @@ from control.protocol.counts import counted
 
 RECOVER = "`skerry recover` shows what they lack of what nodes run"
 ACCESS_LATE = 60.0
-"""Seconds after which what isn't in the bucket's access lists is told; control writes them every few seconds."""
+"""Seconds after which changes missing from the bucket's access lists are reported; control writes them every few
+seconds."""
 AUDIT_NAME = "cli"
-"""The actor in the audit log when a bucket is taken over: that needs the database's URL, and no operator's token."""
+"""The actor in the audit log when a bucket is taken over, which needs the database's URL and no operator's token."""
 SHOWN = 20
-"""Objects unknown to any row that are named."""
+"""Maximum objects without a row that are named."""
 FAULTS = {
     "missing": "isn't in the bucket",
     "wrong_size": "has another size in the bucket",
@@ -104,7 +105,7 @@ async def take_over(yes: bool, as_json: bool) -> None:
 
 
 def trouble(found: Json) -> list[str]:
-    """Return a line for each thing that is wrong with the bucket, [] where it is in order."""
+    """Return a line for each problem with the bucket, [] if there is none."""
     lines = []
     if found.get("restored_at"):
         lines.append(f"the metadata were restored, as was noticed {output.ago(found['restored_at'])}: {RECOVER}")
@@ -166,7 +167,7 @@ async def verify(quick: bool, folder: Path | None, as_json: bool) -> None:
 async def compare(control: Client, *, read: bool, quiet: bool) -> Json:
     """Compare the bucket with the metadata, with a progress bar on a terminal. `read`: read the objects' bytes.
 
-    The answer has how many `artifacts` and `bytes` were looked at, the `faults`, and how many objects no row knows
+    The answer has how many `artifacts` and `bytes` were checked, the `faults`, and how many objects have no row
     (`unknown`), with the first of those (`unknown_objects`).
     """
     found: Json = {"artifacts": 0, "bytes": 0, "faults": [], "unknown": 0, "unknown_objects": []}
@@ -204,7 +205,7 @@ async def compare(control: Client, *, read: bool, quiet: bool) -> Json:
 
 
 def show_unknown(found: Json) -> None:
-    """Print the objects that no row knows."""
+    """Print the objects without a row."""
     if not found["unknown"]:
         return
     objects = counted(found["unknown"], "object")
@@ -242,7 +243,7 @@ async def _repair(control: Client, faults: list[Json], folder: Path) -> list[str
     wanted = {fault["sha256"]: fault["size"] for fault in faults}
     repaired = []
     for file in _files(folder) if wanted else ():
-        # Reading a large file for its sha256 takes long, so those of another size aren't read.
+        # Reading a large file for its sha256 takes long, so files of other sizes aren't read.
         try:
             if file.stat().st_size not in wanted.values():
                 continue

@@ -1,4 +1,4 @@
-"""`skerry audit`: who changed what, whether the record of it is whole, and who was refused."""
+"""`skerry audit`: who changed what, whether the log is intact, and who was refused."""
 
 import re
 from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ def _actor(row: Json) -> str:
 
 
 def _change(row: Json) -> str:
-    """Return the values that differ as text: name: before → after."""
+    """Return the values that differ, as text: name: before → after."""
     before, after = row["before"], row["after"]
     return ", ".join(f"{name}: {_value(before, name)} → {_value(after, name)}" for name in {**before, **after})
 
@@ -137,7 +137,7 @@ command.add_command(
 
 
 async def _verify(control: Client, head: str) -> WholeChain:
-    """Verify the chain, with `head` in it. Raises: Failure audit_broken, when the log isn't whole."""
+    """Verify the chain, with `head` in it. Raises: Failure audit_broken, when the log isn't intact."""
 
     async def seals(after: int) -> AsyncIterator[AuditSeal]:
         async for item in _each(control, "seals", after):
@@ -148,13 +148,13 @@ async def _verify(control: Client, head: str) -> WholeChain:
         try:
             return await audit_chain.verify(seals, lambda after: _each(control, "sealed", after), head)
         except ChainBroken as broken:
-            # Rows that were deleted by their age while they were read are no fault.
+            # Rows that were deleted for their age during the read are no fault.
             if (await control.get(path("audit", "seals"), limit=1))["items"] == first["items"]:
                 raise Failure(f"the audit log isn't whole: {broken}", code="audit_broken") from None
 
 
 async def unsealed(control: Client) -> bool:
-    """Tell whether a row that should have a seal by now has none, judged by the newest such row."""
+    """Return whether a row that should be sealed by now has no seal, judging by the newest such row."""
     until = datetime.now(UTC) - timedelta(minutes=UNSEALED_MINUTES)
     newest = (await control.get(path("audit"), until=output.rfc3339(until), limit=1))["items"]
     return any(row["seal"] is None for row in newest)

@@ -1,4 +1,4 @@
-"""`skerry ca`: the CAs that control gives out, and which nodes don't have them yet."""
+"""`skerry ca`: the CAs that control distributes, and which nodes don't have them yet."""
 
 import click
 
@@ -8,7 +8,7 @@ from control.cli.support.client import Json, NotConverged, path
 from control.protocol.counts import counted
 
 NAMED = 20
-"""Nodes that are named to a person."""
+"""Maximum nodes that are named to a person."""
 
 
 @click.command()

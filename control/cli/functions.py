@@ -37,7 +37,7 @@ command.add_command(authoring.schema)
     "what",
     nargs=-1,
     metavar="[FOLDER] | NAME FILE",
-    # As text it would be completed by nothing.
+    # As a text type it would have no completion.
     shell_complete=click.Path(path_type=Path).shell_complete,
 )
 @click.option(
@@ -111,7 +111,7 @@ async def push(
     for _, _, manifest in modules:
         check_manifest(manifest)
     async with options.client() as control:
-        # Before builds, which may take their time, and before anything is uploaded.
+        # Before builds, which may take long, and before anything is uploaded.
         floor = None if no_release else await releasing.floor_of(control, group)
         own = project_push.ProjectSchema([])
         if found is not None and schema is None:
@@ -145,7 +145,7 @@ class OptionsOfManifest(NamedTuple):
     """The options of a push that override the manifest."""
 
     chosen: Json
-    """Values of fields; None where an option isn't given."""
+    """Values of fields; None if an option isn't given."""
     config: tuple[tuple[str, str], ...]
     secrets: tuple[str, ...]
     hosts: tuple[str, ...]
@@ -153,7 +153,7 @@ class OptionsOfManifest(NamedTuple):
     route: str | None
 
     def any(self) -> bool:
-        """Tell whether any option is given."""
+        """Return whether any option is given."""
         return any(value is not None for value in self.chosen.values()) or any(self[1:])
 
     def over(self, manifest: Json) -> Json:
@@ -174,7 +174,7 @@ class OptionsOfManifest(NamedTuple):
 def _modules(
     what: tuple[str, ...], manifest: Path | None
 ) -> tuple[project_files.Project | None, list[tuple[str, Path, Json]]]:
-    """Return the project, if it is one, and name, module and manifest of each function to push.
+    """Return the project, if there is one, and name, module and manifest of each function to push.
 
     Raises: UsageError, when the arguments are neither FOLDER nor NAME FILE; Failure, when the project can't be read.
     """
@@ -192,7 +192,7 @@ def _modules(
 
 
 def read_manifest(file: Path | None) -> Json:
-    """Return a manifest file's content: JSON where its name ends in .json, else TOML; {} for no file.
+    """Return a manifest file's content: JSON if its name ends in .json, else TOML; {} for no file.
 
     Raises: UsageError, when the file can't be read.
     """
@@ -209,7 +209,7 @@ def read_manifest(file: Path | None) -> Json:
 
 
 def read_route(text: str) -> Json:
-    """Return the manifest's `route` for `GET|PUT /path`, or for a path alone, which means every method.
+    """Return the manifest's `route` for `GET|PUT /path`, or for only a path, which means every method.
 
     The path may be preceded by hosts, separated by commas.
     """
@@ -303,7 +303,7 @@ VERSIONS: output.Columns = {
     "BY": "created_by",
     "CREATED": ago("created_at"),
 }
-"""What the list of a function's versions shows."""
+"""The columns of the list of a function's versions."""
 
 
 def _details(version: Json) -> list[tuple[str, object]]:
@@ -346,7 +346,7 @@ async def delete(
     options.confirm(f"Delete {what}?", yes or plan)
     where = path("functions", name) if version is None else path("functions", name, "versions", version)
     async with options.client() as control:
-        # Only where it is wished: an older control refuses a parameter that it doesn't know.
+        # Only on request: an older control refuses a parameter that it doesn't know.
         wished = {"release": release, "force": force, "plan": plan}
         found = await control.delete(where, **{name: "true" for name, wish in wished.items() if wish})
     if plan:

@@ -1,4 +1,4 @@
-"""`skerry logs` and `skerry calls`: what functions and nodes have logged, and slow and failed calls."""
+"""`skerry logs` and `skerry calls`: what functions and nodes log, and slow and failed calls."""
 
 import sys
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from control.protocol.counts import counted
 F = TypeVar("F", bound=Callable[..., Any])
 
 COLORS = {"debug": "2", "warning": "33", "error": "31"}
-"""ANSI colours of the levels, where stdout is a terminal."""
+"""ANSI colors of the levels if stdout is a terminal."""
 STEPS = ("queue", "lock", "guest", "sql", "http", "commit")
-"""Where the time of a call goes, in the order in which it is shown."""
+"""The steps of a call that take time, in the order in which they are shown."""
 _VISIBLE = {c: f"\\x{c:02x}" for c in (*range(0x20), *range(0x7F, 0xA0))} | {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
-# Characters that end lines or turn the direction of what follows.
+# Characters that end lines or change the text direction.
 _VISIBLE |= {c: f"\\u{c:04x}" for c in (0x2028, 0x2029, *output.DIRECTIONS)}
 
 
@@ -131,7 +131,7 @@ def _query(
 async def _show(
     query: dict[str, str | int | None], limit: int, text: Callable[[Json, bytes], str], *, waits: bool
 ) -> None:
-    """Print records: those that are there already, by time, as soon as all of them are known; then those that come."""
+    """Print records: existing ones, by time, as soon as all of them are known; then new ones as they arrive."""
     past: list[tuple[str, Json, bytes]] = []
     async with record_stream.RecordClient(connection_settings()) as control:
         async for part in record_stream.parts(control, query):
@@ -150,7 +150,7 @@ async def _show(
 
 
 async def _gathered(query: dict[str, str | int | None]) -> tuple[list[Json], list[Json]]:
-    """Return the calls, and the lines that they logged or that nodes' own logs have about them."""
+    """Return the calls, and the lines about them from their own logs and the logs of nodes."""
     found: list[Json] = []
     async with record_stream.RecordClient(connection_settings()) as control:
         async for part in record_stream.parts(control, query):
@@ -163,7 +163,7 @@ async def _gathered(query: dict[str, str | int | None]) -> tuple[list[Json], lis
 
 
 def _tell(notice: Json) -> None:
-    """Say on stderr what is missing."""
+    """Print to stderr what is missing."""
     count, names = notice.get("count", 0), notice.get("nodes", [])
     some = ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) > 0 else "")
     nodes, have = counted(count, "node is", "nodes are"), counted(count, "node has", "nodes have")
@@ -184,7 +184,7 @@ def _tell(notice: Json) -> None:
 
 
 def escaped(value: object) -> str:
-    """Return the text of a value on one line, with characters that would steer a terminal as escapes."""
+    """Return the text of a value on one line, with terminal control characters as escapes."""
     return str(value).translate(_VISIBLE)
 
 
@@ -195,7 +195,7 @@ def _as_it_is(_record: Json, raw: bytes) -> str:
 def _line(record: Json, _raw: bytes) -> str:
     level = record.get("level", "info")
     whose = _function(record) if record["kind"] == "log" else "skerry-edge"
-    # The node's own lines have it in their texts.
+    # The node's own lines include it in their text.
     call = f" [{record['call']}]" if record.get("call") and record["kind"] == "log" else ""
     text = escaped(f"{record['t']} {level:7} {record['node']} {whose}{call} {record.get('message', '')}")
     return _colored(text, COLORS.get(level, "")) + "\n"
@@ -247,6 +247,6 @@ def _colored(text: str, color: str) -> str:
 
 
 def _write(text: str) -> None:
-    """Print to stdout at once: someone who follows a log is waiting for it."""
+    """Print to stdout and flush at once: someone who follows a log is waiting for it."""
     sys.stdout.write(text)
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The command line of `skerry`: its verbs, and what becomes of errors.
+"""The command line of `skerry`: its verbs, and the handling of errors.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 refused by control, 4 control can't be reached, 5 nodes failed or
 were late, 6 nodes weren't waited for because they are offline or revoked, 7 `doctor` has something to note, 130
@@ -45,7 +45,7 @@ VERBS = {
     "settings": "control.cli.settings:command",
     "ca": "control.cli.ca:command",
 }
-"""The module of each verb, and its name there. They are imported when they are used."""
+"""The module of each verb and its name there. Modules are imported on use."""
 
 
 @click.group(
@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> int:
         failed, status = error, 1
     broken = output_failure(failed)
     if isinstance(broken, BrokenPipeError):
-        # The reader of stdout, such as `head`, has had enough.
+        # The reader of stdout, such as `head`, has closed it.
         return status or 1
     if broken is not None:
         return _failed(Failure(f"the output can't be written: {broken.strerror}"), arguments)
@@ -117,7 +117,7 @@ def _failed(failure: Failure, arguments: list[str]) -> int:
 
 
 def _told(error: OSError) -> str:
-    """Describe what the operating system didn't let a command do."""
+    """Describe what the operating system refused to a command."""
     try:
         os.getcwd()
     except OSError:

@@ -1,4 +1,4 @@
-"""`skerry migrate`: bring the metadata database to this version's schema, and make the first operator."""
+"""`skerry migrate`: migrate the metadata database to this version's schema, and make the first operator."""
 
 import os
 
@@ -10,7 +10,7 @@ from control.clock import SystemClock
 from control.storage import database, migrations
 
 DDL_TIMEOUT = 300.0
-"""Seconds that one statement may take: a change of the schema may be slow on a large table."""
+"""Seconds that one statement may take: a schema change may be slow on a large table."""
 
 
 @click.command()
@@ -44,7 +44,7 @@ async def command(new_admin: str | None, as_json: bool) -> None:
 async def run(url: str, new_admin: str | None) -> tuple[list[str], str | None]:
     """Migrate the database and make the admin; return the names of the migrations applied, and a token if one was made.
 
-    Raises: UsageError, when the URL isn't safe or none; Failure, when the database can't be used.
+    Raises: UsageError, when the URL isn't safe or isn't a URL; Failure, when the database can't be used.
     """
     clock = SystemClock()
     with startup_errors("is the metadata database running, and its URL right?"):

@@ -14,7 +14,7 @@ from control.protocol.manifest import MANIFEST_FIELDS
 from control.sync.standing import STANDINGS
 
 SHOWN = 100
-"""Nodes in a list for people."""
+"""Maximum nodes in a list for people."""
 UNSEEN = DurationType(1, whole=True, plain=True)
 NODES: output.Columns = {
     "NODE": "name",
@@ -25,10 +25,10 @@ NODES: output.Columns = {
     "SCHEMA": "schema_version",
     "FUNCTIONS": lambda node: output.functions(node["functions"]),
 }
-"""What the list of nodes shows."""
+"""The columns of the list of nodes."""
 STATES = ("online", "offline", "syncing", "revoked")
 CODES_SHOWN = 4
-"""Codes with which calls of a function ended that `--calls` shows: the most frequent ones."""
+"""Maximum error codes of a function's calls that `--calls` shows: the most frequent ones."""
 
 
 @click.group(cls=CommandGroup, renamed={"remove": "delete"})
@@ -61,7 +61,7 @@ async def list_nodes(overdue: bool, limit: int | None, as_json: bool, **filters:
     most = limit if limit is not None or as_json else SHOWN
     async with options.client() as control:
         query: dict[str, Any] = {**filters, "overdue": "true" if overdue else None}
-        # One more says whether there are more.
+        # One more shows whether there are more.
         nodes = await control.items(path("nodes"), most=None if most is None else most + 1, **query)
     if most is not None and len(nodes) > most:
         nodes = nodes[:most]
@@ -134,7 +134,7 @@ def _credential(credential: Json | None) -> str:
 
 
 def _numbers(told: Json | None) -> list[tuple[str, object]]:
-    """Return the line with the numbers that the node last told about itself."""
+    """Return the line with the numbers that the node last reported about itself."""
     if told is None:
         return []
     sizes = ", ".join(
@@ -150,13 +150,13 @@ def _numbers(told: Json | None) -> list[tuple[str, object]]:
 
 
 def _told_edge(node: Json) -> str:
-    """Return the version that a node told with its numbers, the only place where earlier versions tell it."""
+    """Return the version that a node reported with its numbers, the only place where earlier versions report it."""
     told = node.get("numbers")
     return "" if told is None else str(told["edge"])
 
 
 def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:
-    """Return lines about what the node says it can run. Only `manifest` is known here; the rest is shown as it is."""
+    """Return lines about what the node says it can run. Only `manifest` is interpreted; the rest is shown as is."""
     if not told:
         return [("capabilities", "not told yet")]
     values = {**told, "protocol": protocol}
@@ -220,7 +220,7 @@ token.add_command(
 @options.asynchronous
 async def revoke_token(token: str, as_json: bool) -> None:
     """Revoke a join token, by its id in the list, or by itself: no node can join with it any more."""
-    # The secret in it goes into no URL, and so into no log.
+    # The secret in it is in no URL, and so in no log.
     id = (tokens.parse("join", token) or (token,))[0]
     if not tokens.ID.fullmatch(id):
         raise click.BadParameter("it is no join token, and no id of one: `skerry node token list` has the ids")
@@ -336,15 +336,14 @@ async def delete(node: str, yes: bool, as_json: bool) -> None:
     options.confirm(f"Delete node {output.clean(node)} and revoke its credentials?", yes)
     async with options.client() as control:
         await control.delete(path("nodes", node))
-    # By both words, since scripts may read the old one.
+    # Under both names, since scripts may read the old one.
     output.answered({"node": node, "deleted": True, "removed": True}, f"{node}: is deleted", as_json=as_json)
 
 
 async def _counted_calls(node: Json) -> list[Json] | None:
-    """Ask the node what it has counted of each function and release; return None, and say so on stderr, without an
-    answer.
+    """Ask the node for its counts of each function and release; without an answer, say so on stderr and return None.
 
-    Raises: as `record_stream.parts` does.
+    Raises: what `record_stream.parts` raises.
     """
     if "functions" not in (node.get("capabilities") or {}).get("questions", ()):
         output.note("its version of skerry-edge doesn't tell what it has counted of calls", style="yellow")
@@ -365,7 +364,7 @@ async def _counted_calls(node: Json) -> list[Json] | None:
 
 
 def _show_calls(calls: list[Json] | None) -> None:
-    """Print a table of what a node has counted of calls."""
+    """Print a table of a node's call counts."""
     if calls is None:
         return
     columns: output.Columns = {

@@ -1,4 +1,4 @@
-"""`skerry operator`: who may ask control for what, and until when."""
+"""`skerry operator`: who may use control, with which rights, and until when."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args
@@ -83,7 +83,7 @@ async def add(
 
 
 def granted(operator: Json) -> str:
-    """Return an operator's grants the way they are written in options."""
+    """Return an operator's grants as they are written in options."""
     return ", ".join(
         g["role"]
         + (f"@{g['group']}" if g["group"] else "")

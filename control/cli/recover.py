@@ -1,4 +1,4 @@
-"""`skerry recover`: after a restore of the metadata, what they lack of what nodes run, and counters above that."""
+"""`skerry recover`: after a restore of the metadata, what they lack that nodes run, and counters above that."""
 
 import click
 
@@ -72,7 +72,7 @@ def _counters(found: Json, *, done: bool) -> list[str]:
 
 
 def _left(found: Json, store: Json) -> list[str]:
-    """Return a line for each thing that only a person can do."""
+    """Return a line for each task that only a person can do."""
     lines = []
     for change in found["unknown_changes"]:
         what = "with another text than the registered one" if change["registered"] else "that isn't registered"

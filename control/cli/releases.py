@@ -61,7 +61,7 @@ def _details(release: Json) -> list[tuple[str, object]]:
         ("created", f"{output.ago(release['created_at'])} by {release['created_by']}"),
         ("reason", reason(release)),
         *(("function", f"{f['name']}@{f['version']} {f['sha256'][:12]}") for f in release["functions"]),
-        # Control of an earlier version doesn't answer them.
+        # An earlier version of control doesn't return them.
         *(("change", line) for line, _ in releasing.changes(release.get("changes", {}))),
         *(("change", line) for line, _ in releasing.moved_floor(release)),
     ]
@@ -156,13 +156,13 @@ async def rollback(
         elif plan:
             output.document(planned)
         if not plan:
-            # What was shown, or nothing.
+            # Exactly what was shown, or nothing.
             release = await control.post(path("releases"), {**body, "plan_digest": planned["plan_digest"]})
             await releasing.finish(control, release, waited, shown=True, as_json=as_json)
 
 
 def _version(text: str) -> tuple[str, int]:
-    """Return name and version of `NAME=VERSION`, or of `NAME@VERSION`, as it is printed."""
+    """Return the name and version in `NAME=VERSION` or, as it is printed, `NAME@VERSION`."""
     name, _, version = text.replace("@", "=", 1).partition("=")
     options.NAME.convert(name, None, None)
     if not version.isdecimal() or not version.isascii():

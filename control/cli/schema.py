@@ -27,7 +27,7 @@ def read_sql(file: Path) -> str:
 
 
 async def _register(control: Client, where: str, body: Json, waited: options.ReleaseWait | None, as_json: bool) -> None:
-    """Register the change in `body`, and follow the release that it asks for, if any."""
+    """Register the change in `body`, and follow the release that it requests, if any."""
     change = await control.post(where, body)
     release = change.pop("release", None)
     if not as_json:
@@ -41,7 +41,7 @@ async def _register(control: Client, where: str, body: Json, waited: options.Rel
 
 
 def _planned(no_release: bool, group: str) -> Json:
-    """Return the query that asks for a plan."""
+    """Return the query that requests a plan."""
     return {"plan": "true", "group": None if no_release else group}
 
 
@@ -110,7 +110,7 @@ async def amend(
 ) -> None:
     """Give change NUMBER new SQL that leads to the same schema, for the nodes that could not apply the old one."""
     async with options.client() as control:
-        # No node is too old for a revision by itself.
+        # A revision alone makes no node too old.
         new: Json = {"sql": read_sql(file), **{name: True for name in allowed if name != "allow_unfit"}}
         where = path("schema-changes", number, "revisions")
         if plan:
@@ -178,7 +178,7 @@ def _show_draft(draft: Json, added: Json | None, file: Path | None) -> None:
 
 
 def _nodes(change: Json) -> str:
-    """Return how many nodes have applied the change, with the revision where it isn't the newest."""
+    """Return how many nodes have applied the change, with the revision if it isn't the newest."""
     nodes = {item["revision"]: item["nodes"] for item in change.get("nodes", [])}
     newest = nodes.pop(change["revision"], 0)
     return ", ".join([str(newest), *(f"{count} with revision {revision}" for revision, count in nodes.items())])

@@ -1,4 +1,4 @@
-"""`skerry serve`: control itself, as a supervisor starts it."""
+"""`skerry serve`: control itself, to be started by a supervisor."""
 
 import asyncio
 import logging
@@ -33,11 +33,11 @@ def command(log_level: str) -> None:
     Refuses to start on a metadata database that lacks a part of this version's schema (run `skerry migrate` first), or
     that a newer version has made unfit for this one. Ends in order on SIGTERM.
     """
-    # Until the server reads files again at it; without a handler it would end this process.
+    # Until the server handles it by rereading files; without a handler it would kill this process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     manager = service_manager.taken(os.environ)
     manager.starting()
-    # Imported here, so that `skerry --help` doesn't load the server and all that it uses.
+    # Imported here, so that `skerry --help` doesn't load the server and its dependencies.
     import uvloop
 
     from control.web import server
@@ -56,7 +56,7 @@ def command(log_level: str) -> None:
 
 
 def line_format() -> logging.Formatter:
-    """Return the form of control's lines of log, with a time in UTC."""
+    """Return the formatter of control's log lines, with times in UTC."""
     form = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
     form.converter = time.gmtime
     return form
@@ -65,11 +65,11 @@ def line_format() -> logging.Formatter:
 def set_up_log(level: str) -> None:
     """Set up logging to stderr for the whole process: lines of `level` and above.
 
-    Of libraries only warnings and above are logged: their requests may have secrets.
+    From libraries, only warnings and above are logged: their requests may have secrets.
     """
     handler = LogHandler()
     handler.setFormatter(line_format())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("skerry").setLevel(level.upper())
-    # While the database is away its pool warns with tracebacks; control's own lines say the same.
+    # While the database is down, its pool warns with tracebacks; control's own lines say the same.
     logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""`skerry settings`: the settings that control has, or this command itself, and where they are from."""
+"""`skerry settings`: the settings of control, or of this command itself, and their sources."""
 
 import os
 
@@ -24,7 +24,7 @@ async def command(own: bool, as_json: bool) -> None:
 
 
 def _own() -> list[Json]:
-    """Return the settings of the command line, as `in_force` has those of control; `file`: of `skerry up` or a
+    """Return the settings of the command line, as `in_force` does for control; `file`: that of `skerry up` or a
     login."""
     found = client.connection_settings()
     values = {

@@ -36,7 +36,7 @@ async def login(url: str | None, ca: Path | None, no_browser: bool, as_json: boo
         output.note(f"open {address} in a browser, and type the code {begun['user_code']} there")
         output.note(f"it is good until {_clock(begun['expires_at'])}; waiting …")
         if not no_browser and _has_screen():
-            # A browser that writes to the terminal, or doesn't start, changes nothing: the address is printed.
+            # It doesn't matter if a browser writes to the terminal or doesn't start: the address is printed.
             with contextlib.suppress(webbrowser.Error, OSError):
                 await asyncio.to_thread(webbrowser.open, address)
         taken = await _wait(control, begun)
@@ -67,7 +67,7 @@ async def logout(url: str | None, as_json: bool) -> None:
         try:
             await control.delete(path("sessions", "self"))
         except RequestRefused as refused:
-            # It had ended already.
+            # The session had ended already.
             if refused.code not in ("session_ended", "credentials_invalid", "token_expired"):
                 raise
     try:
@@ -114,12 +114,12 @@ async def console(as_json: bool) -> None:
 
 
 def console_url(url: str) -> str:
-    """Return the URL of the console's page for signing in with a code."""
+    """Return the URL of the console page for signing in with a code."""
     return f"{url}/sign-in?by=code"
 
 
 def _where(url: str | None, ca: Path | None) -> ConnectionSettings:
-    """Return the control to sign in to. Raises: NotConnected, when none is named, or the URL isn't https."""
+    """Return the control to sign in to. Raises: NotConnected, when none is named or the URL isn't https."""
     local = connecting.read_home_file()
     wanted = (url or os.environ.get("SKERRY_URL") or local.get("url", "")).rstrip("/")
     kept = connecting.find_login(wanted)
@@ -136,7 +136,7 @@ def _where(url: str | None, ca: Path | None) -> ConnectionSettings:
 
 
 async def _wait(control: Client, begun: Json) -> Json:
-    """Ask until the login is allowed. Raises: RequestRefused, when it is refused, or not allowed in time."""
+    """Poll until the login is approved. Raises: RequestRefused, when it is refused, or not approved in time."""
     while True:
         await asyncio.sleep(begun["interval"])
         try:
@@ -147,7 +147,7 @@ async def _wait(control: Client, begun: Json) -> Json:
 
 
 def _machine() -> str:
-    """Describe this machine to the person who allows the login."""
+    """Describe this machine to the person who approves the login."""
     return f"skerry on {platform.node() or 'a machine without a name'}"[:100]
 
 

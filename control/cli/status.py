@@ -12,7 +12,7 @@ from control.protocol.counts import counted
 from control.sync.standing import STANDINGS
 
 MOST_NAMED = 20
-"""Nodes that an error names."""
+"""Maximum nodes that an error names."""
 REVOKED = (
     "a revoked node: `skerry node delete NAME` takes it out for good; "
     "`skerry node token --rejoin NAME` lets it join again"
@@ -70,7 +70,7 @@ async def command(group: str | None, watch: bool, check: bool, limit: int, as_js
 
 
 async def _if_there(control: Client, what: str, **query: str | None) -> Json | None:
-    """Return control's answer at a path; None where control is too old to have it."""
+    """Return control's answer at a path; None if control is too old to have it."""
     try:
         return await control.get(path(what), **query)
     except RequestRefused as refused:
@@ -80,7 +80,7 @@ async def _if_there(control: Client, what: str, **query: str | None) -> Json | N
 
 
 def well(node: Json) -> bool:
-    """Tell whether a node is online, at its target, and without an error or a warning."""
+    """Return whether a node is online, at its target, and without an error or a warning."""
     return bool(node["at_target"]) and node["state"] == "online" and not node["error"] and not node["warnings"]
 
 
@@ -89,15 +89,15 @@ def _named(node: Json) -> str:
 
 
 def standing(node: Json) -> str:
-    """Say how a node stands: control's word, and the step of a sync."""
+    """Return the standing of a node as text: control's word, and the step of a sync."""
     word = str(node["standing"]).replace("_", " ")
     step = node["sync"]["step"] or "started" if node["sync"] and word == "syncing" else ""
     return f"{word} ({step})" if step else word
 
 
 def release_of(node: Json) -> str:
-    """Say which release of its group a node runs, and, where that isn't it, which one it should run: 25 → 26."""
-    runs, wanted = node.get("release"), node.get("target_release")  # which an older control doesn't answer
+    """Return which release of its group a node runs and, if different, which one it should run: 25 → 26."""
+    runs, wanted = node.get("release"), node.get("target_release")  # which an older control doesn't return
     if wanted is None:
         return ""
     return str(wanted) if node["at_target"] else f"{'none' if runs is None else runs} → {wanted}"
@@ -125,7 +125,7 @@ def trouble(node: Json) -> list[str]:
 
 
 def certificate_lines(held: Json) -> list[tuple[str, str | None]]:
-    """Return a line and its style for each certificate's end, and for each problem with the certificates."""
+    """Return a line and its style for each certificate's expiry, and for each problem with the certificates."""
     lines: list[tuple[str, str | None]] = [
         (
             f"certificates: {'control' if one['what'] == 'control' else 'CA ' + one['name']} until "
@@ -138,7 +138,7 @@ def certificate_lines(held: Json) -> list[tuple[str, str | None]]:
 
 
 def _show(groups: list[Json], nodes: list[Json], fleet: Json | None, limit: int) -> None:
-    """Print the groups with at most `limit` nodes, the worst ones; the rest are counted by standing."""
+    """Print the groups with at most `limit` nodes, the worst ones; count the rest by standing."""
     shown = nodes
     if len(nodes) > limit:
         shown = sorted(nodes, key=lambda node: (well(node), STANDINGS.index(node["standing"]), node["name"]))[:limit]
@@ -168,7 +168,7 @@ def _show(groups: list[Json], nodes: list[Json], fleet: Json | None, limit: int)
 
 
 def _counted(nodes: list[Json], is_rest: bool) -> str:
-    """Say how many nodes aren't shown, and how they stand, the worst first."""
+    """Return how many nodes aren't shown, by standing, the worst first."""
     counts = Counter(standing(node).partition(" (")[0] for node in nodes)
     words = [word for each in STANDINGS if (word := each.replace("_", " ")) in counts]
     told = ", ".join(f"{counts[word]:,} {word}" for word in words)
@@ -184,11 +184,11 @@ NODES: output.Columns = {
     "SEEN": ago("last_seen_at"),
     "LAST SYNC": ago("last_sync_at"),
 }
-"""What is shown of each node."""
+"""The columns shown for each node."""
 
 
 def _releases(group: str, fleet: Json | None) -> list[str]:
-    """Return a line for each release that the group's nodes run, or whose functions were called lately."""
+    """Return a line for each release that the group's nodes run or whose functions were called recently."""
     if fleet is None:
         return []
     found = [release for seen in fleet["groups"] if seen["name"] == group for release in seen["releases"]]

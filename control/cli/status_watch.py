@@ -1,4 +1,4 @@
-"""`skerry status --watch`: how the fleet is, redrawn in place until Ctrl-C."""
+"""`skerry status --watch`: the state of the fleet, redrawn in place until Ctrl-C."""
 
 import asyncio
 import signal
@@ -23,7 +23,7 @@ REDRAW = 1.0
 PATIENCE = 10.0
 """Seconds to wait for an answer."""
 STALE = 10.0
-"""Seconds after which the age of what is shown is shown in red."""
+"""Age in seconds from which the age of the display is shown in red."""
 MOST_CAUSES, MOST_RELEASES = 8, 12
 
 
@@ -36,9 +36,9 @@ def check_terminal() -> None:
 
 
 async def watch(control: Client, group: str | None) -> None:
-    """Redraw until SIGINT or SIGTERM, also while control is away.
+    """Redraw until SIGINT or SIGTERM, even while control can't be reached.
 
-    Raises: RequestRefused, when control refuses: the token has ended, or there is no such group.
+    Raises: RequestRefused, when control refuses: the token has expired, or there is no such group.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -72,7 +72,7 @@ async def _ask(control: Client, group: str | None) -> Json:
 
 
 def _drawn(fleet: Json | None, age: float, trouble: str) -> RenderableType:
-    """Draw how old the answer is, the groups, their releases, and why nodes fail."""
+    """Draw the age of the answer, the groups, their releases, and why nodes fail."""
     lines: list[RenderableType] = []
     if trouble:
         lines.append(Text(output.clean(f"control doesn't answer, and is asked again: {trouble}"), style="red"))
@@ -130,7 +130,7 @@ def _releases(groups: list[Json]) -> Table:
 
 
 def cause_line(group: str, cause: Json) -> str:
-    """Say in one line why nodes of a group fail."""
+    """Return a line about why nodes of a group fail."""
     names = ", ".join(cause["examples"])
     more = ", …" if cause["nodes"] > len(cause["examples"]) else ""
     nodes = counted(cause["nodes"], "node fails", "nodes fail")
@@ -138,7 +138,7 @@ def cause_line(group: str, cause: Json) -> str:
 
 
 def release_line(release: Json, minutes: int) -> str:
-    """Say in one line how a release does on the nodes of its group."""
+    """Return a line about the state of a release on the nodes of its group."""
     nodes = counted(release["nodes"], "node")
     if not release["calls"]:
         return f"release {release['release']}: {nodes}, no calls in {minutes} min"
@@ -150,7 +150,7 @@ def release_line(release: Json, minutes: int) -> str:
 
 
 def error_share(release: Json) -> str:
-    """Return how many calls ended in errors, with the percentage where it is 0.1 or more."""
+    """Return how many calls ended in errors, with the percentage if it is 0.1 or more."""
     if not release["errors"]:
         return "0"
     share = 100 * release["errors"] / release["calls"]

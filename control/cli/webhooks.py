@@ -1,4 +1,4 @@
-"""`skerry webhook`: URLs that events are sent to, and what became of each message."""
+"""`skerry webhook`: URLs that events are sent to, and the delivery of each message."""
 
 import asyncio
 from typing import IO
@@ -12,7 +12,7 @@ from control.protocol.command_line import CommandGroup, DurationType
 from control.protocol.wire import EVENT_KINDS
 
 LOOK_EVERY = 0.5
-"""Seconds between two looks at whether a test message was sent."""
+"""Seconds between two checks whether a test message was sent."""
 
 
 @click.group(cls=CommandGroup, renamed={"remove": "delete"})
@@ -85,7 +85,7 @@ async def delete(name: str, yes: bool, as_json: bool) -> None:
     options.confirm(f"Delete the webhook {name}, with the messages that wait for it?", yes)
     async with options.client() as control:
         await control.delete(path("webhooks", name))
-    # By both words, since scripts may read the old one.
+    # Under both names, since scripts may read the old one.
     output.answered({"name": name, "deleted": True, "removed": True}, f"{name}: deleted", as_json=as_json)
 
 
@@ -153,7 +153,7 @@ command.add_command(
 
 
 async def _attempted(control: Client, webhook: str, id: str) -> Json:
-    """Return the delivery of a message, once an attempt was made."""
+    """Wait until a delivery attempt was made for a message, and return the delivery."""
     while True:
         found = await control.items(path("webhook-deliveries"), most=100, webhook=webhook)
         for delivery in found:

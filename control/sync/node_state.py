@@ -244,7 +244,7 @@ class Targets:
             for row in await conn.fetch(RELEASE_FUNCTIONS, unknown):
                 heads[row.id] = ReleaseHead(*row[:4])
                 functions.setdefault(row.id, []).append(plan.TargetFunction(*row[4:]))
-            # A release without functions has none to come with.
+            # Releases without functions aren't among these rows.
             alone = [id for id in unknown if id not in heads]
             for head in (*heads.values(), *(await conn.fetch(RELEASES, alone) if alone else ())):
                 own = tuple(functions.get(head.id, ()))

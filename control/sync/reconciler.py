@@ -69,7 +69,7 @@ class NodeRequest:
 
 @dataclass(slots=True)
 class OpenedSync:
-    """A sync that a node is told to do."""
+    """A sync that a node must perform."""
 
     sync_id: str
     generation: int

@@ -1,7 +1,7 @@
-"""`skerry doctor`: what is wrong with control and its fleet, or will soon be, by what control's API tells an operator.
+"""`skerry doctor`: present and approaching problems with control and its fleet, as far as control's API shows them.
 
 Start with `fleet_doctor`, the command. The modules of rules, one for each subject, are functions from answers of
-control to findings. How findings are told is in `control.protocol.findings`.
+control to findings. How findings are printed is in `control.protocol.findings`.
 """
 
 from typing import Final
@@ -29,4 +29,4 @@ CHECKS: Final = {
     "refusals": "fewer than 100 authentications were refused in the last hour",
     "settings": "no setting opens control to others, and each variable SKERRY_… here is one that there is",
 }
-"""What each check looks for, by its name."""
+"""What each check looks for, by the name of the check."""

@@ -1,4 +1,4 @@
-"""What answers of control about operators, tokens, webhooks, refusals and settings mean. Pure."""
+"""Rules for control's answers about operators, tokens, webhooks, refusals and settings. Pure."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -10,12 +10,12 @@ from control.protocol.counts import counted
 from control.protocol.findings import Finding, Level
 
 UNUSED: Final = timedelta(days=90)
-"""How long an operator may do nothing."""
+"""How long an operator may be inactive."""
 NEW: Final = timedelta(days=7)
-"""How long one that was made lately may do nothing."""
+"""How long a new operator may be inactive."""
 TOKEN_OPEN: Final = timedelta(days=1)
 REFUSED: Final = 100
-"""Refused authentications within an hour that are noted."""
+"""Number of refused authentications within an hour that is reported."""
 HOUR: Final = timedelta(hours=1)
 
 
@@ -41,7 +41,7 @@ def operator_findings(operators: list[Json], now: datetime) -> list[Finding]:
 
 
 def join_token_findings(tokens: Iterable[Json], now: datetime) -> list[Finding]:
-    """Judge the tokens that are open."""
+    """Judge the open tokens."""
     old = [token for token in tokens if now - time(token["created_at"]) > TOKEN_OPEN]
     found = [
         Finding(

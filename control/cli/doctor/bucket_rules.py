@@ -1,4 +1,4 @@
-"""What answers of control about the bucket, the artifacts in it, and restored metadata mean. Pure."""
+"""Rules for control's answers about the bucket, the artifacts in it, and restored metadata. Pure."""
 
 from datetime import datetime, timedelta
 from typing import Final
@@ -9,7 +9,7 @@ from control.protocol.counts import counted
 from control.protocol.findings import Finding
 
 ACCESS_LATE: Final = timedelta(minutes=5)
-"""How long revocations and joins may wait for the bucket."""
+"""How long revocations and joins may wait to be written to the bucket."""
 FAULTS: Final = {"missing": "missing", "wrong_size": "of another size", "wrong_bytes": "damaged"}
 
 
@@ -42,7 +42,7 @@ def store_findings(store: Json, now: datetime) -> list[Finding]:
 
 
 def artifact_findings(check: Json) -> list[Finding]:
-    """Judge what the bucket has of what groups' releases need; `check` is the pages that were read, merged."""
+    """Judge which artifacts of the groups' releases the bucket has; `check` is the merged pages that were read."""
     lost = [f"{(fault['versions'] or [fault['sha256']])[0]} ({FAULTS[fault['fault']]})" for fault in check["faults"]]
     if lost:
         text = f"what releases need is lost, so no node can fetch it: {named(lost)}"

@@ -1,4 +1,4 @@
-"""What answers of control about its certificates, and about nodes' trust in its CAs, mean. Pure."""
+"""Rules for control's answers about its certificates and about nodes' trust in its CAs. Pure."""
 
 from control.cli.doctor.fleet_rules import named
 from control.cli.support.client import Json

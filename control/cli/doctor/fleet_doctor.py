@@ -16,11 +16,11 @@ from control.protocol.findings import Finding
 EXITS: Final = {"ok": 0, "note": 7, "wrong": 5}
 """Exit code by the worst level."""
 MOST_DETAILED: Final = 20
-"""Nodes that are offline or warned of, of which the credential and the certificates are asked for, at most."""
+"""Maximum offline or warned nodes whose credentials and certificates are requested."""
 MOST_PAGES: Final = 5
-"""Pages of artifacts, of which control makes each within 5 seconds and of 100 at most."""
+"""Maximum pages of artifacts, each made by control within 5 seconds and with at most 100 of them."""
 REFUSALS: Final = 100
-"""Rows of refused authentications that are read: the newest."""
+"""Newest rows of refused authentications that are read."""
 _STYLES: Final = {"wrong": "red", "note": "yellow"}
 
 T = TypeVar("T")
@@ -58,8 +58,8 @@ async def _look(control: Client, now: datetime, found: list[Finding]) -> None:
     refused: list[str] = []
 
     async def read(what: str, asked: Awaitable[T]) -> T | None:
-        """Return the answer; None where this operator may not ask, control is too old to know it, or the bucket that it
-        is about can't be used."""
+        """Return the answer; None if this operator may not ask, control is too old to support it, or it is about a
+        bucket that can't be used."""
         try:
             return await asked
         except Unreachable as error:
@@ -80,7 +80,7 @@ async def _look(control: Client, now: datetime, found: list[Finding]) -> None:
     except Unreachable as error:
         if error.code != "not_ready":
             raise
-        # Without its bucket alone, control answers nearly all that follows.
+        # If only its bucket is missing, control answers nearly all of the following requests.
         found.append(_stopped(error))
     held = await read("certificates", control.get(path("certificates")))
     if ready is not None:
@@ -128,7 +128,7 @@ async def _look(control: Client, now: datetime, found: list[Finding]) -> None:
 
 
 async def _needed_artifacts(control: Client) -> Json:
-    """Compare the artifacts that releases need with the bucket, by size; return the first pages, merged."""
+    """Compare the artifacts that releases need with the bucket, by size; merge and return the first pages."""
     check = page = await control.get(path("artifact-store", "check"), bytes="false", needed="true")
     for _ in range(MOST_PAGES - 1):
         if page["next"] is None:

@@ -1,4 +1,4 @@
-"""What answers of control about itself, nodes, groups and releases mean. Pure."""
+"""Rules for control's answers about itself, nodes, groups and releases. Pure."""
 
 from datetime import datetime, timedelta
 from typing import Final
@@ -10,7 +10,7 @@ from control.protocol.findings import Finding, Level
 SOON: Final = timedelta(days=30)
 CLOCKS_DIFFER: Final = timedelta(minutes=1)
 NAMED: Final = 5
-"""Things that one finding names; the rest are counted."""
+"""Maximum items that one finding names; the rest are counted."""
 
 
 def named(names: list[str]) -> str:
@@ -25,7 +25,7 @@ def time(text: str) -> datetime:
 
 
 def ready_findings(ready: Json, told: list[str]) -> list[Finding]:
-    """Judge `GET /readyz`. What other checks report isn't repeated: held deletions, and the notes in `told`."""
+    """Judge `GET /readyz`, without what other checks report: deletions on hold, and the notes in `told`."""
     return [Finding("control", "ok", f"control is {ready['status']}")] + [
         Finding("control", "note", note, "skerry status")
         for note in ready.get("notes", [])
@@ -34,7 +34,7 @@ def ready_findings(ready: Json, told: list[str]) -> list[Finding]:
 
 
 def clock_findings(read_at: datetime, now: datetime) -> list[Finding]:
-    """Compare the clocks; `read_at` is a time that control told a few seconds ago."""
+    """Compare the clocks; `read_at` is a time that control reported a few seconds ago."""
     apart = read_at - now
     if abs(apart) < CLOCKS_DIFFER:
         return [Finding("clock", "ok", "this machine's clock goes with control's")]
@@ -64,7 +64,7 @@ def node_findings(nodes: list[Json]) -> list[Finding]:
 
 
 def detail_findings(details: list[Json], now: datetime) -> list[Finding]:
-    """Judge the nodes that were looked at one by one."""
+    """Judge the nodes that were queried one by one."""
     found = []
     for node in details:
         credential, numbers = node["credential"], node["numbers"] or {}

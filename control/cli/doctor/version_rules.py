@@ -1,4 +1,4 @@
-"""Whether versions are next to each other: this command's, those of control's replicas, those of nodes. Pure."""
+"""Rules for the distance between the versions of this command, of control's replicas, and of nodes. Pure."""
 
 import re
 from typing import Final
@@ -8,12 +8,12 @@ from control.cli.support.client import Json
 from control.protocol.findings import Finding
 
 VERSION: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
-"""Major and minor number, at the beginning of a version."""
+"""The major and minor numbers at the beginning of a version."""
 CURE: Final = "docs/how-to/upgrade.md"
 
 
 def controls_version(replicas: list[Json], own: str) -> str:
-    """Return the version that others are compared with: the answering replica's, or `own` where it isn't told."""
+    """Return the version that others are compared with: the answering replica's, or `own` if that is unknown."""
     return next((replica["version"] for replica in replicas if replica["answers"] and replica["version"]), own)
 
 
@@ -69,7 +69,7 @@ def apart(one: str, other: str) -> int:
 
 
 def is_newer(one: str, other: str) -> bool:
-    """Tell whether the first version is later than the second one; False where either isn't a version."""
+    """Return whether the first version is later than the second; False if either isn't a version."""
     first, second = _numbers(one), _numbers(other)
     return first is not None and second is not None and first > second
 

@@ -1,5 +1,5 @@
-"""What an author does with a project in a folder: begin, build, serve here, test and push it.
+"""An author's work on a project in a folder: create, build, serve locally, test and push it.
 
 Start with `project_files`, which reads the project. `authoring` writes and checks one, `toolchains` builds it, `dev`
-serves it here and follows its files, `run_cases` runs its test cases, and `project_push` makes a release of it.
+serves it locally and follows its files, `run_cases` runs its test cases, and `project_push` makes a release of it.
 """

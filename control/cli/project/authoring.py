@@ -1,4 +1,4 @@
-"""`skerry function new` and `build`: a function's project, from nothing to a module."""
+"""`skerry function new` and `build`: a function's project, from an empty folder to a module."""
 
 import asyncio
 import contextlib
@@ -17,23 +17,23 @@ from control.cli.support.client import Failure, Json
 from control.protocol.counts import counted
 
 LANGUAGES = {"rust": "rustc", "c": "zig", "zig": "zig", "assemblyscript": "asc", "go": "go"}
-"""The languages of `--lang`, and the toolchain that the project's build command names."""
+"""The languages of `--lang`, and the toolchain in the project's build command."""
 TEMPLATE_NAME = "notes"
 """The name of the function, and of its table, in the templates; both are replaced in a new project."""
 NAMED = [f"{before} {TEMPLATE_NAME}" for before in ("TABLE", "INTO", "FROM", "ON")] + [f"INDEX {TEMPLATE_NAME}_"]
-"""How the table is named in the templates' SQL."""
+"""The places in the templates' SQL that name the table."""
 SCHEMA = "schema"
 """The folder of the schema in the templates."""
 BUILD_FILES = ("node_modules", "package-lock.json", "function.wasm")
-"""Files of a build that a checkout's template may have in it; they aren't copied."""
+"""Build files that a template in a checkout may contain; they aren't copied."""
 EDITORS_SCHEMA = "function.schema.json"
-"""The file by which editors check and complete function.toml: its JSON Schema."""
+"""The JSON Schema with which editors check and complete function.toml."""
 CHECK_LIMIT = 120.0
 """Seconds that the check of a module may take."""
 
 
 def examples() -> Path:
-    """Return the folder of examples: in the package where a wheel was installed, else beside it in the checkout."""
+    """Return the folder of examples: in the package if installed from a wheel, else beside it in the checkout."""
     package = Path(control.__file__).parent
     packaged = package / "_examples"
     return packaged if packaged.is_dir() else package.parent / "examples"
@@ -108,14 +108,14 @@ def _write_editor_files(folder: Path) -> None:
 
 
 def table_of(name: str) -> str:
-    """Return the name of a function's table: its own, where that needs no quotes in SQL."""
+    """Return the name of a function's table: the function's name, if it needs no quotes in SQL."""
     table = name.replace("-", "_")
     try:
         with contextlib.closing(sqlite3.connect(":memory:")) as opened:
             opened.execute(f"CREATE TABLE {table} (x)")
             opened.execute(f"SELECT x FROM {table} WHERE x = 1")  # noqa: S608
     except sqlite3.Error:
-        # A keyword, as `order`, or it begins with a digit.
+        # A keyword such as `order`, or a name that begins with a digit.
         return f"{TEMPLATE_NAME}_{table}"
     return table
 
@@ -128,9 +128,9 @@ def _replace(path: Path, *pairs: tuple[str, str]) -> None:
 
 
 def _begin_project(folder: Path) -> int:
-    """Make a project of several functions where there is none; return the number of its next schema file.
+    """Make a project of several functions if there is none; return the number of its next schema file.
 
-    Raises: ProjectInvalid, when what is there is no such project.
+    Raises: ProjectInvalid, when the existing files aren't such a project.
     """
     file, schema = folder / project_files.SEVERAL, folder / SCHEMA
     if file.exists():
@@ -160,7 +160,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _share_schema(folder: Path, several: Path, number: int) -> None:
-    """Make the new function's schema file the project's, with that number."""
+    """Move the new function's schema file to the project, with this number."""
     schema = several / (project_files.read_several(several).schema or SCHEMA)
     schema.mkdir(parents=True, exist_ok=True)
     for path in sorted((folder / SCHEMA).glob("*.sql")):
@@ -208,7 +208,7 @@ def schema() -> None:
 
 
 async def check(source: project_files.FunctionSource) -> Json:
-    """Return what a node's check says of a function's module; it runs in a child process.
+    """Return the result of a node's check of a function's module, which runs in a child process.
 
     Raises: Failure, when a node can't run the module, or the check fails or takes longer than `CHECK_LIMIT`.
     """

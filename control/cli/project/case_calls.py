@@ -1,4 +1,4 @@
-"""Make the calls of test cases: each on a new database, by the edge's code, in processes behind its fence."""
+"""Calls of test cases: each on a new database, made by the edge's code in fenced processes."""
 
 import asyncio
 import os
@@ -15,11 +15,11 @@ from control.cli.project.project_files import SchemaFile
 from control.cli.support.client import Failure
 
 LINE_LIMIT = 256 * 1024 * 1024
-"""Bytes of how a call ended, with its answer and the rows after it."""
+"""Maximum bytes of a call's result, with its answer and the rows after it."""
 
 
 class CaseResult(Struct):
-    """What a call answered, or how it failed where `code` is set."""
+    """The answer of a call, or its failure if `code` is set."""
 
     status: int
     headers: list[tuple[str, str]] = []
@@ -44,18 +44,18 @@ class CaseDone(Struct):
     """How a case's call ended."""
 
     number: int
-    """The case's index among those that were asked for."""
+    """The index of the case among those requested."""
     result: CaseResult
     part: str = ""
-    """What failed, where it isn't the call: `schema`, `before` or `after`."""
+    """What failed, if not the call: `schema`, `before` or `after`."""
     rows: list[list[list[Any]]] = []
     """The rows of each statement after the call."""
 
 
 async def made(cases: list[TestCase], schema: list[SchemaFile]) -> AsyncIterator[CaseDone]:
-    """Make the calls, and yield how they end, in any order.
+    """Make the calls, and yield their results in any order.
 
-    Raises: Failure, when the process that makes them ends before all have.
+    Raises: Failure, when the process that makes them exits before all have ended.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -65,12 +65,12 @@ async def made(cases: list[TestCase], schema: list[SchemaFile]) -> AsyncIterator
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=LINE_LIMIT,
-        # Ctrl-C is for this process, which ends that one, and with whose end, however it comes, that one is ended.
+        # Ctrl-C is for this process, which stops the child; the child also ends whenever this process does.
         start_new_session=True,
     )
     assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018
     try:
-        # The author's own code runs here: a machine without all of the fence will do, as for `skerry dev`.
+        # The author's own code runs here, so a machine without the complete fence is enough, as for `skerry dev`.
         asked = {
             "calls": [case.call() for case in cases],
             "schema": [{"name": str(change.path), "sql": change.sql} for change in schema],

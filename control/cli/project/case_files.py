@@ -4,14 +4,14 @@ function = "orders"                 optional: the function of the file's cases; 
 secrets = { KEY = "test" }          optional: values of the secrets that manifests name
 [[case]]                            one call on a new database with the project's schema, and what it must do
 name = "an order is kept"
-request = { method = "POST", path = "/7?x=1", headers = { … }, body = "…" }      or `route` in place of `path`
+request = { method = "POST", path = "/7?x=1", headers = { … }, body = "…" }      or `route` instead of `path`
 sql_before = "INSERT INTO …;"
 status = 201                        without it 200
 headers = { content-type = "application/json" }
 json = { id = 1 }                   or body = "…"
 sql_after = { sql = "SELECT …", rows = [[1, "milk"]] }          or a list of these
 
-TOML has no null: where `json` or `rows` is a string, it is JSON.
+TOML has no null: if `json` or `rows` is a string, it is parsed as JSON.
 """
 
 import re
@@ -35,17 +35,17 @@ Text = Annotated[str, Meta(min_length=1)]
 
 class CaseRequest(msgspec.Struct, forbid_unknown_fields=True):
     method: str = ""
-    """GET, or POST with a body, where it isn't given."""
+    """If not given: GET, or POST with a body."""
     path: str = ""
-    """What comes behind the function's name in the URL: a path, a query, or both."""
+    """What follows the function's name in the URL: a path, a query, or both."""
     route: str = ""
-    """In place of `path`: a path of the node's that the function's route takes, or a URL; and a query."""
+    """Instead of `path`: a path on the node that matches the function's route, or a URL; with a query."""
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
 
 
 class CaseRows(msgspec.Struct, forbid_unknown_fields=True):
-    """A statement that is run after the call, and the rows that it must give, in their order."""
+    """A statement that is run after the call, and the rows that it must return, in order."""
 
     sql: Text
     rows: list[list[Any]] | str
@@ -78,7 +78,7 @@ class TestCase:
     """A call, and what it must do."""
 
     __test__ = False
-    """It is no test of pytest's."""
+    """Tells pytest that this class isn't a test."""
     file: Path
     name: str
     function: FunctionSource
@@ -99,7 +99,7 @@ class TestCase:
         return f"{self.file}: {self.name}"
 
     def call(self) -> Json:
-        """Return the call as the edge's process takes it."""
+        """Return the call in the form that the edge's process takes."""
         path, _, query = (self.request.route or self.request.path).partition("?")
         body = self.request.body.encode()
         return {
@@ -119,7 +119,7 @@ class TestCase:
 
 
 def find(found: Project) -> list[TestCase]:
-    """Read the cases of a project, and of its functions, by their files.
+    """Read the cases of a project and of its functions, by file.
 
     Raises: ProjectInvalid, when a file or a case isn't valid.
     """
@@ -199,7 +199,7 @@ def _function(name: str, found: Project, only: FunctionSource | None) -> Functio
 
 
 def _json(key: str, value: Any) -> Any:
-    """Return an expected value as JSON, whether it was written as TOML or as JSON in a string."""
+    """Return an expected value as JSON, whether it was written in TOML or as a string of JSON."""
     try:
         return orjson.loads(value if isinstance(value, str) else orjson.dumps(value))
     except (orjson.JSONDecodeError, TypeError) as error:
@@ -215,7 +215,7 @@ def _rows(value: list[list[Any]] | str) -> list[list[Any]]:
 
 
 def _said(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str:
-    """Say what is wrong and where; for an unknown key, list the known ones."""
+    """Return text about what is wrong and where; for an unknown key, list the known ones."""
     text, _, at = str(error).partition(" - at `$")
     where = at.strip("`.")
     unknown = unknown_field(error, kind)

@@ -1,4 +1,4 @@
-"""How a call differs from its case, for people, and all of a run as JUnit's XML, for other programs."""
+"""Differences between a call and its case, for people, and a whole run as JUnit XML, for other programs."""
 
 import difflib
 import http
@@ -16,7 +16,7 @@ from control.cli.project.case_calls import CaseDone, CaseResult
 from control.cli.project.case_files import TestCase
 
 SHOWN = 2000
-"""Characters of an answer's body that are shown where it isn't compared."""
+"""Maximum characters shown of an answer's body that isn't compared."""
 _PRETTY = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
 _PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -24,7 +24,7 @@ _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 @dataclass(frozen=True)
 class Ended:
-    """A case that was run; it has passed where nothing is different."""
+    """A case that was run; it has passed if nothing differs."""
 
     case: TestCase
     done: CaseDone
@@ -32,7 +32,7 @@ class Ended:
 
 
 def compared(case: TestCase, done: CaseDone) -> list[str]:
-    """Return how the call differs from its case, as lines of text; [] where it passes."""
+    """Return how the call differs from its case, as lines of text; [] if it passes."""
     result = done.result
     if done.part:
         what = {"schema": "the schema", "before": "sql_before", "after": "sql_after"}[done.part]
@@ -65,7 +65,7 @@ def compared(case: TestCase, done: CaseDone) -> list[str]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two values of JSON are equal: 1 and 1.0 are, 1 and true aren't."""
+    """Return whether two JSON values are equal: 1 and 1.0 are, 1 and true aren't."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, dict) and isinstance(other, dict):
@@ -92,18 +92,18 @@ def _status(status: int) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Return lines of text with the spaces and line breaks at their ends made visible."""
+    """Return lines of text with trailing spaces and line breaks made visible."""
     return [orjson.dumps(line).decode() for line in text.splitlines(keepends=True)]
 
 
 def _differ(what: str, expected: Iterable[str], came: Iterable[str]) -> list[str]:
-    """Return a diff: `-` marks a line that is expected and missing, `+` one that came unexpectedly."""
+    """Return a diff: `-` marks an expected line that is missing, `+` an unexpected line."""
     lines = [f"  {line}" for line in difflib.ndiff(list(expected), list(came)) if not line.startswith("?")]
     return [f"{what} (- is expected, + came):", *lines]
 
 
 def junit(run: list[Ended], seconds: float) -> bytes:
-    """Return the run as JUnit's XML: a suite for each file."""
+    """Return the run as JUnit XML: a suite for each file."""
     suites = xml.Element("testsuites", _counts(run, seconds))
     for file in dict.fromkeys(ended.case.file for ended in run):
         within = [ended for ended in run if ended.case.file == file]
@@ -134,6 +134,6 @@ def _counts(run: list[Ended], seconds: float) -> dict[str, str]:
 
 
 def write(file: Path, run: list[Ended], seconds: float) -> None:
-    """Write the run as JUnit's XML. Raises: OSError."""
+    """Write the run as JUnit XML. Raises: OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(junit(run, seconds))

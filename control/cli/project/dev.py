@@ -1,4 +1,4 @@
-"""`skerry dev`: a project on an edge of its own, `skerry-edge dev` as a child, which follows the project's files."""
+"""`skerry dev`: a project on its own edge, a child process `skerry-edge dev`, which follows the project's files."""
 
 import asyncio
 import contextlib
@@ -19,18 +19,18 @@ from control.cli.support import options, output
 from control.cli.support.client import Failure, Json
 
 SECRETS = "secrets.toml"
-"""The file in the edge's folder that has secrets, where no other one is named."""
+"""The file in the edge's folder that has secrets, unless another one is named."""
 HOST = "127.0.0.1"
 PORTS = range(8088, 8188)
-"""Ports that are tried in turn where none is named."""
+"""Ports that are tried in turn if none is named."""
 STOP_LIMIT = 15.0
-"""Seconds that the edge has to end before it is killed."""
+"""Seconds that the edge has to exit before it is killed."""
 LINE_LIMIT = 16 * 1024 * 1024
-"""Bytes of the longest line that is read from the edge: a function may log much in one."""
+"""Bytes of the longest line that is read from the edge: a function may log much in one line."""
 
 
 class EdgeEnded(Failure):
-    """The local edge ended by itself."""
+    """The local edge exited by itself."""
 
 
 @contextlib.contextmanager
@@ -42,8 +42,8 @@ def free_address() -> Iterator[str]:
     for port in PORTS:
         with socket.socket(socket.AF_UNIX) as mark, socket.socket() as tried:
             try:
-                # A name of the kernel's, which is free again when this process ends: of several that look at once, one
-                # gets it, though none of them listens yet.
+                # A kernel name that is freed when this process exits: if several processes try at once, only one
+                # gets it, although none of them listens yet.
                 mark.bind(f"\0skerry-dev-{port}")
                 tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 tried.bind((HOST, port))
@@ -55,9 +55,9 @@ def free_address() -> Iterator[str]:
 
 
 class LocalEdge:
-    """The child, an asynchronous context manager.
+    """The child process, as an asynchronous context manager.
 
-    It reads what it is to serve from stdin, a JSON object a line, and writes calls, logs and answers to stdout.
+    It reads what to serve from stdin, one JSON object per line, and writes calls, logs and answers to stdout.
     """
 
     def __init__(self, state: Path, listen: str, secrets: Path | None) -> None:
@@ -68,7 +68,7 @@ class LocalEdge:
         self._answers: asyncio.Queue[Json] = asyncio.Queue()
         self._ready = False
         self._fresh = False
-        """Whether the edge, once it has ended, is started again with a new database."""
+        """Whether to restart the edge with a new database once it has exited."""
         self.serves = False
         """Whether a version of the functions is being served."""
 
@@ -80,9 +80,9 @@ class LocalEdge:
         await self._stop()
 
     async def watch(self) -> None:
-        """Show the edge's calls and logs, until cancelled.
+        """Show the edge's calls and logs until cancelled.
 
-        Raises: EdgeEnded, when the edge ends by itself.
+        Raises: EdgeEnded, when the edge exits by itself.
         """
         while True:
             process = self._process
@@ -102,9 +102,9 @@ class LocalEdge:
             await self._start(fresh=True)
 
     async def release(self, found: Project) -> None:
-        """Have the edge serve the project's modules and schema, as they are now.
+        """Have the edge serve the project's current modules and schema.
 
-        Raises: Failure, when the edge can't serve them; it says why.
+        Raises: Failure, with the reason, when the edge can't serve them.
         """
         wanted = {
             "functions": [
@@ -155,7 +155,7 @@ class LocalEdge:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=LINE_LIMIT,
-            # Ctrl-C is for this process; the edge ends when its stdin is closed, however this process ends.
+            # Ctrl-C is for this process; the edge exits when its stdin is closed, however this process ends.
             start_new_session=True,
         )
 
@@ -209,7 +209,7 @@ async def command(folder: Path, listen: str | None, state: Path | None, secrets:
     beside = [secrets] if secrets is not None else [state / SECRETS] if state is not None else []
     files = FollowedFiles(found.folders(), beside)
     if state is not None:
-        # Before its file of secrets is looked for.
+        # Before searching for its file of secrets.
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if state is None:
@@ -228,7 +228,7 @@ async def command(folder: Path, listen: str | None, state: Path | None, secrets:
 async def _follow(folder: Path, edge: LocalEdge, files: FollowedFiles, secrets: set[Path]) -> None:
     """Build and release the project, again after each change, until cancelled. Changes to `secrets` need no build.
 
-    Raises: EdgeEnded, when the edge ends by itself.
+    Raises: EdgeEnded, when the edge exits by itself.
     """
     built: set[str] = set()
     while True:
@@ -246,7 +246,7 @@ async def _follow(folder: Path, edge: LocalEdge, files: FollowedFiles, secrets: 
         except EdgeEnded:
             raise
         except Failure as failed:
-            # The next change of a file may cure it.
+            # The next change of a file may fix it.
             output.failure(failed, as_json=False)
             if edge.serves:
                 output.note("  the version before serves on")

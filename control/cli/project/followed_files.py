@@ -1,4 +1,4 @@
-"""The files of a project that somebody works on: which of them have changed, and the wait for the next change."""
+"""The files of a project in development: which of them have changed, and waiting for the next change."""
 
 import asyncio
 import contextlib
@@ -13,28 +13,28 @@ from control.cli.support.client import Failure
 STEP = 20
 """Milliseconds without a further change after which changes count as one."""
 BUILT = ("node_modules", "target", "zig-out", ".zig-cache")
-"""Folders that builds write, besides the hidden ones; changes in them are no author's."""
+"""Folders that builds write, besides hidden ones; changes in them aren't the author's."""
 MADE = (".wasm", ".o")
-"""Endings of files that builds write."""
+"""Suffixes of files that builds write."""
 
 Seen = dict[Path, bytes]
-"""The SHA-256 of each file by its path."""
+"""The SHA-256 of each file, by path."""
 
 
 class FollowedFiles:
-    """A project's folders, and single files beside them, as an author's editor changes them."""
+    """A project's folders, and single files outside them, that an author edits."""
 
     def __init__(self, folders: Iterable[Path], beside: Iterable[Path] = ()) -> None:
-        """`beside`: files to follow, too, by content and mode; they needn't exist."""
+        """`beside`: other files to follow, by content and mode; they needn't exist."""
         self._folders = list(folders)
         self._beside = [path.absolute() for path in beside]
         self._seen: Seen = {}
         self._changed = asyncio.Event()
 
     async def watch(self) -> None:
-        """Notice changes, until cancelled.
+        """Notice changes until cancelled.
 
-        Raises: Failure, when a folder isn't there, or the system has no watch left for it.
+        Raises: Failure, when a folder doesn't exist or the system has no watches left for it.
         """
         ours = watchfiles.DefaultFilter(ignore_dirs=(*watchfiles.DefaultFilter.ignore_dirs, *BUILT))
         parents = {path.parent for path in self._beside if path.parent.is_dir()}
@@ -53,7 +53,7 @@ class FollowedFiles:
         try:
             async for _ in watchfiles.awatch(*folders, step=STEP, watch_filter=counts, recursive=recursive):
                 self._changed.set()
-        except (OSError, RuntimeError) as error:  # of the second kind are those that watchfiles has no name for
+        except (OSError, RuntimeError) as error:  # RuntimeError: those for which watchfiles has no class
             missing = [folder for folder in folders if not folder.exists()]
             limits = "raise the system's limits fs.inotify.max_user_watches and fs.inotify.max_user_instances (sysctl)"
             raise Failure(
@@ -73,7 +73,7 @@ class FollowedFiles:
         await self._changed.wait()
 
     def _read(self) -> Seen:
-        """Read the folders' files, except what builds write, and the files beside them."""
+        """Read the folders' files, except build output, and the files outside them."""
         found = {}
         for path, folders, names in (step for folder in self._folders for step in folder.walk()):
             folders[:] = [name for name in folders if not name.startswith(".") and name not in BUILT]

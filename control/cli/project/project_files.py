@@ -32,7 +32,7 @@ from control.protocol.manifest import Manifest, unfit
 FILE = "function.toml"
 SEVERAL = "skerry.toml"
 TESTS = "tests"
-"""The folder of a project, or of a function in it, that has test cases."""
+"""The folder, in a project or in one of its functions, with test cases."""
 SCHEMA = re.compile(r"(\d{1,9})_([^/]+)\.sql")
 CURE = f"`skerry function new NAME --lang LANGUAGE` writes a project; its {FILE} is described in docs/functions.md"
 
@@ -56,7 +56,7 @@ class FunctionFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def file_schema() -> dict[str, Any]:
-    """Return the JSON Schema of function.toml, for editors. What one field means beside another isn't in it."""
+    """Return the JSON Schema of function.toml, for editors, without rules that involve several fields."""
     _, kinds = msgspec.json.schema_components([FunctionFile, Manifest], ref_template="#/$defs/{name}")
     kinds["FunctionFile"]["properties"]["manifest"] = {"$ref": "#/$defs/Manifest"}
     whole = {
@@ -65,7 +65,7 @@ def file_schema() -> dict[str, Any]:
         "$ref": "#/$defs/FunctionFile",
         "$defs": kinds,
     }
-    # Python's $ also matches before a line break; that of JSON Schema doesn't.
+    # Python's $ also matches before a line break; JSON Schema's doesn't.
     found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(whole).replace(rb"$(?!\\n)", b"$"))
     return found
 
@@ -89,7 +89,7 @@ class SchemaFile:
 
 @dataclass(frozen=True)
 class FunctionSource:
-    """A function of a project, as its function.toml says; the paths begin with the folder."""
+    """A function of a project, from its function.toml; the paths begin with the folder."""
 
     folder: Path
     name: str
@@ -105,11 +105,11 @@ class Project:
     folder: Path
     name: str
     functions: tuple[FunctionSource, ...]
-    """One at least, by their names."""
+    """At least one, by name."""
     schema: Path | None
 
     def folders(self) -> list[Path]:
-        """Return the folders that hold all of the project: the schema may be outside its own folder."""
+        """Return the folders that contain the project: the schema may be outside its own folder."""
         schema = self.schema
         outside = schema is not None and not schema.resolve().is_relative_to(self.folder.resolve())
         return [self.folder, schema] if schema is not None and outside else [self.folder]
@@ -130,7 +130,7 @@ class Project:
         return [source for source in self.functions if source.name in found]
 
     def changes(self) -> list[SchemaFile]:
-        """Return the schema's files by their numbers; [] where the project has none.
+        """Return the schema's files by number; [] if the project has none.
 
         Raises: ProjectInvalid, when a file has no number, can't be read, or a number is missing.
         """
@@ -155,16 +155,16 @@ class Project:
 
 
 def read(folder: Path) -> Project:
-    """Read the project in a folder: one function (also one that belongs to a larger project), or several.
+    """Read the project in a folder: one function (possibly part of a larger project), or several.
 
-    Raises: ProjectInvalid, when there is none, or a file of it isn't valid.
+    Raises: ProjectInvalid, when there is none or one of its files isn't valid.
     """
     if (folder / SEVERAL).is_file():
         return _several(folder)
     source, schema = _function(folder)
-    above = Path(os.path.abspath(folder)).parent  # `..` has another parent than its text says
+    above = Path(os.path.abspath(folder)).parent  # the parent of `..` isn't the one in its text
     if not schema and (above / SEVERAL).is_file():
-        # A function of several, by itself: the schema is the project's.
+        # One function of several: the schema is the project's.
         whole = read_several(above)
         return Project(folder, whole.name, (source,), above / whole.schema if whole.schema else None)
     return Project(folder, source.name, (source,), folder / schema if schema else None)
@@ -208,7 +208,7 @@ def _manifests(functions: dict[str, FunctionSource]) -> dict[str, Manifest]:
 
 
 def _function(folder: Path) -> tuple[FunctionSource, str]:
-    """Return the function in a folder, and the folder of its schema; '' where it names none."""
+    """Return the function in a folder, and the folder of its schema; '' if it names none."""
     file = folder / FILE
     settings = _content(file, FunctionFile)
     try:

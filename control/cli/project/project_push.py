@@ -1,7 +1,6 @@
-"""What a push makes: the schema changes of a project that control hasn't, and a version of each function.
+"""What a push makes: the schema changes of a project that control doesn't have, and a version of each function.
 
-One release has them all. What control would refuse is found by plans before anything is made, as far as plans can show
-it.
+One release has them all. Plans find what control would refuse before anything is made, as far as they can.
 """
 
 import copy
@@ -15,19 +14,19 @@ from control.cli.support.client import Client, Failure, Json, RequestRefused, pa
 from control.protocol import wire
 
 STEPS = "-- skerry:"
-"""What a schema change has that goes in steps: it can't be tried together with others."""
+"""Marks a schema change in steps, which can't be tried together with others."""
 NAME_LIMIT = 200
-"""Characters that the name of a schema change may have."""
+"""Maximum characters of the name of a schema change."""
 
 
 class SchemaFileChanged(Failure):
-    """A schema file of the project isn't what was registered of it."""
+    """A schema file of the project differs from what was registered."""
 
     exit_code = 2
 
 
 def name_of(found: Project, file: SchemaFile) -> str:
-    """Return the name by which a schema file is registered."""
+    """Return the name under which a schema file is registered."""
     return f"{found.name}/{file.path.stem}"[:NAME_LIMIT]
 
 
@@ -35,22 +34,22 @@ class ProjectSchema(NamedTuple):
     """What control has of a project's schema."""
 
     lacking: list[SchemaFile]
-    """The files that it hasn't, in their order."""
+    """The files that control doesn't have, in order."""
     known: int = 0
     """The number of the newest schema change that is one of its files; 0 for none."""
 
 
 async def compared(control: Client, found: Project) -> ProjectSchema:
-    """Return which schema files control hasn't, and up to which change it has them.
+    """Return which schema files control lacks, and up to which change it has them.
 
-    Raises: SchemaFileChanged, when a file that was registered has another text now; else as `Client.items` does.
+    Raises: SchemaFileChanged, when the text of a registered file has changed; otherwise what `Client.items` raises.
     """
     files = found.changes()
     if not files:
         return ProjectSchema([])
     registered = [change for change in await control.items(path("schema-changes")) if not change.get("withdrawn")]
     own = _own(found.name, registered)
-    # What `schema add` has registered, by the text: each counts once, since a text may be there twice.
+    # Match what `schema add` has registered by its text: each counts once, since a text may occur twice.
     by_hand = [change for change in registered if "/" not in change["name"]]
     lacking, known = [], 0
     for file in files:
@@ -77,7 +76,7 @@ def _own(project: str, registered: Iterable[Json]) -> dict[int, Json]:
 
 
 async def _had(control: Client, change: Json, checksum: str) -> bool:
-    """Tell whether a change had this text before it was amended."""
+    """Return whether a change had this text before it was amended."""
     if change["revision"] == 1:
         return False
     found = await control.get(path("schema-changes", change["number"]))
@@ -94,7 +93,7 @@ def _changed(file: SchemaFile, change: Json) -> SchemaFileChanged:
 
 
 class Uploaded(NamedTuple):
-    """A module that is in the store, and what is to become a version of it."""
+    """A module in the store, and the data for the version to make of it."""
 
     name: str
     sha256: str
@@ -114,10 +113,10 @@ class PushPlan(NamedTuple):
 
     changes: list[Json]
     versions: list[Json]
-    """Control's answers: each has `version`, and `release` where one would follow."""
+    """Control's answers: each has `version`, and `release` if one would follow."""
     release: Json | None
     schema: int | None = None
-    """The floor that the release must name, where control would choose one below the project's own schema."""
+    """The floor that the release must name, if control would choose one below the project's own schema."""
 
     def document(self) -> Json:
         """Return the plan for a script; for a single function, control's own answer."""
@@ -134,7 +133,7 @@ class PushPlan(NamedTuple):
         Raises: RequestRefused, when control would refuse it.
         """
         release = self.release or {}
-        # An older control tells none.
+        # An older control reports none.
         found = [refusal for refusal in release.get("refusals", []) if refusal["field"] not in allowed]
         if found:
             text = "; ".join(refusal["detail"] for refusal in found)
@@ -158,7 +157,7 @@ class ProjectPush:
     def __init__(
         self, control: Client, found: Project | None, schema: ProjectSchema, uploaded: Sequence[Uploaded]
     ) -> None:
-        """`schema`: what control has of the project's."""
+        """`schema`: what control has of the project's schema."""
         self._control = control
         self._found = found
         self._files, self._known = schema
@@ -168,13 +167,13 @@ class ProjectPush:
 
     @property
     def has_several(self) -> bool:
-        """Tell whether several things are to be made, so that control could accept one and refuse another."""
+        """Whether several things are to be made, so that control could accept one and refuse another."""
         return len(self._files) + len(self._uploaded) > 1
 
     async def plan(self, group: str | None, schema: int | None) -> PushPlan:
-        """Have control say what it would make, and of a release of the group with it.
+        """Have control plan what it would make, and a release of the group with it.
 
-        Raises: RequestRefused, when it would refuse something.
+        Raises: RequestRefused, when control would refuse something.
         """
         releases, changes = [], []
         if self._files:
@@ -189,12 +188,12 @@ class ProjectPush:
         there = [release for release in releases if release is not None]
         whole = _together(there, changes) if there else None
         if whole is not None and schema is None and whole["schema_floor"] < self._known:
-            # Somebody has lowered the group's floor: it stays so for what doesn't need more.
+            # Somebody has lowered the group's floor: it stays low for what doesn't need more.
             return await self.plan(group, self._known)
         return PushPlan(changes, versions, whole, schema)
 
     async def _try_files(self, group: str | None) -> Json:
-        """Plan the files in one text, or the first of them alone where one goes in steps."""
+        """Plan the files in one text, or only the first of them if one has steps."""
         assert self._found is not None  # noqa: S101
         texts = [file.sql for file in self._files]
         tried = texts if not any(STEPS in text for text in texts) else texts[:1]
@@ -206,7 +205,7 @@ class ProjectPush:
             raise _of_files(self._files[: len(tried)], refused) from None
 
     def _planned_changes(self, tried: Json) -> list[Json]:
-        """Return a change for each file, from the one planned for all; what the check found goes with the first."""
+        """Return a change for each file, from the one planned for all; the first has the findings of the check."""
         assert self._found is not None  # noqa: S101
         names = [name_of(self._found, file) for file in self._files]
         nothing: Json = {"warnings": [], "losses": [], "stalls": []}
@@ -216,11 +215,11 @@ class ProjectPush:
         ]
 
     async def make(self, following: Json | None, *, quiet: bool) -> Json:
-        """Register the files and make the versions; return what a script is told.
+        """Register the files and make the versions; return the document for a script.
 
         The last version is made together with a release of everything, described by `following`; None: no release.
 
-        Raises: RequestRefused, when control refuses one, or the release; what was made before the last one stays.
+        Raises: RequestRefused, when control refuses one of them or the release; what was made earlier stays.
         """
         changes, versions = [], []
         release: Json | None = None
@@ -265,10 +264,10 @@ def _of_files(files: Sequence[SchemaFile], refused: RequestRefused) -> RequestRe
 
 
 def _together(releases: list[Json], changes: list[Json]) -> Json:
-    """Merge releases that were planned separately, each with its own part of what is new, into one."""
+    """Merge separately planned releases, each with its own part of what is new, into one."""
     whole = copy.deepcopy(releases[0])
     if len(releases) > 1:
-        # It is the digest of a part.
+        # It is the digest of only a part.
         whole.pop("plan_digest", None)
     functions = {item["name"]: item for item in whole["functions"]}
     for other in releases[1:]:

@@ -17,7 +17,7 @@ from control.protocol.counts import counted
 
 
 class NoCases(Failure):
-    """There is no case to run."""
+    """There are no cases to run."""
 
     exit_code = 2
 
@@ -51,10 +51,10 @@ async def command(folder: Path, word: str, watch: bool, junit: Path | None) -> i
 
 
 async def _again(folder: Path, word: str, junit: Path | None, files: FollowedFiles) -> None:
-    """Run the cases at each change, until cancelled."""
+    """Run the cases after each change until cancelled."""
     built: set[str] = set()
     while True:
-        # What the run itself writes starts no other one.
+        # Files that the run itself writes don't start another run.
         different = {path for path in await files.different() if junit is None or path.resolve() != junit.resolve()}
         if different:
             try:
@@ -100,7 +100,7 @@ async def _run(found: Project, word: str, junit: Path | None, built: set[str]) -
 
 
 async def _made(found: Project, cases: list[TestCase]) -> list[Ended]:
-    """Make the calls, and show how each ends, in the order of the cases. Raises: Failure, also for a wrong schema."""
+    """Make the calls, and show their results in the order of the cases. Raises: Failure, also for a wrong schema."""
     waiting: dict[int, Ended] = {}
     run: list[Ended] = []
     async for done in case_calls.made(cases, found.changes()):

@@ -1,7 +1,7 @@
-"""Find the compilers of functions, and run a project's build command.
+"""Finding the compilers of functions, and running a project's build command.
 
-A build command names its compiler as {zig}, {rustc}, {go} or {asc}. Each is replaced by the compiler that is found on
-this machine, with the options that it needs to make a module for WASI. The rest of the command is the project's own.
+A build command names its compiler as {zig}, {rustc}, {go} or {asc}. Each is replaced by the compiler found on this
+machine, with the options that it needs to build a module for WASI. The rest of the command is the project's own.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from control.cli.support import output
 from control.cli.support.client import Failure
 
 FLAGS = "compile_flags.txt"
-"""By it clangd finds the C library of WASI that Zig has. It names folders of this machine, so git ignores it."""
+"""Lets clangd find Zig's C library for WASI. It names folders of this machine, so git ignores it."""
 RUST_PROJECT = "rust-project.json"
-"""By it rust-analyzer finds main.rs and the standard library of the compiler; likewise of this machine."""
+"""Lets rust-analyzer find main.rs and the compiler's standard library; it is also specific to this machine."""
 SILENT = 1.5
-"""Seconds of a build before a line on a terminal says that it goes on."""
+"""Seconds of a build before a line on a terminal says that it is still running."""
 FIRST_BUILDS = {
     "zig": "the first build takes up to a minute, since Zig compiles its libraries for WASI and keeps them",
     "go": "the first build takes up to a minute, since Go compiles its libraries for WASI and keeps them",
 }
-"""Of each compiler whose first build takes much longer than others, why."""
+"""Why the first build takes much longer than others, for each such compiler."""
 _TOOL = re.compile(r"\{(\w+)\}")
 _EDITION = re.compile(r"--edition[= ](\d{4})\b")
 _RUST_FILE = re.compile(r"(\S+\.rs)(?:\s|$)")
@@ -46,10 +46,10 @@ class BuildFailed(Failure):
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A compiler: how it is found and installed, and what it needs in its environment."""
+    """A compiler: how to find and install it, and the environment it needs."""
 
     find: Callable[[Path], list[str] | None]
-    """Returns the compiler's command for a project in this folder; None where it isn't installed."""
+    """Returns the compiler's command for a project in this folder; None if it isn't installed."""
     install: str
     """How to install it, for the error message."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -85,7 +85,7 @@ def _go(_folder: Path) -> list[str] | None:
 
 
 def _asc(folder: Path) -> list[str] | None:
-    # A build runs in the project's folder, where a relative path of the caller's doesn't hold.
+    # A build runs in the project's folder, where the caller's relative paths don't apply.
     own = folder.absolute() / "node_modules" / ".bin" / "asc"
     brought = _checkout() / "lock" / "npm" / "node_modules" / ".bin" / "asc"
     found = next((str(asc) for asc in (own, brought) if asc.exists()), shutil.which("asc"))
@@ -93,13 +93,13 @@ def _asc(folder: Path) -> list[str] | None:
 
 
 def _checkout() -> Path:
-    """Return the checkout that this runs in, where `just toolchains` puts asc; for an installed wheel it isn't one."""
+    """Return the checkout in which `just toolchains` puts asc; for an installed wheel, the folder isn't a checkout."""
     return Path(control.__file__).parents[1]
 
 
 def _ziglang() -> str:
     if (_checkout() / "Justfile").is_file():
-        # The version that the examples are tested with.
+        # The version with which the examples are tested.
         return f"just setup, in {_checkout()}"
     return f"{shlex.quote(sys.executable)} -m pip install ziglang"
 
@@ -125,12 +125,12 @@ TOOLCHAINS = {
 
 
 def missing(name: str, folder: Path) -> str:
-    """Say how to install the toolchain; '' where it is installed."""
+    """Return how to install the toolchain; '' if it is installed."""
     return "" if TOOLCHAINS[name].find(folder) else TOOLCHAINS[name].install
 
 
 def command(source: FunctionSource) -> tuple[list[str], dict[str, str]]:
-    """Return the function's build command, with its compiler's command in it, and the environment to run it in.
+    """Return the function's build command with its compiler's command, and the environment to run it in.
 
     Raises: BuildFailed, when the command can't be read, or its compiler is unknown or missing.
     """
@@ -168,7 +168,7 @@ def write_editor_files(folder: Path, build: str) -> None:
 
 
 def _write_flags(folder: Path) -> None:
-    """Write `FLAGS`, unless Zig isn't here."""
+    """Write `FLAGS` if Zig is installed."""
     library = _library_of_zig()
     if library is None:
         return
@@ -179,13 +179,13 @@ def _write_flags(folder: Path) -> None:
 
 
 def _write_rust_project(folder: Path, build: str) -> None:
-    """Write `RUST_PROJECT`, unless Rust for WASI or the source of its standard library isn't here."""
+    """Write `RUST_PROJECT` if Rust for WASI and the source of its standard library are installed."""
     compiler, root, edition = _rustc(folder), _RUST_FILE.search(build), _EDITION.search(build)
     if compiler is None or root is None:
         return
     asked = [compiler[0], "--print", "sysroot"]
     sysroot = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())  # noqa: S603
-    # Named, since rust-analyzer doesn't look for it by the sysroot alone.
+    # Named explicitly, since rust-analyzer doesn't find it from the sysroot alone.
     library = sysroot / "lib" / "rustlib" / "src" / "rust" / "library"
     if not (library / "std").is_dir():
         return
@@ -213,7 +213,7 @@ def _library_of_zig() -> Path | None:
 
 
 async def _say_that_it_builds(source: FunctionSource) -> None:
-    """After `SILENT`, tell a person at a terminal what is being built, and why that may take a while."""
+    """After `SILENT` seconds, tell a person at a terminal what is being built and why that may take a while."""
     await asyncio.sleep(SILENT)
     if sys.stderr.isatty():
         tools = [tool[1] for part in source.build.split() if (tool := _TOOL.fullmatch(part))]
@@ -224,7 +224,7 @@ async def _say_that_it_builds(source: FunctionSource) -> None:
 async def build(source: FunctionSource) -> float:
     """Build the function's module; return how many seconds that took.
 
-    Raises: BuildFailed, when the build fails, or didn't make the module.
+    Raises: BuildFailed, when the build fails or doesn't make the module.
     """
     began = time.monotonic()
     if source.build:
@@ -247,7 +247,7 @@ async def build(source: FunctionSource) -> float:
         finally:
             said.cancel()
             if process.returncode is None:
-                # The build's own children, such as those of make or cargo, are in its process group.
+                # The build's children, such as those of make or cargo, are in its process group.
                 os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         if process.returncode:

@@ -1,4 +1,4 @@
 """What the commands of `skerry` share: the client of control's API, options, lists, output, releases.
 
-May import everything of control but the commands themselves. Start with `client`.
+May import everything in control except the commands themselves. Start with `client`.
 """

@@ -1,7 +1,7 @@
 """The client of control's API for operators: HTTPS, safe retries, and errors that say what to do.
 
 Every call that changes something carries an Idempotency-Key, the same in each of its retries, so that control does it
-once even where an answer got lost.
+once even if an answer is lost.
 """
 
 import asyncio
@@ -26,19 +26,19 @@ from control.cli.support import logins
 from control.settings import is_loopback, is_safe
 
 ATTEMPTS = 5
-"""Times that a call is tried while control can't be reached or answers 503."""
+"""How often a call is tried while control can't be reached or answers 503."""
 FIRST_PAUSE = 0.25
 """Seconds before the second attempt; doubled each time, with jitter, unless control says Retry-After."""
 LONGEST_PAUSE = 5.0
-"""Seconds between two attempts at most, whatever Retry-After says."""
+"""Maximum seconds between two attempts, whatever Retry-After says."""
 TLS_END = 0.25
 """Seconds to wait for the end of a TLS connection that control closes; aiohttp doesn't wait."""
 READ_SECONDS, UPLOAD_SECONDS = 90.0, 300.0
-"""Seconds without a byte of an answer until a call is tried again; an upload waits for its turn to be checked."""
+"""Seconds without a byte of an answer until a call is retried; an upload waits for its turn to be checked."""
 CHUNK = 1024 * 1024
 """Bytes of a file that are read and sent at a time."""
 HOME_FILE = "cli.json"
-"""The file in SKERRY_HOME in which `skerry up` leaves URL, token and CA for the commands."""
+"""The file in SKERRY_HOME in which `skerry up` leaves the URL, token and CA for the commands."""
 CA_CURE = "set SKERRY_CA to the file with control's CA"
 SIGN_IN_CURE = (
     "run `skerry login`, or set SKERRY_TOKEN to a valid operator's token (an admin makes one: `skerry operator add`)"
@@ -46,7 +46,7 @@ SIGN_IN_CURE = (
 ELSEWHERE = "set SKERRY_URL and SKERRY_TOKEN, or run this as the user that has started `skerry up`"
 AGAIN = "start `skerry up` again: it writes the file anew"
 MOST_NAMES = 500
-"""Names that an unknown one is compared with, at most."""
+"""Maximum names that an unknown one is compared with."""
 _UNKNOWN = re.compile(r"\bno (node|group|function|operator|webhook) ([a-z0-9-]{1,63})$")
 _UNKNOWN_VERSION = re.compile(r"\bno version [0-9]+ of ([a-z0-9-]{1,63})$")
 
@@ -54,7 +54,7 @@ Json = dict[str, Any]
 
 
 class Failure(Exception):
-    """A command failed. `exit_code` is the program's, `code` the error's (docs/errors.md), `cure` what to do."""
+    """A command failed. `exit_code` is the program's, `code` the error's (docs/errors.md), `cure` says what to do."""
 
     exit_code = 1
 
@@ -66,7 +66,7 @@ class Failure(Exception):
 
 
 class RequestRefused(Failure):
-    """Control refused the request, with a status of 4xx."""
+    """Control refused the request with a 4xx status."""
 
     exit_code = 3
 
@@ -90,7 +90,7 @@ class NotReached(Failure):
 
 
 class NotConnected(Failure):
-    """There is no usable URL, token or CA of a control to talk to."""
+    """There is no usable URL, token or CA of a control."""
 
     exit_code = 2
 
@@ -130,10 +130,10 @@ def read_home_file() -> dict[str, str]:
 
 
 def connection_settings() -> ConnectionSettings:
-    """Read SKERRY_URL, SKERRY_TOKEN and SKERRY_CA; what isn't set comes from the login kept for that control.
+    """Read SKERRY_URL, SKERRY_TOKEN and SKERRY_CA; what isn't set comes from the login stored for that control.
 
-    Without a URL it is the control that `skerry up` left in SKERRY_HOME, or the one of the newest login. A token that
-    is kept never goes to another control than its own.
+    Without a URL, use the control that `skerry up` left in SKERRY_HOME, or that of the newest login. A stored token is
+    never sent to any control but its own.
 
     Raises: NotConnected, when no control is named, there is no token for it, or the URL isn't https.
     """
@@ -174,7 +174,7 @@ def check_url(url: str) -> None:
 
 
 def find_login(url: str = "") -> logins.Login | None:
-    """Return the login kept for a control, or the newest one. Raises: NotConnected, when it can't be read."""
+    """Return the login stored for a control, or the newest one. Raises: NotConnected, when it can't be read."""
     try:
         return logins.find(url.rstrip("/"))
     except (OSError, ValueError) as error:
@@ -189,7 +189,7 @@ def path(*parts: str | int) -> str:
 
 
 class Client:
-    """A client of one control, an asynchronous context manager. Its calls raise as `call` does."""
+    """A client of one control, an asynchronous context manager. Its methods raise what `call` raises."""
 
     def __init__(self, to: ConnectionSettings) -> None:
         self._to = to
@@ -202,7 +202,7 @@ class Client:
 
     @property
     def url(self) -> str:
-        """The URL of control, without a slash at its end."""
+        """The URL of control, without a trailing slash."""
         return self._to.url
 
     async def __aenter__(self) -> Self:
@@ -237,7 +237,7 @@ class Client:
                 return found if most is None else found[:most]
 
     async def has(self, where: str) -> bool:
-        """Tell whether control has this path: whether HEAD answers 2xx, and not 404."""
+        """Return whether control has this path: whether HEAD answers 2xx, and not 404."""
         try:
             await self.call("HEAD", where)
         except RequestRefused as refused:
@@ -265,7 +265,7 @@ class Client:
         Raises: RequestRefused, when control answers 4xx; Unreachable, when it can't be reached or trusted, or still
         answers 503 after `ATTEMPTS`; Failure, when it answers anything else that isn't a success.
         """
-        # Imported here: it takes a third of the start of a command, and a shell that completes one calls nothing.
+        # Imported here: it takes a third of a command's start-up time, and shell completion makes no calls.
         import aiohttp
 
         headers = {"accept": "application/json"}
@@ -308,7 +308,7 @@ class Client:
                     try:
                         return answer_of(method, where, response.status, content)
                     except RequestRefused as refused:
-                        with contextlib.suppress(Failure):  # what was refused matters more
+                        with contextlib.suppress(Failure):  # the refusal matters more
                             refused.cure = refused.cure or await _cure_of_name(refused.code, str(refused), self.items)
                         raise
                 if attempt == ATTEMPTS:
@@ -338,7 +338,7 @@ class Client:
         from control.protocol.bounded_http_client import BoundedConnector
 
         if self._session is None:
-            # Proxies of the environment are used, but not for this machine.
+            # Proxies from the environment are used, but not for this machine.
             proxies = not is_loopback(urlsplit(self._to.url).hostname or "")
             made = BoundedConnector(ssl=self._tls)
             self._session = aiohttp.ClientSession(connector=made, trust_env=proxies)
@@ -407,12 +407,12 @@ CURES = {
 
 
 async def _cure_of_name(code: str, message: str, items: Callable[..., Awaitable[list[dict[str, Any]]]]) -> str:
-    """Suggest the name that was meant where control doesn't know a node, group, function, operator or webhook.
+    """Suggest the intended name if control doesn't know a node, group, function, operator or webhook.
 
     For an unknown version of a known function, name the command that lists its versions. Return '' for other errors.
 
-    `code` and `message` are the error's; `items` asks control for a list, as `Client.items` does, and raises what it
-    raises.
+    `code` and `message` are those of the error; `items` requests a list from control, as `Client.items` does, and
+    raises the same.
     """
     if not code.startswith("unknown_"):
         return ""
@@ -423,7 +423,7 @@ async def _cure_of_name(code: str, message: str, items: Callable[..., Awaitable[
     else:
         return ""
     half = (len(name) + 1) // 2
-    # Of a large fleet all names aren't read: a name with one slip mostly has one of its halves right.
+    # In a large fleet, not all names are read: a name with one typo mostly has one correct half.
     queries = [{"find": part} for part in (name[:half], name[half:]) if part] if kind == "node" else [{}]
     found = {one["name"] for query in queries for one in await items(f"/v1/{kind}s", MOST_NAMES, **query)}
     if name in found:

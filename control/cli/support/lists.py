@@ -1,4 +1,4 @@
-"""The lists of `skerry`, each declared: where control has it, what its table shows, and its filters."""
+"""The lists of `skerry`, each declared with its path at control, the columns of its table, and its filters."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -41,5 +41,5 @@ def list_command(
 
 
 def ago(field: str) -> Callable[[dict[str, Any]], str]:
-    """Return a column that says how long ago the time in a field was, or how far away it is."""
+    """Return a column that shows how long ago the time in a field was, or how far away it is."""
     return lambda item: output.ago(item.get(field))

@@ -1,5 +1,5 @@
-"""Where the commands find a control: what `skerry login` keeps, for each control the token of a session, in the user's
-folder, for this user alone; and the folder of `skerry up`."""
+"""Where the commands find a control: the session tokens that `skerry login` stores for each control in the user's
+folder, readable only by this user; and the folder of `skerry up`."""
 
 import contextlib
 import fcntl
@@ -19,7 +19,7 @@ class Login:
     token: str
     operator: str
     ends_at: str
-    """When it ends at the latest, in RFC 3339."""
+    """When it ends at the latest, in RFC 3339 format."""
     ca: str
     """The file of control's CA; '' for the system's CAs."""
 
@@ -49,19 +49,19 @@ def read() -> list[Login]:
 
 
 def find(url: str = "") -> Login | None:
-    """Return the login at a control, or the newest one; None where there is none. Raises like `read`."""
+    """Return the login at a control, or the newest one; None if there is none. Raises: what `read` raises."""
     found = [one for one in read() if url in ("", one.url)]
     return found[-1] if found else None
 
 
 def keep(login: Login) -> None:
-    """Keep a login, replacing one at the same control. Raises like `read`; OSError, when it can't be written."""
+    """Store a login, replacing one at the same control. Raises: what `read` raises; OSError, when writing fails."""
     with _alone():
         _write([*(one for one in read() if one.url != login.url), login])
 
 
 def forget(url: str) -> None:
-    """Forget the login at a control. Raises like `read`; OSError, when the file can't be written."""
+    """Delete the login at a control. Raises: what `read` raises; OSError, when the file can't be written."""
     with _alone():
         _write([one for one in read() if one.url != url])
 
@@ -70,8 +70,8 @@ def local_home(file: str) -> Path:
     """Return the folder in which `skerry up` left `file` for the commands.
 
     That is SKERRY_HOME, or the nearest .skerry that has the file, from the current folder upward; without one, .skerry
-    in the current folder. A folder above may belong to anybody, and its file would name the control that gets code and
-    a token, so there only a file that this user owns counts.
+    in the current folder. A parent folder may belong to anybody, and its file would name the control that gets code and
+    a token, so only a file that this user owns counts there.
     """
     if named := os.environ.get("SKERRY_HOME"):
         return Path(named).absolute()

@@ -1,4 +1,4 @@
-"""What commands are made of: shared options, the types of their values, the client, and how they run and end."""
+"""The building blocks of commands: shared options, types of their values, the client, and how they run and end."""
 
 import asyncio
 import functools
@@ -97,7 +97,7 @@ PAIR = PairType()
 
 
 def one_version(named: tuple[str, int | None], version: int | None) -> tuple[str, int | None]:
-    """Return name and version of `NAME@VERSION`, or of `NAME VERSION`.
+    """Return the name and version in `NAME@VERSION` or `NAME VERSION`.
 
     Raises: UsageError, when the two say different versions.
     """
@@ -107,7 +107,7 @@ def one_version(named: tuple[str, int | None], version: int | None) -> tuple[str
 
 
 def asynchronous(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Make a coroutine function callable for click: each call runs an event loop of its own."""
+    """Make a coroutine function callable for click: each call runs its own event loop."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -117,7 +117,7 @@ def asynchronous(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
 
 
 class EndOnce:
-    """Ends a command in order at the first signal; the second one gets a line, later ones nothing."""
+    """Ends a command cleanly at the first signal; prints a line at the second one, and ignores later ones."""
 
     def __init__(self, running: asyncio.Task[Any]) -> None:
         self._running = running
@@ -132,10 +132,10 @@ class EndOnce:
 
 
 def end_once() -> None:
-    """Have the running command end in order at the first SIGINT (Ctrl-C), SIGTERM or SIGHUP.
+    """Have the running command end cleanly at the first SIGINT (Ctrl-C), SIGTERM or SIGHUP.
 
-    The handlers are the process's, not the loop's: a loop that closes gives SIGINT back to Python, and a late Ctrl-C
-    would then report a command as interrupted that has ended in order.
+    The handlers are those of the process, not the loop: a closing loop gives SIGINT back to Python, and a late Ctrl-C
+    would then report a command that has ended cleanly as interrupted.
     """
     running = asyncio.current_task()
     assert running is not None  # noqa: S101
@@ -158,7 +158,7 @@ def yes_option(function: F) -> F:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before doing what can't be undone, unless `yes`. Raises: Abort, when the answer isn't yes."""
+    """Ask for confirmation before an irreversible action, unless `yes`. Raises: Abort, when the answer isn't yes."""
     if not yes:
         click.confirm(question, abort=True, err=True)
 
@@ -193,9 +193,9 @@ class ReleaseWait(NamedTuple):
     """How to wait for the nodes of a release."""
 
     within: float
-    """Seconds, at most."""
+    """Maximum seconds."""
     offline_too: bool
-    """Whether to wait for nodes that are offline, too."""
+    """Whether to wait also for offline nodes."""
 
 
 ALLOWED = {
@@ -203,7 +203,7 @@ ALLOWED = {
     "allow_loss": "Also where schema changes can lose rows that nodes have.",
     "allow_stall": "Also where schema changes hold writers of nodes up for long.",
 }
-"""Fields of a request, and options, that allow what is otherwise refused."""
+"""Fields of a request and their options, which allow what is otherwise refused."""
 
 
 def change_options(function: Callable[..., T]) -> Callable[..., T]:
@@ -225,8 +225,8 @@ def change_options(function: Callable[..., T]) -> Callable[..., T]:
 def release_options(function: Callable[..., T]) -> Callable[..., T]:
     """Add the options of a command that makes a release.
 
-    Besides those of `change_options` the command gets `reason`, and `waited`: how to wait for the release, None for not
-    at all. With --plan, or the command's own --no-release, there is no release to wait for.
+    Besides those of `change_options`, the command gets `reason` and `waited`: how to wait for the release, None to not
+    wait. With --plan, or the command's own --no-release, there is no release to wait for.
     """
 
     @functools.wraps(function)

@@ -1,6 +1,6 @@
-"""What commands print: tables and lines for a person, one JSON document for a script (``--json``).
+"""Output of commands: tables and lines for a person, one JSON document for a script (``--json``).
 
-Text from control and nodes may hold anything, so control characters never reach the terminal.
+Text from control and nodes may contain anything, so control characters are kept from the terminal.
 """
 
 import sys
@@ -16,16 +16,16 @@ from rich.table import Table
 from control.cli.support.client import Failure, Json
 
 PLAIN_WIDTH = 240
-"""Columns of the output where it isn't a terminal, so that nothing is cut in a file or a pipe."""
+"""Width of the output if it isn't a terminal, so that nothing is cut off in a file or a pipe."""
 DIRECTIONS = (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-"""Characters that turn the direction of what follows: a text with them reads as another one."""
+"""Characters that change the direction of the following text, so that it reads as a different one."""
 Columns = Mapping[str, str | Callable[[Json], object]]
-"""The columns of a list by their headings: a field of an item, or a function of the item."""
+"""The columns of a list by heading: a field of an item, or a function of the item."""
 _CONTROL = {c: "\ufffd" for c in (*range(0x20), *range(0x7F, 0xA0), *DIRECTIONS) if c not in (0x09, 0x0A)}
 
 
 def clean(value: object) -> str:
-    """Return the text of a value with its control characters replaced, so that it can't steer a terminal."""
+    """Return the text of a value with its control characters replaced, so that it can't control a terminal."""
     return str(value).translate(_CONTROL)
 
 
@@ -57,7 +57,7 @@ def json_line(value: object) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """Print a table, or the line `empty` where there are no rows."""
+    """Print a table, or the line `empty` if there are no rows."""
     listed = list(rows)
     if not listed:
         say(empty)
@@ -71,7 +71,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
 
 
 def listed(items: Iterable[Json], columns: Columns, empty: str, *, as_json: bool) -> None:
-    """Print a list: one JSON document, or a table of these columns, or the line `empty` where it has no items."""
+    """Print a list: one JSON document, or a table of these columns, or the line `empty` if it has no items."""
     if as_json:
         document(items)
         return
@@ -85,12 +85,12 @@ def shown(item: Json, details: Callable[[Json], Iterable[tuple[str, object]]], *
 
 
 def answered(answer: object, line: str, *, as_json: bool) -> None:
-    """Print what a command has done: as one JSON document, or as a line."""
+    """Print the result of a command: as one JSON document, or as a line."""
     document(answer) if as_json else say(line)
 
 
 def pairs(rows: Iterable[tuple[str, object]]) -> None:
-    """Print names with their values, one a line."""
+    """Print names with their values, one per line."""
     shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(style="bold")
     shown.add_column(overflow="fold")
@@ -100,7 +100,7 @@ def pairs(rows: Iterable[tuple[str, object]]) -> None:
 
 
 def ago(time: str | None, now: datetime | None = None) -> str:
-    """Say how long ago an RFC 3339 time was, or how far away it is; `now` within a second, `never` for none."""
+    """Return how long ago an RFC 3339 time was, or how far away it is; `now` within a second, `never` for none."""
     if not time:
         return "never"
     seconds = seconds_since(time, now)
@@ -115,7 +115,7 @@ def seconds_since(time: str, now: datetime | None = None) -> float:
 
 
 def passed(time: str) -> bool:
-    """Tell whether an RFC 3339 time has passed, by this machine's clock."""
+    """Return whether an RFC 3339 time has passed, by this machine's clock."""
     return when(time) <= datetime.now(UTC)
 
 
@@ -130,12 +130,12 @@ def span(seconds: float) -> str:
 
 
 def when(time: str) -> datetime:
-    """Parse an RFC 3339 time, as control writes it."""
+    """Parse an RFC 3339 time from control."""
     return datetime.fromisoformat(time.replace("Z", "+00:00"))
 
 
 def rfc3339(time: datetime) -> str:
-    """Return a time as text that control reads."""
+    """Return a time as text for control."""
     return time.isoformat().replace("+00:00", "Z")
 
 
@@ -150,7 +150,7 @@ def functions(items: Iterable[dict[str, Any]]) -> str:
 
 
 def failure(error: Failure, *, as_json: bool) -> None:
-    """Print an error and its cure to stderr; with `as_json` one JSON object with message, code, field and exit code."""
+    """Print an error and its cure to stderr; with `as_json`, a JSON object with message, code, field and exit code."""
     if as_json:
         told = {"message": str(error), "code": error.code, "field": error.field, "exit": error.exit_code}
         sys.stderr.write(orjson.dumps({"error": told}).decode() + "\n")

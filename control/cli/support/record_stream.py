@@ -1,4 +1,4 @@
-"""Reads nodes' records and the notices beside them, as they come; goes on after the end of a replica."""
+"""A stream of nodes' records and accompanying notices, which continues when a replica stops."""
 
 import asyncio
 import random
@@ -25,27 +25,27 @@ from control.cli.support.client import (
 )
 
 SILENCE = 20.0
-"""Seconds without a byte of an endless answer after which it is lost: control sends an empty line every 5 s."""
+"""Seconds without a byte of an endless answer after which it counts as lost: control sends an empty line every 5 s."""
 OVERLAP = timedelta(seconds=5)
-"""How far before the last line is asked again after an interruption: what comes twice is left out."""
+"""How far before the last line to resume after an interruption: duplicates are left out."""
 RECENT = 50_000
-"""Lines that are remembered for that."""
+"""Lines that are remembered to find duplicates."""
 LONGEST_PAUSE = 5.0
-"""Seconds between two attempts to go on, at most."""
+"""Maximum seconds between two attempts to resume."""
 REOPENINGS = 30
 """How often in a row an open view may be lost. If each is lost at once, that is two minutes, in which control may
 restart."""
 GOES_ON = ("shutting_down", "watch_ended", "role_insufficient")
-"""Codes with which a view ends that can be opened again at once."""
+"""Codes of views that have ended and can be reopened at once."""
 ONCE = ("begin", "offline", "too_old", "silent", "history")
-"""Notices that say nothing new when a view is opened again."""
+"""Notices that say nothing new when a view is reopened."""
 
 
 class RecordClient(Client):
     """A client that can also read an endless answer."""
 
     async def lines(self, where: str, **query: str | int | None) -> AsyncIterator[tuple[bytes, datetime | None]]:
-        """Yield the lines of an answer that has no end, as they come, with control's time when it began to answer.
+        """Yield the lines of an endless answer as they arrive, with control's time when it began to answer.
 
         Raises: RequestRefused, when control answers 4xx; Unreachable, when it can't be reached or trusted, answers 503,
         or says nothing for `SILENCE` seconds; Failure, when it answers anything else that isn't a success.
@@ -76,7 +76,7 @@ class RecordClient(Client):
 
 
 class Part(NamedTuple):
-    """A record, or a notice."""
+    """A record or a notice."""
 
     record: Json | None
     notice: Json | None
@@ -84,14 +84,14 @@ class Part(NamedTuple):
 
 
 class _Recent:
-    """The lines that were seen last."""
+    """The most recent lines."""
 
     def __init__(self) -> None:
         self._order: deque[int] = deque()
         self._known: set[int] = set()
 
     def new(self, line: bytes) -> bool:
-        """Remember a line; return whether it wasn't seen before."""
+        """Remember a line; return whether it is new."""
         key = hash(line)
         if key in self._known:
             return False
@@ -103,10 +103,10 @@ class _Recent:
 
 
 async def parts(control: RecordClient, query: dict[str, str | int | None]) -> AsyncIterator[Part]:
-    """Yield records and notices until everything that was there has come, or with `follow` until the caller ends.
+    """Yield records and notices until all existing ones have arrived, or with `follow` until the caller ends.
 
-    Raises: RequestRefused, when control refuses it, also later; Unreachable, when control can't be reached in
-    `ATTEMPTS`, or in `REOPENINGS` where it was and `follow` is wanted.
+    Raises: RequestRefused, when control refuses it, even later; Unreachable, when control can't be reached in
+    `ATTEMPTS`, or in `REOPENINGS` if it was reached before and `follow` is set.
     """
     recent, again, failures, attempts = _Recent(), False, 0, ATTEMPTS
     follow = bool(query.get("follow"))
@@ -124,7 +124,7 @@ async def parts(control: RecordClient, query: dict[str, str | int | None]) -> As
                 said: Json = orjson.loads(line)
                 if said["kind"] != "notice":
                     failures = 0
-                    # Before the first interruption nothing comes twice; a line that is written twice does.
+                    # Before the first interruption there are no duplicates, only lines that were written twice.
                     if recent.new(line) or not again:
                         yield Part(said, None, line)
                     continue

@@ -1,6 +1,6 @@
-"""Make a release, show what it changes, and follow it until its nodes run it or have failed to.
+"""Making a release, showing what it changes, and following it until its nodes run it or have failed.
 
-For `function push`, `schema add`, `schema amend`, `release create` and `rollback`.
+Used by `function push`, `schema add`, `schema amend`, `release create` and `rollback`.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from control.cli.support.client import Client, Json, NotConverged, NotReached, p
 from control.cli.support.options import ReleaseWait
 
 SHOWN = 5
-"""Nodes of a loss that are named."""
+"""Maximum nodes that are named for a loss."""
 PAUSE = 0.25
-"""Seconds between two requests for the nodes' state."""
+"""Seconds between two requests for the nodes' states."""
 CURE = "`skerry status` says what each node runs and why it is late"
 LATER = (
     "offline nodes get the release when they are back (--wait-for-offline waits for them); a revoked node gets none "
@@ -47,7 +47,7 @@ async def finish(
     With `as_json` print one document at the end: the release, or what it is a `part_of`. It then has the release's
     `nodes`, and in `followed` the names of those that arrived, failed, were late, are offline and are revoked.
 
-    Raises: NotConverged, NotReached, when not all nodes run the release; else as `Client.call` does.
+    Raises: NotConverged, NotReached, when not all nodes run the release; otherwise what `Client.call` raises.
     """
     if not as_json:
         output.say(_made(release, "is")) if shown else show(release)
@@ -137,8 +137,8 @@ def changes(changed: Json) -> list[tuple[str, str]]:
 
 
 def moved_floor(release: Json) -> list[tuple[str, str]]:
-    """Return a line and its color where a release moves the schema floor and no new schema change says so."""
-    floor, before = release["schema_floor"], release.get("floor_before")  # which an older control doesn't answer
+    """Return a line and its color if a release moves the schema floor and no new schema change says so."""
+    floor, before = release["schema_floor"], release.get("floor_before")  # which an older control doesn't return
     if before in (None, floor) or (before < floor and (release.get("changes") or {}).get("schema")):
         return []
     kept = " (nodes keep the schema that they have)" if floor < before else ""
@@ -156,12 +156,12 @@ def unfit(found: Json) -> list[str]:
 
 
 def losses(found: list[Json]) -> list[str]:
-    """Return a line for each loss of rows that the release can cause, with the row counts that nodes told."""
+    """Return a line for each loss of rows that the release can cause, with the row counts that nodes reported."""
     return [f"! schema change {loss['change']}: {loss['message']}: {_rows(loss)}" for loss in found]
 
 
 def stalls(found: list[Json]) -> list[str]:
-    """Return a line for each statement that holds up writers, with about how long on each node."""
+    """Return a line for each statement that blocks writers, with about how long on each node."""
     lines = []
     for stall in found:
         named = [f"{node['name']} about {node['seconds']:g} s" for node in stall["nodes"][:SHOWN]]
@@ -172,7 +172,7 @@ def stalls(found: list[Json]) -> list[str]:
 
 
 def _rows(loss: Json) -> str:
-    """Say how many rows the nodes concerned have, naming those with the most."""
+    """Return how many rows the nodes concerned have, naming those with the most."""
     named = [f"{node['name']} {_count(node['rows'])}" for node in loss["most"][:SHOWN]]
     others = loss["nodes"] - len(named)
     if others > 0:
@@ -202,7 +202,7 @@ def _text(item: object) -> str:
 
 
 class FollowedRelease(NamedTuple):
-    """What became of a release: the group's nodes, and the names of those that run it, failed, were late, or weren't
+    """The outcome of a release: the group's nodes, and the names of those that run it, failed, were late, or weren't
     waited for because they are offline or revoked."""
 
     nodes: list[Json]
@@ -213,13 +213,13 @@ class FollowedRelease(NamedTuple):
     revoked: list[str]
 
     def document(self) -> Json:
-        """Return the names, as a script gets them."""
+        """Return the names as a document for a script."""
         return {name: names for name, names in self._asdict().items() if name != "nodes"}
 
     def check(self, release: Json, within: float, *, quiet: bool) -> None:
         """Check that all nodes run the release.
 
-        `within` is how many seconds late nodes were waited for; `quiet` means that it wasn't printed why nodes failed.
+        `within` is how many seconds late nodes were waited for; `quiet`: the reasons for failures weren't printed.
 
         Raises: NotConverged, when a node failed or was late; NotReached, when none did but some weren't waited for. The
         message names all of them.
@@ -238,9 +238,9 @@ class FollowedRelease(NamedTuple):
 def progress(node: Json, generation: int, since: str) -> str:
     """Return what a node has done with the release of `generation`.
 
-    That is ``revoked``, ``arrived``, ``failed``, ``offline`` or ``waiting``. A node at a newer target has arrived, too.
-    A node has failed if its error is not older than `since`. Control refuses a revoked node, so what it ran before says
-    nothing anymore.
+    That is ``revoked``, ``arrived``, ``failed``, ``offline`` or ``waiting``. A node at a newer target has arrived too.
+    A node has failed if its error isn't older than `since`. Control refuses a revoked node, so what it ran before is no
+    longer significant.
     """
     if node["state"] == "revoked":
         return "revoked"
@@ -253,9 +253,9 @@ def progress(node: Json, generation: int, since: str) -> str:
 
 
 async def follow(control: Client, release: Json, within: float, *, offline_too: bool, quiet: bool) -> FollowedRelease:
-    """Wait until the release's nodes have arrived or failed, `within` seconds at most.
+    """Wait until the release's nodes have arrived or failed, for at most `within` seconds.
 
-    `offline_too`: wait for nodes that are offline, too; otherwise they are named, and not waited for while offline.
+    `offline_too`: wait for offline nodes too; otherwise they are named, and not waited for while offline.
     """
     began = time.monotonic()
     told: set[tuple[str, str]] = set()

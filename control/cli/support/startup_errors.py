@@ -1,4 +1,4 @@
-"""Report what stops a command that opens the metadata database or the artifact store itself."""
+"""Errors of commands that open the metadata database or the artifact store themselves."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ from control.storage.migrations import SchemaError
 
 @contextmanager
 def startup_errors(cure: str) -> Iterator[None]:
-    """Turn errors of settings, of the metadata's schema and of both services into the command line's own.
+    """Turn errors of settings, of the metadata's schema and of both services into those of the command line.
 
-    Raises: UsageError, when a setting is wrong; Failure, when the schema doesn't suit this version, or, with
+    Raises: UsageError, when a setting is wrong; Failure, when the schema isn't compatible with this version, or, with
     `cure`, when a service fails.
     """
     try:

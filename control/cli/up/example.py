@@ -18,12 +18,12 @@ ANSWER = '{"message":"こんにちは, Ada!","language":"ja"}'
 
 
 def folder() -> Path:
-    """Return the example's folder: in the package where a wheel was installed, else beside it in the checkout."""
+    """Return the example's folder: in the package if installed from a wheel, else beside it in the checkout."""
     return examples() / FUNCTION
 
 
 async def schema_change(client: Client) -> Json:
-    """Return the example's schema change, registered now where control doesn't have it yet."""
+    """Return the example's schema change; register it if control doesn't have it yet."""
     for change in await client.items(path("schema-changes")):
         if change["name"] == CHANGE:
             return change
@@ -32,7 +32,7 @@ async def schema_change(client: Client) -> Json:
 
 
 async def function_version(client: Client) -> Json:
-    """Return the version of the function with the folder's module and manifest, uploaded now where it is missing."""
+    """Return the version of the function with the folder's module and manifest; upload it if it is missing."""
     file = folder() / f"{FUNCTION}.wasm"
     if not file.is_file():
         raise Failure(f"{file} isn't there", cure="see examples/hello: how to build it is in docs/functions.md")
@@ -50,7 +50,7 @@ async def function_version(client: Client) -> Json:
 
 
 async def release(client: Client, version: Json, change: Json) -> Json:
-    """Return the group's newest release where it has this version and change, else make one that has them."""
+    """Return the group's newest release if it has this version and change, else make one that has them."""
     for newest in await client.items(path("releases"), most=1, group=GROUP):
         has = {(item["name"], item["version"]) for item in newest["functions"]}
         if (FUNCTION, version["version"]) in has and newest["schema_floor"] >= change["number"]:

@@ -1,4 +1,4 @@
-"""The files and the processes of `skerry up`: control and one edge, which end when it ends."""
+"""The files and processes of `skerry up`: control and one edge, which end when it ends."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from control.local.process import Service, ServiceError, choose_port, read_setti
 CONTROL_PORT = 8443
 EDGE_PORT = 8087
 OTHER_PORTS = range(20100, 29900)
-"""Ports to choose from where the usual ones are taken."""
+"""Ports to choose from if the usual ones are taken."""
 NODE = "edge-1"
 """The name of the one node."""
 RESTARTS = 5
@@ -51,9 +51,9 @@ class Home:
         return self.folder / "spool"
 
     def make(self) -> None:
-        """Make the folder, for this user alone; where that is root, PostgreSQL's own user may pass through it.
+        """Make the folder, accessible only to this user; if that is root, PostgreSQL's own user may traverse it.
 
-        Raises: ServiceError, when it is another user's, or would be root's in another user's folder, by sudo.
+        Raises: ServiceError, when it is another user's, or would be root's in another user's folder, as with sudo.
         """
         there = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
         owner = there.stat().st_uid
@@ -65,7 +65,7 @@ class Home:
         self.folder.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
 
     def read(self) -> dict[str, Any]:
-        """Return what an earlier start kept: the ports, and whether the example was deployed."""
+        """Return what an earlier start stored: the ports, and whether the example was deployed."""
         return read_settings(self.folder / "up.json")
 
     def keep(self, **values: object) -> None:
@@ -74,7 +74,7 @@ class Home:
 
 
 def outside_services() -> tuple[str, str] | None:
-    """Return SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL, or None where neither is set.
+    """Return SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL, or None if neither is set.
 
     Raises: ServiceError, when only one of them is set.
     """
@@ -86,11 +86,11 @@ def outside_services() -> tuple[str, str] | None:
 
 @asynccontextmanager
 async def children_lock(home: Home) -> AsyncIterator[int]:
-    """Hold the lock that control and the edge inherit and hold while they live.
+    """Hold the lock that control and the edge inherit and hold while they run.
 
-    After a kill -9 of `skerry up`, a new start thus waits until the processes of the previous run have ended.
+    So after a kill -9 of `skerry up`, a new start waits until the processes of the previous run have exited.
 
-    Raises: ServiceError, when they still haven't after `embedded.ORPHANS_LIMIT` seconds.
+    Raises: ServiceError, when they haven't exited after `embedded.ORPHANS_LIMIT` seconds.
     """
     message = f"control or the edge of an earlier run still ends; try again, or see {home.logs}"
     async with embedded.locked(home.folder / "children.lock", embedded.ORPHANS_LIMIT, message) as held:
@@ -105,7 +105,7 @@ def _name(uid: int) -> str:
 
 
 Ready = Callable[[], Awaitable[bool]]
-"""Returns whether a server takes requests."""
+"""Returns whether a server accepts requests."""
 
 
 class PythonService(Service):
@@ -115,19 +115,19 @@ class PythonService(Service):
         super().__init__(name, home.logs / f"{name}.log", held)
         self._folder = home.folder
         self._arguments = arguments
-        # SKERRY_TOKEN and SKERRY_URL are for the person's own commands.
+        # SKERRY_TOKEN and SKERRY_URL are for the user's own commands.
         kept = {name: value for name, value in os.environ.items() if name not in ("SKERRY_TOKEN", "SKERRY_URL")}
         self._environment = {**kept, "PYTHONUNBUFFERED": "1", **settings}
 
     async def start(self, ready: Ready) -> None:
         """Start the process and wait until it is ready.
 
-        Raises: ServiceError, when it ends before, or isn't ready in time.
+        Raises: ServiceError, when it exits before that, or isn't ready in time.
         """
         await self.run_until_ready(self._spawn(), ready)
 
     async def run(self) -> None:
-        """Run the process to its end.
+        """Run the process until it exits.
 
         Raises: ServiceError, when it fails or takes too long.
         """
@@ -160,7 +160,7 @@ def control_settings(home: Home, pki: Pki, port: int, metadata_url: str, artifac
 
 
 def ports(home: Home) -> tuple[int, int]:
-    """Choose the ports of control and of the edge: those of the last start where they are free, else others."""
+    """Choose the ports of control and of the edge: those of the last start if they are free, else others."""
     kept = home.read()
     control = choose_port(kept.get("control_port", CONTROL_PORT), OTHER_PORTS)
     edge = choose_port(kept.get("edge_port", EDGE_PORT), OTHER_PORTS)
@@ -169,7 +169,7 @@ def ports(home: Home) -> tuple[int, int]:
 
 
 def point_edge(home: Home, control_url: str) -> bool:
-    """Return whether the edge has joined; `control_url`, whose port may have changed, is written to its identity."""
+    """Return whether the edge has joined; write `control_url`, whose port may have changed, to its identity."""
     file = home.edge / "identity.json"
     identity = read_settings(file)
     if identity and identity["control_url"] != control_url:
@@ -178,9 +178,9 @@ def point_edge(home: Home, control_url: str) -> bool:
 
 
 async def watch(children: list[SupervisedServer], again: Callable[[], bool], tell: Callable[[str], None]) -> NoReturn:
-    """Restart servers that ended by themselves, until cancelled. The list may grow meanwhile.
+    """Restart servers that exit by themselves, until cancelled. The list may grow meanwhile.
 
-    Raises: ServiceError, when one ended and `again()` is False, when it ended more than `RESTARTS` times within
+    Raises: ServiceError, when one exits and `again()` is False, when it exits more than `RESTARTS` times within
     `RESTARTS_WITHIN` seconds, or when it can't be started.
     """
     ends: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""`skerry up`: everything on this machine, from nothing to a function that answers at the edge."""
+"""`skerry up`: everything on this machine, up to a function that answers at the edge."""
 
 import asyncio
 import os
@@ -26,11 +26,11 @@ from control.protocol.bounded_http_client import BoundedConnector
 ARRIVAL_LIMIT = 60.0
 """Seconds within which the edge must run the example's release."""
 CALL_LIMIT = 20.0
-"""Seconds in which the edge may answer that it isn't ready yet: it has just been started."""
+"""Seconds in which the edge may answer that it isn't ready yet, since it has just been started."""
 
 
 class StepFailed(Failure):
-    """A step of `skerry up` failed; the message says which and why, the cure where the logs are."""
+    """A step of `skerry up` failed; the message says which and why, the cure says where the logs are."""
 
 
 @click.command()
@@ -68,7 +68,7 @@ class Up:
     async def run(self, demo: bool) -> None:
         """Do all steps; then, unless `demo` is set, serve until cancelled.
 
-        Raises: StepFailed, when a step fails, or a server ends and can't be started again.
+        Raises: StepFailed, when a step fails, or a server exits and can't be restarted.
         """
         try:
             self._home.make()
@@ -167,7 +167,7 @@ class Up:
     ) -> ConnectionSettings:
         """Return a connection as the `first` operator, or as the one whose token is in the home.
 
-        A new admin is made where control accepts neither.
+        A new admin is made if control accepts neither.
         """
         file = self._home.folder / HOME_FILE
         token = first or str(read_settings(file).get("token", ""))
@@ -207,7 +207,7 @@ class Up:
         self._children.append(installation.SupervisedServer(child, lambda: child.start(ready)))
 
     async def _deploy(self, client: Client) -> bool:
-        """Deploy the example, the first time only, so that later changes of an operator stay; return whether it was."""
+        """Deploy the example, only the first time, so that later changes of an operator stay; return whether it was."""
         if self._home.read().get("example"):
             return False
         async with self._step("schema change") as told:
@@ -244,7 +244,7 @@ class Up:
 
 
 async def _make_bucket(artifacts_url: str) -> None:
-    """Make the bucket of an artifact store that the environment names, since control itself never makes one.
+    """Make the bucket of an artifact store named in the environment, since control itself never makes one.
 
     Raises: Failure, when the store doesn't make it.
     """
@@ -305,8 +305,8 @@ def _ready(url: str, tls: ssl.SSLContext | None) -> installation.Ready:
 async def called(edge_url: str, expected: str | None, *, must: bool) -> str:
     """Call the example and return a line about its answer.
 
-    `expected` is the answer, or None where it isn't known: an operator may have released another version since. With
-    `must`, any status but 200 is a failure, too.
+    `expected` is the answer, or None if it isn't known: an operator may have released another version since. With
+    `must`, any status but 200 is also a failure.
 
     Raises: Failure, when the answer is wrong.
     """
