@@ -1,4 +1,4 @@
-// What the server can't do: live parts, keys, times that go on, copying. Without it each page reads and each form sends.
+// What the server can't do: live parts, keys, running times, copying. Every page and form also works without it.
 (() => {
   "use strict"
   const root = document.documentElement
@@ -9,7 +9,7 @@
   const kept = (name) => store?.getItem(name) === "1"
   const keep = (name, on) => store?.setItem(name, on ? "1" : "0")
 
-  // Times beside now: 14 s ago. `t` shows all as they are.
+  // Times relative to now: 14 s ago. `t` shows all as absolute times.
   const relative = (s) => s < 60 ? `${Math.floor(s)} s` : s < 7200 ? `${Math.floor(s / 60)} min`
     : s < 172800 ? `${Math.floor(s / 3600)} h` : `${Math.floor(s / 86400)} d`
   const times = (within = document) => {
@@ -23,7 +23,7 @@
   setInterval(times, 1000)
   times()
 
-  // Live parts: one stream a page, closed while nobody can see it. What has the focus, a selection or the pointer waits.
+  // Live parts: one stream per page, closed while the page is hidden. Parts with focus, selection or pointer wait.
   const chip = document.getElementById("live"), waiting = new Map()
   let source = null, stopped = false, retry = 0, again = 0, heard = 0, age = 0, lost = 0
   const busy = (part) => part.contains(document.activeElement) || part.matches(":hover:has(a, button, input, summary)")
@@ -38,7 +38,7 @@
       made.innerHTML = html
       const fresh = made.content.firstElementChild
       if (!fresh || (fresh.dataset.same && fresh.dataset.same === part.dataset.same)) continue
-      // A count of a list that isn't the one in the page any more.
+      // A count of a list that is no longer on the page.
       if (fresh.dataset.of !== part.dataset.of) continue
       part.replaceWith(fresh)
       htmx.process(fresh)
@@ -78,26 +78,26 @@
     source.addEventListener("title", (e) => { document.title = JSON.parse(e.data) })
     source.addEventListener("kind", (e) => { if (JSON.parse(e.data) !== root.dataset.kind) location.reload() })
     source.addEventListener("bye", (e) => gone(JSON.parse(e.data)))
-    // Every replica's end, and every refusal; by itself the browser would not come again after a refusal.
+    // When a replica stops, and after each refusal, after which the browser itself would not reconnect.
     source.onerror = () => gone(Math.min(30000, 1000 * 2 ** Math.min(lost, 5)) * (0.75 + Math.random() / 2))
     heard = Date.now()
     show()
   }
   setInterval(() => {
     put()
-    // Several heartbeats: a connection that nothing comes through any more. One that is being made has more time.
+    // After several missed heartbeats the connection is dead. One that is being opened has more time.
     if (source && Date.now() - heard > (source.readyState === 1 ? 15000 : 30000)) gone(1000)
     show()
   }, 1000)
   document.addEventListener("visibilitychange", () => document.hidden ? close() : open())
   addEventListener("pagehide", close)
   addEventListener("pageshow", (e) => { if (e.persisted) open() })
-  // Another list in the same page: what is sent is of the address.
+  // A different list on the same page: what is sent depends on the address.
   const follow = () => { waiting.clear(); open() }
   for (const shown of ["htmx:pushedIntoHistory", "htmx:historyRestore"]) document.addEventListener(shown, follow)
   const stop = () => { stopped = !stopped; stopped ? close() : open(); show() }
 
-  // A log: its lines as they come, the newest 2,000, and at the end while nobody has scrolled up.
+  // A log: the newest 2,000 lines, as they arrive, scrolled to the end unless somebody has scrolled up.
   const lines = document.querySelector("[data-stream]"), newer = document.getElementById("log-newer")
   const fed = document.getElementById("fed")
   let feed = null, fedAt = 0, unseen = 0
@@ -118,14 +118,14 @@
     if (!lines || document.hidden) return
     feed = new EventSource(lines.dataset.stream)
     fedAt = Date.now()
-    // What was there already is told again.
+    // Existing lines are sent again.
     feed.onopen = () => lines.replaceChildren()
     feed.addEventListener("lines", (e) => { fedAt = Date.now(); append(JSON.parse(e.data)) })
     feed.addEventListener("beat", () => { fedAt = Date.now() })
   }
   setInterval(() => {
     if (!feed || !fed) return
-    // A heartbeat comes each 5 s. After a refusal the browser doesn't ask again by itself.
+    // A heartbeat arrives every 5 s. After a refusal the browser itself doesn't retry.
     const silent = (Date.now() - fedAt) / 1000
     const text = feed.readyState !== 1 ? "Not connected" : silent >= 12 ? `No answer for ${relative(silent)}` : "Live"
     fed.className = text === "Live" ? "live" : "live gone"
@@ -159,7 +159,7 @@
   count()
   document.addEventListener("htmx:afterSettle", () => { count(); times() })
 
-  // Keys. None while typing, none with Ctrl, Alt or Meta, and none where they are turned off.
+  // Keyboard shortcuts: none while typing, with Ctrl, Alt or Meta, or when turned off.
   const pages = { o: "/", n: "/nodes", r: "/releases", f: "/functions", s: "/schema", a: "/audit" }
   let goes = false
   const row = (step) => {
