@@ -60,7 +60,7 @@ class Lookups(Generic[T]):
                 # Bugs in control too: the callers must get them.
                 for future in asked.values():
                     future.set_exception(error)
-                    future.exception()  # so that asyncio logs nothing where no caller waits any more
+                    future.exception()  # so that asyncio logs nothing if no caller waits any longer
             else:
                 for number, (id, future) in enumerate(asked.items(), 1):
                     future.set_result(found.get(id))

@@ -56,13 +56,13 @@ class Connection(Protocol):
         """Return all rows."""
 
     async def fetchrow(self, query: Rows[R], *args: object) -> R | None:
-        """Return the first row, or None where there is none."""
+        """Return the first row, or None if there is none."""
 
     async def one(self, query: Rows[R], *args: object) -> R:
         """Return the row of a query that always has one."""
 
     async def fetchval(self, query: Value[R], *args: object) -> R:
-        """Return the first row's value, or None where there is no row."""
+        """Return the first row's value, or None if there is no row."""
 
     async def column(self, query: Value[R], *args: object) -> list[R]:
         """Return the values of all rows."""
@@ -130,7 +130,7 @@ class AsyncpgConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
         timeout: float | None = None,  # noqa: ASYNC109
         record_class: Any = None,
     ) -> Any:
-        """Return the first row, or None where there is none."""
+        """Return the first row, or None if there is none."""
         rows = await self.fetch(query, *args, timeout=timeout, record_class=record_class)
         return rows[0] if rows else None
 
@@ -183,7 +183,7 @@ class TracedConnection:
             return await self._conn.fetch(query, *args)
 
     async def fetchrow(self, query: Rows[R], *args: object) -> R | None:
-        """Return the first row, or None where there is none."""
+        """Return the first row, or None if there is none."""
         with tracing.statement(query.name, query.text):
             return await self._conn.fetchrow(query, *args)
 
@@ -193,7 +193,7 @@ class TracedConnection:
             return await self._conn.one(query, *args)
 
     async def fetchval(self, query: Value[R], *args: object) -> R:
-        """Return the first row's value, or None where there is no row."""
+        """Return the first row's value, or None if there is no row."""
         with tracing.statement(query.name, query.text):
             return await self._conn.fetchval(query, *args)
 

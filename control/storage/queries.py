@@ -69,7 +69,7 @@ class Queries(dict[str, str]):
         return query
 
     def optional(self, name: str, type: type[T]) -> Value[T | None]:
-        """Declare the type of a query's only column, where the row may be missing or the value NULL."""
+        """Declare the type of a query's only column, whose row may be missing or value NULL."""
         DECLARED.append(query := Value[T | None](f"{self.module}.{name}", self[name], type))
         return query
 

@@ -131,7 +131,7 @@ class NodeRows(Struct):
 
     name: str
     rows: int | None
-    """As the node told last; 10,001 for more than 10,000, null if it hasn't told."""
+    """As the node last reported; 10,001 for more than 10,000, null if it hasn't reported."""
 
 
 class LostRows(Struct):
@@ -144,11 +144,11 @@ class LostRows(Struct):
     table: str
     message: str
     nodes: int
-    """Nodes of the group that would get the change."""
+    """Number of nodes in the group that would get the change."""
     rows: int | None
-    """Rows that these nodes have in the table together, as far as they told; null if none has told."""
+    """Total rows of these nodes in the table, as far as reported; null if none has reported."""
     most: list[NodeRows]
-    """The nodes with the most rows, 20 at most."""
+    """The nodes with the most rows, at most 20."""
 
 
 LOSSES = queries.load("losses")
@@ -232,7 +232,7 @@ class NodeStall(Struct):
 
     name: str
     rows: int
-    """In the table, about."""
+    """Approximate rows in the table."""
     seconds: float
 
 
@@ -247,7 +247,7 @@ class ExpectedStall(Struct):
     seconds: float
     """On the node where it is longest, estimated from its rows."""
     nodes: list[NodeStall]
-    """The nodes where it is longest, 20 at most."""
+    """The nodes where it is longest, at most 20."""
 
 
 STALLS = queries.load("stalls")
@@ -318,7 +318,7 @@ class ChangeEffects(Struct):
     losses: list[LostRows]
     """What nodes can lose."""
     stalls: list[ExpectedStall]
-    """What holds writers of a node up for 0.1 s or more."""
+    """What blocks writers of a node for 0.1 s or more."""
 
 
 Found = Mapping[int, ChangeEffects]

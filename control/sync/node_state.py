@@ -266,7 +266,7 @@ class StoredNodes(NamedTuple):
 
 
 async def read(conn: Connection, node_ids: Collection[str], told: Collection[str]) -> StoredNodes:
-    """Read these nodes, what they run, and their open syncs; `told` are those whose inventories aren't needed."""
+    """Read these nodes, their inventories, and their open syncs; the inventories of `told` aren't needed."""
     ids = sorted(node_ids)
     rows = {row.id: row for row in await conn.fetch(NODES, ids)}
     found = {}

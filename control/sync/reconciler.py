@@ -215,7 +215,7 @@ class _PollBatch:
     releases: dict[str, plan.TargetRelease]
     revisions: plan.Revisions
     changes: SyncChanges
-    """The changes of the decisions to the log of syncs."""
+    """The changes that the decisions make to the log of syncs."""
     outcomes: dict[str, Outcome | NodeLocked] = field(default_factory=dict)
     """The decisions, by node."""
     opened: dict[str, OpenedSync] = field(default_factory=dict)

@@ -87,7 +87,7 @@ class _ReportBatch:
     syncs: dict[str, ReportedSync]
     releases: dict[str, plan.TargetRelease]
     changes: SyncChanges
-    """The changes of the reports to the log of syncs."""
+    """The changes that the reports make to the log of syncs."""
     changed: set[str] = field(default_factory=set)
     """Nodes whose rows must be written."""
     counted: list[str] = field(default_factory=list)

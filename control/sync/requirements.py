@@ -2,7 +2,7 @@
 
 A node refuses a plan with an ABI or a manifest's field that its version doesn't know
 (`edge_runtime.sync.plan_check`). The same rule over the node's capabilities finds that out before a release is made. A
-node that hasn't sent its capabilities counts as able: it will look for itself.
+node that hasn't sent its capabilities counts as able: it checks plans itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
