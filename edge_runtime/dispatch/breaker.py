@@ -1,8 +1,8 @@
-"""A circuit breaker: it cuts off a function whose calls kill their workers again and again, for a growing while. Pure.
+"""A circuit breaker: it cuts off a function whose calls keep killing their workers, for longer each time. Pure.
 
 A worker's death costs as much as a hundred calls, so only a small share of calls may cause one. While the breaker is
-open, no call goes. When its time is over, one call is tried: if it ends well, the breaker closes; if it kills its
-worker, the breaker stays open for twice as long.
+open, no call goes through. When that time is over, one call is tried: if it ends well, the breaker closes; if it kills
+its worker, the breaker stays open for twice as long.
 """
 
 import math
@@ -10,18 +10,19 @@ from collections import deque
 from typing import Final
 
 RULES: Final = ((5, 0.5), (20, 0.1))
-"""(deaths, share): so many deaths, being at least this share of the calls since the first of them, open the breaker."""
+"""(deaths, share): this many deaths, if they are at least this share of the calls since the first one, open the
+breaker."""
 WINDOW: Final = 60.0
 """Seconds within which those deaths must have happened."""
 # Not `Final`, whose value is built into what is compiled: tests change it.
 FIRST = 1.0
-"""Seconds that the breaker is open the first time; each time that follows takes twice as long."""
+"""Seconds that the breaker stays open the first time; the time doubles with each opening."""
 LONGEST: Final = 60.0
-"""Seconds that the breaker is open at most."""
+"""The longest that the breaker stays open, in seconds."""
 CALM: Final = 60.0
-"""Seconds after which a closed breaker forgets how long it was open the last time."""
+"""Seconds after which a closed breaker forgets how long it was last open."""
 TRIAL_WAIT: Final = 1
-"""Seconds after which clients may ask again whose calls come while another one is tried."""
+"""Seconds after which clients may retry whose calls arrive while another call is being tried."""
 
 
 class Breaker:
@@ -32,11 +33,11 @@ class Breaker:
         self.calls = 0
         """Calls that have ended. `died` counts its own; `ServedFunction.settle` counts the others."""
         self.opened = 0
-        """How often the breaker has been opened."""
+        """How often the breaker has opened."""
         self.until = 0.0
         """When the open time is over."""
         self.trial: object = None
-        """The call that is tried; None while none is."""
+        """The call that is being tried; None if there is none."""
         self._deaths: deque[tuple[float, int]] = deque(maxlen=RULES[-1][0])
         """The last deaths: when each was, and after how many calls."""
         self._length = 0.0
@@ -47,7 +48,7 @@ class Breaker:
         return "closed" if self.closed else "half_open" if self.trial is not None else "open"
 
     def left(self, call: object, now: float) -> int:
-        """Return 0 if the call may go, else the whole seconds after which it makes sense to ask again.
+        """Return 0 if the call may go through, else the whole seconds after which it makes sense to retry.
 
         The first call after the open time becomes the one that is tried.
         """
@@ -80,13 +81,13 @@ class Breaker:
         return True
 
     def ended(self, call: object, now: float) -> None:
-        """Note that a call ended, and that its worker lives."""
+        """Note that a call ended and its worker survived."""
         if self.trial is call and not self.closed:
             self.closed, self.trial, self._closed_at = True, None, now
             self._deaths.clear()
 
     def untried(self, call: object) -> None:
-        """Note that a call ended without having run: if it was the one to be tried, another one may be."""
+        """Note that a call ended without running: if it was the trial call, another one may be tried."""
         if self.trial is call:
             self.trial = None
 

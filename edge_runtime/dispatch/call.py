@@ -1,4 +1,4 @@
-"""A call on its way through the front, and the orders that workers are given in line with calls."""
+"""A call on its way through the front, and the orders that workers get in the same queue as calls."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from edge_runtime.ipc.request_head import PLAIN, Via
 from edge_runtime.telemetry.call_traces import CallTrace, Passed
 
 Body = bytes | list[bytes | bytearray]
-"""The body of a request, whole or in pieces: a large one isn't copied to put its pieces together."""
+"""The body of a request, whole or in pieces: a large one isn't copied just to join its pieces."""
 
 
 class Call:
-    """A request to a function. It ends once, always, with an `Outcome`."""
+    """A request to a function. It always ends exactly once, with an `Outcome`."""
 
     __slots__ = (
         "attempts", "began", "body", "client", "deadline", "deaths", "done", "ended", "gone", "head", "headers", "host",
@@ -56,24 +56,24 @@ class Call:
         self.params = params
         self.via = via
         self.request_id = request_id
-        """The id by which its answer, its error and the lines of its log name it. Its worker isn't told, nor its guest
-        unless the manifest asks for it: calls with the same head share what was made of that."""
+        """The id that its answer, its error and its log lines name. Its worker doesn't get it, nor does its guest
+        unless the manifest asks for it: calls with the same head share what a worker made of it."""
         self.host = host
-        """The host of its route by which it came, as the manifest has it; empty where the route is for every host."""
+        """The host of the route that it came by, as written in the manifest; empty if the route is for every host."""
         self.traced: CallTrace | Passed | None = None
         """Its place in a trace, if it has one."""
         self.id = 0
-        """Id of the attempt, another one each time that the call is dispatched; 0 while the call waits."""
+        """Id of the attempt, a new one each time that the call is dispatched; 0 while the call waits."""
         self.began = 0.0
-        """When it came to the pool (monotonic clock, seconds)."""
+        """When it reached the pool (monotonic clock, seconds)."""
         self.attempts = 0
         """How often the call was dispatched."""
         self.deaths = 0
-        """Workers that ended when the call was the next one that they had."""
+        """Workers that died when this call was their next one."""
         self.deadline = 0.0
         """Until when the call may wait to be dispatched (`clock.monotonic`)."""
         self.gone = False
-        """The client has gone: nobody waits for the outcome."""
+        """The client has disconnected: nobody waits for the outcome."""
         self.sent = False
         """The call has sent an HTTP request that can't be sent twice, so it must not be dispatched again."""
         self.served: ServedFunction
@@ -83,13 +83,13 @@ class Call:
         self.short = False
         """Whether the function's recent calls were short when this one was dispatched."""
         self.timed = False
-        """Whether its worker is to tell `times` however long it takes."""
+        """Whether its worker is to report `times` no matter how long the call takes."""
         self.times: CallTimes | None = None
-        """Where its time went in its worker; None where the worker hasn't told."""
+        """Where its time went in its worker; None if the worker hasn't reported it."""
 
     @property
     def writes(self) -> bool:
-        """Whether the call, which was dispatched, may write to the database."""
+        """Whether the call, once dispatched, may write to the database."""
         return self.served.writes and self.method not in self.served.read_only
 
     def sends(self) -> None:
@@ -104,7 +104,7 @@ class Call:
 
 
 class Order:
-    """Something that the front asks of one worker, in line with the calls."""
+    """Something that the front asks of one worker, in the same queue as its calls."""
 
     __slots__ = ("answer", "crashed", "id", "kind", "short")
 
@@ -112,9 +112,9 @@ class Order:
         """`kind` is that of its frame."""
         self.kind = kind
         self.answer = answer
-        """Ends with `frames.ChildGone`, when the worker ended before it had answered."""
+        """Raises `frames.ChildGone` if the worker exited before it answered."""
         self.crashed = False
-        """The worker ended while it worked on this order, and not on what it had been given before."""
+        """The worker died while it worked on this order, not on an earlier job."""
         self.id = 0
         self.short = False
 

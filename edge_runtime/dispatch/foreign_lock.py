@@ -1,5 +1,5 @@
-"""Finds out which process keeps others from the database: one outside the node, such as a shell or a backup, is named;
-one of the node's own that has no right to the lock is ended."""
+"""Finds out which process is blocking the database. A process outside the node, such as a shell or a backup, is named;
+a process of the node without a right to the lock is killed."""
 
 import contextlib
 import logging
@@ -22,15 +22,15 @@ from edge_runtime.wal import Pressure
 log = logging.getLogger("skerry.database")
 
 PERIOD: Final = 0.25
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 LONG: Final = 1.0
-"""Seconds from which on a lock is told of: other programs may write, too, as long as they are quick."""
+"""Seconds after which a lock is reported: other programs may write too, as long as they are quick."""
 LOG_PERIOD: Final = 60.0
-"""Seconds between two lines of the log while the lock lasts."""
+"""Seconds between two log lines while the lock is held."""
 MANY: Final = 100
-"""Locks on files that no honest worker has: SQLite takes some ten."""
+"""A number of file locks that no honest worker reaches: SQLite takes about ten."""
 WRITER_LOCK: Final = "writer.lock"
-"""The file, beside the database, that one process of the node at a time has locked to write (`sql.writer_lock`)."""
+"""The file, beside the database, that one process of the node at a time locks in order to write (`sql.writer_lock`)."""
 
 
 class ForeignLock:
@@ -44,18 +44,18 @@ class ForeignLock:
         self._since = 0.0
         self._logged = 0.0
         self._idle: set[WorkerLink] = set()
-        """Workers that had a lock and no call that may, when it was last looked. They rest until it is looked again: no
-        other function's call is to end with them."""
+        """Workers that, at the last check, held a lock without a call that may. They get no calls until the next check,
+        so that no other function's call dies with them."""
         pool.find_holder, pool.find_writer = self.find, self.find_writer
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check until cancelled."""
         while True:
             self.look(clock.monotonic())
             await clock.sleep(PERIOD)
 
     def look(self, now: float) -> None:
-        """Look once, at the time `now` of `clock.monotonic`."""
+        """Check once, at the time `now` of `clock.monotonic`."""
         locks = self._locks()
         self._judge(0 if locks is None else locks.pid)
         holder = None if locks is None or self._is_ours(locks.pid) else locks
@@ -74,11 +74,11 @@ class ForeignLock:
             log.error(text, now - self._since, holder)
 
     def find(self) -> str:
-        """Return the process that holds the database just now, for a person; empty where none does."""
+        """Return the process that holds the database right now, in words; empty if none does."""
         return str(self._foreign() or "")
 
     def find_writer(self) -> str:
-        """Return the process of the node that has the writer lock, with the function whose call it may be for."""
+        """Return the node's process that holds the writer lock, with the function whose call may be the reason."""
         pid = self._writer(database_users.file_locks())
         link = self._link(pid)
         if link is None:
@@ -103,8 +103,8 @@ class ForeignLock:
             return None
 
     def _is_ours(self, pid: int) -> bool:
-        # The node's processes that open the file are the zygote's children. One whose parent nobody knows has just
-        # ended.
+        # The node's processes that open the file are the zygote's children. One whose parent is unknown has just
+        # exited.
         return bool(pid) and (self._is_child(pid) or database_users.parent(pid) is None)
 
     def _is_child(self, pid: int) -> bool:
@@ -112,8 +112,8 @@ class ForeignLock:
         return self._processes.pid > 0 and database_users.parent(pid) == self._processes.pid
 
     def _judge(self, holder: int) -> None:
-        """End those of the node's own processes that keep others from the database and have no call that may: a guest
-        may have a worker in its hands. `holder`: the process that has SQLite's lock, 0 where none has."""
+        """Kill the node's processes that block the database without a call that may: a guest may have taken over a
+        worker. `holder`: the process that holds SQLite's lock, 0 if none does."""
         waited_for = any(link.seen().state == progress_page.WAITING for link in self._pool.links)
         full = self._pool.pressure is not Pressure.NONE
         locks = database_users.file_locks() if waited_for or full else []
@@ -132,7 +132,7 @@ class ForeignLock:
             elif not link.killed and not any(isinstance(job, Call) and job.writes for job in link.jobs):
                 what = "holds the writer lock" if pid == writer else "has the database locked"
                 self._end_idle(link, f"it {what}, and has no call that may", idle)
-        # As long as one reads, the log can't begin anew.
+        # While one reads, the log can't restart from its beginning.
         for pid in database_users.readers(self._database, locks) if full else ():
             link = self._link(pid)
             if link is not None and link.ready.done() and not link.killed and not link.jobs:
@@ -144,8 +144,8 @@ class ForeignLock:
         self._idle = idle
 
     def _end_idle(self, link: WorkerLink, what: str, idle: set[WorkerLink]) -> None:
-        """End a worker that had no call that may when it was last looked, either. A worker lets go before it answers;
-        but one that reads may recover the log, for a moment."""
+        """Kill a worker that had no call that may at the last check either. A worker releases the lock before it
+        answers; but one that reads may recover the log, for a moment."""
         idle.add(link)
         if link in self._idle:
             link.end(what)
@@ -156,7 +156,7 @@ class ForeignLock:
             link.take_back()
 
     def _end_crowds(self, locks: list[FileLock]) -> None:
-        """End workers with so many locks that it takes long to find out who has the writer lock, or can't be."""
+        """Kill workers with so many locks that finding the writer lock's holder takes long or fails."""
         if len(locks) > MANY:
             for pid, count in Counter(lock.pid for lock in locks).items():
                 link = self._link(pid) if count > MANY else None

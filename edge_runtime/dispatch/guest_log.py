@@ -1,4 +1,4 @@
-"""The log of the functions: what calls write to it, as far as each function and all of them together may."""
+"""The functions' log: what calls write to it, within the limits of each function and of all together."""
 
 import asyncio
 import logging
@@ -23,9 +23,9 @@ BURST: Final = 4 << 20
 RATE: Final = 256 * 1024
 """Bytes that the calls of all functions together may log at once, and then per second."""
 LINE: Final = 100
-"""Bytes that a line counts for besides its text."""
+"""Bytes that a line counts for in addition to its text."""
 AT_ONCE: Final = 200
-"""Lines that are logged before other work gets the loop: about a millisecond of it."""
+"""Lines that are logged before other work gets the event loop: about a millisecond."""
 HELD: Final = 4 << 20
 """Characters that may wait to be logged."""
 TOLD: Final = 10.0
@@ -36,8 +36,8 @@ SILENT: Final = 1.0
 
 
 class _Lines:
-    """What a call wrote and isn't all logged yet. It is cut into lines one after the other: most of what floods
-    the log is never logged."""
+    """A call's output that isn't fully logged yet. It is split into lines one at a time: most of a flood is never
+    logged."""
 
     __slots__ = ("_at", "_text", "fields", "tally", "who")
 
@@ -56,11 +56,11 @@ class _Lines:
 
     @property
     def over(self) -> bool:
-        """Whether no line is left."""
+        """Whether there are no lines left."""
         return self._at >= len(self._text)
 
     def next(self) -> str | None:
-        """Return the next line, None behind the last. A line ends with LF, or CR LF."""
+        """Return the next line, None after the last. A line ends with LF, or CR LF."""
         text, at = self._text, self._at
         if at >= len(text):
             return None
@@ -71,7 +71,7 @@ class _Lines:
         return text[at : end - 1 if end > at and text[end - 1] == "\r" else end]
 
     def leave(self) -> int:
-        """Return how many lines are left, and leave them out."""
+        """Drop the remaining lines, and return how many there were."""
         text, at = self._text, self._at
         self._at = len(text)
         return text.count("\n", at) + (at < len(text) and text[-1] != "\n")
@@ -89,15 +89,15 @@ class GuestLog:
         """Characters of the texts that wait."""
 
     def write(self, call: Call, written: bytes, *, cut: bool = False) -> None:
-        """Log what a call, which was dispatched, wrote to its log; `cut`: it was ended while it wrote.
+        """Log what a dispatched call wrote to its log; `cut`: it was stopped while it wrote.
 
-        Many lines are logged a few at a time: the loop's other work goes on in between.
+        Many lines are logged a few at a time: the event loop does other work in between.
         """
         if not written:
             return
         served = call.served
         written, told = log_lines.without_loss(written)
-        # All of it at once: a value may have been written in pieces, and have lines.
+        # All of it at once: a value may have been written in pieces, or span lines.
         cut = cut or bool(told) or len(written) >= served.function.manifest.log_bytes
         text = redact(written.decode(errors="replace"), cut=cut) + told.decode()
         fields = fields_of(call)
@@ -143,7 +143,7 @@ class GuestLog:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _tell(self, tally: Tally) -> None:
-        """Log that lines were left out, now and then."""
+        """Log from time to time that lines were left out."""
         now = clock.monotonic()
         if tally.log_dropped and now - tally.log_told >= TOLD and tally.log_dropped != tally.log_said:
             tally.log_told, tally.log_said = now, tally.log_dropped
@@ -151,7 +151,7 @@ class GuestLog:
             log.warning(text, tally.name, counted(tally.log_dropped, "line"), extra={"function": tally.name})
 
     def fault(self, call: Call, fault: frames.Fault) -> None:
-        """Log a call's fault; faults of the client's making aren't logged."""
+        """Log a call's fault; faults that the client caused aren't logged."""
         if fault.status < 500:
             return
         now, logged = clock.monotonic(), call.served.tally.logged
@@ -162,7 +162,7 @@ class GuestLog:
 
 
 def shown_with(what: str, call: Call) -> str:
-    """Return how the log names something that a call has asked for: with its caller and its id, where it has them."""
+    """Return how the log names something that a call asked for: with the call's caller and id, if it has them."""
     caller, request_id = call.via.caller, call.request_id
     return f"{what}{f' ({caller})' if caller else ''}{f' {request_id.decode()}' if request_id else ''}"
 

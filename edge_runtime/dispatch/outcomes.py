@@ -1,6 +1,6 @@
-"""How a call can end: an answer of its function, or a refusal; what is said of a worker's death. Pure.
+"""How a call can end: its function's answer, or a refusal; and how a worker's death is reported. Pure.
 
-`overdue`, which says when a worker must be ended before its time, is in `time_watchdog`.
+`overdue`, which says when a worker must be killed, is in `time_watchdog`.
 """
 
 import os
@@ -13,7 +13,7 @@ from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.births import how
 from edge_runtime.settings import EdgeSettings
 
-# Why the front ends a worker.
+# Why the front kills a worker.
 TIME_LIMIT: Final = "time_limit"
 MEMORY: Final = "memory_limit"
 TEMP: Final = "sql_disk_limit"
@@ -23,7 +23,7 @@ CLIENT_GONE: Final = "client_gone"
 STUCK: Final = "stuck"
 HELD: Final = "database_held"
 FOREIGN: Final = "foreign"
-"""The worker said or did what no honest one does."""
+"""The worker said or did something that no honest worker does."""
 KILL_CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE, HELD)
 """Reasons that are also the code of the refusal that the worker's call gets."""
 
@@ -37,24 +37,24 @@ class Answer(NamedTuple):
 
     status: int
     head: bytes
-    """Its header lines as they go out: `frames` says how."""
+    """Its header lines as they are sent: see `frames`."""
     body: AnswerBody
     release: int
     """Number of the release that the call ran on."""
 
 
 class Refusal(NamedTuple):
-    """Why a call has no answer of its function."""
+    """Why a call has no answer from its function."""
 
     status: int
     code: str
     message: str
     retry_after: int = 0
-    """Seconds after which it makes sense to ask again; 0 where the response doesn't say."""
+    """Seconds after which it makes sense to retry; 0 if the response doesn't say."""
     allow: str = ""
-    """The methods that a route takes, where the request's isn't one of them."""
+    """The methods that a route accepts, if the request's isn't one of them."""
     release: int = 0
-    """Number of the release that the call ran on; 0 where it didn't run."""
+    """Number of the release that the call ran on; 0 if it didn't run."""
 
 
 Outcome = Answer | Refusal
@@ -69,12 +69,12 @@ def name_of(outcome: Outcome) -> str:
 
 
 def whole(body: AnswerBody) -> bytes:
-    """Return a body that may be in pieces in one."""
+    """Return a body in one piece."""
     return body if isinstance(body, bytes) else b"".join(body)
 
 
 def refused(code: str, message: str, retry_after: int = 0, allow: str = "") -> Refusal:
-    """Return a refusal with the status that belongs to its code (`errors.CODES`)."""
+    """Return a refusal with its code's status (`errors.CODES`)."""
     return Refusal(status_of(code), code, message, retry_after, allow)
 
 
@@ -82,7 +82,7 @@ def blames(why: str, state: int, status: int | None) -> bool:
     """Tell whether a worker's death is the fault of the function that it ran; parameters as in `of_death`.
 
     A signal 9 that the front didn't send came from outside, since no guest can send one. The time that a commit takes
-    is the disk's.
+    depends on the disk.
     """
     if why:
         return why in (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, FOREIGN) or (
@@ -97,9 +97,9 @@ def of_death(
 ) -> Refusal:
     """Return the refusal for a call whose worker died while it ran it.
 
-    `state` is how far the call had come (`progress_page`), `why` the reason for which the front ended the worker (empty
-    where the front didn't), `status` the worker's exit status as from waitpid (None where nobody knows it), `held_by`
-    the process outside the node that holds the database (empty if there is none, or it isn't known).
+    `state` is how far the call had come (`progress_page`), `why` the reason why the front killed the worker (empty if
+    it didn't), `status` the worker's exit status as from waitpid (None if unknown), `held_by` the process outside the
+    node that holds the database (empty if there is none or it isn't known).
     """
     name = function.name
     if state == progress_page.COMMITTING:
@@ -137,7 +137,7 @@ def of_death(
 
 
 def client_gone() -> Refusal:
-    """Return the refusal for a call whose client has gone."""
+    """Return the refusal for a call whose client has disconnected."""
     return refused(CLIENT_GONE, "The client went away.")
 
 
@@ -148,7 +148,7 @@ def unknown(name: str) -> Refusal:
 
 
 def release_changed(name: str) -> Refusal:
-    """Return the refusal for a call that can't run again, when a release came before its first SQL."""
+    """Return the refusal for a call that can't be repeated after a release came before its first SQL."""
     text = (
         f"The node's release changed while {name} ran, before its first SQL and after it had sent an HTTP request "
         "that can't be sent twice: so it wasn't run again. It has written nothing to the database."
@@ -157,7 +157,7 @@ def release_changed(name: str) -> Refusal:
 
 
 def release_changing(what: str) -> Refusal:
-    """Return the refusal for a call during which a release is coming, or has come while it waited."""
+    """Return the refusal for a call that a release, coming or just applied, kept from running."""
     return refused("release_changing", f"{what}; try again.", 1)
 
 
@@ -168,14 +168,14 @@ def writes_held(left: int) -> Refusal:
 
 
 def queue_full(name: str = "", capacity: int = 0) -> Refusal:
-    """Return the refusal when too many calls wait: of the function `name` if it is given, else on the node."""
+    """Return the refusal when too many calls wait: of the function `name` if given, else on the node."""
     if name:
         return refused("queue_full", f"Too many calls of {name} are waiting, {capacity} of them; try again.", 1)
     return refused("queue_full", "Too many calls are waiting on this node; try again.", 1)
 
 
 def database_held(by: str, more: str) -> Refusal:
-    """Return the refusal when a process outside the node has the database locked: `by`, if it is known."""
+    """Return the refusal when a process outside the node, `by` if known, has the database locked."""
     who = f": {by}" if by else ""
     return refused(HELD, f"Another process holds the node's database{who}. {more} Try again.", 1)
 

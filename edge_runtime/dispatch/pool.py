@@ -1,10 +1,10 @@
 """The pool decides: calls wait in their function's queue, workers take them, and a release holds those that must wait.
 
-A function's calls have at most so many workers as its concurrency says, so that it can't take those of the others. An
-idle worker is given a call at once. A worker may have more than one only of functions whose recent calls were short: a
-hand-over costs more than they do. Those behind a call that turns out to be long are taken back (`claims`). Queues are
-served in turn, each first come, first served. Everything happens in the loop's thread, and nothing waits here but
-`change`. What is decided is done by the workers' links (`worker_link`).
+A function's calls use at most as many workers as its concurrency allows, so that it can't take the workers of others.
+An idle worker gets a call at once. A worker may have several calls only of functions whose recent calls were short: for
+these a handover costs more than the call. Calls behind one that turns out to be long are taken back (`claims`). Queues
+are served in turn, each first come, first served. Everything happens in the loop's thread, and nothing waits here but
+`change`. The workers' links (`worker_link`) carry out what is decided.
 """
 
 import asyncio
@@ -32,12 +32,12 @@ from edge_runtime.telemetry.call_counts import CallCounts
 from edge_runtime.wal import Pressure
 
 ATTEMPTS: Final = 20
-"""How often a call is dispatched, where each time it turns out that it can't have run."""
+"""How often a call is dispatched, if it turns out each time that it can't have run."""
 STALE_PAUSE: Final = 0.02
-"""Seconds that a call waits, for each of its attempts, when the file is ahead of the front."""
+"""Seconds that a call waits, per attempt, when the file is ahead of the front."""
 # Not `Final`, whose value is built into what is compiled: tests change it.
 QUICK = 0.001
-"""Seconds: calls of a function whose recent ones took less keep to few workers."""
+"""Seconds: if a function's recent calls took less, its calls use few workers."""
 
 
 class Hold(Enum):
@@ -47,30 +47,30 @@ class Hold(Enum):
     WRITES = 1
     """A release is being prepared: calls that would write."""
     COMMIT = 2
-    """The release is being committed: the same ones, and all once a call finds the release in the file."""
+    """The release is being committed: the same calls, and all calls once one finds the release in the file."""
     ALL = 3
 
 
 @dataclass(slots=True, eq=False)
 class FunctionQueue:
-    """A function's calls on this node, whichever version they are for: those that wait, and who has the others."""
+    """A function's calls on this node, of any version: those that wait, and the workers that have the others."""
 
     name: str
     concurrency: int = 1
-    """Workers that the function's calls may have at once."""
+    """Workers that the function's calls may use at once."""
     few: int = 1
-    """So many workers are enough while calls are quick: the front needs a processor too, and each waking costs."""
+    """As many workers as suffice while calls are quick: the front needs a processor too, and each wakeup costs."""
     capacity: int = 0
     """Calls that may wait."""
     served: ServedFunction | None = None
-    """The function in the current release; None where the release doesn't have it."""
+    """The function in the current release; None if the release doesn't have it."""
     calls: deque[Call] = field(default_factory=deque)
-    """The calls that wait, the next one first."""
+    """The waiting calls, the next one first."""
     links: dict[WorkerLink, int] = field(default_factory=dict)
-    """The workers that have calls of the function, and how many."""
+    """The workers that have calls of the function, and how many each has."""
 
     def left(self, link: WorkerLink) -> None:
-        """Count that a worker has one call less of the function."""
+        """Note that a worker has one call fewer of the function."""
         if self.links[link] == 1:
             del self.links[link]
         else:
@@ -78,7 +78,7 @@ class FunctionQueue:
 
     @property
     def spreads(self) -> bool:
-        """Whether the next call may have a worker that has none of the function's calls."""
+        """Whether the next call may go to a worker that has none of the function's calls."""
         if len(self.links) >= self.concurrency:
             return False
         # While recent calls took no longer than the front's own work for them, few workers are enough.
@@ -88,21 +88,22 @@ class FunctionQueue:
 
 
 class Queues:
-    """All queues of the node: one for each function, served in turn, so that none waits for another's calls."""
+    """All queues of the node: one for each function, served in turn, so that no function waits for another's calls."""
 
     def __init__(self, settings: EdgeSettings) -> None:
         self.turns: list[FunctionQueue] = []
-        """The queues in which calls wait, the one whose turn it is first."""
+        """The queues with waiting calls, in the order of their turns."""
         self.held: deque[Call] = deque()
-        """Calls that would write, and wait for a release to be applied: in no queue of a function, so that others of
-        the function go on. They may be half of all that wait, which leaves room for the others."""
+        """Calls that would write, and wait for a release to be applied. They are in no function's queue, so that the
+        function's other calls go on. At most half of all waiting calls may be here, which leaves room for the
+        others."""
         self.waiting = 0
         """Calls in all queues, and those that are held."""
         self._settings = settings
         self._queues: dict[str, FunctionQueue] = {}
 
     def of(self, name: str) -> FunctionQueue:
-        """Return the queue of a function. The current release may not have the function: the next one may."""
+        """Return the queue of a function. The function may be missing from the current release and be in the next."""
         queue = self._queues.get(name)
         if queue is None:
             queue = self._queues[name] = FunctionQueue(name, capacity=self._settings.function_queue)
@@ -145,14 +146,14 @@ class Queues:
         self.waiting += 1
 
     def put_back(self, queue: FunctionQueue, call: Call) -> None:
-        """Put a call at the front of its queue, whose turn comes next: the call has had one."""
+        """Put a call, which has had its turn, back at the front of its queue, and serve that queue next."""
         if not queue.calls:
             self.turns.insert(0, queue)
         queue.calls.appendleft(call)
         self.waiting += 1
 
     def hold(self, call: Call, most: int) -> bool:
-        """Keep a call that would write, if fewer than `most` are kept; return whether it is."""
+        """Keep a call that would write, if fewer than `most` are kept; return whether it was kept."""
         queue = self.of(call.name)
         mine = sum(other.name == call.name for other in self.held)
         if len(self.held) >= most or mine >= queue.capacity:
@@ -162,14 +163,14 @@ class Queues:
         return True
 
     def let_go(self) -> list[Call]:
-        """Take all calls that are held, in the order of their coming."""
+        """Take all held calls, in order of arrival."""
         calls = list(self.held)
         self.held.clear()
         self.waiting -= len(calls)
         return calls
 
     def take(self, turn: int) -> Call:
-        """Take the first call of the queue at this place in `turns`; the queue's next turn comes after all others'."""
+        """Take the first call of the queue at this place in `turns`, and move the queue to the end of the turns."""
         queue = self.turns.pop(turn)
         self.waiting -= 1
         call = queue.calls.popleft()
@@ -178,7 +179,7 @@ class Queues:
         return call
 
     def drop(self, queue: FunctionQueue, call: Call) -> bool:
-        """Take a call out of its queue, or of those that are held; return whether it was there."""
+        """Remove a call from its queue or from the held calls; return whether it was there."""
         if call in self.held:
             self.held.remove(call)
             self.waiting -= 1
@@ -192,7 +193,7 @@ class Queues:
         return True
 
     def clear(self, queue: FunctionQueue) -> list[Call]:
-        """Take all calls out of a queue."""
+        """Remove all calls from a queue."""
         calls = list(queue.calls)
         if calls:
             self.turns.remove(queue)
@@ -207,18 +208,18 @@ def _same(before: frames.LocalFunction, now: frames.LocalFunction) -> bool:
 
 
 class Placement:
-    """The workers that may have another call, by the number of calls that they have."""
+    """The workers that may take another call, by the number of calls that they have."""
 
     def __init__(self, depth: int) -> None:
-        """`depth`: calls that one worker may have, where they are short."""
+        """`depth`: calls that one worker may have if they are short."""
         self.depth = depth
         self.open = 0
-        """Workers that may have another call. Some may be unusable by now, which shows when they are picked."""
+        """Workers that may take another call. Some may be unusable by now, which turns out when they are picked."""
         self._free: list[list[WorkerLink]] = [[] for _ in range(depth)]
 
     def place(self, link: WorkerLink, serial: int) -> None:
-        """Put a link where it belongs, after its jobs or its abilities have changed; `serial`: the set of modules that
-        is served."""
+        """Put a link where it belongs after its jobs or abilities have changed; `serial`: the set of modules being
+        served."""
         level = len(link.jobs)
         if (
             level >= self.depth
@@ -241,9 +242,10 @@ class Placement:
             link.level = level
 
     def pick(self, queue: FunctionQueue, *, spreads: bool, short: bool) -> WorkerLink | None:
-        """Return the worker for a queue's next call, None where the call must wait.
+        """Return the worker for a queue's next call, None if the call must wait.
 
-        `spreads`: it may be one that has no call of the function; `short`: the function's recent calls were short.
+        `spreads`: a worker without a call of the function may be picked; `short`: the function's recent calls were
+        short.
         """
         if spreads:
             for free in self._free if short else self._free[:1]:
@@ -267,11 +269,11 @@ class Placement:
 
 
 def _nothing() -> None:
-    """Nobody watches."""
+    """Do nothing: there is no watchdog."""
 
 
 def _nobody() -> str:
-    """Nobody looks who holds the database."""
+    """Return an empty string: nothing looks up who holds the database."""
     return ""
 
 
@@ -282,10 +284,10 @@ class Pool:
         self.settings = settings
         self.tallies: dict[str, Tally] = {}
         self.refusals: dict[str, int] = {}
-        """By code: calls of names that aren't functions of the release."""
+        """By code: calls to names that aren't functions of the release."""
         self.links: set[WorkerLink] = set()
         self.deaths = 0
-        """Workers that ended, since the start."""
+        """Workers that died since the start."""
         self.release: frames.LocalRelease | None = None
         """The release that is served; None before the first `serve`."""
         self.serial = 0
@@ -295,18 +297,18 @@ class Pool:
         self.queues = Queues(settings)
         self.hold = Hold.ALL
         self.applying = False
-        """Whether a release is being applied, so that calls that would write must not wait in their workers."""
+        """Whether a release is being applied, during which calls that would write must not wait in their workers."""
         self.pressure = Pressure.NONE
-        """What the length of the write-ahead log lets calls do."""
+        """What calls may do at the write-ahead log's present length."""
         self.held_by = ""
-        """Which process outside the node has held the database for a while, for a person; empty for none."""
+        """The process outside the node that has held the database for a while, in words; empty for none."""
         self.find_holder: Callable[[], str] = _nobody
-        """Looks which process holds the database just now, with an answer as in `held_by`."""
+        """Looks up which process holds the database right now; returns it as in `held_by`."""
         self.find_writer: Callable[[], str] = _nobody
-        """Looks which of the node's own processes has the writer lock just now, for a person."""
+        """Looks up which of the node's own processes holds the writer lock right now, in words."""
         self.worker_deaths = WorkerDeaths(settings, self._opened, self.holder)
         self.watch: Callable[[], None] = _nothing
-        """Called when there is something with a time limit: a call that waits, a job that runs."""
+        """Called when something has a time limit: a waiting call, a running job."""
         self._placement = Placement(settings.depth)
         self._held_since = self._held_until = 0.0
         """When writes began to be held, and when that must end (`clock.monotonic`)."""
@@ -325,7 +327,7 @@ class Pool:
         return self.queues.waiting
 
     def submit(self, call: Call) -> None:
-        """Take a call. It always gets an outcome."""
+        """Accept a call. It always gets an outcome."""
         call.began = time.monotonic()
         served = self.functions.get(call.name)
         if served is None:
@@ -361,7 +363,7 @@ class Pool:
             self.queues.add(queue, call)
 
     def leave(self, call: Call) -> None:
-        """Note that the client has gone: the call leaves its queue, or runs on until others need its worker."""
+        """Note that the client has disconnected: the call leaves its queue, or runs on until others need its worker."""
         if call.gone or call.ended:
             return
         call.gone = True
@@ -385,7 +387,7 @@ class Pool:
             if link is not None:
                 self._dispatch(self.queues.take(at), served, queue, link)
             elif spreads:
-                # The call needs an idle worker: others that go before it now might do so for ever.
+                # The call needs an idle worker: others that go first now might do so forever.
                 return
             else:
                 at += 1
@@ -418,12 +420,12 @@ class Pool:
         self._placement.place(link, self.serial)
 
     def place(self, link: WorkerLink) -> None:
-        """Note that a worker's jobs, or what it can do, have changed."""
+        """Note that a worker's jobs or abilities have changed."""
         self._placement.place(link, self.serial)
         self.watch()
 
     def refuse(self, call: Call, refusal: Refusal) -> None:
-        """End a call that waits, or was to wait."""
+        """End a call that waits or was about to wait."""
         if self.held_by and refusal.code in ("queue_full", "queue_timeout"):
             # The workers wait for that process.
             refusal = outcomes.database_held(self.held_by, "Calls wait for it.")
@@ -437,23 +439,23 @@ class Pool:
         call.end(refusal)
 
     def holder(self) -> str:
-        """Return which process outside the node holds the database, for a person; empty if none does."""
+        """Return which process outside the node holds the database, in words; empty if none does."""
         return self.held_by or self.find_holder()
 
     def named(self, code: str, message: str) -> str:
-        """Return an error's message; with the process that holds the database, where that is the error."""
+        """Return an error's message; if the error is a locked database, with the process that holds it."""
         by = self.holder() if code == outcomes.HELD else ""
         return f"{message} It is held by {by}." if by else message
 
     def _cut_off(self, call: Call, served: ServedFunction) -> bool:
-        """Refuse the call, if the function's breaker doesn't let it go; return whether that is so."""
+        """Refuse the call if the function's breaker is open; return whether it was refused."""
         left = served.breaker.left(call, clock.monotonic())
         if left:
             self.refuse(call, outcomes.cut_off(call.name, left))
         return left > 0
 
     def _opened(self, served: ServedFunction) -> None:
-        """Refuse the calls that wait for a function whose breaker a worker's death has opened."""
+        """Refuse the waiting calls of a function whose breaker was opened by a worker's death."""
         queue = self.queues.of(served.function.name)
         if queue.served is not None and queue.served.breaker is served.breaker:
             self.again(self.queues.clear(queue))
@@ -474,7 +476,7 @@ class Pool:
         self.changed()
 
     def requeue(self, link: WorkerLink, calls: list[Call]) -> None:
-        """Put calls that were taken back from a worker into their queues again."""
+        """Put calls that were taken back from a worker back into their queues."""
         for call in calls:
             self.queues.of(call.name).left(link)
             # Nothing happened to the call that may end.
@@ -485,7 +487,7 @@ class Pool:
             self.changed()
 
     def lost(self, link: WorkerLink, running: Call | None, waiting: list[Call], seen: progress_page.Seen) -> None:
-        """Forget a worker that has ended; see to the call that it ran, and to those that waited in it."""
+        """Forget a worker that has died; settle the call that it ran, and requeue those that waited in it."""
         self.links.discard(link)
         self.deaths += 1
         self._placement.place(link, self.serial)
@@ -498,13 +500,12 @@ class Pool:
         self.changed()
 
     def _stale(self, call: Call) -> None:
-        """Have a call dispatched again that has done nothing in the libsql file, because the file holds another
-        release."""
+        """Dispatch a call again that did nothing in the libsql file because the file holds another release."""
         if call.sent:
             self.refuse(call, outcomes.release_changed(call.name))
             return
         if self.hold is Hold.COMMIT:
-            # The release is in the file, and the front told so any moment.
+            # The release is in the file, and the front will hear of it any moment.
             self.hold = Hold.ALL
         # The call has run: what it waited before that doesn't count.
         call.deadline = 0.0
@@ -512,7 +513,7 @@ class Pool:
             # Once the front knows of the release, or at once, if it has heard of it since.
             self.again([call])
         else:
-            # The file is ahead of the front, by the moment that the end of a commit takes to get known here.
+            # The file is ahead of the front for as long as the news of a commit takes to arrive here.
             clock.call_later(STALE_PAUSE * call.attempts, self.again, [call])
 
     def _held(self, call: Call) -> None:
@@ -552,7 +553,7 @@ class Pool:
     # Releases
 
     def release_number(self) -> int | None:
-        """Return the number of the release that is served."""
+        """Return the number of the release being served."""
         return None if self.release is None else self.release.number
 
     def serve(self, serial: int, release: frames.LocalRelease) -> None:
@@ -565,14 +566,14 @@ class Pool:
         self.feed()
 
     def holds(self, served: ServedFunction | None) -> bool:
-        """Tell whether calls of a function stay in their queue."""
+        """Return whether calls of a function stay in their queue."""
         if served is None or self.hold is Hold.ALL:
             return self.hold is Hold.ALL
         return self.pressure is Pressure.WAIT and served.function.manifest.sql != "none"
 
     def hold_writes(self, limit: float) -> None:
-        """Hold calls that would write, for a release that is prepared, in `limit` seconds at most. Calls go on as long
-        as they only read, and those that have the writer lock or wait for it go on too."""
+        """Hold calls that would write while a release is prepared, for `limit` seconds at most. Calls that only read go
+        on, and so do those that hold the writer lock or wait for it."""
         self.hold = Hold.WRITES
         self.applying = True
         self._held_since = clock.monotonic()
@@ -582,12 +583,12 @@ class Pool:
 
     @property
     def hold_left(self) -> int:
-        """Seconds for which writes will be held yet: as long as they have been, but no longer than they can be."""
+        """Seconds for which writes will still be held: an estimate, as long as they have been held, up to the limit."""
         now = clock.monotonic()
         return max(1, math.ceil(min(now - self._held_since, self._held_until - now)))
 
     def hold_at_commit(self) -> None:
-        """Hold all calls, too, once one finds the release in the file: it is about to be committed."""
+        """Hold all calls as well once one finds the release in the file: it is about to be committed."""
         if self.hold is Hold.WRITES:
             self.hold = Hold.COMMIT
 
@@ -596,7 +597,7 @@ class Pool:
         self.hold = Hold.ALL
 
     def let_go(self) -> None:
-        """Dispatch what was held."""
+        """Dispatch the held calls."""
         self.hold = Hold.NOTHING
         self.applying = False
         for link in self.links:
@@ -611,19 +612,19 @@ class Pool:
                     self.refuse(call, outcomes.unknown(call.name))
 
     def changed(self) -> None:
-        """Wake those who wait for a change: a worker replied, was lost, or is fit for calls."""
+        """Wake those that wait for a change: a worker replied, was lost, or is ready for calls."""
         if self._changed is not None:
             self._changed.set()
             self._changed = None
 
     def change(self) -> Awaitable[object]:
-        """Return what to wait for the next `changed` with. (No coroutine of this module's: it may be compiled.)"""
+        """Return an awaitable for the next `changed`. (It isn't a coroutine of this module, which may be compiled.)"""
         if self._changed is None:
             self._changed = asyncio.Event()
         return self._changed.wait()
 
     def close(self) -> None:
-        """Refuse what waits."""
+        """Refuse all waiting calls."""
         for queue in list(self.queues.turns):
             for call in self.queues.clear(queue):
                 self.refuse(call, refused("node_stopping", "The node is being stopped.", 1))

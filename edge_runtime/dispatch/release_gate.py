@@ -11,11 +11,11 @@ from edge_runtime.ipc import progress_page
 
 
 async def settled(pool: Pool, limit: float) -> None:
-    """Wait for the running calls that a release's transaction has to come after.
+    """Wait for the running calls that must end before a release's transaction.
 
-    Those are calls that hold the writer lock or wait for it (they have limits of their own), and, for `limit` seconds
-    at most, calls that may write and have sent an HTTP request that can't be sent twice. Writes must be held, so that
-    there will be no others: whatever a worker says of a call that it is given from now on isn't waited for.
+    Those are calls that hold the writer lock or wait for it (which have their own limits), and, for `limit` seconds at
+    most, calls that may write and have sent an HTTP request that can't be sent twice. Writes must be held, so that no
+    more of them start: calls dispatched from now on aren't waited for, whatever a worker says about them.
     """
     deadline = clock.monotonic() + limit
     given = [(link, set(link.jobs)) for link in pool.links]
@@ -34,7 +34,8 @@ async def settled(pool: Pool, limit: float) -> None:
 
 
 def _sent(link: WorkerLink, jobs: Iterable[Job]) -> bool:
-    """Tell whether one of a worker's jobs may write, and sends or has sent an HTTP request that can't be sent twice."""
+    """Return whether one of a worker's jobs may write, and sends or has sent an HTTP request that can't be sent
+    twice."""
     seen = link.seen()
     return any(
         # The shared page shows it before the worker's frame arrives.
@@ -46,7 +47,7 @@ def _sent(link: WorkerLink, jobs: Iterable[Job]) -> bool:
 
 
 def _locks(link: WorkerLink, jobs: Iterable[Job]) -> bool:
-    """Tell whether one of a worker's jobs holds the writer lock, or waits for it."""
+    """Return whether one of a worker's jobs holds the writer lock or waits for it."""
     seen = link.seen()
     return any(seen.request == job.id for job in jobs) and seen.state in (
         progress_page.WAITING,

@@ -1,10 +1,10 @@
-"""Ends a worker that has more memory of its own, or more temporary data on disk, than its calls may have.
+"""Kills a worker that has more private memory, or more temporary data on disk, than its calls may have.
 
 Pages of files don't count as memory: all workers share those of compiled functions, and the kernel takes them back when
-it needs them. Shared anonymous memory, which wouldn't be seen here, is closed to workers (`sandbox.allowlists`). A
-guest can't have more than its manifest's `memory_pages`. What can grow beyond is the host's side of a call, an
-interpreter that recurses without end, and a worker that was taken over. `fence.DATA_BYTES` bounds what a process can
-map in any case.
+it needs them. Shared anonymous memory, which wouldn't be seen here, isn't available to workers (`sandbox.allowlists`).
+A guest can't have more than its manifest's `memory_pages`. What can grow beyond that is the host's side of a call, an
+interpreter in endless recursion, and a worker that was taken over. In any case, `fence.DATA_BYTES` limits what a
+process can map.
 
 The kernel bounds each file (`fence.limit_files`), but a statement with many sorts and groups has many files. SQLite
 unlinks them as soon as they are open, so they are found among the worker's open files.
@@ -27,8 +27,8 @@ memory_log = logging.getLogger("skerry.memory")
 files_log = logging.getLogger("skerry.temp")
 
 PERIOD: Final = 0.05
-"""Seconds between two looks, and before the first look at a call's files: in that time a worker can take a few hundred
-MB of memory, and a disk 100 MB."""
+"""Seconds between two checks, and before the first check of a call's files: in that time a worker can take a few
+hundred MB of memory and write 100 MB to disk."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _WASM_PAGE: Final = 65_536
 
@@ -36,8 +36,8 @@ _WASM_PAGE: Final = 65_536
 async def run(pool: Pool, memory_besides: int, folder: Path, temp_limit: int) -> None:
     """Watch until cancelled.
 
-    `memory_besides`: bytes of memory that a worker may have besides its guest's; `folder`: where temporary data go;
-    `temp_limit`: bytes of them that a call may have.
+    `memory_besides`: bytes of memory that a worker may have in addition to its guest's; `folder`: where temporary data
+    goes; `temp_limit`: bytes of it that a call may have.
     """
     while True:
         await asyncio.sleep(PERIOD)
@@ -46,7 +46,7 @@ async def run(pool: Pool, memory_besides: int, folder: Path, temp_limit: int) ->
 
 
 def look_at_memory(pool: Pool, besides: int) -> None:
-    """Kill workers that have more memory than they may, and those that live although their main thread has ended."""
+    """Kill workers that exceed their memory, and those still alive although their main thread has exited."""
     for link in list(pool.links):
         limit = allowed(link, besides)
         size = private(link.child.pid)
@@ -54,7 +54,8 @@ def look_at_memory(pool: Pool, besides: int) -> None:
             memory_log.error(
                 "worker %d: its main thread has ended, and another one goes on: it is killed", link.child.pid
             )
-            # Not `end`: what it has said counts, as of every process that ends, and it may have kept a call's changes.
+            # Not `end`: as with every process that exits, what it said counts, and it may have committed a call's
+            # changes.
             link.kill(FOREIGN)
         elif size > limit and not link.killed:
             text = "worker %d has %d MiB of memory, and may have %d"
@@ -63,7 +64,7 @@ def look_at_memory(pool: Pool, besides: int) -> None:
 
 
 def allowed(link: WorkerLink, besides: int) -> int:
-    """Return how many bytes a worker may have. All calls that it has count: it may be ahead of its answers."""
+    """Return how many bytes a worker may have. All of its calls count: it may be ahead of its answers."""
     manifests = [job.served.function.manifest for job in link.jobs if isinstance(job, Call)]
     # A plug-in has two memories.
     pages = [manifest.memory_pages * (2 if manifest.abi == "extism" else 1) for manifest in manifests]

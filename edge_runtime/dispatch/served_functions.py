@@ -1,4 +1,4 @@
-"""The functions of the current release as calls see them, and what is counted of each function."""
+"""The functions of the current release as calls see them, and the counts of each function."""
 
 import time
 from bisect import bisect_left
@@ -17,20 +17,20 @@ from edge_runtime.token_bucket import TokenBucket
 
 # Not `Final`, whose values are built into what is compiled: tests change these.
 SHORT = 0.002
-"""Seconds: calls of a function whose recent ones took less may queue in a worker behind others of that kind."""
+"""Seconds: if a function's recent calls took less, its calls may queue in a worker behind other short calls."""
 _WEIGHT: Final = 0.2
-"""Weight of the newest call in a function's recent time."""
+"""Weight of the newest call in a function's `recent` time."""
 _OUTLIER: Final = 4.0
-"""A call counts as at most so many times the recent ones: on a busy machine any call may be held up now and then."""
+"""A call counts as at most this many times the recent ones: on a busy machine any call may be delayed now and then."""
 LOG_BURST = 1 << 20
 LOG_RATE = 64 * 1024
 """Bytes that the calls of one function may log at once, and then per second."""
 MOST_DENIED: Final = 2**53
-"""A count that a worker says: so large that none is larger, and each reader of JSON takes it."""
+"""The highest count accepted from a worker: no real count is higher, and every JSON reader can represent it."""
 RELEASES: Final = 2
-"""How many of the newest releases have a function's calls counted apart."""
+"""Number of newest releases for which a function's calls are counted separately."""
 MOST_RELEASES: Final = 4
-"""The same while there are calls that control hasn't been told of."""
+"""The same while there are calls not yet reported to control."""
 
 
 class EndedCall(Protocol):
@@ -46,7 +46,7 @@ class EndedCall(Protocol):
 
 @dataclass(slots=True)
 class Tally:
-    """What is counted of a function, over all its versions, since the front started."""
+    """A function's counts, over all its versions, since the front started."""
 
     name: str
     counts: dict[int, CallCounts] = field(default_factory=dict)
@@ -54,13 +54,13 @@ class Tally:
     earlier: CallCounts = field(default_factory=lambda: CallCounts(0, 0))
     """The same on all releases before."""
     recent: float = 0.0
-    """Seconds that recent calls took in a worker, the newest ones counting most; 0 before the first."""
+    """Seconds that recent calls took in a worker, weighted toward the newest; 0 before the first."""
     slow: float = 0.0
-    """Seconds: calls that took longer are among the slowest ones of the hour, as far as is known."""
+    """Seconds: as far as known, calls that took longer are among the slowest of the hour."""
     noted: list[NotedCall] = field(default_factory=list)
     """Calls that were slow or failed, and have no record yet (`CallRecords` makes it)."""
     unnoted: int = 0
-    """Such calls that were left out, since the last record."""
+    """Such calls that were left out since the last record."""
     denied: dict[str, int] = field(default_factory=dict)
     """Uses of what the manifest doesn't grant, by kind."""
     logged: dict[str, float] = field(default_factory=dict)
@@ -71,12 +71,12 @@ class Tally:
     log_dropped: int = 0
     """Lines of the function's log that were left out, because it logged more."""
     log_said: int = 0
-    """Dropped lines that the node's log has told of so far."""
+    """Dropped lines that the node's log has reported so far."""
     log_told: float = float("-inf")
-    """When the node's log last told of dropped lines."""
+    """When the node's log last reported dropped lines."""
 
     def of_release(self, index: int, release: int) -> CallCounts:
-        """Return the counts of a release's calls, which are this function's newest; `index` as in `CallCounts`."""
+        """Return the counts of the calls on a release that is the function's newest; `index` is as in `CallCounts`."""
         counts = self.counts.pop(release, None)
         if counts is None or counts.index != index:
             if counts is not None:
@@ -105,7 +105,7 @@ class Tally:
 
     @property
     def short(self) -> bool:
-        """Whether recent calls took so little time that several may be given to one worker."""
+        """Whether recent calls were so short that several may be given to one worker."""
         return 0.0 < self.recent < SHORT
 
 
@@ -125,7 +125,7 @@ class ServedFunction:
     release: int
     """Number of the release."""
     read_only: tuple[str, ...] = ()
-    """The methods by which its calls only read, although it may write."""
+    """The methods whose calls only read, although the function may write."""
     place: int = 0
     """The function's place among those of its release, sorted by name."""
     counts: CallCounts = field(init=False)
@@ -135,7 +135,7 @@ class ServedFunction:
         self.counts = self.tally.of_release(self.place, self.release)
 
     def has(self, route: str, host: str) -> bool:
-        """Tell whether the release gives the function the route of this path, for this one of a route's hosts."""
+        """Return whether the release gives the function the route with this path, for this one of the route's hosts."""
         given = self.function.manifest.route
         return given is not None and given.path == route and (not given.hosts or host in given.hosts)
 
@@ -149,13 +149,13 @@ class ServedFunction:
         blamed: bool = False,
         ran: float | None = None,
     ) -> bool:
-        """Count the end of a call, and let the breaker know; return whether that has opened the breaker.
+        """Count the end of a call, and tell the breaker; return whether that opened the breaker.
 
-        `took` is the time in seconds that a worker needed for its answer, None where the call ended without one;
-        `blamed`: the call killed its worker; `ran`: the time in seconds for which a worker ran it that then ended.
+        `took` is the time in seconds that a worker needed for its answer, None if the call ended without one; `blamed`:
+        the call killed its worker; `ran`: seconds for which a worker ran it before the worker died.
         """
         tally, breaker, counts = self.tally, self.breaker, self.counts
-        # As `name_of` says it: this is the way of each call.
+        # Like `name_of`, but inlined: every call passes here.
         kind = outcome.code if isinstance(outcome, Refusal) else "ok" if outcome.status < 500 else "answer_5xx"
         seconds = now - call.began
         outcomes, times, bucket = counts.outcomes, counts.times, bisect_left(BOUNDS, seconds)

@@ -1,7 +1,7 @@
-"""Keeps the pool's workers alive: starts them, has them load sets of modules, and replaces those that end.
+"""Keeps the pool's workers alive: starts them, has them load sets of modules, and replaces those that die.
 
-A set of modules is a release with the code that its functions run on; a serial number names it. Workers have the set
-that is served, and, while a release is coming, the next one too.
+A set of modules is a release with the code that its functions run, identified by a serial number. Workers have the set
+being served and, while a release is coming, the next one too.
 """
 
 import asyncio
@@ -31,34 +31,35 @@ __all__ = ["LoadFailed", "Supervisor"]
 log = logging.getLogger("skerry.supervisor")
 
 READY_LIMIT: Final = 30.0
-"""Seconds that a new worker has to load what it must."""
+"""Seconds that a new worker has to load its modules."""
 SUCCESSION: Final = 0.01
-"""Seconds between a worker's end and its successor's birth, where a spare one has taken the place: the calls that wait
-need the processors first."""
+"""Seconds between a worker's death and its successor's start, if a spare worker has taken its place: waiting calls need
+the processors first."""
 BACKOFF: Final = 0.05
 BACKOFF_CAP: Final = 5.0
-"""Seconds between two attempts to start a worker: the first pause, doubled each time up to the cap."""
+"""Seconds between two attempts to start a worker: the first pause, which doubles each time up to the cap."""
 PROVEN: Final = 1.0
-"""Seconds after which the end of a worker doesn't count as a death at its start."""
+"""Seconds after which a worker's death doesn't count as a failed start."""
 MISSED_TOLD: Final = 60.0
 """Seconds between two log lines about workers that can't be started."""
 LOAD_LIMIT: Final = 180.0
-"""Seconds until all workers must have loaded a release's modules; each loads them between two calls."""
+"""Seconds in which all workers must load a release's modules; each loads them between two calls."""
 PATIENCE: Final = 0.25
-"""Seconds that a release waits for a worker in the middle of a call, which then loads when the call has ended."""
+"""Seconds that a release waits for a worker in the middle of a call; after that, the worker loads when the call
+ends."""
 SPARES: Final = 1
-"""Workers that are kept ready beside the wanted ones: after a death no call waits until a process is started."""
+"""Workers that are kept ready in addition to the configured ones: after a death no call waits for a process to
+start."""
 PRELOADED: Final = 8
-"""Functions that a spare worker loads before it is given calls, at most: those that are called most. Each takes
-memory."""
+"""The most functions that a spare worker loads before it gets calls: those called most often. Each takes memory."""
 PRELOAD_PAUSE: Final = 0.1
-"""Seconds until the spare worker follows the others, which may load several functions at once."""
+"""Seconds until the spare worker follows the others, which may be loading several functions at once."""
 LOAD_TRIES: Final = 3
-"""After so many workers that ended while they loaded a release's modules, the modules are to blame."""
+"""After this many workers died while loading a release's modules, the modules are to blame."""
 
 
 class Supervisor:
-    """`run` must be running while the others of its methods are used."""
+    """`run` must be running while its other methods are used."""
 
     def __init__(self, pool: Pool, processes: ZygoteClient, trials: TrialLoads, hooks: Hooks) -> None:
         self._pool = pool
@@ -68,26 +69,26 @@ class Supervisor:
         self._processes = processes
         self._serial = 0
         self._loads: dict[int, frames.Load] = {}
-        """The sets of modules that workers must have, by serial: the one that is served, and the one that comes."""
+        """The sets of modules that workers must have, by serial: the one being served, and the one that is coming."""
         self._failures: dict[int, list[frames.ChildFailure]] = {}
-        """By serial, for the set that comes: the functions that a new worker couldn't load."""
+        """For the coming set, by serial: the functions that a new worker couldn't load."""
         self._crashes: dict[int, int] = {}
-        """The same of new workers that ended while they loaded it."""
+        """By serial: new workers that died while loading the set."""
         self._slots = list(range(progress_page.SLOTS))  # those of the shared page that are free
         self._preloading: clock.SetTimer | None = None
-        """Set while the spare workers are about to load what was called."""
+        """Set while the spare workers are about to load called functions."""
         self._preload_crashes = Counter[str]()
-        """Spare workers that ended while they loaded a function, by the sha256 of its code."""
+        """Spare workers that died while loading a function, by the sha256 of its code."""
         self.trouble = ""
-        """Why workers can't be started; empty while they can, as far as is known."""
+        """Why workers can't be started; empty while they can, as far as known."""
         self._misses = 0
-        """Starts that failed, one after the other."""
+        """Consecutive failed starts."""
         self._missed_at = 0.0
         """When that was last logged."""
         hooks.loaded = self._newly_loaded
 
     async def run(self) -> None:
-        """Keep the workers alive until cancelled, and end them then."""
+        """Keep the workers alive until cancelled, then stop them."""
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._pool.settings.workers + SPARES):
@@ -107,12 +108,12 @@ class Supervisor:
         *,
         whole: bool = True,
     ) -> int:
-        """Have all workers load a release's modules, while they serve others; return the serial for `swap` or `forget`.
+        """Have all workers load a release's modules while serving others; return the serial for `swap` or `forget`.
 
-        `secrets` and `lacking` are as in `frames.Load`; new functions are tried in `applier`, where there is one.
+        `secrets` and `lacking` are as in `frames.Load`; new functions are tried in `applier`, if given.
 
-        Raises: `LoadFailed`, and the workers have forgotten them; with `whole` False functions that can't be loaded
-        are left out instead.
+        Raises: LoadFailed, after which the workers have unloaded the modules; with `whole` False, functions that can't
+        be loaded are left out instead.
         """
         functions = release.functions
         if whole:
@@ -137,13 +138,13 @@ class Supervisor:
         return serial
 
     async def _all_load(self, serial: int, whole: bool) -> None:
-        """Have the workers load a set of modules, a half of them at a time, so that the others serve meanwhile.
+        """Have the workers load a set of modules, half of the workers at a time, so that the others go on serving.
 
-        Workers in the middle of a long call load it when the call has ended, and spare ones when they come to it. A
-        function may have a worker in its hands that has run calls: where such a one fails, a new one is the judge.
+        Workers in the middle of a long call load it when the call ends, and spare workers when they get to it. A
+        function may have taken over a worker that has run calls: if such a worker fails, a new one decides.
         """
         doubted = False
-        # A worker has two sets at most: first wait for those that haven't loaded the last one yet.
+        # A worker has two sets at most: first wait for workers that haven't loaded the previous one.
         while any(link.ordered - link.serials for link in self._placed()):
             await self._pool.change()
         while True:
@@ -169,28 +170,28 @@ class Supervisor:
                     if link.usable and link.spare:
                         self._load_missing(link)
                 return
-            # All workers are in the middle of long calls, or being started.
+            # All workers are in the middle of long calls or being started.
             await self._pool.change()
 
     def _placed(self) -> list[WorkerLink]:
-        """Return the workers that are given calls."""
+        """Return the workers that get calls."""
         return [link for link in self._pool.links if link.usable and not link.spare]
 
     async def _patiently(self, link: WorkerLink, order: Order) -> None:
-        """Wait until a worker has carried out its order, or turns out to be in the middle of a long call."""
+        """Wait until a worker has carried out its order or turns out to be in the middle of a long call."""
         while not order.answer.done():
             if link.jobs and isinstance(link.jobs[0], Call) and time.monotonic() - link.since >= PATIENCE:
                 return
             await asyncio.wait([order.answer], timeout=PATIENCE)
 
     def swap(self, serial: int) -> None:
-        """Serve what `load` has loaded from now on, and forget what was served before. Held calls stay held."""
+        """From now on, serve what `load` has loaded, and unload what was served before. Held calls stay held."""
         old = self._pool.serial
         self._pool.serve(serial, self._loads[serial].release)
         self.forget(old)
 
     def forget(self, serial: int) -> None:
-        """Have the workers unload a set of modules, each after the calls that it has."""
+        """Have each worker unload a set of modules after the calls that it has."""
         if self._loads.pop(serial, None) is None:
             return
         for link in self._pool.links:
@@ -198,7 +199,7 @@ class Supervisor:
                 link.ordered.discard(serial)
                 link.serials.discard(serial)
                 order = self._order(link, frames.FORGET, frames.Keep(sorted(link.ordered)))
-                # Nobody waits for the answer: a worker that ended has forgotten the set too.
+                # Nobody waits for the answer: a dead worker has forgotten the set too.
                 order.answer.add_done_callback(lambda answer: answer.exception())
 
     async def _keep(self) -> None:
@@ -219,7 +220,7 @@ class Supervisor:
             if fit or clock.monotonic() - born > PROVEN:
                 failures = 0
             elif await _from_outside(link):
-                # The worker did nothing wrong: a pause is only there to avoid a hot loop, should memory be short.
+                # The worker did nothing wrong: the pause only avoids a busy loop if memory is short.
                 await clock.sleep(BACKOFF)
             else:
                 failures += 1
@@ -229,11 +230,11 @@ class Supervisor:
 
     @property
     def _complete(self) -> bool:
-        """Whether there are as many workers as there should be, without the spare ones."""
+        """Whether all configured workers are there, not counting spare ones."""
         return sum(link.usable and not link.spare for link in self._pool.links) >= self._pool.settings.workers
 
     def _missed(self, why: str) -> None:
-        """Log that a worker couldn't be started: the first time, when the reason changes, and once a minute."""
+        """Log that a worker couldn't be started: the first time, whenever the reason changes, and once a minute."""
         self._misses += 1
         now = clock.monotonic()
         if why != self.trouble or now - self._missed_at > MISSED_TOLD:
@@ -247,9 +248,9 @@ class Supervisor:
         self.trouble, self._misses = "", 0
 
     async def _one(self) -> tuple[WorkerLink, bool]:
-        """See one worker through from start to end; return it, and whether it was ever fit for calls.
+        """Handle one worker from start to exit; return it, and whether it was ever ready for calls.
 
-        Raises: NotBorn, when no worker can be started now.
+        Raises: NotBorn, if no worker can be started now.
         """
         slot = self._slots.pop()
         progress_page.clear(self._processes.page, slot)
@@ -263,7 +264,8 @@ class Supervisor:
             link.set_applying(self._pool.applying)
             equipping = asyncio.ensure_future(self._equip(link))
             try:
-                # Not awaited directly: a cancellation of this task would cancel the future, as if the worker had ended.
+                # Not awaited directly: a cancellation of this task would cancel the future, as if the worker had
+                # exited.
                 await asyncio.wait([link.ended])
                 self._fill()
             finally:
@@ -272,14 +274,14 @@ class Supervisor:
         finally:
             self._slots.append(slot)
             if link is not None and link.ended.done():
-                # The slot has been read; the pidfd stays open until the zygote has said how the worker ended.
+                # The slot has been read; the pidfd stays open until the zygote has reported how the worker exited.
                 link.child.exited.add_done_callback(lambda _: link.child.close())
             elif link is not None:
                 self._pool.links.discard(link)
                 link.close()
 
     async def _equip(self, link: WorkerLink) -> bool:
-        """Make a new worker fit for calls; return whether it is."""
+        """Make a new worker ready for calls; return whether it is."""
         try:
             async with clock.timeout(READY_LIMIT):
                 await link.ready
@@ -297,7 +299,7 @@ class Supervisor:
         return True
 
     def _fill(self) -> None:
-        """Have spare workers take the places of workers that are lost, or aren't there yet."""
+        """Have spare workers take the places of workers that have died or aren't started yet."""
         pool = self._pool
         fit = [link for link in pool.links if link.usable]
         spares = [link for link in fit if link.spare]
@@ -308,7 +310,7 @@ class Supervisor:
         pool.changed()
 
     def _newly_loaded(self) -> None:
-        """Have the spare workers soon load a function that a worker has loaded because it was called."""
+        """Schedule the spare workers to load a function that a worker has loaded because it was called."""
         if self._preloading is None:
             self._preloading = clock.call_later(PRELOAD_PAUSE, self._preload_all)
 
@@ -318,8 +320,8 @@ class Supervisor:
             self._preload(link)
 
     def _preload(self, link: WorkerLink) -> None:
-        """Have a spare worker load the next one of the functions that are called most, so that the call that it takes
-        over needn't wait for that. One at a time: it may have to take a place meanwhile."""
+        """Have a spare worker load the next of the most-called functions, so that the calls that it later takes over
+        needn't wait for that. It loads one at a time: it may be needed meanwhile."""
         pool = self._pool
         if not link.usable or not link.spare or link.jobs or pool.serial not in link.serials:
             return
@@ -335,7 +337,7 @@ class Supervisor:
     def _preloaded(
         self, link: WorkerLink, order: Order, local: frames.LocalFunction, answer: asyncio.Future[frames.Frame]
     ) -> None:
-        """Handle what a spare worker answers, once it has loaded a function or has ended."""
+        """Handle a spare worker's answer, once it has loaded a function or has died."""
         if answer.exception() is not None:
             self._preload_crashes[local.code[1]] += order.crashed
             return
@@ -344,7 +346,7 @@ class Supervisor:
         self._preload(link)
 
     def _load(self, link: WorkerLink, serial: int) -> Order:
-        """Order a worker to load a set of modules, after the calls that it has."""
+        """Order a worker to load a set of modules after the calls that it has."""
         link.ordered.add(serial)
         link.loads += 1
         order = self._order(link, frames.RELEASE, self._loads[serial])
@@ -352,13 +354,13 @@ class Supervisor:
         return order
 
     def _load_missing(self, link: WorkerLink) -> None:
-        """Have a worker that is spare, or was until now, load the next set that it lacks, unless it loads one."""
+        """Have a worker that is or was spare load the next set that it lacks, unless it is loading one."""
         wanted = self._loads.keys() if link.spare else {self._pool.serial} & self._loads.keys()
         if not link.loads and (missing := wanted - link.ordered):
             self._load(link, min(missing))
 
     def _loaded(self, link: WorkerLink, serial: int, order: Order, answer: asyncio.Future[frames.Frame]) -> None:
-        """Note that a worker has loaded a set of modules, or has ended."""
+        """Note that a worker has loaded a set of modules or has died."""
         link.loads -= 1
         new = link.ran is None
         if not answer.cancelled() and answer.exception() is not None:
@@ -383,15 +385,15 @@ class Supervisor:
         self._pool.changed()
 
     def _order(self, link: WorkerLink, kind: int, value: Any) -> Order:
-        """Ask something of one worker, in line with its calls."""
+        """Send one worker an order, in the same queue as its calls."""
         order = link.order(kind, frames.encode_json(value))
         self._pool.place(link)
         return order
 
 
 async def _from_outside(link: WorkerLink) -> bool:
-    """Tell whether a worker was killed neither by itself nor by the front, but by a person, the kernel or its zygote's
-    end."""
+    """Return whether a worker was killed neither by itself nor by the front, but by a person, the kernel or the end of
+    its zygote."""
     if link.killed:
         return False
     status = await link.child.exited

@@ -1,4 +1,4 @@
-"""The time limits of calls: every few milliseconds it looks at what runs and waits, and ends what is overdue."""
+"""The time limits of calls: every few milliseconds it checks what runs and waits, and stops what is overdue."""
 
 import asyncio
 import itertools
@@ -28,25 +28,26 @@ from edge_runtime.settings import EdgeSettings
 log = logging.getLogger("skerry.pool")
 
 TICK: Final = 0.005
-"""Seconds between two looks: how exact a time limit is."""
+"""Seconds between two checks: the precision of a time limit."""
 LONG: Final = 0.004
-"""Seconds after which a call isn't short any more, and those behind it are taken back. No time limit is below it."""
+"""Seconds after which a call is no longer short, and those behind it are taken back. No time limit is below this."""
 ORDER_LIMIT: Final = 60.0
-"""Seconds that a worker may take for an order of the front."""
+"""Seconds that a worker may take for an order from the front."""
 GRACE: Final = 1.0
 """Seconds beyond its time limit for a call that its worker hasn't started yet."""
 COMMIT_LIMIT: Final = 5.0
 """Seconds that a COMMIT may take beyond the call's own limit: the disk's time, not the guest's."""
 CALLED_LOAD_LIMIT: Final = 30.0
-"""Seconds that a worker may take to load a function when it is called; they don't count as the call's time."""
+"""Seconds that a worker may take to load a function when it is called; the call's time doesn't include them."""
 UNDER_WAY: Final = 1.0
-"""Seconds in which the answer is here of a call behind which its worker has begun the next one."""
+"""Seconds within which a call's answer arrives after its worker has begun the next call."""
 ABANDONED: Final = 0.05
-"""Seconds that a call may run on when its client has gone and others wait: ending a worker costs about as much."""
+"""Seconds that a call may run on when its client has disconnected and others wait: killing a worker costs about as
+much."""
 
 
 class Watchdog:
-    """The pool calls `soon` when there is something to watch; its timer runs only as long as there is."""
+    """The pool calls `soon` when there is something to watch; its timer runs only while there is."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -55,13 +56,13 @@ class Watchdog:
         self._due = 0.0
         """When the timer is due."""
         self._busy = 0.0
-        """Seconds of the processor that this process had had when the timer was set."""
+        """Processor seconds that this process had used when the timer was set."""
         self._timer: asyncio.TimerHandle | None = None
 
     def soon(self) -> None:
-        """Look soon: there is something with a time limit."""
+        """Check soon: something has a time limit."""
         if self._timer is None:
-            # Written out: each call passes here, and its way through the front is bounded.
+            # Inlined: every call passes here, and the time per call in the front is limited.
             self._busy = time.process_time()
             self._due = time.monotonic() + TICK
             self._timer = asyncio.get_running_loop().call_at(self._due, self._tick)
@@ -75,7 +76,7 @@ class Watchdog:
         pool, now, patience = self._pool, time.monotonic(), clock.monotonic()
         busy, self._busy = self._busy, time.process_time()
         pause = self._pauses.notice(self._due, now, self._busy - busy)
-        # First of all: the next look sees a pause within this one.
+        # First of all: the next check then sees a pause during this one.
         self._due = now + TICK
         self._timer = asyncio.get_running_loop().call_at(self._due, self._tick)
         if pause:
@@ -102,12 +103,12 @@ class Watchdog:
                 link.kill(why)
         if pool.waiting:
             self._expire(patience)
-        # Asked now: calls that were taken back or expired may have made room for others.
+        # Checked only now: calls that were taken back or expired may have made room for others.
         if not pool.waiting and not any(link.jobs and not link.killed for link in pool.links):
             self.close()
 
     def _resumed(self, pause: float) -> None:
-        """Give waiting calls the time back in which the front didn't run, in seconds."""
+        """Extend the deadlines of waiting calls by the seconds in which the front didn't run."""
         log.warning("this process didn't run for %.1f s: limits of calls don't count that time", pause)
         queues = self._pool.queues
         for call in itertools.chain(queues.held, *(queue.calls for queue in queues.turns)):
@@ -145,12 +146,12 @@ def overdue(
     settings: EdgeSettings,
     pauses: Pauses,
 ) -> str:
-    """Return why a worker must be ended, or an empty string if its first job, `call`, may go on.
+    """Return why a worker must be killed, or an empty string if its first job, `call`, may go on.
 
-    `since` is when the call became the first, `others_wait` whether other calls need the worker; times are seconds of
-    the monotonic clock. Waiting for the writer lock doesn't count as running, and has a limit of its own. The time in
-    which the front didn't run (`pauses`) counts for no limit. What the worker says of itself (`seen`) counts as long as
-    the front's own clock lets it.
+    `since` is when the call became the first job, `others_wait` whether other calls need the worker; times are seconds
+    of the monotonic clock. Waiting for the writer lock doesn't count as running, and has a separate limit. Time in
+    which the front didn't run (`pauses`) counts toward no limit. What the worker reports (`seen`) counts only as far as
+    the front's own clock bears it out.
     """
     limit, gone = call.served.limit, pauses.passed(since, now)
     if gone > bound(call, settings):
@@ -175,7 +176,8 @@ def overdue(
 
 
 def bound(call: Call, settings: EdgeSettings) -> float:
-    """Return for how many seconds a call may be its worker's first job, whatever the worker says: all its limits."""
+    """Return for how many seconds a call may be its worker's first job, whatever the worker says: the sum of its
+    limits."""
     limit = call.served.limit
     most = GRACE + CALLED_LOAD_LIMIT + limit
     if call.served.function.manifest.sql != "none":

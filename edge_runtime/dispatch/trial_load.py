@@ -1,6 +1,6 @@
 """Trial loads: before a release is committed, the process that will apply it loads each of its new functions once.
 
-A function that can't be loaded, or needs more memory than a worker has for it, is so refused while nothing has changed.
+This refuses a function that can't be loaded, or needs more memory than a worker has for it, before anything changes.
 """
 
 import hashlib
@@ -17,25 +17,25 @@ from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
 LIMIT: Final = 120.0
 """Seconds for all functions together."""
 TRIES: Final = 3
-"""After so many children that died, the function that the last one was loading is to blame."""
+"""After this many children died, the function that the last one was loading is to blame."""
 
 _decode_tried: Final = msgspec.json.Decoder(frames.Tried).decode
 
 
 class LoadFailed(CodedError):
-    """Functions can't be loaded: `code` is stable."""
+    """Functions can't be loaded; `code` is stable."""
 
 
 class ReleaseApplier:
-    """The applier of one release: started when it is first taken, and taken again after the trial."""
+    """The applier of one release: started when first taken, and taken again after the trial."""
 
     def __init__(self, processes: ZygoteClient) -> None:
         self._processes = processes
         self._child: Child | None = None
 
     async def take(self) -> Child:
-        """Return the child that was given back, or a new one where there is none, or it has ended. It is the caller's
-        from here on. Raises: NotBorn, when there can be none.
+        """Return the child that was given back, or a new one if there is none or it has exited. The caller owns it from
+        then on. Raises: NotBorn, if none can be started.
         """
         child, self._child = self._child, None
         if child is not None:
@@ -45,11 +45,11 @@ class ReleaseApplier:
         return await self._processes.birth("applier")
 
     def give_back(self, child: Child) -> None:
-        """Keep a child that was taken, to be taken once more."""
+        """Keep a child for the next `take`."""
         self._child = child
 
     def close(self) -> None:
-        """End the child that was given back, if nobody has taken it since."""
+        """Stop the child that was given back, unless it has been taken since."""
         if self._child is not None:
             self._child.close()
             self._child = None
@@ -70,10 +70,10 @@ class TrialLoads:
         secrets: Mapping[str, dict[str, str]],
         applier: ReleaseApplier | None,
     ) -> None:
-        """Try the functions that aren't served already and didn't pass the last trial: in `applier`, which can be
-        taken afterwards, or where nothing will be applied in one that ends.
+        """Try the functions that aren't served already and didn't pass the last trial, in `applier`, which can be taken
+        afterwards; if nothing will be applied, in a temporary one.
 
-        Raises: LoadFailed, when one of them can't be loaded.
+        Raises: LoadFailed, if one of them can't be loaded.
         """
         known = self._passed | {_key(f, secrets) for f in served}
         new = [f for f in functions if f.code[0] and _key(f, secrets) not in known]
@@ -88,7 +88,7 @@ class TrialLoads:
     async def _until_tried(
         self, new: list[LocalFunction], secrets: Mapping[str, dict[str, str]], applier: ReleaseApplier
     ) -> None:
-        """Try functions, in one child after the other where they die. Raises: LoadFailed."""
+        """Try functions, in a new child each time that one dies. Raises: LoadFailed."""
         died = 0
         while new:
             try:
@@ -108,9 +108,9 @@ class TrialLoads:
     async def _try(
         self, new: list[LocalFunction], secrets: Mapping[str, dict[str, str]], applier: ReleaseApplier
     ) -> None:
-        """Try functions in one child, and take those that passed out of the list.
+        """Try functions in one child, and remove those that passed from the list.
 
-        Raises: NotBorn; ChildGone; TimeoutError; LoadFailed, when a function can't be loaded.
+        Raises: NotBorn; ChildGone; TimeoutError; LoadFailed, if a function can't be loaded.
         """
         child = await applier.take()
         try:
@@ -141,6 +141,6 @@ class TrialLoads:
 
 
 def _key(function: LocalFunction, secrets: Mapping[str, dict[str, str]]) -> tuple[str, ...]:
-    """Return all that decides whether a function can be loaded: functions with equal keys load alike."""
+    """Return everything that decides whether a function can be loaded: functions with equal keys load alike."""
     values = hashlib.sha256(frames.encode_json(secrets.get(function.name, {}))).hexdigest()
     return (function.name, function.code[1], function.manifest_digest, values)

@@ -19,28 +19,28 @@ from edge_runtime.settings import EdgeSettings
 log = logging.getLogger("skerry.pool")
 
 STATUS_WAIT: Final = 1.0
-"""Seconds that a call's end waits for the zygote to say how the worker ended."""
+"""Seconds that a call's end waits for the zygote to report how the worker exited."""
 
 
 async def _nothing_to_settle() -> None:
-    """No database is written."""
+    """Do nothing: no database is written."""
 
 
 class WorkerDeaths:
     def __init__(
         self, settings: EdgeSettings, opened: Callable[[ServedFunction], None], holder: Callable[[], str]
     ) -> None:
-        """`opened`: called with a function whose breaker a death has opened; `holder`: `Pool.holder`."""
+        """`opened`: called with a function whose breaker was opened by a death; `holder`: `Pool.holder`."""
         self.settle_commit: Callable[[], Awaitable[None]] = _nothing_to_settle
-        """Sees to it that a COMMIT whose worker was killed in it is either kept or undone; it must not raise."""
+        """Ensures that a COMMIT during which the worker was killed is either kept or undone; it must not raise."""
         self._settings = settings
         self._opened = opened
         self._holder = holder
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, link: WorkerLink, call: Call | None, seen: progress_page.Seen, *, idle: bool) -> None:
-        """End the call that a worker ran when it died, if it ran one; `seen`: how far the call had come. `idle`: none
-        waited for the worker either."""
+        """End the call that a worker was running when it died, if any; `seen`: how far the call had come. `idle`: no
+        call was waiting for the worker either."""
         if call is None:
             if idle and link.ran is not None and link.killed in ("", FOREIGN):
                 self._begin(self._blame(link, link.ran))
@@ -59,15 +59,15 @@ class WorkerDeaths:
         task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, link: WorkerLink, call: Call, seen: progress_page.Seen) -> None:
-        """End a call once the zygote has said how its worker ended."""
+        """End a call once the zygote has reported how its worker exited."""
         status = await _status(link)
         if seen.state == progress_page.COMMITTING:
-            # Before the client is told: what it then reads of the changes must stay so.
+            # Before the client is told: what it then reads of the changes must not change again.
             await self.settle_commit()
         self._end(link, call, seen, status)
 
     async def _blame(self, link: WorkerLink, served: ServedFunction) -> None:
-        """Count the death of a worker that had no call: as one by the function whose call it had answered last."""
+        """Attribute the death of a worker that had no call to the function whose call it answered last."""
         status = await _status(link)
         if blames(link.killed, progress_page.IDLE, status):
             what = "was ended by the front" if link.killed else how(status)
@@ -95,7 +95,7 @@ class WorkerDeaths:
 
 
 async def _status(link: WorkerLink) -> int | None:
-    """Return how a worker has ended, as from waitpid; None where the zygote doesn't say it in time."""
+    """Return a worker's exit status as from waitpid; None if the zygote doesn't report it in time."""
     try:
         async with clock.timeout(STATUS_WAIT):
             return await asyncio.shield(link.child.exited)

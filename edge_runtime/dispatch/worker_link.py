@@ -1,7 +1,7 @@
-"""The front's end of one worker's socket: the worker's jobs in their order, frames out, and what comes back for each.
+"""The front's end of one worker's socket: the worker's jobs in order, the frames sent, and the answer to each.
 
-Nothing here waits. The raw socket and not a transport: a transport's write to a dead worker throws away replies that
-had already come.
+Nothing here waits. It uses the raw socket, not a transport: a transport's write to a dead worker discards replies that
+had already arrived.
 """
 
 import asyncio
@@ -28,53 +28,53 @@ from edge_runtime.redaction import redact
 log = logging.getLogger("skerry.pool")
 
 _READS: Final = 64
-"""How often a dead worker's socket is read: more often than it can hold so much."""
+"""How often a dead worker's socket is read: enough to empty it."""
 DEATHS: Final = 3
-"""Workers that may have ended when they were to begin a call, until the call is told that it ended them."""
+"""Workers that may die just before they begin a call, until the call is blamed for it."""
 
 
 class Owner(Protocol):
-    """What a link tells the pool. No method may raise: the socket's frames would be left half read."""
+    """What a link tells the pool. No method may raise: frames in the socket would be left half read."""
 
     def freed(self, link: "WorkerLink", job: Job, *, stale: bool, held: bool) -> None:
-        """Note that the worker has done its first job. A `stale` call must be dispatched again, on another release; one
-        that is `held`, once no release is being applied."""
+        """Note that the worker has done its first job. A `stale` call must be dispatched again, on another release; a
+        `held` call, once no release is being applied."""
 
     def requeue(self, link: "WorkerLink", calls: list[Call]) -> None:
         """Take these calls, which waited behind the worker's first job and were taken back; there may be none."""
 
     def lost(self, link: "WorkerLink", running: Call | None, waiting: list[Call], seen: progress_page.Seen) -> None:
-        """Note that the worker's process has ended. It ran one call, which had come as far as `seen` says; others
+        """Note that the worker's process has exited. It ran one call, which had come as far as `seen` says; others
         waited."""
 
 
 def _nothing(*_: object) -> None:
-    """No part of the node listens."""
+    """Do nothing: no part of the node listens."""
 
 
 def _unnamed(_: str, message: str) -> str:
-    """Nobody knows who holds the database."""
+    """Return the message unchanged: who holds the database is unknown."""
     return message
 
 
 @dataclass
 class Hooks:
-    """The parts of the node that handle what a running call asks for, or runs into. None of them may raise."""
+    """Callbacks that handle what a running call asks for or runs into. None of them may raise."""
 
     log: GuestLog
     http: Callable[["WorkerLink", Call, bytes], None] = _nothing
     """Called when the call asks for an HTTP request, with its parcel."""
     damaged: Callable[[str], None] = _nothing
-    """Called with the sha256 of an artifact, when a worker couldn't load its compiled code any more."""
+    """Called with an artifact's sha256 when a worker can no longer load its compiled code."""
     loaded: Callable[[], None] = _nothing
     """Called when a worker has loaded a function because it was called."""
     trapped: Callable[[Call, str, dict[str, Any]], None] = _nothing
-    """Called with each call that trapped; with how the log names it, and its fields."""
+    """Called with each call that trapped, its name in the log, and its fields."""
     named: Callable[[str, str], str] = _unnamed
     """Returns an error's message, by its code and its message, as in `Pool.named`."""
 
     def fault(self, call: Call, outcome: Outcome, fault: frames.Fault) -> Outcome:
-        """Log a call's fault, and have done what it asks for; return the call's outcome."""
+        """Log a call's fault, and call the hooks for it; return the call's outcome."""
         message = redact(self.named(fault.code, fault.message))
         if message != fault.message and isinstance(outcome, Refusal):
             fault = msgspec.structs.replace(fault, message=message)
@@ -89,46 +89,46 @@ class Hooks:
 
 class WorkerLink:
     def __init__(self, child: Child, page: memoryview, owner: Owner, hooks: Hooks) -> None:
-        """`page` is the memory that the front and its workers share."""
+        """`page` is the memory shared by the front and its workers."""
         self.child = child
         self.jobs: deque[Job] = deque()
-        """What the worker has been given, the one that it works on first."""
+        """The worker's jobs, the one that it works on first."""
         self.last = 0
-        """Id of the job that was given last: they are counted, so that those that follow each other differ."""
+        """Id of the last job given: ids are counted up, so that consecutive ones differ."""
         self.replied = 0
-        """Id of the last job that was answered; the worker has read all frames up to it."""
+        """Id of the last job answered; the worker has read all frames up to it."""
         self.longs = 0
         """How many of the jobs aren't short."""
         self.level = -1
-        """Where the placement has the link: by how many jobs, -1 where it may have no other one."""
+        """The link's place in the placement, a number of jobs; -1 if it may get no other job."""
         self.since = time.monotonic()
         """When the first job became the first."""
         self.serials: set[int] = set()
         """The sets of modules that the worker has loaded."""
         self.ordered: set[int] = set()
-        """The sets that it was told to load and to keep: `serials`, and those that it loads after the calls it has."""
+        """The sets that it was told to load and keep: `serials`, and those that it loads after the calls it has."""
         self.loads = 0
-        """Sets that it was told to load and hasn't loaded, with those that it needn't keep any more."""
+        """Sets that it was told to load and hasn't loaded, including those that it needn't keep any more."""
         self.usable = False
-        """The worker was ready and has loaded what it must, and isn't being ended."""
+        """The worker is ready, has loaded its modules, and isn't being killed."""
         self.spare = True
-        """The worker is to take the place of one that is lost, and has no calls before."""
+        """The worker is to replace one that dies, and gets no calls before that."""
         self.rests = False
-        """The worker is given no calls until it is looked at again."""
+        """The worker gets no calls until the next check."""
         self.preloaded: set[str] = set()
-        """Names of the functions that the worker was told to load while it was a spare one."""
+        """Names of the functions that the worker was told to load while it was spare."""
         self.killed = ""
         """Why the front killed the worker; empty while it hasn't."""
         self.ran: ServedFunction | None = None
-        """The function whose call the worker has answered last."""
+        """The function whose call the worker answered last."""
         self._listens = True
-        """What the worker says counts."""
+        """Frames from the worker are heeded."""
         self._spoke = False
-        """The worker has said that it is ready, or why it can't be."""
+        """The worker has reported that it is ready, or why it can't be."""
         self._said = set[int]()
-        """Kinds of frames that have come about the first job, of those that come once."""
+        """Kinds of frames, among those that come once, that have come about the first job."""
         self._asked = False
-        """An HTTP request of the first job is under way."""
+        """An HTTP request of the first job is in progress."""
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
@@ -147,13 +147,13 @@ class WorkerLink:
     # Jobs
 
     def run(self, call: Call, head: bytes) -> None:
-        """Give the worker a call, after the jobs that it has."""
+        """Queue a call in the worker, after the jobs that it has."""
         self._give(call)
         self._claims.offer(call.id)
         self._outgoing.send(call.id, frames.CALL_TIMED if call.timed else frames.CALL, head, call.body)
 
     def order(self, kind: int, body: bytes) -> Order:
-        """Ask something of the worker, after the jobs that it has."""
+        """Queue an order in the worker, after the jobs that it has."""
         order = Order(self._loop.create_future(), kind)
         if self.ended.done():
             order.answer.set_exception(frames.ChildGone("the worker ended"))
@@ -163,8 +163,8 @@ class WorkerLink:
         return order
 
     def take_back(self) -> bool:
-        """Take the calls back that wait behind the first job, which counts as long from here on. Return whether the
-        worker has one of them already: then its answer to the first one is under way."""
+        """Take back the calls that wait behind the first job, which counts as long from here on. Return whether the
+        worker already owns one of them: then its answer to the first job is on the way."""
         jobs = self.jobs
         if jobs[0].short:
             jobs[0].short = False
@@ -177,13 +177,14 @@ class WorkerLink:
         return len(taken) < len(behind)
 
     def end(self, what: str) -> None:
-        """Kill a worker that says or does what no honest one does. Nothing counts that it says from here on."""
+        """Kill a worker that says or does something that no honest worker does. From here on, its frames are
+        ignored."""
         log.error("worker %d: %s: it is killed", self.child.pid, what)
         self._stop_listening()
         self.kill(FOREIGN)
 
     def seen(self) -> progress_page.Seen:
-        """Return how far the worker says that it has come, as far as that can be."""
+        """Return how far the worker says that it has come, limited to what is possible."""
         seen = progress_page.read(self._page, self.child.slot, self.since)
         if seen.state in progress_page.OF_SQL:
             for job in self.jobs:
@@ -196,14 +197,14 @@ class WorkerLink:
         progress_page.set_applying(self._page, self.child.slot, applying)
 
     def kill(self, why: str) -> None:
-        """End the worker; the first reason counts."""
+        """Kill the worker; the first reason counts."""
         self.usable = False
         if not self.killed:
             self.killed = why
             self.child.kill()
 
     def detach(self) -> None:
-        """Read and write no more, as the worker has ended."""
+        """Stop reading and writing: the worker has exited."""
         self.usable = False
         self._stop_listening()
         if not self.ended.done():
@@ -216,12 +217,12 @@ class WorkerLink:
             self._outgoing.close()
 
     def close(self) -> None:
-        """Forget the worker, which ends."""
+        """Close the worker's socket; the worker exits."""
         self.detach()
         self.child.close()
 
     def _give(self, job: Job) -> None:
-        """Make a job the worker's last; its frame must be sent at once."""
+        """Append a job to the worker's jobs; its frame must be sent at once."""
         self.last = job.id = self.last % (progress_page.NONE - 1) + 1
         if not self.jobs:
             self.since = time.monotonic()
@@ -232,7 +233,7 @@ class WorkerLink:
     # What the worker says
 
     def receive(self, request: int, kind: int, head: bytes, body: AnswerBody) -> None:
-        """Handle a frame of the worker."""
+        """Handle a frame from the worker."""
         jobs = self.jobs
         try:
             if request == progress_page.NONE:
@@ -254,7 +255,7 @@ class WorkerLink:
             self.end("it said what can't be handled")
 
     def _about_itself(self, kind: int, body: AnswerBody) -> None:
-        """Handle a frame that is about no job: the worker is ready, or says why it can't be."""
+        """Handle a frame that isn't about a job: the worker is ready, or says why it can't be."""
         if self._spoke or kind not in (frames.READY, frames.FAILED):
             raise FrameUnfit(f"it said a frame of kind {kind} of itself")
         self._spoke = True
@@ -296,7 +297,7 @@ class WorkerLink:
         outcome, fault = worker_socket.outcome(kind, head, body, served.release, served.function.manifest, call.method)
         took = self._next(call)
         now = self.since
-        # First, so that the next call goes out in the same write as the others that come together.
+        # First, so that the next call is sent in the same write as others that arrive together.
         self._owner.freed(self, call, stale=False, held=False)
         served.settle(call, outcome, now, took)
         if fault is not None:
@@ -304,13 +305,13 @@ class WorkerLink:
         call.end(outcome)
 
     def _meanwhile(self, call: Call, kind: int, body: bytes) -> None:
-        """Handle a frame about a call that goes on."""
+        """Handle a frame about a call that is still running."""
         manifest = call.served.function.manifest
         if kind == frames.HTTP:
             if self._asked or manifest.http is None:
                 raise FrameUnfit("it asked for an HTTP request while another is under way, or that isn't granted")
             self._asked = True
-            # The request may take long: the calls behind this one needn't wait for the world.
+            # The request may take long: the calls behind this one needn't wait for it.
             self.take_back()
             self._hooks.http(self, call, body)
             return
@@ -332,7 +333,7 @@ class WorkerLink:
                 call.served.tally.deny(denied, times)
 
     def _lost(self) -> None:
-        """Tell the pool, and whoever has given orders, that the worker's process has ended."""
+        """Tell the pool, and those that await orders, that the worker's process has exited."""
         seen = self.seen()
         jobs, self.jobs, self.longs = list(self.jobs), deque(), 0
         self.detach()
@@ -345,7 +346,7 @@ class WorkerLink:
                     job.answer.set_exception(frames.ChildGone("the worker ended"))
             elif job is jobs[0] and job.id == seen.request:
                 running = job
-                # What it wrote is lost with the worker, but for this copy.
+                # Its output is lost with the worker, except for this copy.
                 self._hooks.log.write(job, progress_page.log(self._page, self.child.slot), cut=True)
             elif job is jobs[0] and self._ended_by(job):
                 running, seen = job, seen._replace(state=progress_page.RUNNING)
@@ -354,10 +355,10 @@ class WorkerLink:
         self._owner.lost(self, running, waiting, seen)
 
     def _ended_by(self, call: Call) -> bool:
-        """Tell whether the worker has ended by its first call, though it says that it hadn't begun it.
+        """Return whether the worker died of its first call, although it says that it hadn't begun it.
 
-        What it was given is known here: a worker that takes a call and says nothing of it has begun it, and so has one
-        that ends again and again where the call would be the next.
+        The front knows what it sent: a worker that claimed a call and reported nothing about it has begun it. The same
+        holds if workers die again and again when the call is next.
         """
         if not self._claims.take(call.id):
             return True
@@ -367,13 +368,13 @@ class WorkerLink:
     # The socket
 
     def send(self, request: int, kind: int, head: bytes, body: Body) -> None:
-        """Send the answer to something that the worker has asked for."""
+        """Send the answer to something that the worker asked for."""
         if kind == frames.HTTP_ANSWER:
             self._asked = False
         self._outgoing.send(request, kind, head, body)
 
     def _gone(self, _: object) -> None:
-        """Handle what a worker whose process has ended still said, which its socket can hold, and then its end."""
+        """Handle the frames that an exited worker left in its socket, and then its exit."""
         if self.ended.done():
             return
         for _try in range(_READS):
@@ -382,7 +383,7 @@ class WorkerLink:
         self._lost()
 
     def _left(self) -> None:
-        """End a worker from which nothing more comes: it ends, or has closed its socket."""
+        """Kill a worker from which nothing more comes: it is exiting, or has closed its socket."""
         self._stop_listening()
         if self.child.lives():
             self.end("it has closed its socket, and lives")
@@ -404,9 +405,9 @@ class WorkerLink:
             return False
         unfit = self._incoming.unfit
         if unfit is not None:
-            # It is given no other call.
+            # It gets no other call.
             self.usable = False
-        # Each answer makes room for another call: all go out in one system call, which wakes the worker once.
+        # Each answer makes room for another call: all are sent in one system call, which wakes the worker once.
         self._outgoing.hold()
         try:
             for request, kind, head, body in came:
@@ -421,11 +422,12 @@ class WorkerLink:
         return True
 
     def _is_heard(self) -> bool:
-        """Asked where a frame may have changed it: mypy, and so compiled code, takes it that a call changes nothing."""
+        """Return whether the worker is heard; for use where a frame may have changed it: mypy, and so compiled code,
+        assumes that a call changes nothing."""
         return self._listens
 
 
 def _may(call: Call, state: int) -> bool:
-    """Tell whether a call may be in a state of `progress_page.OF_SQL`, by its function's grant."""
+    """Return whether a call may be in a state of `progress_page.OF_SQL`, according to its function's grant."""
     grant = call.served.function.manifest.sql
     return grant == "write" or (grant == "read" and state not in (progress_page.COMMITTING, progress_page.SENT))

@@ -1,12 +1,12 @@
 """A worker's socket on the front's side: frames out, frames in, and what a worker may say in them.
 
-A guest may have its worker in its hands, so a frame is a claim of whoever wrote it. Its kind, its lengths and its
-fields are checked here and nowhere else; when a frame may come is for `worker_link`, and what the shared page says is
-checked by `progress_page.read`. A worker that says anything else is ended.
+A guest may have taken over its worker, so a frame is only a claim. Its kind, its lengths and its fields are checked
+here and nowhere else; `worker_link` checks when a frame may come, and `progress_page.read` what the shared page says. A
+worker that says anything else is killed.
 
-Small frames come out of one buffer, a large one in pieces that aren't copied: a body of megabytes in one block would be
-asked of the system, page by page, and given back with each call, which holds the loop up for longer than the rest of
-the call takes.
+Small frames come out of one buffer, a large one in pieces that aren't copied: a block for a body of megabytes would be
+allocated by the system, page by page, and freed again with each call, which blocks the event loop for longer than the
+rest of the call takes.
 """
 
 import asyncio
@@ -26,21 +26,21 @@ from edge_runtime.ipc import answer_head, call_times, frames
 from edge_runtime.ipc.call_times import CallTimes
 
 _SMALL: Final = 65_536
-"""Bytes of a body from which on it isn't copied."""
+"""Bytes from which a body isn't copied."""
 _PIECES_AT_ONCE: Final = 16
-"""Pieces of what waits to be sent that one system call is given."""
+"""Waiting pieces that are passed to one system call."""
 BUFFER: Final = 256 * 1024
 """Bytes of the buffer, and of each piece of a larger frame."""
 STATUSES: Final = 600
 """HTTP statuses are below this number."""
 LONGEST: Final = 128 << 20
-"""Bytes that no frame has: more than an answer or a function's HTTP request can have."""
+"""Bytes that no frame reaches: more than an answer or a function's HTTP request can have."""
 AT_ONCE: Final = 512
-"""Frames that can't come together: those of all jobs that a worker may have are fewer."""
+"""A number of frames that can't arrive together: all jobs that a worker may have send fewer."""
 MEANWHILE: Final = frozenset(
     (frames.LOG, frames.HTTP, frames.DENIED, frames.NEWLY_LOADED, frames.DAMAGED, frames.TIMES)
 )
-"""Kinds of frames about a call that goes on; all but HTTP come once of a call."""
+"""Kinds of frames about a running call; all but HTTP come once per call."""
 BODILESS: Final = (204, 205, 304)
 """Statuses of answers without a body."""
 _MOST: Final = {
@@ -58,7 +58,7 @@ _MOST: Final = {
     frames.DAMAGED: 0,
     frames.NEWLY_LOADED: 0,
 }
-"""Bytes of a frame that is no guest's answer, by its kind. It has no head."""
+"""Most bytes of a frame that isn't a guest's answer, by kind. It has no head."""
 _ORDERS: Final = {
     frames.RELEASE: (frames.LOADED,),
     frames.FORGET: (frames.DONE,),
@@ -69,7 +69,7 @@ _ORDERS: Final = {
 _T = TypeVar("_T")
 
 DeniedKind = Literal["sql", "sql_statement", "sql_closed", "http_host"]
-"""What a worker may deny a call: these are a metric's labels, and there must be no others."""
+"""What a worker may deny a call: these are a metric's labels, and no others may appear."""
 
 _decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
 _decode_denied: Final = msgspec.json.Decoder(dict[DeniedKind, Annotated[int, Meta(ge=1, le=2**32)]]).decode
@@ -77,7 +77,7 @@ _decode_loaded: Final = msgspec.json.Decoder(frames.Loaded).decode
 
 
 class FrameUnfit(ValueError):
-    """No honest worker sends this."""
+    """A frame that no honest worker sends."""
 
 
 class IncomingFrame(NamedTuple):
@@ -85,31 +85,32 @@ class IncomingFrame(NamedTuple):
     kind: int
     head: bytes
     body: AnswerBody
-    """In pieces if it is large and a guest's answer."""
+    """In pieces if it is a large answer of a guest."""
 
 
 class IncomingFrames:
-    """What comes from a worker's socket: frames that are whole. Nothing here waits."""
+    """The whole frames that come from a worker's socket. Nothing here waits."""
 
     def __init__(self) -> None:
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
         self._have = 0
-        """Bytes in the buffer that belong to no whole frame yet."""
+        """Bytes in the buffer that don't form a whole frame yet."""
         self._pieces: list[memoryview] = []
-        """What has come of a frame that is larger than the buffer, its header included. The last may have room."""
+        """The part received of a frame that is larger than the buffer, including its header. The last piece may have
+        room."""
         self._room = memoryview(b"")
         """The part of the last piece that is still empty."""
         self._missing = 0
         """Bytes of that frame that have yet to come."""
         self.unfit: FrameUnfit | None = None
-        """What came behind the frames that were received last, if no honest worker sends it; nothing is read then."""
+        """What follows the last received frames, if no honest worker sends it; nothing more is read then."""
 
     def receive(self, sock: socket.socket) -> list[IncomingFrame] | None:
-        """Read once, and return the frames that are whole now; None if the other side has closed. They count also where
-        what comes behind them is `unfit`: they may end other functions' calls.
+        """Read once, and return the frames that are whole now; None if the other side has closed. They count even if
+        what follows them is `unfit`: they may end other functions' calls.
 
-        Raises: BlockingIOError, when nothing has come; other OSErrors of the socket.
+        Raises: BlockingIOError, if nothing has come; other OSErrors of the socket.
         """
         if self._missing:
             got = sock.recv_into(self._room)
@@ -121,7 +122,7 @@ class IncomingFrames:
         return self._whole()
 
     def _whole(self) -> list[IncomingFrame]:
-        """Take the whole frames out of the buffer, and keep the rest."""
+        """Remove the whole frames from the buffer, and keep the rest."""
         data, view, have, at = self._buffer, self._view, self._have, 0
         found: list[IncomingFrame] = []
         while have - at >= frames.HEADER_BYTES:
@@ -149,14 +150,14 @@ class IncomingFrames:
         return found
 
     def _begin(self, start: memoryview, size: int) -> list[IncomingFrame]:
-        """Note that `start` has come of a frame that is larger than the buffer."""
+        """Begin to receive a frame that is larger than the buffer; `start` has come."""
         piece = memoryview(bytearray(BUFFER))
         piece[: len(start)] = start
         self._pieces, self._room, self._missing, self._have = [piece], piece, size, 0
         return self._more(len(start))
 
     def _more(self, got: int) -> list[IncomingFrame]:
-        """Note that so much more of the large frame has come, in the room for it."""
+        """Note that this much more of the large frame has arrived in its room."""
         self._missing -= got
         self._room = self._room[got:]
         if self._missing:
@@ -168,13 +169,13 @@ class IncomingFrames:
         _, request, kind, head = frames.HEADER.unpack_from(first)
         split = frames.HEADER_BYTES + head
         pieces = [first[split:], *rest]
-        # An answer goes on in its pieces; other large frames are rare.
+        # An answer is passed on in its pieces; other large frames are rare.
         body = pieces if kind >= frames.FIRST_STATUS else b"".join(pieces)
         return [IncomingFrame(request, kind, bytes(first[frames.HEADER_BYTES : split]), body)]
 
 
 class OutgoingFrames:
-    """What goes to a worker's socket: frames, now or as the worker reads them. Nothing here waits."""
+    """The frames that go to a worker's socket, at once or as the worker reads. Nothing here waits."""
 
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         self._sock = sock
@@ -182,11 +183,11 @@ class OutgoingFrames:
         self._fileno = sock.fileno()
         self._waiting: deque[memoryview] = deque()
         self._held: list[bytes] | None = None
-        """Frames that go out together, while those that came together are handled."""
+        """Frames to be sent together, while frames that came together are handled."""
         self._closed = False
 
     def send(self, request: int, kind: int, head: bytes, body: bytes | list[bytes | bytearray]) -> None:
-        """Send a frame. Nothing is sent to a worker that has ended, or is about to."""
+        """Send a frame. Nothing is sent to a worker that has exited or is about to."""
         if self._closed:
             return
         size = len(body) if isinstance(body, bytes) else sum(map(len, body))
@@ -197,7 +198,7 @@ class OutgoingFrames:
             if held is not None:
                 held.append(frame)
                 return
-            # As `_write`: this is the way of each call.
+            # Like `_write`, but inlined: every call passes here.
             if not waiting:
                 try:
                     sent = self._sock.send(frame)
@@ -218,11 +219,11 @@ class OutgoingFrames:
         self._loop.add_writer(self._fileno, self._writable)
 
     def hold(self) -> None:
-        """Keep what is sent from now on, to be sent in one system call, which wakes the worker once."""
+        """Hold back frames from now on, to send them in one system call, which wakes the worker once."""
         self._held = []
 
     def let_go(self) -> None:
-        """Send what is held."""
+        """Send the frames that were held back."""
         held, self._held = self._held, None
         if held and not self._closed:
             self._write(b"".join(held))
@@ -267,7 +268,7 @@ class OutgoingFrames:
 
 
 def may_come(length: int, kind: int, head: int) -> bool:
-    """Tell by the header of a frame whether an honest worker may send it, before more of it is read."""
+    """Return, by a frame's header, whether an honest worker may send it, before more of it is read."""
     if frames.FIRST_STATUS <= kind < STATUSES:
         return head <= length <= LONGEST
     return not head and length <= _MOST.get(kind, -1)
@@ -284,7 +285,7 @@ def check_order(order: int, kind: int, body: bytes) -> None:
 def outcome(
     kind: int, head: bytes, body: AnswerBody, release: int, manifest: Manifest, method: str
 ) -> tuple[Outcome, frames.Fault | None]:
-    """Return the outcome that a worker's last frame about a call stands for, and the fault where it is one.
+    """Return the outcome that a worker's last frame about a call means, and the fault if it is one.
 
     `release` is the number of the call's release, `manifest` its function's, `method` its request's. Raises:
     FrameUnfit.
@@ -301,7 +302,7 @@ def outcome(
             raise FrameUnfit(str(error)) from None
         if size > manifest.response_limit or (size and kind in BODILESS):
             raise FrameUnfit(f"it answered a body of {size} bytes with the status {kind}")
-        # Where there is a body, its length is written by who sends it.
+        # If there is a body, whoever sends it writes its length.
         if told != answer_head.NO_LENGTH and (size or method != "HEAD" or kind in BODILESS):
             raise FrameUnfit(f"it answered {method} with a Content-Length of its own and a body of {size} bytes")
         return Answer(kind, head, body, release), None
@@ -314,7 +315,7 @@ def outcome(
 
 
 def denials(body: bytes) -> dict[DeniedKind, int]:
-    """Return how often a call was denied what its manifest doesn't grant, by kind. Raises: FrameUnfit."""
+    """Return how often a call was denied something that its manifest doesn't grant, by kind. Raises: FrameUnfit."""
     return _decoded(_decode_denied, body)
 
 
