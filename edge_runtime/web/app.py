@@ -45,34 +45,34 @@ class EdgeApp:
         metrics: Callable[[], bytes],
         callers: Callers | None = None,
     ) -> None:
-        """`status` makes the document of /_skerry/status, `metrics` the text of /_skerry/metrics."""
+        """`status` returns the document of /_skerry/status, `metrics` the text of /_skerry/metrics."""
         self._callers = callers
         self._body_limit = settings.body_limit
         self._pool = pool
         self.submit = pool.submit
-        """Takes each call. `skerry-edge dev` replaces it by a function that watches the call and calls this one."""
+        """Takes each call. `skerry-edge dev` replaces it with a function that watches the call and calls this one."""
         self.tracer: CallTracer | None = None
-        """Makes the spans of calls, where traces are sent."""
+        """Makes the spans of calls, if traces are sent."""
         self._release: LocalRelease | None = None
         """The release whose routes are in the table."""
         self._table = Table({})
         self._wanting: frozenset[str] = frozenset()
-        """Its functions that get the headers `parser.TRACE`."""
+        """Functions of that release that get the headers `parser.TRACE`."""
         self._rules: dict[str, PageRule] = {}
-        """What functions of that release let web pages of other origins do, where it is anything."""
+        """By function of that release: what it lets web pages of other origins do, if anything."""
         self._pages: dict[bytes, tuple[bytes, Callable[[], bytes]]] = {
-            # For process supervisors, which have no token: the page says only that the front runs.
+            # For process supervisors, which have no token: the page says only that the front is running.
             HEALTH: (b"text/plain; charset=utf-8", lambda: b"ok\n"),
             b"/_skerry/status": (b"application/json", lambda: orjson.dumps(status(), option=orjson.OPT_INDENT_2)),
             b"/_skerry/metrics": (b"text/plain; version=0.0.4; charset=utf-8", metrics),
         }
         self.token = settings.token.encode() if settings.token else None
-        """The node's token, where it has one."""
+        """The node's token, if it has one."""
         own = settings.listen.rpartition(":")[0]
         self._hosts = frozenset(name.lower().encode() for name in (*_LOOPBACK, own, *settings.hosts))
 
     def resolve(self, method: str, path: bytes, host: bytes | None) -> Match | Refusal:
-        """Return the function that a request is for, or why there is none. `host` is as in `Exchange`."""
+        """Return the function that a request is for, or why no function fits. `host` is as in `Exchange`."""
         if path.startswith(FUNCTIONS):
             end = path.find(b"/", len(FUNCTIONS))
             script, rest = (path, b"") if end < 0 else (path[:end], path[end:])
@@ -91,7 +91,7 @@ class EdgeApp:
 
     def admit(self, exchange: Exchange, certificate: bytes | None = None) -> Refusal | None:
         """Return why a request whose head has come is refused; None if it isn't. `certificate` is the sha256 of the
-        client's, empty where it has shown none, None where it comes in plain HTTP."""
+        client's, empty if it has presented none, None in plain HTTP."""
         path = exchange.path
         if self._pool.release is not self._release:
             self._follow(self._pool.release)
@@ -108,7 +108,7 @@ class EdgeApp:
                 return refused("method_unknown", text, allow="GET, HEAD")
             return None if path == HEALTH else self._stranger(exchange, certificate, page=True)
         stranger = self._stranger(exchange, certificate)
-        # A host that isn't the node's own may be the one of a route: then it is for this route alone.
+        # A host that isn't the node's own may be a route's: then the request is for this route alone.
         if stranger is not None and not (stranger.code == "host_refused" and self._table.names(exchange.host or b"")):
             return stranger
         match = self.resolve(exchange.method, path, exchange.host)
@@ -165,19 +165,19 @@ class EdgeApp:
         self.submit(call)
 
     def _traced(self, exchange: Exchange, function: str, headers: Headers) -> Headers:
-        """Return a call's headers without those that are other ones for each call; or, if the function's manifest asks
-        for them, with the id that the call has."""
+        """Return a call's headers without those that differ for each call; or, if the function's manifest asks for
+        them, with the call's id."""
         if function not in self._wanting:
             return [header for header in headers if header[0] not in TRACE]
         return [(REQUEST_ID, exchange.request_id), *(header for header in headers if header[0] != REQUEST_ID)]
 
     def leave(self, exchange: Exchange) -> None:
-        """Note that the client of a running request has gone."""
+        """Note that the client of a running request has disconnected."""
         if exchange.call is not None:
             self._pool.leave(exchange.call)
 
     def _follow(self, release: LocalRelease | None) -> None:
-        """Go by the routes, and by what pages of other origins may do, of a release that is served now."""
+        """Use the routes, and the rules for pages of other origins, of a release that is served now."""
         self._release = release
         functions = release.functions if release is not None else []
         self._table = Table({f.name: f.manifest.route for f in functions if f.manifest.route is not None})
@@ -185,10 +185,10 @@ class EdgeApp:
         self._rules = site_policy.rules({f.name: f.manifest for f in functions})
 
     def _of_page(self, exchange: Exchange, scheme: bytes) -> Refusal | None:
-        """Judge a request for which a web page may have asked the browser: return why it is refused, if it is.
+        """Check a request that a web page may have had the browser send; return why it is refused, if it is.
 
-        Of one that isn't, `cors` is set, and of a preflight `target`, the header lines of its answer. It comes before
-        the question who asks: a preflight brings no token.
+        If it isn't refused, set `cors`, and for a preflight `target`: the header lines of its answer. This comes before
+        the caller is identified: a preflight has no token.
         """
         origin, own = exchange.origin, scheme + (exchange.host or b"")
         if not site_policy.foreign(exchange.site, origin, own) or exchange.path == HEALTH:
@@ -230,7 +230,7 @@ class EdgeApp:
         connection.answer(200, b"content-type: %b\r\n" % kind, body)
 
     def _counted(self, caller: Caller, function: str, connection: HttpConnection) -> Callable[[Outcome], None]:
-        """Return what ends a caller's call: it is counted, and answered."""
+        """Return a callback that ends a caller's call: it counts the call and answers it."""
 
         def done(outcome: Outcome) -> None:
             known = function if function in self._pool.functions else ""
@@ -240,21 +240,21 @@ class EdgeApp:
         return done
 
     def _stranger(self, exchange: Exchange, certificate: bytes | None, *, page: bool = False) -> Refusal | None:
-        """Return why the client may not ask anything, or not for one of the node's own pages; None if it may."""
+        """Return why the client may send no requests at all, or none for the node's own pages; None if it may."""
         if self._callers is not None:
             if page and self.token is not None and hmac.compare_digest(_bearer(exchange), self.token):
                 return None
             refusal = self._callers.admit(exchange, certificate or b"", _bearer(exchange), page=page)
             if refusal is not None or exchange.auth_type != CERTIFICATE:
                 return refusal
-            # A browser shows its certificate for the pages of other sites, too.
+            # A browser presents its certificate for other sites' pages, too.
         elif self.token is not None:
             if not hmac.compare_digest(_bearer(exchange), self.token):
                 text = "This node asks for its token: send `Authorization: Bearer TOKEN`."
                 return refused("token_needed", text)
             exchange.auth_type = BEARER
             return None
-        # Otherwise other sites' pages could call functions in a visitor's name, by a DNS name for this address.
+        # Otherwise other sites' pages could call functions as the visitor, through a DNS name for this address.
         if not self._own(exchange.host or b""):
             text = (
                 f"The Host header is {_shown(exchange.host)}; it must be localhost, 127.0.0.1, one of "
@@ -264,7 +264,7 @@ class EdgeApp:
         return None
 
     def _own(self, host: bytes) -> bool:
-        """Tell whether a host, with or without a port, is one of the node's."""
+        """Return whether a host, with or without a port, is one of the node's."""
         host = host.lower()
         return host in self._hosts or host.rpartition(b":")[0] in self._hosts
 
@@ -274,13 +274,13 @@ def _shown(host: bytes | None) -> str:
 
 
 def _bearer(exchange: Exchange) -> bytes:
-    """Return the token that a request brings; empty if it brings none."""
+    """Return a request's token; empty if it has none."""
     scheme, _, token = (exchange.authorization or b"").partition(b" ")
     return token.strip(b" ") if scheme.lower() == b"bearer" else b""
 
 
 def join_trace(tracer: CallTracer | None, exchange: Exchange, call: Call) -> None:
-    """Give a call its place in its caller's trace, or in one of its own; `tracer` is None where no traces are sent."""
+    """Give a call its place in its caller's trace, or in a new one; `tracer` is None if no traces are sent."""
     drawn = tracer is not None and tracer.draw()
     if not drawn and not exchange.traced:
         return

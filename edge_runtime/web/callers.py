@@ -1,6 +1,6 @@
-"""The callers that a node knows: who asks, what each may call, and how often.
+"""The callers that a node knows: who they are, what each may call, and how often.
 
-The file is read at the start, and again when it has changed; a file that can't be used leaves the callers as they were.
+The file is read at startup, and again when it has changed; an unusable file leaves the callers as they were.
 """
 
 import hmac
@@ -22,10 +22,10 @@ log = logging.getLogger("skerry.front")
 
 BEARER: Final = "Bearer"
 CERTIFICATE: Final = "Certificate"
-"""How a caller has shown who it is: AUTH_TYPE in a function's environment."""
+"""How a caller was identified: AUTH_TYPE in a function's environment."""
 
 Counts = dict[tuple[str, str], int]
-"""Calls by function and outcome; no function where it isn't one of the release's."""
+"""Calls by function and outcome; the function is empty if the release doesn't have it."""
 
 
 class Caller:
@@ -34,12 +34,12 @@ class Caller:
     __slots__ = ("bucket", "counts", "entry")
 
     def __init__(self, entry: CallerEntry, before: "Caller | None") -> None:
-        """`before` is the caller of that name until now."""
+        """`before` is the previous caller of that name."""
         self.entry = entry
         self.counts: Counts = before.counts if before is not None else {}
         self.bucket: TokenBucket | None
         if before is not None and (before.entry.rate, before.entry.burst) == (entry.rate, entry.burst):
-            # A change of the file doesn't fill what was used.
+            # A change of the file doesn't refill the rate limit.
             self.bucket = before.bucket
         else:
             self.bucket = TokenBucket(entry.burst, entry.rate) if entry.rate else None
@@ -54,7 +54,7 @@ class Caller:
         self.counts[key] = self.counts.get(key, 0) + 1
 
     def too_often(self, now: float) -> Refusal | None:
-        """Count a call against the rate; return why it is refused, or None."""
+        """Count a call against the rate limit; return why it is refused, or None."""
         if self.bucket is None or self.bucket.take(1, now):
             return None
         wait = math.ceil(self.bucket.wait(1, now)) or 1
@@ -80,7 +80,7 @@ class Caller:
 
 
 class _InForce(NamedTuple):
-    """The callers of one reading, found by what they show."""
+    """The callers from one reading of the file, found by their tokens and certificates."""
 
     by_name: dict[str, Caller]
     by_token: dict[bytes, Caller]
@@ -92,9 +92,9 @@ class Callers:
         """`certificates`: whether clients are asked for theirs."""
         self.path = path
         self.error = ""
-        """Why the file can't be used as it is now, if so."""
+        """Why the file can't be used as it is now; empty if it can."""
         self.unknown = 0
-        """Requests that came from none of the callers."""
+        """Requests that came from no known caller."""
         self._certificates = certificates
         self._stamp: tuple[int, ...] | None = None
         self._in_force = _InForce({}, {}, {})
@@ -108,8 +108,8 @@ class Callers:
         self._take(self._read())
 
     def look(self, *, anew: bool = False) -> None:
-        """Read the file again if it has changed or couldn't be used, or `anew`. May be called in a thread of its
-        own."""
+        """Read the file again if it has changed, couldn't be used, or `anew` is true. May be called in a separate
+        thread."""
         seen = files.stamp(self.path)
         if seen == self._stamp and not anew and not self.error:
             return
@@ -126,9 +126,9 @@ class Callers:
         log.info("callers: %s was read again and has %d", self.path, len(entries))
 
     def admit(self, exchange: Exchange, certificate: bytes, token: bytes, *, page: bool) -> Refusal | None:
-        """Find whose a request is, and count it; return why it is refused, or None.
+        """Find a request's caller, and count the request; return why it is refused, or None.
 
-        `certificate` is the sha256 of the client's, `token` what the request brings; both may be empty. `page`: it is
+        `certificate` is the sha256 of the client's, `token` the request's; both may be empty. `page`: the request is
         for one of the node's own pages.
         """
         caller, exchange.auth_type = self.of_certificate(certificate), CERTIFICATE
@@ -142,16 +142,16 @@ class Callers:
         return caller.no_pages() if page else caller.too_often(clock.monotonic())
 
     def of_token(self, token: bytes) -> Caller | None:
-        """Return the caller whose token this is."""
+        """Return the caller with this token."""
         if not token:
             return None
-        # How long the search takes depends on the digest, from which nobody learns anything of the token.
+        # How long the search takes depends on the digest, which reveals nothing about the token.
         digest = callers_file.token_digest(token)
         caller = self._in_force.by_token.get(digest)
         return caller if caller and any(hmac.compare_digest(digest, one) for one in caller.entry.tokens) else None
 
     def of_certificate(self, digest: bytes) -> Caller | None:
-        """Return the caller whose certificate has this sha256; none for an empty one."""
+        """Return the caller whose certificate has this sha256; None for an empty one."""
         return self._in_force.by_certificate.get(digest)
 
     def status(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Callers:
     def _take(self, entries: list[CallerEntry]) -> None:
         before = self._in_force.by_name
         callers = [Caller(entry, before.get(entry.name)) for entry in entries]
-        # In one step: the loop's thread looks callers up meanwhile.
+        # In one step: the event loop's thread looks up callers meanwhile.
         self._in_force = _InForce(
             {caller.name: caller for caller in callers},
             {digest: caller for caller in callers for digest in caller.entry.tokens},

@@ -1,6 +1,6 @@
-"""The file that names a node's callers: what an entry may have, and the texts that are put into it. Pure.
+"""The file that names a node's callers: what an entry may contain, and how entries are added and removed. Pure.
 
-The file is TOML with a table for each caller, `[[caller]]`. It has digests of tokens, and no token.
+The file is TOML with a table for each caller, `[[caller]]`. It has digests of tokens, but no tokens.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ SIZE_LIMIT: Final = 256 * 1024
 MOST: Final = 1000
 """Callers that the file may have."""
 MOST_RATE: Final = 1_000_000
-"""Calls a second, the most that a rate or a burst can be."""
+"""The highest rate (calls a second) and the largest burst (calls)."""
 ALL: Final = "all"
-"""What `functions` is for a caller that may call every function."""
+"""The value of `functions` for a caller that may call every function."""
 FIELDS: Final = ("name", "token_sha256", "certificate_sha256", "functions", "rate", "burst", "pages")
 
 _AT: Final = re.compile(r"at (line \d+, column \d+|end of document)")
@@ -27,17 +27,17 @@ _HEADER: Final = re.compile(r"^[ \t]*\[\[[ \t]*caller[ \t]*\]\]", re.MULTILINE)
 
 
 class CallerEntry(NamedTuple):
-    """A caller as the file has it."""
+    """A caller as written in the file."""
 
     name: str
     tokens: tuple[bytes, ...]
-    """sha256 of each token that is the caller's: two while one takes the other's place."""
+    """sha256 of each of the caller's tokens: two while one replaces the other."""
     certificates: tuple[bytes, ...]
-    """sha256 of each certificate, in DER, that is the caller's."""
+    """sha256 of each of the caller's certificates, in DER."""
     functions: frozenset[str] | None
     """The functions that it may call; None for all."""
     rate: float
-    """Calls a second; 0 where they aren't bounded."""
+    """Calls a second; 0 for no limit."""
     burst: int
     """Calls that it may make at once after a pause."""
     pages: bool
@@ -45,12 +45,12 @@ class CallerEntry(NamedTuple):
 
 
 def token_digest(token: bytes) -> bytes:
-    """Return what the file has of a token, as bytes."""
+    """Return the digest of a token that the file holds, as bytes."""
     return hashlib.sha256(token).digest()
 
 
 def parse(text: bytes, where: str) -> list[CallerEntry]:
-    """Return the callers in a file's content. Raises: FileUnfit, when it isn't as it must be."""
+    """Return the callers in a file's content. Raises: FileUnfit, if it is invalid."""
     try:
         document = tomllib.loads(text.decode())
     except UnicodeDecodeError:
@@ -128,7 +128,7 @@ def _digests(table: dict[str, Any], field: str, at: str) -> tuple[bytes, ...]:
 
 
 def added(text: str, entry: CallerEntry) -> str:
-    """Return the file's text with an entry more, at its end."""
+    """Return the file's text with one more entry, at its end."""
     before = text if not text or text.endswith("\n") else text + "\n"
     lines = ["[[caller]]", f'name = "{entry.name}"']
     for field, digests in (("token_sha256", entry.tokens), ("certificate_sha256", entry.certificates)):
@@ -143,7 +143,7 @@ def added(text: str, entry: CallerEntry) -> str:
 
 
 def without(text: str, number: int) -> str:
-    """Return the file's text without the entry `number`, which is counted from 0: from its header to the next one."""
+    """Return the file's text without entry `number` (counted from 0): from its header to the next one."""
     starts = [match.start() for match in _HEADER.finditer(text)]
     if number >= len(starts):
         return text

@@ -1,6 +1,6 @@
-"""One connection of the local HTTP. Its requests are answered one after the other, each in one write.
+"""One connection of the local HTTP. Its requests are answered in turn, each in one write.
 
-What a connection may cost in time and memory is bounded, whatever its client sends or doesn't read.
+What a connection may cost in time and memory is limited, whatever its client sends or doesn't read.
 """
 
 import asyncio
@@ -25,26 +25,25 @@ CROWD: Final = 8
 """Requests that may wait for their turn while more is read from the connection."""
 NEVER: Final = float("inf")
 
-# How long is waited for what, in seconds. Not `Final`, whose value is built into what is compiled: tests wait for less,
-# or for longer.
+# Timeouts in seconds. Not `Final`, whose value is built into compiled modules: tests change them.
 HEAD_WAIT = 10.0
-"""Seconds that a request's head may take to come, the first one counted from the connection's begin."""
+"""Seconds that a request's head may take to arrive; the first one counts from the connection's start."""
 KEEP_ALIVE = 75.0
 """Seconds that a connection may be idle between two requests."""
 UNREAD_WAIT = 30.0
-"""Seconds within which a client must read some of an answer that waits for it."""
+"""Seconds within which a client must read part of an answer that waits for it."""
 IDLE = 1.0
-"""Seconds without a request after which a connection may be ended because others need its place."""
+"""Seconds without a request after which a connection may be closed because others need its place."""
 MOVE_WAIT = 0.5
-"""Seconds without a request after which a connection is ended because the node stops. The client of a newer one may be
-about to send a request, whose answer then tells it to go on with another connection."""
+"""Seconds without a request after which a stopping node closes a connection. A client that was active more recently may
+be about to send a request, whose answer then tells it to use another connection."""
 FIRST_WAIT = 2.0
-"""The same where none has come yet: the client is about to send one, maybe after its TLS handshake."""
+"""The same if no request has come yet: the client is about to send one, maybe after its TLS handshake."""
 LINGER = 2.0
-"""Seconds that a connection, after its last answer, takes what the client still sends: closed at once it would be
-reset, and the client might not see the answer."""
+"""Seconds for which a connection, after its last answer, accepts what the client still sends: closing it at once would
+reset it, and the client might not see the answer."""
 
-# What an answer begins with.
+# The start of an answer.
 BODILESS: Final = (204, 304)
 """Statuses of answers without a body and without Content-Length."""
 LAST: Final = (400, 401, 408, 413, 431)
@@ -65,14 +64,14 @@ class RequestHandler(Protocol):
         client's, empty where it has shown none, None where it comes in plain HTTP."""
 
     def run(self, exchange: Exchange, connection: "HttpConnection") -> None:
-        """Answer a whole request whose turn it is: once, now or later, by `done` or `answer`."""
+        """Answer a whole request whose turn it is: once, now or later, through `done` or `answer`."""
 
     def leave(self, exchange: Exchange) -> None:
         """Note that the client of a running request has gone."""
 
 
 class Shared:
-    """What all connections of the server share: limits, counts, and who they are."""
+    """What all connections of the server share: limits, counts, and the set of connections."""
 
     def __init__(self, app: RequestHandler, settings: EdgeSettings) -> None:
         self.app = app
@@ -81,17 +80,17 @@ class Shared:
         self.live: set[HttpConnection] = set()
         """All open connections."""
         self.removed: Callable[[], None] = lambda: None
-        """Called when a connection has ended."""
+        """Called when a connection has closed."""
         self.unread = UnreadAnswers(settings.answer_memory)
         self.allocator = Allocator()
         self.date = b""
         """The Date header line."""
         self.stopping = False
         self.empty = asyncio.Event()
-        """Set when the server is stopping and has no more connections."""
+        """Set when the server is stopping and has no connections left."""
 
     def stop(self) -> None:
-        """End the connections that have no request, nor get one soon, and let the others end after theirs."""
+        """Close the connections that have no request and don't get one soon, and the others after their requests."""
         self.stopping = True
         for connection in list(self.live):
             connection.stop()
@@ -99,7 +98,7 @@ class Shared:
             self.empty.set()
 
     def remove(self, connection: "HttpConnection") -> None:
-        """Note that a connection has ended."""
+        """Note that a connection has closed."""
         self.live.discard(connection)
         self.unread.note(connection, 0)
         self.removed()
@@ -107,7 +106,7 @@ class Shared:
             self.empty.set()
 
     def end_idle(self, count: int, now: float) -> int:
-        """End up to `count` connections that have been idle for a second, the longest idle first; return how many."""
+        """Close up to `count` connections that have been idle for a second, the longest idle first; return how many."""
         idle = sorted((c for c in self.live if c.idle(now) >= IDLE), key=lambda c: c.deadline)[:count]
         for connection in idle:
             connection.abort()
@@ -115,8 +114,8 @@ class Shared:
 
 
 def head_of_refusal(refusal: Refusal, request_id: bytes, release: int) -> tuple[bytes, bytes]:
-    """Return the header lines and the body that tell a client of a refusal; `release` is the number of the release that
-    the request was for, 0 where it was for none."""
+    """Return the header lines and the body of a refusal; `release` is the number of the release that the request was
+    for, 0 for none."""
     status = refusal.status
     title, call = title_of(refusal.code), request_id.decode()
     body = msgspec.json.encode(wire.Problem(refusal.code, title, status, refusal.message, call=call))
@@ -137,7 +136,7 @@ class HttpConnection(asyncio.Protocol):
         self._shared = shared
         self._app = shared.app
         self.name = ""
-        """Name of the function whose answer is unread, or was the last to be."""
+        """Name of the function whose answer is, or was last, unread."""
         self._answered = ""
         """Name of the function whose answer was written last."""
         self._requests = Requests(shared.memory, shared.app.admit)
@@ -146,25 +145,25 @@ class HttpConnection(asyncio.Protocol):
         self.client = ""
         """The client's address."""
         self.via = PLAIN
-        """How its requests come to the node; the caller is not known here."""
+        """How its requests come to the node; the caller isn't known here."""
         self.deadline = clock.monotonic() + HEAD_WAIT
-        """By when what the connection waits for must have come (`clock.monotonic`)."""
+        """The deadline for what the connection is waiting for (`clock.monotonic`)."""
         self._running = False
-        """The first of the requests is running."""
+        """The first request is running."""
         self._held = False
         """Reading from the client is paused."""
         self._unread = False
         """The client hasn't read all of an answer yet."""
         self._paused = False
-        """The transport has something that it couldn't send yet."""
+        """The transport has data that it couldn't send yet."""
         self._rest: deque[memoryview] = deque()
-        """Pieces of the answer that the transport doesn't have yet."""
+        """Pieces of the answer that the transport hasn't got yet."""
         self._last: Exchange | None = None
-        """The request whose answer ends the connection, while `_rest` isn't written."""
+        """The request whose answer ends the connection, while `_rest` isn't fully written."""
         self._ended = False
-        """The client has closed its side: it sends no more."""
+        """The client has closed its side: it sends nothing more."""
         self._over = False
-        """The last answer is written, or nobody is left to read one."""
+        """The last answer is written, or there is nobody left to read one."""
 
     # The transport calls these
 
@@ -172,7 +171,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
         self.client = peer[0] if peer else ""
-        # What the system doesn't take at once counts as unread.
+        # What the system doesn't accept at once counts as unread.
         self._transport.set_write_buffer_limits(0)
         self._shared.live.add(self)
 
@@ -198,7 +197,7 @@ class HttpConnection(asyncio.Protocol):
         if exchanges and not exchanges[-1].whole:
             self._requests.drop(exchanges.pop())
         if self._running:
-            # Whether the client still reads can't be seen: it gets an answer, but others may come first.
+            # There is no telling whether the client still reads: it gets an answer, but others may come first.
             self._app.leave(exchanges[0])
         return bool(exchanges or self._rest) and not self._over
 
@@ -226,7 +225,7 @@ class HttpConnection(asyncio.Protocol):
             self._note_read()
 
     def _note_unread(self) -> None:
-        """Read nothing more from the client until it has read the rest of the answer."""
+        """Stop reading from the client until it has read the rest of the answer."""
         if not self._unread:
             self._unread = True
             self.name = self._answered
@@ -235,17 +234,17 @@ class HttpConnection(asyncio.Protocol):
         self._shared.unread.note(self, self._left())
 
     def _note_read(self) -> None:
-        """Go on with the next request: all of the answer has gone out."""
+        """Go on with the next request: the answer has been sent completely."""
         self._unread = False
         self._shared.unread.note(self, 0)
         self.deadline = clock.monotonic() + (LINGER if self._over else KEEP_ALIVE)
         self._advance()
 
     def _left(self) -> int:
-        """Return how many bytes of the answer haven't gone out."""
+        """Return how many bytes of the answer haven't been sent."""
         return self._transport.get_write_buffer_size() + sum(map(len, self._rest))
 
-    # Asked where calls may change the answer: mypy, and so compiled code, takes it that they change no attribute.
+    # For use where calls may change the answer: mypy, and so compiled code, assumes that they change no attribute.
 
     def _is_over(self) -> bool:
         return self._over
@@ -256,7 +255,7 @@ class HttpConnection(asyncio.Protocol):
     # The server calls these
 
     def late(self, now: float) -> None:
-        """Act on the deadline, which has passed."""
+        """Handle a deadline that has passed."""
         if self._unread:
             left = self._left()
             if 0 < left < self._shared.unread.of_connection.get(self, 0):
@@ -270,14 +269,15 @@ class HttpConnection(asyncio.Protocol):
         self.abort()
 
     def idle(self, now: float) -> float:
-        """Return for how many seconds at least the connection has been idle; 0 if it has a request, or part of one."""
+        """Return the least number of seconds that the connection has been idle; 0 if it has a request or part of
+        one."""
         if self._exchanges or self._requests.heading or self._unread or self._over:
             return 0.0
         left = self.deadline - now
         return (HEAD_WAIT if left <= HEAD_WAIT else KEEP_ALIVE) - left
 
     def stop(self) -> None:
-        """End the connection once it has had no request for a moment; with the answer to one it ends, too."""
+        """Close the connection once it has had no request for a moment, or with its next answer."""
         if self._exchanges or self._rest or self._over:
             return
         now = clock.monotonic()
@@ -289,7 +289,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """End the connection at once."""
+        """Close the connection at once."""
         self._over = True
         self._drop_rest()
         self._shared.unread.note(self, 0)
@@ -332,7 +332,8 @@ class HttpConnection(asyncio.Protocol):
             self._transport.write(CONTINUE)
 
     def _crowded(self) -> bool:
-        """Tell whether so many requests wait that more may stay in the socket. (Then a closed client isn't noticed.)"""
+        """Return whether so many requests wait that more may stay in the socket. (A client that closes then goes
+        unnoticed.)"""
         return len(self._exchanges) > CROWD or (len(self._exchanges) > 1 and not self._exchanges[-1].whole)
 
     def _hold(self) -> None:
@@ -357,7 +358,7 @@ class HttpConnection(asyncio.Protocol):
     def answer(self, status: int, head: bytes, body: AnswerBody, *, last: bool = False) -> None:
         """Write the answer to the request whose turn it is; with `last`, nothing more is read after it.
 
-        `head` consists of whole header lines; none is about the connection, nor about the length if there is a body.
+        `head` consists of whole header lines; none is about the connection, or about the length if there is a body.
         """
         exchanges, shared, transport = self._exchanges, self._shared, self._transport
         exchange = exchanges.popleft()
@@ -371,7 +372,7 @@ class HttpConnection(asyncio.Protocol):
         keep = exchange.keep and exchange.whole and not (last or shared.stopping or (self._ended and not exchanges))
         without = exchange.method == "HEAD"
         size = len(body) if isinstance(body, bytes) else sum(map(len, body))
-        # Only the function can know the length that a GET's answer would have, so a HEAD's has none of ours.
+        # Only the function can know the length of a GET's answer, so the node adds no length to a HEAD's.
         length = b"" if status in BODILESS or (without and not body) else b"content-length: %d\r\n" % size
         end = b"\r\n" if keep and not exchange.old else KEEPS if keep else CLOSES
         self._answered = exchange.name
@@ -401,10 +402,11 @@ class HttpConnection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._advance)
 
     def _write_more(self, start: bytes = b"") -> None:
-        """Write the next piece of the answer; the others when others have had the loop, and the client has read."""
+        """Write the next piece of the answer; the rest follow after other work has had the event loop and the client
+        has read."""
         rest = self._rest
         if self._paused or not rest:
-            # The transport will tell when it has sent what it has; or the answer was given up.
+            # The transport will say when it has sent its data; or the answer was given up.
             return
         self._transport.writelines((start, rest.popleft()) if start else (rest.popleft(),))
         if rest:
@@ -430,7 +432,7 @@ class HttpConnection(asyncio.Protocol):
         self._last = None
 
     def _close(self, last: Exchange) -> None:
-        """Note that the last answer is written, and end the connection once the client has it."""
+        """Note that the last answer is written, and close the connection once the client has it."""
         self._over = True
         behind = self._held or bool(self._exchanges)
         self._forget()

@@ -1,5 +1,5 @@
-"""What all connections together may hold in memory: bodies of requests, and answers that clients leave unread; and what
-the process keeps of that once it is free."""
+"""What all connections together may hold in memory (request bodies, and answers that clients leave unread), and how
+much of it the process keeps once it is free."""
 
 import logging
 from typing import Final, Protocol
@@ -9,9 +9,9 @@ from edge_runtime import clock, process_memory
 LARGEST: Final = 1024 * 1024
 """Bytes up to which freed blocks are kept. Bodies come in smaller pieces."""
 TRIM_AFTER: Final = 16 * 1024 * 1024
-"""Bytes of bodies that have passed, after which free memory is returned to the system."""
+"""Bytes of bodies that must have passed before free memory is returned to the system."""
 LOOKS: Final = 30
-"""Looks after which it is returned even if bodies go on passing."""
+"""Checks after which it is returned even if bodies keep passing."""
 TOLD: Final = 10.0
 """Seconds between two log lines about answers that are given up."""
 
@@ -19,7 +19,7 @@ log = logging.getLogger("skerry.front")
 
 
 class BodyMemory:
-    """Counts the memory of all request bodies together, and knows the limits for all and for one."""
+    """Counts the memory of all request bodies together, and has the limits for all and for one."""
 
     def __init__(self, limit: int, body_limit: int) -> None:
         self.limit = limit
@@ -37,25 +37,25 @@ class SlowConnection(Protocol):
 
 
 class UnreadAnswers:
-    """How much of their answers clients leave unread, and whose answer is given up when that is too much."""
+    """How much of their answers clients leave unread, and which answer is given up when that is too much."""
 
     def __init__(self, limit: int) -> None:
-        """`limit` is how many bytes may be unread. One function's answers may be half of that, so that others'
-        aren't given up for them."""
+        """`limit` is how many bytes may be unread. One function's answers may take half of that, so that those of
+        others aren't given up for them."""
         self.bytes = 0
-        """Of all connections together."""
+        """Unread bytes of all connections together."""
         self.of_function: dict[str, int] = {}
         self.of_connection: dict[SlowConnection, int] = {}
         """The longest unread answer comes first."""
         self.given_up = 0
-        """Answers given up since the start."""
+        """Answers given up since startup."""
         self._limit = limit
         self._told = float("-inf")
-        """When the log last told of an answer that was given up."""
+        """When the log last reported an answer that was given up."""
 
     def note(self, connection: SlowConnection, count: int) -> None:
-        """Note how many bytes of a connection's answer are unread. If they are too many for one function, or all
-        together, the connections with the longest unread answers are ended."""
+        """Note how many bytes of a connection's answer are unread. If one function, or all together, exceed the limit,
+        close the connections with the longest unread answers."""
         name, more = connection.name, count - self.of_connection.get(connection, 0)
         self.bytes += more
         of = self.of_function.get(name, 0) + more
@@ -86,7 +86,7 @@ class UnreadAnswers:
 
 
 class Allocator:
-    """The process's allocator: memory of bodies is used again while bodies pass, and returned to the system after.
+    """The process's allocator: memory of bodies is reused while bodies pass, and returned to the system afterwards.
 
     glibc keeps a freed block if one that is in use lies behind it: hundreds of MB after a crowd of clients.
     """
@@ -95,17 +95,17 @@ class Allocator:
         self.passed = 0
         """Bytes of request bodies and large answers that have passed since memory was last returned."""
         self._before = 0
-        """Of them, those that had passed at the last look."""
+        """The part of them that had passed at the last check."""
         self._looks = 0
-        """Looks since memory was to be returned, while bodies passed."""
+        """Checks since memory was due to be returned, while bodies passed."""
 
     def keep(self) -> None:
-        """Have the allocator keep free memory from here on, until `look` returns it."""
+        """Have the allocator keep free memory from now on, until `look` returns it."""
         process_memory.keep_freed(LARGEST)
 
     def look(self, *, held: bool) -> None:
-        """Return free memory, if bodies have passed and no more do. To be called once a second; `held` tells whether
-        bodies are in memory, which will leave room as well."""
+        """Return free memory to the system if bodies have passed and no more do. Call it once a second; `held` says
+        whether bodies are in memory, which will be freed as well."""
         if self.passed < TRIM_AFTER:
             return
         self._looks += 1

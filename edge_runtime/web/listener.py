@@ -1,7 +1,7 @@
-"""Accepts connections up to a limit, so that file descriptors are left for everything else that the front does.
+"""Accepts connections up to a limit, so that file descriptors remain for everything else that the front does.
 
-The event loop's own server wouldn't do: if the system refuses it a connection (too many open files, no memory for a
-socket), it closes, and the node couldn't be reached any more.
+The event loop's own server isn't enough: if the system refuses it a connection (too many open files, no memory for a
+socket), it closes, and the node can't be reached any more.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ log = logging.getLogger("skerry.front")
 BACKLOG: Final = 2048
 """Connections that the kernel keeps until they are accepted."""
 AT_ONCE: Final = 64
-"""Connections that are accepted before other work gets the loop."""
+"""Connections that are accepted before other work gets the event loop."""
 SECURE_AT_ONCE: Final = 4
-"""The same where each costs a TLS handshake."""
+"""The same if each costs a TLS handshake."""
 PAUSE: Final = 0.1
 """Seconds until the next attempt, after the system has refused a connection."""
 QUIET: Final = 10.0
 """Seconds without trouble after which the log says that it is over."""
 GONE: Final = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH)
-"""Errors of accept that concern one connection: the next one may be well."""
+"""Errors of accept that concern one connection: the next one may be fine."""
 
 
 class Listener:
-    """Accepts connections while it is open, all in the loop's thread."""
+    """Accepts connections while it is open, all in the event loop's thread."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Listener:
         limit: int,
         at_once: int = AT_ONCE,
     ) -> None:
-        """`room` returns how many more connections there may be. Once that was 0, `freed` must be called when there is
+        """`room` returns how many more connections there may be. After it has returned 0, call `freed` when there is
         room again. `limit` is for the log, `at_once` as `AT_ONCE`."""
         self._at_once = at_once
         self._socket = sock
@@ -53,13 +53,13 @@ class Listener:
         self._open = False
         self._timer: clock.SetTimer | None = None
         self._trouble = ""
-        """Why connections wait, as the log last said it; empty while none waits."""
+        """Why connections wait, as last logged; empty while none waits."""
         self._trouble_at = 0.0
         """When connections last had to wait."""
 
     @property
     def coming(self) -> int:
-        """Connections that were accepted, and don't have their protocol yet."""
+        """Accepted connections that don't have their protocol yet."""
         return len(self._tasks)
 
     def open(self) -> None:
@@ -69,7 +69,7 @@ class Listener:
         self._resume()
 
     def close(self) -> None:
-        """Accept no more connections. The system refuses clients then, unless another process has the socket, too: then
+        """Stop accepting connections. The system then refuses clients, unless another process has the socket too: then
         they wait for that one."""
         self._open = False
         self._pause()
@@ -78,7 +78,7 @@ class Listener:
         self._socket.close()
 
     async def settled(self) -> None:
-        """Wait until each connection that was accepted has its protocol."""
+        """Wait until each accepted connection has its protocol."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -88,7 +88,7 @@ class Listener:
             self._resume()
 
     def look(self, now: float) -> None:
-        """Log that trouble is over, if so; to be called once a second."""
+        """Log when trouble is over. Call it once a second."""
         if self._trouble and now - self._trouble_at > QUIET:
             log.info("no connection waits to be accepted any more")
             self._trouble = ""
@@ -131,13 +131,13 @@ class Listener:
         try:
             await self._loop.connect_accepted_socket(self._protocol, sock)
         except OSError as error:
-            # The client has gone already.
+            # The client has already disconnected.
             log.debug("a connection ended before it began: %s", error)
             sock.close()
             self.freed()
 
     def _say(self, why: str) -> None:
-        """Log why connections wait, once for each time that it begins."""
+        """Log why connections wait, once each time that it begins."""
         self._trouble_at = clock.monotonic()
         if why != self._trouble:
             self._trouble = why

@@ -1,7 +1,7 @@
-"""The socket in the state directory at which a node tells the commands of `skerry-edge` about itself.
+"""The socket in the state directory through which a node tells `skerry-edge` commands about itself.
 
-Anyone who may read the state directory may ask: no token, no address and no certificate is needed, and no other node
-can answer. A question is a line with the name of a document, the answer is that document as JSON, until the end.
+Any user with access to the state directory may ask: no token, address or certificate is needed, and no other node can
+answer. A question is one line with a document's name; the answer is that document as JSON, up to the end of the stream.
 """
 
 import asyncio
@@ -26,24 +26,25 @@ log = logging.getLogger("skerry.front")
 
 
 class NodeAbsent(Exception):
-    """No node runs on the state directory; the message says so."""
+    """No node is running on the state directory; the message says so."""
 
 
 class NodeSilent(Exception):
-    """A process has the state directory and doesn't answer; the message says which, and what to do."""
+    """A process holds the state directory but doesn't answer; the message says which one, and what to do."""
 
 
 class NodeSocket:
     def __init__(self, state: Path, documents: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
         self._state = state
         self.documents = dict(documents)
-        """What can be asked for, by name."""
+        """The available documents, by name."""
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        """Answer from now on. The state directory must be locked: a file there was left by an earlier run.
+        """Answer from now on. The state directory must be locked: a socket file found there is left over from an
+        earlier run.
 
-        A node that can't open it serves all the same, and says so in its log.
+        A node that can't open it serves anyway, and logs the reason.
         """
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -58,7 +59,7 @@ class NodeSocket:
             log.warning("`skerry-edge status` can't ask this node: %s can't be made: %s", self._state / FILE, error)
 
     def close(self) -> None:
-        """Answer no longer."""
+        """Stop answering."""
         if self._server is not None:
             self._server.close()
             with contextlib.suppress(OSError):
@@ -72,7 +73,7 @@ class NodeSocket:
                     writer.write(orjson.dumps(document(), default=str))
                     await writer.drain()
         except (TimeoutError, ConnectionError, ValueError):
-            # The command that asked has gone, or asks for nothing.
+            # The command has disconnected or asked for nothing.
             pass
         except Exception:
             log.exception("a command couldn't be told about this node")
@@ -83,7 +84,7 @@ class NodeSocket:
 def ask(state: Path, name: str) -> dict[str, Any]:
     """Return a document of the node that runs on the state directory.
 
-    Raises: NodeAbsent, when none runs; NodeSilent, when one has the directory and doesn't answer.
+    Raises: NodeAbsent, if none is running; NodeSilent, if one holds the directory but doesn't answer.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking, _short_path(state) as path:
@@ -108,7 +109,7 @@ def ask(state: Path, name: str) -> dict[str, Any]:
 
 
 def _holder(state: Path) -> str | None:
-    """Return the process that has the state directory, as its lock says; None if none does."""
+    """Return the process that holds the state directory's lock; None if none does."""
     try:
         with (state / "lock").open("rb") as lock:
             try:
@@ -122,7 +123,8 @@ def _holder(state: Path) -> str | None:
 
 @contextlib.contextmanager
 def _short_path(state: Path) -> Iterator[str]:
-    """Give the socket's path by a descriptor of its folder: an address has 107 bytes at most, a path may have more."""
+    """Yield the socket's path through a descriptor of its folder: an address has at most 107 bytes, a path may have
+    more."""
     folder = os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{FILE}"

@@ -1,7 +1,7 @@
-"""Reads requests from a connection's bytes, by httptools, with bounds on what each may cost before it is run. No I/O.
+"""Reads requests from a connection's bytes with httptools, and limits what each may cost before it runs. No I/O.
 
-What httptools lets through although HTTP doesn't allow it is refused here: a proxy in front of the node must not see
-other requests in the same bytes (request smuggling).
+Input that httptools accepts although HTTP doesn't allow it is refused here: a proxy in front of the node must not see
+different requests in the same bytes (request smuggling).
 """
 
 import itertools
@@ -30,7 +30,7 @@ HEADERS: Final = 100
 PIPELINED: Final = 32
 """Requests that a connection may send before the first of them is answered."""
 PIECE: Final = 64 * 1024
-"""Bytes up to which small pieces of a body are put together."""
+"""Bytes up to which small pieces of a body are joined."""
 
 REQUEST_ID: Final = b"x-request-id"
 TRACE: Final = frozenset((REQUEST_ID, b"traceparent"))
@@ -38,7 +38,7 @@ TRACE: Final = frozenset((REQUEST_ID, b"traceparent"))
 same head, byte for byte, share what a worker has made of it."""
 
 _CLIENTS_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-"""What a client's own request id may look like."""
+"""The form that a client's own request id may have."""
 _ID_PREFIX: Final = secrets.token_hex(4).encode()
 _numbers: Final = itertools.count(1)
 _MATTER: Final = TRACE.union(
@@ -60,7 +60,7 @@ def _invalid(why: str) -> Refusal:
 
 
 def new_request_id() -> bytes:
-    """Return an id that this process hasn't made before, and most likely no other process: `6f2a1b3c-17`."""
+    """Return an id that this process hasn't made before, and most likely no other process has: `6f2a1b3c-17`."""
     return b"%b-%d" % (_ID_PREFIX, next(_numbers))
 
 
@@ -68,7 +68,7 @@ Pieces = list[bytes | bytearray]
 
 
 class Exchange:
-    """A request on its connection, as far as it has come."""
+    """A request on its connection, as far as it has been received."""
 
     __slots__ = (
         "auth_type", "authorization", "awaited", "call", "caller", "cors", "expects", "headers", "host", "keep",
@@ -81,23 +81,23 @@ class Exchange:
         self.path = path
         """The path in ASCII, percent-encoded."""
         self.query = query
-        """The query as it came, without the question mark."""
+        """The query as received, without the question mark."""
         self.headers = headers
         """The headers in their order, names in lower case."""
         self.host: bytes | None = None
         self.authorization: bytes | None = None
         self.origin: bytes | None = None
-        """The Origin header: the origin of the web page that asks, if one does."""
+        """The Origin header: the origin of the web page that sends the request, if one does."""
         self.site: bytes | None = None
-        """The header Sec-Fetch-Site: how the web page that has a browser ask relates to the URL."""
+        """The header Sec-Fetch-Site: how the web page that had the browser send the request relates to the URL."""
         self.request_id = b""
         """The client's id for the request, or ours; empty until it is needed."""
         self.traced = False
-        """It has one of the headers `TRACE`."""
+        """The request has one of the headers `TRACE`."""
         self.cors = b""
         """Header lines that the answer gets for web pages of other origins."""
         self.length = 0
-        """Bytes of the body, if the head says it, else 0."""
+        """Bytes of the body, if the head gives them, else 0."""
         self.expects = False
         """The client waits for `100 Continue` before it sends the body."""
         self.keep = True
@@ -105,42 +105,44 @@ class Exchange:
         self.old = False
         """The request is in HTTP/1.0."""
         self.refusal: Refusal | None = None
-        """The answer, if it is known before the request is run; the body isn't kept then."""
+        """The answer, if it is known before the request runs; the body isn't kept then."""
         self.pieces: Pieces = []
         """The body."""
         self.size = 0
-        """Bytes of the body that have come and are kept."""
+        """Bytes of the body that have been received and are kept."""
         self.whole = False
         self.awaited = False
-        """Whether the rest of the body is waited for: all requests before this one are answered."""
+        """Whether the rest of the body is being waited for: all requests before this one are answered."""
         self.name = ""
-        """Name of the function that is asked for; empty for the node's own pages."""
+        """Name of the requested function; empty for the node's own pages."""
         self.release = 0
-        """Number of the release that was served when it came; 0 for the node's own pages, and before there is one."""
+        """Number of the release that was served when it arrived; 0 for the node's own pages, and before the first
+        release."""
         self.target: Any = None
         self.call: Any = None
         self.caller: Any = None
         self.auth_type = ""
-        """`target`, `call`, `caller` and `auth_type` are the application's."""
+        """`target`, `call`, `caller` and `auth_type` belong to the application."""
 
 
 class Requests:
     """The requests of one connection: `feed` puts them into `exchanges`, from which the connection takes them."""
 
-    # mypyc has to be told.
+    # mypyc needs this.
     __deletable__ = ("_parser",)
 
     def __init__(self, memory: BodyMemory, admit: Callable[[Exchange, bytes | None], Refusal | None]) -> None:
-        """`admit` is called when a request's head has come, with `certificate`, and returns why it is refused, or
+        """`admit` is called with `certificate` when a request's head has come, and returns why it is refused, or
         None."""
         self.certificate: bytes | None = None
-        """sha256 of the certificate that the client has shown; empty if it has shown none, None in plain HTTP."""
+        """sha256 of the certificate that the client has presented; empty if it has presented none, None in plain
+        HTTP."""
         self.exchanges: deque[Exchange] = deque()
         """The requests in their order; the last may be incomplete."""
         self.heading = False
-        """A head has begun to come, and isn't complete yet."""
+        """A head has begun to arrive, and isn't complete yet."""
         self.broken: Refusal | None = None
-        """Why the bytes that came last can't be read, if so; nothing more is read then."""
+        """Why the last bytes can't be read, if they can't; nothing more is read then."""
         self._memory = memory
         self._admit = admit
         self._parser = HttpRequestParser(self)
@@ -153,7 +155,7 @@ class Requests:
         self._before = 0
         """Bytes of the piece in which the last request ended: some of them may belong to the next one."""
         self._again = b""
-        """A head that asked for another protocol, with that request taken out."""
+        """A head that asked for another protocol, with that request removed."""
 
     def feed(self, data: bytes) -> None:
         """Read what the connection has received."""
@@ -175,16 +177,16 @@ class Requests:
             self._check_size()
 
     def drop(self, exchange: Exchange) -> None:
-        """Forget a request's body."""
+        """Discard a request's body."""
         self._memory.held -= exchange.size
         exchange.size = 0
         exchange.pieces = []
 
     def close(self) -> None:
-        """End the reading, and let the parser go."""
-        del self._parser  # The parser and this object know each other.
+        """Stop reading, and release the parser."""
+        del self._parser  # The parser and this object refer to each other.
 
-    # What the parser says
+    # Called by the parser
 
     def on_url(self, url: bytes) -> None:
         if self.heading:
@@ -193,7 +195,7 @@ class Requests:
             self.heading, self._url, self._headers = True, url, []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.heading:  # A trailer, which comes behind a body in chunks, is dropped.
+        if self.heading:  # A trailer, which follows a chunked body, is dropped.
             self._headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
@@ -288,18 +290,19 @@ class Requests:
         if b"#" in url:
             self._break(_invalid("its path has a #"))
         if chunked:
-            # The function gets the body without chunks: this header would have it look for them.
+            # The function gets the body without chunks: this header would make it expect them.
             exchange.headers = [header for header in headers if header[0] != b"transfer-encoding"]
         if not url.startswith(b"/"):
             self._read_absolute(exchange, url)
         return exchange
 
     def _read_absolute(self, exchange: Exchange, url: bytes) -> None:
-        """Read a target as for a proxy, `GET http://HOST/PATH`: its host counts, not the header's. `*` is no page."""
+        """Read a target in the form for proxies, `GET http://HOST/PATH`: its host counts, not the header's. `*` is no
+        page."""
         if url == b"*":
             return
         why = _invalid("its line has no path and no http URL")
-        # What isn't there is None, which httptools' own types don't say.
+        # Missing parts are None, which httptools' type hints don't say.
         parts: Any
         try:
             parts = parse_url(url)
@@ -313,10 +316,10 @@ class Requests:
         exchange.path, exchange.query = parts.path or b"/", parts.query or b""
 
     def _without_upgrade(self) -> bytes:
-        """Return the head that asks for another protocol (Upgrade), with that request taken out.
+        """Return a head that asks for another protocol (Upgrade), with that request removed.
 
-        The node speaks HTTP/1.1 alone, so it answers as if the client hadn't asked. The parser would take the body for
-        the other protocol's bytes.
+        The node speaks only HTTP/1.1, so it answers as if the client hadn't asked. The parser would take the body for
+        the other protocol's data.
         """
         method = self._parser.get_method()
         if method == b"CONNECT":
@@ -326,14 +329,14 @@ class Requests:
         return b"\r\n".join([line, *kept, b"", b""])
 
     def _fail(self, error: HttpParserError) -> None:
-        """End the parsing over an error of the parser; raise it if this program made the mistake."""
+        """Stop parsing after an error of the parser; raise the error if it is a bug in this program."""
         if self.broken is None:
             self.broken = _invalid(str(error).rstrip("."))
             if isinstance(error, HttpParserCallbackError):
                 raise error
 
     def _break(self, why: Refusal) -> NoReturn:
-        """End the parsing, from within a callback of the parser."""
+        """Stop parsing, from within a callback of the parser."""
         self.broken = self.broken or why
         raise _Broken
 
@@ -341,13 +344,13 @@ class Requests:
         return len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
 
     def _check_size(self) -> None:
-        """Refuse what came since the last whole request, if it is too much for what it says."""
+        """Refuse the bytes since the last whole request, if they are too many for what they say."""
         if self.heading:
-            # At most one piece that the loop read comes before the head's end.
+            # At most one piece that the event loop read comes before the head's end.
             self.broken = self.broken or _TOO_LARGE
         elif self.exchanges:
             exchange = self.exchanges[-1]
-            # Chunks have their lengths between them, but may not have extensions and trailers without end.
+            # Chunks have their lengths between them, but may not have endless extensions and trailers.
             if not exchange.whole and exchange.refusal is None and self._received > 2 * HEAD_BYTES + 16 * exchange.size:
                 self.broken = self.broken or _invalid("its body is mostly lengths, extensions or trailers")
 
@@ -357,4 +360,4 @@ def too_large(limit: int) -> Refusal:
 
 
 class _Broken(Exception):
-    """Raised in a callback to end the parsing; the parser turns it into an error of its own."""
+    """Raised in a callback to stop parsing; the parser turns it into an error of its own."""

@@ -1,10 +1,10 @@
-"""Finds the function for a path that isn't below /functions, by the routes of the release's manifests. Pure.
+"""Finds the function for a path that isn't below /functions, using the routes of the release's manifests. Pure.
 
 Segments are compared decoded. At the first segment where two routes differ, a literal wins over a parameter, and a
 parameter over the rest of the path. Only routes that take the method count; HEAD is served by a route for GET.
 
-Before the path the host decides: a route for the request's very host wins over one for the names below another, the
-nearest first, and that over one for every host.
+The host decides before the path: a route for exactly the request's host wins over one for a wildcard host, the closest
+wildcard first, and that over one for every host.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,25 +16,25 @@ from msgspec import Struct
 from control.protocol.manifest import Route
 
 _NO_METHOD: Final = ""
-"""Key of the function that takes every method."""
+"""Key of the function that accepts every method."""
 _HOST_LENGTH: Final = 253
 """Characters of the longest host that a route can have."""
 
 
 class Match(NamedTuple):
-    """A function for a path, and how the path splits."""
+    """A function for a path, and how the path is split."""
 
     function: str
     route: str
     """The path of the manifest's route."""
     script: str
-    """The request's path up to the first parameter, as the route has it: no slash at its end."""
+    """The request's path up to the first parameter, as the route has it: no slash at the end."""
     path: str
-    """The rest of the path as it came: empty, or beginning with a slash."""
+    """The rest of the path as received: empty, or beginning with a slash."""
     params: list[tuple[str, str]]
     """The parameters' names and values; a value's bytes, percent-decoded, are in the string as latin-1."""
     host: str = ""
-    """That of the route's hosts by which the request came, as the manifest has it; empty where it is for every host."""
+    """The route's host that the request matched, as written in the manifest; empty if the route is for every host."""
 
 
 class _Leaf(Struct):
@@ -53,18 +53,18 @@ class _Node(Struct):
     here: dict[str, _Leaf]
     """The routes that end here, by method."""
     rest: dict[str, _Leaf]
-    """The routes whose rest of the path begins here, by method."""
+    """The routes whose parameter for the rest of the path begins here, by method."""
 
 
 class Table:
     """The routes of one release."""
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
-        """`routes` are by function. No two of one host and shape share a method: control has made sure of it."""
+        """`routes` are by function. No two of one host and shape share a method: control ensures that."""
         self._root = _node()
         """The routes that are for every host."""
         self._hosts: dict[bytes, _Node] = {}
-        """Those that are for certain hosts, by each of these as the manifest has it."""
+        """The routes for certain hosts, by host as written in the manifest."""
         for function, route in routes.items():
             for host in route.hosts:
                 _add(self._hosts.setdefault(host.encode(), _node()), function, route, host)
@@ -77,13 +77,13 @@ class Table:
         return bool(self._hosts)
 
     def names(self, host: bytes) -> bool:
-        """Tell whether a route is for this host, of a Host header, and not for every one."""
+        """Return whether some route is for this host (from a Host header), not just for every host."""
         return self.by_host and any(True for _ in self._of(host))
 
     def match(self, method: str, path: str, host: bytes = b"") -> Match | list[str]:
-        """Return the function for a path as it came (from its first slash on, percent-encoded), and the Host header.
+        """Return the function for a path as received (from its first slash on, percent-encoded) and a Host header.
 
-        If no route takes the method, return the methods that the path's routes take: none if no route has the path.
+        If no route accepts the method, return the methods that the path's routes accept: none if no route has the path.
         """
         segments = path.split("/")[1:]
         decoded = [unquote_to_bytes(s) if "%" in s else s.encode("latin-1") for s in segments]
@@ -99,7 +99,7 @@ class Table:
         return sorted(allowed)
 
     def _of(self, host: bytes) -> Iterator[_Node]:
-        """Yield the routes for certain hosts that are for this one, the nearest first."""
+        """Yield the host-specific routes for this host, the closest match first."""
         name = host.lower().partition(b":")[0].removesuffix(b".")
         if len(name) > _HOST_LENGTH:
             return

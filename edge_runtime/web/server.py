@@ -1,4 +1,4 @@
-"""The local HTTP server: takes its address, bounds its connections, and ends them at the stop."""
+"""The local HTTP server: binds its address, limits its connections, and closes them when it stops."""
 
 import asyncio
 import contextlib
@@ -21,15 +21,16 @@ from edge_runtime.web.tls_stream import TlsStream
 from edge_runtime.web.token_file import TokenFile
 
 KEPT: Final = 64
-"""File descriptors that are kept for the front itself, besides those for its workers."""
+"""File descriptors that are reserved for the front itself, in addition to those for its workers."""
 KEPT_PER_WORKER: Final = 4
-"""Descriptors for each worker: its socket, pidfd, its function's HTTP request, and a worker started in its place."""
+"""Descriptors for each worker: its socket, pidfd, its function's HTTP request, and a worker started as its
+replacement."""
 FEWEST: Final = 16
-"""Connections that a node must be able to have at least."""
+"""The least number of connections that a node must be able to have."""
 SECURE_MOST: Final = 4096
-"""Connections over TLS that there may be at most: each has some 50 KB of buffers in OpenSSL."""
+"""The most connections over TLS: each has about 50 KB of buffers in OpenSSL."""
 SWEEP: Final = 1.0
-"""Seconds between two looks at which connections are past their deadline."""
+"""Seconds between two checks for connections past their deadline."""
 
 log = logging.getLogger("skerry.front")
 
@@ -52,14 +53,14 @@ class EdgeServer:
         self._socket: socket.socket | None = None
         self._stopping = asyncio.Event()
         self.look_now = asyncio.Event()
-        """Set it to have the files of callers, of TLS and of the token read again at once."""
+        """Set it to reload the callers, TLS and token files at once."""
         self.limit = 0
-        """Connections that there may be at once; known after `bind`."""
+        """The most connections at once; known after `bind`."""
         self._listener: Listener | None = None
         self._made_room_at = 0.0
 
     def bind(self, handed: socket.socket | None = None) -> int:
-        """Take the address, by the socket that is handed over if one is; return its port. Raises: EdgeSettingsError;
+        """Bind the address, or use the socket that was handed over; return the port. Raises: EdgeSettingsError;
         FileUnfit."""
         if self._callers is not None:
             self._callers.start()
@@ -81,7 +82,7 @@ class EdgeServer:
         return int(self._socket.getsockname()[1])
 
     def _bound(self) -> socket.socket:
-        """Return a socket with the address of the settings. Raises: EdgeSettingsError."""
+        """Return a socket bound to the address in the settings. Raises: EdgeSettingsError."""
         host, port = self._settings.address
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -98,7 +99,7 @@ class EdgeServer:
         return made
 
     async def run_until_stopped(self) -> None:
-        """Serve until `stop`, then let connections end for `stop_limit` seconds. `close` cuts off what is left."""
+        """Serve until `stop`, then give connections `stop_limit` seconds to finish. `close` cuts off the rest."""
         assert self._socket is not None  # noqa: S101
         shared = self.shared
         shared.allocator.keep()
@@ -123,7 +124,7 @@ class EdgeServer:
                 looking.cancel()
 
     def stop(self) -> None:
-        """Have `run_until_stopped` come to its end."""
+        """Make `run_until_stopped` finish."""
         self._stopping.set()
 
     def close(self) -> None:
@@ -134,7 +135,7 @@ class EdgeServer:
             self._socket.close()
 
     def _room(self) -> int:
-        """Return how many more connections there may be; if there are none left, end idle ones."""
+        """Return how many more connections there may be; if none, close idle ones."""
         assert self._listener is not None  # noqa: S101
         left = self.limit - len(self.shared.live) - self._listener.coming
         now = clock.monotonic()
@@ -143,7 +144,7 @@ class EdgeServer:
             ended = self.shared.end_idle(self.limit // 4, now)
             if ended:
                 log.warning("there are %d connections, the most that there may be: idle ones are ended", self.limit)
-            # Some of the ended ones are gone from `live` already; the others soon will be.
+            # Some of the closed ones have already left `live`; the others soon will.
             left = self.limit - len(self.shared.live) - self._listener.coming
         return left
 
@@ -153,7 +154,7 @@ class EdgeServer:
         return TlsStream(HttpConnection(self.shared), self._tls)
 
     async def _look(self) -> None:
-        """Read files again that have changed, once a second, and all of them at once after `look_now`."""
+        """Reload changed files once a second, and all of them at once after `look_now`."""
         parts = [part for part in (self._callers, self._tls, self._token_file) if part is not None]
         while True:
             with contextlib.suppress(TimeoutError):
@@ -167,7 +168,7 @@ class EdgeServer:
                 try:
                     await asyncio.to_thread(part.look, anew=anew)
                 except Exception:
-                    # Whatever the machine is short of: calls go on with what was read before.
+                    # Whatever the machine is short of, calls go on with what was read before.
                     log.exception("the files of callers, of TLS and of the token can't be looked at")
 
     async def _sweep(self) -> None:
@@ -180,7 +181,7 @@ class EdgeServer:
                 self._listener.look(now)
             pause = pauses.notice(due, now)
             if pause:
-                # Nothing that clients sent or read was seen in that time.
+                # What clients sent or read in that time went unseen.
                 for connection in self.shared.live:
                     connection.deadline += pause
             for connection in [c for c in self.shared.live if c.deadline < now]:

@@ -1,9 +1,9 @@
-"""Which requests that web pages of other origins have a browser send are taken, and what the browser is told. Pure.
+"""Which requests from web pages of other origins are accepted, and what the browser is told. Pure.
 
-Whoever opens a page of any site has a browser that can reach this node, and pages can have it send requests there: an
-image, a link, a form, `fetch`. The browser says so itself, in headers that no page can set: `Sec-Fetch-Site`, how the
-page relates to the URL, and `Origin`, which page it is, with CORS and with methods other than GET and HEAD. Programs
-that are no browsers send neither, and this module says nothing about them.
+A user's browser can reach this node, and any page that the user opens can have the browser send requests here: an
+image, a link, a form, `fetch`. The browser marks such requests with headers that no page can set: `Sec-Fetch-Site`, how
+the page relates to the URL; and `Origin`, the page's origin, with CORS and with methods other than GET and HEAD.
+Programs other than browsers send neither, and this module doesn't concern them.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from typing import Final, NamedTuple
 from control.protocol.manifest import Manifest
 
 UNASKED: Final = (b"same-origin", b"none")
-"""Values of Sec-Fetch-Site for requests that no other origin had sent; `none`: a person did, by the address bar."""
+"""Values of Sec-Fetch-Site for requests that no other origin caused; `none`: a person did, in the address bar."""
 _READING: Final = ("GET", "HEAD")
 _SHOWN: Final = 100
-"""Bytes of a header that a message shows."""
+"""Bytes of a header that are shown in a message."""
 _FOR_EVERY: Final = b"access-control-allow-origin: *\r\n"
 _VARY: Final = b"vary: origin\r\n"
 _VARY_PREFLIGHT: Final = b"vary: origin, access-control-request-method, access-control-request-headers\r\n"
 _OURS: Final = (b"access-control-allow-origin:", b"access-control-allow-credentials:")
-"""Lines of a function's answer that the node writes instead, where the manifest says who may read it."""
+"""Lines of a function's answer that the node writes instead, if the manifest says who may read it."""
 
 
 class Denied(NamedTuple):
@@ -31,13 +31,13 @@ class Denied(NamedTuple):
 
 
 class PageRequest(NamedTuple):
-    """What a browser says of a request."""
+    """What a browser says about a request."""
 
     method: str
-    """The request's, or the one that a preflight asks for."""
+    """The request's method, or the one that a preflight asks for."""
     origin: bytes | None
     preflight: bool = False
-    """The browser asks before it sends the request itself."""
+    """The browser asks before it sends the actual request."""
     mode: bytes = b""
     """Sec-Fetch-Mode."""
     destination: bytes = b""
@@ -56,7 +56,7 @@ class PageRule:
         self._origins = frozenset(origin.encode() for origin in cors.origins) if cors is not None else frozenset()
         self._every = b"*" in self._origins
         self.always = b"" if cors is None else _FOR_EVERY if self._every else _VARY
-        """Lines of an answer to no page of another origin: a cache may have it when such a page asks for it."""
+        """Lines of an answer that isn't for a page of another origin: a cache may later serve it to such a page."""
         self._preflight = b""
         if cors is not None:
             self._preflight = b"access-control-allow-methods: %b\r\n" % ", ".join(cors.methods).encode()
@@ -65,7 +65,8 @@ class PageRule:
             self._preflight += b"access-control-max-age: %d\r\n" % cors.max_age
 
     def shares(self, origin: bytes) -> bool:
-        """Tell whether pages of an origin may call the function, by the methods of the manifest, and read answers."""
+        """Return whether pages of an origin may call the function, with the manifest's methods, and read the
+        answers."""
         return self._every or origin in self._origins
 
     def takes(self, method: str) -> bool:
@@ -79,21 +80,21 @@ class PageRule:
         return b"access-control-allow-origin: %b\r\n%b%b" % (origin, credentials, _VARY)
 
     def preflight(self, origin: bytes) -> bytes:
-        """Return the header lines of the answer to a preflight of this origin, one that `shares`."""
+        """Return the header lines of the answer to a preflight from this origin, one that `shares`."""
         lines = self.lines(origin)
         return lines.removesuffix(_VARY) + self._preflight + (b"" if self._every else _VARY_PREFLIGHT)
 
 
 def rules(manifests: Mapping[str, Manifest]) -> dict[str, PageRule]:
-    """Return the rules of those functions whose manifests allow pages of other origins anything; by name."""
+    """Return, by name, the rules of functions whose manifests allow pages of other origins anything."""
     return {name: PageRule(m) for name, m in manifests.items() if m.cors is not None or m.navigation}
 
 
 def foreign(site: bytes | None, origin: bytes | None, own: bytes) -> bool:
-    """Tell whether a page of another origin had a browser send the request; `own` is the node's origin.
+    """Return whether a page of another origin had a browser send the request; `own` is the node's origin.
 
-    `site`, Sec-Fetch-Site, goes first: it is about the URL that the browser has, which a proxy may have turned into
-    another one. Browsers of before 2023 don't send it, and none does over plain http, but to a loopback address.
+    `site`, Sec-Fetch-Site, comes first: it is about the URL that the browser has, which a proxy may have rewritten.
+    Browsers from before 2023 don't send it, and none does over plain http except to a loopback address.
     """
     if site is not None:
         return site not in UNASKED
@@ -101,12 +102,12 @@ def foreign(site: bytes | None, origin: bytes | None, own: bytes) -> bool:
 
 
 def denied(asked: PageRequest, rule: PageRule | None, own: bytes) -> Denied | None:
-    """Return why a request of another origin is refused; None where the function's rule allows it. `own` is the
-    node's origin."""
+    """Return why a request from another origin is refused; None if the function's rule allows it. `own` is the node's
+    origin."""
     origin = asked.origin
     if origin is not None:
         if rule is not None and rule.shares(origin):
-            # A preflight's answer has the methods, from which the browser tells the page what is wrong.
+            # A preflight's answer lists the methods, which lets the browser report what is wrong.
             allowed = asked.preflight or rule.takes(asked.method)
             return None if allowed else Denied("origin_refused", _wrong_method(asked.method, origin))
         return Denied("origin_refused", _wrong_origin(origin, own))
@@ -117,7 +118,7 @@ def denied(asked: PageRequest, rule: PageRule | None, own: bytes) -> Denied | No
 
 
 def merged(head: bytes, lines: bytes) -> bytes:
-    """Return an answer's header lines together with `lines` of a rule, which count instead of the function's own."""
+    """Return an answer's header lines together with `lines` of a rule, which override the function's own."""
     if lines.startswith(_OURS) and b"access-control-allow-" in (lower := head.lower()):
         kept, at = [], 0
         for line in lower.splitlines(keepends=True):
@@ -141,7 +142,7 @@ OWN_PAGES: Final = Denied(
     "A web page of another origin had a browser ask. The node's own pages are for none: type the address into the "
     "browser's address bar, or have a program read it.",
 )
-"""The refusal of every request of another origin for the node's own pages."""
+"""The refusal of every request from another origin for the node's own pages."""
 
 
 def _wrong_origin(origin: bytes, own: bytes) -> str:

@@ -1,6 +1,6 @@
-"""The listening socket that a service manager hands over, by the protocol of systemd's socket activation.
+"""The listening socket that a service manager hands over, following systemd's socket activation protocol.
 
-The manager keeps it open while one process of the node ends and the next one starts: clients' connections wait in the
+The manager keeps it open while one process of the node exits and the next one starts: clients' connections wait in the
 kernel meanwhile, and none is refused.
 """
 
@@ -16,10 +16,10 @@ FIRST: Final = 3
 
 
 def taken(environment: MutableMapping[str, str]) -> socket.socket | None:
-    """Take the socket that LISTEN_PID and LISTEN_FDS promise to this process; None where they promise none.
+    """Take the socket that LISTEN_PID and LISTEN_FDS announce to this process; None if they announce none.
 
-    The variables are removed, so that no child takes them for its own. Raises: EdgeSettingsError, when it can't be the
-    address of the local HTTP.
+    The variables are removed, so that no child takes them for its own. Raises: EdgeSettingsError, if the socket can't
+    be the address of the local HTTP.
     """
     if environment.get("LISTEN_PID") != str(os.getpid()):
         return None
@@ -50,7 +50,7 @@ def address(handed: socket.socket) -> str:
 
 
 def has(handed: socket.socket, host: str, port: int) -> bool:
-    """Tell whether a host and port are the socket's address."""
+    """Return whether a host and port are the socket's address."""
     try:
         found = socket.getaddrinfo(host, port, handed.family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:

@@ -1,4 +1,4 @@
-"""The certificate of the local HTTP, and the authorities of clients' certificates: read at the start, and when they
+"""The certificate of the local HTTP, and the authorities of clients' certificates: read at startup, and when they
 change."""
 
 import logging
@@ -17,11 +17,11 @@ from edge_runtime.files import FileUnfit
 log = logging.getLogger("skerry.front")
 
 SOON: Final = timedelta(days=30).total_seconds()
-"""Seconds before its end from which on a certificate is warned of."""
+"""Seconds before a certificate's expiry at which warnings begin."""
 REMIND: Final = timedelta(days=1).total_seconds()
-"""Seconds between two log lines about its end."""
+"""Seconds between two log lines about its expiry."""
 TOLD: Final = 10.0
-"""Seconds between two log lines about handshakes that failed."""
+"""Seconds between two log lines about failed handshakes."""
 _UTC_TIME: Final = 0x17
 _VERSION: Final = 0xA0
 
@@ -29,13 +29,14 @@ _VERSION: Final = 0xA0
 class TlsFiles:
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
         self.context: ssl.SSLContext
-        """What new connections get; set by `start`."""
+        """The context for new connections; set by `start`."""
         self.error = ""
-        """Why the files can't be used as they are now, if so: the certificate that was read before is in use."""
+        """Why the files can't be used as they are now, empty if they can: meanwhile the previous certificate is in
+        use."""
         self.expires: float | None = None
-        """When the certificate in use ends (seconds since 1970); None where that can't be read."""
+        """When the certificate in use expires (seconds since 1970); None if that can't be read."""
         self.failed = 0
-        """Handshakes that failed since the start."""
+        """Handshakes that failed since startup."""
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca
@@ -50,8 +51,8 @@ class TlsFiles:
         self._tell_end()
 
     def look(self, *, anew: bool = False) -> None:
-        """Read the files again if one has changed or couldn't be used, or `anew`. May be called in a thread of its
-        own."""
+        """Read the files again if one has changed, couldn't be used, or `anew` is true. May be called in a separate
+        thread."""
         stamp = self._stamps()
         if anew or self.error or stamp != self._stamp:
             self._stamp = stamp
@@ -64,14 +65,14 @@ class TlsFiles:
                     log.error("TLS: %s; the certificate that was read before stays in use", unfit)
                 self.error = str(unfit)
             else:
-                # Open connections keep what they have.
+                # Open connections keep their context.
                 self.context, self.expires, self.error, self._told_end = made, expires, "", float("-inf")
                 until = f", which is good until {_shown(expires)}" if expires is not None else ""
                 log.info("TLS: new connections get the certificate in %s%s", self._certificate, until)
         self._tell_end()
 
     def note_failure(self, client: str, why: str) -> None:
-        """Count a handshake that failed, and log it, not too often."""
+        """Count a failed handshake, and log it, but not too often."""
         self.failed += 1
         now = clock.monotonic()
         if now - self._told >= TOLD:
@@ -97,7 +98,7 @@ class TlsFiles:
         return self.expires is not None and self.expires <= time.time() + seconds
 
     def _tell_end(self) -> None:
-        """Log the certificate's end when it is near or past, once a day."""
+        """Log the certificate's expiry when it is near or past, once a day."""
         now, ends = time.time(), self.expires
         if ends is None or ends > now + SOON or (now - self._told_end < REMIND and not self._told_end < ends <= now):
             return
@@ -111,11 +112,11 @@ class TlsFiles:
 
     def _stamps(self) -> tuple[tuple[int, ...], ...]:
         paths = (self._certificate, self._key, *([self._client_ca] if self._client_ca is not None else []))
-        # Tools that renew certificates put links in place.
+        # Tools that renew certificates use links.
         return tuple(files.stamp(path, follow_symlinks=True) for path in paths)
 
     def _read(self) -> tuple[ssl.SSLContext, float | None]:
-        """Return what the files make, and when the certificate ends. Raises: FileUnfit."""
+        """Return the context made from the files, and when the certificate expires. Raises: FileUnfit."""
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         made.minimum_version = ssl.TLSVersion.TLSv1_2
         made.options |= ssl.OP_NO_RENEGOTIATION
@@ -129,9 +130,9 @@ class TlsFiles:
             both = f"the certificate in {self._certificate} and the key in {self._key}"
             raise FileUnfit(f"{both} can't be used, or aren't a pair: {_reason(error)}") from None
         if self._client_ca is not None:
-            # A client without one may have a token.
+            # A client without a certificate may have a token.
             made.verify_mode = ssl.CERT_OPTIONAL
-            # The file may name a client's own certificate in the place of its authority.
+            # The file may contain a client's own certificate instead of its authority.
             made.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             try:
                 made.load_verify_locations(self._client_ca)
@@ -153,7 +154,7 @@ def _no_password() -> str:
 
 def _reason(error: OSError) -> str:
     reason = getattr(error, "reason", None) or error.strerror or str(error)
-    # OpenSSL says so of anything that is wrong with the form of a file.
+    # OpenSSL reports any malformed file this way.
     return "one of them isn't in PEM, or isn't whole" if "PEM lib" in reason else reason
 
 
@@ -162,7 +163,7 @@ def _shown(seconds: float) -> str:
 
 
 def _end_of(path: Path) -> float | None:
-    """Return when the first certificate in a PEM file ends, in seconds since 1970; None where that can't be read."""
+    """Return when the first certificate in a PEM file expires, in seconds since 1970; None if that can't be read."""
     try:
         text = path.read_text(errors="replace")
         start, end = text.find(ssl.PEM_HEADER), text.find(ssl.PEM_FOOTER)
@@ -176,7 +177,7 @@ def _not_after(der: bytes) -> float:
     _, certificate, _ = _element(der, 0)
     _, at, _ = _element(der, certificate)
     tag, _, end = _element(der, at)
-    # The version, which the oldest certificates lack, the serial number, the algorithm and the issuer come before.
+    # It follows the version (which the oldest certificates lack), the serial number, the algorithm and the issuer.
     for _ in range(2 + (tag == _VERSION)):
         tag, _, end = _element(der, end)
     _, at, _ = _element(der, end)
@@ -189,7 +190,7 @@ def _not_after(der: bytes) -> float:
 
 
 def _element(der: bytes, at: int) -> tuple[int, int, int]:
-    """Return tag, begin and end of the content of the element that begins at `at`."""
+    """Return the tag, and the start and end of the content, of the element that starts at `at`."""
     tag, length = der[at], der[at + 1]
     at += 2
     if length & 0x80:

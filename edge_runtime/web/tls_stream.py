@@ -1,7 +1,7 @@
-"""TLS between a client's socket and its HTTP connection: a protocol to the one, a transport to the other.
+"""TLS between a client's socket and its HTTP connection: a protocol for the former, a transport for the latter.
 
-The event loop's own TLS wouldn't do: what a client hasn't read of its answers lies encrypted in the socket's buffer
-there, and isn't told, so that it could take any amount of memory.
+The event loop's own TLS isn't enough: it holds the unread part of a client's answers encrypted in the socket's buffer
+and doesn't report it, so that it could take any amount of memory.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.tls_files import TlsFiles
 
 SLICE: Final = 16 * 1024
-"""Bytes that pass through OpenSSL's buffers at once. Each connection keeps buffers of that size as long as it lives."""
+"""Bytes that pass through OpenSSL's buffers at once. Each connection keeps buffers of that size while it is open."""
 
 Data = bytes | bytearray | memoryview
 
 
 class TlsStream(asyncio.Transport, asyncio.Protocol):
-    """The deadline of the connection's first head holds for the handshake, too."""
+    """The deadline of the connection's first head applies to the handshake, too."""
 
     def __init__(self, connection: HttpConnection, tls_files: TlsFiles) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         self._tls = tls_files.context.wrap_bio(self._in, self._out, server_side=True)
         self._raw: asyncio.Transport
         self._open = False
-        """The handshake is done."""
+        """The handshake is complete."""
         self._ended = False
-        """The client sends no more, or nothing more of it is read."""
+        """The client sends nothing more, or nothing more is read from it."""
         self._finished = False
         """Nothing more is sent."""
         self._paused = False
@@ -42,7 +42,7 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._raw = transport  # type: ignore[assignment]
-        # At once: connections that don't come to the end of their handshake are among those that are counted.
+        # At once: connections that never complete their handshake count as well.
         self._connection.connection_made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -56,7 +56,7 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if self._ended:
-            # That was said already, by TLS.
+            # TLS has already said that.
             return True
         self._ended = True
         return self._open and self._connection.eof_received()
@@ -78,7 +78,7 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
     # TLS
 
     def _shake_hands(self) -> bool:
-        """Go on with the handshake, and return whether it is done."""
+        """Go on with the handshake, and return whether it is complete."""
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -87,7 +87,7 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLError as error:
             self._ended = True
             self._files.note_failure(self._connection.client, error.reason or str(error))
-            # What OpenSSL has to say of it.
+            # OpenSSL's message about it.
             self._send()
             self._raw.close()
             return False
@@ -98,7 +98,7 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         return True
 
     def _read(self) -> None:
-        """Hand on what has come."""
+        """Pass on what has been received."""
         pieces: list[bytes] = []
         over = False
         try:
@@ -108,7 +108,7 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError:
-            # What comes can't be believed; what came before can.
+            # New data can't be trusted; what came before can.
             over = True
         self._send()
         if pieces:
@@ -119,12 +119,12 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
                 self.close()
 
     def _send(self) -> None:
-        """Send what OpenSSL has made."""
+        """Send OpenSSL's output."""
         if self._out.pending and not self._raw.is_closing():
             self._raw.write(self._out.read())
 
     def _finish(self) -> None:
-        """Tell the client that nothing more comes."""
+        """Tell the client that nothing more follows."""
         if self._open and not self._finished:
             self._finished = True
             with contextlib.suppress(ssl.SSLError):

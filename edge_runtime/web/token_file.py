@@ -13,16 +13,17 @@ log = logging.getLogger("skerry.front")
 
 class TokenFile:
     def __init__(self, path: Path, take: Callable[[bytes], None]) -> None:
-        """`take` is given the token whenever the file has another one. What it had at the start is in force already."""
+        """`take` gets the token whenever the file has a new one. The token that it had at startup is already in
+        force."""
         self.path = path
         self.error = ""
-        """Why the file can't be used as it is now, if so: the token that was read before stays in force."""
+        """Why the file can't be used as it is now, empty if it can: meanwhile the previous token stays in force."""
         self._take = take
         self._stamp = files.stamp(path, follow_symlinks=True)
 
     def look(self, *, anew: bool = False) -> None:
-        """Read the file again if it has changed or couldn't be used, or `anew`. May be called in a thread of its
-        own."""
+        """Read the file again if it has changed, couldn't be used, or `anew` is true. May be called in a separate
+        thread."""
         seen = files.stamp(self.path, follow_symlinks=True)
         if seen == self._stamp and not anew and not self.error:
             return
