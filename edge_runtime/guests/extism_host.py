@@ -1,8 +1,8 @@
-"""What its host offers an Extism plug-in: host functions (config, vars, log, HTTP and SQL), and the kernel's memory.
+"""What the host offers an Extism plug-in: host functions (config, vars, log, HTTP and SQL), and the kernel's memory.
 
 All data passes through blocks of the kernel's memory. The host frees the blocks that a plug-in hands to Extism's
-functions, and only after it has allocated the block of the answer: some PDKs free their own block once more, and would
-otherwise free that of the answer, where the memory is full and its block is used again.
+functions, and only after it has allocated the block of the answer: some PDKs free their own block a second time, and
+would otherwise free the answer's block if the memory is full and the block is reused.
 """
 
 import base64
@@ -20,7 +20,7 @@ from edge_runtime.ipc.log_lines import PREFIXES
 from edge_runtime.wasmedge import HostFunction, HostModule, Memory
 
 VARS_LIMIT: Final = 1024 * 1024
-"""Bytes of a call's vars, with their names: Extism's default."""
+"""Bytes of a call's vars, including their names: Extism's default."""
 
 _USED, _INPUT, _OUTPUT, _ERROR, _LISTS, _BLOCKS = 16, 24, 40, 56, 64, 512
 _MARK = 0x5EE1_C0DE_0B10_C500
@@ -31,7 +31,7 @@ _MOST = 0xF000_0000
 _FRESH = bytes(_LISTS - _USED)
 """What is there before the plug-in has allocated or set anything."""
 _TRIED = 64
-"""How many blocks of a list are looked at for one that is large enough."""
+"""How many blocks of a list are checked for one that is large enough."""
 
 
 class ExtismHost:
@@ -140,9 +140,9 @@ class ExtismHost:
 
 
 def _request(extism_request: bytes, body: bytes) -> bytes:
-    """Return a request of Extism's as the JSON of `skerry.http`.
+    """Return an Extism request as the JSON of `skerry.http`.
 
-    Raises: GuestFault, when it isn't JSON of Extism's form.
+    Raises: GuestFault, when it isn't JSON in Extism's form.
     """
     try:
         decoded = orjson.loads(extism_request)
@@ -167,7 +167,7 @@ class Blocks:
     The plug-in can write anything into this memory, so every address is checked. The layout and the rules of the free
     lists are those of kernel.wat.
 
-    Raises: GuestFault, in every method, when the plug-in has spoilt the memory or it is full.
+    Raises: GuestFault, in every method, when the plug-in has corrupted the memory or it is full.
     """
 
     def __init__(self) -> None:
@@ -195,7 +195,7 @@ class Blocks:
         return handle
 
     def _free_block(self, room: int) -> int:
-        """Take a block of at least `room` bytes out of the lists of free ones, and return its address; 0 for none."""
+        """Remove a block of at least `room` bytes from the free lists, and return its address; 0 for none."""
         before = _LISTS + 8 * (room.bit_length() - 1)
         following = before + 8
         for _ in range(_TRIED):
@@ -209,7 +209,7 @@ class Blocks:
         return self._taken(following, block) if block else 0
 
     def _taken(self, before: int, block: int) -> int:
-        """Take a block out of its list, in which it follows what is at `before`."""
+        """Remove a block from its list, in which it follows the block at `before`."""
         self._put(before, _ONE.pack(self._word(block)))
         return block
 
@@ -237,7 +237,7 @@ class Blocks:
             self._put(_INPUT, _TWO.pack(handle, 0))
 
     def set_input(self, data: bytes) -> None:
-        """Set the plug-in's input. What it has allocated and set before, while it was initialized, is gone."""
+        """Set the plug-in's input. What it allocated and set before, during initialization, is gone."""
         if self._get(_USED, _LISTS - _USED) != _FRESH:
             used = self._word(_USED)
             if not self._has(_BLOCKS + used):
@@ -246,7 +246,7 @@ class Blocks:
         self._put(_INPUT, _TWO.pack(self.new(data), len(data)))
 
     def error(self) -> bytes | None:
-        """Return the error that the plug-in set; None where it set none, or has freed it."""
+        """Return the error that the plug-in set; None if it set none or has freed it."""
         handle = self._word(_ERROR)
         length = self._length(handle)
         return None if length is None else self._get(handle, length)
@@ -261,7 +261,7 @@ class Blocks:
         return self._get(start, length) if length else b""
 
     def _length(self, handle: int) -> int | None:
-        """Return the length of a block's data in bytes; None for a handle that no block has."""
+        """Return the length of a block's data in bytes; None for a handle without a block."""
         if handle < _BLOCKS + 16 or not self._has(handle):
             return None
         mark, length, _ = self._head(handle - 16)
@@ -287,7 +287,7 @@ class Blocks:
             raise _outside(error) from None
 
     def _has(self, end: int) -> bool:
-        """Return whether all bytes below the address `end` are there already."""
+        """Return whether all bytes below the address `end` exist already."""
         try:
             self.memory.need(end)
         except IndexError:

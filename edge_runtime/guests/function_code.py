@@ -61,8 +61,8 @@ def _valid(wasm: bytes) -> bytes:
 
 
 def _merged(wasm: bytes) -> bytes:
-    # The plug-in is validated before the merge, which reads only the parts that it changes; and after it, with a second
-    # memory, more modules are valid.
+    # The plug-in is validated before the merge, which reads only the parts that it changes; and after the merge, since
+    # with a second memory more modules are valid.
     try:
         return merge(_valid(wasm))
     except binary.Malformed as error:

@@ -32,7 +32,7 @@ RUNNERS: Final[dict[str, Callable[..., Runner]]] = {"wagi": Wagi, "direct": Dire
 
 
 def prepare() -> None:
-    """Check that a guest may run in this process, and make what all functions share. Done before a fork, so that the
+    """Check that a guest may run in this process, and make what all functions share. Call it before a fork, so that the
     children have it.
 
     Raises: Unsafe, when no guest may run here.
@@ -70,8 +70,8 @@ class LoadedFunction:
         settings = {**manifest.config, **(secrets or {})}
         runner = RUNNERS[abi](local, module, config, limits, settings)
         if local.aot:
-            # The AOT file also contains the artifact, which is never read again; pages of code come back when they
-            # run.
+            # The AOT file also contains the artifact, which is never read again; pages of code are loaded again when
+            # they run.
             process_memory.drop_mapped(str(path))
         return cls(local.name, runner)
 

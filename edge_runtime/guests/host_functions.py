@@ -1,5 +1,5 @@
-"""What the runners of all ABIs share: the host functions that guests import, and the error for each way in which a
-guest can fail.
+"""What the runners of all ABIs share: the host functions that guests import, and the error for each way that a guest
+can fail.
 
 One guest runs at a time in a process (see `wasmedge.instance`), so the host modules are made once and serve all
 functions.
@@ -33,7 +33,7 @@ from edge_runtime.wasmedge import (
 NOTHING: Final = CallServices()
 
 FAILURES: Final = (Exit, Trap, LinkError, OutputTooLarge, ResponseInvalid, GuestFault)
-"""The errors that a guest can bring about; `Guest.fault` makes a GuestFault of each."""
+"""The errors that a guest can cause; `Guest.fault` turns each into a GuestFault."""
 
 
 Value = TypeVar("Value")
@@ -121,7 +121,7 @@ class Host:
 
 @functools.cache
 def not_granted(what: str, cure: str) -> bytes:
-    """Return the answer to a guest whose manifest doesn't grant it `what`."""
+    """Return the answer for a guest whose manifest doesn't grant it `what`."""
     message = f"This function's manifest grants it no {what}: set {cure}."
     return orjson.dumps({"error": {"code": "not_granted", "message": message}})
 
@@ -133,7 +133,7 @@ def host() -> Host:
 
 
 class Guest:
-    """A module that is loaded and linked: what the runners have in common, whatever the ABI."""
+    """A loaded and linked module: what the runners have in common, whatever the ABI."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Guest:
         *,
         initialize: bool = True,
     ) -> None:
-        """Link the module. `imports` are host modules that the ABI has beside WASI and `skerry`; for the rest see
+        """Link the module. `imports` are the ABI's host modules in addition to WASI and `skerry`; for the rest see
         `Program`.
 
         Raises: LinkError, when the module's imports or exports don't fit.

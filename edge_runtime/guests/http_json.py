@@ -1,9 +1,9 @@
 """The JSON of `skerry.http`. The worker turns it into the messages to the front (`ipc.http_messages`), and the front's
 answers into JSON. Pure.
 
-A request is `{"method", "url", "headers": [[name, value], …], "body"}`, of which only the URL is required. An answer is
+A request is `{"method", "url", "headers": [[name, value], …], "body"}`, where only the URL is required. An answer is
 `{"status", "headers", "body"}`, or `{"error": {"code", "message"}}` (codes: docs/errors.md). A body is a string, or
-`{"$blob": base64}` where it isn't UTF-8 text without NUL.
+`{"$blob": base64}` if it isn't UTF-8 text without NUL.
 """
 
 import binascii

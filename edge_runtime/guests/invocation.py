@@ -10,8 +10,8 @@ from edge_runtime.ipc.request_head import CallHead, decode_block
 
 
 class Request(Struct, frozen=True):
-    """The request of one call. Text is as it was sent, each code point below 256 one byte. `path` (below the function's
-    route; empty, or begins with a slash) and `query` are percent-encoded; header names are in any case."""
+    """The request of one call. Text is as sent, each code point below 256 standing for one byte. `path` (below the
+    function's route; empty, or begins with a slash) and `query` are percent-encoded; header names are in any case."""
 
     method: str
     path: str = ""
@@ -23,33 +23,34 @@ class Request(Struct, frozen=True):
     script: str = ""
     """The path before `path`; empty for /functions/NAME."""
     route: str = ""
-    """The manifest's route by which the call came; empty where it came by none."""
+    """The manifest's route that the call came by; empty if it came by none."""
     params: Sequence[tuple[str, str]] = ()
     """The values of the route's parameters, percent-decoded."""
     key: bytes = b""
-    """A key that is equal for requests that differ in their bodies alone; empty where this isn't known."""
+    """A key that is equal for requests that differ only in their bodies; empty if this isn't known."""
     caller: str = ""
     """Name of the caller in the node's file of callers; empty where the node has none."""
     auth_type: str = ""
     """How the caller was authenticated: Bearer or Certificate; empty if there is no caller."""
     block: bytes = b""
-    """The request as a guest of the ABI `direct` has it in memory (`request_head`), where that is known. Such a guest
-    is given it in place of what else is here but `method`, `body`, `caller` and `auth_type`."""
+    """The request as it lies in the memory of a guest of the ABI `direct` (`request_head`), if known. Such a guest gets
+    it instead of the other fields, except `method`, `body`, `caller` and `auth_type`."""
 
     def caller_variables(self) -> dict[str, str]:
-        """Return what a function's environment, or an Extism plug-in's config, says of the caller, if there is one."""
+        """Return what a function's environment, or an Extism plug-in's config, says about the caller, if there is
+        one."""
         return {"AUTH_TYPE": self.auth_type, "REMOTE_USER": self.caller} if self.caller else {}
 
 
 def request_fields(head: CallHead, abi: str, key: bytes = b"") -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return the fields of a `Request` that come before its body, and those that come after it, by the head of the
-    call's frame. `key` is the request's.
+    """Return the fields of a `Request` before its body and those after it, from the head of the call's frame. `key` is
+    the request's.
 
-    Raises: ValueError, when the head isn't as a front makes it.
+    Raises: ValueError, when no front would write such a head.
     """
     scheme, caller, auth_type = head.via
     if abi == "direct":
-        # The guest gets the block as it is: nothing of it is needed as text but the method.
+        # The guest gets the block as it is: only the method is needed as text.
         return (head.method, "", "", ()), ("", scheme, "", "", (), key, caller, auth_type, head.block)
     texts = decode_block(head.block)
     return (
@@ -59,13 +60,13 @@ def request_fields(head: CallHead, abi: str, key: bytes = b"") -> tuple[tuple[An
 
 
 def request_of(head: CallHead, abi: str, body: bytes) -> Request:
-    """Return the request of a call by the head of its frame. Raises: as `request_fields`."""
+    """Return the request of a call from the head of its frame. Raises: as `request_fields`."""
     before, after = request_fields(head, abi)
     return Request(*(*before, body, *after))
 
 
 class Response(Struct, frozen=True):
-    """What the guest answered."""
+    """The guest's answer."""
 
     status: int
     head: bytes
@@ -78,7 +79,7 @@ class Response(Struct, frozen=True):
 
 
 class SingleCallResult(Struct, omit_defaults=True):
-    """The result of `oneshot.single_call`: the answer, or a fault where `code` is set."""
+    """The result of `oneshot.single_call`: the answer, or a fault if `code` is set."""
 
     status: int
     headers: list[tuple[str, str]] = []
@@ -86,13 +87,13 @@ class SingleCallResult(Struct, omit_defaults=True):
     body: bytes = b""
     log: bytes = b""
     seconds: float = 0.0
-    """Seconds that the call took, without the loading."""
+    """Seconds that the call took, without loading."""
     code: str = ""
     message: str = ""
     place: str = ""
-    """In which function of the module the guest trapped, where that is known."""
+    """The function of the module in which the guest trapped, if known."""
     notes: list[str] = []
-    """Errors that SQL and HTTP gave the function, whether or not it has mentioned them."""
+    """Errors that SQL and HTTP returned to the function, whether or not it mentioned them."""
 
 
 class CallLimits(Struct, frozen=True):
@@ -113,13 +114,13 @@ class Sql(Protocol):
 
 
 class Http(Protocol):
-    """HTTP requests that the node makes for the call. Answers and exceptions are as those of `Sql`."""
+    """HTTP requests that the node makes for the call. Answers and exceptions are like those of `Sql`."""
 
     def fetch(self, request: bytes) -> bytes: ...
 
 
 class CallServices(Struct, frozen=True):
-    """What a call may use of the node; None where the manifest grants it nothing."""
+    """The node's services that a call may use; None for those that the manifest doesn't grant."""
 
     sql: Sql | None = None
     http: Http | None = None

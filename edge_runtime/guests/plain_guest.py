@@ -1,4 +1,4 @@
-"""The part of a call in the C loop (`edge_runtime.native`) that is Python's: its fault, or the check of its answer."""
+"""The Python part of a call in the C loop (`edge_runtime.native`): its fault, or the check of its answer."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class CallEnd(NamedTuple):
 
 
 class SeenLines(NamedTuple):
-    """Header lines that were checked, for the next answer with the same."""
+    """Checked header lines, for the next answer with the same lines."""
 
     block: bytes
     """The lines as the guest wrote them."""
@@ -62,7 +62,7 @@ class PlainGuest(Guest):
         return self._fault_of(self._error(end), end, log)
 
     def checked(self, answer: bytes, end: CallEnd, method: str, log: bytes) -> CheckedResponse:
-        """Check an answer; `answer` is empty where it has no place in the guest's memory.
+        """Check an answer; `answer` is empty if it doesn't lie in the guest's memory.
 
         Raises: GuestFault, when it can't be sent.
         """
@@ -108,7 +108,7 @@ class PlainGuest(Guest):
 
 
 def seen(block: bytes, status: int, parsed: Head) -> SeenLines | None:
-    """Return the lines of a head; None if it names a length, which must be compared with each body's."""
+    """Return the lines of a head; None if it gives a length, which must be compared with each body's."""
     if len(block) > answer_head.CACHED_BYTES or parsed.length is not None:
         return None
     return SeenLines(block, status, parsed.has_content_type, parsed.lines)

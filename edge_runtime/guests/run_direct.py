@@ -34,7 +34,7 @@ class Direct(PlainGuest):
         self.settings = dict(settings)
         self._environ = _strings(settings)
         self._by_caller = RecentCache[Strings]()
-        """The environments for callers' calls, by the caller's name and type of authentication."""
+        """The environments for callers' calls, by caller name and type of authentication."""
 
     def call(self, request: Request, services: CallServices) -> Response:
         host, limits, program, body = self.host, self.limits, self.program, request.body
@@ -108,7 +108,7 @@ def _strings(variables: Mapping[str, str]) -> Strings:
 
 
 def _memory_of(end: CallEnd) -> Memory:
-    """Return a memory of the size that the guest's had at the end of a call."""
+    """Return a memory of the size that the guest's memory had at the end of a call."""
     memory = Memory()
     memory.size = end.pages * PAGE
     return memory

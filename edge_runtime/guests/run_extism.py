@@ -93,7 +93,7 @@ class Extism(Guest):
         return {**{name.encode(): value.encode() for name, value in variables}, **self._config}
 
     def _entry(self, request: Request) -> EntryPoint:
-        """Return the function to call: the last part of the path names it; where that is empty, or the call came by a
+        """Return the function to call: the last part of the path names it; if that is empty or the call came by a
         route, the manifest does.
 
         Raises: GuestFault, when the plug-in has no such function.

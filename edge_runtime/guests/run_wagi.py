@@ -75,5 +75,5 @@ class Wagi(PlainGuest):
             strings = Strings(arguments), Strings(wagi.environment(request, self.name, self.settings))
         except (RequestUnfit, UnicodeEncodeError) as error:
             raise request_unfit(error) from None
-        # The length of the body is one of the variables, so it is a part of the key.
+        # The length of the body is one of the variables, so it is part of the key.
         return self._recent.keep((request.key, len(request.body)), strings) if request.key else strings

@@ -18,14 +18,13 @@ _CUSTOM, _CODE = 0, 10
 _FUNCTION_NAMES: Final = 1
 """The subsection of the section `name` that has the functions' names."""
 _OFFSET: Final = re.compile(rb"Bytecode offset: 0x([0-9a-f]{1,8})")
-"""What the interpreter logs of the instruction that trapped."""
+"""What the interpreter logs about the instruction that trapped."""
 SHOWN: Final = 200
 """Characters of a name that are shown."""
 
 
 def divert() -> int:
-    """Have what WasmEdge logs, which goes to stdout, go into memory; return its descriptor. For a process that makes
-    one call."""
+    """Redirect WasmEdge's log from stdout into memory; return its descriptor. For a process that makes one call."""
     written = os.memfd_create("skerry-trap")
     os.dup2(written, 1)
     library.WasmEdge_LogSetErrorLevel()
@@ -33,16 +32,16 @@ def divert() -> int:
 
 
 def place(written: int, wasm: bytes, abi: str) -> str:
-    """Return, for people, the function of the artifact `wasm` in which the interpreter trapped; empty where that isn't
+    """Return, in words, the function of the artifact `wasm` in which the interpreter trapped; empty if that isn't
     known. `written` is what `divert` returned."""
     offsets = _OFFSET.findall(os.pread(written, 65_536, 0))
     return function_at(interpreted(wasm, abi), wasm, int(offsets[0], 16)) if offsets else ""
 
 
 def function_at(loaded: bytes, artifact: bytes, offset: int) -> str:
-    """Return, for people, the function that has the byte `offset` of `loaded`: its number and name. `loaded` is what
-    was made of the artifact to be run: other imports, and functions of the runtime behind its own. Empty where no
-    function of the artifact has that byte, or the bytes can't be read."""
+    """Return, in words, the function that has the byte `offset` of `loaded`: its number and name. `loaded` is the
+    artifact as prepared for running: with other imports, and functions of the runtime after its own. Empty if no
+    function of the artifact has that byte or the bytes can't be read."""
     try:
         ordinal = _ordinal(loaded, offset)
         shape = read(artifact)
@@ -67,7 +66,7 @@ def _sections(wasm: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _ordinal(wasm: bytes, offset: int) -> int | None:
-    """Return which of the bodies in the code section has a byte."""
+    """Return which of the bodies in the code section contains a byte."""
     for section, start, end in _sections(wasm):
         if section == _CODE and start <= offset < end:
             count, at = number(wasm, start)

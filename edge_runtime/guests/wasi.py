@@ -1,9 +1,9 @@
 """WASI preview 1 without access to the host: stdio in memory, arguments, environment, clocks, random bytes and timers.
-There are no files and no sockets; the functions for them return the errno that says so.
+There are no files or sockets; the functions for them return the errno that says so.
 
 Every function of preview 1 is here (`abi.imports`), so that any preview 1 module links. A function takes unsigned
-integers as the guest passed them, and returns an errno. One that meets an address outside the guest's memory raises
-IndexError, for which the caller returns `FAULT` to the guest.
+integers as the guest passed them, and returns an errno. One that gets an address outside the guest's memory raises
+IndexError, and the caller then returns `FAULT` to the guest.
 """
 
 import itertools
@@ -43,7 +43,7 @@ _ABSOLUTE, _HANGUP = 1, 1
 
 
 class Exit(Exception):
-    """The guest called proc_exit, which isn't an error by itself: the code 0 is a normal end."""
+    """The guest called proc_exit, which isn't an error in itself: code 0 is a normal exit."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"exit {code}")
@@ -60,7 +60,7 @@ class OutputTooLarge(Exception):
 
 
 class GuestMemory(Protocol):
-    """The part of a guest's memory that the functions use; `wasmedge.Memory` has it."""
+    """The operations on a guest's memory that the functions use; `wasmedge.Memory` has them."""
 
     buffer: Any
     size: int
@@ -85,7 +85,7 @@ class Strings:
     __slots__ = ("blob", "count", "offsets", "pointers")
 
     def __init__(self, strings: Sequence[str]) -> None:
-        """`strings` have no NUL and only code points below 256, one for each byte."""
+        """`strings` contain no NUL and only code points below 256, one for each byte."""
         self.count = len(strings)
         self.blob = ("\0".join(strings) + "\0").encode("latin-1") if strings else b""
         self.offsets = list(itertools.accumulate([len(text) + 1 for text in strings[:-1]], initial=0))[: self.count]
@@ -93,7 +93,7 @@ class Strings:
 
 
 class Wasi:
-    """The functions, for the one guest that runs; `begin` sets them up for a call."""
+    """The functions, for the one running guest; `begin` sets them up for a call."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
@@ -104,10 +104,10 @@ class Wasi:
         self.begin(Strings(()), Strings(()), b"", 0, 0)
 
     def begin(self, args: Strings, environ: Strings, stdin: bytes, stdout_limit: int | None, stderr_limit: int) -> None:
-        """Start a call. Limits are in bytes: beyond the first the guest is ended, and beyond the second stderr is cut.
-        With no limit for stdout, the guest answers otherwise, and stdout is added to stderr."""
+        """Start a call. Limits are in bytes: beyond the first the guest is stopped, and beyond the second stderr is
+        cut. With no limit for stdout, the guest answers in another way, and stdout is added to stderr."""
         self._args, self._environ, self._stdin, self._position = args, environ, stdin, 0
-        # Not a list of pieces: for a guest that writes two bytes at a time it would take twenty times the memory.
+        # Not a list of pieces: for a guest that writes two bytes at a time that would take twenty times the memory.
         if self._stdout:
             self._stdout = bytearray()
         if self._stderr:
@@ -136,7 +136,7 @@ class Wasi:
         self._keep(b"%b%b\n" % (start, lines))
 
     def _keep(self, text: bytes | memoryview) -> None:
-        """Add what the guest wrote to stderr as far as there is room, and to the copy that outlives this process."""
+        """Add the guest's output to stderr as far as there is room, and to the copy that outlives this process."""
         kept = text[: self._stderr_room]
         self._stderr_room -= len(kept)
         self._stderr += kept
@@ -222,7 +222,7 @@ class Wasi:
 
     def poll_oneoff(self, subscriptions: int, events: int, count: int, result: int) -> int:
         """Return at once if stdio is polled, which is always ready; otherwise sleep until the first timer, and report
-        all that are due then. The call's time limit runs on meanwhile."""
+        all timers that are due then. The call's time limit runs on meanwhile."""
         if not 0 < count <= _MOST_SUBSCRIPTIONS:
             return INVAL
         memory = self._memory
@@ -236,7 +236,7 @@ class Wasi:
         if not ready:
             left = [self._left(clock, timeout, flags) for _, _, clock, timeout, _, flags in requested]
             soonest = max(0, min(left))
-            # No call may run for an hour; and time.sleep refuses longer sleeps than the platform knows.
+            # No call may run for an hour, and time.sleep refuses sleeps longer than the platform supports.
             time.sleep(min(soonest, _LONGEST) / 1e9)
             ready = [
                 (ask[0], SUCCESS, _CLOCK, 0, 0) for ask, wait in zip(requested, left, strict=True) if wait <= soonest
@@ -301,7 +301,7 @@ class Wasi:
                 try:
                     memory.need(end)
                 except IndexError:
-                    # The guest is told what was written before this vector; otherwise it would write that again.
+                    # The guest learns how much was written before this vector; otherwise it would write that again.
                     if not written:
                         raise
                     break
@@ -326,7 +326,7 @@ class Wasi:
         return error
 
     def fd_renumber(self, source: int, target: int) -> int:
-        """Make the target, which must be open, the source's stream, and close the source."""
+        """Make the target, which must be open, refer to the source's stream, and close the source."""
         if error := self._not_open(source) or self._not_open(target):
             return error
         streams = {**self._streams}
@@ -338,7 +338,7 @@ class Wasi:
         stream = self._streams.get(fd)
         if stream is None:
             return BADF
-        # No kind of file (0): a libc takes it for no terminal.
+        # File type 0 (unknown): a libc doesn't take it for a terminal.
         self._memory.write(result, _FDSTAT.pack(0, 0, _RIGHTS[stream], _RIGHTS[stream]))
         return SUCCESS
 
@@ -352,7 +352,7 @@ class Wasi:
         return self._not_open(fd) or (NOTSUP if flags else SUCCESS)
 
     def fd_fdstat_set_rights(self, fd: int, base: int, inheriting: int) -> int:
-        """Refuse to change rights: more aren't allowed, and fewer aren't supported."""
+        """Refuse to change rights: adding isn't allowed, and removing isn't supported."""
         if error := self._not_open(fd):
             return error
         have = _RIGHTS[self._streams[fd]]

@@ -1,4 +1,4 @@
-"""Read from a core module's bytes what decides whether a node can run it: its imports, memories, tables and exports.
+"""Reads from a core module's bytes what decides whether a node can run it: its imports, memories, tables and exports.
 Pure.
 
 WasmEdge validates the rest, function bodies included. Source: WebAssembly Core Specification 2.0, chapter 5 (binary
@@ -26,17 +26,17 @@ _MOST = 1_000_000
 """The most entries of a section: the common limit of engines (the WebAssembly JS API's limits)."""
 
 Signature = tuple[str, str]
-"""Types of parameters and results, a letter each: i32 `i`, i64 `I`, f32 `f`, f64 `F`, v128 `v`, references `r` and
+"""Types of parameters and results, one letter each: i32 `i`, i64 `I`, f32 `f`, f64 `F`, v128 `v`, references `r` and
 `e`."""
 
 
 class Malformed(ValueError):
-    """The bytes are no core module; the message says where they go wrong."""
+    """The bytes aren't a core module; the message says where they are wrong."""
 
 
 @dataclass(frozen=True)
 class ResizableLimits:
-    """The specification's `limits`: of a memory in pages of 64 KiB, of a table in entries."""
+    """The specification's `limits`: in pages of 64 KiB for a memory, in entries for a table."""
 
     minimum: int
     maximum: int | None
@@ -69,7 +69,7 @@ class Shape:
     functions: list[int] = field(default_factory=list)
     """For each function that the module defines itself, the index of its type in `signatures`."""
     native: bool = False
-    """Whether it has machine code, in the custom section from which WasmEdge would load it."""
+    """Whether it has machine code, in the custom section that WasmEdge would load."""
     start: bool = False
     """Whether it has a `start` section, which runs when the module is instantiated."""
     may_grow_tables: bool = False

@@ -1,4 +1,5 @@
-"""Read a core module's code: which functions it names, whether it grows a table, how many local variables it has. Pure.
+"""Reads a core module's code: which functions it names, whether it grows a table, how many local variables it has.
+Pure.
 
 For this the opcodes and the sizes of their immediates are enough. Proposals that WasmEdge's default configuration
 leaves out aren't known here: tail calls, threads, relaxed SIMD, several memories. Source: WebAssembly Core
@@ -16,7 +17,7 @@ TABLE_GROW: Final = 0xFC0F
 _BR_TABLE, _SELECT, _PREFIX, _GROW = 0x0E, 0x1C, 0xFC, 0x0F
 
 NUMBER: Final = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
-"""A LEB128 number, as a part of a pattern."""
+"""A LEB128 number, as part of a pattern."""
 _ADDRESS: Final = NUMBER + NUMBER
 _PLAIN: Final = re.compile(
     rb"(?s:"
@@ -30,12 +31,11 @@ _PLAIN: Final = re.compile(
     rb"|[\x0c\x0d].{16}|[\x15-\x22].|[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]\x01)"  # SIMD
     rb")*+"
 )  # fmt: skip
-"""As many uninteresting instructions as follow each other. It stops at br_table and select, whose number of immediates
-varies."""
+"""A run of uninteresting instructions. It stops at br_table and select, whose number of immediates varies."""
 
 _BYTES: Final = re.compile(rb"\xfc(?:\x0f|\x8f(?:\x80){0,3}\x00)")
 """table.grow, with its opcode in any length that LEB128 allows. The bytes are common in constants and offsets (3 MB of
-Go have them by chance), so a function in which they occur is decoded."""
+Go contain them by chance), so a function that contains them is decoded."""
 
 
 class Unknown(ValueError):
@@ -89,7 +89,7 @@ def number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def grows_tables(code: bytes, start: int, end: int) -> bool:
-    """Return whether the code section's content, `code[start:end]`, has table.grow; True also where it can't be
+    """Return whether the code section's content, `code[start:end]`, has table.grow; True also if it can't be
     decoded."""
     try:
         places = [match.start() for match in _BYTES.finditer(code, start, end)]
@@ -110,8 +110,8 @@ def grows_tables(code: bytes, start: int, end: int) -> bool:
 
 def local_variables(code: bytes, start: int, end: int) -> tuple[int, int]:
     """Return the local variables of the function that has the most, and those of all functions together. A few bytes
-    can declare millions, and each costs the compiler a kilobyte. Where the code can't be decoded, only those before are
-    counted: WasmEdge refuses such a module."""
+    can declare millions, and each costs the compiler a kilobyte. If the code can't be decoded, only those before that
+    point are counted: WasmEdge refuses such a module."""
     most = total = 0
     try:
         count, at = number(code, start)

@@ -1,4 +1,4 @@
-"""Which ABI a module speaks, or why no node can run it. Pure: it depends on the module's bytes alone."""
+"""Which ABI a module speaks, or why no node can run it. Pure: it depends only on the module's bytes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ SIZE_LIMIT = 64 * 1024 * 1024
 PAGES_LIMIT = 16_384
 """The most pages of 64 KiB that a manifest can allow."""
 TABLE_LIMIT = 1_000_000
-"""Entries of all tables together: each costs the worker 16 bytes, which no memory_pages counts."""
+"""Entries of all tables together: each costs the worker 16 bytes, which memory_pages doesn't count."""
 LOCALS_LIMIT = 50_000
 """Local variables of one function: the common limit of engines, as `VALUES_LIMIT` is."""
 ALL_LOCALS_LIMIT = 2_000_000
-"""Local variables of all functions together: for so many, the compiler takes 10 s and 2 GB."""
+"""Local variables of all functions together: for this many, the compiler takes 10 s and 2 GB."""
 VALUES_LIMIT = 1000
 """Parameters of one function type, and its results."""
 ALL_VALUES_LIMIT = 100_000
@@ -31,7 +31,7 @@ class ModuleRefused(CodedError):
 
 @dataclass(frozen=True)
 class Detected:
-    """What `detect` has found out about a module that nodes can run."""
+    """What `detect` found out about a module that nodes can run."""
 
     abi: str
     memory_pages: int
@@ -71,7 +71,7 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
     _refuse_other_abis(shape)
     abi, offered, least = "direct" if exported[direct.HANDLE] else "wagi", OFFERED, 1
     if extism.is_plugin(shape):
-        # A plug-in whose memory has no page gets one (`merge`).
+        # A plug-in whose memory has no pages gets one (`merge`).
         abi, offered, least = extism.ABI, OFFERED | extism.OFFERED, 0
         _check_plugin(shape, entries)
     elif abi == "direct":
@@ -208,7 +208,7 @@ def _check_tables(shape: Shape) -> None:
 
 
 def _check_cost(shape: Shape) -> None:
-    """Check what takes few bytes in a module, and much of the compiler's time and memory.
+    """Check the parts that take few bytes in a module but much of the compiler's time and memory.
 
     Raises: ModuleRefused, when there is too much of it.
     """

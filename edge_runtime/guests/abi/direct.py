@@ -1,5 +1,5 @@
-"""The ABI `direct`: a request is written into the guest's memory in one piece, and the response read from it in one.
-Pure.
+"""The ABI `direct`: a request is written into the guest's memory in one piece, and the response is read from it in one
+piece. Pure.
 
 Numbers are u32, little-endian. A request is the block of `ipc.request_head` and then the body. A response has the
 status, the length of the header lines, the header lines (each ended by LF or CR LF); the rest is the body.
@@ -48,7 +48,7 @@ def header_lines(answer: bytes) -> bytes:
 
 
 def decode(memory: Any, start: int, size: int, method: str) -> CheckedResponse:
-    """Return the response that begins at `start` in `memory`, all `size` bytes of which are there. `method` is the
+    """Return the response that begins at `start` in `memory`; all its `size` bytes are in the memory. `method` is the
     request's.
 
     Raises: ResponseInvalid, when it isn't a response.

@@ -45,7 +45,7 @@ HOST: dict[str, Signature] = {
 """The functions of `ENV` that the host implements."""
 
 USERS: dict[str, Signature] = {"http": ("I", "I"), "sql": ("I", "I")}
-"""The functions of `USER`. They take and return handles of JSON, as `skerry.http` and `skerry.sql` have it."""
+"""The functions of `USER`. They take and return handles of JSON, in the form of `skerry.http` and `skerry.sql`."""
 
 OFFERED = {ENV: KERNEL | HOST, USER: USERS}
 
@@ -62,8 +62,8 @@ def is_entry(name: str, signature: Signature | None) -> bool:
 
 
 def initializers(functions: Mapping[str, Signature]) -> list[str]:
-    """Return which of a plug-in's exports are called before its function: as by Extism's host, the constructors, or
-    `_initialize` where they aren't exported; Haskell's runtime is begun after `_initialize`."""
+    """Return which of a plug-in's exports are called before its function, as Extism's host does: the constructors, or
+    `_initialize` if they aren't exported; Haskell's runtime is started after `_initialize`."""
     haskell = [_HASKELL] if _HASKELL in functions else []
     first = _CONSTRUCTORS if _CONSTRUCTORS in functions and not haskell else _INITIALIZE
     return [*([first] if functions.get(first) == ("", "") else []), *haskell]

@@ -1,6 +1,6 @@
 """What a guest may import: WASI preview 1, and the project's own module `skerry`.
 
-Types of parameters and results are a letter each: `i` for i32, `I` for i64. Source of WASI's: the witx of
+Types of parameters and results are one letter each: `i` for i32, `I` for i64. Source of WASI's: the witx of
 `wasi_snapshot_preview1`.
 """
 

@@ -1,8 +1,8 @@
-"""Put the functions of the Extism kernel into a plug-in, in place of the imported ones. Pure.
+"""Puts the functions of the Extism kernel into a plug-in, in place of the imported ones. Pure.
 
-A call of an imported function costs 230 ns in AOT code, and a PDK makes one for every eight bytes; functions of the
-module itself are inlined. The kernel's memory becomes the module's second memory, so that both are fresh for each call.
-Removing imports changes the numbers of all functions, so each place in the module that names a function is found and
+A call of an imported function costs 230 ns in AOT code, and a PDK makes one for every eight bytes; the module's own
+functions are inlined. The kernel's memory becomes the module's second memory, so that both are fresh for each call.
+Removing imports changes the numbers of all functions, so every reference to a function in the module is found and
 rewritten (WebAssembly Core Specification 2.0, chapter 5).
 """
 
@@ -55,7 +55,7 @@ def _kernel() -> Kernel:
 def merge(wasm: bytes) -> bytes:
     """Return the plug-in with the kernel in it. `wasm` must be valid, and accepted by `detect`.
 
-    Raises: Malformed, when it has something that the merge doesn't know.
+    Raises: Malformed, when it contains something that the merge doesn't know.
     """
     # Custom sections are dropped: they refer to functions by the old numbers.
     sections = {number: content for number, content in _sections(wasm) if number != _CUSTOM}
@@ -101,7 +101,7 @@ class _Merger:
         return _SectionCursor(self._sections.get(section, b"\0")).number()
 
     def _split_imports(self) -> tuple[list[bytes], list[str]]:
-        """Return the imports that stay; and for each imported function the kernel's name of it, empty for those that
+        """Return the imports that stay, and for each imported function its name in the kernel, empty for those that
         stay."""
         reader = _SectionCursor(self._sections.get(_IMPORT, b"\0"))
         kept, names = [], []
@@ -229,7 +229,7 @@ class _SectionCursor:
         return self.at
 
     def entries(self, entry: "Callable[[_SectionCursor], object]") -> list[bytes]:
-        """Return the entries of a vector: what `entry` returns, or the bytes that it passed where it returns none."""
+        """Return the entries of a vector: what `entry` returns or, if that is None, the bytes that it passed over."""
         entries = []
         for _ in range(self.number()):
             start, entry_bytes = self.at, entry(self)
@@ -265,4 +265,4 @@ def _number(value: int) -> bytes:
 _EXPORTED = _number(len(KERNEL_MEMORY)) + KERNEL_MEMORY.encode() + bytes([binary.MEMORY, 1])
 
 _KERNEL = _kernel()
-"""Read from kernel.wasm, which is built from kernel.wat; at the import, since a fenced process can't read it."""
+"""Read from kernel.wasm, which is built from kernel.wat; at import, since a fenced process can't read it."""

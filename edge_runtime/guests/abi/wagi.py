@@ -41,7 +41,7 @@ _HEADER: Final = "HTTP_"
 _PARAMETER: Final = "PATH_PARAM_"
 _VARIABLE = re.compile(r"[A-Za-z0-9-]+")
 _APART = {"content-type": "CONTENT_TYPE", "content-length": "", "proxy": "", "transfer-encoding": "", "connection": ""}
-"""Headers that don't become HTTP_…, with their own variable, or empty where they get none. `Proxy` would become
+"""Headers that don't become HTTP_…, with their own variable, or empty if they get none. `Proxy` would become
 HTTP_PROXY, which HTTP libraries obey."""
 
 
@@ -56,8 +56,8 @@ def _variable(name: str) -> str:
 
 
 def arguments(request: Request, function: str) -> list[str]:
-    """Return the command line for a call, as WAGI has it: the path, and the parts of the query, as they were sent. A
-    NUL in them is refused by `environment`."""
+    """Return the command line for a call, as WAGI defines it: the path, and the parts of the query, as they were sent.
+    A NUL in them is refused by `environment`."""
     script = request.script or f"/functions/{function}"
     return [script + request.path, *filter(None, request.query.split("&"))]
 
@@ -82,7 +82,8 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
         "REQUEST_METHOD": request.method,
         "SCRIPT_NAME": script,
         "PATH_INFO": path,
-        # There are no files to which it could be translated; for programs that look at it, it says what WAGI says.
+        # There are no files that it could be translated to; for programs that read it, it has the value that WAGI
+        # defines.
         "PATH_TRANSLATED": path,
         "AUTH_TYPE": request.auth_type,
         "REMOTE_USER": request.caller,
@@ -97,7 +98,7 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
     for name, value in request.headers:
         variable = _variable(name)
         if variable in variables:
-            # A variable can be there already only by an earlier header: no header becomes one of the names above.
+            # A variable can exist already only because of an earlier header: no header becomes one of the names above.
             value = variables[variable] + ("; " if variable == "HTTP_COOKIE" else ", ") + value
         if variable:
             variables[variable] = value
