@@ -1,4 +1,4 @@
-"""A binding of WasmEdge's C API (version 0.14.1 alone), as far as the edge runtime needs it.
+"""A binding of WasmEdge's C API (version 0.14.1 only), as far as the edge runtime needs it.
 
 Importing this package opens libwasmedge.so.0; `LibraryMissing` says what to install. May import `aot_cache` and
 `files`, and knows nothing of functions, ABIs or the node. Start with `instance` (how a module is run), then `memory`

@@ -1,8 +1,8 @@
 """Ahead-of-time (AOT) compilation of a module into the private cache of AOT files (`aot_cache`).
 
-A damaged AOT file crashes the process that loads it, or computes wrongly. So AOT files are made here alone, readable by
-their owner alone, and their digest is checked before each load. The compiler uses much time and memory on hostile
-input: run it in a child process with limits.
+A damaged AOT file crashes the process that loads it, or computes wrong results. So AOT files are made only here,
+readable only by their owner, and their digest is checked before each load. The compiler uses much time and memory on
+hostile input: run it in a child process with limits.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from edge_runtime.wasmedge.memory_imports import import_memories
 from edge_runtime.wasmedge.module import MULTI_MEMORIES
 
 _LOOK: Final = 0.0002
-"""The least number of seconds between two checks whether code is linked; later checks wait a hundredth of the time that
-it has taken."""
+"""The least number of seconds between two checks whether code is linked; later checks wait a hundredth of the time
+elapsed."""
 
 
 def compile_module(
@@ -35,10 +35,10 @@ def compile_module(
     merged: bytes | None = None,
     made: Callable[[AotFile], None] | None = None,
 ) -> AotFile:
-    """Compile `wasm` at an optimization level of `aot_cache.LEVELS`, and return the AOT file; `aot_cache.put_on_disk`
-    is the caller's. `folder` must exist and be private to its owner. `merged` is an Extism plug-in with its kernel: it
-    is compiled in place of `wasm`, and has a second memory. `made` is called once with the AOT file, as soon as that is
-    there: mostly in another thread, while WasmEdge frees its memory.
+    """Compile `wasm` at an optimization level of `aot_cache.LEVELS`, and return the AOT file; the caller must call
+    `aot_cache.put_on_disk`. `folder` must exist and be private to its owner. `merged` is an Extism plug-in with its
+    kernel: it is compiled in place of `wasm`, and has a second memory. `made` is called once with the AOT file, as soon
+    as it exists: mostly in another thread, while WasmEdge frees its memory.
 
     Raises: CompileError, when WasmEdge can't compile the module; LoadError, when `import_memories` can't read it;
     OSError, when a file can't be written.
@@ -72,7 +72,7 @@ def is_linked(code_file: Path) -> bool:
     """Return whether WasmEdge has linked this file, so that all of it is there.
 
     lld gives the whole file its name by a rename, but writes to that name if the file system can't map files
-    (`FileOutputBuffer` in LLVM). What counts is therefore that WasmEdge has removed the object file beside it: it makes
+    (`FileOutputBuffer` in LLVM). So the check is whether WasmEdge has removed the object file beside it: it creates
     that before it links, and removes it once lld has reported success (`outputNativeLibrary` in lib/llvm/codegen.cpp).
     """
     return code_file.exists() and not any(name.endswith(".o") for name in os.listdir(code_file.parent))
@@ -93,7 +93,7 @@ def _take(code_file: Path, path: Path) -> AotFile:
 
 
 class _LinkWatch:
-    """A thread that takes code as soon as it is linked: WasmEdge takes 2 ms more to free LLVM's memory before it
+    """A thread that takes code as soon as it is linked: WasmEdge spends another 2 ms freeing LLVM's memory before it
     returns."""
 
     def __init__(self, code_file: Path, take: Callable[[], AotFile]) -> None:

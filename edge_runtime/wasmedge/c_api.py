@@ -1,10 +1,10 @@
 """WasmEdge's C API for Python: the library and libc, and ownership of the objects that the library creates.
 
-Both are opened by the declarations in wasmedge.h (cffi's ABI mode, which needs no compiler). An object is deleted
+Both are opened with the declarations in wasmedge.h (cffi's ABI mode, which needs no compiler). An object is deleted
 exactly once, and using it afterwards is an error.
 
 A `WasmEdge_Value` has 32 bytes: 16 of value, 8 of type, 8 of padding. Host functions see values as words of 32 bits,
-`VALUE_WORDS` apart, so that an i32 is read by one index and no masking.
+`VALUE_WORDS` apart, so that an i32 is read with one index and no masking.
 """
 
 from types import TracebackType
@@ -19,7 +19,7 @@ LIBRARY = "libwasmedge.so.0"
 VALUE_WORDS = 8
 
 CData = Any
-"""A value of cffi's: cffi has no static types for C data."""
+"""A cffi value: cffi has no static types for C data."""
 
 ffi: Any = wasmedge_h.ffi
 libc: Any = ffi.dlopen(None)
@@ -47,14 +47,14 @@ library: Any = _open()
 
 
 class Handle:
-    """An object of the C API. `close` deletes it; the garbage collector does where nobody called `close`.
+    """An object of the C API. `close` deletes it; the garbage collector does if nobody called `close`.
 
     `_delete` is the name of the C function that deletes the object.
     """
 
     _delete: ClassVar[str]
     _library = library
-    """Kept here so that an object that is closed while the interpreter ends can still call the library."""
+    """Kept here so that an object that is closed while the interpreter exits can still call the library."""
     _owned: CData = None
 
     def _own(self, created: CData) -> None:
@@ -112,7 +112,7 @@ def address(pointer: CData) -> int:
 
 
 def check(result: int) -> None:
-    """Raise the error that a result stands for. 0 is success, and 1 an end that a host function asked for.
+    """Raise the error for a result. 0 is success, and 1 means that a host function asked to stop.
 
     Raises: WasmEdgeError, or one of its subclasses.
     """

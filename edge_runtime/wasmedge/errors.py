@@ -2,11 +2,11 @@
 
 
 class LibraryMissing(ImportError):
-    """libwasmedge.so.0 is not installed, or has another version than the one that this binding was made for."""
+    """libwasmedge.so.0 is not installed, or isn't the version that this binding was made for."""
 
 
 class WasmEdgeError(Exception):
-    """WasmEdge refused something. `code` is its error code (enum.inc of 0.14.1), the message its own text."""
+    """WasmEdge refused something. `code` is its error code (enum.inc of 0.14.1), the message is its own text."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -22,7 +22,7 @@ class LinkError(WasmEdgeError):
 
 
 class Trap(WasmEdgeError):
-    """The guest trapped: a division by zero, `unreachable`, an access out of bounds and the like (codes 0x04xx)."""
+    """The guest trapped: division by zero, `unreachable`, an out-of-bounds access and the like (codes 0x04xx)."""
 
 
 class CompileError(WasmEdgeError):

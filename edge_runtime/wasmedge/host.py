@@ -6,31 +6,31 @@ from types import TracebackType
 from edge_runtime.wasmedge.c_api import VALUE_WORDS, CData, Handle, Name, address, ffi, library
 
 Signature = tuple[str, str]
-"""Types of the parameters and of the result, a letter each: `i` for i32, `I` for i64, as in ("iIi", "i"). There is one
-result at most."""
+"""Types of the parameters and of the result, one letter each: `i` for i32, `I` for i64, as in ("iIi", "i"). There is at
+most one result."""
 
 HostFunction = Callable[..., int | None]
 """Called with an unsigned integer for each parameter; returns the result, None where the signature has none."""
 
 Replace = Callable[[str, int], tuple[int, int]]
 """Given a host function's name and the address of its callback, returns the address of the C function that is called
-in its place, and of what that is called with."""
+instead, and the address of its argument."""
 
 _STOPPED = 1
 """The result that makes WasmEdge unwind the guest ("terminated"); the saved exception says why."""
 
 unclaimed: list[BaseException] = []
-"""Exceptions that host functions raised during the running call. One guest runs at a time in a process, so one list is
-enough."""
+"""Exceptions that host functions raised during the running call. One guest runs at a time in a process, so one list
+suffices."""
 
 
 class HostModule(Handle):
     """A named module of host functions. Arguments arrive as unsigned integers; an i32 result is an int.
 
-    An exception of a host function ends the guest, and the call into the guest raises that exception. Where
+    An exception of a host function ends the guest, and the call into the guest raises that exception. If
     `out_of_bounds` is given, an IndexError (an access outside the guest's memory) doesn't end the guest: it gets that
-    number as the result. A host module must outlive the instances that import it. `replace` puts a C function in the
-    place of each.
+    number as the result. A host module must outlive the instances that import it. `replace` replaces each function with
+    a C function.
     """
 
     _delete = "WasmEdge_ModuleInstanceDelete"
@@ -46,7 +46,7 @@ class HostModule(Handle):
         self.name = name
         self._out_of_bounds = out_of_bounds
         self._replace = replace
-        # Kept in a variable: a name that is only an argument would be freed before the call.
+        # Kept in a variable: a name that is only passed as an argument would be freed before the call.
         c_name = Name(name)
         self._own(library.WasmEdge_ModuleInstanceCreate(c_name.value))
         # The library keeps bare pointers to the callbacks, so they are referenced here.
@@ -101,7 +101,7 @@ def _trampoline(
     signature: Signature, function: HostFunction, out_of_bounds: int | None
 ) -> Callable[[CData, CData, CData, CData], int]:
     """Return `function` as the callback that the C API calls. A guest calls some host functions ten times per request,
-    so the usual signatures are written out: an index into the words costs 40 ns, and a loop over them several times
+    so the usual signatures are unrolled: an index into the words costs 40 ns, and a loop over them several times
     that."""
     caught: tuple[type[IndexError], ...] = () if out_of_bounds is None else (IndexError,)
     a, b, c, d = (VALUE_WORDS * position for position in range(4))

@@ -1,7 +1,7 @@
-"""Run a module: each call gets a fresh instance, and WasmEdge must be able to keep it in its sandbox.
+"""Runs a module: each call gets a fresh instance, and WasmEdge must be able to keep it in its sandbox.
 
-A program's memories are reserved and checked before any instance (`memory`) and used by one instance after the other;
-everything else of an instance is made for one call.
+A program's memories are reserved and checked before any instance (`memory`) and reused by its instances in turn;
+everything else in an instance is made for one call.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from edge_runtime.wasmedge.memory import Memory, ReservedMemories
 from edge_runtime.wasmedge.memory_imports import MODULE
 from edge_runtime.wasmedge.module import Config, Module
 
-# Each call uses these once or twice, and a look-up in the library costs 0.1 µs.
+# Each call uses these once or twice, and a lookup in the library costs 0.1 µs.
 _instantiate = library.WasmEdge_ExecutorInstantiate
 _invoke = library.WasmEdge_ExecutorInvoke
 _delete = library.WasmEdge_ModuleInstanceDelete
@@ -46,7 +46,7 @@ class ImportStore(Handle):
 
 
 class Loan(NamedTuple):
-    """What an instance is made of: addresses of WasmEdge's objects, and of the memory's first byte."""
+    """What an instance is made from: the addresses of WasmEdge's objects and of the memory's first byte."""
 
     executor: int
     store: int
@@ -97,7 +97,7 @@ class EntryPoint:
 
 
 class Program:
-    """A module that is linked to its imports, and can be run any number of times, in one thread.
+    """A module that is linked to its imports and can be run any number of times, in one thread.
 
     `with program.open(memory):` makes a fresh instance, in which `call` calls entry points; the instance ends with the
     block. An instance is never used twice, because its globals and tables could not be reset.
@@ -106,7 +106,7 @@ class Program:
     _live: ClassVar[bool] = False
     """Whether this process has an instance now."""
     _keeping: ClassVar[list["Program"]] = []
-    """The programs whose memories are reserved, the one that has had them longest first."""
+    """The programs whose memories are reserved, the one that reserved them first comes first."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Program:
         initialize: bool = True,
     ) -> None:
         """Link `module` to `imports`. `second_memory` is the name under which the module exports another memory that
-        the host reads and writes; empty where it has none. `initialize` says whether `open` calls its `_initialize`.
+        the host reads and writes; empty if it has none. `initialize` says whether `open` calls its `_initialize`.
 
         Raises: LinkError, when `module` doesn't export exactly `memory` and `second_memory`, when `memory` starts with
         more pages than `config` allows, or when an entry point is missing.
@@ -157,7 +157,7 @@ class Program:
         """The pointers of executor, store and module, from the first call on."""
         self._reserved: ReservedMemories | None = None
         self.lent: Callable[[], None] | None = None
-        """Called when the memories are given up, if somebody else makes instances too (`loan`)."""
+        """Called when the memories are freed, if others make instances too (`loan`)."""
         self._instance: CData = None
         self._memory: Memory
         """The window on the memory of the running instance."""
@@ -196,7 +196,7 @@ class Program:
         return self
 
     def call(self, entry: EntryPoint, *numbers: int) -> int:
-        """Call an entry point, and return its result as an unsigned number, 0 where it has none.
+        """Call an entry point, and return its result as an unsigned number, 0 if it has none.
 
         Raises: as `open`.
         """
@@ -239,7 +239,7 @@ class Program:
         return reserved
 
     def give_up(self) -> None:
-        """Free the memories; they are reserved anew for the next instance."""
+        """Free the memories; they are reserved again for the next instance."""
         reserved, self._reserved = self._reserved, None
         if reserved is not None:
             Program._keeping.remove(self)

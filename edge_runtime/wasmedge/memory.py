@@ -1,9 +1,9 @@
 """The memories of guests: reserved for a program, accessed by the host during a call, and zeroed after each call.
 
-The hazard, measured on 0.14.1: where address space for a guest's memory can't be reserved, WasmEdge reports success
-with a NULL base and 0 pages, and AOT code then reads and writes the host's memory. So memories are reserved here,
-before anything is instantiated: address space must be unlimited, one process has few memories (they use up its address
-space), and each memory must have a base and the pages that the module declares, at least one.
+The hazard, measured on 0.14.1: if address space for a guest's memory can't be reserved, WasmEdge reports success with a
+NULL base and 0 pages, and AOT code then reads and writes the host's memory. So memories are reserved here, before
+anything is instantiated: address space must be unlimited, one process has few memories (they use up its address space),
+and each memory must have a base and the pages that the module declares, at least one.
 """
 
 import resource
@@ -58,13 +58,13 @@ def check_refusals() -> None:
     Raises: Unsafe, when the kernel drops it.
     """
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    # More than the machine has, so that the kernel refuses it; where overcommit has no limit, nothing is ever refused.
+    # More than the machine has, so that the kernel refuses it; if overcommit is unlimited, nothing is ever refused.
     more = (int(lines["MemTotal"].split()[0]) + int(lines["SwapTotal"].split()[0])) * 1024 + LARGE
     base = _mmap(ffi.NULL, more, _PROT_NONE, _RESERVED & ~_MAP_FIXED, -1, 0)
     if base == _FAILED:
         return
     refused = _mmap(base, more, _PROT_WRITE, _RESERVED & ~_MAP_NORESERVE, -1, 0) == _FAILED
-    # With MAP_FIXED_NOREPLACE, mmap fails where something is still mapped.
+    # With MAP_FIXED_NOREPLACE, mmap fails if something is still mapped there.
     hole = refused and _mmap(base, PAGE, _PROT_NONE, _RESERVED | _MAP_FIXED_NOREPLACE, -1, 0) != _FAILED
     _munmap(base, more)
     if hole:
@@ -75,19 +75,19 @@ def check_refusals() -> None:
 
 
 class ReservedMemories(Handle):
-    """The memories that a program imports, used by one instance after the other."""
+    """The memories that a program imports, reused by its instances in turn."""
 
     _delete = "WasmEdge_ModuleInstanceDelete"
 
     def __init__(self, limits: Sequence[tuple[int, int]]) -> None:
-        """Reserve memories. `limits` has the pages that each starts with, and the most that it may grow to.
+        """Reserve memories. `limits` has the pages that each memory starts with, and the most that it may grow to.
 
         Raises: Unsafe, when one can't be reserved; nothing stays reserved then.
         """
         check_address_space()
         self._own(library.WasmEdge_ModuleInstanceCreate(_MODULE.value))
         self._reusable = sum(minimum for minimum, _ in limits) * PAGE < LARGE
-        """Whether they are kept between calls."""
+        """Whether the memories are kept between calls."""
         self.memories = [self._add(name, *each) for name, each in zip(_NAMES, limits, strict=False)]
 
     def _add(self, name: Name, minimum: int, maximum: int) -> "ReservedMemory":
@@ -105,7 +105,7 @@ class ReservedMemories(Handle):
         return ReservedMemory(instance, base, minimum, maximum)
 
     def clear(self) -> bool:
-        """Zero the memories and undo their growth, for the next instance. Return False if they must be reserved anew
+        """Zero the memories and undo their growth, for the next instance. Return False if they must be reserved again
         instead."""
         return self._reusable and all(memory.clear() for memory in self.memories)
 
@@ -133,11 +133,11 @@ class ReservedMemory:
         return bool(_madvise(self.base, self.size, _DONTNEED) == 0)
 
     def _shrink(self, pages: int) -> bool:
-        """Take away the pages by which the guest has grown the memory; their addresses stay reserved, and no longer
-        count as memory. Return whether that was possible."""
+        """Remove the pages by which the guest has grown the memory; their addresses stay reserved but no longer count
+        as memory. Return whether that was possible."""
         inside = _inside("Inside *", self.pointer)
         if (inside.pages, inside.most, inside.base) != (pages, self._maximum, self.base):
-            # The object doesn't look like that of 0.14.1.
+            # The object doesn't look like the one in 0.14.1.
             return False
         more = (pages - self._minimum) * PAGE
         if _mmap(self.base + self.size, more, _PROT_NONE, _RESERVED, -1, 0) != self.base + self.size:
@@ -148,7 +148,7 @@ class ReservedMemory:
 
 class Memory:
     """The memory of a running instance, as host functions use it. `buffer` is a window on the memory, valid while the
-    instance lives. Every access is checked here; the window is made anew when the guest has grown its memory."""
+    instance lives. Every access is checked here; the window is recreated when the guest has grown its memory."""
 
     __slots__ = ("_pointer", "buffer", "size")
 
@@ -158,12 +158,12 @@ class Memory:
         self.size = 0
 
     def open(self, space: ReservedMemory) -> Self:
-        """Look at one of `ReservedMemories.memories`."""
+        """Use one of `ReservedMemories.memories`."""
         self._pointer, self.buffer, self.size = space.pointer, space.window, space.size
         return self
 
     def close(self) -> None:
-        """Forget the memory, at the end of the instance."""
+        """Drop the memory, at the end of the instance."""
         self._pointer, self.buffer, self.size = None, b"", 0
 
     def need(self, end: int) -> None:
@@ -189,7 +189,7 @@ class Memory:
         return True
 
     def _look_again(self) -> None:
-        """Make the window anew: the guest may have more pages than before."""
+        """Recreate the window: the guest may have more pages than before."""
         if self._pointer is not None:
             self.size = self.pages() * PAGE
             self.buffer = _window(_memory_pointer(self._pointer, 0, 1), self.size)

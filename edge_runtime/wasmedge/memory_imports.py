@@ -1,7 +1,7 @@
-"""Rewrite a module so that it imports its memories instead of defining them. Pure.
+"""Rewrites a module so that it imports its memories instead of defining them. Pure.
 
-The host can then reserve and check a memory before anything of the guest runs, its start section included, and keep it
-for the next instance (docs/adr/0018). Source: WebAssembly Core Specification 2.0, chapter 5.5.
+The host can then reserve and check a memory before any of the guest's code runs, including its start section, and keep
+it for the next instance (docs/adr/0018). Source: WebAssembly Core Specification 2.0, chapter 5.5.
 """
 
 from typing import Final
@@ -35,7 +35,8 @@ def import_memories(wasm: bytes) -> bytes:
     at = numbers.index(_MEMORY)
     if max(numbers[:at], default=0) > _MEMORY:
         raise LoadError(_MALFORMED, "the memory section comes too late")
-    # Imported memories are numbered before a module's own. Since all of them become imports, each keeps its number.
+    # Imported memories are numbered before those that a module defines. Since all of them become imports, each keeps
+    # its number.
     count, entries = _entries(sections.pop(at)[1])
     if _IMPORT in numbers[:at]:
         at = numbers.index(_IMPORT)

@@ -39,8 +39,7 @@ class MemoryExport:
 
 
 class Module(Handle):
-    """A loaded and validated module: of WebAssembly, to be interpreted, or of an AOT file that `compile_module`
-    made."""
+    """A loaded and validated module: WebAssembly to be interpreted, or an AOT file that `compile_module` made."""
 
     _delete = "WasmEdge_ASTModuleDelete"
 
@@ -62,7 +61,7 @@ class Module(Handle):
     @classmethod
     def from_file(cls, path: Path, config: Config) -> Self:
         """Load and validate a file of WebAssembly, or an AOT file. The caller has checked its digest: WasmEdge doesn't
-        refuse a damaged AOT file, which crashes the process or computes wrongly.
+        refuse a damaged AOT file, which crashes the process or computes wrong results.
 
         Raises: LoadError, when WasmEdge refuses the file; OSError, when it can't be read.
         """
@@ -106,7 +105,7 @@ class Module(Handle):
         ]
 
     def functions(self) -> dict[str, Signature]:
-        """Return the exported functions with their signatures, in which `?` stands for any type but i32 and i64."""
+        """Return the exported functions with their signatures, where `?` stands for any type other than i32 and i64."""
         kinds = {
             name: library.WasmEdge_ExportTypeGetFunctionType(self.pointer, export)
             for name, export in self._exports(_FUNCTION)

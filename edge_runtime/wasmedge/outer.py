@@ -1,7 +1,7 @@
 """The outer module: compiled code whose only function calls a host function, in which other code then runs.
 
 When compiled code is entered from outside, WasmEdge sets six signal handlers and restores them at the end, which costs
-as much as a small guest. When it is entered from within compiled code, WasmEdge sets none.
+as much as running a small guest. When it is entered from compiled code, WasmEdge sets none.
 """
 
 from pathlib import Path
