@@ -27,7 +27,7 @@ _REFUSED: Final = frozenset(
     {"ParseSchema", "CreateBtree", "SetCookie", "Vacuum", "IncrVacuum", "JournalMode", "Checkpoint", "AutoCommit"}
     | {"Savepoint", "DropTable", "DropIndex", "DropTrigger", "SqlExec", "VCreate", "VDestroy", "VRename", "Destroy"}
 )
-"""Opcodes that no guest's statement has, since `session` refuses the verbs that need them; checked again here."""
+"""Opcodes that no guest statement has, since `session` refuses the verbs that need them; checked again here."""
 _BEFORE_TARGET: Final = frozenset({"into", "from", "update", "rollback", "abort", "replace", "fail", "ignore", "."})
 _SCHEMA_PAGE: Final = 1
 
@@ -51,7 +51,7 @@ class _ExplainRow(NamedTuple):
 
 
 class AccessDenied(Exception):
-    """The statement touches something that is closed to it; the message says what."""
+    """The statement touches something that it may not; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class StatementEffects:
 
 @dataclass(frozen=True)
 class AccessRules:
-    """What is closed to guests in this file, by its schema as it is now."""
+    """What guests may not touch in this file, according to its current schema."""
 
     own: frozenset[int]
     """Root pages of the runtime's own tables and indices."""
@@ -98,7 +98,7 @@ def examine(
 ) -> StatementEffects:
     """Compile `sql`, and return what it does.
 
-    Raises: AccessDenied, when it touches something closed; ValueError, when SQLite can't compile it.
+    Raises: AccessDenied, when it touches something that it may not; ValueError, when SQLite can't compile it.
     """
     writes = sets_last_id = virtual = False
     written: set[int] = set()
@@ -138,7 +138,7 @@ def examine(
 
 
 def _explain(database: LibsqlDatabase, sql: str) -> Iterator[_ExplainRow]:
-    """Yield the rows of EXPLAIN. libsql panics at a text that isn't UTF-8, which here can only be a BLOB constant (a
+    """Yield the rows of EXPLAIN. libsql panics on text that isn't UTF-8, which here can only be a BLOB constant (a
     column's default): such a row opens and calls nothing, so it is skipped."""
     cursor = database.connection.execute("EXPLAIN " + sql)
     while True:
@@ -161,11 +161,11 @@ def _check_call(p4: str | int | None) -> None:
 
 
 def _check_names(access_rules: AccessRules, tokens: Iterable[SqlToken], virtual: bool, written: set[int]) -> None:
-    """Check the names in a statement that uses a virtual table or writes a table of SQLite's own: EXPLAIN says neither
+    """Check the names in a statement that uses a virtual table or writes a table of SQLite's own: EXPLAIN shows neither
     which virtual table it is, nor whether it is SQLite that writes sqlite_sequence. Names inside views and triggers
-    were checked when a schema change made these (`schema_change`).
+    were checked when a schema change created these (`schema_change`).
 
-    Raises: AccessDenied, when a name is closed.
+    Raises: AccessDenied, when a name isn't allowed.
     """
     if _SCHEMA_PAGE in written:
         raise AccessDenied("It writes sqlite_schema.")
@@ -174,7 +174,7 @@ def _check_names(access_rules: AccessRules, tokens: Iterable[SqlToken], virtual:
         named = name(token)
         if virtual and access_rules.closed_module(named):
             raise AccessDenied(f"It uses {named}, which is closed.")
-        # A string can be a table's name only where a table to be written is named.
+        # A string can be a table's name only where a statement names the table that it writes.
         is_name = token.kind is not TokenKind.STRING or before in _BEFORE_TARGET
         if is_name and named.startswith(INTERNAL) and not access_rules.sqlite.isdisjoint(written):
             raise AccessDenied(f"It writes {named}, which is SQLite's own.")

@@ -1,8 +1,8 @@
-"""The names that SQL of guests and of schema changes may use: which functions and virtual tables of libsql are open,
-and which names are SQLite's or the runtime's own. Pure.
+"""The names that the SQL of guests and schema changes may use: which of libsql's functions and virtual tables are
+allowed, and which names belong to SQLite or the runtime. Pure.
 
-libsql has functions and virtual tables that reach out of the database (readfile, writefile, fsdir, load_extension,
-sqlite_dbpage) or run SQL that EXPLAIN doesn't show (sha3_query). So what may be used is listed here by name, and
+libsql has functions and virtual tables that reach outside the database (readfile, writefile, fsdir, load_extension,
+sqlite_dbpage) or run SQL that EXPLAIN doesn't show (sha3_query). So everything allowed is listed here by name, and
 everything else is refused.
 """
 
@@ -25,8 +25,8 @@ _FUNCTION_NAMES: Final = """
     unicode unixepoch unlikely upper upper_quartile uuid uuid_blob uuid_str variance zeroblob
 """
 FUNCTIONS: Final = frozenset(_FUNCTION_NAMES.split())
-"""The SQL functions that a statement may call. Some of libsql 0.0.55 aren't among them because they corrupt or leak
-this process's memory: replicate, padl, padr and padc write past what they allocate for 4 GiB; the vector functions
+"""The SQL functions that a statement may call. Some of libsql 0.0.55's functions are left out because they corrupt or
+leak this process's memory: replicate, padl, padr and padc write past what they allocate for 4 GiB; the vector functions
 return memory of the process for a malformed BLOB; vector_top_k frees what it never allocated."""
 _MODULE_NAMES: Final = """
     json_each json_tree generate_series fts3 fts4 fts4aux fts5 fts5vocab rtree rtree_i32 geopoly
@@ -34,7 +34,7 @@ _MODULE_NAMES: Final = """
     pragma_foreign_key_list
 """
 MODULES: Final = frozenset(_MODULE_NAMES.split())
-"""The virtual tables that are allowed: those that exist without a definition, and those that a schema change may make
+"""The allowed virtual table modules: those that exist without a definition, and those that a schema change may create
 tables with."""
 
 INTERNAL: Final = ("sqlite_", "libsql_")

@@ -2,8 +2,8 @@
 
 A request is `{"sql": …, "params": […]}`; the answer is `{"columns", "rows", "changes", "last_id"}`, or `{"error":
 {"code", "message"}}` (codes: docs/errors.md). `changes` counts the rows that the statement itself wrote; `last_id` is
-the rowid of the last row that it inserted, or null. `values` says how values are written, `access` what a statement may
-touch.
+the rowid of the last row that it inserted, or null. `values` defines how values are written, `access` what a statement
+may touch.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ from edge_runtime.sql.values import Row
 from edge_runtime.sql.writer_lock import WriteProgress
 
 LIMITS: Final = ("sql_out_of_memory", "sql_disk_limit")
-"""Codes for a statement that hit a limit. The caller of the function gets these codes, too, not only the guest."""
+"""Codes for a statement that hit a limit. The function's caller gets these codes too, not only the guest."""
 DENIED: Final = ("not_granted", "sql_not_allowed", "sql_closed")
 _READ_GENERATION: Final = load("read_generation")
 HELD_WAIT: Final = 2.0
-"""Seconds that a call waits for a process that doesn't use the writer lock, and has the database locked."""
+"""Seconds that a call waits for a process that has the database locked without using the writer lock."""
 HELD_PAUSE: Final = 0.005
 _FIRST_ROWS: Final = 2
 _FEW_ROWS: Final = 16
-"""Rows that are fetched from libsql at once, at first and afterwards: an answer of one row is there with the first
-fetch. The limit of bytes is checked after each fetch, and until then each row may be as large as SQLite's heap."""
+"""Rows that are fetched from libsql at once, first and later: an answer of one row is complete after the first fetch.
+The byte limit is checked after each fetch, and until then each row may be as large as SQLite's heap."""
 _NO_CHANGES: Final = b',"changes":0,"last_id":null}'
 
 
@@ -56,7 +56,7 @@ class StaleRelease(Exception):
 
 
 class WriteHeld(StaleRelease):
-    """A release is being applied, for which the call would have to wait before it may write. Nothing that the call did
+    """A release is being applied, and the call would have to wait for it before it may write. Nothing that the call did
     lasts, so it can be dispatched again once the release is there, or has failed."""
 
 
@@ -65,15 +65,14 @@ class CommitFailed(CodedError):
 
 
 class DatabaseHeld(CodedError):
-    """Another process than the node's own, such as a shell or a backup, has the database locked. Nothing was
-    changed."""
+    """A process outside the node, such as a shell or a backup, has the database locked. Nothing was changed."""
 
 
 class CallSql:
     """The database as one call sees it. The first statement begins the transaction: deferred and query_only for the
-    grant `read`; IMMEDIATE and under the writer lock for `write`. While a release is applied a call with `write` begins
-    as a reading one does, and may run until it would write. After an error the transaction goes on, unless SQLite has
-    ended it."""
+    grant `read`; IMMEDIATE and under the writer lock for `write`. While a release is applied, a call with `write`
+    begins like a reading call, and may run until it would write. After an error the transaction continues, unless
+    SQLite has ended it."""
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class CallSql:
         steps: StepClock | None = None,
     ) -> None:
         """`method`: the call's method, if that is why a function that may write has the grant `read`; else empty.
-        `steps` notes how long each statement takes, each wait and the COMMIT."""
+        `steps` notes how long each statement, each wait and the COMMIT takes."""
         self._session = session
         self._database = session.database
         self._grant = grant
@@ -103,11 +102,11 @@ class CallSql:
         self._ended = ""
         """SQLite's message, once SQLite has ended the transaction."""
         self._ended_code = "transaction_ended"
-        """The code that the caller of the function gets once SQLite has ended the transaction."""
+        """The code that the function's caller gets once SQLite has ended the transaction."""
         self.limit_code = ""
         """The code of the limit that the call hit; empty if it hit none."""
         self.denied: dict[str, int] = {}
-        """How many statements were refused for what they would do, by code."""
+        """How many statements were refused because of what they would do, by code."""
 
     def execute(self, request: bytes) -> bytes:
         """Run one statement and return its answer; errors of the statement are in the answer.
@@ -133,7 +132,7 @@ class CallSql:
 
     def sending(self) -> None:
         """Note that the call is about to send something that must not be sent twice; from here on it can't be
-        dispatched again. A reading call begins its transaction, if it hasn't yet, so that no later release concerns it.
+        dispatched again. A reading call begins its transaction, if it hasn't yet, so that no later release affects it.
         A writing call will wait for the writer lock even while a release is applied; if one is being applied already,
         it may not send, since its writes would come too late.
 
@@ -145,20 +144,21 @@ class CallSql:
                 self._hold()
             if not self._begun:
                 watch.sending()
-                # Checked after the mark is set: whoever starts to apply a release looks for these marks afterwards.
+                # Checked after the mark is set: the process that starts to apply a release looks for these marks
+                # afterwards.
                 if watch.applying:
                     watch.running()
                     raise WriteHeld
         self._sent = True
         if self._grant == "read" and not self._begun:
-            # Where the transaction can't begin now, the call's first statement tells the guest why.
+            # If the transaction can't begin now, the call's first statement tells the guest why.
             with contextlib.suppress(SqlError):
                 self._begin()
 
     def commit(self) -> None:
         """Commit what the call wrote.
 
-        Raises: CommitFailed, when SQLite refuses, or has ended the transaction before.
+        Raises: CommitFailed, when SQLite refuses or has already ended the transaction.
         """
         if not self._begun:
             return
@@ -225,7 +225,7 @@ class CallSql:
         database, watch = self._database, self._watch
         writes = self._grant == "write"
         try:
-            # While a release is applied, a call that has sent nothing reads beside it, until it would write.
+            # While a release is applied, a call that has sent nothing reads alongside it, until it would write.
             if writes and (self._sent or watch is None or not watch.applying):
                 began = perf_counter()
                 writes = database.lock.acquire(watch, patient=self._sent)
@@ -257,8 +257,8 @@ class CallSql:
             self._session.at(GenerationRow._make(row).applied)
 
     def _begin_again(self, error: ValueError) -> Row | None:
-        """Begin the transaction that could not be begun for `error`, as soon as the process that has the database
-        locked lets it; this process doesn't loop meanwhile. Return the row of the release.
+        """Begin the transaction that `error` prevented, as soon as the process that has the database locked releases
+        it; this process doesn't spin meanwhile. Return the row of the release.
 
         Raises: DatabaseHeld, when that takes too long; ValueError, for any other error.
         """
@@ -303,7 +303,7 @@ class CallSql:
             cursor = self._database.connection.execute(statement.text(wide) if wide else statement.sql, bound)
             if statement.columns is None:
                 statement.name_columns(cursor.description or ())
-            # libsql's count for RETURNING is taken before the rows are written; but each of them comes back as a row.
+            # libsql's count for RETURNING is taken before the rows are written, but each of them is returned as a row.
             rows, count = self._fetch(cursor, statement.columns) if statement.columns else (b"[]", cursor.rowcount)
             if not statement.writes or not count:
                 return b"".join((statement.before_rows, rows, _NO_CHANGES))
@@ -332,7 +332,7 @@ class CallSql:
             raise SqlError("sql_value", why) from None
 
     def _hold(self) -> NoReturn:
-        """End the call's reading. Raises: WriteHeld."""
+        """End the call's read transaction. Raises: WriteHeld."""
         self.rollback()
         raise WriteHeld
 
@@ -377,7 +377,7 @@ class CallSql:
             )
 
     def _why_not(self) -> str:
-        """Say why a statement that writes is refused, and what to do."""
+        """Return why a statement that writes is refused, and what to do."""
         method = self._method
         if not method:
             return "The function writes, and its manifest grants `sql: read`; it needs `write`."
@@ -387,7 +387,7 @@ class CallSql:
         )
 
     def _undo(self, statement: PreparedStatement, why: str) -> None:
-        """Roll the transaction back if the statement wrote and its answer can't be given: its writes must not be
+        """Roll back the transaction if the statement wrote and its answer can't be returned: its writes must not be
         kept."""
         if statement.writes:
             self._ended = why

@@ -31,13 +31,13 @@ from edge_runtime.state import is_full
 FORMAT: Final = 1
 """Version of the runtime's own tables; written into the file."""
 BUSY_MS: Final = 5_000
-"""Milliseconds that SQLite waits for a process that doesn't use the writer lock, as a backup or a shell."""
+"""Milliseconds that SQLite waits for a process that doesn't use the writer lock, such as a backup or a shell."""
 LOCKED: Final = "database is locked"
-"""How SQLite's error begins where another process has the file locked."""
+"""How SQLite's error begins when another process has the file locked."""
 HEAP_BYTES: Final = 128 * 1024 * 1024
-"""Bytes of SQLite's memory in one process; a statement that needs more fails, and nothing else does."""
+"""Bytes of SQLite's memory in one process; a statement that needs more fails, but nothing else does."""
 WAL_BYTES: Final = 64 * 1024 * 1024
-"""Bytes to which the write-ahead log is truncated once it has been larger."""
+"""Bytes to which the write-ahead log is truncated after it has been larger."""
 SYNCHRONOUS: Final = ("FULL", "NORMAL")
 FILE: Final = wal.FILE
 
@@ -62,7 +62,7 @@ class DatabaseOpenError(CodedError):
 
 
 class LibsqlDatabase:
-    """One connection to the file, in autocommit mode: statements begin and end the transactions."""
+    """One connection to the file, in autocommit mode: statements begin and end transactions."""
 
     def __init__(self, connection: LibsqlConnection, lock: WriterLock, path: Path | None = None) -> None:
         self.connection = connection
@@ -89,7 +89,7 @@ class LibsqlDatabase:
             raise ValueError("a TEXT is not valid UTF-8") from None
 
     def read(self, row: type[RowType], sql: str, params: tuple[Value, ...] = ()) -> list[RowType]:
-        """Do as `rows`, and return each row as an object of its class (`sql.queries`).
+        """Like `rows`, but return each row as an object of its class (`sql.queries`).
 
         Raises: ValueError, when SQLite or libsql refuses.
         """
@@ -113,8 +113,8 @@ class LibsqlDatabase:
             self.lock.release()
 
     def drop_uncommitted(self) -> None:
-        """Make sure that writes of a COMMIT that failed, or whose process was killed, can't come back, not even from
-        the disk. What was committed before is on disk then. The caller holds the writer lock, and keeps it.
+        """Ensure that writes of a COMMIT that failed, or whose process was killed, can't come back, even from the disk.
+        Everything committed before is then on disk. The caller holds the writer lock, and keeps it.
 
         Raises: ValueError or OSError, when that fails: a loss of power may still bring the writes back.
         """
@@ -140,8 +140,8 @@ class LibsqlDatabase:
 
 
 def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> LibsqlDatabase:
-    """Open the file; make it and the runtime's tables if they don't exist. The writer lock is in the file `writer.lock`
-    beside it. With `synchronous` FULL, what was committed survives a loss of power.
+    """Open the file; create it and the runtime's tables if they don't exist. The writer lock is in the file
+    `writer.lock` beside it. With `synchronous` FULL, what was committed survives a loss of power.
 
     Raises: DatabaseOpenError, when the file can't be used; OSError, when a file can't be made.
     """
@@ -156,7 +156,7 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
         database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
         database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
         database.rows(f"PRAGMA journal_size_limit = {WAL_BYTES}")
-        # So that a sort, or an index that is built, needs no more than HEAP_BYTES.
+        # So that a sort or an index build needs no more than HEAP_BYTES.
         database.rows("PRAGMA temp_store = FILE")
         # The checkpointer moves the log, so that a COMMIT takes only the time for its own pages.
         database.rows("PRAGMA wal_autocheckpoint = 0")
@@ -185,8 +185,8 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
 
 
 def connect_until_exit(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> LibsqlDatabase:
-    """Do as `connect`, for a process that ends by os._exit, without closing the connection: the last connection that
-    closes would checkpoint the log, which libsql must not do (docs/adr/0071)."""
+    """Like `connect`, for a process that exits with os._exit without closing the connection: the last connection to
+    close would checkpoint the log, which libsql must not do (docs/adr/0071)."""
     database = connect(path, synchronous, foreign_keys=foreign_keys)
     _until_exit.append(database)
     return database
@@ -202,7 +202,7 @@ def in_memory() -> LibsqlDatabase:
 
 
 def _write_ahead(database: LibsqlDatabase) -> None:
-    """Give the file a write-ahead log. It has none if it was restored from a copy that `VACUUM INTO` made.
+    """Give the file a write-ahead log. It has none if it was restored from a copy made by `VACUUM INTO`.
 
     Raises: ValueError, when SQLite refuses, for example because another process has the file open.
     """
@@ -232,8 +232,8 @@ def _check_writable(database: LibsqlDatabase) -> None:
 
 
 def _make(database: LibsqlDatabase) -> None:
-    """Make the runtime's own tables. The caller holds no lock; this takes the writer lock, so that no other process
-    makes them too."""
+    """Create the runtime's own tables. The caller holds no lock; this takes the writer lock, so that no other process
+    creates them too."""
     database.lock.acquire()
     try:
         # Kept in the file; can't be set inside a transaction.
@@ -252,7 +252,7 @@ def now() -> str:
 
 
 def inventory(database: LibsqlDatabase) -> wire.Inventory:
-    """Return what the node runs according to the file, all of it read at one moment."""
+    """Return what the node runs according to the file, all read at one moment."""
     with _snapshot(database):
         changes = [wire.AppliedChange(*row) for row in database.read(ChangeRow, _READ_CHANGES)]
         return wire.Inventory(
@@ -287,19 +287,19 @@ def read_release(database: LibsqlDatabase) -> LocalRelease | None:
 
 
 def stored(database: LibsqlDatabase) -> Stored:
-    """Return release and inventory, both read at one moment."""
+    """Return the release and the inventory, both read at one moment."""
     with _snapshot(database):
         return Stored(read_release(database), inventory(database), unfinished=_unfinished(database))
 
 
 def _unfinished(database: LibsqlDatabase) -> bool:
-    """Tell whether there are steps of schema changes left to do after their flips."""
+    """Return whether any steps of schema changes remain to be done after their flips."""
     return database.rows(_HAS_STEPS) != [(0,)] and database.rows(_UNFINISHED) != [(0,)]
 
 
 def settled(database: LibsqlDatabase) -> Stored:
-    """Return release and inventory after a process may have died in a COMMIT. Its writes are undone, or are part of the
-    answer."""
+    """Return the release and the inventory after a process may have died in a COMMIT. Its writes are undone or are part
+    of the answer."""
     durable = True
     database.lock.acquire()
     try:

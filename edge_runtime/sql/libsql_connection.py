@@ -9,7 +9,7 @@ import libsql_experimental as libsql
 from edge_runtime.sql.values import Row, Value
 
 Column = tuple[str, None, None, None, None, None, None]
-"""A column of an answer: its name, and what the Python DB-API has beside it, which libsql leaves out."""
+"""A column of an answer: its name, and the DB-API's other fields, which libsql leaves empty."""
 
 _OPEN_FAILED: Final = {
     "7": "out of memory",
@@ -44,14 +44,14 @@ class LibsqlConnection(Protocol):
 
 
 def is_panic(error: BaseException) -> bool:
-    """Return whether `error` is a panic of libsql's Rust code, as for text that isn't UTF-8. A panic is no Exception,
-    and the connection can be used afterwards."""
+    """Return whether `error` is a panic of libsql's Rust code, for instance on text that isn't UTF-8. A panic isn't an
+    Exception, and the connection can be used afterwards."""
     return type(error).__name__ == "PanicException"
 
 
 def open_file(path: Path) -> LibsqlConnection:
-    """Open a connection to a file, in autocommit mode, by SQLite's own VFS. libsql's default VFS, made for encryption,
-    takes a failed read for zeros (docs/adr/0025).
+    """Open a connection to a file, in autocommit mode, with SQLite's own VFS. libsql's default VFS, made for
+    encryption, treats a failed read as zeros (docs/adr/0025).
 
     Raises: ValueError, when SQLite can't open the file.
     """
@@ -59,12 +59,12 @@ def open_file(path: Path) -> LibsqlConnection:
         connection: LibsqlConnection = libsql.connect(f"{path.absolute().as_uri()}?vfs=unix", isolation_level=None)
         return connection
     except ValueError as error:
-        # libsql's message ends with SQLite's code, without its text.
+        # libsql's message ends with SQLite's code, without the text.
         code = str(error).strip("`").rpartition(": ")[2]
         raise ValueError(_OPEN_FAILED.get(code, str(error))) from None
 
 
 def open_in_memory() -> LibsqlConnection:
-    """Open a new database that is gone with the process."""
+    """Open a new database that disappears with the process."""
     connection: LibsqlConnection = libsql.connect(":memory:", isolation_level=None)
     return connection

@@ -1,5 +1,5 @@
-"""The edge's own SQL statements, in the folder `sql/edge`, and the rows that they return: a class for each query, whose
-fields have the names and the order of the query's columns."""
+"""The edge's own SQL statements, in the folder `sql/edge`, and the rows that they return: one class per query, with
+fields named and ordered like the query's columns."""
 
 from pathlib import Path
 from typing import NamedTuple

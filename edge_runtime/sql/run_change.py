@@ -1,8 +1,8 @@
-"""Run a schema change: its statements, its steps in batches, or the whole change in one transaction.
+"""Runs a schema change: its statements, its steps in batches, or the whole change in one transaction.
 
-A step in batches has a transaction for each batch, which has the step's progress, too. So a process that is killed at
-any point continues where it was, and no row is changed twice. Writers take turns with the batches: the writer lock is
-held for a few milliseconds, and then released for as long.
+A step in batches has one transaction per batch, which also records the step's progress. So a process that is killed at
+any point continues where it was, and no row is changed twice. Writers alternate with the batches: the writer lock is
+held for a few milliseconds, then released for as long.
 """
 
 import contextlib
@@ -27,27 +27,27 @@ SHORTAGES: Final = {
     "sql_disk_limit": "apply_disk_limit",
     "sql_out_of_memory": "apply_out_of_memory",
 }
-"""The codes of a release that lacked something, by those of the statement's error."""
+"""The codes for a release that ran out of something, by the code of the statement's error."""
 HELD: Final = 0.005
-"""Seconds for which a batch should hold the writer lock: the time that the last batch took decides how many rows the
-next one has. The next writer's COMMIT has to sync what a batch has written."""
+"""Seconds for which a batch should hold the writer lock: the duration of the last batch decides how many rows the next
+one has. The next writer's COMMIT has to sync what a batch wrote."""
 MOST: Final = 20_000
 """Rows of the largest batch. The first batch is one row: nobody knows how large rows are."""
 LEAST: Final = 10
 BRIEF: Final = 0.05
-"""A batch of `LEAST` rows isn't made smaller while it takes less than so many seconds: the time may be the COMMIT's or
-a busy machine's, and batches of one row would take hours."""
+"""A batch of `LEAST` rows isn't made smaller while it takes less than this many seconds: the COMMIT or a busy machine
+may be the cause, and batches of one row would take hours."""
 REST: Final = 0.002
-"""Least seconds between two batches; usually as long as the last one held the lock. Without a rest writers would
+"""Least seconds between two batches; usually as long as the last one held the lock. Without a pause writers would
 starve: the kernel doesn't hand the lock to waiting processes in turn."""
 TOLD: Final = 0.2
-"""Seconds between two messages of how far the step has come."""
+"""Seconds between two progress messages of a step."""
 LOG_BYTES: Final = 32 * 1024 * 1024
 LOG_WAIT: Final = 5.0
-"""When the write-ahead log has more than so many bytes, a batch waits until the log has begun anew, for so many seconds
-at most."""
+"""When the write-ahead log has more than this many bytes, a batch waits for the log to restart, for at most this many
+seconds."""
 FULL_WAIT: Final = 30.0
-"""Seconds that a step waits while the log has half of its limit or more; then it fails."""
+"""Seconds that a step waits while the log is at half of its limit or more; then it fails."""
 
 _TEMPORARY: Final = load("temporary")
 _START: Final = load("start_step")
@@ -83,7 +83,7 @@ def run_and_undo(opened: LibsqlDatabase, access_rules: AccessRules, steps: Chang
 
 @contextlib.contextmanager
 def exchanging_tables(opened: LibsqlDatabase) -> Iterator[None]:
-    """Let a table take another table's name in the block without a change of what refers to that name: that is how a
+    """Within the block, let a table take another table's name without changing what refers to that name: this is how a
     change with steps exchanges tables."""
     opened.rows("PRAGMA legacy_alter_table = ON")
     try:
@@ -97,8 +97,8 @@ def run_statements(
 ) -> None:
     """Run statements of a schema change in the transaction that is open. `begins` is called with each before it runs.
 
-    Raises: SchemaChangeRefused, when one is refused or fails; the transaction may have ended then. Where it lacked room
-    or memory, the code is one of `SHORTAGES`.
+    Raises: SchemaChangeRefused, when one is refused or fails; the transaction may have ended then. If it ran out of
+    disk space or memory, the code is one of `SHORTAGES`.
     """
     statements = schema_change.split(sql)
     for statement in statements:
@@ -127,7 +127,7 @@ def run_statements(
 
 
 def code_of_shortage(opened: LibsqlDatabase, error: ValueError) -> str:
-    """Return the code if an error of SQLite means that room or memory was lacking, or that the disk fails; an empty
+    """Return the code if an SQLite error means that disk space or memory ran out, or that the disk fails; an empty
     string for any other error."""
     return SHORTAGES.get(code_of_error(opened, error, ""), "")
 
@@ -138,7 +138,7 @@ def run_step_at_once(
     step: ChangeStep,
     left: tuple[int | None, int | None] = (None, None),
 ) -> None:
-    """Run a step in batches at once, in the transaction that is open. `left`: the keys of what is left of it, above the
+    """Run a step in batches at once, in the transaction that is open. `left`: the keys of the remaining rows, above the
     first, up to the second. Raises: SchemaChangeRefused, when a statement is refused or fails."""
     check_key(opened, step.table, step.key)
     after, upto = left
@@ -153,7 +153,7 @@ def run_step_at_once(
 def run_in_batches(
     opened: LibsqlDatabase, access_rules: AccessRules, row: StepRow, tell: Callable[[str], None]
 ) -> None:
-    """Run what is left of a step, in batches. `tell` is called now and then with how far it has come, for people.
+    """Run the rest of a step in batches. `tell` is called from time to time with its progress, in words.
 
     Raises: SchemaChangeRefused, when a statement is refused or fails; what was done before stays. ValueError, when
     SQLite or the disk fails otherwise.
@@ -173,7 +173,7 @@ def run_in_batches(
         if time.monotonic() - told > TOLD:
             told = time.monotonic()
             tell(f"{row.target[:40]}: {100 * (after - start) // max(1, bound - start)} %")
-        # Before the lock is taken: rows that come meanwhile are in this batch or in a later one.
+        # Before the lock is taken: rows added meanwhile are in this batch or in a later one.
         upto = _edge(opened, row, after, bound, size)
         began = _begin(opened)
         try:
@@ -221,7 +221,7 @@ def check_key(opened: LibsqlDatabase, table: str, key: str) -> None:
     if key.lower() == name.lower():
         return
     taken = {column.name.lower() for column in opened.read(ColumnRow, _COLUMNS, (table,))}
-    # A column of that name is what SQL means by it, and may have any values.
+    # In SQL the name then means a column of that name, which may have any values.
     free = [rowid for rowid in ROWIDS if rowid not in taken]
     if key.lower() not in free:
         right = f"its INTEGER PRIMARY KEY {name}" if name else f"{free[0]}, as it has no INTEGER PRIMARY KEY"
@@ -239,7 +239,7 @@ def _statements(access_rules: AccessRules, sql: str) -> list[SchemaStatement]:
 
 
 def _bounds(opened: LibsqlDatabase, target: str, column: str) -> tuple[int, int]:
-    """Return the key before the first row's, and the last row's."""
+    """Return the key before the first row's, and the key of the last row."""
     key, table = quoted(column), quoted(target)
     # Two queries: the least and the largest in one would be a scan of the table.
     least = opened.rows(f"SELECT min({key}) FROM {table}")[0][0]  # noqa: S608
@@ -283,7 +283,7 @@ def _commit(opened: LibsqlDatabase) -> None:
     except ValueError as error:
         _, text = failed_commit(opened, error)
         opened.rollback()
-        # It begins with SQLite's message, by which the error is known.
+        # It begins with SQLite's message, which identifies the error.
         raise ValueError(f"{error}. {text}") from None
     opened.lock.release()
 
@@ -296,10 +296,10 @@ def _execute(opened: LibsqlDatabase, sql: str, shown: str) -> None:
 
 
 def spare_the_log(opened: LibsqlDatabase, label: str, tell: Callable[[str], None]) -> None:
-    """Wait while the log is long, as writers would have to wait for its checkpoint, or be refused. The second half of
-    its limit is for calls.
+    """Wait while the log is long, since writers would have to wait for its checkpoint or be refused. The second half of
+    its limit is reserved for calls.
 
-    Raises: SchemaChangeRefused, when it stays so long.
+    Raises: SchemaChangeRefused, when it stays that long.
     """
     if opened.path is None:
         return

@@ -1,8 +1,8 @@
-"""The schema of the file as it is now: its definitions, its foreign keys, roughly how many rows its tables have, and
-whether it still is what the last release left.
+"""The current schema of the file: its definitions, its foreign keys, roughly how many rows its tables have, and whether
+it is still as the last release left it.
 
 A release records a digest of each table, index, view and trigger in the file, in its own transaction. So a definition
-that other programs have changed, added or removed shows later, as do a wrong restore and a damaged schema.
+that other programs have changed, added or removed is noticed later, and so are a wrong restore and a damaged schema.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from edge_runtime.sql.tokenizer import TokenKind, name, quoted, tokenize
 from edge_runtime.sql.values import Row
 
 MOST_ROWS: Final = 10_001
-"""Rows of a table that are counted: this number means that there are more than 10,000."""
+"""Rows of a table up to which they are counted: this number means more than 10,000."""
 MOST_ESTIMATED: Final = 10**12
 MOST_TABLES: Final = 200
-"""Tables that are counted: the first so many that were made."""
+"""Tables whose rows are counted: the first ones created."""
 
 _SCHEMA: Final = load("schema")
 _FOREIGN_KEYS: Final = load("foreign_keys")
@@ -43,7 +43,7 @@ _INSERT_RECORD: Final = load("insert_schema_record")
 _READ_RECORD: Final = load("read_schema_record")
 
 SchemaDigests = dict[tuple[str, str], str]
-"""Digest of each definition, by its type and its name."""
+"""Digest of each definition, by its type and name."""
 
 
 class SchemaDifferences(NamedTuple):
@@ -55,13 +55,13 @@ class SchemaDifferences(NamedTuple):
 
 
 def definitions(opened: LibsqlDatabase) -> list[DefinitionRow]:
-    """Return all definitions, but not those of SQLite's, libsql's and the runtime's own tables."""
+    """Return all definitions except those of SQLite's, libsql's and the runtime's own tables."""
     return opened.read(DefinitionRow, _SCHEMA)
 
 
 def normal(sql: str | None) -> tuple[str, ...]:
-    """Return the tokens of a definition, as sqlite_schema keeps it, without what doesn't matter: spaces, comments,
-    case, and quotes of names."""
+    """Return the tokens of a definition from sqlite_schema, without what doesn't matter: spaces, comments, case, and
+    quotes around names."""
     if sql is None:
         return ()
     return tuple(
@@ -83,7 +83,7 @@ def own(opened: LibsqlDatabase) -> list[list[Row] | None]:
 
 
 def touched(texts: Iterable[str], schema: Iterable[DefinitionRow]) -> set[str]:
-    """Return the names of all tables whose rows or definitions the texts can change, in lower case, and other names.
+    """Return a superset of the names, in lower case, of all tables whose rows or definitions the texts can change.
 
     A statement names what it changes, or fires a trigger that does. `schema`: the definitions before and after them.
     """
@@ -115,7 +115,7 @@ def orphans(opened: LibsqlDatabase, tables: Iterable[str] | None = None) -> str:
     try:
         for of in checks:
             cursor = opened.connection.execute(f"PRAGMA foreign_key_check{of}")
-            # A few at a time: there may be as many as rows.
+            # A few at a time: there may be as many as there are rows.
             while rows := cursor.fetchmany(64):
                 first = first or ViolationRow._make(rows[0])
                 count += len(rows)
@@ -128,13 +128,14 @@ def orphans(opened: LibsqlDatabase, tables: Iterable[str] | None = None) -> str:
 
 
 def tables(opened: LibsqlDatabase) -> list[str]:
-    """Return the names of the tables that hold rows, as they are written, in the order in which they were made."""
+    """Return the names of the tables that hold rows, as written, in the order in which they were created."""
     return [table.name for table in opened.read(TableRow, _TABLES)]
 
 
 def row_counts(opened: LibsqlDatabase) -> dict[str, int]:
-    """Return the number of rows by table, in lower case: of the first `MOST_TABLES` tables, `MOST_ROWS` at most of
-    each. A table that can't be read, as a virtual one whose own tables are damaged, is left out."""
+    """Return the number of rows by table name, in lower case, for the first `MOST_TABLES` tables, counting at most
+    `MOST_ROWS` each. A table that can't be read, such as a virtual table whose shadow tables are damaged, is left
+    out."""
     counts: dict[str, int] = {}
     for table in tables(opened)[:MOST_TABLES]:
         try:
@@ -146,8 +147,8 @@ def row_counts(opened: LibsqlDatabase) -> dict[str, int]:
 
 
 def row_estimates(opened: LibsqlDatabase, counts: Mapping[str, int]) -> dict[str, int]:
-    """Return about how many rows the tables have that have more than were counted, by their first and last keys: too
-    many if keys are missing in between. Tables without rowids are left out."""
+    """Estimate the rows of tables that have more than were counted, from their first and last keys: too many if keys
+    are missing in between. Tables without rowids are left out."""
     found: dict[str, int] = {}
     for table in tables(opened)[:MOST_TABLES]:
         if counts.get(table.lower()[:200], 0) < MOST_ROWS:
@@ -181,7 +182,7 @@ def record(opened: LibsqlDatabase) -> None:
 
 
 def is_recorded(opened: LibsqlDatabase) -> bool:
-    """Tell whether a schema is recorded; a file of an earlier version has no record until its next release."""
+    """Return whether a schema is recorded; a file from an earlier version has no record until its next release."""
     return opened.read(NumberRow, _HAS_RECORD)[0].value > 0
 
 

@@ -1,7 +1,7 @@
 """A schema change as text: its statements, what they may contain, and its steps. Pure; `run_change` runs it.
 
-A change runs inside transactions of the applier's, so it contains no statement that begins or ends a transaction, or
-can't run in one. It reaches neither the runtime's tables nor anything outside the database, by any spelling: SQL has no
+A change runs inside the applier's transactions, so it contains no statement that begins or ends a transaction or can't
+run in one. It can't reach the runtime's tables or anything outside the database, however it spells them: SQL has no
 computed names, so its tokens show every name.
 
 A change without steps runs whole in the release's one transaction (the flip). Lines of the form `-- skerry: …` divide a
@@ -14,7 +14,7 @@ change into steps:
     -- skerry: undo                 what undoes the steps before the flip, if the change is amended or given up
 
 There can be any number of `before` and `batch` steps before the flip, and of `after` and `batch` steps after it; they
-run in the order in which they are written. A change with steps has at least one batch, so that a node that knows no
+run in the order in which they are written. A change with steps has at least one batch, so that a node version without
 steps refuses it: the parameters have no values there.
 """
 
@@ -43,7 +43,7 @@ _MADE: Final = frozenset({"table", "index", "unique", "trigger", "view", "virtua
 _MADE_OF: Final = MODULES & {"fts3", "fts4", "fts4aux", "fts5", "fts5vocab", "rtree", "rtree_i32", "geopoly"}
 """Virtual tables that keep their content in tables of the database (shadow tables)."""
 PARAMETERS: Final = (":after", ":upto")
-"""What a batch's statements have in place of the keys of one batch: the rows above the first, up to the second."""
+"""The parameters in a batch's statements for the keys of one batch: the rows above the first, up to the second."""
 ROWIDS: Final = ("rowid", "oid", "_rowid_")
 """The names of a table's own key, if no column has them."""
 _DIRECTIVE: Final = re.compile(r"--\s*skerry\s*:(.*)", re.IGNORECASE | re.DOTALL)
@@ -68,7 +68,7 @@ class SchemaStatement(NamedTuple):
 
 
 class ChangeStep(NamedTuple):
-    """A part of a schema change that has transactions of its own."""
+    """A part of a schema change that has its own transactions."""
 
     stage: Stage
     """Whether it runs before the flip or after it."""
@@ -76,12 +76,12 @@ class ChangeStep(NamedTuple):
     table: str = ""
     """The table whose keys divide the step into batches; empty for a step in one transaction."""
     key: str = ""
-    """The column of these keys, which are integers."""
+    """The column with these keys, which are integers."""
 
 
 @dataclass(frozen=True)
 class ChangeSteps:
-    """A change with steps: these, the SQL of the flip, and the SQL that undoes the steps before the flip."""
+    """A change with steps: the steps, the SQL of the flip, and the SQL that undoes the steps before the flip."""
 
     steps: tuple[ChangeStep, ...]
     flip: str
@@ -97,7 +97,7 @@ class ChangeSteps:
         return [(number, step) for number, step in enumerate(self.steps, 1) if step.stage == stage]
 
     def title(self, number: int) -> str:
-        """Return which step it is, for people."""
+        """Return which step it is, in words."""
         step = self.steps[number - 1]
         return f"step {number} of {len(self.steps)} ({f'batches of {step.table}' if step.table else step.stage})"
 
@@ -134,7 +134,7 @@ def split(sql: str) -> list[SchemaStatement]:
 
 
 def _is_trigger(tokens: list[SqlToken]) -> bool:
-    """Tell whether a statement that begins so is a CREATE TRIGGER, the only statement with semicolons inside.
+    """Return whether a statement that begins like this is a CREATE TRIGGER, the only statement with semicolons inside.
     This and `_trigger_ends` are the rules of SQLite's own sqlite3_complete."""
     words = [word(token) for token in tokens]
     return words[:2] == ["create", "trigger"] or (
@@ -143,12 +143,12 @@ def _is_trigger(tokens: list[SqlToken]) -> bool:
 
 
 def _trigger_ends(tokens: list[SqlToken]) -> bool:
-    """Tell whether a CREATE TRIGGER with these tokens is complete: its body ends with `; END`."""
+    """Return whether a CREATE TRIGGER with these tokens is complete: its body ends with `; END`."""
     return len(tokens) > 1 and word(tokens[-1]) == "end" and tokens[-2].kind is TokenKind.SEMICOLON
 
 
 def check(statement: SchemaStatement, closed_functions: Set[str], closed_modules: Set[str]) -> None:
-    """Check that a schema change may have this statement. The closed names are libsql's own, in lower case, as in
+    """Check that a schema change may have this statement. The reserved names are libsql's own, in lower case, as in
     `access.AccessRules`.
 
     Raises: SchemaChangeRefused, when it may not.
@@ -168,7 +168,7 @@ def check(statement: SchemaStatement, closed_functions: Set[str], closed_modules
             raise SchemaChangeRefused(
                 "schema_invalid", f"It has a parameter ({token.text[:40]}), for which there is no value.", sql
             )
-        # Not after USING: a virtual table's module with its arguments looks like a call of a function.
+        # Not after USING: a virtual table's module with its arguments looks like a function call.
         call = at + 1 < len(tokens) and tokens[at + 1].text == "(" and word(tokens[at - 1]) != "using"
         _check_name(token, call, closed_functions, closed_modules, sql)
     if [word(token) for token in tokens[:3]] == ["create", "virtual", "table"]:
@@ -196,7 +196,7 @@ def _check_name(token: SqlToken, call: bool, closed_functions: Set[str], closed_
             "schema_closed", f"{token.text[:80]}: names with {RUNTIME_PREFIX} are the runtime's own.", sql
         )
     if token.kind is TokenKind.STRING:
-        # SQLite takes a string for a name if it can be nothing else. Only a string that is such a name as a whole
+        # SQLite treats a string as a name if it can't be anything else. Only a string that is exactly such a name
         # counts.
         closed = named in closed_modules or (named.startswith(INTERNAL) and named.isidentifier())
     else:
@@ -222,7 +222,7 @@ def _check_module(tokens: list[SqlToken], sql: str) -> None:
 def steps_of(sql: str) -> ChangeSteps | None:
     """Return the steps of a schema change; None if it has none.
 
-    Raises: SchemaChangeRefused, when a dividing line has none of the forms, or is in a place where it can't be.
+    Raises: SchemaChangeRefused, when a dividing line has none of these forms or is in the wrong place.
     """
     sections = _sections(sql)
     if len(sections) == 1:
@@ -267,7 +267,7 @@ def steps_of(sql: str) -> ChangeSteps | None:
 
 
 def bind(sql: str, after: int, upto: int) -> str:
-    """Return a batch's text with the keys in place of its parameters."""
+    """Return a batch's text with its parameters replaced by the keys."""
     values = dict(zip(PARAMETERS, (after, upto), strict=True))
     pieces: list[str] = []
     end = 0
@@ -279,7 +279,7 @@ def bind(sql: str, after: int, upto: int) -> str:
 
 
 def statements(sql: str) -> list[SchemaStatement]:
-    """Return all statements of a change, in the order in which they run, but not those that undo it.
+    """Return all statements of a change in the order in which they run, except those that undo it.
 
     Raises: SchemaChangeRefused, when one is incomplete.
     """
@@ -288,7 +288,7 @@ def statements(sql: str) -> list[SchemaStatement]:
 
 
 def split_all(texts: Iterable[str]) -> list[SchemaStatement]:
-    """Return the statements of these texts, of which some may be empty.
+    """Return the statements of these texts, some of which may be empty.
 
     Raises: SchemaChangeRefused, when one is incomplete.
     """
@@ -296,9 +296,10 @@ def split_all(texts: Iterable[str]) -> list[SchemaStatement]:
 
 
 def _sections(sql: str) -> list[tuple[str, str]]:
-    """Return what each dividing line says, with the text below it. The first entry has no line, and the text above all.
+    """Return what each dividing line says, with the text below it. The first entry has no line, and the text above all
+    lines.
 
-    Raises: SchemaChangeRefused, when a comment is nearly such a line.
+    Raises: SchemaChangeRefused, when a comment almost is such a line.
     """
     found: list[tuple[str, str]] = []
     directive, start = "", 0
@@ -344,7 +345,7 @@ def _check_batch(directive: str, statement: list[SqlToken]) -> None:
 
 
 def _identifier(token: SqlToken) -> str:
-    """Return the name that a token is, as it is written; empty if the token isn't a name."""
+    """Return a token's name as written; empty if the token isn't a name."""
     if token.kind is TokenKind.NAME:
         return token.text
     if token.kind is TokenKind.QUOTED:

@@ -1,4 +1,4 @@
-"""The statements of guests: which of them may run, and what a worker keeps of each for the next call."""
+"""Guests' statements: which of them may run, and what a worker keeps of each for the next call."""
 
 import re
 from collections.abc import Iterable
@@ -67,7 +67,7 @@ def failed_commit(database: LibsqlDatabase, error: ValueError) -> tuple[str, str
 
 @dataclass(eq=False)
 class PreparedStatement:
-    """A statement that was checked, and may be run with this schema."""
+    """A statement that was checked and may be run with this schema."""
 
     sql: str
     parameters: tuple[tuple[int, int, int], ...]
@@ -80,11 +80,11 @@ class PreparedStatement:
     columns: list[str] | None = None
     """Names of the columns, known after the first run; empty if the statement returns no rows."""
     before_rows: bytes = b'{"columns":[],"rows":'
-    """How the answer begins, up to the rows."""
+    """The beginning of the answer, up to the rows."""
 
     def text(self, wide: tuple[int, ...]) -> str:
-        """Return the text to run where the parameters `wide` are 64-bit integers bound as text. Each gets a CAST, with
-        a plus before it that takes the CAST's affinity away: otherwise a TEXT column would compare as a number."""
+        """Return the text to run if the parameters `wide` are 64-bit integers bound as text. Each gets a CAST, preceded
+        by a plus that removes the CAST's affinity: otherwise a TEXT column would compare as a number."""
         pieces: list[str] = []
         after = 0
         for start, end, number in self.parameters:
@@ -94,8 +94,8 @@ class PreparedStatement:
         return "".join(pieces) + self.sql[after:]
 
     def name_columns(self, description: Iterable[Column]) -> None:
-        """Note the names of the columns. A column without a name has the text of its expression, from which a CAST that
-        `text` added is removed."""
+        """Note the names of the columns. A column without a name has its expression's text as name, without any CAST
+        that `text` added."""
         self.columns = [_CASTED.sub(r"\1", column[0]) for column in description]
         self.before_rows = b'{"columns":%b,"rows":' % orjson.dumps(self.columns)
 
@@ -105,8 +105,8 @@ _CASTED: Final = re.compile(r"\+CAST\((\?[0-9]*) AS INTEGER\)")
 
 
 class Session:
-    """A worker's connection, with the statements that were checked. They are forgotten when a release is applied,
-    because the schema changes then."""
+    """A worker's connection, with the checked statements. They are dropped when a release is applied, because the
+    schema changes then."""
 
     def __init__(self, database: LibsqlDatabase) -> None:
         self.database = database
@@ -164,7 +164,7 @@ class Session:
         except ValueError as error:
             raise SqlError(code_of(str(error), "sql_invalid"), str(error)) from None
         if explains and not plan and effects.virtual:
-            # Its EXPLAIN would show addresses of this process.
+            # Its EXPLAIN would reveal addresses in this process.
             raise SqlError("sql_closed", "EXPLAIN of a virtual table is closed; use EXPLAIN QUERY PLAN.")
         return PreparedStatement(
             sql,
@@ -189,7 +189,7 @@ def _one(tokens: list[SqlToken]) -> list[SqlToken]:
 
 
 def _compilable(sql: str, body: list[SqlToken]) -> str:
-    """Return the statement with all its BLOBs emptied: EXPLAIN would return their bytes as text, at which libsql
+    """Return the statement with all its BLOBs emptied: EXPLAIN would return their bytes as text, on which libsql
     panics."""
     pieces: list[str] = []
     after = body[0].start

@@ -1,4 +1,4 @@
-"""Split SQL into tokens as SQLite's own tokenizer does, with strings, comments, names and parameters kept apart. Pure.
+"""Splits SQL into tokens as SQLite's own tokenizer does, telling strings, comments, names and parameters apart. Pure.
 
 Source: sqlite3GetToken of SQLite 3.45 (tokenize.c). Text that SQLite itself can't read is left for SQLite to refuse.
 """
@@ -20,7 +20,7 @@ class TokenKind(IntEnum):
     PARAMETER = 6
     SEMICOLON = 7
     OTHER = 8
-    """An operator, one token for each character; or a quote that is never closed, with all that follows it."""
+    """An operator, one token for each character; or a quote that is never closed, with everything after it."""
 
 
 class SqlToken(NamedTuple):
@@ -28,7 +28,7 @@ class SqlToken(NamedTuple):
     start: int
     end: int
     text: str
-    """The token as it is written."""
+    """The token as written."""
 
 
 _FIRST: Final = r"A-Za-z_\x80-\U0010ffff"
@@ -61,7 +61,7 @@ def tokenize(sql: str) -> list[SqlToken]:
 
 
 def at_semicolons(tokens: Iterable[SqlToken]) -> Iterator[list[SqlToken]]:
-    """Yield the tokens between semicolons, without empty runs: of SQL without a CREATE TRIGGER, its statements."""
+    """Yield the tokens between semicolons, without empty runs: for SQL without a CREATE TRIGGER, the statements."""
     run: list[SqlToken] = []
     for token in tokens:
         if token.kind is not TokenKind.SEMICOLON:
@@ -74,7 +74,7 @@ def at_semicolons(tokens: Iterable[SqlToken]) -> Iterator[list[SqlToken]]:
 
 
 def line_comments(sql: str) -> list[SqlToken]:
-    """Return the comments of the form `-- …` of `sql`, each without the end of its line."""
+    """Return the comments of the form `-- …` in `sql`, each without its line ending."""
     return [
         SqlToken(TokenKind.OTHER, match.start(), match.end(), match.group())
         for match in _PATTERN.finditer(sql)
@@ -83,8 +83,8 @@ def line_comments(sql: str) -> list[SqlToken]:
 
 
 def without_values(sql: str) -> str:
-    """Return a statement, or the beginning of one, with `?` in place of each value that is written in it, without
-    comments, and with single spaces."""
+    """Return a statement, or the beginning of one, with `?` in place of each literal value, without comments, and with
+    single spaces."""
     made: list[str] = []
     end = 0
     for token in tokenize(sql):
@@ -102,7 +102,7 @@ def word(token: SqlToken) -> str:
 
 
 def name(token: SqlToken) -> str:
-    """Return the name, in lower case, where SQLite may take the token for one, as it does with strings; empty
+    """Return the name, in lower case, if SQLite may treat the token as one, as it does with strings; empty
     otherwise."""
     text = token.text
     if token.kind is TokenKind.NAME:
@@ -115,5 +115,5 @@ def name(token: SqlToken) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return a name as SQL takes it whatever is in it."""
+    """Return a name quoted for SQL, whatever it contains."""
     return '"' + name.replace('"', '""') + '"'

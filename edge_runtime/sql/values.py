@@ -2,8 +2,8 @@
 
 An INTEGER is exact to 64 bits; a REAL has a point or an exponent (`1` is an INTEGER, `1.0` a REAL); TEXT is a string
 without NUL; a BLOB is `{"$blob": base64}`; NULL is null; `true` and `false` are 1 and 0, as in SQL. A value that JSON
-or SQLite can't hold (NaN, infinities, larger integers, NUL in text) is an error. When libsql reads a TEXT that SQL
-itself made with a NUL in it, as by char(0), it cuts the TEXT there.
+or SQLite can't hold (NaN, infinities, larger integers, NUL in text) is an error. When libsql reads a TEXT in which SQL
+itself put a NUL, for instance with char(0), it cuts the TEXT there.
 """
 
 import binascii
@@ -18,7 +18,7 @@ INT64: Final = range(-(2**63), 2**63)
 _HUGE: Final = float(2**63)
 
 Value = None | int | float | str | bytes
-"""A value of SQLite's: NULL, INTEGER, REAL, TEXT or BLOB."""
+"""An SQLite value: NULL, INTEGER, REAL, TEXT or BLOB."""
 Row = tuple[Value, ...]
 
 

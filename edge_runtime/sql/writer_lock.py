@@ -10,7 +10,7 @@ LOCK_NAME: Final = "writer.lock"
 
 
 class WriteProgress(Protocol):
-    """Receives each step of a writing call, so that the watchdog doesn't take waiting for an endless loop."""
+    """Receives each step of a writing call, so that the watchdog doesn't mistake waiting for an endless loop."""
 
     @property
     def applying(self) -> bool:
@@ -33,10 +33,10 @@ class WriteProgress(Protocol):
 
 
 class WriterLock:
-    """The lock by which the writers of one file take turns, in all processes. With SQLite's own waiting, some of them
-    could starve.
+    """The lock with which the writers of one file, in all processes, take turns. With SQLite's own waiting, some of
+    them could starve.
 
-    The kernel releases the lock (flock) when the process ends. Each process opens the lock file itself: an inherited
+    The kernel releases the lock (flock) when the process exits. Each process opens the lock file itself: an inherited
     descriptor would share the lock.
     """
 
@@ -52,14 +52,15 @@ class WriterLock:
         return self._descriptor
 
     def acquire(self, watch: WriteProgress | None = None, *, patient: bool = True) -> bool:
-        """Wait for the lock, and return whether this process has it now. A call that isn't `patient` doesn't wait while
-        a release is applied, which may take long."""
+        """Wait for the lock, and return whether this process now holds it. A call that isn't `patient` doesn't wait
+        while a release is applied, which may take long."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if watch is not None:
                 watch.waiting()
-                # Checked after the mark is set: whoever starts to apply a release looks for these marks afterwards.
+                # Checked after the mark is set: the process that starts to apply a release looks for these marks
+                # afterwards.
                 if not patient and watch.applying:
                     watch.running()
                     return False
