@@ -1,4 +1,4 @@
-"""The front's side of appliers: each is started for one thing, asked for it, and ended. That is a change of release,
+"""The front's side of appliers: each is started for one task and stopped afterwards. The task is a change of release,
 steps of schema changes that aren't part of a release's transaction (`StepRunner`), or a count of rows."""
 
 import asyncio
@@ -19,12 +19,12 @@ log = logging.getLogger("skerry.steps")
 
 PAUSE: Final = 5.0
 PAUSE_CAP: Final = 600.0
-"""Seconds until a step after a flip that failed is tried again: the first pause, doubled each time up to the cap."""
+"""Seconds until a failed step after a flip is tried again: the first pause, which doubles each time up to the cap."""
 COUNT_LIMIT: Final = 60.0
 """Seconds that counting rows may take; 200 tables of 10,000 rows take a tenth of one."""
 
 Named = Callable[[str, str], str]
-"""Returns an error's message, by its code and its message, as `Pool.named` does."""
+"""Returns an error's message, given its code and its message, as `Pool.named` does."""
 
 _decode_inventory: Final = msgspec.json.Decoder(wire.Inventory).decode
 _decode_counted: Final = msgspec.json.Decoder(frames.Counted).decode
@@ -32,7 +32,7 @@ _decode_counted: Final = msgspec.json.Decoder(frames.Counted).decode
 
 @contextlib.asynccontextmanager
 async def started(birth: Awaitable[Child]) -> AsyncIterator[Child]:
-    """Wait for an applier's birth, and end it with the block. Raises: SyncFailed, when none can be started."""
+    """Start an applier, and stop it at the end of the block. Raises: SyncFailed, when none can be started."""
     try:
         child = await birth
     except NotBorn as error:
@@ -76,7 +76,7 @@ async def prepare(applier: Child, order: frames.Apply, limit: float, named: Name
 async def _run_steps(
     applier: Child, kind: int, order: frames.Advance | None, limit: float, named: Named, tell: Callable[[str], None]
 ) -> None:
-    """Have steps of schema changes run. `limit`: seconds for each thing that `tell` is told about.
+    """Have steps of schema changes run. `limit`: seconds for each action that is reported to `tell`.
 
     Raises: SyncFailed, when a step fails.
     """
@@ -109,17 +109,17 @@ def _failure(reply: frames.Frame, named: Named) -> SyncFailed:
 
 
 async def abort(applier: Child) -> None:
-    """Have the applier roll back; if it no longer answers, its end rolls back."""
+    """Have the applier roll back; if it no longer answers, killing it rolls back."""
     with contextlib.suppress(frames.ChildGone, TimeoutError):
         await applier.ask(frames.ABORT, None, 5.0)
 
 
 async def count_rows(processes: ZygoteClient) -> frames.Counted | None:
     """Have an applier count rows while calls run; return about how many each table has, by its name in lower case. None
-    if that can't be found out now.
+    if they can't be counted now.
 
-    The child has the priority of others: opening the file takes SQLite's lock of writers for a moment, in which a child
-    that runs only when nothing else does could be stopped.
+    The child runs at normal priority: opening the file takes SQLite's write lock for a moment, during which an
+    idle-priority child could be preempted.
     """
     try:
         child = await processes.birth("applier")
@@ -136,13 +136,13 @@ async def count_rows(processes: ZygoteClient) -> frames.Counted | None:
 
 
 def has_steps(plan: wire.Plan) -> bool:
-    """Tell whether a change of the plan may have steps: the front looks for their lines, the applier reads them."""
+    """Return whether a change in the plan may have steps: the front looks for their lines, the applier parses them."""
     return any("-- skerry: " in change.sql for change in plan.schema_changes)
 
 
 class StepRunner:
-    """Has the steps of schema changes run that aren't part of a release's transaction: before its flip for a sync, and
-    after it by itself, until all are done. One applier at a time runs steps, and it may be killed at any point. `run`
+    """Runs the steps of schema changes that aren't part of a release's transaction: before its flip for a sync, and
+    after it on its own, until all are done. One applier at a time runs steps, and it may be killed at any point. `run`
     must be running, for the steps after flips."""
 
     def __init__(self, processes: ZygoteClient, limit: float, named: Named) -> None:
@@ -154,17 +154,17 @@ class StepRunner:
         self.unfinished = asyncio.Event()
         """Set while there may be steps left to do after a flip."""
         self.doing = ""
-        """What is being done after a flip; empty when nothing is."""
+        """The step being run after a flip; empty if none is."""
         self.error: SyncFailed | None = None
-        """Why a step after a flip failed; None if none did, or if it has been done since."""
+        """Why a step after a flip failed; None if none did, or if it has succeeded since."""
 
     @property
     def busy(self) -> bool:
-        """Whether there may be steps left to do after a flip, or some are being done."""
+        """Whether there may be steps left to do after a flip, or some are running."""
         return self.unfinished.is_set() or self._one.locked()
 
     async def advance(self, order: frames.Advance, tell: Callable[[str], None]) -> None:
-        """Run the steps before a flip, and what is left after earlier flips. Raises: SyncFailed, when one fails."""
+        """Run the steps before a flip, and those left from earlier flips. Raises: SyncFailed, when one fails."""
         async with self._one, started(self._processes.birth("applier")) as applier:
             await _run_steps(applier, frames.ADVANCE, order, self._limit, self._named, tell)
 

@@ -1,8 +1,8 @@
-"""Decide when checkpoints of the libsql file are made, and what calls may do while the write-ahead log is too long
+"""Decides when the libsql file is checkpointed, and what calls may do while the write-ahead log is too long
 (docs/adr/0025).
 
 A checkpointer process moves the log into the database file while calls go on. Once little is left, it makes writers
-wait for a moment and moves the rest, and the log begins anew, unless a reader still reads from it.
+wait for a moment and moves the rest, and the log restarts, unless a reader still reads from it.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from edge_runtime.wal import DatabaseSizes, Index, Pressure
 log = logging.getLogger("skerry.checkpoints")
 
 PERIOD: Final = 0.1
-"""Seconds between two looks at the log's size."""
+"""Seconds between two checks of the log's size."""
 START: Final = 4 * 1024 * 1024
 """Bytes of the log from which it is moved into the database file."""
 FEW: Final = 16
@@ -31,7 +31,7 @@ FEW: Final = 16
 STEP: Final = 0.02
 """Seconds that writers may wait for the last frames, as estimated from the speed of the pass before."""
 PATIENCE_MS: Final = 5
-"""Milliseconds that writers wait for readers that keep the log from beginning anew."""
+"""Milliseconds that writers wait for readers that keep the log from restarting."""
 LARGE_PATIENCE_MS: Final = 100
 """The same when the log is large."""
 LARGE: Final = 4
@@ -39,17 +39,17 @@ LARGE: Final = 4
 READERS_WAIT: Final = 1.0
 """Seconds that calls with SQL wait when the log is at its limit, before calls that may write are refused."""
 PAUSE_CAP: Final = 1.0
-"""Seconds between two attempts at most, while readers are in the way."""
+"""The most seconds between two attempts while readers are in the way."""
 FAILURE_CAP: Final = 30.0
-"""Seconds between two attempts at most, while the disk fails."""
+"""The most seconds between two attempts while the disk fails."""
 IDLE: Final = 10.0
-"""Seconds after which an idle checkpointer is ended, as it takes memory."""
+"""Seconds after which an idle checkpointer is stopped, as it takes memory."""
 BEGIN_LIMIT: Final = 30.0
 """Seconds that a new checkpointer has to open the file."""
 FINISH_LIMIT: Final = 30.0
 """Seconds for the last checkpoint at an orderly stop."""
 REMOVE_LIMIT: Final = 2.0
-"""Seconds for the log's removal after it."""
+"""Seconds for the removal of the log after that."""
 SETTLE_LIMIT: Final = 2.0
 """Seconds that a client waits for `settle`."""
 
@@ -57,7 +57,7 @@ _decode_done: Final = msgspec.json.Decoder(frames.Checkpointed).decode
 
 
 class _Failed(Exception):
-    """The checkpointer couldn't do what it was asked for; the message says why."""
+    """The checkpointer couldn't do what it was asked to; the message says why."""
 
 
 def pressure(size: int, limit: int, before: Pressure, waited: float) -> Pressure:
@@ -68,15 +68,15 @@ def pressure(size: int, limit: int, before: Pressure, waited: float) -> Pressure
 
 
 def may_step(index: Index, frames_a_second: float) -> bool:
-    """Tell whether so little is left to move that writers can wait for it."""
+    """Return whether so little is left to move that writers can wait for it."""
     return index.frames - index.backfilled <= max(FEW, frames_a_second * STEP)
 
 
 def may_move(index: Index) -> bool:
-    """Tell whether a PASSIVE checkpoint may be asked for: not once all frames are moved.
+    """Return whether a PASSIVE checkpoint may be requested: not once all frames are moved.
 
-    The next COMMIT begins such a log anew. If it does so while a PASSIVE checkpoint begins, SQLite up to 3.51.2 takes
-    as many frames of the new log for moved as the old one had, and their rows are lost (its WAL-reset bug, fixed in
+    The next COMMIT restarts such a log. If it does so while a PASSIVE checkpoint begins, SQLite up to 3.51.2 considers
+    as many frames of the new log moved as the old one had, and their rows are lost (its WAL-reset bug, fixed in
     3.51.3).
     """
     return index.backfilled < index.frames
@@ -86,21 +86,21 @@ class CheckpointSchedule:
     """Watches the log's size and drives the checkpointer; `run` must be running while calls are."""
 
     def __init__(self, processes: ZygoteClient, pool: Pool, database: Path, limit: int, most: int) -> None:
-        """`limit`: bytes of the log at which calls wait or are refused, without what releases wrote; `most`: the
-        same with what releases wrote."""
+        """`limit`: bytes of the log at which calls wait or are refused, not counting what releases wrote; `most`: the
+        same, counting it."""
         self._processes = processes
         self._pool = pool
         self._database = database
         self.limit = limit
         self._most = most
         self.made = 0
-        """How often the log has begun anew since the start."""
+        """How often the log has restarted since startup."""
         self.error = ""
         """Why the last checkpoint failed; empty if it didn't."""
         self._index: Index | None = None
-        """What the log's index last said."""
+        """The last reading of the log's index."""
         self._begun: Index | None = None
-        """What the log's index said when all was moved: the next COMMIT begins the log anew."""
+        """The log's index when everything was moved: the next COMMIT restarts the log."""
         self._exempt = 0
         """Bytes of the log that releases wrote."""
         self._before_release = 0
@@ -141,7 +141,7 @@ class CheckpointSchedule:
             return DatabaseSizes(0, 0, 0, 0)
 
     async def run(self) -> None:
-        """Watch and work until cancelled."""
+        """Watch the log and checkpoint it until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch())
@@ -150,7 +150,7 @@ class CheckpointSchedule:
             self._end_child()
 
     def before_release(self) -> None:
-        """Note that a release's transaction is about to be committed: its bytes of the log don't count."""
+        """Note that a release's transaction is about to be committed: its bytes in the log don't count."""
         self.look()
         self._before_release = self.size
 
@@ -160,8 +160,7 @@ class CheckpointSchedule:
         self.look()
 
     async def settle(self) -> None:
-        """Make sure that the remains of a COMMIT whose worker was killed don't come back: now if possible, else
-        soon."""
+        """Ensure that the remains of a COMMIT whose worker was killed don't come back: now if possible, else soon."""
         try:
             async with clock.timeout(SETTLE_LIMIT):
                 await self._settle()
@@ -180,7 +179,7 @@ class CheckpointSchedule:
             raise _Failed(frames.decode_failure(reply.body).message)
 
     async def finish(self) -> None:
-        """Leave a database file that is complete without its log; for an orderly stop, once the workers have ended."""
+        """Leave a database file that is complete without its log; for an orderly stop, once the workers have exited."""
         path = wal.log_of(self._database)
         began = clock.monotonic()
         try:
@@ -210,12 +209,12 @@ class CheckpointSchedule:
             return None
 
     def look(self) -> None:
-        """Look how long the log is, and act on it."""
+        """Check the log's length, and act on it."""
         index = self._read()
         if index is None:
             return
         if self._index is not None and index.frames < self._index.frames:
-            # The log has begun anew.
+            # The log has restarted.
             self._exempt = 0
         self._index = index
         if index != self._begun:
@@ -285,14 +284,14 @@ class CheckpointSchedule:
         log.info("checkpoints of the database are made again")
 
     async def _begin_anew(self) -> None:
-        """Move the log into the database file, until it can begin anew.
+        """Move the log into the database file until it can restart.
 
         Raises: ChildGone; NotBorn; TimeoutError; _Failed.
         """
         pause = PERIOD
         while self._due:
             child = self._child = self._child or await self._new()
-            # What it said before may be older than a checkpoint of another process.
+            # The earlier reading may be older than a checkpoint by another process.
             self.look()
             before = self._index
             assert before is not None  # noqa: S101
@@ -315,7 +314,7 @@ class CheckpointSchedule:
                     return
             elif moved > 0:
                 continue
-            # Readers keep the log from beginning anew.
+            # Readers keep the log from restarting.
             await clock.sleep(pause)
             pause = min(PAUSE_CAP, pause * 2)
             self.look()
@@ -333,7 +332,7 @@ class CheckpointSchedule:
         return child
 
     async def _ask(self, child: Child, order: frames.Checkpoint) -> frames.Checkpointed:
-        """Ask for a checkpoint, without a time limit: it takes what the disk takes."""
+        """Ask for a checkpoint, without a time limit: it takes as long as the disk needs."""
         reply = await child.ask(frames.CHECKPOINT, order, None)
         if reply.kind == frames.FAILED:
             raise _Failed(frames.decode_failure(reply.body).message)

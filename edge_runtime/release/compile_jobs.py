@@ -1,7 +1,7 @@
-"""Have artifacts compiled by child processes.
+"""Has artifacts compiled by child processes.
 
-Whoever asks for an artifact that is being compiled waits for the same job. A job that has begun runs to its end,
-even if nobody waits for it any more, so each attempt of a sync, and each start, gets further than the one before.
+Callers that ask for an artifact that is being compiled wait for the same job. A job that has begun runs until it
+finishes, even if nobody waits for it any more, so each sync attempt and each startup gets further than the one before.
 """
 
 import asyncio
@@ -49,18 +49,17 @@ class CompileJobs:
         named: Callable[[str], str] = "artifact {}".format,
     ) -> None:
         """`folder`: the private cache of AOT files; `limit`: seconds for one artifact that somebody waits for; `named`
-        says what the log calls an artifact."""
+        returns the log's name for an artifact."""
         self._named = named
         self._artifacts = artifacts
         self._folder = folder
         self._processes = processes
         self._limit = limit
         self._turns = asyncio.Semaphore(processors())
-        """Bounds the jobs that are waited for and run at the same time. Background jobs come one after the other
-        anyway."""
+        """Limits how many awaited jobs run at the same time. Background jobs run one at a time anyway."""
         self._jobs: dict[tuple[str, int], _Job] = {}
         self._written: dict[str, asyncio.Task[OSError | None]] = {}
-        """By artifact: what was made for those who wait and isn't on disk yet, or can't be written."""
+        """By artifact: compiled code handed to those that waited, which isn't on disk yet or can't be written."""
 
     async def make(self, sha256: str, level: int, *, background: bool) -> AotFile:
         """Compile an artifact, or wait for the job that does it. Raises: SyncFailed, when it can't be compiled."""
@@ -76,12 +75,12 @@ class CompileJobs:
         finally:
             job.waiters -= 1
             if not job.waiters and not job.started and not job.task.done():
-                # The job has done nothing yet, and would be in the way of others that are waited for.
+                # The job has done nothing yet, and would delay others that are waited for.
                 del self._jobs[name]
                 job.task.cancel()
 
     async def on_disk(self, wanted: Set[str]) -> None:
-        """Wait until what was made of the artifacts `wanted` is on disk. Raises: SyncFailed, when it can't be."""
+        """Wait until the compiled code of the artifacts `wanted` is on disk. Raises: SyncFailed, when it can't be."""
         for sha256 in wanted:
             writing = self._written.get(sha256)
             if writing is not None and (error := await asyncio.shield(writing)) is not None:
@@ -90,7 +89,7 @@ class CompileJobs:
                 raise _unwritten(sha256, error)
 
     async def run(self) -> None:
-        """Let jobs run until cancelled; then they are given up."""
+        """Let jobs run until cancelled; then abandon them."""
         try:
             await asyncio.Event().wait()
         finally:
@@ -125,13 +124,13 @@ class CompileJobs:
     async def _child(self, sha256: str, level: int, background: bool) -> AotFile:
         """Raises: NotBorn, ChildGone, SyncFailed."""
         child = await self._processes.birth("compiler", background=background)
-        # The child makes it, as a disk that hangs must not hold up the loop, and a thread would have it wait.
+        # The child creates it: a hanging disk must not block the event loop, and a thread would add a wait.
         work = work_folder(self._folder)
         try:
             with contextlib.closing(child):
                 return await self._ask(child, work, sha256, level, background)
         finally:
-            # Not before the child's end, as it may still write there.
+            # Not before the child has exited, as it may still write there.
             child.exited.add_done_callback(lambda _: _remove(work))
 
     async def _ask(self, child: Child, work: Path, sha256: str, level: int, background: bool) -> AotFile:
@@ -180,8 +179,8 @@ class CompileJobs:
 
 
 def _remove(work: Path) -> None:
-    """Remove a work folder, in a thread, as a disk that hangs must not hold up the loop. What stays is removed at the
-    next start."""
+    """Remove a work folder, in a thread, since a hanging disk must not block the event loop. Leftovers are removed at
+    the next startup."""
     asyncio.get_running_loop().run_in_executor(None, functools.partial(shutil.rmtree, work, ignore_errors=True))
 
 

@@ -1,4 +1,4 @@
-"""Find or make the code that each function runs (docs/adr/0008).
+"""Finds or compiles the code that each function runs (docs/adr/0008).
 
 Artifacts are compiled quickly first, so that all functions serve compiled code soon, and then in the background at the
 best level. A new function doesn't wait long for its AOT file: it starts on the interpreter.
@@ -33,10 +33,10 @@ from edge_runtime.release.compile_jobs import CompileJobs
 log = logging.getLogger("skerry.compiler")
 
 CALM = 1.0
-"""Seconds without a release after which functions are compiled at the best level: a release that follows at once then
-has the processors, and what it replaces isn't compiled for nothing."""
+"""Seconds without a release after which functions are compiled at the best level: a release that follows immediately
+then has the processors, and what it replaces isn't compiled in vain."""
 CALM_LOOK: Final = 0.1
-"""Seconds after which `improve` is asked again meanwhile: something may be damaged."""
+"""Seconds after which `improve` is called again meanwhile: something may be damaged."""
 
 _LASTING: Final = frozenset(
     (
@@ -50,8 +50,8 @@ _LASTING: Final = frozenset(
         "module_load_crashed",
     )
 )
-"""Codes of failures that are the artifact's fault. After others, of the disk or of the machine, compiling it is tried
-again later."""
+"""Codes of failures that are the artifact's fault. After other failures, of the disk or the machine, compiling is
+retried later."""
 
 
 class Compiler:
@@ -66,7 +66,7 @@ class Compiler:
         wait: float,
         code_memory: int = 256 * 1024 * 1024,
     ) -> None:
-        """`folder`: the private cache of AOT files; `limit`: seconds for one artifact that is waited for; `wait`:
+        """`folder`: the private cache of AOT files; `limit`: seconds for one artifact that somebody waits for; `wait`:
         seconds after which a new function starts on the interpreter; `code_memory`: bytes that a worker has for
         functions."""
         self._artifacts = artifacts
@@ -74,23 +74,23 @@ class Compiler:
         self._wait = wait
         self._code_memory = code_memory
         self._names: dict[str, str] = {}
-        """What the functions of each artifact are called, that was planned or served last."""
+        """By artifact that was last planned or served: the names of its functions."""
         self.compilations = CompileJobs(artifacts, folder, processes, limit, self.named)
         self.best = BEST
         """The level to which functions are compiled in the background."""
         self._known: dict[tuple[str, int], AotFile] = {}
-        """AOT files that were found or made since the start, by artifact and level. They are checked when they are
+        """AOT files that were found or made since startup, by artifact and level. They are checked when they are
         loaded."""
         self._damaged: set[str] = set()
         """Artifacts with an AOT file that was found damaged and must be made again."""
         self._hopeless: set[str] = set()
         """Artifacts that couldn't be compiled at some level: they keep what they have until a sync or the next
-        start."""
+        startup."""
         self.postponed: set[str] = set()
         """Artifacts for which there was no room or process: `improve` skips them until they are removed from this
         set."""
         self._released_at = -CALM
-        """When the last release began to be made ready, in the loop's seconds."""
+        """When preparation of the last release began, in seconds of the event loop's clock."""
         self.lost: set[str] = set()
         """Artifacts that are missing or damaged on disk: they must be fetched again."""
 
@@ -99,7 +99,7 @@ class Compiler:
         try:
             await self.compilations.on_disk(wanted)
         except SyncFailed:
-            # It was removed, and is made again.
+            # It was removed; make it again.
             self._known = {known: aot for known, aot in self._known.items() if known[0] not in wanted}
             raise
 
@@ -107,7 +107,7 @@ class Compiler:
         """Return `planned`, each with the code to start on.
 
         Functions whose names are in `compiled` serve compiled code now and wait for their AOT files; the others wait
-        only a moment, and may start on the interpreter. Raises: SyncFailed, when a function has no code.
+        only a moment and may start on the interpreter. Raises: SyncFailed, when a function has no code.
         """
         self._released_at = clock.monotonic()
         return await self._start(planned, {f.sha256 for f in planned if f.name in compiled}, lenient=False)
@@ -117,7 +117,7 @@ class Compiler:
         return await self._start(stored, frozenset(), lenient=True)
 
     def named(self, sha256: str) -> str:
-        """Return what log and errors call an artifact: the versions of functions that are made of it."""
+        """Return the name of an artifact in the log and in errors: the function versions made from it."""
         return self._names.get(sha256) or f"artifact {sha256}"
 
     async def compile(self, sha256: str, level: int, *, background: bool = False) -> AotFile:
@@ -135,9 +135,9 @@ class Compiler:
 
     async def improve(self, release: LocalRelease) -> list[LocalFunction] | None:
         """Return the release's functions, one artifact with better code; the same list if there is none better. None,
-        after a while, where a release has just come: ask again, with the one that then serves.
+        after a while, if a release has just come: call again, with the one that then serves.
 
-        All functions get quickly compiled code before the first gets the best.
+        All functions get quickly compiled code before the first one gets the best.
         """
         functions = release.functions
         for function in functions:
@@ -168,7 +168,7 @@ class Compiler:
         return functions
 
     async def _calm(self) -> bool:
-        """Tell whether no release has come for `CALM` seconds; if one has, wait a while."""
+        """Return whether no release has come for `CALM` seconds; if one has, wait a while."""
         left = self._released_at + CALM - clock.monotonic()
         if left <= 0:
             return True
@@ -176,7 +176,7 @@ class Compiler:
         return False
 
     def damaged(self, sha256: str) -> None:
-        """Note that an AOT file of this artifact is damaged: `improve` then looks at what is on disk."""
+        """Note that an AOT file of this artifact is damaged: `improve` then checks what is on disk."""
         self._damaged.add(sha256)
 
     def give_up(self, sha256s: Set[str], code: str) -> None:
@@ -187,16 +187,16 @@ class Compiler:
             self.postponed |= sha256s
 
     def collect(self, keep: set[str]) -> None:
-        """Remove the AOT files of all artifacts but those of `keep` (sha256)."""
+        """Remove the AOT files of all artifacts except those in `keep` (sha256)."""
         remove_others(self._folder, keep)
-        # This runs in a thread, while the loop may add others.
+        # This runs in a thread while the event loop may add others.
         for known in [k for k in list(self._known) if k[0] not in keep]:
             self._known.pop(known, None)
         for sha256 in [sha256 for sha256 in list(self._names) if sha256 not in keep]:
             self._names.pop(sha256, None)
 
     def is_best(self, function: LocalFunction) -> bool:
-        """Tell whether a function runs what was compiled at the best level."""
+        """Return whether a function runs code compiled at the best level."""
         return function.sha256 not in self._damaged and function.aot == str(
             self._folder / f"{key(function.sha256, self.best)}.so"
         )
@@ -262,10 +262,10 @@ class Compiler:
         return path
 
     async def _mend(self, sha256: str) -> AotFile | Path | None:
-        """Remove the damaged AOT files of an artifact; return what to run meanwhile, None if the artifact is lost, too.
+        """Remove the damaged AOT files of an artifact; return what to run meanwhile, None if the artifact is lost too.
 
-        Raises: SyncFailed, when they can't be removed, or the interpreter has no room for it and it can't be compiled
-        now.
+        Raises: SyncFailed, when they can't be removed, or if the interpreter has no room for it and it can't be
+        compiled now.
         """
         for level in (QUICK, BEST):
             self._known.pop((sha256, level), None)

@@ -1,5 +1,5 @@
-"""Check artifacts and AOT files of the release that is served by their digests, at the start and once a day, in a child
-that runs only when nothing else does. A damaged artifact is fetched again, a damaged AOT file made again."""
+"""Checks the digests of the served release's artifacts and AOT files, at startup and once a day, in a child with idle
+priority. A damaged artifact is fetched again, a damaged AOT file is compiled again."""
 
 import contextlib
 import logging
@@ -18,17 +18,17 @@ from edge_runtime.release.manager import ReleaseManager
 log = logging.getLogger("skerry.verification")
 
 PERIOD: Final = 86_400.0
-"""Seconds between the end of one check and the beginning of the next."""
+"""Seconds between the end of one check and the start of the next."""
 AGAIN: Final = 60.0
-"""Seconds after a check that couldn't be done."""
+"""Seconds until a check that couldn't be done is tried again."""
 LIMIT: Final = 43_200.0
-"""Seconds that a check may take: it gets only what others leave of processor and disk."""
+"""Seconds that a check may take: it gets only the processor and disk time that others leave."""
 
 _decode_verified: Final = msgspec.json.Decoder(frames.Verified).decode
 
 
 class IntegrityCheck:
-    """Checks the files of the release that is served. Begin with `run` when the manager has booted."""
+    """Checks the files of the release being served. Start `run` when the manager has booted."""
 
     def __init__(self, manager: ReleaseManager, compiler: Compiler, processes: ZygoteClient, artifacts: Path) -> None:
         self._manager = manager
@@ -39,7 +39,7 @@ class IntegrityCheck:
         self._damaged: list[str] = []
 
     async def run(self) -> None:
-        """Check at the start and once a day, until cancelled."""
+        """Check at startup and once a day, until cancelled."""
         while True:
             try:
                 await self.check()
@@ -70,7 +70,7 @@ class IntegrityCheck:
             of = compiled[path].sha256 if path in compiled else artifacts[path]
             again = "made" if path in compiled else "fetched"
             log.error("%s: %s is damaged or gone: it is %s again", names[of], path, again)
-        # Another release may have come meanwhile, and brought its own.
+        # Another release may have come meanwhile and brought its own files.
         served = {f.sha256 for f in self._manager.release.functions} if self._manager.release is not None else set()
         for sha256 in {compiled[path].sha256 for path in damaged if path in compiled} & served:
             self._manager.damaged(sha256)

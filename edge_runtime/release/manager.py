@@ -1,9 +1,9 @@
-"""Hold the node's release, and move it to the next one by one libsql commit (a "flip"), while calls run.
+"""Holds the node's release, and moves to the next one with one libsql commit (a "flip"), while calls run.
 
-Every call runs wholly on one release. While a release is applied, calls that would write wait. Reads go on, whatever
-the function is granted: those whose transaction began before the commit end on the old release; the others find the new
-release in the file and are dispatched again. After any error or time limit before the commit, the old release keeps
-serving. If nobody knows whether a commit happened, the file is asked.
+Every call runs entirely on one release. While a release is applied, calls that would write wait. Reads go on, whatever
+the function is granted: those whose transaction began before the commit finish on the old release; the others find the
+new release in the file and are dispatched again. After any error or time limit before the commit, the old release keeps
+serving. If it is unknown whether a commit happened, the file decides.
 """
 
 import asyncio
@@ -35,15 +35,15 @@ from edge_runtime.release.witness import Witness, after
 log = logging.getLogger("skerry.flip")
 
 BOOT_PAUSE: Final = 1.0
-"""Seconds until it is tried again to serve the stored release at the start."""
+"""Seconds until serving the stored release at startup is tried again."""
 POSTPONED: Final = 60.0
-"""Seconds until compilations are tried again for which there was no room or process."""
+"""Seconds until compilations that lacked disk space or a process are tried again."""
 SECRETS_PAUSE: Final = 2.0
-"""Seconds between two looks at the secrets' file."""
+"""Seconds between two checks of the secrets file."""
 SECRETS_AGAIN: Final = 60.0
-"""Seconds until new values of secrets are tried again with which functions couldn't be loaded."""
+"""Seconds until new secret values with which functions couldn't be loaded are tried again."""
 COMMIT_LIMIT: Final = 30.0
-"""Seconds for a COMMIT; after that the applier is killed, and the file says whether it was committed."""
+"""Seconds for a COMMIT; after that the applier is killed, and the file shows whether it was committed."""
 
 
 class ReleaseManager:
@@ -74,26 +74,26 @@ class ReleaseManager:
         self._changed = asyncio.Event()
         self._stored = frames.Stored(None, wire.Inventory())
         self._forged: SyncFailed | None = None
-        """Why nothing is served although the libsql file names a release: it isn't the one that was committed."""
+        """Why nothing is served although the libsql file names a release: that isn't the release that was committed."""
         self._forged_at = ""
         """When that was found (RFC 3339)."""
         self._untold: SyncFailed | None = None
-        """The same failure, until control has been told."""
+        """The same failure, until it has been reported to control."""
         self.less = asyncio.Event()
         """Set when `inventory` has lost a function."""
         self.committing: Callable[[], None] = lambda: None
         """Called before a release's COMMIT."""
         self.committed: Callable[[], None] = lambda: None
-        """Called after a COMMIT that has succeeded."""
+        """Called after a successful COMMIT."""
 
     @property
     def release(self) -> LocalRelease | None:
-        """The release that is served; None before the node's first one."""
+        """The release being served; None before the node's first one."""
         return self._stored.release
 
     @property
     def inventory(self) -> wire.Inventory:
-        """What the node runs, for control. Functions whose artifacts are lost are left out, so that they are sent
+        """What the node runs, for control. Functions whose artifacts are lost are left out, so that control sends them
         again."""
         inventory, lost = self._stored.inventory, self._compiler.lost
         if not lost:
@@ -106,13 +106,13 @@ class ReleaseManager:
         return forged if forged is None else {"code": forged.code, "message": forged.message, "at": self._forged_at}
 
     def forged(self) -> SyncFailed | None:
-        """Return, once, the failure by which control learns that the libsql file can't be believed."""
+        """Return, once, the failure that tells control that the libsql file can't be trusted."""
         untold, self._untold = self._untold, None
         return untold
 
     async def boot(self) -> None:
-        """Serve the release that the libsql file holds, without any network. If it isn't the one that was committed,
-        nothing is served, and calls wait. Raises: DatabaseUnfit, when the file can't be read."""
+        """Serve the release in the libsql file, without any network. If it isn't the one that was committed, nothing is
+        served and calls wait. Raises: DatabaseUnfit, when the file can't be read."""
         async with self._one:
             stored = await stored_release.stored(self._processes, self._pool.named)
             if stored.unfinished:
@@ -138,7 +138,7 @@ class ReleaseManager:
             self._changed.set()
 
     async def improve(self) -> None:
-        """Bring the served functions to their best AOT files, one after the other, until cancelled."""
+        """Bring the served functions to their best AOT files, one by one, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with clock.timeout(POSTPONED if self._compiler.postponed else None):
@@ -166,7 +166,7 @@ class ReleaseManager:
 
     async def watch(self) -> None:
         """Give functions the new values of their secrets when the file changes, until cancelled. If they can't be
-        loaded with the new values, that is tried again after a while."""
+        loaded with the new values, try again after a while."""
         tried = -SECRETS_AGAIN
         while True:
             await clock.sleep(SECRETS_PAUSE)
@@ -183,9 +183,8 @@ class ReleaseManager:
                     log.error("functions can't be loaded with the new values of their secrets: %s", failed.message)
 
     async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
-        """Run the steps before the flip to the plan's release, while the current one serves; `tell` is told how far
-        they have come. Raises: SyncFailed, when one fails; what was done stays, and the next attempt continues
-        there."""
+        """Run the steps before the flip to the plan's release, while the current one serves; `tell` gets their
+        progress. Raises: SyncFailed, when one fails; what was done stays, and the next attempt continues there."""
         if self._forged is not None or not (has_steps(plan) or self.steps.unfinished.is_set()):
             return
         release = self.release
@@ -194,8 +193,8 @@ class ReleaseManager:
         await self.steps.advance(frames.Advance(plan, generation, serving, self._secrets.of(serving)), tell)
 
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
-        """Move to the plan's release, of which `functions` are all functions with their code; return the inventory
-        then.
+        """Move to the plan's release; `functions` are all its functions with their code. Return the resulting
+        inventory.
 
         Raises: SyncFailed, when that can't be done; the old release then keeps serving.
         """
@@ -248,7 +247,7 @@ class ReleaseManager:
                 self._pool.hold_writes(self._flip_limit + self._apply_limit + COMMIT_LIMIT)
             await settled(self._pool, self._flip_limit)
             stored = frames.Stored(release, after(self._stored.inventory, plan))
-            # Beside the applier's work, unless the last COMMIT is in doubt: then the applier clears that up first.
+            # In parallel with the applier, unless the last COMMIT is in doubt: then the applier settles that first.
             announcing = asyncio.ensure_future(self._announce(stored)) if self._stored.durable else None
             try:
                 await self._prepare(applier, plan, release.functions, stored.inventory)
@@ -263,7 +262,7 @@ class ReleaseManager:
                 await applier_process.abort(applier)
                 raise
             self._pool.hold_at_commit()
-            # From here to the swap nothing may stop half way: a cancelled sync waits for the end.
+            # From here to the swap nothing may stop halfway: a cancelled sync waits until it is done.
             commit = asyncio.ensure_future(self._commit(applier, stored, serial))
             try:
                 return await asyncio.shield(commit)
@@ -281,7 +280,7 @@ class ReleaseManager:
         try:
             reply = await applier.ask(frames.COMMIT, None, COMMIT_LIMIT)
         except (frames.ChildGone, TimeoutError):
-            # The applier must be gone before the file is asked, or it might commit after that.
+            # The applier must be gone before the file is read, or it might commit after that.
             applier.kill()
             await applier.exited
             log.warning("the applier ended in the middle of a commit: the libsql file says how it ended")
@@ -310,31 +309,31 @@ class ReleaseManager:
         faults.reach("edge.sync.swap.before")
         self._swap(serial, stored)
         self._forged = self._untold = None
-        # Each of them was fetched or checked again.
+        # All of them have been fetched or checked again.
         self._compiler.lost.difference_update({f.sha256 for f in release.functions})
-        # At once, as the applier's end may take a while.
+        # At once, since the applier may take a while to exit.
         self._pool.let_go()
         faults.reach("edge.sync.swap.after")
         return stored.inventory
 
     def _in_doubt(self) -> None:
-        """Note that after a loss of power the file may hold what is served, or the release whose COMMIT failed.
-        Until the next release or the next start settles that, the witness keeps both digests."""
+        """Note that after a power loss the file may hold either the served release or the one whose COMMIT failed.
+        Until the next release or the next startup settles that, the witness keeps both digests."""
         self._stored = msgspec.structs.replace(self._stored, durable=False)
 
     async def _prepare(
         self, applier: Child, plan: wire.Plan, functions: list[LocalFunction], wanted: wire.Inventory
     ) -> None:
-        """Have all done but the COMMIT, which must lead to the inventory `wanted`. Raises: SyncFailed."""
+        """Do everything except the COMMIT, which must lead to the inventory `wanted`. Raises: SyncFailed."""
         order = frames.Apply(plan, functions, self._secrets.of(functions), afresh=self._forged is not None)
         if wanted != await applier_process.prepare(applier, order, self._apply_limit, self._pool.named):
             text = "The libsql file would not hold what the plan says. Was it changed meanwhile, or by others?"
             raise SyncFailed("database_unverified", text)
-        # The applier has made sure of that.
+        # The applier has ensured that.
         self._stored = msgspec.structs.replace(self._stored, durable=True)
 
     async def _announce(self, stored: frames.Stored) -> None:
-        """Tell the witness what the libsql file will hold. Raises: SyncFailed, when that can't be kept on disk."""
+        """Tell the witness what the libsql file will hold. Raises: SyncFailed, when that can't be saved to disk."""
         try:
             await asyncio.to_thread(self._witness.announce, self._stored, stored)
         except OSError as error:
@@ -345,7 +344,7 @@ class ReleaseManager:
     def _believe(self, stored: frames.Stored) -> None:
         """Check that the libsql file says what was committed.
 
-        Raises: SyncFailed, when it doesn't; nothing is served then, and calls wait.
+        Raises: SyncFailed, when it doesn't; then nothing is served and calls wait.
         """
         if self._witness.confirms(stored):
             return
@@ -363,7 +362,7 @@ class ReleaseManager:
         raise self._forged
 
     async def _begin(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
-        """Serve what the file holds, as soon as there are workers for it."""
+        """Serve the release in the file, as soon as there are workers for it."""
         while True:
             try:
                 return await self._serve(stored, functions)
@@ -372,18 +371,18 @@ class ReleaseManager:
                 await clock.sleep(BOOT_PAUSE)
 
     async def _serve(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
-        """Serve the release that the file holds with this code for its functions.
+        """Serve the release in the file with this code for its functions.
 
         Raises: LoadFailed, when a function can't be loaded and a release is served already.
         """
         assert stored.release is not None  # noqa: S101
         release = msgspec.structs.replace(stored.release, functions=functions)
-        # A node that starts serves what it can; one that serves keeps all it has rather than lose a function.
+        # A starting node serves what it can; a serving node keeps all it has rather than lose a function.
         serial = await self._load(release, whole=self._pool.serial != 0)
         self._swap(serial, frames.Stored(release, stored.inventory, stored.durable))
 
     async def _load(self, release: LocalRelease, applier: ReleaseApplier | None = None, *, whole: bool = True) -> int:
-        """Have the workers load a release, with the secrets as they are; return the serial. Raises: LoadFailed."""
+        """Have the workers load a release with the current secrets; return the serial. Raises: LoadFailed."""
         secrets, lacking = self._secrets.of(release.functions), self._secrets.lacking(release.functions)
         return await self._supervisor.load(release, secrets, lacking, applier, whole=whole)
 
@@ -394,6 +393,6 @@ class ReleaseManager:
         self._secrets.unloaded = False
 
     def damaged(self, sha256: str) -> None:
-        """Have the compiled code of an artifact made again: it is damaged."""
+        """Have an artifact's damaged compiled code made again."""
         self._compiler.damaged(sha256)
         self._changed.set()

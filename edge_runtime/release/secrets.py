@@ -1,4 +1,4 @@
-"""The values of functions' secrets, which are in a private file of the node and go only to its workers.
+"""The values of functions' secrets, which are in a private file on the node and go only to its workers.
 
 The file is TOML with a table for each function: `[orders]`, `API_KEY = "…"`. Values are in no message but
 `frames.Load`, `frames.Apply`, `frames.Advance`, `frames.Try` and `frames.Repeat`, and in no log,
@@ -34,7 +34,7 @@ Values = dict[str, dict[str, str]]
 
 
 def parse(text: bytes, where: str) -> Values:
-    """Return the values in a file's content. Raises: FileUnfit, when it isn't as it must be."""
+    """Return the values in a file's content. Raises: FileUnfit, when it is invalid."""
     try:
         tables = tomllib.loads(text.decode())
     except UnicodeDecodeError:
@@ -56,8 +56,7 @@ def parse(text: bytes, where: str) -> Values:
 
 
 def read(path: Path) -> Values:
-    """Return the values in a file, which only its owner may be able to read. Raises: FileUnfit;
-    FileNotFoundError."""
+    """Return the values in a file, which must be readable only by its owner. Raises: FileUnfit; FileNotFoundError."""
     return parse(files.read_private(path, SIZE_LIMIT), str(path))
 
 
@@ -67,7 +66,7 @@ class Secrets:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.error = ""
-        """Why the file can't be used now, if so; the values that were read before stay in use."""
+        """Why the file can't be used now, empty if it can; meanwhile the previous values stay in use."""
         self.unloaded = False
         """Whether the values have changed since functions were last loaded with them."""
         self._values: Values = {}
@@ -94,7 +93,7 @@ class Secrets:
         return changed
 
     def of(self, functions: Sequence[LocalFunction]) -> Values:
-        """Return the values that the functions' manifests name and the file has."""
+        """Return the values that the functions' manifests name and the file contains."""
         return {
             f.name: {name: table[name] for name in f.manifest.secrets if name in table}
             for f in functions
@@ -102,7 +101,7 @@ class Secrets:
         }
 
     def lacking(self, functions: Sequence[LocalFunction]) -> dict[str, ChildFailure]:
-        """Return, by function, why it can't be called, if a secret that its manifest names isn't there."""
+        """Return, by function, why it can't be called, if a secret that its manifest names is missing."""
         failures = {}
         for f in functions:
             table = self._values.get(f.name, {})

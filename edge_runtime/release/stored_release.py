@@ -1,4 +1,4 @@
-"""Which release the libsql file holds, asked through a fresh worker: the front itself never opens the file."""
+"""Finds out, through a fresh worker, which release the libsql file holds: the front itself never opens the file."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ LIMIT: Final = 30.0
 PAUSE: Final = 0.1
 TRIES: Final = 5
 FULL_PAUSE: Final = 5.0
-"""Seconds until the file is opened again for which the disk had no room."""
+"""Seconds until opening the file is tried again after the disk was full."""
 
 _decode: Final = msgspec.json.Decoder(frames.Stored).decode
 
@@ -27,13 +27,13 @@ class DatabaseUnfit(Exception):
 
 
 async def stored(processes: ZygoteClient, named: Named) -> frames.Stored:
-    """Return what the libsql file says. Raises: DatabaseUnfit, when no worker can say it."""
+    """Return what the libsql file says. Raises: DatabaseUnfit, when no worker can read it."""
     why, tries = "", 0
     while tries < TRIES:
         try:
             child = await processes.birth("worker")
         except NotBorn as error:
-            # That says nothing of the file.
+            # That says nothing about the file.
             log.error("there is no process to read the libsql file, and it is tried again: %s", error)
             continue
         tries += 1

@@ -1,8 +1,8 @@
-"""The witness: the front's own digest of what the libsql file must say of the node's release (docs/adr/0017).
+"""The witness: the front's own digest of what the libsql file must say about the node's release (docs/adr/0017).
 
-Workers write the libsql file, so a worker that was taken over can put another record of the release there. The front
-keeps the digest of what it commits in `witness.json`, which no child can reach, and believes the libsql file only if
-that has the same digest.
+Workers write the libsql file, so a worker that was taken over can write a different record of the release. The front
+keeps the digest of what it commits in `witness.json`, which no child can reach, and trusts the libsql file only if its
+digest is the same.
 """
 
 import hashlib
@@ -28,13 +28,14 @@ class Kept(Struct, frozen=True):
     now: str
     """Digest of what the libsql file holds."""
     next: str = ""
-    """Digest of what it holds after a COMMIT that may be under way; empty if there is none."""
+    """Digest of what it holds after a COMMIT that may be in progress; empty if there is none."""
     restored: str = ""
     """Digest of what a backup holds that may be about to replace the file; empty if there is none."""
 
 
 def digest(stored: Stored) -> str:
-    """Return the sha256 over all that the libsql file says of the node's release, grants and routes included."""
+    """Return the sha256 of everything that the libsql file says about the node's release, including grants and
+    routes."""
     release, inventory = stored.release, stored.inventory
     value = [
         None if release is None else [release.release_id, release.number, release.generation],
@@ -66,8 +67,8 @@ def after(inventory: wire.Inventory, plan: wire.Plan) -> wire.Inventory:
 
 
 class Witness:
-    """The file `witness.json` in the state directory. It holds one digest, or two while a COMMIT is under way, so that
-    one of them fits whenever the process is killed."""
+    """The file `witness.json` in the state directory. It holds one digest, or two while a COMMIT is in progress, so
+    that one of them matches whenever the process is killed."""
 
     def __init__(self, state: Path) -> None:
         self.path = state / FILE
@@ -83,11 +84,11 @@ class Witness:
             return Kept("")
 
     def confirms(self, stored: Stored, *seen: Kept | None) -> bool:
-        """Tell whether the libsql file may be believed: it says what was committed last, or names no release at all.
+        """Return whether the libsql file may be trusted: it says what was committed last, or names no release at all.
 
-        It is also believed if there is no `witness.json` yet, as after an upgrade from a version that kept none. A
-        caller that read the libsql file while the node may have committed passes what was `kept` before and after:
-        either is believed.
+        It is also trusted if there is no `witness.json` yet, for instance after an upgrade from a version that kept
+        none. A caller that read the libsql file while the node may have committed passes what was `kept` before and
+        after: either is trusted.
         """
         if stored.release is None and not stored.inventory.functions:
             return True
@@ -105,25 +106,25 @@ class Witness:
         self._keep(Kept(digest(now), digest(following)))
 
     def announce_restore(self, backup: Stored) -> None:
-        """Write to `witness.json` that a backup is about to replace the libsql file. What was believed before still is.
+        """Write to `witness.json` that a backup is about to replace the libsql file. What was trusted before still is.
 
         The digest is on disk when this returns. Raises: OSError, when it can't be written.
         """
         try:
             kept = msgspec.json.decode(self.path.read_bytes(), type=Kept)
         except FileNotFoundError:
-            # Either file is believed.
+            # Either file is trusted.
             return
         except (msgspec.MsgspecError, UnicodeDecodeError):
             kept = Kept("")
         self._keep(msgspec.structs.replace(kept, restored=digest(backup)))
 
     def settle(self, stored: Stored) -> None:
-        """Write to `witness.json` that the libsql file holds this, and that no COMMIT is under way."""
+        """Write to `witness.json` that the libsql file holds this, and that no COMMIT is in progress."""
         try:
             self._keep(Kept(digest(stored)))
         except OSError as error:
-            # What was announced before has this digest, too.
+            # What was announced before has this digest too.
             log.error("%s can't be written: %s", self.path, error)
 
     def _keep(self, kept: Kept) -> None:
