@@ -1,8 +1,8 @@
 """Programs that run once, without a node, behind the fence: the check of a module or of a schema change, a single call
-of a module, calls each on a new database, and work on a node's libsql file for commands (SQL, copies, reports).
+of a module, calls on new databases, and work on a node's libsql file for commands (SQL, copies, reports).
 
 Control's checks and the command lines start them as child processes, because their input is hostile. May import
-`children`, `guests`, `sql`, `sandbox`, `wasmedge`, `ipc`, `aot_cache`, `errors`, `control.protocol`, and of `web` the
-routes. Start with `check`, `single_call` and `fresh_calls`, which are programs. `check_schema` tries a schema change on
-generated rows (`sample_rows`), and says what it can lose (`change_effects`) and how it can be reversed (`reversal`).
+`children`, `guests`, `sql`, `sandbox`, `wasmedge`, `ipc`, `aot_cache`, `errors`, `control.protocol`, and `web.routes`.
+Start with `check`, `single_call` and `fresh_calls`, which are programs. `check_schema` tries a schema change on
+generated rows (`sample_rows`), and reports what it can lose (`change_effects`) and how it can be reversed (`reversal`).
 """

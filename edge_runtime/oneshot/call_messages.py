@@ -1,5 +1,5 @@
-"""The messages to the processes that make calls without a node, and how their requests are made. Nothing here loads
-WasmEdge or libsql."""
+"""The messages to the processes that make calls without a node, and the requests in them. Nothing here loads WasmEdge
+or libsql."""
 
 import re
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from edge_runtime.web.routes import Match, Table
 
 _METHOD: Final = re.compile(r"[A-Z]{1,16}")
 _SENT: Final = re.compile(r"[!-~]*")
-"""The characters of a path or a query as they are sent."""
+"""The characters that a path or a query has when it is sent."""
 _URL: Final = re.compile(r"https?://([^/]+)(.*)", re.DOTALL)
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -34,17 +34,17 @@ class SingleCallRequest(Struct):
     """Path of the libsql file for the call's SQL; empty if it has none."""
     secrets: dict[str, str] = {}
     parent: int = 0
-    """Id of the process with which this one ends; 0 if there is none."""
+    """Id of the process whose end also ends this one; 0 for none."""
     log: int = -1
-    """Descriptor of memory (`progress_page`) in which the call's log is kept should this process be ended; -1: none."""
+    """Descriptor of memory (`progress_page`) that keeps the call's log in case this process is killed; -1 for none."""
     places: bool = False
-    """Have a trap say in which function of the module it was; only for the interpreter."""
+    """Whether a trap reports its function in the module; only for the interpreter."""
     fence: str = "required"
     """`required`: every part of the fence must be there. `partial`: as much of it as this machine has."""
     name: str = ""
-    """The function's name; empty: the file's, without its ending."""
+    """The function's name; if empty, the file's name without its extension."""
     manifest_given: bool = True
-    """Whether `manifest` is the author's. Without one, nothing is said to be denied by it."""
+    """Whether `manifest` is the author's. If not, no messages blame the manifest for denials."""
 
     @property
     def path(self) -> Path:
@@ -52,15 +52,15 @@ class SingleCallRequest(Struct):
 
     @property
     def grant(self) -> SqlGrant:
-        """What the call may do in its database."""
+        """What the call may do with its database."""
         return sql_grant(self.manifest, self.request.method)
 
 
 def made_request(method: str, path: str, query: str, headers: Iterable[tuple[str, str]], body: bytes) -> Request:
-    """Return a request as a node makes it of what a client sends. `path` is below the function's name; or one of the
-    node's HTTP, for `by_route`, and then it may be a URL, whose host is that of the request.
+    """Return a request as a node would make it from what a client sends. `path` is below the function's name; or, for
+    `by_route`, a path of the node's HTTP or a URL, whose host is then the request's.
 
-    Raises: RequestUnfit, when no client could send it; the message says what of it.
+    Raises: RequestUnfit, when no client could send it; the message says why.
     """
     headers = list(headers)
     if url := _URL.fullmatch(path):
@@ -75,7 +75,7 @@ def made_request(method: str, path: str, query: str, headers: Iterable[tuple[str
     for name, value in headers:
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise RequestUnfit(f"{f'{name}: {value}'[:80]!r} is no header")
-        # As it comes over the network: a byte a character.
+        # As it comes over the network: one byte per character.
         sent.append((name.lower(), value.encode().decode("latin-1")))
     hosts = sum(name == "host" for name, _ in sent)
     if hosts > 1:
@@ -91,9 +91,9 @@ def made_request(method: str, path: str, query: str, headers: Iterable[tuple[str
 
 
 def by_route(request: Request, manifest: Manifest) -> Request:
-    """Return a request whose path is one of the node's HTTP as a node makes it: the manifest's route takes it.
+    """Return a request, for a path of the node's HTTP, as a node would make it: the manifest's route must match it.
 
-    Raises: RequestUnfit, when it doesn't.
+    Raises: RequestUnfit, when the route doesn't match.
     """
     route = manifest.route
     if route is None:
@@ -112,15 +112,15 @@ def by_route(request: Request, manifest: Manifest) -> Request:
 
 
 class ProjectChange(Struct):
-    """A schema change of the database that a call gets."""
+    """A schema change for the database that a call gets."""
 
     name: str
-    """How messages call it."""
+    """Its name in messages."""
     sql: str
 
 
 class FreshCall(Struct):
-    """One call on a database of its own."""
+    """One call on its own database."""
 
     file: str
     name: str
@@ -129,36 +129,36 @@ class FreshCall(Struct):
     """As its author wrote it."""
     method: str
     path: str
-    """Below the function's name, or with `routed` a path of the node's HTTP or a URL."""
+    """A path below the function's name, or with `routed` a path of the node's HTTP or a URL."""
     routed: bool = False
     query: str = ""
     headers: list[tuple[str, str]] = []
     body: bytes = b""
     secrets: dict[str, str] = {}
     before: str = ""
-    """Statements that are run first, after the schema's."""
+    """Statements that are run before the call, after the schema's."""
     after: list[str] = []
-    """Statements whose rows are told, of the database as the call leaves it."""
+    """Statements whose rows are reported, run on the database as the call leaves it."""
 
 
 class FreshCalls(Struct):
-    """What `fresh_calls` reads: calls that have the same schema."""
+    """The input of `fresh_calls`: calls with the same schema."""
 
     calls: list[FreshCall]
     schema: list[ProjectChange]
     parent: int
-    """Id of the process with which this one ends."""
+    """Id of the process whose end also ends this one."""
     fence: str = "required"
     """As in `SingleCallRequest`."""
 
 
 class FreshCallDone(Struct, omit_defaults=True):
-    """What `fresh_calls` prints of a call."""
+    """The output of `fresh_calls` for one call."""
 
     number: int
-    """The place of the call among those that were asked for, from 0 on."""
+    """The call's position among those requested, from 0."""
     result: SingleCallResult
     part: str = ""
-    """What failed, if it isn't the call: `schema`, `before`, or `after`; `result` has the error."""
+    """What failed, if not the call itself: `schema`, `before`, or `after`; `result` has the error."""
     rows: list[list[list[Any]]] = []
     """The rows of each statement of `after`; a BLOB is {"$blob": base64}."""

@@ -1,10 +1,10 @@
 """What the statements of a schema change do to the rows that nodes have: which rows and values they can lose (losses),
-and how long they hold up writers (stalls). Pure.
+and how long they block writers (stalls). Pure.
 
-It goes by the tokens of statements that libsql has run or will run, and by the columns before and after the change.
+It uses the tokens of statements that libsql has run or will run, and the columns before and after the change.
 
-Losses: rows of tables that the change itself makes don't count, and neither do values of columns that it adds. An
-UPDATE keeps all rows, and what it sets is what its author has written: it counts only as UPDATE OR REPLACE.
+Losses: rows of tables that the change itself creates don't count, and neither do values of columns that it adds. An
+UPDATE keeps all rows, and sets what its author intends: it counts only if it is UPDATE OR REPLACE.
 
 Stalls: in a change with steps, only what isn't in batches counts. The times are twice what was measured with rows of
 150 bytes on a machine with two cores: a node's disk may be slower.
@@ -40,7 +40,7 @@ Columns = Mapping[str, Mapping[str, str]]
 NO_KEYS: Final[Mapping[str, str]] = {}
 
 _KEEPING: Final = frozenset({"coalesce", "ifnull"})
-"""Functions that leave every value as it is that isn't NULL."""
+"""Functions that leave every non-NULL value as it is."""
 _NUMERIC: Final = ("INT", "REAL", "FLOA", "DOUB", "NUM", "DEC", "BOOL", "DATE")
 _TEXTS: Final = ("CHAR", "CLOB", "TEXT")
 
@@ -50,8 +50,8 @@ READ_US: Final = 0.4
 DROP_US: Final = 0.5
 KEY_US: Final = 1.7
 """Microseconds for each row: to build an index, to change or copy the row, to read it, to drop it with its table, to
-look for its parent by one foreign key: that is the time with a million parents in no order, and not twice; with a
-thousand, or in their order, it is a tenth."""
+look for its parent by one foreign key. The last is the measured time, not doubled, with a million parents in random
+order; with a thousand, or in order, it is a tenth."""
 
 
 class StatementParts(NamedTuple):
@@ -59,18 +59,18 @@ class StatementParts(NamedTuple):
 
     action: Action
     kind: str = ""
-    """What is created or dropped: `table` (virtual ones too), `index`, `view` or `trigger`."""
+    """The kind of object created or dropped: `table` (including virtual ones), `index`, `view` or `trigger`."""
     table: str = ""
-    """The table whose rows or columns it changes; of `create` and `drop`, what is created or dropped."""
+    """The table whose rows or columns it changes; for `create` and `drop`, the object created or dropped."""
     column: str = ""
     renamed: str = ""
     """The new name."""
     replaces: bool = False
-    """It deletes rows that are in the way: REPLACE, INSERT OR REPLACE, UPDATE OR REPLACE."""
+    """It deletes conflicting rows: REPLACE, INSERT OR REPLACE, UPDATE OR REPLACE."""
     ignores: bool = False
-    """It leaves out rows that violate a constraint: INSERT OR IGNORE, UPDATE OR IGNORE."""
+    """It skips rows that violate a constraint: INSERT OR IGNORE, UPDATE OR IGNORE."""
     after: int = 0
-    """The place at which the tokens after the table's name begin."""
+    """The position at which the tokens after the table's name begin."""
 
 
 def parts(tokens: list[SqlToken]) -> StatementParts:
@@ -87,12 +87,12 @@ def parts(tokens: list[SqlToken]) -> StatementParts:
 def within_trigger(tokens: list[SqlToken]) -> Iterator[list[SqlToken]]:
     """Yield the statements in the body of a CREATE TRIGGER."""
     begin = next((at for at, token in enumerate(tokens) if word(token) == "begin"), len(tokens))
-    # The last is END.
+    # The last token is END.
     yield from list(at_semicolons(tokens[begin + 1 :]))[:-1]
 
 
 def assigned(tokens: list[SqlToken], after: int) -> list[str]:
-    """Return the columns that an UPDATE sets, in lower case. `after`: the place at which the tokens after its table
+    """Return the columns that an UPDATE sets, in lower case. `after`: the position at which the tokens after its table
     begin."""
     columns: list[str] = []
     in_set, left = False, True
@@ -114,7 +114,7 @@ def assigned(tokens: list[SqlToken], after: int) -> list[str]:
 
 
 def top_level(tokens: list[SqlToken]) -> Iterator[tuple[int, SqlToken]]:
-    """Yield the tokens outside of parentheses, each with its place."""
+    """Yield the tokens outside parentheses, each with its position."""
     depth = 0
     for at, token in enumerate(tokens):
         if token.text == "(":
@@ -154,7 +154,7 @@ def _altered(tokens: list[SqlToken]) -> StatementParts:
 
 
 def _main_verb(tokens: list[SqlToken]) -> int:
-    """Return the place of the verb after the common tables of a WITH."""
+    """Return the position of the verb after the common tables of a WITH."""
     return next((at for at, token in top_level(tokens) if word(token) in (*_ROW_VERBS, "select", "values")), 0)
 
 
@@ -173,7 +173,7 @@ def _rows(tokens: list[SqlToken], at: int) -> StatementParts:
 
 
 def _table(tokens: list[SqlToken], at: int) -> tuple[str, int]:
-    """Return the name at this place, without its schema, and the place at which the tokens after it begin."""
+    """Return the name at this position, without its schema, and the position at which the tokens after it begin."""
     if at + 2 < len(tokens) and tokens[at + 1].text == ".":
         at += 2
     return _name(tokens, at), at + 1
@@ -188,7 +188,7 @@ def _name(tokens: list[SqlToken], at: int) -> str:
 
 
 class FoundLoss(NamedTuple):
-    """What a statement can lose of a table that nodes have before the change."""
+    """What a statement can lose from a table that nodes have before the change."""
 
     statement: str
     table: str
@@ -198,21 +198,21 @@ class FoundLoss(NamedTuple):
 
 @dataclass(slots=True)
 class _Copy:
-    """How a new table is filled from one that existed before."""
+    """How a new table is filled from an existing one."""
 
     source: str
     statement: str
     partial: bool = False
     """Some rows may be left out."""
     kept: dict[str, str] = field(default_factory=dict)
-    """Columns of the source whose values are copied as they are, and where to."""
+    """Columns of the source whose values are copied unchanged, and their target columns."""
 
 
 def find_losses(
     statements: list[SchemaStatement], before: Columns, after: Columns, keys: Mapping[str, str] = NO_KEYS
 ) -> list[FoundLoss]:
     """Return what the statements can lose, in their order; `before` and `after` are the schemas around them, and `keys`
-    the key by which batches go, by table, in lower case."""
+    the batches' key columns by table, in lower case."""
     return _Losses(before, after, keys).find(statements)
 
 
@@ -224,11 +224,11 @@ class _Losses:
         self._origin = {table: table for table in before}
         """The former name of each table that existed before the change, by its current name."""
         self._added: set[tuple[str, str]] = set()
-        """Columns that the change has added so far, by the current name of their table."""
+        """Columns that the change has added so far, with their table's current name."""
         self._copies: dict[str, _Copy] = {}
         """By the current name of the new table."""
         self._lenient: set[str] = set()
-        """New tables of which a constraint leaves out rows, or deletes others, without an error."""
+        """New tables with a constraint that silently skips rows or deletes others."""
         self._dropped: dict[str, str] = {}
         """By the name that the table had before: the statement."""
         self._found: list[FoundLoss] = []
@@ -267,7 +267,7 @@ class _Losses:
             case "drop column" if origin is not None and (table, found.column) not in self._added:
                 yield origin, f"the column {found.column} of {origin} is dropped with its values"
             case "delete" if origin is not None and origin != table and self._replaced(origin):
-                # What is left of a table that was made anew: it counts as dropped.
+                # The rest of a table that was recreated: it counts as dropped.
                 self._dropped.setdefault(origin, statement.sql)
             case "delete" if origin is not None:
                 yield origin, f"rows of {origin} are deleted"
@@ -277,7 +277,7 @@ class _Losses:
                 self._copied(statement, found)
 
     def _replaced(self, origin: str) -> bool:
-        """Return whether another table, which was filled from this one, has its name by now."""
+        """Return whether another table, which was filled from this one, now has its name."""
         copy = self._copies.get(origin)
         return copy is not None and copy.source == origin
 
@@ -295,7 +295,7 @@ class _Losses:
                 yield origin, f"from then on the trigger {trigger} deletes rows of {origin}"
 
     def _copied(self, statement: SchemaStatement, found: StatementParts) -> None:
-        """Remember how a new table is filled from one that existed before."""
+        """Note how a new table is filled from an existing one."""
         tokens = statement.tokens
         words = [(place, word(token)) for place, token in top_level(tokens)]
         select = next((place for place, text in words if text == "select"), None)
@@ -318,7 +318,7 @@ class _Losses:
                 column = _plain(item)
                 if column in self._before[source]:
                     copy.kept[column] = target
-        # Behind the table's name only ORDER BY keeps all rows, not with a LIMIT behind it; and all batches together.
+        # After the table's name, only ORDER BY without LIMIT keeps all rows, and so do all batches together.
         rest = [word(token) for token in tokens[at + 1 :]]
         filtered = bool(rest) and (rest[0] != "order" or "limit" in rest or "union" in rest)
         copy.partial |= (
@@ -330,8 +330,8 @@ class _Losses:
         )
 
     def _batch(self, source: str, copy: _Copy, tokens: list[SqlToken]) -> bool:
-        """Return whether what follows a table's name in a SELECT takes all rows of one batch, except those whose key
-        the new table has already."""
+        """Return whether what follows a table's name in a SELECT selects all rows of one batch, except those whose key
+        is already in the new table."""
         texts = [token.text.lower() for token in tokens]
         if [*texts[:1], *texts[2:5], *texts[6:9]] != ["where", ">", PARAMETERS[0], "and", "<", "=", PARAMETERS[1]]:
             return False
@@ -343,7 +343,7 @@ class _Losses:
         if not conflict:
             return True
         words = [word(token) for token in conflict]
-        # A column of the new table isn't known where the statement names none: then it may have the same name.
+        # If the statement names no columns, the new table's column is unknown: it may have the same name.
         known = {copy.kept[column] or column for column in keys if column in copy.kept}
         return (
             [*words[:2], *words[5:]] == ["on", "conflict", "do", "nothing"]
@@ -384,20 +384,20 @@ def _changed_copy(copy: _Copy, found: StatementParts) -> None:
 
 
 def _lenient(tokens: list[SqlToken]) -> bool:
-    """Return whether a CREATE TABLE has a constraint that leaves rows out, or deletes others, without an error."""
+    """Return whether a CREATE TABLE has a constraint that silently skips rows or deletes others."""
     words = [word(token) for token in tokens]
     return any(pair in (("conflict", "ignore"), ("conflict", "replace")) for pair in itertools.pairwise(words))
 
 
 def _items(tokens: list[SqlToken]) -> Iterator[list[SqlToken]]:
-    """Split what a SELECT selects at its commas."""
+    """Split a SELECT's result columns at the commas."""
     commas = [place for place, token in top_level(tokens) if token.text == ","]
     for first, last in zip([-1, *commas], [*commas, len(tokens)], strict=True):
         yield tokens[first + 1 : last]
 
 
 def _plain(item: list[SqlToken]) -> str:
-    """Return the column whose values an item of a SELECT has as they are, or ''."""
+    """Return the column whose values an item of a SELECT returns unchanged, or ''."""
     if len(item) == 3 and item[1].text == ".":
         return name(item[2])
     if len(item) == 1:
@@ -421,7 +421,7 @@ class FoundStall(NamedTuple):
 
 
 def at_once(sql: str) -> list[SchemaStatement]:
-    """Return the statements of a change that aren't in batches, without those that undo it: each runs in one piece. The
+    """Return the statements of a change that aren't in batches, without those that undo it: each runs all at once. The
     DROP of a table that batches have emptied is left out.
 
     Raises: SchemaChangeRefused, when one is incomplete.
@@ -445,8 +445,8 @@ def find_stalls(
 ) -> list[FoundStall]:
     """Return such statements, in their order, and after them the check of foreign keys.
 
-    `before`: the tables that are there before the change, in lower case. `references`: the number of foreign keys of
-    each table that is checked after it.
+    `before`: the tables before the change, in lower case. `references`: for each table that is checked after it, the
+    number of its foreign keys.
     """
     origin = {table: table for table in before}
     found: list[FoundStall] = []
@@ -462,7 +462,7 @@ def find_stalls(
         elif part.action == "drop" and part.kind == "table":
             origin.pop(part.table, None)
     for name_after, keys in references.items():
-        # A table that was made anew has the rows of the one whose name it has.
+        # A table that was recreated has the rows of the one whose name it took.
         table = origin.get(name_after.lower(), name_after.lower())
         if table in before:
             found.append(FoundStall("", table, f"the foreign keys of each row of {table} are checked", keys * KEY_US))
@@ -472,8 +472,8 @@ def find_stalls(
 def _stalled(
     tokens: list[SqlToken], part: StatementParts, tables: Mapping[str, str]
 ) -> Iterator[tuple[str, str, float]]:
-    """Yield tables that the statement goes through, what it does to each, and the microseconds for each row. `tables`:
-    the tables at this point of the change."""
+    """Yield the tables that the statement scans, what it does to each, and the microseconds per row. `tables`: the
+    tables at this point of the change."""
     words = [(at, word(token)) for at, token in top_level(tokens)]
     has = {text for _, text in words}
     match part.action:
@@ -485,7 +485,7 @@ def _stalled(
             if len(tokens) > 1 and name(tokens[-1]) in tables:
                 yield name(tokens[-1]), "the indexes of {} are built anew", INDEX_US
             else:
-                # All there are, those of a collation, or an index whose table isn't known here.
+                # All indexes, those of a collation, or an index whose table isn't known here.
                 for table in tables:
                     yield table, "the indexes of {} are built anew, perhaps", INDEX_US
         case "drop" if part.kind == "table":
@@ -505,8 +505,8 @@ def _stalled(
 
 
 def _most_rows(tokens: list[SqlToken], words: list[tuple[int, str]]) -> bool:
-    """Return whether a statement may be about most rows of its table: without a WHERE, or with one that asks for no
-    certain value, such as `IS NULL` and `<>`."""
+    """Return whether a statement may affect most rows of its table: without a WHERE, or with one that doesn't ask for a
+    specific value, such as `IS NULL` and `<>`."""
     where = next((at for at, text in words if text == "where"), len(tokens))
     return not any(
         word(token) == "in" or (token.text == "=" and tokens[at - 1].text not in ("<", ">", "!"))

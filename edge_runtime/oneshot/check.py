@@ -7,7 +7,7 @@ because its input is hostile.
 
 It prints one JSON object, `{"ok": true, …}` or `{"ok": false, "code": …, "message": …}`, and exits with status 0 for
 both; `unfenced` in the object lists the parts of the fence that this machine lacks. Status 2 is a wrong command line;
-any other end means that the check itself crashed on its input.
+any other status means that the check itself crashed on its input.
 """
 
 import argparse
@@ -32,7 +32,8 @@ DATA_BYTES = 4 * 1024 * 1024 * 1024
 
 
 class CheckedModule(TypedDict):
-    """What a node needs to know of a module that it can run: its size in bytes, its digest, and as `Detected`."""
+    """What a node needs to know about a module that it can run: its size in bytes, its digest, and the fields of
+    `Detected`."""
 
     size: int
     sha256: str
@@ -44,7 +45,7 @@ class CheckedModule(TypedDict):
 
 
 def check_module(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGES_LIMIT) -> CheckedModule:
-    """Return what a node needs to know of a module, as the answer's fields.
+    """Return what a node needs to know about a module, as the answer's fields.
 
     Raises: ModuleRefused, when no node can run the module.
     """
@@ -105,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     with options.file.open("rb") as file:
         wasm = file.read(options.size_limit + 1)
-    # Imported before the fence, behind which no library can be loaded and no file read.
+    # Imported before the fence is up: after that, no library can be loaded and no file read.
     from edge_runtime.guests import function_code  # noqa: F401
 
     lacking = fence.lacking()
@@ -120,8 +121,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_request(argv: Sequence[str], kind: type[R], answer: Callable[[R], bytes]) -> int:
-    """Pass the request on stdin, which is JSON of this kind, to the check that `argv` names, and print its answer;
-    return the exit status."""
+    """Pass the request on stdin (JSON of this type) to the check that `argv` names, and print its answer; return the
+    exit status."""
     if argv[1:]:
         sys.stderr.write(f"usage: python -m edge_runtime.oneshot.check {argv[0]} < JSON\n")
         return 2
@@ -130,7 +131,7 @@ def _check_request(argv: Sequence[str], kind: type[R], answer: Callable[[R], byt
     except msgspec.MsgspecError as error:
         sys.stderr.write(f"check {argv[0]}: stdin has no valid request: {error}\n")
         return 2
-    # The bytes are passed on as the check made them: whoever started it parses them.
+    # The bytes are passed on as the check wrote them: the process that started it parses them.
     sys.stdout.buffer.write(answer(request) + b"\n")
     return 0
 

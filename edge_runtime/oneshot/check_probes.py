@@ -1,11 +1,10 @@
-"""`python -m edge_runtime.oneshot.check probes`: do the probes of functions still answer as they must, after a schema
-change?
+"""`python -m edge_runtime.oneshot.check probes`: do functions' probes still pass after a schema change?
 
 It reads `{"change": SchemaCheckRequest, "probes": [{"name", "version", "manifest", "file"}, …]}` on stdin and prints
-`{"ok": true, "failing": [{"name", "version", "message"}, …]}`. Each probe is run in a child of its own behind the fence
-of a worker, on the interpreter, on generated rows: before the change, and after it. A probe is reported only if it
-answers before the change and fails after it: one that fails before needs rows that only nodes have. No guest runs if a
-part of the fence is lacking.
+`{"ok": true, "failing": [{"name", "version", "message"}, …]}`. Each probe runs in its own child behind the fence of a
+worker, on the interpreter, on generated rows: before the change, and after it. A probe is reported only if it passes
+before the change and fails after it: one that fails before needs rows that only nodes have. No guest runs if a part of
+the fence is missing.
 """
 
 import hashlib
@@ -55,7 +54,7 @@ class ProbesCheckRequest(Struct):
 
 
 def answer(request: ProbesCheckRequest) -> bytes:
-    """Run the probes one after the other; return the answer as JSON."""
+    """Run the probes in turn; return the answer as JSON."""
     failing: list[dict[str, object]] = []
     if lacking := fence.lacking():
         message = f"wasn't tried: this machine can't fence in what runs a function. {'. '.join(lacking)}"
@@ -72,7 +71,7 @@ def answer(request: ProbesCheckRequest) -> bytes:
 
 
 def _run(change: SchemaCheckRequest, probed: ProbedFunction, seconds: float) -> str:
-    """Return what is wrong with the probe, as the end of a sentence about it; '' if nothing is."""
+    """Return what is wrong with the probe, as the end of a sentence about it; '' if nothing."""
     if seconds <= 0:
         return f"wasn't tried: all probes together took more than {SECONDS:.0f} s"
     try:
@@ -90,7 +89,7 @@ def _fenced(change: SchemaCheckRequest, probed: ProbedFunction) -> bytes:
     fence.enclose([(path, READ), RANDOM])
     with database.in_memory() as opened:
         fence.seal("worker", opened.lock.fileno())
-        # With a line break, because an empty answer is that of a process that ended early.
+        # With a line break, because an empty answer means a process that exited early.
         return check(opened, change, probed).encode() + b"\n"
 
 
@@ -116,7 +115,7 @@ def check(opened: LibsqlDatabase, change: SchemaCheckRequest, probed: ProbedFunc
     try:
         run_change.run(opened, rules, change.sql)
     except SchemaChangeRefused:
-        # It fails on the generated rows: that was told.
+        # It fails on the generated rows: that was reported.
         return ""
     return _probe(opened, function, manifest)
 

@@ -5,8 +5,8 @@ It reads `{"earlier": [{"number", "sql"}, …], "sql": …, "amends": {"number",
 revision that `sql` replaces. It prints `{"ok": true, "empty": […], "warnings": […], "losses": […]}`, or `{"ok": false,
 "code", "message", "statement"}`. `empty` lists the tables for which no row could be generated; `warnings` says where
 the change fails on generated rows in a way that depends on their values, for which tables it was tried without rows,
-which views and triggers fail after it, and which indexes and triggers a table lacks that was made anew; `losses` says
-which rows the change can lose of those that nodes have before it.
+which views and triggers fail after it, and which indexes and triggers a recreated table lacks; `losses` says which of
+the rows that nodes have before the change can be lost.
 
 With `{"earlier": …, "reverse": NUMBER}` it drafts the change that reverses one of the earlier ones, to come after all
 of them, and prints `{"ok": true, "reversal": SQL, "kept": […]}`; `kept` lists the statements that can't be reversed.
@@ -38,11 +38,11 @@ _SHOWN: Final = 2000
 _COLUMNS: Final = load("columns")
 
 _Schema = dict[tuple[str, str], tuple[str, tuple[str, ...]]]
-"""By type and name of a definition: the name of its table, and the definition's tokens."""
+"""By a definition's type and name: the name of its table, and the definition's tokens."""
 
 
 class _Tried(NamedTuple):
-    """What a change led to before it was undone."""
+    """The result of a change before it was undone."""
 
     schema: _Schema
     columns: dict[str, dict[str, str]]
@@ -51,7 +51,7 @@ class _Tried(NamedTuple):
     """The number of rows by table."""
     failures: Failures
     references: dict[str, int]
-    """The tables whose foreign keys a node checks then, with the number of their foreign keys."""
+    """The tables whose foreign keys a node then checks, with the number of their foreign keys."""
 
 
 class RegisteredChange(Struct):
@@ -64,12 +64,12 @@ class SchemaCheckRequest(Struct):
     earlier: list[RegisteredChange] = []
     amends: RegisteredChange | None = None
     reverse: int = 0
-    """The number of the earlier change to draft a reversal of; 0: check `sql`."""
+    """The number of the earlier change to draft a reversal for; 0 to check `sql`."""
 
 
 def answer(request: SchemaCheckRequest) -> bytes:
-    """Return the answer as JSON. A child makes it behind the fence, and a deadline ends the child, since nothing else
-    stops a query of libsql's."""
+    """Return the answer as JSON. A child computes it behind the fence and is killed at a deadline, since nothing else
+    stops a libsql query."""
     try:
         return _guarded(request)
     except SchemaChangeRefused as refused:
@@ -104,7 +104,7 @@ def _fenced(request: SchemaCheckRequest) -> bytes:
 
 
 def check(request: SchemaCheckRequest) -> dict[str, object]:
-    """Return the answer, with libsql opened in this process."""
+    """Return the answer; opens libsql in this process."""
     with database.in_memory() as opened:
         return _answer(opened, request)
 
@@ -165,7 +165,7 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
             for statement, error in tried.failures.items()
             if failed_before.get(statement) != error
         ]
-        # A trigger that was there before may delete rows as well.
+        # An existing trigger may delete rows as well.
         fewer = {table for table in rows.keys() & left.keys() if left[table] < rows[table]}
         lost += [
             FoundLoss("", table, f"on generated rows, {table} has fewer rows after it than before")
@@ -192,8 +192,8 @@ def _losses(sql: str, steps: ChangeSteps | None, before: Columns, after: Columns
 
 
 def _gone(sql: str, before: _Schema, after: _Schema) -> Iterator[str]:
-    """Yield which indexes and triggers are gone with a table that was dropped and made anew under the same name,
-    although no statement has dropped them."""
+    """Yield the indexes and triggers that disappeared with a table that was dropped and recreated under the same name,
+    although no statement dropped them."""
     made = [parts(statement.tokens) for statement in schema_change.statements(sql)]
     dropped = {(part.kind, part.table) for part in made if part.action == "drop"}
     for (kind, called), (table, _) in before.items():
@@ -206,7 +206,7 @@ def _gone(sql: str, before: _Schema, after: _Schema) -> Iterator[str]:
 
 
 def history(opened: LibsqlDatabase, access_rules: AccessRules, request: SchemaCheckRequest) -> None:
-    """Run all changes that come before the one that is checked.
+    """Run all changes before the one being checked.
 
     Raises: SchemaChangeRefused, when one fails.
     """
@@ -245,7 +245,7 @@ def _run_registered(opened: LibsqlDatabase, access_rules: AccessRules, change: R
 
 
 def _rehearsed(opened: LibsqlDatabase) -> Failures:
-    """Return which of the views and triggers fail as they are now."""
+    """Return which of the current views and triggers fail."""
     opened.rows("BEGIN")
     try:
         return try_views_and_triggers(opened)
@@ -254,9 +254,9 @@ def _rehearsed(opened: LibsqlDatabase) -> Failures:
 
 
 def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str, *, rehearsed: bool = False) -> _Tried:
-    """Run the change, undo it, and return what it led to; with `rehearsed` also which views and triggers fail then.
+    """Run the change, undo it, and return its result; with `rehearsed` also which views and triggers then fail.
 
-    Raises: SchemaChangeRefused, when the change fails or may not do what it does.
+    Raises: SchemaChangeRefused, when the change fails or does something that it may not.
     """
     opened.rows("BEGIN")
     try:
@@ -307,7 +307,7 @@ def _schema(opened: LibsqlDatabase) -> _Schema:
 
 
 def _compare(before: _Schema, after: _Schema) -> None:
-    """Check that an amendment leads to the schema that nodes with the earlier revision have already.
+    """Check that an amendment leads to the schema that nodes with the earlier revision already have.
 
     Raises: SchemaChangeRefused, when it doesn't.
     """
@@ -324,6 +324,6 @@ def _compare(before: _Schema, after: _Schema) -> None:
 
 
 def _fails_on_any_row(refused: SchemaChangeRefused) -> bool:
-    """Return whether the change fails on any row at all, whatever its values are."""
+    """Return whether the change fails on every row, whatever its values."""
     tokens = schema_change.split(refused.statement)[0].tokens if refused.statement else []
     return bool(tokens and word(tokens[0]) == "alter") or "NOT NULL" in str(refused)

@@ -1,4 +1,4 @@
-"""Copy a whole libsql file into one file without a log: a node's while it serves, or a backup that is restored."""
+"""Copies a whole libsql file into one file without a log: a node's file while it serves, or a backup to be restored."""
 
 import contextlib
 import hashlib
@@ -24,27 +24,27 @@ from edge_runtime.sql.database import HEAP_BYTES
 from edge_runtime.sql.libsql_connection import open_file
 
 PIECE: Final = 4 * 1024 * 1024
-"""Bytes that are copied at once. Each piece is written to the disk and dropped from memory, so that a copy of a large
-file neither drives others' pages out of memory nor holds up their writes behind its own."""
+"""Bytes that are copied at once. Each piece is written to disk and dropped from memory, so that copying a large file
+neither evicts other processes' pages nor delays their writes."""
 PATIENCE: Final = 5.0
-"""Seconds to wait for a lock of another process."""
+"""Seconds to wait for another process's lock."""
 _TRIES: Final = 5000
-"""Looks at the log's index, a millisecond apart: a process may be writing it."""
+"""Attempts to read the log's index, a millisecond apart: a process may be writing it."""
 
 
 class CopyFailed(CodedError):
-    """The file can't be copied. What was made of the copy has been removed."""
+    """The file can't be copied. The partial copy has been removed."""
 
 
 def copy_served(database: Path, target: Path, begun: Callable[[], None]) -> None:
-    """Copy a node's file as it is at one moment, while the node serves or while it doesn't; `begun` is called once that
-    moment is past. `target` is a new file in a folder of its own. The caller has one thread.
+    """Copy a node's file as it is at one moment, whether or not the node is serving; `begun` is called once that moment
+    is past. `target` is a new file in a separate folder. The caller must have only one thread.
 
     Raises: CopyFailed, when that can't be done.
     """
     try:
         with guarded(database, reading=True) as guard:
-            # Read after the transaction's begin: the log stays at least as long as this, or is in the file as a whole.
+            # Read after the transaction began: the log stays at least this long, or is completely in the file.
             index = _index(database)
             begun()
             log_bytes = 0 if index is None or index.frames == index.backfilled else index.bytes
@@ -62,8 +62,8 @@ def copy_served(database: Path, target: Path, begun: Callable[[], None]) -> None
 
 
 def copy_unused(source: Path, target: Path) -> None:
-    """Copy a file that no process uses, with its log if it has one, or the journal of a transaction that another
-    program didn't end. `target` and the caller are as in `copy_served`.
+    """Copy a file that no process uses, with its log if it has one, or with the journal of a transaction that another
+    program left open. `target` and the caller are as in `copy_served`.
 
     Raises: CopyFailed, when that can't be done.
     """
@@ -99,8 +99,8 @@ def _index(database: Path) -> wal.Index | None:
 
 
 def compact(path: Path) -> None:
-    """Write a copy anew, without its free pages (VACUUM), in a process of its own behind the fence. It needs room for
-    as much again, twice.
+    """Rewrite a copy without its free pages (VACUUM), in a separate process behind the fence. It needs disk space for
+    twice the copy's size.
 
     Raises: CopyFailed, when that can't be done.
     """
@@ -114,7 +114,7 @@ def compact(path: Path) -> None:
 
 
 def _vacuum(path: Path) -> str:
-    """Return why the file can't be written anew, or an empty string."""
+    """Return why the file can't be rewritten, or an empty string."""
     try:
         connection = open_file(path)
         fence.seal("worker")
@@ -168,8 +168,8 @@ def _copy(source: Path, target: Path, length: int | None = None) -> None:
 
 
 def _join(path: Path, frames: int | None) -> None:
-    """Move the log of a copy into its file, so that only the file is left, in processes of their own behind the fence.
-    The log has so many `frames`; None if that isn't known.
+    """Move the log of a copy into its file, so that only the file is left, in separate processes behind the fence. The
+    log has this many `frames`; None if unknown.
 
     Raises: CopyFailed, when that can't be done.
     """
@@ -204,10 +204,10 @@ def _move_log(path: Path, frames: int | None) -> str:
     try:
         opened = FileAndLog(path, PATIENCE)
         fence.seal("checkpointer")
-        # What another program has left in a journal is undone here.
+        # A transaction that another program left in a journal is rolled back here.
         opened.look()
         if frames != 0:
-            # As above all the last frame has to be there: a log that is cut counts as one that ends earlier.
+            # The last frame in particular must be there: a truncated log looks like one that ends earlier.
             log, moved = opened.checkpoint("passive") or (-1, 0)
             if log != moved or frames not in (None, log):
                 return f"{moved} of {counted(log if frames is None else frames, 'page')} of its log could be moved"
@@ -218,8 +218,8 @@ def _move_log(path: Path, frames: int | None) -> str:
 
 
 def _end_log(path: Path) -> str:
-    """Return why the file can't do without a log, or an empty string. Without one anybody can open it, even if nothing
-    can be written beside it. SQLite has the schema parsed for that, so libsql does it."""
+    """Return why the file can't be switched from a log, or an empty string. Without a log it can be opened even where
+    nothing can be written beside it. The switch makes SQLite parse the schema, so libsql does it."""
     try:
         connection = open_file(path)
         fence.seal("worker")

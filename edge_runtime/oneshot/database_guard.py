@@ -1,9 +1,9 @@
-"""Keep the libsql file of a node open, in a process of its own, while a command works with it, and read its log first
-if that is needed. The process opens the file as the checkpointer does (`sql.current_sqlite`), since the last connection
-that closes moves the log into the file, which libsql must not do (docs/adr/0071).
+"""Keeps a node's libsql file open in a separate process while a command works with it, and reads its log first if
+needed. The process opens the file like the checkpointer (`sql.current_sqlite`), since the last connection to close
+moves the log into the file, which libsql must not do (docs/adr/0071).
 
-It can hold a read transaction. Then what the file and its log say at that moment can be copied, byte by byte: no
-checkpoint moves anything newer into the file meanwhile, and the log doesn't begin anew.
+It can hold a read transaction. Then the file and its log can be copied byte by byte as of that moment: no checkpoint
+moves anything newer into the file meanwhile, and the log doesn't restart.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from edge_runtime.sandbox.allowlists import RANDOM, WRITE
 from edge_runtime.sql.current_sqlite import FileAndLog
 
 BUSY: Final = 5.0
-"""Seconds that the guard waits for a lock of another process."""
+"""Seconds that the guard waits for another process's lock."""
 _READY: Final = b"ready"
 _HELD: Final = b"held"
 _LOOK: Final = b"?"
@@ -42,16 +42,16 @@ class DatabaseGuard:
         self._orders = orders
 
     def check(self) -> None:
-        """Check that the file was kept open, and its transaction with it, until now.
+        """Check that the file, and its transaction, have been kept open until now.
 
-        Raises: GuardFailed, when it wasn't.
+        Raises: GuardFailed, when they weren't.
         """
         with contextlib.suppress(BrokenPipeError):
             os.write(self._orders, _LOOK)
         self.expect()
 
     def expect(self) -> None:
-        """Wait for the guard's answer. Raises: GuardFailed, when it isn't a good one."""
+        """Wait for the guard's answer. Raises: GuardFailed, when it reports a failure."""
         answer = os.read(self._answers, 4096)
         if answer == _HELD:
             raise GuardFailed("database_held", database_users.held(self._database))
@@ -62,7 +62,8 @@ class DatabaseGuard:
 
 @contextlib.contextmanager
 def guarded(database: Path, *, reading: bool) -> Iterator[DatabaseGuard]:
-    """Keep the file open while the block runs, `reading` with a read transaction. The caller has one thread.
+    """Keep the file open while the block runs, with a read transaction if `reading`. The caller must have only one
+    thread.
 
     Raises: GuardFailed, when the file can't be opened or its log can't be read.
     """
@@ -87,7 +88,7 @@ def guarded(database: Path, *, reading: bool) -> Iterator[DatabaseGuard]:
         guard.expect()
         yield guard
     finally:
-        # Told, and not by closing the pipe: a child that was forked in the block may have it, and not have ended.
+        # By a message, not by closing the pipe: a child forked in the block may still have the pipe open.
         with contextlib.suppress(BrokenPipeError):
             os.write(orders, _END)
         os.close(orders)
@@ -96,7 +97,7 @@ def guarded(database: Path, *, reading: bool) -> Iterator[DatabaseGuard]:
 
 
 def _keep_open(database: Path, reading: bool, orders: int, answers: int) -> None:
-    """Be the guard, until `orders` says to end."""
+    """Run as the guard until `orders` says to stop."""
     fence.enclose([(database.parent, WRITE), RANDOM])
     opened = FileAndLog(database, BUSY)
     fence.seal("checkpointer")

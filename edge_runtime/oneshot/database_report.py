@@ -1,4 +1,4 @@
-"""Look through a whole libsql file: pages, foreign keys, the schema and the record of the release."""
+"""Checks a whole libsql file: pages, foreign keys, the schema and the record of the release."""
 
 import os
 import time
@@ -21,9 +21,9 @@ from edge_runtime.sql.queries import MetaRow, NumberRow, SizeRow, load
 from edge_runtime.sql.writer_lock import WriterLock
 
 LIMIT: Final = 3600.0
-"""Seconds that looking through a file may take."""
+"""Seconds that checking a file may take."""
 SHOWN: Final = 20
-"""Faults of the file that are told at most."""
+"""The most faults of the file that are reported."""
 _BEGUN: Final = b"begun"
 """The line that the process writes once its transaction has begun."""
 
@@ -37,7 +37,7 @@ class DatabaseReport(Struct, frozen=True):
 
     stored: Stored
     faults: list[str]
-    """What PRAGMA integrity_check finds, `SHOWN` of it at most."""
+    """Findings of PRAGMA integrity_check, `SHOWN` at most."""
     orphans: str
     """How rows violate foreign keys, as a sentence; empty if none does."""
     changed: list[str]
@@ -48,14 +48,15 @@ class DatabaseReport(Struct, frozen=True):
     page_bytes: int
     pages: int
     free_pages: int
-    """Pages that hold nothing; new rows come there before the file grows."""
+    """Unused pages; new rows go there before the file grows."""
     recorded: bool
-    """Whether the file says what its schema should be; a file of an earlier version does after its next release."""
+    """Whether the file records what its schema should be; a file from an earlier version does after its next
+    release."""
     tables: list[tuple[str, int]]
     """Tables and indexes with their bytes, the largest first; empty unless asked for."""
 
     def findings(self) -> list[str]:
-        """Return what is wrong, a sentence each; nothing if the file is whole."""
+        """Return what is wrong, one sentence each; empty if the file is intact."""
         found = [f"Its pages are damaged: {fault}" for fault in self.faults]
         if self.orphans:
             found.append(f"Foreign keys are violated: {self.orphans}")
@@ -65,15 +66,15 @@ class DatabaseReport(Struct, frozen=True):
 
 
 class DatabaseUnread(CodedError):
-    """The file can't be looked through."""
+    """The file can't be checked."""
 
 
 def report(
     path: Path, called: Path, begun: Callable[[], None] = lambda: None, *, sizes: bool = False
 ) -> DatabaseReport:
-    """Look through a file as it is at one moment, in a process of its own behind the fence; others may use the file
-    meanwhile. `begun` is called once that moment is past. The caller has one thread, and makes sure that the file's log
-    was recovered. Errors call the file `called`.
+    """Check a file as it is at one moment, in a separate process behind the fence; others may use the file meanwhile.
+    `begun` is called once that moment is past. The caller must have only one thread, and ensure that the file's log was
+    recovered. Errors name the file `called`.
 
     Raises: DatabaseUnread, when the file isn't a node's, or is too damaged for SQLite.
     """
@@ -110,7 +111,7 @@ def report(
 
 
 def _report(path: Path, called: Path, sizes: bool, begun: Callable[[], None]) -> DatabaseReport:
-    """Look through the file in this process. Raises: DatabaseUnread; ValueError, when SQLite can't read the file."""
+    """Check the file in this process. Raises: DatabaseUnread; ValueError, when SQLite can't read the file."""
     opened = LibsqlDatabase(open_file(path), WriterLock(os.memfd_create("writer.lock")), path)
     fence.seal("worker")
     opened.rows(f"PRAGMA busy_timeout = {BUSY_MS}")

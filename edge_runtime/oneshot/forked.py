@@ -1,4 +1,4 @@
-"""Run a piece of work in a forked child. For processes with one thread that need nothing of the work but its answer."""
+"""Runs a piece of work in a forked child, for single-threaded processes that need only the answer."""
 
 import os
 import select
@@ -14,9 +14,9 @@ from edge_runtime.sandbox import fence
 
 def run_forked(work: Callable[[], bytes], seconds: float) -> tuple[bytes, int]:
     """Return what `work` returned in the child, and the child's status from waitpid. The bytes are empty if `work`
-    failed; the traceback is on stderr then.
+    failed; the traceback is then on stderr.
 
-    Raises: TimeoutError, when there is no answer after `seconds`; the child has been killed then.
+    Raises: TimeoutError, when there is no answer after `seconds`; the child has then been killed.
     """
     child, reading = _fork(lambda out: out.write(work()))
     deadline = time.monotonic() + seconds
@@ -35,10 +35,10 @@ def run_forked(work: Callable[[], bytes], seconds: float) -> tuple[bytes, int]:
 
 
 def forked_lines(work: Callable[[BinaryIO], None], may_take: Callable[[], float | None]) -> Generator[bytes]:
-    """Yield the lines that `work` writes in the child, as they come. `may_take` returns the seconds that the next one
-    may take, None for any time. A child that hasn't ended when the generator is closed is killed.
+    """Yield the lines that `work` writes in the child as they arrive. `may_take` returns the seconds that the next one
+    may take, None for no limit. A child still running when the generator is closed is killed.
 
-    Raises: TimeoutError, when a line took longer; the child has been killed then, and all that it wrote was yielded.
+    Raises: TimeoutError, when a line took longer; the child has then been killed, and everything it wrote was yielded.
     """
     child, reading = _fork(work)
     rest = bytearray()
@@ -66,8 +66,8 @@ def forked_lines(work: Callable[[BinaryIO], None], may_take: Callable[[], float 
 
 
 def _fork(work: Callable[[BinaryIO], object]) -> tuple[int, int]:
-    """Have a child do `work`; return its id, and a descriptor for what it writes. Where `work` fails, the traceback is
-    on stderr."""
+    """Have a child do `work`; return its id, and a descriptor for its output. If `work` fails, the traceback is on
+    stderr."""
     me = os.getpid()
     reading, writing = os.pipe()
     child = os.fork()

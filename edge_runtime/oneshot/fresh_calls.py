@@ -1,7 +1,7 @@
 """`python -m edge_runtime.oneshot.fresh_calls`: calls of modules, each on a new database, for `skerry test`.
 
-It reads `FreshCalls` (JSON) on stdin, and prints a `FreshCallDone` (JSON) a line as each call ends, in any order. Each
-call is made by a fork, behind the fence of a worker, so a hundred of them take seconds.
+It reads `FreshCalls` (JSON) on stdin, and prints a `FreshCallDone` (JSON) per line as each call ends, in any order.
+Each call runs in a fork, behind the fence of a worker, so a hundred of them take seconds.
 """
 
 import contextlib
@@ -49,17 +49,17 @@ from edge_runtime.sql.schema_change import SchemaChangeRefused
 from edge_runtime.wasmedge import WasmEdgeError
 
 CHECK_LIMIT: Final = 120.0
-"""Seconds for the check of a module."""
+"""Seconds for checking a module."""
 BEGIN_LIMIT: Final = 60.0
-"""Seconds from a call's fork until its guest begins: the schema, and what comes before."""
+"""Seconds from a call's fork until its guest starts: for the schema, and the statements before the call."""
 AFTER_LIMIT: Final = 30.0
 """Seconds from the guest's end to the rows."""
 AGAIN: Final = 20.0
-"""Seconds that a call which trapped has when it is made again on the interpreter, which is slower."""
+"""Seconds for a call that trapped when it is made again on the interpreter, which is slower."""
 BEGAN: Final = b"began\n"
 ENDED: Final = b"ended\n"
 NEXT: Final = {"before": (BEGAN, ""), "": (ENDED, "after")}
-"""What a child says at the end of each part, and what it is about then."""
+"""What a child reports at the end of each part, and the part that follows."""
 
 
 @dataclass(frozen=True)
@@ -75,25 +75,25 @@ class ReadyCall:
 
 @dataclass
 class _Running:
-    """A call that a child makes."""
+    """A call that is running in a child."""
 
     call: ReadyCall
     child: int
     """Its process id."""
     reading: int
-    """Descriptor of what it writes."""
+    """Descriptor of its output."""
     page: int
-    """Descriptor of the memory that has the call's log."""
+    """Descriptor of the memory that holds the call's log."""
     deadline: float
     trapped: FreshCallDone | None
-    """How the call ended, if it is made once more to find out where it trapped."""
+    """How the call ended, if it is being repeated to find out where it trapped."""
     part: str = "before"
     """The part that the child is doing: `before`, the call (empty), or `after`."""
     read: bytearray = field(default_factory=bytearray)
-    """How the call ended, as far as the child has written it."""
+    """The part of the result that the child has written so far."""
 
     def take(self, piece: bytes) -> bool:
-        """Take what the child has written; tell whether it is doing another part now."""
+        """Read what the child has written; return whether it is now doing another part."""
         self.read += piece
         before = self.part
         while (said := NEXT.get(self.part)) is not None and self.read.startswith(said[0]):
@@ -147,10 +147,10 @@ class _Ready:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, str], tuple[str, CallCode] | CodedError] = {}
-        """By file, pages and ABI that the manifest says: the module's ABI and code, or why it has none."""
+        """By file, and the manifest's pages and ABI: the module's ABI and code, or why it has none."""
 
     def call(self, number: int, asked: FreshCall) -> ReadyCall:
-        """Return a call with its module checked and compiled. Raises: CodedError, when the call can't be made."""
+        """Return a call, with its module checked and compiled. Raises: CodedError, when the call can't be made."""
         try:
             manifest = completed(msgspec.convert(asked.manifest, Manifest))
             http = made_request(asked.method, asked.path, asked.query, asked.headers, asked.body)
@@ -221,7 +221,7 @@ def _begin(schema: list[ProjectChange], call: ReadyCall, trapped: FreshCallDone 
             fence.die_with_parent(me)
             _work(schema, call, writing)
         except BaseException as error:
-            # Whoever reads what the child wrote says what was missing.
+            # The reader of the child's output reports what was missing.
             sys.stderr.write(f"{call.asked.name}: {error!r}\n")
         finally:
             sys.stderr.flush()
@@ -251,7 +251,7 @@ def _ended(running: list[_Running]) -> Iterator[tuple[_Running, FreshCallDone]]:
 
 
 def _end(one: _Running, *, late: bool) -> FreshCallDone:
-    """Return how a call ended whose child has closed its pipe, or is late."""
+    """Return the result of a call whose child has closed its pipe or is late."""
     if late:
         os.kill(one.child, signal.SIGKILL)
     status = os.waitpid(one.child, 0)[1]
@@ -260,7 +260,7 @@ def _end(one: _Running, *, late: bool) -> FreshCallDone:
     os.close(one.page)
     number, part = one.call.number, one.part
     if not late:
-        # What a child wrote in part, or no child of ours would write, is no answer.
+        # Partial output, or output that no child of ours would write, is no answer.
         with contextlib.suppress(msgspec.MsgspecError):
             return msgspec.json.decode(one.read, type=FreshCallDone)
     name, limit = one.call.asked.name, one.call.request.manifest.time_limit_ms
@@ -278,7 +278,7 @@ def _end(one: _Running, *, late: bool) -> FreshCallDone:
 
 
 def _work(schema: list[ProjectChange], call: ReadyCall, out: int) -> None:
-    """Make the call, and write how it ended."""
+    """Make the call, and write its result."""
     asked, request, code = call.asked, call.request, call.code
 
     def say(line: bytes) -> None:
@@ -306,7 +306,7 @@ def _work(schema: list[ProjectChange], call: ReadyCall, out: int) -> None:
 
 
 class _PartFailed(CodedError):
-    """Something before or after the call failed: `part` is as in `FreshCallDone`."""
+    """Something before or after the call failed; `part` is as in `FreshCallDone`."""
 
     def __init__(self, code: str, message: str, part: str) -> None:
         super().__init__(code, message)
@@ -315,7 +315,7 @@ class _PartFailed(CodedError):
 
 @contextlib.contextmanager
 def _fresh_database(schema: list[ProjectChange], before: str) -> Iterator[LibsqlDatabase]:
-    """Seal the process, and open a new database in memory as a node's is after these schema changes.
+    """Seal the process, and open a new database in memory, like a node's after these schema changes.
 
     Raises: _PartFailed.
     """

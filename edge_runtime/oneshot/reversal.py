@@ -1,7 +1,8 @@
-"""Draft the schema change that reverses another one: of what it made, a DROP; of what it renamed, the old name; of the
-indexes, views and triggers that it dropped, their definitions. Rows that it dropped or changed can't be restored.
+"""Drafts the schema change that reverses another one: it drops what that one created, restores old names, and recreates
+the indexes, views and triggers that it dropped. Dropped or changed rows can't be restored.
 
-What a statement made is read in the schema before and after it, and not in its text, so `IF NOT EXISTS` is no trap.
+What a statement created is read from the schema before and after it, not from its text, so `IF NOT EXISTS` does no
+harm.
 """
 
 from typing import Final
@@ -16,7 +17,7 @@ from edge_runtime.sql.tokenizer import quoted
 
 _SCHEMA: Final = load("schema")
 _NOTHING: Final = frozenset({"select", "values", "with", "analyze", "reindex"})
-"""Verbs of statements that leave nothing behind which could be reversed."""
+"""Verbs of statements that leave nothing to reverse."""
 
 _Definitions = dict[tuple[str, str], DefinitionRow]
 """By type and name, in lower case."""
@@ -29,9 +30,9 @@ class Reversal:
         self._opened = opened
         self._access_rules = access_rules
         self._undo: list[list[str]] = []
-        """The statements that reverse each statement, in the order of the statements."""
+        """For each statement, in order: the statements that reverse it."""
         self._new: set[str] = set()
-        """Tables that the change has made so far: what it does with their rows goes with them."""
+        """Tables that the change has created so far: changes to their rows disappear with them."""
         self._columns: set[tuple[str, str]] = set()
         """Columns that the change has added so far, with their tables."""
         self.kept: list[dict[str, str]] = []
@@ -43,7 +44,7 @@ class Reversal:
         return "".join(f"{statement};\n" for statements in reversed(self._undo) for statement in statements)
 
     def run(self, sql: str) -> None:
-        """Run the change's statements in the transaction that is open.
+        """Run the change's statements in the open transaction.
 
         Raises: SchemaChangeRefused, when one fails.
         """
@@ -61,7 +62,7 @@ class Reversal:
     def _reverse(
         self, statement: SchemaStatement, found: StatementParts, before: _Definitions, after: _Definitions
     ) -> str:
-        """Collect what reverses a statement, or return why nothing does."""
+        """Collect what reverses a statement, or return why it can't be reversed."""
         table = found.table
         match found.action:
             case "create":
@@ -103,7 +104,7 @@ class Reversal:
         self._columns |= {(renamed, column) for name, column in self._columns if name == table}
 
     def _fills_new_columns(self, statement: SchemaStatement, found: StatementParts) -> bool:
-        """Return whether an UPDATE sets only columns that the change has added: their values go with them."""
+        """Return whether an UPDATE sets only columns that the change has added: their values disappear with them."""
         if found.action != "update" or found.replaces:
             return False
         set_columns = assigned(statement.tokens, found.after)
@@ -111,7 +112,7 @@ class Reversal:
 
 
 def draft(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> tuple[str, list[dict[str, str]]]:
-    """Run a change in the transaction that is open; return the SQL that reverses it, and what that can't reverse.
+    """Run a change in the open transaction; return the SQL that reverses it, and what that can't reverse.
 
     Raises: SchemaChangeRefused, when the change fails.
     """
@@ -125,7 +126,7 @@ def draft(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> tuple[
 
 
 def misfit(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> str:
-    """Run a draft in the transaction that is open; return why it can't be applied, or ''."""
+    """Run a draft in the open transaction; return why it can't be applied, or ''."""
     try:
         run_change.run_statements(opened, access_rules, sql)
     except SchemaChangeRefused as refused:

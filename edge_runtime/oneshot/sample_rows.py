@@ -1,8 +1,8 @@
-"""Try a schema on generated rows: `fill` inserts a few into each table, as far as its constraints allow, and
-`try_views_and_triggers` then selects each view and has each trigger's event happen.
+"""Tries a schema on generated rows: `fill` inserts a few into each table, as far as its constraints allow, and
+`try_views_and_triggers` then selects each view and fires each trigger.
 
-So a schema change is tried on tables that aren't empty, and a view or a trigger that names a table or a column that is
-gone is found before a node's calls find it.
+So a schema change is tried on non-empty tables, and a view or a trigger that names a missing table or column is found
+before a node's calls hit it.
 """
 
 import random
@@ -17,10 +17,10 @@ from edge_runtime.sql.values import Row, Value
 ROWS: Final = 3
 ATTEMPTS: Final = 100
 """The most rows that are tried for one table. The first `ROWS` attempts use values that differ in every row, later ones
-also literals of the table's definition."""
+also literals from the table's definition."""
 
 _VIEW_ROWS: Final = 3
-"""Rows that are taken of a view, which may have no end."""
+"""Rows that are read from a view, which may be endless."""
 
 _DEFINITIONS: Final = load("schema")
 _TABLES: Final = load("tables_to_fill")
@@ -32,7 +32,7 @@ _FIRST: Final = 1_000_001
 
 
 Failures = dict[str, str]
-"""By what was done, as SQL without the values: the error."""
+"""By action, as SQL without the values: the error."""
 
 
 class _Literals(NamedTuple):
@@ -51,7 +51,7 @@ def fill(opened: LibsqlDatabase) -> list[str]:
     for table in _in_order({table: {key[0] for key in keys} for table, keys in parents.items()}):
         counts[table] = _fill(opened, table, tables[table], parents[table])
         if not opened.in_transaction:
-            # A trigger rolled the transaction back: what was inserted before is gone.
+            # A trigger rolled back the transaction: earlier inserts are gone.
             counts = dict.fromkeys(tables, 0)
             opened.rows("BEGIN")
     try:
@@ -78,8 +78,8 @@ def _parents(opened: LibsqlDatabase, table: str) -> list[ForeignKey]:
 
 
 def _in_order(parents: dict[str, set[str]]) -> list[str]:
-    """Return the tables in an order that has parents before children, as far as the foreign keys allow one. As in
-    SQLite, the names of parents are compared without case."""
+    """Return the tables with parents before children, as far as the foreign keys allow. As in SQLite, parents' names
+    are compared case-insensitively."""
     known = {table.lower(): table for table in parents}
     done: dict[str, None] = {}
 
@@ -135,7 +135,8 @@ def _rows_of(opened: LibsqlDatabase, table: str, columns: list[str]) -> list[Row
 
 
 def _literals(sql: str) -> _Literals:
-    """Return the strings and numbers in a table's definition, by type: a CHECK often names the values that it wants."""
+    """Return the strings and numbers in a table's definition, by type: a CHECK often contains the values that it
+    accepts."""
     texts: list[Value] = []
     integers: list[Value] = []
     for token in tokenize(sql):
@@ -166,10 +167,9 @@ def _value(kind: str, row: int, attempt: int, literals: _Literals, choose: rando
 
 
 def try_views_and_triggers(opened: LibsqlDatabase) -> Failures:
-    """Select all views and have the event of each trigger happen, each by itself in the transaction that is open, and
-    undone; return what failed.
+    """Select all views and fire each trigger, each separately in the open transaction, and undo it; return what failed.
 
-    A trigger that refuses by RAISE does what it is for, and so does a constraint: they aren't returned.
+    A trigger that refuses with RAISE works as intended, and so does a constraint: they aren't returned.
     """
     definitions = opened.read(DefinitionRow, _DEFINITIONS)
     raised = " ".join(row.sql or "" for row in definitions if row.type == "trigger")
@@ -185,22 +185,22 @@ def try_views_and_triggers(opened: LibsqlDatabase) -> Failures:
 
 
 def _event(trigger: str) -> str:
-    """Return what a trigger waits for: `insert`, `update` or `delete`."""
+    """Return a trigger's event: `insert`, `update` or `delete`."""
     return next((text for text in map(word, tokenize(trigger)[3:]) if text in ("insert", "update", "delete")), "")
 
 
 def _statements(opened: LibsqlDatabase, table: str) -> Iterator[tuple[str, str, list[Row]]]:
-    """Yield each event, a statement of a table or a view by which it happens, and the rows of values to run it with."""
+    """Yield each event, a statement on a table or a view that causes it, and the rows of values to run it with."""
     try:
         columns = [quoted(column.name) for column in opened.read(ColumnRow, _COLUMNS, (table,))]
         listed, name = ", ".join(columns), quoted(table)
         rows = opened.rows(f"SELECT {listed} FROM {name} LIMIT {_VIEW_ROWS}")  # noqa: S608
     except ValueError:
-        # A view that can't be selected: that was told.
+        # A view that can't be selected: that was reported.
         return
     yield "update", f"UPDATE {name} SET {', '.join(f'{column} = {column}' for column in columns)}", [()]  # noqa: S608
     insert = f"INSERT INTO {name} ({listed}) VALUES ({', '.join('?' for _ in columns)})"  # noqa: S608
-    # The values of rows that are there, without the keys that are taken: REPLACE has the triggers of INSERT run.
+    # The values of existing rows, without the keys that are taken: REPLACE fires the triggers of INSERT.
     yield "insert", insert.replace("INSERT", "INSERT OR REPLACE", 1), rows or [(None,) * len(columns)]
     yield "delete", f"DELETE FROM {name}", [()]  # noqa: S608
 
@@ -218,5 +218,5 @@ def _once(opened: LibsqlDatabase, statement: str, failures: Failures, raised: st
         opened.rows("ROLLBACK TO rehearsal")
         opened.rows("RELEASE rehearsal")
     else:
-        # An OR ROLLBACK has ended it, with all that was generated.
+        # An OR ROLLBACK has ended it, and the generated rows are gone.
         opened.rows("BEGIN")

@@ -1,7 +1,8 @@
-"""The database file of `skerry-edge call`, used behind a fence that lets no file be made, removed or renamed.
+"""The database file of `skerry-edge call`, used behind a fence under which no file can be created, removed or renamed.
 
-SQLite makes and removes files beside the database file. So `prepare` makes them before the fence, a transaction ends by
-truncating its journal instead of removing it, and `tidy` removes the empty ones once the fenced process has ended.
+SQLite creates and removes files beside the database file. So `prepare` creates them before the fence, a transaction
+ends by truncating its journal instead of removing it, and `tidy` removes the empty ones once the fenced process has
+exited.
 """
 
 import contextlib
@@ -32,11 +33,11 @@ class DatabaseUnusable(CodedError):
 
 
 def prepare(path: Path) -> list[Path]:
-    """Make the files that an open database needs beside it, if they don't exist, and return their paths with the
+    """Create the files that an open database needs beside it, if they don't exist, and return their paths and the
     database's.
 
-    Raises: DatabaseUnusable, when the database isn't there, one of them can't be made, or the transaction of a killed
-    process can't be undone.
+    Raises: DatabaseUnusable, when the database doesn't exist, one of the files can't be created, or a killed process's
+    transaction can't be undone.
     """
     if path == MEMORY:
         return []
@@ -64,7 +65,7 @@ def _prepare(path: Path) -> list[Path]:
 
 
 def tidy(path: Path) -> None:
-    """Remove the files that `prepare` made and that are empty, unless another process uses the database."""
+    """Remove the files that `prepare` created and that are empty, unless another process uses the database."""
     with contextlib.suppress(OSError), path.resolve().open("r+b") as file:
         # A process with a transaction, or with a file in WAL mode open, holds a lock on these bytes.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _LOCKED[1], _LOCKED[0])
@@ -103,8 +104,8 @@ def open_sealed(path: Path, sql: str) -> Iterator[LibsqlDatabase]:
         yield database
         database.rollback()
         database.set_query_only(False)
-        # In WAL mode, what was written would stay in the log: the fence lets SQLite remove no file. Where that fails,
-        # it stays there, which is as good.
+        # In WAL mode, writes would stay in the log, since the fence keeps SQLite from removing files. If this fails,
+        # they stay there, which is just as good.
         with contextlib.suppress(ValueError):
             database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
 

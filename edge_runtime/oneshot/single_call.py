@@ -1,11 +1,11 @@
 """One call of a module behind the fence of a worker, without a node. `python -m edge_runtime.oneshot.single_call` makes
-one for `skerry-edge call`; `fresh_calls` makes many. The process is one of its own, because a guest can crash it, hang
+one for `skerry-edge call`; `fresh_calls` makes many. It runs in a separate process, because a guest can crash it, hang
 it, or break out of its sandbox.
 
-The code that the call runs is made ready before the fence (`make_ready`), what can't be opened behind the fence is
-opened before it is complete (`before_seal`), and what the guest does happens behind it (`call`).
+The code that the call runs is prepared before the fence (`make_ready`), what can't be opened behind the fence is opened
+before it is complete (`before_seal`), and the guest runs behind it (`call`).
 
-The program reads a `SingleCallRequest` (JSON) on stdin. It prints the line `{"running": true}` when the guest begins,
+The program reads a `SingleCallRequest` (JSON) on stdin. It prints the line `{"running": true}` when the guest starts,
 then the `SingleCallResult` in one line.
 """
 
@@ -56,13 +56,13 @@ NO_DATABASE: Final = orjson.dumps(
     {"error": {"code": "database_not_given", "message": "The call has no database: name one with --sql FILE."}}
 )
 LIMIT: Final = 3600.0
-"""Seconds for the compiler. Whoever started this process has a shorter limit, and ends the compiler with it."""
+"""Seconds for the compiler. The process that started this one has a shorter limit, and kills the compiler with it."""
 NOTES: Final = 20
-"""Errors of SQL and HTTP that are told with a call."""
+"""Errors of SQL and HTTP that are reported with a call."""
 
 
 class CallCode(NamedTuple):
-    """A module, and what it is compiled to; `aot` is None if it is interpreted."""
+    """A module and its compiled code; `aot` is None if it is interpreted."""
 
     wasm: bytes
     sha256: str
@@ -76,7 +76,8 @@ class _Service(Protocol):
 
 
 class _NotedService:
-    """What the call may use, or why it may not; errors are noted, as the function may hide them."""
+    """A service that the call may use, or the reason why it may not; errors are noted, since the function may hide
+    them."""
 
     def __init__(self, what: str, service: _Service, notes: list[str]) -> None:
         self._what = what
@@ -96,13 +97,13 @@ class _NotedService:
 
 
 class KeptSql(ProbeSql):
-    """SQL in a transaction that others begin, as a probe's; but what it wrote may be kept."""
+    """SQL in a transaction that the caller begins, like a probe's, except that its writes may be kept."""
 
     commit = CallSql.commit
 
 
 def make_ready(request: SingleCallRequest) -> CallCode:
-    """Return the call's code, the AOT file of the cache or a new one, unless the module is to be interpreted.
+    """Return the call's code: a cached AOT file or a new one, unless the module is to be interpreted.
 
     Raises: ModuleRefused, when no node can run the module; OSError, when a file can't be used.
     """
@@ -114,7 +115,7 @@ def make_ready(request: SingleCallRequest) -> CallCode:
 def look_at_fence(wanted: str) -> None:
     """Check that the machine has all parts of the fence; if `wanted` is `partial`, warn only.
 
-    Raises: ModuleRefused, when a part is lacking and `wanted` is `required`.
+    Raises: ModuleRefused, when a part is missing and `wanted` is `required`.
     """
     lacking = ". ".join(fence.lacking())
     if lacking and wanted == "required":
@@ -128,7 +129,7 @@ def look_at_fence(wanted: str) -> None:
 
 
 def checked(request: SingleCallRequest, wasm: bytes) -> Manifest:
-    """Return the manifest with the ABI of the module in it. Behind a fence: the module is parsed.
+    """Return the manifest with the module's ABI in it. Call it behind a fence: it parses the module.
 
     Raises: ModuleRefused, when no node can run the module, or its ABI isn't the manifest's.
     """
@@ -141,8 +142,8 @@ def checked(request: SingleCallRequest, wasm: bytes) -> Manifest:
 
 
 def before_seal(request: SingleCallRequest) -> int:
-    """Open what the call keeps its log in; return the descriptor of what WasmEdge logs of a trap, -1 if nothing is
-    kept of it."""
+    """Open the memory for the call's log; return the descriptor of what WasmEdge logs about a trap, -1 if that isn't
+    kept."""
     if request.log >= 0:
         guest_host().wasi.copy = LogPage(open_slot(request.log, 0), 0)
     return trap_places.divert() if request.places else -1
@@ -156,9 +157,9 @@ def call(
     written: int,
     begins: Callable[[], None],
 ) -> SingleCallResult:
-    """Make the call, in the transaction that is open in its database, and commit that as a node would. The process is
-    sealed. `manifest` is what `checked` returned, `written` what `before_seal` did; `begins` is called when the guest
-    begins.
+    """Make the call in its database's open transaction, and commit that as a node would. The process is sealed.
+    `manifest` is what `checked` returned, `written` what `before_seal` returned; `begins` is called when the guest
+    starts.
 
     Raises: WasmEdgeError, when WasmEdge can't load the module; OSError, when a file can't be used.
     """
@@ -204,19 +205,19 @@ def _sql(request: SingleCallRequest, opened: LibsqlDatabase) -> KeptSql:
 
 
 def _no_sql(request: SingleCallRequest) -> _Service:
-    """Return what answers the SQL of a call without a database."""
+    """Return the SQL service of a call without a database."""
     granted = request.manifest.sql != "none" or not request.manifest_given
     return lambda _: NO_DATABASE if granted else not_granted("SQL", "`sql` to read or write")
 
 
 def _no_http(request: SingleCallRequest) -> _Service:
-    """Return what answers the HTTP of a call, for which no requests are made."""
+    """Return the HTTP service of a call for which no requests are made."""
     granted = request.manifest.http is not None or not request.manifest_given
     return lambda _: NO_HTTP if granted else not_granted("HTTP", "`http`, with the hosts")
 
 
 def _compiled(request: SingleCallRequest, wasm: bytes) -> AotFile:
-    """Return the AOT file: the cached one, or one that a fenced child compiles now, which can write nothing else.
+    """Return the AOT file: the cached one, or a new one compiled by a fenced child, which can write nothing else.
 
     Raises: ModuleRefused, when the module can't be compiled; OSError, when a file can't be written.
     """
@@ -229,7 +230,7 @@ def _compiled(request: SingleCallRequest, wasm: bytes) -> AotFile:
     work_folder = make_work_folder(folder)
     try:
         answer, status = run_forked(lambda: _compile(request, wasm, work_folder), LIMIT)
-        # A child that was ended leaves nothing in the cache.
+        # A child that was killed leaves nothing in the cache.
         result = (
             msgspec.json.decode(answer, type=SingleCallResult)
             if answer
@@ -241,7 +242,7 @@ def _compiled(request: SingleCallRequest, wasm: bytes) -> AotFile:
     finally:
         shutil.rmtree(work_folder, ignore_errors=True)
     if os.WIFSIGNALED(status):
-        # End this process as the compiler ended.
+        # Exit the way the compiler did.
         os.kill(os.getpid(), os.WTERMSIG(status))
     if result.code:
         raise ModuleRefused(result.code, result.message or "The compiler ended without an answer; it says why above.")
@@ -270,7 +271,7 @@ def main() -> int:
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=SingleCallRequest)
     if request.parent:
         fence.die_with_parent(request.parent)
-    # Where a trap is looked for, stdout is WasmEdge's.
+    # When looking for a trap's place, WasmEdge owns stdout.
     out = os.dup(1)
     try:
         result = run(request, out)
@@ -288,11 +289,11 @@ def _answer(out: int, line: bytes) -> None:
 
 
 def run(request: SingleCallRequest, out: int) -> SingleCallResult:
-    """Make the call. The module is parsed and loaded only behind the fence. `out`: the descriptor that is told when
-    the guest begins.
+    """Make the call. The module is parsed and loaded only behind the fence. `out`: the descriptor to which the guest's
+    start is reported.
 
-    Raises: ModuleRefused, when no node can run the module or the fence is lacking; DatabaseUnusable; WasmEdgeError,
-    when WasmEdge can't load it; OSError, when a file can't be used.
+    Raises: ModuleRefused, when no node can run the module or a part of the fence is missing; DatabaseUnusable;
+    WasmEdgeError, when WasmEdge can't load it; OSError, when a file can't be used.
     """
     look_at_fence(request.fence)
     guest.prepare()

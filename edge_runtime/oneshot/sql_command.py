@@ -1,7 +1,7 @@
-"""Run SQL on the libsql file of a node for `skerry-edge sql`, in one transaction, behind the fence of a worker.
+"""Runs SQL on a node's libsql file for `skerry-edge sql`, in one transaction, behind the fence of a worker.
 
-A statement may touch what a function's may (`sql.access`): not the runtime's own tables, and not the schema.
-Events come one by one, so that a result can have any size.
+A statement may touch the same things as a function's statement (`sql.access`): not the runtime's own tables, and not
+the schema. Events are yielded one by one, so that a result can have any size.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from edge_runtime.sql.tokenizer import at_semicolons, tokenize
 from edge_runtime.state import RESERVE, give_up_reserve
 
 TEMP_BYTES: Final = 1024 * 1024 * 1024
-"""Bytes of each temporary file, and of what one transaction may write to the log."""
+"""The most bytes of each temporary file, and of one transaction in the log."""
 LOG_WAIT: Final = 5.0
 """Seconds for which a transaction that writes waits while the write-ahead log is at its limit."""
 BATCH: Final = 64
@@ -47,17 +47,17 @@ class SqlEvent(Struct, omit_defaults=True):
     """Something that happened: one of the fields has a value."""
 
     waiting: bool = False
-    """The process waits for the writer lock."""
+    """The process is waiting for the writer lock."""
     committing: bool = False
-    """From here on the process must not be ended: nobody would know whether the writes are kept."""
+    """From here on the process must not be killed: it would be unknown whether the writes are kept."""
     columns: list[str] | None = None
     """A statement begins to return rows."""
     rows: list[list[Any]] | None = None
-    """Rows of it; a BLOB is {"$blob": base64}."""
+    """Rows of the statement; a BLOB is {"$blob": base64}."""
     changed: int | None = None
-    """A statement has ended, and this is the number of rows that it has itself changed."""
+    """A statement has finished, and changed this number of rows itself."""
     done: bool = False
-    """All statements have run, and what they wrote is on disk."""
+    """All statements have run, and their writes are on disk."""
     code: str = ""
     message: str = ""
 
@@ -70,11 +70,11 @@ def split(sql: str) -> list[str]:
 def run(
     state: Path, statements: Sequence[str], params: list[Any], *, write: bool, seconds: float, wal_limit: int
 ) -> Generator[SqlEvent]:
-    """Run the statements in one transaction, read-only unless `write`; yield what happens. Only one statement
-    may have `params`. None that writes begins while the write-ahead log has `wal_limit` bytes. The caller has one
-    thread, and keeps the file open meanwhile (`database_guard`).
+    """Run the statements in one transaction, read-only unless `write`; yield what happens. Only one statement may have
+    `params`. No writing statement begins while the write-ahead log has `wal_limit` bytes. The caller must have only one
+    thread, and keep the file open meanwhile (`database_guard`).
 
-    Raises: SqlFailed, when it can't be done; TimeoutError, when it took longer than `seconds`, before its COMMIT.
+    Raises: SqlFailed, when it can't be done; TimeoutError, when it took longer than `seconds` before its COMMIT.
     """
     until = time.monotonic() + seconds
     committing = False
@@ -84,7 +84,7 @@ def run(
 
     def work(out: BinaryIO) -> None:
         if not write:
-            # Its transaction keeps the log from beginning anew, also while nobody reads what it has found.
+            # Its transaction keeps the log from restarting, even while nobody reads its results.
             signal.setitimer(signal.ITIMER_REAL, seconds)
         _work(state, statements, params, write, wal_limit, out)
 
@@ -156,12 +156,12 @@ def _run(
         opened.lock.acquire()
     try:
         if write:
-            # No call can take its room now.
+            # Now no call can use up its space.
             with contextlib.suppress(OSError):
                 give_up_reserve(state, 0)
         opened.set_query_only(not write)
         opened.rows("BEGIN IMMEDIATE" if write else "BEGIN")
-        # What is known of the schema is of this transaction.
+        # What is known about the schema comes from this transaction.
         applied = opened.read(GenerationRow, _READ_GENERATION)
         session.at(applied[0].applied if applied else 0)
         for sql in statements:
@@ -191,7 +191,7 @@ def _statement(opened: LibsqlDatabase, statement: PreparedStatement, params: lis
             while rows := cursor.fetchmany(BATCH):
                 count += len(rows)
                 tell(SqlEvent(rows=[[shown_value(value) for value in row] for row in rows]))
-        # libsql's count for RETURNING is taken before the rows are written; but each of them comes back as a row.
+        # libsql's count for RETURNING is taken before the rows are written, but each of them is returned as a row.
         tell(SqlEvent(changed=(count if columns else cursor.rowcount) if statement.writes else 0))
     except BaseException as panic:
         if not is_panic(panic):
@@ -201,7 +201,7 @@ def _statement(opened: LibsqlDatabase, statement: PreparedStatement, params: lis
 
 
 def shown_value(value: values.Value) -> Any:
-    """Return a value as JSON has it, which has neither bytes nor infinite numbers."""
+    """Return a value in a form that JSON allows, which has neither bytes nor infinite numbers."""
     if isinstance(value, bytes):
         return {"$blob": value}
     return {"$real": "Inf" if value > 0 else "-Inf"} if isinstance(value, float) and math.isinf(value) else value
