@@ -1,12 +1,12 @@
-"""The program `skerry-edge`, also ``python -m edge_runtime.cli``: says which extra to install where one is missing."""
+"""The program `skerry-edge`, also ``python -m edge_runtime.cli``: says which extra to install if one is missing."""
 
 import gc
 import sys
 
 
 def main() -> None:
-    """Run the command line and exit with its code, 2 where the extra `edge` isn't installed."""
-    # Imports make objects that stay: looking through them for garbage again and again took a fifth of the start.
+    """Run the command line and exit with its code, 2 if the extra `edge` isn't installed."""
+    # Imports create lasting objects: repeated garbage collection of them took a fifth of the startup time.
     gc.set_threshold(50_000)
     try:
         from control.protocol.command_line import output_failure, prepare_output
@@ -25,7 +25,7 @@ def main() -> None:
         if failed is not None and broken is None:
             raise failed
         if isinstance(broken, BrokenPipeError):
-            # The reader of stdout, such as `head`, has had enough.
+            # The reader of stdout, such as `head`, has closed it.
             sys.exit(status or 1)
         sys.exit(status if broken is None else f"Error: the output can't be written: {broken.strerror}")
     except ModuleNotFoundError as error:

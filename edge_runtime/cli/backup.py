@@ -1,4 +1,4 @@
-"""`skerry-edge backup`: a copy of the node's database, whole and looked through, while the node serves."""
+"""`skerry-edge backup`: a complete, checked copy of the node's database, while the node serves."""
 
 import contextlib
 import fcntl
@@ -86,7 +86,7 @@ def backup(file: Path, state: Path, compactly: bool, as_json: bool) -> None:
 
 
 def release_of(stored: Stored) -> dict[str, Any]:
-    """Return, for JSON, which release a database has."""
+    """Return a database's release, for JSON."""
     release = stored.release
     return {
         "release": release and {"id": release.release_id, "number": release.number, "generation": release.generation},
@@ -96,7 +96,7 @@ def release_of(stored: Stored) -> dict[str, Any]:
 
 
 def release_text(stored: Stored) -> str:
-    """Return, for a person, which release a database has."""
+    """Return a database's release, in words."""
     release, schema = stored.release, f"schema version {stored.inventory.schema_version}"
     if release is None:
         return f"no release yet, {schema}"
@@ -104,13 +104,14 @@ def release_text(stored: Stored) -> str:
 
 
 def is_database(file: Path) -> bool:
-    """Tell whether a file begins as one of SQLite's does. Raises: OSError, when it can't be read."""
+    """Return whether a file begins like an SQLite file. Raises: OSError, when it can't be read."""
     with file.open("rb") as opened:
         return opened.read(len(_MAGIC)) == _MAGIC
 
 
 def _check_target(file: Path, database: Path, as_json: bool) -> None:
-    """Check FILE. Raises: click's, when it is something else than an earlier backup, or would not be one by itself."""
+    """Check FILE. Raises: click's, when it is something other than an earlier backup, or couldn't be a backup on its
+    own."""
     if file.parent.resolve() == database.parent.resolve():
         raise fail("backup_target_unfit", f"{file} is in the node's own folder of its database", as_json)
     if file.exists():
@@ -132,9 +133,9 @@ def _check_target(file: Path, database: Path, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _partial(file: Path) -> Iterator[Path]:
-    """Make a folder beside FILE for what isn't whole yet; one that a killed backup left is made anew.
+    """Make a folder beside FILE for the unfinished backup; one left by a killed backup is recreated.
 
-    Raises: BlockingIOError, when another backup uses it; OSError, also when it is another user's, or a link.
+    Raises: BlockingIOError, when another backup uses it; OSError, also when it belongs to another user or is a link.
     """
     folder = file.with_name(f".{file.name}.partial")
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -142,7 +143,7 @@ def _partial(file: Path) -> Iterator[Path]:
     try:
         made = os.fstat(handle)
         if made.st_uid != os.geteuid() or made.st_mode & 0o077:
-            # Whoever made it could read the copy.
+            # The user who made it could read the copy.
             raise OSError(f"{folder} is open to others: remove it")
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for left in folder.iterdir():

@@ -33,9 +33,9 @@ from edge_runtime.release import secrets
 START_LIMIT: Final = 300.0
 """Seconds that the check and the compiler may take together."""
 AGAIN: Final = 20.0
-"""Seconds that a call which trapped has when it is made again on the interpreter, which is slower."""
+"""Seconds for a call that trapped when it is made again on the interpreter, which is slower."""
 REFUSED: Final = 22
-"""Status to exit with where `--fail` is given and the answer is an error: curl's own."""
+"""Exit status if `--fail` is given and the answer is an error: the same as curl's."""
 PHRASES: Final = {status.value: status.phrase for status in http.HTTPStatus}
 
 
@@ -174,7 +174,7 @@ def call(
     try:
         result = _ask(single_call, limit, as_json)
         if result.code == "guest_trap" and not interpret:
-            # Compiled code doesn't say where it trapped. The call has changed nothing, so it can be made once more.
+            # Compiled code doesn't say where it trapped. The call has changed nothing, so it can be repeated.
             once_more = msgspec.structs.replace(single_call, cache="", places=True)
             result.place = _ask(once_more, max(limit, AGAIN), as_json).place
     finally:
@@ -204,7 +204,8 @@ def _body(text: str | None, file: Any) -> bytes | None:
 def _request(
     method: str, path: str, query: str, headers: list[tuple[str, str]], body: bytes, *, routed: bool
 ) -> Request:
-    """Return the request as a node would make it of one by HTTP. Raises: click's, when no client could send it."""
+    """Return the request as a node would make it from an HTTP request. Raises: click's, when no client could send
+    it."""
     path, mark, behind = path.partition("?")
     if routed and not path.startswith(("/", "http://", "https://")):
         told = f"{path!r} is no path, /orders/7, and no URL, http://HOST/orders/7"
@@ -222,7 +223,7 @@ def _request(
 
 
 def _ask(single_call: SingleCallRequest, limit: float, as_json: bool) -> SingleCallResult:
-    """Have a child make the call, and return how it ended. Raises: click's."""
+    """Have a child make the call, and return its result. Raises: click's."""
     page = progress_page.create()
     os.set_inheritable(page, True)
     child = subprocess.Popen(
@@ -230,7 +231,7 @@ def _ask(single_call: SingleCallRequest, limit: float, as_json: bool) -> SingleC
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=(page,),
-        # Ctrl-C is for this process, which ends that one.
+        # Ctrl-C is for this process, which kills that one.
         start_new_session=True,
     )
     single_call = msgspec.structs.replace(single_call, log=page)
@@ -275,7 +276,7 @@ def _ask(single_call: SingleCallRequest, limit: float, as_json: bool) -> SingleC
 
 
 def _show(result: SingleCallResult, as_json: bool, *, refused: bool) -> None:
-    """Print the result; `refused`: without the answer, whose status says that it is an error."""
+    """Print the result; `refused`: without the answer, since its status is an error."""
     if as_json:
         error = {"error": {"code": result.code, "message": result.message}} if result.code else {}
         log = shown(result.log.decode(errors="replace"))
@@ -305,7 +306,7 @@ def _show(result: SingleCallResult, as_json: bool, *, refused: bool) -> None:
 
 
 def _text(body: bytes) -> Any:
-    """Return a body as `skerry.http` tells it: text, or where it is none `{"$blob": base64}`."""
+    """Return a body in the form of `skerry.http`: text, or `{"$blob": base64}` if it isn't text."""
     try:
         text = body.decode()
     except UnicodeDecodeError:
@@ -316,16 +317,16 @@ def _text(body: bytes) -> Any:
 def _read_manifest(
     file: Path | None, with_sql: bool, config: dict[str, str], names: list[str], time_limit: int | None
 ) -> tuple[str, Manifest]:
-    """Return the function's name, empty where no file says it, and its manifest: that of the file, with what the
-    options add. `with_sql`: whether the call has a database; without a file, the function may write to it. `names` are
-    secrets that are given.
+    """Return the function's name, empty if no file gives one, and its manifest: the file's, plus what the options add.
+    `with_sql`: whether the call has a database; without a file, the function may write to it. `names` are the given
+    secrets.
 
     Raises: click's, when the file can't be read or the manifest isn't valid.
     """
     name, fields = _content(file)
     if file is None and with_sql:
         fields["sql"] = "write"
-    # What is of another type there is told below.
+    # Wrong types are reported below.
     if config and isinstance(there := fields.get("config", {}), dict):
         fields["config"] = {**there, **config}
     if names and isinstance(listed := fields.get("secrets", []), list):
@@ -351,7 +352,7 @@ def _content(file: Path | None) -> tuple[str, dict[str, Any]]:
         raise click.UsageError(f"the manifest {file} is no table of names and values")
     if "module" not in fields:
         return "", fields
-    # A project's function.toml has it as a table.
+    # In a project's function.toml it is a table.
     manifest = fields.get("manifest", {})
     if not isinstance(manifest, dict):
         raise click.UsageError(f"manifest in {file} is no table of names and values")
@@ -359,7 +360,7 @@ def _content(file: Path | None) -> tuple[str, dict[str, Any]]:
 
 
 def _secret_values(name: str, manifest: Manifest, file: Path | None, given: dict[str, str]) -> dict[str, str]:
-    """Return the values of the secrets that the manifest names: those given, else those of the function's table in the
+    """Return the values of the secrets that the manifest names: those given, else those in the function's table of the
     file.
 
     Raises: CodedError secrets_unfit, when the file can't be used; secret_missing, when one has no value.

@@ -1,4 +1,4 @@
-"""`skerry-edge caller`: the callers in a node's file, which the running node reads again by itself."""
+"""`skerry-edge caller`: the callers in a node's file, which the running node reloads on its own."""
 
 import contextlib
 import fcntl
@@ -21,10 +21,10 @@ from edge_runtime.web import callers_file
 from edge_runtime.web.callers_file import CallerEntry
 
 PREFIX: Final = "skc_"
-"""What a token made here begins with, so that one that turns up somewhere is known for what it is."""
+"""The prefix of tokens made here, so that a leaked one is recognizable."""
 
 NAMED: Final = 20
-"""Callers that are named, at most, where one isn't in the file."""
+"""The most callers that are listed if the given one isn't in the file."""
 
 FILE = click.option(
     "--file",
@@ -78,7 +78,7 @@ def add(
     for word in (name, *functions):
         if not wire.NAME.fullmatch(word):
             raise click.UsageError(f"{word!r} is no name: lower case letters, digits and hyphens, 63 at most")
-    # It may be no number, or infinite.
+    # It may be NaN or infinite.
     if not 0 <= rate <= callers_file.MOST_RATE:
         raise click.UsageError(f"--rate is calls a second, {callers_file.MOST_RATE} at most")
     if burst is not None and not rate:
@@ -161,9 +161,9 @@ def delete(name: str, path: Path, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _changing(path: Path) -> Iterator[str]:
-    """Give the file's text, empty where it isn't there, while no other of these commands may change it.
+    """Yield the file's text, empty if the file doesn't exist, while no other of these commands may change it.
 
-    Raises: FileUnfit; OSError, where the folder can't be opened.
+    Raises: FileUnfit; OSError, when the folder can't be opened.
     """
     folder = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -181,7 +181,7 @@ def _parsed(text: str, path: Path) -> list[CallerEntry]:
 
 
 def _write(path: Path, text: str, wanted: list[CallerEntry]) -> None:
-    """Write the file, if it reads as `wanted`. Raises: FileUnfit, when it doesn't, or what is wanted can't be."""
+    """Write the file, if it parses as `wanted`. Raises: FileUnfit, when it doesn't, or when `wanted` isn't valid."""
     if _parsed(text, path) != wanted:
         raise FileUnfit(f"{path} has another form than `[[caller]]` tables, so change it by hand")
     files.write(path, text.encode())

@@ -1,4 +1,4 @@
-"""`skerry-edge calls`: the slowest calls of a node and those that failed, read on the node itself."""
+"""`skerry-edge calls`: a node's slowest calls and those that failed, read on the node itself."""
 
 import sys
 import time
@@ -19,9 +19,9 @@ from edge_runtime.telemetry.search import MOST, LineFilter, search
 
 HOUR: Final = 3600.0
 LINES: Final = 20
-"""Calls that are shown where nothing says how many."""
+"""Calls that are shown by default."""
 PARTS: Final = ("queue", "lock", "guest", "sql", "http", "commit")
-"""The columns of a call's times; where its worker could tell no more, all that it took there is under `guest`."""
+"""The columns of a call's times; if its worker reported nothing more, all of its time there is under `guest`."""
 
 
 @click.command("calls")
@@ -80,8 +80,7 @@ def calls(
 
 
 def table(shown: Sequence[dict[str, Any]]) -> str:
-    """Return records of calls as a table for people, its times in milliseconds. What clients wrote can't control a
-    terminal."""
+    """Return records of calls as a table, with times in milliseconds. What clients wrote can't control a terminal."""
     if not shown:
         return "no calls are kept\n"
     heads = ("ended", "function", "release", "outcome", "ms", *PARTS, "call", "request")
@@ -99,7 +98,7 @@ def table(shown: Sequence[dict[str, Any]]) -> str:
 
 
 def steps(record: dict[str, Any]) -> str:
-    """Return the statements and the HTTP requests of a call, one a line."""
+    """Return the statements and the HTTP requests of a call, one per line."""
     lines = [
         f"  {_milliseconds(step.get('seconds')):>9} ms  {step.get('count')} x {name} {printable(str(step.get(what)))}\n"
         for name, what in (("sql", "statement"), ("http", "host"))

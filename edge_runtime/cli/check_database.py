@@ -1,4 +1,4 @@
-"""`skerry-edge check-database`: looks the node's database through, while the node serves."""
+"""`skerry-edge check-database`: checks the node's database while the node serves."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from edge_runtime.cli.support import JSON, STATE, check_owner, fail, show
 from edge_runtime.wal import DatabaseSizes
 
 _LARGEST: Final = 10
-"""Tables and indexes that are shown to a person."""
+"""Tables and indexes that are shown in text output."""
 
 
 @click.command("check-database")

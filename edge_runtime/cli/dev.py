@@ -1,10 +1,10 @@
-"""`skerry-edge dev`: a local edge for `skerry dev`, without control. It takes releases as JSON lines on stdin, tells
-what happens as JSON lines on stdout, and ends when stdin does.
+"""`skerry-edge dev`: a local edge for `skerry dev`, without control. It reads releases as JSON lines from stdin,
+reports what happens as JSON lines on stdout, and exits when stdin ends.
 
-In: `{"functions": [{"name", "module", "manifest"}], "changes": [{"number", "name", "sql"}]}`, the whole each time.
-Out, by `event`: `ready`, `serving` (seconds it took, schema), `failed` (code, message), `outdated` (message: a schema
-change that was applied is another one now, so the database must be made again), `log` (text), `call` (method, path,
-status, seconds, code, message).
+In: `{"functions": [{"name", "module", "manifest"}], "changes": [{"number", "name", "sql"}]}`, complete each time. Out,
+by `event`: `ready`, `serving` (seconds it took, schema), `failed` (code, message), `outdated` (message: an applied
+schema change is now different, so the database must be recreated), `log` (text), `call` (method, path, status, seconds,
+code, message).
 """
 
 import asyncio
@@ -62,14 +62,14 @@ class WantedFunction(Struct):
 
 
 class Wanted(Struct):
-    """A release as `skerry dev` asks for it."""
+    """A release as `skerry dev` requests it."""
 
     functions: list[WantedFunction]
     changes: list[WantedChange] = []
 
 
 class Outdated(Exception):
-    """A schema change that is in the database isn't what the project has now."""
+    """A schema change in the database isn't what the project now has."""
 
 
 def run(settings: EdgeSettings, *, fresh: bool) -> None:
@@ -81,7 +81,7 @@ def run(settings: EdgeSettings, *, fresh: bool) -> None:
         guests.addHandler(_GuestLog())
         guests.setLevel(logging.DEBUG)
         guests.propagate = False
-    # Each call is reported anyway.
+    # Every call is reported anyway.
     logging.getLogger("skerry.calls").setLevel(logging.CRITICAL)
     state, has_secrets = settings.state.absolute(), settings.secrets is not None
     front.run(settings, lambda manager, compiler: Driver(state, manager, compiler, has_secrets=has_secrets), _watch)
@@ -89,7 +89,7 @@ def run(settings: EdgeSettings, *, fresh: bool) -> None:
 
 def tell(event: str, **told: Any) -> None:
     """Write an event to stdout, as a line of JSON."""
-    # If nobody reads stdout any more, stdin has ended, too, and this process is about to end.
+    # If nobody reads stdout any more, stdin has ended too, and this process is about to exit.
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.buffer.write(orjson.dumps({"event": event, **told}) + b"\n")
         sys.stdout.buffer.flush()
@@ -102,7 +102,7 @@ class _GuestLog(logging.Handler):
 
 
 def _watch(made: front.Front) -> None:
-    """Report each call at its end; and don't compile at the best level, as no version lasts long enough for that."""
+    """Report each call when it ends; and don't compile at the best level, since no version lasts long enough."""
     made.compiler.best = QUICK
     submit = made.app.submit
 
@@ -124,17 +124,17 @@ def _watch(made: front.Front) -> None:
 
 
 class Driver:
-    """Takes the agent's place: releases come from stdin."""
+    """Replaces the agent: releases come from stdin."""
 
     def __init__(self, state: Path, manager: ReleaseManager, compiler: Compiler, *, has_secrets: bool = False) -> None:
-        """`has_secrets`: a file of secrets was named."""
+        """`has_secrets`: whether a file of secrets was named."""
         self._artifacts = state / "artifacts"
         self._manager = manager
         self._compiler = compiler
         self._own_secrets = None if has_secrets else state / FILE
-        """The file of secrets in the state directory, where no other one was named."""
+        """The file of secrets in the state directory, if no other one was named."""
         self._before: set[str] = set()
-        """sha256 of the artifacts that were served before: a compiler may still be working on one."""
+        """sha256 of the previously served artifacts: a compiler may still be working on one."""
         self.put_span: Callable[[TraceSpan], None] | None = None
         self.renamed: Callable[[str], None] = lambda name: None
         self.numbers = PollReport()
@@ -147,7 +147,7 @@ class Driver:
         return AgentFacts()
 
     async def run(self) -> None:
-        """Serve what stdin asks for, until cancelled; at its end ask the process to stop."""
+        """Serve the releases from stdin until cancelled; when stdin ends, ask the process to stop."""
         reader = asyncio.StreamReader(limit=LINE_LIMIT)
         loop = asyncio.get_running_loop()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -168,8 +168,8 @@ class Driver:
         await asyncio.Event().wait()
 
     async def _release(self, wanted: Wanted) -> None:
-        """Serve a release. Raises: Outdated; ModuleRefused; SyncFailed; OSError; the release before is then served
-        on."""
+        """Serve a release. Raises: Outdated; ModuleRefused; SyncFailed; OSError; the previous release then stays in
+        service."""
         changes = self._to_apply(wanted)
         serving = self._manager.release
         number = serving.generation + 1 if serving is not None else 1
@@ -205,8 +205,8 @@ class Driver:
         self._collect({function.sha256 for function in functions})
 
     def _check_secrets(self, functions: list[frames.LocalFunction]) -> None:
-        """Check for secrets. Raises: SyncFailed, when functions need secrets, and there is no file that could have
-        them: a node's own message would name one in a folder that is gone when `skerry dev` ends."""
+        """Check for secrets. Raises: SyncFailed, when functions need secrets and no file could have them: a node's own
+        message would name a file in a folder that disappears when `skerry dev` exits."""
         needing = [function for function in functions if function.manifest.secrets]
         if needing and self._own_secrets is not None and not self._own_secrets.exists():
             needs = ", ".join(f"{name} of {f.name}" for f in needing for name in f.manifest.secrets)
@@ -251,7 +251,7 @@ class Driver:
         return frames.LocalFunction(wanted.name, version, sha256, manifest, manifest_digest(manifest)), len(wasm)
 
     def _collect(self, serving: set[str]) -> None:
-        """Remove all artifacts but those that are served now, and those that were before."""
+        """Remove all artifacts except those served now and those served before."""
         keep = serving | self._before
         for path in self._artifacts.glob("*.wasm"):
             if path.stem not in keep:

@@ -53,7 +53,7 @@ def join_command(
         if not key or not equals:
             raise click.BadParameter(f"{label!r} isn't KEY=VALUE", param_hint="--label")
         pairs[key] = value
-    # Before the token is sent: it is good once. A folder that isn't there yet is made, for this user.
+    # Before the token is sent: it works only once. A missing folder is created, for this user.
     if state.exists():
         check_owner(state, as_json)
     try:

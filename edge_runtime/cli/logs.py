@@ -1,4 +1,5 @@
-"""`skerry-edge logs`: what a node has kept of its functions' logs and of its own, read on the node itself."""
+"""`skerry-edge logs`: the logs of its functions and its own log, as far as a node has kept them, read on the node
+itself."""
 
 import contextlib
 import re
@@ -20,16 +21,16 @@ from edge_runtime.telemetry.ring import FOLDER
 from edge_runtime.telemetry.search import MOST, Follower, LineFilter, search
 
 LINES: Final = 100
-"""Lines that are shown where nothing says from when on."""
+"""Lines that are shown if no start time is given."""
 PAUSE: Final = 0.2
-"""Seconds between two looks for new lines."""
+"""Seconds between two checks for new lines."""
 _AGO: Final = re.compile(r"(\d{1,9})([smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LEVELS: Final = {**{level: level for level in records.LEVELS}, "warn": "warning"}
 
 
 class Moment(click.ParamType[float]):
-    """A time, as Unix seconds: so long ago (`10m`), or as RFC 3339 writes it."""
+    """A time, as Unix seconds: given as an age (`10m`) or in RFC 3339 form."""
 
     name = "moment"
 
@@ -78,7 +79,7 @@ def logs(
     wanted = LineFilter(since, until, kinds, function, LEVELS[level], calls)
     narrow = since is not None or until is not None or request_id
     try:
-        # From before the search, so that no line gets lost between both; those that both have are shown once.
+        # From before the search, so that no line is lost in between; lines that both find are shown once.
         follower = Follower(folder) if follow else None
         found = search(folder, wanted, limit or (MOST if narrow else LINES))
         if found.more and narrow:
@@ -87,7 +88,7 @@ def logs(
         if follower is not None:
             _follow(follower, wanted, set(found.lines[-LINES:]), as_json)
     except BrokenPipeError:
-        raise  # the reader of the output, such as `head`, has had enough
+        raise  # the reader of the output, such as `head`, has closed it
     except OSError as error:
         raise fail("state_unusable", f"the records in {folder} can't be read: {error}", as_json) from None
 
@@ -108,7 +109,7 @@ def show_lines(lines: Iterable[bytes], as_json: bool) -> None:
 
 
 def text_of(record: dict[str, Any]) -> str:
-    """Return a record in a line for people. What functions and clients wrote can't control a terminal."""
+    """Return a record as one readable line. What functions and clients wrote can't control a terminal."""
     who = " ".join(str(record[name]) for name in ("function", "version", "call") if record.get(name))
     message = record.get("message", "")
     if record.get("kind") == records.CALL:

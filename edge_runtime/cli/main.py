@@ -26,8 +26,8 @@ COMMANDS = {
     "caller": "edge_runtime.cli.caller:caller",
     "trust": "edge_runtime.cli.trust:trust",
 }
-"""The module of each command, and its name there. They are imported when they are used: what serves functions must not
-have the database's library, which some others need."""
+"""The module of each command, and its name there. They are imported on use: the process that serves functions must not
+load the database's library, which some other commands need."""
 
 
 @click.group(
@@ -37,7 +37,7 @@ have the database's library, which some others need."""
 @click.pass_context
 def main(context: click.Context) -> None:
     """A node: it serves functions over local HTTP on its libsql database, and syncs with control."""
-    if context.invoked_subcommand not in ("run", "dev", "doctor"):  # these say it themselves, or have been told
+    if context.invoked_subcommand not in ("run", "dev", "doctor"):  # these report it, or have reported it
         from control.protocol import settings_in_force
 
         for line in settings_in_force.unknown():

@@ -1,4 +1,4 @@
-"""`skerry-edge restore`: puts a backup in the place of a stopped node's database."""
+"""`skerry-edge restore`: replaces a stopped node's database with a backup."""
 
 import ctypes
 import os
@@ -16,9 +16,9 @@ from edge_runtime.cli.support import JSON, STATE, check_owner, fail, show
 from edge_runtime.state import State, StateUnfit
 
 STOP_WAIT: Final = 5.0
-"""Seconds to wait for the processes of a node that is just being stopped."""
+"""Seconds to wait for the processes of a node that is stopping."""
 _PREPARED: Final = "db.new"
-"""Folder in the state directory in which the backup is made ready."""
+"""Folder in the state directory in which the backup is prepared."""
 _AT_CWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
@@ -38,7 +38,7 @@ def restore(file: Path, state: Path, force: bool, as_json: bool) -> None:
     Exits 0 if it was restored, 1 if not.
     """
     check_owner(state, as_json)
-    # Of a link the file that it leads to: its log is beside that one.
+    # For a link, the file that it points to: its log is beside that file.
     state, file = state.absolute(), file.resolve()
     try:
         opened = State(state, STOP_WAIT)
@@ -49,7 +49,7 @@ def restore(file: Path, state: Path, force: bool, as_json: bool) -> None:
 
 
 def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
-    """Restore. Raises: click's, when it can't be done; nothing was changed then, unless the text says otherwise."""
+    """Restore. Raises: click's, when it can't be done; then nothing was changed, unless the text says otherwise."""
     from edge_runtime.oneshot.database_copy import CopyFailed, copy_unused
     from edge_runtime.oneshot.database_report import DatabaseUnread, report
     from edge_runtime.release.witness import Witness
@@ -64,7 +64,7 @@ def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
     if not known:
         raise fail("database_unknown", f"{file} is no database, and nothing was changed", as_json)
     prepared = state.path / _PREPARED
-    # Left by a restore that was killed before it had changed anything.
+    # Left by a restore that was killed before it changed anything.
     shutil.rmtree(prepared, ignore_errors=True)
     try:
         files.make_folder(prepared)
@@ -93,7 +93,7 @@ def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
     try:
         files.sync_folder(state.path)
     except OSError as error:
-        # The witness has both digests, so the node believes either.
+        # The witness has both digests, so the node trusts either.
         text = (
             f"the backup is in the database's place, but a loss of power may undo that: {error}. What was there is kept"
         )
@@ -114,13 +114,13 @@ def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
 
 
 def _exchange(state: State, prepared: Path) -> Path:
-    """Exchange the folder of the database with the prepared one, in one step; return where the old one is.
+    """Exchange the database's folder with the prepared one, in one step; return where the old one is.
 
-    Raises: OSError, when the file system can't; both are as they were then.
+    Raises: OSError, when the file system can't; both are then unchanged.
     """
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    # It has that name for a moment before it is exchanged, so that no name ever stands for two things: what is called
-    # `db.new` may be removed, what is called `db.before-…` never is.
+    # It has that name for a moment before it is exchanged, so that no name ever means two things: `db.new` may be
+    # removed, `db.before-…` never is.
     kept = state.path / f"db.before-{moment}"
     prepared.rename(kept)
     try:

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("skerry.front")
 
 NO_FLAGS: Final = ("state", "token", "token_file")
-"""Settings that `run_options` makes no flag of: what all commands take, and what other users mustn't see."""
+"""Settings without a flag in `run_options`: those that all commands take, and those that other users mustn't see."""
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `run` but for the state directory."""
+    """Give a command the options of `run` except the state directory."""
     command = click.option("--debug", is_flag=True, envvar="SKERRY_EDGE_DEBUG", help="Log more.")(command)
     command = click.option(
         "--log", "form", envvar="SKERRY_EDGE_LOG", type=click.Choice(["text", "json"]), default="text"
@@ -48,7 +48,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _option(field: "dataclasses.Field[Any]") -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return the option of a setting, as the table says."""
+    """Return the option for a setting, as defined in the table."""
     many = field.type == tuple[str, ...]
     default = () if many else None if field.default is dataclasses.MISSING else field.default
     return click.option(
@@ -68,7 +68,7 @@ def _option(field: "dataclasses.Field[Any]") -> Callable[[Callable[..., None]], 
 
 
 def settings_of(state: Path, given: dict[str, Any]) -> EdgeSettings:
-    """Return the settings of the options of `run`, but for those of its log. Raises: UsageError, when one is wrong."""
+    """Return the settings from the options of `run`, except those of its log. Raises: UsageError, when one is wrong."""
     for name in ("workers", "concurrency"):
         if given[name] is None:
             del given[name]
@@ -79,7 +79,7 @@ def settings_of(state: Path, given: dict[str, Any]) -> EdgeSettings:
 
 
 def shown_settings(settings: EdgeSettings) -> list[dict[str, str]]:
-    """Return the settings that this command has, which takes the options of `run`: where each is from, no secret."""
+    """Return the settings of this command, which takes the options of `run`: where each comes from, without secrets."""
     context = click.get_current_context()
     sources: dict[object, Origin] = {
         ParameterSource.COMMANDLINE: "flag",
@@ -87,7 +87,7 @@ def shown_settings(settings: EdgeSettings) -> list[dict[str, str]]:
     }
     origins = {name: sources.get(context.get_parameter_source(name), "default") for name in context.params}
     if origins["listen"] == "default" and settings.listen != LISTEN:
-        origins["listen"] = "program"  # the socket that systemd has handed over
+        origins["listen"] = "program"  # the socket that systemd handed over
     origins["token_file"] = "default" if settings.token_file is None else "environment"
     origins["token"] = "file" if settings.token_file is not None else "environment" if settings.token else "default"
     found = settings_in_force.in_force(settings, {}, prefix="SKERRY_EDGE_", origins=origins)
@@ -115,7 +115,7 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
     logs.set_up(form, debug=debug)
     manager = service_manager.taken(os.environ)
     manager.starting()
-    # Until the node reads files again at it; without a handler it would end this process.
+    # Until the node reloads files on this signal; without a handler it would kill this process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for line in settings_in_force.unknown():
         log.warning("%s", line)
@@ -133,11 +133,11 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
                 raise StateUnfit(refusal)
         who = identity.read(state)
         logs.name_node(who.name)
-        # Here, because they take a while to import, and the other commands need neither.
+        # Imported here, because they take a while to import, and the other commands need neither.
         from edge_runtime import front
         from edge_runtime.sync import agent
 
-        # Until the front can say it itself: it may wait for the end of an earlier run.
+        # Until the front can report it itself: it may be waiting for an earlier run to end.
         manager.starting(settings.start_wait + service_manager.PATIENCE)
 
         def make_agent(manager: "ReleaseManager", compiler: "Compiler") -> agent.Agent:
@@ -152,8 +152,8 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
 
 
 def _listen_on(handed: socket.socket, given: dict[str, Any]) -> None:
-    """Have `listen` be the address of the socket that is handed over. Raises: EdgeSettingsError, when another one was
-    asked for."""
+    """Set `listen` to the address of the socket that was handed over. Raises: EdgeSettingsError, when a different one
+    was requested."""
     there = socket_activation.address(handed)
     if click.get_current_context().get_parameter_source("listen") is ParameterSource.DEFAULT:
         given["listen"] = there
@@ -176,24 +176,24 @@ def dev(state: Path, listen: str, secrets: Path | None, fresh: bool) -> None:
     logs.set_up("text", debug=False)
     logging.getLogger().setLevel(logging.WARNING)
     with _told():
-        # Its author's own code runs here: a machine without all of the fence will do.
+        # Its author's own code runs here: a machine without a complete fence is acceptable.
         settings = EdgeSettings(
             state=state, listen=listen, secrets=secrets, synchronous="NORMAL", workers=2, concurrency=2, fence="partial"
         )
-        # Opens libwasmedge, too, and says what to install where that is missing.
+        # Opens libwasmedge too, and says what to install if that is missing.
         from edge_runtime.cli import dev
 
         dev.run(settings, fresh=fresh)
 
 
 def local_token_file() -> Path | None:
-    """Return the file that has the node's token; None where the environment names none."""
+    """Return the file with the node's token; None if the environment names none."""
     file = os.environ.get("SKERRY_EDGE_TOKEN_FILE")
     return Path(file) if file else None
 
 
 def local_token() -> str:
-    """Read the token, from the environment alone: other users can see a command's flags."""
+    """Read the token, only from the environment: other users can see a command's flags."""
     file = local_token_file()
     if file is None:
         return os.environ.get("SKERRY_EDGE_TOKEN", "")
@@ -205,7 +205,7 @@ def local_token() -> str:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """End the command with a message where a person can do something about it, and with a traceback elsewhere."""
+    """End the command with a message if the user can act on the error, otherwise with a traceback."""
     try:
         yield
     except* (StateUnfit, EdgeSettingsError, FileUnfit, identity.NotJoined, ImportError) as group:

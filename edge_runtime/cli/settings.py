@@ -1,4 +1,4 @@
-"""`skerry-edge settings`: what is in force in the node, and where each setting is from."""
+"""`skerry-edge settings`: the settings in force in the node, and where each comes from."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`skerry-edge sql`: looks at, exports and mends rows of a node, and has that recorded."""
+"""`skerry-edge sql`: shows, exports and fixes a node's rows, and has that recorded."""
 
 import base64
 import contextlib
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edge_runtime.oneshot.sql_command import SqlEvent
 
 TABLE_ROWS: Final = 1000
-"""Rows that are shown as a table at most: its columns are as wide as their widest value."""
+"""The most rows shown as a table: its columns are as wide as their widest value."""
 CELL: Final = 120
 """Characters of a value that a table shows."""
 _CONTROL: Final = dict.fromkeys((*range(32), *range(127, 160)), "�")
@@ -106,12 +106,12 @@ def sql(
         with (
             guarded(state / wal.FILE, reading=False),
             _recorded(state, "write" if write else "read", text.strip(), reason.strip()) as count,
-            # Broken off by Ctrl-C, or by whoever reads the output, its process is ended before anything else.
+            # If Ctrl-C or the reader of the output interrupts it, its process is killed before anything else.
             contextlib.closing(
                 run(state, statements, values, write=write, seconds=time_limit, wal_limit=wal_limit)
             ) as events,
         ):
-            # What a transaction has written is shown once it is kept, what is read as it comes.
+            # Writes are shown once they are committed, rows as they are read.
             for event in _noted(events, count, write=write) if not write else list(_noted(events, count, write=write)):
                 if event.columns is not None:
                     output.begin(event.columns)
@@ -147,7 +147,7 @@ def _noted(events: "Iterator[SqlEvent]", count: _RunCount, *, write: bool) -> "I
 
 @contextlib.contextmanager
 def _recorded(state: Path, kind: Any, statement: str, reason: str) -> Iterator[_RunCount]:
-    """Record what the block does. Raises: click's, when no record can be kept: then nothing is done."""
+    """Record what the block does. Raises: click's, when no record can be kept; then nothing is done."""
     run = wire.SqlRun(str(uuid4()), datetime.now(UTC), _user(), kind, statement, reason)
     try:
         record = SqlRunRecord(state, run)
@@ -191,18 +191,18 @@ class _Output:
         """Begin the rows of a statement."""
 
     def rows(self, rows: list[list[Any]]) -> None:
-        """Write rows of it that have come."""
+        """Write rows of the statement."""
 
     def end(self, changed: int, write: bool) -> None:
         """End a statement."""
 
     def fail(self, code: str, message: str) -> click.exceptions.Exit:
-        """End here: nothing more comes."""
+        """Finish early: nothing more follows."""
         return fail(code, message, as_json=False)
 
 
 class _Json(_Output):
-    """A document a statement, written as the rows come."""
+    """One document per statement, written as rows arrive."""
 
     def __init__(self) -> None:
         self._began = False
@@ -221,7 +221,7 @@ class _Json(_Output):
         self._began = False
 
     def fail(self, code: str, message: str) -> click.exceptions.Exit:
-        # What was begun stays a document without its end.
+        # A document that was begun stays incomplete.
         error = orjson.dumps({"error": {"code": code, "message": message}}).decode()
         sys.stdout.write(("\n" if self._began else "") + error + "\n")
         return click.exceptions.Exit(1)
@@ -271,7 +271,7 @@ class _Table(_Output):
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that isn't JSON's own as text: bytes in hex, Inf or -Inf."""
+    """Return a value that JSON lacks as text: bytes in hex, Inf or -Inf."""
     if not isinstance(value, dict):
         return value
     return base64.b64decode(value["$blob"]).hex() if "$blob" in value else value["$real"]

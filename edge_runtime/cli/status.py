@@ -21,7 +21,7 @@ from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
 
 STATUS_TIMEOUT = 5.0
 NOT_RUNNING = 3
-"""Exit status where the node doesn't run."""
+"""Exit status if the node isn't running."""
 
 
 @click.command()
@@ -82,7 +82,7 @@ def status(listen: str, state: Path | None, tls_cert: Path | None, as_json: bool
         show({"running": True, **document})
     else:
         click.echo(render(document), nl=False)
-    # A node without an agent (without control) is well as long as it answers.
+    # A node without an agent (without control) is fine as long as it answers.
     away = document.get("control") and document.get("at_target") is not True
     trust = (document.get("control") or {}).get("trust") or {}
     if trust.get("error") or trust.get("ends_soon"):
@@ -102,18 +102,19 @@ def _who(state: Path | None) -> dict[str, Any]:
 
 
 def read_status(listen: str, token: str, *, tls: bool = False) -> dict[str, Any]:
-    """Return the document of a node's /_skerry/status, asked in plain HTTP or by `tls`.
+    """Return the document of a node's /_skerry/status, requested over plain HTTP or `tls`.
 
-    Raises: OSError, when no node answers; ValueError, when it refuses; EdgeSettingsError, when `listen` is no address.
+    Raises: OSError, when no node answers; ValueError, when it refuses; EdgeSettingsError, when `listen` isn't an
+    address.
     """
     host, _, port = listen.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 65_536):
         raise EdgeSettingsError(f"listen is {listen!r}; it must be HOST:PORT, as in {LISTEN}")
     host = host.removeprefix("[").removesuffix("]")
-    # A node that listens on all addresses answers on loopback, too.
+    # A node that listens on all addresses also answers on loopback.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
     if tls:
-        # It is this machine's own node, perhaps with a certificate that has ended, as is to be told.
+        # It is this machine's own node, perhaps with an expired certificate, which is to be reported.
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
@@ -142,7 +143,7 @@ def read_status(listen: str, token: str, *, tls: bool = False) -> dict[str, Any]
 
 
 def render(document: dict[str, Any]) -> str:
-    """Return a node's status for a person, one fact per line."""
+    """Return a node's status as text, one fact per line."""
     lines, refused = [], False
     if node := document.get("node"):
         lines.append(f"node       {node['name']} ({node['id']}), group {node['group']}")
@@ -181,7 +182,7 @@ def render(document: dict[str, Any]) -> str:
 
 
 def _release(applied: dict[str, Any] | None, confirmed: dict[str, Any] | None) -> str:
-    """Return the release as control numbers it. A later one with the same functions and schema changes nothing here."""
+    """Return the release by control's number. A later one with the same functions and schema changes nothing here."""
     if confirmed is None:
         if applied is None:
             return "none yet"
@@ -226,7 +227,7 @@ def _function(function: dict[str, Any]) -> str:
     if function.get("error"):
         notes += f" (can't be called: {function['error']['message']})"
     calls = function.get("calls") or {}
-    # A client that went away is no failure of the function.
+    # A client that disconnected is no failure of the function.
     failed = {code: times for code, times in calls.items() if code not in ("ok", "client_gone")}
     if failed:
         notes += f" (of {counted(sum(calls.values()), 'call')}: {_counts(failed)})"
@@ -243,7 +244,7 @@ def _function(function: dict[str, Any]) -> str:
 
 
 def _release_calls(release: dict[str, Any]) -> str:
-    """Return how a function's calls went on one release."""
+    """Return how a function's calls ended on one release."""
     went = f"{counted(release['calls'], 'call')}, {counted(release['errors'], 'error')}"
     return (
         f"             release {release['release']}: {went}, p50 {release['p50_ms']:g} ms, p99 {release['p99_ms']:g} ms"
@@ -255,7 +256,7 @@ def _counts(times: dict[str, int]) -> str:
 
 
 def _trust_lines(trust: dict[str, Any]) -> list[str]:
-    """Return until when the node trusts control, and why it doesn't take the CAs that control gives out now."""
+    """Return until when the node trusts control, and why it rejects the CAs that control now gives out."""
     lines = [f"trust      CAs of control's good until {trust['ends_at']}"] if trust.get("ends_at") else []
     if trust.get("error"):
         lines.append(f"trust      the CAs that control gives out aren't taken: {trust['error']}")
@@ -263,13 +264,13 @@ def _trust_lines(trust: dict[str, Any]) -> list[str]:
 
 
 def _end_lines(tls: dict[str, Any]) -> list[str]:
-    """Return until when the certificate of the local HTTP is good."""
+    """Return until when the certificate of the local HTTP is valid."""
     good = tls.get("expires_at") and not tls.get("expired")
     return [f"local TLS  certificate good until {tls['expires_at']}"] if good else []
 
 
 def _callers_lines(document: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the file of callers, the token's and the certificate's, or soon will be."""
+    """Return what is, or soon will be, wrong with the callers file, the token file and the certificate."""
     callers, tls, token = (document.get(name) or {} for name in ("callers", "tls", "token"))
     lines = []
     if token.get("error"):

@@ -1,4 +1,4 @@
-"""What the commands of a node share: options, how they show and fail, and whose a state directory is."""
+"""What a node's commands share: options, output and errors, and the owner of a state directory."""
 
 import os
 import pwd
@@ -31,9 +31,9 @@ def show(value: dict[str, Any]) -> None:
 
 
 def check_owner(state: Path, as_json: bool, *, or_root: bool = False) -> None:
-    """Check that this process is the state directory's user: files that another one makes there would be closed to the
-    node. `or_root`: nothing is made, so it may be root's as well. Raises: click's, when it isn't, or there is no such
-    folder."""
+    """Check that this process runs as the state directory's owner: files that another user creates there would be
+    inaccessible to the node. `or_root`: nothing is created, so root may run it too. Raises: click's, when it doesn't,
+    or the folder doesn't exist."""
     try:
         refusal = told_owner(state)
     except FileNotFoundError:
@@ -46,8 +46,8 @@ def check_owner(state: Path, as_json: bool, *, or_root: bool = False) -> None:
 
 
 def told_owner(state: Path) -> str:
-    """Return why this process's user isn't to work with the state directory, and what to do: it is of another user.
-    Empty where it is this user's. Raises: OSError, when there is no such folder."""
+    """Return why this process's user shouldn't use the state directory, which another user owns, and what to do. Empty
+    if it is this user's. Raises: OSError, when the folder doesn't exist."""
     owner = state.stat().st_uid
     if owner == os.geteuid():
         return ""
@@ -57,7 +57,7 @@ def told_owner(state: Path) -> str:
 
 
 def user_name(user: int) -> str:
-    """Return the name of a user id, or the id where it has none."""
+    """Return the name of a user id, or the id if it has none."""
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:

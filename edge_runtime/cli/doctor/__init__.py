@@ -1,7 +1,7 @@
-"""`skerry-edge doctor`: what is wrong with a node, or will soon be, looked for on its machine.
+"""`skerry-edge doctor`: finds what is, or will soon be, wrong with a node, on its machine.
 
-Start with `node_doctor`, the command. Each other module looks at one part of the machine and has the rules for it: a
-function with I/O returns facts, functions of facts return findings. `CHECKS` has the names of all checks.
+Start with `node_doctor`, the command. Each other module examines one part of the machine and has the rules for it: a
+function with I/O returns facts, and functions of these facts return findings. `CHECKS` has the names of all checks.
 """
 
 from typing import Final

@@ -1,4 +1,5 @@
-"""Control, as this machine reaches it: name, address, certificate, clock, and what becomes of the node's credential."""
+"""Control as this machine reaches it: name, address, certificate, clock, and whether it accepts the node's
+credential."""
 
 import asyncio
 import contextlib
@@ -14,12 +15,12 @@ from edge_runtime.sync.credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.identity import Identity
 
 SOON: Final = 30 * 86_400.0
-"""Seconds before an end from which on it is noted."""
+"""Seconds before an expiry at which it is noted."""
 DAY: Final = 86_400.0
 CLOCKS_DIFFER: Final = 30.0
-"""Seconds by which two clocks may differ without a word."""
+"""Seconds by which two clocks may differ without a finding."""
 CLOCKS_WRONG: Final = 300.0
-"""Seconds from which on what depends on time goes wrong: certificates, presigned addresses of artifacts."""
+"""Seconds of difference at which things that depend on time fail: certificates, presigned URLs of artifacts."""
 HANDSHAKE: Final = 10.0
 """Seconds for a TLS connection."""
 _CURES: Final = {
@@ -33,25 +34,26 @@ _CURES: Final = {
 
 
 class ControlFacts(NamedTuple):
-    """What came of asking control."""
+    """The result of asking control."""
 
     url: str
     trouble: tuple[str, str] | None
-    """Code and message, where no answer came."""
+    """Code and message, if no answer came."""
     skew: float = 0.0
     """Seconds by which control's clock is ahead."""
     certificate_ends: float | None = None
-    """The end of what control shows (Unix seconds); None where it wasn't seen, as behind a proxy."""
+    """When the certificate that control presents expires (Unix seconds); None if it wasn't seen, for instance behind a
+    proxy."""
     trust: str = ""
-    """What control gives out as its CAs; '' for none."""
+    """The CAs that control gives out; '' for none."""
     refusal: tuple[str, str] | None = None
-    """Code and message, where control refuses the credential."""
+    """Code and message, if control refuses the credential."""
     asked: bool = False
     """Whether the credential was tried."""
 
 
 async def look(state: Path, who: Identity, *, ask: bool) -> ControlFacts:
-    """Reach control as the node does, and with `ask` try its credential."""
+    """Connect to control as the node does, and with `ask` try its credential."""
     ca = identity.ca_path(state)
     try:
         async with ControlClient(who.control_url, ca, who.next_credential or who.credential) as client:
@@ -72,8 +74,8 @@ async def look(state: Path, who: Identity, *, ask: bool) -> ControlFacts:
 
 
 async def _credential_refused(client: ControlClient) -> tuple[str, str] | None:
-    """Return code and message, where control refuses the credential. Raises: NoAnswer; ControlRefused, where control
-    says nothing of the credential, as it is short of something itself, such as its database."""
+    """Return code and message if control refuses the credential. Raises: NoAnswer; ControlRefused, when control can't
+    judge the credential, because it lacks something itself, such as its database."""
     try:
         await client.is_known()
     except ControlRefused as refused:
@@ -98,7 +100,7 @@ async def _certificate_end(url: str, ca: Path | None) -> float | None:
 
 
 def control_findings(facts: ControlFacts, state: Path) -> list[Finding]:
-    """Check whether control can be reached, and its clock and certificate are right."""
+    """Check whether control can be reached, and its certificate is valid."""
     if facts.trouble is not None:
         code, message = facts.trouble
         host = control_base(facts.url).host if facts.url.startswith("https://") else facts.url
@@ -122,7 +124,7 @@ def clock_findings(skew: float) -> list[Finding]:
 
 
 def end_findings(ends: float | None, now: float) -> list[Finding]:
-    """Check whether control's certificate ends soon."""
+    """Check whether control's certificate expires soon."""
     if ends is None:
         return []
     if ends - now > SOON:
@@ -134,7 +136,7 @@ def end_findings(ends: float | None, now: float) -> list[Finding]:
 
 def trust_findings(pem: str | None, given_out: str | None, now: float, state: Path) -> list[Finding]:
     """Check whether the node's CAs (`pem`; None for its system's) are good, and are those that control gives out (None
-    where that isn't known)."""
+    if unknown)."""
     if pem is None:
         return [Finding("trust", "ok", "control is trusted by the CAs of this system")]
     ends = authorities.last_end(pem)
@@ -155,7 +157,7 @@ def trust_findings(pem: str | None, given_out: str | None, now: float, state: Pa
 
 
 def credential_findings(who: Identity, facts: ControlFacts | None, now: float, state: Path) -> list[Finding]:
-    """Check whether the credential is good; `facts` are None where control couldn't be asked."""
+    """Check whether the credential is good; `facts` is None if control couldn't be asked."""
     ends = who.credential_ends
     if facts is not None and facts.refusal is not None:
         code, message = facts.refusal
@@ -175,5 +177,5 @@ def credential_findings(who: Identity, facts: ControlFacts | None, now: float, s
 
 
 def shown(seconds: float) -> str:
-    """Return a time of Unix seconds as RFC 3339."""
+    """Return a time in Unix seconds as RFC 3339."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

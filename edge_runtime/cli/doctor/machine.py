@@ -1,4 +1,4 @@
-"""The machine: what the workers' fence needs of its kernel, the libraries, memory, and open files."""
+"""The machine: what the workers' fence needs from the kernel, the libraries, memory, and open files."""
 
 import resource
 import subprocess
@@ -17,9 +17,9 @@ from edge_runtime.web.server import FEWEST, KEPT, KEPT_PER_WORKER
 LOADING: Final = 60.0
 """Seconds that loading the libraries may take."""
 MEMORY: Final = 256 * 1024 * 1024
-"""Bytes that are available on a machine on which workers start well."""
+"""Bytes that must be available for workers to start reliably."""
 FEW_FILES: Final = 4096
-"""Open files of a node below which its connections become few."""
+"""Open files below which a node can have only few connections."""
 _LOAD: Final = """
 from edge_runtime.wasmedge import c_api
 import edge_runtime.sql.libsql_connection, apsw, importlib.metadata
@@ -29,24 +29,24 @@ print(c_api.VERSION, importlib.metadata.version("libsql-experimental"), apsw.sql
 
 class MachineFacts(NamedTuple):
     lacking: tuple[str, ...]
-    """Parts of the fence that are missing, a sentence each."""
+    """Missing parts of the fence, one sentence each."""
     libraries: str
-    """Their versions; '' where they can't be loaded."""
+    """Their versions; '' if they can't be loaded."""
     libraries_error: str
     memory: int
-    """Bytes that are available."""
+    """Available bytes."""
     open_files: int
-    """How many files a process may have open: the node where one runs, else what this user starts."""
+    """How many files a process may have open: the running node, or else a process that this user starts."""
     workers: int
 
 
 def look(workers: int, node: int | None) -> MachineFacts:
-    """Return what there is; `node`: the process id of the node, None where none runs."""
+    """Return the machine's facts; `node`: the node's process id, None if none is running."""
     return MachineFacts(fence.lacking(), *_libraries(), _available(), _open_files(node), workers)
 
 
 def _libraries() -> tuple[str, str]:
-    """Return the libraries' versions, and why they can't be loaded; one of the two is ''."""
+    """Return the libraries' versions and why they can't be loaded; one of the two is ''."""
     command = [sys.executable, "-P", "-c", _LOAD]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LOADING, check=False)  # noqa: S603
@@ -59,7 +59,7 @@ def _libraries() -> tuple[str, str]:
 
 
 def machine_findings(facts: MachineFacts, *, partial: bool) -> list[Finding]:
-    """Check whether a node can run here; `partial`: a machine without all of the fence will do."""
+    """Check whether a node can run here; `partial`: an incomplete fence is acceptable."""
     return [
         *fence_findings(facts.lacking, partial=partial),
         *library_findings(facts.libraries, facts.libraries_error),
@@ -105,7 +105,7 @@ def file_findings(limit: int, workers: int) -> list[Finding]:
 
 
 def built_findings(document: dict[str, Any], *, runs: bool) -> list[Finding]:
-    """Return what `parts.document` says, of the node that `runs` or of this program."""
+    """Return what `parts.document` says about the node that `runs` or about this program."""
     cure = "just compile && systemctl restart skerry-edge" if runs else "just compile"
     return [
         Finding("built", "note", parts.told(name, part), cure)
@@ -116,7 +116,7 @@ def built_findings(document: dict[str, Any], *, runs: bool) -> list[Finding]:
 
 
 def variable_findings() -> list[Finding]:
-    """Return the variables of this process's environment that look like Skerry's and are none."""
+    """Return the variables in this process's environment that look like Skerry's but aren't."""
     cure = "skerry-edge settings"
     found = [Finding("variables", "note", line, cure) for line in settings_in_force.unknown()]
     return found or [Finding("variables", "ok", "each variable SKERRY_… is one that there is")]
@@ -131,11 +131,11 @@ def _available() -> int:
 
 
 def _open_files(node: int | None) -> int:
-    """Return the limit of the node, or the one that a node raises its own to."""
+    """Return the node's limit, or the limit that a node raises its own to."""
     if node is not None:
         try:
             return resource.prlimit(node, resource.RLIMIT_NOFILE)[0]
         except OSError:
-            pass  # it has ended, or is another user's
+            pass  # it has exited, or is another user's
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)

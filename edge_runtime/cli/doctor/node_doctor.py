@@ -31,9 +31,9 @@ from edge_runtime.web import node_socket
 from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
 
 START: Final = "systemctl reset-failed 'skerry-edge.*' && systemctl start skerry-edge"
-"""Also where systemd has given the node up, or its socket."""
+"""Works even if systemd has given up on the node or its socket."""
 EXITS: Final = {"ok": 0, "note": 4, "wrong": 1}
-"""Exit status by the worst level. 2 is wrong use, as for all commands."""
+"""Exit status by the worst level. 2 is wrong usage, as for all commands."""
 
 
 @click.command()
@@ -49,7 +49,7 @@ def doctor(state: Path, form: logs.Format, debug: bool, verbose: bool, as_json: 
 
     Exits 0 if all is well, 4 if there is something to note, 1 if something is wrong.
     """
-    # The node's own code, which looks at files here, logs what it finds: a finding says it.
+    # The node's own code, which checks files here, logs what it finds: a finding reports that already.
     logging.getLogger("skerry").setLevel(logging.CRITICAL + 1)
     state = state.absolute()
     found = _look(state, given)
@@ -73,11 +73,11 @@ def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
     status, silent = _status(state)
     values = _settings(state, given, found, runs=status is not None)
     if facts is None or facts.owner != facts.user:
-        # What is made or opened by another user would be closed to the node.
+        # Files that another user creates or opens would be inaccessible to the node.
         return found
     if values is not None:
         facts = facts._replace(log_limit=int(values["SKERRY_EDGE_WAL_LIMIT"]))
-    # A full disk is behind much of what else is found.
+    # A full disk causes many of the other findings.
     found += state_files.disk_findings(facts) + state_files.log_findings(facts)
     if status is not None:
         found += running_node.node_findings(status, version.running().short, str(state))
@@ -101,7 +101,7 @@ def _look(state: Path, given: dict[str, Any]) -> list[Finding]:
 
 
 def _unit(state: Path, facts: state_files.StateFacts | None) -> list[Finding]:
-    """Return what there is of the unit that starts a node on the state directory."""
+    """Return the facts about the unit that starts a node on the state directory."""
     if facts is None:
         return []
     try:
@@ -111,7 +111,7 @@ def _unit(state: Path, facts: state_files.StateFacts | None) -> list[Finding]:
 
 
 def _status(state: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the status of the node that runs, or None and why there is none."""
+    """Return the running node's status, or None and the reason why there is none."""
     try:
         return node_socket.ask(state, "status"), ""
     except NodeAbsent:
@@ -121,8 +121,8 @@ def _status(state: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _settings(state: Path, given: dict[str, Any], found: list[Finding], *, runs: bool) -> Values | None:
-    """Return the settings of the node that runs, or those that one would have; None where they don't fit together, of
-    which there is a finding then."""
+    """Return the running node's settings, or those that one would have; None if they don't fit together, which is then
+    reported as a finding."""
     try:
         settings = node_socket.ask(state, "settings")["settings"] if runs else shown_settings(settings_of(state, given))
     except click.UsageError as error:
@@ -136,7 +136,7 @@ def _settings(state: Path, given: dict[str, Any], found: list[Finding], *, runs:
 
 
 def _control(state: Path, status: dict[str, Any] | None) -> list[Finding]:
-    """Return what there is of control, as the node's identity names it."""
+    """Return the facts about the control plane that the node's identity names."""
     try:
         who = identity.read(state)
     except identity.IdentityClosed as error:
@@ -159,7 +159,7 @@ def _control(state: Path, status: dict[str, Any] | None) -> list[Finding]:
 
 
 def _pid(state: Path) -> int | None:
-    """Return the process id of the node that has the state directory, as its lock says."""
+    """Return the process id of the node that holds the state directory's lock."""
     try:
         return int((state / "lock").read_text().strip())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What the node that runs says of itself: rules over its status. Pure."""
+"""What the running node says about itself: rules over its status. Pure."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from control.protocol.findings import Finding, Level
 
 
 def node_findings(status: dict[str, Any], version: str, state: str) -> list[Finding]:
-    """Return what the status of the node that runs on `state` says, seen by a command of this `version`."""
+    """Return findings from the status of the node that runs on `state`, as seen by a command of this `version`."""
     look = f"skerry-edge status --state {state}"
     found = [Finding("node", "ok", f"a node runs on {state}")]
     if status.get("version") not in (None, version):
@@ -29,7 +29,7 @@ def _target(status: dict[str, Any], look: str) -> list[Finding]:
     control, error = status.get("control") or {}, status.get("error")
     found = []
     if control.get("error"):
-        # The checks of control and of the credential say more where they find the same.
+        # If the checks of control and of the credential find the same, they say more.
         text = f"the node's last question to control failed: {control['error']['message']}"
         found.append(Finding("target", "wrong", f"{text.rstrip('.')} [{control['error']['code']}]", look))
     if error and (control.get("error") or {}).get("code") != error["code"]:
@@ -108,7 +108,7 @@ def _database(status: dict[str, Any], look: str) -> list[Finding]:
 
 
 def _files(status: dict[str, Any]) -> list[Finding]:
-    """Return what the node doesn't take of files that were changed while it runs."""
+    """Return which files, changed while the node runs, it doesn't accept."""
     return [
         Finding(check, "wrong", f"the node goes on with what it had read before: {error}", "mend the file")
         for check in ("tls", "callers", "token", "secrets")

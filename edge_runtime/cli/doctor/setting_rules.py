@@ -19,7 +19,7 @@ from edge_runtime.web import callers_file
 from edge_runtime.web.tls_files import TlsFiles
 
 Values = dict[str, str]
-"""The settings in force as texts, by the names of their variables; '' where one isn't set."""
+"""The settings in force as text, by variable name; '' if one isn't set."""
 
 PREFIX: Final = "SKERRY_EDGE_"
 
@@ -40,7 +40,7 @@ def file_findings(state: Path, values: Values) -> list[Finding]:
 
 
 def tls_findings(certificate: Path, key: Path, client_ca: Path | None) -> list[Finding]:
-    """Check whether a certificate goes with its key, and until when it is good."""
+    """Check whether a certificate matches its key, and until when it is valid."""
     tls = TlsFiles(certificate, key, client_ca)
     cure = f"put a certificate and its key into the places of {certificate} and {key}"
     try:
@@ -100,7 +100,7 @@ def _secrets(path: Path) -> list[Finding]:
 
 
 def listen_findings(values: Values, *, runs: bool) -> list[Finding]:
-    """Check whether the address can be taken, if no node runs; and who can reach it."""
+    """Check whether the address can be bound, if no node is running; and who can reach it."""
     listen = values[PREFIX + "LISTEN"]
     host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -115,7 +115,7 @@ def listen_findings(values: Values, *, runs: bool) -> list[Finding]:
 
 
 def _taken(host: str, port: int) -> str:
-    """Return why this address can't be taken; '' where it can."""
+    """Return why this address can't be bound; '' if it can."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0
@@ -136,7 +136,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def risk_findings(values: Values) -> list[Finding]:
-    """Return the settings that give up what the defaults guarantee."""
+    """Return the settings that weaken the defaults' guarantees."""
     found = []
     if values[PREFIX + "SYNCHRONOUS"] != "FULL":
         text = "SKERRY_EDGE_SYNCHRONOUS is NORMAL: a loss of power may undo calls that were answered"
@@ -151,7 +151,7 @@ def risk_findings(values: Values) -> list[Finding]:
 
 
 def trace_findings(values: Values) -> list[Finding]:
-    """Ask the collector that the settings name, with the headers and the CA of their files."""
+    """Ask the collector that the settings name, with the headers and the CA from their files."""
     url = values[PREFIX + "OTLP_URL"]
     if not url:
         return [Finding("traces", "ok", "no traces are sent")]
@@ -159,7 +159,7 @@ def trace_findings(values: Values) -> list[Finding]:
     try:
         sender = span_sender.of_files(url, Path(headers) if headers else None, Path(ca) if ca else None, "")
     except EdgeSettingsError as error:
-        # A node doesn't start with it.
+        # A node doesn't start with this.
         return [Finding("traces", "wrong", str(error), "docs/how-to/send-traces.md")]
     if why := sender.refusal():
         text = f"traces can't be sent to {url}, and are dropped: {why}"

@@ -1,4 +1,4 @@
-"""The state directory: who may use it, whose it is, how much room its disk has, and the database in it."""
+"""The state directory: who may use it, who owns it, how much space its disk has, and the database in it."""
 
 import os
 import stat
@@ -14,9 +14,9 @@ from edge_runtime.state import closed
 from edge_runtime.sync import identity
 
 LOOKED_THROUGH: Final = 64 * 1024 * 1024
-"""Bytes of a database up to which each of its pages is read; a longer one is left to `skerry-edge check-database`."""
+"""Bytes of a database up to which all its pages are read; a larger one is left to `skerry-edge check-database`."""
 FEW: Final = 0.1
-"""The share of a disk below which what is free is noted."""
+"""The share of free disk space below which it is noted."""
 ENOUGH: Final = 2 * 1024 * 1024 * 1024
 """Bytes that are enough on any disk."""
 MIB: Final = 1024 * 1024
@@ -25,21 +25,21 @@ MIB: Final = 1024 * 1024
 class StateFacts(NamedTuple):
     path: Path
     owner: int
-    """The user id that it belongs to."""
+    """The user id of its owner."""
     user: int
-    """That of this process."""
+    """The user id of this process."""
     open: tuple[tuple[Path, int], ...]
-    """Those of its files and folders that others may use, with their modes."""
+    """Its files and folders that others may use, with their modes."""
     noexec: bool
     sizes: wal.DatabaseSizes
     disk_size: int
     log_limit: int = WAL_LIMIT
     closed: tuple[str, str] | None = None
-    """What keeps this process's user from using it, and what to do."""
+    """Why this process's user can't use it, and what to do."""
 
 
 def look(state: Path, log_limit: int) -> StateFacts | None:
-    """Return what there is; None where there is no such directory. Raises: OSError."""
+    """Return the directory's facts; None if it doesn't exist. Raises: OSError."""
     if not state.is_dir():
         return None
     private = [state, identity.path(state), state / "secrets.toml", state / wal.FILE, state / "aot"]
@@ -52,7 +52,7 @@ def look(state: Path, log_limit: int) -> StateFacts | None:
         state,
         state.stat().st_uid,
         os.geteuid(),
-        # A folder of 0700 hides what is in it, whatever that has for a mode.
+        # A folder with mode 0700 hides its contents, whatever their modes.
         tuple(modes[:1]) if modes[0][1] & 0o077 else tuple(m for m in modes if m[0].name == "identity.json"),
         bool(disk.f_flag & os.ST_NOEXEC),
         sizes,
@@ -63,7 +63,7 @@ def look(state: Path, log_limit: int) -> StateFacts | None:
 
 
 def state_findings(facts: StateFacts | None, path: Path) -> list[Finding]:
-    """Check whether the directory can be a node's, and is closed to others."""
+    """Check whether the directory can be a node's and is inaccessible to others."""
     if facts is None:
         cure = f"skerry-edge join --control URL --token TOKEN --state {path}"
         return [Finding("state", "wrong", f"there is no directory {path}: no node has joined there", cure)]
@@ -85,7 +85,7 @@ def state_findings(facts: StateFacts | None, path: Path) -> list[Finding]:
 
 
 def disk_findings(facts: StateFacts) -> list[Finding]:
-    """Check whether releases and calls have room."""
+    """Check whether releases and calls have enough disk space."""
     free = facts.sizes.disk_free
     text = f"the disk of {facts.path} has {free // MIB} MiB free of {facts.disk_size // MIB}"
     cure = f"df -h {facts.path}"
@@ -101,7 +101,7 @@ def disk_findings(facts: StateFacts) -> list[Finding]:
 
 
 def log_findings(facts: StateFacts) -> list[Finding]:
-    """Check whether the write-ahead log grows towards its limit."""
+    """Check whether the write-ahead log is growing toward its limit."""
     log, limit = facts.sizes.log, facts.log_limit
     text = f"the database's write-ahead log has {log // MIB} MiB; at {limit // MIB} MiB calls that write are refused"
     cure = f"skerry-edge status --state {facts.path}"
@@ -111,8 +111,8 @@ def log_findings(facts: StateFacts) -> list[Finding]:
 
 
 def database_findings(state: Path, sizes: wal.DatabaseSizes) -> list[Finding]:
-    """Check whether the database of a node that doesn't run is whole, and open in no program. The caller has one
-    thread."""
+    """Check whether the database of a stopped node is intact, and not open in any program. The caller must have only
+    one thread."""
     database = state / wal.FILE
     if not database.exists():
         return [Finding("database", "ok", "there is no database yet: the node makes it when it first runs")]
@@ -123,7 +123,7 @@ def database_findings(state: Path, sizes: wal.DatabaseSizes) -> list[Finding]:
     if sizes.file + sizes.log > LOOKED_THROUGH:
         text = f"{database} has {sizes.file // MIB} MiB, which weren't read: `{look_through}` does that"
         return [Finding("database", "ok", text)]
-    # libsql is loaded here: where it can't be, the check of the libraries says so.
+    # libsql is loaded here: if it can't be, the check of the libraries says so.
     from edge_runtime.oneshot.database_guard import GuardFailed, guarded
     from edge_runtime.oneshot.database_report import DatabaseUnread, report
     from edge_runtime.release.witness import Witness
@@ -133,7 +133,7 @@ def database_findings(state: Path, sizes: wal.DatabaseSizes) -> list[Finding]:
             whole = report(database, database)
     except (GuardFailed, DatabaseUnread) as failed:
         if sizes.disk_free < DISK_RESERVE:
-            # To open it takes some room, too: this says nothing of the database.
+            # Opening it takes some disk space too: this says nothing about the database.
             text = f"{database} can't be opened while its disk is full: {failed.message}"
             return [Finding("database", "wrong", text, f"df -h {state}")]
         return [Finding("database", "wrong", f"{database} can't be used: {failed.message}", look_through)]

@@ -1,7 +1,7 @@
-"""The unit by which systemd starts the node: its file, its drop-ins, and whether it is enabled.
+"""The systemd unit that starts the node: its file, its drop-ins, and whether it is enabled.
 
-They are read as systemd reads them. Systemd itself isn't asked: it may not have read them anew, and a node's user may
-have no bus to ask it by. Drop-ins for all services (`service.d`) aren't looked at.
+They are read the way systemd reads them. Systemd itself isn't asked: it may not have reloaded them, and a node's user
+may have no bus to reach it. Drop-ins for all services (`service.d`) are ignored.
 """
 
 import itertools
@@ -18,38 +18,38 @@ from edge_runtime.cli.support import user_name
 NAME: Final = "skerry-edge.service"
 PACKAGED: Final = "usr/lib/systemd/system"
 FOLDERS: Final = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", PACKAGED)
-"""Where systemd looks for units, those that count first in front."""
+"""Where systemd looks for units, by descending precedence."""
 _NO: Final = ("", "0", "no", "n", "false", "f", "off")
-"""How systemd lets a setting be off, in any case of letters."""
+"""Values with which a systemd setting is off, case-insensitive."""
 _NONE: Final = re.compile(r"0+\s*[a-z]*")
-"""A time of nothing, in any unit."""
+"""A zero time span, in any unit."""
 
 
 class UnitFacts(NamedTuple):
-    """The unit of a node, as its files are."""
+    """A node's unit according to its files."""
 
     file: Path
     """The file that counts."""
     hides: Path | None
-    """The file of the package that isn't read because of that one."""
+    """The package's file that isn't read because of that one."""
     masked: bool
     values: dict[str, str]
-    """What its section [Service] sets, by the names of the settings."""
+    """The settings in its section [Service], by name."""
     start_limit: str
-    """In which time systemd counts starts, to start it no more after a few (StartLimitIntervalSec); '' where the unit
-    doesn't say."""
+    """The time span in which systemd counts starts, after a few of which it gives up (StartLimitIntervalSec); '' if the
+    unit doesn't set it."""
     program: Path | None
-    """What it starts; None where that can't be read from it."""
+    """The program that it starts; None if that can't be determined."""
     program_there: bool
     enabled: bool
-    """Whether it is started with the machine."""
+    """Whether it starts at boot."""
 
 
 def look(state: Path, root: Path = Path("/")) -> UnitFacts | None:
-    """Return the unit whose node has this state directory; None where there is no systemd, or no such unit.
+    """Return the unit whose node has this state directory; None if there is no systemd or no such unit.
 
-    `root`: where the files of the machine are. Raises: OSError, and ValueError where a file is no text, or its command
-    line no line of words.
+    `root`: the root folder of the machine's files. Raises: OSError; ValueError, when a file isn't text or its command
+    line can't be split into words.
     """
     if not (root / "run/systemd/system").is_dir():
         return None
@@ -76,7 +76,7 @@ def look(state: Path, root: Path = Path("/")) -> UnitFacts | None:
 
 
 def section_values(text: str, wanted: str) -> dict[str, str]:
-    """Return what a section of a unit's file or drop-in sets; of what is set twice, the last. Pure."""
+    """Return the settings in a section of a unit file or drop-in; the last one if a setting is repeated. Pure."""
     found, section = {}, ""
     for line in text.replace("\\\n", " ").splitlines():
         line = line.strip()
@@ -89,8 +89,7 @@ def section_values(text: str, wanted: str) -> dict[str, str]:
 
 
 def unit_findings(facts: UnitFacts | None, owner: int) -> list[Finding]:
-    """Check whether the unit starts the node as it has to run. `owner`: the id of the user that has the state
-    directory."""
+    """Check whether the unit starts the node as required. `owner`: the id of the user that owns the state directory."""
     if facts is None:
         return [Finding("unit", "ok", f"no systemd unit {NAME} is for this state directory")]
     edit = "systemctl edit skerry-edge"
@@ -133,7 +132,7 @@ def unit_findings(facts: UnitFacts | None, owner: int) -> list[Finding]:
 
 
 def _drop_ins(root: Path) -> list[Path]:
-    """Return the unit's drop-ins by their names; of those of one name, the one that counts."""
+    """Return the unit's drop-ins by name; for each name, the one that counts."""
     found: dict[str, Path] = {}
     for folder in reversed(FOLDERS):
         found |= {file.name: file for file in (root / folder / f"{NAME}.d").glob("*.conf")}
