@@ -1,8 +1,8 @@
 """What each kind of child may still do once it is fenced: its files, and its system calls. Pure.
 
-A system call that isn't listed fails with EPERM, which libraries expect of a kernel that refuses. A call that no honest
-child makes ends the child with SIGSYS instead, so that it shows in the log. The lists are the calls that WasmEdge,
-libsql, Python and glibc make at work, and those that newer or older versions of them make in their place.
+A system call that isn't listed fails with EPERM, which libraries expect from a kernel that refuses. A call that no
+honest child makes kills the child with SIGSYS instead, so that it shows up in the log. The lists are the calls that
+WasmEdge, libsql, Python and glibc make in operation, and those that newer or older versions of them make instead.
 """
 
 import errno
@@ -25,9 +25,9 @@ WRITE: Final = (
 )
 REBUILD: Final = WRITE | Access.MAKE_DIR | Access.REMOVE_DIR | Access.REFER
 RANDOM: Final = (Path("/dev/urandom"), READ)
-"""SQLite draws its random numbers from /dev/urandom, those of a guest's randomblob() among them."""
+"""SQLite reads its random numbers from /dev/urandom, including those for a guest's randomblob()."""
 PROCESSOR: Final = (Path("/proc/cpuinfo"), READ)
-"""LLVM reads /proc/cpuinfo where the processor itself doesn't tell what it can do."""
+"""LLVM reads /proc/cpuinfo if the processor itself doesn't report its features."""
 
 _MEMORY: Final = ("brk", "madvise", "mprotect", "mremap", "munmap")
 _SIGNALS: Final = ("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall")
@@ -62,7 +62,7 @@ _IOCTLS: Final = (0x5401, 0x5413, 0x5421, 0x5451)
 """TCGETS and TIOCGWINSZ, which ask whether a file is a terminal, and FIONBIO and FIOCLEX."""
 _MAP_TYPE, _MAP_PRIVATE, _MAP_ANONYMOUS = 0x0F, 0x02, 0x20
 _THREAD: Final = 0x100 | 0x800 | 0x1_0000
-"""CLONE_VM, CLONE_SIGHAND and CLONE_THREAD: set when a thread is made, and not when a process is."""
+"""CLONE_VM, CLONE_SIGHAND and CLONE_THREAD: set when a thread is created, not when a process is."""
 _NAMESPACES: Final = 0x7E02_0000
 
 
@@ -87,12 +87,12 @@ def rules(kind: ProcessKind) -> list[Rule]:
     names += _OPENED if kind == "check" else _FILES
     commands: tuple[int, ...] = (_F_GETFD, _F_SETFD, _F_GETFL, _F_GETLK, _F_SETLK, _F_SETLKW)
     listed = [
-        # Reading its own limits only: the same call can set limits, and those of another process.
+        # Only for reading its own limits: the same call can set limits, also those of another process.
         Rule("prlimit64", (Argument(0, 0), Argument(2, 0))),
-        # Private or anonymous only: anonymous memory that is shared would escape RLIMIT_DATA.
+        # Private or anonymous only: shared anonymous memory would escape RLIMIT_DATA.
         Rule("mmap", (Argument(3, _MAP_PRIVATE, _MAP_TYPE),)),
         Rule("mmap", (Argument(3, 0, _MAP_ANONYMOUS),)),
-        # glibc then makes its threads by clone, whose flags a filter can read.
+        # glibc then creates threads with clone, whose flags a filter can read.
         Rule("clone3", action=libseccomp.fail(errno.ENOSYS)),
         *(Rule(name, action=libseccomp.KILL) for name in _NEVER),
     ]
@@ -100,7 +100,7 @@ def rules(kind: ProcessKind) -> list[Rule]:
         names += _BUILDING
         commands += (_F_DUPFD_CLOEXEC,)
         listed.append(Rule("clone", (Argument(0, _THREAD, _THREAD | _NAMESPACES),)))
-        # For naming its threads, and for not outliving its parent.
+        # For naming its threads and for not outliving its parent.
         listed.append(Rule("prctl", (Argument(0, _PR_SET_NAME),)))
         # FIOSETOWN, with FIOASYNC, would have the kernel send the front a signal.
         listed += [Rule("ioctl", (Argument(1, request, 0xFFFF_FFFF),)) for request in _IOCTLS]

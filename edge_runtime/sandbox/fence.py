@@ -1,11 +1,10 @@
-"""The fence: what a process does to itself before it runs a guest or reads bytes of others. It sets resource limits,
+"""The fence: what a process does to itself before it runs a guest or reads untrusted bytes. It sets resource limits,
 drops capabilities, and enters Landlock and seccomp.
 
 The parent of the children (the zygote) calls `prepare` once. Each child then calls `enter` before it opens the libsql
 file, since libsql starts a thread, which Landlock must hold too; and `seal` after that, since opening the file takes
 system calls that a fenced process doesn't get. None of these steps can be undone. What each kind of child may still do
-is in `allowlists`. RLIMIT_AS is never set: where the address space is limited, WasmEdge can't keep a guest in its
-sandbox.
+is in `allowlists`. RLIMIT_AS is never set: with a limited address space, WasmEdge can't keep a guest in its sandbox.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
 _OF_FILES: Final = 1 << 0 | 1 << 1 | 1 << 3
 """CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER. A node that root runs on another user's files keeps its access to them, as
-far as Landlock allows it."""
+far as Landlock allows."""
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 OPEN_FILES: Final = 256
@@ -38,24 +37,24 @@ FILE_BYTES: Final = 64 * 1024**3
 DATA_BYTES: Final = 8 * 1024**3
 """Bytes of private memory that a child may have mapped for writing (RLIMIT_DATA); address space that WasmEdge only
 reserves doesn't count. The limit is far above two memories of 1 GiB, so that it never refuses a guest's first page:
-such a guest would run without a memory of its own."""
+such a guest would run without its own memory."""
 OOM_SCORE: Final = b"500"
 
 _rulesets: Final[dict[ProcessKind, landlock.Ruleset]] = {}
-"""The ruleset for each kind of child, made by `prepare`; empty where the kernel has no Landlock."""
+"""The ruleset for each kind of child, made by `prepare`; empty if the kernel has no Landlock."""
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends. `parent` is the pid of the parent at the fork."""
+    """Have the kernel kill this process when its parent exits. `parent` is the pid of the parent at the fork."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        # The parent may have ended before the line above.
+        # The parent may have exited before the line above.
         os._exit(1)
 
 
 @functools.cache
 def lacking() -> tuple[str, ...]:
-    """Return the parts of the fence that this machine doesn't have, each as a sentence for a person."""
+    """Return the parts of the fence that this machine doesn't have, each as a sentence."""
     missing = []
     version = landlock.version()
     if version < landlock.NEEDED:
@@ -70,8 +69,8 @@ def lacking() -> tuple[str, ...]:
 
 
 def prepare(state: Path) -> None:
-    """Make what all children share. The parent calls it before it forks; from then on the parent has the resource
-    limits itself, no capabilities, and can't gain privileges.
+    """Make what all children share. The parent calls it before it forks; from then on the parent itself has the
+    resource limits and no capabilities, and can't gain privileges.
 
     Raises: OSError, when the kernel refuses a step.
     """
@@ -83,8 +82,8 @@ def prepare(state: Path) -> None:
 
 
 def enclose(files: Iterable[tuple[Path, Access]] = ()) -> None:
-    """Do what `prepare` and `enter` do, in a process that isn't forked from a prepared parent. `files` are all that the
-    process can open from here on. The caller calls `seal` afterwards.
+    """Do what `prepare` and `enter` do, in a process that isn't forked from a prepared parent. `files` are all the
+    files that the process can open from here on. The caller must call `seal` afterwards.
 
     Raises: OSError, when the kernel refuses a step.
     """
@@ -105,7 +104,7 @@ def narrow(files: Iterable[tuple[Path, Access]]) -> None:
 
 
 def _fault_points() -> list[tuple[Path, Access]]:
-    """Return the folder of the fault points that a test has set, if there is one: the process must reach it."""
+    """Return the folder of the fault points that a test has set, if any: the process must be able to reach it."""
     points = faults.folder()
     return [] if points is None or not points.exists() else [(points, allowlists.WRITE)]
 
@@ -135,7 +134,7 @@ def enter(kind: ProcessKind) -> None:
 
 
 def _prefer_for_oom_kill() -> None:
-    """Have the kernel's out-of-memory killer choose this process before its parent, whose end would end all
+    """Have the kernel's out-of-memory killer choose this process before its parent, whose death would end all
     children."""
     with contextlib.suppress(OSError):
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
@@ -144,8 +143,8 @@ def _prefer_for_oom_kill() -> None:
 
 
 def seal(kind: ProcessKind, writer_lock: int | None = None) -> None:
-    """Forbid new processes and all system calls but those of `kind`: the second of a child's two steps. `writer_lock`
-    is the descriptor of the only file that the process may lock with flock.
+    """Forbid new processes and all system calls except those of `kind`: the second of a child's two steps.
+    `writer_lock` is the descriptor of the only file that the process may lock with flock.
 
     Raises: OSError, when the kernel refuses.
     """
@@ -158,7 +157,7 @@ def seal(kind: ProcessKind, writer_lock: int | None = None) -> None:
 
 
 _limited: Final[list[int]] = []
-"""SIGXFSZ signals (writes beyond the limit of a file's size) since the last call of `file_limit_was_hit`."""
+"""SIGXFSZ signals (writes beyond the file size limit) since the last call of `file_limit_was_hit`."""
 
 
 def limit_files(limit: int) -> None:
@@ -175,8 +174,8 @@ def file_limit_was_hit() -> bool:
 
 
 def use_batch_scheduling() -> None:
-    """Don't preempt the running process when this one gets work (SCHED_BATCH). Otherwise the front would be stopped at
-    each call that it hands to a worker, where it can hand over several at once."""
+    """Don't preempt the running process when this one gets work (SCHED_BATCH). Otherwise the front would be preempted
+    at each call that it hands to a worker, although it can hand over several at once."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
@@ -189,7 +188,7 @@ def lower_priority() -> None:
 
 
 def use_idle_scheduling() -> None:
-    """Use only processor time that nothing else wants (SCHED_IDLE, nice 19)."""
+    """Use only processor time that nothing else needs (SCHED_IDLE, nice 19)."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with contextlib.suppress(OSError):
@@ -198,7 +197,7 @@ def use_idle_scheduling() -> None:
 
 @functools.cache
 def _filter(kind: ProcessKind) -> libseccomp.Filter | None:
-    """Return the filter for a kind of child, still without `own_rules`; None where there is no seccomp."""
+    """Return the filter for a kind of child, still without `own_rules`; None if there is no seccomp."""
     if libseccomp.lacking():
         return None
     filtering = libseccomp.Filter(otherwise=libseccomp.fail(1))
@@ -207,7 +206,7 @@ def _filter(kind: ProcessKind) -> libseccomp.Filter | None:
 
 
 def lower_limit(limit: int, value: int) -> None:
-    """Set a resource limit of this process to `value`, or to the hard limit where that is lower."""
+    """Set a resource limit of this process to `value`, or to the hard limit if that is lower."""
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(limit, (value, value))

@@ -1,7 +1,7 @@
-"""Landlock: a list, kept by the kernel, of what a process may do with which folders. The process can narrow the list
-later, and never widen it.
+"""Landlock: a list, kept by the kernel, of what a process may do with which folders. The process can later narrow the
+list, but never widen it.
 
-glibc has no functions for Landlock, so its three system calls are made by their numbers, which are the same on every
+glibc has no functions for Landlock, so its three system calls are made by number, which is the same on every
 architecture. Source: linux/landlock.h and Documentation/userspace-api/landlock.rst.
 """
 
@@ -26,8 +26,8 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 NEEDED: Final = 3
-"""The lowest Landlock version that the fence counts as whole: from version 3 (Linux 6.2) on, a file that is open for
-reading alone can't be truncated either."""
+"""The lowest Landlock version that the fence counts as whole: from version 3 (Linux 6.2) on, a file that is open only
+for reading can't be truncated either."""
 
 
 class Access(IntFlag):
@@ -54,7 +54,7 @@ _OF_FILES: Final = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Acces
 
 
 def version() -> int:
-    """Return the version of the kernel's Landlock; 0 where the kernel has none, or was started without it."""
+    """Return the version of the kernel's Landlock; 0 if the kernel has none or was started without it."""
     try:
         return _call(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
     except OSError:
@@ -63,7 +63,7 @@ def version() -> int:
 
 class Ruleset:
     """What a process may do with files once it has entered this ruleset; everything else is refused. One ruleset can be
-    entered by any number of forked children. A rule covers what lies below its path at the time the ruleset is made."""
+    entered by any number of forked children. A rule covers what lies below its path when the ruleset is made."""
 
     def __init__(self, rules: Iterable[tuple[Path, Access]]) -> None:
         """Make the ruleset in the kernel; `rules` are paths, each with what is allowed below it.
@@ -93,8 +93,8 @@ class Ruleset:
 
     def enter(self) -> None:
         """Limit this thread, and all threads that it starts, to what the rules allow for files, and to no TCP. From
-        Linux 6.12 on they can also send signals and connect to abstract Unix sockets within their own Landlock domain
-        alone.
+        Linux 6.12 on they can also send signals and connect to abstract Unix sockets only within their own Landlock
+        domain.
 
         The process must have set no_new_privs. Files that are open stay open.
 

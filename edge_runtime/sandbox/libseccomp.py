@@ -1,8 +1,8 @@
-"""seccomp filters, by libseccomp: which system calls a process may make, and with which arguments.
+"""seccomp filters, built with libseccomp: which system calls a process may make, and with which arguments.
 
 libseccomp is called through cffi's ABI mode (its declarations are in seccomp.h), because its Python bindings either
-need a compiler or have had no release for years. A call that is allowed whatever its arguments costs next to nothing,
-because the kernel caches that answer; a rule on arguments is evaluated at each call.
+need a compiler or have had no release for years. A call that is allowed regardless of its arguments costs next to
+nothing, because the kernel caches that answer; a rule on arguments is evaluated on each call.
 """
 
 import errno
@@ -14,11 +14,11 @@ from edge_runtime.sandbox import seccomp_h
 
 LIBRARY: Final = "libseccomp.so.2"
 _API: Final = 3
-"""The lowest answer of `seccomp_api_get` where the kernel can do all that is used here (Linux 4.14)."""
+"""The lowest answer of `seccomp_api_get` for a kernel that can do everything used here (Linux 4.14)."""
 
 ALLOW: Final = 0x7FFF0000
 KILL: Final = 0x80000000
-"""SECCOMP_RET_KILL_PROCESS: end the process with SIGSYS, whatever signal handlers it has."""
+"""SECCOMP_RET_KILL_PROCESS: kill the process with SIGSYS, whatever signal handlers it has."""
 
 
 def fail(number: int) -> int:
@@ -27,9 +27,9 @@ def fail(number: int) -> int:
 
 
 class Argument(NamedTuple):
-    """A condition on the argument at `position` (from 0): it equals `value`, compared in the bits of `mask` alone where
-    a mask is given. There is no "not equal": the filter sees 64 bits where the kernel often takes 32, so such a
-    condition could be fooled."""
+    """A condition on the argument at `position` (from 0): it equals `value`, compared only in the bits of `mask` if one
+    is given. There is no "not equal": the filter sees 64 bits where the kernel often uses 32, so such a condition could
+    be fooled."""
 
     position: int
     value: int
@@ -37,8 +37,8 @@ class Argument(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A rule for the system call `name`: where all conditions hold, `action` is taken. The first rule that fits counts;
-    a call that has a rule without conditions can have no other rule."""
+    """A rule for the system call `name`: if all conditions hold, `action` is taken. The first matching rule counts; a
+    call that has a rule without conditions can have no other rule."""
 
     name: str
     conditions: tuple[Argument, ...] = ()
@@ -65,7 +65,7 @@ _library: Final[Any] = _open()
 
 
 def lacking() -> str:
-    """Return why this machine has no seccomp; empty where it has."""
+    """Return why this machine has no seccomp; empty if it has."""
     if _library is None:
         return f"{LIBRARY} is missing (on Debian `sudo apt-get install -y libseccomp2`)"
     if _library.seccomp_api_get() < _API:
@@ -74,17 +74,17 @@ def lacking() -> str:
 
 
 class Filter:
-    """A list of rules, which holds for each process that loads it. A filter that is made before a fork can be loaded by
-    each child."""
+    """A list of rules that applies to each process that loads it. A filter made before a fork can be loaded by each
+    child."""
 
     def __init__(self, otherwise: int) -> None:
-        """`otherwise` is the action for a call that no rule fits. A call by another architecture's numbers ends the
-        process."""
+        """`otherwise` is the action for a call that no rule matches. A call with another architecture's numbers kills
+        the process."""
         self._context = _library.seccomp_init(otherwise)
-        # libseccomp's default action ends only the thread, and the others go on with its files and locks.
+        # libseccomp's default action kills only the thread, and the others go on with its files and locks.
         _check(_library.seccomp_attr_set(self._context, _BAD_ARCHITECTURE, KILL), "ACT_BADARCH")
         _check(_library.seccomp_attr_set(self._context, _TSYNC, 1), "TSYNC")
-        # The rules become a binary tree instead of one comparison after the other.
+        # The rules become a binary tree instead of a sequence of comparisons.
         _check(_library.seccomp_attr_set(self._context, _OPTIMIZE, 2), "OPTIMIZE")
 
     def add(self, rules: Iterable[Rule]) -> None:
@@ -104,7 +104,7 @@ class Filter:
             _check(_library.seccomp_rule_add_array(self._context, action, number, len(conditions), array), name)
 
     def load(self) -> None:
-        """Hold all threads of this process to the rules, for good.
+        """Apply the rules permanently to all threads of this process.
 
         Raises: OSError, when the kernel refuses.
         """
