@@ -1,8 +1,8 @@
-"""Import the front's modules that mypyc compiled (`just compile`) in place of their sources, if they fit.
+"""Imports the front's modules that mypyc compiled (`just compile`) instead of their sources, if they match.
 
-They lie in a folder of their own: beside their sources Python would import them whatever they were built from. All of
-them are used if they were built for this Python from exactly the sources here, and otherwise none. The sources include
-every module of ours that they import, since constants of other modules are built in.
+They are in a separate folder: beside their sources, Python would import them whatever they were built from. All of them
+are used if they were built for this Python from exactly these sources; otherwise none. The sources include every module
+of ours that they import, since constants of other modules are built in.
 """
 
 import os
@@ -13,38 +13,38 @@ from types import ModuleType
 from typing import Final, NamedTuple
 
 SETTING: Final = "SKERRY_EDGE_PURE"
-"""A variable of the environment: with a value in it, nothing that is built is used."""
+"""An environment variable: if it is set to a value, nothing built is used."""
 STAMP: Final = "stamp.json"
-"""The file that says what was built: `suffix` (of the compiled modules' files, by which Python knows its own),
-`modules`, and `sources`, by path the sha256 in hex of each."""
+"""The file that says what was built: `suffix` (of the compiled modules' files, which identifies the Python), `modules`,
+and `sources`, the sha256 in hex of each by path."""
 SUFFIX: Final = EXTENSION_SUFFIXES[0]
 _CURE: Final = "`just compile` builds it"
 
 
 class BuiltPart(NamedTuple):
-    """Whether a part of the edge runtime runs as the machine code that was built of it."""
+    """Whether a part of the edge runtime runs as machine code that was built from it."""
 
     runs: bool
     why: str = ""
-    """Why it doesn't, for a person; empty where it does."""
+    """Why it doesn't, in words; empty if it does."""
     stale: bool = False
-    """Something is built but doesn't fit: it is from other sources, or for another Python."""
+    """Something is built but doesn't match: it is from other sources or for another Python."""
 
 
 class CompiledModules:
-    """The modules in one folder; a finder as `sys.meta_path` has them.
+    """The modules in one folder; a finder for `sys.meta_path`.
 
-    A module NAME is the file NAME + `SUFFIX`. The file whose name has no dot contains the code of all; the others only
+    A module NAME is the file NAME + `SUFFIX`. The file whose name has no dot contains all the code; the others only
     load it.
     """
 
     def __init__(self, folder: str, root: str, environ: Mapping[str, str]) -> None:
-        """`root`: the folder that the sources' paths begin at."""
+        """`root`: the folder that the sources' paths are relative to."""
         self._folder = folder
         self._root = root
         self._part: BuiltPart | None = None
         self._files: dict[str, str] = {}
-        """Files by the names of their modules."""
+        """Files by module name."""
         if environ.get(SETTING):
             self._part = BuiltPart(False, f"{SETTING} is set")
             return
@@ -59,7 +59,7 @@ class CompiledModules:
         """Return whether the compiled modules run. The first call reads the sources, which takes a few milliseconds."""
         if self._part is None:
             why = self._unfit()
-            # Set before the code is loaded, as loading asks for it.
+            # Set before the code is loaded, since loading needs it.
             self._part = BuiltPart(not why, why, stale=bool(why))
             if not why:
                 self._load()
@@ -68,7 +68,7 @@ class CompiledModules:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return where a module is, if it is one of these; asked for each module that is imported."""
+        """Return where a module is, if it is one of these; called for every imported module."""
         file = self._files.get(fullname)
         if file is None or not self.part().runs:
             return None
@@ -77,7 +77,7 @@ class CompiledModules:
         return spec
 
     def _unfit(self) -> str:
-        """Return why the files aren't to be used; empty if they are."""
+        """Return why the files can't be used; empty if they can."""
         # Imported late: programs that use none of these modules need neither.
         import hashlib
         import json
@@ -103,7 +103,7 @@ class CompiledModules:
         return ""
 
     def _load(self) -> None:
-        """Load the code of all modules, so that none of them is used where that fails."""
+        """Load the code of all modules, so that none of them is used if that fails."""
         for name in self._files:
             if "." not in name:
                 try:
@@ -118,6 +118,6 @@ FRONT: Final = CompiledModules(f"{_PACKAGE}/built/front", os.path.dirname(_PACKA
 
 
 def install() -> None:
-    """Have Python's import find the front's compiled modules."""
+    """Make Python's import find the front's compiled modules."""
     if FRONT not in sys.meta_path:
         sys.meta_path.insert(0, FRONT)

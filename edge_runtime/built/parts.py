@@ -17,12 +17,12 @@ PARTS: Final[Mapping[str, Callable[[], BuiltPart]]] = {
     "front": compiled_modules.FRONT.part,
     "workers' loop": _loop,
 }
-"""Functions that say how each part runs, by the part's name for people."""
+"""Functions that return how each part runs, by the part's display name."""
 
 
 def document(workers: str = "") -> dict[str, dict[str, Any]]:
-    """Return how each part runs: whether `compiled`, `why` not, and whether what is built is `stale`. `workers` is what
-    a running node's workers have said of why they don't run theirs; empty where they do."""
+    """Return how each part runs: whether `compiled`, `why` not, and whether what is built is `stale`. `workers` is the
+    reason that a running node's workers gave for not running theirs; empty if they do."""
     parts = {name: part() for name, part in PARTS.items()}
     if workers and parts["workers' loop"].runs:
         parts["workers' loop"] = BuiltPart(False, workers, stale=True)
@@ -30,5 +30,5 @@ def document(workers: str = "") -> dict[str, dict[str, Any]]:
 
 
 def told(name: str, part: Mapping[str, Any]) -> str:
-    """Return, for a person, how a part of the `document` runs; no period at the end."""
+    """Return, in words, how a part of the `document` runs; no period at the end."""
     return f"the {name} is compiled" if part["compiled"] else f"the {name} is not compiled: {part['why']}"
