@@ -1,8 +1,8 @@
-"""``python -m bench [NAME…]``: run the benchmarks named, or all, one after the other, and say which reached their bar.
+"""``python -m bench [NAME…]``: run the named benchmarks, or all, one by one, and report which reached their bar.
 
-Each is a module of this folder, run in a process of its own, which ends with `bench.result.write`. The status is 0
-when each ran to its end and reached its bar. A number after a name is for that benchmark: ``soak 10``. What is built
-is what runs, and a line says which part isn't.
+Each is a module in this folder, run in a separate process, which ends with `bench.result.write`. The status is 0 if all
+of them completed and reached their bar. A number after a name is passed to that benchmark: ``soak 10``. Built parts run
+as built, and a line says which parts aren't.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ from edge_runtime.built import parts
 FOLDER = Path(__file__).parent
 NO_BENCHMARKS = {"__main__", "__init__", "result"}
 ONLY_NAMED = {"soak"}
-"""Benchmarks that run only when they are named: they take long."""
+"""Benchmarks that run only when named, because they take long."""
 
 
 def main(arguments: list[str]) -> int:

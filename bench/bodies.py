@@ -1,9 +1,9 @@
-"""What does a front keep of bodies? Its own memory after crowds of clients, and while they don't read their answers.
+"""How much memory does a front keep for bodies? After crowds of clients, and while clients don't read their answers.
 
-Bodies of 10 bytes to 8 MB are echoed, each sent in pieces on a connection of its own, which then ends. Then 400 clients
-at a time send 7 MB each and read nothing, three times. The ratio is the smaller of two: 50 MiB over what the front has
-more than at the start once all are gone, and what the two limits allow (`body_memory` and `answer_memory`, with 64 MiB
-for what the workers are about to answer) over what it had more at most.
+Bodies of 10 bytes to 8 MB are echoed, each sent in pieces on a separate connection, which then closes. Then, three
+times, 400 clients send 7 MB each and read nothing. The ratio is the smaller of two: 50 MiB over the front's growth
+since the start once all clients are gone, and what the two limits allow (`body_memory` and `answer_memory`, plus 64 MiB
+for the answers that workers are about to send) over its growth at the peak.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ async def main() -> None:
         most = start
         for _ in range(3):
             most = max(most, await _crowd(node, pid))
-        # Twice what the front takes to look whether there is memory to give back.
+        # Twice the interval at which the front checks whether there is memory to return.
         await asyncio.sleep(3)
         end = own_memory(pid)
         await node.check()
@@ -62,7 +62,7 @@ async def main() -> None:
 
 
 async def _post(port: int, size: int, leave: asyncio.Event | None = None) -> None:
-    """Have a body echoed that is sent in pieces; with `leave`, read nothing of the answer and stay until it is set."""
+    """Send a body in pieces to be echoed; with `leave`, read nothing of the answer and stay until it is set."""
     loop = asyncio.get_running_loop()
     with socket.socket() as sock:
         sock.setblocking(False)
@@ -86,7 +86,7 @@ async def _crowd(node: Alone, pid: int) -> float:
     leave = asyncio.Event()
 
     async def stuck() -> None:
-        # The node may refuse a body, or give an answer up.
+        # The node may refuse a body or give up an answer.
         with contextlib.suppress(ConnectionError):
             await _post(node.port, STUCK_BYTES, leave)
 

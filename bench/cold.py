@@ -1,10 +1,10 @@
-"""How long does the first answer of a function take that was never called on this node?
+"""How long does a function's first answer take if it was never called on this node?
 
-Two cases. `ready`: its code is compiled; 20 functions of one release, the example `hello` each with a text of its own,
+Two cases. `ready`: its code is compiled; 20 functions of one release, each the example `hello` with a different text,
 called once each. `compiling`: a new function of more than 1 MB, whose compilation takes seconds, called as soon as its
-release serves, which is on the interpreter. The floor of each call, measured after it: WasmEdge's loading of the same
-file alone, and the same function's next call. The ratio is the floor over the first call, by medians, the smaller of
-both cases, each over what it must be.
+release serves, which is on the interpreter. The floor of each call, measured after it: WasmEdge just loading the same
+file, plus the same function's next call. The ratio is the floor over the first call, by medians, each divided by its
+bar, for the worse of the two cases.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ from tests.guests.build import wat
 
 BAR = 1
 READY_OVER, COMPILING_OVER = 0.4, 1.2
-"""The least that the floor may be of the first call."""
+"""The least permitted ratio of the floor to the first call."""
 READY = 16
 COMPILING = 5
 PAGES = 256
-"""Of memory, that a module may have."""
+"""Pages of memory that a module may have."""
 FILLERS = 6000
 """Functions in a large module."""
 

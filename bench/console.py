@@ -1,11 +1,11 @@
-"""What do those who look cost control? Pages of the console at 10,000 nodes, and `skerry logs -f` on all nodes.
+"""What do viewers cost control? Pages of the console at 10,000 nodes, and `skerry logs -f` on all nodes.
 
-One control process on a core of its own. 9,500 nodes are at their targets, and 1,500 of them poll six times as often as
-nodes do, over TLS; 500 others fail, sync or are offline. Three pages are open and are sent what changes. A client asks
-for each page again and again, one after the other, and waits for the whole of it; what is measured is from the request
-to its last byte. After each page it asks the floor for the same: `bare_pages`, where bare Starlette fills the same
-template from memory. `watched_nodes` has the other half. The ratio is the smaller of two, each over what it must be:
-the floor's time for all pages (their medians) over control's, and 1.5 over control's CPU with the view by that without.
+One control process on a separate core. 9,500 nodes are at their targets, and 1,500 of them poll six times as often as
+nodes do, over TLS; 500 others fail, sync or are offline. Three pages are open and receive updates. A client requests
+each page repeatedly, in turn, and waits for all of it; the time runs from the request to the last byte. After each page
+it requests the same from the floor: `bare_pages`, where bare Starlette fills the same template from memory.
+`watched_nodes` has the other half. The ratio is the smaller of two, each divided by its bar: the floor's time for all
+pages (their medians) over control's, and 1.5 over the ratio of control's CPU with the view to that without.
 """
 
 import asyncio
@@ -31,20 +31,21 @@ from control.protocol import wire
 
 BAR = 1
 PAGES_OVER = 0.25
-"""The least that the floor's time may be of control's."""
+"""The least permitted ratio of the floor's time to control's."""
 NODES = 10_000
 AT_TARGET = 9_500
-"""Of these, those that are at their target."""
+"""Those of them that are at their target."""
 POLLING = 1_500
-"""Of these, those that hold a poll, a sixth as long as nodes do: as many polls a second as of all at their targets."""
+"""Those of them that hold a poll, for a sixth of a node's time: as many polls a second as from all nodes at their
+targets."""
 PATIENCE = "3600"
 """Seconds after which the others count as offline."""
 AT_ONCE = 50
 """Connections that are made at a time."""
 ROUNDS = 20
-"""Requests of each page that are counted, and as many of its floor."""
+"""Counted requests for each page, and as many for its floor."""
 WARM = 3
-"""Requests of each before that."""
+"""Uncounted requests for each before that."""
 GROUPS = ("shops-eu", "shops-us", "lockers", "default")
 PAGES = (
     "/",
@@ -99,7 +100,7 @@ class Fleet:
 
 @dataclass
 class Asked:
-    """What a page took."""
+    """The time that a page took."""
 
     seconds: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
@@ -107,7 +108,7 @@ class Asked:
 
 
 class HeldPoll(asyncio.Protocol):
-    """A node's connection, on which it polls again when it was answered."""
+    """A node's connection, on which it polls again after each answer."""
 
     def __init__(self, fleet: Fleet, poll: bytes) -> None:
         self._fleet = fleet
@@ -173,7 +174,8 @@ def _ms(seconds: float) -> float:
 
 
 async def _make_nodes(control: Site) -> list[str]:
-    """Write nodes as if they had joined and arrived, or not; return the credentials of those that poll."""
+    """Insert nodes as if they had joined and reached their targets, or not; return the credentials of those that
+    poll."""
     now = datetime.now(UTC)
     ids = [str(uuid4()) for _ in range(NODES)]
     names = [f"node-{number}" for number in range(1, NODES + 1)]
@@ -194,13 +196,13 @@ async def _make_nodes(control: Site) -> list[str]:
 
 @asynccontextmanager
 async def _polling(control: Site, credentials: Sequence[str]) -> AsyncIterator[Fleet]:
-    """Hold a poll for each of these, from when all are held until the block ends."""
+    """Hold a poll for each of these; the block runs once all are held."""
     fleet, slots, loop = Fleet(), asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop()
     tls, digest = control.tls, wire.digest(INVENTORY)
     made: list[asyncio.BaseTransport] = []
 
     async def connect(number: int, credential: str) -> None:
-        # As in a fleet, not all of them end at one time.
+        # As in a fleet, not all of them end at the same time.
         wait = 2.5 + number % 100 / 60
         poll = wire.canonical(wire.Poll(generation=0, digest=digest, boot_id=str(uuid4()), wait=wait))
         headers = [("Authorization", f"Bearer {credential}"), ("Content-Type", "application/json")]
@@ -232,7 +234,7 @@ async def _held(control: Site) -> int:
 
 @asynccontextmanager
 async def _floor(control: Site, cores: set[int]) -> AsyncIterator[aiohttp.ClientSession]:
-    """Yield a session with the pages that are filled from memory, on these cores, until the block ends."""
+    """Run the server of pages filled from memory on these cores, and yield a session with it."""
     port = free_port()
     settings = {**control.settings, "SKERRY_PORT": str(port)}
     connector = aiohttp.TCPConnector(ssl=control.tls)

@@ -1,13 +1,13 @@
 """How long from `release create` to the new function answering at the edge? 30 releases of distinct modules.
 
-Each is the example `hello` (28 KB of C, which reads its greeting from the node's database) with a number of its own in
-its text, so that every one is another artifact: fetched, verified, compiled (the level that a function starts on; the
+Each is the example `hello` (28 KB of C, which reads its greeting from the node's database) with a different number in
+its text, so that each is a different artifact: fetched, verified, compiled (the level that a function starts on; the
 best one follows in the background), probed and flipped to. The time runs from before the request that `skerry release
-create` sends until an answer of the new function has come; the edge is asked every 2 ms, by a client that writes and
-reads the socket itself. Each release comes 0.1 s after the node reported the one before and its floor was measured:
-LLVM's compilation of that module alone, and the commits, files and requests that a release can't do without, made bare
+create` sends until an answer of the new function has come; the edge is asked every 2 ms by a client that uses the
+socket directly. Each release comes 0.1 s after the node reported the one before and its floor was measured: LLVM's
+compilation of that module alone, and the bare commits, files and requests that a release needs
 (`bench/parts/bare_release.py`). The ratio is the floor over the release, the lower quartile of each: a release passes
-through seven processes, each of which waits for a processor where others are busy, and the floor is two.
+through seven processes, each of which waits for a processor when others are busy, and the floor is two.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ RELEASES = 30
 EVERY = 0.002
 """Seconds between two requests to the edge."""
 REST = 0.1
-"""Seconds between two releases: one that comes at once meets what the one before has left to do."""
+"""Seconds between two releases: an immediate one would run into the leftover work of the one before."""
 UPLOADS = 2
-"""Versions uploaded at the same time; control checks each in a process of its own."""
+"""Versions uploaded at the same time; control checks each in a separate process."""
 HELLO = Path(__file__).parents[1] / "examples" / "hello"
 NAMED = b'{"message":%s'
 CALL = b"GET /functions/hello?name=Ada HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -49,7 +49,7 @@ async def main() -> None:
         bare_release.floor(control, cores) as floor,
     ):
         await control.change("greetings", (HELLO / "schema.sql").read_text())
-        # One more for what is done only once.
+        # One more for one-time work.
         versions = await _push(control, RELEASES + 1, manifest)
         taken, floors = [], []
         with closing(PlainClient(node.process.port, LIMIT)) as client:
@@ -99,7 +99,7 @@ def _key(number: int) -> bytes:
 
 
 async def _converge(control: Site, node: Edge, client: PlainClient, number: int, version: int) -> float:
-    """Release this version alone; return the seconds until the edge answers with it."""
+    """Release only this version; return the seconds until the edge answers with it."""
     started = time.perf_counter()
     await control.release({"hello": version})
     while True:

@@ -1,10 +1,10 @@
 """How long does a call wait while the node's release changes?
 
-A call that reads one row is made every 2 ms. Beside it two readers of 4 s each run without a pause, every one in one
-transaction, and each of the releases rewrites a table of 20 MB and makes an index on it. Every call must be answered,
-and with the schema's number of its own release. Before each release, as the floor, SQLite alone makes the same change
-of a table of its own, beside the same calls and readers. The ratio is the longest time that one of the small calls took
-beside that over the longest from the request for a release until the node is at it, the medians of the rounds.
+A call that reads one row is made every 2 ms. Meanwhile two readers of 4 s each run without a pause, each in one
+transaction, and each release rewrites a table of 20 MB and creates an index on it. Every call must be answered, with
+the schema number of its own release. Before each release, as the floor, SQLite alone makes the same change to a
+separate table, alongside the same calls and readers. The ratio is the longest time of a small call during that over the
+longest from the request for a release until the node is at it, by medians of the rounds.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ DROP INDEX IF EXISTS large_{1};
 
 
 class Calls:
-    """Makes small calls, one after the other, until the block ends."""
+    """Makes small calls, one at a time, until the block ends."""
 
     def __init__(self, node: Edge) -> None:
         self.took: list[tuple[float, float]] = []
@@ -137,7 +137,7 @@ async def main() -> None:
 
 
 async def _release(control: Site, node: Edge, calls: Calls, versions: dict[str, int], number: int) -> None:
-    """Release this version of the function and its schema change, and wait until a call was answered by it."""
+    """Release this version of the function and its schema change, and wait until it has answered a call."""
     await control.release({**versions, "version": number}, schema=number)
     deadline = time.monotonic() + RELEASE_LIMIT
     while calls.newest < number:

@@ -1,8 +1,8 @@
-"""What does batching save? CPU of one transaction a heartbeat over ours, at 1,000 nodes.
+"""What does batching save? CPU with one transaction per heartbeat over ours, at 1,000 nodes.
 
-Both write the same rows of the same database: one by one, as the cheapest transaction there is (a single UPDATE that
-commits by itself, 16 connections at once), and as control's `Heartbeats` does it once a second. The CPU is the client's
-and the database's, all of its processes. How a heartbeat comes in is the same for both and isn't measured.
+Both write the same rows of the same database: one by one, in the cheapest possible transaction (a single autocommitted
+UPDATE, 16 connections at once), and as control's `Heartbeats` does it once a second. The CPU is the client's and the
+database's, including all of its processes. Receiving a heartbeat is the same for both and isn't measured.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ NODES = 1000
 CONNECTIONS = 16
 ROUNDS = 6
 FLUSHES = 5
-"""Seconds of a fleet's life that a round of ours stands for."""
+"""Seconds of a fleet's life that one of our rounds represents."""
 
 ALONE = "UPDATE node_presence SET last_seen_at = $2, last_sync_at = $2 WHERE node_id = $1"
 
@@ -42,7 +42,7 @@ async def main() -> None:
             nodes = await _make_nodes(pool)
             presence = Heartbeats(db, SystemClock(), ControlMetrics())
             server = services.metadata.pid
-            # Once for what is done only once: plans of statements, caches.
+            # Once for one-time work: statement plans, caches.
             await _alone(pool, nodes, server)
             await _batched(presence, pool, nodes, server)
             rounds = [
@@ -80,14 +80,14 @@ async def _make_nodes(pool: asyncpg.Pool) -> list[str]:
 
 
 async def _alone(pool: asyncpg.Pool, nodes: list[str], server: int) -> tuple[float, float]:
-    """Write each node's heartbeat in a transaction of its own; return the CPU µs of one, of client and database."""
+    """Write each node's heartbeat in a separate transaction; return the CPU µs of one, for client and database."""
     started = datetime.now(UTC)
     left = iter(nodes)
 
     async def some() -> None:
         async with pool.acquire() as connection:
             for id in left:
-                # At SERIALIZABLE even these fail of each other now and then (they share pages), and are run again.
+                # At SERIALIZABLE even these conflict now and then (they share pages), and are retried.
                 while not await _record(connection, id):
                     pass
 
@@ -108,7 +108,7 @@ async def _record(connection: Any, id: str) -> bool:
 
 
 async def _batched(presence: Heartbeats, pool: asyncpg.Pool, nodes: list[str], server: int) -> tuple[float, float]:
-    """Write heartbeats of each node as control does; return as `_alone` does."""
+    """Write each node's heartbeats as control does; return the same as `_alone`."""
     before = time.process_time(), cpu.tree(server)
     for _ in range(FLUSHES):
         started = datetime.now(UTC)

@@ -1,10 +1,10 @@
-"""What does a call of a function cost? A 256-byte POST through front and worker, a fresh AOT instance each.
+"""What does a function call cost? A 256-byte POST through front and worker, with a fresh AOT instance each.
 
-The guest is C, over WASI, and echoes what it gets. The ratio is the CPU of a request to a raw ASGI echo on one uvicorn
-process over that of a call of a real node (`skerry-edge run`, joined, its release made by control), front and workers
-together; 64 clients in both, and the load shares both cores with what it loads. The load is a client of our own, which
-looks at every answer: it costs 10 µs of CPU a request, as much as wrk does, in a process whose core isn't full
-(`load_us` in the details). The details have requests a second, and the same of our node uncompiled.
+The guest is in C, on WASI, and echoes its input. The ratio is the CPU of a request to a raw ASGI echo on one uvicorn
+process over that of a call to a real node (`skerry-edge run`, joined, its release made by control), front and workers
+together; 64 clients in both, and the load shares both cores with what it loads. The load is our own client, which
+checks every answer: it costs 10 µs of CPU a request, as much as wrk does, in a process whose core isn't full (`load_us`
+in the details). The details have requests a second, and the same for our uncompiled node.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ async def main() -> None:
 
 
 def client(port: int, path: str) -> Client:
-    """Return 64 clients that send 256 bytes, and get them back."""
+    """Return 64 clients that send 256 bytes and get them back."""
     sent = request(path, BODY, [("Content-Type", "application/octet-stream")])
     return Client(port, [(sent, Expected(200, BODY))] * CLIENTS)
 

@@ -1,11 +1,11 @@
-"""How long do an operator and a node's poll wait beside joins with made-up tokens, and what does such a join cost?
+"""How long do an operator and a node's poll wait during joins with made-up tokens, and what does such a join cost?
 
-1,500 connections are opened at once, each with another made-up token, and then 40 with bodies of 4 MB. Beside them an
+1,500 connections are opened at once, each with a different made-up token, and then 40 with bodies of 4 MB. Meanwhile an
 operator lists the nodes and a node polls, ten times a second each. Control is pinned to one core, all clients to the
-other. The floor is control's own server class without control's application, asked the same, which refuses each join
-unread; both are attacked in turn. The ratio is the CPU of the floor's process for both attacks over that of control's.
-The longest waits are told and not judged: the longest of some hundred is whatever else the machine did. That a made-up
-token waits for nothing that others need is what `test_anonymous_joins.py` shows.
+other. The floor is control's own server class without control's application, which gets the same requests and refuses
+each join unread; both are attacked in turn. The ratio is the CPU of the floor's process for both attacks over that of
+control's. The longest waits are reported but not judged: the longest of some hundred reflects whatever else the machine
+did. `test_anonymous_joins.py` shows that a made-up token waits for nothing that others need.
 """
 
 import asyncio
@@ -36,14 +36,14 @@ PERIOD = 0.1
 
 @dataclass
 class Attacked:
-    """A server, what an operator and a node ask it meanwhile, and what was found."""
+    """A server, the requests of an operator and a node to it meanwhile, and the measurements."""
 
     process: Process
     asks: list[Callable[[], Awaitable[None]]]
     cpu: list[float] = field(default_factory=list)
-    """Seconds of its CPU, of each round."""
+    """Its CPU seconds in each round."""
     longest: list[float] = field(default_factory=list)
-    """Seconds of the longest wait, of each round."""
+    """The longest wait in seconds in each round."""
 
 
 async def main() -> None:
@@ -77,7 +77,7 @@ async def main() -> None:
 
 
 async def _attack(side: Attacked, ca: str) -> str:
-    """Attack this server in both ways, note what it took; return how the joins were answered."""
+    """Attack this server in both ways, and note its CPU and waits; return how the joins were answered."""
     waits, outputs = [], []
     before = cpu.seconds([side.process.pid])
     for count, size in ATTACKS.values():
@@ -95,7 +95,7 @@ async def _attack(side: Attacked, ca: str) -> str:
 
 
 async def _watch(ended: "asyncio.Task[Any]", ask_once: Callable[[], Awaitable[None]]) -> list[float]:
-    """Return the seconds that each answer took until the attack had ended, and of one more."""
+    """Return the seconds that each answer took until the attack ended, and those of one more."""
     found = []
     while True:
         last = ended.done()

@@ -1,9 +1,9 @@
-"""What does a worker's death cost? A random worker is killed every 50 ms for 10 s, under 64 clients.
+"""What does a worker's death cost? A random worker is killed every 50 ms for 10 s, under load from 64 clients.
 
-Each call has a name of its own. One half of the clients has it echoed, the other has it written to the node's database.
-The ratio is 1 where all of this holds, else 0: no call hangs; none fails but with the answer that its process ended,
-and at most one for each kill, the one that had begun; none gets another's answer; in the database is each call that
-was answered, once, none that was told that nothing was changed, and no other that nobody can explain.
+Each call has a unique name. Half of the clients have it echoed, the others have it written to the node's database. The
+ratio is 1 if all of this holds, else 0: no call hangs; calls fail only with the answer that their process ended, at
+most one per kill, namely the one that had begun; none gets another's answer; the database has each answered call once,
+none whose client heard that nothing was changed, and no other that can't be explained.
 """
 
 import asyncio
@@ -47,11 +47,11 @@ class Callers:
         self.failed: Counter[str] = Counter()
         self.written: set[str] = set()
         self.unwritten: set[str] = set()
-        """Writes whose clients were told that nothing was changed."""
+        """Writes whose clients heard that nothing was changed."""
         self.unknown: set[str] = set()
 
     async def run(self, number: int) -> None:
-        """Run one client, which makes one call after the other."""
+        """Run one client, which makes calls one at a time."""
         turn = 0
         while self.going:
             turn += 1
@@ -107,7 +107,7 @@ async def main() -> None:
             }
             await control.release(versions)
             before = await node.at_release(1, best=True)
-        # Control has ended: the cores are the node's and its clients'.
+        # Control has exited: the cores belong to the node and its clients.
         connector = aiohttp.TCPConnector(limit=CLIENTS)
         http = await stack.enter_async_context(
             aiohttp.ClientSession(f"http://127.0.0.1:{node.process.port}", connector=connector)
@@ -147,7 +147,7 @@ async def main() -> None:
 
 
 async def _kill(zygote: int) -> int:
-    """Kill a random worker again and again; return how many were killed."""
+    """Kill a random worker repeatedly; return how many were killed."""
     chance = random.Random(7)
     kills = 0
     children = Path(f"/proc/{zygote}/task/{zygote}/children")
@@ -163,7 +163,7 @@ async def _kill(zygote: int) -> int:
 
 
 async def _settled(node: Edge, wanted: int) -> dict[str, dict[str, int]]:
-    """Wait until all workers are there again; return the node's status."""
+    """Wait until all workers are up again; return the node's status."""
     async with asyncio.timeout(HANGS):
         while True:
             status: dict[str, dict[str, int]] = await node.status()
@@ -173,7 +173,7 @@ async def _settled(node: Edge, wanted: int) -> dict[str, dict[str, int]]:
 
 
 async def _rows(http: aiohttp.ClientSession) -> list[str]:
-    """Return every name in the database, read in pieces, as an answer of SQL has a limit."""
+    """Return every name in the database, read in pieces, since an SQL answer has a limit."""
     found: list[str] = []
     while True:
         statement = {"sql": "SELECT name FROM done ORDER BY rowid LIMIT 5000 OFFSET ?", "params": [len(found)]}

@@ -1,16 +1,16 @@
 """Can a node serve many functions of 2 MB of code each, on two workers: 200 of them in 1 GB?
 
-Each function is a module of its own, compiled at the quick level, which they stay at. The node starts with its release
-compiled, without a control, and each function is called in each worker. Then three things are measured: the PSS of all
-of its processes, 130 MB and 4.5 MB for each function at most; the p90 of calls of functions drawn evenly, by two
-clients, beside the p90 of the same clients' calls of one function; and the p90 beside a release that changes one
-function, whose new version is compiled meanwhile (nothing of it is kept between runs), beside that while LLVM alone
-compiles a module as large. The ratio is the smallest of the three, each over what it must be (the p99s are told), and 0
-where a worker ended.
+Each function is a separate module, compiled at the quick level, where it stays. The node starts with its release
+compiled, without control, and each function is called in each worker. Then three things are measured: the PSS of all of
+its processes, at most 130 MB plus 4.5 MB per function; the p90 of two clients' calls of evenly drawn functions,
+compared with the p90 of their calls of one function; and the p90 during a release that changes one function, whose new
+version is compiled meanwhile (it isn't kept between runs), compared with the p90 while LLVM alone compiles an equally
+large module. The ratio is the smallest of the three, each divided by its bar (the p99s are reported), and 0 if a worker
+died.
 
-It takes 25 functions, or as many as are named (`just bench many 200`). The first run compiles for a minute on two
-cores, for 200 of them seven minutes. What it made is kept in `.skerry/bench/many` (1.5 GB of 200), by content, also
-where the run was ended early, and later runs start with it.
+It uses 25 functions, or the given number (`just bench many 200`). The first run compiles for a minute on two cores, for
+200 functions seven minutes. The results are kept in `.skerry/bench/many` (1.5 GB for 200) by content, even if the run
+was interrupted, and later runs reuse them.
 """
 
 import asyncio
@@ -46,9 +46,9 @@ from edge_runtime.ipc.frames import LocalFunction
 
 BAR = 1
 MEMORY_ALONE, MEMORY_EACH = 130e6, 4.5e6
-"""The bytes that a node may take, and those for each function."""
+"""The bytes that a node may take, and those per function."""
 DRAWN_OVER, RELEASE_OVER = 0.6, 0.6
-"""The least that each floor's p90 may be of what was measured."""
+"""The least permitted ratio of each floor's p90 to the measured one."""
 FUNCTIONS = 25
 SIZE = 2_000_000
 WORKERS = 2
@@ -67,7 +67,7 @@ class Node:
     http: aiohttp.ClientSession
 
     async def release(self, given: Release) -> None:
-        """Have the node change to another release, and wait until it has."""
+        """Move the node to another release, and wait until it is there."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(msgspec.json.encode(given) + b"\n")
@@ -76,7 +76,7 @@ class Node:
         assert line == b"applied\n", line
 
     async def call(self, at: int, *numbers: int) -> float:
-        """Call function `at`, which must answer as one of these modules does; return the seconds it took."""
+        """Call function `at`, which must give the answer of one of these modules; return the seconds it took."""
         started = time.perf_counter()
         async with self.http.post(f"/functions/f{at}") as answer:
             body = await answer.read()
@@ -127,7 +127,7 @@ async def _measure(node: Node, numbers: list[int], state: Path) -> dict[str, Any
     wasm = modules.make(len(numbers) + 1, SIZE)
     for _ in range(WARM_ROUNDS):
         for number in numbers:
-            # At the same time, so that each worker gets one.
+            # Concurrently, so that each worker gets one.
             await asyncio.gather(*[node.call(number, number) for _ in range(WORKERS)])
     times, one = [], []
     for _ in range(ROUNDS):
@@ -151,7 +151,7 @@ async def _measure(node: Node, numbers: list[int], state: Path) -> dict[str, Any
         beside += await _drawn(node, numbers[1:], 50)
     took = time.monotonic() - started
     await applying
-    # What was loaded stays so: each of the others once more, in the first calls after the change.
+    # Loaded functions stay loaded: each of the others is called once more, in the first calls after the change.
     beside += [await node.call(number, number) for number in numbers[1:]]
     await node.call(0, len(numbers))
     return {
@@ -188,7 +188,7 @@ async def _compile(state: Path, wasm: bytes) -> None:
 
 
 async def _drawn(node: Node, numbers: Sequence[int], calls: int) -> list[float]:
-    """Call functions drawn evenly, so many by each client, one after the other; return the seconds of each call."""
+    """Call evenly drawn functions, this many per client, one at a time; return the seconds of each call."""
 
     async def client(seed: int) -> list[float]:
         drawn = random.Random(seed).choices(numbers, k=calls)

@@ -1,9 +1,9 @@
-"""How much memory does a node take? The PSS of all of its processes together, with nothing else of Skerry beside.
+"""How much memory does a node take? The PSS of all of its processes together, with no other part of Skerry running.
 
 `idle`: a node that has joined and has no function: 100 MB. `called`: one with the examples `hello` and `visits` under
-five names each, after 50,000 calls, 10,000 of which write: 150 MB. Control has ended when the memory is looked at. The
-ratio is the limit over what was measured, the worse of both. Other processes of the same interpreter make the figures
-smaller than they are: run it with nothing beside.
+five names each, after 50,000 calls, 10,000 of which write: 150 MB. Control has exited when the memory is measured. The
+ratio is the limit over the measured value, for the worse of the two. Other processes of the same interpreter make the
+figures too small: run it on its own.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ NAMES = 5
 READS = 40_000
 WRITES = 10_000
 SETTLE = 5.0
-"""Seconds to wait after a start or a load until its background work has ended."""
+"""Seconds to wait after a start or a load for its background work to finish."""
 SAMPLES = 5
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -52,7 +52,7 @@ async def main() -> None:
 
 @asynccontextmanager
 async def _idle() -> AsyncIterator[Edge]:
-    """Run a node that joined, and whose control ended before there was a release, until the block ends."""
+    """Run a node that joined, and whose control exited before there was a release, until the block ends."""
     cores = cpu.all_cores()
     async with folder() as where, AsyncExitStack() as running:
         async with site(where, cores) as control:
@@ -70,7 +70,7 @@ def _example(name: str) -> tuple[bytes, dict[str, Any], str]:
 
 
 async def _write(node: Alone) -> None:
-    """Call each name of `visits` by one client, one call after the other, and check the visitor's count."""
+    """Call each name of `visits` from one client, one call at a time, and check the visitor's count."""
 
     async def visit(http: aiohttp.ClientSession, at: int) -> None:
         for number in range(WRITES // NAMES):
@@ -84,7 +84,7 @@ async def _write(node: Alone) -> None:
 
 
 async def _read(node: Alone) -> int:
-    """Make calls that change nothing, by four clients of each name; return how many."""
+    """Make calls that change nothing, from four clients per name; return how many."""
     greeting = Expected(200, b'{"message":"Hello, Ada!","language":"en"}\n')
     exchanges = []
     for at in range(NAMES):
@@ -103,7 +103,7 @@ def _get(path: str) -> bytes:
 
 
 async def _memory(node: Edge) -> dict[str, int]:
-    """Return the memory of a node that has settled: of each part, the median of several samples."""
+    """Return the memory of a settled node: for each part, the median of several samples."""
     await asyncio.sleep(SETTLE)
     samples = []
     for _ in range(SAMPLES):

@@ -1,12 +1,11 @@
 """How long does a writer wait while a table of half a million rows is changed in steps?
 
 Rows have 150 bytes. Eight clients each change one row, with 10 ms in between, without a pause: first alone, then in
-three rounds. A round fills a new column of every row, and makes the table anew with the old one emptied behind it;
-before each, as the floor, SQLite alone makes the same change of a table of its own, in transactions of 2,000 rows. The
-ratio is the smaller of two: the longest time that a client waited for its answer beside the latter over the longest
-beside the former, from the request for a release until all is done (medians of the rounds), over what it must be; and
-64 MB over the applier's memory at its peak (PSS). For comparison: what the same clients wait beside CREATE INDEX, which
-can't be cut.
+three rounds. A round fills a new column in every row, and then recreates the table while emptying the old one; before
+each, as the floor, SQLite alone makes the same change to a separate table, in transactions of 2,000 rows. The ratio is
+the smaller of two: the longest time that a client waited for its answer during the latter over the longest during the
+former, from the request for a release until everything is done (medians of the rounds), divided by its bar; and 64 MB
+over the applier's peak memory (PSS). For comparison: the same clients' waits during CREATE INDEX, which can't be split.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ from tests.guests.build import guest
 
 BAR = 1
 STALL_OVER = 0.5
-"""The least that the longest wait beside the floor may be of that beside a change."""
+"""The least permitted ratio of the longest wait during the floor to that during a change."""
 MEMORY_LIMIT = 64_000_000
 ROWS = 500_000
 CHUNK = 250_000
@@ -37,7 +36,7 @@ CLIENTS = 8
 PAUSE = 0.010
 ROUNDS = 3
 BARE_BATCH = 2_000
-"""Rows of a transaction of the floor's."""
+"""Rows per transaction of the floor."""
 CHANGE_LIMIT = 900.0
 FIRST = (
     "CREATE TABLE items (id INTEGER PRIMARY KEY, customer TEXT NOT NULL, note TEXT NOT NULL, amount REAL NOT NULL, "
@@ -92,7 +91,7 @@ INDEX = "CREATE INDEX items_customer ON items (customer)"
 
 
 class Writers:
-    """Clients that change a row each, again and again, until the block ends."""
+    """Clients that each change a row, over and over, until the block ends."""
 
     def __init__(self, node: Edge) -> None:
         self.took: list[tuple[float, float]] = []
@@ -124,7 +123,7 @@ class Writers:
 
 
 class Memory:
-    """Notes the largest memory of processes of the node that are neither its front, zygote nor workers."""
+    """Records the largest memory of the node's processes other than its front, zygote and workers."""
 
     def __init__(self, node: Edge) -> None:
         self.peak = 0
@@ -205,7 +204,8 @@ def _changes() -> Iterator[tuple[int, str, str]]:
 
 
 def _bare(name: str, number: int) -> list[str]:
-    """Return the statements of a change, each a transaction, without what keeps writers' rows right meanwhile."""
+    """Return the statements of a change, each a transaction, without those that keep concurrent writers' rows
+    correct."""
 
     def batches(sql: str) -> list[str]:
         return [sql.format(number, at, at + BARE_BATCH) for at in range(0, ROWS, BARE_BATCH)]
@@ -218,7 +218,7 @@ def _bare(name: str, number: int) -> list[str]:
 
 
 async def _change(control: Site, node: Edge, number: int, sql: str) -> None:
-    """Register a change and release it; wait until the node has it, and all that comes after its flip."""
+    """Register a change and release it; wait until the node has it and has finished the steps after its flip."""
     await control.change(f"change-{number}", sql)
     await control.release(allow_loss=True, allow_stall=sql == INDEX)
     deadline = time.monotonic() + CHANGE_LIMIT

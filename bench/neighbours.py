@@ -1,11 +1,11 @@
 """How long do a function's calls take while its neighbours behave badly? 100 calls a second of a small function.
 
 The calls come when they are due, whether earlier ones are answered or not (an open loop), and each counts from when it
-was due. Beside them four other functions of the node have a client each, which asks again as soon as it has its answer,
+was due. Meanwhile four other functions of the node have a client each, which asks again as soon as it has its answer,
 or after Retry-After: one loops until its time limit, one floods the log, one reads in one transaction for nearly its
 whole limit, and one takes large bodies. For comparison four processes outside Skerry are busy at the same priority. The
-ratio is 2 over the p99 of the calls beside the former, over that beside the latter: the median of the rounds, which
-alternate.
+ratio is 2 divided by (the p99 of the calls beside the neighbours over that beside the busy processes): the median of
+the rounds, which alternate.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ from tests.guests.build import guest, wat
 
 BAR = 1
 TIMES = 2.0
-"""So many times the p99 beside busy processes it may be."""
+"""The most that it may be, as a multiple of the p99 beside busy processes."""
 RATE = 100
 SECONDS = 5.0
 SETTLES = 1.0
-"""Seconds before each round in which the neighbours are there already."""
+"""Seconds for which the neighbours are already active before each round."""
 ROUNDS = 2
 CONNECTIONS = 128
 STUCK = 30.0
@@ -63,21 +63,21 @@ FLOODS = """
     (i32.store (i32.const 104) (i32.const 27))
     (drop (call $write (i32.const 1) (i32.const 100) (i32.const 1) (i32.const 200)))))
 """
-"""Writes 8,000 lines of a letter to its log, which is all that a call may."""
+"""Writes 8,000 lines of one letter to its log, which is all that a call may write."""
 
 
 class Calls:
-    """Calls the small function on connections that are there already."""
+    """Calls the small function on existing connections."""
 
     def __init__(self) -> None:
         self.took: list[float] = []
         """Seconds from when each call was due until it was answered."""
         self.free: deque[Connection] = deque()
         self.waiting: deque[float] = deque()
-        """When calls were due that wait for a connection."""
+        """When the calls that wait for a connection were due."""
 
     async def run(self, seconds: float) -> list[float]:
-        """Make calls at `RATE` for so long; return what each took in seconds, sorted."""
+        """Make calls at `RATE` for this long; return the seconds that each took, sorted."""
         self.took = []
         count, began = int(RATE * seconds), time.perf_counter()
         for number in range(count):

@@ -1,11 +1,11 @@
-"""How much does control's own work add to a poll? Polls at target (wait 0) over a raw echo on the same server.
+"""How much does control's own work add to a poll? Polls at target (wait 0) compared with a raw echo on the same server.
 
-Both are asked with the same bytes over TLS on 64 kept-alive connections, each of a node of its own; both are pinned to
-one core, and the load to the other. Ours has what every request goes through (request id, timing, metrics), its node's
-authentication, and the state that the poll is compared with; the echo nothing. Each node sends the same bytes again and
-again, as one at target does: control reads them once. The ratio is the CPU of an echo over that of a poll, round
-against round. Requests a second are told and not judged: with neighbours on either core the rounds of one run went from
-0.55 to 1.02, since what is counted then is who had the processor; a process's CPU time isn't taken while it waits for
+Both are asked with the same bytes over TLS on 64 kept-alive connections, each for a different node; both are pinned to
+one core, and the load to the other. Ours does what every request needs (request id, timing, metrics), the node's
+authentication, and the comparison of the poll with the state; the echo does nothing. Each node sends the same bytes
+over and over, as one at target does: control reads them once. The ratio is the CPU of an echo over that of a poll,
+round against round. Requests a second are reported but not judged: with neighbours on either core the rounds of one run
+ranged from 0.55 to 1.02, since they depend on who had the processor; a process's CPU time doesn't include waiting for
 it.
 """
 

@@ -1,10 +1,9 @@
 """Is a call with one SELECT by key cheaper than workerd's with a Durable Object's SQLite?
 
 A 256-byte POST with an item's key in its query; the guest SELECTs the item with a parameter and answers with its name
-and price. Ours is a real node with a guest in C by the ABI `direct`, in a fresh instance each, on libsql; workerd is
-one process with one Durable Object, on its disk. 64 connections of wrk, which shares both cores with what it loads.
-The ratio is workerd's CPU of a request over ours. The details have requests a second, and the same of our node
-uncompiled.
+and price. Ours is a real node with a guest in C on the ABI `direct`, with a fresh instance each, on libsql; workerd is
+one process with one Durable Object, on disk. 64 connections of wrk, which shares both cores with what it loads. The
+ratio is workerd's CPU per request over ours. The details have requests a second, and the same for our uncompiled node.
 """
 
 import asyncio

@@ -1,13 +1,13 @@
 """What does it cost when a worker dies, and what does another worker cost?
 
 There is one worker. It is killed with SIGKILL, and a request follows at once; the spare worker takes its place and
-answers, at the median within 6 ms. `call_p50_ms` is what the same call takes where nothing was killed. The client
-writes and reads the socket itself, so that both are the node's time; a spare worker has 0.1 s to come to rest (`kill`
-is about workers that die one after the other). `bare`: the spare worker is killed too, so that the next one must be
-born, fenced and load the release first. Memory: the PSS of the zygote and of all of its children together, which counts
-shared pages once, with 2 workers and with 10, after calls; an eighth of the difference is another worker's: 4 MB. The
-functions are echo and one with SQL, so that each worker has the database open. The ratio is the limit over what was
-measured, the worse of both.
+answers, at the median within 6 ms. `call_p50_ms` is the time of the same call with nothing killed. The client uses the
+socket directly, so that both are the node's time; a spare worker has 0.1 s to settle (`kill` is about workers that die
+in succession). `bare`: the spare worker is killed too, so that the next one must first be forked, fenced, and load the
+release. Memory: the PSS of the zygote and of all of its children together, which counts shared pages once, with 2
+workers and with 10, after calls; an eighth of the difference is the cost of one more worker: 4 MB. The functions are
+echo and one with SQL, so that each worker has the database open. The ratio is the limit over the measured value, for
+the worse of the two.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ from tests.guests.build import guest
 
 BAR = 1
 ANSWER_LIMIT = 0.006
-"""Seconds from the kill to the answer, at the median: four times what it takes on a quiet machine."""
+"""Median seconds from the kill to the answer: four times as long as on a quiet machine."""
 MEMORY_LIMIT = 4_000_000
 KILLS = 50
 FEW, MANY = 2, 10
 CALLS = 40
-"""Calls of each worker before its memory is measured."""
+"""Calls to each worker before its memory is measured."""
 REST = 0.1
 """Seconds before each kill."""
 READINGS = 20
@@ -56,7 +56,7 @@ async def main() -> None:
             }
             await control.release(versions)
             await joined.at_release(1, best=True)
-        # Control has ended: the node serves without.
+        # Control has exited: the node serves without it.
         async with _node(where, 1, cores) as node:
             with closing(PlainClient(node.process.port, LIMIT)) as client:
                 calls, times = [], []
@@ -83,7 +83,7 @@ async def main() -> None:
 
 @asynccontextmanager
 async def _node(where: Path, workers: int, cores: set[int]) -> AsyncIterator[Edge]:
-    """Start the node that has joined, with so many workers."""
+    """Start the joined node with this many workers."""
     async with started(where, f"edge-{workers}", cores, SKERRY_EDGE_WORKERS=str(workers)) as node:
         deadline = time.monotonic() + LIMIT
         while (await _workers(node))["fit"] < workers:
@@ -111,14 +111,14 @@ def _answer(client: PlainClient) -> float:
 
 
 async def _undisturbed(client: PlainClient) -> float:
-    """Wait as long as `_respawn` does, then do as `_answer`."""
+    """Wait as long as `_respawn` does, then return what `_answer` does."""
     await asyncio.sleep(REST)
     return _answer(client)
 
 
 async def _respawn(node: Edge, client: PlainClient, *, bare: bool = False) -> float:
     """Return the seconds from the kill to the next worker's answer."""
-    # It has shown that it works, so the next one is born without a delay.
+    # It has proven itself, so the next one is started without a delay.
     _answer(client)
     there = await _workers(node)
     while not (there["pids"] and there["spares"]):
@@ -137,7 +137,7 @@ async def _respawn(node: Edge, client: PlainClient, *, bare: bool = False) -> fl
 
 
 async def _memory(node: Edge, workers: int) -> int:
-    """Return the bytes of the zygote and its children together: the least of some readings."""
+    """Return the bytes of the zygote and its children together: the lowest of several readings."""
     for _ in range(CALLS):
         calls = [
             _call(node.http, name, body) for name, body in (("echo", BODY), ("sql", SELECT)) for _ in range(workers)

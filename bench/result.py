@@ -1,4 +1,4 @@
-"""What every benchmark ends with: one ratio (more is better), its bar, and a JSON file in ``bench/results``."""
+"""The result of every benchmark: one ratio (more is better), its bar, and a JSON file in ``bench/results``."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ def path(name: str) -> Path:
 
 
 def write(name: str, ratio: float, bar: float, details: dict[str, Any]) -> None:
-    """Keep and print the result of the benchmark `name`; it passed when `ratio` is at least `bar`."""
+    """Save and print the result of the benchmark `name`; it passed when `ratio` is at least `bar`."""
     found = {"name": name, "ratio": round(ratio, 4), "bar": bar, "passed": ratio >= bar, "details": details}
     FOLDER.mkdir(exist_ok=True)
     path(name).write_text(json.dumps(found, indent=2) + "\n")
@@ -20,7 +20,7 @@ def write(name: str, ratio: float, bar: float, details: dict[str, Any]) -> None:
 
 
 def read(name: str) -> dict[str, Any] | None:
-    """Return what the benchmark wrote, or None where it wrote nothing."""
+    """Return what the benchmark wrote, or None if it wrote nothing."""
     try:
         found: dict[str, Any] = json.loads(path(name).read_text())
     except FileNotFoundError:

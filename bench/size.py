@@ -1,10 +1,10 @@
-"""How fast does a large body pass, and what does it cost the small calls beside it?
+"""How fast does a large body pass through, and what does it cost concurrent small calls?
 
-A C function over WASI echoes 10 MB through a real node (`skerry-edge run`, joined, its release made by control): into
-the front, into a worker, through the guest, and back. The floor is the same body through two processes that pass it on
+A C function on WASI echoes 10 MB through a real node (`skerry-edge run`, joined, its release made by control): into the
+front, into a worker, through the guest, and back. The floor is the same body through two processes that pass it on
 (`bench/parts/large_echo.py`), in the same rounds. The ratio is the floor's time, from the first byte sent to the last
-one received, over ours: lower quartiles, which neighbours move least. Then others call a function with 256 bytes, alone
-and beside large calls: the details have their times, and those of the large ones beside them.
+one received, over ours: lower quartiles, which neighbours affect least. Then other clients call a function with 256
+bytes, alone and beside large calls: the details have their times, and those of the large calls.
 """
 
 import asyncio

@@ -1,10 +1,10 @@
-"""Does a node leak? Full load for minutes (10, or those of the argument), with a release every 5 s.
+"""Does a node leak? Full load for 10 minutes (or the number given), with a release every 5 s.
 
-64 clients: most have a body echoed, some read a row, some change one; every answer is checked. Each release has
-another version of the echo, by turns, so the workers load and unload modules all the time. Every 2 s the memory of the
-front, its zygote and each worker is taken (what is theirs alone), and their open descriptors are counted. The slopes
-are those of a straight line through the second half. The ratio is what a process may grow over what the worse of front
-and workers grew (10 at most), and 0 where there are more descriptors at the end than at the start, or a worker ended.
+64 clients: most have a body echoed, some read a row, some change one; every answer is checked. Each release has another
+of the echo's versions, in turn, so the workers constantly load and unload modules. Every 2 s the private memory of the
+front, its zygote and each worker is measured, and their open descriptors are counted. The slopes are those of a
+straight line through the second half. The ratio is the permitted growth over the growth of the front or the workers,
+whichever is worse (10 at most), and 0 if there are more descriptors at the end than at the start, or a worker died.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ CLIENTS = {"echo": 48, "read": 12, "change": 4}
 RELEASE_EVERY = 5.0
 SAMPLE_EVERY = 2.0
 MAY_GROW = 0.5
-"""MiB a minute, over minutes: less than what one release, or a thousandth of the calls, would leave behind."""
+"""MiB a minute, over minutes: less than one release, or a thousandth of the calls, would leave behind."""
 SPARE = 8
-"""Descriptors that may be open for a moment: connections to control, a child that is being born."""
+"""Descriptors that may be open for a moment: connections to control, a child that is being started."""
 MOST = 10.0
 BODY = bytes(range(256))
 SCHEMA = "CREATE TABLE counts (id INTEGER PRIMARY KEY, number INTEGER NOT NULL); INSERT INTO counts VALUES (1, 0)"
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
     workers: float
     """Mean MiB of the processes that lived all the time."""
     descriptors: int
-    """Open descriptors of all processes, the connections of the clients included."""
+    """Open descriptors of all processes, including the clients' connections."""
 
 
 async def main(minutes: float) -> None:
@@ -101,7 +101,7 @@ async def main(minutes: float) -> None:
 async def _soak(
     control: Site, node: Edge, client: Client, echoes: list[int], workers: dict[str, Any], minutes: float
 ) -> tuple[list[Sample], int, int]:
-    """Load the node for so many minutes; return samples, answers and releases. Raises: WrongAnswer."""
+    """Load the node for this many minutes; return samples, answers and releases. Raises: WrongAnswer."""
     samples: list[Sample] = []
     answers = releases = 0
     started = time.monotonic()
@@ -146,7 +146,7 @@ def _descriptors(pid: int) -> int:
 
 
 def _slope(samples: Sequence[Sample], name: str) -> float:
-    """MiB a minute."""
+    """Return the slope in MiB a minute."""
     return linear_regression([s.minutes for s in samples], [getattr(s, name) for s in samples]).slope
 
 
@@ -159,7 +159,7 @@ async def _answer(node: Edge, name: str, body: bytes) -> bytes:
 
 
 def _distinct(wasm: bytes, number: int) -> bytes:
-    """Return the module as another artifact: with a custom section at its end."""
+    """Return the module as a different artifact: with a custom section at its end."""
     name = b"soak"
     content = bytes([len(name)]) + name + bytes([number])
     return wasm + bytes([0, len(content)]) + content

@@ -1,7 +1,7 @@
 """What do traces cost a call? A 256-byte POST to a node that traces 1 % of its calls, and to one that sends no traces.
 
-Compared: the CPU of front and workers for a call without traces over that with them, in rounds that take turns; the bar
-is what «at most 1.05 times» is. The guest echoes what it gets; the collector runs beside the load.
+The ratio is the CPU of front and workers for a call without traces over that with them, in alternating rounds; the bar
+corresponds to "at most 1.05 times". The guest echoes its input; the collector runs beside the load.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ async def main() -> None:
 
 
 def quiet(found: rounds.Rounds, name: str) -> float:
-    """Return the CPU of a call in the quieter rounds, their lower quartile: neighbours only add to it."""
+    """Return the CPU of a call in the quieter rounds, as the lower quartile: neighbours only add to it."""
     return quantiles([each["cpu_us"] for each in found[name]])[0]
 
 

@@ -1,11 +1,11 @@
-"""Is a call of ours, in a fresh instance in a fenced worker, cheaper than workerd's with a fresh instance?
+"""Is one of our calls, in a fresh instance in a fenced worker, cheaper than workerd's with a fresh instance?
 
 A 256-byte POST that is echoed, 64 connections of wrk, which shares both cores with what it loads. Ours is a real node
-(`skerry-edge run`, joined, its release made by control) with a guest in C, by the ABI `direct` and by WAGI. workerd
-runs a WASM echo with a fresh instance a request, in one process (which has one thread for JavaScript) and in two, and
+(`skerry-edge run`, joined, its release made by control) with a guest in C, on the ABI `direct` and on WAGI. workerd
+runs a WASM echo with a fresh instance per request, in one process (which has one thread for JavaScript) and in two, and
 with one instance for all requests.
 
-The ratio is the smallest of five, each over what it must be:
+The ratio is the smallest of five, each divided by its bar:
 
 - the CPU time of a request of two processes over that of ours, at least 2.8;
 - the same where no two heads of requests are the same, for both, at least 2.8: what is kept of a head is worth nothing;
@@ -13,7 +13,7 @@ The ratio is the smallest of five, each over what it must be:
 - the CPU time of a request of `direct` over that of WAGI, at least 0.65;
 - the CPU time of a request of workerd's one instance for all over that of ours, at least 1.6.
 
-The details have each, requests a second beside workerd's, the same of our node uncompiled, and how far it is to the
+The details have each, requests a second beside workerd's, the same for our uncompiled node, and the distance to the
 floor (`bench/parts/floor.c`): a front and a worker in C that do next to nothing.
 """
 
@@ -41,7 +41,7 @@ SECONDS = 1
 BODY = bytes(range(256))
 ABIS = {"direct": "direct_echo", "wagi": "echo"}
 OTHER_HEADS = "_other_heads"
-"""Ends the name of what is measured with another head in each request."""
+"""The suffix for names of measurements with a different head in each request."""
 
 
 async def main() -> None:
@@ -86,7 +86,7 @@ async def main() -> None:
 
 
 def _loaded(wrk: Wrk, targets: dict[str, list[Target]], pids: dict[str, list[int]]) -> dict[str, Loaded]:
-    """Return what is loaded in a round: all targets, and those whose rates are compared with other heads too."""
+    """Return the loads of a round: all targets, plus those that are also compared with different heads."""
     loaded = {}
     for name, each in targets.items():
         has_front = "workerd" not in name
@@ -98,7 +98,7 @@ def _loaded(wrk: Wrk, targets: dict[str, list[Target]], pids: dict[str, list[int
 
 
 def compared(found: Rounds, suffix: str = "") -> tuple[dict[str, float], dict[str, float]]:
-    """Return the figures that have bars, of the node whose names end so, and each over what it must be."""
+    """Return the figures that have bars, for the node with this suffix, and each divided by its bar."""
     direct = f"direct{suffix}"
     figures = {
         "two_cpu_over_ours": over(found, "workerd_two", direct, "cpu_us"),
@@ -118,7 +118,7 @@ def compared(found: Rounds, suffix: str = "") -> tuple[dict[str, float], dict[st
 
 
 def told(found: Rounds, suffix: str = "") -> dict[str, float]:
-    """Return figures without a bar, of the node whose names end so."""
+    """Return figures without a bar, for the node with this suffix."""
     direct = f"direct{suffix}"
     return {
         "over_two_processes": over(found, direct, "workerd_two"),

@@ -1,7 +1,7 @@
-"""``python -m bench.parts.bad_clients PORT``: a client of each bad neighbour of `bench.neighbours`.
+"""``python -m bench.parts.bad_clients PORT``: a client for each bad neighbour of `bench.neighbours`.
 
-It makes one call after the other, until it is ended, and keeps to Retry-After. On SIGTERM it prints how often each
-function was answered, by status.
+It makes calls one at a time until it is stopped, and obeys Retry-After. On SIGTERM it prints how often each function
+was answered, by status.
 """
 
 import asyncio
@@ -33,7 +33,8 @@ async def call(port: int, name: str, counts: Counter[str]) -> None:
         fields = dict(line.split(": ", 1) for line in lines[1:] if line)
         left = int(fields.get("content-length", "0"))
         while left:
-            # As one that passes it on: to keep the whole body would cost this machine more than the node's work for it.
+            # Like a client that passes it on: keeping the whole body would cost this machine more than the node's work
+            # for it.
             left -= len(await reader.read(min(left, PIECE)))
         counts[lines[0].split()[1]] += 1
         if wait := int(fields.get("retry-after", "0")):

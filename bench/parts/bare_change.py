@@ -1,8 +1,8 @@
-"""The floor under a change of the schema: the same statements, by SQLite alone, on a database that nobody else uses.
+"""The floor under a schema change: the same statements, with SQLite alone, on a database that nobody else uses.
 
-`python -m bench.parts.bare_change FILE` takes a JSON list of statements on each line of stdin, runs each in a
-transaction of its own, and answers a line on stdout. It has the processor and the disk to itself as little as a node's
-own change has; whoever waits beside it waits for those alone.
+`python -m bench.parts.bare_change FILE` takes a JSON list of statements on each line of stdin, runs each in a separate
+transaction, and answers with a line on stdout. It shares the processor and the disk just as a node's own change does;
+calls beside it wait only for those.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pathlib import Path
 from control.local.process import ending_with_us
 
 MOST_BYTES = 1 << 20
-"""Of a line."""
+"""The most bytes of a line."""
 
 
 class BareChange:
@@ -25,7 +25,7 @@ class BareChange:
         self._process = process
 
     async def run(self, statements: Sequence[str]) -> None:
-        """Run each in a transaction of its own."""
+        """Run each statement in a separate transaction."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(statements).encode() + b"\n")
@@ -35,7 +35,7 @@ class BareChange:
 
 @asynccontextmanager
 async def beside(folder: Path, statements: Sequence[str]) -> AsyncIterator[BareChange]:
-    """Hold a database ready that these statements have made, until the block ends."""
+    """Keep a database that these statements created ready until the block ends."""
     command = ending_with_us([sys.executable, "-m", "bench.parts.bare_change", str(folder / "bare.db")])
     process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=MOST_BYTES)
     try:

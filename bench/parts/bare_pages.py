@@ -1,8 +1,8 @@
 """The floor under the console's pages: the same templates, filled from memory by bare Starlette.
 
-``python -m bench.parts.bare_pages`` is a replica with `skerry serve`'s settings, on a port of its own. It answers the
-first request to each address as a replica does, and keeps what its template was filled with; from then on Starlette
-fills the template with that again, behind control's own server class, and nothing else is done.
+``python -m bench.parts.bare_pages`` is a replica with `skerry serve`'s settings, on a separate port. It answers the
+first request to each address as a replica does, and keeps the template's context; from then on Starlette only fills the
+template with that again, behind control's own server class.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""The floor under a release: what it can't do without, one thing after the other and nothing between.
+"""The floor under a release: only its necessary steps, one after another.
 
 LLVM's compilation of the module alone, in a process that has compiled before; as many commits to PostgreSQL as a
-release makes until it serves, as many files put on disk, and as many requests over kept connections, with TLS, to
+release makes until it serves, as many files written to disk, and as many requests over kept-alive TLS connections to
 control's own server class with an echo in place of control.
 """
 
@@ -22,7 +22,7 @@ from edge_runtime.aot_cache import QUICK
 from edge_runtime.guests.function_code import compile_artifact
 
 COMMITS = 3
-"""Of the release, of the node's sync, and of the node's transaction."""
+"""For the release, the node's sync, and the node's transaction."""
 FILES = 3
 """The artifact, its code and the release's digest, each synced with its folder."""
 REQUESTS = 4
@@ -32,14 +32,14 @@ SMALL = b"x" * 512
 
 @dataclass
 class Floor:
-    """Does those things, with what they need held ready."""
+    """Performs those steps, with everything they need ready."""
 
     folder: Path
     database: Any
     http: aiohttp.ClientSession
 
     async def take(self, wasm: bytes) -> tuple[float, float]:
-        """Return the seconds that the module's compilation takes, and those of all else."""
+        """Return the seconds of the module's compilation, and those of everything else."""
         work = self.folder / "work"
         work.mkdir()
         began = time.perf_counter()
@@ -69,7 +69,7 @@ class Floor:
 
 @asynccontextmanager
 async def floor(site: Site, cores: set[int]) -> AsyncIterator[Floor]:
-    """Hold a floor ready beside this control until the block ends."""
+    """Keep a floor ready beside this control until the block ends."""
     async with AsyncExitStack() as stack:
         bare = await stack.enter_async_context(bare_control(site, cores))
         connector = aiohttp.TCPConnector(ssl=site.tls)

@@ -10,7 +10,7 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def cores() -> tuple[set[int], set[int]]:
-    """Return a core for the load and one for what is measured; the same one where this process may use only one."""
+    """Return a core for the load and one for the measured server; the same one if this process may use only one."""
     mine = sorted(os.sched_getaffinity(0))
     return {mine[0]}, {mine[-1]}
 
@@ -22,7 +22,7 @@ def all_cores() -> set[int]:
 
 @contextlib.contextmanager
 def pinned(where: set[int]) -> Iterator[None]:
-    """Run this thread, and for life every process that it starts meanwhile, on these cores alone."""
+    """Run this thread, and permanently every process that it starts meanwhile, only on these cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, where)
     try:
@@ -32,7 +32,7 @@ def pinned(where: set[int]) -> Iterator[None]:
 
 
 def seconds(pids: Iterable[int]) -> float:
-    """Return the CPU seconds that all threads of these processes have used; a process that has ended counts 0."""
+    """Return the CPU seconds that all threads of these processes have used; a process that has exited counts 0."""
     return sum(_of(pid) for pid in pids)
 
 
@@ -51,7 +51,7 @@ def tree(pid: int) -> float:
 
 
 def _of(pid: int) -> float:
-    """Return a process's CPU seconds: exactly where it has one thread, else in ticks of a hundredth."""
+    """Return a process's CPU seconds: exact if it has one thread, else in ticks of a hundredth."""
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
         if len(threads) == 1:
@@ -68,7 +68,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def machine() -> dict[str, object]:
-    """Describe the machine that a figure was measured on."""
+    """Describe the machine that the figures are measured on."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = models[0].partition(":")[2].strip() if models else "unknown"
     return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "load_before": round(os.getloadavg()[0], 2)}

@@ -1,6 +1,6 @@
 """The floor: a raw ASGI application that sends a request's body back, and refuses joins without reading theirs.
 
-`python -m bench.parts.echo PORT` serves it on plain uvicorn; with a certificate and its key behind the port, on
+`python -m bench.parts.echo PORT` serves it on plain uvicorn; with a certificate and its key after the port, on
 control's own server class with TLS, without control's application.
 """
 
@@ -47,7 +47,7 @@ class BareServer(ControlServer):
         super().__init__(settings, tame=True)
         certificates = ControlCertificates(settings, SystemClock())
         certificates.start()
-        # What the server asks of an application besides its requests.
+        # What the server needs from an application besides handling requests.
         services = SimpleNamespace(certificates=certificates)
         self.app = SimpleNamespace(lifespan=_nothing, close=lambda: None, services=services)  # type: ignore[assignment]
         self.config.app = echo

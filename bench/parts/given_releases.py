@@ -1,7 +1,7 @@
-"""`python -m bench.parts.given_releases STATE WORKERS PID`: a node without a control, until process PID ends.
+"""`python -m bench.parts.given_releases STATE WORKERS PID`: a node without control, until process PID exits.
 
-It serves what the state directory has. Each line of stdin is a release that it applies, as JSON; it answers a line on
-stdout. Functions wait for quickly compiled code, and get no better one.
+It serves what is in the state directory. Each line of stdin is a release in JSON, which it applies; it answers with a
+line on stdout. Functions wait for quickly compiled code, and get no better one.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ COMPILE_WAIT = 3600.0
 
 
 class Release(msgspec.Struct):
-    """A release that is given as a line of stdin."""
+    """A release given as a line of stdin."""
 
     plan: wire.Plan
     functions: list[LocalFunction]
 
 
 class Given:
-    """Takes the place of the node's agent: it gives the releases that it reads to the node."""
+    """Replaces the node's agent: it passes the releases that it reads to the node."""
 
     def __init__(self, runtime: ReleaseManager, compiler: Compiler) -> None:
         self._runtime = runtime

@@ -1,7 +1,8 @@
-"""``python -m bench.parts.large_echo PORT``: the floor under a large body, which passes two processes and comes back.
+"""``python -m bench.parts.large_echo PORT``: the floor under a large body, which passes through two processes and comes
+back.
 
-The first reads a request whole and sends its body over a Unix socket to the second, which sends it back once it has
-all; so does the first.
+The first reads a request whole and sends its body over a Unix socket to the second, which sends it back once it has all
+of it; so does the first.
 """
 
 import os
@@ -18,7 +19,7 @@ def main(port: int) -> None:
         _work(worker)
         os._exit(0)
     worker.close()
-    # Last: whoever reaches the first process finds the second.
+    # Last: a client that reaches the first process then finds the second ready.
     listener = socket.create_server(("127.0.0.1", port))
     while True:
         client, _ = listener.accept()
@@ -28,7 +29,7 @@ def main(port: int) -> None:
 
 
 def _pass_on(client: socket.socket, worker: socket.socket) -> bool:
-    """Answer one request with what the worker sends back; False where the client has left."""
+    """Answer one request with what the worker sends back; return False if the client has disconnected."""
     head = b""
     while b"\r\n\r\n" not in head:
         got = client.recv(BUFFER)

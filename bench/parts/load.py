@@ -1,7 +1,7 @@
-"""A lean HTTP/1.1 load: kept-alive connections, the next request when the answer has come, every answer checked.
+"""A lean HTTP/1.1 load: kept-alive connections, each request sent after the previous answer, every answer checked.
 
-It costs 10 µs of CPU a request, half of what a call costs a compiled node. Bounded in connections and time, and to
-127.0.0.1 alone.
+It costs 10 µs of CPU a request, half of what a call costs a compiled node. Limited in connections and time, and only to
+127.0.0.1.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from statistics import median
 MOST_CONNECTIONS = 256
 MOST_SECONDS = 10.0
 STUCK = 10.0
-"""Seconds after the end within which the last answers must have come."""
+"""Seconds after the end within which the last answers must arrive."""
 
 
 class WrongAnswer(Exception):
@@ -23,7 +23,7 @@ class WrongAnswer(Exception):
 
 @dataclass(frozen=True)
 class Expected:
-    """The status and the body that each answer must have; its head may have any headers."""
+    """The status and the body that each answer must have; its head may contain any headers."""
 
     status: int
     body: bytes
@@ -83,7 +83,7 @@ class Client:
     async def __aenter__(self) -> "Client":
         loop = asyncio.get_running_loop()
         for sent, expected in self._exchanges:
-            # One after the other: a server that is pinned has its hands full with one handshake.
+            # One at a time: a single handshake fully occupies a pinned server.
             _, made = await loop.create_connection(
                 lambda sent=sent, expected=expected: _Connection(sent, expected),
                 "127.0.0.1",
@@ -143,7 +143,7 @@ class _Connection(asyncio.Protocol):
         end = data.find(b"\r\n\r\n")
         if end < 0 or len(data) - end - 4 < len(self._body):
             self._pending = data
-            # An answer that is wrong may be shorter than the right one: its status says so at once.
+            # A wrong answer may be shorter than the right one: its status shows that at once.
             if end >= 0 and not data.startswith(self._status):
                 self._fail(data)
             return

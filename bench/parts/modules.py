@@ -1,8 +1,8 @@
-"""Distinct modules of any size, made by bytes: functions of the ABI `direct` that carry much code.
+"""Distinct modules of any size, generated as bytes: functions of the ABI `direct` with much code.
 
-Their code is a mix of arithmetic, loads, stores and branches with constants of its own, in functions of about a
-kilobyte, as a compiler for a large program makes them. A call runs one function in every `STRIDE`, so that its code is
-read from all over the module, and answers the module's number.
+Their code is a mix of arithmetic, loads, stores and branches with varying constants, in functions of about a kilobyte,
+as a compiler emits for a large program. A call runs one function in every `STRIDE`, so that its code is read from all
+over the module, and answers with the module's number.
 """
 
 import random
@@ -63,7 +63,7 @@ def _filler(seeded: random.Random) -> bytes:
         elif kind == 1:
             code += b"\x20\x00" + _constant(0x7FF8) + b"\x71\x28\x02" + _unsigned(seeded.randrange(8192)) + b"\x21\x01"
         elif kind == 2:
-            # Where the bit is set, the rest of the block is passed over.
+            # If the bit is set, the rest of the block is skipped.
             code += b"\x02\x40\x20\x00" + _constant(1 << seeded.randrange(30)) + b"\x71\x0d\x00"
             code += b"\x20\x01" + _constant(seeded.getrandbits(31)) + b"\x6a\x21\x01\x0b"
         else:

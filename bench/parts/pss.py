@@ -8,8 +8,8 @@ from pathlib import Path
 def node(front: int) -> dict[str, int]:
     """Return the bytes of a node's processes: `total`, `front`, `zygote` and `others` (workers, spares and the rest).
 
-    Each is the sum of proportional shares (PSS). This process runs the same interpreter, and has its share of those
-    pages; the total has them whole, as if nothing but the node were running.
+    Each is the sum of proportional shares (PSS). This process runs the same interpreter and has a share of those pages;
+    the total counts them in full, as if only the node were running.
     """
     shares = tree(front)
     zygote = next((pid for pid in shares if "edge_runtime.children.zygote" in _command(pid) and pid != front), 0)
@@ -34,12 +34,12 @@ def of_others(front: int, known: set[int]) -> list[int]:
 
 
 def share(pid: int) -> int:
-    """Return the bytes (PSS) of a process; 0 once it has ended."""
+    """Return the bytes (PSS) of a process; 0 once it has exited."""
     return _sizes(pid)["Pss:"]
 
 
 def own_memory(pid: int) -> float:
-    """Return the MiB that are the process's alone; 0 once it has ended."""
+    """Return the process's private MiB; 0 once it has exited."""
     sizes = _sizes(pid)
     return (sizes["Private_Clean:"] + sizes["Private_Dirty:"]) / (1 << 20)
 
@@ -54,7 +54,7 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _sizes(pid: int | str) -> dict[str, int]:
-    """Return a process's bytes by their names in smaps_rollup; 0 each once it has ended."""
+    """Return a process's bytes by name in smaps_rollup; 0 each once it has exited."""
     sizes = {"Pss:": 0, "Private_Clean:": 0, "Private_Dirty:": 0}
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:

@@ -1,4 +1,4 @@
-"""Rounds of load, in turn on each of what is compared, so that a machine that others use is busy for all of them."""
+"""Rounds of load that alternate between the compared servers, so that other load on the machine affects all of them."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Load(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """One of the compared servers: `run` loads it; `pids` are its processes."""
+    """One of the compared servers; `run` loads it, `pids` are its processes."""
 
     run: Callable[[], Awaitable[Load]]
     pids: Sequence[int]
@@ -36,13 +36,13 @@ class Loaded:
 
 
 Rounds = dict[str, list[dict[str, float]]]
-"""The figures of each round, by what was loaded."""
+"""The figures of each round, by server."""
 
 
 async def take(loaded: Mapping[str, Loaded], count: int) -> Rounds:
-    """Run `count` rounds on each of the compared, after one that warms up.
+    """Run `count` rounds on each server, after a warm-up round.
 
-    The load is this process or its children: `load_us` is its CPU time of a request.
+    The load is this process or its children: `load_us` is its CPU time per request.
     """
     rounds: Rounds = {name: [] for name in loaded}
     for number in range(count + 1):

@@ -1,4 +1,4 @@
-"""The real servers, each a process of its own as a supervisor starts it: control with its services, and one node."""
+"""The real servers, each a separate process as a supervisor starts it: control with its services, and one node."""
 
 import asyncio
 import contextlib
@@ -30,12 +30,12 @@ from tests.support.services import remove_home
 from . import cpu
 
 LIMIT = 120.0
-"""Seconds for anything that must come to be, on a busy machine too."""
+"""Seconds within which any awaited state must be reached, even on a busy machine."""
 NODE = "edge-1"
 
 
 class Broken(Exception):
-    """A server didn't start, ended, or answered wrongly; the message has the end of its log."""
+    """A server didn't start, exited, or answered wrongly; the message has the end of its log."""
 
 
 def free_port() -> int:
@@ -45,7 +45,7 @@ def free_port() -> int:
 
 @dataclass
 class Process:
-    """A server in a Python process, on cores of its own."""
+    """A server in a Python process, on dedicated cores."""
 
     pid: int
     port: int
@@ -60,7 +60,7 @@ class Process:
 async def process(
     folder: Path, name: str, arguments: Sequence[str], port: int, cores: set[int], **environment: str
 ) -> AsyncIterator[Process]:
-    """Run `python ARGUMENTS` until the block ends, from when it takes connections on `port`."""
+    """Run `python ARGUMENTS` until the block ends; the block starts once it accepts connections on `port`."""
     settings = {**without_settings(), **environment}
     async with program(folder, name, [sys.executable, *arguments], port, cores, settings) as made:
         yield made
@@ -75,7 +75,8 @@ async def program(
     cores: set[int],
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Process]:
-    """Run a server until the block ends, from when it takes connections on `port`; its log is NAME.log."""
+    """Run a server until the block ends; the block starts once it accepts connections on `port`. Its log is
+    NAME.log."""
     log = folder / f"{name}.log"
     with log.open("wb") as file, cpu.pinned(cores):
         child = await asyncio.create_subprocess_exec(
@@ -104,7 +105,7 @@ async def program(
 async def folder() -> AsyncIterator[Path]:
     """Yield a folder with a home for the services in it; it is removed afterwards."""
     made = Path(tempfile.mkdtemp(prefix="skerry-bench-"))
-    # So that the user that PostgreSQL runs as, where we are root, can reach it.
+    # So that PostgreSQL's user, if we are root, can reach it.
     made.chmod(0o711)
     try:
         yield made
@@ -115,7 +116,7 @@ async def folder() -> AsyncIterator[Path]:
 
 @dataclass
 class Site:
-    """A running control over TLS on a migrated database, and calls to it as an admin."""
+    """A running control with TLS on a migrated database, and calls to it as an admin."""
 
     folder: Path
     services: embedded.LocalServices
@@ -154,7 +155,8 @@ class Site:
         await self.call("POST", "/v1/schema-changes", {"name": name, "sql": sql})
 
     async def release(self, functions: Mapping[str, int] | None = None, **more: Any) -> None:
-        """Make a release that changes these functions to these versions; `more` are fields of the request."""
+        """Make a release that changes these functions to these versions; `more` are additional fields of the
+        request."""
         await self.call("POST", "/v1/releases", {**({} if functions is None else {"functions": functions}), **more})
 
 
@@ -175,7 +177,7 @@ async def database_and_keys(where: Path) -> AsyncIterator[tuple[embedded.LocalSe
 
 @asynccontextmanager
 async def site(where: Path, cores: set[int], **more: str) -> AsyncIterator[Site]:
-    """Run `skerry serve` on these cores, with its services; `more` are variables of its environment."""
+    """Run `skerry serve` on these cores, with its services; `more` are additional environment variables."""
     async with database_and_keys(where) as (services, keys, token):
         port = free_port()
         settings = {
@@ -218,7 +220,7 @@ class Edge:
             return orjson.loads(await answer.read())
 
     async def at_release(self, number: int, *, best: bool = False) -> Any:
-        """Wait until the node says that it is at this release (`best`: with all workers and best code); its status."""
+        """Wait until the node reports this release (`best`: with all workers and best code); return its status."""
         deadline = time.monotonic() + LIMIT
         while True:
             status = await self.status()
@@ -235,7 +237,7 @@ class Edge:
 
 @asynccontextmanager
 async def edge(site: Site, cores: set[int], **settings: str) -> AsyncIterator[Edge]:
-    """Run a node of this control on these cores; `settings` are its variables."""
+    """Run a node of this control on these cores; `settings` are its environment variables."""
     token = (await site.call("POST", "/v1/join-tokens", {}))["token"]
     state = site.folder / "edge"
     await join(state, site.url, token, NODE, {})
@@ -245,7 +247,7 @@ async def edge(site: Site, cores: set[int], **settings: str) -> AsyncIterator[Ed
 
 @asynccontextmanager
 async def started(where: Path, name: str, cores: set[int], **settings: str) -> AsyncIterator[Edge]:
-    """Start the node that has joined in the folder `where`, perhaps again; `name` is that of its log."""
+    """Start, or restart, the joined node in the folder `where`; `name` is the name of its log."""
     port = free_port()
     arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(where / "edge"), "--listen", f"127.0.0.1:{port}"]
     running = process(where, name, arguments, port, cores, **settings)
@@ -255,12 +257,12 @@ async def started(where: Path, name: str, cores: set[int], **settings: str) -> A
 
 @dataclass
 class Alone:
-    """A node that serves by itself: control and its services have ended, and the cores are its own."""
+    """A node that serves alone: control and its services have exited, and it has the cores to itself."""
 
     folder: Path
     node: Edge
     status: Any
-    """As it was when all of it served."""
+    """The status when all of it was serving."""
 
     @property
     def port(self) -> int:
@@ -272,7 +274,7 @@ class Alone:
         return [self.node.process.pid, *self.status["workers"]["pids"]]
 
     async def check(self) -> None:
-        """Check that no worker has ended meanwhile. Raises: Broken, when one has."""
+        """Check that no worker has died meanwhile. Raises: Broken, when one has."""
         if sorted((await self.node.status())["workers"]["pids"]) != sorted(self.status["workers"]["pids"]):
             raise self.node.process.failure("a worker died meanwhile")
 
@@ -283,8 +285,8 @@ async def node_alone(
 ) -> AsyncIterator[Alone]:
     """Run a node alone, with all workers and best code.
 
-    It has joined a real control, which has released its functions (module and manifest) and its one schema change, and
-    has ended. `settings` are the node's variables.
+    It has joined a real control, which has released its functions (module and manifest) and its one schema change and
+    then exited. `settings` are the node's environment variables.
     """
     cores = cpu.all_cores()
     async with AsyncExitStack() as stack:

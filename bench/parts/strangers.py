@@ -1,6 +1,6 @@
-"""``python -m bench.parts.strangers PORT CA COUNT BYTES``: joins with made-up tokens, each on a connection of its own.
+"""``python -m bench.parts.strangers PORT CA COUNT BYTES``: joins with made-up tokens, each on a separate connection.
 
-All connections are begun at once. Each body has about so many bytes of labels.
+All connections are opened at once. Each body has about BYTES bytes of labels.
 """
 
 import asyncio

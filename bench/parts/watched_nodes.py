@@ -1,9 +1,9 @@
 """What an open `skerry logs -f` on all nodes costs control.
 
 Simulated nodes at their targets hold polls over TLS, as nodes do. Then an operator watches them all, and each node
-sends a line of its log a minute, on a second connection that it keeps. Compared is the CPU of control's process, with
-the view and before and after it. So that this takes a minute, it is a fifth of the nodes with all times a fifth as
-long: control gets as many polls and lines a second as from 2,000 nodes whose polls are held for 25 s.
+sends one log line a minute on a second connection that it keeps. The comparison is between the CPU of control's process
+with the view and that before and after it. To take only a minute, it uses a fifth of the nodes, with all times a fifth
+as long: control gets as many polls and lines a second as from 2,000 nodes whose polls are held for 25 s.
 """
 
 import asyncio
@@ -26,20 +26,20 @@ from control.protocol import wire
 from control.storage import database
 
 MOST = 1.5
-"""CPU with an open view over that without one, at most."""
+"""The most CPU with an open view over that without one."""
 NODES = 400
 HOLD = 5.0
 """Seconds for which a poll may be held."""
 MINUTE = 12.0
 """Seconds between two lines of a node."""
 WARM = 6.0
-"""Seconds in which all nodes have polled again, and their connections are there."""
+"""Seconds within which all nodes have polled again and have their connections."""
 SECONDS = 10.0
 """Twice as long as polls are held on average: nodes that poll together do so twice in each measurement."""
 IDLE = 100.0
-"""Seconds after which a node takes another connection than its idle one, which control ends after two minutes."""
+"""Seconds after which a node replaces its idle connection, which control closes after two minutes."""
 ROUNDS = 2
-"""Measurements with an open view, one after the other: what a request costs differs by a fifth from one to the next."""
+"""Consecutive measurements with an open view: a request's cost differs by a fifth from one to the next."""
 JOINS = 50
 """Handshakes at once."""
 
@@ -56,7 +56,7 @@ class SimulatedNode:
         self._boot_id = str(uuid4())
         self.watching = ""
         self.watch = ""
-        """The id of the watch, '' where there is none."""
+        """The id of the watch, '' if there is none."""
         self.sent = 0
         self.polls = 0
 
@@ -90,7 +90,7 @@ class SimulatedNode:
                 assert answer["type"] == "watch", answer
                 self.watching = answer["digest"]
                 self.watch = next((question["id"] for question in answer.get("questions", [])), "")
-                # Polls that come together cost less than those of a fleet, which are spread some minutes later.
+                # Simultaneous polls cost less than those of a fleet, which spread out after some minutes.
                 await asyncio.sleep(random.random() * HOLD)
             else:
                 assert status == 204, body
@@ -121,7 +121,7 @@ class SimulatedNode:
 
 
 async def put_nodes(control: Site, count: int) -> list[tuple[str, str]]:
-    """Add nodes straight to the metadata; return their names and credentials."""
+    """Insert nodes directly into the metadata; return their names and credentials."""
     made = [(f"watched-{number}", str(uuid4()), tokens.new_token("node")) for number in range(count)]
     db = await database.connect(control.services.metadata_url, connections=1)
 
@@ -200,7 +200,7 @@ async def measure(control: Site) -> tuple[float, dict[str, Any]]:
         await asyncio.sleep(WARM)
         without = [await used()]
         async with view(control) as shown:
-            # All have made their second connection, which they keep.
+            # All have opened their second connection, which they keep.
             await asyncio.sleep(MINUTE + 3)
             watched = [await used() for _ in range(ROUNDS)]
         assert len(shown) == NODES, f"lines of {len(shown)} nodes were shown"

@@ -83,7 +83,7 @@ _ECHO = """
 
 
 def install() -> None:
-    """Install wrk and workerd where they are missing."""
+    """Install wrk and workerd if they are missing."""
     subprocess.run([ROOT / "scripts" / "bench-tools"], check=True)
 
 
@@ -98,7 +98,7 @@ def reused() -> str:
 
 
 def query(rows: int) -> str:
-    """Return a script that answers `?id=` with an item of a Durable Object's table of so many rows."""
+    """Return a script that answers `?id=` with an item from a Durable Object's table with this many rows."""
     return _QUERY_SCRIPT % {"rows": rows}
 
 

@@ -1,6 +1,6 @@
-"""Load by wrk, which costs the cores that it shares with the servers a few microseconds a request.
+"""Load by wrk, which takes a few microseconds per request on the cores that it shares with the servers.
 
-It counts answers that aren't a success, and doesn't look at bodies: `check` does, before and after.
+It counts unsuccessful answers but doesn't check bodies: `check` does, before and after.
 """
 
 import asyncio
@@ -40,14 +40,14 @@ function request()
   return first .. n .. second .. n .. third
 end
 """
-"""Added to the script, gives each request another query and another value of a header, by numbers from the argument."""
+"""Added to the script, it gives each request a different query and header value, with numbers from the argument."""
 _NUMBERS = 100_000_000
-"""The first number of a process, whose requests in a run are far fewer, is so many times its own: 1, 2 ..."""
+"""A process's first number is this times its own number: 1, 2 ... A run has far fewer requests per process."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A server's port, and the path that is requested."""
+    """A server's port, and the requested path."""
 
     port: int
     path: str
@@ -61,13 +61,13 @@ class Load:
     rate: float
     """Answers a second."""
     p50: float
-    """Seconds within which half of the answers came, at the target where that took longest."""
+    """Seconds within which half of the answers came, at the slowest target."""
     p99: float
-    """The same of 99 % of the answers."""
+    """The same for 99 % of the answers."""
 
 
 class Wrk:
-    """Sends one body to targets, over and over, on so many connections."""
+    """Sends one body to targets, over and over, on this many connections."""
 
     def __init__(self, folder: Path, body: bytes, connections: int) -> None:
         script = _SCRIPT % "".join(f"\\{byte:03d}" for byte in body)
