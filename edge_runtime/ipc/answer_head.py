@@ -1,7 +1,7 @@
 """The head of a function's answer: which header lines a guest may write, and how they are sent. Pure.
 
-A worker makes them of what its guest has written (`parse`, `complete`), and may be in the guest's hands. So the front
-looks at them once more (`content_length`): whatever a worker says, what a client gets are header lines, and one
+A worker makes them from its guest's output (`parse`, `complete`), and may have been taken over by the guest. So the
+front checks them once more (`content_length`): whatever a worker sends, a client gets valid header lines and one
 response. Text here is latin-1: each code point below 256 stands for one byte.
 """
 
@@ -16,11 +16,11 @@ TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]"
 """A character of a value."""
 SERVERS: Final = rb"connection|keep-alive|te|trailer|transfer-encoding|upgrade|skerry-release"
-"""Names of headers about the connection or the release, which are the server's to write."""
+"""Names of headers about the connection or the release, which only the server writes."""
 CACHED_BYTES: Final = 1024
-"""Bytes of header lines: longer ones aren't worth caching, and not given to `content_length_cached`."""
+"""Bytes of header lines: longer ones aren't worth caching, and aren't passed to `content_length_cached`."""
 LIMIT: Final = 65_000
-"""Bytes of header lines. They become a little longer on their way, and a frame's head holds 65,535."""
+"""Bytes of header lines. They grow a little on their way, and a frame's head holds 65,535."""
 BODILESS: Final = (204, 205, 304)
 """Statuses whose responses have no body."""
 NO_LENGTH: Final = -1
@@ -56,7 +56,7 @@ _SPECIAL: Final = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _TAKEN: Final = (b"status", b"content-length", b"date", b"x-request-id")
-"""Headers that are removed: the server writes its own."""
+"""Headers that are removed, because the server writes its own."""
 _SEEN: Final = (*_TAKEN, b"content-type", b"location")
 """The other headers of `_SPECIAL` are about the connection or the release, and refused: they are the server's to
 write."""
@@ -96,8 +96,8 @@ def parse(block: bytes) -> Head:
 
 
 def fields(lines: bytes) -> list[tuple[str, str]]:
-    """Return names and values of header lines that were checked, as RFC 9110 reads them: the space around a value isn't
-    part of it, whether there is any or not."""
+    """Return the names and values of checked header lines, as RFC 9110 reads them: any space around a value isn't part
+    of it."""
     found = [line.partition(":") for line in lines.decode("latin-1").split("\r\n") if line]
     return [(name, value.strip(" \t")) for name, _, value in found]
 
@@ -115,7 +115,7 @@ def _length(value: str | None) -> int | None:
 
 
 def _explain(block: bytes) -> NoReturn:
-    """Say what is wrong with lines that don't match `_BLOCK`.
+    """Raise the error that says what is wrong with lines that don't match `_BLOCK`.
 
     Raises: ResponseInvalid, always.
     """
@@ -133,10 +133,10 @@ def _explain(block: bytes) -> NoReturn:
 
 
 def complete(head: Head, status: int, body: bytes, method: str) -> bytes:
-    """Check that head and body fit each other, and return the header lines as they are sent. `method` is the request's:
-    the response to a HEAD, without a body, may name the length that a GET would get.
+    """Check that head and body match, and return the header lines as they are sent. `method` is the request's: the
+    response to a HEAD, without a body, may give the length that a GET would get.
 
-    Raises: ResponseInvalid, when they don't fit.
+    Raises: ResponseInvalid, when they don't match.
     """
     length = head.length
     if body:
@@ -151,7 +151,7 @@ def complete(head: Head, status: int, body: bytes, method: str) -> bytes:
     return head.lines if status == 304 else head.lines + b"content-length: %d\r\n" % length
 
 
-# The front's look.
+# The front's check.
 
 _WHOLE: Final = re.compile(rb"(?:%b++:%b*+\r\n)*+" % (TOKEN, TEXT))
 _SERVERS_OWN: Final = re.compile(
@@ -161,9 +161,9 @@ _SERVERS_OWN: Final = re.compile(
 
 
 def content_length(lines: bytes) -> int:
-    """Return the Content-Length among header lines, each ended by CR LF; `NO_LENGTH` where they have none.
+    """Return the Content-Length among header lines, each ended by CR LF; `NO_LENGTH` if they have none.
 
-    Raises: ValueError, when they can't go out.
+    Raises: ValueError, when they can't be sent.
     """
     if lines.count(b"\n") > LINES + 1 or not _WHOLE.fullmatch(lines):
         raise ValueError(f"header lines that aren't any: {lines[:80]!r}")
@@ -176,4 +176,4 @@ def content_length(lines: bytes) -> int:
 
 
 content_length_cached = functools.lru_cache(maxsize=256)(content_length)
-"""`content_length`, with a cache of the last 256: most answers of a function have the lines of the one before."""
+"""`content_length`, with a cache of the last 256: most answers of a function have the same lines as the one before."""

@@ -1,4 +1,5 @@
-"""The messages between the front and the zygote, in JSON: orders to fork a child, births, and deaths, also in words."""
+"""The messages between the front and the zygote, in JSON: orders to fork a child, births and deaths (also described in
+words)."""
 
 import os
 import signal
@@ -20,7 +21,7 @@ _KILLED: Final = 1 << signal.SIGKILL - 1
 
 
 class Arguments(Struct, frozen=True):
-    """What the zygote is started with."""
+    """The zygote's arguments."""
 
     control: int
     """Descriptor of the socket to the front."""
@@ -42,13 +43,13 @@ class Birth(Struct, frozen=True):
 
 class ZygoteUp(Struct, frozen=True, tag="up"):
     lacking: tuple[str, ...] = ()
-    """Pieces of the fence that this machine doesn't have, in words."""
+    """Missing parts of this machine's fence, in words."""
     uncompiled: str = ""
-    """Why workers run plain calls in Python; empty where they run them in C."""
+    """Why workers run plain calls in Python; empty if they run them in C."""
 
 
 class Starting(Struct, frozen=True, tag="starting"):
-    """The zygote's start has come a step further."""
+    """The zygote's start has progressed by a step."""
 
 
 class Recovering(Struct, frozen=True, tag="recovering"):
@@ -69,14 +70,14 @@ class Born(Struct, frozen=True, tag="born"):
 
 
 class BirthFailed(Struct, frozen=True, tag="not_born"):
-    """The child can't be forked now: the system lacks a process, descriptor or memory. It may be asked for again."""
+    """The child can't be forked now: the system lacks a process, descriptor or memory. The request may be repeated."""
 
     id: int
     message: str
 
 
 class Died(Struct, frozen=True, tag="died"):
-    """A child has ended."""
+    """A child has exited."""
 
     id: int
     status: int
@@ -88,7 +89,7 @@ decode_news: Final = msgspec.json.Decoder(News).decode
 
 
 def how(status: int | None) -> str:
-    """Describe a child's end in words, by its exit status as from waitpid."""
+    """Describe a child's exit in words, given its exit status as from waitpid."""
     if status is None:
         return "ended with the zygote"
     if os.WIFSIGNALED(status):
@@ -100,9 +101,10 @@ def how(status: int | None) -> str:
 
 
 def ending(stat: bytes) -> bool:
-    """Return whether a thread ends, or will with the next time that it runs, by its `stat` in /proc (proc_pid_stat(5)).
+    """Return whether a thread is exiting, or will when it next runs, according to its `stat` in /proc
+    (proc_pid_stat(5)).
 
-    A process that was killed, or whose main thread has ended it, has SIGKILL wait for each other thread of it.
+    In a process that was killed, or that its main thread is exiting, SIGKILL is pending for each other thread.
     """
     fields = stat.rpartition(b")")[2].split()
     return bool(int(fields[6]) & _EXITING or int(fields[28]) & _KILLED)

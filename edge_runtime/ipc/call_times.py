@@ -1,8 +1,8 @@
-"""Where a call's time went in its worker: what it waited for, and what it had done, step by step.
+"""Where a call's time went in its worker: what it waited for and what it did, step by step.
 
-A worker notes the steps of each call, and tells the front those of calls that were slow or failed, and where the front
-has asked. A step is SQL (a statement, or the beginning of the transaction), a wait for the writer lock, an HTTP request
-or the COMMIT; what is between the steps is the guest's own time.
+A worker notes the steps of each call, and reports to the front those of calls that were slow or failed, or that the
+front asked about. A step is SQL (a statement, or the beginning of the transaction), a wait for the writer lock, an HTTP
+request or the COMMIT; the time between the steps is the guest's own.
 """
 
 import heapq
@@ -21,18 +21,18 @@ KINDS: Final = ("lock", "sql", "http", "commit")
 """The kinds of steps, by their numbers."""
 
 MOST: Final = 64
-"""Steps of a call that are noted one by one; of the others, how many there were and how long they took together."""
+"""Steps of a call that are noted one by one; for the others, only their number and total time are kept."""
 MOST_TEXTS: Final = 64
-"""Different texts of those others that are told apart."""
+"""The most different texts of those others."""
 KEPT: Final = 4096
 """Characters of a text that are kept while the call runs."""
 TEXT: Final = 300
 """Characters of a text."""
 LONGEST: Final = 256 * 1024
-"""Bytes of what a worker tells; an honest one tells less."""
+"""Bytes of a worker's report; an honest one is shorter."""
 
 SLOWEST: Final = 16
-"""A call is slow if it takes longer than all but so many of the hour."""
+"""A call is slow if it takes longer than all but this many calls of the hour."""
 HOUR: Final = 3600.0
 
 Micros = Annotated[int, Meta(ge=0, le=2**40)]
@@ -51,7 +51,7 @@ class Step(Struct, array_like=True, frozen=True):
 
 
 class Steps(Struct, array_like=True, frozen=True):
-    """Steps that aren't told one by one."""
+    """Steps that aren't reported one by one."""
 
     kind: Kind
     count: Annotated[int, Meta(ge=1, le=2**40)]
@@ -61,7 +61,7 @@ class Steps(Struct, array_like=True, frozen=True):
 
 
 class CallTimes(Struct, array_like=True, frozen=True):
-    """What a worker tells of a call that has ended."""
+    """A worker's report about a call that has ended."""
 
     micros: Micros
     """From the call's start in its worker to its end, in microseconds."""
@@ -69,7 +69,7 @@ class CallTimes(Struct, array_like=True, frozen=True):
     """In the order of their ends."""
     others: Annotated[list[Steps], Meta(max_length=MOST_TEXTS + len(KINDS))]
     texts: Annotated[list[Annotated[str, Meta(max_length=TEXT)]], Meta(max_length=MOST + MOST_TEXTS + 1)]
-    """The statements, without values in them, and the hosts of HTTP requests; the steps have their places."""
+    """The statements, without values in them, and the hosts of HTTP requests; the steps refer to their indexes."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -77,7 +77,7 @@ _decode: Final = msgspec.msgpack.Decoder(CallTimes).decode
 
 
 class StepClock:
-    """Notes the steps of one call after the other, in a worker. Times are `perf_counter`'s, in seconds."""
+    """Notes the steps of one call at a time, in a worker. Times are `perf_counter`'s, in seconds."""
 
     __slots__ = ("_others", "_steps")
 
@@ -86,7 +86,7 @@ class StepClock:
         self._others: dict[tuple[int, str], tuple[int, float]] = {}
 
     def clear(self) -> None:
-        """Forget the steps of the call before."""
+        """Clear the steps of the previous call."""
         if self._steps:
             self._steps.clear()
             self._others.clear()
@@ -111,8 +111,8 @@ class StepClock:
         others[key] = count + 1, seconds + ended - began
 
     def encode(self, began: float, ended: float, shown: Callable[[str], str]) -> bytes:
-        """Return the `CallTimes` of the call, which began and ended then; `shown` makes what may be shown of a
-        statement."""
+        """Return the encoded `CallTimes` of the call, which began and ended at these times; `shown` returns the part of
+        a statement that may be shown."""
         places: dict[str, int] = {}
 
         def place(kind: int, text: str) -> int:
@@ -131,7 +131,7 @@ class StepClock:
 
 
 def decode(told: bytes) -> CallTimes:
-    """Return what a worker tells. Raises: ValueError, when no honest worker tells that."""
+    """Return a worker's report. Raises: ValueError, when no honest worker would send it."""
     if len(told) > LONGEST:
         raise ValueError(f"times of a call in {len(told)} bytes")
     found = _decode(told)
@@ -146,19 +146,19 @@ def _micros(seconds: float) -> int:
 
 
 class Slowest:
-    """Which calls of a function are among the slowest of the hour. It is told what time it is."""
+    """Finds which calls of a function are among the slowest of the hour. The caller passes the time."""
 
     __slots__ = ("_times", "bar", "until")
 
     def __init__(self) -> None:
         self.bar = 0.0
-        """Seconds: no call that took up to that long is slow."""
+        """Seconds: no call that took at most this long is slow."""
         self.until = float("-inf")
-        """When the hour ends, on the clock of `add`; until it is told of a call after that, `bar` stays."""
+        """When the hour ends, on the clock of `add`; until a call after that is added, `bar` stays."""
         self._times: list[float] = []
 
     def add(self, seconds: float, now: float) -> bool:
-        """Return whether a call that ends now, and took so long, is slow."""
+        """Return whether a call that ends now and took this long is slow."""
         if now >= self.until:
             self.until = now + HOUR
             self._times.clear()

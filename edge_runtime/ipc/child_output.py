@@ -1,4 +1,4 @@
-"""Puts what the zygote and its children print into the front's log, line by line.
+"""Puts the output of the zygote and its children into the front's log, line by line.
 
 They get a pipe instead of the front's own stderr, which may be a terminal, or a file that a child that was taken over
 could empty.
@@ -20,7 +20,7 @@ BURST: Final = 1 << 20
 RATE: Final = 64 * 1024
 """Bytes that are logged at once, and then per second: a child that was taken over may print without end."""
 _LINE: Final = 100
-"""Bytes that a line counts for besides its text."""
+"""Bytes that a line counts for in addition to its text."""
 _PIECE: Final = 65_536
 """Bytes that are read at once, and that a line may have."""
 
@@ -34,7 +34,7 @@ class ChildOutput:
         self._rest = b""
         self._budget = TokenBucket(BURST, RATE)
         self._left_out = 0
-        """Lines that were left out since the log last told of them."""
+        """Lines left out since the log last reported them."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._read, self._readable)
 
@@ -43,7 +43,7 @@ class ChildOutput:
         os.close(self.write)
 
     def close(self) -> None:
-        """Log what is left; every process that could print has ended."""
+        """Log the rest; every process that could print has exited."""
         self._readable()
         if self._rest:
             self._say(self._rest)
@@ -61,12 +61,12 @@ class ChildOutput:
             lines, self._rest = [*lines, self._rest], b""
         for number, line in enumerate(lines):
             if not self._say(line):
-                # Not one by one: a child that was taken over may print nothing but ends of lines.
+                # Not one by one: a child that was taken over may print nothing but line breaks.
                 self._left_out += len(lines) - number - 1
                 break
 
     def _say(self, line: bytes) -> bool:
-        """Log a line; return whether it was, or is left out."""
+        """Log a line; return whether it was logged rather than left out."""
         if not self._budget.take(len(line) + _LINE, clock.monotonic()):
             self._left_out += 1
             return False

@@ -1,8 +1,8 @@
-"""Claims decide who owns a call that is queued in a worker: the worker, which comes to it, or the front, which takes it
-back.
+"""Claims decide who owns a call that is queued in a worker: the worker, when it gets to it, or the front, when it takes
+it back.
 
 Each queued call has a semaphore in the worker's slot of the shared page. The front raises it when it sends the call.
-Whoever can lower it owns the call: the worker before it runs the call, or the front before it dispatches the call
+The side that lowers it owns the call: the worker before it runs the call, or the front before it dispatches the call
 elsewhere. Python has no atomic operation between processes; libc's semaphores are correct on every processor.
 """
 
@@ -11,9 +11,9 @@ from typing import Any, Final
 from edge_runtime.ipc import progress_page, semaphores_h
 
 CLAIMS: Final = 64
-"""Semaphores of a worker; a call has the one at its id modulo this number."""
+"""Semaphores of a worker; a call uses the one at its id modulo this number."""
 ROOM: Final = 40
-"""Frames that a worker may have unread at most, so that no two of them share a semaphore."""
+"""The most unread frames that a worker may have, so that no two of them share a semaphore."""
 
 _ffi: Final[Any] = semaphores_h.ffi
 _libc: Final[Any] = _ffi.dlopen(None)

@@ -12,7 +12,7 @@ _unpack = HEADER.unpack_from
 _CHUNK: Final = 65_536
 """Bytes that are received at once."""
 QUIET_MS: Final = 1000
-"""Milliseconds without a frame after which what a large one took is given back."""
+"""Milliseconds without a frame after which a large frame's memory is released."""
 
 
 class FrameReader:
@@ -30,7 +30,7 @@ class FrameReader:
         """Frames that came while an answer was waited for."""
 
     def answer(self, request: int, kind: int) -> bytes:
-        """Wait for the answer to something that this side asked for, and return its raw bytes.
+        """Wait for the answer to a request from this side, and return its raw bytes.
 
         Other frames that come meanwhile are kept for `next`. Raises: ChildGone, when the other side closes.
         """
@@ -42,27 +42,27 @@ class FrameReader:
 
     @property
     def had_large(self) -> bool:
-        """Whether a large frame has come, and nothing was quiet since."""
+        """Whether a large frame has come, and `quiet` hasn't been called since."""
         return self._large
 
     def quieten(self) -> None:
-        """Do what is done when nothing has come for a second after a large frame."""
+        """Call `quiet`, as when nothing has come for a second after a large frame."""
         self._large = False
         if self._quiet is not None:
             self._quiet()
 
     @property
     def keeps_frames(self) -> bool:
-        """Whether there are frames that came while an answer was waited for, before all that is received."""
+        """Whether frames are kept that came while an answer was waited for; they come before all received bytes."""
         return bool(self._kept)
 
     def take_received(self) -> bytes:
-        """Return what has been received and not read yet, for somebody else to read."""
+        """Return the bytes that have been received and not read yet, for another reader."""
         received, self._pending, self._at = self._pending[self._at :], b"", 0
         return received
 
     def put_back(self, received: bytes) -> None:
-        """Read this next, before all that comes: what somebody else has received and not read."""
+        """Read these bytes, which another reader received and didn't read, before everything else."""
         self._pending, self._at = received, 0
 
     def next(self) -> Frame | None:
@@ -99,7 +99,7 @@ class FrameReader:
             self._pending, self._at = (pending[at:] + got if have else got), 0
 
     def _comes(self) -> bool:
-        """Wait for something to come, for `QUIET_MS` at most; return whether it does."""
+        """Wait at most `QUIET_MS` for something to arrive; return whether it did."""
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(QUIET_MS))

@@ -1,8 +1,8 @@
 """The messages between the front and its children (workers, appliers, compilers, checkpointers), and their encoding.
 
 A message is a frame: a header of 12 bytes (length of the rest, request id, kind, length of the head), a head and raw
-bytes. The head of a call is as `request_head` says; a message named here in backquotes is JSON in the raw bytes. Each
-child has one SOCK_STREAM socketpair with the front.
+bytes. The head of a call is described in `request_head`; a message named here in backquotes is JSON in the raw bytes.
+Each child has one SOCK_STREAM socketpair with the front.
 """
 
 import socket
@@ -25,38 +25,38 @@ HEAD_LIMIT: Final = 65_535
 
 # To a worker
 CALL: Final = 1
-"""Head: as `request_head` says; the raw bytes are the request's body."""
+"""Head: see `request_head`; the raw bytes are the request's body."""
 RELEASE: Final = 2
-"""`Load`: be ready to serve these functions too; answered by LOADED. Functions whose earlier version is loaded,
-and a few new ones, are loaded at once, others when they are called."""
+"""`Load`: be ready to serve these functions too; answered by LOADED. Functions whose earlier version is loaded, and a
+few new ones, are loaded immediately, others when they are called."""
 FORGET: Final = 3
 """`Keep`: unload the functions of the other serials; answered by DONE."""
 QUERY_RELEASE: Final = 4
 """Tell which release the libsql file holds; answered by RELEASE_IS (`Stored`) or FAILED."""
 CALL_TIMED: Final = 18
-"""As CALL, and the front wants to know where the time goes: TIMES comes before the answer."""
+"""Like CALL, but the front wants to know where the time goes: TIMES comes before the answer."""
 PRELOAD: Final = 19
-"""`Preload`, to a spare one; answered by DONE, or by DAMAGED where the function is interpreted now."""
+"""`Preload`, to a spare worker; answered by DONE, or by DAMAGED if the function is now interpreted."""
 # To a repeater
 REPEAT: Final = 42
-"""`Repeat`: make a call that trapped once more; answered by REPEATED."""
+"""`Repeat`: repeat a call that trapped; answered by REPEATED."""
 # To an applier
 APPLY: Final = 5
-"""`Apply`: prepare a release in a transaction; answered by PREPARED (`wire.Inventory`: what it leads to) or FAILED,
-after APPLYING for each statement."""
+"""`Apply`: prepare a release in a transaction; answered by PREPARED (`wire.Inventory`: the result) or FAILED, after
+APPLYING for each statement."""
 COMMIT: Final = 6
-"""Commit what was prepared; answered by COMMITTED or FAILED."""
+"""Commit the prepared release; answered by COMMITTED or FAILED."""
 ABORT: Final = 7
-"""Roll back what was prepared; answered by ABORTED."""
+"""Roll back the prepared release; answered by ABORTED."""
 COUNT: Final = 15
 """Count the rows of the tables; answered by COUNTED (`Counted`)."""
 ADVANCE: Final = 17
-"""`Advance`: run the steps that come before a schema change's flip; answered by DONE or FAILED, after APPLYING now and
-then."""
+"""`Advance`: run the steps that come before a schema change's flip; answered by DONE or FAILED, after occasional
+APPLYING frames."""
 FINISH: Final = 16
-"""Run the steps that come after the flips of schema changes; answered as ADVANCE is."""
+"""Run the steps that come after the flips of schema changes; answered like ADVANCE."""
 TRY: Final = 13
-"""`Try`; answered by TRIED (`Tried`) for one function after the other, in their order, until one FAILED."""
+"""`Try`; answered by TRIED (`Tried`) for each function in order, until one FAILED."""
 # To a compiler
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
@@ -70,20 +70,20 @@ HTTP_ANSWER: Final = 9
 CHECKPOINT: Final = 10
 """`Checkpoint`; answered by CHECKPOINTED (`Checkpointed`) or FAILED."""
 SETTLE: Final = 11
-"""Undo what a process left that was killed in a COMMIT; answered by DONE or FAILED."""
+"""Undo the remains of a process that was killed in a COMMIT; answered by DONE or FAILED."""
 CLOSE: Final = 12
-"""Close the file and end; answered by DONE."""
+"""Close the file and exit; answered by DONE."""
 
-# From a child. A kind of 200 or more is the HTTP status of a guest's answer: the head is its header lines as they go
-# out (`name: value`, each ended by CR LF; none about the connection, or the length where there is a body), the raw
-# bytes the body.
+# From a child. A kind of 200 or more is the HTTP status of a guest's answer: the head is its header lines as they are
+# sent (`name: value`, each ended by CR LF; none about the connection, or about the length if there is a body), and the
+# raw bytes are the body.
 READY: Final = 20
-"""The child is ready (with the id of no request); a worker that can't open the libsql file says FAILED and ends."""
+"""The child is ready (with the id of no request); a worker that can't open the libsql file sends FAILED and exits."""
 FAULT: Final = 21
-"""`Fault`: the call ended without an answer of its guest; nothing that it wrote was kept."""
+"""`Fault`: the call ended without an answer from its guest; nothing that it wrote was kept."""
 STALE: Final = 22
-"""The libsql file holds another release than the call was made for: the call has done nothing that lasts, and must be
-dispatched again."""
+"""The libsql file holds a different release than the call was made for: the call has done nothing that lasts, and must
+be dispatched again."""
 HELD: Final = 38
 """The call would write while a release is applied: it has done nothing that lasts, and must be dispatched again once
 the release is there or has failed."""
@@ -99,24 +99,25 @@ ABORTED: Final = 29
 COMPILED: Final = 30
 REPEATED: Final = 43
 LOG: Final = 31
-"""What the call's guest wrote to its log, as raw bytes; comes before the answer."""
+"""The output of the call's guest to its log, as raw bytes; comes before the answer."""
 HTTP: Final = 32
-"""The guest of the call asks for an HTTP request: as raw bytes its parcel (`http_messages`). HTTP_ANSWER answers it."""
+"""The call's guest asks for an HTTP request: its parcel (`http_messages`) as raw bytes. Answered by HTTP_ANSWER."""
 DENIED: Final = 33
-"""What the call's grants denied it: as raw bytes a JSON object, times by kind; comes before the answer."""
+"""What the call's grants denied it: a JSON object of counts by kind, as raw bytes; comes before the answer."""
 TIMES: Final = 41
 """Where the call's time went: `call_times.CallTimes` in msgpack; comes before the answer of a call that was slow or
-failed, or that the front wants to know it of."""
+failed, or that the front asked about."""
 CHECKPOINTED: Final = 34
 DAMAGED: Final = 37
 """The function's compiled code is damaged, and it runs on the interpreter; comes before the call's answer."""
 NEWLY_LOADED: Final = 44
-"""The worker has loaded the call's function, which no call of it had needed before; comes before the call's answer."""
+"""The worker has loaded the call's function, which none of its calls had needed before; comes before the call's
+answer."""
 TRIED: Final = 35
 VERIFIED: Final = 36
 COUNTED: Final = 40
 APPLYING: Final = 39
-"""What the applier is about to do, for people, as raw bytes; comes before the answer to APPLY, any number of times."""
+"""What the applier is about to do, in words, as raw bytes; comes before the answer to APPLY, any number of times."""
 FIRST_STATUS: Final = 200
 
 FAULT_TEXT: Final = 16_384
@@ -124,13 +125,13 @@ FAULT_TEXT: Final = 16_384
 FAILURE_TEXT: Final = 10_000
 """Characters that are read of a failure's message."""
 TRAP_PLACE: Final = 300
-"""Characters of the place where a call trapped, at most."""
+"""The most characters of the place where a call trapped."""
 COMMIT_UNKNOWN: Final = "commit_unknown"
-"""Code of a COMMIT that failed when it can't be made sure that nothing of it is kept."""
+"""Code of a failed COMMIT if it can't be ensured that nothing of it is kept."""
 
 
 class LocalFunction(Struct, frozen=True):
-    """A version of a function on this node, with the code that it runs; none if `aot` and `wasm` are empty."""
+    """A version of a function on this node, with the code that it runs; without code if `aot` and `wasm` are empty."""
 
     name: str
     version: int
@@ -146,7 +147,7 @@ class LocalFunction(Struct, frozen=True):
 
     @property
     def code(self) -> tuple[str, str]:
-        """Path and sha256 of what to load; an empty path if there is nothing."""
+        """Path and sha256 of the file to load; an empty path if there is none."""
         return (self.aot, self.aot_digest) if self.aot else (self.wasm, self.sha256)
 
 
@@ -164,7 +165,7 @@ class Load(Struct, frozen=True):
     """A set of modules that a worker is to be ready to serve."""
 
     serial: int
-    """The front's number for this set of modules: a release gets another one when its AOT files get better."""
+    """The front's number for this set of modules: a release gets a new one when its AOT files get better."""
     release: LocalRelease
     secrets: dict[str, dict[str, str]] = {}
     """By function: the values of the secrets that its manifest names. Only `Load`, `Apply`, `Advance`, `Try`
@@ -211,7 +212,7 @@ class Apply(Struct, frozen=True):
     secrets: dict[str, dict[str, str]] = {}
     """The secrets as in `Load`, for the probes."""
     afresh: bool = False
-    """The libsql file's own record of its release must not be believed."""
+    """The libsql file's own record of its release must not be trusted."""
 
     def __repr__(self) -> str:
         return f"Apply({self.plan.sync_id}, release {self.plan.release_number})"
@@ -222,7 +223,7 @@ class Advance(Struct, frozen=True):
 
     plan: wire.Plan
     generation: int
-    """Of the release that serves."""
+    """The serving release's generation."""
     serving: list[LocalFunction] = []
     """Its functions, whose probes must pass after each step in a single transaction."""
     secrets: dict[str, dict[str, str]] = {}
@@ -236,21 +237,21 @@ class Checkpoint(Struct, frozen=True):
     mode: Literal["passive", "restart", "truncate"]
     """SQLite's mode of a checkpoint; for all but `passive` the writer lock is taken."""
     patience_ms: int = 0
-    """How long to wait for readers while the writer lock is held."""
+    """Milliseconds to wait for readers while the writer lock is held."""
 
 
 class Checkpointed(Struct, frozen=True):
     busy: bool
-    """Whether readers, or frames that came meanwhile, keep the log from beginning anew."""
+    """Whether readers, or frames that came meanwhile, keep the log from restarting."""
 
 
 class Counted(Struct, frozen=True):
     """About how many rows tables have, by their names in lower case."""
 
     counts: dict[str, int]
-    """As far as they were counted (`sql.schema.MOST_ROWS`)."""
+    """Rows as far as they were counted (`sql.schema.MOST_ROWS`)."""
     estimates: dict[str, int] = {}
-    """Of those that have more, by their keys."""
+    """Estimates for tables that have more, from their keys."""
 
 
 class Try(Struct, frozen=True):
@@ -266,7 +267,7 @@ class Try(Struct, frozen=True):
 
 class Tried(Struct, frozen=True):
     bytes: int
-    """Bytes of memory that the function takes while it runs, besides its guest's memory."""
+    """Bytes of memory that the function takes while it runs, in addition to its guest's memory."""
 
 
 class Compile(Struct, frozen=True):
@@ -276,7 +277,7 @@ class Compile(Struct, frozen=True):
     """Path of the wasm."""
     sha256: str
     folder: str
-    """Path of a folder for the compiler alone, which makes it: its files go there."""
+    """Path of the compiler's private folder, which it creates: its files go there."""
     level: int
     """The level of optimization, as in `aot_cache`."""
 
@@ -314,7 +315,7 @@ class Repeat(Struct, frozen=True):
 
 class Repeated(Struct, frozen=True):
     place: Annotated[str, Meta(max_length=TRAP_PLACE)]
-    """In which function of the module it trapped, for people; empty where it didn't, or that isn't known."""
+    """The function of the module in which it trapped, in words; empty if it didn't trap or that isn't known."""
 
 
 class ChildFailure(Struct, frozen=True):
@@ -343,15 +344,16 @@ class ChildSettings(Struct, frozen=True):
     temp_limit: int = 1024**3
     """Bytes of a file that a worker may write."""
     fence: str = "required"
-    """required: children must have every piece of their fence; partial: they have the pieces that the machine has."""
+    """required: children must have every part of their fence; partial: they have the parts that the machine
+    supports."""
     code_memory: int = 256 * 1024 * 1024
-    """Bytes that a worker's loaded functions may take, with all else that it has allocated."""
+    """Bytes that a worker's loaded functions may take, together with everything else that it has allocated."""
     wal_limit: int = 256 * 1024 * 1024
     """Bytes of the write-ahead log from which on nothing more should be written to it."""
 
 
 class ChildGone(ConnectionError):
-    """The other side closed the socket in the middle of a frame, or before it had answered; or its answer is none."""
+    """The other side closed the socket in the middle of a frame or before it answered, or its answer isn't valid."""
 
 
 _T = TypeVar("_T")
@@ -361,12 +363,12 @@ _decode_failure: Final = msgspec.json.Decoder(ChildFailure).decode
 
 
 def told_failure(failure: ChildFailure) -> ChildFailure:
-    """Return a failure that a child has told, as far as it can be: others may have the child in their hands."""
+    """Return a failure that a child reported, limited to valid values: the child may have been taken over."""
     return ChildFailure(known(failure.code), failure.message[:FAILURE_TEXT])
 
 
 def decode_failure(body: bytes) -> ChildFailure:
-    """Return what a child says of its failure, as `told_failure` does."""
+    """Decode a child's failure, then do as `told_failure`."""
     try:
         failure = _decode_failure(body)
     except Exception:
@@ -392,10 +394,10 @@ class Frame(Struct, frozen=True):
 
 
 def told(answer: Frame, kind: int, decode: Callable[[bytes], _T]) -> _T:
-    """Return what a child's answer says, which must be of this kind.
+    """Return the content of a child's answer, which must be of this kind.
 
-    Raises: ChildGone, when no honest child answers so. Others may have it in their hands: what it was to do is as lost
-    as if it had ended.
+    Raises: ChildGone, when no honest child would send this answer. The child may have been taken over: its task is as
+    lost as if it had exited.
     """
     if answer.kind != kind:
         raise ChildGone(f"it gave an answer of kind {answer.kind}, and not {kind}")
@@ -407,7 +409,7 @@ def told(answer: Frame, kind: int, decode: Callable[[bytes], _T]) -> _T:
 
 
 def unpack(frame: bytes) -> Frame:
-    """Return the frame that these bytes are."""
+    """Return the frame encoded in these bytes."""
     _, request, kind, head = _unpack(frame)
     split = HEADER_BYTES + head
     return Frame(request, kind, frame[HEADER_BYTES:split], frame[split:])

@@ -1,8 +1,8 @@
 """The messages in which a worker has the front make an HTTP request, and gets the answer. Pure.
 
-A message is a parcel: a head in JSON, and the body as it is. The worker makes parcels from the guest's JSON and back
-(`guests.http_json`), because bodies may be large and the front has others to serve. What a function may ask for is
-checked by the front (`egress.grants`).
+A message is a parcel: a head in JSON, and the body as it is. The worker converts the guest's JSON to parcels and back
+(`guests.http_json`), because bodies may be large and the front has other calls to serve. The front checks what a
+function may request (`egress.grants`).
 """
 
 from collections.abc import Iterable
@@ -20,11 +20,11 @@ HOP_BY_HOP: Final = frozenset(
     ("connection", "expect", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer",
      "transfer-encoding", "upgrade")
 )  # fmt: skip
-"""Headers about the connection, which belongs to the node."""
+"""Headers about the connection, which is the node's."""
 
 
 class NotFetched(CodedError):
-    """Why there is no answer. `denied` is the kind of grant that is lacking; empty where none is."""
+    """Why there is no answer. `denied` is the kind of the missing grant; empty if none is missing."""
 
     def __init__(self, code: str, message: str, denied: str = "") -> None:
         super().__init__(code, message)
@@ -32,7 +32,7 @@ class NotFetched(CodedError):
 
 
 class Asked(Struct, array_like=True):
-    """The head of a request's parcel: what a function asked for."""
+    """The head of a request's parcel: the function's request."""
 
     method: str
     url: str
@@ -67,10 +67,11 @@ def _text(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        # HTTP took such bytes for latin-1 before there was UTF-8.
+        # HTTP read such bytes as latin-1 before UTF-8 existed.
         return raw.decode("latin-1")
 
 
 def refused(code: str, message: str) -> bytes:
-    """Return the head of a parcel without a body that tells the guest why there is no answer of a server, as JSON."""
+    """Return, as JSON, the head of a parcel without a body that tells the guest why there is no answer from a
+    server."""
     return orjson.dumps({"error": {"code": code, "message": message}})

@@ -1,7 +1,7 @@
 """The lines of a function's log: their levels, and the line that says what was left out. Pure.
 
-A level is the prefix `<N>` of syslog's levels, as systemd takes it from a service's stderr (sd-daemon(3)). Extism's log
-functions write it; a line without a prefix is `info`.
+A level is a prefix `<N>` with syslog's levels, as systemd accepts it from a service's stderr (sd-daemon(3)). Extism's
+log functions write it; a line without a prefix is `info`.
 """
 
 import re
@@ -18,7 +18,7 @@ _LEVELS: Final = {
 LINE: Final = b"<4>[skerry: %d bytes of this log were left out here]\n"
 """With the level `warning`. `wasi.c` writes the same."""
 LONGEST: Final = len(LINE % 10**19) + 1
-"""Bytes that `with_loss` adds to a log at most."""
+"""The most bytes that `with_loss` adds to a log."""
 _AT_END: Final = re.compile(rb"\n?<4>\[skerry: \d{1,20} bytes of this log were left out here\]\n\Z")
 
 
@@ -30,7 +30,7 @@ def level_of(line: str) -> tuple[str, str]:
 
 
 def shown(text: str) -> str:
-    """Return lines as a person reads them: `warning: TEXT` in the place of a prefix, lines without one as they are."""
+    """Return lines in readable form: `warning: TEXT` instead of a prefix, lines without one unchanged."""
     if "<" not in text:
         return text
     return "".join(map(_shown, text.splitlines(keepends=True)))
@@ -42,7 +42,7 @@ def _shown(line: str) -> str:
 
 
 def with_loss(kept: bytes, lost: int) -> bytes:
-    """Return a log behind which so many bytes were left out, with the line that says so."""
+    """Return a log, with a line added that says that this many bytes after it were left out."""
     if not lost:
         return kept
     return kept + (b"" if not kept or kept.endswith(b"\n") else b"\n") + LINE % lost

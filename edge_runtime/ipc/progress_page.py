@@ -3,8 +3,8 @@
 The memory has a slot for each worker. A slot is a page of its own, the only one that its worker can see, so no worker
 can speak for another.
 
-After a worker's death the front so knows the call that ran from those that only waited; and it sees, without asking, a
-call that loops, waits for the writer lock, or holds it.
+After a worker's death, this lets the front tell the call that ran from those that only waited; and it sees, without
+asking, a call that loops, waits for the writer lock, or holds it.
 """
 
 import mmap
@@ -18,7 +18,7 @@ from edge_runtime.ipc import log_lines
 WORDS: Final = 4
 """Words of a slot that its worker writes, each of 8 bytes and written whole: when the call started, how long it waited
 for the writer lock, since when it is in its state (all in ns of the monotonic clock, which processes share), and state
-and request id in one word. (`struct` won't do: it clears what it is about to write, and a reader may come in between.)
+and request id in one word. (`struct` isn't suitable: it clears a field before it writes it, and a reader may see that.)
 One more word is the front's: whether a release is being applied."""
 LOG_AT: Final = mmap.PAGESIZE
 """Bytes from a slot's start to its log: a word with the number of bytes that the running call has written to stderr,
@@ -27,7 +27,7 @@ after that, beyond its function's `log_bytes`."""
 LOG_BYTES: Final = 16 * 1024
 SLOT_BYTES: Final = LOG_AT + mmap.PAGESIZE + LOG_BYTES
 SLOTS: Final = 128
-"""Workers that there may be at once."""
+"""The most workers at once."""
 CLAIMS_AT: Final = 1024
 """Bytes from a slot's start to its claims (module `claims`), which take 2 KiB."""
 _STRIDE: Final = SLOT_BYTES // 8
@@ -41,15 +41,15 @@ WAITING: Final = 2
 WRITING: Final = 3
 """The call holds the writer lock."""
 COMMITTING: Final = 4
-"""What the call wrote may be kept from here on, whatever happens to the worker."""
+"""From here on, the call's writes may be kept, whatever happens to the worker."""
 LOADING: Final = 5
 """The called function is being loaded: nothing of it runs yet."""
 SENT: Final = 6
 """The call runs, may write, and, before its first SQL, sends or has sent an HTTP request that can't be sent twice."""
 OF_SQL: Final = (WAITING, WRITING, COMMITTING, SENT)
-"""States in which only a call can be that is granted SQL."""
+"""States that only a call with a grant of SQL can have."""
 _TRIES: Final = 16
-"""How often a slot is read that changes meanwhile; an honest worker's changes once, or twice."""
+"""How often a slot is reread if it changes meanwhile; an honest worker's slot changes once or twice."""
 
 _LOG_WORD: Final = LOG_AT // 8
 _LOG_TEXT: Final = LOG_AT + 8
@@ -79,9 +79,9 @@ def open_page(descriptor: int) -> memoryview:
 
 
 def open_slot(descriptor: int, slot: int) -> memoryview:
-    """Map one slot alone, as the first one: its worker's view.
+    """Map only one slot, as the first one: its worker's view.
 
-    From Python 3.13 on the mapping keeps no descriptor, by which the worker could map the others.
+    From Python 3.13 on, the mapping keeps no descriptor through which the worker could map the others.
     """
     at = slot * SLOT_BYTES
     if sys.version_info >= (3, 13):
@@ -92,10 +92,10 @@ def open_slot(descriptor: int, slot: int) -> memoryview:
 
 
 def read(words: memoryview, slot: int, since: float = 0.0) -> Seen:
-    """Return what a slot says at one moment, while its worker goes on writing, as far as it can be true.
+    """Return what a slot says at one moment while its worker goes on writing, as far as it is plausible.
 
-    A guest may have the worker in its hands, and write anything. A slot that changes all the time says nothing. A time
-    that hasn't come yet is taken for `since`, when the worker's first job became that (monotonic clock, seconds).
+    A guest may have taken over the worker and write anything. A slot that changes all the time says nothing. A time in
+    the future is replaced by `since`, when the worker's first job became the first (monotonic clock, seconds).
     """
     at = slot * _STRIDE
     for _ in range(_TRIES):
@@ -121,8 +121,8 @@ def clear(words: memoryview, slot: int) -> None:
 
 
 def log(words: memoryview, slot: int) -> bytes:
-    """Return what the call that a dead worker ran has written to stderr, or the last of it, with lines that say what is
-    missing. The worker may have been taken over: the bytes are anything."""
+    """Return what a dead worker's running call wrote to stderr, or the end of it, with lines that say what is missing.
+    The worker may have been taken over: the bytes can be anything."""
     written, lost = words[slot * _STRIDE + _LOG_WORD], words[slot * _STRIDE + _LOST_WORD]
     start = slot * SLOT_BYTES + _LOG_TEXT
     text = bytes(words.cast("B")[start : start + LOG_BYTES])
@@ -131,7 +131,7 @@ def log(words: memoryview, slot: int) -> bytes:
     else:
         at = written % LOG_BYTES
         text = text[at:] + text[:at]
-        # Its first line is a part of one.
+        # Its first line is incomplete.
         text = text[text.find(b"\n") + 1 :]
         text = log_lines.LINE % (written - len(text)) + text
     return log_lines.with_loss(text, lost) if lost else text
@@ -175,7 +175,7 @@ class Mark:
     def start(self, request: int) -> None:
         """Note that the guest of call `request` is about to run."""
         words, at = self._words, self._at
-        # No request, as long as the times may be those of either call.
+        # No request, while the times may belong to either call.
         words[self._last] = NONE
         words[at] = self._started_ns = time.monotonic_ns()
         words[at + 1] = 0
@@ -185,7 +185,7 @@ class Mark:
         words[self._last] = RUNNING << 32 | request
 
     def take_over(self, request: int, started_ns: int) -> None:
-        """Speak for call `request`, which somebody else has started in this slot."""
+        """Take over the slot for call `request`, which other code has started in it."""
         self._request, self._started_ns = request, started_ns
         self._waiting = False
 
@@ -213,7 +213,7 @@ class Mark:
         self._enter(SENT)
 
     def running(self) -> None:
-        """Note that the call has let the writer lock go without a commit, or waits for it no more."""
+        """Note that the call has released the writer lock without a commit, or no longer waits for it."""
         self._count_waiting()
         self._words[self._last] = RUNNING << 32 | self._request
 
@@ -222,14 +222,14 @@ class Mark:
         self._words[self._last] = IDLE << 32 | self._request
 
     def _count_waiting(self) -> None:
-        """Add the time since `waiting` to what the call has waited."""
+        """Add the time since `waiting` to the call's waiting time."""
         if self._waiting:
             self._waiting = False
             words, at = self._words, self._at
             words[at + 1] += time.monotonic_ns() - words[at + 2]
 
     def _enter(self, state: int) -> None:
-        # The time comes first: a new state beside the old state's time would seem to have lasted long.
+        # The time comes first: a new state with the old state's time would seem to have lasted long.
         self._words[self._at + 2] = time.monotonic_ns()
         self._words[self._last] = state << 32 | self._request
 
@@ -256,5 +256,5 @@ class LogPage:
         self._words[self._count] = written + size
 
     def lose(self, count: int) -> None:
-        """Note that the running call has written so many bytes more than its function may log."""
+        """Note that the running call has written this many bytes more than its function may log."""
         self._words[self._lost] += count

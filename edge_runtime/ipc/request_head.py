@@ -1,12 +1,12 @@
-"""The head of a call's frame: what a call is for, how it came to the node, and its request, as it lies in the memory of
-a guest of the ABI `direct`. So a worker copies it there without looking into it. Pure.
+"""The head of a call's frame: the call's target, how it came to the node, and its request, in the layout that it has in
+the memory of a guest of the ABI `direct`, so that a worker copies it there without parsing it. Pure.
 
 Numbers are little-endian. A head has twelve bytes: the front's serial of the set of modules (u32), the function's index
 in the release (u16), the scheme (u8: 0 http, 1 https), the sizes of `auth_type` (u8) and `caller` (u16), and 0 (u16).
 Then come `caller` in UTF-8, `auth_type`, and the block.
 
 A block has eight lengths (u32), then as many texts in the order of `TEXTS`, each followed by a NUL that its length
-doesn't count. A text's bytes are those that came over the network. The request's body isn't in the head, but behind it.
+doesn't count. A text's bytes are as received from the network. The request's body isn't in the head but after it.
 """
 
 import struct
@@ -21,11 +21,11 @@ TEXTS: Final = ("method", "path", "query", "headers", "script", "route", "params
 `RequestTexts`."""
 
 UNSENDABLE: Final = "it has characters that no request can have"
-"""What is said of a request with text that isn't a byte a character."""
+"""The message for a request with text that isn't one byte per character."""
 
 _START: Final = struct.Struct("<IHBBHH")
 _TARGET: Final = struct.Struct("<IH")
-"""How `_START` begins: the serial, and the function's index."""
+"""The beginning of `_START`: the serial, and the function's index."""
 _LENGTHS: Final = struct.Struct(f"<{len(TEXTS)}I")
 BLOCK: Final = _START.size
 """Where the block begins in the head of a call that has no caller."""
@@ -34,7 +34,7 @@ _pack_start, _pack_lengths = _START.pack, _LENGTHS.pack
 
 
 class RequestUnfit(ValueError):
-    """No function, or none of its ABI, can be handed the request; the message says what of it."""
+    """The request can't be passed to any function, or to none of its ABI; the message says why."""
 
 
 class Via(NamedTuple):
@@ -43,9 +43,9 @@ class Via(NamedTuple):
     scheme: str
     """http or https."""
     caller: str
-    """Name of the caller in the node's file of callers; empty where the node has none."""
+    """Name of the caller in the node's file of callers; empty if the node has none."""
     auth_type: str
-    """How the caller has shown who it is: Bearer (a token) or Certificate; empty where there is no caller."""
+    """How the caller was authenticated: Bearer (a token) or Certificate; empty if there is no caller."""
 
 
 PLAIN: Final = Via("http", "", "")
@@ -53,7 +53,7 @@ SECURE: Final = Via("https", "", "")
 
 
 class CallHead(Struct, frozen=True):
-    """A call without its body: what it calls, and the request."""
+    """A call without its body: its target, and the request."""
 
     serial: int
     function: int
@@ -65,13 +65,13 @@ class CallHead(Struct, frozen=True):
 
 
 class RequestTexts(Struct, frozen=True):
-    """What a block has. Each code point below 256 stands for one byte."""
+    """The contents of a block. Each code point below 256 stands for one byte."""
 
     method: str
     path: str
-    """The path behind `script`, percent-encoded: empty, or beginning with a slash."""
+    """The path after `script`, percent-encoded: empty, or beginning with a slash."""
     query: str
-    """The query as it came, without the question mark."""
+    """The query as received, without the question mark."""
     headers: list[tuple[str, str]]
     """The headers in their order, names in lower case."""
     script: str
@@ -99,7 +99,7 @@ def encode_head(
 ) -> bytes:
     """Return a call's head. Without `caller` and `auth_type` its block begins at `BLOCK`.
 
-    Raises: RequestUnfit, when no head can have the request.
+    Raises: RequestUnfit, when no head can express the request.
     """
     scheme, caller, auth_type = via
     if caller or auth_type:
@@ -129,7 +129,7 @@ def encode_head(
 
 
 def target(head: bytes) -> tuple[int, int] | None:
-    """Return the serial and the function's index of a head, without a look at the rest; None where it is too short."""
+    """Return the serial and the function's index of a head, without reading the rest; None if it is too short."""
     if len(head) < _TARGET.size:
         return None
     serial, function = _TARGET.unpack_from(head)
@@ -137,7 +137,7 @@ def target(head: bytes) -> tuple[int, int] | None:
 
 
 def decode_head(head: bytes) -> CallHead:
-    """Return what a head says. Raises: ValueError, when its lengths don't add up to its own."""
+    """Decode a head. Raises: ValueError, when its lengths don't add up to its own."""
     try:
         serial, function, secure, auth_type_size, caller_size, zero = _START.unpack_from(head)
         middle = BLOCK + caller_size
@@ -156,7 +156,7 @@ def decode_head(head: bytes) -> CallHead:
 
 
 def decode_block(block: bytes) -> RequestTexts:
-    """Return what a head's block has. Raises: ValueError, when a header or a parameter has no value."""
+    """Decode a head's block. Raises: ValueError, when a header or a parameter has no value."""
     text, at, texts = block.decode("latin-1"), _FIRST_TEXT, []
     for length in _LENGTHS.unpack_from(block):
         end = at + length

@@ -21,14 +21,14 @@ log = logging.getLogger("skerry.processes")
 
 BACKOFF: Final = 0.05
 BACKOFF_CAP: Final = 5.0
-"""Seconds between two attempts to start a zygote or a child: the first pause, doubled each time up to the cap."""
+"""Seconds between two attempts to start a zygote or a child: the first pause, which doubles each time up to the cap."""
 PATIENCE: Final = 10.0
-"""Seconds for which a child is asked for again and again, if there can be none now."""
+"""Seconds for which starting a child is retried if it isn't possible now."""
 START_LIMIT: Final = 30.0
-"""Seconds that a new zygote has for each step of its start, which are mostly imports. Where they weren't enough, as on
-a slow disk, the next one has twice as many, until one is up."""
+"""Seconds that a new zygote has for each step of its start, which are mostly imports. If they weren't enough, for
+instance on a slow disk, the next one has twice as many, until one is up."""
 GONE_PAUSE: Final = 0.005
-"""Seconds between two looks at whether a zygote that was killed is gone."""
+"""Seconds between two checks whether a killed zygote is gone."""
 SOCKET_BUFFER: Final = 1 << 20
 """Bytes that the sockets of children can hold."""
 FRAME_LIMIT: Final = 64 * 1024 * 1024
@@ -36,11 +36,11 @@ FRAME_LIMIT: Final = 64 * 1024 * 1024
 
 
 class MachineUnfit(Exception):
-    """No function can run on this machine as it is; the message says why and what to do."""
+    """No function can run on this machine in its present state; the message says why and what to do."""
 
 
 class NotBorn(ConnectionError):
-    """The child couldn't be started: the zygote died before, or the system had no room. Ask again after a while."""
+    """The child couldn't be started: the zygote died first, or the system was out of resources. Retry after a while."""
 
 
 class Child:
@@ -59,22 +59,22 @@ class Child:
         self.exited: asyncio.Future[int | None] = loop.create_future()
         """The exit status as from waitpid; None if the zygote died first."""
         self.gone: asyncio.Future[None] = loop.create_future()
-        """Ends when the process has ended: the kernel says it by the pidfd, whatever the socket shows."""
+        """Done when the process has exited: the kernel reports it through the pidfd, whatever the socket shows."""
 
     def kill(self) -> None:
-        """Kill the child; does nothing if it has ended."""
+        """Kill the child; do nothing if it has exited."""
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def give_way(self) -> None:
-        """Have all other processes run before this one, which has given its last answer and holds no lock."""
+        """Let all other processes run before the child, which has given its last answer and holds no lock."""
         if self.pidfd >= 0 and not self.exited.done():
             with contextlib.suppress(OSError):
                 os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
 
     def lives(self) -> bool:
-        """Return whether one of the child's threads runs on, and isn't about to end."""
+        """Return whether one of the child's threads is running and isn't about to exit."""
         return not self.exited.done() and any(_runs(self.pid))
 
     def was_born(self, pid: int, pidfd: int) -> None:
@@ -98,9 +98,9 @@ class Child:
             self.pidfd = -1
 
     async def ask(self, kind: int, value: Any, limit: float | None) -> frames.Frame:
-        """Send a frame and wait for the answer. For children that do one thing at a time, unlike the pool's workers.
+        """Send a frame and wait for the answer, for children that do one thing at a time, unlike the pool's workers.
 
-        The answer of a child that has ended is what it said before that. Raises: ChildGone, when it has said nothing;
+        The answer of a child that has exited is what it sent before that. Raises: ChildGone, when it sent nothing;
         TimeoutError, when `limit` seconds have passed.
         """
         async with clock.timeout(limit):
@@ -121,7 +121,8 @@ class Child:
             return await self._frame()
 
     async def _frame(self) -> frames.Frame:
-        # What has come is read without waiting: one that was taken over and never stops to send must not have the loop.
+        # What has arrived is read without waiting: a child that was taken over and never stops sending must not occupy
+        # the event loop.
         await asyncio.sleep(0)
         length, request, kind, head = frames.HEADER.unpack(await self._exactly(frames.HEADER_BYTES))
         if length > FRAME_LIMIT:
@@ -158,7 +159,7 @@ class ZygoteClient:
         self._control: socket.socket | None = None
         self._up = asyncio.Event()
         self._starting = clock.timeout(None)
-        """The limit of the present step of a zygote's start."""
+        """The time limit of the current step of a zygote's start."""
         self._start_limit = START_LIMIT
         self._children: dict[int, Child] = {}
         self._next = 0
@@ -169,16 +170,16 @@ class ZygoteClient:
         self._fit = False
         """Whether a zygote was ever up."""
         self.uncompiled = ""
-        """Why workers run plain calls in Python; empty where they run them in C."""
+        """Why workers run plain calls in Python; empty if they run them in C."""
         self.lacking: tuple[str, ...] = ()
-        """The pieces of the children's fence that this machine lacks, in words."""
+        """The parts of the children's fence that this machine lacks, in words."""
 
     def knows(self, pid: int) -> bool:
-        """Tell whether a process is a child that was asked for and hasn't ended, or may be one that is being born."""
+        """Return whether a process is a requested child that hasn't exited, or may be one that is being forked."""
         return any(child.pid == pid or not child.born.done() for child in self._children.values())
 
     async def run(self) -> None:
-        """Keep a zygote alive until cancelled. Raises: MachineUnfit, when the first one finds the machine so."""
+        """Keep a zygote alive until cancelled. Raises: MachineUnfit, when the first one finds the machine unfit."""
         failures = 0
         try:
             while True:
@@ -202,9 +203,9 @@ class ZygoteClient:
         background: bool = False,
         patience: float = PATIENCE,
     ) -> Child:
-        """Start a child. If there can be none now, try again for `patience` seconds.
+        """Start a child. If that isn't possible now, retry for `patience` seconds.
 
-        Raises: NotBorn, when there is none after that time.
+        Raises: NotBorn, when none has started after that time.
         """
         end = clock.monotonic() + patience
         delay = BACKOFF
@@ -234,7 +235,7 @@ class ZygoteClient:
             message = frames.encode_json(births.Birth(child.id, kind, slot, background))
             self._children[child.id] = child
             try:
-                # The zygote reads all the time: if its buffer is full it is stuck, and waiting would stall the front.
+                # The zygote reads continuously: if its buffer is full it is stuck, and waiting would stall the front.
                 socket.send_fds(self._control, [message], [theirs.fileno()])
             except OSError as error:
                 self._children.pop(child.id)
@@ -249,7 +250,7 @@ class ZygoteClient:
         return child
 
     async def _one(self) -> None:
-        """See one zygote through from start to end."""
+        """Handle one zygote from start to exit."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -290,8 +291,8 @@ class ZygoteClient:
             output.close()
             orphans, self._children = self._children, {}
             try:
-                # Killed, the zygote and its children are gone at once, unless a disk holds them up: don't block the
-                # loop.
+                # Once killed, the zygote and its children are gone at once, unless a disk delays them: don't block the
+                # event loop.
                 while process.poll() is None:  # noqa: ASYNC110
                     await asyncio.sleep(GONE_PAUSE)
             finally:
@@ -303,7 +304,8 @@ class ZygoteClient:
 
     def _exec(self, control: int, output: int) -> subprocess.Popen[bytes]:
         arguments = births.Arguments(control, self._page, os.getpid(), self._settings)
-        # The packages' own folder comes first, and the current one is left out: nobody else decides what is imported.
+        # The packages' own folder comes first, and the current one is left out, so that nobody else decides what is
+        # imported.
         folder = str(Path(__file__).parents[2])
         paths = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         # Processes that run functions must not get the node's secrets.
@@ -315,12 +317,12 @@ class ZygoteClient:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            # Ctrl-C is for the front alone. A session of its own would be a share of the processors of its own, too.
+            # Ctrl-C is only for the front. A separate session would also get a separate share of the processors.
             process_group=0,
         )
 
     def _news(self, control: socket.socket, ended: asyncio.Future[None]) -> None:
-        """Handle the messages that the zygote has sent."""
+        """Handle the messages from the zygote."""
         while not ended.done():
             try:
                 message, descriptors, _, _ = socket.recv_fds(control, births.MESSAGE_BYTES, 1)
@@ -350,7 +352,7 @@ class ZygoteClient:
                     if not self._fit:
                         ended.set_exception(MachineUnfit(text))
                         return
-                    # The machine was fit, and will be again: it is short of something, or is being upgraded.
+                    # The machine was fit and will be again: it is short of something, or is being upgraded.
                     log.error("a new zygote can't run guests now: %s", text)
                 case births.Born(number, pid):
                     self._born(number, pid, descriptors)
@@ -363,7 +365,7 @@ class ZygoteClient:
 
     def _born(self, number: int, pid: int, descriptors: list[int]) -> None:
         if not descriptors:
-            # The kernel leaves out a descriptor that there is no room for. The child ends when its socket is closed.
+            # The kernel leaves out a descriptor that there is no room for. The child exits when its socket is closed.
             self._not_born(number, "the front has too many open files")
             return
         child = self._children.get(number)
@@ -382,7 +384,7 @@ class ZygoteClient:
 
 
 def _runs(pid: int) -> Iterator[bool]:
-    """Yield of each thread of a process whether it isn't about to end."""
+    """Yield, for each thread of a process, whether it isn't about to exit."""
     tasks = f"/proc/{pid}/task"
     with contextlib.suppress(OSError):
         for thread in os.listdir(tasks):
