@@ -1,4 +1,4 @@
-"""Decides which HTTP requests a function may have the node make: reads strictly what it asked for. Pure."""
+"""Decides which HTTP requests a function may have the node make, and parses them strictly. Pure."""
 
 import ipaddress
 import re
@@ -16,7 +16,7 @@ HEADERS_LIMIT: Final = 128
 HEADER_BYTES_LIMIT: Final = 32_768
 """Bytes of a request's header names and values together."""
 HEAD_LIMIT: Final = 262_144
-"""Bytes of a request's head as JSON; a head within the limits above has fewer."""
+"""Bytes of a request's head as JSON; a head within the limits above is shorter."""
 PORTS: Final = {"https": 443, "http": 80}
 
 _URL: Final = re.compile(r"(https?)://([^/?#\\]*)([^#]*)(?:#.*)?", re.IGNORECASE)
@@ -40,7 +40,7 @@ class Outgoing(NamedTuple):
     headers: list[tuple[str, str]]
     body: bytes
     lasting: bool
-    """The grant names this very host, so a connection to it is worth keeping."""
+    """The grant names exactly this host, so a connection to it is worth keeping."""
 
 
 def read(request: bytes, grant: HttpGrant) -> Outgoing:
@@ -91,7 +91,7 @@ def _invalid(message: str) -> NotFetched:
 
 
 def _url(url: str) -> tuple[str, str, int, str]:
-    """Return scheme, host, port and target of a URL; refuse what another reader might understand otherwise."""
+    """Return scheme, host, port and target of a URL; refuse anything that another parser might read differently."""
     if len(url) > URL_LIMIT:
         raise _invalid(f"The URL has {len(url)} characters; {URL_LIMIT} are allowed.")
     match = _URL.fullmatch(url)
@@ -116,7 +116,7 @@ def _url(url: str) -> tuple[str, str, int, str]:
     if target[:1] in ("", "?"):
         target = "/" + target
     elif target[0] != "/":
-        # A backslash comes first, which some readers take for a slash.
+        # It starts with a backslash, which some parsers read as a slash.
         raise _invalid("The URL's host is no name in ASCII and no address.")
     return scheme, host, port, target
 

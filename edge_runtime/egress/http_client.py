@@ -2,7 +2,7 @@
 
 `RequestsInFlight` takes a worker's request, `HttpClient` makes it, and the answer goes back to the worker.
 
-`grants` decides what may be asked for; here a name must also lead to an address that a function may reach
+`grants` decides what may be requested; here a name must also resolve to an address that a function may reach
 (`control.protocol.checked_resolver`). No redirect is followed, no proxy used, no cookie kept, and nothing of the node's
 own is sent along.
 """
@@ -32,7 +32,7 @@ from edge_runtime.ipc.http_messages import NotFetched
 KEEP_ALIVE: Final = 15.0
 """Seconds that an idle connection is kept."""
 LOOKUPS: Final = 32
-"""Threads that only wait for name servers, so that a slow one holds up nothing else on the node."""
+"""Threads that only wait for name servers, so that a slow one delays nothing else on the node."""
 HEADERS_LIMIT: Final = 256
 HEADER_BYTES_LIMIT: Final = 65_536
 """Bytes of an answer's header names and values together."""
@@ -42,10 +42,10 @@ log = logging.getLogger("skerry.egress")
 
 
 def reachable(host: str, address: Address, networks: Sequence[Network]) -> bool:
-    """Tell whether a function with a grant for the name `host` may be led to `address` by it. Pure.
+    """Return whether the name `host` may resolve to `address` for a function with a grant for it. Pure.
 
-    Names may lead to public addresses and to those of `networks`, which the node's operator has named; `localhost`
-    leads to loopback. Other addresses must be named in the manifest as addresses.
+    Names may resolve to public addresses and to those of `networks`, which the node's operator configured; `localhost`
+    resolves to loopback. Other addresses must be listed in the manifest as addresses.
     """
     if host == "localhost":
         return address.is_loopback
@@ -56,13 +56,13 @@ def reachable(host: str, address: Address, networks: Sequence[Network]) -> bool:
 
 def _why(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientResponseError):
-        # aiohttp's own message has the URL and what the server sent: either may hold a secret, and this is logged.
+        # aiohttp's own message contains the URL and the server's data: either may hold a secret, and this is logged.
         return f"the answer isn't HTTP as it must be ({error.message.partition(':')[0]})"
     return str(error) or type(error).__name__
 
 
 def resolver(networks: Sequence[Network]) -> CheckedResolver:
-    """Return what looks up names and leaves out the addresses that a function may not reach."""
+    """Return a resolver that looks up names and leaves out the addresses that a function may not reach."""
 
     def allows(host: str, address: Address) -> bool:
         return reachable(host, address, networks) and (address.is_loopback or not is_own(address))
@@ -77,7 +77,8 @@ class HttpClient:
     """
 
     def __init__(self, networks: Sequence[Network] = (), tls: ssl.SSLContext | None = None) -> None:
-        """Names may lead to `networks` besides public addresses. Without `tls` the system's CAs are trusted."""
+        """Names may resolve to `networks` in addition to public addresses. Without `tls` the system's CAs are
+        trusted."""
         self._networks = networks
         self._tls = tls
         self._session: aiohttp.ClientSession | None = None
@@ -115,7 +116,7 @@ class HttpClient:
     ) -> bytes:
         """Make the request of a parcel, and return the answer's parcel.
 
-        `traceparent` is the call's place in a trace, which goes along unless its function says another. `sending` is
+        `traceparent` is the call's place in a trace, which is sent along unless the function sets one. `sending` is
         called before a request that can't be sent twice. Raises: NotFetched, when there is no answer.
         """
         if grant is None:
@@ -169,22 +170,23 @@ class HttpClient:
                     text = f"The answer is larger than {limit} bytes (the manifest's `http.response_bytes`)."
                     raise NotFetched("http_too_large", text)
             if not outgoing.lasting:
-                # A pattern may match any number of hosts: their connections aren't kept.
+                # A pattern can match any number of hosts: their connections aren't kept.
                 answered.close()
             return http_messages.answer(answered.status, answered.raw_headers, body)
 
 
 class RequestsInFlight:
-    """The requests of running calls: begun when a worker asks, given up when the worker ends. `run` must be running."""
+    """The requests of running calls: begun when a worker asks, cancelled when the worker exits. `run` must be
+    running."""
 
     def __init__(self, egress: HttpClient) -> None:
         self._egress = egress
         self._group: asyncio.TaskGroup | None = None
         self._waiting: set[WorkerLink] = set()
-        """The workers that wait for an answer, each for one."""
+        """The workers that are waiting for an answer, one each."""
 
     async def run(self) -> None:
-        """Serve until cancelled; requests that are under way then are given up."""
+        """Serve until cancelled; then cancel the requests in progress."""
         async with self._egress, asyncio.TaskGroup() as group:
             self._group = group
             try:
@@ -209,7 +211,7 @@ class RequestsInFlight:
             link.ended.remove_done_callback(give_up)
             self._waiting.discard(link)
 
-        # A worker does nothing else while it waits: its call can end before the answer only if the worker ends.
+        # A worker does nothing else while it waits: its call can end before the answer only if the worker exits.
         link.ended.add_done_callback(give_up)
         task.add_done_callback(ended)
 
