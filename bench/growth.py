@@ -1,7 +1,7 @@
 """What does a fleet of 50,000 nodes cost control?
 
-Five things, each beside a floor of the same run; the ratio is the smallest of floor over measured, over what it must
-be.
+Five measurements, each with a floor from the same run; the ratio is the smallest of floor over measured, divided by its
+bar.
 
 - A replica's start, until it is ready; making a release for all; a pass of the monitor in which nothing changed: beside
   the same before there is a node, in the same database. Such a thing may cost more with nodes, and not in proportion
@@ -30,7 +30,7 @@ from tests.support.replica import SetClock
 BAR = 1
 NODES = 50_000
 WANTED = {"start": 0.5, "release": 0.35, "quiet_pass": 0.22, "offline": 0.4, "overdue": 0.1}
-"""The least that each floor may be of what was measured."""
+"""The least permitted ratio of each floor to the measured time."""
 ROUNDS = 4
 RECORDED = {
     "offline": (
@@ -53,7 +53,7 @@ RECORDED = {
 """For each: the seconds by which the clock moves on, whether there are nodes yet of which it isn't recorded, and what
 takes it back."""
 LOOK = 0.1
-"""Seconds between two looks whether all is recorded."""
+"""Seconds between two checks whether all is recorded."""
 STUCK = 300.0
 """Seconds within which it must be."""
 
@@ -85,9 +85,9 @@ async def main() -> None:
 
 
 async def _few(site: replica.Site, clock: SetClock) -> dict[str, float]:
-    """Measure what a replica does with any number of nodes; return the median seconds of each."""
+    """Measure a replica's work for any number of nodes; return the median seconds of each."""
     found: dict[str, list[float]] = {"start": [], "release": [], "quiet_pass": []}
-    # One more for what is done only once.
+    # One more for one-time work.
     for _ in range(ROUNDS + 1):
         began = time.perf_counter()
         async with site.running(clock=clock) as started:
@@ -112,14 +112,15 @@ async def _timed(work: Callable[[], Awaitable[Any]]) -> float:
 
 
 async def _recorded(site: replica.Site, clock: SetClock, connection: Any, name: str) -> tuple[float, float]:
-    """Return the seconds until all nodes are recorded as this, and those of the bare transaction that undoes it."""
+    """Return the seconds until all nodes are recorded in this state, and those of the bare transaction that undoes
+    it."""
     later, left, back = RECORDED[name]
     async with site.running(clock=clock) as started:
         while (await started.call("GET", "/readyz", token="")).status != 200:
             await asyncio.sleep(0.005)
         clock.advance(later)
         began = time.perf_counter()
-        # The replica's own monitor records it, beside which another one would be in its way.
+        # The replica's own monitor records it; another one would get in its way.
         async with asyncio.timeout(STUCK):
             while await connection.fetchval(left):
                 await asyncio.sleep(LOOK)
