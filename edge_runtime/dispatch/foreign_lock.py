@@ -108,7 +108,7 @@ class ForeignLock:
         return bool(pid) and (self._is_child(pid) or database_users.parent(pid) is None)
 
     def _is_child(self, pid: int) -> bool:
-        # Where there is no zygote, it isn't the parent 0 that others have.
+        # If there is no zygote, don't match the parent 0 that other processes have.
         return self._processes.pid > 0 and database_users.parent(pid) == self._processes.pid
 
     def _judge(self, holder: int) -> None:
@@ -123,7 +123,7 @@ class ForeignLock:
         for pid in {holder, writer}:
             link = self._link(pid)
             if link is None:
-                # Not who has SQLite's lock alone: it recovers the log, in a process that the zygote alone knows.
+                # Not a process that holds only SQLite's lock: it recovers the log, and only the zygote knows it.
                 lost = pid and pid == writer and not self._processes.knows(pid)
                 if lost and self._is_child(pid):
                     log.error("process %d, which this node has lost, holds the writer lock: it is ended", pid)

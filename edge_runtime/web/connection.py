@@ -61,7 +61,7 @@ class RequestHandler(Protocol):
 
     def admit(self, exchange: Exchange, certificate: bytes | None) -> Refusal | None:
         """Return why a request whose head has come is refused; None if it isn't. `certificate` is the sha256 of the
-        client's, empty where it has shown none, None where it comes in plain HTTP."""
+        client's, empty if it has presented none, None in plain HTTP."""
 
     def run(self, exchange: Exchange, connection: "HttpConnection") -> None:
         """Answer a whole request whose turn it is: once, now or later, through `done` or `answer`."""
