@@ -123,7 +123,7 @@ class ForeignLock:
         for pid in {holder, writer}:
             link = self._link(pid)
             if link is None:
-                # Not a process that holds only SQLite's lock: it recovers the log, and only the zygote knows it.
+                # Don't kill one that holds only SQLite's lock: it recovers the log, and only the zygote knows it.
                 lost = pid and pid == writer and not self._processes.knows(pid)
                 if lost and self._is_child(pid):
                     log.error("process %d, which this node has lost, holds the writer lock: it is ended", pid)

@@ -42,13 +42,13 @@ class _Lines:
     __slots__ = ("_at", "_text", "fields", "tally", "who")
 
     def __init__(self, tally: Tally, who: str, fields: dict[str, Any], text: str) -> None:
-        """`who` is the function's and the call's name for people, `fields` are the same for records."""
+        """`who` names the function and the call in text, `fields` do the same in records."""
         self.tally = tally
         self.who = who
         self.fields = fields
         self._text = text
         self._at = 0
-        """Where the next line begins."""
+        """The position at which the next line begins."""
 
     def __len__(self) -> int:
         """Return the characters of the whole text."""
@@ -115,7 +115,7 @@ class GuestLog:
             self._turn()
 
     def _turn(self) -> None:
-        """Log the next lines, and the others in later turns of the loop."""
+        """Log the next lines, and the rest in later iterations of the event loop."""
         now, waiting, count = clock.monotonic(), self._waiting, 0
         moment = records.time_text(time.time())
         while waiting and count < AT_ONCE:

@@ -61,7 +61,7 @@ Outcome = Answer | Refusal
 
 
 def name_of(outcome: Outcome) -> str:
-    """Return how an outcome is counted: "ok", the code of a refusal, or "answer_5xx" where the function itself answered
+    """Return how an outcome is counted: "ok", the code of a refusal, or "answer_5xx" if the function itself answered
     with a status of 500 or more, so that nothing it wrote was kept."""
     if isinstance(outcome, Refusal):
         return outcome.code
@@ -79,7 +79,7 @@ def refused(code: str, message: str, retry_after: int = 0, allow: str = "") -> R
 
 
 def blames(why: str, state: int, status: int | None) -> bool:
-    """Tell whether a worker's death is the fault of the function that it ran; parameters as in `of_death`.
+    """Return whether a worker's death is the fault of the function that it ran; parameters as in `of_death`.
 
     A signal 9 that the front didn't send came from outside, since no guest can send one. The time that a commit takes
     depends on the disk.

@@ -3,8 +3,8 @@
 A function's calls use at most as many workers as its concurrency allows, so that it can't take the workers of others.
 An idle worker gets a call at once. A worker may have several calls only of functions whose recent calls were short: for
 these a handover costs more than the call. Calls behind one that turns out to be long are taken back (`claims`). Queues
-are served in turn, each first come, first served. Everything happens in the loop's thread, and nothing waits here but
-`change`. The workers' links (`worker_link`) carry out what is decided.
+are served in turn, each first come, first served. Everything happens in the event loop's thread, and nothing here waits
+except `change`. The workers' links (`worker_link`) carry out what is decided.
 """
 
 import asyncio
@@ -203,7 +203,7 @@ class Queues:
 
 
 def _same(before: frames.LocalFunction, now: frames.LocalFunction) -> bool:
-    """Tell whether what is known of one function's calls holds for the other's."""
+    """Return whether what is known about one function's calls applies to the other's."""
     return (before.sha256, before.manifest_digest) == (now.sha256, now.manifest_digest)
 
 
@@ -260,7 +260,7 @@ class Placement:
             return None
         if not short:
             return None
-        # Behind the function's own calls, where there are fewest.
+        # Behind the function's own calls, on the worker with the fewest.
         best, least = None, self.depth
         for link in queue.links:
             if 0 <= link.level < least and link.usable:

@@ -250,7 +250,7 @@ class OutgoingFrames:
         self._loop.add_writer(self._fileno, self._writable)
 
     def _writable(self) -> None:
-        # One write, and no more even if the worker makes room meanwhile: others wait for the loop.
+        # One write, and no more even if the worker makes room meanwhile: others wait for the event loop.
         waiting = self._waiting
         try:
             sent = self._sock.sendmsg(list(itertools.islice(waiting, _PIECES_AT_ONCE)))

@@ -174,7 +174,7 @@ class Blocks:
         self.memory = Memory()
 
     def new(self, data: bytes) -> int:
-        """Allocate a block for `data`, and return its handle; 0 where there is no data."""
+        """Allocate a block for `data`, and return its handle; 0 if there is no data."""
         if not data:
             return 0
         room = len(data) + 15 & -16

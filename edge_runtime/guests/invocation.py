@@ -29,7 +29,7 @@ class Request(Struct, frozen=True):
     key: bytes = b""
     """A key that is equal for requests that differ only in their bodies; empty if this isn't known."""
     caller: str = ""
-    """Name of the caller in the node's file of callers; empty where the node has none."""
+    """Name of the caller in the node's file of callers; empty if the node has none."""
     auth_type: str = ""
     """How the caller was authenticated: Bearer or Certificate; empty if there is no caller."""
     block: bytes = b""

@@ -42,7 +42,7 @@ class SeenLines(NamedTuple):
 
 
 class PlainGuest(Guest):
-    """A function whose plain calls the loop can run."""
+    """A function whose plain calls the C loop can run."""
 
     WAGI: ClassVar[bool]
     settings: Mapping[str, str]

@@ -79,7 +79,7 @@ def _ordinal(wasm: bytes, offset: int) -> int | None:
 
 
 def _name(wasm: bytes, index: int) -> str:
-    """Return a function's name in the name section; empty where it has none."""
+    """Return a function's name in the name section; empty if it has none."""
     for section, start, end in _sections(wasm):
         if section != _CUSTOM or wasm[start : start + 5] != b"\4name":
             continue

@@ -129,7 +129,7 @@ class Wasi:
         return log_lines.with_loss(bytes(self._stderr), self._stderr_lost)
 
     def log(self, prefix: bytes, message: bytes) -> None:
-        """Add lines to stderr, each with the prefix of its level (`ipc.log_lines`), and on a line of its own."""
+        """Add lines to stderr, each with the prefix of its level (`ipc.log_lines`), and on a separate line."""
         begun = self._stderr and not self._stderr.endswith(b"\n") and self._stderr_room
         start = b"\n" if begun else b""
         lines = prefix + message.removesuffix(b"\n").replace(b"\n", b"\n" + prefix)

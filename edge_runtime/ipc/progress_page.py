@@ -1,6 +1,6 @@
 """Shared memory in which each worker says which call it has started, and how far the call has come.
 
-The memory has a slot for each worker. A slot is a page of its own, the only one that its worker can see, so no worker
+The memory has a slot for each worker. Each slot is a separate page, the only one that its worker can see, so no worker
 can speak for another.
 
 After a worker's death, this lets the front tell the call that ran from those that only waited; and it sees, without

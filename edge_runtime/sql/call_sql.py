@@ -181,7 +181,7 @@ class CallSql:
             code, text = failed_commit(self._database, error)
             self._begun = False
             self._database.rollback()
-            # Otherwise the call stays marked as committing: if the process ends, nobody is told that the call was
+            # Otherwise the call stays marked as committing: if the process ends, no one reports that the call was
             # undone.
             if self._watch is not None and code != COMMIT_UNKNOWN:
                 self._watch.running()

@@ -7,10 +7,10 @@ computed names, so its tokens show every name.
 A change without steps runs whole in the release's one transaction (the flip). Lines of the form `-- skerry: …` divide a
 change into steps:
 
-    -- skerry: before               a transaction of its own, under the release that serves
+    -- skerry: before               its own transaction, under the serving release
     -- skerry: batch TABLE by KEY   in transactions of a few rows each, with the keys above :after, up to :upto
     -- skerry: flip                 in the release's one transaction
-    -- skerry: after                a transaction of its own, once the release serves
+    -- skerry: after                its own transaction, once the release serves
     -- skerry: undo                 what undoes the steps before the flip, if the change is amended or given up
 
 There can be any number of `before` and `batch` steps before the flip, and of `after` and `batch` steps after it; they

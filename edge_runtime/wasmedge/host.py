@@ -10,7 +10,7 @@ Signature = tuple[str, str]
 most one result."""
 
 HostFunction = Callable[..., int | None]
-"""Called with an unsigned integer for each parameter; returns the result, None where the signature has none."""
+"""Called with an unsigned integer for each parameter; returns the result, None if the signature has none."""
 
 Replace = Callable[[str, int], tuple[int, int]]
 """Given a host function's name and the address of its callback, returns the address of the C function that is called

@@ -77,13 +77,13 @@ class EntryPoint:
         self._buffers: list[CData] = []
         """The buffers that `arguments` and `result` point into; kept alive as long as this object."""
         self.arguments = self._values(parameters)
-        """Pointer to words of 32 bits, `VALUE_WORDS` for each argument; NULL where there is none."""
+        """Pointer to words of 32 bits, `VALUE_WORDS` for each argument; NULL if there is none."""
         self.result = self._values(results)
         self.results = len(results)
         self.wide = results == "I"
 
     def _values(self, letters: str) -> CData:
-        """Return a pointer to words for values of these types; NULL where there are no letters."""
+        """Return a pointer to words for values of these types; NULL if there are no letters."""
         if not letters:
             return ffi.NULL
         size = 4 * VALUE_WORDS

@@ -20,7 +20,7 @@ _MALFORMED: Final = 0x0104
 
 
 def import_memories(wasm: bytes) -> bytes:
-    """Return the module with its memories imported; unchanged where it has none.
+    """Return the module with its memories imported; unchanged if it has none.
 
     Raises: LoadError, when its sections can't be read.
     """

@@ -80,7 +80,7 @@ class Shape:
     """The number of local variables of all functions together."""
 
     def export_signature(self, name: str) -> Signature | None:
-        """Return the signature of an exported function; None where no function has that name.
+        """Return the signature of an exported function; None if no function has that name.
 
         Raises: Malformed, when the export names a function that doesn't exist.
         """

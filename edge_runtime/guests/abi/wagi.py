@@ -47,8 +47,8 @@ HTTP_PROXY, which HTTP libraries obey."""
 
 @functools.lru_cache(maxsize=1024)
 def _variable(name: str) -> str:
-    """Return the environment variable of a header; empty where it gets none. A name with an underscore gets none,
-    because X_Y would be taken for X-Y."""
+    """Return the environment variable of a header; empty if it gets none. A name with an underscore gets none, because
+    X_Y would be taken for X-Y."""
     if not _VARIABLE.fullmatch(name):
         return ""
     apart = _APART.get(name.lower())
