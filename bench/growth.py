@@ -50,8 +50,8 @@ RECORDED = {
         ),
     ),
 }
-"""For each: the seconds by which the clock moves on, whether there are nodes yet of which it isn't recorded, and what
-takes it back."""
+"""For each: the seconds by which the clock advances, whether any nodes are left for which it isn't recorded, and what
+undoes it."""
 LOOK = 0.1
 """Seconds between two checks whether all is recorded."""
 STUCK = 300.0

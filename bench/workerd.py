@@ -8,7 +8,7 @@ with one instance for all requests.
 The ratio is the smallest of five, each divided by its bar:
 
 - the CPU time of a request of two processes over that of ours, at least 2.8;
-- the same where no two heads of requests are the same, for both, at least 2.8: what is kept of a head is worth nothing;
+- the same where no two heads of requests are the same, for both, at least 2.8: cached heads are then useless;
 - our p99 over that of two processes, at most 0.6;
 - the CPU time of a request of `direct` over that of WAGI, at least 0.65;
 - the CPU time of a request of workerd's one instance for all over that of ours, at least 1.6.
