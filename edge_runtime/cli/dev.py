@@ -1,8 +1,8 @@
 """`skerry-edge dev`: a local edge for `skerry dev`, without control. It reads releases as JSON lines from stdin,
 reports what happens as JSON lines on stdout, and exits when stdin ends.
 
-In: `{"functions": [{"name", "module", "manifest"}], "changes": [{"number", "name", "sql"}]}`, complete each time. Out,
-by `event`: `ready`, `serving` (seconds it took, schema), `failed` (code, message), `outdated` (message: an applied
+In: `{"functions": [{"name", "module", "manifest"}], "changes": [{"number", "name", "sql"}]}`, complete each time.
+Out, by `event`: `ready`, `serving` (seconds it took, schema), `failed` (code, message), `outdated` (message: an applied
 schema change is now different, so the database must be recreated), `log` (text), `call` (method, path, status, seconds,
 code, message).
 """

@@ -168,7 +168,7 @@ def shown_with(what: str, call: Call) -> str:
 
 
 def fields_of(call: Call) -> dict[str, Any]:
-    """Return what a record says of a call that was dispatched, beside its own text."""
+    """Return a record's fields about a dispatched call, in addition to its text."""
     served = call.served
     fields = {"function": call.name, "version": served.function.version, "release": served.release}
     if call.request_id:

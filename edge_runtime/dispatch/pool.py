@@ -507,7 +507,7 @@ class Pool:
         if self.hold is Hold.COMMIT:
             # The release is in the file, and the front will hear of it any moment.
             self.hold = Hold.ALL
-        # The call has run: what it waited before that doesn't count.
+        # The call has run: its waiting time before that doesn't count.
         call.deadline = 0.0
         if self.holds(call.served) or self.functions.get(call.name) is not call.served:
             # Once the front knows of the release, or at once, if it has heard of it since.

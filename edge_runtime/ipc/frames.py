@@ -368,7 +368,7 @@ def told_failure(failure: ChildFailure) -> ChildFailure:
 
 
 def decode_failure(body: bytes) -> ChildFailure:
-    """Decode a child's failure, then do as `told_failure`."""
+    """Decode a child's failure and return it as `told_failure` does."""
     try:
         failure = _decode_failure(body)
     except Exception:

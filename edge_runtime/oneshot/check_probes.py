@@ -121,7 +121,7 @@ def check(opened: LibsqlDatabase, change: SchemaCheckRequest, probed: ProbedFunc
 
 
 def _probe(opened: LibsqlDatabase, function: guest.LoadedFunction, manifest: Manifest) -> str:
-    """Run the probe in the transaction that is open, and undo what it wrote; return why it failed, or ''."""
+    """Run the probe in the open transaction, and undo its writes; return why it failed, or ''."""
     probe = manifest.probe
     assert probe is not None  # noqa: S101
     try:

@@ -218,8 +218,8 @@ def _move_log(path: Path, frames: int | None) -> str:
 
 
 def _end_log(path: Path) -> str:
-    """Return why the file can't be switched from a log, or an empty string. Without a log it can be opened even where
-    nothing can be written beside it. The switch makes SQLite parse the schema, so libsql does it."""
+    """Return why the file can't be switched to work without a log, or an empty string. Without a log it can be opened
+    even where nothing can be written beside it. The switch makes SQLite parse the schema, so libsql does it."""
     try:
         connection = open_file(path)
         fence.seal("worker")

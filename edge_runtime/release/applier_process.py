@@ -50,7 +50,7 @@ async def started(birth: Awaitable[Child]) -> AsyncIterator[Child]:
 
 
 async def prepare(applier: Child, order: frames.Apply, limit: float, named: Named) -> wire.Inventory:
-    """Have a release prepared in `limit` seconds at most; return what it leads to. Raises: SyncFailed."""
+    """Have a release prepared in `limit` seconds at most; return its result. Raises: SyncFailed."""
     number = order.plan.release_number
     doing = "nothing yet: another process had the writer lock"
     try:

@@ -100,7 +100,7 @@ async def _certificate_end(url: str, ca: Path | None) -> float | None:
 
 
 def control_findings(facts: ControlFacts, state: Path) -> list[Finding]:
-    """Check whether control can be reached, and its certificate is valid."""
+    """Check whether control can be reached, and its clock and certificate are right."""
     if facts.trouble is not None:
         code, message = facts.trouble
         host = control_base(facts.url).host if facts.url.startswith("https://") else facts.url
