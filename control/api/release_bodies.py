@@ -10,6 +10,7 @@ from msgspec import Meta, Struct, field
 
 from control.protocol import wire
 from control.protocol.wire import MOST_FUNCTIONS, Body, Name, Number, Sha256, Text
+from control.rollouts.policy import Policy
 from control.sync.change_effects import ExpectedStall, LostRows
 from control.sync.compatibility import Unfit
 
@@ -28,6 +29,9 @@ class FollowingRelease(Body, frozen=True):
     allow_loss: bool = False
     allow_stall: bool = False
     reason: Text = ""
+    rollout: Policy | None = None
+    now: bool = False
+    rehearsal_only: bool = False
 
 
 class NewRelease(Body, frozen=True):
@@ -51,6 +55,13 @@ class NewRelease(Body, frozen=True):
     allow_stall: bool = False
     """Make it even if its schema changes would block a node's writers for longer than the setting `stall_limit`."""
     reason: Text = ""
+    rollout: Policy | None = None
+    """How it goes out; if not given, as the group's policy says, or, without one, at once, after a rehearsal if it
+    changes the schema."""
+    now: bool = False
+    """Send it to all nodes at once, without a rehearsal and steps; the audit log says so."""
+    rehearsal_only: bool = False
+    """Only rehearse it: its rollout pauses then, and goes on when it is resumed. Refused while another one is open."""
     plan_digest: Sha256 | None = None
     """The digest of a plan that was shown: if the release would differ from it, it isn't made."""
 

@@ -14,10 +14,12 @@ import msgspec
 import orjson
 from msgspec import Meta, Struct
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the nodes' protocol. A node sends its version, and control answers with messages that the node knows."""
 WATCH_PROTOCOL = 2
 """The first version whose nodes know `Watch`. A node of version 1 sends no version."""
+REHEARSAL_PROTOCOL = 3
+"""The first version whose nodes know `Rehearse`."""
 LINES_OF_CALL = 20
 """The most lines of its log that a node sends with the record of a call."""
 
@@ -62,6 +64,8 @@ EventKind = Literal[
     "sync.failed",
     "release.arrived",
     "release.failed",
+    "rollout.paused",
+    "rollout.ended",
     "operator.acted",
     "webhook.test",
 ]
@@ -149,6 +153,8 @@ class Poll(Message):
     """The digest of the last `Watch`; '' if, as far as the node knows, nobody watches it."""
     name: Annotated[str, Meta(max_length=63)] = ""
     """The node's name, as far as it knows; if control has another name, the answer is `Renamed`."""
+    rehearsal: Annotated[str, Meta(max_length=64)] = ""
+    """The id of the last `Rehearse` that the node has taken up; '' if it has taken up none since its start."""
     numbers: bytes = b""
     """What was counted since the previous numbers: `Numbers` in msgpack, or empty."""
 
@@ -259,6 +265,52 @@ class Renamed(Message, tag="renamed"):
     name: Name
 
 
+class Rehearse(Message, tag="rehearse"):
+    """The node's group has a release to rehearse: get ``/v1/nodes/self/rehearsals/{id}``, and go on polling."""
+
+    id: Annotated[str, Meta(max_length=64)]
+
+
+class RehearsalOrder(Message):
+    """``GET /v1/nodes/self/rehearsals/{id}``: what a node tries on a copy of its own data, while it serves."""
+
+    plan: Plan
+    """As the release's plan would be. Its `sync_id` is the rehearsal's id; no sync is open, and nothing is flipped."""
+    seconds: float
+    """How long it may take, from the answer to the report."""
+
+
+class RehearsedChange(Message):
+    """What a schema change did to the copy."""
+
+    number: Number
+    name: Annotated[str, Meta(max_length=200)] = ""
+    rows: Count = 0
+    """Rows that it wrote."""
+    seconds: Annotated[float, Meta(ge=0)] = 0.0
+    """How long it took, at the lowest priority."""
+    stall: Annotated[float, Meta(ge=0)] = 0.0
+    """The longest time in seconds that writers must expect to wait because of it: the upper end of an estimate."""
+
+
+class RehearsalResult(Message):
+    """``PUT /v1/nodes/self/rehearsals/{id}``: how it went. `unknown` if the node couldn't try."""
+
+    outcome: Literal["passed", "failed", "unknown"]
+    code: Annotated[str, Meta(max_length=64)] = ""
+    message: Text = ""
+    """Why it didn't pass, without contents of rows."""
+    row: Annotated[str, Meta(max_length=300)] = ""
+    """The row that made a schema change fail, as `table key=value`, where that is known; its key only."""
+    changes: Annotated[list[RehearsedChange], Meta(max_length=MOST_CHANGES)] = []
+    schema_digest: Annotated[str, Meta(max_length=64)] = ""
+    """sha256 of the schema that resulted, the same on all nodes with the same schema; '' if it didn't get that far."""
+    seconds: Annotated[float, Meta(ge=0)] = 0.0
+    """How long the rehearsal took, with the copy."""
+    database: Count = 0
+    """Bytes of the copy."""
+
+
 class Question(Message):
     """What an operator wants to see of a node's records: new ones as they arrive, and those that exist.
 
@@ -306,7 +358,18 @@ class BatchTaken(Message):
     """Records per second that the node may send for this watch from now on."""
 
 
-Answer = Plan | Report | Watch | Renamed
+Answer = Plan | Report | Watch | Renamed | Rehearse
+
+
+class HourBefore(Struct, array_like=True):
+    """A node's calls of the hour before it flipped to a release: what the release's own calls are compared with."""
+
+    seconds: Annotated[float, Meta(ge=0, le=2**31)]
+    """How long the time was; less than an hour after a start."""
+    functions: Annotated[list[FunctionNumbers], Meta(max_length=2 * MOST_FUNCTIONS)]
+    """Of whichever release they ran then: `FunctionNumbers.index` is the place in `names`."""
+    names: Annotated[list[Name], Meta(max_length=2 * MOST_FUNCTIONS)]
+    """The functions' names, each once."""
 
 
 class SyncError(Message):
@@ -324,6 +387,8 @@ class SyncUpdate(Message):
     """With `failed`: when the node will try this generation again by itself."""
     inventory: Inventory | None = None
     """With `succeeded` and `failed`: what the node now runs."""
+    before: bytes = b""
+    """With `succeeded`: `HourBefore` in msgpack, or empty."""
 
 
 class SyncState(Message):
