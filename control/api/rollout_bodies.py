@@ -10,8 +10,8 @@ from control.rollouts.policy import Policy
 from control.rollouts.rules import Outcome, State, Waits
 
 NodeOutcome = Literal["at_target", "syncing", "failed", "offline", "waiting", "left"]
-"""A node in a rollout: it runs the release; it was started and is on its way; its last sync failed; it was started and is
-offline; it wasn't started yet; it was started, and has left the group since."""
+"""A node in a rollout: it runs the release; it was started and is on its way; its last sync failed; it was started and
+is offline; it wasn't started yet; it was started, and has left the group since."""
 
 
 class Act(Body, frozen=True):
