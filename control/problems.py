@@ -97,6 +97,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "manifest_unfit": ProblemCode(422, "The manifest can't be kept as it is"),
     "webhook_refused": ProblemCode(422, "No message would ever be sent to the webhook"),
     "schema_refused": ProblemCode(422, "The schema change can't be applied"),
+    "invalid_policy": ProblemCode(422, "The rollout's policy isn't one that can be followed"),
     # Temporary failures
     "too_many_acts": ProblemCode(503, "A node or an operator has done this too often"),
     "too_many_watches": ProblemCode(503, "Too many views of nodes' records are open"),

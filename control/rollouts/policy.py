@@ -110,7 +110,7 @@ class Amount:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PolicyStep:
     """A step: it starts nodes until `until`, if given, and then waits for `pause`, if given, or for an approval."""
 
     until: Amount | None
@@ -147,7 +147,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class GateLimit:
     """What a gate allows: so many times what was before, at most so much, or both."""
 
     factor: float | None
@@ -159,7 +159,7 @@ class Limit:
 class Rules:
     """What a policy means."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PolicyStep, ...]
     bake: timedelta
     max_failed: Amount
     on_failure: Literal["pause", "rollback"]
@@ -208,7 +208,7 @@ def rules_of(policy: Policy) -> Rules:
     )
 
 
-def limit_of(gate: Gate, field: str = "gate") -> Limit:
+def limit_of(gate: Gate, field: str = "gate") -> GateLimit:
     """Return what a gate with a metric allows. Raises: ProblemError invalid_policy."""
     if (gate.metric is None) == (gate.webhook is None):
         raise ProblemError("invalid_policy", "a gate has either a metric or a webhook", field=f"{field}.metric")
@@ -217,7 +217,7 @@ def limit_of(gate: Gate, field: str = "gate") -> Limit:
             raise _wrong(f"{field}.webhook", gate.webhook, "no URL that begins with https:// or http://")
         if gate.than_before or gate.at_most or gate.function:
             raise ProblemError("invalid_policy", "a webhook judges by itself: it takes no limit", field=f"{field}")
-        return Limit(None, None)
+        return GateLimit(None, None)
     if gate.than_before is None and gate.at_most is None:
         raise ProblemError("invalid_policy", "a metric needs than_before, at_most or both", field=f"{field}.at_most")
     factor = most = None
@@ -232,10 +232,10 @@ def limit_of(gate: Gate, field: str = "gate") -> Limit:
         if found is None:
             raise _wrong(f"{field}.at_most", gate.at_most, f"no {what}")
         most = float(found[1]) / (100 if gate.metric == "error_ratio" else 1000 if found[2] == "ms" else 1)
-    return Limit(factor, most)
+    return GateLimit(factor, most)
 
 
-def _step(field: str, step: str | StepTable) -> Step:
+def _step(field: str, step: str | StepTable) -> PolicyStep:
     if isinstance(step, str):
         step = StepTable(until=step)
     if step.until is None and step.pause is None:
@@ -245,7 +245,7 @@ def _step(field: str, step: str | StepTable) -> Step:
         raise _wrong(f"{field}.until", step.until or "", "no share above 0% and up to 100%")
     approval = step.pause == "approval"
     pause = None if step.pause is None or approval else _duration(f"{field}.pause", step.pause)
-    return Step(until, step.until or f"pause {step.pause}", pause, approval, step.role)
+    return PolicyStep(until, step.until or f"pause {step.pause}", pause, approval, step.role)
 
 
 def _amount(field: str, text: str) -> Amount:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Literal
 
 from control.protocol.counts import counted
-from control.rollouts.policy import Rules, Step
+from control.rollouts.policy import PolicyStep, Rules
 
 Outcome = Literal["passed", "failed", "unknown"]
 State = Literal["running", "paused", "done", "aborted", "superseded", "rolled_back"]
@@ -29,7 +29,7 @@ REHEARSAL = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
+class Position:
     """Where a rollout stands: the part of its row that rules change."""
 
     state: State
@@ -48,7 +48,7 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class GroupNode:
     """A node of the group that isn't revoked."""
 
     id: str
@@ -68,10 +68,10 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class RolloutDecision:
     """What to write."""
 
-    rollout: Rollout
+    rollout: Position
     start: tuple[str, ...] = ()
     """Ids of nodes whose target becomes the release."""
     roll_back: bool = False
@@ -79,18 +79,18 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class GroupNodes:
     """The group's nodes, and how many the rollout has started, counting those that have left."""
 
-    nodes: Sequence[Node]
+    nodes: Sequence[GroupNode]
     started: int
-    order: Sequence[Node]
+    order: Sequence[GroupNode]
     """`nodes` in the order in which they are started (`in_order`)."""
 
 
-def in_order(nodes: Collection[Node], rollout_id: str) -> list[Node]:
+def in_order(nodes: Collection[GroupNode], rollout_id: str) -> list[GroupNode]:
     """Return nodes in the order in which this rollout starts them: by a hash, evenly over the values of their label."""
-    by_label: dict[str, list[tuple[bytes, Node]]] = defaultdict(list)
+    by_label: dict[str, list[tuple[bytes, GroupNode]]] = defaultdict(list)
     for node in nodes:
         by_label[node.label].append((hashlib.sha256(f"{rollout_id} {node.id}".encode()).digest(), node))
     placed = []
@@ -101,22 +101,24 @@ def in_order(nodes: Collection[Node], rollout_id: str) -> list[Node]:
     return [node for _, _, node in placed]
 
 
-def decide(rollout: Rollout, rules: Rules, fleet: Fleet, gates: Sequence[Outcome], now: datetime) -> Decision:
+def decide(
+    rollout: Position, rules: Rules, fleet: GroupNodes, gates: Sequence[Outcome], now: datetime
+) -> RolloutDecision:
     """Return what to do now. `gates` are what the step's gates say, in order."""
     if rollout.state != "running":
-        return Decision(rollout)
+        return RolloutDecision(rollout)
     if rollout.step == REHEARSAL:
         return _rehearsal(rollout, rules, fleet, now)
     return _step(rollout, rules, rules.steps[rollout.step - 1], fleet, gates, now)
 
 
-def first(rules: Rules, *, rehearse: bool, rehearsal_only: bool, now: datetime) -> Rollout:
+def first(rules: Rules, *, rehearse: bool, rehearsal_only: bool, now: datetime) -> Position:
     """Return a rollout at its beginning."""
-    begun = Rollout("running", REHEARSAL, now, "rehearsal", now, "", rehearsal_only, 0, now)
+    begun = Position("running", REHEARSAL, now, "rehearsal", now, "", rehearsal_only, 0, now)
     return begun if rehearse or rehearsal_only else next_step(begun, rules, now)
 
 
-def next_step(rollout: Rollout, rules: Rules, now: datetime) -> Rollout:
+def next_step(rollout: Position, rules: Rules, now: datetime) -> Position:
     """Return the rollout at the step after its present one; done, if that was the last."""
     if rollout.step == len(rules.steps):
         return replace(rollout, state="done", waits_for="", waits_since=now, reason="")
@@ -133,7 +135,7 @@ def next_step(rollout: Rollout, rules: Rules, now: datetime) -> Rollout:
     )
 
 
-def resumed(rollout: Rollout, failed: int, now: datetime) -> Rollout:
+def resumed(rollout: Position, failed: int, now: datetime) -> Position:
     """Return a paused rollout that goes on: the step's `failed` nodes are accepted, and its gates measured from now."""
     return replace(
         rollout,
@@ -147,33 +149,33 @@ def resumed(rollout: Rollout, failed: int, now: datetime) -> Rollout:
     )
 
 
-def _rehearsal(rollout: Rollout, rules: Rules, fleet: Fleet, now: datetime) -> Decision:
+def _rehearsal(rollout: Position, rules: Rules, fleet: GroupNodes, now: datetime) -> RolloutDecision:
     nodes = fleet.nodes
     left = [node for node in nodes if node.rehearsed is None and node.online and node.rehearses]
     if left and now < rollout.step_since + rules.rehearsal_time:
-        return Decision(_waiting(rollout, "rehearsal", f"{counted(len(left), 'node')} rehearse it", now))
+        return RolloutDecision(_waiting(rollout, "rehearsal", f"{counted(len(left), 'node')} rehearse it", now))
     failed = sum(node.rehearsed == "failed" for node in nodes)
     unknown = sum(node.rehearsed in (None, "unknown") for node in nodes)
     if failed:
         said = f"the rehearsal failed on {counted(failed, 'node')} of {len(nodes)}"
-        return Decision(
+        return RolloutDecision(
             _paused(rollout, "failed", said, now) if rules.on_failure == "pause" else _ended(rollout, "aborted", said)
         )
     if unknown > rules.max_unknown.down(len(nodes)):
         said = (
             f"the rehearsal doesn't know of {counted(unknown, 'node')} of {len(nodes)}, which is more than max_unknown"
         )
-        return Decision(_paused(rollout, "unknown", said, now))
+        return RolloutDecision(_paused(rollout, "unknown", said, now))
     if rollout.rehearsal_only:
         passed = len(nodes) - unknown
         said = f"it was rehearsed: it passed on {counted(passed, 'node')} of {len(nodes)}"
-        return Decision(_paused(rollout, "rehearsed", said, now))
-    return Decision(next_step(rollout, rules, now))
+        return RolloutDecision(_paused(rollout, "rehearsed", said, now))
+    return RolloutDecision(next_step(rollout, rules, now))
 
 
 def _step(
-    rollout: Rollout, rules: Rules, step: Step, fleet: Fleet, gates: Sequence[Outcome], now: datetime
-) -> Decision:
+    rollout: Position, rules: Rules, step: PolicyStep, fleet: GroupNodes, gates: Sequence[Outcome], now: datetime
+) -> RolloutDecision:
     if step.until is not None:
         mine = [node for node in fleet.nodes if node.step == rollout.step]
         failed = sum(node.failed for node in mine)
@@ -188,58 +190,60 @@ def _step(
         if free:
             if rules.window is not None and not rules.window.open(now):
                 said = f"{counted(len(free), 'node')} start when the window opens"
-                return Decision(_waiting(rollout, "window", said, now))
+                return RolloutDecision(_waiting(rollout, "window", said, now))
             said = f"{counted(len(free), 'node')} were started"
-            return Decision(_waiting(rollout, "nodes", said, now), start=tuple(node.id for node in free))
+            return RolloutDecision(_waiting(rollout, "nodes", said, now), start=tuple(node.id for node in free))
         left = [node for node in fleet.nodes if node.step is not None and node.online and _on_its_way(node)]
         if left:
-            return Decision(_waiting(rollout, "nodes", f"{counted(len(left), 'node')} are on their way", now))
+            return RolloutDecision(_waiting(rollout, "nodes", f"{counted(len(left), 'node')} are on their way", now))
         here = [node for node in fleet.nodes if node.step is not None and node.reached is not None]
         flips = [node.reached for node in here if node.step == rollout.step and node.reached is not None]
         baked = max([rollout.measured_from, *flips]) + rules.bake
         if now < baked:
-            return Decision(_waiting(rollout, "baking", f"it bakes until {_text(baked)}", now))
+            return RolloutDecision(_waiting(rollout, "baking", f"it bakes until {_text(baked)}", now))
         if not here and fleet.nodes:
             return _unknown(rollout, rules, "no node that was started runs it and is online", now)
         if "unknown" in gates:
             silent = [str(at + 1) for at, outcome in enumerate(gates) if outcome == "unknown"]
             return _unknown(rollout, rules, f"gate {' and '.join(silent)} can't say yet", now)
     if step.approval:
-        return Decision(_waiting(rollout, "approval", f"it waits for an operator with the role {step.role}", now))
+        return RolloutDecision(
+            _waiting(rollout, "approval", f"it waits for an operator with the role {step.role}", now)
+        )
     if step.pause is not None:
         waiting = _waiting(rollout, "pause", "", now)
         until = waiting.waits_since + step.pause
         if now < until:
-            return Decision(replace(waiting, reason=f"it pauses until {_text(until)}"))
-    return Decision(next_step(rollout, rules, now))
+            return RolloutDecision(replace(waiting, reason=f"it pauses until {_text(until)}"))
+    return RolloutDecision(next_step(rollout, rules, now))
 
 
-def _on_its_way(node: Node) -> bool:
+def _on_its_way(node: GroupNode) -> bool:
     return node.reached is None and not node.failed
 
 
-def _stopped(rollout: Rollout, rules: Rules, said: str, now: datetime) -> Decision:
+def _stopped(rollout: Position, rules: Rules, said: str, now: datetime) -> RolloutDecision:
     if rules.on_failure == "rollback":
-        return Decision(_ended(rollout, "rolled_back", said), roll_back=True)
-    return Decision(_paused(rollout, "failed", said, now))
+        return RolloutDecision(_ended(rollout, "rolled_back", said), roll_back=True)
+    return RolloutDecision(_paused(rollout, "failed", said, now))
 
 
-def _unknown(rollout: Rollout, rules: Rules, said: str, now: datetime) -> Decision:
+def _unknown(rollout: Position, rules: Rules, said: str, now: datetime) -> RolloutDecision:
     if rules.on_unknown == "rollback":
-        return Decision(_ended(rollout, "rolled_back", said), roll_back=True)
-    return Decision(_waiting(rollout, "unknown", said, now))
+        return RolloutDecision(_ended(rollout, "rolled_back", said), roll_back=True)
+    return RolloutDecision(_waiting(rollout, "unknown", said, now))
 
 
-def _waiting(rollout: Rollout, waits: Waits, said: str, now: datetime) -> Rollout:
+def _waiting(rollout: Position, waits: Waits, said: str, now: datetime) -> Position:
     since = rollout.waits_since if rollout.waits_for == waits else now
     return replace(rollout, waits_for=waits, waits_since=since, reason=said)
 
 
-def _paused(rollout: Rollout, waits: Waits, said: str, now: datetime) -> Rollout:
+def _paused(rollout: Position, waits: Waits, said: str, now: datetime) -> Position:
     return replace(rollout, state="paused", waits_for=waits, waits_since=now, reason=said)
 
 
-def _ended(rollout: Rollout, state: State, said: str) -> Rollout:
+def _ended(rollout: Position, state: State, said: str) -> Position:
     return replace(rollout, state=state, waits_for="", reason=said)
 
 
