@@ -64,6 +64,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "unknown_schema_change": ProblemCode(404, "There is no such schema change"),
     "unknown_release": ProblemCode(404, "There is no such release"),
     "unknown_sync": ProblemCode(404, "There is no such sync"),
+    "unknown_rehearsal": ProblemCode(404, "There is no such rehearsal going on"),
     "unknown_operator": ProblemCode(404, "There is no such operator"),
     "unknown_webhook": ProblemCode(404, "There is no such webhook"),
     "unknown_join_token": ProblemCode(404, "There is no such join token"),

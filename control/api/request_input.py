@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import orjson
@@ -139,6 +139,8 @@ class PathTypes(msgspec.Struct):
     node: str
     """A node's id or name."""
     id: wire.Uuid
+    rehearsal: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{36}\.[1-9][0-9]{0,8}$(?!\n)")]
+    """The id of a rehearsal: its release's and the attempt."""
 
 
 @cache

@@ -171,39 +171,45 @@ class Reconciler:
         opened = decision.opened
         if opened is None:
             return decision
-        functions = []
-        for index, f in enumerate(opened.release.functions):
-            if index % SIGNED == SIGNED - 1:
-                await asyncio.sleep(0)
-            url = await self._store.location(f.sha256, f.artifact_id)
-            functions.append(
-                wire.PlannedFunction(
-                    name=f.name,
-                    version=f.version,
-                    sha256=f.sha256,
-                    size=f.size,
-                    url=url,
-                    manifest=f.manifest,
-                    manifest_digest=f.manifest_digest,
-                )
-            )
         parent = self._sync_parent
-        message = wire.Plan(
-            sync_id=opened.sync_id,
-            lease=self._lease,
-            generation=opened.generation,
-            release_id=opened.release.id,
-            release_number=opened.release.number,
-            schema_floor=opened.release.schema_floor,
-            schema_changes=[
-                wire.PlannedChange(c.number, c.revision, c.name, c.checksum, opened.texts[c.number, c.revision])
-                for c in opened.work.schema_changes
-            ],
-            functions=functions,
-            remove=list(opened.work.remove),
-            traceparent="" if parent is None else parent(opened.release.traceparent, opened.sync_id),
-        )
+        traceparent = "" if parent is None else parent(opened.release.traceparent, opened.sync_id)
+        message = await plan_message(opened, self._store, self._lease, traceparent)
         return replace(decision, message=message)
+
+
+async def plan_message(opened: OpenedSync, store: Store, lease: float, traceparent: str = "") -> wire.Plan:
+    """Return the plan that a node gets (R 3.3, 4.1), with URLs of the artifacts."""
+    functions = []
+    for index, f in enumerate(opened.release.functions):
+        if index % SIGNED == SIGNED - 1:
+            await asyncio.sleep(0)
+        url = await store.location(f.sha256, f.artifact_id)
+        functions.append(
+            wire.PlannedFunction(
+                name=f.name,
+                version=f.version,
+                sha256=f.sha256,
+                size=f.size,
+                url=url,
+                manifest=f.manifest,
+                manifest_digest=f.manifest_digest,
+            )
+        )
+    return wire.Plan(
+        sync_id=opened.sync_id,
+        lease=lease,
+        generation=opened.generation,
+        release_id=opened.release.id,
+        release_number=opened.release.number,
+        schema_floor=opened.release.schema_floor,
+        schema_changes=[
+            wire.PlannedChange(c.number, c.revision, c.name, c.checksum, opened.texts[c.number, c.revision])
+            for c in opened.work.schema_changes
+        ],
+        functions=functions,
+        remove=list(opened.work.remove),
+        traceparent=traceparent,
+    )
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from control.api import (
     nodes,
     operators,
     probes,
+    rehearsals,
     releases,
     replicas,
     schema,
@@ -43,7 +44,7 @@ def _description() -> bytes:
 
 OPERATIONS: tuple[Operation, ...] = declared(
     *(artifacts, artifact_store, functions, releases, groups, schema),
-    *(nodes, node_views, join_tokens, syncs, logs),
+    *(nodes, node_views, join_tokens, syncs, rehearsals, logs),
     *(fleet, replicas, probes, audit, metadata_recovery),
     *(operators, webhooks, sys.modules[__name__]),
 )
