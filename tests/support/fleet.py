@@ -147,15 +147,13 @@ class Fleet:
 
     async def at_release(self, number: int, *, nodes: int, limit: float = LIMIT) -> None:
         """Wait until so many nodes of the group `default` run this release, by control's account."""
-        seen: Any = None
+        found: list[Any] = []
 
         async def there() -> bool:
-            nonlocal seen
-            seen = await self.call("GET", "/v1/groups/default")
-            found = await self.items(f"/v1/nodes?group=default&release={number}")
+            found[:] = await self.items(f"/v1/nodes?group=default&release={number}")
             return len(found) >= nodes
 
-        await self.until(f"{nodes} nodes run release {number}", there, lambda: seen, limit=limit)
+        await self.until(f"{nodes} nodes run release {number}", there, lambda: len(found), limit=limit)
 
     # Faults
 
