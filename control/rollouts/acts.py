@@ -112,7 +112,7 @@ async def complete(
     conn: Connection, changed: Changed, now: datetime, stored: StoredRollout, done: Position
 ) -> StoredRollout:
     """Make the release its group's: all other nodes get it too, with their next poll."""
-    await own_targets.finish(conn, stored.row.release_id, stored.row.group_id)
+    await own_targets.finish(conn, str(stored.row.release_id), str(stored.row.group_id))
     changed.groups.add(str(stored.row.group_id))
     saved = await store.save(conn, stored, done, now)
     await tell_ended(conn, now, saved)
@@ -123,7 +123,7 @@ async def end(
     conn: Connection, changed: Changed, now: datetime, stored: StoredRollout, state: State, reason: str
 ) -> StoredRollout:
     """End a rollout in `state`; nodes that were started and don't run its release go back to their group's."""
-    changed.nodes.update(await own_targets.give_back(conn, stored.row.release_id))
+    changed.nodes.update(await own_targets.give_back(conn, str(stored.row.release_id)))
     changed.groups.add(str(stored.row.group_id))
     ended = replace(stored.rollout, state=state, waits_for="", waits_since=now, reason=reason)
     saved = await store.save(conn, stored, ended, now)

@@ -36,8 +36,8 @@ STARTED_AT_ONCE = 1000
 TOLD: frozenset[rules.Waits] = frozenset({"failed", "unknown", "approval", "rehearsed"})
 """Waits that somebody must end, or should know of."""
 
-RollBack = Callable[[Connection, Changed, StoredRollout, datetime], Awaitable[None]]
-"""Make a release with what the group's release has, at once, so that started nodes go back to it."""
+RollBack = Callable[[Connection, Changed, StoredRollout, str], Awaitable[None]]
+"""Makes a release with what the group's release has, at once, and ends the rollout as rolled back, for a reason."""
 
 log = logging.getLogger("skerry.rollouts")
 
@@ -109,9 +109,11 @@ class RolloutRunner:
             some = decided.start[:STARTED_AT_ONCE]
             await own_targets.set_own(conn, str(stored.row.release_id), some, going.step, now)
             changed.nodes.update(some)
-        if decided.roll_back:
-            await self._roll_back(conn, changed, stored, now)
-            await acts.end(conn, changed, now, stored, going.state, going.reason)
+        if decided.roll_back and stored.row.group_release_id is None:
+            # There is nothing to go back to.
+            await acts.end(conn, changed, now, stored, "aborted", going.reason)
+        elif decided.roll_back:
+            await self._roll_back(conn, changed, stored, going.reason)
         elif going.state == "done":
             await acts.complete(conn, changed, now, stored, going)
         elif going.state not in rules.OPEN:
