@@ -50,16 +50,14 @@ async def pause(conn: Connection, now: datetime, stored: StoredRollout, reason: 
 
 
 async def resume(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
-    """Let a paused rollout go on: nodes of this step that have failed are accepted, gates are measured from now on, and
+    """Let a paused rollout go on: its nodes that have failed are accepted, gates are measured from now on, and
     what its rehearsal has found is accepted. Raises: ProblemError rollout_not_possible."""
     if stored.row.state != "paused":
         raise _not_possible(stored, "only a paused rollout can be resumed")
-    fleet = await store.fleet(conn, stored)
-    step = stored.row.step
-    failing = sum(node.failed for node in fleet.nodes if node.step == step)
-    going = rules.resumed(stored.rollout, failing, now)
-    if step == rules.REHEARSAL and stored.row.waits_for != "operator":
-        going = rules.next_step(going, stored.rules, now)
+    failed = rules.failed_nodes((await store.fleet(conn, stored)).nodes)
+    going = rules.resumed(stored.rollout, failed, now)
+    if stored.row.step == rules.REHEARSAL and stored.row.waits_for != "operator":
+        going = rules.next_step(going, stored.rules, failed, now)
     changed.groups.add(str(stored.row.group_id))
     return await store.save(conn, stored, going, now)
 
@@ -76,7 +74,8 @@ async def promote(
     before, last = stored.rollout, len(stored.rules.steps)
     if everything and before.step < last:
         before = replace(before, step=last - 1)
-    going = rules.next_step(replace(before, rehearsal_only=False), stored.rules, now)
+    failed = rules.failed_nodes((await store.fleet(conn, stored)).nodes)
+    going = rules.next_step(replace(before, rehearsal_only=False), stored.rules, failed, now)
     if going.state == "done":
         return await complete(conn, changed, now, stored, going)
     changed.groups.add(str(stored.row.group_id))

@@ -6,10 +6,11 @@ The words are those of Argo Rollouts, Flagger and hawkBit where they have one (d
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from datetime import datetime, timedelta
 from fractions import Fraction
 from math import ceil, floor
 from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Meta
@@ -25,13 +26,17 @@ Role = Literal["push", "deploy", "admin"]
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST = timedelta(days=90)
 """The longest duration in a policy."""
+NO_FACTOR, NO_TIME = "no factor such as 1.2x", "no time such as 50ms or 2s"
+DAY = 24 * 60
+"""Minutes."""
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_DURATION = re.compile(r"(\d{1,6})(s|m|h|d)")
-_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,3})?)%")
-_COUNT = re.compile(r"[1-9]\d{0,6}")
-_WINDOW = re.compile(r"([A-Za-z]{3})(?:-([A-Za-z]{3}))? (\d\d):(\d\d)-(\d\d):(\d\d) (\S{1,64})")
-_FACTOR = re.compile(r"(\d{1,3}(?:\.\d{1,3})?)x")
-_TIME = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(ms|s)")
+_DURATION = re.compile(r"([0-9]{1,6})(s|m|h|d)")
+_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%")
+_COUNT = re.compile(r"0|[1-9][0-9]{0,6}")
+_WINDOW = re.compile(r"([A-Za-z]{3})(?:-([A-Za-z]{3}))? ([0-9]{2}:[0-9]{2})-([0-9]{2}:[0-9]{2}) ([A-Z]\S{0,63})")
+_CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00")
+_FACTOR = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)x")
+_TIME = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s)")
 
 
 class StepTable(Body, frozen=True, omit_defaults=True):
@@ -70,25 +75,28 @@ class Policy(Body, frozen=True, omit_defaults=True):
     )
     """The steps in order; each is a number or share of nodes, or a table. The last one is `100%`."""
     bake: Word = "10m"
-    """How long a step goes on after its last node's flip."""
+    """How long a step goes on after its last node's flip, at least."""
     max_failed: Word = "0%"
-    """The most nodes that may fail, of those that this step has started: a share, rounded down, or a number."""
+    """The most nodes that may fail in a step: a share of those that it has started, rounded down, or a number."""
     on_failure: Literal["pause", "rollback"] = "pause"
     """What happens when too many nodes fail, or a gate does."""
     on_unknown: Literal["pause", "rollback"] = "pause"
-    """What happens when a step's time is over and a gate's answer is unknown. `pause` waits for an answer."""
+    """What happens when a step's time, with its pause, is over and a gate's answer is unknown. `pause` waits for an
+    answer."""
     unknown_after: Word = "24h"
     """After how long somebody is told again that the rollout waits for an answer."""
     window: Word | None = None
-    """When nodes may be started, such as `Mon-Fri 22:00-05:00 Europe/Lisbon`; at any time, if not given."""
+    """When nodes may be started, such as `Mon-Fri 22:00-05:00 Europe/Lisbon`; at any time, if not given. It begins on
+    these days, goes by the clocks there, and may end on the next day, or at 24:00."""
     spread_by: LabelKey | None = None
-    """A label over whose values each step's nodes are spread evenly."""
+    """A label over whose values each step's nodes are spread evenly; nodes without it are spread as one more value."""
     rehearse: bool = True
     """Have every online node try the release on a copy of its own data first."""
     rehearsal_time: Word = "10m"
     """How long nodes may take for that."""
     max_unknown: Word = "100%"
-    """The most nodes of which the rehearsal may not know: a share, rounded down, or a number."""
+    """The most nodes on which the rehearsal's outcome may be unknown, as it is on offline ones: a share, rounded down,
+    or a number. Where nodes could try it, one at least must pass."""
     gate: Annotated[list[Gate], Meta(max_length=20)] = body_field(default_factory=list)
     """What must be so for each step to end, besides its nodes."""
 
@@ -128,22 +136,26 @@ class PolicyStep:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The times of a week, in a time zone, at which nodes may be started. It may go past midnight."""
+    """The times of a week at which nodes may be started, by the clocks of a time zone. It may go past midnight.
+
+    Where clocks are put forward over a part of it, that part is missing; where they are put back, it comes twice.
+    """
 
     days: frozenset[int]
     """Days on which it begins; 0 is Monday."""
-    begins: time
-    ends: time
+    begins: int
+    """Minutes since midnight."""
+    ends: int
+    """Minutes since midnight, up to 1440, when it isn't open any more; not after `begins`: on the next day."""
     zone: ZoneInfo
 
     def open(self, now: datetime) -> bool:
         """Return whether it is open at `now`."""
         local = now.astimezone(self.zone)
-        at = local.time()
+        day, at = local.weekday(), local.hour * 60 + local.minute
         if self.begins < self.ends:
-            return local.weekday() in self.days and self.begins <= at < self.ends
-        yesterday = (local.weekday() - 1) % 7
-        return (local.weekday() in self.days and at >= self.begins) or (yesterday in self.days and at < self.ends)
+            return day in self.days and self.begins <= at < self.ends
+        return (day in self.days and at >= self.begins) or ((day - 1) % 7 in self.days and at < self.ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,16 +192,15 @@ AT_ONCE = Policy(bake="0s")
 def rules_of(policy: Policy) -> Rules:
     """Return what a policy means. Raises: ProblemError invalid_policy, which names the field that is wrong."""
     steps = tuple(_step(f"steps[{at}]", step) for at, step in enumerate(policy.steps))
-    last: tuple[int, Fraction] | None = None
+    most_nodes, most_share = 0, Fraction(0)
     for at, step in enumerate(steps):
         if step.until is None:
             continue
-        if last is not None and (step.until.count or 0, step.until.share) < last and step.until.count is None:
-            raise _wrong(f"steps[{at}]", step.text, "a share that is smaller than an earlier one's")
-        if step.until.count is None:
-            last = (0, step.until.share)
+        if step.until.share < most_share if step.until.count is None else step.until.count < most_nodes:
+            raise _wrong(f"steps[{at}]", step.text, "less than an earlier step has")
+        most_nodes, most_share = max(most_nodes, step.until.count or 0), max(most_share, step.until.share)
     if not steps[-1].whole:
-        raise _wrong(f"steps[{len(steps) - 1}]", steps[-1].text, "not the last step, which must be 100%")
+        raise _wrong(f"steps[{len(steps) - 1}]", steps[-1].text, "not 100%, which the last step must be")
     for at, gate in enumerate(policy.gate):
         limit_of(gate, f"gate[{at}]")
     return Rules(
@@ -198,86 +209,139 @@ def rules_of(policy: Policy) -> Rules:
         max_failed=_amount("max_failed", policy.max_failed),
         on_failure=policy.on_failure,
         on_unknown=policy.on_unknown,
-        unknown_after=_duration("unknown_after", policy.unknown_after),
+        unknown_after=_duration("unknown_after", policy.unknown_after, least=timedelta(minutes=1)),
         window=None if policy.window is None else _window("window", policy.window),
         spread_by=policy.spread_by,
         rehearse=policy.rehearse,
-        rehearsal_time=_duration("rehearsal_time", policy.rehearsal_time),
+        rehearsal_time=_duration("rehearsal_time", policy.rehearsal_time, least=timedelta(seconds=1)),
         max_unknown=_amount("max_unknown", policy.max_unknown),
         gates=tuple(policy.gate),
     )
 
 
 def limit_of(gate: Gate, field: str = "gate") -> GateLimit:
-    """Return what a gate with a metric allows. Raises: ProblemError invalid_policy."""
+    """Return what a gate with a metric allows; nothing for one with a webhook. Raises: ProblemError invalid_policy."""
     if (gate.metric is None) == (gate.webhook is None):
         raise ProblemError("invalid_policy", "a gate has either a metric or a webhook", field=f"{field}.metric")
     if gate.webhook is not None:
-        if not gate.webhook.startswith(("http://", "https://")):
-            raise _wrong(f"{field}.webhook", gate.webhook, "no URL that begins with https:// or http://")
-        if gate.than_before or gate.at_most or gate.function:
-            raise ProblemError("invalid_policy", "a webhook judges by itself: it takes no limit", field=f"{field}")
+        if not _is_url(gate.webhook):
+            raise _wrong(f"{field}.webhook", gate.webhook, "no URL such as https://checks.example/ready")
+        for name in ("function", "than_before", "at_most"):
+            if getattr(gate, name) is not None:
+                raise ProblemError(
+                    "invalid_policy", f"a webhook judges by itself, without {name}", field=f"{field}.{name}"
+                )
         return GateLimit(None, None)
     if gate.than_before is None and gate.at_most is None:
         raise ProblemError("invalid_policy", "a metric needs than_before, at_most or both", field=f"{field}.at_most")
     factor = most = None
     if gate.than_before is not None:
-        found = _FACTOR.fullmatch(gate.than_before)
-        if found is None or float(found[1]) == 0:
-            raise _wrong(f"{field}.than_before", gate.than_before, "no factor such as 1.2x")
-        factor = float(found[1])
-    if gate.at_most is not None:
-        pattern, what = (_SHARE, "share such as 0.5%") if gate.metric == "error_ratio" else (_TIME, "time such as 50ms")
-        found = pattern.fullmatch(gate.at_most)
-        if found is None:
-            raise _wrong(f"{field}.at_most", gate.at_most, f"no {what}")
-        most = float(found[1]) / (100 if gate.metric == "error_ratio" else 1000 if found[2] == "ms" else 1)
+        factor = _parsed(f"{field}.than_before", gate.than_before, _FACTOR, lambda found: float(found[1]), NO_FACTOR)
+        if factor == 0:
+            raise _wrong(f"{field}.than_before", gate.than_before, NO_FACTOR)
+    if gate.at_most is not None and gate.metric == "error_ratio":
+        most = float(_share(f"{field}.at_most", gate.at_most, "no share such as 0.5%"))
+    elif gate.at_most is not None:
+        most = _parsed(
+            f"{field}.at_most",
+            gate.at_most,
+            _TIME,
+            lambda found: float(found[1]) / (1000 if found[2] == "ms" else 1),
+            NO_TIME,
+        )
+        if most == 0:
+            raise _wrong(f"{field}.at_most", gate.at_most, NO_TIME)
     return GateLimit(factor, most)
 
 
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable() and " " not in text
+    except ValueError:
+        return False
+
+
 def _step(field: str, step: str | StepTable) -> PolicyStep:
-    if isinstance(step, str):
-        step = StepTable(until=step)
-    if step.until is None and step.pause is None:
+    table = StepTable(until=step) if isinstance(step, str) else step
+    if table.until is None and table.pause is None:
         raise ProblemError("invalid_policy", "a step has until, pause or both", field=field)
-    until = None if step.until is None else _amount(f"{field}.until", step.until)
-    if until is not None and until.count is None and not 0 < until.share <= 1:
-        raise _wrong(f"{field}.until", step.until or "", "no share above 0% and up to 100%")
-    approval = step.pause == "approval"
-    pause = None if step.pause is None or approval else _duration(f"{field}.pause", step.pause)
-    return PolicyStep(until, step.until or f"pause {step.pause}", pause, approval, step.role)
+    until = None
+    if table.until is not None:
+        name = field if isinstance(step, str) else f"{field}.until"
+        until = _amount(name, table.until)
+        if until.up(1) == 0:
+            raise _wrong(name, table.until, "no node at all")
+    approval = table.pause == "approval"
+    if table.role != "deploy" and not approval:
+        raise ProblemError("invalid_policy", 'a role is for pause = "approval"', field=f"{field}.role")
+    pause = None if table.pause is None or approval else _duration(f"{field}.pause", table.pause)
+    text = ", ".join(filter(None, (table.until, table.pause and f"pause {table.pause}")))
+    return PolicyStep(until, text, pause, approval, table.role)
 
 
 def _amount(field: str, text: str) -> Amount:
-    if _COUNT.fullmatch(text) or text == "0":
+    if _COUNT.fullmatch(text):
         return Amount(int(text), Fraction(0))
-    return Amount(None, _parsed(field, text, _SHARE, lambda found: Fraction(found[1]) / 100, "no number or share"))
+    return Amount(None, _share(field, text, "no number of nodes and no share such as 5%"))
 
 
-def _duration(field: str, text: str) -> timedelta:
-    made = _parsed(
+def _share(field: str, text: str, wrong: str) -> Fraction:
+    share = _parsed(field, text, _SHARE, lambda found: Fraction(found[1]) / 100, wrong)
+    if share > 1:
+        raise _wrong(field, text, "more than 100%")
+    return share
+
+
+def _duration(field: str, text: str, least: timedelta = timedelta(0)) -> timedelta:
+    seconds = _parsed(
         field, text, _DURATION, lambda found: int(found[1]) * UNITS[found[2]], "no duration such as 30s, 10m, 2h or 1d"
     )
-    if made > LONGEST.total_seconds():
+    if seconds > LONGEST.total_seconds():
         raise _wrong(field, text, "more than 90d")
-    return timedelta(seconds=made)
+    if seconds < least.total_seconds():
+        raise _wrong(field, text, f"less than {least.total_seconds():.0f}s")
+    return timedelta(seconds=seconds)
 
 
 def _window(field: str, text: str) -> Window:
-    wrong = "no window such as Mon-Fri 22:00-05:00 Europe/Lisbon"
     found = _WINDOW.fullmatch(text)
     if found is None:
-        raise _wrong(field, text, wrong)
+        raise _wrong(field, text, "no window such as Mon-Fri 22:00-05:00 Europe/Lisbon")
+    first, last = (_day(field, text, found[at]) for at in (1, 2 if found[2] else 1))
+    begins, ends = (_clock(field, text, found[at]) for at in (3, 4))
+    if begins in (ends, DAY):
+        raise _wrong(field, text, "a window that begins when it ends; for whole days, write 00:00-24:00")
+    days = frozenset((first + n) % 7 for n in range((last - first) % 7 + 1))
+    return Window(days, begins, ends, _zone(field, text, found[5]))
+
+
+def _day(field: str, text: str, day: str) -> int:
+    if day.lower() not in DAYS:
+        raise _wrong(field, text, f"a window on {day}, which is no day such as Mon")
+    return DAYS.index(day.lower())
+
+
+def _clock(field: str, text: str, clock: str) -> int:
+    """Return minutes since midnight."""
+    found = _CLOCK.fullmatch(clock)
+    if found is None:
+        raise _wrong(field, text, f"a window with {clock}, which is no time from 00:00 to 24:00")
+    return DAY if found[1] is None else int(found[1]) * 60 + int(found[2])
+
+
+def _zone(field: str, text: str, name: str) -> ZoneInfo:
     try:
-        first = DAYS.index(found[1].lower())
-        last = first if found[2] is None else DAYS.index(found[2].lower())
-        begins, ends = time(int(found[3]), int(found[4])), time(int(found[5]), int(found[6]))
-        zone = ZoneInfo(found[7])
+        return ZoneInfo(name)
     except (ValueError, ZoneInfoNotFoundError, OSError):
-        raise _wrong(field, text, wrong) from None
-    if begins == ends:
-        raise _wrong(field, text, "a window that begins when it ends")
-    return Window(frozenset((first + n) % 7 for n in range((last - first) % 7 + 1)), begins, ends, zone)
+        pass
+    try:
+        ZoneInfo("UTC")
+    except (ZoneInfoNotFoundError, OSError):
+        raise _wrong(
+            field, text, "a window in a time zone, and this machine of control knows none: install its package tzdata"
+        ) from None
+    raise _wrong(field, text, f"a window in {name}, which is no time zone such as Europe/Lisbon")
 
 
 def _parsed(field: str, text: str, pattern: re.Pattern[str], made: Callable[[re.Match[str]], T], wrong: str) -> T:

@@ -7,9 +7,10 @@ again.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from heapq import heappop, heappush
 from typing import Literal
 
 from control.protocol.counts import counted
@@ -42,9 +43,9 @@ class Position:
     """`waits_for` in a sentence, or why it ended."""
     rehearsal_only: bool
     forgiven: int
-    """Failed nodes of this step that somebody has accepted."""
+    """Failed nodes that don't count: earlier steps went on with them, or somebody has accepted them."""
     measured_from: datetime
-    """Calls before it don't count for this step's gates, and the bake doesn't begin earlier."""
+    """Calls before it don't count for this step's gates, and neither bake nor pause begins earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class GroupNode:
     reached: datetime | None = None
     """When it flipped to the release, if it runs it."""
     failed: bool = False
-    """Whether its last sync to the release failed."""
+    """Whether its last sync to the release failed. It stays so while the node tries again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,46 +81,71 @@ class RolloutDecision:
 
 @dataclass(frozen=True, slots=True)
 class GroupNodes:
-    """The group's nodes, and how many the rollout has started, counting those that have left."""
+    """The group's nodes, as a rollout finds them."""
 
     nodes: Sequence[GroupNode]
     started: int
-    order: Sequence[GroupNode]
-    """`nodes` in the order in which they are started (`in_order`)."""
+    """How many nodes the rollout has started, with those that have left since."""
+    rollout_id: str
+    """What the order of its nodes is made from."""
 
 
 def in_order(nodes: Collection[GroupNode], rollout_id: str) -> list[GroupNode]:
-    """Return nodes in the order in which this rollout starts them: by a hash, evenly over the values of their label."""
+    """Return nodes in the order in which this rollout starts them: by a hash, evenly over the values of their label.
+
+    Of the first nodes of the order, however many, each value has its share, give or take less than two nodes.
+    """
     by_label: dict[str, list[tuple[bytes, GroupNode]]] = defaultdict(list)
     for node in nodes:
-        by_label[node.label].append((hashlib.sha256(f"{rollout_id} {node.id}".encode()).digest(), node))
-    placed = []
-    for same in by_label.values():
+        by_label[node.label].append((_mark(rollout_id, node.id), node))
+    # Each node may have one of some places: of a value that has every third node, the first one a place of the first
+    # three, the second one of the next three, and so on. Whoever must come soonest comes next, so all come in time.
+    count = len(nodes)
+    places = []
+    for label, same in by_label.items():
         same.sort(key=lambda pair: pair[0])
-        placed += [((at + 0.5) / len(same), mark, node) for at, (mark, node) in enumerate(same)]
-    placed.sort(key=lambda place: place[:2])
-    return [node for _, _, node in placed]
+        tie = _mark(rollout_id, label)
+        places += [(at * count // len(same), -(-(at + 1) * count // len(same)), tie, label) for at in range(len(same))]
+    places.sort()
+    labels: list[str] = []
+    able: list[tuple[int, bytes, int, str]] = []
+    for at, (earliest, latest, tie, label) in enumerate([*places, (count, 0, b"", "")]):
+        while len(labels) < earliest and able:
+            labels.append(heappop(able)[-1])
+        heappush(able, (latest, tie, at, label))
+    # The largest value would always come first, and a single node last: the rollout begins somewhere in the round.
+    first = int.from_bytes(_mark(rollout_id, "")[:8]) * count >> 64
+    ordered = {label: iter(same) for label, same in by_label.items()}
+    return [next(ordered[label])[1] for label in (*labels[first:], *labels[:first])]
+
+
+def failed_nodes(nodes: Iterable[GroupNode]) -> int:
+    """Return how many of the nodes that the rollout has started have failed."""
+    return sum(node.failed for node in nodes if node.step is not None)
 
 
 def decide(
-    rollout: Position, rules: Rules, fleet: GroupNodes, gates: Sequence[Outcome], now: datetime
+    rollout: Position, rules: Rules, group: GroupNodes, gates: Sequence[Outcome], now: datetime
 ) -> RolloutDecision:
     """Return what to do now. `gates` are what the step's gates say, in order."""
     if rollout.state != "running":
         return RolloutDecision(rollout)
     if rollout.step == REHEARSAL:
-        return _rehearsal(rollout, rules, fleet, now)
-    return _step(rollout, rules, rules.steps[rollout.step - 1], fleet, gates, now)
+        return _rehearsal(rollout, rules, group.nodes, now)
+    return _step(rollout, rules, rules.steps[rollout.step - 1], group, gates, now)
 
 
 def first(rules: Rules, *, rehearse: bool, rehearsal_only: bool, now: datetime) -> Position:
     """Return a rollout at its beginning."""
     begun = Position("running", REHEARSAL, now, "rehearsal", now, "", rehearsal_only, 0, now)
-    return begun if rehearse or rehearsal_only else next_step(begun, rules, now)
+    return begun if rehearse or rehearsal_only else next_step(begun, rules, 0, now)
 
 
-def next_step(rollout: Position, rules: Rules, now: datetime) -> Position:
-    """Return the rollout at the step after its present one; done, if that was the last."""
+def next_step(rollout: Position, rules: Rules, failed: int, now: datetime) -> Position:
+    """Return the rollout at the step after its present one; done, if that was the last.
+
+    It goes on with `failed` failed nodes (`failed_nodes`), which don't count for the next step.
+    """
     if rollout.step == len(rules.steps):
         return replace(rollout, state="done", waits_for="", waits_since=now, reason="")
     return replace(
@@ -130,13 +156,14 @@ def next_step(rollout: Position, rules: Rules, now: datetime) -> Position:
         waits_for="",
         waits_since=now,
         reason="",
-        forgiven=0,
+        forgiven=failed,
         measured_from=now,
     )
 
 
 def resumed(rollout: Position, failed: int, now: datetime) -> Position:
-    """Return a paused rollout that goes on: the step's `failed` nodes are accepted, and its gates measured from now."""
+    """Return a paused rollout that goes on: its `failed` failed nodes (`failed_nodes`) are accepted, and its step's
+    gates, bake and pause are measured from now. After a rehearsal that has ended, it goes out."""
     return replace(
         rollout,
         state="running",
@@ -145,106 +172,115 @@ def resumed(rollout: Position, failed: int, now: datetime) -> Position:
         reason="",
         forgiven=failed,
         measured_from=now,
-        rehearsal_only=False,
+        rehearsal_only=rollout.rehearsal_only and rollout.waits_for == "operator",
     )
 
 
-def _rehearsal(rollout: Position, rules: Rules, fleet: GroupNodes, now: datetime) -> RolloutDecision:
-    nodes = fleet.nodes
-    left = [node for node in nodes if node.rehearsed is None and node.online and node.rehearses]
-    if left and now < rollout.step_since + rules.rehearsal_time:
-        return RolloutDecision(_waiting(rollout, "rehearsal", f"{counted(len(left), 'node')} rehearse it", now))
+def _rehearsal(rollout: Position, rules: Rules, nodes: Sequence[GroupNode], now: datetime) -> RolloutDecision:
+    able = [node for node in nodes if node.online and node.rehearses]
+    left = [node for node in able if node.rehearsed is None]
+    if left and now < rollout.measured_from + rules.rehearsal_time:
+        return _waiting(rollout, "rehearsal", f"it waits for {_count(left)} to rehearse it", now)
     failed = sum(node.rehearsed == "failed" for node in nodes)
-    unknown = sum(node.rehearsed in (None, "unknown") for node in nodes)
+    passed = sum(node.rehearsed == "passed" for node in nodes)
+    unknown = len(nodes) - failed - passed
     if failed:
         said = f"the rehearsal failed on {counted(failed, 'node')} of {len(nodes)}"
-        return RolloutDecision(
-            _paused(rollout, "failed", said, now) if rules.on_failure == "pause" else _ended(rollout, "aborted", said)
-        )
+        return _paused(rollout, "failed", said, now) if rules.on_failure == "pause" else _aborted(rollout, said, now)
     if unknown > rules.max_unknown.down(len(nodes)):
-        said = (
-            f"the rehearsal doesn't know of {counted(unknown, 'node')} of {len(nodes)}, which is more than max_unknown"
-        )
-        return RolloutDecision(_paused(rollout, "unknown", said, now))
+        said = f"the outcome is unknown on {counted(unknown, 'node')} of {len(nodes)}, more than max_unknown allows"
+        return _paused(rollout, "unknown", said, now)
+    if able and not passed:
+        # Offline and older nodes may be missing. Where others could have tried, silence isn't an answer.
+        return _paused(rollout, "unknown", f"the rehearsal passed on none of {_count(able)} that could try it", now)
     if rollout.rehearsal_only:
-        passed = len(nodes) - unknown
         said = f"it was rehearsed: it passed on {counted(passed, 'node')} of {len(nodes)}"
-        return RolloutDecision(_paused(rollout, "rehearsed", said, now))
-    return RolloutDecision(next_step(rollout, rules, now))
+        return _paused(rollout, "rehearsed", said, now)
+    return RolloutDecision(next_step(rollout, rules, failed_nodes(nodes), now))
 
 
 def _step(
-    rollout: Position, rules: Rules, step: PolicyStep, fleet: GroupNodes, gates: Sequence[Outcome], now: datetime
+    rollout: Position, rules: Rules, step: PolicyStep, group: GroupNodes, gates: Sequence[Outcome], now: datetime
 ) -> RolloutDecision:
+    started = [node for node in group.nodes if node.step is not None]
+    mine = [node for node in started if node.step == rollout.step]
+    failed = failed_nodes(started)
+    # Where an accepted node has recovered or left, it excuses no other.
+    rollout = replace(rollout, forgiven=min(rollout.forgiven, failed))
+    if failed - rollout.forgiven > rules.max_failed.down(len(mine)):
+        said = f"{counted(failed - rollout.forgiven, 'node')} failed in this step, which has started {len(mine)}"
+        return _stopped(rollout, rules, said, now)
+    if "failed" in gates:
+        return _stopped(rollout, rules, f"{_gates(gates, 'failed')} failed", now)
+    begun = rollout.measured_from
     if step.until is not None:
-        mine = [node for node in fleet.nodes if node.step == rollout.step]
-        failed = sum(node.failed for node in mine)
-        if failed > rules.max_failed.down(len(mine)) + rollout.forgiven:
-            said = f"{counted(failed, 'node')} of the {len(mine)} that this step has started failed"
-            return _stopped(rollout, rules, said, now)
-        if "failed" in gates:
-            failing = [str(at + 1) for at, outcome in enumerate(gates) if outcome == "failed"]
-            return _stopped(rollout, rules, f"gate {' and '.join(failing)} failed", now)
-        wanted = len(fleet.nodes) if step.whole else step.until.up(len(fleet.nodes)) - fleet.started
-        free = [node for node in fleet.order if node.step is None and node.online][: max(0, wanted)]
-        if free:
+        wanted = len(group.nodes) if step.whole else step.until.up(len(group.nodes)) - group.started
+        if wanted > 0 and any(node.step is None and node.online for node in group.nodes):
+            order = in_order(group.nodes, group.rollout_id)
+            free = [node for node in order if node.step is None and node.online][:wanted]
             if rules.window is not None and not rules.window.open(now):
-                said = f"{counted(len(free), 'node')} start when the window opens"
-                return RolloutDecision(_waiting(rollout, "window", said, now))
-            said = f"{counted(len(free), 'node')} were started"
-            return RolloutDecision(_waiting(rollout, "nodes", said, now), start=tuple(node.id for node in free))
-        left = [node for node in fleet.nodes if node.step is not None and node.online and _on_its_way(node)]
+                return _waiting(rollout, "window", f"it starts {_count(free)} when the window opens", now)
+            waiting = _waiting(rollout, "nodes", f"it has started {_count(free)}", now)
+            return replace(waiting, start=tuple(node.id for node in free))
+        left = [node for node in started if node.online and node.reached is None and not node.failed]
         if left:
-            return RolloutDecision(_waiting(rollout, "nodes", f"{counted(len(left), 'node')} are on their way", now))
-        here = [node for node in fleet.nodes if node.step is not None and node.reached is not None]
-        flips = [node.reached for node in here if node.step == rollout.step and node.reached is not None]
-        baked = max([rollout.measured_from, *flips]) + rules.bake
-        if now < baked:
-            return RolloutDecision(_waiting(rollout, "baking", f"it bakes until {_text(baked)}", now))
-        if not here and fleet.nodes:
-            return _unknown(rollout, rules, "no node that was started runs it and is online", now)
-        if "unknown" in gates:
-            silent = [str(at + 1) for at, outcome in enumerate(gates) if outcome == "unknown"]
-            return _unknown(rollout, rules, f"gate {' and '.join(silent)} can't say yet", now)
+            return _waiting(rollout, "nodes", f"it waits for {_count(left)} to reach the release", now)
+        begun = max([begun, *(node.reached for node in mine if node.reached is not None)]) + rules.bake
+        if now < begun:
+            return _waiting(rollout, "baking", f"it bakes until {_text(begun)}", now)
+    if step.pause is not None and now < begun + step.pause:
+        return _waiting(rollout, "pause", f"it pauses until {_text(begun + step.pause)}", now)
+    if step.until is not None:
+        # After the last step nothing starts that could go wrong as well: one silent node there blocks nothing.
+        seen = started if step.whole else mine or started
+        if group.nodes and not any(node.reached is not None for node in seen):
+            return _waiting(rollout, "unknown", "no node that was started is known to run it", now)
+        # What an approval has been asked for with isn't asked again.
+        if "unknown" in gates and rollout.waits_for != "approval":
+            said = f"{_gates(gates, 'unknown')} can't say yet"
+            if rules.on_unknown == "rollback":
+                return _rolled_back(rollout, said, now)
+            return _waiting(rollout, "unknown", said, now)
     if step.approval:
-        return RolloutDecision(
-            _waiting(rollout, "approval", f"it waits for an operator with the role {step.role}", now)
-        )
-    if step.pause is not None:
-        waiting = _waiting(rollout, "pause", "", now)
-        until = waiting.waits_since + step.pause
-        if now < until:
-            return RolloutDecision(replace(waiting, reason=f"it pauses until {_text(until)}"))
-    return RolloutDecision(next_step(rollout, rules, now))
-
-
-def _on_its_way(node: GroupNode) -> bool:
-    return node.reached is None and not node.failed
+        return _waiting(rollout, "approval", f"it waits for an operator with the role {step.role}", now)
+    return RolloutDecision(next_step(rollout, rules, failed, now))
 
 
 def _stopped(rollout: Position, rules: Rules, said: str, now: datetime) -> RolloutDecision:
     if rules.on_failure == "rollback":
-        return RolloutDecision(_ended(rollout, "rolled_back", said), roll_back=True)
-    return RolloutDecision(_paused(rollout, "failed", said, now))
+        return _rolled_back(rollout, said, now)
+    return _paused(rollout, "failed", said, now)
 
 
-def _unknown(rollout: Position, rules: Rules, said: str, now: datetime) -> RolloutDecision:
-    if rules.on_unknown == "rollback":
-        return RolloutDecision(_ended(rollout, "rolled_back", said), roll_back=True)
-    return RolloutDecision(_waiting(rollout, "unknown", said, now))
-
-
-def _waiting(rollout: Position, waits: Waits, said: str, now: datetime) -> Position:
+def _waiting(rollout: Position, waits: Waits, said: str, now: datetime) -> RolloutDecision:
     since = rollout.waits_since if rollout.waits_for == waits else now
-    return replace(rollout, waits_for=waits, waits_since=since, reason=said)
+    return RolloutDecision(replace(rollout, waits_for=waits, waits_since=since, reason=said))
 
 
-def _paused(rollout: Position, waits: Waits, said: str, now: datetime) -> Position:
-    return replace(rollout, state="paused", waits_for=waits, waits_since=now, reason=said)
+def _paused(rollout: Position, waits: Waits, said: str, now: datetime) -> RolloutDecision:
+    return RolloutDecision(replace(rollout, state="paused", waits_for=waits, waits_since=now, reason=said))
 
 
-def _ended(rollout: Position, state: State, said: str) -> Position:
-    return replace(rollout, state=state, waits_for="", reason=said)
+def _rolled_back(rollout: Position, said: str, now: datetime) -> RolloutDecision:
+    ended = replace(rollout, state="rolled_back", waits_for="", waits_since=now, reason=said)
+    return RolloutDecision(ended, roll_back=True)
+
+
+def _aborted(rollout: Position, said: str, now: datetime) -> RolloutDecision:
+    return RolloutDecision(replace(rollout, state="aborted", waits_for="", waits_since=now, reason=said))
+
+
+def _mark(rollout_id: str, what: str) -> bytes:
+    return hashlib.sha256(f"{rollout_id} {what}".encode()).digest()
+
+
+def _count(nodes: Sequence[GroupNode]) -> str:
+    return counted(len(nodes), "node")
+
+
+def _gates(gates: Sequence[Outcome], outcome: Outcome) -> str:
+    """Return the gates with an outcome: gate 1, gate 1 and 3."""
+    return f"gate {' and '.join(str(at) for at, each in enumerate(gates, 1) if each == outcome)}"
 
 
 def _text(when: datetime) -> str:

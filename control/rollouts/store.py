@@ -170,7 +170,7 @@ async def fleet(conn: Connection, stored: StoredRollout) -> GroupNodes:
     """Return the rollout's nodes as the rules see them."""
     nodes = [node_of(row) for row in await fleet_rows(conn, stored)]
     started = await conn.fetchval(STARTED, stored.row.release_id)
-    return GroupNodes(nodes, started, rules.in_order(nodes, str(stored.row.release_id)))
+    return GroupNodes(nodes, started, str(stored.row.release_id))
 
 
 def node_of(row: FleetRow) -> GroupNode:

@@ -9,8 +9,8 @@ ALTER TABLE nodes ADD COLUMN IF NOT EXISTS release_id UUID;
 CREATE INDEX IF NOT EXISTS nodes_by_own_release ON nodes (release_id) WHERE release_id IS NOT NULL;
 
 -- The rollout of a release. step: 0 is the rehearsal. waits_for: why it doesn't go on now; reason: that in a sentence.
--- attempt: 1, and one more with each retry. rehearsal_only: it pauses after its rehearsal. forgiven: failed nodes of this
--- step that somebody has accepted. measured_from: calls before it don't count for the step's gates. told_at: when somebody
+-- attempt: 1, and one more with each retry. rehearsal_only: it pauses after its rehearsal. forgiven: failed nodes
+-- that earlier steps went on with, or that somebody has accepted. measured_from: calls before it don't count for the step's gates. told_at: when somebody
 -- was last told that it waits.
 CREATE TABLE IF NOT EXISTS rollouts (
     release_id UUID PRIMARY KEY REFERENCES releases (id),
