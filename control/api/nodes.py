@@ -91,6 +91,7 @@ class JoinedNode(NamedTuple):
 
 
 SQL = queries.load("nodes")
+OWN_TARGETS = queries.load("own_targets")
 TAKE_GENERATION = SQL.value("take_generation", int)
 JOIN_TOKENS = queries.load("join_tokens")
 JOIN_TOKEN = JOIN_TOKENS.rows("token", StoredJoinToken)
@@ -501,6 +502,7 @@ async def _admit(
         ended = await _revoke(conn, node_id, now)
         await conn.execute(SQL["end_syncs"], node_id, now)
         await conn.execute(SQL["forget_functions"], node_id)
+        await conn.execute(OWN_TARGETS["forget"], str(node_id))
         await conn.execute(SQL["rejoin"], node_id, body.labels, body.capabilities, body.protocol, now)
         await conn.execute(SQL["rejoin_presence"], node_id, now)
         changed.nodes.add(str(node_id))

@@ -70,7 +70,7 @@ class PollEndpoint:
         self._numbers = services.numbers
         self._metrics = services.metrics
         self._clock = services.clock
-        self._told: dict[tuple[str, int | None, int], Reply] = {}
+        self._told: dict[tuple[str, int, int], Reply] = {}
         """The answers to nodes at their targets, by group, release and generation."""
         self.reload()
 
@@ -108,7 +108,7 @@ class PollEndpoint:
             until = clock.monotonic() + min(poll.wait, self._hold_limit) * (1 - random.random() * SPREAD)  # noqa: S311
         if poll.numbers:
             node = self._look(credential)
-            self._numbers.take(node, fleet.groups[node.group_id].release_number or 0, poll, now)
+            self._numbers.take(node, fleet.groups[node.group_id].newest_number, poll, now)
         while True:
             if fleet.closing and poll.numbers:
                 # Unlike a refusal, this tells the node that its numbers were counted, so it doesn't send them again.
@@ -152,6 +152,9 @@ class PollEndpoint:
                 if told is not None:
                     self._metrics.poll("watch")
                     return operations.json_reply(200, told)
+            if group.rehearsal not in (None, poll.rehearsal) and poll.protocol >= wire.REHEARSAL_PROTOCOL:
+                self._metrics.poll("rehearse")
+                return operations.json_reply(200, msgspec.json.encode(wire.Rehearse(group.rehearsal)))
             ended = HoldEnd.END
             if until and until > (time := clock.monotonic()):
                 ended = await self._hold(credential, max(limit - time, 0.01), receive)
@@ -159,20 +162,21 @@ class PollEndpoint:
                 return None
             if ended is HoldEnd.END:
                 self._metrics.poll(kind)
-                if kind != "at_target" or group.release_number is None:
+                _id, number, generation = fleet.target(node)
+                if kind != "at_target" or number is None:
                     return self._nothing
-                return self._at_target(group, max(group.generation, node.generation))
+                return self._at_target(group, number, generation)
             now = self._clock.now()
 
-    def _at_target(self, group: CachedGroup, generation: int) -> Reply:
-        """Return the answer to a node that is at its group's target, with the release's number."""
+    def _at_target(self, group: CachedGroup, number: int, generation: int) -> Reply:
+        """Return the answer to a node of a group that is at its target, with the release's number."""
         # Metadata that were restored may give a generation to another release.
-        key = (group.id, group.release_number, generation)
+        key = (group.id, number, generation)
         reply = self._told.get(key)
         if reply is None:
             if len(self._told) >= KEPT_ANSWERS:
                 self._told.clear()
-            told = f"{group.name} {group.release_number} {generation}".encode()
+            told = f"{group.name} {number} {generation}".encode()
             reply = self._told[key] = Reply(204, b"", ((RELEASE_HEADER, told), *self._trust))
         return reply
 

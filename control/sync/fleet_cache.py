@@ -44,6 +44,10 @@ class CachedGroup:
     release_id: str | None
     generation: int
     release_number: int | None
+    newest_number: int = 0
+    """The number of its newest release, also of one that only some of its nodes have got; 0 without one."""
+    rehearsal: str | None = None
+    """The id of the rehearsal that its nodes do now (`wire.Rehearse`)."""
 
 
 @dataclass(slots=True)
@@ -56,7 +60,8 @@ class CachedNode:
     epoch: int
     """Epoch of the last announcement of this node."""
     generation: int
-    """Generation of the node's last move; its target generation is the larger of this and its group's."""
+    """Generation of the node's last move, or of its own release; its target generation is the larger of this and its
+    group's."""
     confirmed_generation: int
     digest: str
     """Digest of what the node ran when it was last confirmed, or reported its inventory."""
@@ -67,6 +72,19 @@ class CachedNode:
     removed: bool
     revoked: bool
     """Whether an operator has revoked its credentials and it hasn't rejoined."""
+    release_id: str | None
+    """Its own release, which is its target while `generation` is above its group's."""
+    release_number: int | None
+    moved_generation: int
+    """Generation of the node's last move."""
+
+
+class Target(NamedTuple):
+    """What a node should run; without a release, `release_id` and `release_number` are None."""
+
+    release_id: str | None
+    release_number: int | None
+    generation: int
 
 
 @dataclass(slots=True)
@@ -250,9 +268,14 @@ class FleetCache:
         """Whether the epochs were read within `STALE_AFTER`."""
         return self.clock.monotonic() - self._read_at < STALE_AFTER
 
-    def target_generation(self, node: CachedNode) -> int:
-        """Return the generation of the node's target."""
-        return max(self.groups[node.group_id].generation, node.generation)
+    def target(self, node: CachedNode) -> Target:
+        """Return the node's target: its own release while it has a newer generation than its group's, else that."""
+        group = self.groups[node.group_id]
+        if node.generation <= group.generation:
+            return Target(group.release_id, group.release_number, group.generation)
+        if node.release_id is None:
+            return Target(group.release_id, group.release_number, node.generation)
+        return Target(node.release_id, node.release_number, node.generation)
 
     def at_target(self, node: CachedNode, poll: Poll) -> bool:
         """Return whether a node is known to be at its target and its poll contains nothing new."""
@@ -262,7 +285,9 @@ class FleetCache:
         target = max(group.generation, node.generation)
         if poll.generation > target and poll.generation > node.ran_generation:
             return False
-        return group.release_id is None or node.confirmed_generation >= target
+        if node.confirmed_generation >= target:
+            return True
+        return group.release_id is None and (node.release_id is None or node.generation <= group.generation)
 
     def confirm(self, row: NodeRow) -> None:
         """Store what a transaction wrote about a node, unless a later announcement of it has been read meanwhile."""

@@ -252,7 +252,9 @@ class WriteBatches(Generic[A, B]):
         """Return the release that a node should run, as shown to people."""
         node = self._fleet.nodes.get(node_id)
         group = None if node is None else self._fleet.groups.get(node.group_id)
-        return "its target" if group is None else f"release {group.name}/{group.release_number}"
+        if node is None or group is None:
+            return "its target"
+        return f"release {group.name}/{self._fleet.target(node).release_number}"
 
     async def _in_parts(self, taken: list[_Waiting[A, B]], size: int) -> None:
         """Answer a batch as several batches of at most `size` requests."""

@@ -157,7 +157,7 @@ class NumbersIngest:
         self.taken += 1
         if numbers.node is not None:
             self.nodes.take(node, numbers.node)
-        if poll.generation < node.generation:
+        if poll.generation < node.moved_generation:
             # It was moved and hasn't reached its new group's release yet: these numbers are about the old group's.
             return
         if now >= self._minute + timedelta(minutes=1):

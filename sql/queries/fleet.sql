@@ -29,27 +29,39 @@ SELECT (SELECT coalesce(max(g.epoch), 0) FROM groups AS g) AS groups,
     (SELECT coalesce(max(o.epoch), 0) FROM operators AS o) AS operators,
     EXISTS (SELECT 1 FROM watches) AS watched;
 
--- Groups that changed after an epoch.
+-- Groups that changed after an epoch; with the rehearsal that their nodes do now, as the release's id and the attempt.
 -- name: groups_since
-SELECT g.id::text AS id, g.name, g.release_id::text AS release_id, g.generation, r.number AS release_number
-FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.epoch > $1;
+SELECT g.id::text AS id, g.name, g.release_id::text AS release_id, g.generation, r.number AS release_number,
+    (SELECT coalesce(max(x.number), 0) FROM releases AS x WHERE x.group_id = g.id) AS newest_number,
+    o.release_id::text || '.' || o.attempt::text AS rehearsal
+FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id
+    LEFT JOIN rollouts AS o ON o.group_id = g.id AND o.state = 'running' AND o.step = 0
+WHERE g.epoch > $1;
 
 -- Groups by id.
 -- name: groups_by_id
-SELECT g.id::text AS id, g.name, g.release_id::text AS release_id, g.generation, r.number AS release_number
-FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.id = ANY($1::text[]::uuid[]);
+SELECT g.id::text AS id, g.name, g.release_id::text AS release_id, g.generation, r.number AS release_number,
+    (SELECT coalesce(max(x.number), 0) FROM releases AS x WHERE x.group_id = g.id) AS newest_number,
+    o.release_id::text || '.' || o.attempt::text AS rehearsal
+FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id
+    LEFT JOIN rollouts AS o ON o.group_id = g.id AND o.state = 'running' AND o.step = 0
+WHERE g.id = ANY($1::text[]::uuid[]);
 
 -- Nodes that changed after an epoch.
 -- name: nodes_since
-SELECT id::text AS id, name, group_id::text AS group_id, epoch, generation, confirmed_generation, digest,
-    capabilities_digest, ran_generation, removed_at IS NOT NULL AS removed, state = 'revoked' AS revoked
-FROM nodes WHERE epoch > $1;
+SELECT n.id::text AS id, n.name, n.group_id::text AS group_id, n.epoch, n.generation, n.confirmed_generation, n.digest,
+    n.capabilities_digest, n.ran_generation, n.removed_at IS NOT NULL AS removed, n.state = 'revoked' AS revoked,
+    n.release_id::text AS release_id, r.number AS release_number,
+    coalesce(n.moved_generation, n.generation) AS moved_generation
+FROM nodes AS n LEFT JOIN releases AS r ON r.id = n.release_id WHERE n.epoch > $1;
 
 -- Nodes by id.
 -- name: nodes_by_id
-SELECT id::text AS id, name, group_id::text AS group_id, epoch, generation, confirmed_generation, digest,
-    capabilities_digest, ran_generation, removed_at IS NOT NULL AS removed, state = 'revoked' AS revoked
-FROM nodes WHERE id = ANY($1::text[]::uuid[]);
+SELECT n.id::text AS id, n.name, n.group_id::text AS group_id, n.epoch, n.generation, n.confirmed_generation, n.digest,
+    n.capabilities_digest, n.ran_generation, n.removed_at IS NOT NULL AS removed, n.state = 'revoked' AS revoked,
+    n.release_id::text AS release_id, r.number AS release_number,
+    coalesce(n.moved_generation, n.generation) AS moved_generation
+FROM nodes AS n LEFT JOIN releases AS r ON r.id = n.release_id WHERE n.id = ANY($1::text[]::uuid[]);
 
 -- Credentials that changed after an epoch, with revoked ones: a held poll may use one.
 -- name: credentials_since

@@ -18,26 +18,33 @@ WHERE n.name = $1 AND n.removed_at IS NULL;
 -- name: nodes
 SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
-    greatest(n.generation, g.generation) AS target_generation, n.schema_version, g.release_id, r.schema_floor, n.failures,
+    greatest(n.generation, g.generation) AS target_generation, n.schema_version, r.id AS release_id, r.schema_floor, n.failures,
     n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at,
     left(coalesce(n.capabilities ->> 'version', ''), 64) AS version
-FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
+FROM nodes n JOIN groups g ON g.id = n.group_id
+    LEFT JOIN releases r ON r.id = coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)
     LEFT JOIN node_presence p ON p.node_id = n.id
 WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[])) AND ($3::text IS NULL OR n.state = $3)
     AND ($4::text IS NULL OR $4 = CASE
         WHEN n.state = 'revoked' THEN n.state
-        WHEN n.error_code <> '' AND g.release_id IS NOT NULL
+        WHEN n.error_code <> '' AND r.id IS NOT NULL
             AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'failing'
         WHEN n.state <> 'online' THEN n.state
-        WHEN g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'behind'
+        WHEN r.id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'behind'
         ELSE 'at_target'
     END)
-    AND ($5::text IS NULL OR (n.error_code = $5 AND n.state <> 'revoked' AND g.release_id IS NOT NULL
+    AND ($5::text IS NULL OR (n.error_code = $5 AND n.state <> 'revoked' AND r.id IS NOT NULL
         AND n.confirmed_generation < greatest(n.generation, g.generation)))
     AND ($6::text IS NULL OR (n.labels ->> $6 IS NOT NULL AND ($7::text IS NULL OR n.labels ->> $6 = $7)))
     AND ($8::text IS NULL OR strpos(n.name, $8) > 0)
-    AND ($9::int8 IS NULL OR (n.confirmed_generation >= n.generation AND $9 = (
-        SELECT max(x.number) FROM releases x WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation)))
+    AND ($9::int8 IS NULL OR (n.confirmed_generation >= coalesce(n.moved_generation, n.generation) AND $9 = coalesce(
+        (
+            SELECT max(x.number) FROM rollout_nodes w JOIN releases x ON x.id = w.release_id
+            WHERE w.node_id = n.id AND w.generation = n.confirmed_generation AND x.group_id = n.group_id
+        ), (
+            SELECT max(x.number) FROM releases x WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
+                AND NOT EXISTS (SELECT 1 FROM rollouts w WHERE w.release_id = x.id AND w.state <> 'done')
+        ))))
     AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked'))
     AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
     AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
@@ -52,36 +59,44 @@ SELECT id, name, group_name, labels, state, state_since, joined_at, last_seen_at
 FROM (
     SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
         greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
-        greatest(n.generation, g.generation) AS target_generation, n.schema_version, g.release_id, r.schema_floor, n.failures,
+        greatest(n.generation, g.generation) AS target_generation, n.schema_version, r.id AS release_id, r.schema_floor, n.failures,
         n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at,
         left(coalesce(n.capabilities ->> 'version', ''), 64) AS version,
         CASE
             WHEN $13 = 'seen' THEN (extract(epoch FROM coalesce(p.last_seen_at, n.joined_at)) * 1000000)::int8
             WHEN n.state = 'revoked' THEN 0
-            WHEN n.error_code <> '' AND g.release_id IS NOT NULL
+            WHEN n.error_code <> '' AND r.id IS NOT NULL
                 AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 1
             WHEN n.state = 'offline' THEN 2
             WHEN n.state = 'syncing' THEN 3
-            WHEN g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 4
+            WHEN r.id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 4
             ELSE 5
         END AS place
-    FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
+    FROM nodes n JOIN groups g ON g.id = n.group_id
+        LEFT JOIN releases r ON r.id = coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)
         LEFT JOIN node_presence p ON p.node_id = n.id
     WHERE n.removed_at IS NULL AND ($2::text[] IS NULL OR g.name = ANY($2::text[])) AND ($3::text IS NULL OR n.state = $3)
         AND ($4::text IS NULL OR $4 = CASE
             WHEN n.state = 'revoked' THEN n.state
-            WHEN n.error_code <> '' AND g.release_id IS NOT NULL
+            WHEN n.error_code <> '' AND r.id IS NOT NULL
                 AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'failing'
             WHEN n.state <> 'online' THEN n.state
-            WHEN g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'behind'
+            WHEN r.id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'behind'
             ELSE 'at_target'
         END)
-        AND ($5::text IS NULL OR (n.error_code = $5 AND n.state <> 'revoked' AND g.release_id IS NOT NULL
+        AND ($5::text IS NULL OR (n.error_code = $5 AND n.state <> 'revoked' AND r.id IS NOT NULL
             AND n.confirmed_generation < greatest(n.generation, g.generation)))
         AND ($6::text IS NULL OR (n.labels ->> $6 IS NOT NULL AND ($7::text IS NULL OR n.labels ->> $6 = $7)))
         AND ($8::text IS NULL OR strpos(n.name, $8) > 0)
-        AND ($9::int8 IS NULL OR (n.confirmed_generation >= n.generation AND $9 = (
-            SELECT max(x.number) FROM releases x WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation)))
+        AND ($9::int8 IS NULL OR (n.confirmed_generation >= coalesce(n.moved_generation, n.generation) AND $9 = coalesce(
+            (
+                SELECT max(x.number) FROM rollout_nodes w JOIN releases x ON x.id = w.release_id
+                WHERE w.node_id = n.id AND w.generation = n.confirmed_generation AND x.group_id = n.group_id
+            ), (
+                SELECT max(x.number) FROM releases x
+                WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
+                    AND NOT EXISTS (SELECT 1 FROM rollouts w WHERE w.release_id = x.id AND w.state <> 'done')
+            ))))
         AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked'))
         AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
         AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
@@ -93,10 +108,11 @@ ORDER BY place, name LIMIT $15;
 -- name: node
 SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
-    greatest(n.generation, g.generation) AS target_generation, n.schema_version, g.release_id, r.schema_floor, n.failures,
+    greatest(n.generation, g.generation) AS target_generation, n.schema_version, r.id AS release_id, r.schema_floor, n.failures,
     n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at,
     left(coalesce(n.capabilities ->> 'version', ''), 64) AS version, n.capabilities, n.protocol, n.schema_changes
-FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
+FROM nodes n JOIN groups g ON g.id = n.group_id
+    LEFT JOIN releases r ON r.id = coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)
     LEFT JOIN node_presence p ON p.node_id = n.id
 WHERE n.id = $1;
 
@@ -110,13 +126,22 @@ SELECT node_id, name, version, sha256, manifest_digest FROM node_functions
 WHERE node_id = ANY($1::text[]::uuid[]) ORDER BY node_id, name;
 
 -- The numbers of the releases that nodes run and should run. Of its group's a node runs none, null, until it has been
--- confirmed at one since it came to the group.
+-- confirmed at one since it came to the group. At the generation by which a rollout has started it, it runs that one's
+-- release; at any other, the group's of then: those of rollouts that weren't done never were that.
 -- name: releases
 SELECT n.id AS node_id, r.number AS target,
-    (SELECT max(x.number) FROM releases AS x
-        WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
-            AND n.confirmed_generation >= n.generation) AS runs
-FROM nodes AS n JOIN groups AS g ON g.id = n.group_id LEFT JOIN releases AS r ON r.id = g.release_id
+    CASE WHEN n.confirmed_generation >= coalesce(n.moved_generation, n.generation) THEN coalesce(
+        (
+            SELECT max(x.number) FROM rollout_nodes AS w JOIN releases AS x ON x.id = w.release_id
+            WHERE w.node_id = n.id AND w.generation = n.confirmed_generation AND x.group_id = n.group_id
+        ), (
+            SELECT max(x.number) FROM releases AS x
+            WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
+                AND NOT EXISTS (SELECT 1 FROM rollouts AS w WHERE w.release_id = x.id AND w.state <> 'done')
+        )
+    ) END AS runs
+FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
+    LEFT JOIN releases AS r ON r.id = coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)
 WHERE n.id = ANY($1::text[]::uuid[]);
 
 -- Open warnings of nodes.

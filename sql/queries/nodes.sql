@@ -48,6 +48,7 @@ UPDATE node_presence SET last_seen_at = $2, confirmed_at = $2, offline = false W
 UPDATE nodes SET labels = CASE WHEN $2::jsonb = '{}' THEN labels ELSE $2 END, capabilities = $3, protocol = $4, joined_at = $5, schema_version = 0,
     schema_changes = '[]', database_id = '', digest = '', confirmed_generation = 0, failed_generation = 0,
     retry_at = NULL, error_code = '', error_message = '', error_at = NULL, capabilities_digest = '', ran_generation = 0,
+    release_id = NULL,
     state = 'online',
     state_since = CASE WHEN state = 'online' THEN state_since ELSE $5 END
 WHERE id = $1;
@@ -66,7 +67,7 @@ SELECT id FROM nodes WHERE id = $1 FOR NO KEY UPDATE;
 
 -- Move a node to a group.
 -- name: move
-UPDATE nodes SET group_id = $2, generation = $3 WHERE id = $1;
+UPDATE nodes SET group_id = $2, generation = $3, release_id = NULL, moved_generation = NULL WHERE id = $1;
 
 -- Let a node try its failed generation again at once.
 -- name: retry
@@ -74,7 +75,7 @@ UPDATE nodes SET retry_at = NULL, failed_generation = 0 WHERE id = $1;
 
 -- Remove a node; its name can be used again.
 -- name: remove
-UPDATE nodes SET removed_at = $2, name = name || '~' || id::text, state = 'offline', state_since = $2
+UPDATE nodes SET removed_at = $2, name = name || '~' || id::text, state = 'offline', state_since = $2, release_id = NULL
 WHERE id = $1;
 
 -- Record that no credential of a node is valid any more.

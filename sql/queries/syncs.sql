@@ -1,11 +1,13 @@
 -- Syncs: what they change about a node, and the log of them (R 4.4, 5.3, 6.4).
 
--- Nodes with their targets.
+-- Nodes with their targets: a node's own release while its generation is above its group's, else the group's.
 -- name: nodes
 SELECT n.id::text AS id, n.removed_at IS NOT NULL AS removed, n.state, n.state_since, n.schema_version, n.schema_changes::text AS schema_changes,
     n.database_id, n.digest, n.confirmed_generation, n.failures, n.failed_generation, n.retry_at,
     n.error_code, n.error_message, n.error_at, n.synced_at,
-    n.capabilities_digest, n.protocol, n.syncs_folded, n.ran_generation, n.epoch, g.release_id::text AS release_id, GREATEST(n.generation, g.generation) AS target_generation
+    n.capabilities_digest, n.protocol, n.syncs_folded, n.ran_generation, n.epoch,
+    coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)::text AS release_id,
+    GREATEST(n.generation, g.generation) AS target_generation
 FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
 WHERE n.id = ANY($1::text[]::uuid[]);
 

@@ -6,7 +6,10 @@ ALTER TABLE groups ADD COLUMN IF NOT EXISTS policy JSONB;
 -- release_id: the node's target in place of its group's, while generation is above the group's: a rollout has started it.
 ALTER TABLE nodes ADD COLUMN IF NOT EXISTS release_id UUID;
 
-CREATE INDEX IF NOT EXISTS nodes_by_own_release ON nodes (release_id) WHERE release_id IS NOT NULL;
+-- moved_generation: the generation of the node's last move; NULL where generation is that.
+ALTER TABLE nodes ADD COLUMN IF NOT EXISTS moved_generation INT8;
+
+CREATE INDEX IF NOT EXISTS nodes_by_own_release ON nodes (release_id, generation) WHERE release_id IS NOT NULL;
 
 -- The rollout of a release. step: 0 is the rehearsal. waits_for: why it doesn't go on now; reason: that in a sentence.
 -- attempt: 1, and one more with each retry. rehearsal_only: it pauses after its rehearsal. forgiven: failed nodes
@@ -48,6 +51,9 @@ CREATE TABLE IF NOT EXISTS rollout_nodes (
     before BYTEA,
     PRIMARY KEY (release_id, node_id)
 );
+
+-- What a node runs, by the generation at which it was confirmed.
+CREATE INDEX IF NOT EXISTS rollout_nodes_by_node ON rollout_nodes (node_id, generation);
 
 -- What nodes found when they tried a release on a copy of their own data.
 CREATE TABLE IF NOT EXISTS rehearsals (

@@ -167,6 +167,7 @@ class TestNode:
     """None: of a version that tells them only when it joins."""
     protocol: int = 1
     watching: str = ""
+    rehearsal: str = ""
     boot_id: str = ""
     """Of its process; '' where it doesn't say."""
 
@@ -186,6 +187,7 @@ class TestNode:
             capabilities=self.capabilities if report else None,
             protocol=self.protocol,
             watching=self.watching,
+            rehearsal=self.rehearsal,
             boot_id=self.boot_id,
         )
         return await self.replica.call("POST", "/v1/poll", poll, token=self.credential)

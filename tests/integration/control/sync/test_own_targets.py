@@ -1,0 +1,197 @@
+"""Nodes with a release of their own, which a rollout has started before their group has it."""
+
+import asyncio
+from uuid import uuid4
+
+from control.protocol import wire
+from tests.support import seeds
+from tests.support.deadlines import deadline
+from tests.support.replica import Answered, Replica, Site, TestNode
+from tests.support.rollouts import open_rollout
+
+
+async def at_first_release(replica: Replica, *names: str) -> list[TestNode]:
+    """Nodes that run the first release of their group; the function has a second version."""
+    nodes = [await replica.join(name) for name in names]
+    await seeds.function(replica, "hello")
+    await seeds.function(replica, "hello")
+    await seeds.release(replica, functions={"hello": 1})
+    for node in nodes:
+        await node.sync()
+    return nodes
+
+
+def told(answer: Answered) -> str:
+    """The release that a node at its target is told of, with its generation."""
+    assert answer.status == 204, answer
+    return answer.headers["x-skerry-release"]
+
+
+async def test_only_a_started_node_gets_the_release(control_site: Site) -> None:
+    async with control_site.running() as replica, control_site.running() as other:
+        first, second = await at_first_release(replica, "first", "second")
+        rollout = await open_rollout(replica, functions={"hello": 2})
+        generation = await rollout.start(replica, [first])
+        assert await rollout.started(replica) == {first.id: generation}
+        assert told(await second.poll()).startswith("default 1 ")
+        shown = await replica.node("first")
+        assert (shown["release"], shown["target_release"], shown["at_target"]) == (1, 2, False)
+        assert (shown["standing"], shown["target_generation"]) == ("behind", generation)
+        plan = await first.sync()
+        assert (plan.release_number, plan.generation, plan.functions[0].version) == (2, generation, 2)
+        shown = await replica.node("first")
+        assert (shown["release"], shown["target_release"], shown["at_target"]) == (2, 2, True)
+        shown = await replica.node("second")
+        assert (shown["release"], shown["target_release"], shown["at_target"]) == (1, 1, True)
+        group = (await replica.call("GET", "/v1/groups")).json()["items"][0]
+        assert group["release"]["number"] == 1
+        # Another replica answers the same, from its memory.
+        assert told(await first.poll()) == f"default 2 {generation}"
+        first.replica = other
+        await other.services.fleet.refresh()
+        assert told(await first.poll()) == f"default 2 {generation}"
+
+
+async def test_a_held_poll_gets_its_plan(control_site: Site) -> None:
+    async with control_site.running() as replica, control_site.running() as other:
+        first, second = await at_first_release(replica, "first", "second")
+        rollout = await open_rollout(replica, functions={"hello": 2})
+        first.replica = second.replica = other
+        held = [asyncio.create_task(node.poll(60)) for node in (first, second)]
+        async with deadline(60):
+            while len(other.services.fleet.waiters) < 2:
+                await asyncio.sleep(0.01)
+            await rollout.start(replica, [first])
+            assert (await held[0]).json()["release_number"] == 2
+        assert not held[1].done()
+        held[1].cancel()
+
+
+async def test_the_groups_release_overrides(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        first, second = await at_first_release(replica, "first", "second")
+        rollout = await open_rollout(replica, functions={"hello": 2})
+        await rollout.start(replica, [first])
+        await first.sync()
+        # A release at once, as a rollback makes one.
+        made = await seeds.release(replica, functions={"hello": 1})
+        for node in (first, second):
+            if node is first:
+                assert (await node.sync()).generation == made["generation"]
+            assert told(await node.poll()) == f"default {made['number']} {made['generation']}"
+        # One that has gone through all its steps.
+        rollout = await open_rollout(replica, functions={"hello": 2})
+        await rollout.start(replica, [first])
+        await first.sync()
+        generation = await rollout.finish(replica)
+        assert told(await first.poll()) == f"default {rollout.number} {generation}"
+        assert (await second.sync()).generation == generation
+        shown = [await replica.node(name) for name in ("first", "second")]
+        assert [node["release"] for node in shown] == [rollout.number] * 2
+        assert [node["target_release"] for node in shown] == [rollout.number] * 2
+        rows = await replica.services.db.read(
+            lambda conn: conn.fetch("SELECT release_id, moved_generation, generation FROM nodes")
+        )
+        assert [tuple(row) for row in rows] == [(None, None, 0)] * 2
+
+
+async def test_giving_back_keeps_nodes_that_run_it(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        first, second, third = await at_first_release(replica, "first", "second", "third")
+        rollout = await open_rollout(replica, functions={"hello": 2})
+        generation = await rollout.start(replica, [first, second])
+        await first.sync()
+        begun = await second.plan()
+        assert await rollout.give_back(replica) == [second.id]
+        assert await rollout.started(replica) == {first.id: generation}
+        # What it has begun is another target's now.
+        second.apply(begun)
+        await second.report(begun.sync_id, "succeeded")
+        assert (await replica.node("second"))["at_target"] is False
+        back = await second.sync()
+        assert (back.release_number, back.functions[0].version) == (1, 1)
+        assert back.generation > generation
+        assert told(await first.poll()) == f"default 2 {generation}"
+        assert [(await replica.node(name))["release"] for name in ("first", "second", "third")] == [2, 1, 1]
+        assert await rollout.give_back(replica) == []
+        # It goes on after all.
+        again = await rollout.start(replica, [second, third], 2)
+        assert await rollout.started(replica) == {first.id: generation, second.id: again, third.id: again}
+        for node in (second, third):
+            assert (await node.sync()).release_number == 2
+
+
+async def test_the_first_release_of_a_group(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        first, second = await replica.join("first"), await replica.join("second")
+        for node in (first, second):
+            assert (await node.poll()).status == 204
+        await seeds.function(replica, "hello")
+        rollout = await open_rollout(replica, functions={"hello": 1})
+        generation = await rollout.start(replica, [first])
+        assert (await replica.node("first"))["standing"] == "behind"
+        assert (await first.sync()).release_number == 1
+        assert told(await first.poll()) == f"default 1 {generation}"
+        answer = await second.poll()
+        assert (answer.status, "x-skerry-release" in answer.headers) == (204, False)
+        shown = await replica.node("second")
+        assert (shown["release"], shown["target_release"], shown["at_target"]) == (None, None, True)
+        await rollout.finish(replica)
+        assert (await second.sync()).release_number == 1
+
+
+async def test_a_move_and_joining_again_end_it(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        moved, again, removed = await at_first_release(replica, "moved", "again", "removed")
+        rollout = await open_rollout(replica, functions={"hello": 2})
+        generation = await rollout.start(replica, [moved, again, removed])
+        assert (await replica.call("POST", "/v1/groups", {"name": "other"})).status == 201
+        assert (await replica.call("POST", "/v1/nodes/moved/move", {"group": "other"})).status == 200
+        assert (await moved.poll()).status == 204
+        shown = await replica.node("moved")
+        assert (shown["release"], shown["target_release"], shown["at_target"]) == (None, None, True)
+        await replica.call("POST", "/v1/nodes/moved/move", {"group": "default"})
+        assert (await moved.poll()).headers["x-skerry-release"].startswith("default 1 ")
+        token = (await replica.call("POST", "/v1/join-tokens", {"rejoin": "again"})).json()["token"]
+        joined = await replica.call("POST", "/v1/nodes", wire.Join("again", str(uuid4())), token=token)
+        again = TestNode(replica, again.id, joined.json()["credential"])
+        assert (await again.sync()).release_number == 1
+        assert (await replica.call("DELETE", "/v1/nodes/removed")).status == 204
+        # The rollout may start the node with the new disk again; the others have left it.
+        assert await rollout.started(replica) == {moved.id: generation, removed.id: generation}
+        await rollout.start(replica, [again, removed])
+        assert (await again.sync()).release_number == 2
+        assert (await rollout.started(replica))[removed.id] == generation
+        own = "SELECT name FROM nodes WHERE release_id IS NOT NULL"
+        assert await replica.services.db.read(lambda conn: conn.fetchval(own)) == "again"
+
+
+async def test_nodes_are_asked_to_rehearse(control_site: Site) -> None:
+    async with control_site.running() as replica, control_site.running() as other:
+        first, old, failing = await at_first_release(replica, "first", "old", "failing")
+        first.protocol = failing.protocol = wire.REHEARSAL_PROTOCOL
+        first.replica = other
+        held = asyncio.create_task(first.poll(60))
+        async with deadline(60):
+            while not other.services.fleet.waiters:
+                await asyncio.sleep(0.01)
+            rollout = await open_rollout(replica, functions={"hello": 2}, step=0)
+            assert (await held).json() == {"type": "rehearse", "id": f"{rollout.id}.1"}
+        first.replica = replica
+        assert (await first.poll()).status == 200
+        first.rehearsal = f"{rollout.id}.1"
+        assert (await first.poll()).status == 204
+        # It has an order for each attempt.
+        await rollout.at(replica, step=0, attempt=2)
+        assert (await first.poll()).json()["id"] == f"{rollout.id}.2"
+        # A version that doesn't know the message gets none, and a plan comes first.
+        assert told(await old.poll()).startswith("default 1 ")
+        old.generation = 0
+        failing.inventory = wire.Inventory(database_id=failing.inventory.database_id)
+        assert (await failing.plan()).release_number == 1
+        counted = replica.services.metrics._counts.polls["rehearse"]
+        assert counted == 2
+        # Neither a paused rehearsal nor a step is one.
+        for state, step in (("paused", 0), ("running", 1)):
+            await rollout.at(replica, state=state, step=step)
+            assert (await first.poll()).status == 204
