@@ -1,11 +1,12 @@
 """The last step of a sync: what its node reports about it (R 6.1 to 6.4), a batch of reports in one transaction.
 
 The transaction for a result writes what the node runs now, when it last synced, the line in the log of syncs, and the
-node's state. An open sync has a lease. When the lease ends, the sync expires, which counts as a failure, and a result
-that is reported later is recorded as late.
+node's state; for a node that a rollout has started, also its calls of the hour before. An open sync has a lease. When
+the lease ends, the sync expires, which counts as a failure, and a result that is reported later is recorded as late.
 """
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from control.problems import ProblemError
 from control.protocol import faults, wire
 from control.storage import queries
 from control.storage.connection import Connection
-from control.sync import node_state, plan
+from control.sync import hours_before, node_state, plan
 from control.sync.node_state import NodeRow, RunningSync, SyncChanges, Targets
 from control.sync.write_batches import Committed, NodeLocked, Written
 
@@ -38,6 +39,9 @@ class ReportedSync(NamedTuple):
 
 SQL = queries.load("syncs")
 SYNCS = SQL.rows("syncs", ReportedSync)
+STORE_HOURS = queries.load("gates")["store_hours"]
+
+log = logging.getLogger("skerry.syncs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,8 @@ class _ReportBatch:
     """The changes that the reports make to the log of syncs."""
     changed: set[str] = field(default_factory=set)
     """Nodes whose rows must be written."""
+    hours: list[tuple[str, str, str]] = field(default_factory=list)
+    """Releases, the nodes that flipped to them, and their calls of the hour before, in hexadecimal."""
     counted: list[str] = field(default_factory=list)
     """For metrics: the status of each sync that ended, or `late`."""
 
@@ -139,6 +145,7 @@ class _ReportBatch:
             node.confirm(sync.generation)
             node.synced_at = self.now
             self.changes.reached.add(sync.release_id)
+            self._take_hour(node, sync, update.before)
         elif not late:
             node.fail(error.code, error.message, self.now, sync.generation)
             node.failed_generation = sync.generation
@@ -153,6 +160,17 @@ class _ReportBatch:
             self.changes.end(sync.id, "failed", error.code, error.message)
         return wire.SyncState(result, 0)
 
+    def _take_hour(self, node: NodeRow, sync: ReportedSync, body: bytes) -> None:
+        """Keep the node's calls of the hour before, if it has told them: its result counts without them too."""
+        if not body:
+            return
+        try:
+            hours_before.check(body)
+        except ValueError as error:
+            log.warning("the calls of the hour before of node %s are left out: %s", node.id, error)
+        else:
+            self.hours.append((sync.release_id, node.id, body.hex()))
+
     def _count(self, node: NodeRow, status: str) -> None:
         self.changed.add(node.id)
         self.counted.append(status)
@@ -160,6 +178,8 @@ class _ReportBatch:
     async def save(self, conn: Connection) -> None:
         """Write the decisions."""
         await self.changes.save(conn)
+        if self.hours:
+            await conn.execute(STORE_HOURS, *map(list, zip(*self.hours, strict=True)))
         await node_state.save(conn, [self.nodes[node_id] for node_id in self.changed])
 
     def committed(self) -> Committed:

@@ -91,16 +91,19 @@ def _bounded(counts: Mapping[K, int]) -> dict[K, int]:
     return {key: min(count, histogram.MOST) for key, count in counts.items()}
 
 
-def decode_tallies(body: bytes, function: str = "") -> Tallies:
-    """Return what `encode_tallies` stored; only of one function, if given. Raises: ValueError, when it is damaged."""
+def decode_tallies(body: bytes, function: str = "", release: int = 0) -> Tallies:
+    """Return what `encode_tallies` stored; only of one function or release number, if given.
+
+    Raises: ValueError, when it is damaged.
+    """
     try:
         rows = _decode(body)
     except msgspec.MsgspecError as error:
         raise ValueError(f"stored numbers that can't be read: {error}") from error
     return {
-        (name, release): CallTally(outcomes, histogram.unpack(packed))
-        for name, release, outcomes, packed in rows
-        if function in ("", name)
+        (name, number): CallTally(outcomes, histogram.unpack(packed))
+        for name, number, outcomes, packed in rows
+        if function in ("", name) and release in (0, number)
     }
 
 
@@ -174,17 +177,19 @@ async def read(
     unwritten: Mapping[datetime, Mapping[str, Tallies]],
     replica: str,
     function: str = "",
+    release: int = 0,
 ) -> list[Span]:
     """Return the calls of groups, given by id, from `since` to before `until`, in order of time.
 
-    Old calls are by hour, others by minute. `unwritten` are this replica's counts that aren't stored yet.
+    They are of one function or one number of a release only, if given. Old calls are by hour, others by minute.
+    `unwritten` are this replica's counts that aren't stored yet.
     Raises: ProblemError.
     """
     ids = sorted(groups)
     cut = _hour(until - BY_MINUTE)
     # Copied before the query: minutes that are written afterwards are left out of its answer.
     mine = [
-        Span(group_id, minute, 60, _of(found, function))
+        Span(group_id, minute, 60, _of(found, function, release))
         for minute, by_group in unwritten.items()
         for group_id, found in by_group.items()
         if group_id in groups and since <= minute < until
@@ -198,30 +203,31 @@ async def read(
     hours, minutes = await db.read(work)
     found = []
     for number, hour in enumerate(hours):
-        found.append(Span(hour.group_id, hour.hour, 3600, counted_in(hour.body, function)))
+        found.append(Span(hour.group_id, hour.hour, 3600, counted_in(hour.body, function, release)))
         if number % 10 == 9:
             await asyncio.sleep(0)
     for number, row in enumerate(minutes):
         if row.replica != replica or (row.group_id, row.minute) not in known:
-            found.append(Span(row.group_id, row.minute, 60, counted_in(row.body, function)))
+            found.append(Span(row.group_id, row.minute, 60, counted_in(row.body, function, release)))
         if number % 10 == 9:
             await asyncio.sleep(0)
     return sorted((*found, *mine), key=lambda span: span.begins)
 
 
-def counted_in(body: bytes, function: str = "") -> Tallies:
-    """Return the counts in a stored row, of one function, if given; none if it can't be read."""
+def counted_in(body: bytes, function: str = "", release: int = 0) -> Tallies:
+    """Return the counts in a stored row, as `decode_tallies` does; none if it can't be read."""
     try:
-        return decode_tallies(body, function)
+        return decode_tallies(body, function, release)
     except ValueError as error:
         # It is damaged, or from another version of control. The others can still be shown.
         log.warning("%s", error)
         return {}
 
 
-def _of(found: Tallies, function: str) -> Tallies:
+def _of(found: Tallies, function: str, release: int) -> Tallies:
+    wanted = {key: tally for key, tally in found.items() if function in ("", key[0]) and release in (0, key[1])}
     copied: Tallies = {}
-    add_tallies(copied, {key: tally for key, tally in found.items() if function in ("", key[0])})
+    add_tallies(copied, wanted)
     return copied
 
 

@@ -92,18 +92,6 @@ ORDER BY place, n.name LIMIT $6;
 SELECT step, gate, outcome, measured, allowed, before, calls, why, measured_at FROM rollout_gates
 WHERE release_id = $1 ORDER BY step, gate;
 
--- What nodes had in the hour before they flipped.
--- name: hours_before
-SELECT before FROM rollout_nodes WHERE release_id = $1 AND before IS NOT NULL;
-
--- Store what a gate says.
--- name: save_gate
-INSERT INTO rollout_gates (release_id, step, gate, outcome, measured, allowed, before, calls, why, measured_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-ON CONFLICT (release_id, step, gate) DO UPDATE SET outcome = excluded.outcome, measured = excluded.measured,
-    allowed = excluded.allowed, before = excluded.before, calls = excluded.calls, why = excluded.why,
-    measured_at = excluded.measured_at;
-
 -- Forget what gates said: the rollout begins again.
 -- name: forget_gates
 DELETE FROM rollout_gates WHERE release_id = $1;

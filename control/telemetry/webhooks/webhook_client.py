@@ -137,8 +137,9 @@ class WebhookClient:
             )
         return self._sessions[scheme]
 
-    async def post(self, url: str, headers: dict[str, str], body: bytes) -> Attempt:
-        """Send a message. The attempt's texts have nothing of the URL except its host."""
+    async def post(self, url: str, headers: dict[str, str], body: bytes, limit: float = TIME_LIMIT) -> Attempt:
+        """Send a message, for which the receiver has `limit` seconds. The attempt's texts have nothing of the URL
+        except its host."""
         try:
             host = check_url(url, self._networks)
         except ValueError as error:
@@ -146,12 +147,12 @@ class WebhookClient:
         session = self._session(url.partition(":")[0].lower())
         try:
             async with (
-                self._clock.timeout(TIME_LIMIT),
+                self._clock.timeout(limit),
                 session.post(url, data=body, headers=headers, allow_redirects=False) as answer,
             ):
                 status, wait = answer.status, _seconds(answer.headers.get("retry-after", ""))
         except TimeoutError:
-            return Attempt(f"{host} hadn't answered after {TIME_LIMIT:g} s")
+            return Attempt(f"{host} hadn't answered after {limit:g} s")
         except aiohttp.ClientConnectorDNSError as error:
             if isinstance(error.os_error, AddressRefused):
                 return Attempt(str(error.os_error))
