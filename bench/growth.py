@@ -96,7 +96,7 @@ async def _few(site: replica.Site, clock: SetClock) -> dict[str, float]:
             found["start"].append(time.perf_counter() - began)
 
             async def release(started: replica.Replica = started) -> None:
-                answer = await started.call("POST", "/v1/releases", {"functions": {}})
+                answer = await started.call("POST", "/v1/releases", {"functions": {}, "now": True})
                 assert answer.status == 201, answer
 
             passes = started.services.monitor()

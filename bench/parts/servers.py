@@ -155,9 +155,10 @@ class Site:
         await self.call("POST", "/v1/schema-changes", {"name": name, "sql": sql})
 
     async def release(self, functions: Mapping[str, int] | None = None, **more: Any) -> None:
-        """Make a release that changes these functions to these versions; `more` are additional fields of the
-        request."""
-        await self.call("POST", "/v1/releases", {**({} if functions is None else {"functions": functions}), **more})
+        """Make a release, for all nodes at once, that changes these functions to these versions; `more` are additional
+        fields of the request."""
+        changed = {} if functions is None else {"functions": functions}
+        await self.call("POST", "/v1/releases", {"now": True, **changed, **more})
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from control.protocol import faults, wire
 from control.protocol.counts import counted
 from control.protocol.manifest import Manifest, completed, manifest_digest
 from control.protocol.wire import Body, Sha256
+from control.rollouts import store
 from control.storage import bucket_owner, queries
 from control.storage.announcements import Changed
 from control.storage.artifact_deletions import ArtifactKey
@@ -122,7 +123,7 @@ class GroupName(NamedTuple):
 
 
 class NeedingRelease(NamedTuple):
-    """A release that a rollback would go to, and the version of the function that it has."""
+    """A release that a rollback would go to, or that a rollout brings to nodes, and the function's version that it has."""
 
     group_name: str
     number: int
@@ -152,6 +153,7 @@ NEXT_VERSION = SQL.value("next_version", int)
 GROUPS_WITH = SQL.rows("groups_with", GroupName)
 GROUPS_ONCE_WITH = SQL.rows("groups_once_with", release_making.GroupRow)
 NEEDED_BY = SQL.rows("needed_by", NeedingRelease)
+ROLLED_OUT_WITH = SQL.rows("rolled_out_with", NeedingRelease)
 DELETE = SQL.rows("delete", DeletedVersion)
 
 MOST_TARGETS = 100
@@ -363,7 +365,7 @@ async def add_version(call: ApiCall, body: NewVersion, query: releases.PlanFor) 
     "Delete a function with all its versions",
     role="deploy",
     answers={200: DeletionPlan, 204: None},
-    errors=("unknown_function", "version_in_target", "version_needed"),
+    errors=("unknown_function", "version_in_target", "version_needed", "rollout_open"),
 )
 @operation(
     "DELETE",
@@ -371,7 +373,7 @@ async def add_version(call: ApiCall, body: NewVersion, query: releases.PlanFor) 
     "Delete a version",
     role="deploy",
     answers={200: DeletionPlan, 204: None},
-    errors=("unknown_version", "version_in_target", "version_needed"),
+    errors=("unknown_version", "version_in_target", "version_needed", "rollout_open"),
 )
 async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
     name, version = call.path["name"], call.path.get("version")
@@ -386,6 +388,7 @@ async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
                 "version_in_target",
                 f"the target of {names} has it; make a release without it first, or ask with ?release=true",
             )
+        await _refuse_rolled_out(conn, name, version)
         if not query.force:
             await _refuse_needed(conn, name, version)
         subject = name if version is None else f"{name}@{version}"
@@ -399,8 +402,9 @@ async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
         made_releases = []
         for row in groups:
             release = release_bodies.NewRelease(group=row.name, remove=[name], reason=f"{subject} was deleted")
-            made = await release_making.make(conn, changed, now, call.operator.name, release, keep_floor=True)
-            await releases.record(call, conn, made)
+            await _refuse_open(conn, row)
+            made, way = await release_making.make(conn, changed, now, call.operator.name, release, keep_floor=True)
+            await releases.record(call, conn, made, way)
             made_releases.append(made)
         before = {"versions": sorted(row.version for row in deleted)}
         await call.audit(conn, "function.delete", subject, before=before)
@@ -417,6 +421,29 @@ async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
     faults.reach("control.delete.rows.after")
     call.services.deletions.add(unused)
     return answer
+
+
+async def _refuse_open(conn: Connection, group: GroupName) -> None:
+    """Check that no rollout is open, which a release to all nodes at once would end. Raises: ProblemError rollout_open."""
+    if (found := await store.open_of(conn, group.id)) is not None:
+        raise ProblemError(
+            "rollout_open",
+            f"the rollout of release {found.name} is open, and a release without the function would go to all nodes at "
+            "once: make that release first, or end the rollout",
+        )
+
+
+async def _refuse_rolled_out(conn: Connection, name: str, version: int | None) -> None:
+    """Check that no rollout has given the function or version to nodes, or may. Raises: ProblemError version_in_target."""
+    found = await conn.fetch(ROLLED_OUT_WITH, name, version, TOLD + 1)
+    if found:
+        named = [f"release {row.number} of group {row.group_name} ({name}@{row.version})" for row in found[:TOLD]]
+        others = " and others" if len(found) > TOLD else ""
+        raise ProblemError(
+            "version_in_target",
+            f"a rollout brings {', '.join(named)}{others} to nodes: wait until a newer release has taken its place, or "
+            "take it back (`skerry rollout rollback`)",
+        )
 
 
 async def _refuse_needed(conn: Connection, name: str, version: int | None) -> None:

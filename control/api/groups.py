@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
+import msgspec
 from msgspec import Struct
 
 from control.api import node_views, pagination, release_bodies
@@ -11,6 +12,7 @@ from control.api.operations import ApiCall, Reply, operation
 from control.api.releases import GROUP, functions_of
 from control.problems import ProblemError
 from control.protocol.wire import Body, Name
+from control.rollouts.policy import Policy, rules_of
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
@@ -32,6 +34,8 @@ class Group(Struct):
     generation: int
     release: GroupRelease | None
     nodes: int
+    policy: Policy | None
+    """How its releases go out; null: to all nodes at once."""
 
 
 class GroupListRow(NamedTuple):
@@ -43,10 +47,19 @@ class GroupListRow(NamedTuple):
     number: int | None
     schema_floor: int | None
     nodes: int
+    policy: dict[str, Any] | None
+
+
+class PolicyRow(NamedTuple):
+    """A group that is locked, and its policy."""
+
+    id: UUID
+    policy: dict[str, Any] | None
 
 
 SQL = queries.load("groups")
 GROUPS = SQL.rows("groups", GroupListRow)
+POLICY = SQL.rows("policy", PolicyRow)
 NODES = SQL.value("nodes", str)
 JOIN_TOKENS = SQL.value("join_tokens", str)
 OPERATORS = SQL.value("operators", str)
@@ -77,7 +90,8 @@ async def list_groups(call: ApiCall, query: pagination.Paging) -> Reply:
             if row.release_id is not None and row.number is not None and row.schema_floor is not None:
                 listed = functions.get(row.release_id, [])
                 release = GroupRelease(row.number, row.generation, row.schema_floor, listed)
-            items.append(Group(row.name, row.generation, release, row.nodes))
+            policy = None if row.policy is None else msgspec.convert(row.policy, Policy)
+            items.append(Group(row.name, row.generation, release, row.nodes, policy))
         return items
 
     async def work(conn: Connection) -> pagination.Page[Group]:
@@ -102,9 +116,63 @@ async def create_group(call: ApiCall, body: NewGroup) -> Reply:
             raise ProblemError("name_taken", f"there is a group {name} already", field="name")
         await conn.execute(SQL["add"], uuid4(), name, call.services.clock.now())
         await call.audit(conn, "group.create", name)
-        return Group(name, 0, None, 0)
+        return Group(name, 0, None, 0, None)
 
     return await call.write(work)
+
+
+@operation(
+    "PUT",
+    "/v1/groups/{group}/policy",
+    "Set how releases of a group go out",
+    role="deploy",
+    everywhere=False,
+    answers={200: Policy},
+    errors=("unknown_group", "invalid_policy"),
+)
+async def set_policy(call: ApiCall, body: Policy) -> Reply:
+    """Set the policy of releases to come; an open rollout goes on by its own."""
+    name = _deployed(call)
+    rules_of(body)
+
+    async def work(conn: Connection, _changed: Changed) -> Policy:
+        await _write_policy(call, conn, name, body)
+        return body
+
+    return await call.write(work, status=200)
+
+
+@operation(
+    "DELETE",
+    "/v1/groups/{group}/policy",
+    "Let releases of a group go to all nodes at once",
+    role="deploy",
+    everywhere=False,
+    answers={204: None},
+    errors=("unknown_group",),
+)
+async def delete_policy(call: ApiCall) -> Reply:
+    """Delete the policy; an open rollout goes on by its own."""
+    name = _deployed(call)
+    return await call.write(lambda conn, _changed: _write_policy(call, conn, name, None), status=204)
+
+
+def _deployed(call: ApiCall) -> str:
+    """Return the group that is named. Raises: ProblemError, when the operator may not see it, or not deploy to it."""
+    name: str = call.path["group"]
+    if not call.operator.rights.allows("read", name):
+        raise node_views.unknown_group(name)
+    call.operator.need("deploy", name)
+    return name
+
+
+async def _write_policy(call: ApiCall, conn: Connection, name: str, policy: Policy | None) -> None:
+    row = await conn.fetchrow(POLICY, name)
+    if row is None:
+        raise node_views.unknown_group(name)
+    new = None if policy is None else msgspec.to_builtins(policy)
+    await conn.execute(SQL["set_policy"], row.id, new)
+    await call.audit(conn, "group.policy", name, before={"policy": row.policy}, after={"policy": new})
 
 
 @operation(

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct, field
 from control.protocol import wire
 from control.protocol.wire import MOST_FUNCTIONS, Body, Name, Number, Sha256, Text
 from control.rollouts.policy import Policy
+from control.rollouts.rules import State
 from control.sync.change_effects import ExpectedStall, LostRows
 from control.sync.compatibility import Unfit
 
@@ -56,8 +57,8 @@ class NewRelease(Body, frozen=True):
     """Make it even if its schema changes would block a node's writers for longer than the setting `stall_limit`."""
     reason: Text = ""
     rollout: Policy | None = None
-    """How it goes out; if not given, as the group's policy says, or, without one, at once, after a rehearsal if it
-    changes the schema."""
+    """How it goes out; if not given, as the open rollout that it supersedes, or else as the group's policy says, or,
+    without one, at once, after a rehearsal if it raises the group's floor. A rollback goes at once."""
     now: bool = False
     """Send it to all nodes at once, without a rehearsal and steps; the audit log says so."""
     rehearsal_only: bool = False
@@ -108,6 +109,19 @@ class Changes(Struct):
     """The grants that differ, of functions that are added or changed."""
 
 
+class ReleaseRollout(Struct):
+    """How a release goes out that doesn't go to all nodes at once."""
+
+    state: State
+    """Of a release that is only planned: the one in which it would begin."""
+    rehearse: bool
+    """Whether nodes try it on a copy of their own data first."""
+    rehearsal_only: bool
+    """Whether it pauses after that."""
+    steps: list[str]
+    """The steps after that, as the policy has them."""
+
+
 class Release(Struct):
     id: str | None
     """Null if the release is only planned."""
@@ -120,6 +134,8 @@ class Release(Struct):
     reason: str
     created_by: str
     created_at: datetime
+    rollout: ReleaseRollout | None
+    """Null for a release that went to all nodes at once."""
 
 
 class DetailedRelease(Release):

@@ -13,6 +13,10 @@ from control.api.node_views import unknown_group
 from control.problems import ProblemError
 from control.protocol import wire
 from control.protocol.manifest import Route
+from control.rollouts import acts, rules, store
+from control.rollouts.policy import AT_ONCE, Policy, rules_of
+from control.rollouts.rules import State
+from control.rollouts.store import StoredRollout
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
@@ -28,14 +32,68 @@ class GroupRow(NamedTuple):
 
 
 class GroupToRelease(NamedTuple):
-    """The basis of a group's next release: its release, that one's floor (0 without one), and the highest floor."""
+    """What a group's next release goes by."""
 
     id: UUID
     release_id: UUID | None
+    """The newest release, which the next one changes: that of the open rollout, unless this only rehearses it, or else
+    the group's own."""
     schema_floor: int
+    """Its floor; 0 without one."""
+    own_id: UUID | None
+    """The group's own release, which its nodes run that no rollout has started."""
+    own_number: int | None
+    own_floor: int
+    policy: dict[str, Any] | None
+    """How the group's releases go out."""
+    open_number: int | None
+    """The release of the open rollout."""
+    open_policy: dict[str, Any] | None
+    open_rehearses: bool
+    """Whether the open rollout only rehearses its release."""
     highest_floor: int
+    """Of the releases that nodes may have run."""
     newest_change: int
     next_number: int
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether a rollout brings nodes a release that isn't the group's own yet."""
+        return self.open_number is not None and not self.open_rehearses
+
+
+class Way(NamedTuple):
+    """How a release goes out."""
+
+    policy: Policy | None
+    """None: to all nodes at once."""
+    rehearsal_only: bool
+    usual: Policy | None
+    """How it would go out if the request said nothing about that."""
+
+    @property
+    def left_out(self) -> bool:
+        """Whether the request leaves out a policy, or a rehearsal."""
+        return self.usual is not None and self.policy is None
+
+    @property
+    def own(self) -> bool:
+        """Whether the request has it go out in another way than it usually would."""
+        return self.usual is not None and self.policy != self.usual
+
+    def begun(self, now: datetime) -> release_bodies.ReleaseRollout | None:
+        """Return the rollout that it begins; None if it goes at once."""
+        policy = self.policy
+        if policy is None:
+            return None
+        rehearse = policy.rehearse or self.rehearsal_only
+        first = rules.first(rules_of(policy), rehearse=rehearse, rehearsal_only=self.rehearsal_only, now=now)
+        steps = [step.text for step in rules_of(policy).steps]
+        return release_bodies.ReleaseRollout(first.state, rehearse, self.rehearsal_only, steps)
+
+
+AT_ONCE_AS_EVER = Way(None, rehearsal_only=False, usual=None)
+"""The way of a release that nobody wants to rehearse: a rollback, or one for a group without nodes."""
 
 
 class FunctionOfRelease(NamedTuple):
@@ -71,6 +129,10 @@ class ReleaseListRow(NamedTuple):
     reason: str
     created_by: str
     created_at: datetime
+    state: State | None
+    """Of its rollout; None if it went to all nodes at once, like the next two."""
+    policy: dict[str, Any] | None
+    rehearsal_only: bool | None
 
 
 SQL = queries.load("releases")
@@ -85,7 +147,9 @@ FUNCTIONS = SQL.rows("functions", FunctionOfRelease)
 VERSIONS = SQL.rows("versions", FoundVersion)
 NEXT_GENERATION = SQL.value("next_generation", int)
 MAKE = SQL.value("make", int)
+ADD = SQL.value("add", int)
 RELEASE = SQL.rows("release", ReleaseListRow)
+BEFORE = SQL.rows("before", ReleaseListRow)
 CHANGES_BETWEEN = SQL.rows("changes_between", release_bodies.NumberedChange)
 
 Functions = dict[str, tuple[int, str]]
@@ -114,23 +178,26 @@ async def make(
     plan: bool = False,
     keep_floor: bool = False,
     with_change: bool = False,
-) -> release_bodies.MadeRelease:
-    """Make a release, or with `plan` only return what it would be.
+    has_nodes: bool = False,
+) -> tuple[release_bodies.MadeRelease, Way]:
+    """Make a release, or with `plan` only return what it would be, and how it goes out.
 
     `capabilities`: those of the group's nodes. `found`: what schema changes can do to them. `stall_limit`: the seconds
     for which it may block a node's writers. If `body` names no floor, it is the newest schema change, or the previous
-    floor with `keep_floor` or after that was lowered, unless a schema change is made `with_change`.
+    floor with `keep_floor` or after that was lowered, unless a schema change is made `with_change`. `has_nodes`:
+    whether there are nodes to which it could go in steps.
 
     Raises: ProblemError, when the release can't be made, or differs from the plan that `body` names, or a node can't
     run it, can lose rows or would block its writers, and `body` doesn't allow that.
     """
-    group = await _to_release(conn, body.group)
+    _check_way(body)
+    group = await to_release(conn, body.group)
     before, old_floor = await _functions(conn, group.release_id), group.schema_floor
-    held_below = None
+    held_below, goes_back = None, False
     if body.rollback:
         body = await _chosen(conn, body, group)
     if body.rollback_to is not None:
-        functions, floor, versions = await _rollback(conn, body, before)
+        functions, floor, versions, goes_back = await _rollback(conn, body, before)
     else:
         functions, versions = await _changed(conn, body, before)
         floor = group.newest_change if body.schema is None else body.schema
@@ -144,11 +211,14 @@ async def make(
     _check_size(functions, versions)
     granted = _manifests(functions, versions)
     _check_routes(granted)
-    unfit = compatibility.unfit(capabilities, granted, await compatibility.stepped(conn, old_floor, floor))
-    effects = await change_effects.of_floors(conn, found, old_floor, floor)
+    raises = floor > group.own_floor or (with_change and body.schema is None)
+    way = AT_ONCE_AS_EVER if goes_back else _way(body, group, has_nodes=has_nodes, changes_schema=raises)
+    # By the group's own floor: most nodes have that, while a rollout brings them a higher one.
+    unfit = compatibility.unfit(capabilities, granted, await compatibility.stepped(conn, group.own_floor, floor))
+    effects = await change_effects.of_floors(conn, found, group.own_floor, floor)
     changes = await _changes(conn, before, functions, old_floor, floor, versions)
     number = group.next_number
-    digest = _digest(body.group, number, functions, floor, changes, unfit, effects)
+    digest = _digest(body.group, number, functions, floor, changes, unfit, effects, way)
     what = f"this release of group {body.group}"
     refusals = [] if body.allow_unfit else compatibility.refusals(unfit, body.group)
     refusals += change_effects.refusals(effects, what, stall_limit, body.allow_loss, body.allow_stall)
@@ -162,12 +232,19 @@ async def make(
     else:
         # Before the generation is taken, so that waiting for a locked group delays no other decision.
         await lock(conn, group.id)
+        if way.policy is None and group.open_number is not None:
+            await _end_open(conn, changed, now, group, body)
         row = release_id, group.id, number, floor, body.rollback_to, body.reason, by, now, tracing.current()
         names, items = list(functions), functions.values()
         columns = names, [str(version) for version, _ in items], [sha256 for _, sha256 in items]
-        generation = await conn.fetchval(MAKE, *row, *columns)
+        generation = await conn.fetchval(MAKE if way.policy is None else ADD, *row, *columns)
+        if way.policy is not None:
+            rehearse, only = way.policy.rehearse, way.rehearsal_only
+            await acts.begin(
+                conn, changed, now, release_id, group.id, way.policy, rehearse=rehearse, rehearsal_only=only
+            )
         changed.groups.add(str(group.id))
-    return release_bodies.MadeRelease(
+    made = release_bodies.MadeRelease(
         id=None if plan else str(release_id),
         group=body.group,
         number=number,
@@ -178,6 +255,7 @@ async def make(
         reason=body.reason,
         created_by=by,
         created_at=now,
+        rollout=way.begun(now),
         floor_before=old_floor,
         held_below=held_below,
         changes=changes,
@@ -187,6 +265,98 @@ async def make(
         plan_digest=digest,
         refusals=[release_bodies.PlannedRefusal(each.code, each.detail, each.field) for each in refusals],
     )
+    return made, way
+
+
+async def roll_back(
+    conn: Connection, changed: Changed, now: datetime, by: str, stored: StoredRollout, reason: str
+) -> tuple[release_bodies.MadeRelease, Way]:
+    """Make the release that brings a rollout's nodes back to what the group's own release has, and end the rollout.
+
+    Raises: ProblemError rollout_not_possible, when it has ended otherwise than by an abort, or there is nothing to go
+    back to.
+    """
+    name, group = stored.row.group_name, await to_release(conn, stored.row.group_name)
+    why = ""
+    if not stored.open and stored.row.state != "aborted":
+        why = f"it is {stored.row.state.replace('_', ' ')}: `skerry rollback --group {name}` goes back from release "
+        why += f"{group.own_number}, which is the group's"
+    elif group.open_number not in (None, stored.row.number):
+        why = f"that of release {group.open_number} is open: roll that one back"
+    elif group.own_number is None:
+        why = "the group has no release yet: abort it"
+    elif group.own_number > stored.row.number:
+        why = f"the group's release is {group.own_number}, which has taken its place"
+    if why:
+        raise ProblemError("rollout_not_possible", f"the rollout of release {stored.name} can't be rolled back: {why}")
+    body = release_bodies.NewRelease(name, rollback_to=group.own_number, reason=reason)
+    made, way = await make(conn, changed, now, by, body)
+    if not stored.open:
+        said = f"release {made.number} goes back to release {group.own_number}"
+        await acts.end(conn, changed, now, stored, "rolled_back", said)
+    return made, way
+
+
+async def refuse_deleted(conn: Connection, release_id: UUID, name: str) -> None:
+    """Check that the versions of a release, of this name, still exist. Raises: ProblemError rollout_not_possible."""
+    functions = await _functions(conn, release_id)
+    versions = await _versions(conn, {}, {function: version for function, (version, _) in functions.items()}, ANY_SIZE)
+    if gone := _deleted(functions, versions):
+        raise ProblemError("rollout_not_possible", f"release {name} can't go out again: {gone} was deleted since")
+
+
+async def _end_open(
+    conn: Connection, changed: Changed, now: datetime, group: GroupToRelease, body: release_bodies.NewRelease
+) -> None:
+    """End the group's open rollout, since a release goes to all nodes at once."""
+    if body.rollback_to is not None and body.rollback_to == group.own_number:
+        stored = await store.open_of(conn, group.id)
+        if stored is not None:
+            said = f"release {group.next_number} goes back to release {body.rollback_to}"
+            why = f"{body.reason}: {said}" if body.reason else said
+            await acts.end(conn, changed, now, stored, "rolled_back", why)
+    else:
+        await acts.supersede(conn, changed, now, group.id)
+
+
+def _check_way(body: release_bodies.NewRelease) -> None:
+    """Check what a request says about how its release goes out. Raises: ProblemError invalid_body, invalid_policy."""
+    if body.now and (body.rollout is not None or body.rehearsal_only):
+        raise ProblemError("invalid_body", "a release that goes out now has no rollout and no rehearsal", field="now")
+    if body.rollout is not None:
+        try:
+            rules_of(body.rollout)
+        except ProblemError as wrong:
+            raise ProblemError(wrong.code, wrong.detail, field=f"rollout.{wrong.field}") from None
+    if body.rollback and (body.rollout is not None or body.rehearsal_only):
+        raise ProblemError("invalid_body", "a rollback goes to all nodes at once: send no rollout", field="rollback")
+
+
+def _way(body: release_bodies.NewRelease, group: GroupToRelease, *, has_nodes: bool, changes_schema: bool) -> Way:
+    """Return how a release goes out that isn't a rollback. Raises: ProblemError rollout_open, release_not_possible."""
+    if body.rehearsal_only:
+        if group.open_number is not None:
+            raise ProblemError(
+                "rollout_open",
+                f"the rollout of release {group.open_number} of group {body.group} is open: wait until it is done, or "
+                "abort it, and rehearse this release then",
+                field="rehearsal_only",
+            )
+        if not has_nodes:
+            raise ProblemError(
+                "release_not_possible", f"group {body.group} has no node to rehearse it", field="rehearsal_only"
+            )
+    if not has_nodes:
+        return AT_ONCE_AS_EVER
+    # What supersedes a rollout brings its changes too, and so does it in steps.
+    kept = group.open_policy if group.rolls_out else group.policy
+    usual = AT_ONCE if changes_schema else None
+    if kept is not None:
+        usual = msgspec.convert(kept, Policy)
+    policy = None if body.now else body.rollout or usual
+    if body.rehearsal_only and policy is None:
+        policy = AT_ONCE
+    return Way(policy, body.rehearsal_only, usual)
 
 
 def _digest(
@@ -197,9 +367,11 @@ def _digest(
     changes: release_bodies.Changes,
     unfit: compatibility.Unfit,
     effects: change_effects.ChangeEffects,
+    way: Way,
 ) -> str:
     """Return the digest of what a plan of a release shows but the generation, which other groups' releases take too."""
-    return change_effects.plan_digest(effects, group, number, sorted(functions.items()), floor, changes, unfit.count)
+    parts = group, number, sorted(functions.items()), floor, changes, unfit.count, way.policy, way.rehearsal_only
+    return change_effects.plan_digest(effects, *parts)
 
 
 async def lock(conn: Connection, group_id: UUID) -> None:
@@ -230,10 +402,12 @@ async def _chosen(
 async def rollback_target(conn: Connection, group: GroupRow | GroupToRelease) -> int | None:
     """Return the number of the release that a rollback of a group goes to, or None.
 
-    It is the newest before the group's own that some node has run and on which none has failed. If the group's own is a
-    rollback, it is the newest before the release that this went back to: a second rollback goes further back, and not
-    forward to what the first one left.
+    While a rollout brings its release to nodes, it is the group's own. Otherwise it is the newest before the group's
+    own that some node has run and on which none has failed. If the group's own is a rollback, it is the newest before
+    the release that this went back to: a second rollback goes further back, and not forward to what the first one left.
     """
+    if isinstance(group, GroupToRelease) and group.rolls_out:
+        return group.own_number
     if group.release_id is None:
         return None
     number = await conn.fetchval(NUMBER, group.release_id)
@@ -244,7 +418,11 @@ async def rollback_target(conn: Connection, group: GroupRow | GroupToRelease) ->
 
 async def _rollback(
     conn: Connection, body: release_bodies.NewRelease, before: Functions
-) -> tuple[Functions, int, Versions]:
+) -> tuple[Functions, int, Versions, bool]:
+    """Return the functions, floor and versions of an earlier release, and whether its return goes to all nodes at once.
+
+    It does where it once was its group's: one whose rollout was stopped goes out as any other.
+    """
     if body.functions or body.remove or body.schema is not None:
         raise ProblemError(
             "invalid_body",
@@ -258,14 +436,20 @@ async def _rollback(
         )
     functions = await _functions(conn, row.id)
     versions = await _versions(conn, before, {name: version for name, (version, _) in functions.items()})
-    gone = [f"{name}@{version}" for name, (version, _) in functions.items() if (name, version) not in versions]
-    if gone:
+    if gone := _deleted(functions, versions):
         raise ProblemError(
             "release_not_possible",
-            f"release {body.rollback_to} can't come back: {', '.join(sorted(gone))} was deleted since",
+            f"release {body.rollback_to} can't come back: {gone} was deleted since",
             field="rollback_to",
         )
-    return functions, row.schema_floor, versions
+    at_once = row.state in (None, "done") and body.rollout is None and not body.rehearsal_only
+    return functions, row.schema_floor, versions, at_once
+
+
+def _deleted(functions: Functions, versions: Versions) -> str:
+    """Return the names of the versions that don't exist any more; '' if all do."""
+    gone = [f"{name}@{version}" for name, (version, _) in functions.items() if (name, version) not in versions]
+    return ", ".join(sorted(gone))
 
 
 async def _changed(conn: Connection, body: release_bodies.NewRelease, before: Functions) -> tuple[Functions, Versions]:
@@ -368,7 +552,7 @@ async def _changes(
 
 async def changes_by(conn: Connection, release: ReleaseListRow) -> tuple[release_bodies.Changes, int]:
     """Return how a release differs from the one before it in its group, and that one's floor."""
-    earlier = await conn.fetchrow(RELEASE, release.group_name, release.number - 1)
+    earlier = await conn.fetchrow(BEFORE, release.group_name, release.number, release.created_at)
     before = await _functions(conn, None if earlier is None else earlier.id)
     old_floor = 0 if earlier is None else earlier.schema_floor
     after = await _functions(conn, release.id)
@@ -377,8 +561,8 @@ async def changes_by(conn: Connection, release: ReleaseListRow) -> tuple[release
 
 async def changes_to(conn: Connection, before: Functions, version: int, group: str) -> release_bodies.Changes:
     """Return how the release of a group differs from what a node runs: these functions and this schema version."""
-    found = await _to_release(conn, group)
-    return await _changes_made(conn, before, await _functions(conn, found.release_id), version, found.schema_floor)
+    found = await to_release(conn, group)
+    return await _changes_made(conn, before, await _functions(conn, found.own_id), version, found.own_floor)
 
 
 async def _changes_made(
@@ -389,7 +573,7 @@ async def _changes_made(
     return await _changes(conn, before, after, old_floor, floor, versions)
 
 
-async def _to_release(conn: Connection, name: str) -> GroupToRelease:
+async def to_release(conn: Connection, name: str) -> GroupToRelease:
     """Read what a release of a group goes by.
 
     Raises: ProblemError unknown_group, when there is no group of this name.

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Annotated, NamedTuple
 from uuid import UUID
 
+import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
@@ -18,14 +19,17 @@ from control.api.release_making import (
     RELEASE,
     GroupRow,
     ReleaseListRow,
+    Way,
     changes_by,
     make,
     rollback_target,
+    to_release,
 )
 from control.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.protocol import wire
 from control.protocol.counts import counted
+from control.rollouts.policy import Policy, rules_of
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
@@ -34,7 +38,8 @@ from control.sync import change_effects, compatibility
 
 class ShownRelease(release_bodies.DetailedRelease):
     rolls_back_to: int | None
-    """The number of the release that a rollback goes to; null if this isn't the group's newest, or there is none."""
+    """The number of the release that a rollback goes to; null if this isn't the group's newest, or there is none. A
+    release that is only rehearsed isn't its newest."""
 
 
 class ReleaseRetry(Struct):
@@ -44,12 +49,13 @@ class ReleaseRetry(Struct):
 
 SQL = queries.load("releases")
 GROUP = SQL.rows("group", GroupRow)
+HAS_NODES = SQL.value("has_nodes", bool)
 RELEASES = SQL.rows("releases", ReleaseListRow)
 RETRY = SQL.value("retry", str)
 
 FOLLOWING_ERRORS = (
     *("unknown_group", "unknown_schema_change", "release_not_possible", "route_conflict", "nodes_unfit"),
-    *("loss_not_allowed", "stall_not_allowed"),
+    *("loss_not_allowed", "stall_not_allowed", "invalid_policy", "rollout_open"),
 )
 """Codes with which a release that is made with a version or a schema change may be refused."""
 MOST_RETRIED = 10_000
@@ -99,9 +105,11 @@ class KnownOfGroup(NamedTuple):
 
     capabilities: Sequence[compatibility.SameCapabilities]
     effects: change_effects.Found
+    has_nodes: bool
+    """Whether the group has a node that isn't revoked."""
 
 
-NOTHING_KNOWN = KnownOfGroup((), change_effects.NOTHING)
+NOTHING_KNOWN = KnownOfGroup((), change_effects.NOTHING, has_nodes=False)
 """For a group that doesn't exist."""
 
 
@@ -131,6 +139,7 @@ async def _known(
         return KnownOfGroup(
             await compatibility.group_capabilities(conn, row.id),
             await change_effects.of_group(conn, row.id, registered, number, checked),
+            await conn.fetchval(HAS_NODES, row.id),
         )
 
     known = await services.db.read(read)
@@ -194,7 +203,7 @@ async def _make(
     """
     operator = call.operator
     deploys = operator.rights.allows("deploy", body.group)
-    made = await make(
+    made, way = await make(
         conn,
         changed,
         call.services.clock.now(),
@@ -206,15 +215,16 @@ async def _make(
         plan=plan,
         keep_floor=not deploys,
         with_change=with_change,
+        has_nodes=known.has_nodes,
     )
     if not deploys:
-        _refuse_more(operator, made)
+        _refuse_more(operator, made, way)
     if not plan:
-        await record(call, conn, made)
+        await record(call, conn, made, way)
     return made
 
 
-def _refuse_more(operator: Principal, made: release_bodies.MadeRelease) -> None:
+def _refuse_more(operator: Principal, made: release_bodies.MadeRelease, way: Way) -> None:
     """Check that a release does no more than the operator's grants in its group allow. Raises: AuthError."""
     changes = made.changes
     touched = {f.name for f in (*changes.add, *changes.remove)} | {f.name for f in changes.change}
@@ -223,12 +233,14 @@ def _refuse_more(operator: Principal, made: release_bodies.MadeRelease) -> None:
         more.append(f"moves the schema floor from {made.floor_before} to {made.schema_floor}")
     if made.unfit.count and made.id is not None:
         more.append(f"goes to {counted(made.unfit.count, 'node')} that can't run it")
+    if way.own:
+        more.append("goes out in another way than the group's policy says")
     if more:
         operator.refuse(f"the role {Grant('deploy', made.group)}, since the release {', and '.join(more)}")
 
 
-async def record(call: ApiCall, conn: Connection, made: release_bodies.MadeRelease) -> None:
-    """Record a release in the audit log, with the versions that it changed."""
+async def record(call: ApiCall, conn: Connection, made: release_bodies.MadeRelease, way: Way) -> None:
+    """Record a release in the audit log, with the versions that it changed, and whether it leaves out a policy."""
     details = {
         "generation": made.generation,
         "reason": made.reason,
@@ -237,6 +249,12 @@ async def record(call: ApiCall, conn: Connection, made: release_bodies.MadeRelea
         "losses": len(made.losses),
         "schema_floor": made.schema_floor,
     }
+    if made.rollout is not None:
+        details["rollout"] = msgspec.to_builtins(way.policy)
+    if way.rehearsal_only:
+        details["rehearsal_only"] = True
+    if way.left_out:
+        details["now"] = True
     changes = made.changes
     before = {item.name: item.version for item in changes.remove} | {item.name: item.from_ for item in changes.change}
     after = {item.name: item.version for item in changes.add} | {item.name: item.to for item in changes.change}
@@ -285,10 +303,11 @@ async def get_release(call: ApiCall) -> Reply:
     group, number = call.path["group"], call.path["number"]
 
     async def work(conn: Connection) -> ShownRelease:
-        seen = await _visible(conn, call.operator, group)
+        await _visible(conn, call.operator, group)
         row = await _release(conn, group, number)
         changes, floor_before = await changes_by(conn, row)
-        back = await rollback_target(conn, seen) if row.id == seen.release_id else None
+        next_one = await to_release(conn, group)
+        back = await rollback_target(conn, next_one) if row.id == next_one.release_id else None
         found = (await _with_functions(conn, [row]))[0]
         return ShownRelease(**asdict(found), floor_before=floor_before, changes=changes, rolls_back_to=back)
 
@@ -314,13 +333,13 @@ async def retry(call: ApiCall) -> Reply:
     async def work(conn: Connection, changed: Changed) -> ReleaseRetry:
         found = await _group(conn, group)
         row = await _release(conn, group, number)
-        if row.id != found.release_id:
+        if row.id != found.release_id and row.state not in ("running", "paused", "aborted"):
             raise ProblemError(
                 "release_not_possible",
-                f"release {number} isn't the target of group {group} any more: its nodes try the newest one",
+                f"release {number} isn't the target of nodes of group {group} any more: they try the newest one",
                 field="number",
             )
-        ids = await conn.column(RETRY, found.id, MOST_RETRIED)
+        ids = await conn.column(RETRY, found.id, MOST_RETRIED, row.id)
         changed.nodes.update(ids)
         await call.audit(conn, "release.retry", f"{group}/{number}", {"nodes": len(ids)})
         return ReleaseRetry(len(ids))
@@ -374,6 +393,16 @@ async def _with_functions(conn: Connection, rows: Sequence[ReleaseListRow]) -> l
             reason=row.reason,
             created_by=row.created_by,
             created_at=row.created_at,
+            rollout=_rollout(row),
         )
         for row in rows
     ]
+
+
+def _rollout(row: ReleaseListRow) -> release_bodies.ReleaseRollout | None:
+    if row.state is None:
+        return None
+    policy = msgspec.convert(row.policy, Policy)
+    only = bool(row.rehearsal_only)
+    steps = [step.text for step in rules_of(policy).steps]
+    return release_bodies.ReleaseRollout(row.state, policy.rehearse or only, only, steps)

@@ -125,7 +125,7 @@ class NodeRehearsal(Struct):
     name: str
     outcome: Outcome
     code: str
-    """Why it didn't pass: an error's code, or `offline`, `too_old`, `no_answer`."""
+    """Why it didn't pass: an error's code, or `offline`, `too_old`, `no_answer`; `pending` if it may still report."""
     message: str
     row: str
     """The row that made a schema change fail, as `table key=value`; '' if that isn't known."""

@@ -23,6 +23,7 @@ from control.api import (
     rehearsals,
     releases,
     replicas,
+    rollouts,
     schema,
     syncs,
     webhooks,
@@ -43,7 +44,7 @@ def _description() -> bytes:
 
 
 OPERATIONS: tuple[Operation, ...] = declared(
-    *(artifacts, artifact_store, functions, releases, groups, schema),
+    *(artifacts, artifact_store, functions, releases, rollouts, groups, schema),
     *(nodes, node_views, join_tokens, syncs, rehearsals, logs),
     *(fleet, replicas, probes, audit, metadata_recovery),
     *(operators, webhooks, sys.modules[__name__]),

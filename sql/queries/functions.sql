@@ -78,6 +78,20 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9);
 SELECT g.id, g.name FROM groups g JOIN release_functions f ON f.release_id = g.release_id
 WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) ORDER BY g.name;
 
+-- The releases with this version, or any version, of the function that aren't their group's, but that nodes have from a
+-- rollout, or may get from one that is open.
+-- name: rolled_out_with
+SELECT g.name AS group_name, r.number, f.version
+FROM release_functions AS f JOIN releases AS r ON r.id = f.release_id JOIN groups AS g ON g.id = r.group_id
+WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) AND r.id IS DISTINCT FROM g.release_id AND (
+    r.id IN (SELECT o.release_id FROM rollouts AS o WHERE o.state IN ('running', 'paused'))
+    OR r.id IN (
+        SELECT n.release_id FROM nodes AS n
+        WHERE n.release_id IS NOT NULL AND n.group_id = g.id AND n.generation > g.generation AND n.removed_at IS NULL
+    )
+)
+ORDER BY g.name, r.number LIMIT $3;
+
 -- The groups with a release, of which this or an earlier one has this version, or any version, of the function.
 -- name: groups_once_with
 SELECT g.id, g.release_id, g.generation FROM groups g
@@ -98,6 +112,7 @@ WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) AND (
     r.number = (
         SELECT max(p.number) FROM releases p
         WHERE p.group_id = g.id AND p.number < t.number AND p.reached_at IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM rollouts AS o WHERE o.release_id = p.id AND o.state <> 'done')
     )
     OR (g.id::text, r.number::text) IN (SELECT u.id, u.number FROM unnest($4::text[], $5::text[]) AS u (id, number))
 )

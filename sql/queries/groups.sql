@@ -5,10 +5,18 @@ INSERT INTO groups (id, name, created_at) VALUES ($1, $2, $3);
 -- Groups with their release and the number of their nodes, by name, after a name; of these names ($2), if given.
 -- name: groups
 SELECT g.name, g.generation, g.release_id, r.number, r.schema_floor,
-    (SELECT count(*) FROM nodes n WHERE n.group_id = g.id AND n.removed_at IS NULL) AS nodes
+    (SELECT count(*) FROM nodes n WHERE n.group_id = g.id AND n.removed_at IS NULL) AS nodes, g.policy
 FROM groups g LEFT JOIN releases r ON r.id = g.release_id
 WHERE g.deleted_at IS NULL AND g.name > $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[]))
 ORDER BY g.name LIMIT $3;
+
+-- Lock a group, and read its policy.
+-- name: policy
+SELECT id, policy FROM groups WHERE name = $1 AND deleted_at IS NULL FOR NO KEY UPDATE;
+
+-- Set the policy of a group; NULL: it has none.
+-- name: set_policy
+UPDATE groups SET policy = $2 WHERE id = $1;
 
 -- Some nodes of a group.
 -- name: nodes

@@ -31,9 +31,12 @@ SELECT g.id::text AS id, coalesce(r.schema_floor, 0) AS schema_floor,
     (SELECT coalesce(max(c.number), 0) FROM schema_changes AS c) AS newest_change
 FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.name = $1;
 
--- The groups whose releases include a change.
+-- The groups whose nodes get a change with their release, or with that of an open rollout.
 -- name: groups_with
-SELECT g.id::text FROM groups AS g JOIN releases AS r ON r.id = g.release_id WHERE r.schema_floor >= $1;
+SELECT g.id::text FROM groups AS g JOIN releases AS r ON r.id = g.release_id WHERE r.schema_floor >= $1
+UNION
+SELECT o.group_id::text FROM rollouts AS o JOIN releases AS r ON r.id = o.release_id
+WHERE o.state IN ('running', 'paused') AND r.schema_floor >= $1;
 
 -- A node that may be moved to a group, and the floor of the group's release.
 -- name: moving

@@ -2,14 +2,30 @@
 -- name: group
 SELECT id, release_id, generation FROM groups WHERE name = $1;
 
--- What a release of a group goes by: the group's release and its floor, 0 without one, the highest floor of its releases,
--- the number of the newest schema change, and the number of the group's next release.
+-- Whether a group has a node that isn't revoked.
+-- name: has_nodes
+SELECT EXISTS (
+    SELECT 1 FROM nodes WHERE group_id = $1::text::uuid AND removed_at IS NULL AND state <> 'revoked'
+);
+
+-- What a release of a group goes by: the newest release, which is that of the open rollout, unless this only rehearses
+-- it, or else the group's own; its floor, 0 without one; the group's own release; how releases go out; the highest floor
+-- of releases that nodes may have run; the number of the newest schema change, and the number of the next release.
 -- name: to_release
-SELECT g.id, g.release_id, coalesce(r.schema_floor, 0) AS schema_floor,
-    (SELECT coalesce(max(h.schema_floor), 0) FROM releases AS h WHERE h.group_id = g.id) AS highest_floor,
+SELECT g.id, coalesce(p.id, r.id) AS release_id, coalesce(p.schema_floor, r.schema_floor, 0) AS schema_floor,
+    r.id AS own_id, r.number AS own_number, coalesce(r.schema_floor, 0) AS own_floor, g.policy,
+    b.number AS open_number, o.policy AS open_policy, coalesce(o.rehearsal_only, false) AS open_rehearses,
+    (SELECT coalesce(max(h.schema_floor), 0) FROM releases AS h WHERE h.group_id = g.id AND NOT EXISTS (
+        SELECT 1 FROM rollouts AS u WHERE u.release_id = h.id AND u.state <> 'done'
+            AND NOT EXISTS (SELECT 1 FROM rollout_nodes AS s WHERE s.release_id = h.id)
+    )) AS highest_floor,
     (SELECT coalesce(max(c.number), 0) FROM schema_changes AS c) AS newest_change,
-    (SELECT coalesce(max(o.number), 0) + 1 FROM releases AS o WHERE o.group_id = g.id) AS next_number
-FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.name = $1;
+    (SELECT coalesce(max(n.number), 0) + 1 FROM releases AS n WHERE n.group_id = g.id) AS next_number
+FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id
+    LEFT JOIN rollouts AS o ON o.group_id = g.id AND o.state IN ('running', 'paused')
+    LEFT JOIN releases AS b ON b.id = o.release_id
+    LEFT JOIN releases AS p ON p.id = o.release_id AND NOT o.rehearsal_only
+WHERE g.name = $1;
 
 -- Lock a group.
 -- name: lock_group
@@ -63,26 +79,55 @@ WITH taken AS (
 UPDATE groups SET release_id = $1::uuid, generation = t.generation FROM taken AS t WHERE groups.id = $2::uuid
 RETURNING t.generation;
 
+-- Add a release with its functions, and leave its group's target as it is: a rollout brings it to nodes.
+-- name: add
+WITH taken AS (
+    UPDATE generations SET generation = generation + 1 WHERE id = 1 RETURNING generation
+), added AS (
+    INSERT INTO releases (id, group_id, number, generation, schema_floor, rollback_to, reason, created_by, created_at,
+        traceparent)
+    SELECT $1::uuid, $2::uuid, $3::int8, t.generation, $4::int8, $5::int8, $6::text, $7::text, $8::timestamptz, $9::text
+    FROM taken AS t RETURNING id
+), contents AS (
+    INSERT INTO release_functions (release_id, name, version, sha256)
+    SELECT $1::uuid, f.name, f.version, f.sha256
+    FROM unnest($10::text[], $11::text[]::int8[], $12::text[]) AS f (name, version, sha256) RETURNING name
+)
+SELECT generation FROM taken;
+
 -- Releases, newest first, before a generation and id; of some groups ($3), if given.
 -- name: releases
 SELECT r.id, g.name AS group_name, r.number, r.generation, r.schema_floor, r.rollback_to, r.reason, r.created_by,
-    r.created_at
-FROM releases r JOIN groups g ON g.id = r.group_id
+    r.created_at, o.state, o.policy, o.rehearsal_only
+FROM releases r JOIN groups g ON g.id = r.group_id LEFT JOIN rollouts AS o ON o.release_id = r.id
 WHERE g.deleted_at IS NULL AND (r.generation, r.id::text) < ($1, $2) AND ($3::text[] IS NULL OR g.name = ANY($3::text[]))
 ORDER BY r.generation DESC, r.id::text DESC LIMIT $4;
 
 -- A release of a group by its number.
 -- name: release
 SELECT r.id, g.name AS group_name, r.number, r.generation, r.schema_floor, r.rollback_to, r.reason, r.created_by,
-    r.created_at
-FROM releases r JOIN groups g ON g.id = r.group_id WHERE g.name = $1 AND r.number = $2;
+    r.created_at, o.state, o.policy, o.rehearsal_only
+FROM releases r JOIN groups g ON g.id = r.group_id LEFT JOIN rollouts AS o ON o.release_id = r.id
+WHERE g.name = $1 AND r.number = $2;
 
--- Let so many failing nodes of a group try again at once.
+-- The release of a group that one ($2), which was made at a time ($3), has changed: the newest one before it whose rollout
+-- wasn't stopped by then, or only rehearsed it.
+-- name: before
+SELECT r.id, g.name AS group_name, r.number, r.generation, r.schema_floor, r.rollback_to, r.reason, r.created_by,
+    r.created_at, o.state, o.policy, o.rehearsal_only
+FROM releases r JOIN groups g ON g.id = r.group_id LEFT JOIN rollouts AS o ON o.release_id = r.id
+WHERE g.name = $1 AND r.number < $2 AND (o.release_id IS NULL OR o.state = 'done'
+    OR (NOT o.rehearsal_only AND (o.ended_at IS NULL OR o.ended_at >= $3)))
+ORDER BY r.number DESC LIMIT 1;
+
+-- Let so many failing nodes of a group whose target is a release ($3) try again at once.
 -- name: retry
 UPDATE nodes SET retry_at = NULL, failed_generation = 0
 WHERE id IN (
     SELECT n.id FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
-    WHERE g.id = $1 AND n.removed_at IS NULL AND n.state <> 'revoked' AND n.error_code <> '' AND n.failed_generation > 0
+    WHERE g.id = $1 AND n.removed_at IS NULL
+        AND $3::uuid = CASE WHEN n.generation > g.generation THEN coalesce(n.release_id, g.release_id) ELSE g.release_id END
+        AND n.state <> 'revoked' AND n.error_code <> '' AND n.failed_generation > 0
         AND n.confirmed_generation < greatest(n.generation, g.generation)
     LIMIT $2
 )

@@ -27,7 +27,7 @@ async def test_a_release_fails_on_the_node(watched: Watched) -> None:
         await watched.write(f"INSERT OR IGNORE INTO written VALUES ({text})")
     # The check's own rows are distinct, and the node's aren't.
     await made.seed(range(2, 3), lambda _: "CREATE UNIQUE INDEX one ON written (length(id)) WHERE id LIKE 'x%'")
-    release = await made.call("POST", "/v1/releases", {"functions": {VERSION: 2}, "schema": 2})
+    release = await made.call("POST", "/v1/releases", {"functions": {VERSION: 2}, "schema": 2, "now": True})
     await watched.fires("SkerrySyncsFail", "SkerryEdgeSyncsFail", "SkerryEdgeNotAtTarget")
     await watched.fires("SkerryNodesFailing", "SkerryNodesOverdue")
     await watched.write("DELETE FROM written WHERE id = 'xcd'")

@@ -28,6 +28,7 @@ from edge_runtime.sync.join import join
 from edge_runtime.wasmedge import QUICK
 from tests.support import moved_clock
 from tests.support.deadlines import deadline
+from tests.support.ways import at_once
 from tests.support.ports import free_port
 from tests.support.services import admin_of
 
@@ -86,7 +87,7 @@ class Control:
 
     async def release(self, **body: Any) -> Any:
         """Make a release of the fields in `body`, and return it."""
-        return await self.call("POST", "releases", body)
+        return await self.call("POST", "releases", {**at_once(body), **body})
 
     async def node(self, name: str = "edge-1") -> Any:
         """Return a node as control sees it."""

@@ -122,7 +122,7 @@ async def release(replica: Replica, group: str) -> None:
     """A release that nodes have something to do for."""
     for path, body in (
         ("schema-changes", {"name": "first", "sql": "CREATE TABLE t (a)"}),
-        ("releases", {"group": group}),
+        ("releases", {"group": group, "now": True}),
     ):
         answer = await replica.call("POST", f"/v1/{path}", body)
         assert answer.status == 201, answer.body

@@ -120,7 +120,7 @@ async def fill(replica: Replica, first: TestNode) -> None:
     await replica.call("POST", "/v1/groups", {"name": "shops"})
     await release(replica, "default")
     await fails(first, "schema_change_failed", MARKUP)
-    await replica.call("POST", "/v1/releases", {"group": "shops"})
+    await replica.call("POST", "/v1/releases", {"group": "shops", "now": True})
     await replica.call("POST", "/v1/groups", {"name": LONG})
     await seeds.release(replica, LONG, functions={LONG: await seeds.function(replica, LONG)})
     await fails(await replica.join(LONG, LONG), "schema_change_failed", MARKUP)

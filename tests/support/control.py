@@ -20,6 +20,7 @@ from control.web.server import ControlServer
 from tests.support import repeating, replica
 from tests.support.clock import SetClock
 from tests.support.deadlines import deadline
+from tests.support.ways import at_once
 
 
 @dataclass
@@ -131,7 +132,7 @@ class Control:
 
     async def release(self, **body: Any) -> Any:
         """Make a release of the fields in `body`, and return it."""
-        return await self.ok("POST", "/v1/releases", body)
+        return await self.ok("POST", "/v1/releases", {**at_once(body), **body})
 
     async def join(self, name: str, group: str = "default", **more: Any) -> Joined:
         """Make a token and join with it, and with `more` fields."""

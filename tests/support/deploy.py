@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.support import repeating
 from tests.support.replica import Answered, Replica
+from tests.support.ways import at_once
 
 SHOW = "SELECT count(*) FROM items"
 ADD = "INSERT INTO items (name) VALUES ('same') RETURNING id"
@@ -39,7 +40,7 @@ async def schema(to: Replica, sql: str, name: str = "change") -> Any:
 
 async def release(to: Replica, group: str = "default", **body: Any) -> Any:
     """Make a release of the group, with the fields in `body`, and return it."""
-    return await ok(to, "POST", "/v1/releases", {"group": group, **body})
+    return await ok(to, "POST", "/v1/releases", {"group": group, **at_once(body), **body})
 
 
 async def ok(to: Replica, method: str, path: str, body: Any = None, *, token: str | None = None) -> Any:

@@ -16,6 +16,7 @@ from control.protocol.manifest import Manifest, manifest_digest
 from control.storage import queries
 from edge_runtime.oneshot.check import check_module
 from tests.support.replica import Replica, TestNode
+from tests.support.ways import at_once
 
 
 async def function(replica: Replica, name: str, *, size: int = 100) -> int:
@@ -98,8 +99,8 @@ async def add_versions(
 
 
 async def release(replica: Replica, group: str = "default", **body: Any) -> Any:
-    """A release, made as operators make it."""
-    answer = await replica.call("POST", "/v1/releases", {"group": group, **body})
+    """A release, made as operators make it, for all nodes at once, unless `body` says how it goes out."""
+    answer = await replica.call("POST", "/v1/releases", {"group": group, **at_once(body), **body})
     assert answer.status == 201, answer.body
     return answer.json()
 

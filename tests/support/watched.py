@@ -103,7 +103,7 @@ class Watched:
         """
         before = (await self.cluster.node())["target_generation"]
         number = await self.cluster.push(BAD, wasm, **manifest)
-        await self.cluster.call("POST", "/v1/releases", {"functions": {BAD: number}})
+        await self.cluster.call("POST", "/v1/releases", {"functions": {BAD: number}, "now": True})
         seen: Any = None
 
         async def there() -> bool:

@@ -105,6 +105,13 @@ def _to_release(t: Tables, name: str) -> Rows:
                 id=UUID(row["id"]),
                 release_id=None if row["release_id"] is None else UUID(row["release_id"]),
                 schema_floor=0 if release is None else release["schema_floor"],
+                own_id=None if row["release_id"] is None else UUID(row["release_id"]),
+                own_number=None if release is None else release["number"],
+                own_floor=0 if release is None else release["schema_floor"],
+                policy=None,
+                open_number=None,
+                open_policy=None,
+                open_rehearses=False,
                 highest_floor=max((other["schema_floor"] for other in own), default=0),
                 newest_change=_newest_change(t),
                 next_number=max((other["number"] for other in own), default=0) + 1,
@@ -198,7 +205,13 @@ def _changes_between(t: Tables, above: int, to: int) -> Rows:
 def _release(t: Tables, group: str, number: int) -> Rows:
     found = [r for r in t["releases"].values() if r["number"] == number and t["groups"][r["group_id"]]["name"] == group]
     columns = ("number", "generation", "schema_floor", "rollback_to", "reason", "created_by", "created_at")
-    return [Row({"id": UUID(r["id"]), "group_name": group}, **pick(r, *columns)) for r in found]
+    no_rollout = {"state": None, "policy": None, "rehearsal_only": None}
+    return [Row({"id": UUID(r["id"]), "group_name": group}, **pick(r, *columns), **no_rollout) for r in found]
+
+
+@statement("releases", "has_nodes")
+def _has_nodes(t: Tables, group_id: str) -> Rows:
+    return [Row(exists=any(n["state"] != "revoked" for n in _of_group(t, group_id)))]
 
 
 # compatibility: which nodes can run a release

@@ -60,7 +60,9 @@ class Operators:
             body = release_bodies.NewRelease(group, rollback_to=random.choice(numbers), allow_unfit=True)
         else:
             floor = random.randint(0, beginning.CHANGES)
-            body = release_bodies.NewRelease(group, beginning.contents(random), schema=floor, allow_unfit=True)
+            body = release_bodies.NewRelease(
+                group, beginning.contents(random), schema=floor, allow_unfit=True, now=True
+            )
         key, raw = str(uuid4()), msgspec.json.encode(body)
         while True:
             try:

@@ -122,7 +122,7 @@ async def test_a_node_of_a_group_that_was_just_made_is_listed(control_site: Site
 
 
 async def release_of(replica: Replica, group: str) -> None:
-    answer = await replica.call("POST", "/v1/releases", {"group": group})
+    answer = await replica.call("POST", "/v1/releases", {"group": group, "now": True})
     assert answer.status == 201, answer.body
 
 

@@ -1,0 +1,474 @@
+"""Rollouts: how releases go out that don't go to all nodes at once, and what operators do to them."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from control.access.rights import ROLES, Role
+from control.api import pagination, release_making, releases, rollout_bodies
+from control.api.node_views import unknown_group
+from control.api.operations import ApiCall, Reply, operation
+from control.problems import ProblemError
+from control.protocol import wire
+from control.protocol.wire import RehearsedChange
+from control.rollouts import acts, rules, store
+from control.rollouts.policy import Gate
+from control.rollouts.rules import Outcome
+from control.rollouts.store import GateRow, StoredRollout
+from control.storage import queries
+from control.storage.announcements import Changed
+from control.storage.connection import Connection
+
+
+class RolloutSize(NamedTuple):
+    """How many nodes a rollout has started, and how many its group has."""
+
+    release_id: UUID
+    started: int
+    nodes: int
+
+
+class OutcomeCount(NamedTuple):
+    """How many nodes of a rollout that a step has started have an outcome."""
+
+    step: int
+    outcome: rollout_bodies.NodeOutcome
+    nodes: int
+
+
+class RehearsalCount(NamedTuple):
+    """How many nodes' rehearsals have an outcome."""
+
+    outcome: str
+    nodes: int
+
+
+class RehearsalRow(NamedTuple):
+    """A node's rehearsal, or that there is none."""
+
+    name: str
+    outcome: Outcome
+    code: str
+    message: str
+    report: dict[str, Any] | None
+    told_at: datetime | None
+    place: int
+    """Its outcome's place in the list."""
+
+
+class RehearsalReport(Struct):
+    """What a node has reported, as it is stored."""
+
+    row: str = ""
+    changes: list[RehearsedChange] = []
+    schema_digest: str = ""
+    seconds: float = 0.0
+    database: int = 0
+
+
+SQL = queries.load("rollout_views")
+SIZES = SQL.rows("sizes", RolloutSize)
+NODES = SQL.rows("nodes", rollout_bodies.RolloutNode)
+COUNTS = SQL.rows("counts", OutcomeCount)
+REHEARSALS = SQL.rows("rehearsals", RehearsalRow)
+REHEARSED = SQL.rows("rehearsed", RehearsalCount)
+ANY_REHEARSED = SQL.value("any_rehearsed", bool)
+
+DEED_ERRORS = ("unknown_group", "unknown_rollout", "rollout_not_possible")
+NOTHING_REPORTED = RehearsalReport()
+
+Deed = Callable[[Connection, Changed, datetime, StoredRollout], Awaitable[StoredRollout]]
+
+
+class RolloutQuery(pagination.Paging, forbid_unknown_fields=True):
+    group: wire.Name | None = None
+    open: bool = False
+    """Only those that haven't ended."""
+
+
+class NodeQuery(pagination.Paging, forbid_unknown_fields=True):
+    outcome: rollout_bodies.NodeOutcome | None = None
+
+
+class RehearsalQuery(pagination.Paging, forbid_unknown_fields=True):
+    outcome: Outcome | None = None
+
+
+@operation(
+    "GET",
+    "/v1/rollouts",
+    "Rollouts, newest first",
+    role="read",
+    everywhere=False,
+    answers={200: pagination.Page[rollout_bodies.Rollout]},
+    errors=("unknown_group",),
+)
+async def list_rollouts(call: ApiCall, query: RolloutQuery) -> Reply:
+    begin = pagination.read_cursor(query.cursor, (datetime, UUID)) or (pagination.LATEST, UUID(int=2**128 - 1))
+    groups = call.operator.rights.groups("read") if query.group is None else [query.group]
+
+    async def describe(conn: Connection, rows: Sequence[StoredRollout]) -> list[rollout_bodies.Rollout]:
+        sizes = await _sizes(conn, rows)
+        return [rollout_bodies.Rollout(**_fields(row, sizes)) for row in rows]
+
+    async def work(conn: Connection) -> pagination.Page[rollout_bodies.Rollout]:
+        if query.group is not None:
+            await _refuse_unseen(call, conn, query.group)
+        return await pagination.fill(
+            lambda after, count: store.listed(conn, (after[0], str(after[1])), groups, count, only_open=query.open),
+            lambda rows: describe(conn, rows),
+            lambda stored: (stored.row.made_at, stored.row.release_id),
+            begin,
+            query.limit,
+        )
+
+    return await call.read(work)
+
+
+@operation(
+    "GET",
+    "/v1/rollouts/{group}/{number}",
+    "The rollout of a release",
+    role="read",
+    everywhere=False,
+    answers={200: rollout_bodies.ShownRollout},
+    errors=("unknown_group", "unknown_rollout"),
+)
+async def get_rollout(call: ApiCall) -> Reply:
+    return await call.read(lambda conn: _named(call, conn, _shown))
+
+
+@operation(
+    "GET",
+    "/v1/rollouts/{group}/{number}/nodes",
+    "Nodes of a rollout, by name",
+    role="read",
+    everywhere=False,
+    answers={200: pagination.Page[rollout_bodies.RolloutNode]},
+    errors=("unknown_group", "unknown_rollout"),
+)
+async def list_nodes(call: ApiCall, query: NodeQuery) -> Reply:
+    begin = pagination.read_cursor(query.cursor, (str,)) or ("",)
+
+    async def work(conn: Connection, stored: StoredRollout) -> pagination.Page[rollout_bodies.RolloutNode]:
+        release_id = stored.row.release_id
+        return await pagination.fill(
+            lambda after, count: conn.fetch(NODES, release_id, *after, query.outcome, count),
+            pagination.as_they_are,
+            lambda row: (row.name,),
+            begin,
+            query.limit,
+        )
+
+    return await call.read(lambda conn: _named(call, conn, work))
+
+
+@operation(
+    "GET",
+    "/v1/rollouts/{group}/{number}/rehearsal",
+    "What nodes found when they rehearsed a release, failures first",
+    role="read",
+    everywhere=False,
+    answers={200: pagination.Page[rollout_bodies.NodeRehearsal]},
+    errors=("unknown_group", "unknown_rollout"),
+)
+async def list_rehearsals(call: ApiCall, query: RehearsalQuery) -> Reply:
+    """List all nodes of the group: what isn't known of one is shown as unknown."""
+    begin = pagination.read_cursor(query.cursor, (int, str)) or (-1, "")
+
+    async def work(conn: Connection, stored: StoredRollout) -> pagination.Page[rollout_bodies.NodeRehearsal]:
+        row, protocol = stored.row, wire.REHEARSAL_PROTOCOL
+        return await pagination.fill(
+            lambda after, count: conn.fetch(
+                *(REHEARSALS, row.release_id, row.attempt, query.outcome),
+                *(*after, _rehearsing(stored), protocol, count),
+            ),
+            pagination.each(_rehearsal),
+            lambda row: (row.place, row.name),
+            begin,
+            query.limit,
+        )
+
+    return await call.read(lambda conn: _named(call, conn, work))
+
+
+@operation(
+    "POST",
+    "/v1/rollouts/{group}/{number}/pause",
+    "Start no further node of a rollout until it is resumed",
+    role="deploy",
+    everywhere=False,
+    answers={200: rollout_bodies.ShownRollout},
+    errors=DEED_ERRORS,
+)
+async def pause(call: ApiCall, body: rollout_bodies.Act) -> Reply:
+    async def deed(conn: Connection, _changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
+        return await acts.pause(conn, now, stored, body.reason)
+
+    return await _act(call, "pause", body, deed)
+
+
+@operation(
+    "POST",
+    "/v1/rollouts/{group}/{number}/resume",
+    "Let a paused rollout go on",
+    role="deploy",
+    everywhere=False,
+    answers={200: rollout_bodies.ShownRollout},
+    errors=DEED_ERRORS,
+)
+async def resume(call: ApiCall, body: rollout_bodies.Act) -> Reply:
+    """Go on: what has failed so far is accepted, and gates are measured from now on."""
+    return await _act(call, "resume", body, acts.resume)
+
+
+@operation(
+    "POST",
+    "/v1/rollouts/{group}/{number}/promote",
+    "Leave out the rest of a rollout's step, or approve of it",
+    role="push",
+    everywhere=False,
+    answers={200: rollout_bodies.ShownRollout},
+    errors=DEED_ERRORS,
+)
+async def promote(call: ApiCall, body: rollout_bodies.Act) -> Reply:
+    """Leave out what a step still waits for. This needs the role deploy, and that of each approval that it gives; a
+    step that waits for its approval needs that one's role alone."""
+
+    async def deed(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
+        call.operator.need(_role_to_promote(stored, everything=body.all), stored.row.group_name)
+        return await acts.promote(conn, changed, now, stored, everything=body.all)
+
+    return await _act(call, "promote", body, deed, role="push")
+
+
+@operation(
+    "POST",
+    "/v1/rollouts/{group}/{number}/abort",
+    "Stop a rollout where it is",
+    role="deploy",
+    everywhere=False,
+    answers={200: rollout_bodies.ShownRollout},
+    errors=DEED_ERRORS,
+)
+async def abort(call: ApiCall, body: rollout_bodies.Act) -> Reply:
+    """Stop it: nodes that run the release keep it, and all others stay at their group's, or go back to it."""
+
+    async def deed(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
+        return await acts.abort(conn, changed, now, stored, body.reason)
+
+    return await _act(call, "abort", body, deed)
+
+
+@operation(
+    "POST",
+    "/v1/rollouts/{group}/{number}/retry",
+    "Begin an aborted rollout again",
+    role="deploy",
+    everywhere=False,
+    answers={200: rollout_bodies.ShownRollout},
+    errors=DEED_ERRORS,
+)
+async def retry(call: ApiCall, body: rollout_bodies.Act) -> Reply:
+    async def deed(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
+        await release_making.refuse_deleted(conn, stored.row.release_id, stored.name)
+        return await acts.retry(conn, changed, now, stored)
+
+    return await _act(call, "retry", body, deed)
+
+
+@operation(
+    "POST",
+    "/v1/rollouts/{group}/{number}/rollback",
+    "Bring the nodes of a rollout back to their group's release",
+    role="deploy",
+    everywhere=False,
+    answers={200: rollout_bodies.ShownRollout},
+    errors=DEED_ERRORS,
+)
+async def rollback(call: ApiCall, body: rollout_bodies.Act) -> Reply:
+    """Make a release with what the group's has, for all nodes at once, and end the rollout. The schema stays."""
+
+    async def deed(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
+        made, way = await release_making.roll_back(conn, changed, now, call.operator.name, stored, body.reason)
+        await releases.record(call, conn, made, way)
+        return await store.by_release(conn, stored.row.release_id) or stored
+
+    return await _act(call, "rollback", body, deed)
+
+
+async def _act(call: ApiCall, name: str, body: rollout_bodies.Act, deed: Deed, role: Role = "deploy") -> Reply:
+    """Do something to a rollout, and record it in the audit log.
+
+    Raises: ProblemError, when there is no such rollout, or it isn't in a state for that; AuthError.
+    """
+    group = call.path["group"]
+    if not call.operator.rights.allows("read", group):
+        raise unknown_group(group)
+    call.operator.need(role, group)
+
+    async def work(conn: Connection, changed: Changed) -> rollout_bodies.ShownRollout:
+        found = await _named(call, conn, _itself)
+        # Locked, so that this and the runner's decision see each other.
+        stored = await store.locked(conn, found.row.release_id) or found
+        after = await deed(conn, changed, call.services.clock.now(), stored)
+        details: dict[str, Any] = {"reason": body.reason}
+        if body.all:
+            details["all"] = True
+        await call.audit(conn, f"rollout.{name}", stored.name, details, before=_place(stored), after=_place(after))
+        return await _shown(conn, after)
+
+    return await call.write(work, status=200)
+
+
+def _place(stored: StoredRollout) -> dict[str, Any]:
+    """Return where a rollout stands, for the audit log."""
+    row = stored.row
+    return {"state": row.state, "step": row.step, "waits_for": row.waits_for, "attempt": row.attempt}
+
+
+def _role_to_promote(stored: StoredRollout, *, everything: bool) -> Role:
+    """Return the role that a promotion needs: that of the approvals that it gives, and deploy, if it does more."""
+    at, steps = stored.row.step, stored.rules.steps
+    skipped = steps[max(at - 1, 0) :] if everything else steps[at - 1 : at] if at else ()
+    roles: list[Role] = [step.role for step in skipped if step.approval]
+    if everything or stored.row.waits_for != "approval" or stored.row.state != "running":
+        roles.append("deploy")
+    return max(roles, key=lambda role: ROLES[role])
+
+
+async def _named(call: ApiCall, conn: Connection, work: Callable[[Connection, StoredRollout], Awaitable[Any]]) -> Any:
+    """Do `work` with the rollout that the path names. Raises: ProblemError unknown_group, unknown_rollout."""
+    group, number = call.path["group"], call.path["number"]
+    await _refuse_unseen(call, conn, group)
+    stored = await store.by_number(conn, group, number)
+    if stored is None:
+        raise ProblemError("unknown_rollout", f"release {number} of group {group} has no rollout", field="number")
+    return await work(conn, stored)
+
+
+async def _itself(_conn: Connection, stored: StoredRollout) -> StoredRollout:
+    return stored
+
+
+async def _refuse_unseen(call: ApiCall, conn: Connection, group: str) -> None:
+    """Check that there is a group that the operator may see. Raises: ProblemError unknown_group."""
+    if not call.operator.rights.allows("read", group) or await conn.fetchrow(releases.GROUP, group) is None:
+        raise unknown_group(group)
+
+
+async def _sizes(conn: Connection, rows: Sequence[StoredRollout]) -> dict[UUID, RolloutSize]:
+    found = await conn.fetch(SIZES, [str(stored.row.release_id) for stored in rows])
+    return {size.release_id: size for size in found}
+
+
+def _fields(stored: StoredRollout, sizes: dict[UUID, RolloutSize]) -> dict[str, Any]:
+    """Return the fields of a rollout in a list."""
+    row = stored.row
+    size = sizes[row.release_id]
+    return {
+        "group": row.group_name,
+        "number": row.number,
+        "state": row.state,
+        "step": row.step,
+        "steps": len(stored.rules.steps),
+        "waits_for": row.waits_for,
+        "waits_since": row.waits_since,
+        "reason": row.reason,
+        "attempt": row.attempt,
+        "started": size.started,
+        "nodes": size.nodes,
+        "made_by": row.created_by,
+        "made_at": row.made_at,
+        "ended_at": row.ended_at,
+    }
+
+
+async def _shown(conn: Connection, stored: StoredRollout) -> rollout_bodies.ShownRollout:
+    """Return a rollout with everything about it."""
+    by_step: dict[int, rollout_bodies.NodeCounts] = {}
+    everywhere = rollout_bodies.NodeCounts()
+    for count in await conn.fetch(COUNTS, stored.row.release_id):
+        for counts in (everywhere, by_step.setdefault(count.step, rollout_bodies.NodeCounts())):
+            setattr(counts, count.outcome, getattr(counts, count.outcome) + count.nodes)
+    said = {(row.step, row.gate): row for row in await store.gates(conn, stored.row.release_id)}
+    plan = []
+    for number, step in enumerate(stored.rules.steps, 1):
+        at = stored.row.step
+        state = "passed" if number < at or stored.row.state == "done" else "now" if number == at else "not_begun"
+        gates = [
+            _gate(gate, said.get((number, place)))
+            for place, gate in enumerate(stored.rules.gates)
+            if (number, place) in said or (state == "now" and step.until is not None)
+        ]
+        counts = by_step.get(number, rollout_bodies.NodeCounts())
+        plan.append(rollout_bodies.RolloutStep(number, step.text, state, counts, gates))  # type: ignore[arg-type]
+    return rollout_bodies.ShownRollout(
+        **_fields(stored, await _sizes(conn, [stored])),
+        policy=stored.policy,
+        rehearsal=await _rehearsal_counts(conn, stored),
+        plan=plan,
+        counts=everywhere,
+    )
+
+
+async def _rehearsal_counts(conn: Connection, stored: StoredRollout) -> rollout_bodies.RehearsalCounts | None:
+    row = stored.row
+    rehearses = stored.rules.rehearse or row.rehearsal_only or row.step == rules.REHEARSAL
+    # Somebody may have let a release that was only rehearsed go on.
+    if not rehearses and not await conn.fetchval(ANY_REHEARSED, row.release_id):
+        return None
+    found = await conn.fetch(REHEARSED, row.release_id, row.attempt, _rehearsing(stored), wire.REHEARSAL_PROTOCOL)
+    return rollout_bodies.RehearsalCounts(**dict(found))
+
+
+def _rehearsing(stored: StoredRollout) -> bool:
+    """Return whether nodes may still report their rehearsals."""
+    return stored.row.state == "running" and stored.row.step == rules.REHEARSAL
+
+
+def _gate(gate: Gate, said: GateRow | None) -> rollout_bodies.GateResult:
+    text = _gate_text(gate)
+    if said is None:
+        why = "it wasn't measured yet"
+        return rollout_bodies.GateResult(text, "unknown", None, None, None, 0, gate.at_least_calls, why, None)
+    return rollout_bodies.GateResult(
+        gate=text,
+        outcome=said.outcome,
+        measured=said.measured,
+        allowed=said.allowed,
+        before=said.before,
+        calls=said.calls,
+        at_least_calls=gate.at_least_calls,
+        why=said.why,
+        measured_at=said.measured_at,
+    )
+
+
+def _gate_text(gate: Gate) -> str:
+    """Return a gate in words."""
+    if gate.webhook is not None:
+        return f"the answer of {gate.webhook}"
+    limits = [f"{gate.than_before} of before" if gate.than_before else "", gate.at_most or ""]
+    what = f"{gate.metric} of {gate.function}" if gate.function else str(gate.metric)
+    return f"{what} at most {' and '.join(limit for limit in limits if limit)}"
+
+
+def _rehearsal(row: RehearsalRow) -> rollout_bodies.NodeRehearsal:
+    report = NOTHING_REPORTED if row.report is None else msgspec.convert(row.report, RehearsalReport)
+    return rollout_bodies.NodeRehearsal(
+        name=row.name,
+        outcome=row.outcome,
+        code=row.code,
+        message=row.message,
+        row=report.row,
+        changes=report.changes,
+        schema_digest=report.schema_digest,
+        seconds=report.seconds,
+        database=report.database,
+        told_at=row.told_at,
+    )
