@@ -123,7 +123,7 @@ class GroupName(NamedTuple):
 
 
 class NeedingRelease(NamedTuple):
-    """A release that a rollback would go to, or that a rollout brings to nodes, and the function's version that it has."""
+    """A release that a rollback would go to, or that a rollout brings to nodes, and its version of the function."""
 
     group_name: str
     number: int
@@ -424,7 +424,7 @@ async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
 
 
 async def _refuse_open(conn: Connection, group: GroupName) -> None:
-    """Check that no rollout is open, which a release to all nodes at once would end. Raises: ProblemError rollout_open."""
+    """Refuse to send a release to all nodes at once while a rollout is open. Raises: ProblemError rollout_open."""
     if (found := await store.open_of(conn, group.id)) is not None:
         raise ProblemError(
             "rollout_open",
@@ -434,7 +434,7 @@ async def _refuse_open(conn: Connection, group: GroupName) -> None:
 
 
 async def _refuse_rolled_out(conn: Connection, name: str, version: int | None) -> None:
-    """Check that no rollout has given the function or version to nodes, or may. Raises: ProblemError version_in_target."""
+    """Refuse to delete what a rollout has given to nodes, or may. Raises: ProblemError version_in_target."""
     found = await conn.fetch(ROLLED_OUT_WITH, name, version, TOLD + 1)
     if found:
         named = [f"release {row.number} of group {row.group_name} ({name}@{row.version})" for row in found[:TOLD]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -240,8 +240,23 @@ def _refuse_more(operator: Principal, made: release_bodies.MadeRelease, way: Way
 
 
 async def record(call: ApiCall, conn: Connection, made: release_bodies.MadeRelease, way: Way) -> None:
-    """Record a release in the audit log, with the versions that it changed, and whether it leaves out a policy."""
-    details = {
+    """Record a release in the audit log."""
+    seen = recorded(made, way)
+    await call.audit(conn, "release.create", seen.target, seen.details, before=seen.before, after=seen.after)
+
+
+class RecordedRelease(NamedTuple):
+    """What the audit log has of a release."""
+
+    target: str
+    details: dict[str, Any]
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+def recorded(made: release_bodies.MadeRelease, way: Way) -> RecordedRelease:
+    """Return what the audit log has of a release: the versions that it changed, and whether it leaves out a policy."""
+    details: dict[str, Any] = {
         "generation": made.generation,
         "reason": made.reason,
         "rollback_to": made.rollback_to,
@@ -258,8 +273,7 @@ async def record(call: ApiCall, conn: Connection, made: release_bodies.MadeRelea
     changes = made.changes
     before = {item.name: item.version for item in changes.remove} | {item.name: item.from_ for item in changes.change}
     after = {item.name: item.version for item in changes.add} | {item.name: item.to for item in changes.change}
-    target = f"{made.group}/{made.number}"
-    await call.audit(conn, "release.create", target, details, before={"functions": before}, after={"functions": after})
+    return RecordedRelease(f"{made.group}/{made.number}", details, {"functions": before}, {"functions": after})
 
 
 @operation(

@@ -12,6 +12,7 @@ from control.access.rights import ROLES, Role
 from control.api import pagination, release_making, releases, rollout_bodies
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Reply, operation
+from control.clock import Clock
 from control.problems import ProblemError
 from control.protocol import wire
 from control.protocol.wire import RehearsedChange
@@ -19,8 +20,9 @@ from control.rollouts import acts, rules, store
 from control.rollouts.policy import Gate
 from control.rollouts.rules import Outcome
 from control.rollouts.store import GateRow, StoredRollout
-from control.storage import queries
+from control.storage import audit_log, queries
 from control.storage.announcements import Changed
+from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 
 
@@ -80,6 +82,8 @@ ANY_REHEARSED = SQL.value("any_rehearsed", bool)
 
 DEED_ERRORS = ("unknown_group", "unknown_rollout", "rollout_not_possible")
 NOTHING_REPORTED = RehearsalReport()
+ACTOR = Actor("control", "rollouts")
+"""Whose a release is that is made because a rollout goes back by itself."""
 
 Deed = Callable[[Connection, Changed, datetime, StoredRollout], Awaitable[StoredRollout]]
 
@@ -299,6 +303,25 @@ async def rollback(call: ApiCall, body: rollout_bodies.Act) -> Reply:
         return await store.by_release(conn, stored.row.release_id) or stored
 
     return await _act(call, "rollback", body, deed)
+
+
+def roll_back(clock: Clock) -> Callable[[Connection, Changed, StoredRollout, str], Awaitable[None]]:
+    """Make what the runner calls where a policy says that a rollout goes back by itself."""
+
+    async def work(conn: Connection, changed: Changed, stored: StoredRollout, reason: str) -> None:
+        now = clock.now()
+        made, way = await release_making.roll_back(conn, changed, now, ACTOR.name, stored, reason)
+        seen = releases.recorded(made, way)
+        await audit_log.record(
+            conn, now, ACTOR, "release.create", seen.target, seen.details, before=seen.before, after=seen.after
+        )
+        after = await store.by_release(conn, stored.row.release_id) or stored
+        before, details = _place(stored), {"reason": reason}
+        await audit_log.record(
+            conn, now, ACTOR, "rollout.rollback", stored.name, details, before=before, after=_place(after)
+        )
+
+    return work
 
 
 async def _act(call: ApiCall, name: str, body: rollout_bodies.Act, deed: Deed, role: Role = "deploy") -> Reply:

@@ -28,9 +28,9 @@ from edge_runtime.sync.join import join
 from edge_runtime.wasmedge import QUICK
 from tests.support import moved_clock
 from tests.support.deadlines import deadline
-from tests.support.ways import at_once
 from tests.support.ports import free_port
 from tests.support.services import admin_of
+from tests.support.ways import at_once
 
 DEADLINE = 60.0
 
