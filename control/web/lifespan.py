@@ -17,6 +17,7 @@ from control.access.openid_provider import Provider
 from control.access.rate_limits import NodeLimits
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
+from control.api import rollouts
 from control.api.services import Databases, Services
 from control.clock import Clock, ClockError, SystemClock
 from control.edge_check import Checks
@@ -25,6 +26,8 @@ from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.protocol.wire import SyncState
 from control.reread_files import Reread, RereadFiles
+from control.rollouts.measuring import Measuring
+from control.rollouts.runner import RolloutRunner
 from control.settings import ControlSettings, ControlSettingsError
 from control.storage import database, migrations, object_store, queries
 from control.storage.access_journal import AccessJournal
@@ -181,6 +184,9 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         fleet.restoring = not known
         if known:
             await fleet.refresh()
+        gates_webhooks = WebhookClient(settings.webhook_networks, clock)
+        measuring = await stack.enter_async_context(Measuring(background, clock, numbers, gates_webhooks))
+        rollout_runner = RolloutRunner(background, fleet, clock, measuring, rollouts.roll_back(clock))
         webhooks = WebhookSender(background, clock, metrics, WebhookClient(settings.webhook_networks, clock))
         tasks = {
             "fleet cache": fleet.run,
@@ -198,6 +204,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             "files": services.reread.run,
             "live records": services.watching.run,
             "monitor": services.monitor().run,
+            "rollouts": rollout_runner.run,
             "webhooks": webhooks.run,
         }
         await stack.enter_async_context(_in_background(clock, tasks))
