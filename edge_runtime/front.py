@@ -42,6 +42,7 @@ from edge_runtime.sync.node_agent import NodeAgent
 from edge_runtime.telemetry import span_sender
 from edge_runtime.telemetry.call_records import CallRecords
 from edge_runtime.telemetry.call_traces import CallTracer
+from edge_runtime.telemetry.hour_of_calls import HourOfCalls
 from edge_runtime.telemetry.node_log import RingHandler
 from edge_runtime.telemetry.poll_report import PollReport
 from edge_runtime.telemetry.repeated_traps import RepeatedTraps
@@ -132,7 +133,8 @@ class Front:
         if self.agent is not None:
             own = NodeHealth(self.pool, self.checkpoints, self.agent, self.tls_files)
             self.agent.renamed = self._renamed
-            self.agent.numbers = PollReport(self.pool.counted, self.pool.release_number, own.measure)
+            hour = HourOfCalls(self.pool.tallies.values)
+            self.agent.numbers = PollReport(self.pool.counted, self.pool.release_number, own.measure, hour)
         metrics = EdgeMetrics(
             self.pool,
             self.processes,

@@ -1,8 +1,9 @@
 """Takes what nodes send with polls about calls and themselves: added up in memory, written once a minute.
 
 A poll needs no query: its numbers are added to sums in this replica's memory. Each past minute is written as one row
-per group; a group whose numbers arrive faster, for instance after a change of release, is written each `HURRY` seconds.
-So a kill -9 loses what arrived in the last minute, and SIGTERM loses nothing.
+per group; a group whose numbers arrive faster, for instance after a change of release, or some of whose nodes have the
+release of a rollout, is written each `HURRY` seconds. So a kill -9 loses what arrived in the last minute, and SIGTERM
+loses nothing.
 """
 
 import logging
@@ -162,7 +163,8 @@ class NumbersIngest:
             return
         if now >= self._minute + timedelta(minutes=1):
             self._turn(now)
-        if numbers.seconds < SHORT:
+        if numbers.seconds < SHORT or node.release_id is not None:
+            # The gates of a rollout go by what all replicas have counted.
             self._hurried.add(node.group_id)
         most = CALLS_A_SECOND * (min(numbers.seconds, LONGEST_WHILE) + SLACK)
         wrong = ""

@@ -252,9 +252,11 @@ class Agent:
         finally:
             self._sync = None
             await self._outcomes.ended()
-        if await self._outcomes.report(self._client, plan, error):
+        flipped = error is None and (before is None or before.release_id != plan.release_id)
+        hour = await self.numbers.hour_before(plan.release_number) if flipped else b""
+        if await self._outcomes.report(self._client, plan, error, hour):
             self._at_target = True
-        if error is None and before is not None and before.release_id != plan.release_id:
+        if flipped and before is not None:
             keep = {f.sha256 for f in before.functions} | {f.sha256 for f in plan.functions}
             await asyncio.to_thread(self._collect, keep)
 

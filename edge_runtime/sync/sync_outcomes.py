@@ -77,14 +77,19 @@ class SyncOutcomes:
         with _despite_the_disk("that a sync came to its end"):
             await asyncio.to_thread(self._outbox.end)
 
-    async def report(self, client: ControlClient, plan: wire.Plan, error: SyncFailed | None) -> bool:
+    async def report(
+        self, client: ControlClient, plan: wire.Plan, error: SyncFailed | None, before: bytes = b""
+    ) -> bool:
         """Report to control how a sync ended; return whether control finds the node at its target.
+
+        `before` is the node's calls of the hour before, as in `wire.SyncUpdate`.
 
         Raises: NoAnswer or ControlRefused, when that fails: the report then waits on disk.
         """
         if error is None:
             self.failed = None
-            update = wire.SyncUpdate(status="succeeded", step="report", inventory=self._runtime.inventory)
+            inventory = self._runtime.inventory
+            update = wire.SyncUpdate(status="succeeded", step="report", inventory=inventory, before=before)
             log.info("release %d serves: %s", plan.release_number, listed(plan.functions))
         else:
             update = self._failure_update(self._fail(plan, error, client.now()))

@@ -14,6 +14,8 @@ ROW_BYTES: Final = 48
 """The most bytes of a function's numbers: 64 in a poll, in base64."""
 SKETCH_BYTES: Final = 25
 """The fewest of these bytes that are left for the times: enough for any times."""
+TIMES_BYTES: Final = 64
+"""The most bytes of the times in a message."""
 GOOD: Final = ("ok", "client_gone")
 """Outcomes that aren't failures: a client that disconnects isn't the function's failure."""
 
@@ -61,10 +63,10 @@ class CallCounts:
 
     def take(self) -> wire.FunctionNumbers | None:
         """Return what wasn't reported to control yet, and count it as reported; None if there is nothing."""
-        times = _more(self.times, self._told_times)
+        times = more(self.times, self._told_times)
         if not times:
             return None
-        outcomes = _more(self.outcomes, self._told_outcomes)
+        outcomes = more(self.outcomes, self._told_outcomes)
         self._told_times, self._told_outcomes = dict(self.times), dict(self.outcomes)
         return row(self.index, self.release, outcomes, times)
 
@@ -77,8 +79,10 @@ def total(counts: Iterable[CallCounts]) -> CallCounts:
     return made
 
 
-def row(index: int, release: int, outcomes: dict[str, int], times: histogram.Counts) -> wire.FunctionNumbers:
-    """Return counts in the form for control, in at most `ROW_BYTES`.
+def row(
+    index: int, release: int, outcomes: dict[str, int], times: histogram.Counts, most: int = ROW_BYTES
+) -> wire.FunctionNumbers:
+    """Return counts in the form for control, in at most `most` bytes.
 
     Outcomes that don't fit become `other`, the rarest first, and times get coarser.
     """
@@ -93,12 +97,13 @@ def row(index: int, release: int, outcomes: dict[str, int], times: histogram.Cou
         if kept < len(often):
             pairs[0] = pairs.get(0, 0) + sum(count for _, count in often[kept:])
         made = wire.FunctionNumbers(index, release, [n for pair in pairs.items() for n in pair], b"")
-        left = ROW_BYTES - len(_encode(made))
+        left = min(most - len(_encode(made)), TIMES_BYTES)
         if left >= SKETCH_BYTES or not kept:
             break
     made.seconds = histogram.pack(times, left)
     return made
 
 
-def _more(now: dict[_Key, int], before: dict[_Key, int]) -> dict[_Key, int]:
-    return {key: more for key, count in now.items() if (more := count - before.get(key, 0)) > 0}
+def more(now: dict[_Key, int], before: dict[_Key, int]) -> dict[_Key, int]:
+    """Return by how much counts are larger than they were before, without those that aren't."""
+    return {key: grown for key, count in now.items() if (grown := count - before.get(key, 0)) > 0}

@@ -16,6 +16,7 @@ import msgspec
 from control.protocol import wire
 from edge_runtime import clock as front_clock
 from edge_runtime.telemetry.call_counts import CallCounts
+from edge_runtime.telemetry.hour_of_calls import HourOfCalls
 
 log = logging.getLogger("skerry.agent")
 
@@ -47,6 +48,7 @@ class PollReport:
         counted: Callable[[], list[CallCounts]] = list,
         release: Callable[[], int | None] = _none,
         measure: Callable[[], Awaitable[wire.NodeNumbers]] | None = None,
+        hour: HourOfCalls | None = None,
         *,
         clock: Callable[[], float] = lambda: front_clock.monotonic(),
         jitter: Callable[[], float] = random.random,
@@ -54,11 +56,12 @@ class PollReport:
         """Report what these functions return; without them, polls report nothing.
 
         `counted` returns the counts of all functions, `release` the number of the served release (None if there is
-        none), `measure` the state of the node itself, with the counts since the start.
+        none), `measure` the state of the node itself, with the counts since the start. `hour` is looked at with polls.
         """
         self._counted = counted
         self._release = release
         self._measure = measure
+        self._hour = hour
         self._clock = clock
         self._jitter = jitter
         self._sequence = 0
@@ -77,6 +80,8 @@ class PollReport:
 
     async def next(self) -> bytes:
         """Return what the next poll should contain; empty if nothing is due."""
+        if self._hour is not None:
+            await self._hour.look()
         now, release = self._clock(), self._release()
         if release != self._served and self._polled:
             self._soon_until = now + SOON_FOR
@@ -87,6 +92,10 @@ class PollReport:
         if not self._open and now >= self._due - early:
             await self._close(now)
         return self._open
+
+    async def hour_before(self, release: int) -> bytes:
+        """Return what the report of a sync to release number `release` should contain; empty if nothing is known."""
+        return b"" if self._hour is None else await self._hour.before(release)
 
     def tell_node_soon(self) -> None:
         """Let one of the next polls report the state of the node itself, because that has changed."""

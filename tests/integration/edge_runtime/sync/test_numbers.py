@@ -13,7 +13,7 @@ from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAn
 from edge_runtime.telemetry import poll_report
 from tests.support.agents import DEADLINE, Control, Edge
 from tests.support.deadlines import deadline
-from tests.support.releases import answers, first_release
+from tests.support.releases import answers, first_release, push
 
 
 class Polls:
@@ -115,6 +115,41 @@ async def test_a_control_that_refuses_the_numbers_still_gets_polls(polls: Polls,
     await polls.until(lambda p: not refusals)
     await node.call("hello")
     await polls.until(lambda p: p.calls.get(1, 0) >= 1)
+
+
+async def test_a_sync_tells_the_calls_of_the_hour_before_it_and_keeps_them_while_control_is_away(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bytes] = []
+    lost = 2
+    real = ControlClient.report
+
+    async def report(client: ControlClient, sync_id: str, update: wire.SyncUpdate) -> wire.SyncState:
+        if update.status == "succeeded":
+            told.append(update.before)
+            if len(told) > 1 and len(told) <= 1 + lost:
+                raise NoAnswer("unreachable", "no answer")
+        return await real(client, sync_id, update)
+
+    monkeypatch.setattr(ControlClient, "report", report)
+    await first_release(control)
+    await answers(node, 1)
+    await node.until(lambda s: s["at_target"])
+    assert told == [b""]
+    for _ in range(5):
+        assert (await node.call("hello"))[0] == 200
+    calls = counted(node)
+    await push(control, 2)
+    await answers(node, 2)
+    await node.until(lambda s: s["at_target"])
+    assert len(told) == 2 + lost
+    assert set(told[1:]) == {told[1]}
+    hour = msgspec.msgpack.decode(told[1], type=wire.HourBefore)
+    (function,) = hour.functions
+    assert (hour.names, function.release) == (["hello"], 1)
+    assert sum(histogram.unpack(function.seconds).values()) >= calls
+    assert sum(histogram.unpack(function.seconds).values()) <= counted(node)
+    assert 0 < hour.seconds < DEADLINE
 
 
 async def test_metrics_say_how_the_node_gets_on_with_control(control: Control, node: Edge, tmp_path: Path) -> None:
