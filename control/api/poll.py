@@ -108,7 +108,7 @@ class PollEndpoint:
             until = clock.monotonic() + min(poll.wait, self._hold_limit) * (1 - random.random() * SPREAD)  # noqa: S311
         if poll.numbers:
             node = self._look(credential)
-            self._numbers.take(node, fleet.groups[node.group_id].newest_number, poll, now)
+            self._numbers.take(node, fleet.groups[node.group_id], poll, now)
         while True:
             if fleet.closing and poll.numbers:
                 # Unlike a refusal, this tells the node that its numbers were counted, so it doesn't send them again.

@@ -21,7 +21,7 @@ from control.protocol import histogram, wire
 from control.protocol.counts import counted
 from control.storage import queries
 from control.storage.database import Database
-from control.sync.fleet_cache import CachedNode
+from control.sync.fleet_cache import CachedGroup, CachedNode
 from control.telemetry import call_history
 from control.telemetry.call_history import CallTally, Tallies
 from control.telemetry.node_health import NodeHealthStore
@@ -130,17 +130,17 @@ class NumbersIngest:
         self._refusals = Outage(log, "numbers of nodes are refused, and their polls answered all the same")
         self._outage = Outage(log, "numbers of nodes can't be written yet")
 
-    def take(self, node: CachedNode, newest: int, poll: wire.Poll, now: datetime) -> None:
-        """Count what a poll contains. Mistakes are logged, but the poll isn't refused because of them.
+    def take(self, node: CachedNode, group: CachedGroup, poll: wire.Poll, now: datetime) -> None:
+        """Count what a poll of a node of `group` contains.
 
-        `newest`: the number of the newest release of the node's group that is known here; 0 if it has none.
+        Mistakes are logged, but the poll isn't refused because of them.
         """
         try:
-            self._take(node, newest, poll, now)
+            self._take(node, group, poll, now)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
             self._refuse(node.name, str(error))
 
-    def _take(self, node: CachedNode, newest: int, poll: wire.Poll, now: datetime) -> None:
+    def _take(self, node: CachedNode, group: CachedGroup, poll: wire.Poll, now: datetime) -> None:
         if len(poll.numbers) > LONGEST:
             raise ValueError(f"{len(poll.numbers)} bytes, and {LONGEST} is the most")
         numbers = _decode(poll.numbers)
@@ -163,7 +163,7 @@ class NumbersIngest:
             return
         if now >= self._minute + timedelta(minutes=1):
             self._turn(now)
-        if numbers.seconds < SHORT or node.release_id is not None:
+        if numbers.seconds < SHORT or (node.release_id is not None and node.generation > group.generation):
             # The gates of a rollout go by what all replicas have counted.
             self._hurried.add(node.group_id)
         most = CALLS_A_SECOND * (min(numbers.seconds, LONGEST_WHILE) + SLACK)
@@ -171,7 +171,7 @@ class NumbersIngest:
         for function in numbers.functions:
             try:
                 # This replica may not know the newest release yet.
-                if function.release > newest + 1:
+                if function.release > group.newest_number + 1:
                     raise ValueError(f"its group has no release {function.release}")
                 names = self._names.get(node.group_id, function.release, time)
                 if names is None:

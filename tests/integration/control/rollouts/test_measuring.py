@@ -22,6 +22,7 @@ from tests.support.clock import SetClock
 from tests.support.control import until
 from tests.support.cutting import cutting
 from tests.support.replica import Replica, Site, TestNode
+from tests.support.rollouts import open_rollout
 from tests.support.webhook_receiver import Receiver, receiving
 from tests.support.webhooks import LOOPBACK
 
@@ -142,6 +143,40 @@ async def test_calls_that_other_replicas_counted_count_too(control_site: Site) -
         await passes(replica, clock, measuring.PERIOD)
         (said,) = await found.measure_step(step._replace(gates=[alpha]))
         assert (said.outcome, said.measured, said.calls) == ("passed", 0.0, 10)
+
+
+async def test_calls_on_the_release_of_a_rollout_are_known_to_other_replicas_within_seconds(control_site: Site) -> None:
+    """However long after the flip: nodes tell of their calls once a minute then."""
+    clock = SetClock(NOON, timers="stand")
+    async with (
+        control_site.running(clock=clock) as replica,
+        control_site.running(clock=clock) as other,
+        measuring_at(other, clock) as found,
+    ):
+        for function in ("beta", "alpha"):
+            await seeds.function(replica, function)
+        await seeds.release(replica, functions={"beta": 1, "alpha": 1})
+        node = await replica.join("one")
+        await node.sync()
+        functions = {"beta": await seeds.function(replica, "beta"), "alpha": 1}
+        rollout = await open_rollout(replica, functions=functions)
+        await rollout.start(replica, [node])
+        await node.sync()
+        ids = UUID(rollout.id), UUID(rollout.group_id)
+        step = MeasuredStep(*ids, "default", rollout.number, 1, NOON, NOON, [ERRORS])
+        await passes(replica, clock, 1800)
+        await passes(other, clock)
+        await tell(node, numbers.function(release=2, calls=10))
+        await replica.services.numbers.write(clock.now())
+        (said,) = await found.measure_step(step)
+        assert said.calls == 10
+        # Once the group has the release, nobody waits for its numbers.
+        await rollout.finish(replica)
+        await passes(replica, clock, 60)
+        await tell(node, numbers.function(release=2, calls=5))
+        await replica.services.numbers.write(clock.now())
+        (said,) = await found.measure_step(step)
+        assert said.calls == 10
 
 
 async def test_a_node_reports_its_hour_before_once_and_only_where_a_rollout_has_it(

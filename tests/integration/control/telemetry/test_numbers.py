@@ -16,6 +16,7 @@ from tests.support import numbers, seeds
 from tests.support.clock import SetClock
 from tests.support.deadlines import deadline
 from tests.support.replica import Replica, Site, TestNode
+from tests.support.rollouts import open_rollout
 
 NOON = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)
 
@@ -142,10 +143,21 @@ async def test_numbers_of_the_group_before_a_move_are_left_out(control_site: Sit
     async with control_site.running() as replica:
         node = await at_release(replica)
         await seeds.release(replica, group="default", functions={"beta": 1})
-        generation = replica.services.fleet.nodes[node.id].generation = node.generation + 5
+        cached, generation = replica.services.fleet.nodes[node.id], node.generation + 5
+        cached.generation = cached.moved_generation = generation
         await numbers.tell(node, numbers.message([numbers.function(calls=2)]))
         assert await totals(replica) == {}
         await numbers.tell(node, numbers.message([numbers.function(calls=2)], sequence=2), generation=generation)
+        assert await totals(replica) == {("alpha", 1): (2, 0)}
+
+
+async def test_numbers_of_a_node_on_its_way_to_its_own_release_count(control_site: Site) -> None:
+    """It serves its old release on, and for as long as the new one fails."""
+    async with control_site.running() as replica:
+        node = await at_release(replica)
+        rollout = await open_rollout(replica, functions={"beta": await seeds.function(replica, "beta")})
+        await rollout.start(replica, [node])
+        await numbers.tell(node, numbers.message([numbers.function(calls=2)]))
         assert await totals(replica) == {("alpha", 1): (2, 0)}
 
 
