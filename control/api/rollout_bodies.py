@@ -35,7 +35,7 @@ class GateResult(Struct):
     calls: int
     at_least_calls: int
     why: str
-    """Why it isn't passed, for people."""
+    """What it saw, in a sentence; for people."""
     measured_at: datetime | None
 
 

@@ -16,7 +16,7 @@ from control.clock import Clock
 from control.problems import ProblemError
 from control.protocol import wire
 from control.protocol.wire import RehearsedChange
-from control.rollouts import acts, rules, store
+from control.rollouts import acts, gates, rules, store
 from control.rollouts.policy import Gate
 from control.rollouts.rules import Outcome
 from control.rollouts.store import GateRow, StoredRollout
@@ -423,13 +423,13 @@ async def _shown(conn: Connection, stored: StoredRollout) -> rollout_bodies.Show
     for number, step in enumerate(stored.rules.steps, 1):
         at = stored.row.step
         state = "passed" if number < at or stored.row.state == "done" else "now" if number == at else "not_begun"
-        gates = [
+        results = [
             _gate(gate, said.get((number, place)))
             for place, gate in enumerate(stored.rules.gates)
             if (number, place) in said or (state == "now" and step.until is not None)
         ]
         counts = by_step.get(number, rollout_bodies.NodeCounts())
-        plan.append(rollout_bodies.RolloutStep(number, step.text, state, counts, gates))  # type: ignore[arg-type]
+        plan.append(rollout_bodies.RolloutStep(number, step.text, state, counts, results))  # type: ignore[arg-type]
     return rollout_bodies.ShownRollout(
         **_fields(stored, await _sizes(conn, [stored])),
         policy=stored.policy,
@@ -455,7 +455,7 @@ def _rehearsing(stored: StoredRollout) -> bool:
 
 
 def _gate(gate: Gate, said: GateRow | None) -> rollout_bodies.GateResult:
-    text = _gate_text(gate)
+    text = gates.in_words(gate)
     if said is None:
         why = "it wasn't measured yet"
         return rollout_bodies.GateResult(text, "unknown", None, None, None, 0, gate.at_least_calls, why, None)
@@ -470,15 +470,6 @@ def _gate(gate: Gate, said: GateRow | None) -> rollout_bodies.GateResult:
         why=said.why,
         measured_at=said.measured_at,
     )
-
-
-def _gate_text(gate: Gate) -> str:
-    """Return a gate in words."""
-    if gate.webhook is not None:
-        return f"the answer of {gate.webhook}"
-    limits = [f"{gate.than_before} of before" if gate.than_before else "", gate.at_most or ""]
-    what = f"{gate.metric} of {gate.function}" if gate.function else str(gate.metric)
-    return f"{what} at most {' and '.join(limit for limit in limits if limit)}"
 
 
 def _rehearsal(row: RehearsalRow) -> rollout_bodies.NodeRehearsal:

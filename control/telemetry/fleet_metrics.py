@@ -4,7 +4,7 @@ Every replica has the same gauges, and its own counters, for the nodes that repo
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from control.clock import Clock
@@ -39,11 +39,20 @@ class GroupCalls(NamedTuple):
 class FleetMetrics:
     """Makes the text for each scrape."""
 
-    def __init__(self, standings: FleetReader, numbers: NumbersIngest, fleet: FleetCache, clock: Clock) -> None:
+    def __init__(
+        self,
+        standings: FleetReader,
+        numbers: NumbersIngest,
+        fleet: FleetCache,
+        clock: Clock,
+        more: Sequence[Callable[[], Awaitable[str]]] = (),
+    ) -> None:
+        """`more` returns other metrics that are read from the database."""
         self._clock = clock
         self._standings = standings
         self._numbers = numbers
         self._fleet = fleet
+        self._more = more
         self._told = SharedReading(numbers.nodes.of_groups, TOLD_EVERY, clock)
 
     async def render(self) -> bytes:
@@ -54,6 +63,8 @@ class FleetMetrics:
             async with self._clock.timeout(PATIENCE):
                 texts.append(standings(await self._standings.summary()))
                 texts.append(told(await self._told.get(), names))
+                for each in self._more:
+                    texts.append(await each())
         except (TimeoutError, ProblemError):
             pass
         ingested = self._numbers

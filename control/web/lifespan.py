@@ -27,6 +27,7 @@ from control.problems import ProblemError
 from control.protocol.wire import SyncState
 from control.reread_files import Reread, RereadFiles
 from control.rollouts.measuring import Measuring
+from control.rollouts.rollout_metrics import RolloutMetrics
 from control.rollouts.runner import RolloutRunner
 from control.settings import ControlSettings, ControlSettingsError
 from control.storage import database, migrations, object_store, queries
@@ -108,7 +109,9 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         numbers = NumbersIngest(background, clock)
         recent_calls = RecentCallsReader(databases.lists, clock, fleet, numbers)
         stack.push_async_callback(recent_calls.stop)
-        fleet_metrics = FleetMetrics(standings, numbers, fleet, clock)
+        rollout_metrics = RolloutMetrics(databases.lists, clock)
+        stack.push_async_callback(rollout_metrics.stop)
+        fleet_metrics = FleetMetrics(standings, numbers, fleet, clock, [rollout_metrics.text])
         stack.push_async_callback(fleet_metrics.stop)
         targets = Targets()
         traces = Tracing(settings, fleet.mark.name) if settings.otlp_url else None

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from control.metrics import ControlMetrics
 from control.protocol.histogram import FOLDED
 from control.protocol.manifest import Manifest
+from control.rollouts import rollout_metrics
+from control.rollouts.rollout_metrics import OpenRow, ReadRollouts, SaidRow, StateCount
 from control.telemetry import fleet_metrics
 from control.telemetry.call_history import CallTally
 from control.telemetry.fleet_summary import Cause, FleetSummary, GroupSummary
@@ -42,12 +45,20 @@ def fleet() -> str:
     """The fleet's metrics, of one group."""
     cause = Cause("c", "t", None, {"g": 1}, ("n",))
     group = GroupSummary("g", 1, {("failing", 1): 1}, {"failing": 1}, (cause,))
+    policy = {"gate": [{"metric": "p99", "at_most": "1s"}]}
+    rollout, said = (
+        OpenRow(UUID(int=1), "g", 2, policy, 1, "failed"),
+        SaidRow(UUID(int=1), 0, "failed", 2.0, 1.0, 0.5, 9),
+    )
     calls = fleet_metrics.GroupCalls("g", {("f", 1): CallTally({}, {5: 1})}, {})
     texts = [
         fleet_metrics.standings(FleetSummary(datetime.now(UTC), (group,))),
         fleet_metrics.told([GroupToldRow("i", "1", 1, 1, 1, 1, 1, 1, 1, 1, 1)], {"i": "g"}),
         fleet_metrics.events({"i": Events(1, 1, 1)}, {"i": "g"}),
         fleet_metrics.numbers_taken(1, 1, 1),
+        rollout_metrics.text(
+            ReadRollouts([StateCount("paused", 1, 1)], [rollout], [said], {UUID(int=1): {"failed": 1}})
+        ),
         *fleet_metrics.calls_text([fleet_metrics.call_outcomes(calls)], [fleet_metrics.call_seconds(calls)]),
     ]
     return "".join(texts)
