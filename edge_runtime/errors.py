@@ -238,3 +238,5 @@ class SyncFailed(CodedError):
 
     held = 0.0
     """Seconds for which the attempt kept calls waiting."""
+    brief = ""
+    """The message without anything that a function said, where it differs: that may be the contents of rows."""

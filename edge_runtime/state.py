@@ -27,6 +27,8 @@ log = logging.getLogger("skerry.front")
 PAUSE: Final = 0.02
 NOTE_BYTES: Final = 16
 """Bytes of the lock file's content, always the same number: overwriting the old content needs no space on the disk."""
+REHEARSAL: Final = "rehearsal"
+"""The folder of a release's rehearsal, with a copy of the database; it is there only while one runs."""
 RESERVE: Final = "reserve"
 RESERVE_BYTES: Final = 1 << 20
 """The size of the reserve. A disk with less free space counts as full."""
@@ -97,6 +99,8 @@ class State:
         for work_folder in self.aot.glob(f"{aot_cache.TEMPORARY}*"):
             # Left by a compilation whose process was killed. The process id in the name may be this process's now.
             shutil.rmtree(work_folder, ignore_errors=True)
+        # Left by a rehearsal whose front was killed. All of its processes held the lock.
+        shutil.rmtree(self.path / REHEARSAL, ignore_errors=True)
         with contextlib.suppress(OSError):
             give_up_reserve(self.path, KEPT_BY_A_START)
         self._note_holder()

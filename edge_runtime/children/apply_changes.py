@@ -30,6 +30,8 @@ from edge_runtime.sql.tokenizer import name, tokenize
 
 Tell = Callable[[str], None]
 """Called with what is about to be done, for people."""
+Around = Callable[[int], contextlib.AbstractContextManager[object]]
+"""Called with a schema change's number before each part of it runs; what it returns is entered around that part."""
 
 HEAP_BYTES: Final = 48 * 1024 * 1024
 """Bytes of SQLite's memory in an applier. The whole process takes at most 64 MB, however large a table is: what doesn't
@@ -49,6 +51,11 @@ _DELETE_STEPS_BEFORE: Final = load("delete_steps_before")
 _SCHEMA_MOVED: Final = load("schema_moved")
 _TABLE_NAMES: Final = load("table_names")
 _TABLE_BYTES: Final = load("table_bytes")
+
+
+def around_nothing(_: int) -> contextlib.AbstractContextManager[object]:
+    """Do nothing around the parts of schema changes."""
+    return contextlib.nullcontext()
 
 
 def applied_changes(opened: LibsqlDatabase) -> dict[int, tuple[int, str]]:
@@ -132,12 +139,12 @@ def _failing_as_sync(opened: LibsqlDatabase) -> Iterator[None]:
         raise failure_of_libsql(opened, "The steps of schema changes can't be run", error) from None
 
 
-def advance(opened: LibsqlDatabase, order: frames.Advance, tell: Tell) -> None:
+def advance(opened: LibsqlDatabase, order: frames.Advance, tell: Tell, around: Around = around_nothing) -> None:
     """Run the steps before the flip of the plan's first change, after the rest of the steps after earlier flips.
 
     Raises: SyncFailed, when one fails. Earlier work stays, and the next attempt continues from there.
     """
-    finish(opened, tell)
+    finish(opened, tell, around)
     with _failing_as_sync(opened):
         with transaction(opened):
             lacking = to_apply(opened, order.plan, afresh=False)
@@ -149,10 +156,11 @@ def advance(opened: LibsqlDatabase, order: frames.Advance, tell: Tell) -> None:
                 _store_steps(opened, change, steps)
         for row in stored_steps(opened):
             if row.number == change.number and row.stage == "before" and not row.done:
-                _run_step(opened, row, f"{label_of(change)}, {steps.title(row.step)}", tell, order)
+                with around(row.number):
+                    _run_step(opened, row, f"{label_of(change)}, {steps.title(row.step)}", tell, order)
 
 
-def finish(opened: LibsqlDatabase, tell: Tell) -> None:
+def finish(opened: LibsqlDatabase, tell: Tell, around: Around = around_nothing) -> None:
     """Run the steps after the flips of the changes that the file has. Raises: SyncFailed, when one fails."""
     with _failing_as_sync(opened):
         opened.lock.acquire()
@@ -163,7 +171,8 @@ def finish(opened: LibsqlDatabase, tell: Tell) -> None:
         applied = applied_changes(opened)
         for row in stored_steps(opened):
             if row.stage == "after" and not row.done and row.number in applied:
-                _run_step(opened, row, f"schema change {row.number} ({row.name}), step {row.step}", tell)
+                with around(row.number):
+                    _run_step(opened, row, f"schema change {row.number} ({row.name}), step {row.step}", tell)
         _check_foreign_keys(opened, applied, tell)
         _forget_done(opened, applied)
 
@@ -331,8 +340,10 @@ def _probe_serving(opened: LibsqlDatabase, label: str, order: frames.Advance, te
             try:
                 probe_call.check(opened, order.generation, function, order.secrets.get(function.name, {}))
             except SyncFailed as failed:
-                text = f"After {label}, under the release that serves until the flip: {failed.message}"
-                raise SyncFailed(failed.code, text) from None
+                after = f"After {label}, under the release that serves until the flip:"
+                again = SyncFailed(failed.code, f"{after} {failed.message}")
+                again.brief = failed.brief and f"{after} {failed.brief}"
+                raise again from None
 
 
 def _check_foreign_keys(opened: LibsqlDatabase, applied: Mapping[int, object], tell: Tell) -> None:

@@ -125,7 +125,9 @@ def check(
         answer = call(opened, generation, function, manifest)
     except guest.GuestFault as fault:
         _tell_log(local, fault.log)
-        raise SyncFailed("probe_failed", f"{what} {fault} ({fault.code})") from None
+        failed = SyncFailed("probe_failed", f"{what} {fault} ({fault.code})")
+        failed.brief = f"{what} it ended with {fault.code}."
+        raise failed from None
     finally:
         if function is not kept:
             function.close()
@@ -134,11 +136,10 @@ def check(
     if answer.status != probe.status:
         _tell_log(local, answer.log)
         shown = answer.body[:_SHOWN].decode("utf-8", "replace")
-        raise SyncFailed(
-            "probe_failed",
-            f"{what} {probe.method} {probe.path} answered {answer.status} and should have answered {probe.status}. "
-            f"Body: {shown.strip()}",
-        )
+        brief = f"{what} {probe.method} {probe.path} answered {answer.status} and should have answered {probe.status}."
+        failed = SyncFailed("probe_failed", f"{brief} Body: {shown.strip()}")
+        failed.brief = brief
+        raise failed
 
 
 def _tell_log(local: LocalFunction, text: bytes) -> None:

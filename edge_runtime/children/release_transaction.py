@@ -9,7 +9,7 @@ from typing import Final
 
 from control.protocol import faults, wire
 from edge_runtime.children import apply_changes, probe_call
-from edge_runtime.children.apply_changes import Tell
+from edge_runtime.children.apply_changes import Around, Tell
 from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
 from edge_runtime.files import free_bytes
@@ -40,12 +40,13 @@ def prepare(
     tried: probe_call.TriedFunctions | None = None,
     *,
     afresh: bool = False,
+    around: Around = apply_changes.around_nothing,
 ) -> wire.Inventory:
     """Bring the file to the plan's release, except for the COMMIT; return the inventory that the node then has.
 
     `secrets` and `afresh` are as in `frames.Apply`; `opened` has foreign_keys OFF; `tell` is called with what is about
-    to be done, for people; `tried` has functions that are already loaded. The writer lock is held until `commit` or
-    `undo`.
+    to be done, for people; `tried` has functions that are already loaded; `around` is entered around each change. The
+    writer lock is held until `commit` or `undo`.
 
     Raises: SyncFailed, when the release can't be applied; everything is then undone.
     """
@@ -59,7 +60,7 @@ def prepare(
         texts = [change.sql for change in changes] + [row.sql for row in apply_changes.stored_steps(opened)]
         before = schema.definitions(opened)
         apply_changes.undo_given_up(opened, plan)
-        _apply(opened, changes, tell)
+        _apply(opened, changes, tell, around)
         _record(opened, plan, changes, functions)
         if changes:
             tell("the check of foreign keys")
@@ -110,13 +111,14 @@ def _check_functions(plan: wire.Plan, functions: list[LocalFunction]) -> None:
         raise SyncFailed("plan_invalid", "The functions that were made ready are not those of the plan.")
 
 
-def _apply(opened: LibsqlDatabase, changes: list[wire.PlannedChange], tell: Tell) -> None:
+def _apply(opened: LibsqlDatabase, changes: list[wire.PlannedChange], tell: Tell, around: Around) -> None:
     if not changes:
         return
     access_rules = AccessRules.read(opened)
     apply_changes.finish_at_once(opened, access_rules)
     for change in changes:
-        apply_changes.flip(opened, access_rules, change, tell)
+        with around(change.number):
+            apply_changes.flip(opened, access_rules, change, tell)
         _check_room(opened, change)
 
 

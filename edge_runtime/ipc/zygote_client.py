@@ -35,6 +35,17 @@ FRAME_LIMIT: Final = 64 * 1024 * 1024
 """Bytes that an answer may have; the largest is an inventory."""
 
 
+def child_environment() -> dict[str, str]:
+    """Return the environment of a program that the front starts."""
+    # The packages' own folder comes first, and the current one is left out, so that nobody else decides what is
+    # imported.
+    folder = str(Path(__file__).parents[2])
+    paths = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    # Processes that run functions must not get the node's secrets.
+    kept = {name: value for name, value in os.environ.items() if "TOKEN" not in name}
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 class MachineUnfit(Exception):
     """No function can run on this machine in its present state; the message says why and what to do."""
 
@@ -152,8 +163,8 @@ class ZygoteClient:
 
     def __init__(self, settings: frames.ChildSettings, lock: int) -> None:
         """`lock`: descriptor of the state directory's lock, which every child inherits."""
-        self._settings = settings
-        self._lock = lock
+        self.settings = settings
+        self.lock = lock
         self._page = progress_page.create()
         self.page: memoryview = progress_page.open_page(self._page)
         self._control: socket.socket | None = None
@@ -303,17 +314,11 @@ class ZygoteClient:
                         child.exited.set_result(None)
 
     def _exec(self, control: int, output: int) -> subprocess.Popen[bytes]:
-        arguments = births.Arguments(control, self._page, os.getpid(), self._settings)
-        # The packages' own folder comes first, and the current one is left out, so that nobody else decides what is
-        # imported.
-        folder = str(Path(__file__).parents[2])
-        paths = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        # Processes that run functions must not get the node's secrets.
-        kept = {name: value for name, value in os.environ.items() if "TOKEN" not in name}
+        arguments = births.Arguments(control, self._page, os.getpid(), self.settings)
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-m", self.PROGRAM, frames.encode_json(arguments).decode()],
-            pass_fds=(control, self._page, self._lock),
-            env={**kept, "PYTHONPATH": os.pathsep.join(paths)},
+            pass_fds=(control, self._page, self.lock),
+            env=child_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

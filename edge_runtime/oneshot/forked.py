@@ -7,9 +7,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from edge_runtime.sandbox import fence
+
+PERIOD: Final = 0.1
+"""Seconds between two looks at a watched child."""
+LONGEST: Final = 4 * 1024 * 1024
+"""Bytes of the longest line of a watched child."""
 
 
 def run_forked(work: Callable[[], bytes], seconds: float) -> tuple[bytes, int]:
@@ -59,6 +64,34 @@ def forked_lines(work: Callable[[BinaryIO], None], may_take: Callable[[], float 
             rest += last
         if overdue:
             raise TimeoutError("no answer in time")
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def watched_lines(work: Callable[[BinaryIO], None], look: Callable[[], None]) -> Generator[bytes]:
+    """Yield the lines that `work` writes in the child as they arrive. Meanwhile call `look` every `PERIOD`; what it
+    raises ends the generator. A child still running then, or when the generator is closed, is killed.
+
+    Raises: ValueError, when a line is longer than `LONGEST`.
+    """
+    child, reading = _fork(work)
+    rest = bytearray()
+    try:
+        while True:
+            look()
+            if not select.select([reading], [], [], PERIOD)[0]:
+                continue
+            piece = os.read(reading, 1 << 16)
+            if not piece:
+                return
+            rest += piece
+            *lines, last = rest.split(b"\n")
+            yield from map(bytes, lines)
+            rest = last
+            if len(rest) > LONGEST:
+                raise ValueError(f"a process wrote a line of more than {LONGEST} bytes")
     finally:
         os.close(reading)
         os.kill(child, signal.SIGKILL)

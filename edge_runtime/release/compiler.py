@@ -112,6 +112,17 @@ class Compiler:
         self._released_at = clock.monotonic()
         return await self._start(planned, {f.sha256 for f in planned if f.name in compiled}, lenient=False)
 
+    async def in_background(self, planned: list[LocalFunction]) -> list[LocalFunction]:
+        """Return `planned`, each with compiled code, which is made in processes that let all others run first.
+
+        Raises: SyncFailed, when a function can't be compiled.
+        """
+        self._name(planned)
+        made = {}
+        for sha256 in sorted({f.sha256 for f in planned}):
+            made[sha256] = await self._find(sha256, BEST) or await self.compile(sha256, QUICK, background=True)
+        return [self._with_aot(f, made[f.sha256]) for f in planned]
+
     async def available(self, stored: list[LocalFunction]) -> list[LocalFunction]:
         """Return `stored`, each with the code to start on; those without any can't be called."""
         return await self._start(stored, frozenset(), lenient=True)
@@ -205,8 +216,7 @@ class Compiler:
         """Return `planned` with the code to start on. Artifacts in `patient` wait for their AOT files; with `lenient`,
         functions without any code are kept."""
         self._hopeless -= {f.sha256 for f in planned}
-        for sha256 in {f.sha256 for f in planned}:
-            self._names[sha256] = ", ".join(sorted(f"{f.name}@{f.version}" for f in planned if f.sha256 == sha256))
+        self._name(planned)
         deadline = clock.monotonic() + self._wait
         made: dict[str, AotFile | Path] = {}
         """The code to start on, by artifact."""
@@ -231,6 +241,10 @@ class Compiler:
         else:
             return [self._on(f, made.get(f.sha256)) for f in planned]
         raise failure
+
+    def _name(self, planned: list[LocalFunction]) -> None:
+        for sha256 in {f.sha256 for f in planned}:
+            self._names[sha256] = ", ".join(sorted(f"{f.name}@{f.version}" for f in planned if f.sha256 == sha256))
 
     async def _quickly(self, sha256: str, deadline: float, patient: bool, lenient: bool) -> AotFile | Path:
         """Return an AOT file at the quick level, or the artifact itself if compiling takes longer than `deadline` and

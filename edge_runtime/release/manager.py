@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -25,10 +26,12 @@ from edge_runtime.dispatch.trial_load import ReleaseApplier
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
+from edge_runtime.ipc.rehearsal_messages import RehearsalTask
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.release import applier_process, stored_release
 from edge_runtime.release.applier_process import StepRunner, has_steps
 from edge_runtime.release.compiler import Compiler
+from edge_runtime.release.rehearsal_process import RehearsalProcess
 from edge_runtime.release.secrets import Secrets
 from edge_runtime.release.witness import Witness, after
 
@@ -191,6 +194,35 @@ class ReleaseManager:
         serving = release.functions if release is not None else []
         generation = release.generation if release is not None else 0
         await self.steps.advance(frames.Advance(plan, generation, serving, self._secrets.of(serving)), tell)
+
+    async def rehearse(self, plan: wire.Plan, functions: list[LocalFunction], seconds: float) -> wire.RehearsalResult:
+        """Try a release on a copy of the node's data, in `seconds` at most, while the current one serves; `functions`
+        are all its functions with their code.
+
+        Raises: SyncFailed, when the release can't be tried, or wouldn't get as far as the database.
+        """
+        if self._forged is not None:
+            raise SyncFailed("database_unverified", "There is no database that can be trusted to try a release on.")
+        self._secrets.look()
+        for failure in self._secrets.lacking(functions).values():
+            raise SyncFailed(failure.code, failure.message)
+        release = self.release
+        serving = release.functions if release is not None else []
+        settings = self._processes.settings
+        task = RehearsalTask(
+            os.getpid(),
+            settings.state,
+            plan,
+            functions,
+            self._secrets.of(functions),
+            release.generation if release is not None else 0,
+            serving,
+            self._secrets.of(serving),
+            has_steps(plan) or self.steps.unfinished.is_set(),
+            settings.wal_limit,
+            seconds,
+        )
+        return await RehearsalProcess(self._processes).run(task)
 
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Move to the plan's release; `functions` are all its functions with their code. Return the resulting

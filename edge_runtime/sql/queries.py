@@ -154,7 +154,8 @@ class NumberRow(NamedTuple):
 
 
 class NameRow(NamedTuple):
-    """`functions`, `modules`: a name in lower case; `table_names`: a table's; `integer_keys`: a column's, or empty."""
+    """`functions`, `modules`, `shadow_tables`: a name in lower case; `table_names`: a table's; `integer_keys`: a
+    column's, or empty."""
 
     name: str
 

@@ -15,6 +15,7 @@ from control.protocol.counts import counted
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import (
     DefinitionRow,
+    NameRow,
     NumberRow,
     ReferenceRow,
     SchemaRecordRow,
@@ -34,6 +35,9 @@ MOST_TABLES: Final = 200
 _SCHEMA: Final = load("schema")
 _FOREIGN_KEYS: Final = load("foreign_keys")
 _TABLES: Final = load("tables_with_rows")
+_SHADOWS: Final = load("shadow_tables")
+_CONSTRAINTS: Final = frozenset({"constraint", "primary", "unique", "check", "foreign"})
+"""First words of a table's constraints."""
 _OWN_QUERIES: Final = ("own_schema", "all_meta", "all_changes", "all_release", "all_functions", "all_steps")
 _OWN: Final = tuple(load(name) for name in _OWN_QUERIES)
 _MAKE_RECORD: Final = load("make_schema_record")
@@ -171,6 +175,45 @@ def digests(opened: LibsqlDatabase) -> SchemaDigests:
 def digest(schema: SchemaDigests) -> str:
     """Return the sha256 of a whole schema."""
     return _sha256([[*key, value] for key, value in sorted(schema.items())])
+
+
+def shape_digest(opened: LibsqlDatabase) -> str:
+    """Return a sha256 that two files share if their schemas mean the same, whatever led to them.
+
+    Tables of virtual tables' own (shadow tables) are left out: other versions of a module may make others.
+    """
+    shadows = {row.name for row in opened.read(NameRow, _SHADOWS)}
+    rows = [
+        [row.type, row.name.lower(), row.tbl_name.lower(), _shape(row)]
+        for row in definitions(opened)
+        if row.tbl_name.lower() not in shadows
+    ]
+    return _sha256(sorted(rows, key=lambda row: row[:3]))
+
+
+def _shape(row: DefinitionRow) -> list[object]:
+    """Return a definition's tokens in an order that doesn't depend on how it came to be: ALTER TABLE ADD COLUMN puts a
+    column after the table's constraints, CREATE TABLE before them."""
+    tokens = list(normal(row.sql))
+    if tokens[2:5] == ["if", "not", "exists"]:
+        del tokens[2:5]
+    if row.type != "table" or tokens[:2] != ["create", "table"] or "(" not in tokens:
+        return list(tokens)
+    start, depth = tokens.index("("), 0
+    parts: list[list[str]] = [[]]
+    end = len(tokens)
+    for at, text in enumerate(tokens[start:], start):
+        depth += (text == "(") - (text == ")")
+        if depth == 0:
+            end = at
+            break
+        if depth == 1 and text == ",":
+            parts.append([])
+        elif at > start:
+            parts[-1].append(text)
+    columns = [part for part in parts if part and part[0] not in _CONSTRAINTS]
+    constraints = sorted(part for part in parts if part and part[0] in _CONSTRAINTS)
+    return [tokens[:start], columns, constraints, sorted(tokens[end + 1 :])]
 
 
 def record(opened: LibsqlDatabase) -> None:

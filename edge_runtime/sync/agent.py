@@ -24,6 +24,7 @@ from edge_runtime.sync.control_trust import DROP_AFTER, ControlTrust
 from edge_runtime.sync.credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.node_agent import AgentFacts
+from edge_runtime.sync.rehearsals import Rehearsals
 from edge_runtime.sync.sql_runs import SqlRunReports
 from edge_runtime.sync.sync_outcomes import SyncOutcomes
 from edge_runtime.sync.watch_answers import WatchAnswers
@@ -68,6 +69,9 @@ class Agent:
         self._artifacts = Artifacts(state)
         self._outcomes = SyncOutcomes(state, runtime, jitter)
         self._sql_runs = SqlRunReports(state)
+        self._rehearsals = Rehearsals(runtime, compiler, self._artifacts, lambda: self._client)
+        self._earlier: set[str] = set()
+        """sha256 of the artifacts of the release before the present one, since the start."""
         self._client: ControlClient
         self._boot_id = str(uuid4())
         self._capabilities = capabilities.document()
@@ -99,16 +103,19 @@ class Agent:
     async def run(self) -> None:
         """Poll and sync until cancelled."""
         await self._outcomes.look_back(self._generation)
-        while True:
-            who = self._who
-            try:
-                client = ControlClient(who.control_url, identity.ca_path(self._state), self._credential.present)
-            except (ValueError, OSError) as error:
-                await self._trouble(NoAnswer("identity_unusable", str(error)))
-                continue
-            async with client:
-                self._client = client
-                await self._run_as_this_node()
+        try:
+            while True:
+                who = self._who
+                try:
+                    client = ControlClient(who.control_url, identity.ca_path(self._state), self._credential.present)
+                except (ValueError, OSError) as error:
+                    await self._trouble(NoAnswer("identity_unusable", str(error)))
+                    continue
+                async with client:
+                    self._client = client
+                    await self._run_as_this_node()
+        finally:
+            await self._rehearsals.end()
 
     async def _run_as_this_node(self) -> None:
         """Poll and sync as the present node, until it has joined again."""
@@ -142,6 +149,9 @@ class Agent:
         if await self._outcomes.deliver(self._client):
             self._at_target = True
         await self._sql_runs.deliver(self._client)
+        if self._rehearsals.untidy:
+            self._rehearsals.untidy = False
+            await self._tidy()
         if self._heard_at is not None:  # else control's time isn't known, and ours may be wrong
             await self._credential.rotate_when_old(self._client)
         answer, took, waits = await self._poll()
@@ -160,6 +170,9 @@ class Agent:
                 await self._breathe(took)
             case wire.Watch():
                 self.watched.take(answer, self._client)
+                await self._breathe(took)
+            case wire.Rehearse():
+                self._rehearsals.begin(answer.id)
                 await self._breathe(took)
             case wire.Renamed():
                 await self._credential.rename(answer.name, self._client)
@@ -197,6 +210,7 @@ class Agent:
             protocol=wire.PROTOCOL,
             watching=self.watched.digest,
             name=self._who.name,
+            rehearsal=self._rehearsals.id,
             numbers=numbers,
         )
         started = clock.monotonic()
@@ -242,6 +256,7 @@ class Agent:
         await clock.sleep(retries.pause_before(self._outcomes.failed, plan.generation, self._client.now()))
         log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
         before = self._runtime.release
+        self._rehearsals.give_way()
         await self._outcomes.begun(plan)
         self._sync = SyncAttempt(plan, self._runtime, self._compiler, self._artifacts, self._client, self.put_span)
         try:
@@ -257,8 +272,15 @@ class Agent:
         if await self._outcomes.report(self._client, plan, error, hour):
             self._at_target = True
         if flipped and before is not None:
-            keep = {f.sha256 for f in before.functions} | {f.sha256 for f in plan.functions}
-            await asyncio.to_thread(self._collect, keep)
+            self._earlier = {f.sha256 for f in before.functions}
+            await self._tidy()
+
+    async def _tidy(self) -> None:
+        """Remove the artifacts and compiled code of other releases than the present one, the one before it, and the one
+        that is being rehearsed."""
+        release = self._runtime.release
+        present = set() if release is None else {f.sha256 for f in release.functions}
+        await asyncio.to_thread(self._collect, present | self._earlier | self._rehearsals.keeps)
 
     def _collect(self, keep: set[str]) -> None:
         try:
@@ -346,6 +368,7 @@ class Agent:
             "at_target": self._at_target,
             "confirmed": self._confirmed and self._confirmed._asdict(),
             "sync": self._sync.status() if self._sync is not None else None,
+            "rehearsal": self._rehearsals.status(),
             "error": error,
             "failed_generation": failed.generation if failed else None,
             "attempts": failed.attempts if failed else 0,

@@ -50,6 +50,13 @@ class Runtime(Protocol):
         """Run the steps of schema changes before the flip, and report progress. Raises: SyncFailed, when one fails."""
         ...
 
+    async def rehearse(
+        self, plan: wire.Plan, functions: list[frames.LocalFunction], seconds: float
+    ) -> wire.RehearsalResult:
+        """Try a release on a copy of the node's data, in `seconds` at most. Raises: SyncFailed, when it can't be tried,
+        or wouldn't get as far as the database."""
+        ...
+
     async def apply(self, plan: wire.Plan, functions: list[frames.LocalFunction]) -> wire.Inventory:
         """Move to the plan's release. Raises: SyncFailed, when that fails; the old release then continues to serve."""
         ...
@@ -65,6 +72,10 @@ class ArtifactCompiler(Protocol):
 
         Functions in `compiled` now serve compiled code, and wait for theirs. Raises: SyncFailed, when one has no code.
         """
+        ...
+
+    async def in_background(self, planned: list[frames.LocalFunction]) -> list[frames.LocalFunction]:
+        """Return `planned`, each with compiled code, made at the lowest priority. Raises: SyncFailed."""
         ...
 
     def collect(self, keep: set[str]) -> None:

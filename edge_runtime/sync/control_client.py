@@ -153,6 +153,14 @@ class ControlClient:
         """Tell control how a sync is going, or how it ended."""
         return await self._typed("PUT", f"/v1/syncs/{sync_id}", update, wire.SyncState)
 
+    async def rehearsal(self, rehearsal_id: str) -> wire.RehearsalOrder:
+        """Return what the node is to rehearse."""
+        return await self._typed("GET", f"/v1/nodes/self/rehearsals/{rehearsal_id}", None, wire.RehearsalOrder)
+
+    async def tell_rehearsal(self, rehearsal_id: str, result: wire.RehearsalResult) -> None:
+        """Tell control how a rehearsal went."""
+        await self._call("PUT", f"/v1/nodes/self/rehearsals/{rehearsal_id}", result)
+
     async def tell_rows(self, counts: wire.Message) -> None:
         """Send `PUT /v1/nodes/self/row-counts`."""
         await self._call("PUT", "/v1/nodes/self/row-counts", counts)

@@ -170,6 +170,12 @@ class SimulatedRuntime:
     async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
         """No simulated change has steps."""
 
+    async def rehearse(self, plan: wire.Plan, functions: list[LocalFunction], seconds: float) -> wire.RehearsalResult:
+        """Find that the release works; raises `SyncFailed`."""
+        await _step(self._node, "apply_failed")
+        changes = [wire.RehearsedChange(change.number, change.name) for change in plan.schema_changes]
+        return wire.RehearsalResult("passed", changes=changes)
+
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Commit the plan's release; raises `SyncFailed`, and nothing has changed."""
         node, disk = self._node, self._node.disk
@@ -196,6 +202,9 @@ class SimulatedCompiler:
     async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
         await _step(self._node, "compile_failed")
         return [msgspec.structs.replace(f, wasm=f"/artifacts/{f.sha256}.wasm") for f in planned]
+
+    async def in_background(self, planned: list[LocalFunction]) -> list[LocalFunction]:
+        return await self.functions(planned)
 
     def collect(self, keep: set[str]) -> None:
         """There are no files to remove."""

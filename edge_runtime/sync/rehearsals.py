@@ -1,0 +1,226 @@
+"""Tries releases on a copy of the node's data when control asks for that, in the background: polls, syncs and calls go
+on meanwhile, and a sync that begins ends it.
+
+There is one rehearsal at a time, the newest. Its result is sent to control until control has taken it, or asks for
+another one. Nothing of it is kept on disk but the release's artifacts and their compiled code, for the sync to come:
+after a restart control asks again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from control.protocol import wire
+from edge_runtime import clock
+from edge_runtime.errors import SyncFailed
+from edge_runtime.ipc import frames
+from edge_runtime.sync import plan_check, retries
+from edge_runtime.sync.artifacts import Artifacts
+from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, text
+from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
+
+log = logging.getLogger("skerry.agent")
+
+T = TypeVar("T")
+
+PAUSE: Final = 1.0
+PAUSE_CAP: Final = 30.0
+"""Seconds between two attempts to reach control: the first pause, which doubles each time up to the cap."""
+SHARE: Final = 0.95
+"""Share of the time that is left which the program of the rehearsal gets: then it can still say what took so long."""
+SHOWN: Final = 2000
+"""Characters of a message."""
+
+UNKNOWN: Final = frozenset(
+    {
+        "artifact_refused",
+        "artifact_unreachable",
+        "compile_io",
+        "database_unverified",
+        "disk_failed",
+        "disk_full",
+        "internal",
+        "no_process",
+        "rehearsal_died",
+        "rehearsal_impossible",
+    }
+)
+"""Codes of failures that say nothing about the release: the node couldn't try it."""
+
+
+class Rehearsals:
+    """The newest rehearsal that control has asked for."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        compiler: ArtifactCompiler,
+        artifacts: Artifacts,
+        client: Callable[[], ControlClient],
+    ) -> None:
+        """`client` returns the present session to control."""
+        self._runtime = runtime
+        self._compiler = compiler
+        self._artifacts = artifacts
+        self._client = client
+        self.id = ""
+        """The rehearsal's id; empty if none was taken up since the start."""
+        self.keeps: set[str] = set()
+        """sha256 of the artifacts of the last release that was rehearsed."""
+        self.untidy = False
+        """Whether artifacts of an earlier rehearsal may be on disk."""
+        self._gives_way = False
+        self._task: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[wire.RehearsalResult] | None = None
+        """What can be given up for a sync."""
+        self._release: int | None = None
+        self._step = ""
+        self._since: datetime | None = None
+        self._result: wire.RehearsalResult | None = None
+        self._ended: datetime | None = None
+
+    def begin(self, rehearsal_id: str) -> None:
+        """Take up a rehearsal. Another one that is going on is given up, as control no longer wants it."""
+        if self._task is not None:
+            self._task.cancel()
+        self.id, self._gives_way = rehearsal_id, False
+        self._release = self._result = self._ended = None
+        self._task = asyncio.get_running_loop().create_task(self._run(self._task, rehearsal_id))
+
+    def give_way(self) -> None:
+        """Give up the rehearsal, if one is going on: a sync begins."""
+        self._gives_way = True
+        if self._work is not None:
+            self._work.cancel()
+
+    async def end(self) -> None:
+        """Give up the rehearsal, and wait until nothing of it is left."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def status(self) -> dict[str, Any] | None:
+        """Return the part `rehearsal` of the node's status; None if there was none since the start."""
+        if not self.id:
+            return None
+        result = self._result
+        return {
+            "id": self.id,
+            "release": self._release,
+            "step": self._step or None,
+            "started_at": text(self._since),
+            "outcome": result and result.outcome,
+            "code": (result and result.code) or None,
+            "message": (result and result.message) or None,
+            "row": (result and result.row) or None,
+            "ended_at": text(self._ended),
+        }
+
+    async def _run(self, before: asyncio.Task[None] | None, rehearsal_id: str) -> None:
+        """Rehearse, and tell control how it went."""
+        self._since, self._step = clock.now(), "waits"
+        try:
+            if before is not None:
+                # They would have the same folder.
+                await asyncio.wait([before])
+            order = await self._until_answered(lambda: self._client().rehearsal(rehearsal_id))
+            if order is None:
+                return
+            result = await self._rehearse(order)
+            self._result, self._ended, self._step = result, clock.now(), "reports"
+            log.log(
+                logging.INFO if result.outcome == "passed" else logging.WARNING,
+                "the rehearsal of release %d: %s%s",
+                order.plan.release_number,
+                result.outcome,
+                f" ({result.code}): {result.message}" if result.code else "",
+            )
+            await self._until_answered(lambda: self._client().tell_rehearsal(rehearsal_id, result))
+        except Exception:
+            # A bug here must not end the agent.
+            log.exception("a rehearsal failed in a way that nobody foresaw")
+        finally:
+            if self.id == rehearsal_id:
+                self._step = ""
+
+    async def _rehearse(self, order: wire.RehearsalOrder) -> wire.RehearsalResult:
+        """Rehearse, within the time that control gives; a sync that begins ends it."""
+        began = clock.monotonic()
+        self._release = order.plan.release_number
+        if self._gives_way:
+            return _gave_way(0.0)
+        self.keeps, self.untidy = {f.sha256 for f in order.plan.functions}, True
+        self._work = asyncio.get_running_loop().create_task(self._try(order, began))
+        timed_out = False
+        try:
+            async with clock.timeout(order.seconds):
+                await asyncio.wait([self._work])
+        except TimeoutError:
+            timed_out = True
+        finally:
+            if not self._work.done():
+                self._work.cancel()
+                await asyncio.wait([self._work])
+            work, self._work = self._work, None
+        if not work.cancelled():
+            return work.result()
+        seconds = round(clock.monotonic() - began, 3)
+        if not timed_out:
+            return _gave_way(seconds)
+        why = f"The rehearsal took longer than {order.seconds:g} s; it was at: {self._step}"
+        return wire.RehearsalResult("unknown", "rehearsal_timeout", why, seconds=seconds)
+
+    async def _try(self, order: wire.RehearsalOrder, began: float) -> wire.RehearsalResult:
+        release = self._runtime.release
+        generation = release.generation if release is not None else 0
+        # Nothing is flipped, so the plan needn't be newer than the release that serves.
+        plan = msgspec.structs.replace(order.plan, generation=max(order.plan.generation, generation + 1))
+        try:
+            manifests = plan_check.check_plan(plan, generation)
+            self._step = "fetch"
+            whole = {f.sha256 for f in self._runtime.inventory.functions}
+            serving = release.functions if release is not None else []
+            trusted = {f.sha256 for f in serving if f.code[0]} & whole
+            await self._artifacts.fetch(self._client(), plan.functions, trusted)
+            self._step = "compile"
+            planned = [
+                frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
+                for f in plan.functions
+            ]
+            functions = await self._compiler.in_background(planned)
+            self._step = "try"
+            left = max(0.0, order.seconds - (clock.monotonic() - began))
+            result = await self._runtime.rehearse(plan, functions, SHARE * left)
+        except SyncFailed as failed:
+            said = failed.code[:64], failed.message[:SHOWN]
+            untried = failed.code in UNKNOWN
+            result = wire.RehearsalResult("unknown", *said) if untried else wire.RehearsalResult("failed", *said)
+        except OSError as error:
+            result = wire.RehearsalResult(
+                "unknown", "disk_failed", f"The state directory can't be used: {error}"[:SHOWN]
+            )
+        except Exception as error:
+            log.exception("a rehearsal failed in a way that nobody foresaw")
+            result = wire.RehearsalResult("unknown", "internal", f"The edge runtime made a mistake: {error!r}"[:SHOWN])
+        return msgspec.structs.replace(result, seconds=round(clock.monotonic() - began, 3))
+
+    async def _until_answered(self, ask: Callable[[], Awaitable[T]]) -> T | None:
+        """Ask control, again and again where it can't be reached; None if it refuses for good."""
+        pause = PAUSE
+        while True:
+            try:
+                return await ask()
+            except (NoAnswer, ControlRefused) as error:
+                if isinstance(error, ControlRefused) and retries.final(error.status):
+                    log.warning("control no longer wants the rehearsal %s: %s", self.id, error.message)
+                    return None
+            await clock.sleep(pause)
+            pause = min(PAUSE_CAP, 2 * pause)
+
+
+def _gave_way(seconds: float) -> wire.RehearsalResult:
+    return wire.RehearsalResult("unknown", "sync_began", "A sync began meanwhile, and comes first.", seconds=seconds)
