@@ -66,6 +66,13 @@ CODES: Final[dict[str, ErrorCode]] = {
     "commit_failed": ErrorCode(502, "The COMMIT failed"),
     "database_unfit": ErrorCode(0, "The libsql file can't be used"),
     "database_unverified": ErrorCode(0, "The libsql file's record of the release isn't what the node has committed"),
+    # A rehearsal that says nothing about its release
+    "rehearsal_no_room": ErrorCode(0, "The disk has no room for a copy of the database to rehearse a release on"),
+    "rehearsal_log_long": ErrorCode(0, "The write-ahead log grew too long while the database was copied"),
+    "rehearsal_timeout": ErrorCode(0, "The rehearsal took longer than it may"),
+    "rehearsal_died": ErrorCode(0, "A process of the rehearsal ended before it had a result"),
+    "rehearsal_impossible": ErrorCode(0, "The rehearsal couldn't be begun on this machine"),
+    "sync_began": ErrorCode(0, "A sync began while the node rehearsed a release, and comes first"),
     # A call, before its function runs
     "request_invalid": ErrorCode(400, "This isn't a request that HTTP/1.1 allows, or not one that skerry.sql takes"),
     "head_too_large": ErrorCode(431, "The request's head is too large"),

@@ -163,6 +163,7 @@ def render(document: dict[str, Any]) -> str:
     if sync := document.get("sync"):
         step = f", step {sync['step']}" if sync.get("step") else ""
         lines.append(f"sync       to release {sync['release']}{step}, since {sync['started_at']}")
+    lines += _rehearsal_lines(document.get("rehearsal") or {})
     for error in {
         e["code"]: e for e in (document.get("error"), (document.get("control") or {}).get("error")) if e
     }.values():
@@ -191,6 +192,20 @@ def _release(applied: dict[str, Any] | None, confirmed: dict[str, Any] | None) -
     if applied is None or applied["generation"] == confirmed["generation"]:
         return told
     return f"{told}, applied as release {applied['number']} (generation {applied['generation']})"
+
+
+def _rehearsal_lines(rehearsal: dict[str, Any]) -> list[str]:
+    """Return how far the rehearsal of a release is, or how the last one ended."""
+    if not rehearsal:
+        return []
+    release = f"of release {rehearsal['release']}" if rehearsal["release"] is not None else "of a release"
+    if rehearsal["outcome"] is None:
+        step = f", step {rehearsal['step']}" if rehearsal["step"] else ", which control no longer wants"
+        return [f"rehearsal  {release}{step}, since {rehearsal['started_at']}"]
+    told = f"rehearsal  {release}: {rehearsal['outcome']} at {rehearsal['ended_at']}"
+    if rehearsal["code"]:
+        told += f", {rehearsal['code']}: {rehearsal['message']}"
+    return [told + (f" Row: {rehearsal['row']}" if rehearsal["row"] else "")]
 
 
 def _database_ails(document: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import ColumnRow, NameRow, load
 from edge_runtime.sql.schema_change import ROWIDS
 from edge_runtime.sql.session import code_of
-from edge_runtime.sql.tokenizer import SqlToken, name, quoted, tokenize, word
+from edge_runtime.sql.tokenizer import SqlToken, at_semicolons, name, quoted, tokenize, word
 from edge_runtime.sql.values import Value
 
 SHOWN: Final = 100
@@ -47,7 +47,7 @@ _COLUMNS: Final = load("columns")
 _TABLE_NAMES: Final = load("table_names")
 
 
-class _Place(NamedTuple):
+class _ConditionPlace(NamedTuple):
     """Where in a statement a condition on a table's keys goes."""
 
     table: str
@@ -59,7 +59,7 @@ class _Place(NamedTuple):
     """Where the condition ends."""
 
 
-class _Key(NamedTuple):
+class _IntegerKey(NamedTuple):
     """An integer key of a table's rows."""
 
     table: str
@@ -80,7 +80,10 @@ def find(opened: LibsqlDatabase, sql: str) -> str:
 
     Raises: ValueError, when SQLite refuses.
     """
-    tokens = tokenize(sql)
+    tokens = next(at_semicolons(tokenize(sql)), [])
+    if not tokens:
+        return ""
+    sql = sql[: tokens[-1].end]
     part = parts(tokens)
     if part.action == "create" and part.kind == "index" and "unique" in [word(token) for token in tokens[:2]]:
         return _duplicate(opened, sql, tokens)
@@ -122,7 +125,7 @@ def without_values(error: str, known: str) -> str:
     return _QUOTED.sub(lambda found: found[0] if found[0][1:-1] in known else "…", error)
 
 
-def _place(tokens: list[SqlToken], part: StatementParts) -> _Place | None:
+def _place(tokens: list[SqlToken], part: StatementParts) -> _ConditionPlace | None:
     """Return where a condition goes; None if the statement isn't one that changes rows by those of one table."""
     words = [(at, word(token)) for at, token in top_level(tokens) if at >= part.after]
     if part.action in ("update", "delete"):
@@ -144,7 +147,7 @@ def _place(tokens: list[SqlToken], part: StatementParts) -> _Place | None:
     return _condition(tokens, [(n, text) for n, text in words if n > at], name(tokens[at]), at + 1)
 
 
-def _condition(tokens: list[SqlToken], words: list[tuple[int, str]], table: str, at: int) -> _Place:
+def _condition(tokens: list[SqlToken], words: list[tuple[int, str]], table: str, at: int) -> _ConditionPlace:
     """Return the place, if the tokens after the table's name begin at `at`."""
     alias = table
     if at < len(tokens) and word(tokens[at]) == "as" and at + 1 < len(tokens):
@@ -158,7 +161,7 @@ def _condition(tokens: list[SqlToken], words: list[tuple[int, str]], table: str,
     where = next((n for n, text in words if text == "where"), None)
     ends = [n for n, text in words if text in _ENDS or (text == "on" and _is_conflict(tokens, n))]
     end = next((n for n in ends if where is None or n > where), None)
-    return _Place(
+    return _ConditionPlace(
         table,
         alias,
         None if where is None else tokens[where].end,
@@ -170,20 +173,20 @@ def _is_conflict(tokens: list[SqlToken], at: int) -> bool:
     return at + 1 < len(tokens) and word(tokens[at + 1]) == "conflict"
 
 
-def _key(opened: LibsqlDatabase, table: str) -> _Key | None:
+def _key(opened: LibsqlDatabase, table: str) -> _IntegerKey | None:
     """Return the key of a table; None for a view, or a table without rowids."""
     found = opened.read(NameRow, _KEYS, (table,))
     written = next((row.name for row in opened.read(NameRow, _TABLE_NAMES) if row.name.lower() == table.lower()), "")
     if not found or not written:
         return None
     if found[0].name:
-        return _Key(written, found[0].name, True)
+        return _IntegerKey(written, found[0].name, True)
     taken = {column.name.lower() for column in opened.read(ColumnRow, _COLUMNS, (written,))}
     free = next((rowid for rowid in ROWIDS if rowid not in taken), None)
-    return None if free is None else _Key(written, free, False)
+    return None if free is None else _IntegerKey(written, free, False)
 
 
-def _bounds(opened: LibsqlDatabase, key: _Key) -> tuple[int, int]:
+def _bounds(opened: LibsqlDatabase, key: _IntegerKey) -> tuple[int, int]:
     """Return the key before the first row's, and the last row's."""
     column = quoted(key.column) if key.is_declared else key.column
     # Two queries: the least and the largest in one would be a scan of the table.

@@ -42,7 +42,7 @@ class Untried(CodedError):
 _decode_told: Final = msgspec.json.Decoder(Told).decode
 
 
-class Watch:
+class RehearsalWatch:
     """Says whether the rehearsal may go on; called again and again while its processes run."""
 
     def __init__(self, task: RehearsalTask, place: Path, seconds: float) -> None:
@@ -99,7 +99,7 @@ def _rehearse(task: RehearsalTask, place: Path) -> wire.RehearsalResult:
     for folder in (place, place / wal.FILE.parent, place / wal.TEMPORARY):
         files.make_folder(folder)
     faults.reach("edge.rehearsal.begun")
-    watch = Watch(task, place, task.seconds)
+    watch = RehearsalWatch(task, place, task.seconds)
     target = place / wal.FILE
     watch.doing = "the database was copied"
     _copy(database, target, watch)
@@ -108,14 +108,18 @@ def _rehearse(task: RehearsalTask, place: Path) -> wire.RehearsalResult:
     return msgspec.structs.replace(_play(task, place, watch), database=size)
 
 
-def _copy(database: Path, target: Path, watch: Watch) -> None:
+def _copy(database: Path, target: Path, watch: RehearsalWatch) -> None:
     """Copy the node's file as it is at one moment. Raises: Untried."""
+
+    def begun() -> None:
+        _lowest_priority()
+        faults.reach("edge.rehearsal.copying")
 
     def work(out: BinaryIO) -> None:
         try:
             # The process that keeps the file open has been forked by then: it must not wait long for the processor
             # while it has one of the file's locks.
-            database_copy.copy_served(database, target, _lowest_priority)
+            database_copy.copy_served(database, target, begun)
         except database_copy.CopyFailed as failed:
             out.write(msgspec.json.encode(Told(failing=failed.message, untried=failed.code)) + b"\n")
         else:
@@ -128,7 +132,7 @@ def _copy(database: Path, target: Path, watch: Watch) -> None:
         raise Untried(told.untried, told.failing)
 
 
-def _play(task: RehearsalTask, place: Path, watch: Watch) -> wire.RehearsalResult:
+def _play(task: RehearsalTask, place: Path, watch: RehearsalWatch) -> wire.RehearsalResult:
     """Apply the release to the copy. Raises: Untried."""
 
     def work(out: BinaryIO) -> None:
@@ -166,7 +170,7 @@ def _play(task: RehearsalTask, place: Path, watch: Watch) -> wire.RehearsalResul
 
 
 def _last(
-    work: Callable[[BinaryIO], None], watch: Watch, heard: Callable[[Told], None] = lambda _: None
+    work: Callable[[BinaryIO], None], watch: RehearsalWatch, heard: Callable[[Told], None] = lambda _: None
 ) -> Told | None:
     """Return the last line that a child writes. Raises: Untried."""
     told = None

@@ -39,7 +39,7 @@ _TOTAL: Final = "SELECT total_changes()"
 _OWN: Final = "_skerry_"
 
 
-class _HeldLock(WriterLock):
+class _MeasuredLock(WriterLock):
     """The copy's writer lock, which nobody else wants. It keeps for how long it was held."""
 
     def __init__(self, descriptor: int, released: Callable[[], None]) -> None:
@@ -65,24 +65,39 @@ class _HeldLock(WriterLock):
             self._released()
 
 
-class _FirstRow:
-    """A cursor of a check of foreign keys."""
+class _CopyCursor:
+    """The answer to a statement of a schema change, or to a check of foreign keys: it may fail only when it is read."""
 
-    def __init__(self, cursor: LibsqlCursor, found: Callable[[Row], None]) -> None:
+    def __init__(
+        self, cursor: LibsqlCursor, failed: Callable[[ValueError], None], found: Callable[[Row], None]
+    ) -> None:
         self._cursor = cursor
+        self._failed = failed
         self._found = found
+        """Called with rows that are read."""
 
     def fetchmany(self, size: int) -> list[Row]:
-        rows = self._cursor.fetchmany(size)
+        try:
+            rows = self._cursor.fetchmany(size)
+        except ValueError as error:
+            self._failed(error)
+            raise
         if rows:
             self._found(rows[0])
         return rows
+
+    def fetchall(self) -> list[Row]:
+        try:
+            return self._cursor.fetchall()
+        except ValueError as error:
+            self._failed(error)
+            raise
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
 
 
-class _Connection:
+class _CopyConnection:
     """A connection that notes which row a statement fails at."""
 
     def __init__(self, connection: LibsqlConnection, tell: Callable[[Told], None]) -> None:
@@ -102,18 +117,24 @@ class _Connection:
         return self.inner.in_transaction
 
     def execute(self, sql: str, parameters: tuple[Value, ...] = (), /) -> LibsqlCursor:
-        try:
-            cursor = self.inner.execute(sql, parameters)
-        except ValueError as error:
-            if self.wanted and not parameters and not self.error and not offending_row.is_shortage(str(error)):
+        def failed(error: ValueError) -> None:
+            # The runtime's own tables may be missing.
+            own = bool(parameters) or _OWN in sql
+            if self.wanted and not own and not self.error and not offending_row.is_shortage(str(error)):
                 self.error = str(error)
                 self._tell(Told(failing=self.error))
                 with contextlib.suppress(ValueError):
                     self.row = offending_row.find(self.plain, sql)
+
+        checks = sql.startswith("PRAGMA foreign_key_check")
+        try:
+            cursor = self.inner.execute(sql, parameters)
+        except ValueError as error:
+            failed(error)
             raise
-        if sql.startswith("PRAGMA foreign_key_check"):
-            return cast(LibsqlCursor, _FirstRow(cursor, self._orphan))
-        return cursor
+        if not checks and not self.wanted:
+            return cursor
+        return cast(LibsqlCursor, _CopyCursor(cursor, failed, self._orphan if checks else lambda _: None))
 
     def close(self) -> None:
         self.inner.close()
@@ -124,7 +145,7 @@ class _Connection:
             self.row = offending_row.shown(self.plain, found.table, found.rowid)
 
 
-class _Copy(LibsqlDatabase):
+class _MeasuredCopy(LibsqlDatabase):
     """The copy, whose own statements of the runtime aren't counted as a change's."""
 
     own = 0
@@ -144,10 +165,10 @@ class _Copy(LibsqlDatabase):
         return self.read(NumberRow, _TOTAL)[0].value
 
 
-class _Measures:
+class _ChangeMeasures:
     """What each schema change did."""
 
-    def __init__(self, plan: wire.Plan, copy: _Copy, connection: _Connection, lock: _HeldLock) -> None:
+    def __init__(self, plan: wire.Plan, copy: _MeasuredCopy, connection: _CopyConnection, lock: _MeasuredLock) -> None:
         self.changes: dict[int, wire.RehearsedChange] = {}
         """By the change's number."""
         self._names = {change.number: change.name for change in plan.schema_changes}
@@ -213,12 +234,12 @@ def play(task: RehearsalTask, place: Path, tell: Callable[[Told], None]) -> None
         code = error.code if isinstance(error, DatabaseOpenError) else "rehearsal_impossible"
         tell(Told(failing=f"The release couldn't be tried: {error}.", untried=code))
         return
-    connection = _Connection(opened.connection, tell)
-    lock = _HeldLock(opened.lock.fileno(), lambda: _spare_the_log(opened))
-    copy = _Copy(cast(LibsqlConnection, connection), lock, opened.path)
+    connection = _CopyConnection(opened.connection, tell)
+    lock = _MeasuredLock(opened.lock.fileno(), lambda: _spare_the_log(opened))
+    copy = _MeasuredCopy(cast(LibsqlConnection, connection), lock, opened.path)
     copy.wal_limit = task.wal_limit
     copy.file_limit_was_hit = fence.file_limit_was_hit
-    measures = _Measures(task.plan, copy, connection, lock)
+    measures = _ChangeMeasures(task.plan, copy, connection, lock)
     try:
         digest = _apply(task, copy, lock, measures, tell)
     except SyncFailed as failed:
@@ -233,7 +254,13 @@ def play(task: RehearsalTask, place: Path, tell: Callable[[Told], None]) -> None
     tell(Told(result=result))
 
 
-def _apply(task: RehearsalTask, copy: _Copy, lock: _HeldLock, measures: _Measures, tell: Callable[[Told], None]) -> str:
+def _apply(
+    task: RehearsalTask,
+    copy: _MeasuredCopy,
+    lock: _MeasuredLock,
+    measures: _ChangeMeasures,
+    tell: Callable[[Told], None],
+) -> str:
     """Do what the node would do; return the digest of the schema that came of it. Raises: SyncFailed."""
 
     def doing(text: str) -> None:
