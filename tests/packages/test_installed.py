@@ -10,10 +10,10 @@ from tests.packages.machine import ROOT, Machine, enabled
 
 pytestmark = pytest.mark.timeout(600)
 UNITS = ("skerry.service", "skerry-edge.service", "skerry-edge.socket")
-# What programs load or start by name, which no tool finds in them: WasmEdge, libseccomp; kill, of the units; and
-# openssl, of the documents.
+# What programs load, start or read by name, which no tool finds in them: WasmEdge, libseccomp; kill, of the units;
+# openssl, of the documents; and time zones.
 NEEDED = {
-    "skerry-control": {"ca-certificates", "libseccomp2", "libwasmedge0", "openssl", "procps", "python3"},
+    "skerry-control": {"ca-certificates", "libseccomp2", "libwasmedge0", "openssl", "procps", "python3", "tzdata"},
     "skerry-edge": {"ca-certificates", "libseccomp2", "libwasmedge0", "procps", "python3"},
 }
 
