@@ -45,8 +45,7 @@ async def pause(conn: Connection, now: datetime, stored: StoredRollout, reason: 
     if stored.row.state != "running":
         raise _not_possible(stored, "only a running rollout can be paused")
     said = reason or "an operator has paused it"
-    paused = replace(stored.rollout, state="paused", waits_for="operator", waits_since=now, reason=said)
-    return await store.save(conn, stored, paused, now)
+    return await store.save(conn, stored, rules.paused(stored.rollout, said, now), now)
 
 
 async def resume(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
@@ -55,9 +54,7 @@ async def resume(conn: Connection, changed: Changed, now: datetime, stored: Stor
     if stored.row.state != "paused":
         raise _not_possible(stored, "only a paused rollout can be resumed")
     failed = rules.failed_nodes((await store.fleet(conn, stored)).nodes)
-    going = rules.resumed(stored.rollout, failed, now)
-    if stored.row.step == rules.REHEARSAL and stored.row.waits_for != "operator":
-        going = rules.next_step(going, stored.rules, failed, now)
+    going = rules.resumed(stored.rollout, stored.rules, failed, now)
     changed.groups.add(str(stored.row.group_id))
     return await store.save(conn, stored, going, now)
 
@@ -71,11 +68,8 @@ async def promote(
     """
     if not stored.open:
         raise _not_possible(stored, "only an open rollout can be promoted")
-    before, last = stored.rollout, len(stored.rules.steps)
-    if everything and before.step < last:
-        before = replace(before, step=last - 1)
     failed = rules.failed_nodes((await store.fleet(conn, stored)).nodes)
-    going = rules.next_step(replace(before, rehearsal_only=False), stored.rules, failed, now)
+    going = rules.promoted(stored.rollout, stored.rules, failed, now, everything=everything)
     if going.state == "done":
         return await complete(conn, changed, now, stored, going)
     changed.groups.add(str(stored.row.group_id))

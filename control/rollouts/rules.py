@@ -161,19 +161,27 @@ def next_step(rollout: Position, rules: Rules, failed: int, now: datetime) -> Po
     )
 
 
-def resumed(rollout: Position, failed: int, now: datetime) -> Position:
+def paused(rollout: Position, said: str, now: datetime) -> Position:
+    """Return a running rollout that an operator has paused."""
+    return replace(rollout, state="paused", waits_for="operator", waits_since=now, reason=said)
+
+
+def resumed(rollout: Position, rules: Rules, failed: int, now: datetime) -> Position:
     """Return a paused rollout that goes on: its `failed` failed nodes (`failed_nodes`) are accepted, and its step's
-    gates, bake and pause are measured from now. After a rehearsal that has ended, it goes out."""
+    gates, bake and pause are measured from now. What a rehearsal has found is accepted: the first step begins."""
+    if rollout.step == REHEARSAL and rollout.waits_for != "operator":
+        return promoted(rollout, rules, failed, now, everything=False)
     return replace(
-        rollout,
-        state="running",
-        waits_for="",
-        waits_since=now,
-        reason="",
-        forgiven=failed,
-        measured_from=now,
-        rehearsal_only=rollout.rehearsal_only and rollout.waits_for == "operator",
+        rollout, state="running", waits_for="", waits_since=now, reason="", forgiven=failed, measured_from=now
     )
+
+
+def promoted(rollout: Position, rules: Rules, failed: int, now: datetime, *, everything: bool) -> Position:
+    """Return an open rollout without the rest of its step; with `everything`, without all steps but the last one."""
+    last = len(rules.steps)
+    if everything and rollout.step < last:
+        rollout = replace(rollout, step=last - 1)
+    return next_step(replace(rollout, rehearsal_only=False), rules, failed, now)
 
 
 def _rehearsal(rollout: Position, rules: Rules, nodes: Sequence[GroupNode], now: datetime) -> RolloutDecision:

@@ -74,6 +74,12 @@ def test_the_rehearsal_waits_for_online_nodes_that_can_try_it() -> None:
     assert decide(at_step(0), rehearsed, there).rollout.step == 1
 
 
+@pytest.mark.parametrize("waits_for", ["failed", "unknown"])
+def test_what_a_rehearsal_has_found_is_accepted_by_resuming(waits_for: rules.Waits) -> None:
+    stopped = at_step(0, state="paused", waits_for=waits_for)
+    assert rules.resumed(stopped, policy(), 0, NOW).step == 1
+
+
 def test_the_rehearsal_ends_with_its_time() -> None:
     there = [node(1, rehearsed="passed"), node(2)]
     assert decide(at_step(0), policy(rehearsal_time="61m"), there).rollout.waits_for == "rehearsal"
@@ -84,7 +90,7 @@ def test_the_rehearsal_ends_with_its_time() -> None:
 
 def test_a_rehearsal_that_was_paused_has_its_time_again() -> None:
     paused = at_step(0, state="paused", waits_for="operator", rehearsal_only=True)
-    going = rules.resumed(paused, 0, NOW)
+    going = rules.resumed(paused, policy(), 0, NOW)
     assert (going.state, going.rehearsal_only) == ("running", True)
     assert decide(going, policy(rehearsal_time="10m"), nodes(1)).rollout.waits_for == "rehearsal"
 
@@ -125,7 +131,8 @@ def test_a_rehearsal_alone_goes_no_further_until_somebody_says_so() -> None:
     alone = at_step(0, rehearsal_only=True)
     rehearsed = decide(alone, policy(), nodes(3, rehearsed="passed")).rollout
     assert (rehearsed.state, rehearsed.waits_for) == ("paused", "rehearsed")
-    assert not rules.resumed(rehearsed, 0, NOW).rehearsal_only
+    going = rules.resumed(rehearsed, policy(), 0, NOW)
+    assert (going.state, going.step, going.rehearsal_only) == ("running", 1, False)
 
 
 # Which nodes start
@@ -238,7 +245,7 @@ def test_a_failed_node_that_somebody_has_accepted_doesnt_count_again() -> None:
     there = [node(1, step=1, failed=True), node(2, **flipped())]
     stopped = decide(at_step(1), policy(), there).rollout
     assert stopped.state == "paused"
-    going = rules.resumed(stopped, rules.failed_nodes(there), NOW)
+    going = rules.resumed(stopped, policy(), rules.failed_nodes(there), NOW)
     assert (going.state, going.forgiven, going.measured_from) == ("running", 1, NOW)
     assert decide(going, policy(), there).rollout.waits_for == "baking"
     assert decide(going, policy(), [*there, node(3, step=1, failed=True)]).rollout.state == "paused"
@@ -395,6 +402,17 @@ def test_why_it_waits_keeps_its_time_while_it_waits_for_the_same() -> None:
     since = NOW - 20 * MINUTE
     assert decide(at_step(1, waits_for="nodes", waits_since=since), one, there).rollout.waits_since == since
     assert decide(at_step(1, waits_for="window", waits_since=since), one, there).rollout.waits_since == NOW
+
+
+def test_promoting_leaves_out_the_rest_of_the_step_or_all_steps_but_the_last() -> None:
+    three = policy(steps=["1", "50%", "100%"])
+    for before in (at_step(1), at_step(1, state="paused", waits_for="failed", rehearsal_only=True)):
+        going = rules.promoted(before, three, 2, NOW, everything=False)
+        assert (going.state, going.step, going.forgiven, going.rehearsal_only) == ("running", 2, 2, False)
+        assert rules.promoted(before, three, 2, NOW, everything=True).step == 3
+    assert rules.promoted(at_step(0), three, 0, NOW, everything=True).step == 3
+    for everything in (False, True):
+        assert rules.promoted(at_step(3), three, 0, NOW, everything=everything).state == "done"
 
 
 # The order
