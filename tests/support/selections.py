@@ -112,6 +112,7 @@ FAULTS: Final = (
     "tests/integration/edge_runtime/guests/beside_extism",
     "tests/integration/edge_runtime/guests/beside_wasmtime",
     "tests/integration/edge_runtime/native/test_c_tests.py",
+    "tests/simulation/test_rollout_fleets.py",
     *(f"--ignore={path}" for path in ONE_LENGTH),
 )
 """What `just faults` has the long versions of."""
