@@ -96,7 +96,7 @@ async def retry(conn: Connection, changed: Changed, now: datetime, stored: Store
         raise _not_possible(stored, "the group has a newer release: make another one")
     policy = stored.rules
     begun = rules.first(policy, rehearse=policy.rehearse, rehearsal_only=False, now=now)
-    await store.forget_gates(conn, row.release_id)
+    await store.forget_attempt(conn, row.release_id)
     changed.groups.add(str(row.group_id))
     return await store.save(conn, stored, begun, now, attempt=row.attempt + 1)
 

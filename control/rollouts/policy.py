@@ -147,10 +147,13 @@ class Window:
     """Minutes since midnight."""
     ends: int
     """Minutes since midnight, up to 1440, when it isn't open any more; not after `begins`: on the next day."""
-    zone: ZoneInfo
+    zone: ZoneInfo | None
+    """None on a machine that doesn't know it, where it is never open."""
 
     def open(self, now: datetime) -> bool:
         """Return whether it is open at `now`."""
+        if self.zone is None:
+            return False
         local = now.astimezone(self.zone)
         day, at = local.weekday(), local.hour * 60 + local.minute
         if self.begins < self.ends:
@@ -189,8 +192,14 @@ AT_ONCE = Policy(bake="0s")
 """The policy of a group without one, whose release changes the schema: a rehearsal, and then all nodes at once."""
 
 
-def rules_of(policy: Policy) -> Rules:
-    """Return what a policy means. Raises: ProblemError invalid_policy, which names the field that is wrong."""
+def rules_of(policy: Policy, *, accepted: bool = False) -> Rules:
+    """Return what a policy means.
+
+    One that was `accepted` before, perhaps by another machine of control, may name a time zone that this one doesn't
+    know: so its rollout can still be aborted. What one version accepts, later ones must read.
+
+    Raises: ProblemError invalid_policy, which names the field that is wrong.
+    """
     steps = tuple(_step(f"steps[{at}]", step) for at, step in enumerate(policy.steps))
     most_nodes, most_share = 0, Fraction(0)
     for at, step in enumerate(steps):
@@ -210,7 +219,7 @@ def rules_of(policy: Policy) -> Rules:
         on_failure=policy.on_failure,
         on_unknown=policy.on_unknown,
         unknown_after=_duration("unknown_after", policy.unknown_after, least=timedelta(minutes=1)),
-        window=None if policy.window is None else _window("window", policy.window),
+        window=None if policy.window is None else _window("window", policy.window, accepted=accepted),
         spread_by=policy.spread_by,
         rehearse=policy.rehearse,
         rehearsal_time=_duration("rehearsal_time", policy.rehearsal_time, least=timedelta(seconds=1)),
@@ -304,7 +313,7 @@ def _duration(field: str, text: str, least: timedelta = timedelta(0)) -> timedel
     return timedelta(seconds=seconds)
 
 
-def _window(field: str, text: str) -> Window:
+def _window(field: str, text: str, *, accepted: bool) -> Window:
     found = _WINDOW.fullmatch(text)
     if found is None:
         raise _wrong(field, text, "no window such as Mon-Fri 22:00-05:00 Europe/Lisbon")
@@ -313,7 +322,12 @@ def _window(field: str, text: str) -> Window:
     if begins in (ends, DAY):
         raise _wrong(field, text, "a window that begins when it ends; for whole days, write 00:00-24:00")
     days = frozenset((first + n) % 7 for n in range((last - first) % 7 + 1))
-    return Window(days, begins, ends, _zone(field, text, found[5]))
+    try:
+        return Window(days, begins, ends, _zone(field, text, found[5]))
+    except ProblemError:
+        if not accepted:
+            raise
+        return Window(days, begins, ends, None)
 
 
 def _day(field: str, text: str, day: str) -> int:

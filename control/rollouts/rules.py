@@ -227,7 +227,10 @@ def _step(
             order = in_order(group.nodes, group.rollout_id)
             free = [node for node in order if node.step is None and node.online][:wanted]
             if rules.window is not None and not rules.window.open(now):
-                return _waiting(rollout, "window", f"it starts {_count(free)} when the window opens", now)
+                said = f"it starts {_count(free)} when the window opens"
+                if rules.window.zone is None:
+                    said = "control's machine doesn't know the window's time zone: install its package tzdata"
+                return _waiting(rollout, "window", said, now)
             waiting = _waiting(rollout, "nodes", f"it has started {_count(free)}", now)
             return replace(waiting, start=tuple(node.id for node in free))
         left = [node for node in started if node.online and node.reached is None and not node.failed]

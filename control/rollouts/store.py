@@ -276,9 +276,10 @@ async def save(
     return replace(stored, row=saved)
 
 
-async def forget_gates(conn: Connection, release_id: UUID) -> None:
-    """Forget what a rollout's gates said, since it begins again."""
+async def forget_attempt(conn: Connection, release_id: UUID) -> None:
+    """Forget what a rollout's gates said, and the nodes that it had started and that have left: it begins again."""
     await conn.execute(SQL["forget_gates"], release_id)
+    await conn.execute(SQL["forget_left"], release_id)
 
 
 async def tell_rehearsal(
@@ -313,4 +314,4 @@ def _stored(row: StoredRow | None) -> StoredRollout | None:
 
 def _made(row: StoredRow) -> StoredRollout:
     policy = msgspec.convert(row.policy, Policy)
-    return StoredRollout(row, policy, rules_of(policy))
+    return StoredRollout(row, policy, rules_of(policy, accepted=True))

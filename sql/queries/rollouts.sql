@@ -96,6 +96,11 @@ WHERE release_id = $1 ORDER BY step, gate;
 -- name: forget_gates
 DELETE FROM rollout_gates WHERE release_id = $1;
 
+-- Forget the nodes that a rollout has started and that have another target now: it begins again, and they fill no step.
+-- name: forget_left
+DELETE FROM rollout_nodes WHERE release_id = $1::uuid
+    AND node_id NOT IN (SELECT n.id FROM nodes AS n WHERE n.release_id = $1::uuid);
+
 -- The number of a group's newest release.
 -- name: newest
 SELECT coalesce(max(number), 0) FROM releases WHERE group_id = $1;

@@ -348,6 +348,10 @@ def test_a_machine_without_time_zones_says_what_to_install(tmp_path: Path, monke
     try:
         with pytest.raises(ProblemError) as wrong:
             rules_of(Policy(window="Mon-Fri 22:00-05:00 Europe/Lisbon"))
+        # Another machine has accepted it.
+        window = rules_of(Policy(window="Mon-Sun 00:00-24:00 Europe/Lisbon"), accepted=True).window
+        assert window is not None
+        assert not window.open(datetime(2026, 6, 3, 12, tzinfo=UTC))
     finally:
         zoneinfo.reset_tzpath(before)
         ZoneInfo.clear_cache()

@@ -187,6 +187,13 @@ def test_nodes_start_in_the_window_only(window: str, is_open: bool) -> None:
     assert decided.rollout.waits_for == ("nodes" if is_open else "window")
 
 
+def test_a_machine_that_doesnt_know_the_windows_zone_starts_nobody_and_says_so() -> None:
+    made = rules_of(Policy(window="Mon-Sun 00:00-24:00 Europe/Atlantis"), accepted=True)
+    decided = decide(at_step(1), made, nodes(5))
+    assert (decided.start, decided.rollout.waits_for) == ((), "window")
+    assert "tzdata" in decided.rollout.reason
+
+
 def test_outside_of_the_window_started_nodes_go_on_to_the_next_step() -> None:
     closed = policy(steps=["2", "100%"], window="Mon-Fri 13:00-11:00 UTC")
     assert decide(at_step(1), closed, [node(1), *(node(n, **flipped()) for n in (2, 3))]).rollout.step == 2
