@@ -223,16 +223,17 @@ def _step(
     begun = rollout.measured_from
     if step.until is not None:
         wanted = len(group.nodes) if step.whole else step.until.up(len(group.nodes)) - group.started
-        if wanted > 0 and any(node.step is None and node.online for node in group.nodes):
-            order = in_order(group.nodes, group.rollout_id)
-            free = [node for node in order if node.step is None and node.online][:wanted]
+        free = [node for node in group.nodes if node.step is None and node.online]
+        if wanted > 0 and free:
+            count = counted(min(wanted, len(free)), "node")
             if rules.window is not None and not rules.window.open(now):
-                said = f"it starts {_count(free)} when the window opens"
+                said = f"it starts {count} when the window opens"
                 if rules.window.zone is None:
                     said = "control's machine doesn't know the window's time zone: install its package tzdata"
                 return _waiting(rollout, "window", said, now)
-            waiting = _waiting(rollout, "nodes", f"it has started {_count(free)}", now)
-            return replace(waiting, start=tuple(node.id for node in free))
+            order = in_order(group.nodes, group.rollout_id)
+            start = tuple(node.id for node in order if node.step is None and node.online)[:wanted]
+            return replace(_waiting(rollout, "nodes", f"it has started {count}", now), start=start)
         left = [node for node in started if node.online and node.reached is None and not node.failed]
         if left:
             return _waiting(rollout, "nodes", f"it waits for {_count(left)} to reach the release", now)

@@ -45,7 +45,11 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "a share rounded down": ("step.until.up(", "step.until.down(", "haven't been started"),
     "only nodes that are there count": ("- group.started", "- len(started)", "and the step has"),
     "nodes of this step alone count": ("- group.started", "- len(mine)", "and the step has"),
-    "offline nodes are started": ("if node.step is None and node.online][", "if node.step is None][", "isn't online"),
+    "offline nodes are started": (
+        "in order if node.step is None and node.online",
+        "in order if node.step is None",
+        "isn't online",
+    ),
     "nodes start by their names": (
         "order = in_order(group.nodes, group.rollout_id)",
         "order = sorted(group.nodes, key=lambda node: node.id)",
