@@ -188,8 +188,9 @@ class Rules:
     gates: tuple[Gate, ...]
 
 
-AT_ONCE = Policy(bake="0s")
-"""The policy of a group without one, whose release changes the schema: a rehearsal, and then all nodes at once."""
+AT_ONCE = Policy(bake="0s", max_failed="100%")
+"""The policy of a group without one, whose release changes the schema: a rehearsal, and then all nodes at once, and
+none is held back by another."""
 
 
 def rules_of(policy: Policy, *, accepted: bool = False) -> Rules:

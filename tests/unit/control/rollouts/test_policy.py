@@ -62,6 +62,8 @@ def test_a_policy_without_anything_rehearses_and_starts_all_at_once() -> None:
 def test_the_policy_of_groups_without_one_waits_for_nothing_but_the_rehearsal() -> None:
     rules = rules_of(AT_ONCE)
     assert (rules.rehearse, rules.bake, len(rules.steps), rules.steps[0].whole) == (True, timedelta(0), 1, True)
+    # Others get it though it fails on some, as they do without a rehearsal.
+    assert rules.max_failed.down(7) == 7
 
 
 @pytest.mark.parametrize("body", [OF_THE_ISSUE, {}, {"steps": ["10", "20", "50%", "100%"], "rehearse": False}])

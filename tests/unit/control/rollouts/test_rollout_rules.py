@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control.rollouts import rules
-from control.rollouts.policy import Policy, Rules, rules_of
+from control.rollouts.policy import AT_ONCE, Policy, Rules, rules_of
 from control.rollouts.rules import GroupNode, GroupNodes, Outcome, Position, RolloutDecision, State
 
 NOW = datetime(2026, 6, 3, 12, tzinfo=UTC)
@@ -197,6 +197,13 @@ def test_a_machine_that_doesnt_know_the_windows_zone_starts_nobody_and_says_so()
 def test_outside_of_the_window_started_nodes_go_on_to_the_next_step() -> None:
     closed = policy(steps=["2", "100%"], window="Mon-Fri 13:00-11:00 UTC")
     assert decide(at_step(1), closed, [node(1), *(node(n, **flipped()) for n in (2, 3))]).rollout.step == 2
+
+
+def test_a_group_without_a_policy_gets_the_release_though_it_fails_on_some_nodes() -> None:
+    there = [node(1, step=1, failed=True), node(2, **flipped(MINUTE)), node(3), node(4, online=False)]
+    assert decide(at_step(1), rules_of(AT_ONCE), there).start == ("node 3",)
+    there[2] = node(3, step=1, failed=True)
+    assert decide(at_step(1), rules_of(AT_ONCE), there).rollout.state == "done"
 
 
 # Failures and gates
