@@ -65,7 +65,8 @@ class GroupNode:
     reached: datetime | None = None
     """When it flipped to the release, if it runs it."""
     failed: bool = False
-    """Whether its last sync to the release failed. It stays so while the node tries again."""
+    """Whether its last sync to the release failed, or expired: a node that goes silent then may have been broken by it.
+    It stays so while the node tries again."""
 
 
 @dataclass(frozen=True, slots=True)
