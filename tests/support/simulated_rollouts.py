@@ -156,6 +156,8 @@ class World:
             node.online = not node.away_for
         elif not self.calm and draw.random() < 0.06:
             node.online, node.away_for = False, draw.choice((1, 1, 2, 8, 40))
+            # Its sync expires, if one was open.
+            node.failed = node.failed or (node.own and not node.told and draw.random() < 0.3)
         if not node.online:
             return
         asked = self.rollout.state == "running" and self.rollout.step == 0 and node.rehearses
