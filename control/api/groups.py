@@ -12,6 +12,7 @@ from control.api.operations import ApiCall, Reply, operation
 from control.api.releases import GROUP, functions_of
 from control.problems import ProblemError
 from control.protocol.wire import Body, Name
+from control.rollouts import acts, store
 from control.rollouts.policy import Policy, rules_of
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -200,6 +201,8 @@ async def delete_group(call: ApiCall) -> Reply:
         found = [f"{what} ({_some(names)})" for what, names in uses if names]
         if found:
             raise ProblemError("group_in_use", f"the group {name} still has {', '.join(found)}", field="group")
+        if (rollout := await store.open_of(conn, id)) is not None:
+            await acts.end(conn, changed, now, rollout, "aborted", "its group was deleted")
         await conn.execute(SQL["delete"], id, now)
         changed.groups.add(str(id))
         await call.audit(conn, "group.delete", name, before={"id": str(id)})

@@ -18,7 +18,7 @@ from control.protocol.wire import Body, LabelKey, LabelValue, Message, Name, Tex
 from control.storage import access_changes, idempotency, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import change_effects, compatibility, requirements
+from control.sync import change_effects, compatibility, own_targets, requirements
 from control.sync.change_effects import ChangeEffects
 from control.sync.compatibility import Unfit
 from control.sync.monitor import CLONED
@@ -91,7 +91,6 @@ class JoinedNode(NamedTuple):
 
 
 SQL = queries.load("nodes")
-OWN_TARGETS = queries.load("own_targets")
 TAKE_GENERATION = SQL.value("take_generation", int)
 JOIN_TOKENS = queries.load("join_tokens")
 JOIN_TOKEN = JOIN_TOKENS.rows("token", StoredJoinToken)
@@ -502,7 +501,7 @@ async def _admit(
         ended = await _revoke(conn, node_id, now)
         await conn.execute(SQL["end_syncs"], node_id, now)
         await conn.execute(SQL["forget_functions"], node_id)
-        await conn.execute(OWN_TARGETS["forget"], str(node_id))
+        await own_targets.disown(conn, node_id)
         await conn.execute(SQL["rejoin"], node_id, body.labels, body.capabilities, body.protocol, now)
         await conn.execute(SQL["rejoin_presence"], node_id, now)
         changed.nodes.add(str(node_id))

@@ -118,6 +118,13 @@ class SchemaChangePlan(ChangeEffects):
     """What an amendment can send as its `plan_digest`, so that exactly this is done, or nothing."""
 
 
+class RolledOut(NamedTuple):
+    """A release whose rollout is open."""
+
+    group_name: str
+    number: int
+
+
 class NewestRevision(NamedTuple):
     """The number of a schema change and of its newest revision."""
 
@@ -131,6 +138,7 @@ REVISIONS = SQL.rows("revisions", SchemaChange)
 LOCK = SQL.rows("lock", SchemaChange)
 NEXT = SQL.optional("next", int)
 SYNCED = SQL.value("synced", bool)
+ROLLED_OUT = SQL.rows("rolled_out", RolledOut)
 NUMBERS = SQL.rows("numbers", NewestRevision)
 ADD = SQL.rows("add", SchemaChange)
 
@@ -250,6 +258,14 @@ async def withdraw(call: ApiCall) -> Reply:
             raise ProblemError(
                 "schema_conflict",
                 f"change {later} comes after change {number} and may need it: withdraw that first",
+                field="number",
+            )
+        if (rollout := await conn.fetchrow(ROLLED_OUT, number)) is not None:
+            name = f"{rollout.group_name}/{rollout.number}"
+            raise ProblemError(
+                "schema_planned",
+                f"change {number} is in release {name}, whose rollout is open: nodes rehearse it, or get it. Abort "
+                f"the rollout first (`skerry rollout abort {name}`)",
                 field="number",
             )
         planned = [row.planned_at for row in revisions if row.planned_at is not None]

@@ -14,6 +14,7 @@ from control.storage.connection import Connection
 SQL = queries.load("own_targets")
 LOCK = SQL.value("lock", str)
 LOCK_UNREACHED = SQL.value("lock_unreached", str)
+OWN_OF = SQL.optional("own_of", UUID)
 LOCK_GROUP = SQL.value("lock_group", UUID)
 LOCK_OWNERS = SQL.value("lock_owners", str)
 TAKE_GENERATION = queries.load("nodes").value("take_generation", int)
@@ -43,6 +44,13 @@ async def give_back(conn: Connection, release_id: UUID | str) -> list[str]:
     return ids
 
 
+async def disown(conn: Connection, node_id: UUID | str) -> None:
+    """Make its group's release the target of a node again, as `give_back` does for many; announce the node."""
+    release_id = await conn.fetchval(OWN_OF, node_id)
+    if release_id is not None:
+        await conn.execute(SQL["give_back"], release_id, [str(node_id)], await conn.fetchval(TAKE_GENERATION))
+
+
 async def finish(conn: Connection, release_id: UUID | str, group_id: UUID | str) -> int:
     """Make the release the target of its group, in place of the own targets of the group's nodes.
 
@@ -52,5 +60,5 @@ async def finish(conn: Connection, release_id: UUID | str, group_id: UUID | str)
     ids = await conn.column(LOCK_OWNERS, group_id)
     generation = await conn.fetchval(TAKE_GENERATION)
     await conn.execute(SQL["to_group"], release_id, group_id, generation)
-    await conn.execute(SQL["disown"], ids)
+    await conn.execute(SQL["clear"], ids)
     return generation

@@ -45,7 +45,17 @@ class CountRow(NamedTuple):
     at_target: bool
     at_earlier: bool
     error_code: str
+    own_release: int | None
+    """The number of their own release, if that is their target; what is earlier is then their group's."""
     nodes: int
+
+    def runs(self, group: TargetedGroup) -> int | None:
+        """Return the number of the release of their group that they run, as far as it is known."""
+        if self.own_release is None:
+            target, earlier = group.release, group.earlier_release
+        else:
+            target, earlier = self.own_release, group.release
+        return target if self.at_target else earlier if self.at_earlier else None
 
 
 class OverdueRow(NamedTuple):
@@ -121,7 +131,7 @@ class GroupSummary:
     """The number of the group's release; None if it has none."""
     counts: dict[tuple[Standing, int | None], int]
     """How many nodes there are, by standing and by the number of the release that they run. The number is known if they
-    run the group's release or the previous one; None: another one, none, or unknown."""
+    run their own release, the group's, or the one before that; None: another one, none, or unknown."""
     overdue: dict[Standing, int]
     """How many of them are overdue, by standing."""
     causes: tuple[Cause, ...]
@@ -327,7 +337,7 @@ def _summary(
     known = {group.id: group for group in groups}
     for row in counts:
         stands, group = _standing(row), known[row.group_id]
-        release = group.release if row.at_target else group.earlier_release if row.at_earlier else None
+        release = row.runs(group)
         mine = by_group[row.group_id]
         mine[stands, release] = mine.get((stands, release), 0) + row.nodes
         if stands == "failing":

@@ -1,4 +1,5 @@
--- Whether releases have arrived at all nodes of their groups. Revoked ones get none: they don't count.
+-- Whether releases have arrived at all nodes of their groups. Revoked ones get none: they don't count; nor do nodes that
+-- have a release of their own as their target.
 
 -- The releases of groups that haven't arrived at all nodes.
 -- name: under_way
@@ -17,13 +18,15 @@ SELECT count(*) AS nodes,
     count(*) FILTER (WHERE n.confirmed_generation < GREATEST(n.generation, g.generation)
         AND (n.error_code = '' OR n.error_at < $2) AND n.state = 'offline') AS away
 FROM groups AS g JOIN nodes AS n ON n.group_id = g.id
-WHERE g.id = $1::text::uuid AND n.removed_at IS NULL AND n.state <> 'revoked';
+WHERE g.id = $1::text::uuid AND n.removed_at IS NULL AND n.state <> 'revoked'
+    AND (n.release_id IS NULL OR n.generation <= g.generation);
 
 -- The codes of the errors of a group's nodes that have failed since its release was made, the most frequent first.
 -- name: codes
 SELECT n.error_code AS code, count(*) AS nodes
 FROM groups AS g JOIN nodes AS n ON n.group_id = g.id
 WHERE g.id = $1::text::uuid AND n.removed_at IS NULL AND n.state <> 'revoked'
+    AND (n.release_id IS NULL OR n.generation <= g.generation)
     AND n.error_code <> '' AND n.error_at >= $2
     AND n.confirmed_generation < GREATEST(n.generation, g.generation)
 GROUP BY n.error_code ORDER BY nodes DESC, code LIMIT 5;

@@ -54,12 +54,18 @@ DELETE FROM artifacts WHERE id = $1 AND state = 'deleting';
 -- name: known
 SELECT id::text AS id FROM artifacts WHERE id = ANY($1::text[]::uuid[]);
 
--- The artifact, for a node whose target has it, or for which a sync with it was ever opened: what the node says that it
--- runs gives it nothing.
+-- The artifact, for a node whose target has it, or its group's open rollout, or for which a sync with it was ever opened:
+-- what the node says that it runs gives it nothing.
 -- name: for_node
 SELECT a.id::text AS id FROM artifacts a WHERE a.sha256 = $1 AND a.state = 'ready' AND (
     EXISTS (
-        SELECT 1 FROM nodes n JOIN groups g ON g.id = n.group_id JOIN release_functions f ON f.release_id = g.release_id
+        SELECT 1 FROM nodes n JOIN groups g ON g.id = n.group_id JOIN release_functions f
+            ON f.release_id = coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)
+        WHERE n.id = $2 AND f.sha256 = $1
+    )
+    OR EXISTS (
+        SELECT 1 FROM nodes n JOIN rollouts o ON o.group_id = n.group_id AND o.state IN ('running', 'paused')
+            JOIN release_functions f ON f.release_id = o.release_id
         WHERE n.id = $2 AND f.sha256 = $1
     )
     OR EXISTS (
@@ -68,13 +74,18 @@ SELECT a.id::text AS id FROM artifacts a WHERE a.sha256 = $1 AND a.state = 'read
     )
 );
 
--- Artifacts whose bytes must be in the store, by id, after an id; with $3, those that the groups' releases need.
+-- Artifacts whose bytes must be in the store, by id, after an id; with $3, those that the releases of groups, of open
+-- rollouts, and of nodes alone need.
 -- name: ready_after
 SELECT id::text AS id, sha256, size FROM artifacts WHERE state = 'ready' AND artifacts.id > $1 AND (
-    NOT $3::bool OR EXISTS (
-        SELECT 1 FROM function_versions v JOIN release_functions f ON f.name = v.name AND f.version = v.version
-            JOIN groups g ON g.release_id = f.release_id
-        WHERE v.artifact_id = artifacts.id
+    NOT $3::bool OR artifacts.id IN (
+        SELECT v.artifact_id FROM (
+            SELECT h.release_id FROM groups AS h WHERE h.release_id IS NOT NULL
+            UNION SELECT o.release_id FROM rollouts AS o WHERE o.state IN ('running', 'paused')
+            UNION SELECT n.release_id FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
+            WHERE n.release_id IS NOT NULL AND n.generation > g.generation
+        ) AS t JOIN release_functions AS f ON f.release_id = t.release_id
+            JOIN function_versions AS v ON v.name = f.name AND v.version = f.version
     )
 )
 ORDER BY artifacts.id LIMIT $2;
@@ -82,10 +93,14 @@ ORDER BY artifacts.id LIMIT $2;
 -- How many of them there are, and their bytes together.
 -- name: ready_total
 SELECT count(*) AS artifacts, coalesce(sum(size), 0)::int8 AS size FROM artifacts WHERE state = 'ready' AND (
-    NOT $1::bool OR EXISTS (
-        SELECT 1 FROM function_versions v JOIN release_functions f ON f.name = v.name AND f.version = v.version
-            JOIN groups g ON g.release_id = f.release_id
-        WHERE v.artifact_id = artifacts.id
+    NOT $1::bool OR artifacts.id IN (
+        SELECT v.artifact_id FROM (
+            SELECT h.release_id FROM groups AS h WHERE h.release_id IS NOT NULL
+            UNION SELECT o.release_id FROM rollouts AS o WHERE o.state IN ('running', 'paused')
+            UNION SELECT n.release_id FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
+            WHERE n.release_id IS NOT NULL AND n.generation > g.generation
+        ) AS t JOIN release_functions AS f ON f.release_id = t.release_id
+            JOIN function_versions AS v ON v.name = f.name AND v.version = f.version
     )
 );
 

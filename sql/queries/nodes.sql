@@ -48,7 +48,6 @@ UPDATE node_presence SET last_seen_at = $2, confirmed_at = $2, offline = false W
 UPDATE nodes SET labels = CASE WHEN $2::jsonb = '{}' THEN labels ELSE $2 END, capabilities = $3, protocol = $4, joined_at = $5, schema_version = 0,
     schema_changes = '[]', database_id = '', digest = '', confirmed_generation = 0, failed_generation = 0,
     retry_at = NULL, error_code = '', error_message = '', error_at = NULL, capabilities_digest = '', ran_generation = 0,
-    release_id = NULL,
     state = 'online',
     state_since = CASE WHEN state = 'online' THEN state_since ELSE $5 END
 WHERE id = $1;

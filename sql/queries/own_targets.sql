@@ -33,10 +33,9 @@ WITH given AS (
 )
 DELETE FROM rollout_nodes WHERE release_id = $1::uuid AND node_id IN (SELECT g.id FROM given AS g);
 
--- A node joins again, and gets its group's release: the rollout that had started it may do so again.
--- name: forget
-DELETE FROM rollout_nodes WHERE node_id = $1::uuid
-    AND release_id IN (SELECT n.release_id FROM nodes AS n WHERE n.id = $1::uuid);
+-- A node's own release.
+-- name: own_of
+SELECT release_id FROM nodes WHERE id = $1::uuid;
 
 -- Lock a group.
 -- name: lock_group
@@ -56,7 +55,7 @@ WITH released AS (
 UPDATE groups SET release_id = r.id, generation = $3::int8 FROM released AS r WHERE groups.id = $2::uuid;
 
 -- Leave nodes without a release of their own. Their group has a newer generation than any of theirs.
--- name: disown
+-- name: clear
 UPDATE nodes SET release_id = NULL, generation = coalesce(nodes.moved_generation, nodes.generation),
     moved_generation = NULL
 WHERE id = ANY($1::text[]::uuid[]);

@@ -15,13 +15,13 @@ GROUP BY g.name ORDER BY g.name;
 -- name: not_believed
 SELECT name, ran_generation AS generation FROM nodes WHERE removed_at IS NULL AND ran_generation > $1 ORDER BY name LIMIT $2;
 
--- Groups with nodes that aren't at their target: how many, and the group's release.
+-- Groups with nodes that aren't at their target: how many, and the release that this is.
 -- name: behind
 SELECT g.name, r.number AS release, count(*) AS nodes
-FROM nodes AS n JOIN groups AS g ON g.id = n.group_id LEFT JOIN releases AS r ON r.id = g.release_id
-WHERE n.removed_at IS NULL AND g.release_id IS NOT NULL
-    AND n.confirmed_generation < greatest(n.generation, g.generation)
-GROUP BY g.name, r.number ORDER BY g.name;
+FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
+    JOIN releases AS r ON r.id = coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)
+WHERE n.removed_at IS NULL AND n.confirmed_generation < greatest(n.generation, g.generation)
+GROUP BY g.name, r.number ORDER BY g.name, r.number;
 
 -- Versions that nodes run and the metadata don't know, with how many nodes and one of them.
 -- name: unknown_versions

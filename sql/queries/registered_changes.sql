@@ -38,8 +38,11 @@ UNION
 SELECT o.group_id::text FROM rollouts AS o JOIN releases AS r ON r.id = o.release_id
 WHERE o.state IN ('running', 'paused') AND r.schema_floor >= $1;
 
--- A node that may be moved to a group, and the floor of the group's release.
+-- A node that may be moved to a group, and the floor of the group's release, or of that of its open rollout, if that is
+-- higher.
 -- name: moving
-SELECT n.name, n.schema_version, coalesce(r.schema_floor, 0) AS schema_floor
+SELECT n.name, n.schema_version, greatest(coalesce(r.schema_floor, 0), coalesce(x.schema_floor, 0)) AS schema_floor
 FROM nodes AS n JOIN groups AS g ON g.id = $2 LEFT JOIN releases AS r ON r.id = g.release_id
+    LEFT JOIN rollouts AS o ON o.group_id = g.id AND o.state IN ('running', 'paused')
+    LEFT JOIN releases AS x ON x.id = o.release_id
 WHERE n.id = $1;

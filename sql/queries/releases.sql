@@ -138,11 +138,16 @@ RETURNING id::text AS id;
 SELECT DISTINCT ON (number) number, name FROM schema_changes
 WHERE number > $1 AND number <= $2 ORDER BY number, revision DESC;
 
--- The functions of groups' releases that have a probe, each version once.
+-- The functions that have a probe, of the releases of groups, of open rollouts, and of nodes alone; each version once.
 -- name: probed
 SELECT DISTINCT ON (v.name, v.version) v.name, v.version, v.sha256, v.size, v.artifact_id::text AS artifact_id,
     v.manifest
-FROM groups AS g JOIN release_functions AS f ON f.release_id = g.release_id
+FROM (
+    SELECT h.release_id FROM groups AS h WHERE h.release_id IS NOT NULL
+    UNION SELECT o.release_id FROM rollouts AS o WHERE o.state IN ('running', 'paused')
+    UNION SELECT n.release_id FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
+    WHERE n.release_id IS NOT NULL AND n.generation > g.generation
+) AS t JOIN release_functions AS f ON f.release_id = t.release_id
     JOIN function_versions AS v ON v.name = f.name AND v.version = f.version
 WHERE v.manifest ->> 'probe' IS NOT NULL
 ORDER BY v.name, v.version;

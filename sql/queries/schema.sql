@@ -43,3 +43,9 @@ SELECT EXISTS (
     WHERE r.schema_floor >= $1 AND s.error_code <> 'history_mismatch'
         AND s.started_at >= (SELECT min(created_at) FROM schema_changes WHERE number = $1)
 );
+
+-- An open rollout whose release has a change.
+-- name: rolled_out
+SELECT g.name AS group_name, r.number FROM rollouts AS o JOIN releases AS r ON r.id = o.release_id
+    JOIN groups AS g ON g.id = o.group_id
+WHERE o.state IN ('running', 'paused') AND r.schema_floor >= $1 ORDER BY g.name LIMIT 1;

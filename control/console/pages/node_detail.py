@@ -92,8 +92,7 @@ async def live(visit: Visit) -> Make:
 async def _read(visit: Visit) -> NodePage:
     name = path_value("node", visit.path["node"])
     node: node_views.DetailedNode = await visit.ask(node_views.get_node, {"node": name})
-    fleet = await visit.fleet()
-    number = next((group.release for group in fleet.groups if group.name == node.group), None) if fleet else None
+    number = node.target_release
     wanted: list[release_bodies.ReleaseFunction] = []
     if number is not None:
         release = await visit.ask(releases.get_release, {"group": node.group, "number": number})

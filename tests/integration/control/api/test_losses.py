@@ -7,6 +7,7 @@ import pytest
 from control.storage.connection import Connection
 from tests.support import deploy
 from tests.support.replica import Replica, Site, TestNode
+from tests.support.rollouts import open_rollout
 
 BOOKS = "CREATE TABLE books (id INTEGER PRIMARY KEY, title TEXT); CREATE TABLE log (x)"
 DROP = "DROP TABLE books"
@@ -103,6 +104,23 @@ async def test_an_amendment_that_nodes_get_without_a_release(control_site: Site)
         assert "this amendment of schema change 2" in detail
         assert "1 node with 3 rows (shop: 3)" in detail
         await deploy.ok(replica, "POST", revisions, {**amended, "allow_loss": True})
+
+
+async def test_what_an_open_rollout_brings_counts(control_site: Site) -> None:
+    """For an amendment, and for a node that comes to the group."""
+    async with control_site.running() as replica:
+        await deploy.schema(replica, BOOKS)
+        await deploy.release(replica)
+        await with_rows(replica, "shop", books=3)
+        await deploy.ok(replica, "POST", "/v1/groups", {"name": "next"})
+        await deploy.schema(replica, DROP)
+        rollout = await open_rollout(replica, "next", functions={}, schema_floor=2)
+        assert "the move to group next" in await refused(replica, "/v1/nodes/shop/move", group="next")
+        await rollout.give_back(replica)
+        await deploy.ok(replica, "POST", "/v1/nodes/shop/move", {"group": "next"})
+        revisions, amended = "/v1/schema-changes/2/revisions", {"sql": f"DELETE FROM books; {DROP}"}
+        await open_rollout(replica, "next", functions={}, schema_floor=2)
+        assert "this amendment of schema change 2" in await refused(replica, revisions, **amended)
 
 
 async def unchecked(replica: Replica, sql: str = DROP) -> None:

@@ -2,6 +2,7 @@
 
 from tests.support import seeds
 from tests.support.replica import Replica, Site
+from tests.support.rollouts import open_rollout
 
 
 async def delete(replica: Replica, path: str) -> str:
@@ -109,3 +110,32 @@ async def test_what_a_second_rollback_goes_to_is_kept(control_site: Site) -> Non
         await node.sync()
         assert "release 1 of group default (hello@1)" in await delete(replica, "hello/versions/1")
         assert (await replica.call("POST", "/v1/releases", {"rollback": True})).json()["rollback_to"] == 1
+
+
+async def test_what_a_rollout_gives_is_kept(control_site: Site) -> None:
+    """While it is open, and while nodes have it that it has started."""
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        for _ in range(2):
+            await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        await node.sync()
+        rollout = await open_rollout(replica, functions={"hello": 2}, step=0)
+
+        async def kept(path: str) -> bool:
+            answer = await replica.call("DELETE", f"/v1/functions/{path}")
+            if answer.status == 204:
+                return False
+            problem = answer.json()
+            assert (answer.status, problem["code"]) == (409, "version_in_target"), problem
+            assert "release 2 of group default (hello@2)" in problem["detail"]
+            return True
+
+        assert await kept("hello/versions/2?force=true&release=true")
+        await rollout.start(replica, [node])
+        await node.sync()
+        await rollout.give_back(replica)
+        assert await kept("hello/versions/2?force=true")
+        # A release of the whole group ends that.
+        await seeds.release(replica, functions={"hello": 1})
+        assert not await kept("hello/versions/2")

@@ -5,6 +5,7 @@ from typing import Any
 from control.protocol import wire
 from tests.support import deploy, seeds
 from tests.support.replica import Replica, Site, TestNode
+from tests.support.rollouts import open_rollout
 
 
 async def release(replica: Replica, version: int) -> int:
@@ -69,6 +70,22 @@ async def test_the_last_release_that_ran_and_none_failed_on(control_site: Site) 
         await one.sync()
         await release(replica, 6)
         assert await back(replica) == 7
+
+
+async def test_what_never_was_the_groups_isnt_gone_back_to(control_site: Site) -> None:
+    """Nodes have run it, and none has failed: its rollout was aborted all the same."""
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        for _ in range(3):
+            await seeds.function(replica, "hello")
+        await release(replica, 1)
+        await node.sync()
+        rollout = await open_rollout(replica, functions={"hello": 2})
+        await rollout.start(replica, [node])
+        await node.sync()
+        await rollout.give_back(replica)
+        await release(replica, 3)
+        assert await back(replica) == 1
 
 
 async def test_a_node_that_failed_and_then_ran_it_is_no_failure(control_site: Site) -> None:

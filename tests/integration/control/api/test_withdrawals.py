@@ -6,6 +6,7 @@ from control.api.schema import WITHDRAWN
 from control.problems import CODES
 from tests.support import deploy
 from tests.support.replica import Replica, Site, TestNode
+from tests.support.rollouts import open_rollout
 
 BOOKS = "CREATE TABLE books (id INTEGER PRIMARY KEY, title TEXT)"
 AUTHORS = "CREATE TABLE authors (id INTEGER PRIMARY KEY)"
@@ -137,3 +138,15 @@ async def test_a_plan_of_an_earlier_version_of_control_counts(control_site: Site
             lambda conn: conn.execute("UPDATE schema_changes SET planned_at = NULL")
         )
         await withdraw(replica, 1, "schema_planned")
+
+
+async def test_what_an_open_rollout_has_isnt_withdrawn(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await deploy.schema(replica, BOOKS)
+        await deploy.schema(replica, AUTHORS)
+        rollout = await open_rollout(replica, functions={}, schema_floor=2, step=0)
+        problem = await withdraw(replica, 2, "schema_planned")
+        assert isinstance(problem, dict)
+        assert "release default/1, whose rollout is open" in problem["detail"]
+        await rollout.give_back(replica)
+        await withdraw(replica, 2)

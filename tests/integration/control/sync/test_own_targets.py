@@ -4,7 +4,8 @@ import asyncio
 from uuid import uuid4
 
 from control.protocol import wire
-from tests.support import seeds
+from control.sync.arrivals import Arrivals
+from tests.support import numbers, seeds
 from tests.support.deadlines import deadline
 from tests.support.replica import Answered, Replica, Site, TestNode
 from tests.support.rollouts import open_rollout
@@ -152,12 +153,15 @@ async def test_a_move_and_joining_again_end_it(control_site: Site) -> None:
         assert (shown["release"], shown["target_release"], shown["at_target"]) == (None, None, True)
         await replica.call("POST", "/v1/nodes/moved/move", {"group": "default"})
         assert (await moved.poll()).headers["x-skerry-release"].startswith("default 1 ")
+        await again.sync()
         token = (await replica.call("POST", "/v1/join-tokens", {"rejoin": "again"})).json()["token"]
         joined = await replica.call("POST", "/v1/nodes", wire.Join("again", str(uuid4())), token=token)
-        again = TestNode(replica, again.id, joined.json()["credential"])
-        assert (await again.sync()).release_number == 1
+        # Where it has its disk still, it follows no plan of a generation that it has completed.
+        again = TestNode(replica, again.id, joined.json()["credential"], again.inventory, again.generation)
+        plan = await again.sync()
+        assert (plan.release_number, plan.generation > generation) == (1, True)
         assert (await replica.call("DELETE", "/v1/nodes/removed")).status == 204
-        # The rollout may start the node with the new disk again; the others have left it.
+        # The rollout may start the node that has joined again; the others have left it.
         assert await rollout.started(replica) == {moved.id: generation, removed.id: generation}
         await rollout.start(replica, [again, removed])
         assert (await again.sync()).release_number == 2
@@ -195,3 +199,73 @@ async def test_nodes_are_asked_to_rehearse(control_site: Site) -> None:
         for state, step in (("paused", 0), ("running", 1)):
             await rollout.at(replica, state=state, step=step)
             assert (await first.poll()).status == 204
+
+
+async def test_nodes_fetch_what_a_rollout_gives_them(control_site: Site) -> None:
+    """Each of them what it may rehearse, while the rollout is open; later those that it has started."""
+    async with control_site.running() as replica:
+        first, second = await at_first_release(replica, "first", "second")
+        text = "SELECT sha256 FROM function_versions WHERE version = 2"
+        sha256 = await replica.services.db.read(lambda conn: conn.fetchval(text))
+
+        async def fetched(node: TestNode) -> int:
+            return (await replica.call("GET", f"/v1/artifacts/{sha256}", token=node.credential)).status
+
+        assert (await fetched(first), await fetched(second)) == (404, 404)
+        rollout = await open_rollout(replica, functions={"hello": 2}, step=0)
+        assert (await fetched(first), await fetched(second)) == (307, 307)
+        await rollout.start(replica, [first])
+        await first.sync()
+        await rollout.give_back(replica)
+        assert (await fetched(first), await fetched(second)) == (307, 404)
+        page = (await replica.call("GET", "/v1/artifact-store/check?needed=true")).json()
+        assert sha256 in str(page), "a node needs it"
+
+
+async def test_failing_nodes_try_their_own_release_again(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        first, second = await at_first_release(replica, "first", "second")
+        rollout = await open_rollout(replica, functions={"hello": 2})
+        await rollout.start(replica, [first])
+        plan = await first.plan()
+        await first.report(plan.sync_id, "failed", error=wire.SyncError("probe_failed", "no"))
+        retried = {
+            number: (await replica.call("POST", f"/v1/releases/default/{number}/retry")).json()["nodes"]
+            for number in (1, rollout.number)
+        }
+        assert retried == {1: 0, 2: 1}
+        assert (await replica.node("first"))["standing"] == "failing"
+        # A failure of nodes that a rollout has started is none of their group's release.
+        await second.poll()
+        await Arrivals(replica.services.db, replica.services.clock).look(replica.services.clock.now())
+        text = "SELECT failed_at, arrived_at IS NOT NULL AS arrived FROM releases WHERE number = 1"
+        (row,) = await replica.services.db.read(lambda conn: conn.fetch(text))
+        assert tuple(row) == (None, True)
+
+
+async def test_numbers_of_nodes_on_their_way_count(control_site: Site) -> None:
+    """They are of the release that the nodes run until they flip."""
+    async with control_site.running() as replica:
+        (node,) = await at_first_release(replica, "first")
+        rollout = await open_rollout(replica, functions={"hello": 2})
+        await rollout.start(replica, [node])
+        for sequence, release in enumerate((1, rollout.number)):
+            body = numbers.message([numbers.function(release=release, calls=3)], sequence=sequence)
+            await numbers.tell(node, body)
+        ingest = replica.services.numbers
+        await ingest.resolve()
+        (group_id,) = ingest.groups()
+        past, now = ingest.totals(group_id)
+        counted = {key: sum(tally.times.values()) for key, tally in (past | now).items()}
+        assert (ingest.refused, counted) == (0, {("hello", 1): 3, ("hello", rollout.number): 3})
+
+
+async def test_the_rollout_of_a_deleted_group_ends(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        assert (await replica.call("POST", "/v1/groups", {"name": "other"})).status == 201
+        await seeds.function(replica, "hello")
+        rollout = await open_rollout(replica, "other", functions={"hello": 1})
+        assert (await replica.call("DELETE", "/v1/groups/other")).status == 204
+        text = "SELECT state FROM rollouts WHERE release_id = $1"
+        assert await replica.services.db.read(lambda conn: conn.fetchval(text, rollout.id)) == "aborted"
+        assert (await replica.call("DELETE", "/v1/functions/hello")).status == 204

@@ -23,14 +23,17 @@ async def listed(replica: Replica, query: str = "") -> list[Any]:
 
 async def test_list_filter_counts_and_grid_agree_on_each_combination(control_site: Site) -> None:
     async with control_site.running() as replica:
-        await group(replica, "shops", 2)
-        await group(replica, "idle", 0)
+        await group(replica, "shops", 2, own=1)
+        await group(replica, "idle", 0, own=1)
         codes, confirmed = ("", "disk_full", "compile_failed"), (0, 10, 20)
-        kinds = list(
-            product(("shops", "idle"), ("online", "offline", "syncing", "revoked"), codes, confirmed, (False, True))
-        )
-        for number, (where, state, code, generation, overdue) in enumerate(kinds):
+        states = ("online", "offline", "syncing", "revoked")
+        kinds = list(product(("shops", "idle"), states, codes, confirmed, (False, True), (None, 25, 15)))
+        for number, (where, state, code, generation, overdue, own) in enumerate(kinds):
             more: Any = {"state": state, "code": code, "confirmed": generation, "overdue": overdue}
+            if own is not None:
+                # An own release, which some of the nodes run; the group's newer one overrides it in one of the groups.
+                reached = own if generation == 20 else generation
+                more |= {"own": 3 if where == "shops" else 1, "generation": own, "confirmed": reached}
             await node(replica, f"n{number}", where, **more)
         await node(replica, "gone", "shops", code="disk_full", removed=True, overdue=True)
         found = await listed(replica)
@@ -79,6 +82,36 @@ async def test_releases_are_counted_by_the_number_that_nodes_run(control_site: S
         (shops,) = (await replica.services.standings.summary()).of(["shops"]).groups
         assert shops.release == 3
         assert shops.counts == {("at_target", 3): 2, ("behind", 2): 1, ("behind", None): 2}
+        # Nodes that a rollout has started with a release of their own.
+        await group(replica, "kiosks", 2, own=1)
+        await node(replica, "there", "kiosks", confirmed=40, generation=40, own=3)
+        await node(replica, "on-its-way", "kiosks", confirmed=20, generation=40, own=3)
+        await node(replica, "overridden", "kiosks", confirmed=20, generation=15, own=3)
+        await node(replica, "behind", "kiosks", confirmed=10)
+        # A release before the group's that never was it tells nothing.
+        await group(replica, "vans", 2)
+        await node(replica, "some", "vans", confirmed=10)
+        await replica.services.db.transaction(
+            lambda conn: conn.execute(
+                "INSERT INTO rollouts (release_id, group_id, policy, state, step, step_since, waits_since,"
+                " measured_from, made_at) SELECT r.id, g.id, '{}', 'aborted', 1, $1, $1, $1, $1 FROM groups AS g"
+                " JOIN releases AS r ON r.group_id = g.id WHERE g.name = 'vans' AND r.number = 1",
+                replica.services.clock.now(),
+            )
+        )
+        kiosks, vans = (await _read(replica)).of(["kiosks", "vans"]).groups
+        assert kiosks.release == 2
+        assert kiosks.counts == {("at_target", 3): 1, ("at_target", 2): 1, ("behind", 2): 1, ("behind", 1): 1}
+        assert vans.counts == {("behind", None): 1}
+
+
+async def _read(replica: Replica) -> fleet_summary.FleetSummary:
+    """A reading that nobody has shared."""
+    reader = fleet_summary.FleetReader(replica.services.db, replica.services.clock)
+    try:
+        return await reader.summary()
+    finally:
+        await reader.stop()
 
 
 async def test_causes_are_told_with_a_text_and_names_over_all_groups(control_site: Site) -> None:
