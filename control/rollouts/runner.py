@@ -7,6 +7,7 @@ a decision that was taken twice, changes nothing twice.
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -35,6 +36,8 @@ STARTED_AT_ONCE = 1000
 """The most nodes that one transaction starts."""
 TOLD: frozenset[rules.Waits] = frozenset({"failed", "unknown", "approval", "rehearsed"})
 """Waits that somebody must end, or should know of."""
+
+HELD = "nodes are started when no replica of an earlier version of control runs any more: it knows no rollouts"
 
 RollBack = Callable[[Connection, Changed, StoredRollout, str], Awaitable[None]]
 """Makes a release with what the group's release has, at once, and ends the rollout as rolled back, for a reason."""
@@ -79,24 +82,25 @@ class RolloutRunner:
         open_ones = await self._db.read(lambda conn: conn.column(store.ALL_OPEN))
         if not open_ones or not await self._leases.take("rollouts", LEASE):
             return False
+        held = await self._db.read(lambda conn: own_targets.unknown_to_some(conn, self._clock.now()))
         for release_id in open_ones:
             # A row that another transaction has locked, as an operator's act does, is looked at the next time.
             with contextlib.suppress(Locked):
-                await self._look(release_id)
+                await self._look(release_id, held)
         return True
 
-    async def _look(self, release_id: UUID) -> None:
+    async def _look(self, release_id: UUID, held: bool) -> None:
         stored = await self._db.read(partial(_by_release, release_id))
         if stored is None or stored.row.state != "running":
             return
         verdicts = await self._measuring.measure(stored)
-        changed = await self._db.transaction(partial(self._decide, stored, verdicts))
+        changed = await self._db.transaction(partial(self._decide, stored, verdicts, held))
         faults.reach("control.rollout.after")
         if changed:
             await self._fleet.announced()
 
-    async def _decide(self, seen: StoredRollout, verdicts: Sequence[GateVerdict], conn: Connection) -> bool:
-        """Decide about a rollout and write that; return whether something must be announced."""
+    async def _decide(self, seen: StoredRollout, verdicts: Sequence[GateVerdict], held: bool, conn: Connection) -> bool:
+        """Decide about a rollout and write that; return whether something must be announced. `held`: start no node."""
         stored = await store.locked(conn, seen.row.release_id)
         if stored is None or stored.rollout != seen.rollout or stored.row.attempt != seen.row.attempt:
             return False  # an operator, or another replica, was faster
@@ -105,7 +109,9 @@ class RolloutRunner:
         decided = rules.decide(stored.rollout, stored.rules, fleet, [each.outcome for each in verdicts], now)
         changed, going = Changed(), decided.rollout
         await self._measuring.save(conn, stored, verdicts, now)
-        if decided.start:
+        if decided.start and held:
+            going = replace(going, reason=HELD)
+        elif decided.start:
             some = decided.start[:STARTED_AT_ONCE]
             await own_targets.set_own(conn, str(stored.row.release_id), some, going.step, now)
             changed.nodes.update(some)

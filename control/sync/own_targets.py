@@ -5,19 +5,32 @@ transaction. Its caller announces the nodes, or the group, with `Changed` as the
 """
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from control.storage import queries
 from control.storage.connection import Connection
+from control.sync.fleet_cache import MARK_KEPT
+
+ALIVE = timedelta(seconds=10)
+"""For how long a replica that writes no mark any more counts as running."""
 
 SQL = queries.load("own_targets")
 LOCK = SQL.value("lock", str)
+UNKNOWN_TO_SOME = SQL.value("unknown_to_some", bool)
 LOCK_UNREACHED = SQL.value("lock_unreached", str)
 OWN_OF = SQL.optional("own_of", UUID)
 LOCK_GROUP = SQL.value("lock_group", UUID)
 LOCK_OWNERS = SQL.value("lock_owners", str)
 TAKE_GENERATION = queries.load("nodes").value("take_generation", int)
+
+
+async def unknown_to_some(conn: Connection, now: datetime) -> bool:
+    """Return whether a replica runs that gives nodes their group's release alone: one of an earlier version.
+
+    It would say of a node that has its own release as target, and hasn't come to it, that it is there.
+    """
+    return await conn.fetchval(UNKNOWN_TO_SOME, now + MARK_KEPT - ALIVE)
 
 
 async def set_own(conn: Connection, release_id: UUID | str, node_ids: Collection[str], step: int, now: datetime) -> int:

@@ -6,13 +6,15 @@
 SELECT epoch, coalesce((SELECT l.holder::int8 FROM leases l WHERE l.name = $1), 0) AS mark,
     clock_timestamp() FROM epochs WHERE id = 1;
 
--- Write a replica's mark, and its version ($5), in a row of leases that nobody else writes; returns no row if the
+-- Write a replica's mark, and its version ($5), which knows nodes' own releases, in a row of leases that nobody else writes; returns no row if the
 -- mark is lower than the one that was committed ($4), or gone: what shows that the metadata were restored must stay until
 -- it is read.
 -- name: write_mark
-INSERT INTO leases (name, holder, expires_at, version) SELECT $1::text, $2::text, $3::timestamptz, $5::text
+INSERT INTO leases (name, holder, expires_at, version, own_targets)
+SELECT $1::text, $2::text, $3::timestamptz, $5::text, true
 WHERE $4::int8 = 0 OR EXISTS (SELECT 1 FROM leases AS l WHERE l.name = $1::text)
-ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at, version = excluded.version
+ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at, version = excluded.version,
+    own_targets = true
 WHERE leases.holder::int8 >= $4::int8
 RETURNING name;
 

@@ -59,3 +59,7 @@ UPDATE groups SET release_id = r.id, generation = $3::int8 FROM released AS r WH
 UPDATE nodes SET release_id = NULL, generation = coalesce(nodes.moved_generation, nodes.generation),
     moved_generation = NULL
 WHERE id = ANY($1::text[]::uuid[]);
+
+-- Whether there is a replica, whose mark is kept until later than $1, of a version that doesn't know own releases.
+-- name: unknown_to_some
+SELECT EXISTS (SELECT 1 FROM leases WHERE name LIKE 'mark %' AND expires_at > $1 AND NOT own_targets);

@@ -11,6 +11,9 @@ ALTER TABLE nodes ADD COLUMN IF NOT EXISTS moved_generation INT8;
 
 CREATE INDEX IF NOT EXISTS nodes_by_own_release ON nodes (release_id, generation) WHERE release_id IS NOT NULL;
 
+-- In the row of a replica's mark: whether its version knows that nodes may have a release of their own.
+ALTER TABLE leases ADD COLUMN IF NOT EXISTS own_targets BOOL NOT NULL DEFAULT false;
+
 -- The rollout of a release. step: 0 is the rehearsal. waits_for: why it doesn't go on now; reason: that in a sentence.
 -- attempt: 1, and one more with each retry. rehearsal_only: it pauses after its rehearsal. forgiven: failed nodes
 -- that earlier steps went on with, or that somebody has accepted. measured_from: calls before it don't count for the step's gates. told_at: when somebody

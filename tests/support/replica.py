@@ -54,6 +54,7 @@ UNASKED: Final = {
     "monitor",
     "numbers",
     "refusals",
+    "rollouts",
     "sessions",
     "uses of tokens",
     "webhooks",

@@ -1,9 +1,13 @@
 """Nodes with a release of their own, which a rollout has started before their group has it."""
 
 import asyncio
+from datetime import timedelta
 from uuid import uuid4
 
+import pytest
+
 from control.protocol import wire
+from control.rollouts.runner import HELD
 from control.sync.arrivals import Arrivals
 from tests.support import numbers, seeds
 from tests.support.deadlines import deadline
@@ -269,3 +273,26 @@ async def test_the_rollout_of_a_deleted_group_ends(control_site: Site) -> None:
         text = "SELECT state FROM rollouts WHERE release_id = $1"
         assert await replica.services.db.read(lambda conn: conn.fetchval(text, rollout.id)) == "aborted"
         assert (await replica.call("DELETE", "/v1/functions/hello")).status == 204
+
+
+@pytest.mark.background("rollouts")
+async def test_no_node_is_started_beside_a_replica_that_doesnt_know_it(control_site: Site) -> None:
+    """A replica of the version before would say of a started node that it is at its target."""
+    async with control_site.running() as replica:
+        (node,) = await at_first_release(replica, "first")
+        db, until = replica.services.db, replica.services.clock.now() + timedelta(days=30)
+        text = "INSERT INTO leases (name, holder, expires_at, version) VALUES ('mark of an old one', '1', $1, '0.1')"
+        await db.transaction(lambda conn: conn.execute(text, until))
+        policy = {"steps": ["100%"], "rehearse": False, "bake": "0s"}
+        await seeds.release(replica, functions={"hello": 2}, rollout=policy)
+        async with deadline(60):
+            while await db.read(lambda conn: conn.fetchval("SELECT reason FROM rollouts")) != HELD:
+                await asyncio.sleep(0.05)
+        assert told(await node.poll()).startswith("default 1 ")
+        # It has ended some seconds ago.
+        text = "UPDATE leases SET expires_at = $1 WHERE name = 'mark of an old one'"
+        await db.transaction(lambda conn: conn.execute(text, until - timedelta(seconds=60)))
+        async with deadline(60):
+            while (await node.poll()).status != 200:
+                await asyncio.sleep(0.05)
+        assert (await node.sync()).release_number == 2
