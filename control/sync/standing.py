@@ -10,7 +10,7 @@ Standing = Literal["revoked", "failing", "offline", "syncing", "behind", "at_tar
 - `offline`: it wasn't heard from for a while (the setting `offline_after`); it may still serve;
 - `syncing`: it has an open sync;
 - `behind`: it isn't at its target, and no sync has begun yet;
-- `at_target`: it runs its group's release, or its group has none.
+- `at_target`: it runs its target, which is its group's release or that of a rollout, or it has none.
 """
 STANDINGS: tuple[Standing, ...] = ("revoked", "failing", "offline", "syncing", "behind", "at_target")
 LETTERS: dict[str, Standing] = {
