@@ -332,7 +332,7 @@ async def _act(call: ApiCall, name: str, body: rollout_bodies.Act, deed: Deed, r
     group = call.path["group"]
     if not call.operator.rights.allows("read", group):
         raise unknown_group(group)
-    call.operator.need(role, group)
+    call.operator.need(role, group, ())
 
     async def work(conn: Connection, changed: Changed) -> rollout_bodies.ShownRollout:
         found = await _named(call, conn, _itself)

@@ -60,6 +60,29 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/groups"): Rule("read", "any"),
     ("POST", "/v1/groups"): Rule("deploy", "all", body=lambda g, n: {"name": "north"}),
     ("DELETE", "/v1/groups/{group}"): Rule("admin", "all", lambda g, n: f"/v1/groups/{g}"),
+    ("PUT", "/v1/groups/{group}/policy"): Rule(
+        "deploy", "group", lambda g, n: f"/v1/groups/{g}/policy", lambda g, n: {"bake": "1s"}, hidden=True
+    ),
+    ("DELETE", "/v1/groups/{group}/policy"): Rule(
+        "deploy", "group", lambda g, n: f"/v1/groups/{g}/policy", hidden=True
+    ),
+    ("GET", "/v1/rollouts"): Rule("read", "group", lambda g, n: f"/v1/rollouts?group={g}", hidden=True),
+    ("GET", "/v1/rollouts/{group}/{number}"): Rule("read", "group", lambda g, n: f"/v1/rollouts/{g}/1", hidden=True),
+    ("GET", "/v1/rollouts/{group}/{number}/nodes"): Rule(
+        "read", "group", lambda g, n: f"/v1/rollouts/{g}/1/nodes", hidden=True
+    ),
+    ("GET", "/v1/rollouts/{group}/{number}/rehearsal"): Rule(
+        "read", "group", lambda g, n: f"/v1/rollouts/{g}/1/rehearsal", hidden=True
+    ),
+    **{
+        ("POST", f"/v1/rollouts/{{group}}/{{number}}/{deed}"): Rule(
+            role, "group", lambda g, n, deed=deed: f"/v1/rollouts/{g}/1/{deed}", lambda g, n: {}, hidden=True
+        )
+        for deed, role in (
+            *(("pause", "deploy"), ("resume", "deploy"), ("promote", "push")),
+            *(("abort", "deploy"), ("retry", "deploy"), ("rollback", "deploy")),
+        )
+    },
     ("GET", "/v1/releases"): Rule("read", "group", lambda g, n: f"/v1/releases?group={g}", hidden=True),
     ("POST", "/v1/releases"): Rule("push", "group", body=lambda g, n: {"group": g, "functions": {"orders": 99}}),
     ("GET", "/v1/releases/{group}/{number}"): Rule("read", "group", lambda g, n: f"/v1/releases/{g}/1", hidden=True),

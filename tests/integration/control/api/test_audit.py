@@ -8,6 +8,8 @@ from uuid import uuid4
 from tests.support.control import Control, Reply, module, until
 from tests.unit.control.web.test_audited_operations import AUDITED
 
+POLICY = {"steps": ["1", "100%"]}
+
 
 def secret(token: str) -> str:
     """The part of a token that only its owner knows."""
@@ -110,6 +112,12 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
         ("POST", "/v1/nodes/{node}/move"): lambda: call("POST", "/v1/nodes/n/move", {"group": "east"}),
         ("POST", "/v1/nodes/{node}/retry"): lambda: call("POST", "/v1/nodes/n/retry"),
         ("POST", "/v1/releases/{group}/{number}/retry"): lambda: call("POST", "/v1/releases/default/1/retry"),
+        ("PUT", "/v1/groups/{group}/policy"): lambda: call("PUT", "/v1/groups/default/policy", POLICY),
+        **{
+            ("POST", f"/v1/rollouts/{{group}}/{{number}}/{deed}"): lambda deed=deed: act(control, deed)
+            for deed in ("pause", "resume", "promote", "abort", "retry", "rollback")
+        },
+        ("DELETE", "/v1/groups/{group}/policy"): lambda: call("DELETE", "/v1/groups/default/policy"),
         ("POST", "/v1/nodes/{node}/labels"): lambda: call("POST", "/v1/nodes/n/labels", {"set": {"till": "2"}}),
         ("POST", "/v1/nodes/{node}/rename"): lambda: call("POST", "/v1/nodes/n/rename", {"name": "m"}),
         ("POST", "/v1/nodes/{node}/revoke"): lambda: call("POST", "/v1/nodes/m/revoke"),
@@ -140,6 +148,13 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
 async def put(control: Control, wasm: bytes) -> Reply:
     path = f"/v1/artifacts/{hashlib.sha256(wasm).hexdigest()}"
     return await control.call("PUT", path, data=wasm, headers={"content-type": "application/wasm"})
+
+
+async def act(control: Control, deed: str) -> Reply:
+    """Do something to the rollout of the second release, which begins with the first one that comes."""
+    if not await control.items("/v1/rollouts"):
+        assert (await control.ok("POST", "/v1/releases", {"reason": "in steps"}))["number"] == 2
+    return await control.call("POST", f"/v1/rollouts/default/2/{deed}", {})
 
 
 async def delete_function(control: Control) -> Reply:

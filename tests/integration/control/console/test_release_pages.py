@@ -15,8 +15,9 @@ async def push(replica: Replica, name: str, text: str, **manifest: object) -> No
     await deploy.push(replica, name, module(text), **manifest)
 
 
-async def ok(replica: Replica, path: str, body: object) -> Any:
-    return await deploy.ok(replica, "POST", path, body)
+async def ok(replica: Replica, path: str, body: dict[str, Any]) -> Any:
+    """A success; a release goes to all nodes at once."""
+    return await deploy.ok(replica, "POST", path, {**body, "now": True} if path == "/v1/releases" else body)
 
 
 async def numbers(replica: Replica, group: str = "default") -> list[int]:

@@ -24,6 +24,7 @@ from tests.support.services import ServerUrls
 
 PATH = {"name": "hello", "version": "1", "number": "1", "group": "default", "node": "n1", "sha256": "0" * 64}
 PATH["id"] = "00000000-0000-0000-0000-000000000000"
+PATH["rehearsal"] = f"{PATH['id']}.1"
 JSON = {"content-type": "application/json"}
 TABLES = ("epochs", "generations", "groups", "nodes", "credentials", "join_tokens", "operators", "artifacts")
 TABLES += ("functions", "function_versions", "schema_changes", "releases", "release_functions", "syncs", "audit")
@@ -148,6 +149,15 @@ WRONG_FIELDS: list[tuple[str, Any, str]] = [
     ("/v1/releases", {"reason": "x\u0000"}, "reason"),
     ("/v1/releases", {"schema": -1}, "schema"),
     ("/v1/releases", {"remove": "hello"}, "remove"),
+    ("/v1/releases", {"rollout": {"steps": []}}, "rollout.steps"),
+    ("/v1/releases", {"rollout": {"steps": [{"until": 5}]}}, "rollout.steps[0].until"),
+    ("/v1/releases", {"rollout": {"on_failure": "hope"}}, "rollout.on_failure"),
+    ("/v1/releases", {"rollout": {"gate": [{"metric": "mood"}]}}, "rollout.gate[0].metric"),
+    ("/v1/releases", {"rollout": {"gate": [{"at_least_calls": 0}]}}, "rollout.gate[0].at_least_calls"),
+    ("/v1/releases", {"now": "yes"}, "now"),
+    ("/v1/rollouts/default/1/abort", {"reason": 7}, "reason"),
+    ("/v1/rollouts/default/1/promote", {"all": 1}, "all"),
+    ("/v1/rollouts/default/1/pause", {"color": 1}, "color"),
     ("/v1/operators", {"name": "bob", "role": "king"}, "role"),
     ("/v1/join-tokens", {"expires_in": 1}, "expires_in"),
     ("/v1/nodes/n1/move", {"group": None}, "group"),
@@ -174,6 +184,12 @@ WRONG_PARAMETERS = [
     ("/v1/functions/hello%00/versions", "name"),
     ("/v1/schema-changes/-1", "number"),
     ("/v1/releases/Default/1", "group"),
+    ("/v1/rollouts/default/x", "number"),
+    ("/v1/rollouts/default/1/nodes?outcome=happy", "outcome"),
+    ("/v1/rollouts/default/1/rehearsal?outcome=inconclusive", "outcome"),
+    ("/v1/rollouts/default/1/rehearsal?cursor=W10", "cursor"),
+    ("/v1/rollouts?open=maybe", "open"),
+    ("/v1/rollouts?cursor=x", "cursor"),
     ("/v1/nodes/N%201", "node"),
     ("/v1/syncs/1", "id"),
     ("/v1/functions?cursor=x", "cursor"),

@@ -28,6 +28,14 @@ AUDITED = frozenset(
         ("POST", "/v1/recovery"),
         ("POST", "/v1/releases"),
         ("POST", "/v1/releases/{group}/{number}/retry"),
+        ("DELETE", "/v1/groups/{group}/policy"),
+        ("PUT", "/v1/groups/{group}/policy"),
+        ("POST", "/v1/rollouts/{group}/{number}/abort"),
+        ("POST", "/v1/rollouts/{group}/{number}/pause"),
+        ("POST", "/v1/rollouts/{group}/{number}/promote"),
+        ("POST", "/v1/rollouts/{group}/{number}/resume"),
+        ("POST", "/v1/rollouts/{group}/{number}/retry"),
+        ("POST", "/v1/rollouts/{group}/{number}/rollback"),
         ("POST", "/v1/schema-changes"),
         ("POST", "/v1/schema-changes/{number}/revisions"),
         ("POST", "/v1/schema-changes/{number}/withdraw"),
@@ -49,6 +57,7 @@ SIGNING_IN = frozenset(
 LOGGED_ELSEWHERE = frozenset(
     {
         ("PUT", "/v1/syncs/{id}"),
+        ("PUT", "/v1/nodes/self/rehearsals/{rehearsal}"),
         ("PUT", "/v1/nodes/self/row-counts"),
         ("POST", "/v1/nodes/self/watches/{id}"),
         ("POST", "/v1/logins"),
