@@ -52,9 +52,10 @@ DELETE FROM events WHERE id = ANY($1::text[]::uuid[]) RETURNING id::text AS id;
 SELECT n.id::text AS id, n.name, g.name AS group_name FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
 WHERE n.id = ANY($1::text[]::uuid[]);
 
--- The numbers of releases.
+-- The numbers of releases, and their groups.
 -- name: release_numbers
-SELECT id::text AS id, number FROM releases WHERE id = ANY($1::text[]::uuid[]);
+SELECT r.id::text AS id, r.number, g.name AS group_name FROM releases AS r JOIN groups AS g ON g.id = r.group_id
+WHERE r.id = ANY($1::text[]::uuid[]);
 
 -- Have a message wait for its delivery to a webhook, if that is still there; or record that it was given up.
 -- name: deliver

@@ -72,10 +72,11 @@ class NamedNode(NamedTuple):
 
 
 class NumberedRelease(NamedTuple):
-    """A release's number."""
+    """A release's number and group."""
 
     id: str
     number: int
+    group_name: str
 
 
 class WaitingCount(NamedTuple):
@@ -164,7 +165,7 @@ async def _items(conn: Connection, found: list[RecordedEvent]) -> dict[str, list
     items = {row.id: row.items for row in await conn.fetch(ITEMS, list(at))}
     every = [item for of_event in items.values() for item in of_event]
     nodes = {row.id: row for row in await conn.fetch(NODE_NAMES, _ids(every, "node_id"))}
-    releases = {row.id: row.number for row in await conn.fetch(RELEASE_NUMBERS, _ids(every, "release_id"))}
+    releases = {row.id: row for row in await conn.fetch(RELEASE_NUMBERS, _ids(every, "release_id"))}
 
     def told(item: dict[str, Any], time: datetime) -> dict[str, Any]:
         made: dict[str, Any] = {"at": time}
@@ -173,7 +174,10 @@ async def _items(conn: Connection, found: list[RecordedEvent]) -> dict[str, list
             # A removed node's name has its id behind it.
             made |= {"node": nodes[node_id].name.partition("~")[0], "group": nodes[node_id].group_name}
         if release_id is not None:
-            made["release"] = releases.get(release_id)
+            release = releases.get(release_id)
+            if release is not None:
+                made.setdefault("group", release.group_name)
+            made["release"] = None if release is None else release.number
         return made | item
 
     return {id: [told(item, at[id]) for item in of_event] for id, of_event in items.items()}

@@ -2,15 +2,21 @@
 
 import asyncio
 import time
+from dataclasses import replace
+from uuid import UUID
 
 import pytest
 
 from control.protocol import wire
+from control.rollouts import acts, store
+from control.storage import events
+from control.storage.connection import Connection
 from control.telemetry.webhooks import webhook_messages
 from tests.support import seeds
 from tests.support.clock import SetClock
 from tests.support.control import until
 from tests.support.replica import Replica, Site
+from tests.support.rollouts import open_rollout
 from tests.support.webhook_receiver import Receiver
 from tests.support.webhooks import LOOPBACK, add, deliveries, got, look, send_test, told
 
@@ -148,3 +154,30 @@ async def test_what_was_left_when_the_last_webhook_went_is_not_told_to_a_new_one
         await replica.call("POST", "/v1/groups", {"name": "west"})
         await told(receiver, "operator.acted", action="group.create")
     assert [i["target"] for i in receiver.items("operator.acted") if i["action"] == "group.create"] == ["west"]
+
+
+async def test_a_rollout_that_waits_or_has_ended_is_told(replica: Replica, receiver: Receiver, clock: SetClock) -> None:
+    await add(replica, receiver.url)
+    await seeds.function(replica, "hello")
+    await seeds.release(replica, functions={"hello": 1})
+    rollout = await open_rollout(replica, functions={"hello": await seeds.function(replica, "hello")})
+
+    async def pause(conn: Connection) -> None:
+        stored = await store.by_release(conn, UUID(rollout.id))
+        assert stored is not None
+        now = clock.now()
+        waits = replace(stored.rollout, state="paused", waits_for="failed", reason="gate 1 failed")
+        saved = await store.save(conn, stored, waits, now, told_at=now)
+        await events.record(conn, now, "rollout.paused", [acts.event_item(saved)])
+
+    await replica.services.db.transaction(pause)
+    said = await told(receiver, "rollout.paused")
+    assert said.pop("at")
+    one = {"group": "default", "release": rollout.number}
+    assert said == {**one, "state": "paused", "waits_for": "failed", "reason": "gate 1 failed"}
+    answer = await replica.call("POST", f"/v1/rollouts/default/{rollout.number}/abort", {"reason": "it was bad"})
+    assert answer.status == 200, answer.body
+    said = await told(receiver, "rollout.ended")
+    assert said.pop("at")
+    assert "it was bad" in said.pop("reason")
+    assert said == {**one, "state": "aborted", "waits_for": ""}
