@@ -34,7 +34,7 @@ class CalledFunction(Protocol):
     counts: dict[int, CallCounts]
 
 
-class _Told(NamedTuple):
+class _LastLook(NamedTuple):
     """A function's counts at the last look, and the object that they were read from."""
 
     counts: CallCounts
@@ -42,7 +42,7 @@ class _Told(NamedTuple):
     times: histogram.Counts
 
 
-class _Lately(NamedTuple):
+class _LatelyCalled(NamedTuple):
     """A function's calls on a release, in the time of a tally."""
 
     outcomes: dict[str, int]
@@ -51,7 +51,7 @@ class _Lately(NamedTuple):
 
 class _Tally(NamedTuple):
     began: float
-    functions: dict[tuple[str, int], _Lately]
+    functions: dict[tuple[str, int], _LatelyCalled]
     """By name and number of the release."""
 
 
@@ -68,7 +68,7 @@ class HourOfCalls:
         self._tallies: deque[_Tally] = deque(maxlen=TALLIES)
         self._began = clock()
         """When the present tally began."""
-        self._told: dict[tuple[str, int], _Told] = {}
+        self._told: dict[tuple[str, int], _LastLook] = {}
 
     async def look(self) -> None:
         """Begin another tally, if the present one is old enough."""
@@ -76,14 +76,14 @@ class HourOfCalls:
         if now - self._began < PERIOD:
             return
         began, self._began = self._began, now
-        found: dict[tuple[str, int], _Lately] = {}
-        told: dict[tuple[str, int], _Told] = {}
+        found: dict[tuple[str, int], _LatelyCalled] = {}
+        told: dict[tuple[str, int], _LastLook] = {}
         for number, (name, counts) in enumerate(self._counts(), 1):
             key = name, counts.release
             lately = self._lately(key, counts)
             if lately is not None:
                 found[key] = lately
-            told[key] = _Told(counts, dict(counts.outcomes), dict(counts.times))
+            told[key] = _LastLook(counts, dict(counts.outcomes), dict(counts.times))
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
         self._told = told
@@ -123,10 +123,10 @@ class HourOfCalls:
     def _counts(self) -> list[tuple[str, CallCounts]]:
         return [(function.name, counts) for function in self._functions() for counts in function.counts.values()]
 
-    def _lately(self, key: tuple[str, int], counts: CallCounts) -> _Lately | None:
+    def _lately(self, key: tuple[str, int], counts: CallCounts) -> _LatelyCalled | None:
         """Return what was counted since the last look; None if nothing was."""
         told = self._told.get(key)
         if told is None or told.counts is not counts:
-            told = _Told(counts, {}, {})
+            told = _LastLook(counts, {}, {})
         times = more(counts.times, told.times)
-        return _Lately(more(counts.outcomes, told.outcomes), histogram.pack(times, PACKED)) if times else None
+        return _LatelyCalled(more(counts.outcomes, told.outcomes), histogram.pack(times, PACKED)) if times else None
