@@ -61,7 +61,11 @@ def plain(kind: Any) -> type:
     """The class of a field's values that aren't NULL."""
     if typing.get_origin(kind) is typing.Annotated:
         return plain(typing.get_args(kind)[0])
-    if isinstance(kind, types.UnionType):
+    if typing.get_origin(kind) is typing.Literal:
+        (kind,) = {type(value) for value in typing.get_args(kind)}
+        return plain(kind)
+    # `Optional` of what isn't a class, such as a `Literal`, is a `Union`.
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         (kind,) = (part for part in typing.get_args(kind) if part is not type(None))
         return plain(kind)
     origin = typing.get_origin(kind) or kind

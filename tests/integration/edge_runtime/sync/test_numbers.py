@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,9 +12,10 @@ from control.protocol import histogram, wire
 from edge_runtime.cli.status import render
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.telemetry import poll_report
+from tests.guests.version import version
 from tests.support.agents import DEADLINE, Control, Edge
 from tests.support.deadlines import deadline
-from tests.support.releases import answers, first_release, push
+from tests.support.releases import READ, answers, first_release, push
 
 
 class Polls:
@@ -150,6 +152,42 @@ async def test_a_sync_tells_the_calls_of_the_hour_before_it_and_keeps_them_while
     assert sum(histogram.unpack(function.seconds).values()) >= calls
     assert sum(histogram.unpack(function.seconds).values()) <= counted(node)
     assert 0 < hour.seconds < DEADLINE
+
+
+@pytest.mark.background("numbers")
+async def test_a_rollouts_gate_compares_with_the_hour_before_on_the_same_node(
+    polls: Polls, control: Control, node: Edge
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await node.until(lambda s: s["at_target"])
+    for _ in range(10):
+        assert (await node.call("hello"))[0] == 200
+    gates = [
+        {"metric": "p99", "function": "hello", "than_before": "900x", "at_least_calls": 5},
+        {"metric": "error_ratio", "than_before": "1x", "at_least_calls": 5},
+    ]
+    number = await control.push("hello", version(2), READ)
+    policy = {"bake": "0s", "rehearse": False, "gate": gates}
+    await control.release(functions={"hello": number}, rollout=policy)
+    await answers(node, 2)
+    seen: Any = None
+
+    async def stands(state: str) -> None:
+        nonlocal seen
+        async with deadline(DEADLINE):
+            while (seen := await control.call("GET", "rollouts/default/2"))["state"] != state:
+                await asyncio.sleep(0.05)
+
+    for _ in range(10):
+        assert (await node.call("hello"))[0] == 200
+    await stands("done")
+    p99, errors = seen["plan"][0]["gates"]
+    assert [gate["outcome"] for gate in (p99, errors)] == ["passed", "passed"]
+    assert p99["calls"] >= 5
+    assert 0 < p99["before"] < 10
+    assert p99["allowed"] == pytest.approx(900 * p99["before"])
+    assert (errors["measured"], errors["before"]) == (0, 0)
 
 
 async def test_metrics_say_how_the_node_gets_on_with_control(control: Control, node: Edge, tmp_path: Path) -> None:
