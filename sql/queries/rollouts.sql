@@ -77,16 +77,6 @@ INSERT INTO rehearsals (release_id, node_id, attempt, outcome, code, message, re
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT (release_id, node_id, attempt) DO NOTHING;
 
--- What nodes found in a rehearsal, with an outcome ($3), if given; those that failed first, by name after an order and
--- name ($4, $5).
--- name: rehearsals
-SELECT n.name, h.outcome, h.code, h.message, h.report, h.told_at,
-    CASE h.outcome WHEN 'failed' THEN 0 WHEN 'unknown' THEN 1 ELSE 2 END AS place
-FROM rehearsals AS h JOIN nodes AS n ON n.id = h.node_id
-WHERE h.release_id = $1 AND h.attempt = $2 AND ($3::text IS NULL OR h.outcome = $3)
-    AND (CASE h.outcome WHEN 'failed' THEN 0 WHEN 'unknown' THEN 1 ELSE 2 END, n.name) > ($4::int8, $5::text)
-ORDER BY place, n.name LIMIT $6;
-
 -- What the gates of all steps said last.
 -- name: gates
 SELECT step, gate, outcome, measured, allowed, before, calls, why, measured_at FROM rollout_gates

@@ -154,7 +154,7 @@ async def test_a_sync_tells_the_calls_of_the_hour_before_it_and_keeps_them_while
     assert 0 < hour.seconds < DEADLINE
 
 
-@pytest.mark.background("numbers")
+@pytest.mark.background("numbers", "rollouts")
 async def test_a_rollouts_gate_compares_with_the_hour_before_on_the_same_node(
     polls: Polls, control: Control, node: Edge
 ) -> None:
