@@ -9,7 +9,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from typing import Literal
 
@@ -25,6 +25,9 @@ Waits = Literal[
 
 OPEN: frozenset[State] = frozenset({"running", "paused"})
 """States of a rollout that hasn't ended."""
+ANSWERS_TAKE = timedelta(minutes=2)
+"""How long gates may take to say something once a step's time is over, before that counts as silence: nodes tell of
+their calls about once a minute, and another replica that carries the rollout on asks webhooks anew."""
 REHEARSAL = 0
 """The step before the first one."""
 
@@ -250,10 +253,10 @@ def _step(
             return _waiting(rollout, "unknown", "no node that was started is known to run it", now)
         # What an approval has been asked for with isn't asked again.
         if "unknown" in gates and rollout.waits_for != "approval":
-            said = f"{_gates(gates, 'unknown')} can't say yet"
-            if rules.on_unknown == "rollback":
-                return _rolled_back(rollout, said, now)
-            return _waiting(rollout, "unknown", said, now)
+            waiting = _waiting(rollout, "unknown", f"{_gates(gates, 'unknown')} can't say yet", now)
+            if rules.on_unknown == "rollback" and now - waiting.rollout.waits_since >= ANSWERS_TAKE:
+                return _rolled_back(rollout, waiting.rollout.reason, now)
+            return waiting
     if step.approval:
         return _waiting(rollout, "approval", f"it waits for an operator with the role {step.role}", now)
     return RolloutDecision(next_step(rollout, rules, failed, now))

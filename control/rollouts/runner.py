@@ -138,6 +138,8 @@ class RolloutRunner:
         """Write where it stands, and tell somebody that it waits: at once, and again after `unknown_after`."""
         told = stored.row.told_at if going.waits_for == stored.row.waits_for else None
         tells = going.waits_for in TOLD and (told is None or now - told >= stored.rules.unknown_after)
+        if going.state == "running" and going.waits_for == "unknown" and now - going.waits_since < rules.ANSWERS_TAKE:
+            tells = False  # an answer may be on its way
         if going == stored.rollout and not tells:
             return
         saved = await store.save(conn, stored, going, now, told_at=now if tells else None)

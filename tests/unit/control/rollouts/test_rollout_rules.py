@@ -366,8 +366,15 @@ def test_silence_rolls_back_where_the_policy_says_so_and_when_the_steps_time_is_
     there = [node(1, **flipped()), node(2)]
     waits = policy(steps=[{"until": "1", "pause": "30m"}, "100%"], on_unknown="rollback")
     assert decide(at_step(1), waits, there, ["unknown"]).rollout.waits_for == "pause"
-    ended = decide(at_step(1), policy(steps=["1", "100%"], on_unknown="rollback"), there, ["unknown"])
+    at_once = policy(steps=["1", "100%"], on_unknown="rollback")
+    # Answers are late: the nodes' calls, and those of webhooks that another replica asks anew.
+    waiting = decide(at_step(1), at_once, there, ["unknown"]).rollout
+    assert (waiting.state, waiting.waits_for) == ("running", "unknown")
+    late = replace(waiting, waits_since=NOW - rules.ANSWERS_TAKE + timedelta(seconds=1))
+    assert decide(late, at_once, there, ["unknown"]).rollout.waits_for == "unknown"
+    ended = decide(replace(waiting, waits_since=NOW - rules.ANSWERS_TAKE), at_once, there, ["unknown"])
     assert (ended.rollout.state, ended.roll_back) == ("rolled_back", True)
+    assert decide(waiting, at_once, there, ["passed"]).rollout.step == 2
 
 
 def test_what_somebody_is_asked_to_approve_isnt_taken_back_by_silence() -> None:
