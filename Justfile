@@ -18,6 +18,10 @@ up *ARGS: (setup "run")
 demo *ARGS: (setup "run")
     @exec .venv/bin/skerry up --demo "$@"
 
+# rollouts on 3 edges and 300 simulated nodes: a bad release, a slow one, a good one while control is killed; 5 minutes
+demo-fleet *ARGS: setup
+    @exec .venv/bin/python -m scripts.demo_fleet "$@"
+
 # what the tests need besides: a browser
 [private]
 browser: setup
