@@ -25,12 +25,12 @@ def node(front: int) -> dict[str, int]:
 
 def tree(pid: int) -> dict[int, int]:
     """Return the bytes (PSS) of a process and of each one below it."""
-    return {each: share(each) for each in _tree(pid)}
+    return {each: share(each) for each in descendants(pid)}
 
 
 def of_others(front: int, known: set[int]) -> list[int]:
     """Return the bytes (PSS) of each process below the front, except the known ones."""
-    return [share(pid) for pid in _tree(front) if pid not in known]
+    return [share(pid) for pid in descendants(front) if pid not in known]
 
 
 def share(pid: int) -> int:
@@ -44,13 +44,13 @@ def own_memory(pid: int) -> float:
     return (sizes["Private_Clean:"] + sizes["Private_Dirty:"]) / (1 << 20)
 
 
-def _tree(pid: int) -> Iterator[int]:
+def descendants(pid: int) -> Iterator[int]:
     """Return a process and all its descendants."""
     yield pid
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
-                yield from _tree(int(child))
+                yield from descendants(int(child))
 
 
 def _sizes(pid: int | str) -> dict[str, int]:

@@ -216,7 +216,7 @@ class Rehearsals:
                 return await ask()
             except (NoAnswer, ControlRefused) as error:
                 if isinstance(error, ControlRefused) and retries.final(error.status):
-                    log.warning("control no longer wants the rehearsal %s: %s", self.id, error.message)
+                    log.info("control no longer wants the rehearsal %s: %s", self.id, error.message)
                     return None
             await clock.sleep(pause)
             pause = min(PAUSE_CAP, 2 * pause)
