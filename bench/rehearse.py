@@ -33,6 +33,8 @@ TIMES = 1.2
 RATE = 200
 CLIENTS = 16
 ROUNDS = 5
+LEAST = 2.0
+"""Seconds of a copy, which is made again and again meanwhile: a p99 needs that many writes."""
 LIMIT = 600.0
 CHANGE = (
     "ALTER TABLE items ADD COLUMN total REAL; UPDATE items SET total = amount * 1.2; "
@@ -144,6 +146,8 @@ async def main() -> None:
                 ):
                     since = time.monotonic()
                     await work()
+                    while name == "copy" and time.monotonic() < since + LEAST:
+                        await work()
                     until = time.monotonic()
                     took[name].append(until - since)
                     p99[name].append(writers.p99(since, until))

@@ -121,8 +121,9 @@ def shown(opened: LibsqlDatabase, table: str, rowid: int) -> str:
 
 
 def without_values(error: str, known: str) -> str:
-    """Return an error of SQLite; what it quotes is left out unless the text `known` has it too."""
-    return _QUOTED.sub(lambda found: found[0] if found[0][1:-1] in known else "…", error)
+    """Return an error of SQLite; what it quotes is left out, unless it is a name or a value in the SQL `known` too."""
+    words = {text for token in tokenize(known) for text in (token.text.lower(), name(token))}
+    return _QUOTED.sub(lambda found: found[0] if found[0][1:-1].lower() in words else "…", error)
 
 
 def _place(tokens: list[SqlToken], part: StatementParts) -> _ConditionPlace | None:

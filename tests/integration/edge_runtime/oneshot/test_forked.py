@@ -65,3 +65,41 @@ def test_nobody_says_that_nothing_was_changed_who_does_not_know(
     with pytest.raises(end) as failed:
         list(found)
     assert getattr(failed.value, "code", "") in ("", "commit_unknown")
+
+
+def test_a_watched_child_is_looked_after_and_ended() -> None:
+    lines = [b"a", b"b" * 1_000_000, b""]
+
+    def work(out: BinaryIO) -> None:
+        out.write(b"\n".join(lines) + b"\nunfinished")
+
+    assert list(forked.watched_lines(work, lambda: None)) == lines
+
+    def endless(out: BinaryIO) -> None:
+        out.write(b"begun\n")
+        out.flush()
+        time.sleep(600)
+
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks > 3:
+            raise KeyError
+
+    watched = forked.watched_lines(endless, look)
+    assert next(watched) == b"begun"
+    with pytest.raises(KeyError):
+        next(watched)
+
+
+def test_a_watched_child_cant_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forked, "LONGEST", 100_000)
+
+    def work(out: BinaryIO) -> None:
+        while True:
+            out.write(b"x" * 4096)
+
+    with pytest.raises(ValueError, match="100000"):
+        list(forked.watched_lines(work, lambda: None))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -261,6 +262,51 @@ async def _rehearsed_or_failed(edge: Node) -> str:
         return (await rehearsed(edge, "CREATE TABLE more (a)")).code
     except SyncFailed as failed:
         return failed.code
+
+
+async def test_it_runs_behind_the_fence_at_the_lowest_priority(faults: Faults, edge: Node) -> None:
+    faults.arm("edge.apply.before", "hold")
+    work = asyncio.create_task(_rehearsed_or_failed(edge))
+    await faults.reached("edge.apply.before")
+    child = int((faults.folder / "edge.apply.before.held").read_text())
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{child}/status").read_text().splitlines())
+    assert status["Seccomp"].strip() == "2"
+    assert status["NoNewPrivs"].strip() == "1"
+    assert os.sched_getscheduler(child) == os.SCHED_IDLE
+    libc = ctypes.CDLL(None)
+    assert libc.syscall(252, 1, child) >> 13 == 3  # ioprio_get: the class "idle"
+    open_files = {os.readlink(each) for each in Path(f"/proc/{child}/fd").iterdir()}
+    assert str(edge.state.path / wal.FILE) not in open_files
+    assert str(edge.state.path / REHEARSAL / wal.FILE) in open_files
+    faults.let_go("edge.apply.before")
+    assert await work == ""
+
+
+async def test_the_copy_gives_way_before_the_log_is_too_long(faults: Faults, tmp_path: Path) -> None:
+    async with node(tmp_path / "state", wal_limit=32 << 20) as edge:
+        await edge.release(FUNCTIONS, FIRST)
+        faults.arm("edge.rehearsal.copying", "hold")
+        work = asyncio.create_task(_rehearsed_or_failed(edge))
+        await faults.reached("edge.rehearsal.copying")
+        # The log can't begin anew while the copy is made.
+        async with deadline(60):
+            while not work.done():
+                await rows(edge, "INSERT INTO shops VALUES (hex(randomblob(16)), hex(randomblob(100000)))")
+        assert await work == "rehearsal_log_long"
+        async with deadline(60):
+            while edge.front.checkpoints.size > 4 << 20:
+                await rows(edge, "INSERT INTO shops VALUES (hex(randomblob(16)), '')")
+
+
+async def test_a_node_that_ends_ends_it(faults: Faults, tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(FUNCTIONS, FIRST)
+        faults.arm("edge.apply.before", "hold")
+        work = asyncio.create_task(_rehearsed_or_failed(edge))
+        await faults.reached("edge.apply.before")
+    work.cancel()
+    await asyncio.wait([work])
+    assert not program()
 
 
 async def test_one_that_is_given_up_is_gone_at_once(faults: Faults, edge: Node) -> None:
