@@ -139,6 +139,8 @@ CODES: Final[dict[str, ProblemCode]] = {
     "artifacts_lost": ProblemCode(0, "Artifacts are missing or damaged in the bucket"),
     "not_converged": ProblemCode(0, "Nodes failed, or didn't arrive in time"),
     "nodes_not_reached": ProblemCode(0, "Nodes are offline or revoked"),
+    "rollout_not_done": ProblemCode(0, "A rollout waits for somebody, or has ended otherwise than done"),
+    "rehearsal_not_passed": ProblemCode(0, "A rehearsal failed, or too little is known of it"),
     "audit_broken": ProblemCode(0, "The audit log isn't whole"),
 }
 

@@ -90,6 +90,7 @@ async def push(
     plan: bool,
     group: str,
     allowed: Json,
+    rollout: Json,
     reason: str,
     waited: options.ReleaseWait | None,
     as_json: bool,
@@ -131,7 +132,7 @@ async def push(
             planned.refuse(allowed)
         following: Json | None = None
         if not no_release:
-            following = {"group": group, "reason": reason, **allowed}
+            following = {"group": group, "reason": reason, **allowed, **rollout}
             if schema is not None:
                 following["schema"] = schema
         done = await push_.make(following, quiet=as_json)

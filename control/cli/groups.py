@@ -1,10 +1,12 @@
 """`skerry group`: the nodes that get the same releases."""
 
+from pathlib import Path
+
 import click
 
 from control.cli import status_watch
 from control.cli.releases import reason
-from control.cli.support import options, output
+from control.cli.support import options, output, rollout_policy
 from control.cli.support.client import Json, path
 from control.cli.support.lists import list_command
 from control.protocol.command_line import CommandGroup
@@ -75,6 +77,34 @@ async def create(name: str, as_json: bool) -> None:
     async with options.client() as control:
         made = await control.post(path("groups"), {"name": name})
     output.answered(made, f"group {made['name']} is made", as_json=as_json)
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--none", "no_policy", is_flag=True, help="Take the group's policy away: its releases go out at once.")
+@options.json_option
+@options.asynchronous
+async def policy(name: str, file: Path | None, no_policy: bool, as_json: bool) -> None:
+    """Show how a group's releases go out, or set it by FILE, which is TOML with a table [rollout].
+
+    Open rollouts go on as they began. A single release can have its own: `skerry release create --policy`.
+    """
+    if file is not None and no_policy:
+        raise click.UsageError("FILE sets a policy, and --none takes it away: give one of them")
+    given = None if file is None else rollout_policy.read(file)
+    where = path("groups", name, "policy")
+    async with options.client() as control:
+        if given is not None:
+            await control.put(where, given)
+            output.answered({"group": name, "policy": given}, f"group {name} has the policy of {file}", as_json=as_json)
+            return
+        if no_policy:
+            await control.delete(where)
+        found = None if no_policy else (await control.get(where))["policy"]
+    text = f"group {name} has no policy: its releases go out at once, after a rehearsal if they change the schema"
+    shown = text if found is None else rollout_policy.as_toml(found).rstrip()
+    output.answered({"group": name, "policy": found}, shown, as_json=as_json)
 
 
 @command.command()

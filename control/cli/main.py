@@ -1,8 +1,8 @@
 """The command line of `skerry`: its verbs, and the handling of errors.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 refused by control, 4 control can't be reached, 5 nodes failed or
-were late, 6 nodes weren't waited for because they are offline or revoked, 7 `doctor` has something to note, 130
-interrupted.
+were late, or a rollout isn't done, 6 nodes weren't waited for because they are offline or revoked, 7 `doctor` has
+something to note, 130 interrupted.
 """
 
 import asyncio
@@ -31,6 +31,7 @@ VERBS = {
     "test": "control.cli.project.run_cases:command",
     "schema": "control.cli.schema:command",
     "release": "control.cli.releases:command",
+    "rollout": "control.cli.rollouts:command",
     "rollback": "control.cli.releases:rollback",
     "group": "control.cli.groups:command",
     "operator": "control.cli.operators:command",

@@ -1,12 +1,18 @@
 """`skerry release`: what a group's nodes should run."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
 
-from control.cli.support import options, output, releasing
+from control.cli.support import options, output, rehearsals, releasing, rollout_following, rollout_views
 from control.cli.support.client import Json, path
 from control.cli.support.lists import ago, list_command
 from control.protocol.command_line import CommandGroup
 from control.protocol.counts import counted
+
+T = TypeVar("T")
 
 
 @click.group(cls=CommandGroup)
@@ -81,43 +87,67 @@ async def retry(number: int, group: str, as_json: bool) -> None:
     output.answered(found, line, as_json=as_json)
 
 
+def content_options(function: Callable[..., T]) -> Callable[..., T]:
+    """Add the options that say what a release has. The command is called with `content`: fields for its body."""
+
+    @functools.wraps(function)
+    def run(
+        group: str,
+        versions: tuple[str, ...],
+        remove: tuple[str, ...],
+        schema: int | None,
+        rollback_to: int | None,
+        **given: Any,
+    ) -> T:
+        if rollback_to is not None and (versions or remove or schema is not None):
+            text = "--rollback-to takes all of an earlier release: no --set, --remove or --schema with it"
+            raise click.UsageError(text)
+        content: Json = {"group": group}
+        if versions:
+            content["functions"] = dict(_version(text) for text in versions)
+        if remove:
+            content["remove"] = list(remove)
+        if schema is not None:
+            content["schema"] = schema
+        if rollback_to is not None:
+            content["rollback_to"] = rollback_to
+        return function(content=content, **given)
+
+    for option in (
+        click.option(
+            "--rollback-to", type=click.IntRange(min=1), metavar="N", help="An earlier release's functions and floor."
+        ),
+        options.schema_option,
+        click.option("--remove", type=options.NAME, multiple=True, metavar="NAME", help="A function to take out."),
+        click.option(
+            "--set",
+            "versions",
+            multiple=True,
+            metavar="NAME=VERSION",
+            help="A function to have; NAME@VERSION says the same.",
+        ),
+        options.group_option,
+    ):
+        run = option(run)
+    return run
+
+
 @command.command()
-@options.group_option
-@click.option(
-    "--set", "versions", multiple=True, metavar="NAME=VERSION", help="A function to have; NAME@VERSION says the same."
-)
-@click.option("--remove", type=options.NAME, multiple=True, metavar="NAME", help="A function to take out.")
-@options.schema_option
-@click.option(
-    "--rollback-to", type=click.IntRange(min=1), metavar="N", help="An earlier release's functions and floor."
-)
+@content_options
 @options.release_options
 @options.json_option
 @options.asynchronous
 async def create(
-    group: str,
-    versions: tuple[str, ...],
-    remove: tuple[str, ...],
-    schema: int | None,
-    rollback_to: int | None,
+    content: Json,
     plan: bool,
     allowed: Json,
+    rollout: Json,
     reason: str,
     waited: options.ReleaseWait | None,
     as_json: bool,
 ) -> None:
     """Make a release of a group: its newest one with the changes given, or an earlier one again."""
-    if rollback_to is not None and (versions or remove or schema is not None):
-        raise click.UsageError("--rollback-to takes all of an earlier release: no --set, --remove or --schema with it")
-    body: Json = {"group": group, "reason": reason, **allowed}
-    if versions:
-        body["functions"] = dict(_version(text) for text in versions)
-    if remove:
-        body["remove"] = list(remove)
-    if schema is not None:
-        body["schema"] = schema
-    if rollback_to is not None:
-        body["rollback_to"] = rollback_to
+    body = {**content, "reason": reason, **allowed, **rollout}
     async with options.client() as control:
         if plan:
             release = await control.post(path("releases"), body, plan="true")
@@ -130,6 +160,65 @@ async def create(
             await releasing.finish(control, release, waited, as_json=as_json)
 
 
+@command.command()
+@content_options
+@options.change_options
+@options.policy_option
+@options.reason_option
+@click.option(
+    "--no-wait", is_flag=True, help="Don't wait: `skerry rollout status --rehearsal` shows what nodes have found."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=20,
+    show_default=True,
+    help="So many nodes of each outcome; the others are counted. --json has all.",
+)
+@options.json_option
+@options.asynchronous
+async def rehearse(
+    content: Json,
+    plan: bool,
+    allowed: Json,
+    policy: Json,
+    reason: str,
+    no_wait: bool,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Make a release, and have every online node of the group try it on a copy of its own data, while it serves on.
+
+    No node runs the release until `skerry rollout resume` sends it out; `skerry rollout abort` drops it. Shown is what
+    each node has found, by outcome: passed, failed, or unknown, as of nodes that are offline. The exit code is 5 if it
+    failed on a node, or more nodes are unknown than the policy allows.
+    """
+    body = {**content, "reason": reason, **allowed, **policy, "rehearsal_only": True}
+    async with options.client() as control:
+        if plan:
+            planned = await control.post(path("releases"), body, plan="true")
+            output.document(planned) if as_json else releasing.show(planned, planned=True)
+            return
+        release = await control.post(path("releases"), body)
+        if not as_json:
+            releasing.show(release)
+        if no_wait:
+            if as_json:
+                output.document(release)
+            return
+        group, number = release["group"], release["number"]
+        progress = rollout_following.RolloutProgress(control, quiet=as_json)
+        rollout = await rollout_following.follow(control, group, number, progress, until=rollout_following.rehearsed)
+        nodes = await control.items(path("rollouts", group, number, "rehearsal"))
+    if as_json:
+        output.document({**release, "rollout_status": rollout, "rehearsal": nodes})
+    else:
+        rehearsals.show(nodes, limit)
+    rehearsals.check(rollout, nodes)
+    if not as_json:
+        output.say(f"release {number} of group {group} has passed: {rollout_views.onward(rollout)}", style="green")
+
+
 @click.command()
 @click.argument("group", type=options.NAME, default="default")
 @options.release_options
@@ -139,6 +228,7 @@ async def rollback(
     group: str,
     plan: bool,
     allowed: Json,
+    rollout: Json,
     reason: str,
     waited: options.ReleaseWait | None,
     as_json: bool,
@@ -148,7 +238,7 @@ async def rollback(
     What that changes is shown first. A second rollback goes further back. To a release of your choice:
     `skerry release create --rollback-to N`.
     """
-    body = {"group": group, "reason": reason, "rollback": True, **allowed}
+    body = {"group": group, "reason": reason, "rollback": True, **allowed, **rollout}
     async with options.client() as control:
         planned = await control.post(path("releases"), body, plan="true")
         if not as_json:

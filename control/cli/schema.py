@@ -68,6 +68,7 @@ async def add(
     plan: bool,
     group: str,
     allowed: Json,
+    rollout: Json,
     reason: str,
     waited: options.ReleaseWait | None,
     as_json: bool,
@@ -85,7 +86,7 @@ async def add(
             return
         if not no_release:
             await releasing.floor_of(control, group)
-            body["release"] = {"group": group, "reason": reason, **allowed}
+            body["release"] = {"group": group, "reason": reason, **allowed, **rollout}
         await _register(control, path("schema-changes"), body, waited, as_json)
 
 
@@ -104,6 +105,7 @@ async def amend(
     plan: bool,
     group: str,
     allowed: Json,
+    rollout: Json,
     reason: str,
     waited: options.ReleaseWait | None,
     as_json: bool,
@@ -118,7 +120,12 @@ async def amend(
             return
         if not no_release:
             await releasing.floor_of(control, group)
-            new["release"] = {"group": group, "reason": reason or f"schema change {number} amended", **allowed}
+            new["release"] = {
+                "group": group,
+                "reason": reason or f"schema change {number} amended",
+                **allowed,
+                **rollout,
+            }
         await _register(control, where, new, waited, as_json)
 
 

@@ -124,7 +124,7 @@ def _releases(groups: list[Json]) -> Table:
             errors = Text(error_share(release), style="red" if release["errors"] else "")
             calls = f"{release['calls']:,}"
             shown.add_row(
-                name, str(release["release"]), f"{release['nodes']:,}", calls, errors, seconds(release["p99"])
+                name, str(release["release"]), f"{release['nodes']:,}", calls, errors, output.latency(release["p99"])
             )
     return shown
 
@@ -145,7 +145,7 @@ def release_line(release: Json, minutes: int) -> str:
     calls = counted(release["calls"], "call")
     return (
         f"release {release['release']}: {nodes}, {calls} in {minutes} min, "
-        f"errors {error_share(release)}, p99 {seconds(release['p99'])}"
+        f"errors {error_share(release)}, p99 {output.latency(release['p99'])}"
     )
 
 
@@ -155,12 +155,3 @@ def error_share(release: Json) -> str:
         return "0"
     share = 100 * release["errors"] / release["calls"]
     return f"{release['errors']:,} ({share:.1f} %)" if share >= 0.1 else f"{release['errors']:,}"
-
-
-def seconds(time: float | None) -> str:
-    """Return the time of a call as text: 340 µs, 12 ms, 1.4 s; `-` for none."""
-    if time is None:
-        return "-"
-    if time < 0.001:
-        return f"{time * 1e6:.0f} µs"
-    return f"{time * 1000:.{0 if time >= 0.01 else 1}f} ms" if time < 1 else f"{time:.1f} s"

@@ -222,6 +222,9 @@ class Client:
     async def post(self, where: str, body: Json | None = None, **query: str | int | None) -> Json:
         return await self.call("POST", where, body=body, query=query)
 
+    async def put(self, where: str, body: Json) -> Json:
+        return await self.call("PUT", where, body=body)
+
     async def delete(self, where: str, **query: str | int | None) -> Json:
         return await self.call("DELETE", where, query=query)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import click
 
 from control.cli.support import output
-from control.cli.support.client import Client, connection_settings
+from control.cli.support.client import Client, Json, connection_settings
 from control.protocol import wire
 from control.protocol.command_line import DurationType
 
@@ -225,8 +225,8 @@ def change_options(function: Callable[..., T]) -> Callable[..., T]:
 def release_options(function: Callable[..., T]) -> Callable[..., T]:
     """Add the options of a command that makes a release.
 
-    Besides those of `change_options`, the command gets `reason` and `waited`: how to wait for the release, None to not
-    wait. With --plan, or the command's own --no-release, there is no release to wait for.
+    Besides those of `change_options` and `rollout_options`, the command gets `reason` and `waited`: how to wait for the
+    release, None to not wait. With --plan, or the command's own --no-release, there is no release to wait for.
     """
 
     @functools.wraps(function)
@@ -253,9 +253,51 @@ def release_options(function: Callable[..., T]) -> Callable[..., T]:
         click.option(
             "--wait",
             is_flag=True,
-            help="Show the nodes as they arrive; exit with 5 if one failed or was late, with 6 if one is offline.",
+            help="Show the nodes as they arrive; exit with 5 if one failed or was late, or the rollout pauses, with 6 "
+            "if one is offline.",
         ),
-        click.option("--reason", default="", help="Why, for the ones who read the list of releases later."),
     ):
         run = option(run)
-    return change_options(run)
+    return change_options(rollout_options(reason_option(run)))
+
+
+def reason_option(function: F) -> F:
+    text = "Why, for the ones who read the list of releases later."
+    return click.option("--reason", default="", help=text)(function)
+
+
+def rollout_options(function: Callable[..., T]) -> Callable[..., T]:
+    """Add the options that say how a release goes out.
+
+    The command is called with `rollout`: the fields for the body of its request, `rollout` or `now`; empty without the
+    options, since an older control refuses a field that it doesn't know.
+    """
+
+    @functools.wraps(function)
+    def run(now: bool, policy: Json, **given: Any) -> T:
+        if now and policy:
+            raise click.UsageError("--now leaves steps out, and --policy says which: give one of them")
+        if (now or policy) and given.get("no_release"):
+            raise click.UsageError("--policy and --now are about a release, and --no-release makes none")
+        return function(rollout={"now": True} if now else policy, **given)
+
+    text = "To all nodes at once, without a rehearsal and steps; the audit log says so."
+    return policy_option(click.option("--now", is_flag=True, help=text)(run))
+
+
+def policy_option(function: Callable[..., T]) -> Callable[..., T]:
+    """Add --policy. The command is called with `policy`: the field `rollout` for its body, or nothing without it."""
+
+    @functools.wraps(function)
+    def run(policy_file: Path | None, **given: Any) -> T:
+        from control.cli.support import rollout_policy  # here, since few commands are given one
+
+        return function(policy={} if policy_file is None else {"rollout": rollout_policy.read(policy_file)}, **given)
+
+    return click.option(
+        "--policy",
+        "policy_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="How it goes out: a TOML file with a table [rollout], in place of the group's policy.",
+    )(run)

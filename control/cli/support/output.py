@@ -62,12 +62,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
     if not listed:
         say(empty)
         return
+    console().print(drawn_table(columns, listed))
+
+
+def drawn_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Return a table to be printed, or redrawn in a terminal; an empty cell is `-`."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         shown.add_column(column, overflow="fold")
-    for row in listed:
+    for row in rows:
         shown.add_row(*(clean("-" if cell is None or cell == "" else cell) for cell in row))
-    console().print(shown)
+    return shown
 
 
 def listed(items: Iterable[Json], columns: Columns, empty: str, *, as_json: bool) -> None:
@@ -91,12 +96,17 @@ def answered(answer: object, line: str, *, as_json: bool) -> None:
 
 def pairs(rows: Iterable[tuple[str, object]]) -> None:
     """Print names with their values, one per line."""
+    console().print(drawn_pairs(rows))
+
+
+def drawn_pairs(rows: Iterable[tuple[str, object]]) -> Table:
+    """Return names with their values to be printed, or redrawn in a terminal."""
     shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(style="bold")
     shown.add_column(overflow="fold")
     for name, value in rows:
         shown.add_row(name, clean("-" if value is None or value == "" else value))
-    console().print(shown)
+    return shown
 
 
 def ago(time: str | None, now: datetime | None = None) -> str:
@@ -127,6 +137,15 @@ def span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def latency(time: float | None) -> str:
+    """Return the time of a call as text: 340 µs, 12 ms, 1.4 s; `-` for none."""
+    if time is None:
+        return "-"
+    if time < 0.001:
+        return f"{time * 1e6:.0f} µs"
+    return f"{time * 1000:.{0 if time >= 0.01 else 1}f} ms" if time < 1 else f"{time:.1f} s"
 
 
 def when(time: str) -> datetime:

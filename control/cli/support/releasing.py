@@ -9,7 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 from control import manifest_rules
-from control.cli.support import output
+from control.cli.support import output, rollout_following, rollout_views
 from control.cli.support.client import Client, Json, NotConverged, NotReached, path
 from control.cli.support.options import ReleaseWait
 
@@ -45,7 +45,8 @@ async def finish(
     """Show a release that was made, unless its plan was `shown`, and follow its nodes as `wait` says.
 
     With `as_json` print one document at the end: the release, or what it is a `part_of`. It then has the release's
-    `nodes`, and in `followed` the names of those that arrived, failed, were late, are offline and are revoked.
+    `nodes`, in `followed` the names of those that arrived, failed, were late, are offline and are revoked, and in
+    `rollout_status` how its rollout stood, if it has one.
 
     Raises: NotConverged, NotReached, when not all nodes run the release; otherwise what `Client.call` raises.
     """
@@ -55,6 +56,8 @@ async def finish(
     if wait is not None:
         followed = await follow(control, release, wait.within, offline_too=wait.offline_too, quiet=as_json)
         release["nodes"], release["followed"] = followed.nodes, followed.document()
+        if followed.rollout is not None:
+            release["rollout_status"] = followed.rollout
     if as_json:
         output.document(release if part_of is None else part_of)
     if followed is not None and wait is not None:
@@ -75,6 +78,8 @@ def show(release: Json, *, planned: bool = False) -> None:
         output.say(f"  {line}", style=style)
     if not lines:
         output.say("  nothing changes")
+    if "rollout" in release:  # which an older control doesn't return
+        output.say(f"  it {rollout_views.going_out(release['rollout'])}")
     found = losses(release.get("losses") or []), stalls(release.get("stalls") or []), unfit(release.get("unfit") or {})
     for line in itertools.chain(*found):
         output.say(f"  {line}", style="red")
@@ -202,8 +207,8 @@ def _text(item: object) -> str:
 
 
 class FollowedRelease(NamedTuple):
-    """The outcome of a release: the group's nodes, and the names of those that run it, failed, were late, or weren't
-    waited for because they are offline or revoked."""
+    """The outcome of a release: the group's nodes, the names of those that run it, failed, were late, or weren't waited
+    for because they are offline or revoked, and its rollout, as it was seen last."""
 
     nodes: list[Json]
     arrived: list[str]
@@ -211,19 +216,22 @@ class FollowedRelease(NamedTuple):
     late: list[str]
     offline: list[str]
     revoked: list[str]
+    rollout: Json | None = None
 
     def document(self) -> Json:
         """Return the names as a document for a script."""
-        return {name: names for name, names in self._asdict().items() if name != "nodes"}
+        return {name: names for name, names in self._asdict().items() if name not in ("nodes", "rollout")}
 
     def check(self, release: Json, within: float, *, quiet: bool) -> None:
         """Check that all nodes run the release.
 
         `within` is how many seconds late nodes were waited for; `quiet`: the reasons for failures weren't printed.
 
-        Raises: NotConverged, when a node failed or was late; NotReached, when none did but some weren't waited for. The
-        message names all of them.
+        Raises: NotConverged, when a node failed or was late, or the rollout isn't done; NotReached, when none did but
+        some weren't waited for. The message names all of them.
         """
+        if self.rollout is not None:
+            rollout_following.check(self.rollout)
         by_name = {node["name"]: node for node in self.nodes}
         told = [f"{name} failed" + (f": {_error(by_name[name])}" if quiet else "") for name in self.failed]
         told += [f"{name} ({by_name[name]['state']}) didn't arrive in {output.span(within)}" for name in self.late]
@@ -255,17 +263,29 @@ def progress(node: Json, generation: int, since: str) -> str:
 async def follow(control: Client, release: Json, within: float, *, offline_too: bool, quiet: bool) -> FollowedRelease:
     """Wait until the release's nodes have arrived or failed, for at most `within` seconds.
 
-    `offline_too`: wait for offline nodes too; otherwise they are named, and not waited for while offline.
+    If it goes out by a rollout, wait for that first; no longer, once it has ended otherwise than done, or goes on only
+    when a person says so. `offline_too`: wait for offline nodes too; otherwise they are named, and not waited for while
+    offline.
     """
     began = time.monotonic()
+    rollout: Json | None = None
     told: set[tuple[str, str]] = set()
+    if release.get("rollout") is not None:
+        progress_of = rollout_following.RolloutProgress(control, quiet=quiet)
+        where = release["group"], release["number"]
+        rollout = await rollout_following.follow(
+            control, *where, progress_of, until=rollout_following.held, within=within
+        )
+        if rollout["state"] != "done":
+            return await _unfinished(control, rollout)
+        told = progress_of.told
     while True:
         nodes = await control.items(path("nodes"), group=release["group"])
         stand = {node["id"]: progress(node, release["generation"], release["created_at"]) for node in nodes}
         for node in nodes:
             what = stand[node["id"]]
-            if what != "waiting" and (node["id"], what) not in told:
-                told.add((node["id"], what))
+            if what != "waiting" and (node["name"], what) not in told:
+                told.add((node["name"], what))
                 if not quiet:
                     _tell(node, what, release, time.monotonic() - began, offline_too)
         waited = ("waiting", "offline") if offline_too else ("waiting",)
@@ -278,9 +298,21 @@ async def follow(control: Client, release: Json, within: float, *, offline_too: 
 
             away = () if offline_too else ("offline",)
             return FollowedRelease(
-                nodes, names("arrived"), names("failed"), names(*waited), names(*away), names("revoked")
+                nodes, names("arrived"), names("failed"), names(*waited), names(*away), names("revoked"), rollout
             )
         await asyncio.sleep(PAUSE)
+
+
+async def _unfinished(control: Client, rollout: Json) -> FollowedRelease:
+    """Return what has become of a release so far whose rollout isn't done; nodes that weren't started aren't named."""
+    group, number = rollout["group"], rollout["number"]
+    nodes = await control.items(path("nodes"), group=group)
+    found = await control.items(path("rollouts", group, number, "nodes"))
+
+    def names(outcome: str) -> list[str]:
+        return [node["name"] for node in found if node["outcome"] == outcome]
+
+    return FollowedRelease(nodes, names("at_target"), names("failed"), names("syncing"), names("offline"), [], rollout)
 
 
 def _tell(node: Json, what: str, release: Json, seconds: float, offline_too: bool) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from control.cli import status_watch
+from control.cli.support import output
 from tests.support import numbers, seeds
 from tests.support.deadlines import deadline
 from tests.support.ports import free_port
@@ -142,7 +143,7 @@ def test_how_a_release_does_is_said_in_a_line() -> None:
     release |= {"nodes": 1200, "calls": 12_345, "errors": 12_345, "p99": 0.0123}
     line = "release 3: 1,200 nodes, 12,345 calls in 10 min, errors 12,345 (100.0 %), p99 12 ms"
     assert status_watch.release_line(release, 10) == line
-    assert [status_watch.seconds(time) for time in (None, 0.00034, 0.0034, 0.99, 3.21)] == [
+    assert [output.latency(time) for time in (None, 0.00034, 0.0034, 0.99, 3.21)] == [
         *("-", "340 µs", "3.4 ms", "990 ms", "3.2 s")
     ]
     cause = {"code": "disk_full", "text": "no room", "nodes": 7, "examples": ["a", "b"]}

@@ -78,6 +78,16 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["release", "create", "--rollback-to", "1", "--set", "f=1"], "--rollback-to"),
         (["release", "create", "--plan", "--wait"], "--plan"),
         (["release", "create", "--set", "f=two"], "number"),
+        (["release", "create", "--policy", "FILE"], "can't be read"),
+        (["release", "create", "--policy", "POLICY", "--now"], "--now leaves steps out"),
+        (["release", "rehearse", "--now"], "--now"),
+        (["function", "push", "f", "FILE", "--now", "--no-release"], "--no-release"),
+        (["schema", "add", "FILE", "--policy", "POLICY", "--no-release"], "--no-release"),
+        (["group", "policy", "shops", "FILE"], "can't be read"),
+        (["group", "policy", "shops", "POLICY", "--none"], "--none"),
+        (["rollout", "status", "--nodes", "--follow"], "give one of them"),
+        (["rollout", "status", "--nodes", "lost"], "at_target"),
+        (["rollout", "abort", "--all"], "--all"),
         (["operator", "add", "o"], "--role"),
         (["operator", "add", "o", "--role", "boss"], "read, push, deploy, admin"),
         (["operator", "add", "o", "--role", "read@Not A Name"], "no group's name"),
@@ -102,7 +112,10 @@ def test_wrong_use(
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "f.wasm"
     file.write_bytes(b"\0asm")
-    assert cli.run([str(file) if argument == "FILE" else argument for argument in arguments]) == 2
+    policy = tmp_path / "rollout.toml"
+    policy.write_text("[rollout]\n")
+    given = {"FILE": str(file), "POLICY": str(policy)}
+    assert cli.run([given.get(argument, argument) for argument in arguments]) == 2
     assert told in capsys.readouterr().err
 
 
