@@ -124,7 +124,7 @@ async def push(
         uploaded = [Uploaded(name, await upload(control, file, quiet=as_json), m) for name, file, m in modules]
         push_ = ProjectPush(control, found, own, uploaded)
         if plan or push_.has_several or (floor is not None and floor < own.known):
-            planned = await push_.plan(None if no_release else group, schema)
+            planned = await push_.plan(None if no_release else group, schema, rollout)
             schema = planned.schema
             if plan:
                 output.document(planned.document()) if as_json else planned.show()

@@ -6,8 +6,8 @@ import click
 
 from control.cli import status_watch
 from control.cli.releases import reason
-from control.cli.support import options, output, rollout_policy
-from control.cli.support.client import Json, path
+from control.cli.support import options, output, releasing, rollout_policy
+from control.cli.support.client import Client, Json, path
 from control.cli.support.lists import list_command
 from control.protocol.command_line import CommandGroup
 from control.sync.standing import STANDINGS
@@ -101,10 +101,18 @@ async def policy(name: str, file: Path | None, no_policy: bool, as_json: bool) -
             return
         if no_policy:
             await control.delete(where)
-        found = None if no_policy else (await control.get(where))["policy"]
+        found = None if no_policy else await _policy(control, name)
     text = f"group {name} has no policy: its releases go out at once, after a rehearsal if they change the schema"
     shown = text if found is None else rollout_policy.as_toml(found).rstrip()
     output.answered({"group": name, "policy": found}, shown, as_json=as_json)
+
+
+async def _policy(control: Client, name: str) -> Json | None:
+    """Return a group's policy. Raises: RequestRefused, when there is no such group, or the operator may not see it."""
+    await releasing.floor_of(control, name)
+    found = {group["name"]: group["policy"] for group in await control.items(path("groups"))}
+    policy: Json | None = found.get(name)
+    return policy
 
 
 @command.command()

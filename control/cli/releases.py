@@ -26,6 +26,11 @@ def reason(release: Json) -> str:
     return ": ".join(text for text in (back, release.get("reason", "")) if text)
 
 
+def rollout_state(release: Json) -> str:
+    """Return the state of a release's rollout; '' if it went to all nodes at once, or control is too old to say it."""
+    return rollout_views.word(release["rollout"]["state"]) if release.get("rollout") else ""
+
+
 command.add_command(
     list_command(
         "releases",
@@ -38,6 +43,7 @@ command.add_command(
             "FUNCTIONS": lambda release: output.functions(release["functions"]),
             "BY": "created_by",
             "CREATED": ago("created_at"),
+            "ROLLOUT": rollout_state,
             "REASON": reason,
         },
         "no releases: `skerry function push` and `skerry schema add` make one",
@@ -66,6 +72,7 @@ def _details(release: Json) -> list[tuple[str, object]]:
         ("schema", release["schema_floor"]),
         ("created", f"{output.ago(release['created_at'])} by {release['created_by']}"),
         ("reason", reason(release)),
+        *((("rollout", rollout_state(release)),) if release.get("rollout") else ()),
         *(("function", f"{f['name']}@{f['version']} {f['sha256'][:12]}") for f in release["functions"]),
         # An earlier version of control doesn't return them.
         *(("change", line) for line, _ in releasing.changes(release.get("changes", {}))),

@@ -40,11 +40,6 @@ async def _register(control: Client, where: str, body: Json, waited: options.Rel
         output.document(done)
 
 
-def _planned(no_release: bool, group: str) -> Json:
-    """Return the query that requests a plan."""
-    return {"plan": "true", "group": None if no_release else group}
-
-
 def _show_plan(found: Json, as_json: bool) -> None:
     releasing.show_plan(found, f"{releasing.named_change(found['change'])} would be registered", as_json=as_json)
     if not as_json:
@@ -82,7 +77,8 @@ async def add(
         body["number"] = number
     async with options.client() as control:
         if plan:
-            _show_plan(await control.post(path("schema-changes"), body, **_planned(no_release, group)), as_json)
+            to = None if no_release else group
+            _show_plan(await releasing.plan(control, path("schema-changes"), body, to, rollout), as_json)
             return
         if not no_release:
             await releasing.floor_of(control, group)
@@ -116,7 +112,8 @@ async def amend(
         new: Json = {"sql": read_sql(file), **{name: True for name in allowed if name != "allow_unfit"}}
         where = path("schema-changes", number, "revisions")
         if plan:
-            _show_plan(await control.post(where, new, **_planned(no_release, group)), as_json)
+            to = None if no_release else group
+            _show_plan(await releasing.plan(control, where, new, to, rollout), as_json)
             return
         if not no_release:
             await releasing.floor_of(control, group)

@@ -170,29 +170,29 @@ class ProjectPush:
         """Whether several things are to be made, so that control could accept one and refuse another."""
         return len(self._files) + len(self._uploaded) > 1
 
-    async def plan(self, group: str | None, schema: int | None) -> PushPlan:
-        """Have control plan what it would make, and a release of the group with it.
+    async def plan(self, group: str | None, schema: int | None, rollout: Json) -> PushPlan:
+        """Have control plan what it would make, and a release of the group with it, which goes out by `rollout`.
 
         Raises: RequestRefused, when control would refuse something.
         """
         releases, changes = [], []
         if self._files:
-            tried = await self._try_files(group)
+            tried = await self._try_files(group, rollout)
             releases.append(tried.get("release"))
             changes = self._planned_changes(tried["change"])
         versions = []
         for each in self._uploaded:
-            planned = await self._control.post(each.where, each.body, plan="true", group=group, schema=schema)
+            planned = await releasing.plan(self._control, each.where, each.body, group, rollout, schema=schema)
             versions.append(planned)
             releases.append(planned.get("release"))
         there = [release for release in releases if release is not None]
         whole = _together(there, changes) if there else None
         if whole is not None and schema is None and whole["schema_floor"] < self._known:
             # Somebody has lowered the group's floor: it stays low for what doesn't need more.
-            return await self.plan(group, self._known)
+            return await self.plan(group, self._known, rollout)
         return PushPlan(changes, versions, whole, schema)
 
-    async def _try_files(self, group: str | None) -> Json:
+    async def _try_files(self, group: str | None, rollout: Json) -> Json:
         """Plan the files in one text, or only the first of them if one has steps."""
         assert self._found is not None  # noqa: S101
         texts = [file.sql for file in self._files]
@@ -200,7 +200,7 @@ class ProjectPush:
         # A text may end with a comment, or without its last semicolon.
         body = {"name": name_of(self._found, self._files[0]), "sql": "\n;\n".join(tried)}
         try:
-            return await self._control.post(path("schema-changes"), body, plan="true", group=group)
+            return await releasing.plan(self._control, path("schema-changes"), body, group, rollout)
         except RequestRefused as refused:
             raise _of_files(self._files[: len(tried)], refused) from None
 

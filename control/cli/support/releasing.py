@@ -33,6 +33,19 @@ async def floor_of(control: Client, group: str) -> int:
     return max((int(release["schema_floor"]) for release in found["items"]), default=0)
 
 
+async def plan(
+    control: Client, where: str, body: Json, group: str | None, rollout: Json, *, schema: int | None = None
+) -> Json:
+    """Have control plan a version or a schema change, and a release of the group with it; None: without a release.
+
+    `rollout` says how that goes out, and `schema` is its floor, if they are given.
+    """
+    if group is None or not rollout:
+        return await control.post(where, body, plan="true", group=group, schema=schema)
+    following = {"group": group, **rollout} | ({} if schema is None else {"schema": schema})
+    return await control.post(where, {**body, "release": following}, plan="true")
+
+
 async def finish(
     control: Client,
     release: Json,

@@ -25,6 +25,7 @@ async def newest(control: Client, group: str) -> int:
         return int(rollout["number"])
     raise Failure(
         f"group {group} has no rollout",
+        code="unknown_rollout",
         cure="releases without a policy go out at once; `skerry release list` has them",
     )
 

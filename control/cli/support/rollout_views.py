@@ -142,11 +142,11 @@ def going_out(plan: Json | None) -> str:
     """Return how a release goes out, in a line."""
     if plan is None:
         return "goes to all nodes at once"
-    rehearsed = "is rehearsed on the nodes' own data first, and then " if plan["rehearse"] else ""
     steps = plan["steps"]
-    if steps == ["100%"]:
-        return f"{rehearsed}goes to all nodes at once"
-    return f"{rehearsed}goes out in {counted(len(steps), 'step')}: {', '.join(steps)}"
+    then = "to all nodes at once" if steps == ["100%"] else f"in {counted(len(steps), 'step')}: {', '.join(steps)}"
+    if plan.get("rehearsal_only"):
+        return f"is only rehearsed, on the nodes' own data; resumed, it goes out {then}"
+    return f"is rehearsed on the nodes' own data first, and goes out {then}" if plan["rehearse"] else f"goes out {then}"
 
 
 def drawn(rollout: Json, number: int | None = None) -> RenderableType:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from control.api.release_bodies import ReleaseRollout
 from control.api.rollout_bodies import NodeCounts, RehearsalCounts
 from control.cli.support import output, rollout_views
-from tests.support.shown_rollouts import GATE, rollout
+from tests.support.shown_rollouts import GATE, answer, rollout
 
 
 def drawn(capsys: pytest.CaptureFixture[str], found: dict[str, Any], number: int | None = None) -> str:
@@ -121,15 +122,17 @@ def test_what_takes_a_release_away_or_goes_past_a_failure_is_asked(
     assert rollout_views.is_asked(act, found, everything=everything) is asked
 
 
+def way(steps: list[str], rehearse: bool, only: bool = False) -> dict[str, Any]:
+    return answer(ReleaseRollout(state="running", rehearse=rehearse, rehearsal_only=only, steps=steps))
+
+
 @pytest.mark.parametrize(
     ("plan", "told"),
     [
         (None, "goes to all nodes at once"),
-        (
-            {"steps": ["100%"], "rehearse": True},
-            "is rehearsed on the nodes' own data first, and then goes to all",
-        ),
-        ({"steps": ["1", "5%", "100%"], "rehearse": False}, "goes out in 3 steps: 1, 5%, 100%"),
+        (way(["100%"], True), "is rehearsed on the nodes' own data first, and goes out to all nodes at once"),
+        (way(["1", "5%", "100%"], False), "goes out in 3 steps: 1, 5%, 100%"),
+        (way(["1", "100%"], True, only=True), "is only rehearsed, on the nodes' own data; resumed, it goes out in 2"),
     ],
 )
 def test_a_plan_says_how_the_release_goes_out(plan: dict[str, Any] | None, told: str) -> None:
