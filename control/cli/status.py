@@ -5,7 +5,7 @@ from collections import Counter
 import click
 
 from control.cli import artifacts, status_watch
-from control.cli.support import options, output
+from control.cli.support import options, output, rollout_views
 from control.cli.support.client import Client, Json, NotConverged, RequestRefused, path
 from control.cli.support.lists import ago
 from control.protocol.counts import counted
@@ -46,12 +46,22 @@ async def command(group: str | None, watch: bool, check: bool, limit: int, as_js
         nodes = await control.items(path("nodes"), group=group)
         store, fleet = await _if_there(control, "artifact-store"), await _if_there(control, "fleet", group=group)
         held = await _if_there(control, "certificates")
+        # As many as groups, and few of those have one.
+        found = await _if_there(control, "rollouts", group=group, open="true", limit="1000")
+        rollouts = [] if found is None else found["items"]
     if as_json:
         output.document(
-            {"groups": groups, "nodes": nodes, "artifact_store": store, "fleet": fleet, "certificates": held}
+            {
+                "groups": groups,
+                "nodes": nodes,
+                "artifact_store": store,
+                "fleet": fleet,
+                "certificates": held,
+                "rollouts": rollouts,
+            }
         )
     else:
-        _show(groups, nodes, fleet, limit)
+        _show(groups, nodes, fleet, rollouts, limit)
         if store is not None:
             for line in artifacts.trouble(store):
                 output.say(f"artifacts: {line}", style="red" if store["problem"] else "yellow")
@@ -137,8 +147,8 @@ def certificate_lines(held: Json) -> list[tuple[str, str | None]]:
     return [*lines, *((f"certificates: {note.removeprefix('certificates: ')}", "red") for note in held["notes"])]
 
 
-def _show(groups: list[Json], nodes: list[Json], fleet: Json | None, limit: int) -> None:
-    """Print the groups with at most `limit` nodes, the worst ones; count the rest by standing."""
+def _show(groups: list[Json], nodes: list[Json], fleet: Json | None, rollouts: list[Json], limit: int) -> None:
+    """Print groups, their open rollouts, and at most `limit` nodes, the worst ones; count the rest by standing."""
     shown = nodes
     if len(nodes) > limit:
         shown = sorted(nodes, key=lambda node: (well(node), STANDINGS.index(node["standing"]), node["name"]))[:limit]
@@ -155,6 +165,10 @@ def _show(groups: list[Json], nodes: list[Json], fleet: Json | None, limit: int)
             else "no release yet"
         )
         output.say(f"group {group['name']}: {told}", style="bold")
+        for rollout in rollouts:
+            if rollout["group"] == group["name"]:
+                style = "yellow" if rollout["state"] == "paused" else None
+                output.say(f"  rollout of release {rollout['number']}: {rollout_views.standing(rollout)}", style=style)
         members, others = by_group.get(group["name"], ([], []))
         if members or not others:
             output.listed(members, NODES, "  no nodes", as_json=False)

@@ -95,10 +95,12 @@ async def test_a_release_that_fails_on_a_row_is_rehearsed_shown_and_dropped(sker
     assert "`skerry rollout abort default` drops it" in skerry.err
     assert skerry.releases() == [1, 1, 1]
 
+    standing = "paused at rehearsal: the rehearsal failed on 1 node of 3"
+    assert f"functions hello@1\n  rollout of release 2: {standing}\n" in await skerry("status")
     shown = await skerry("rollout", "status")
     assert "release 2 of group default" in shown
     assert re.search(r"rehearsal +2 passed, 1 failed, 0 unknown", shown)
-    assert "paused at rehearsal: the rehearsal failed on 1 node of 3" in shown
+    assert standing in shown
     (failed,) = await skerry.json("rollout", "status", "--rehearsal", "failed")
     assert (failed["name"], failed["row"]) == ("b", "orders id=7")
 

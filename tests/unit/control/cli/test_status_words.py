@@ -54,7 +54,7 @@ def fleet(count: int, **groups: list[str]) -> tuple[list[Json], list[Json]]:
 
 def test_a_large_fleet_is_counted_and_its_worst_nodes_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     groups, nodes = fleet(2500, north=[], south=["at_target", "failing", "offline", "behind"])
-    status._show(groups, nodes, None, 3)
+    status._show(groups, nodes, None, [], 3)
     said = capsys.readouterr().out
     shown = [line.split()[0] for line in said.splitlines() if "→ 26" in line]
     assert shown == ["south-0001", "south-0002", "south-0003"]
@@ -63,7 +63,7 @@ def test_a_large_fleet_is_counted_and_its_worst_nodes_are_shown(capsys: pytest.C
     assert len(said.splitlines()) < 20
     # A fleet that is as small as that is shown whole, in the order of its names.
     groups, nodes = fleet(2, north=["failing", "at_target"])
-    status._show(groups, nodes, None, 2)
+    status._show(groups, nodes, None, [], 2)
     said = capsys.readouterr().out
     assert "--limit" not in said
     assert said.index("north-0000") < said.index("north-0001")
