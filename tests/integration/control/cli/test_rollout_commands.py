@@ -14,8 +14,6 @@ from tests.support.programs import until
 from tests.support.replica import Replica, Site
 from tests.support.simulated_nodes import Nature, SimulatedNodes
 
-pytestmark = pytest.mark.background("rollouts")
-
 STEPS = """
 [rollout]
 steps = ["1", { pause = "approval" }, "100%"]
@@ -54,6 +52,11 @@ class Fleet:
 
         await until(there, f"{names or 'all'} are at release {number}")
 
+    async def without_extra(self) -> bool:
+        """Return whether all nodes are at their target, and none has the function `extra`."""
+        seen = [await self.replica.node(name) for name in self.nodes.nodes]
+        return all(node["at_target"] and [f["name"] for f in node["functions"]] == ["hello"] for node in seen)
+
     def releases(self) -> list[int]:
         """Return the releases that the nodes run."""
         return sorted(node.release for node in self.nodes.nodes.values())
@@ -61,7 +64,7 @@ class Fleet:
 
 @pytest.fixture
 async def skerry(control_site: Site) -> AsyncIterator[Fleet]:
-    """Three nodes that run release 1, with the function `hello`."""
+    """Three nodes that run release 1, with the function `hello`; there are others."""
     async with control_site.running() as replica:
         nodes = SimulatedNodes(Nature(sync_seconds=0.0), replica.session, [replica.url])
         try:
@@ -69,6 +72,8 @@ async def skerry(control_site: Site) -> AsyncIterator[Fleet]:
                 token = (await replica.call("POST", "/v1/join-tokens", {})).json()["token"]
                 await nodes.add(name, token)
             await seeds.release(replica, functions={"hello": await seeds.function(replica, "hello")})
+            for name in ("extra", "more"):
+                await seeds.function(replica, name)
             fleet = Fleet(replica, nodes)
             await fleet.at_release(1)
             yield fleet
@@ -130,7 +135,7 @@ async def test_a_release_that_was_rehearsed_goes_out_when_it_is_resumed(skerry: 
 
 
 async def test_a_release_with_a_policy_goes_out_by_its_steps(skerry: Fleet, policy: Path) -> None:
-    create = ("release", "create", "--policy", policy)
+    create = ("release", "create", "--set", "extra=1", "--policy", policy)
     assert "it goes out in 3 steps: 1, pause approval, 100%" in await skerry(*create, "--plan")
     assert (await skerry.json("release", "list", "--limit", "1"))[0]["number"] == 1
     said = await skerry(*create, "--wait", ends=5)
@@ -155,7 +160,7 @@ async def test_a_release_with_a_policy_goes_out_by_its_steps(skerry: Fleet, poli
 
 
 async def test_an_aborted_rollout_is_tried_again_and_rolled_back(skerry: Fleet, policy: Path) -> None:
-    await skerry("release", "create", "--policy", policy, "--wait", ends=5)
+    await skerry("release", "create", "--set", "extra=1", "--policy", policy, "--wait", ends=5)
     assert "1 node that runs release 2 keep it" in await skerry("rollout", "abort", "--plan")
     await skerry("rollout", "abort", "--yes")
     assert skerry.releases() == [1, 1, 2]
@@ -163,7 +168,8 @@ async def test_an_aborted_rollout_is_tried_again_and_rolled_back(skerry: Fleet, 
     await skerry("rollout", "retry")
     assert "attempt 2" in await skerry("rollout", "status")
     await skerry("rollout", "rollback", "--yes", "--reason", "worse")
-    await skerry.at_release(3)
+    # The others ran the same as before all along.
+    await until(skerry.without_extra, "no node runs release 2")
     assert "rolled back" in await skerry("rollout", "status", "--number", "2")
     assert (await skerry.json("release", "list", "--limit", "1"))[0]["rollback_to"] == 1
 
@@ -178,14 +184,14 @@ async def test_a_groups_policy_is_set_shown_and_taken_away(skerry: Fleet, policy
     assert await skerry.json("group", "policy", "default") == before
     assert "goes out in 3 steps" in await skerry("release", "create", "--plan")
     # All but one node wait for the approval; without steps, none does.
-    await skerry("release", "create", "--wait", ends=5)
+    await skerry("release", "create", "--set", "extra=1", "--wait", ends=5)
     assert skerry.releases() == [1, 1, 2]
-    assert "it goes to all nodes at once" in await skerry("release", "create", "--now", "--wait")
+    assert "it goes to all nodes at once" in await skerry("release", "create", "--set", "more=1", "--now", "--wait")
     assert skerry.releases() == [3, 3, 3]
     assert "superseded" in await skerry("rollout", "status", "--number", "2")
     await skerry("group", "policy", "default", "--none")
     assert (await skerry.json("group", "policy", "default"))["policy"] is None
-    await skerry("release", "create", "--wait")
+    await skerry("release", "create", "--remove", "more", "--wait")
     assert skerry.releases() == [4, 4, 4]
 
 
