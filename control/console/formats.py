@@ -23,6 +23,11 @@ def share(part: int, whole: int) -> str:
     return num(part) if 0 < per_cent < 0.01 else f"{_figures(per_cent)} %"
 
 
+def ratio(value: float | None) -> str:
+    """Return a share that was measured: 5.8 %."""
+    return UNKNOWN if value is None else f"{_figures(value * 100)} %"
+
+
 def rate(value: float | None) -> str:
     """Return a rate or a large count in three digits: 18.4 k."""
     if value is None:

@@ -10,7 +10,7 @@ import jinja2
 
 from control import manifest_rules
 from control.api.operations import Reply
-from control.console import assets, drawings, explanations, fleet_grid, formats
+from control.console import assets, drawings, explanations, fleet_grid, formats, rollout_view
 from control.sync import change_effects
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -32,8 +32,11 @@ def _environment() -> jinja2.Environment:
     made.filters["standings_said"] = fleet_grid.said
     made.globals.update({f.__name__: f for f in (drawings.bar, drawings.cell, drawings.key_cell)})
     made.filters["rows_said"] = change_effects.rows_text
+    made.filters["nodes_said"] = rollout_view.said
+    made.filters["rollout_verdict"] = rollout_view.verdict
+    made.tests["held"] = rollout_view.is_held
     made.tests["explained"] = explanations.is_explained
-    made.globals |= {"asset": assets.address, "shown": manifest_rules.shown}
+    made.globals |= {"asset": assets.address, "shown": manifest_rules.shown, "NODE_KINDS": rollout_view.NODE_KINDS}
     return made
 
 

@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 from control.api import audit, release_bodies, releases, syncs
 from control.api.operations import Reply
+from control.api.rollout_bodies import Rollout
 from control.audit_chain import AuditEntry
-from control.console import fleet_grid, rendering
+from control.console import fleet_grid, rendering, rollout_view
 from control.console.fleet_grid import GroupBlocks
 from control.console.formats import num, plural
 from control.console.hub import Make, Parts
+from control.console.pages import rollout_pages
 from control.console.visits import ConsolePage, Visit
 from control.telemetry.call_history import CallTally
 from control.telemetry.fleet_summary import FleetGrid, FleetSummary, GroupSummary
@@ -62,11 +64,14 @@ class Overview:
     fleet: FleetSummary
     grid: dict[str, GroupBlocks]
     in_flight: list[GroupSummary]
+    """Groups some of whose nodes aren't at their release, but for those with a rollout."""
     happened: list[Happening]
     calls: CallTally
     """The calls of the last `MINUTES_SHOWN` minutes."""
     failing_calls: list[FailingCalls]
     """Where more than `MOST_FAILED` of the calls fail, the most failures first."""
+    rollouts: list[Rollout]
+    """Those that haven't ended, the held ones first."""
 
     @property
     def kind(self) -> str:
@@ -82,11 +87,13 @@ class Overview:
         (count, word), *others = [found for found in counts if found[0]] or [(0, "")]
         said = [f"{plural(count, 'node')} {word}"] if count else []
         said += [f"{num(count)} {word}" for count, word in others]
+        waiting = sum(rollout_view.is_held(rollout) for rollout in self.rollouts)
+        held = [f"{plural(waiting, 'release')} held"] if waiting else []
         if self.fleet.standings["failing"]:
-            return ", ".join(said)
+            return ", ".join([*said, *held])
         if self.failing_calls:
             said.append(f"calls fail in {plural(len({found.group for found in self.failing_calls}), 'group')}")
-        text = ", ".join(said)
+        text = ", ".join([*said, *held])
         return text[:1].upper() + text[1:] if text else "Nothing is wrong"
 
 
@@ -121,8 +128,10 @@ async def _read(visit: Visit) -> Overview:
     summary, grid = await services.standings.both()
     fleet = summary.of(groups)
     if not fleet.nodes:
-        return Overview(fleet, {}, [], [], CallTally(), [])
-    in_flight = [group for group in fleet.groups if _in_flight(group)]
+        return Overview(fleet, {}, [], [], CallTally(), [], [])
+    going = sorted(await rollout_pages.open_ones(visit), key=lambda one: not rollout_view.is_held(one))
+    in_steps = {rollout.group for rollout in going}
+    in_flight = [group for group in fleet.groups if _in_flight(group) and group.name not in in_steps]
     recent = (await services.recent_calls.get()).groups
     by_release = [
         FailingCalls(group.name, release, tally)
@@ -134,7 +143,7 @@ async def _read(visit: Visit) -> Overview:
         calls.add(found.tally.outcomes, found.tally.times)
     failing = [found for found in by_release if found.tally.errors > max(LEAST_FAILED, MOST_FAILED * found.tally.calls)]
     failing.sort(key=lambda found: found.tally.errors, reverse=True)
-    return Overview(fleet, _draw(grid, groups), in_flight, await _happened(visit), calls, failing)
+    return Overview(fleet, _draw(grid, groups), in_flight, await _happened(visit), calls, failing, going)
 
 
 _drawn: tuple[FleetGrid, dict[str, GroupBlocks]] | None = None

@@ -1,12 +1,13 @@
 """Releases: the list, one release, and the forms that make one.
 
-A release's page shows what it changed, its progress, and which nodes fail at it and why. The forms make a new release,
-or an earlier one again. The plan is shown first, and nothing else is done. The form that is sent has the digest of the
-plan that was shown, and a key: if the plan has changed since, the new plan is shown and nothing is done, and a form
-sent twice acts once.
+A release's page shows what it changed, its progress or its rollout, and which nodes fail at it and why. The forms make
+a new release, or an earlier one again. The plan is shown first, and nothing else is done. The form that is sent has the
+digest of the plan that was shown, and a key: if the plan has changed since, the new plan is shown and nothing is done,
+and a form sent twice acts once.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +15,22 @@ import msgspec
 from starlette.datastructures import QueryParams
 
 from control.access.auth import AuthError
-from control.api import functions, releases, request_input
+from control.access.rights import ROLES
+from control.api import functions, releases, request_input, rollout_summaries
 from control.api.operations import Reply
 from control.api.release_bodies import MadeRelease, NewRelease, Release
 from control.api.releases import ShownRelease
-from control.console import fleet_grid, rendering
+from control.api.rollout_bodies import Rollout
+from control.console import fleet_grid, rendering, rollout_view
 from control.console.fleet_grid import GroupBlocks
 from control.console.formats import num, plural
 from control.console.hub import Make, Parts
-from control.console.pages import page_input
+from control.console.pages import page_input, rollout_pages
 from control.console.pages.page_input import path_of, wire_name
+from control.console.rollout_view import RolloutView
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
-from control.telemetry.fleet_summary import GroupSummary
+from control.telemetry.fleet_summary import Cause, GroupSummary
 
 SHOWN = 25
 """Releases per page of the list."""
@@ -41,6 +45,8 @@ OUTSIDE = 20
 """Least rows for functions that aren't in the previous release."""
 GROUPS = 200
 """Groups that the form suggests; others are typed."""
+GOES = ("now", "rehearsal_only")
+"""How a release may go out other than its group's policy says, as fields of the API."""
 _ITEM = re.compile(r"([^=\s]+)=(\S+)|-(\S+)")
 
 
@@ -51,7 +57,13 @@ class Progress:
     release: Release
     group: GroupSummary
     blocks: GroupBlocks | None
-    """The group's nodes; None if another release is the group's target by now."""
+    """The group's nodes; None if another release is the group's target."""
+    rollout: Rollout | None = None
+    """How it goes out, if that is known and it doesn't go to all nodes at once."""
+    view: RolloutView | None = None
+    """The same with all that its page shows."""
+    successor: int | None = None
+    """The number of the release that a rollout brings to its group now."""
 
     @property
     def is_target(self) -> bool:
@@ -61,7 +73,25 @@ class Progress:
     @property
     def kind(self) -> str:
         """The kind of page: how many blocks it has, if any, as only a reload changes them."""
-        return "superseded" if self.blocks is None else f"target-{len(self.blocks.blocks) + self.blocks.left_out}"
+        kind = "superseded" if self.blocks is None else f"target-{len(self.blocks.blocks) + self.blocks.left_out}"
+        return kind if self.view is None else f"{kind}-{self.view.shape}"
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether nodes may be trying it: those of the group, or those that its rollout has started."""
+        return self.is_target or (self.rollout is not None and self.rollout.state in ("running", "paused", "aborted"))
+
+    @property
+    def failing(self) -> int:
+        """How many of these nodes fail."""
+        if self.view is not None and not self.is_target:
+            return self.view.rollout.counts.failed
+        return self.group.standings["failing"]
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """Why they fail."""
+        return self.view.failing if self.view is not None and not self.is_target else self.group.causes
 
     @property
     def nodes(self) -> int:
@@ -72,6 +102,12 @@ class Progress:
     def verdict(self) -> tuple[str, str]:
         """The state of the release: its kind and its description."""
         stands = self.group.standings
+        if self.rollout is not None and self.rollout.state != "done":
+            return rollout_view.verdict(self.rollout)
+        if self.release.rollout is not None and self.release.rollout.state != "done":
+            return "off", self.release.rollout.state.replace("_", " ")
+        if self.is_target and self.successor is not None and self.successor != self.release.number:
+            return "sync", f"{self.successor} goes out in its place"
         if not self.is_target:
             return "off", f"superseded by {self.group.release}"
         if stands["failing"]:
@@ -91,11 +127,28 @@ async def show_list(visit: Visit) -> Reply:
     found, next = await visit.items(releases.list_releases, Release, query)
     summary = (await visit.services.standings.summary()).of(visit.rights.groups("read"))
     groups = {group.name: group for group in summary.groups}
+    going = {one.group: one for one in await rollout_pages.open_ones(visit)}
     # A group made after the summary was read isn't in it.
-    rows = [Progress(release, groups[release.group], None) for release in found if release.group in groups]
+    rows = [_row(release, groups[release.group], going) for release in found if release.group in groups]
+    policy = None
+    if query.group is not None:
+        policy = await visit.ask(rollout_summaries.policy_of, {"group": query.group})
     return await visit.html(
-        "releases.html", rows=rows, next=next, group=query.group, names=list(groups)[:100], empty=not found
+        "releases.html",
+        rows=rows,
+        next=next,
+        group=query.group,
+        names=list(groups)[:100],
+        empty=not found,
+        policy=policy,
     )
+
+
+def _row(release: Release, group: GroupSummary, going: Mapping[str, Rollout]) -> Progress:
+    """Return a release of the list, by the open rollouts of groups."""
+    rollout = going.get(release.group)
+    own = rollout if rollout is not None and rollout.number == release.number else None
+    return Progress(release, group, None, own, successor=rollout.number if rollout else None)
 
 
 async def show_one(visit: Visit) -> Reply:
@@ -103,13 +156,16 @@ async def show_one(visit: Visit) -> Reply:
     release, number = await _release(visit), int(visit.path["number"])
     progress = await _progress(visit, release)
     retried = visit.query.get("retried", "")
+    done = rollout_pages.DONE.get(visit.query.get("done", ""))
     return await visit.html(
         "release.html",
         kind=progress.kind,
         release=release,
         progress=progress,
+        view=progress.view,
         earlier=number - 1,
-        may={role: visit.rights.allows(role, release.group, ()) for role in ("push", "deploy")},
+        may={role: visit.rights.allows(role, release.group, ()) for role in ROLES},
+        done=done,
         retried=int(retried) if retried.isdecimal() and len(retried) < 7 else None,
     )
 
@@ -127,6 +183,7 @@ async def live(visit: Visit) -> Make:
             "kind": progress.kind,
             "title": title,
             **{name: made(name) for name in ("verdict", "standings", "failing")},
+            **rollout_pages.parts(visit, progress.view),
             **blocks,
         }
 
@@ -154,7 +211,10 @@ async def _progress(visit: Visit, release: Release) -> Progress:
     blocks = None
     if group.release == release.number:
         blocks = fleet_grid.draw(grid.of([release.group])).get(release.group, GroupBlocks([], 0))
-    return Progress(release, group, blocks)
+    view = None if release.rollout is None else await rollout_pages.read(visit)
+    going = await rollout_pages.open_ones(visit, release.group) if blocks is not None else []
+    successor = going[0].number if going else None
+    return Progress(release, group, blocks, None if view is None else view.rollout, view, successor)
 
 
 @dataclass(frozen=True)
@@ -321,6 +381,8 @@ async def _plan(visit: Visit, body: NewRelease, action: str) -> PlanForm:
         ("number", str(plan.number)),
         ("plan_digest", plan.plan_digest),
     ]
+    if body.now or body.rehearsal_only:
+        fields.append(("goes", "now" if body.now else "rehearsal_only"))
     if body.rollback_to is None:
         fields.append(("items", _items(body)))
         if body.schema is not None:
@@ -342,6 +404,8 @@ def _new_body(fields: QueryParams) -> NewRelease:
         else:
             versions[match[1]] = match[2]
     wanted |= {"functions": versions, "remove": sorted(set(removed))}
+    if fields.get("goes") in GOES:
+        wanted[fields["goes"]] = True
     if fields.get("schema", "").strip():
         wanted["schema"] = fields["schema"].strip()
     return request_input.convert(wanted, NewRelease, "invalid_body", strict=False)
@@ -359,14 +423,16 @@ def _items(body: NewRelease) -> str:
 
 
 def _command(body: NewRelease) -> str:
-    parts = ["skerry release create", f"--group {body.group}"]
+    parts = [f"skerry release {'rehearse' if body.rehearsal_only else 'create'}", f"--group {body.group}"]
     parts += [f"--set {name}={version}" for name, version in body.functions.items()]
     parts += [f"--remove {name}" for name in body.remove]
     if body.schema is not None:
         parts.append(f"--schema {body.schema}")
     if body.rollback_to is not None:
         parts.append(f"--rollback-to {body.rollback_to}")
-    return " ".join([*parts, "--plan"])
+    if body.now:
+        parts.append("--now")
+    return " ".join(parts if body.rehearsal_only else [*parts, "--plan"])
 
 
 PAGES = (
