@@ -1,4 +1,7 @@
-"""What the console shows of rollouts beside what the API has: rehearsals over all nodes, and a group's policy."""
+"""What the console needs of rollouts besides what the API has.
+
+Rehearsals over all nodes, a group's policy, and whether a form was sent before.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,6 +10,7 @@ import msgspec
 
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Reply
+from control.api.rollout_bodies import Act
 from control.problems import ProblemError
 from control.rollouts import store
 from control.rollouts.policy import Policy
@@ -87,3 +91,8 @@ async def policy_of(call: ApiCall) -> Reply:
         return None if row.policy is None else msgspec.convert(row.policy, Policy)
 
     return await call.read(work)
+
+
+async def answered(call: ApiCall, body: Act) -> Reply:
+    """Return what was answered to the same act with the same key before; None if it wasn't done yet."""
+    return await call.replayed(status=200) or Reply(200, None)

@@ -49,6 +49,7 @@ WITH started AS (
 )
 INSERT INTO rollout_nodes (release_id, node_id, step, generation, started_at)
 SELECT release_id, node_id, CASE WHEN at = $2 THEN 1 ELSE least($6::int8, 2) END, generation, now() FROM started
+ON CONFLICT DO NOTHING
 """
 PLACE = """
 UPDATE rollouts SET state = $2, step = $3, waits_for = $4, reason = $5, ended_at = CASE WHEN $6::bool THEN now() END
@@ -135,12 +136,11 @@ async def fill(replica: Replica) -> None:
     version = await seeds.function(replica, "orders")
     for group, wanted in STATES.items():
         await deploy.ok(replica, "POST", "/v1/groups", {"name": group})
-        await seeds.release(replica, group, functions={"orders": version})
+        await seeds.release(replica, group, functions={"orders": version}, schema=0)
         await _write(replica, (ADD_NODES, group, NODES), (SEEN, group))
         await deploy.release(replica, group, functions={"orders": version}, schema=1, rollout=POLICY, reason=MARKUP)
-        ended = wanted.state not in ("running", "paused")
+        await place(replica, group, wanted.state, wanted.step, wanted.waits_for, wanted.reason)
         writes: list[tuple[Any, ...]] = [
-            (PLACE, group, wanted.state, wanted.step, wanted.waits_for, wanted.reason, ended),
             (REHEARSED, group, wanted.would_fail, MARKUP, FAILED_REPORT, PASSED_REPORT),
         ]
         if wanted.started:
@@ -149,6 +149,16 @@ async def fill(replica: Replica) -> None:
         if wanted.state == "done":
             writes += [(FINISH, group), (FINISHED, group)]
         await _write(replica, *writes)
+
+
+async def place(replica: Replica, group: str, state: str, step: int, waits_for: str, reason: str = "") -> None:
+    """Have the rollout of a group stand elsewhere."""
+    await _write(replica, (PLACE, group, state, step, waits_for, reason, state not in ("running", "paused")))
+
+
+async def start_more(replica: Replica, group: str, started: int) -> None:
+    """Have so many nodes of a group started, with those that were; all of them are at their target."""
+    await _write(replica, (START, group, started, 0, 0, "", 2))
 
 
 async def _write(replica: Replica, *statements: tuple[Any, ...]) -> None:

@@ -134,24 +134,30 @@ async def show_act(visit: Visit) -> Reply:
 
 async def do_act(visit: Visit) -> Reply:
     """POST /releases/{group}/{number}/rollout/{act}"""
-    key, fields = page_input.form_key(visit), visit.form
+    key, fields, path = page_input.form_key(visit), visit.form, _path(visit)
+    name = visit.path["act"]
+    body = request_input.convert(
+        {"reason": fields.get("reason", "").strip(), "all": page_input.flag(fields.get("all"))}, Act, "invalid_body"
+    )
+    done = rendering.redirect(f"/releases/{path['group']}/{path['number']}?done={name}")
+    # A form that is sent twice finds the rollout changed by itself.
+    if await visit.ask(rollout_summaries.answered, path, body=body, key=key) is not None:
+        return done
     try:
         view, act = await _asked(visit)
-        plan = await _plan(visit, view, act)
         if act.weight != "light":
-            if fields.get("digest") != _digest(view, act, plan):
-                raise ProblemError("plan_changed", "the rollout has changed since it was shown. This is what is so now")
+            if fields.get("digest") != _digest(view, act, await _plan(visit, view, act)):
+                raise ProblemError("plan_changed", "the rollout isn't as it was shown any more: this is what is so now")
             if view.is_heavy(act):
                 page_input.refuse_untyped(visit, view.name)
-        body = Act(reason=fields.get("reason", "").strip(), all=fields.get("all") == "yes")
-        await visit.ask(OPERATIONS[act.name], _path(visit), body=body, key=key)
+        await visit.ask(OPERATIONS[name], path, body=body, key=key)
     except AuthError:
         raise
     except ProblemError as error:
         if error.status not in (409, 422):
             raise
         return await _show_again(visit, error)
-    return rendering.redirect(f"/releases/{view.name}?done={act.name}")
+    return done
 
 
 async def _asked(visit: Visit) -> tuple[RolloutView, RolloutAct]:
