@@ -11,6 +11,7 @@ import jinja2
 from control import manifest_rules
 from control.api.operations import Reply
 from control.console import assets, drawings, explanations, fleet_grid, formats, rollout_view
+from control.rollouts import gates
 from control.sync import change_effects
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -32,6 +33,7 @@ def _environment() -> jinja2.Environment:
     made.filters["standings_said"] = fleet_grid.said
     made.globals.update({f.__name__: f for f in (drawings.bar, drawings.cell, drawings.key_cell)})
     made.filters["rows_said"] = change_effects.rows_text
+    made.filters["in_words"] = gates.in_words
     made.filters["nodes_said"] = rollout_view.said
     made.filters["rollout_verdict"] = rollout_view.verdict
     made.tests["held"] = rollout_view.is_held

@@ -35,8 +35,8 @@ NODE_KINDS = {
     "failed": ("fail", "failing"),
     "offline": ("off", "offline"),
     "syncing": ("sync", "syncing"),
-    "waiting": ("wait", "not begun"),
-    "left": ("rev", "left the group"),
+    "waiting": ("todo", "not begun"),
+    "left": ("rev", "left"),
     "at_target": ("ok", "at target"),
 }
 """The kind and the words of each outcome of a node, the worst first."""
@@ -201,7 +201,7 @@ class RolloutView:
             made.append(
                 StepBox(
                     told.number,
-                    told.text,
+                    _share(step),
                     told.state,
                     self._tag(told),
                     told.nodes,
@@ -496,9 +496,16 @@ def causes(group: str, failed: Iterable[RolloutNode]) -> tuple[Cause, ...]:
     return tuple(sorted(found, key=lambda cause: (-cause.nodes, cause.code)))
 
 
+def _share(step: PolicyStep) -> str:
+    """Return how far a step goes: `1 node`, `25%`; '' if it only waits."""
+    if step.until is None:
+        return ""
+    return step.text.partition(",")[0] if step.until.count is None else plural(step.until.count, "node")
+
+
 def _later(step: PolicyStep, policy: Policy) -> list[str]:
     found = []
-    if step.until is not None and step.text != "0s" and policy.bake != "0s":
+    if step.until is not None and policy.bake != "0s":
         found.append(f"bakes {policy.bake}")
     if step.approval:
         found.append(f"waits for approval by the role {step.role}")
