@@ -1,0 +1,142 @@
+"""A rollout from its rehearsal to its end, carried on by a replica, with nodes that speak the protocol."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from control.protocol import wire
+from tests.support import seeds
+from tests.support.deadlines import deadline
+from tests.support.deploy import ok
+from tests.support.replica import Replica, Site, TestNode, plan_of
+
+pytestmark = pytest.mark.background("rollouts")
+
+STEPS = {"steps": ["1", "50%", "100%"], "bake": "0s", "rehearse": False}
+
+
+async def at_first(replica: Replica, *names: str) -> list[TestNode]:
+    """Nodes of this version's protocol that run the group's first release; the function has three versions."""
+    nodes = [await replica.join(name) for name in names]
+    for _ in range(3):
+        await seeds.function(replica, "hello")
+    await seeds.release(replica, functions={"hello": 1})
+    for node in nodes:
+        node.protocol = wire.PROTOCOL
+        node.capabilities = {}
+        await node.sync()
+    return nodes
+
+
+async def shown(replica: Replica, number: int) -> Any:
+    return await ok(replica, "GET", f"/v1/rollouts/default/{number}")
+
+
+async def until(replica: Replica, number: int, reached: Callable[[Any], bool]) -> Any:
+    """The rollout, once it is as it must be."""
+    found: Any = None
+    async with deadline(60):
+        while not reached(found := await shown(replica, number)):
+            await asyncio.sleep(0.05)
+    return found
+
+
+async def works(nodes: list[TestNode], number: int, *, fails: int = 0) -> list[TestNode]:
+    """Have each node that has a plan for the release carry it out, the first ones without success; return them."""
+    worked = []
+    for node in nodes:
+        answer = await node.poll()
+        if answer.status == 200 and answer.json()["type"] == "plan":
+            plan = plan_of(answer)
+            assert plan.release_number == number
+            if fails > len(worked):
+                await node.report(plan.sync_id, "failed", error=wire.SyncError("probe_failed", "no greeting"))
+            else:
+                node.apply(plan)
+                await node.report(plan.sync_id, "succeeded")
+            worked.append(node)
+    return worked
+
+
+async def test_a_release_goes_out_in_steps(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        nodes = await at_first(replica, "a", "b", "c", "d")
+        await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 2}, "rollout": STEPS})
+        for step, more in ((1, 1), (2, 1), (3, 2)):
+            found = await until(replica, 2, lambda r, s=step: r["step"] == s and r["counts"]["syncing"] > 0)
+            assert found["counts"]["syncing"] == more, found
+            assert len(await works(nodes, 2)) == more
+        await until(replica, 2, lambda r: r["state"] == "done")
+        # The group has the release now, and its nodes learn the new generation without a sync.
+        for node in nodes:
+            assert (await node.poll()).headers["x-skerry-release"].startswith("default 2 ")
+        assert all(node.inventory.functions[0].version == 2 for node in nodes)
+        assert (await shown(replica, 2))["counts"]["at_target"] == 4
+
+
+async def test_a_failed_node_pauses_it_and_an_abort_settles_all(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        nodes = await at_first(replica, "a", "b", "c", "d")
+        await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 2}, "rollout": STEPS})
+        await until(replica, 2, lambda r: r["step"] == 1 and r["counts"]["syncing"] == 1)
+        [kept] = await works(nodes, 2)
+        await until(replica, 2, lambda r: r["step"] == 2 and r["counts"]["syncing"] == 1)
+        [failed] = await works(nodes, 2, fails=1)
+        found = await until(replica, 2, lambda r: r["state"] == "paused")
+        assert (found["waits_for"], found["counts"]["failed"]) == ("failed", 1)
+        await ok(replica, "POST", "/v1/rollouts/default/2/abort", {})
+        assert (await shown(replica, 2))["state"] == "aborted"
+        # What ran it keeps it, what failed goes back, and a new node gets the release before.
+        assert (await kept.poll()).headers["x-skerry-release"].startswith("default 2 ")
+        assert (await failed.poll()).headers["x-skerry-release"].startswith("default 1 ")
+        late = await replica.join("late")
+        assert (await late.sync()).release_number == 1
+
+
+async def test_a_rehearsal_that_fails_on_one_node_starts_none(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        nodes = await at_first(replica, "a", "b")
+        policy = {**STEPS, "rehearse": True}
+        await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 2}, "rollout": policy})
+        results = [
+            wire.RehearsalResult("passed", schema_digest="0" * 64),
+            wire.RehearsalResult("failed", "schema_change_failed", "NOT NULL constraint failed", row="orders id=17"),
+        ]
+        for node, result in zip(nodes, results, strict=True):
+            answer = await node.poll()
+            assert answer.json()["type"] == "rehearse", answer
+            node.rehearsal = answer.json()["id"]
+            path = f"/v1/nodes/self/rehearsals/{node.rehearsal}"
+            order = (await replica.call("GET", path, token=node.credential)).json()
+            assert order["plan"]["release_number"] == 2
+            assert (await replica.call("PUT", path, result, token=node.credential)).status == 204
+            # It is told once, and a repeated report changes nothing.
+            assert (await node.poll()).status == 204
+            assert (await replica.call("PUT", path, results[0], token=node.credential)).status in (204, 404)
+        found = await until(replica, 2, lambda r: r["state"] == "paused")
+        assert found["waits_for"] == "failed"
+        assert (found["rehearsal"]["passed"], found["rehearsal"]["failed"]) == (1, 1)
+        told = (await ok(replica, "GET", "/v1/rollouts/default/2/rehearsal"))["items"]
+        assert [(t["name"], t["outcome"], t["row"]) for t in told] == [
+            ("b", "failed", "orders id=17"),
+            ("a", "passed", ""),
+        ]
+        assert await works(nodes, 2) == []
+
+
+async def test_a_replica_goes_on_where_another_was_ended(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        nodes = await at_first(replica, "a", "b", "c", "d")
+        await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 2}, "rollout": STEPS})
+        await until(replica, 2, lambda r: r["step"] == 1 and r["counts"]["syncing"] == 1)
+    async with control_site.running() as other:
+        for node in nodes:
+            node.replica = other
+        found = await until(other, 2, lambda r: r["step"] == 1)
+        assert found["started"] == 1
+        for step in (1, 2, 3):
+            await until(other, 2, lambda r, s=step: r["step"] == s and r["counts"]["syncing"] > 0)
+            await works(nodes, 2)
+        await until(other, 2, lambda r: r["state"] == "done")
