@@ -6,6 +6,8 @@ to the copy (`rehearsed_release`). It ends them when their time is over, or when
 then removes the copy. If it is killed itself, the kernel kills them, and the front removes the copy.
 """
 
+import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -30,6 +32,8 @@ FACTOR: Final = 3
 the size of the database with its log."""
 RESERVE: Final = 256 * 1024 * 1024
 """Bytes of the disk that stay free for the node in any case."""
+LEAST_RATE: Final = 20_000_000.0
+"""Bytes a second that a disk takes at least: how long a small database's copy takes says nothing about the disk."""
 LOG_SHARE: Final = 4
 """The copy is given up when the node's log has its limit divided by this: until the copy is made, the log can't restart
 from its beginning, and from then on writers wait for that."""
@@ -49,6 +53,8 @@ class RehearsalWatch:
         self.doing = "it began"
         self.copying = True
         self._until = time.monotonic() + seconds
+        self._flushed: dict[Path, tuple[int, int]] = {}
+        """By file of the copy: its size and time when it was last written to disk."""
         self._task = task
         self._place = place
         self._database = Path(task.state) / wal.FILE
@@ -60,7 +66,9 @@ class RehearsalWatch:
             raise Untried("rehearsal_timeout", text)
         if (free := files.free_bytes(self._place)) < RESERVE:
             raise Untried("rehearsal_no_room", f"Only {free >> 20} MiB are left on the disk of {self._place.parent}.")
-        if self.copying:
+        if not self.copying:
+            self._flush()
+        else:
             index = wal.read(self._database)
             if index is not None and index.bytes > self._task.wal_limit // LOG_SHARE:
                 raise Untried(
@@ -68,6 +76,23 @@ class RehearsalWatch:
                     f"The write-ahead log reached {index.bytes >> 20} MiB while the database was copied; it can't "
                     "restart before the copy is made.",
                 )
+
+    def _flush(self) -> None:
+        """Write to disk what is new in the copy: a COMMIT that had to write all of it would keep the node's own writes
+        waiting."""
+        database = self._place / wal.FILE
+        for path in (database, wal.log_of(database)):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                seen = stat.st_size, stat.st_mtime_ns
+                if self._flushed.get(path) == seen:
+                    continue
+                self._flushed[path] = seen
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fdatasync(descriptor)
+                finally:
+                    os.close(descriptor)
 
 
 def rehearse(task: RehearsalTask) -> wire.RehearsalResult:
@@ -101,11 +126,11 @@ def _rehearse(task: RehearsalTask, place: Path) -> wire.RehearsalResult:
     faults.reach("edge.rehearsal.begun")
     watch = RehearsalWatch(task, place, task.seconds)
     target = place / wal.FILE
-    watch.doing = "the database was copied"
+    watch.doing, began = "the database was copied", time.monotonic()
     _copy(database, target, watch)
-    faults.reach("edge.rehearsal.copied")
     watch.copying, size = False, target.stat().st_size
-    return msgspec.structs.replace(_play(task, place, watch), database=size)
+    rate = max(LEAST_RATE, size / (time.monotonic() - began))
+    return msgspec.structs.replace(_play(task, place, watch, rate), database=size)
 
 
 def _copy(database: Path, target: Path, watch: RehearsalWatch) -> None:
@@ -132,8 +157,8 @@ def _copy(database: Path, target: Path, watch: RehearsalWatch) -> None:
         raise Untried(told.untried, told.failing)
 
 
-def _play(task: RehearsalTask, place: Path, watch: RehearsalWatch) -> wire.RehearsalResult:
-    """Apply the release to the copy. Raises: Untried."""
+def _play(task: RehearsalTask, place: Path, watch: RehearsalWatch, rate: float) -> wire.RehearsalResult:
+    """Apply the release to the copy. `rate`: bytes that the disk takes in a second. Raises: Untried."""
 
     def work(out: BinaryIO) -> None:
         _lowest_priority()
@@ -144,7 +169,7 @@ def _play(task: RehearsalTask, place: Path, watch: RehearsalWatch) -> wire.Rehea
             out.write(msgspec.json.encode(told) + b"\n")
             out.flush()
 
-        rehearsed_release.play(task, place, tell)
+        rehearsed_release.play(task, place, rate, tell)
 
     failing = ""
     result = None
@@ -198,7 +223,9 @@ def main() -> int:
     # A process supervisor or a terminal may signal the whole group, but the front decides when its children exit.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    fence.lower_priority()
+    # Not yet idle: the first process that it forks has a lock of the node's file for a moment.
+    with contextlib.suppress(OSError):
+        os.nice(19)
     result = rehearse(task)
     sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
     sys.stdout.buffer.flush()

@@ -216,8 +216,9 @@ class _ChangeMeasures:
         ]
 
 
-def play(task: RehearsalTask, place: Path, tell: Callable[[Told], None]) -> None:
-    """Apply the release to the copy in `place`, and tell what came of it last. The process must exit afterwards."""
+def play(task: RehearsalTask, place: Path, rate: float, tell: Callable[[Told], None]) -> None:
+    """Apply the release to the copy in `place`, and tell what came of it last. `rate`: bytes that the disk takes in a
+    second. The process must exit afterwards."""
     state = Path(task.state)
     # SQLite reads it only once.
     os.environ["SQLITE_TMPDIR"] = str(place / wal.TEMPORARY)
@@ -235,13 +236,13 @@ def play(task: RehearsalTask, place: Path, tell: Callable[[Told], None]) -> None
         tell(Told(failing=f"The release couldn't be tried: {error}.", untried=code))
         return
     connection = _CopyConnection(opened.connection, tell)
-    lock = _MeasuredLock(opened.lock.fileno(), lambda: _spare_the_log(opened))
+    lock = _MeasuredLock(opened.lock.fileno(), lambda: _spare_the_log(opened) if task.steps else None)
     copy = _MeasuredCopy(cast(LibsqlConnection, connection), lock, opened.path)
     copy.wal_limit = task.wal_limit
     copy.file_limit_was_hit = fence.file_limit_was_hit
     measures = _ChangeMeasures(task.plan, copy, connection, lock)
     try:
-        digest = _apply(task, copy, lock, measures, tell)
+        digest = _apply(task, copy, lock, measures, rate, tell)
     except SyncFailed as failed:
         message = _without_contents(failed.brief or failed.message, connection.error, task.plan)
         if failed.code in UNTRIED:
@@ -259,6 +260,7 @@ def _apply(
     copy: _MeasuredCopy,
     lock: _MeasuredLock,
     measures: _ChangeMeasures,
+    rate: float,
     tell: Callable[[Told], None],
 ) -> str:
     """Do what the node would do; return the digest of the schema that came of it. Raises: SyncFailed."""
@@ -276,9 +278,11 @@ def _apply(
     release_transaction.prepare(copy, task.plan, task.functions, task.secrets, doing, tried, around=measures.around)
     faults.reach("edge.rehearsal.prepared")
     doing("the COMMIT")
+    # Most of it is on disk already, as it wouldn't be on the node.
+    flush = 0.0 if copy.path is None else wal.uncommitted(copy.path) / rate
     release_transaction.commit(copy)
     # The lock was held since before the first change.
-    measures.committed(lock.longest)
+    measures.committed(lock.longest + flush)
     if task.steps:
         apply_changes.finish(copy, doing, measures.around)
     return schema.shape_digest(copy)

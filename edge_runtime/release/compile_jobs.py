@@ -65,6 +65,10 @@ class CompileJobs:
         """Compile an artifact, or wait for the job that does it. Raises: SyncFailed, when it can't be compiled."""
         name = sha256, level
         job = self._jobs.get(name)
+        if job is not None and job.background and not background and not job.waiters:
+            # It was begun for a rehearsal that a sync has ended, and may take long where the processors are busy.
+            job.task.cancel()
+            job = None
         if job is None:
             job = self._jobs[name] = _Job(background=background)
             job.task = asyncio.get_running_loop().create_task(self._run(job, sha256, level))

@@ -16,6 +16,7 @@ import pytest_asyncio
 from control.protocol import wire
 from edge_runtime import files, wal
 from edge_runtime.errors import SyncFailed
+from edge_runtime.ipc.zygote_client import Child
 from edge_runtime.oneshot import rehearse
 from edge_runtime.state import REHEARSAL, State
 from tests.guests.build import guest
@@ -318,6 +319,29 @@ async def test_one_that_is_given_up_is_gone_at_once(faults: Faults, edge: Node) 
         await work
     assert not program()
     assert not (edge.state.path / REHEARSAL).exists()
+
+
+async def test_a_sync_doesnt_wait_for_what_is_compiled_for_one_that_it_has_ended(
+    edge: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes, begun = edge.front.processes, asyncio.Event()
+    birth = processes.birth
+
+    async def stopped(kind: Any, *, background: bool = False, **more: Any) -> Child:
+        child = await birth(kind, background=background, **more)
+        if kind == "compiler" and background:
+            os.kill(child.pid, signal.SIGSTOP)
+            begun.set()
+        return child
+
+    monkeypatch.setattr(processes, "birth", stopped)
+    _, local = edge.plan({"other": guest("echo")})
+    work = asyncio.create_task(edge.front.compiler.in_background(local))
+    await begun.wait()
+    work.cancel()
+    await asyncio.wait([work])
+    (made,) = await edge.front.compiler.functions(local)
+    assert made.aot
 
 
 async def test_what_a_killed_front_has_left_goes_at_the_next_start(tmp_path: Path) -> None:
