@@ -441,7 +441,7 @@ async def _refuse_rolled_out(conn: Connection, name: str, version: int | None) -
         others = " and others" if len(found) > TOLD else ""
         raise ProblemError(
             "version_in_target",
-            f"a rollout brings {', '.join(named)}{others} to nodes: wait until a newer release has taken its place, or "
+            f"nodes get {', '.join(named)}{others} by a rollout: wait until a newer release has taken its place, or "
             "take it back (`skerry rollout rollback`)",
         )
 
