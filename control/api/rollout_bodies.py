@@ -91,6 +91,8 @@ class Rollout(Struct):
     """Nodes that it has started."""
     nodes: int
     """Nodes of the group that aren't revoked."""
+    offline: int
+    """Those of them that are offline now, whether the rollout has started them or not."""
     made_by: str
     made_at: datetime
     ended_at: datetime | None

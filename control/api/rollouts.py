@@ -27,11 +27,12 @@ from control.storage.connection import Connection
 
 
 class RolloutSize(NamedTuple):
-    """How many nodes a rollout has started, and how many its group has."""
+    """How many nodes a rollout has started, how many its group has, and how many of those are offline."""
 
     release_id: UUID
     started: int
     nodes: int
+    offline: int
 
 
 class OutcomeCount(NamedTuple):
@@ -405,6 +406,7 @@ def _fields(stored: StoredRollout, sizes: dict[UUID, RolloutSize]) -> dict[str, 
         "attempt": row.attempt,
         "started": size.started,
         "nodes": size.nodes,
+        "offline": size.offline,
         "made_by": row.created_by,
         "made_at": row.made_at,
         "ended_at": row.ended_at,

@@ -171,7 +171,8 @@ def act_command(act: str, text: str, *more: Callable[..., Any]) -> click.Command
                 output.answered({"act": act, "would": would, "rollout": rollout}, would, as_json=as_json)
                 return
             if rollout_views.is_asked(act, rollout, everything=everything):
-                options.confirm(f"{act} of {rollout_views.name(rollout)}: {would}. Go on?", yes)
+                verb = "Roll back" if act == "rollback" else act.capitalize()
+                options.confirm(f"{verb} {rollout_views.name(rollout)}, so that {would}?", yes)
             body: Json = {"reason": reason} | ({"all": True} if everything else {})
             done = await control.post(path("rollouts", group, release, act), body)
             output.answered(done, f"{rollout_views.name(done)}: {rollout_views.standing(done)}", as_json=as_json)

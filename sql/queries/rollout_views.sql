@@ -1,11 +1,15 @@
 -- What is shown of rollouts, besides their rows.
 
--- How many nodes each of these rollouts ($1) has started, and how many nodes its group has that aren't revoked.
+-- How many nodes each of these rollouts ($1) has started, how many nodes its group has that aren't revoked, and how many
+-- of those are offline.
 -- name: sizes
 SELECT o.release_id,
     (SELECT count(*) FROM rollout_nodes AS k WHERE k.release_id = o.release_id) AS started,
     (SELECT count(*) FROM nodes AS n
-        WHERE n.group_id = o.group_id AND n.removed_at IS NULL AND n.state <> 'revoked') AS nodes
+        WHERE n.group_id = o.group_id AND n.removed_at IS NULL AND n.state <> 'revoked') AS nodes,
+    (SELECT count(*) FROM nodes AS n
+        WHERE n.group_id = o.group_id AND n.removed_at IS NULL AND n.state NOT IN ('online', 'syncing', 'revoked')
+    ) AS offline
 FROM rollouts AS o WHERE o.release_id = ANY($1::text[]::uuid[]);
 
 -- The nodes of a rollout ($1) by name, after a name ($2); with an outcome ($3), if given. A node whose target is the release

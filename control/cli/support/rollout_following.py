@@ -11,6 +11,13 @@ PAUSE = 0.5
 """Seconds between two requests for a rollout."""
 PATIENCE = 300.0
 """Seconds for which a rollout is followed although control can't be reached: its replicas may be restarted."""
+UNTOLD = {
+    "offline": "it is offline",
+    "too_old": "its version can't rehearse",
+    "pending": "it hasn't told yet",
+    "no_answer": "it didn't answer in time",
+}
+"""Why it isn't known how a rehearsal went on a node that hasn't told it."""
 COUNTING = ("nodes", "rehearsal")
 """What a rollout waits for with a reason that only counts nodes down."""
 
@@ -98,7 +105,8 @@ class RolloutProgress:
             return
         waits, reason = rollout["waits_for"], rollout["reason"]
         at = (rollout["attempt"], rollout["state"], rollout["step"], waits, "" if waits in COUNTING else reason)
-        if at != self._at:
+        # A step that has just begun has no reason to wait for anything yet.
+        if at != self._at and (reason or rollout["state"] != "running"):
             self._at = at
             output.say(f"  {rollout_views.standing(rollout)}")
         counts = {**rollout["counts"], "rehearsal": (rollout["rehearsal"] or {}).get("failed", 0)}
@@ -130,7 +138,7 @@ class RolloutProgress:
 def rehearsal_error(node: Json) -> str:
     """Return why a node's rehearsal didn't pass, with the row that made it fail, if that is known."""
     row = f" (row {node['row']})" if node["row"] else ""
-    return f"{node['message'] or 'no text'}{row} [{node['code']}]"
+    return f"{node['message'] or UNTOLD.get(node['code'], 'no text')}{row} [{node['code']}]"
 
 
 def check(rollout: Json) -> None:

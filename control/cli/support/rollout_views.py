@@ -176,8 +176,7 @@ def _head(rollout: Json) -> Iterator[tuple[str, object]]:
     attempt = f", attempt {rollout['attempt']}" if rollout["attempt"] > 1 else ""
     yield "rollout", f"release {rollout['number']} of group {rollout['group']}{attempt}"
     yield "state", word(rollout["state"])
-    offline = rollout.get("offline")
-    away = f", {offline:,} of them offline" if offline else ""
+    away = f", {rollout['offline']:,} of them offline" if rollout["offline"] else ""
     yield "nodes", f"{rollout['nodes']:,} in the group{away}; {rollout['started']:,} started"
     yield "outcomes", counts(rollout["counts"])
     if rollout["policy"].get("rehearse", True) or rollout["rehearsal"]:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from tests.support import programs, seeds
+from tests.support.deadlines import deadline
 from tests.support.programs import until
 from tests.support.replica import Replica, Site
 from tests.support.simulated_nodes import Nature, SimulatedNodes
+from tests.support.terminals import LIMIT, in_terminal
 
 STEPS = """
 [rollout]
@@ -193,6 +195,21 @@ async def test_a_groups_policy_is_set_shown_and_taken_away(skerry: Fleet, policy
     assert (await skerry.json("group", "policy", "default"))["policy"] is None
     await skerry("release", "create", "--remove", "more", "--wait")
     assert skerry.releases() == [4, 4, 4]
+
+
+async def test_a_rollout_is_redrawn_in_a_terminal_until_it_ends(skerry: Fleet, policy: Path) -> None:
+    await skerry("release", "create", "--set", "extra=1", "--policy", policy, "--wait", ends=5)
+    to = {"SKERRY_URL": skerry.replica.url, "SKERRY_TOKEN": skerry.replica.admin, "SKERRY_CA": str(skerry.replica.ca)}
+    async with in_terminal(to, "rollout", "status", "--follow") as terminal:
+        await terminal.until("step 2 of 3: it waits for an operator", "`skerry rollout promote default` approves it")
+        terminal.forget()
+        await terminal.until("step 2 of 3: it waits for an operator")
+        terminal.forget()
+        await skerry("rollout", "promote")
+        await terminal.until("3 at target", "done (")
+        async with deadline(LIMIT):
+            assert await terminal.process.wait() == 0
+        assert "Traceback" not in terminal.shown
 
 
 async def test_a_group_without_a_rollout(skerry: Fleet) -> None:

@@ -1,15 +1,9 @@
 """`skerry status --watch` in a real terminal: redrawn, also while control is away, until Ctrl-C."""
 
 import asyncio
-import contextlib
-import os
-import pty
-import re
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -19,66 +13,7 @@ from tests.support import numbers, seeds
 from tests.support.deadlines import deadline
 from tests.support.ports import free_port
 from tests.support.replica import Site
-
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-LIMIT = 60.0
-
-
-@dataclass
-class Terminal:
-    """A `skerry status --watch` in a terminal of its own."""
-
-    process: asyncio.subprocess.Process
-    shown: str = ""
-    """All that it has drawn and wasn't looked for yet."""
-    more: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def until(self, *texts: str) -> None:
-        """Wait until it draws all of these, after what was waited for before."""
-        for text in texts:
-            async with deadline(LIMIT):
-                while text not in self.shown:
-                    self.more.clear()
-                    await self.more.wait()
-
-    def forget(self) -> None:
-        self.shown = ""
-
-
-@asynccontextmanager
-async def watching(environment: dict[str, str], *arguments: str) -> AsyncIterator[Terminal]:
-    ours, theirs = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "control.cli", "status", "--watch", *arguments),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, **environment, "COLUMNS": "160", "LINES": "50", "TERM": "xterm"},
-    )
-    os.close(theirs)
-    os.set_blocking(ours, False)
-    terminal, loop = Terminal(process), asyncio.get_running_loop()
-
-    def read() -> None:
-        try:
-            found = os.read(ours, 65536)
-        except OSError:
-            # Its last end is closed.
-            found = b""
-        if not found:
-            loop.remove_reader(ours)
-        terminal.shown += ESCAPES.sub("", found.decode(errors="replace"))
-        terminal.more.set()
-
-    loop.add_reader(ours, read)
-    try:
-        yield terminal
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        loop.remove_reader(ours)
-        os.close(ours)
+from tests.support.terminals import LIMIT, in_terminal
 
 
 def environment(site: Site, url: str) -> dict[str, str]:
@@ -93,7 +28,9 @@ async def test_it_shows_what_comes_also_after_control_was_away_and_ends_by_ctrl_
             await seeds.function(replica, "hello")
             await seeds.release(replica, functions={"hello": 1})
             await made.sync()
-            terminal = await stack.enter_async_context(watching(environment(control_site, replica.url)))
+            terminal = await stack.enter_async_context(
+                in_terminal(environment(control_site, replica.url), "status", "--watch")
+            )
             await terminal.until("AT TARGET", "default")
             await numbers.tell(made, numbers.message([numbers.function(0, calls=1234, guest_trap=1234)]))
             await replica.services.numbers.resolve()
@@ -115,7 +52,9 @@ async def test_it_shows_what_comes_also_after_control_was_away_and_ends_by_ctrl_
 async def test_an_ended_token_ends_it(control_site: Site) -> None:
     async with control_site.running() as replica:
         made = (await replica.call("POST", "/v1/operators", {"name": "guard", "role": "read"})).json()
-        async with watching(environment(control_site, replica.url) | {"SKERRY_TOKEN": made["token"]}) as terminal:
+        async with in_terminal(
+            environment(control_site, replica.url) | {"SKERRY_TOKEN": made["token"]}, "status", "--watch"
+        ) as terminal:
             await terminal.until("AT TARGET")
             await replica.call("DELETE", "/v1/operators/guard")
             async with deadline(LIMIT):
