@@ -16,6 +16,8 @@ from tests.support.replica import Replica, Site
 from tests.support.simulated_nodes import Nature, SimulatedNodes
 from tests.support.terminals import LIMIT, in_terminal
 
+pytestmark = pytest.mark.background("rollouts")
+
 STEPS = """
 [rollout]
 steps = ["1", { pause = "approval" }, "100%"]
