@@ -196,6 +196,11 @@ async def test_a_node_reports_its_hour_before_once_and_only_where_a_rollout_has_
             for again in (before, hour(9, 9)):
                 answer = await node.report(plan.sync_id, "succeeded", before=again)
                 assert answer.json()["status"] == "succeeded"
+        # A node whose disk was replaced flips again: by now the release's own calls are among those of its last hour.
+        one.inventory, one.generation = wire.Inventory(database_id="another"), 0
+        plan = await one.plan()
+        one.apply(plan)
+        await one.report(plan.sync_id, "succeeded", before=hour(9, 9))
         stored = {str(id): before for id, before in await rows(replica, "SELECT node_id, before FROM rollout_nodes")}
         assert stored == {one.id: sent[0], two.id: sent[1], three.id: None}
         assert f"hour before of node {three.id} are left out" in caplog.text
