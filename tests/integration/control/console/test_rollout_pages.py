@@ -292,7 +292,10 @@ async def test_a_policy_and_how_a_release_goes_out_are_shown(control_site: Site)
             assert text in shown.words, text
         await deploy.ok(replica, "POST", "/v1/rollouts/gated/2/abort", {})
         for goes, told in (
-            ("", "Nodes rehearse it on copies of their own data first. It goes out in 4 steps: 1, 10%, 50%, 100%"),
+            (
+                "",
+                "copies of their own data first. It goes out in 4 steps: 1; 10%; 50%, pause approval; 100%",
+            ),
             ("rehearsal_only", "first, and then it waits to be resumed"),
             ("now", "It goes to all nodes at once."),
         ):
