@@ -10,7 +10,7 @@ import jinja2
 
 from control import manifest_rules
 from control.api.operations import Reply
-from control.console import assets, drawings, explanations, fleet_grid, formats, rollout_view
+from control.console import assets, drawings, explanations, fleet_grid, formats, shown_rollout
 from control.rollouts import gates
 from control.sync import change_effects
 
@@ -34,11 +34,11 @@ def _environment() -> jinja2.Environment:
     made.globals.update({f.__name__: f for f in (drawings.bar, drawings.cell, drawings.key_cell)})
     made.filters["rows_said"] = change_effects.rows_text
     made.filters["in_words"] = gates.in_words
-    made.filters["nodes_said"] = rollout_view.said
-    made.filters["rollout_verdict"] = rollout_view.verdict
-    made.tests["held"] = rollout_view.is_held
+    made.filters["nodes_said"] = shown_rollout.said
+    made.filters["rollout_verdict"] = shown_rollout.verdict
+    made.tests["held"] = shown_rollout.is_held
     made.tests["explained"] = explanations.is_explained
-    made.globals |= {"asset": assets.address, "shown": manifest_rules.shown, "NODE_KINDS": rollout_view.NODE_KINDS}
+    made.globals |= {"asset": assets.address, "shown": manifest_rules.shown, "NODE_KINDS": shown_rollout.NODE_KINDS}
     return made
 
 

@@ -14,7 +14,7 @@ from control.api import audit, release_bodies, releases, syncs
 from control.api.operations import Reply
 from control.api.rollout_bodies import Rollout
 from control.audit_chain import AuditEntry
-from control.console import fleet_grid, rendering, rollout_view
+from control.console import fleet_grid, rendering, shown_rollout
 from control.console.fleet_grid import GroupBlocks
 from control.console.formats import num, plural
 from control.console.hub import Make, Parts
@@ -87,7 +87,7 @@ class Overview:
         (count, word), *others = [found for found in counts if found[0]] or [(0, "")]
         said = [f"{plural(count, 'node')} {word}"] if count else []
         said += [f"{num(count)} {word}" for count, word in others]
-        waiting = sum(rollout_view.is_held(rollout) for rollout in self.rollouts)
+        waiting = sum(shown_rollout.is_held(rollout) for rollout in self.rollouts)
         held = [f"{plural(waiting, 'release')} held"] if waiting else []
         if self.fleet.standings["failing"]:
             return ", ".join([*said, *held])
@@ -129,7 +129,7 @@ async def _read(visit: Visit) -> Overview:
     fleet = summary.of(groups)
     if not fleet.nodes:
         return Overview(fleet, {}, [], [], CallTally(), [], [])
-    going = sorted(await rollout_pages.open_ones(visit), key=lambda one: not rollout_view.is_held(one))
+    going = sorted(await rollout_pages.open_ones(visit), key=lambda one: not shown_rollout.is_held(one))
     in_steps = {rollout.group for rollout in going}
     in_flight = [group for group in fleet.groups if _in_flight(group) and group.name not in in_steps]
     recent = (await services.recent_calls.get()).groups

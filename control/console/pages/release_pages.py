@@ -21,13 +21,13 @@ from control.api.operations import Reply
 from control.api.release_bodies import MadeRelease, NewRelease, Release
 from control.api.releases import ShownRelease
 from control.api.rollout_bodies import Rollout
-from control.console import fleet_grid, rendering, rollout_view
+from control.console import fleet_grid, rendering, shown_rollout
 from control.console.fleet_grid import GroupBlocks
 from control.console.formats import num, plural
 from control.console.hub import Make, Parts
 from control.console.pages import page_input, rollout_pages
 from control.console.pages.page_input import path_of, wire_name
-from control.console.rollout_view import RolloutView
+from control.console.shown_rollout import RolloutView
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 from control.telemetry.fleet_summary import Cause, GroupSummary
@@ -103,7 +103,7 @@ class Progress:
         """The state of the release: its kind and its description."""
         stands = self.group.standings
         if self.rollout is not None and self.rollout.state != "done":
-            return rollout_view.verdict(self.rollout)
+            return shown_rollout.verdict(self.rollout)
         if self.release.rollout is not None and self.release.rollout.state != "done":
             return "off", self.release.rollout.state.replace("_", " ")
         if self.is_target and self.successor is not None and self.successor != self.release.number:

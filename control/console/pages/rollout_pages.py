@@ -16,10 +16,10 @@ from control.api.operations import Handler, Reply
 from control.api.release_bodies import MadeRelease, NewRelease
 from control.api.rollout_bodies import Act, NodeRehearsal, Rollout, RolloutNode, ShownRollout
 from control.api.rollout_summaries import RehearsalSummary
-from control.console import rendering, rollout_view
+from control.console import rendering, shown_rollout
 from control.console.hub import Parts
 from control.console.pages import page_input
-from control.console.rollout_view import NODE_KINDS, OUTCOMES, RolloutAct, RolloutView
+from control.console.shown_rollout import NODE_KINDS, OUTCOMES, RolloutAct, RolloutView
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
@@ -79,7 +79,7 @@ async def read(visit: Visit) -> RolloutView:
         group[0].release if group else None,
         rehearsals,
         more,
-        rollout_view.causes(shown.group, failed),
+        shown_rollout.causes(shown.group, failed),
         found.digests,
         found.changes,
     )
@@ -168,7 +168,7 @@ async def _asked(visit: Visit) -> tuple[RolloutView, RolloutAct]:
     view = await read(visit)
     act = view.act(name)
     if act is None:
-        state = rollout_view.verdict(view.rollout)[1]
+        state = shown_rollout.verdict(view.rollout)[1]
         raise ProblemError("rollout_not_possible", f"release {view.name} is {state}: there is nothing to {name}")
     visit.operator.need(act.role, view.rollout.group)
     return view, act

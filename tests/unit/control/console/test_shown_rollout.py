@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from control.api.rollout_bodies import NodeCounts, NodeRehearsal, RehearsalCounts, RolloutStep, ShownRollout
-from control.console import rollout_view
-from control.console.rollout_view import RolloutView
+from control.console import shown_rollout
+from control.console.shown_rollout import RolloutView
 from control.rollouts.policy import Policy, StepTable
 
 NOW = datetime(2026, 12, 2, tzinfo=UTC)
@@ -68,12 +68,12 @@ def view(state: str = "running", waits_for: str = "", step: int = 2, **more: Any
 )
 def test_each_state_has_words_and_says_what_follows(state: str, waits_for: str, step: int, words: str) -> None:
     shown = view(state, waits_for, step)
-    assert rollout_view.verdict(shown.rollout)[1] == words
+    assert shown_rollout.verdict(shown.rollout)[1] == words
     kind, title, text = shown.waits
     assert kind
     assert title
     held = words.startswith("held")
-    assert rollout_view.is_held(shown.rollout) == (held and waits_for != "approval")
+    assert shown_rollout.is_held(shown.rollout) == (held and waits_for != "approval")
     assert ("warn" in kind) == (held or waits_for == "operator"), "who must decide is told where somebody must"
     assert not held or "abort" in text.lower()
 
@@ -141,5 +141,5 @@ def test_rehearsals_that_did_not_pass_are_grouped_the_failed_ones_first() -> Non
         return NodeRehearsal(name, outcome, code, f"{code} it says", "", [], "", 0.0, 0, None)
 
     told = [one("a", "passed"), one("b", "unknown", "offline"), one("c", "unknown", "offline"), one("d", "failed", "x")]
-    found = [(group.outcome, group.code, len(group.nodes)) for group in rollout_view.grouped(told)]
+    found = [(group.outcome, group.code, len(group.nodes)) for group in shown_rollout.grouped(told)]
     assert found == [("failed", "x", 1), ("unknown", "offline", 2)]
