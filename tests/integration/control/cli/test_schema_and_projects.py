@@ -187,7 +187,7 @@ def test_a_schema_change_that_fails_on_the_data(skerry: Shell, tmp_path: Path) -
         assert skerry("invoke", "counter", name, "-X", "POST").startswith('{"name":')
 
     # Control's check passes: its own rows are distinct, and this node's aren't.
-    skerry("schema", "add", str(index), "--wait", ends=5)
+    skerry("schema", "add", str(index), "--now", "--wait", ends=5)
     number = skerry.json("schema", "list")[-1]["number"]
     assert "UNIQUE constraint failed" in skerry("status")
     # While it tries again, as every few seconds, it is said to sync.
