@@ -179,7 +179,7 @@ class RolloutView:
     @cached_property
     def rules(self) -> Rules:
         """What its policy means."""
-        return rules_of(self.rollout.policy)
+        return rules_of(self.rollout.policy, accepted=True)
 
     @property
     def step(self) -> PolicyStep | None:

@@ -34,7 +34,7 @@ def view(state: str = "running", waits_for: str = "", step: int = 2, **more: Any
     ]
     fields: dict[str, Any] = {
         **{"group": "shops", "number": 7, "state": state, "step": step, "steps": len(TEXTS), "waits_for": waits_for},
-        **{"waits_since": NOW, "reason": "gate 1 failed", "attempt": 1, "started": 50, "nodes": 1000},
+        **{"waits_since": NOW, "reason": "gate 1 failed", "attempt": 1, "started": 50, "nodes": 1000, "offline": 12},
         **{"made_by": "ci", "made_at": NOW, "ended_at": None},
         **{"policy": POLICY, "rehearsal": RehearsalCounts(passed=1000), "plan": plan, "counts": counts},
         **more,
