@@ -65,6 +65,7 @@ def join(t: Tables, name: str, group: str) -> tuple[str, str]:
     row |= {"joined_at": START, "removed_at": None, "schema_version": 0, "schema_changes": [], "database_id": ""}
     row |= {"digest": "", "synced_at": None, "confirmed_generation": 0, "failures": 0, "failed_generation": 0}
     row |= {"retry_at": None, "error_code": "", "error_message": "", "error_at": None}
+    row |= {"release_id": None, "moved_generation": None}
     t.insert("nodes", **row, capabilities_digest="", syncs_folded=0, ran_generation=0)
     seen = {"last_seen_at": START, "last_sync_at": None, "confirmed_at": START}
     t.insert("node_presence", node_id=id, **seen, offline=False, overdue=False)

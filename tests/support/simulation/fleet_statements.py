@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from tests.support.simulation.statements import Rows, known, pick, statement
+from tests.support.simulation.statements import Rows, known, newest_number, pick, statement
 from tests.support.simulation.tables import Row, Tables
 
 _GROUP = ("id", "name", "release_id", "generation")
@@ -28,15 +28,21 @@ _OPERATOR = (
 
 def _group(t: Tables, row: dict[str, Any]) -> Row:
     release = t["releases"].get(row["release_id"])
-    return Row(pick(row, *_GROUP).items(), release_number=None if release is None else release["number"])
+    number = None if release is None else release["number"]
+    newest = newest_number(t, row["id"])
+    return Row(pick(row, *_GROUP).items(), release_number=number, newest_number=newest, rehearsal=None)
 
 
-def _node(row: dict[str, Any]) -> Row:
+def _node(t: Tables, row: dict[str, Any]) -> Row:
+    own = t["releases"].get(row["release_id"])
     names = ("id", "name", "group_id", "epoch", "generation", "confirmed_generation", "digest", "capabilities_digest")
     return Row(
         pick(row, *names, "ran_generation").items(),
         removed=row["removed_at"] is not None,
         revoked=row["state"] == "revoked",
+        release_id=row["release_id"],
+        release_number=None if own is None else own["number"],
+        moved_generation=row["generation"] if row["moved_generation"] is None else row["moved_generation"],
     )
 
 
@@ -51,9 +57,9 @@ def _write_mark(t: Tables, name: str, count: str, until: datetime, least: int, v
     if name in t["leases"]:
         if int(t["leases"][name]["holder"]) < least:
             return []
-        t.update("leases", name, holder=count, expires_at=until, version=version)
+        t.update("leases", name, holder=count, expires_at=until, version=version, own_targets=True)
     elif least == 0:
-        t.insert("leases", name=name, holder=count, expires_at=until, version=version)
+        t.insert("leases", name=name, holder=count, expires_at=until, version=version, own_targets=True)
     else:
         return []
     return [Row(name=name)]
@@ -78,12 +84,12 @@ def _groups_by_id(t: Tables, ids: Sequence[str]) -> Rows:
 
 @statement("fleet", "nodes_since")
 def _nodes_since(t: Tables, epoch: int) -> Rows:
-    return [_node(row) for row in t["nodes"].values() if row["epoch"] > epoch]
+    return [_node(t, row) for row in t["nodes"].values() if row["epoch"] > epoch]
 
 
 @statement("fleet", "nodes_by_id")
 def _nodes_by_id(t: Tables, ids: Sequence[str]) -> Rows:
-    return [_node(row) for row in known(t, "nodes", ids)]
+    return [_node(t, row) for row in known(t, "nodes", ids)]
 
 
 @statement("fleet", "credentials_since")

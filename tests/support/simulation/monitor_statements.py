@@ -73,7 +73,7 @@ def _found(t: Tables, limit: datetime, lease_limit: datetime) -> Rows:
 def _take_lease(t: Tables, name: str, holder: str, until: datetime, now: datetime) -> Rows:
     held = t["leases"].get(name)
     if held is None:
-        t.insert("leases", name=name, holder=holder, expires_at=until, version="")
+        t.insert("leases", name=name, holder=holder, expires_at=until, version="", own_targets=False)
     elif held["holder"] == holder or held["expires_at"] <= now:
         t.update("leases", name, holder=holder, expires_at=until)
     else:
@@ -249,7 +249,7 @@ def _under_way(t: Tables) -> Rows:
 
 
 def _standing_of(t: Tables, group_id: str, made: datetime) -> list[tuple[dict[str, Any], str]]:
-    """The nodes of a group, each with what it counts as."""
+    """The nodes of a group whose target is the group's release, each with what it counts as."""
     generation = t["groups"][group_id]["generation"]
 
     def counts_as(n: dict[str, Any]) -> str:
@@ -260,7 +260,8 @@ def _standing_of(t: Tables, group_id: str, made: datetime) -> list[tuple[dict[st
         return "away" if n["state"] == "offline" else "under way"
 
     members = (n for n in t["nodes"].values() if n["group_id"] == group_id and n["removed_at"] is None)
-    return [(n, counts_as(n)) for n in members]
+    shared = (n for n in members if n["release_id"] is None or n["generation"] <= generation)
+    return [(n, counts_as(n)) for n in shared]
 
 
 @statement("arrivals", "standing")

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import orjson
 
-from tests.support.simulation.statements import Rows, known, pick, statement
+from tests.support.simulation.statements import Rows, known, newest_number, pick, statement
 from tests.support.simulation.tables import Row, Tables
 
 
@@ -114,7 +114,7 @@ def _to_release(t: Tables, name: str) -> Rows:
                 open_rehearses=False,
                 highest_floor=max((other["schema_floor"] for other in own), default=0),
                 newest_change=_newest_change(t),
-                next_number=max((other["number"] for other in own), default=0) + 1,
+                next_number=newest_number(t, row["id"]) + 1,
             )
         )
     return found
@@ -296,7 +296,7 @@ def _lock(t: Tables, id: UUID) -> int:
 
 @statement("nodes", "move")
 def _move(t: Tables, id: UUID, group_id: UUID, generation: int) -> int:
-    t.update("nodes", str(id), group_id=str(group_id), generation=generation)
+    t.update("nodes", str(id), group_id=str(group_id), generation=generation, release_id=None, moved_generation=None)
     return 1
 
 

@@ -47,6 +47,11 @@ def known(t: Tables, table: str, ids: Iterable[str]) -> list[dict[str, Any]]:
     return [rows[id] for id in dict.fromkeys(ids) if id in rows]
 
 
+def newest_number(t: Tables, group_id: str) -> int:
+    """The number of a group's newest release; 0 without one."""
+    return max((row["number"] for row in t["releases"].values() if row["group_id"] == group_id), default=0)
+
+
 def time(text: str) -> datetime | None:
     """A time that is given as text; '' is NULL."""
     return datetime.fromisoformat(text) if text else None
@@ -112,15 +117,15 @@ def _nodes(t: Tables, ids: Sequence[str]) -> Rows:
             *("error_code", "error_message", "error_at", "synced_at", "capabilities_digest", "protocol"),
             *("syncs_folded", "ran_generation", "epoch"),
         )
-        target = max(n["generation"], group["generation"])
+        own = n["release_id"] if n["generation"] > group["generation"] else None
         found.append(
             Row(
                 {"id": n["id"], "removed": n["removed_at"] is not None},
                 **first,
                 schema_changes=changes,
                 **rest,
-                release_id=group["release_id"],
-                target_generation=target,
+                release_id=own or group["release_id"],
+                target_generation=max(n["generation"], group["generation"]),
             )
         )
     return found
