@@ -8,6 +8,7 @@ from typing import Final
 
 METADATA: Final = (
     "tests/acceptance",
+    "tests/integration/control/rollouts",
     "tests/integration/control/storage",
     "tests/integration/control/sync",
     "tests/integration/control/access/test_operator_rights.py",
@@ -15,8 +16,10 @@ METADATA: Final = (
     "tests/integration/control/api/test_join_tokens.py",
     "tests/integration/control/api/test_losses.py",
     "tests/integration/control/api/test_recovery.py",
+    "tests/integration/control/api/test_rollouts.py",
     "tests/integration/control/api/test_trust.py",
     "tests/integration/control/console/test_function_and_schema_pages.py",
+    "tests/integration/control/console/test_rollout_pages.py",
     "tests/integration/control/console/test_signing_in.py",
     "tests/integration/control/telemetry/test_fleet_summary.py",
     "tests/integration/control/telemetry/watching/test_watch_service.py",
