@@ -83,7 +83,7 @@ async def test_r7_4_an_operator_is_refused_what_the_role_does_not_allow(
         ("read", "GET", "/v1/syncs", None),
         ("deploy", "POST", "/v1/groups", {"name": "group"}),
         ("deploy", "POST", "/v1/schema-changes", {"name": "a", "sql": "CREATE TABLE a (x)"}),
-        ("deploy", "POST", "/v1/releases", {"functions": {"show": 1}}),
+        ("deploy", "POST", "/v1/releases", {"functions": {"show": 1}, "now": True}),
         ("deploy", "POST", "/v1/nodes/one/move", {"group": "group"}),
         ("deploy", "POST", "/v1/nodes/one/retry", None),
         ("deploy", "DELETE", "/v1/functions/show?release=true", None),
