@@ -62,7 +62,8 @@ async def test_steps_and_nodes_are_said_once_each(capsys: pytest.CaptureFixture[
         rollout(waits_for="nodes", step=1, reason="1 node is on its way", counts=one),
         rollout("paused", "failed", step=1, reason="1 node failed", counts=two),
         rollout("paused", "failed", step=1, reason="1 node failed", counts=two),
-        rollout("aborted", step=1, reason="ana has aborted it", counts=two),
+        # One more has arrived, so they are listed again.
+        rollout("aborted", step=1, reason="ana has aborted it", counts=NodeCounts(at_target=2, failed=1, waiting=6)),
         nodes=[node("a", "at_target"), node("b", "failed", error_code="disk_full", error_message="No room.")],
     )
     assert (await follow(control))["state"] == "aborted"
