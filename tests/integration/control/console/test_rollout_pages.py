@@ -107,6 +107,10 @@ async def test_steps_gates_and_rehearsal_show_their_values(control_site: Site) -
             "webhook at checks.example.org it answered with 503",
         ):
             assert text in gates, (text, gates)
+        # By its shape too, unknown is never like passed.
+        section = shown.text[shown.text.index('id="gates"') :]
+        marks = re.findall(r'href="#i-(\w+)"', section[: section.index("</table>")])
+        assert marks == ["fail", "inc", "inc"]
         assert "1 node schema_change_failed" in shown.part("failing")
         assert "gated-01" in shown.part("failing")
         shown = await page(replica, "/releases/rehearsed/2")

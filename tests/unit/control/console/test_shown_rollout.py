@@ -143,3 +143,11 @@ def test_rehearsals_that_did_not_pass_are_grouped_the_failed_ones_first() -> Non
     told = [one("a", "passed"), one("b", "unknown", "offline"), one("c", "unknown", "offline"), one("d", "failed", "x")]
     found = [(group.outcome, group.code, len(group.nodes)) for group in shown_rollout.grouped(told)]
     assert found == [("failed", "x", 1), ("unknown", "offline", 2)]
+
+
+def test_a_page_is_loaded_again_when_other_acts_are_offered() -> None:
+    """Numbers change in place, but forms don't."""
+    assert view("running", "nodes").shape == view("running", "baking", nodes=999).shape
+    shapes = {view().shape, view("running", "approval", 3).shape, view("paused", "operator").shape}
+    shapes |= {view("paused", "failed").shape, view(started=0).shape}
+    assert len(shapes) == 5
