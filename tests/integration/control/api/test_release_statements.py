@@ -44,7 +44,7 @@ async def _released(replica: Replica) -> TestNode:
     assert (await replica.call("POST", "/v1/schema-changes", change)).status == 201
     node = await replica.join("one")
     node.capabilities, node.protocol = capabilities.document(), wire.PROTOCOL
-    assert (await replica.call("POST", "/v1/releases", {"functions": {"hello": 1}})).status == 201
+    assert (await replica.call("POST", "/v1/releases", {"functions": {"hello": 1}, "now": True})).status == 201
     await node.sync()
     return node
 
