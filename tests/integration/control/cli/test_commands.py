@@ -296,7 +296,7 @@ def test_a_release_that_a_node_is_too_old_for(skerry: Shell, up: Up) -> None:
     assert lacking in skerry(*create, "--plan")
     skerry(*create, ends=3)
     assert lacking in skerry(*create, "--allow-unfit")
-    skerry(*push, "--allow-unfit")
+    skerry(*push, "--allow-unfit", "--now")
     skerry("node", "move", "edge-7", "ageing")
     skerry("node", "move", "edge-7", "old", ends=3)
     assert "nodes_unfit" in skerry.err
