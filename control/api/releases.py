@@ -49,7 +49,6 @@ class ReleaseRetry(Struct):
 
 SQL = queries.load("releases")
 GROUP = SQL.rows("group", GroupRow)
-HAS_NODES = SQL.value("has_nodes", bool)
 RELEASES = SQL.rows("releases", ReleaseListRow)
 RETRY = SQL.value("retry", str)
 
@@ -139,7 +138,7 @@ async def _known(
         return KnownOfGroup(
             await compatibility.group_capabilities(conn, row.id),
             await change_effects.of_group(conn, row.id, registered, number, checked),
-            await conn.fetchval(HAS_NODES, row.id),
+            row.has_nodes,
         )
 
     known = await services.db.read(read)

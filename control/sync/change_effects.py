@@ -51,6 +51,8 @@ class GroupFloor(NamedTuple):
     id: str
     schema_floor: int
     newest_change: int
+    has_nodes: bool
+    """Whether the group has a node that isn't revoked."""
 
 
 class MovingNode(NamedTuple):

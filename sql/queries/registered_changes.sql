@@ -25,10 +25,14 @@ SELECT DISTINCT ON (number) number, sql FROM schema_changes WHERE number <= $1 O
 UPDATE schema_changes SET losses = $3, stalls = $4
 WHERE number = $1 AND revision = $2 AND (losses IS NULL OR stalls IS NULL);
 
--- A group, the floor of its release, and the number of the newest schema change.
+-- A group, the floor of its release, the number of the newest schema change, and whether it has a node that isn't
+-- revoked.
 -- name: group_floor
 SELECT g.id::text AS id, coalesce(r.schema_floor, 0) AS schema_floor,
-    (SELECT coalesce(max(c.number), 0) FROM schema_changes AS c) AS newest_change
+    (SELECT coalesce(max(c.number), 0) FROM schema_changes AS c) AS newest_change,
+    EXISTS (
+        SELECT 1 FROM nodes AS n WHERE n.group_id = g.id AND n.removed_at IS NULL AND n.state <> 'revoked'
+    ) AS has_nodes
 FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.name = $1;
 
 -- The groups whose nodes get a change with their release, or with that of an open rollout.

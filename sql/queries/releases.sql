@@ -2,12 +2,6 @@
 -- name: group
 SELECT id, release_id, generation FROM groups WHERE name = $1;
 
--- Whether a group has a node that isn't revoked.
--- name: has_nodes
-SELECT EXISTS (
-    SELECT 1 FROM nodes WHERE group_id = $1::text::uuid AND removed_at IS NULL AND state <> 'revoked'
-);
-
 -- What a release of a group goes by: the newest release, which is that of the open rollout, unless this only rehearses
 -- it, or else the group's own; its floor, 0 without one; the group's own release; how releases go out; the highest floor
 -- of releases that nodes may have run; the number of the newest schema change, and the number of the next release.

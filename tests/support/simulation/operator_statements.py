@@ -26,6 +26,7 @@ def _group_floor(t: Tables, name: str) -> Rows:
             id=row["id"],
             schema_floor=releases[row["release_id"]]["schema_floor"] if row["release_id"] else 0,
             newest_change=newest,
+            has_nodes=any(n["state"] != "revoked" for n in _of_group(t, row["id"])),
         )
         for row in _group(t, name)
     ]
@@ -207,11 +208,6 @@ def _release(t: Tables, group: str, number: int) -> Rows:
     columns = ("number", "generation", "schema_floor", "rollback_to", "reason", "created_by", "created_at")
     no_rollout = {"state": None, "policy": None, "rehearsal_only": None}
     return [Row({"id": UUID(r["id"]), "group_name": group}, **pick(r, *columns), **no_rollout) for r in found]
-
-
-@statement("releases", "has_nodes")
-def _has_nodes(t: Tables, group_id: str) -> Rows:
-    return [Row(exists=any(n["state"] != "revoked" for n in _of_group(t, group_id)))]
 
 
 # compatibility: which nodes can run a release
