@@ -84,9 +84,17 @@ class RolloutRunner:
             return False
         held = await self._db.read(lambda conn: own_targets.unknown_to_some(conn, self._clock.now()))
         for release_id in open_ones:
-            # A row that another transaction has locked, as an operator's act does, is looked at the next time.
-            with contextlib.suppress(Locked):
+            try:
                 await self._look(release_id, held)
+            except Locked:
+                continue  # by an operator's act, for instance: it is looked at the next time
+            except ProblemError as problem:
+                if problem.status >= 500:
+                    raise  # the database's troubles are all rollouts'
+                await self._db.transaction(partial(self._refused, release_id, problem))
+            except Exception:
+                # A mistake about one rollout must not keep the others.
+                log.exception("the rollout of release %s can't be carried on; it is tried again", release_id)
         return True
 
     async def _look(self, release_id: UUID, held: bool) -> None:
@@ -133,6 +141,16 @@ class RolloutRunner:
         if going.state != stored.row.state or going.step != stored.row.step:
             log.info("rollout %s: step %d, %s: %s", stored.name, going.step, going.state, going.reason)
         return bool(changed.groups or changed.nodes)
+
+    async def _refused(self, release_id: UUID, problem: ProblemError, conn: Connection) -> None:
+        """Pause a running rollout that can't do what its rules say, such as roll back: somebody must decide."""
+        stored, now = await store.locked(conn, release_id), self._clock.now()
+        if stored is None or stored.row.state != "running":
+            return
+        said = f"it can't do what its policy says: {problem.detail}; resume, abort or roll it back"
+        stopped = replace(stored.rollout, state="paused", waits_for="failed", waits_since=now, reason=said)
+        await self._save(conn, stored, stopped, now)
+        log.warning("rollout %s is paused: %s", stored.name, said)
 
     async def _save(self, conn: Connection, stored: StoredRollout, going: Position, now: datetime) -> None:
         """Write where it stands, and tell somebody that it waits: at once, and again after `unknown_after`."""

@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 
+from control.problems import ProblemError
 from control.protocol import wire
+from control.rollouts.measuring import Measuring
+from control.rollouts.runner import RolloutRunner
+from control.telemetry.webhooks.webhook_client import WebhookClient
 from tests.support import seeds
 from tests.support.deadlines import deadline
 from tests.support.deploy import ok
 from tests.support.replica import Replica, Site, TestNode, plan_of
 
-pytestmark = pytest.mark.background("rollouts")
+carried_on = pytest.mark.background("rollouts")
 
 STEPS = {"steps": ["1", "50%", "100%"], "bake": "0s", "rehearse": False}
 
@@ -67,6 +71,7 @@ async def works(nodes: list[TestNode], number: int, count: int, *, fails: int = 
             await asyncio.sleep(0.05)
 
 
+@carried_on
 async def test_a_release_goes_out_in_steps(control_site: Site) -> None:
     async with control_site.running() as replica:
         nodes = await at_first(replica, "a", "b", "c", "d")
@@ -86,6 +91,7 @@ async def test_a_release_goes_out_in_steps(control_site: Site) -> None:
         assert all(node.inventory.functions[0].version == 2 for node in nodes)
 
 
+@carried_on
 async def test_a_failed_node_pauses_it_and_an_abort_settles_all(control_site: Site) -> None:
     async with control_site.running() as replica:
         nodes = await at_first(replica, "a", "b", "c", "d")
@@ -105,6 +111,7 @@ async def test_a_failed_node_pauses_it_and_an_abort_settles_all(control_site: Si
         assert (await late.sync()).release_number == 1
 
 
+@carried_on
 async def test_a_rehearsal_that_fails_on_one_node_starts_none(control_site: Site) -> None:
     async with control_site.running() as replica:
         nodes = await at_first(replica, "a", "b")
@@ -136,6 +143,7 @@ async def test_a_rehearsal_that_fails_on_one_node_starts_none(control_site: Site
         assert await works(nodes, 2, 0) == []
 
 
+@carried_on
 async def test_a_replica_goes_on_where_another_was_ended(control_site: Site) -> None:
     async with control_site.running() as replica:
         nodes = await at_first(replica, "a", "b", "c", "d")
@@ -150,3 +158,33 @@ async def test_a_replica_goes_on_where_another_was_ended(control_site: Site) -> 
             await until(other, 2, lambda r, s=step: r["step"] == s and r["counts"]["syncing"] > 0)
             await works(nodes, 2, more)
         await until(other, 2, lambda r: r["state"] == "done")
+
+
+@pytest.mark.parametrize("fault", [ProblemError("release_not_possible", "hello@1 was deleted"), KeyError("a bug")])
+async def test_a_rollout_that_cant_go_back_stops_no_other(control_site: Site, fault: Exception) -> None:
+    """No server can be made to refuse a rollback at will, so what makes the release refuses here."""
+
+    async def refuse(*_: object) -> None:
+        raise fault
+
+    async with control_site.running() as replica:
+        parts = replica.services
+        webhooks = WebhookClient(parts.settings.webhook_networks, parts.clock)
+        measuring = Measuring(parts.databases.background, parts.clock, parts.numbers, webhooks)
+        runner = RolloutRunner(parts.databases.background, parts.fleet, parts.clock, measuring, refuse)
+        [failing] = await at_first(replica, "a")
+        await ok(replica, "POST", "/v1/groups", {"name": "other"})
+        await replica.join("b", "other")
+        policy = {**STEPS, "on_failure": "rollback"}
+        await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 2}, "rollout": policy})
+        assert await runner.tick()
+        assert await works([failing], 2, 1, fails=1)
+        release = {"group": "other", "functions": {"hello": 2}, "rollout": STEPS}
+        number = (await ok(replica, "POST", "/v1/releases", release))["number"]
+        assert await runner.tick()
+        assert (await ok(replica, "GET", f"/v1/rollouts/other/{number}"))["started"] == 1
+        stuck = await shown(replica, 2)
+        if isinstance(fault, ProblemError):
+            assert (stuck["state"], stuck["waits_for"]) == ("paused", "failed")
+            assert "hello@1 was deleted" in stuck["reason"]
+        await ok(replica, "POST", "/v1/rollouts/default/2/abort", {})
