@@ -428,7 +428,7 @@ async def _shown(conn: Connection, stored: StoredRollout) -> rollout_bodies.Show
         results = [
             _gate(gate, said.get((number, place)))
             for place, gate in enumerate(stored.rules.gates)
-            if (number, place) in said or (state == "now" and step.until is not None)
+            if (number, place) in said or (state == "now" and stored.rules.measures(number))
         ]
         counts = by_step.get(number, rollout_bodies.NodeCounts())
         plan.append(rollout_bodies.RolloutStep(number, step.text, state, counts, results))  # type: ignore[arg-type]

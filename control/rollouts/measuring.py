@@ -24,7 +24,7 @@ from control.problems import ProblemError
 from control.rollouts import gates
 from control.rollouts.gates import GateVerdict
 from control.rollouts.policy import Gate, limit_of
-from control.rollouts.rules import REHEARSAL, Outcome
+from control.rollouts.rules import Outcome
 from control.rollouts.store import StoredRollout
 from control.storage import queries
 from control.storage.connection import Connection
@@ -147,12 +147,12 @@ class Measuring:
         await self._webhooks.__aexit__(kind, error, trace)
 
     async def measure(self, stored: StoredRollout) -> list[GateVerdict]:
-        """Return what each gate says of a rollout's present step, in order; nothing in a step that starts no nodes.
+        """Return what each gate says of a rollout's present step, in order; nothing before one that starts nodes.
 
         What can't be measured now is unknown, and so is a webhook's answer until it has come.
         """
         row = stored.row
-        if row.step == REHEARSAL or stored.rules.steps[row.step - 1].until is None or not stored.rules.gates:
+        if not stored.rules.gates or not stored.rules.measures(row.step):
             return []
         since, place = (row.step_since, row.measured_from), (row.release_id, row.group_id, row.group_name, row.number)
         return await self.measure_step(MeasuredStep(*place, row.step, *since, stored.rules.gates))

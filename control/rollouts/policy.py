@@ -187,6 +187,10 @@ class Rules:
     max_unknown: Amount
     gates: tuple[Gate, ...]
 
+    def measures(self, step: int) -> bool:
+        """Return whether gates are measured in a step (from 1): it or an earlier one starts nodes."""
+        return any(each.until is not None for each in self.steps[:step])
+
 
 AT_ONCE = Policy(bake="0s", max_failed="100%")
 """The policy of a group without one, whose release changes the schema: a rehearsal, and then all nodes at once, and

@@ -418,16 +418,16 @@ async def test_what_gates_say_is_stored_and_replaced(control_site: Site) -> None
         assert [(at - NOON).total_seconds() for at, _ in written] == [0, 10, 10, 30]
 
 
-async def test_gates_are_measured_in_steps_that_start_nodes(control_site: Site) -> None:
+async def test_gates_are_measured_once_nodes_are_started_and_in_pauses_too(control_site: Site) -> None:
     clock = SetClock(NOON, timers="stand")
     async with control_site.running(clock=clock) as replica, measuring_at(replica, clock) as found:
         node = await two_releases(replica)
         step = await started(replica, 2, [node], NOON)
-        policy = {"steps": ["1", {"pause": "2h"}, "100%"], "gate": [msgspec.to_builtins(ERRORS)]}
+        policy = {"steps": [{"pause": "1h"}, "1", {"pause": "2h"}, "100%"], "gate": [msgspec.to_builtins(ERRORS)]}
         counts = []
-        for number in range(4):
+        for number in range(5):
             await execute(replica, "UPDATE rollouts SET policy = $1, step = $2", policy, number)
             stored = await replica.services.db.read(lambda conn: store.by_release(conn, step.release_id))
             assert stored is not None
             counts.append(len(await found.measure(stored)))
-        assert counts == [0, 1, 0, 1]
+        assert counts == [0, 0, 1, 1, 1]
