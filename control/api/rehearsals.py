@@ -82,6 +82,7 @@ async def tell_rehearsal(call: ApiCall, body: wire.RehearsalResult) -> Reply:
         await store.tell_rehearsal(conn, stored, UUID(call.node_id), body, now)
 
     await call.services.databases.joins.transaction(work)
+    call.services.fleet.rollouts_due.set()
     return Reply(204, None)
 
 

@@ -110,6 +110,9 @@ async def put(call: ApiCall, body: wire.SyncUpdate) -> Reply:
     services = call.services
     services.heartbeats.seen(call.node_id, services.clock.now())
     state = await services.reports.ask(SyncReport(sync_id, call.node_id, body))
+    node = services.fleet.nodes.get(call.node_id)
+    if state.status != "running" and node is not None and node.release_id is not None:
+        services.fleet.rollouts_due.set()
     tracing = services.tracing
     if tracing is not None and body.status == state.status != "running" and not state.late:
         await _trace(services, tracing, sync_id)

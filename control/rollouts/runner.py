@@ -6,10 +6,12 @@ a decision that was taken twice, changes nothing twice.
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import NamedTuple
 from uuid import UUID
 
 from control.clock import Clock
@@ -30,7 +32,12 @@ from control.sync.fleet_cache import FleetCache
 from control.sync.leases import Leases
 
 PERIOD = 1.0
-"""Seconds between two looks at the open rollouts."""
+"""The most seconds between two looks at the open rollouts."""
+REST = 2.0
+"""After a look, the next one waits at least so many times as long as it took: rollouts of thousands of nodes, each of
+which tells something, take no more than a third of the time."""
+SILENCE, LONGEST_SILENCE = 60.0, 3600.0
+"""Seconds after which a mistake about a rollout that is made again and again is logged again: at first, and at most."""
 LEASE = timedelta(seconds=10)
 STARTED_AT_ONCE = 1000
 """The most nodes that one transaction starts."""
@@ -43,6 +50,15 @@ RollBack = Callable[[Connection, Changed, StoredRollout, str], Awaitable[None]]
 """Makes a release with what the group's release has, at once, and ends the rollout as rolled back, for a reason."""
 
 log = logging.getLogger("skerry.rollouts")
+
+
+class Written(NamedTuple):
+    """What a decision has changed."""
+
+    announced: bool = False
+    """Whether replicas must read something."""
+    moved: bool = False
+    """Whether there may be more to decide at once: another step began, or nodes were started."""
 
 
 class RolloutRunner:
@@ -58,17 +74,26 @@ class RolloutRunner:
         self._roll_back = roll_back
         self._leases = Leases(db, clock)
         self._outage = Outage(log, "rollouts can't be carried on, and are tried again")
+        self._mistakes: dict[UUID, dict[str, tuple[float, float]]] = {}
+        """By rollout and mistake (the exception, and where it was raised): when it is logged again, in the clock's
+        `monotonic`, and for how many seconds not after that."""
 
     async def run(self) -> None:
         """Carry rollouts on until cancelled."""
         try:
             while True:
+                began = self._clock.monotonic()
+                self._fleet.rollouts_due.clear()
                 try:
                     await self.tick()
                     self._outage.worked()
                 except ProblemError as problem:
                     self._outage.failed(problem.detail)
-                await self._clock.sleep(PERIOD)
+                rest = min(REST * (self._clock.monotonic() - began), PERIOD)
+                await self._clock.sleep(rest)
+                with contextlib.suppress(TimeoutError):
+                    async with self._clock.timeout(PERIOD - rest):
+                        await self._fleet.rollouts_due.wait()
         finally:
             with contextlib.suppress(TimeoutError, ProblemError):
                 async with self._clock.timeout(1.0):
@@ -92,26 +117,48 @@ class RolloutRunner:
                 if problem.status >= 500:
                     raise  # the database's troubles are all rollouts'
                 await self._db.transaction(partial(self._refused, release_id, problem))
-            except Exception:
+            except Exception as error:
                 # A mistake about one rollout must not keep the others.
-                log.exception("the rollout of release %s can't be carried on; it is tried again", release_id)
+                self._mistaken(release_id, error)
+            else:
+                self._mistakes.pop(release_id, None)
+        for release_id in self._mistakes.keys() - set(open_ones):
+            del self._mistakes[release_id]
         return True
+
+    def _mistaken(self, release_id: UUID, error: Exception) -> None:
+        """Log a mistake about a rollout: once, and then again after twice the time each, up to `LONGEST_SILENCE`."""
+        where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+        told = self._mistakes.setdefault(release_id, {})
+        mistake, now = " ".join([type(error).__name__, *where]), self._clock.monotonic()
+        due, silence = told.get(mistake, (now, SILENCE))
+        if now >= due:
+            text = "the rollout of release %s can't be carried on; it is tried again each second"
+            log.error(text, release_id, exc_info=error)
+            told[mistake] = now + silence, min(2 * silence, LONGEST_SILENCE)
 
     async def _look(self, release_id: UUID, held: bool) -> None:
         stored = await self._db.read(partial(_by_release, release_id))
-        if stored is None or stored.row.state != "running":
+        if stored is None or not stored.open:
             return
-        verdicts = await self._measuring.measure(stored)
-        changed = await self._db.transaction(partial(self._decide, stored, verdicts, held))
+        running = stored.row.state == "running"
+        if not running and not _tells(stored, stored.rollout, self._clock.now()):
+            return
+        verdicts = await self._measuring.measure(stored) if running else []
+        decided = await self._db.transaction(partial(self._decide, stored, verdicts, held))
         faults.reach("control.rollout.after")
-        if changed:
+        if decided.announced:
             await self._fleet.announced()
+        if decided.moved:
+            self._fleet.rollouts_due.set()
 
-    async def _decide(self, seen: StoredRollout, verdicts: Sequence[GateVerdict], held: bool, conn: Connection) -> bool:
-        """Decide about a rollout and write that; return whether something must be announced. `held`: start no node."""
+    async def _decide(
+        self, seen: StoredRollout, verdicts: Sequence[GateVerdict], held: bool, conn: Connection
+    ) -> Written:
+        """Decide about a rollout and write that. `held`: start no node."""
         stored = await store.locked(conn, seen.row.release_id)
         if stored is None or stored.rollout != seen.rollout or stored.row.attempt != seen.row.attempt:
-            return False  # an operator, or another replica, was faster
+            return Written()  # an operator, or another replica, was faster
         now = self._clock.now()
         fleet = await store.fleet(conn, stored)
         decided = rules.decide(stored.rollout, stored.rules, fleet, [each.outcome for each in verdicts], now)
@@ -133,14 +180,17 @@ class RolloutRunner:
         elif going.state not in rules.OPEN:
             await acts.end(conn, changed, now, stored, going.state, going.reason)
         else:
-            if going.step != stored.row.step == rules.REHEARSAL or going.state == "paused":
+            if going.step != stored.row.step == rules.REHEARSAL or going.state != stored.row.state:
                 changed.groups.add(str(stored.row.group_id))
             await self._save(conn, stored, going, now)
         faults.reach("control.rollout.before")
         await changed.announce(conn)
         if going.state != stored.row.state or going.step != stored.row.step:
             log.info("rollout %s: step %d, %s: %s", stored.name, going.step, going.state, going.reason)
-        return bool(changed.groups or changed.nodes)
+        return Written(
+            announced=bool(changed.groups or changed.nodes),
+            moved=going.step != stored.row.step or bool(changed.nodes),
+        )
 
     async def _refused(self, release_id: UUID, problem: ProblemError, conn: Connection) -> None:
         """Pause a running rollout that can't do what its rules say, such as roll back: somebody must decide."""
@@ -154,15 +204,20 @@ class RolloutRunner:
 
     async def _save(self, conn: Connection, stored: StoredRollout, going: Position, now: datetime) -> None:
         """Write where it stands, and tell somebody that it waits: at once, and again after `unknown_after`."""
-        told = stored.row.told_at if going.waits_for == stored.row.waits_for else None
-        tells = going.waits_for in TOLD and (told is None or now - told >= stored.rules.unknown_after)
-        if going.state == "running" and going.waits_for == "unknown" and now - going.waits_since < rules.ANSWERS_TAKE:
-            tells = False  # an answer may be on its way
+        tells = _tells(stored, going, now)
         if going == stored.rollout and not tells:
             return
         saved = await store.save(conn, stored, going, now, told_at=now if tells else None)
         if tells:
             await events.record(conn, now, "rollout.paused", [acts.event_item(saved)])
+
+
+def _tells(stored: StoredRollout, going: Position, now: datetime) -> bool:
+    """Return whether it is time to tell somebody that a rollout waits, which goes on to `going`."""
+    if going.state == "running" and going.waits_for == "unknown" and now - going.waits_since < rules.ANSWERS_TAKE:
+        return False  # an answer may be on its way
+    told = stored.row.told_at if going.waits_for == stored.row.waits_for else None
+    return going.waits_for in TOLD and (told is None or now - told >= stored.rules.unknown_after)
 
 
 async def _by_release(release_id: UUID, conn: Connection) -> StoredRollout | None:

@@ -242,6 +242,8 @@ async def save(
 ) -> StoredRollout:
     """Write where a rollout stands now, and return it. `told_at`: when somebody is told that it waits, if now."""
     row = stored.row
+    if told_at is None and rollout.waits_for == row.waits_for:
+        told_at = row.told_at
     ended = None if rollout.state in rules.OPEN else row.ended_at or now
     saved = row._replace(
         state=rollout.state,
@@ -254,7 +256,7 @@ async def save(
         forgiven=rollout.forgiven,
         measured_from=rollout.measured_from,
         attempt=row.attempt if attempt is None else attempt,
-        told_at=told_at or row.told_at,
+        told_at=told_at,
         ended_at=ended,
     )
     await conn.execute(

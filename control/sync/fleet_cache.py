@@ -247,6 +247,8 @@ class FleetCache:
         restored before the start (False). Raises: ProblemError, when it can't be done now."""
         self.restoring = False
         """Whether `after_restore` is still to be done; nothing is answered before that."""
+        self.rollouts_due = asyncio.Event()
+        """Set when a group was announced, or a node has told what a rollout waits for: it may go on now."""
         self._reading = asyncio.Lock()
         self._nudged = asyncio.Event()
         self._to_wake: list[str] = []
@@ -453,6 +455,7 @@ class FleetCache:
         changed = {group.id for group in changes.groups}
         if changed:
             self._wake_slowly(n for n in self.waiters if n in self.nodes and self.nodes[n].group_id in changed)
+            self.rollouts_due.set()
         if changes.watches is not None:
             self.take_watches(changes.watches)
 

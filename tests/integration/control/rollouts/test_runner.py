@@ -9,9 +9,10 @@ import pytest
 from control.problems import ProblemError
 from control.protocol import wire
 from control.rollouts.measuring import Measuring
-from control.rollouts.runner import RolloutRunner
+from control.rollouts.runner import RollBack, RolloutRunner
 from control.telemetry.webhooks.webhook_client import WebhookClient
 from tests.support import seeds
+from tests.support.clock import SetClock
 from tests.support.deadlines import deadline
 from tests.support.deploy import ok
 from tests.support.replica import Replica, Site, TestNode, plan_of
@@ -69,6 +70,19 @@ async def works(nodes: list[TestNode], number: int, count: int, *, fails: int = 
             if len(worked) >= count:
                 return worked
             await asyncio.sleep(0.05)
+
+
+def runner_of(replica: Replica, roll_back: RollBack) -> RolloutRunner:
+    """A runner beside the replica's own, which the test has look."""
+    parts = replica.services
+    webhooks = WebhookClient(parts.settings.webhook_networks, parts.clock)
+    measuring = Measuring(parts.databases.background, parts.clock, parts.numbers, webhooks)
+    return RolloutRunner(parts.databases.background, parts.fleet, parts.clock, measuring, roll_back)
+
+
+async def never(*_: object) -> None:
+    """Roll nothing back."""
+    raise AssertionError("nothing is rolled back here")
 
 
 @carried_on
@@ -168,10 +182,7 @@ async def test_a_rollout_that_cant_go_back_stops_no_other(control_site: Site, fa
         raise fault
 
     async with control_site.running() as replica:
-        parts = replica.services
-        webhooks = WebhookClient(parts.settings.webhook_networks, parts.clock)
-        measuring = Measuring(parts.databases.background, parts.clock, parts.numbers, webhooks)
-        runner = RolloutRunner(parts.databases.background, parts.fleet, parts.clock, measuring, refuse)
+        runner = runner_of(replica, refuse)
         [failing] = await at_first(replica, "a")
         await ok(replica, "POST", "/v1/groups", {"name": "other"})
         await replica.join("b", "other")
@@ -188,3 +199,107 @@ async def test_a_rollout_that_cant_go_back_stops_no_other(control_site: Site, fa
             assert (stuck["state"], stuck["waits_for"]) == ("paused", "failed")
             assert "hello@1 was deleted" in stuck["reason"]
         await ok(replica, "POST", "/v1/rollouts/default/2/abort", {})
+
+
+@carried_on
+async def test_nobody_waits_for_the_next_second(control_site: Site) -> None:
+    """Time stands: what a rollout waits for wakes the replica that carries it on."""
+    async with control_site.running(clock=SetClock(timers="stand")) as replica:
+        [node] = await at_first(replica, "a")
+        policy = {"steps": ["1", "100%"], "bake": "0s", "rehearse": True}
+        await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 2}, "rollout": policy})
+        answer = await node.poll()
+        assert answer.json()["type"] == "rehearse", answer
+        node.rehearsal = answer.json()["id"]
+        found = wire.RehearsalResult("passed", schema_digest="0" * 64)
+        path = f"/v1/nodes/self/rehearsals/{node.rehearsal}"
+        assert (await replica.call("PUT", path, found, token=node.credential)).status == 204
+        await works([node], 2, 1)
+        await until(replica, 2, lambda r: r["state"] == "done")
+        # An operator's act.
+        policy = {"steps": [{"pause": "approval"}, "100%"], "bake": "0s", "rehearse": False}
+        await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 3}, "rollout": policy})
+        await until(replica, 3, lambda r: r["waits_for"] == "approval")
+        await ok(replica, "POST", "/v1/rollouts/default/3/promote", {})
+        await works([node], 3, 1)
+        await until(replica, 3, lambda r: r["state"] == "done")
+
+
+async def test_the_same_mistake_is_logged_ever_more_rarely(
+    control_site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def mistaken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    clock = SetClock(timers="stand")
+    async with control_site.running(clock=clock) as replica:
+        runner = runner_of(replica, mistaken)
+        [node] = await at_first(replica, "a")
+        release = {"functions": {"hello": 2}, "rollout": {**STEPS, "on_failure": "rollback"}}
+        await ok(replica, "POST", "/v1/releases", release)
+        assert await runner.tick()
+        assert await works([node], 2, 1, fails=1)
+
+        async def passes(seconds: int, step: int) -> int:
+            caplog.clear()
+            for _ in range(0, seconds, step):
+                clock.advance(step)
+                await replica.services.fleet.refresh()
+                assert await runner.tick()
+            return caplog.text.count("be carried on")
+
+        assert await passes(2, 1) == 1
+        assert await passes(55, 5) == 0
+        assert await passes(10, 5) == 1
+        assert await passes(100, 10) == 0
+        assert await passes(30, 10) == 1
+        # After one that is over, the next one is told at once.
+        await ok(replica, "POST", "/v1/rollouts/default/2/abort", {})
+        assert not await runner.tick()
+        await ok(replica, "POST", "/v1/releases", release)
+        assert await runner.tick()
+        assert await works([node], 3, 1, fails=1)
+        assert await passes(2, 1) == 1
+
+
+async def test_who_should_know_that_it_waits_is_told_once_each_period(control_site: Site) -> None:
+    clock = SetClock(timers="stand")
+    async with control_site.running(clock=clock) as replica:
+        runner = runner_of(replica, never)
+        await ok(replica, "POST", "/v1/webhooks", {"name": "chat", "url": "https://chat.example/"})
+        nodes = await at_first(replica, "a", "b")
+        told = 0
+
+        async def passes(minutes: int) -> list[str]:
+            """What was told meanwhile."""
+            nonlocal told
+            for _ in range(2 * minutes):
+                clock.advance(30)
+                await replica.services.fleet.refresh()
+                assert await runner.tick()
+            rows: Any = "SELECT items -> 0 ->> 'waits_for' FROM events WHERE kind = 'rollout.paused' ORDER BY at"
+            found = [row[0] for row in await replica.services.db.read(lambda conn: conn.fetch(rows))]
+            new, told = found[told:], len(found)
+            return new
+
+        gate = {"metric": "error_ratio", "at_most": "1%", "at_least_calls": 1}
+        policy = {**STEPS, "steps": [{"pause": "approval"}, "1", "100%"], "gate": [gate], "unknown_after": "1h"}
+        await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 2}, "rollout": policy})
+        assert await passes(59) == ["approval"]
+        # It waits for something else now, however lately somebody was told.
+        await ok(replica, "POST", "/v1/rollouts/default/2/promote", {})
+        await passes(1)
+        await works(nodes, 2, 1)
+        assert await passes(1) == []
+        assert await passes(30) == ["unknown"]
+        assert await passes(120) == ["unknown", "unknown"]
+        # One that has stopped isn't forgotten either.
+        await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 3}, "rollout": policy | {"steps": ["100%"]}})
+        await passes(1)
+        await works(nodes, 3, 2, fails=1)
+        assert await passes(30) == ["failed"]
+        assert await passes(120) == ["failed", "failed"]
+        await ok(replica, "POST", "/v1/rollouts/default/3/resume", {})
+        assert await passes(10) == ["unknown"]
+        await ok(replica, "POST", "/v1/rollouts/default/3/pause", {})
+        assert await passes(120) == []
