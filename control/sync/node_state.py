@@ -112,10 +112,15 @@ class NodeRow:
         self.error_at = None
 
     def fail(self, code: str, message: str, now: datetime, generation: int) -> None:
-        """Count one more failed sync (R 5.3), of the target of `generation`."""
+        """Count one more failed sync (R 5.3), of the target of `generation`.
+
+        What failed of a target that the node has left is no error of its present one: the log of syncs has it.
+        """
+        self.failures += 1
+        if generation < self.target_generation:
+            return
         # The failures of a node that tries again and again are one event, until its error is another one.
         self.failed_anew |= clean(code) != self.error_code or self.failed_generation not in (0, generation)
-        self.failures += 1
         self.error_code = clean(code)
         self.error_message = clean(message)
         self.error_at = now

@@ -148,8 +148,9 @@ class _ReportBatch:
             self._take_hour(node, sync, update.before)
         elif not late:
             node.fail(error.code, error.message, self.now, sync.generation)
-            node.failed_generation = sync.generation
-            node.retry_at = node_state.clamped(update.retry_at, self.now)
+            if sync.generation >= node.target_generation:
+                node.failed_generation = sync.generation
+                node.retry_at = node_state.clamped(update.retry_at, self.now)
         if late:
             self.changes.late[sync.id] = result
             return wire.SyncState(status, 0, late=True)
