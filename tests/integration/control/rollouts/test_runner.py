@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from control.api import rollouts
 from control.problems import ProblemError
 from control.protocol import wire
+from control.rollouts import runner
 from control.rollouts.measuring import Measuring
 from control.rollouts.runner import RollBack, RolloutRunner
 from control.telemetry.webhooks.webhook_client import WebhookClient
@@ -72,12 +75,14 @@ async def works(nodes: list[TestNode], number: int, count: int, *, fails: int = 
             await asyncio.sleep(0.05)
 
 
-def runner_of(replica: Replica, roll_back: RollBack) -> RolloutRunner:
-    """A runner beside the replica's own, which the test has look."""
+def runner_of(replica: Replica, roll_back: RollBack | None = None) -> RolloutRunner:
+    """A runner beside the replica's own, which looks only when the test says so."""
     parts = replica.services
     webhooks = WebhookClient(parts.settings.webhook_networks, parts.clock)
     measuring = Measuring(parts.databases.background, parts.clock, parts.numbers, webhooks)
-    return RolloutRunner(parts.databases.background, parts.fleet, parts.clock, measuring, roll_back)
+    return RolloutRunner(
+        parts.databases.background, parts.fleet, parts.clock, measuring, roll_back or rollouts.roll_back(parts.clock)
+    )
 
 
 async def never(*_: object) -> None:
@@ -174,6 +179,61 @@ async def test_a_replica_goes_on_where_another_was_ended(control_site: Site) -> 
         await until(other, 2, lambda r: r["state"] == "done")
 
 
+async def test_a_step_of_many_nodes_is_started_in_parts_and_no_further(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "STARTED_AT_ONCE", 2)
+    async with control_site.running() as replica:
+        nodes = await at_first(replica, "a", "b", "c", "d", "e")
+        carries_on = runner_of(replica)
+        policy = {**STEPS, "steps": ["3", "100%"]}
+        await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 2}, "rollout": policy})
+        counts = []
+        for _ in range(4):
+            assert await carries_on.tick()
+            counts.append((await shown(replica, 2))["started"])
+        assert counts == [2, 3, 3, 3]
+        await works(nodes, 2, 3)
+        for _ in range(2):
+            assert await carries_on.tick()
+        assert (await shown(replica, 2))["started"] == 5
+
+
+async def test_somebody_is_told_that_it_waits_and_again_after_the_policys_time(control_site: Site) -> None:
+    clock = SetClock(datetime.now(UTC))
+    async with control_site.running(clock=clock) as replica:
+        nodes = await at_first(replica, "a", "b")
+        carries_on = runner_of(replica)
+        await ok(replica, "POST", "/v1/webhooks", {"name": "pager", "url": "https://pager.example/x"})
+        gate = {"metric": "error_ratio", "at_most": "1%", "at_least_calls": 10}
+        steps = ["1", {"pause": "approval"}, "100%"]
+        policy = {**STEPS, "steps": steps, "gate": [gate], "unknown_after": "2h"}
+        await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 2}, "rollout": policy})
+
+        async def told(**passed: float) -> tuple[str, int]:
+            """What it waits for after some time, and how often somebody has been told of a rollout."""
+            clock.advance(**passed)
+            assert await carries_on.tick()
+            events = "SELECT id FROM events WHERE kind = 'rollout.paused'"
+            found: list[Any] = await replica.services.db.read(lambda conn: conn.fetch(events))  # type: ignore[arg-type]
+            return (await shown(replica, 2))["waits_for"], len(found)
+
+        assert await told() == ("nodes", 0)
+        await works(nodes, 2, 1)
+        # No calls, no answer: at first it may be on its way.
+        assert await told() == ("unknown", 0)
+        assert await told(seconds=119) == ("unknown", 0)
+        assert await told(seconds=1) == ("unknown", 1)
+        assert await told(minutes=119) == ("unknown", 1)
+        assert await told(minutes=1) == ("unknown", 2)
+        assert await told(minutes=1) == ("unknown", 2)
+        # Another reason is told at once.
+        await ok(replica, "POST", "/v1/rollouts/default/2/promote", {})
+        assert await told() == ("approval", 3)
+        assert await told(minutes=119) == ("approval", 3)
+        assert await told(minutes=1) == ("approval", 4)
+
+
 @pytest.mark.parametrize("fault", [ProblemError("release_not_possible", "hello@1 was deleted"), KeyError("a bug")])
 async def test_a_rollout_that_cant_go_back_stops_no_other(control_site: Site, fault: Exception) -> None:
     """No server can be made to refuse a rollback at will, so what makes the release refuses here."""
@@ -182,17 +242,17 @@ async def test_a_rollout_that_cant_go_back_stops_no_other(control_site: Site, fa
         raise fault
 
     async with control_site.running() as replica:
-        runner = runner_of(replica, refuse)
+        carries_on = runner_of(replica, refuse)
         [failing] = await at_first(replica, "a")
         await ok(replica, "POST", "/v1/groups", {"name": "other"})
         await replica.join("b", "other")
         policy = {**STEPS, "on_failure": "rollback"}
         await ok(replica, "POST", "/v1/releases", {"functions": {"hello": 2}, "rollout": policy})
-        assert await runner.tick()
+        assert await carries_on.tick()
         assert await works([failing], 2, 1, fails=1)
         release = {"group": "other", "functions": {"hello": 2}, "rollout": STEPS}
         number = (await ok(replica, "POST", "/v1/releases", release))["number"]
-        assert await runner.tick()
+        assert await carries_on.tick()
         assert (await ok(replica, "GET", f"/v1/rollouts/other/{number}"))["started"] == 1
         stuck = await shown(replica, 2)
         if isinstance(fault, ProblemError):
@@ -233,11 +293,11 @@ async def test_the_same_mistake_is_logged_ever_more_rarely(
 
     clock = SetClock(timers="stand")
     async with control_site.running(clock=clock) as replica:
-        runner = runner_of(replica, mistaken)
+        carries_on = runner_of(replica, mistaken)
         [node] = await at_first(replica, "a")
         release = {"functions": {"hello": 2}, "rollout": {**STEPS, "on_failure": "rollback"}}
         await ok(replica, "POST", "/v1/releases", release)
-        assert await runner.tick()
+        assert await carries_on.tick()
         assert await works([node], 2, 1, fails=1)
 
         async def passes(seconds: int, step: int) -> int:
@@ -245,7 +305,7 @@ async def test_the_same_mistake_is_logged_ever_more_rarely(
             for _ in range(0, seconds, step):
                 clock.advance(step)
                 await replica.services.fleet.refresh()
-                assert await runner.tick()
+                assert await carries_on.tick()
             return caplog.text.count("be carried on")
 
         assert await passes(2, 1) == 1
@@ -255,9 +315,9 @@ async def test_the_same_mistake_is_logged_ever_more_rarely(
         assert await passes(30, 10) == 1
         # After one that is over, the next one is told at once.
         await ok(replica, "POST", "/v1/rollouts/default/2/abort", {})
-        assert not await runner.tick()
+        assert not await carries_on.tick()
         await ok(replica, "POST", "/v1/releases", release)
-        assert await runner.tick()
+        assert await carries_on.tick()
         assert await works([node], 3, 1, fails=1)
         assert await passes(2, 1) == 1
 
@@ -265,7 +325,7 @@ async def test_the_same_mistake_is_logged_ever_more_rarely(
 async def test_who_should_know_that_it_waits_is_told_once_each_period(control_site: Site) -> None:
     clock = SetClock(timers="stand")
     async with control_site.running(clock=clock) as replica:
-        runner = runner_of(replica, never)
+        carries_on = runner_of(replica, never)
         await ok(replica, "POST", "/v1/webhooks", {"name": "chat", "url": "https://chat.example/"})
         nodes = await at_first(replica, "a", "b")
         told = 0
@@ -276,7 +336,7 @@ async def test_who_should_know_that_it_waits_is_told_once_each_period(control_si
             for _ in range(2 * minutes):
                 clock.advance(30)
                 await replica.services.fleet.refresh()
-                assert await runner.tick()
+                assert await carries_on.tick()
             rows: Any = "SELECT items -> 0 ->> 'waits_for' FROM events WHERE kind = 'rollout.paused' ORDER BY at"
             found = [row[0] for row in await replica.services.db.read(lambda conn: conn.fetch(rows))]
             new, told = found[told:], len(found)
