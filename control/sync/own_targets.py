@@ -70,8 +70,8 @@ async def finish(conn: Connection, release_id: UUID | str, group_id: UUID | str)
     Return the generation; announce the group.
     """
     await conn.fetchval(LOCK_GROUP, group_id)
-    ids = await conn.column(LOCK_OWNERS, group_id)
+    # Before the generation is taken, for which all releases wait: 0.5 s for ten thousand nodes.
+    await conn.execute(SQL["clear"], await conn.column(LOCK_OWNERS, group_id))
     generation = await conn.fetchval(TAKE_GENERATION)
     await conn.execute(SQL["to_group"], release_id, group_id, generation)
-    await conn.execute(SQL["clear"], ids)
     return generation

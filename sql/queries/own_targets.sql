@@ -54,7 +54,7 @@ WITH released AS (
 )
 UPDATE groups SET release_id = r.id, generation = $3::int8 FROM released AS r WHERE groups.id = $2::uuid;
 
--- Leave nodes without a release of their own. Their group has a newer generation than any of theirs.
+-- Leave nodes without a release of their own. Their group gets a newer generation than any of theirs.
 -- name: clear
 UPDATE nodes SET release_id = NULL, generation = coalesce(nodes.moved_generation, nodes.generation),
     moved_generation = NULL
