@@ -278,13 +278,17 @@ async def roll_back(
     """
     name, group = stored.row.group_name, await to_release(conn, stored.row.group_name)
     why = ""
-    if not stored.open and stored.row.state != "aborted":
+    if group.own_number is None:
+        why = "the group has no release yet to go back to: "
+        if group.open_number is not None:
+            why += f"`skerry rollout abort {name}` stops the one that goes out, or make another release"
+        else:
+            why += f"`skerry rollout retry {name}` begins again, or make another release"
+    elif group.open_number not in (None, stored.row.number):
+        why = f"that of release {group.open_number} is open: `skerry rollout rollback {name}` rolls that one back"
+    elif not stored.open and stored.row.state != "aborted":
         why = f"it is {stored.row.state.replace('_', ' ')}: `skerry rollback --group {name}` goes back from release "
         why += f"{group.own_number}, which is the group's"
-    elif group.open_number not in (None, stored.row.number):
-        why = f"that of release {group.open_number} is open: roll that one back"
-    elif group.own_number is None:
-        why = "the group has no release yet: abort it"
     elif group.own_number > stored.row.number:
         why = f"the group's release is {group.own_number}, which has taken its place"
     if why:
@@ -389,6 +393,13 @@ async def _chosen(
     if body.rollback_to is not None:
         raise ProblemError("invalid_body", "send either rollback or rollback_to", field="rollback")
     number = await rollback_target(conn, group)
+    if number is None and group.own_number is None and group.open_number is not None:
+        raise ProblemError(
+            "release_not_possible",
+            f"group {body.group} has no release yet to go back to: `skerry rollout abort {body.group}` stops release "
+            f"{group.open_number}, which goes out, or make another release",
+            field="rollback",
+        )
     if number is None:
         raise ProblemError(
             "release_not_possible",

@@ -34,8 +34,8 @@ from control.sync.leases import Leases
 PERIOD = 1.0
 """The most seconds between two looks at the open rollouts."""
 REST = 4.0
-"""After a look, the next one waits at least so many times as long as it took, but no longer than `PERIOD`: a look at ten
-thousand nodes, each of which may tell something, takes 0.2 s."""
+"""After a look, the next one waits at least so many times as long as it took, but no longer than `PERIOD`: a look at
+ten thousand nodes, each of which may tell something, takes 0.2 s."""
 SILENCE, LONGEST_SILENCE = 60.0, 3600.0
 """Seconds after which a mistake about a rollout that is made again and again is logged again: at first, and at most."""
 LEASE = timedelta(seconds=10)

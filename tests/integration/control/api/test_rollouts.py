@@ -487,11 +487,33 @@ async def test_there_may_be_nothing_to_roll_back_to(control_site: Site) -> None:
         await replica.join("a")
         await seeds.function(replica, "hello")
         await made(replica, functions={"hello": 1}, rollout=POLICY)
-        answer = await replica.call("POST", "/v1/rollouts/default/1/rollback", {})
-        assert (answer.status, code(answer)) == (409, "rollout_not_possible")
-        assert "abort it" in answer.json()["detail"]
-        assert await refused(replica, rollback=True) == "release_not_possible"
-        assert (await act(replica, 1, "abort"))["state"] == "aborted"
+
+        async def why(path: str, **body: Any) -> str:
+            answer = await replica.call("POST", path, body)
+            assert answer.status == 409, answer
+            return str(answer.json()["detail"])
+
+        stops = "`skerry rollout abort default` stops"
+        for number in (1, 2):
+            assert stops in await why(f"/v1/rollouts/default/{number}/rollback")
+            assert stops in await why("/v1/releases", rollback=True)
+            if number == 1:
+                # A newer one takes its place before any node has it: there is still nothing to go back to.
+                await seeds.function(replica, "hello")
+                await made(replica, functions={"hello": 2})
+                assert stops in await why("/v1/rollouts/default/1/rollback")
+        assert (await act(replica, 2, "abort"))["state"] == "aborted"
+        assert "`skerry rollout retry default` begins again" in await why("/v1/rollouts/default/2/rollback")
+        # Once the group has one, what took a rollout's place is what can go back.
+        await made(replica, functions={"hello": 1}, now=True)
+        await made(replica, functions={"hello": 2}, rollout=POLICY)
+        await made(replica, functions={"hello": 1})
+        said = await why("/v1/rollouts/default/4/rollback")
+        assert "release 5 is open: `skerry rollout rollback default` rolls that one back" in said
+        await act(replica, 5, "rollback")
+        assert "`skerry rollback --group default` goes back from release 6" in await why(
+            "/v1/rollouts/default/4/rollback"
+        )
 
 
 async def test_the_runner_rolls_back_in_the_name_of_control(control_site: Site) -> None:
