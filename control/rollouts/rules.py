@@ -188,10 +188,22 @@ def promoted(rollout: Position, rules: Rules, failed: int, now: datetime, *, eve
     return next_step(replace(rollout, rehearsal_only=False), rules, failed, now)
 
 
+def rehearsal_left(rollout: Position, rules: Rules, now: datetime) -> timedelta:
+    """Return how long nodes may still take for a rehearsal. Its time begins when one of them is online."""
+    if rollout.state == "running" and rollout.waits_for == "unknown":
+        return rules.rehearsal_time
+    return rollout.measured_from + rules.rehearsal_time - now
+
+
 def _rehearsal(rollout: Position, rules: Rules, nodes: Sequence[GroupNode], now: datetime) -> RolloutDecision:
+    if nodes and not any(node.online or node.rehearsed is not None for node in nodes):
+        # Nobody could get the release now, so nothing is held up by waiting for one that can try it.
+        return _waiting(rollout, "unknown", "all nodes of the group are offline: the first ones back rehearse it", now)
+    if rollout.waits_for == "unknown":
+        rollout = replace(rollout, measured_from=now)
     able = [node for node in nodes if node.online and node.rehearses]
     left = [node for node in able if node.rehearsed is None]
-    if left and now < rollout.measured_from + rules.rehearsal_time:
+    if left and rehearsal_left(rollout, rules, now) > timedelta(0):
         return _waiting(rollout, "rehearsal", f"it waits for {_count(left)} to rehearse it", now)
     failed = sum(node.rehearsed == "failed" for node in nodes)
     passed = sum(node.rehearsed == "passed" for node in nodes)
@@ -205,6 +217,8 @@ def _rehearsal(rollout: Position, rules: Rules, nodes: Sequence[GroupNode], now:
     if able and not passed:
         # Offline and older nodes may be missing. Where others could have tried, silence isn't an answer.
         return _paused(rollout, "unknown", f"the rehearsal passed on none of {_count(able)} that could try it", now)
+    if rollout.rehearsal_only and not passed:
+        return _paused(rollout, "unknown", f"none of {_count(nodes)} could try it", now)
     if rollout.rehearsal_only:
         said = f"it was rehearsed: it passed on {counted(passed, 'node')} of {len(nodes)}"
         return _paused(rollout, "rehearsed", said, now)
@@ -250,7 +264,10 @@ def _step(
         # After the last step nothing starts that could go wrong as well: one silent node there blocks nothing.
         seen = started if step.whole else mine or started
         if group.nodes and not any(node.reached is not None for node in seen):
-            return _waiting(rollout, "unknown", "no node that was started is known to run it", now)
+            said = "no node that was started is known to run it"
+            if wanted > 0 and not started:
+                said = "all nodes of the group are offline: they are started when they are back"
+            return _waiting(rollout, "unknown", said, now)
         # What an approval has been asked for with isn't asked again.
         if "unknown" in gates and rollout.waits_for != "approval":
             waiting = _waiting(rollout, "unknown", f"{_gates(gates, 'unknown')} can't say yet", now)

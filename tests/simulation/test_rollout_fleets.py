@@ -94,7 +94,11 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "a failed rehearsal is passed": ("if failed:\n        said", "if False:\n        said", "after a failed rehearsal"),
     "all may be unknown": ("if unknown > rules.max_unknown", "if unknown > 10**6 + rules.max_unknown", "is unknown on"),
     "a rehearsal passes nowhere": ("if able and not passed:", "if False:", "passed on no node"),
-    "a rehearsal isn't waited for": ("if left and now <", "if False and now <", "while nodes rehearse"),
+    "a rehearsal isn't waited for": (
+        "if left and rehearsal_left(",
+        "if False and rehearsal_left(",
+        "while nodes rehearse",
+    ),
     "a rehearsal alone goes on": ("if rollout.rehearsal_only:", "if False:", "or one alone"),
     "paused rollouts go on": ('if rollout.state != "running":', "if False:", "that is"),
     "a rollback doesn't stop": ('state="rolled_back", waits_for=""', 'waits_for=""', "after a failure"),

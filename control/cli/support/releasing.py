@@ -287,7 +287,11 @@ async def follow(control: Client, release: Json, within: float, *, offline_too: 
         progress_of = rollout_following.RolloutProgress(control, quiet=quiet)
         where = release["group"], release["number"]
         rollout = await rollout_following.follow(
-            control, *where, progress_of, until=rollout_following.held, within=within
+            control,
+            *where,
+            progress_of,
+            until=lambda seen: rollout_following.held(seen) or (rollout_following.away(seen) and not offline_too),
+            within=within,
         )
         if rollout["state"] != "done":
             return await _unfinished(control, rollout)

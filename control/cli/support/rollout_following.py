@@ -82,8 +82,13 @@ def held(rollout: Json) -> bool:
 
 
 def rehearsed(rollout: Json) -> bool:
-    """Return whether a rollout's rehearsal has come to its end."""
-    return str(rollout["state"]) != "running" or int(rollout["step"]) > 0
+    """Return whether a rollout's rehearsal has come to its end, or can't begin."""
+    return str(rollout["state"]) != "running" or int(rollout["step"]) > 0 or away(rollout)
+
+
+def away(rollout: Json) -> bool:
+    """Return whether a rollout waits, and all nodes of its group are offline."""
+    return str(rollout["waits_for"]) == "unknown" and int(rollout["offline"]) == int(rollout["nodes"])
 
 
 class RolloutProgress:

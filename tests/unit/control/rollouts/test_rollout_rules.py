@@ -121,10 +121,32 @@ def test_a_policy_says_on_how_many_nodes_the_rehearsal_may_be_unknown(
 def test_a_rehearsal_that_passed_nowhere_isnt_passed_though_all_may_be_unknown() -> None:
     stopped = decide(at_step(0), policy(max_unknown="100%"), nodes(3, rehearsed="unknown")).rollout
     assert (stopped.state, stopped.waits_for) == ("paused", "unknown")
-    # Nobody could have tried: offline nodes block nothing.
-    for cant in ({"online": False}, {"rehearses": False}):
-        assert decide(at_step(0), policy(), nodes(3, **cant)).rollout.step == 1
+    # Nobody could have tried: older nodes block nothing.
+    assert decide(at_step(0), policy(), nodes(3, rehearses=False)).rollout.step == 1
     assert decide(at_step(0), policy(), []).rollout.step == 1
+    # If only that was wanted, it hasn't passed.
+    alone = decide(at_step(0, rehearsal_only=True), policy(), nodes(3, rehearses=False)).rollout
+    assert (alone.state, alone.waits_for, alone.reason) == ("paused", "unknown", "none of 3 nodes could try it")
+
+
+def test_where_all_are_offline_the_first_ones_back_rehearse_it() -> None:
+    hour = policy(rehearsal_time="10m")
+    for only in (False, True):
+        waiting = decide(at_step(0, rehearsal_only=only), hour, nodes(3, online=False)).rollout
+        assert (waiting.state, waiting.step, waiting.waits_for) == ("running", 0, "unknown")
+        assert waiting.reason == "all nodes of the group are offline: the first ones back rehearse it"
+    # Its time begins then, however long they were away.
+    assert rules.rehearsal_left(waiting, hour, NOW) == 10 * MINUTE
+    back = decide(waiting, hour, [node(0), *nodes(3, online=False)[1:]]).rollout
+    assert (back.waits_for, back.measured_from) == ("rehearsal", NOW)
+    assert rules.rehearsal_left(back, hour, NOW + 9 * MINUTE) == MINUTE
+    # Its result counts even before it is known to be online.
+    assert (
+        decide(at_step(0), hour, [node(0, online=False, rehearsed="passed"), node(1, online=False)]).rollout.step == 1
+    )
+    # Without a rehearsal, they are started when they are back.
+    away = decide(at_step(1), policy(), nodes(3, online=False)).rollout
+    assert away.reason == "all nodes of the group are offline: they are started when they are back"
 
 
 def test_a_rehearsal_alone_goes_no_further_until_somebody_says_so() -> None:
