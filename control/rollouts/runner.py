@@ -52,7 +52,7 @@ RollBack = Callable[[Connection, Changed, StoredRollout, str], Awaitable[None]]
 log = logging.getLogger("skerry.rollouts")
 
 
-class Written(NamedTuple):
+class WrittenDecision(NamedTuple):
     """What a decision has changed."""
 
     announced: bool = False
@@ -154,11 +154,11 @@ class RolloutRunner:
 
     async def _decide(
         self, seen: StoredRollout, verdicts: Sequence[GateVerdict], held: bool, conn: Connection
-    ) -> Written:
+    ) -> WrittenDecision:
         """Decide about a rollout and write that. `held`: start no node."""
         stored = await store.locked(conn, seen.row.release_id)
         if stored is None or stored.rollout != seen.rollout or stored.row.attempt != seen.row.attempt:
-            return Written()  # an operator, or another replica, was faster
+            return WrittenDecision()  # an operator, or another replica, was faster
         now = self._clock.now()
         fleet = await store.fleet(conn, stored)
         decided = rules.decide(stored.rollout, stored.rules, fleet, [each.outcome for each in verdicts], now)
@@ -187,7 +187,7 @@ class RolloutRunner:
         await changed.announce(conn)
         if going.state != stored.row.state or going.step != stored.row.step:
             log.info("rollout %s: step %d, %s: %s", stored.name, going.step, going.state, going.reason)
-        return Written(
+        return WrittenDecision(
             announced=bool(changed.groups or changed.nodes),
             moved=going.step != stored.row.step or bool(changed.nodes),
         )
