@@ -9,19 +9,17 @@ over the applier's peak memory (PSS). For comparison: the same clients' waits du
 """
 
 import asyncio
-import contextlib
-import random
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-import orjson
 import uvloop
 
 from bench import result
 from bench.parts import bare_change, cpu, pss
+from bench.parts.other_processes import Peak
+from bench.parts.row_writers import CHUNK, COLUMNS, FILL, FIRST, ROWS, Writers, fill
 from bench.parts.servers import Edge, Site, edge, folder, site
 from edge_runtime.sql import database
 from tests.guests.build import guest
@@ -30,23 +28,10 @@ BAR = 1
 STALL_OVER = 0.5
 """The least permitted ratio of the longest wait during the floor to that during a change."""
 MEMORY_LIMIT = 64_000_000
-ROWS = 500_000
-CHUNK = 250_000
-CLIENTS = 8
-PAUSE = 0.010
 ROUNDS = 3
 BARE_BATCH = 2_000
 """Rows per transaction of the floor."""
 CHANGE_LIMIT = 900.0
-FIRST = (
-    "CREATE TABLE items (id INTEGER PRIMARY KEY, customer TEXT NOT NULL, note TEXT NOT NULL, amount REAL NOT NULL, "
-    "made TEXT NOT NULL)"
-)
-COLUMNS = "id, customer, note, amount, made"
-FILL = f"""
-INSERT INTO items ({COLUMNS}) WITH RECURSIVE n(i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i < ?)
-SELECT i, 'customer-' || (i * 7919 % 100003), hex(randomblob(45)), i * 0.01, '2026-01-01T00:00:00Z' FROM n
-"""
 BARE_FILL = "UPDATE items SET total_{0} = amount * 1.2 WHERE id > {1} AND id <= {2}"
 BARE_ANEW = f"INSERT INTO items_new ({COLUMNS}) SELECT {COLUMNS} FROM items WHERE id > {{1}} AND id <= {{2}}"
 BARE_DELETE = "DELETE FROM items_old WHERE id > {1} AND id <= {2}"
@@ -90,70 +75,6 @@ DROP TABLE items_new;
 INDEX = "CREATE INDEX items_customer ON items (customer)"
 
 
-class Writers:
-    """Clients that each change a row, over and over, until the block ends."""
-
-    def __init__(self, node: Edge) -> None:
-        self.took: list[tuple[float, float]] = []
-        """For each call the time it ended (monotonic clock), and the seconds that it took."""
-        self._node = node
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._write(random.Random(n))) for n in range(CLIENTS)]
-            yield
-            for task in tasks:
-                task.cancel()
-
-    def longest(self, since: float) -> float:
-        return max(took for ended, took in self.took if ended >= since)
-
-    async def _write(self, chance: random.Random) -> None:
-        while True:
-            sql = f"UPDATE items SET amount = amount + 1 WHERE id = {chance.randint(1, ROWS)}"
-            started = time.monotonic()
-            async with self._node.http.post("/functions/sql", data=orjson.dumps({"sql": sql})) as answer:
-                body = await answer.read()
-            ended = time.monotonic()
-            if answer.status != 200 or b'"changes":1' not in body:
-                raise self._node.process.failure(f"a write: {answer.status} {body.decode()}")
-            self.took.append((ended, ended - started))
-            await asyncio.sleep(PAUSE)
-
-
-class Memory:
-    """Records the largest memory of the node's processes other than its front, zygote and workers."""
-
-    def __init__(self, node: Edge) -> None:
-        self.peak = 0
-        self._node = node
-
-    @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        workers = (await self._node.status())["workers"]
-        known = {self._node.process.pid, workers["zygote"], *workers["pids"], *workers["spares"]}
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(self._watch(known))
-            yield
-            task.cancel()
-
-    async def _watch(self, known: set[int]) -> None:
-        while True:
-            self.peak = max([self.peak, *pss.of_others(self._node.process.pid, known)])
-            await asyncio.sleep(0.1)
-
-
-def fill(path: Path) -> None:
-    """Write the rows into the node's database, from outside it."""
-    with database.connect(path, "NORMAL") as opened:
-        for first in range(1, ROWS + 1, CHUNK):
-            opened.lock.acquire()
-            opened.rows(FILL, (first, min(first + CHUNK - 1, ROWS)))
-            opened.lock.release()
-            opened.rows("PRAGMA wal_checkpoint(PASSIVE)")
-
-
 async def main() -> None:
     machine = cpu.machine()
     cores = cpu.all_cores()
@@ -163,7 +84,7 @@ async def main() -> None:
         await control.release(versions)
         await node.at_release(1, best=True)
         await asyncio.to_thread(fill, where / "edge" / database.FILE)
-        writers, memory = Writers(node), Memory(node)
+        writers, memory = Writers(node), Peak(node, _largest, 0.1)
         found: dict[str, Any] = {"fill_s": [], "anew_s": []}
         stalls, floor = [], []
         filled = [FILL.replace("?", "{}").format(at + 1, min(at + CHUNK, ROWS)) for at in range(0, ROWS, CHUNK)]
@@ -191,10 +112,15 @@ async def main() -> None:
         "longest_beside_an_index_ms": round(index * 1000, 1),
         "write_p50_ms": round(median(took for _, took in writers.took) * 1000, 2),
         "writes": len(writers.took),
-        "applier_mb": round(memory.peak / 1e6, 1),
+        "applier_mb": round(memory.most / 1e6, 1),
         "machine": machine,
     }
-    result.write("migrate", min(least / stall / STALL_OVER, MEMORY_LIMIT / memory.peak), BAR, details)
+    result.write("migrate", min(least / stall / STALL_OVER, MEMORY_LIMIT / memory.most), BAR, details)
+
+
+def _largest(pids: list[int]) -> int:
+    """Return the bytes (PSS) of the largest of these processes; 0 if there is none."""
+    return max(map(pss.share, pids), default=0)
 
 
 def _changes() -> Iterator[tuple[int, str, str]]:

@@ -10,7 +10,6 @@ copies).
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,9 +17,10 @@ from typing import Any
 import uvloop
 
 from bench import result
-from bench.migrate import FIRST, Writers, fill
-from bench.parts import cpu, idle_copy, pss
+from bench.parts import cpu, idle_copy
 from bench.parts.load import percentile
+from bench.parts.other_processes import Peak
+from bench.parts.row_writers import FIRST, Writers, fill
 from bench.parts.servers import Edge, Site, edge, folder, site
 from edge_runtime.sql import database
 from tests.guests.build import guest
@@ -53,28 +53,10 @@ async def rehearse(control: Site, node: Edge, number: int) -> dict[str, Any]:
     raise node.process.failure("the node doesn't report its rehearsal")
 
 
-class Written:
-    """How many bytes the node's processes other than its known ones have written, the most at any time."""
-
-    def __init__(self, node: Edge) -> None:
-        self.most = 0
-        self._node = node
-
-    @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        workers = (await self._node.status())["workers"]
-        known = {self._node.process.pid, workers["zygote"], *workers["pids"], *workers["spares"]}
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(self._watch(known))
-            yield
-            task.cancel()
-
-    async def _watch(self, known: set[int]) -> None:
-        while True:
-            # What a process has written counts as its parent's once it has ended.
-            processes = [pid for pid in pss.descendants(self._node.process.pid) if pid not in known]
-            self.most = max(self.most, sum(map(_written, processes)))
-            await asyncio.sleep(0.02)
+def written(pids: list[int]) -> int:
+    """Return how many bytes these processes have had written to disk."""
+    # What a process has written counts as its parent's once it has ended.
+    return sum(map(_written, pids))
 
 
 def _written(pid: int) -> int:
@@ -96,8 +78,8 @@ async def main() -> None:
         path = where / "edge" / database.FILE
         await asyncio.to_thread(fill, path)
         await control.change("more", CHANGE)
-        written, writers = Written(node), Writers(node)
-        async with written.watched():
+        copied, writers = Peak(node, written, 0.02), Writers(node)
+        async with copied.watched():
             first = await rehearse(control, node, 2)
         p99: dict[str, list[float]] = {"rehearsal": [], "copy": []}
         lasted: dict[str, list[float]] = {"rehearsal": [], "copy": []}
@@ -105,7 +87,7 @@ async def main() -> None:
             for number in range(3, 3 + ROUNDS):
                 for name, work in (
                     ("rehearsal", lambda: rehearse(control, node, number)),  # noqa: B023
-                    ("copy", lambda: copy.run(written.most)),
+                    ("copy", lambda: copy.run(copied.most)),
                 ):
                     since = time.monotonic()
                     await work()
@@ -121,7 +103,7 @@ async def main() -> None:
         "seconds": {name: [round(seconds, 1) for seconds in found] for name, found in lasted.items()},
         "write_p50_ms": round(median(wait for _, wait in writers.took) * 1000, 2),
         "writes": len(writers.took),
-        "written_mb": round(written.most / 1e6, 1),
+        "written_mb": round(copied.most / 1e6, 1),
         "alone": {name: first[name] for name in ("seconds", "database", "changes")},
         "machine": machine,
     }

@@ -28,11 +28,6 @@ def tree(pid: int) -> dict[int, int]:
     return {each: share(each) for each in descendants(pid)}
 
 
-def of_others(front: int, known: set[int]) -> list[int]:
-    """Return the bytes (PSS) of each process below the front, except the known ones."""
-    return [share(pid) for pid in descendants(front) if pid not in known]
-
-
 def share(pid: int) -> int:
     """Return the bytes (PSS) of a process; 0 once it has exited."""
     return _sizes(pid)["Pss:"]
