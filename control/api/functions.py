@@ -353,7 +353,7 @@ async def add_version(call: ApiCall, body: NewVersion, query: releases.PlanFor) 
         return PushedVersion(**asdict(made.version), release=made.release)
 
     if query.plan:
-        return await call.rehearse(work)
+        return await call.dry_run(work)
     answer = await call.write(push)
     call.services.ownership.wake()
     return answer
@@ -404,7 +404,7 @@ async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
             release = release_bodies.NewRelease(group=row.name, remove=[name], reason=f"{subject} was deleted")
             await _refuse_open(conn, row)
             made, way = await release_making.make(conn, changed, now, call.operator.name, release, keep_floor=True)
-            await releases.record(call, conn, made, way)
+            await releases.record(call.audit, conn, made, way)
             made_releases.append(made)
         before = {"versions": sorted(row.version for row in deleted)}
         await call.audit(conn, "function.delete", subject, before=before)
@@ -414,7 +414,7 @@ async def delete(call: ApiCall, query: DeletionQuery) -> Reply:
         await work(conn, changed)
 
     if query.plan:
-        return await call.rehearse(work)
+        return await call.dry_run(work)
 
     faults.reach("control.delete.rows.before")
     answer = await call.write(delete_all, status=204)

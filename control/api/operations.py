@@ -26,6 +26,8 @@ from control.storage.connection_quotas import ASKS
 T = TypeVar("T")
 Handler = Callable[..., Awaitable["Reply"]]
 """Takes the `ApiCall` and, as keyword arguments, the request's `body` and `query`, if it has them."""
+Audit = Callable[..., Awaitable[None]]
+"""`ApiCall.audit`, or what takes the same where control itself makes a change."""
 H = TypeVar("H", bound=Handler)
 Read = Callable[[Connection], Awaitable[Any]]
 Work = Callable[[Connection, Changed], Awaitable[Any]]
@@ -148,7 +150,7 @@ def declared(*modules: ModuleType) -> tuple[Operation, ...]:
 
 
 class _Undone(Exception):
-    """Ends the transaction of a rehearsal; `body` is its answer."""
+    """Ends the transaction of a dry run; `body` is its answer."""
 
     def __init__(self, body: Any) -> None:
         super().__init__()
@@ -201,7 +203,7 @@ class ApiCall:
         await self.services.fleet.announced()
         return Reply(status, body)
 
-    async def rehearse(self, work: Work) -> Reply:
+    async def dry_run(self, work: Work) -> Reply:
         """Run `work` in a transaction, undo all of it, and reply with what it returned: for plans."""
 
         async def run(conn: Connection) -> None:
@@ -211,7 +213,7 @@ class ApiCall:
             await self.services.databases.writes.transaction(run)
         except _Undone as undone:
             return Reply(200, undone.body)
-        raise AssertionError("a rehearsal always ends by its exception")
+        raise AssertionError("a dry run always ends by its exception")
 
     async def replayed(self, status: int = 201) -> Reply | None:
         """Return the reply that was kept under the call's idempotency key, or None."""

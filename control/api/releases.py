@@ -13,7 +13,7 @@ from control.access.auth import Principal
 from control.access.rights import Grant
 from control.api import pagination, release_bodies
 from control.api.node_views import unknown_group
-from control.api.operations import ApiCall, Reply, operation
+from control.api.operations import ApiCall, Audit, Reply, operation
 from control.api.release_making import (
     FUNCTIONS,
     RELEASE,
@@ -219,7 +219,7 @@ async def _make(
     if not deploys:
         _refuse_more(operator, made, way)
     if not plan:
-        await record(call, conn, made, way)
+        await record(call.audit, conn, made, way)
     return made
 
 
@@ -238,23 +238,8 @@ def _refuse_more(operator: Principal, made: release_bodies.MadeRelease, way: Way
         operator.refuse(f"the role {Grant('deploy', made.group)}, since the release {', and '.join(more)}")
 
 
-async def record(call: ApiCall, conn: Connection, made: release_bodies.MadeRelease, way: Way) -> None:
-    """Record a release in the audit log."""
-    seen = recorded(made, way)
-    await call.audit(conn, "release.create", seen.target, seen.details, before=seen.before, after=seen.after)
-
-
-class RecordedRelease(NamedTuple):
-    """What the audit log has of a release."""
-
-    target: str
-    details: dict[str, Any]
-    before: dict[str, Any]
-    after: dict[str, Any]
-
-
-def recorded(made: release_bodies.MadeRelease, way: Way) -> RecordedRelease:
-    """Return what the audit log has of a release: the versions that it changed, and whether it leaves out a policy."""
+async def record(audit: Audit, conn: Connection, made: release_bodies.MadeRelease, way: Way) -> None:
+    """Record a release in the audit log: the versions that it changed, and whether it leaves out a policy."""
     details: dict[str, Any] = {
         "generation": made.generation,
         "reason": made.reason,
@@ -272,7 +257,8 @@ def recorded(made: release_bodies.MadeRelease, way: Way) -> RecordedRelease:
     changes = made.changes
     before = {item.name: item.version for item in changes.remove} | {item.name: item.from_ for item in changes.change}
     after = {item.name: item.version for item in changes.add} | {item.name: item.to for item in changes.change}
-    return RecordedRelease(f"{made.group}/{made.number}", details, {"functions": before}, {"functions": after})
+    target = f"{made.group}/{made.number}"
+    await audit(conn, "release.create", target, details, before={"functions": before}, after={"functions": after})
 
 
 @operation(

@@ -56,10 +56,10 @@ class GroupPolicy(NamedTuple):
     policy: dict[str, Any] | None
 
 
-SQL = queries.load("rollout_summaries")
+SQL = queries.load("rollout_views")
 DIGESTS = SQL.rows("digests", DigestOfNodes)
 CHANGES = SQL.rows("changes", ChangeOnCopies)
-POLICY = SQL.rows("policy", GroupPolicy)
+POLICY = SQL.rows("group_policy", GroupPolicy)
 
 
 async def rehearsed(call: ApiCall) -> Reply:

@@ -11,7 +11,7 @@ from msgspec import Struct
 from control.access.rights import ROLES, Role
 from control.api import pagination, release_making, releases, rollout_bodies
 from control.api.node_views import unknown_group
-from control.api.operations import ApiCall, Reply, operation
+from control.api.operations import ApiCall, Audit, Handler, Reply, operation
 from control.clock import Clock
 from control.problems import ProblemError
 from control.protocol import wire
@@ -81,12 +81,12 @@ REHEARSALS = SQL.rows("rehearsals", RehearsalRow)
 REHEARSED = SQL.rows("rehearsed", RehearsalCount)
 ANY_REHEARSED = SQL.value("any_rehearsed", bool)
 
-DEED_ERRORS = ("unknown_group", "unknown_rollout", "rollout_not_possible")
 NOTHING_REPORTED = RehearsalReport()
 ACTOR = Actor("control", "rollouts")
 """Whose a release is that is made because a rollout goes back by itself."""
 
-Deed = Callable[[Connection, Changed, datetime, StoredRollout], Awaitable[StoredRollout]]
+ActWork = Callable[[Connection, Changed, datetime, StoredRollout], Awaitable[StoredRollout]]
+"""What an act does in its transaction; returns the rollout as it then is."""
 
 
 class RolloutQuery(pagination.Paging, forbid_unknown_fields=True):
@@ -144,7 +144,10 @@ async def list_rollouts(call: ApiCall, query: RolloutQuery) -> Reply:
     errors=("unknown_group", "unknown_rollout"),
 )
 async def get_rollout(call: ApiCall) -> Reply:
-    return await call.read(lambda conn: _named(call, conn, _shown))
+    async def work(conn: Connection) -> rollout_bodies.ShownRollout:
+        return await _shown(conn, await _named(call, conn))
+
+    return await call.read(work)
 
 
 @operation(
@@ -159,8 +162,8 @@ async def get_rollout(call: ApiCall) -> Reply:
 async def list_nodes(call: ApiCall, query: NodeQuery) -> Reply:
     begin = pagination.read_cursor(query.cursor, (str,)) or ("",)
 
-    async def work(conn: Connection, stored: StoredRollout) -> pagination.Page[rollout_bodies.RolloutNode]:
-        release_id = stored.row.release_id
+    async def work(conn: Connection) -> pagination.Page[rollout_bodies.RolloutNode]:
+        release_id = (await _named(call, conn)).row.release_id
         return await pagination.fill(
             lambda after, count: conn.fetch(NODES, release_id, *after, query.outcome, count),
             pagination.as_they_are,
@@ -169,7 +172,7 @@ async def list_nodes(call: ApiCall, query: NodeQuery) -> Reply:
             query.limit,
         )
 
-    return await call.read(lambda conn: _named(call, conn, work))
+    return await call.read(work)
 
 
 @operation(
@@ -185,7 +188,8 @@ async def list_rehearsals(call: ApiCall, query: RehearsalQuery) -> Reply:
     """List all nodes of the group: what isn't known of one is shown as unknown."""
     begin = pagination.read_cursor(query.cursor, (int, str)) or (-1, "")
 
-    async def work(conn: Connection, stored: StoredRollout) -> pagination.Page[rollout_bodies.NodeRehearsal]:
+    async def work(conn: Connection) -> pagination.Page[rollout_bodies.NodeRehearsal]:
+        stored = await _named(call, conn)
         row, protocol = stored.row, wire.REHEARSAL_PROTOCOL
         return await pagination.fill(
             lambda after, count: conn.fetch(
@@ -198,112 +202,75 @@ async def list_rehearsals(call: ApiCall, query: RehearsalQuery) -> Reply:
             query.limit,
         )
 
-    return await call.read(lambda conn: _named(call, conn, work))
+    return await call.read(work)
 
 
-@operation(
-    "POST",
-    "/v1/rollouts/{group}/{number}/pause",
-    "Start no further node of a rollout until it is resumed",
-    role="deploy",
-    everywhere=False,
-    answers={200: rollout_bodies.ShownRollout},
-    errors=DEED_ERRORS,
-)
+def act_operation(name: str, summary: str, role: Role = "deploy") -> Callable[[Handler], Handler]:
+    """Declare the operation of an act on a rollout, which the decorated handler serves."""
+    return operation(
+        "POST",
+        f"/v1/rollouts/{{group}}/{{number}}/{name}",
+        summary,
+        role=role,
+        everywhere=False,
+        answers={200: rollout_bodies.ShownRollout},
+        errors=("unknown_group", "unknown_rollout", "rollout_not_possible"),
+    )
+
+
+@act_operation("pause", "Start no further node of a rollout until it is resumed")
 async def pause(call: ApiCall, body: rollout_bodies.Act) -> Reply:
-    async def deed(conn: Connection, _changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
+    async def work(conn: Connection, _changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
         return await acts.pause(conn, now, stored, body.reason)
 
-    return await _act(call, "pause", body, deed)
+    return await _act(call, "pause", body, work)
 
 
-@operation(
-    "POST",
-    "/v1/rollouts/{group}/{number}/resume",
-    "Let a paused rollout go on",
-    role="deploy",
-    everywhere=False,
-    answers={200: rollout_bodies.ShownRollout},
-    errors=DEED_ERRORS,
-)
+@act_operation("resume", "Let a paused rollout go on")
 async def resume(call: ApiCall, body: rollout_bodies.Act) -> Reply:
     """Go on: what has failed so far is accepted, and gates are measured from now on."""
     return await _act(call, "resume", body, acts.resume)
 
 
-@operation(
-    "POST",
-    "/v1/rollouts/{group}/{number}/promote",
-    "Leave out the rest of a rollout's step, or approve of it",
-    role="push",
-    everywhere=False,
-    answers={200: rollout_bodies.ShownRollout},
-    errors=DEED_ERRORS,
-)
+@act_operation("promote", "Leave out the rest of a rollout's step, or approve of it", "push")
 async def promote(call: ApiCall, body: rollout_bodies.Act) -> Reply:
     """Leave out what a step still waits for. This needs the role deploy, and that of each approval that it gives; a
     step that waits for its approval needs that one's role alone."""
 
-    async def deed(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
+    async def work(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
         call.operator.need(_role_to_promote(stored, everything=body.all), stored.row.group_name)
         return await acts.promote(conn, changed, now, stored, everything=body.all)
 
-    return await _act(call, "promote", body, deed, role="push")
+    return await _act(call, "promote", body, work, role="push")
 
 
-@operation(
-    "POST",
-    "/v1/rollouts/{group}/{number}/abort",
-    "Stop a rollout where it is",
-    role="deploy",
-    everywhere=False,
-    answers={200: rollout_bodies.ShownRollout},
-    errors=DEED_ERRORS,
-)
+@act_operation("abort", "Stop a rollout where it is")
 async def abort(call: ApiCall, body: rollout_bodies.Act) -> Reply:
     """Stop it: nodes that run the release keep it, and all others stay at their group's, or go back to it."""
 
-    async def deed(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
+    async def work(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
         return await acts.abort(conn, changed, now, stored, body.reason)
 
-    return await _act(call, "abort", body, deed)
+    return await _act(call, "abort", body, work)
 
 
-@operation(
-    "POST",
-    "/v1/rollouts/{group}/{number}/retry",
-    "Begin an aborted rollout again",
-    role="deploy",
-    everywhere=False,
-    answers={200: rollout_bodies.ShownRollout},
-    errors=DEED_ERRORS,
-)
+@act_operation("retry", "Begin an aborted rollout again")
 async def retry(call: ApiCall, body: rollout_bodies.Act) -> Reply:
-    async def deed(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
+    async def work(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
         await release_making.refuse_deleted(conn, stored.row.release_id, stored.name)
         return await acts.retry(conn, changed, now, stored)
 
-    return await _act(call, "retry", body, deed)
+    return await _act(call, "retry", body, work)
 
 
-@operation(
-    "POST",
-    "/v1/rollouts/{group}/{number}/rollback",
-    "Bring the nodes of a rollout back to their group's release",
-    role="deploy",
-    everywhere=False,
-    answers={200: rollout_bodies.ShownRollout},
-    errors=DEED_ERRORS,
-)
+@act_operation("rollback", "Bring the nodes of a rollout back to their group's release")
 async def rollback(call: ApiCall, body: rollout_bodies.Act) -> Reply:
     """Make a release with what the group's has, for all nodes at once, and end the rollout. The schema stays."""
 
-    async def deed(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
-        made, way = await release_making.roll_back(conn, changed, now, call.operator.name, stored, body.reason)
-        await releases.record(call, conn, made, way)
-        return await store.by_release(conn, stored.row.release_id) or stored
+    async def work(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
+        return await _roll_back(conn, changed, now, call.operator.name, stored, body.reason, call.audit)
 
-    return await _act(call, "rollback", body, deed)
+    return await _act(call, "rollback", body, work)
 
 
 def roll_back(clock: Clock) -> Callable[[Connection, Changed, StoredRollout, str], Awaitable[None]]:
@@ -311,21 +278,25 @@ def roll_back(clock: Clock) -> Callable[[Connection, Changed, StoredRollout, str
 
     async def work(conn: Connection, changed: Changed, stored: StoredRollout, reason: str) -> None:
         now = clock.now()
-        made, way = await release_making.roll_back(conn, changed, now, ACTOR.name, stored, reason)
-        seen = releases.recorded(made, way)
-        await audit_log.record(
-            conn, now, ACTOR, "release.create", seen.target, seen.details, before=seen.before, after=seen.after
-        )
-        after = await store.by_release(conn, stored.row.release_id) or stored
-        before, details = _place(stored), {"reason": reason}
-        await audit_log.record(
-            conn, now, ACTOR, "rollout.rollback", stored.name, details, before=before, after=_place(after)
-        )
+
+        async def audit(conn: Connection, *what: Any, **values: Any) -> None:
+            await audit_log.record(conn, now, ACTOR, *what, **values)
+
+        after = await _roll_back(conn, changed, now, ACTOR.name, stored, reason, audit)
+        await _record(audit, conn, "rollback", stored, after, {"reason": reason})
 
     return work
 
 
-async def _act(call: ApiCall, name: str, body: rollout_bodies.Act, deed: Deed, role: Role = "deploy") -> Reply:
+async def _roll_back(
+    conn: Connection, changed: Changed, now: datetime, by: str, stored: StoredRollout, reason: str, audit: Audit
+) -> StoredRollout:
+    made, way = await release_making.roll_back(conn, changed, now, by, stored, reason)
+    await releases.record(audit, conn, made, way)
+    return await store.by_release(conn, stored.row.release_id) or stored
+
+
+async def _act(call: ApiCall, name: str, body: rollout_bodies.Act, do: ActWork, role: Role = "deploy") -> Reply:
     """Do something to a rollout, and record it in the audit log.
 
     Raises: ProblemError, when there is no such rollout, or it isn't in a state for that; AuthError.
@@ -336,17 +307,24 @@ async def _act(call: ApiCall, name: str, body: rollout_bodies.Act, deed: Deed, r
     call.operator.need(role, group, ())
 
     async def work(conn: Connection, changed: Changed) -> rollout_bodies.ShownRollout:
-        found = await _named(call, conn, _itself)
+        found = await _named(call, conn)
         # Locked, so that this and the runner's decision see each other.
         stored = await store.locked(conn, found.row.release_id) or found
-        after = await deed(conn, changed, call.services.clock.now(), stored)
+        after = await do(conn, changed, call.services.clock.now(), stored)
         details: dict[str, Any] = {"reason": body.reason}
         if body.all:
             details["all"] = True
-        await call.audit(conn, f"rollout.{name}", stored.name, details, before=_place(stored), after=_place(after))
+        await _record(call.audit, conn, name, stored, after, details)
         return await _shown(conn, after)
 
     return await call.write(work, status=200)
+
+
+async def _record(
+    audit: Audit, conn: Connection, act: str, before: StoredRollout, after: StoredRollout, details: dict[str, Any]
+) -> None:
+    """Record an act on a rollout in the audit log."""
+    await audit(conn, f"rollout.{act}", before.name, details, before=_place(before), after=_place(after))
 
 
 def _place(stored: StoredRollout) -> dict[str, Any]:
@@ -365,17 +343,13 @@ def _role_to_promote(stored: StoredRollout, *, everything: bool) -> Role:
     return max(roles, key=lambda role: ROLES[role])
 
 
-async def _named(call: ApiCall, conn: Connection, work: Callable[[Connection, StoredRollout], Awaitable[Any]]) -> Any:
-    """Do `work` with the rollout that the path names. Raises: ProblemError unknown_group, unknown_rollout."""
+async def _named(call: ApiCall, conn: Connection) -> StoredRollout:
+    """Return the rollout that the path names. Raises: ProblemError unknown_group, unknown_rollout."""
     group, number = call.path["group"], call.path["number"]
     await _refuse_unseen(call, conn, group)
     stored = await store.by_number(conn, group, number)
     if stored is None:
         raise ProblemError("unknown_rollout", f"release {number} of group {group} has no rollout", field="number")
-    return await work(conn, stored)
-
-
-async def _itself(_conn: Connection, stored: StoredRollout) -> StoredRollout:
     return stored
 
 

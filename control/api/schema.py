@@ -432,7 +432,7 @@ async def _insert(
         return RegisteredSchemaChange(**asdict(made), release=release)
 
     try:
-        return await (call.rehearse(plan) if query.plan else call.write(work))
+        return await (call.dry_run(plan) if query.plan else call.write(work))
     except _Moved:
         return None
 
