@@ -35,14 +35,6 @@ class RolloutSize(NamedTuple):
     offline: int
 
 
-class OutcomeCount(NamedTuple):
-    """How many nodes of a rollout that a step has started have an outcome."""
-
-    step: int
-    outcome: rollout_bodies.NodeOutcome
-    nodes: int
-
-
 class RehearsalCount(NamedTuple):
     """How many nodes' rehearsals have an outcome."""
 
@@ -76,7 +68,6 @@ class RehearsalReport(Struct):
 SQL = queries.load("rollout_views")
 SIZES = SQL.rows("sizes", RolloutSize)
 NODES = SQL.rows("nodes", rollout_bodies.RolloutNode)
-COUNTS = SQL.rows("counts", OutcomeCount)
 REHEARSALS = SQL.rows("rehearsals", RehearsalRow)
 REHEARSED = SQL.rows("rehearsed", RehearsalCount)
 ANY_REHEARSED = SQL.value("any_rehearsed", bool)
@@ -391,7 +382,7 @@ async def _shown(conn: Connection, stored: StoredRollout) -> rollout_bodies.Show
     """Return a rollout with everything about it."""
     by_step: dict[int, rollout_bodies.NodeCounts] = {}
     everywhere = rollout_bodies.NodeCounts()
-    for count in await conn.fetch(COUNTS, stored.row.release_id):
+    for count in await store.outcome_counts(conn, stored.row.release_id):
         for counts in (everywhere, by_step.setdefault(count.step, rollout_bodies.NodeCounts())):
             setattr(counts, count.outcome, getattr(counts, count.outcome) + count.nodes)
     said = {(row.step, row.gate): row for row in await store.gates(conn, stored.row.release_id)}

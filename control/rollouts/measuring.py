@@ -93,7 +93,7 @@ class MeasuredStep(NamedTuple):
     step: int
     step_since: datetime
     measured_from: datetime
-    """As in `rules.Rollout`."""
+    """As in `rules.Position`."""
     gates: Sequence[Gate]
 
 
@@ -214,11 +214,11 @@ class Measuring:
         step, began = kept.step, self._clock.monotonic()
         kept.started = await self._db.read(lambda conn: conn.one(STARTED, step.release_id, step.measured_from))
         await self._read_before(step.release_id, kept.started.told)
-        kept.now = await self._calls(step, _since(step, kept.started.earlier))
+        kept.now = await self._read_calls(step, _since(step, kept.started.earlier))
         took = self._clock.monotonic() - began
         kept.read_again_at = began + max(PERIOD, min(REST * took, LONGEST_REST))
 
-    async def _calls(self, step: MeasuredStep, since: datetime) -> call_history.Tallies:
+    async def _read_calls(self, step: MeasuredStep, since: datetime) -> call_history.Tallies:
         """Return the calls of the step's release since the beginning of a minute."""
         group, number = str(step.group_id), step.number
         until = self._clock.now() + call_history.MINUTE

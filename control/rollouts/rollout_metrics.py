@@ -12,11 +12,10 @@ from uuid import UUID
 import msgspec
 
 from control.clock import Clock
-from control.rollouts import gates
+from control.rollouts import gates, store
 from control.rollouts.policy import Policy
 from control.rollouts.rules import Outcome, State
 from control.storage import queries
-from control.storage.connection import Connection
 from control.storage.database import Database
 from control.telemetry.fleet_metrics import family, labels
 from control.telemetry.shared_reading import SharedReading
@@ -57,14 +56,6 @@ class SaidRow(NamedTuple):
     calls: int
 
 
-class OutcomeRow(NamedTuple):
-    """How many nodes that a step has started have an outcome."""
-
-    step: int
-    outcome: str
-    nodes: int
-
-
 @dataclass(frozen=True, slots=True)
 class ReadRollouts:
     """What is read for the metrics."""
@@ -80,7 +71,6 @@ SQL = queries.load("rollout_metrics")
 STATES = SQL.rows("states", StateCount)
 OPEN = SQL.rows("open", OpenRow)
 GATES = SQL.rows("gates", SaidRow)
-COUNTS = queries.load("rollout_views").rows("counts", OutcomeRow)
 
 
 class RolloutMetrics:
@@ -107,13 +97,9 @@ class RolloutMetrics:
         nodes: dict[UUID, dict[str, int]] = {}
         for each in found:
             counts = nodes.setdefault(each.release_id, {})
-            for row in await self._db.read(partial(_counts, each.release_id)):
+            for row in await self._db.read(partial(store.outcome_counts, release_id=each.release_id)):
                 counts[row.outcome] = counts.get(row.outcome, 0) + row.nodes
         return ReadRollouts(states, found, said, nodes)
-
-
-async def _counts(release_id: UUID, conn: Connection) -> list[OutcomeRow]:
-    return await conn.fetch(COUNTS, release_id)
 
 
 def text(read: ReadRollouts) -> str:

@@ -25,7 +25,6 @@ class StoredRow(NamedTuple):
     group_id: UUID
     group_name: str
     number: int
-    schema_floor: int
     group_release_id: UUID | None
     policy: dict[str, Any]
     state: State
@@ -48,7 +47,6 @@ class FleetRow(NamedTuple):
     """A node as a rollout sees it."""
 
     id: str
-    name: str
     label: str
     online: bool
     rehearses: bool
@@ -59,8 +57,15 @@ class FleetRow(NamedTuple):
     synced_at: datetime | None
     reached: bool
     error_code: str
-    error_message: str
     error_at: datetime | None
+
+
+class OutcomeCount(NamedTuple):
+    """How many nodes that a step has started have an outcome; step 0: that none has started."""
+
+    step: int
+    outcome: str
+    nodes: int
 
 
 class GateRow(NamedTuple):
@@ -129,6 +134,7 @@ FLEET = SQL.rows("fleet", FleetRow)
 STARTED = SQL.value("started", int)
 GATES = SQL.rows("gates", GateRow)
 NEWEST = SQL.value("newest", int)
+COUNTS = queries.load("rollout_views").rows("counts", OutcomeCount)
 
 
 async def by_number(conn: Connection, group: str, number: int) -> StoredRollout | None:
@@ -160,17 +166,12 @@ async def listed(
     return [_made(row) for row in await conn.fetch(ROLLOUTS, at, id, groups, only_open, count)]
 
 
-async def fleet_rows(conn: Connection, stored: StoredRollout) -> list[FleetRow]:
-    """Return the nodes of the rollout's group that aren't revoked, by id."""
-    row, label = stored.row, stored.rules.spread_by or ""
-    return await conn.fetch(FLEET, row.group_id, row.release_id, label, wire.REHEARSAL_PROTOCOL, row.attempt)
-
-
 async def fleet(conn: Connection, stored: StoredRollout) -> GroupNodes:
-    """Return the rollout's nodes as the rules see them."""
-    nodes = [node_of(row) for row in await fleet_rows(conn, stored)]
-    started = await conn.fetchval(STARTED, stored.row.release_id)
-    return GroupNodes(nodes, started, str(stored.row.release_id))
+    """Return the rollout's nodes as the rules see them: those of its group that aren't revoked, by id."""
+    row, label = stored.row, stored.rules.spread_by or ""
+    rows = await conn.fetch(FLEET, row.group_id, row.release_id, label, wire.REHEARSAL_PROTOCOL, row.attempt)
+    started = await conn.fetchval(STARTED, row.release_id)
+    return GroupNodes([node_of(each) for each in rows], started, str(row.release_id))
 
 
 def node_of(row: FleetRow) -> GroupNode:
@@ -202,6 +203,11 @@ def failed(row: FleetRow) -> bool:
         and row.started_at is not None
         and row.error_at >= row.started_at
     )
+
+
+async def outcome_counts(conn: Connection, release_id: UUID) -> list[OutcomeCount]:
+    """Return how many nodes of a rollout have each outcome, by the step that started them."""
+    return await conn.fetch(COUNTS, release_id)
 
 
 async def gates(conn: Connection, release_id: UUID) -> list[GateRow]:

@@ -51,8 +51,7 @@ FROM shown WHERE name > $2 AND ($3::text IS NULL OR outcome = $3) ORDER BY name 
 -- How many nodes of a rollout have each outcome, as above, by the step that started them; 0: none has.
 -- name: counts
 WITH seen AS (
-    SELECT n.name, k.step, k.started_at, n.synced_at, n.error_code, n.error_message,
-        n.group_id <> o.group_id OR n.removed_at IS NOT NULL OR n.state = 'revoked' AS gone,
+    SELECT k.step, n.group_id <> o.group_id OR n.removed_at IS NOT NULL OR n.state = 'revoked' AS gone,
         n.state IN ('online', 'syncing') AS online,
         coalesce(CASE WHEN n.generation > g.generation THEN coalesce(n.release_id, g.release_id) ELSE g.release_id END
             = o.release_id, false) AS meant,

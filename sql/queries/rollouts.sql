@@ -2,7 +2,7 @@
 
 -- The rollout of a group's release, by number.
 -- name: by_number
-SELECT o.release_id, o.group_id, g.name AS group_name, r.number, r.schema_floor, g.release_id AS group_release_id,
+SELECT o.release_id, o.group_id, g.name AS group_name, r.number, g.release_id AS group_release_id,
     o.policy, o.state, o.step, o.step_since, o.waits_for, o.waits_since, o.reason, o.attempt, o.rehearsal_only,
     o.forgiven, o.measured_from, o.told_at, o.made_at, o.ended_at, r.created_by
 FROM rollouts AS o JOIN releases AS r ON r.id = o.release_id JOIN groups AS g ON g.id = o.group_id
@@ -10,7 +10,7 @@ WHERE g.name = $1 AND r.number = $2;
 
 -- The rollout of a release.
 -- name: by_release
-SELECT o.release_id, o.group_id, g.name AS group_name, r.number, r.schema_floor, g.release_id AS group_release_id,
+SELECT o.release_id, o.group_id, g.name AS group_name, r.number, g.release_id AS group_release_id,
     o.policy, o.state, o.step, o.step_since, o.waits_for, o.waits_since, o.reason, o.attempt, o.rehearsal_only,
     o.forgiven, o.measured_from, o.told_at, o.made_at, o.ended_at, r.created_by
 FROM rollouts AS o JOIN releases AS r ON r.id = o.release_id JOIN groups AS g ON g.id = o.group_id
@@ -18,7 +18,7 @@ WHERE o.release_id = $1;
 
 -- The open rollout of a group.
 -- name: open_of
-SELECT o.release_id, o.group_id, g.name AS group_name, r.number, r.schema_floor, g.release_id AS group_release_id,
+SELECT o.release_id, o.group_id, g.name AS group_name, r.number, g.release_id AS group_release_id,
     o.policy, o.state, o.step, o.step_since, o.waits_for, o.waits_since, o.reason, o.attempt, o.rehearsal_only,
     o.forgiven, o.measured_from, o.told_at, o.made_at, o.ended_at, r.created_by
 FROM rollouts AS o JOIN releases AS r ON r.id = o.release_id JOIN groups AS g ON g.id = o.group_id
@@ -26,7 +26,7 @@ WHERE o.group_id = $1 AND o.state IN ('running', 'paused');
 
 -- Rollouts, the newest first, before a time and id ($1, $2); of some groups ($3), open ones alone ($4), if given.
 -- name: rollouts
-SELECT o.release_id, o.group_id, g.name AS group_name, r.number, r.schema_floor, g.release_id AS group_release_id,
+SELECT o.release_id, o.group_id, g.name AS group_name, r.number, g.release_id AS group_release_id,
     o.policy, o.state, o.step, o.step_since, o.waits_for, o.waits_since, o.reason, o.attempt, o.rehearsal_only,
     o.forgiven, o.measured_from, o.told_at, o.made_at, o.ended_at, r.created_by
 FROM rollouts AS o JOIN releases AS r ON r.id = o.release_id JOIN groups AS g ON g.id = o.group_id
@@ -57,10 +57,10 @@ WHERE release_id = $1;
 -- The nodes of a group ($1) as a rollout ($2) sees them: with the values of a label ($3), whether their version knows
 -- rehearsals ($4), and this attempt's ($5) rehearsals.
 -- name: fleet
-SELECT n.id::text AS id, n.name, coalesce(n.labels ->> $3::text, '') AS label, n.state IN ('online', 'syncing') AS online,
+SELECT n.id::text AS id, coalesce(n.labels ->> $3::text, '') AS label, n.state IN ('online', 'syncing') AS online,
     n.protocol >= $4::int8 AS rehearses, h.outcome AS rehearsed,
     CASE WHEN n.release_id = $2::uuid THEN k.step END AS step, k.started_at, n.synced_at,
-    n.confirmed_generation >= n.generation AS reached, n.error_code, n.error_message, n.error_at
+    n.confirmed_generation >= n.generation AS reached, n.error_code, n.error_at
 FROM nodes AS n
     LEFT JOIN rollout_nodes AS k ON k.release_id = $2::uuid AND k.node_id = n.id
     LEFT JOIN rehearsals AS h ON h.release_id = $2::uuid AND h.node_id = n.id AND h.attempt = $5::int8

@@ -43,7 +43,9 @@ async def seen(replica: Replica, number: int) -> dict[str, GroupNode]:
     async def read(conn: Any) -> dict[str, GroupNode]:
         stored = await store.by_number(conn, "default", number)
         assert stored is not None
-        return {row.name: store.node_of(row) for row in await store.fleet_rows(conn, stored)}
+        rows = await conn.fetch("SELECT id::text AS id, name FROM nodes")
+        names = {row["id"]: row["name"] for row in rows}
+        return {names[node.id]: node for node in (await store.fleet(conn, stored)).nodes}
 
     return await replica.services.db.read(read)
 
