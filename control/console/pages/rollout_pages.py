@@ -102,28 +102,25 @@ def parts(visit: Visit, view: RolloutView | None) -> Parts:
 
 async def show_nodes(visit: Visit) -> Reply:
     """GET /releases/{group}/{number}/nodes?outcome="""
-    path = _path(visit)
-    shown: ShownRollout = await visit.ask(rollouts.get_rollout, path)
-    query = request_input.convert(
-        {"limit": SHOWN, **_given(visit)}, rollouts.NodeQuery, "invalid_parameter", strict=False
-    )
-    nodes, next = await visit.items(rollouts.list_nodes, RolloutNode, query, path)
-    return await visit.html(
-        "rollout_nodes.html", rollout=shown, nodes=nodes, next=next, outcome=query.outcome or "", kinds=NODE_KINDS
-    )
+    found = await _listed(visit, rollouts.list_nodes, rollouts.NodeQuery, RolloutNode)
+    return await visit.html("rollout_nodes.html", kinds=NODE_KINDS, **found)
 
 
 async def show_rehearsal(visit: Visit) -> Reply:
     """GET /releases/{group}/{number}/rehearsal?outcome="""
-    path = _path(visit)
+    found = await _listed(visit, rollouts.list_rehearsals, rollouts.RehearsalQuery, NodeRehearsal)
+    return await visit.html("rollout_rehearsal.html", kinds=OUTCOMES, **found)
+
+
+async def _listed(
+    visit: Visit, operation: Handler, query: type[rollouts.NodeQuery | rollouts.RehearsalQuery], item: type[Any]
+) -> dict[str, Any]:
+    """Return what a page of nodes shows, all or those of an outcome, as the operation lists them."""
+    path, given = _path(visit), {name: visit.query[name] for name in ("outcome", "cursor") if visit.query.get(name)}
     shown: ShownRollout = await visit.ask(rollouts.get_rollout, path)
-    query = request_input.convert(
-        {"limit": SHOWN, **_given(visit)}, rollouts.RehearsalQuery, "invalid_parameter", strict=False
-    )
-    nodes, next = await visit.items(rollouts.list_rehearsals, NodeRehearsal, query, path)
-    return await visit.html(
-        "rollout_rehearsal.html", rollout=shown, nodes=nodes, next=next, outcome=query.outcome or "", kinds=OUTCOMES
-    )
+    asked = request_input.convert({"limit": SHOWN, **given}, query, "invalid_parameter", strict=False)
+    nodes, next = await visit.items(operation, item, asked, path)
+    return {"rollout": shown, "nodes": nodes, "next": next, "outcome": asked.outcome or ""}
 
 
 async def show_act(visit: Visit) -> Reply:
@@ -221,10 +218,6 @@ async def _ask(
 def _path(visit: Visit) -> dict[str, object]:
     """Return the release in the path, checked as in the API. Raises: ProblemError."""
     return {name: request_input.path_value(name, visit.path[name]) for name in ("group", "number")}
-
-
-def _given(visit: Visit) -> dict[str, str]:
-    return {name: visit.query[name] for name in ("outcome", "cursor") if visit.query.get(name)}
 
 
 OPERATIONS: dict[str, Handler] = {
