@@ -225,10 +225,12 @@ async def test_why_a_call_failed_is_in_the_nodes_log_once_a_second_at_most(
 
 
 async def test_the_counts_say_what_happened(edge: Node) -> None:
+    assert await edge.problem("loop") == (504, "time_limit")
+    assert (await edge.call("echo"))[0] == 200
     async with edge.http.get("/_skerry/metrics") as answer:
         text = await answer.text()
     assert 'skerry_edge_calls_total{function="loop",outcome="time_limit"}' in text
-    # The one that has taken the place of one that a test before has ended may still load.
+    # The one that has taken the place of the one that was ended may still load.
     await until(lambda: edge.front.status()["workers"]["fit"] == 2)
     async with edge.http.get("/_skerry/status") as answer:
         status = await answer.json()

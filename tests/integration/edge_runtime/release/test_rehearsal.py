@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from control.protocol import wire
 from edge_runtime import files, wal
+from edge_runtime.children import apply_changes
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.zygote_client import Child
 from edge_runtime.oneshot import rehearse
@@ -265,6 +266,31 @@ async def _rehearsed_or_failed(edge: Node) -> str:
         return failed.code
 
 
+def at_lowest_priority(pid: int) -> bool:
+    """Whether a process gets the processor and the disk only where nobody else wants them."""
+    # ioprio_get: the class "idle".
+    return os.sched_getscheduler(pid) == os.SCHED_IDLE and ctypes.CDLL(None).syscall(252, 1, pid) >> 13 == 3
+
+
+async def test_the_copy_is_made_at_the_lowest_priority(faults: Faults, edge: Node) -> None:
+    faults.arm("edge.rehearsal.copying", "hold")
+    work = asyncio.create_task(_rehearsed_or_failed(edge))
+    await faults.reached("edge.rehearsal.copying")
+    assert at_lowest_priority(int((faults.folder / "edge.rehearsal.copying.held").read_text()))
+    faults.let_go("edge.rehearsal.copying")
+    assert await work == ""
+
+
+async def test_one_that_needs_much_memory_fails_and_the_next_one_doesnt(edge: Node) -> None:
+    """As it would on the node, which applies a release within the same bound."""
+    value = apply_changes.HEAP_BYTES // ROWS
+    much = f"CREATE TABLE t (a); INSERT INTO t SELECT group_concat(hex(zeroblob({value}))) FROM items"
+    result = await rehearsed(edge, much)
+    assert (result.outcome, result.code, result.row) == ("failed", "apply_out_of_memory", ""), result
+    little = much.replace("FROM items", "FROM items WHERE id < 10")
+    assert (await rehearsed(edge, little)).outcome == "passed"
+
+
 async def test_it_runs_behind_the_fence_at_the_lowest_priority(faults: Faults, edge: Node) -> None:
     faults.arm("edge.apply.before", "hold")
     work = asyncio.create_task(_rehearsed_or_failed(edge))
@@ -273,9 +299,7 @@ async def test_it_runs_behind_the_fence_at_the_lowest_priority(faults: Faults, e
     status = dict(line.split(":", 1) for line in Path(f"/proc/{child}/status").read_text().splitlines())
     assert status["Seccomp"].strip() == "2"
     assert status["NoNewPrivs"].strip() == "1"
-    assert os.sched_getscheduler(child) == os.SCHED_IDLE
-    libc = ctypes.CDLL(None)
-    assert libc.syscall(252, 1, child) >> 13 == 3  # ioprio_get: the class "idle"
+    assert at_lowest_priority(child)
     open_files = {os.readlink(each) for each in Path(f"/proc/{child}/fd").iterdir()}
     assert str(edge.state.path / wal.FILE) not in open_files
     assert str(edge.state.path / REHEARSAL / wal.FILE) in open_files
