@@ -184,52 +184,28 @@ ACTIONS: Final = st.one_of(
     st.tuples(st.just("short"), st.sampled_from((0.0001, 1.0))),
     st.tuples(st.just("hold"), st.sampled_from(("hold_writes", "hold_at_commit", "hold_all", "let_go", "let_go"))),
     st.tuples(st.sampled_from(("stale", "held")), st.integers(0, WORKERS - 1)),
+    # Time passes by this alone.
+    st.tuples(st.just("pass"), st.sampled_from((0.0005, 0.05, 2.0))),
 )
 
 
 async def play(actions: list[tuple[str, Any]]) -> None:
     world = World()
-    pool = world.pool
-    for what, which in actions:
-        if what == "submit":
-            world.submit(which)
-        elif what == "move":
-            world.workers[which].move()
-        elif what == "take_back":
-            link = world.workers[which].link
-            if link.jobs:
-                link.take_back()
-        elif what in ("die", "time_limit"):
-            await world.die(world.workers[which], TIME_LIMIT if what == "time_limit" else "")
-        elif what == "stale":
-            worker = world.workers[which]
-            call = worker.link.jobs[0] if worker.link.jobs else None
-            # While a release is only prepared, no call finds another one.
-            if call is not None and pool.hold is not Hold.WRITES:
-                worker.give_back(frames.STALE)
-        elif what == "held":
-            worker = world.workers[which]
-            call = worker.link.jobs[0] if worker.link.jobs else None
-            if isinstance(call, Call) and call.served.writes:
-                worker.give_back(frames.HELD)
-        elif what == "leave":
-            if which < len(world.calls):
-                pool.leave(world.calls[which])
-        elif what == "short":
-            for tally in pool.tallies.values():
-                tally.recent = which
-            # As after the answer that has changed it.
-            pool.feed()
-        elif which != "hold_writes":
-            getattr(pool, which)()
-        elif pool.hold is Hold.NOTHING:
-            pool.hold_writes(1.0)
-        world.check()
-    pool.let_go()
-    for _ in range(2 * len(world.calls) + 2 * WORKERS):
-        for worker in world.workers:
-            worker.move()
+    with contextlib.closing(world), pytest.MonkeyPatch.context() as patch:
+        now = time.monotonic()
+        for module in (time, clock):
+            patch.setattr(module, "monotonic", lambda: now)
+        for what, which in actions:
+            if what == "pass":
+                now += which
+            else:
+                await act(world, what, which)
             world.check()
+        world.pool.let_go()
+        for _ in range(2 * len(world.calls) + 2 * WORKERS):
+            for worker in world.workers:
+                worker.move()
+                world.check()
     for call in world.calls:
         (outcome,) = world.outcomes[call.body]
         if isinstance(outcome, Answer):
@@ -237,9 +213,46 @@ async def play(actions: list[tuple[str, Any]]) -> None:
             assert world.starts[call.body] == 1
         else:
             assert outcome.code in ENDED
-            # Who is told that its process ended had begun; who is told to come again had not.
-            assert world.starts[call.body] == (outcome.code in ("worker_crashed", "time_limit"))
-    world.close()
+            # Who is told that its process ended had begun, or was next each time; who is told to come again had not.
+            began = world.starts[call.body] == 1 or call.deaths >= DEATHS
+            assert began == (outcome.code in ("worker_crashed", "time_limit"))
+
+
+async def act(world: World, what: str, which: Any) -> None:
+    pool = world.pool
+    if what == "submit":
+        world.submit(which)
+    elif what == "move":
+        world.workers[which].move()
+    elif what == "take_back":
+        link = world.workers[which].link
+        if link.jobs:
+            link.take_back()
+    elif what in ("die", "time_limit"):
+        await world.die(world.workers[which], TIME_LIMIT if what == "time_limit" else "")
+    elif what == "stale":
+        worker = world.workers[which]
+        call = worker.link.jobs[0] if worker.link.jobs else None
+        # While a release is only prepared, no call finds another one.
+        if call is not None and pool.hold is not Hold.WRITES:
+            worker.give_back(frames.STALE)
+    elif what == "held":
+        worker = world.workers[which]
+        call = worker.link.jobs[0] if worker.link.jobs else None
+        if isinstance(call, Call) and call.served.writes:
+            worker.give_back(frames.HELD)
+    elif what == "leave":
+        if which < len(world.calls):
+            pool.leave(world.calls[which])
+    elif what == "short":
+        for tally in pool.tallies.values():
+            tally.recent = which
+        # As after the answer that has changed it.
+        pool.feed()
+    elif which != "hold_writes":
+        getattr(pool, which)()
+    elif pool.hold is Hold.NOTHING:
+        pool.hold_writes(1.0)
 
 
 @settings(max_examples=examples(50))
