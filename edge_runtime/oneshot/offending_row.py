@@ -15,7 +15,7 @@ from edge_runtime.sql.queries import ColumnRow, NameRow, load
 from edge_runtime.sql.schema_change import ROWIDS
 from edge_runtime.sql.session import code_of
 from edge_runtime.sql.tokenizer import SqlToken, at_semicolons, name, quoted, tokenize, word
-from edge_runtime.sql.values import Value
+from edge_runtime.sql.values import Row, Value
 
 SHOWN: Final = 100
 """Characters of a key's value that are shown."""
@@ -88,19 +88,47 @@ def find(opened: LibsqlDatabase, sql: str) -> str:
     if part.action == "create" and part.kind == "index" and "unique" in [word(token) for token in tokens[:2]]:
         return _duplicate(opened, sql, tokens)
     place = _place(tokens, part)
-    key = _key(opened, place.table) if place is not None else None
-    if place is None or key is None:
+    if place is None:
         return ""
+    key = _key(opened, place.table)
+    if key is None:
+        # Rows are counted in the order of their keys, so the statement mustn't change them.
+        copies = part.action == "insert" and part.table != place.table.lower()
+        return _by_order(opened, sql, place) if copies else ""
     column = f"{quoted(place.alias)}.{quoted(key.column) if key.is_declared else key.column}"
 
     def restricted(after: int, upto: int) -> str:
-        condition = f"{column} > ({after}) AND {column} <= ({upto})"
-        if place.where is None:
-            return f"{sql[: place.end]} WHERE {condition} {sql[place.end :]}"
-        return f"{sql[: place.where]} ({sql[place.where : place.end]}) AND {condition} {sql[place.end :]}"
+        return _restricted(sql, place, f"{column} > ({after}) AND {column} <= ({upto})")
 
     found = _bisect(opened, restricted, *_bounds(opened, key))
     return "" if found is None else shown(opened, key.table, found)
+
+
+def _restricted(sql: str, place: _ConditionPlace, condition: str) -> str:
+    """Return the statement for those of its rows for which the condition is true."""
+    if place.where is None:
+        return f"{sql[: place.end]} WHERE {condition} {sql[place.end :]}"
+    return f"{sql[: place.where]} ({sql[place.where : place.end]}) AND {condition} {sql[place.end :]}"
+
+
+def _by_order(opened: LibsqlDatabase, sql: str, place: _ConditionPlace) -> str:
+    """Return the row of a table without rowids at which a statement failed that only reads that table."""
+    keys = sorted((c for c in opened.read(ColumnRow, _COLUMNS, (place.table,)) if c.pk), key=lambda c: c.pk)
+    table = _written(opened, place.table)
+    if not keys or not table:
+        return ""
+    names = ", ".join(quoted(column.name) for column in keys)
+    own = ", ".join(f"{quoted(place.alias)}.{quoted(column.name)}" for column in keys)
+    ordered = f"SELECT {names} FROM {quoted(table)} ORDER BY {names}"  # noqa: S608
+
+    def restricted(after: int, upto: int) -> str:
+        return _restricted(sql, place, f"({own}) IN ({ordered} LIMIT {upto - after} OFFSET {after})")
+
+    ((count,),) = opened.rows(f"SELECT count(*) FROM {quoted(table)}")  # noqa: S608
+    found = _bisect(opened, restricted, 0, count if isinstance(count, int) else 0)
+    if found is None:
+        return ""
+    return _named(table, [c.name for c in keys], opened.rows(f"{ordered} LIMIT 1 OFFSET {found - 1}")[0])
 
 
 def shown(opened: LibsqlDatabase, table: str, rowid: int) -> str:
@@ -116,8 +144,12 @@ def shown(opened: LibsqlDatabase, table: str, rowid: int) -> str:
     found = opened.rows(f"SELECT {wanted} FROM {quoted(key.table)} WHERE {column} = ({rowid})")  # noqa: S608
     if not found:
         return ""
-    pairs = " ".join(f"{named}={_text(value)}" for named, value in zip(names, found[0], strict=True))
-    return f"{key.table} {pairs}"[:ROW]
+    return _named(key.table, names, found[0])
+
+
+def _named(table: str, names: list[str], values: Row) -> str:
+    pairs = " ".join(f"{_text(name)}={_text(value)}" for name, value in zip(names, values, strict=True))
+    return f"{_text(table)} {pairs}"[:ROW]
 
 
 def without_values(error: str, known: str) -> str:
@@ -174,10 +206,15 @@ def _is_conflict(tokens: list[SqlToken], at: int) -> bool:
     return at + 1 < len(tokens) and word(tokens[at + 1]) == "conflict"
 
 
+def _written(opened: LibsqlDatabase, table: str) -> str:
+    """Return a table's name as its definition has it; empty if there is no such table."""
+    return next((row.name for row in opened.read(NameRow, _TABLE_NAMES) if row.name.lower() == table.lower()), "")
+
+
 def _key(opened: LibsqlDatabase, table: str) -> _IntegerKey | None:
     """Return the key of a table; None for a view, or a table without rowids."""
     found = opened.read(NameRow, _KEYS, (table,))
-    written = next((row.name for row in opened.read(NameRow, _TABLE_NAMES) if row.name.lower() == table.lower()), "")
+    written = _written(opened, table)
     if not found or not written:
         return None
     if found[0].name:
@@ -276,8 +313,9 @@ def _closing(tokens: list[SqlToken], at: int) -> int | None:
 
 
 def _text(value: Value) -> str:
-    """Return a key's value for people."""
+    """Return a key's value, or a name, for people: short, and without what a terminal would act on."""
     if isinstance(value, bytes):
-        return f"x'{value.hex()[:SHOWN]}'"
-    text = str(value)[:SHOWN]
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return f"x'{value[: SHOWN // 2].hex()}'" + "…" * (len(value) > SHOWN // 2)
+    text = str(value)
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:SHOWN])
+    return shown + "…" * (len(text) > SHOWN)

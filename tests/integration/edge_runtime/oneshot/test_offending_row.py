@@ -15,6 +15,7 @@ TABLES = [
     "CREATE TABLE pairs (a TEXT, b INTEGER, amount INTEGER, PRIMARY KEY (b, a))",
     "CREATE TABLE ridden (rowid TEXT, oid INTEGER, amount INTEGER)",
     "CREATE TABLE lone (code TEXT PRIMARY KEY, amount INTEGER) WITHOUT ROWID",
+    "CREATE TABLE bare (a TEXT, b INTEGER, amount INTEGER, PRIMARY KEY (b, a)) WITHOUT ROWID",
     "CREATE VIEW shown AS SELECT id, amount FROM items",
     "CREATE TABLE new (n INTEGER NOT NULL)",
     "CREATE TABLE checked (id INTEGER PRIMARY KEY, n INTEGER CHECK (n < 90))",
@@ -25,6 +26,7 @@ FILL = [
     "INSERT INTO plain SELECT 'c' || value, nullif(value, 60) FROM generate_series(1, 100)",
     "INSERT INTO pairs SELECT 'p' || value, value, nullif(value, 70) FROM generate_series(1, 100)",
     "INSERT INTO ridden SELECT 'r', 1, nullif(value, 33) FROM generate_series(1, 100)",
+    "INSERT INTO bare SELECT 'p' || value, value, nullif(value, 7) FROM generate_series(1, 100)",
     "INSERT INTO lone SELECT 'l' || value, nullif(value, 5) FROM generate_series(1, 100)",
 ]
 
@@ -61,8 +63,11 @@ def opened() -> Iterator[LibsqlDatabase]:
         ("INSERT INTO new SELECT p.amount FROM items JOIN plain AS p ON p.code = items.code", "items id=600"),
         ("CREATE UNIQUE INDEX by_part ON items (amount / 99)", "items id=980"),
         ("CREATE UNIQUE INDEX by_part ON items (amount % 98 DESC) WHERE amount > 1", "items id=1000"),
+        ("INSERT INTO new SELECT amount FROM lone", "lone code=l5"),
+        ("INSERT INTO new SELECT l.amount FROM Lone AS l WHERE l.amount IS NULL OR l.code > 'a'", "lone code=l5"),
+        ("INSERT INTO new SELECT amount FROM bare", "bare b=7 a=p7"),
         # No row is to blame, or none is found.
-        ("INSERT INTO new SELECT amount FROM lone", ""),
+        ("INSERT INTO lone SELECT * FROM lone", ""),
         ("INSERT INTO new SELECT nullif(amount, 3) FROM shown", ""),
         ("INSERT INTO new SELECT max(amount) FROM plain WHERE amount > 1000", ""),
         ("INSERT INTO new VALUES (1), (NULL)", ""),
@@ -96,6 +101,10 @@ def test_a_key_is_shown_shortly_and_on_one_line(opened: LibsqlDatabase) -> None:
     shown = offending_row.shown(opened, "pairs", row)
     assert shown.startswith("pairs b=7 a=a\\nba\\nb")
     assert len(shown) < 300
+    assert shown.endswith("…")
+    opened.rows('CREATE TABLE "the \x1b[31m" (key BLOB PRIMARY KEY, a)')
+    opened.rows('INSERT INTO "the \x1b[31m" VALUES (zeroblob(10000000), 1)')
+    assert offending_row.shown(opened, "the \x1b[31m", 1) == f"the \\x1b[31m key=x'{'0' * 100}'…"
     assert offending_row.shown(opened, "items", 11) == ""
 
 
