@@ -71,7 +71,7 @@ class Agent:
         self._sql_runs = SqlRunReports(state)
         self._rehearsals = Rehearsals(runtime, compiler, self._artifacts, lambda: self._client)
         self._earlier: set[str] = set()
-        """sha256 of the artifacts of the release before the present one, since the start."""
+        """sha256 of the artifacts of the release before the present one."""
         self._client: ControlClient
         self._boot_id = str(uuid4())
         self._capabilities = capabilities.document()
@@ -103,6 +103,7 @@ class Agent:
     async def run(self) -> None:
         """Poll and sync until cancelled."""
         await self._outcomes.look_back(self._generation)
+        self._earlier = await asyncio.to_thread(self._artifacts.earlier)
         try:
             while True:
                 who = self._who
@@ -273,6 +274,7 @@ class Agent:
             self._at_target = True
         if flipped and before is not None:
             self._earlier = {f.sha256 for f in before.functions}
+            await asyncio.to_thread(self._artifacts.note_earlier, self._earlier)
             await self._tidy()
 
     async def _tidy(self) -> None:

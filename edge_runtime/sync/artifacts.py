@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import aiohttp
+import msgspec
 
 from control.protocol import wire
 from edge_runtime import clock, files
@@ -46,6 +47,7 @@ class Artifacts:
 
     def __init__(self, state: Path, *, pause: float = 0.2) -> None:
         self.folder = state / "artifacts"
+        self._earlier = state / "outbox" / "earlier.json"
         self._pause = pause
         files.make_folder(self.folder)
 
@@ -82,6 +84,28 @@ class Artifacts:
                 raise
             # One failure is enough for a person; the others are about the same network or disk.
             raise _first(refused) from None
+
+    def earlier(self) -> set[str]:
+        """Return the sha256 of the artifacts of the release before the present one. If they were never noted, return
+        all that are on disk, and note those."""
+        try:
+            return msgspec.json.decode(self._earlier.read_bytes(), type=set[str])
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            if not isinstance(error, FileNotFoundError):
+                log.error("%s can't be read: %s", self._earlier, error)
+        found: set[str] = set()
+        with contextlib.suppress(OSError):
+            found = {file.name[:64] for file in self.folder.iterdir()}
+        self.note_earlier(found)
+        return found
+
+    def note_earlier(self, sha256s: Collection[str]) -> None:
+        """Note the artifacts of the release before the present one: a rollback needs them, also after a restart."""
+        try:
+            files.make_folder(self._earlier.parent)
+            files.write(self._earlier, msgspec.json.encode(sorted(sha256s)))
+        except OSError as error:
+            log.error("which artifacts the release before has can't be kept on disk: %s", error)
 
     def collect(self, keep: Collection[str]) -> None:
         """Remove every artifact and unfinished download except those of `keep` (sha256)."""

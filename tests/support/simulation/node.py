@@ -221,5 +221,12 @@ class SimulatedArtifacts:
         if any(f.sha256 not in trusted for f in functions):
             await _step(self._node, "artifact_unavailable")
 
+    def earlier(self) -> set[str]:
+        """There are no files to keep."""
+        return set()
+
+    def note_earlier(self, sha256s: set[str]) -> None:
+        """There are no files to keep."""
+
     def collect(self, keep: set[str]) -> None:
         """There are no files to remove."""

@@ -10,17 +10,19 @@ import orjson
 import pytest
 
 from control.protocol import wire
+from edge_runtime.aot_cache import key
 from edge_runtime.cli.status import render
 from edge_runtime.state import REHEARSAL
 from edge_runtime.sync.control_client import ControlClient, NoAnswer
+from edge_runtime.wasmedge import BEST, QUICK
 from tests.guests.build import guest
 from tests.guests.version import version
-from tests.support.agents import Control, Edge
+from tests.support.agents import Control, Edge, edge, joined
 from tests.support.deadlines import deadline
 from tests.support.moved_clock import MovedClock
 from tests.support.node_process import NodeProcess
 from tests.support.programs import Faults
-from tests.support.releases import READ, SCHEMA, answers, artifacts, sha
+from tests.support.releases import READ, SCHEMA, answers, artifacts, first_release, push, sha
 
 pytestmark = pytest.mark.never_retry
 
@@ -79,6 +81,26 @@ async def test_a_release_is_tried_and_told_and_stays_for_the_sync_to_come(
     async with deadline(60):
         while artifacts(tmp_path) != {sha(3), hashlib.sha256(guest("sql")).hexdigest()}:
             await asyncio.sleep(0.02)
+
+
+async def test_the_release_before_stays_on_disk_also_after_a_restart(control: Control, tmp_path: Path) -> None:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await push(control, 2)
+        await answers(node, 2)
+        await control.until(lambda n: n["at_target"])
+    for number in (3, 4):
+        async with edge(tmp_path):
+            await found(control, (made := await rehearse(control, number))["number"])
+            await control.call("POST", f"rollouts/default/{made['number']}/abort", {})
+            async with deadline(60):
+                while artifacts(tmp_path) != {sha(1), sha(2), sha(number)}:
+                    await asyncio.sleep(0.02)
+            # A rollback compiles nothing anew.
+            compiled = {file.stem for file in (tmp_path / "aot").glob("*.so")}
+            assert compiled & {key(sha(1), level) for level in (QUICK, BEST)}
 
 
 async def test_one_that_fails_names_the_row(control: Control, served: Edge, tmp_path: Path) -> None:
