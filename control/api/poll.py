@@ -152,7 +152,7 @@ class PollEndpoint:
                 if told is not None:
                     self._metrics.poll("watch")
                     return operations.json_reply(200, told)
-            if group.rehearsal not in (None, poll.rehearsal) and poll.protocol >= wire.REHEARSAL_PROTOCOL:
+            if group.rehearsal != poll.rehearsal and poll.protocol >= wire.REHEARSAL_PROTOCOL:
                 self._metrics.poll("rehearse")
                 return operations.json_reply(200, msgspec.json.encode(wire.Rehearse(group.rehearsal)))
             ended = HoldEnd.END

@@ -269,6 +269,8 @@ class Rehearse(Message, tag="rehearse"):
     """The node's group has a release to rehearse: get ``/v1/nodes/self/rehearsals/{id}``, and go on polling."""
 
     id: Annotated[str, Meta(max_length=64)]
+    """Empty: there is none now. A node that is still at one asks for its order again, and gives it up if that is
+    refused: the rollout may also be paused, and then a result still counts."""
 
 
 class RehearsalOrder(Message):

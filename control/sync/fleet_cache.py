@@ -46,8 +46,8 @@ class CachedGroup:
     release_number: int | None
     newest_number: int = 0
     """The number of its newest release, also of one that only some of its nodes have got; 0 without one."""
-    rehearsal: str | None = None
-    """The id of the rehearsal that its nodes do now (`wire.Rehearse`)."""
+    rehearsal: str = ""
+    """The id of the rehearsal that its nodes do now (`wire.Rehearse`); empty if there is none."""
 
 
 @dataclass(slots=True)

@@ -68,13 +68,17 @@ class Rehearsals:
         self._artifacts = artifacts
         self._client = client
         self.id = ""
-        """The rehearsal's id; empty if none was taken up since the start."""
+        """The rehearsal that control has asked for last, for polls; empty if it wants none now."""
+        self._of = ""
+        """The id of the one that is going on or has ended; empty if none was taken up since the start."""
         self.keeps: set[str] = set()
         """sha256 of the artifacts of the last release that was rehearsed."""
         self.untidy = False
         """Whether artifacts of an earlier rehearsal may be on disk."""
         self._gives_way = False
         self._task: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        """Asks control whether the rehearsal is over."""
         self._work: asyncio.Task[wire.RehearsalResult] | None = None
         """What can be given up for a sync."""
         self._release: int | None = None
@@ -84,10 +88,23 @@ class Rehearsals:
         self._ended: datetime | None = None
 
     def begin(self, rehearsal_id: str) -> None:
-        """Take up a rehearsal. Another one that is going on is given up, as control no longer wants it."""
+        """Take up a rehearsal, unless it is going on or has ended already. Another one that is going on is given up, as
+        control no longer wants it.
+
+        An empty id means that there is none now: what is going on is given up if control doesn't want its result.
+        """
+        self.id = rehearsal_id
+        if self._asking is not None:
+            self._asking.cancel()
+        if rehearsal_id == self._of:
+            return
+        if not rehearsal_id:
+            if self._task is not None and not self._task.done():
+                self._asking = asyncio.get_running_loop().create_task(self._end_if_unwanted(self._task, self._of))
+            return
         if self._task is not None:
             self._task.cancel()
-        self.id, self._gives_way = rehearsal_id, False
+        self._of, self._gives_way = rehearsal_id, False
         self._release = self._result = self._ended = None
         self._task = asyncio.get_running_loop().create_task(self._run(self._task, rehearsal_id))
 
@@ -99,17 +116,19 @@ class Rehearsals:
 
     async def end(self) -> None:
         """Give up the rehearsal, and wait until nothing of it is left."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        tasks = [task for task in (self._asking, self._task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def status(self) -> dict[str, Any] | None:
         """Return the part `rehearsal` of the node's status; None if there was none since the start."""
-        if not self.id:
+        if not self._of:
             return None
         result = self._result
         return {
-            "id": self.id,
+            "id": self._of,
             "release": self._release,
             "step": self._step or None,
             "started_at": text(self._since),
@@ -144,8 +163,16 @@ class Rehearsals:
             # A bug here must not end the agent.
             log.exception("a rehearsal failed in a way that nobody foresaw")
         finally:
-            if self.id == rehearsal_id:
+            if self._of == rehearsal_id:
                 self._step = ""
+
+    async def _end_if_unwanted(self, task: asyncio.Task[None], rehearsal_id: str) -> None:
+        """Cancel the task of a rehearsal if control refuses the order: then it would refuse the result, too."""
+        try:
+            if await self._until_answered(lambda: self._client().rehearsal(rehearsal_id)) is None:
+                task.cancel()
+        except Exception:
+            log.exception("whether a rehearsal is over couldn't be asked")
 
     async def _rehearse(self, order: wire.RehearsalOrder) -> wire.RehearsalResult:
         """Rehearse, within the time that control gives; a sync that begins ends it."""
@@ -216,7 +243,7 @@ class Rehearsals:
                 return await ask()
             except (NoAnswer, ControlRefused) as error:
                 if isinstance(error, ControlRefused) and retries.final(error.status):
-                    log.info("control no longer wants the rehearsal %s: %s", self.id, error.message)
+                    log.info("control no longer wants the rehearsal: %s", error.message)
                     return None
             await clock.sleep(pause)
             pause = min(PAUSE_CAP, 2 * pause)

@@ -35,7 +35,7 @@ SELECT (SELECT coalesce(max(g.epoch), 0) FROM groups AS g) AS groups,
 -- name: groups_since
 SELECT g.id::text AS id, g.name, g.release_id::text AS release_id, g.generation, r.number AS release_number,
     (SELECT coalesce(max(x.number), 0) FROM releases AS x WHERE x.group_id = g.id) AS newest_number,
-    o.release_id::text || '.' || o.attempt::text AS rehearsal
+    coalesce(o.release_id::text || '.' || o.attempt::text, '') AS rehearsal
 FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id
     LEFT JOIN rollouts AS o ON o.group_id = g.id AND o.state = 'running' AND o.step = 0
 WHERE g.epoch > $1;
@@ -44,7 +44,7 @@ WHERE g.epoch > $1;
 -- name: groups_by_id
 SELECT g.id::text AS id, g.name, g.release_id::text AS release_id, g.generation, r.number AS release_number,
     (SELECT coalesce(max(x.number), 0) FROM releases AS x WHERE x.group_id = g.id) AS newest_number,
-    o.release_id::text || '.' || o.attempt::text AS rehearsal
+    coalesce(o.release_id::text || '.' || o.attempt::text, '') AS rehearsal
 FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id
     LEFT JOIN rollouts AS o ON o.group_id = g.id AND o.state = 'running' AND o.step = 0
 WHERE g.id = ANY($1::text[]::uuid[]);

@@ -150,7 +150,7 @@ class SimulatedNode:
                         if rehearsal is not None:
                             rehearsal.cancel()
                         process.rehearsal = answer.id
-                        rehearsal = asyncio.create_task(self._rehearse(answer.id))
+                        rehearsal = asyncio.create_task(self._rehearse(answer.id)) if answer.id else None
                     self.refused = ""
                 except Refused as refusal:
                     # A node that is revoked polls on, rarely.

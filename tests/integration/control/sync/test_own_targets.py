@@ -199,9 +199,12 @@ async def test_nodes_are_asked_to_rehearse(control_site: Site) -> None:
         assert (await failing.plan()).release_number == 1
         counted = replica.services.metrics._counts.polls["rehearse"]
         assert counted == 2
-        # Neither a paused rehearsal nor a step is one.
+        # Neither a paused rehearsal nor a step is one: a node that may still be at it is told so once.
         for state, step in (("paused", 0), ("running", 1)):
+            first.rehearsal = f"{rollout.id}.2"
             await rollout.at(replica, state=state, step=step)
+            assert (await first.poll()).json() == {"type": "rehearse", "id": ""}
+            first.rehearsal = ""
             assert (await first.poll()).status == 204
 
 

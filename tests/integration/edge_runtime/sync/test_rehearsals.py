@@ -136,6 +136,34 @@ async def test_a_sync_that_begins_ends_it(faults: Faults, control: Control, serv
             await asyncio.sleep(0.02)
 
 
+async def test_one_that_is_aborted_ends_soon_and_one_that_is_paused_goes_on(
+    faults: Faults, control: Control, served: Edge, tmp_path: Path
+) -> None:
+    faults.arm("edge.rehearsal.copying", "hold")
+    made = await rehearse(control, 2)
+    rollout = f"rollouts/default/{made['number']}"
+    await faults.reached("edge.rehearsal.copying")
+    held = int((faults.folder / "edge.rehearsal.copying.held").read_text())
+    # As when the rollout is paused: its result still counts.
+    rehearsals, id = served.agent._rehearsals, served.agent._rehearsals.id
+    rehearsals.begin("")
+    assert rehearsals._asking is not None
+    await rehearsals._asking
+    rehearsals.begin(id)
+    own = await served.status()
+    assert (own["rehearsal"]["outcome"], own["rehearsal"]["step"]) == (None, "try")
+    assert Path(f"/proc/{held}").exists()
+    await control.call("POST", f"{rollout}/abort", {})
+    async with deadline(60):
+        while Path(f"/proc/{held}").exists() or (tmp_path / REHEARSAL).exists():
+            await asyncio.sleep(0.02)
+    own = await served.until(lambda s: s["rehearsal"]["step"] is None)
+    assert own["rehearsal"]["outcome"] is None
+    assert ", which control no longer wants, since " in render(own)
+    await control.call("POST", f"{rollout}/retry", {})
+    assert (await found(control, made["number"]))["outcome"] == "passed"
+
+
 async def test_what_control_cant_be_told_is_told_later(
     clock: MovedClock, control: Control, served: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
