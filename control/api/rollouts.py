@@ -14,7 +14,7 @@ from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Audit, Handler, Reply, operation
 from control.clock import Clock
 from control.problems import ProblemError
-from control.protocol import wire
+from control.protocol import faults, wire
 from control.protocol.wire import RehearsedChange
 from control.rollouts import acts, gates, rules, store
 from control.rollouts.policy import Gate
@@ -306,9 +306,13 @@ async def _act(call: ApiCall, name: str, body: rollout_bodies.Act, do: ActWork, 
         if body.all:
             details["all"] = True
         await _record(call.audit, conn, name, stored, after, details)
-        return await _shown(conn, after)
+        shown = await _shown(conn, after)
+        faults.reach("control.rollout.act.before")
+        return shown
 
-    return await call.write(work, status=200)
+    reply = await call.write(work, status=200)
+    faults.reach("control.rollout.act.after")
+    return reply
 
 
 async def _record(

@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -77,6 +78,10 @@ class Watched:
     broken: list[str] = field(default_factory=list)
     taken_back: set[int] = field(default_factory=set)
     """Schema versions whose functions were taken back from nodes that ran them: their schema stays."""
+    operated: set[int] = field(default_factory=set)
+    """Releases whose rollouts operators let go on, and begin again."""
+    stayed: dict[int, int] = field(default_factory=dict)
+    """By release: how many nodes had it when its rollout was begun again."""
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -104,16 +109,21 @@ class Watched:
             self._check(seen, before, {id for number, id in runs if number == seen.number})
 
     def _check(self, seen: Seen, before: Seen | None, runs: set[str]) -> None:
-        most = ALLOWED[seen.step]
+        if before is not None and seen.attempt > before.attempt:
+            self.stayed[seen.number] = len(seen.started)
+        most = max(ALLOWED[seen.step], self.stayed.get(seen.number, 0))
         if len(seen.started) > most:
             self.broken.append(f"{len(seen.started)} nodes are started, {most} is the most: {seen}")
         if seen.state not in ENDED and not runs <= seen.started:
             self.broken.append(f"nodes run it that weren't started: {runs - seen.started}: {seen}")
         if before is None:
             return
+        if seen.attempt > before.attempt and seen.number in self.operated:
+            return
         if before.state in ENDED and seen.state != before.state:
             self.broken.append(f"it had ended: {before}, and now {seen}")
-        if before.state == "paused" and not seen.started <= before.started:
+        resumed = seen.state == "running" and seen.number in self.operated
+        if before.state == "paused" and not resumed and not seen.started <= before.started:
             self.broken.append(f"nodes were started while it was paused: {before}, and now {seen}")
         # At an abort, those that don't run it yet go back, and haven't been started then.
         if seen.state not in ENDED and not before.started <= seen.started:
@@ -216,6 +226,106 @@ async def test_rollouts_go_on_whatever_is_killed() -> None:
         ended = [seen for seen in watched.last.values() if seen.state in ENDED]
         assert len(ended) == len(watched.last), watched.last
         watched.check()
+
+
+@pytest.mark.timeout(600 + KILLS * 30)
+async def test_acts_of_operators_take_effect_once_whatever_is_killed() -> None:
+    print(f"SKERRY_TEST_KILLS={KILLS} SKERRY_TEST_SEED={SEED}")
+    chance = random.Random(SEED)
+    nature = Nature(rehearsal_seconds=0.1, calls=5.0)
+    async with fleet(nature=nature) as made, watching(made) as watched:
+        # Each round kills up to 9 times.
+        await seed(made, KILLS // 2 + 4)
+        await made.add_simulated([f"sim-{number}" for number in range(SIMULATED)])
+        await made.at_release(await made.release({"version": 1}, schema=1, now=True), nodes=SIMULATED)
+        killer = ActKiller(made, watched, chance)
+        version = 1
+        while killer.left > 0:
+            version += 1
+            await operate(killer, version, "abort" if version % 2 else "rollback")
+        watched.check()
+
+
+class ActKiller:
+    """Acts as an operator, while both replicas are killed before or after the COMMIT of some acts."""
+
+    def __init__(self, made: Fleet, watched: Watched, chance: random.Random) -> None:
+        self.left = max(2, KILLS // 4)
+        self.fleet = made
+        self.watched = watched
+        self._chance = chance
+        self._moments: dict[str, str] = {}
+        """When the replica was killed last, by act."""
+
+    async def act(self, release: int, name: str, *, state: str, always: bool = False) -> Any:
+        """Have a rollout be acted upon, and fail unless that takes effect once. `always`: kill, if any kill is left."""
+        made, path = self.fleet, f"/v1/rollouts/default/{release}/{name}"
+        if self.left > 0 and (always or self._chance.random() < min(1.0, KILLS / 20)):
+            self.left -= 1
+            last = self._moments.get(name) or self._chance.choice(("before", "after"))
+            moment = self._moments[name] = "before" if last == "after" else "after"
+            print(f"{self.left:4} left: release {release}, {name}, {moment}")
+            made.arm(point := f"control.rollout.act.{moment}", "kill")
+            asking = asyncio.create_task(made.call("POST", path, {}))
+            try:
+                await made.reached(point)
+            finally:
+                made.disarm()
+            for replica in made.replicas:
+                replica.kill()
+            shown = await asking
+        else:
+            shown = await made.call("POST", path, {})
+        assert shown["state"] == state, shown
+        self.watched.check()
+        return shown
+
+    async def once(self, release: int, wanted: dict[str, int]) -> None:
+        """Fail unless the audit log has each act on a rollout as often as it was asked for."""
+        entries = await self.fleet.items(f"/v1/audit?target=default/{release}")
+        found = Counter(each["action"].removeprefix("rollout.") for each in entries)
+        assert {name: found[name] for name in wanted} == wanted, entries
+
+
+async def operate(killer: ActKiller, version: int, last: str) -> None:
+    """Do all that operators do to the rollout of a version; `last` ends it when it is stuck."""
+    made, watched = killer.fleet, killer.watched
+    nature = made.simulated.nature
+    nature.unfit.clear()
+    watched.taken_back.add(version)
+    policy = {"steps": STEPS, "bake": "1h", "rehearsal_time": "60s"}
+    release = await made.release({"version": version}, schema=version, rollout=policy)
+    watched.operated.add(release)
+
+    async def stands(state: str, step: int, waits_for: str) -> None:
+        async def there() -> bool:
+            watched.check()
+            seen = watched.last.get(release)
+            return seen is not None and (seen.state, seen.step, seen.waits_for) == (state, step, waits_for)
+
+        what = f"release {release} is {state} in step {step} and waits for {waits_for}"
+        await made.until(what, there, lambda: watched.last.get(release), limit=LIMIT)
+
+    await stands("running", 1, "baking")
+    await killer.act(release, "pause", state="paused")
+    await killer.act(release, "resume", state="running")
+    await killer.act(release, "promote", state="running")
+    await stands("running", 2, "baking")
+    await killer.act(release, "abort", state="aborted")
+    shown = await killer.act(release, "retry", state="running")
+    assert shown["attempt"] == 2, shown
+    await stands("running", 1, "baking")
+    later = [node.name for node in made.simulated.nodes.values() if node.inventory.schema_version != version]
+    nature.unfit.update({(name, version): "orders id=8" for name in later})
+    # Those of the first two steps have it still.
+    await killer.act(release, "promote", state="running")
+    await stands("running", 2, "baking")
+    await killer.act(release, "promote", state="running")
+    await stands("paused", 3, "failed")
+    await killer.act(release, last, state="aborted" if last == "abort" else "rolled_back", always=True)
+    nature.unfit.clear()
+    wanted = Counter(["pause", "resume", *3 * ["promote"], "abort", "retry", last])
+    await killer.once(release, wanted)
 
 
 async def roll_out(made: Fleet, watched: Watched, killer: Killer, kind: str, version: int) -> None:

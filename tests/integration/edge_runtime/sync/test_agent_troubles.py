@@ -199,7 +199,7 @@ async def test_the_loop_waits_for_no_disk(control: Control, tmp_path: Path, monk
         await node.until(lambda s: s["report_waits"])
         broken = False
         await node.until(lambda s: not s["report_waits"] and s["at_target"])
-    expected = {"identity.json", "report.json", "no report.json", "witness.json"}
+    expected = {"identity.json", "report.json", "no report.json", "witness.json", "earlier.json"}
     assert synced == {(name, False) for name in expected}
 
 
