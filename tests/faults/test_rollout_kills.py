@@ -110,7 +110,7 @@ class Watched:
 
     def _check(self, seen: Seen, before: Seen | None, runs: set[str]) -> None:
         if before is not None and seen.attempt > before.attempt:
-            self.stayed[seen.number] = len(seen.started)
+            self.stayed[seen.number] = len(before.started & seen.started)
         most = max(ALLOWED[seen.step], self.stayed.get(seen.number, 0))
         if len(seen.started) > most:
             self.broken.append(f"{len(seen.started)} nodes are started, {most} is the most: {seen}")
