@@ -4,7 +4,7 @@ The words are those of Argo Rollouts, Flagger and hawkBit where they have one (d
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -217,6 +217,8 @@ def rules_of(policy: Policy, *, accepted: bool = False) -> Rules:
         raise _wrong(f"steps[{len(steps) - 1}]", steps[-1].text, "not 100%, which the last step must be")
     for at, gate in enumerate(policy.gate):
         limit_of(gate, f"gate[{at}]")
+        if not accepted:
+            _check_new(gate, policy.gate[:at], f"gate[{at}]")
     return Rules(
         steps=steps,
         bake=_duration("bake", policy.bake),
@@ -266,6 +268,27 @@ def limit_of(gate: Gate, field: str = "gate") -> GateLimit:
         if most == 0:
             raise _wrong(f"{field}.at_most", gate.at_most, NO_TIME)
     return GateLimit(factor, most)
+
+
+def _check_new(gate: Gate, before: Sequence[Gate], field: str) -> None:
+    """Check what policies of before may have: it means nothing, or stores a secret. Raises: ProblemError
+    invalid_policy."""
+    if gate in before:
+        raise ProblemError("invalid_policy", f"it is the same as gate[{before.index(gate)}]", field=field)
+    if gate.webhook is None:
+        return
+    if gate.at_least_calls != Gate().at_least_calls:
+        text = "a webhook judges by itself, without at_least_calls"
+        raise ProblemError("invalid_policy", text, field=f"{field}.at_least_calls")
+    parts = urlsplit(gate.webhook)
+    if "@" in parts.netloc:
+        # Not quoted: whoever may read the policy, or the log, would see it.
+        text = "a URL with a user or a password would show it to all who see the policy; leave it out"
+        raise ProblemError("invalid_policy", text, field=f"{field}.webhook")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise _wrong(f"{field}.webhook", gate.webhook, "a URL with a port that doesn't exist") from None
 
 
 def _is_url(text: str) -> bool:

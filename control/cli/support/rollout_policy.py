@@ -1,5 +1,6 @@
 """Policies of rollouts: read from a TOML file, shown as TOML, and in one line as what a release does."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def read(file: Path) -> Json:
         rules_of(found.rollout)
     except msgspec.ValidationError as error:
         text = unfit(error, PolicyFile).replace("`$.", "`").replace("Object", "The file")
+        if re.search(r"`str.*got `(int|float)`", text):
+            text += "; write it in quotes, with its unit if it has one"
         raise click.UsageError(f"the policy {file} isn't valid: {text}") from error
     except (OSError, ValueError, msgspec.DecodeError) as error:
         raise click.UsageError(f"the policy {file} can't be read: {error}") from error

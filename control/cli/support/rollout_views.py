@@ -97,6 +97,8 @@ def would(act: str, rollout: Json, *, everything: bool = False) -> str:
         case "resume" if rollout["waits_for"] == "failed" and rollout["step"]:
             accepted = counted(found["failed"], "failed node is", "failed nodes are")
             return f"{accepted} accepted, and it goes on at {where}"
+        case "resume" if rollout["waits_for"] == "unknown" and rollout["step"]:
+            return f"its gates are measured from now on, and it goes on at {where}"
         case "resume" if rollout["waits_for"] in ("failed", "unknown", "rehearsed"):
             return f"what the rehearsal found ({rehearsal(rollout['rehearsal'])}) is accepted, and it goes on"
         case "resume":

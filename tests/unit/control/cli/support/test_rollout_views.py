@@ -82,6 +82,8 @@ def test_each_standing_says_why_and_what_goes_on(
             "2 failed nodes are accepted, and it goes on at step 1 of 3",
         ),
         ("resume", rollout("paused", "failed", 0), False, "(988 passed, 0 failed, 12 unknown) is accepted"),
+        ("resume", rollout("paused", "unknown", 0), False, "(988 passed, 0 failed, 12 unknown) is accepted"),
+        ("resume", rollout("paused", "unknown"), False, "its gates are measured from now on, and it goes on at step 1"),
         ("resume", rollout("paused", "operator"), False, "it goes on at step 1 of 3"),
         ("promote", rollout(), False, "the rest of step 1 of 3 is left out"),
         ("promote", rollout(), True, "all steps that are left are left out: 950 nodes that weren't started yet"),
