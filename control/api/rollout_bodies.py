@@ -1,9 +1,9 @@
 """Bodies of answers about rollouts. Times are RFC 3339 in UTC; missing values are null."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from control.protocol.wire import Body, RehearsedChange, Text
 from control.rollouts.policy import Policy
@@ -20,6 +20,8 @@ class Act(Body, frozen=True):
     reason: Text = ""
     all: bool = False
     """With `promote`: leave out all steps that are left, and not just the rest of the present one."""
+    step: Annotated[int, Meta(ge=0)] | None = None
+    """The step that whoever acts has seen: the act is refused if the rollout is at another one by now."""
 
 
 class GateResult(Struct):

@@ -301,6 +301,13 @@ async def _act(call: ApiCall, name: str, body: rollout_bodies.Act, do: ActWork, 
         found = await _named(call, conn)
         # Locked, so that this and the runner's decision see each other.
         stored = await store.locked(conn, found.row.release_id) or found
+        if body.step is not None and body.step != stored.row.step:
+            raise ProblemError(
+                "rollout_not_possible",
+                f"the rollout of release {stored.name} is at step {stored.row.step} by now, and this was for step "
+                f"{body.step}: somebody else was faster, or it went on by itself; look at it again",
+                field="step",
+            )
         after = await do(conn, changed, call.services.clock.now(), stored)
         details: dict[str, Any] = {"reason": body.reason}
         if body.all:

@@ -174,6 +174,9 @@ def act_command(act: str, text: str, *more: Callable[..., Any]) -> click.Command
                 verb = "Roll back" if act == "rollback" else act.capitalize()
                 options.confirm(f"{verb} {rollout_views.name(rollout)}, so that {would}?", yes)
             body: Json = {"reason": reason} | ({"all": True} if everything else {})
+            if act == "promote" and not everything:
+                # Nobody has confirmed the step after this one.
+                body["step"] = rollout["step"]
             done = await control.post(path("rollouts", group, release, act), body)
             output.answered(done, f"{rollout_views.name(done)}: {rollout_views.standing(done)}", as_json=as_json)
 

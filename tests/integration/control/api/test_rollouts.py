@@ -1,5 +1,6 @@
 """Releases that go out in steps: how they are made, what is shown of their rollouts, and what operators do to them."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -428,7 +429,12 @@ async def test_what_operators_do(control_site: Site) -> None:
         where = "/v1/rollouts/default/2"
         assert await refused(replica, f"{where}/pause") == "rollout_not_possible"
         assert (await act(replica, 2, "resume"))["state"] == "running"
-        assert (await act(replica, 2, "promote"))["step"] == 2
+        # Of two who have seen step 1, only one leaves it out.
+        both = await asyncio.gather(*(replica.call("POST", f"{where}/promote", {"step": 1}) for _ in range(2)))
+        assert sorted(answer.status for answer in both) == [200, 409]
+        late = next(answer for answer in both if answer.status == 409)
+        assert "at step 2 by now" in late.json()["detail"]
+        assert (await shown(replica, 2))["step"] == 2
         await (await rollout(replica, 2)).start(replica, nodes, 2)
         await nodes[0].sync()
         aborted = await act(replica, 2, "abort", reason="no")
