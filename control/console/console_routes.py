@@ -168,7 +168,10 @@ def problem_page(request: Request, error: ProblemError) -> Reply:
     visit = Visit(services, {}, QueryParams(), QueryParams(), request.scope, request.receive)
     kept = [pair for pair in operations.refusal(error).headers if pair[0] in (b"retry-after", b"allow")]
     call_id = request.scope["request_id"].decode()
-    return guarded(visit.html_alone("problem.html", error.status, tuple(kept), error=error, call_id=call_id))
+    # An act on a release that is refused leads back to the release.
+    at = request.scope.get("path_params", {})
+    back = f"/releases/{quote(at['group'])}/{quote(at['number'])}" if {"group", "number"} <= at.keys() else ""
+    return guarded(visit.html_alone("problem.html", error.status, tuple(kept), error=error, call_id=call_id, back=back))
 
 
 async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: Receive) -> Visit:

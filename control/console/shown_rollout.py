@@ -374,7 +374,7 @@ class RolloutView:
                     found.append(ActLine("mod", "=", "Stays", text))
                 return found
             case "rollback":
-                text = f"release {number} from {plural(started(counts), 'node')} that it has started"
+                text = f"release {number} from {plural(self.affected(act), 'node')} that it has started"
                 return [ActLine("del", "-", "Takes back", text)]
             case "resume":
                 found = []
@@ -421,7 +421,7 @@ class RolloutView:
             case "abort":
                 return counts.syncing + counts.failed + counts.offline
             case "rollback":
-                return started(counts)
+                return started(counts) - counts.left
             case "promote":
                 return counts.waiting
             case _:

@@ -184,6 +184,8 @@ def _digest(view: RolloutView, act: RolloutAct, plan: MadeRelease | None) -> str
     """Return the digest of what an act would do; if it differs, that has changed."""
     rollout = view.rollout
     what: list[Any] = [act.name, rollout.state, rollout.step, rollout.attempt, plan.plan_digest if plan else ""]
+    # A name that must be typed is asked for before it is missed.
+    what.append(view.is_heavy(act))
     if act.name == "resume":
         what += [rollout.waits_for, rollout.counts.failed, [gate.result.outcome for gate in view.gates]]
     return sha256(msgspec.json.encode(what)).hexdigest()[:32]

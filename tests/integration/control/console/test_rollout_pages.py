@@ -170,6 +170,7 @@ async def test_light_acts_are_done_at_once_and_once(control_site: Site) -> None:
         assert "It is paused: no further node starts" in (await page(replica, sent.headers["location"])).words
         refused = await send(replica, f"{at}/pause", key=KEY.upper())
         assert refused.status == 409
+        assert 'href="/releases/baking/2"' in refused.text, "it leads back"
         sent = await send(replica, f"{at}/resume", key="r" * 12)
         assert sent.headers["location"] == "/releases/baking/2?done=resume"
         assert (await state(replica, "baking"))[0] == "running"

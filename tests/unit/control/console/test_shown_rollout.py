@@ -120,6 +120,14 @@ def test_an_approval_takes_its_role_and_what_leaves_it_out_too() -> None:
     assert view(step=4).role_for_all == "deploy"
 
 
+def test_nodes_that_have_left_arent_taken_back() -> None:
+    shown = view(counts=NodeCounts(at_target=3, failed=1, left=5))
+    act = shown.act("rollback")
+    assert act is not None
+    assert shown.affected(act) == 4
+    assert "from 4 nodes" in shown.lines(act)[0].text
+
+
 def test_what_changes_many_nodes_asks_for_the_name() -> None:
     def heavy(name: str, **counts: int) -> bool:
         shown = view(counts=NodeCounts(**counts))
