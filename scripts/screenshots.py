@@ -1,8 +1,8 @@
 """Takes the pictures of the console, docs/images/console-*.png: real pages of a real fleet, started for them.
 
 `skerry up` serves in an empty folder; further nodes join and run beside its own, in other groups; functions are called,
-a release fails on a node whose rows don't fit it, and a node is stopped. Debian's Chromium, driven by Playwright, signs
-in like a person and opens the pages.
+a release fails on a node whose rows don't fit it, another one goes out in steps, and a node is stopped. Debian's
+Chromium, driven by Playwright, signs in like a person and opens the pages.
 """
 
 import contextlib
@@ -28,21 +28,42 @@ from scripts.picture import LIMIT, ROOT, environment, serving
 IMAGES = ROOT / "docs" / "images"
 LARGEST = 300_000
 """Bytes of a picture."""
-SHOPS = {"shops-eu": ("shop-ams-01", "shop-ams-02", "shop-lis-01", "shop-vie-01"), "shops-us": ("shop-nyc-01",)}
+SHOPS = {
+    "shops-eu": ("shop-ams-01", "shop-ams-02", "shop-lis-01", "shop-vie-01"),
+    "shops-us": ("shop-bos-01", "shop-nyc-01", "shop-nyc-02"),
+}
 """Nodes by group, besides the one of `skerry up`."""
+WELL = "ALTER TABLE visits ADD COLUMN note TEXT;"
 UNIQUE = "CREATE UNIQUE INDEX by_count ON visits (count);"
 UNFIT = "shop-lis-01"
 """The node that has two names with the same count."""
+
+POLICY = """
+[rollout]
+steps = ["1", "50%", "100%"]
+bake = "30m"
+
+[[rollout.gate]]
+metric = "error_ratio"
+at_most = "1%"
+at_least_calls = 50
+
+[[rollout.gate]]
+metric = "p99"
+at_most = "250ms"
+at_least_calls = 50
+"""
+"""How releases of the group shops-us go out."""
 
 WIDE, PHONE = (1280, 800), (390, 844)
 PICTURES: tuple[tuple[str, str, str, tuple[int, int]], ...] = (
     ("overview", "/", "light", WIDE),
     ("nodes", "/nodes?group=shops-eu", "dark", WIDE),
     ("node", "/nodes/shop-lis-01", "light", WIDE),
-    ("release", "/releases/shops-eu/2", "light", WIDE),
+    ("release", "/releases/shops-us/2", "light", WIDE),
     ("plan", "/releases/shops-eu/1/rollback", "dark", WIDE),
     ("function", "/functions/visits", "light", WIDE),
-    ("phone", "/releases/shops-eu/2", "light", PHONE),
+    ("phone", "/releases/shops-us/2", "light", PHONE),
 )
 """Name, page, theme and size of each."""
 
@@ -125,15 +146,22 @@ def happen(made: Fleet) -> None:
         for number in range(1, 9):
             for _ in range(number if name != UNFIT else 5):
                 call(port, f"/functions/visits/guest-{number}")
-    (made.folder / "unique.sql").write_text(UNIQUE)
-    made.skerry("skerry schema add unique.sql --name visits_by_count --no-release")
+    for name, sql in (("notes", WELL), ("visits_by_count", UNIQUE)):
+        (made.folder / f"{name}.sql").write_text(sql)
+        made.skerry(f"skerry schema add {name}.sql --name {name} --no-release")
     stopped, _ = made.nodes["shop-vie-01"]
     stopped.send_signal(signal.SIGTERM)
     stopped.wait(LIMIT)
     reason = "--reason 'visitors by how often they came (build 8812)'"
-    made.skerry(f"skerry release create --group shops-eu --schema 3 {reason}")
+    made.skerry(f"skerry release create --group shops-eu --schema 4 --now {reason}")
+    (made.folder / "policy.toml").write_text(POLICY)
+    made.skerry(f"skerry release create --group shops-us --schema 3 --policy policy.toml {reason}")
     # Numbers arrive once a minute, and a node is offline after 75 s.
-    time.sleep(100)
+    until = time.monotonic() + 130
+    while time.monotonic() < until:
+        for name in SHOPS["shops-us"]:
+            call(made.nodes[name][1], f"/functions/visits/guest-{int(until - time.monotonic()) % 8 + 1}")
+        time.sleep(0.5)
 
 
 def call(port: int, path: str) -> None:
