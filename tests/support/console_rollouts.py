@@ -86,7 +86,10 @@ WHERE g.id = nodes.group_id AND g.name = $1
 PASSED_REPORT: dict[str, Any] = {
     "row": "",
     # As reports are stored: without what is 0.
-    "changes": [{"number": 1, "name": "totals", "rows": 1234, "seconds": 0.8, "stall": 0.04}, {"number": 2, "name": "n"}],
+    "changes": [
+        {"number": 1, "name": "totals", "rows": 1234, "seconds": 0.8, "stall": 0.04},
+        {"number": 2, "name": "n"},
+    ],
     "schema_digest": "c0ffee" * 10 + "cafe",
     "seconds": 1.8,
     "database": 412_000_000,
