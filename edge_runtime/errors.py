@@ -72,7 +72,6 @@ CODES: Final[dict[str, ErrorCode]] = {
     "rehearsal_timeout": ErrorCode(0, "The rehearsal took longer than it may"),
     "rehearsal_died": ErrorCode(0, "A process of the rehearsal ended before it had a result"),
     "rehearsal_impossible": ErrorCode(0, "The rehearsal couldn't be begun on this machine"),
-    "sync_began": ErrorCode(0, "A sync began while the node rehearsed a release, and comes first"),
     # A call, before its function runs
     "request_invalid": ErrorCode(400, "This isn't a request that HTTP/1.1 allows, or not one that skerry.sql takes"),
     "head_too_large": ErrorCode(431, "The request's head is too large"),

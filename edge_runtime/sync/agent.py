@@ -267,6 +267,7 @@ class Agent:
             return
         finally:
             self._sync = None
+            self._rehearsals.go_on()
             await self._outcomes.ended()
         flipped = error is None and (before is None or before.release_id != plan.release_id)
         hour = await self.numbers.hour_before(plan.release_number) if flipped else b""

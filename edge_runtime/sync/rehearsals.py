@@ -1,5 +1,5 @@
 """Tries releases on a copy of the node's data when control asks for that, in the background: polls, syncs and calls go
-on meanwhile, and a sync that begins ends it.
+on meanwhile, and a sync that begins interrupts it.
 
 There is one rehearsal at a time, the newest. Its result is sent to control until control has taken it, or asks for
 another one. Nothing of it is kept on disk but the release's artifacts and their compiled code, for the sync to come:
@@ -75,7 +75,9 @@ class Rehearsals:
         """sha256 of the artifacts of the last release that was rehearsed."""
         self.untidy = False
         """Whether artifacts of an earlier rehearsal may be on disk."""
-        self._gives_way = False
+        self._may_work = asyncio.Event()
+        """Set while no sync is going on."""
+        self._may_work.set()
         self._task: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
         """Asks control whether the rehearsal is over."""
@@ -104,15 +106,19 @@ class Rehearsals:
             return
         if self._task is not None:
             self._task.cancel()
-        self._of, self._gives_way = rehearsal_id, False
+        self._of = rehearsal_id
         self._release = self._result = self._ended = None
         self._task = asyncio.get_running_loop().create_task(self._run(self._task, rehearsal_id))
 
     def give_way(self) -> None:
-        """Give up the rehearsal, if one is going on: a sync begins."""
-        self._gives_way = True
+        """Interrupt the rehearsal, if one is going on: a sync begins."""
+        self._may_work.clear()
         if self._work is not None:
             self._work.cancel()
+
+    def go_on(self) -> None:
+        """Let a rehearsal that was interrupted begin anew: the sync has ended."""
+        self._may_work.set()
 
     async def end(self) -> None:
         """Give up the rehearsal, and wait until nothing of it is left."""
@@ -149,7 +155,13 @@ class Rehearsals:
             order = await self._until_answered(lambda: self._client().rehearsal(rehearsal_id))
             if order is None:
                 return
-            result = await self._rehearse(order)
+            while (result := await self._rehearse(order)) is None:
+                # A node that tries again and again to reach a release must be able to rehearse the one that cures it.
+                self._step = "waits"
+                await self._may_work.wait()
+                order = await self._until_answered(lambda: self._client().rehearsal(rehearsal_id))
+                if order is None:
+                    return
             self._result, self._ended, self._step = result, clock.now(), "reports"
             log.log(
                 logging.INFO if result.outcome == "passed" else logging.WARNING,
@@ -174,12 +186,12 @@ class Rehearsals:
         except Exception:
             log.exception("whether a rehearsal is over couldn't be asked")
 
-    async def _rehearse(self, order: wire.RehearsalOrder) -> wire.RehearsalResult:
-        """Rehearse, within the time that control gives; a sync that begins ends it."""
+    async def _rehearse(self, order: wire.RehearsalOrder) -> wire.RehearsalResult | None:
+        """Rehearse, within the time that control gives; return None if a sync interrupts it."""
         began = clock.monotonic()
         self._release = order.plan.release_number
-        if self._gives_way:
-            return _gave_way(0.0)
+        if not self._may_work.is_set():
+            return None
         self.keeps, self.untidy = {f.sha256 for f in order.plan.functions}, True
         self._work = asyncio.get_running_loop().create_task(self._try(order, began))
         timed_out = False
@@ -195,9 +207,9 @@ class Rehearsals:
             work, self._work = self._work, None
         if not work.cancelled():
             return work.result()
-        seconds = round(clock.monotonic() - began, 3)
         if not timed_out:
-            return _gave_way(seconds)
+            return None
+        seconds = round(clock.monotonic() - began, 3)
         why = f"The rehearsal took longer than {order.seconds:g} s; it was at: {self._step}"
         return wire.RehearsalResult("unknown", "rehearsal_timeout", why, seconds=seconds)
 
@@ -247,7 +259,3 @@ class Rehearsals:
                     return None
             await clock.sleep(pause)
             pause = min(PAUSE_CAP, 2 * pause)
-
-
-def _gave_way(seconds: float) -> wire.RehearsalResult:
-    return wire.RehearsalResult("unknown", "sync_began", "A sync began meanwhile, and comes first.", seconds=seconds)

@@ -115,7 +115,7 @@ async def test_one_that_fails_names_the_row(control: Control, served: Edge, tmp_
     assert own["error"] is None
 
 
-async def test_a_sync_that_begins_ends_it(faults: Faults, control: Control, served: Edge, tmp_path: Path) -> None:
+async def test_a_sync_that_begins_interrupts_it(faults: Faults, control: Control, served: Edge, tmp_path: Path) -> None:
     faults.arm("edge.rehearsal.copying", "hold")
     made = await rehearse(control, 2)
     await faults.reached("edge.rehearsal.copying")
@@ -129,11 +129,29 @@ async def test_a_sync_that_begins_ends_it(faults: Faults, control: Control, serv
     pushed = await control.push("hello", version(3), READ)
     await control.release(functions={"hello": pushed}, now=True)
     await answers(served, 3)
-    own = await served.until(lambda s: s["rehearsal"]["outcome"])
-    assert (own["rehearsal"]["outcome"], own["rehearsal"]["code"]) == ("unknown", "sync_began")
+    # Control doesn't want it any more.
+    own = await served.until(lambda s: s["rehearsal"]["step"] is None)
+    assert own["rehearsal"]["outcome"] is None
     async with deadline(60):
         while (tmp_path / REHEARSAL).exists():
             await asyncio.sleep(0.02)
+
+
+async def test_one_that_a_sync_interrupted_begins_anew(
+    faults: Faults, control: Control, served: Edge, tmp_path: Path
+) -> None:
+    """A node that tries again and again to reach a release rehearses the one that cures it all the same."""
+    faults.arm("edge.rehearsal.copying", "hold")
+    await rehearse(control, 2)
+    await faults.reached("edge.rehearsal.copying")
+    served.agent._rehearsals.give_way()
+    async with deadline(60):
+        while (tmp_path / REHEARSAL).exists():
+            await asyncio.sleep(0.02)
+    assert (await served.status())["rehearsal"]["outcome"] is None
+    served.agent._rehearsals.go_on()
+    own = await served.until(lambda s: s["rehearsal"]["outcome"])
+    assert (own["rehearsal"]["outcome"], own["rehearsal"]["code"]) == ("passed", None)
 
 
 async def test_one_that_is_aborted_ends_soon_and_one_that_is_paused_goes_on(
