@@ -113,7 +113,7 @@ class World:
             "on_unknown": draw.choice(("pause", "pause", "rollback")),
             "rehearse": draw.random() < 0.5,
             "max_unknown": draw.choice(("0%", "25%", "100%")),
-            "gate": [{"metric": "p99", "at_most": "1s"}] * draw.choice((0, 0, 1, 2)),
+            "gate": [{"metric": "p99", "at_most": f"{most}s"} for most in range(1, 1 + draw.choice((0, 0, 1, 2)))],
         }
         if draw.random() < 0.4:
             first, length = draw.randrange(7), draw.randrange(1, 7)
