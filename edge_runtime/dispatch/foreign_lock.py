@@ -129,6 +129,9 @@ class ForeignLock:
                     log.error("process %d, which this node has lost, holds the writer lock: it is ended", pid)
                     with contextlib.suppress(OSError):
                         os.kill(pid, signal.SIGKILL)
+            elif not link.ready.done():
+                # It opens the file, which may have to be made first. The supervisor limits how long that takes.
+                continue
             elif not link.killed and not any(isinstance(job, Call) and job.writes for job in link.jobs):
                 what = "holds the writer lock" if pid == writer else "has the database locked"
                 self._end_idle(link, f"it {what}, and has no call that may", idle)

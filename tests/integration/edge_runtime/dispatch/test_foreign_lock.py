@@ -206,6 +206,7 @@ class Holding:
     def __init__(self) -> None:
         self.ended: list[str] = []
         self.end = self.ended.append
+        self.ready = asyncio.get_running_loop().create_future()
 
 
 async def test_a_worker_that_has_a_lock_and_no_call_gets_none_until_it_is_looked_again(tmp_path: Path) -> None:
@@ -220,6 +221,11 @@ async def test_a_worker_that_has_a_lock_and_no_call_gets_none_until_it_is_looked
     )
     processes: Any = SimpleNamespace(pid=os.getpid(), knows=lambda _: True)
     looks = foreign_lock.ForeignLock(pool, processes, tmp_path / "skerry.db")
+    # It makes the file, perhaps on a slow disk.
+    for _ in range(3):
+        looks._judge(link.child.pid)
+    assert (link.ended, placed) == ([], [])
+    link.ready.set_result(None)
     for pid, rests in ((link.child.pid, True), (0, False), (link.child.pid, True)):
         looks._judge(pid)
         assert link.rests is rests
