@@ -9,9 +9,10 @@ from control.protocol.wire import Body, RehearsedChange, Text
 from control.rollouts.policy import Policy
 from control.rollouts.rules import Outcome, State, Waits
 
-NodeOutcome = Literal["at_target", "syncing", "failed", "offline", "waiting", "left"]
+NodeOutcome = Literal["at_target", "syncing", "failed", "offline", "waiting", "superseded", "left"]
 """A node in a rollout: it runs the release; it was started and is on its way; its last sync failed; it was started and
-is offline; it wasn't started yet; it was started, and has left the group since."""
+is offline; it wasn't started yet; the rollout has ended, and a newer release has taken this one's place on it, such as
+the one of a rollback; it was started, and has left the group since."""
 
 
 class Act(Body, frozen=True):
@@ -49,6 +50,7 @@ class NodeCounts(Struct):
     failed: int = 0
     offline: int = 0
     waiting: int = 0
+    superseded: int = 0
     left: int = 0
 
 

@@ -36,6 +36,7 @@ NODE_KINDS = {
     "offline": ("off", "offline"),
     "syncing": ("sync", "syncing"),
     "waiting": ("todo", "not begun"),
+    "superseded": ("past", "superseded"),
     "left": ("rev", "left"),
     "at_target": ("ok", "at target"),
 }
@@ -421,7 +422,7 @@ class RolloutView:
             case "abort":
                 return counts.syncing + counts.failed + counts.offline
             case "rollback":
-                return started(counts) - counts.left
+                return started(counts) - counts.superseded - counts.left
             case "promote":
                 return counts.waiting
             case _:
@@ -464,7 +465,7 @@ def is_held(rollout: Rollout) -> bool:
 
 def started(counts: NodeCounts) -> int:
     """Return how many nodes of these counts were started, with those that have left since."""
-    return counts.at_target + counts.syncing + counts.failed + counts.offline + counts.left
+    return counts.at_target + counts.syncing + counts.failed + counts.offline + counts.superseded + counts.left
 
 
 def said(counts: NodeCounts) -> str:

@@ -14,7 +14,7 @@ FROM rollouts AS o WHERE o.release_id = ANY($1::text[]::uuid[]);
 
 -- The nodes of a rollout ($1) by name, after a name ($2); with an outcome ($3), if given. A node whose target is the release
 -- has the outcome of now. Of an ended rollout whose release isn't the target any more, all that is known is which nodes
--- have had it.
+-- it was the target of until another one took its place.
 -- name: nodes
 WITH seen AS (
     SELECT n.name, k.step, k.started_at, n.synced_at, n.error_code, n.error_message,
@@ -40,7 +40,7 @@ WITH seen AS (
             WHEN meant AND failing THEN 'failed'
             WHEN meant AND NOT online THEN 'offline'
             WHEN meant THEN 'syncing'
-            WHEN ended AND step IS NOT NULL THEN 'at_target'
+            WHEN ended AND step IS NOT NULL THEN 'superseded'
             ELSE 'waiting'
         END AS outcome
     FROM seen WHERE NOT gone OR step IS NOT NULL
@@ -71,7 +71,7 @@ WITH seen AS (
             WHEN meant AND failing THEN 'failed'
             WHEN meant AND NOT online THEN 'offline'
             WHEN meant THEN 'syncing'
-            WHEN ended AND step IS NOT NULL THEN 'at_target'
+            WHEN ended AND step IS NOT NULL THEN 'superseded'
             ELSE 'waiting'
         END AS outcome
     FROM seen WHERE NOT gone OR step IS NOT NULL

@@ -3,7 +3,7 @@
 Rollouts are as the API answers them (`control/api/rollout_bodies.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -12,7 +12,7 @@ from control.cli.support import output
 from control.cli.support.client import Json
 from control.protocol.counts import counted
 
-NODE_COUNTS = ("at_target", "syncing", "failed", "offline", "waiting", "left")
+NODE_COUNTS = ("at_target", "syncing", "failed", "offline", "waiting", "superseded", "left")
 """The outcomes of nodes, as `NodeCounts` has them."""
 ASKED_ABOVE = 100
 """The most nodes that are started at once without a question."""
@@ -157,7 +157,9 @@ def drawn(rollout: Json, number: int | None = None) -> RenderableType:
     `number`: as for `onward`.
     """
     parts: list[RenderableType] = [output.drawn_pairs(_head(rollout)), Text()]
-    parts.append(output.drawn_table(STEPS, [_step(step) for step in rollout["plan"]]))
+    shown = [outcome for outcome in OUTCOMES if outcome != "superseded" or rollout["counts"].get(outcome)]
+    columns = (*STEPS, *(word(outcome).upper() for outcome in shown))
+    parts.append(output.drawn_table(columns, [_step(step, shown) for step in rollout["plan"]]))
     gates = [(step, gate) for step in rollout["plan"] for gate in step["gates"]]
     if gates:
         parts += [Text(), output.drawn_table(GATES, [_gate(step, gate) for step, gate in gates])]
@@ -186,14 +188,16 @@ def _head(rollout: Json) -> Iterator[tuple[str, object]]:
     yield "made", f"{output.ago(rollout['made_at'])} by {rollout['made_by']}"
 
 
-STEPS = ("STEP", "UNTIL", "STATE", "STARTED", "AT TARGET", "SYNCING", "FAILED", "OFFLINE", "LEFT")
+STEPS = ("STEP", "UNTIL", "STATE", "STARTED")
+OUTCOMES = tuple(outcome for outcome in NODE_COUNTS if outcome != "waiting")
+"""The outcomes of nodes that a step has started; one that only ended rollouts have is a column where there are such."""
 
 
-def _step(step: Json) -> tuple[object, ...]:
+def _step(step: Json, shown: Sequence[str]) -> tuple[object, ...]:
     nodes = step["nodes"]
-    shown = [nodes.get(name) or "" for name in ("at_target", "syncing", "failed", "offline", "left")]
-    started = sum(nodes.get(name, 0) for name in NODE_COUNTS if name != "waiting")
-    return (step["number"] or "rehearsal", step["text"], word(step["state"]), started or "", *shown)
+    started = sum(nodes.get(outcome, 0) for outcome in OUTCOMES)
+    counted_nodes = (nodes.get(outcome) or "" for outcome in shown)
+    return (step["number"] or "rehearsal", step["text"], word(step["state"]), started or "", *counted_nodes)
 
 
 GATES = ("STEP", "GATE", "OUTCOME", "MEASURED", "ALLOWED", "BEFORE", "CALLS", "WHY")

@@ -74,6 +74,12 @@ async def operator(replica: Replica, name: str, role: str, group: str = "default
     return str((await ok(replica, "POST", "/v1/operators", {"name": name, "grants": grants}))["token"])
 
 
+async def outcomes(replica: Replica, number: int, query: str = "") -> dict[str, str]:
+    """By node."""
+    found = await items(replica, f"/v1/rollouts/default/{number}/nodes{query}")
+    return {node["name"]: node["outcome"] for node in found}
+
+
 async def audited(replica: Replica, action: str) -> list[Any]:
     return (await ok(replica, "GET", f"/v1/audit?action={action}"))["items"]  # type: ignore[no-any-return]
 
@@ -338,7 +344,7 @@ async def test_what_is_shown_of_nodes_steps_and_gates(control_site: Site) -> Non
         rest = await ok(replica, "GET", f"/v1/rollouts/default/2/nodes?cursor={page['next']}")
         assert page["items"] + rest["items"] == found
         whole = await shown(replica, 2)
-        one = {"at_target": 1, "syncing": 1, "failed": 1, "offline": 1, "waiting": 1, "left": 1}
+        one = {"at_target": 1, "syncing": 1, "failed": 1, "offline": 1, "waiting": 1, "left": 1, "superseded": 0}
         assert (whole["counts"], whole["started"], whole["nodes"]) == (one, 5, 5)
         none = dict.fromkeys(one, 0)
         assert [(s["number"], s["text"], s["state"]) for s in whole["plan"]] == [
@@ -477,6 +483,10 @@ async def test_a_rollout_is_rolled_back(control_site: Site, aborted: bool) -> No
         found = await act(replica, 2, "rollback", reason="too slow")
         assert found["state"] == "rolled_back"
         assert "release 3 goes back to release 1" in found["reason"]
+        assert (found["counts"]["superseded"], found["counts"]["at_target"], found["counts"]["waiting"]) == (1, 0, 1)
+        assert found["plan"][0]["nodes"]["superseded"] == 1
+        assert await outcomes(replica, 2) == {"a": "superseded", "b": "waiting"}
+        assert await outcomes(replica, 2, "?outcome=superseded") == {"a": "superseded"}
         assert await own(replica) == 3
         release = await ok(replica, "GET", "/v1/releases/default/3")
         assert (release["rollback_to"], release["reason"], release["created_by"]) == (1, "too slow", "admin")
@@ -486,6 +496,26 @@ async def test_a_rollout_is_rolled_back(control_site: Site, aborted: bool) -> No
         [row] = await audited(replica, "rollout.rollback")
         assert row["after"]["state"] == "rolled_back"
         assert (await audited(replica, "release.create"))[0]["target"] == "default/3"
+
+
+async def test_a_newer_release_supersedes_the_one_of_a_rollout_on_its_nodes(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        nodes = await first(replica, "a", "b", "c")
+        await made(replica, functions={"hello": 2}, rollout={**POLICY, "rehearse": False})
+        await (await rollout(replica, 2)).start(replica, nodes[:2])
+        await nodes[0].sync()
+        await act(replica, 2, "abort")
+        assert await outcomes(replica, 2) == {"a": "at_target", "b": "waiting", "c": "waiting"}
+        await made(replica, functions={"hello": 3}, rollout={**POLICY, "rehearse": False})
+        assert (await outcomes(replica, 2))["a"] == "at_target"
+        await (await rollout(replica, 3)).start(replica, nodes)
+        assert await outcomes(replica, 2) == {"a": "superseded", "b": "waiting", "c": "waiting"}
+        for _ in range(2):
+            await act(replica, 3, "promote", all=True)
+        assert (await shown(replica, 3))["state"] == "done"
+        assert set((await outcomes(replica, 3)).values()) == {"syncing"}
+        await made(replica, functions={"hello": 1}, now=True)
+        assert set((await outcomes(replica, 3)).values()) == {"superseded"}
 
 
 async def test_there_may_be_nothing_to_roll_back_to(control_site: Site) -> None:

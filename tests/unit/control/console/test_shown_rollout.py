@@ -91,6 +91,12 @@ def test_steps_start_their_share_of_the_nodes_of_now() -> None:
     assert [box.nodes for box in view("aborted").boxes] == [1, 49, 0, 0, 0]
 
 
+def test_what_was_superseded_was_started() -> None:
+    gone = NodeCounts(superseded=2, left=1, waiting=7)
+    assert shown_rollout.started(gone) == 3
+    assert shown_rollout.said(gone) == "7 not begun, 2 superseded, 1 left"
+
+
 def names(shown: RolloutView) -> list[str]:
     return [act.name for act in shown.acts]
 
@@ -120,8 +126,8 @@ def test_an_approval_takes_its_role_and_what_leaves_it_out_too() -> None:
     assert view(step=4).role_for_all == "deploy"
 
 
-def test_nodes_that_have_left_arent_taken_back() -> None:
-    shown = view(counts=NodeCounts(at_target=3, failed=1, left=5))
+def test_nodes_that_have_left_or_got_another_release_arent_taken_back() -> None:
+    shown = view(counts=NodeCounts(at_target=3, failed=1, left=5, superseded=2))
     act = shown.act("rollback")
     assert act is not None
     assert shown.affected(act) == 4

@@ -35,6 +35,21 @@ def test_steps_gates_with_their_values_and_who_is_offline_are_shown(capsys: pyte
         assert re.search(pattern, shown), (pattern, shown)
 
 
+def test_only_of_an_ended_rollout_superseded_nodes_have_a_column(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "SUPERSEDED" not in drawn(capsys, rollout())
+    found = rollout("rolled_back", step=2, counts=NodeCounts(superseded=49, waiting=950, left=1))
+    shown = drawn(capsys, found)
+    for pattern in (
+        r"outcomes +950 waiting, 49 superseded, 1 left",
+        r"STEP +UNTIL +STATE +STARTED +AT TARGET +SYNCING +FAILED +OFFLINE +SUPERSEDED +LEFT",
+        r"2 +5% +now +50 +- +- +- +- +49 +1",
+    ):
+        assert re.search(pattern, shown), (pattern, shown)
+    # An older control doesn't know them.
+    del found["counts"]["superseded"]
+    assert "SUPERSEDED" not in drawn(capsys, found)
+
+
 def test_text_from_control_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in drawn(capsys, rollout("paused", "operator", reason="red \x1b[31m", made_by="a\x1bb"))
 
