@@ -212,6 +212,8 @@ async def rehearse(
         if no_wait:
             if as_json:
                 output.document(release)
+            else:
+                output.say(f"  `skerry rollout status {release['group']} --rehearsal` shows what nodes have found")
             return
         group, number = release["group"], release["number"]
         progress = rollout_following.RolloutProgress(control, quiet=as_json)

@@ -55,7 +55,8 @@ async def finish(
     shown: bool = False,
     as_json: bool,
 ) -> None:
-    """Show a release that was made, unless its plan was `shown`, and follow its nodes as `wait` says.
+    """Show a release that was made, unless its plan was `shown`, and follow its nodes as `wait` says; without it, name
+    the command that shows its rollout, if it has one.
 
     With `as_json` print one document at the end: the release, or what it is a `part_of`. It then has the release's
     `nodes`, in `followed` the names of those that arrived, failed, were late, are offline and are revoked, and in
@@ -65,6 +66,8 @@ async def finish(
     """
     if not as_json:
         output.say(_made(release, "is")) if shown else show(release)
+        if wait is None and release.get("rollout") is not None:
+            output.say(f"  `skerry rollout status {release['group']}` shows how it goes on")
     followed = None
     if wait is not None:
         followed = await follow(control, release, wait.within, offline_too=wait.offline_too, quiet=as_json)

@@ -197,6 +197,12 @@ async def test_a_groups_policy_is_set_shown_and_taken_away(skerry: Fleet, policy
     assert (await skerry.json("group", "policy", "default"))["policy"] is None
     await skerry("release", "create", "--remove", "more", "--wait")
     assert skerry.releases() == [4, 4, 4]
+    # Who doesn't wait is told where it is shown.
+    said = await skerry("release", "rehearse", "--set", "more=1", "--no-wait")
+    assert "`skerry rollout status default --rehearsal`" in said.splitlines()[-1]
+    await skerry("rollout", "abort", "--yes")
+    said = await skerry("release", "create", "--set", "more=1", "--policy", policy)
+    assert "`skerry rollout status default`" in said.splitlines()[-1]
 
 
 async def test_a_rollout_is_redrawn_in_a_terminal_until_it_ends(skerry: Fleet, policy: Path) -> None:

@@ -40,6 +40,19 @@ async def follow(*answers: list[dict[str, Any]], within: float = 60.0, quiet: bo
     return found
 
 
+STEPS = {"state": "running", "rehearse": False, "rehearsal_only": False, "steps": ["1", "100%"]}
+
+
+@pytest.mark.parametrize(("rollout", "shown"), [(STEPS, False), (STEPS, True), (None, False)])
+async def test_what_isnt_waited_for_can_be_looked_at(
+    rollout: Any, shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = {**RELEASE, "schema_floor": 0, "functions": [], "rollout": rollout}
+    await releasing.finish(Control([]), made, None, shown=shown, as_json=False)  # type: ignore[arg-type]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert ("`skerry rollout status default`" in last) == (rollout is not None)
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 async def test_why_a_node_failed_is_said_once(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = [node("a", at_target=True, generation=7), node("b", error=ERROR), node("c", state="offline")]
