@@ -55,7 +55,7 @@ async def get_rehearsal(call: ApiCall) -> Reply:
             texts = {(number, revision): sql for number, revision, sql in await conn.fetch(TEXTS, first, last)}
         # Above all that the node's file can have, so that it isn't refused as an old one.
         generation = max(node.target_generation, node.ran_generation) + 1
-        left = rules.rehearsal_left(stored.rollout, stored.rules, now)
+        left = rules.rehearsal_left(stored.position, stored.rules, now)
         opened = OpenedSync(stored.rehearsal_id, generation, release, work, texts)
         return Task(opened, max(left, LEAST).total_seconds())
 

@@ -7,7 +7,7 @@ from uuid import UUID
 from control.problems import ProblemError
 from control.rollouts import rules, store
 from control.rollouts.policy import Policy, rules_of
-from control.rollouts.rules import Position, State
+from control.rollouts.rules import RolloutPosition, State
 from control.rollouts.store import StoredRollout
 from control.storage import events
 from control.storage.announcements import Changed
@@ -45,7 +45,7 @@ async def pause(conn: Connection, now: datetime, stored: StoredRollout, reason: 
     if stored.row.state != "running":
         raise _not_possible(stored, "only a running rollout can be paused")
     said = reason or "an operator has paused it"
-    return await store.save(conn, stored, rules.paused(stored.rollout, said, now), now)
+    return await store.save(conn, stored, rules.paused(stored.position, said, now), now)
 
 
 async def resume(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
@@ -54,7 +54,7 @@ async def resume(conn: Connection, changed: Changed, now: datetime, stored: Stor
     if stored.row.state != "paused":
         raise _not_possible(stored, "only a paused rollout can be resumed")
     failed = rules.failed_nodes((await store.fleet(conn, stored)).nodes)
-    going = rules.resumed(stored.rollout, stored.rules, failed, now)
+    going = rules.resumed(stored.position, stored.rules, failed, now)
     changed.groups.add(str(stored.row.group_id))
     return await store.save(conn, stored, going, now)
 
@@ -69,7 +69,7 @@ async def promote(
     if not stored.open:
         raise _not_possible(stored, "only an open rollout can be promoted")
     failed = rules.failed_nodes((await store.fleet(conn, stored)).nodes)
-    going = rules.promoted(stored.rollout, stored.rules, failed, now, everything=everything)
+    going = rules.promoted(stored.position, stored.rules, failed, now, everything=everything)
     if going.state == "done":
         return await complete(conn, changed, now, stored, going)
     changed.groups.add(str(stored.row.group_id))
@@ -102,7 +102,7 @@ async def retry(conn: Connection, changed: Changed, now: datetime, stored: Store
 
 
 async def complete(
-    conn: Connection, changed: Changed, now: datetime, stored: StoredRollout, done: Position
+    conn: Connection, changed: Changed, now: datetime, stored: StoredRollout, done: RolloutPosition
 ) -> StoredRollout:
     """Make the release its group's: all other nodes get it too, with their next poll."""
     await own_targets.finish(conn, str(stored.row.release_id), str(stored.row.group_id))
@@ -118,7 +118,7 @@ async def end(
     """End a rollout in `state`; nodes that were started and don't run its release go back to their group's."""
     changed.nodes.update(await own_targets.give_back(conn, str(stored.row.release_id)))
     changed.groups.add(str(stored.row.group_id))
-    ended = replace(stored.rollout, state=state, waits_for="", waits_since=now, reason=reason)
+    ended = replace(stored.position, state=state, waits_for="", waits_since=now, reason=reason)
     saved = await store.save(conn, stored, ended, now)
     await tell_ended(conn, now, saved)
     return saved

@@ -93,7 +93,7 @@ class MeasuredStep(NamedTuple):
     step: int
     step_since: datetime
     measured_from: datetime
-    """As in `rules.Position`."""
+    """As in `rules.RolloutPosition`."""
     gates: Sequence[Gate]
 
 

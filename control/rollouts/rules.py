@@ -33,7 +33,7 @@ REHEARSAL = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class RolloutPosition:
     """Where a rollout stands: the part of its row that rules change."""
 
     state: State
@@ -76,7 +76,7 @@ class GroupNode:
 class RolloutDecision:
     """What to write."""
 
-    rollout: Position
+    position: RolloutPosition
     start: tuple[str, ...] = ()
     """Ids of nodes whose target becomes the release."""
     roll_back: bool = False
@@ -129,33 +129,33 @@ def failed_nodes(nodes: Iterable[GroupNode]) -> int:
 
 
 def decide(
-    rollout: Position, rules: Rules, group: GroupNodes, gates: Sequence[Outcome], now: datetime
+    position: RolloutPosition, rules: Rules, group: GroupNodes, gates: Sequence[Outcome], now: datetime
 ) -> RolloutDecision:
     """Return what to do now. `gates` are what the step's gates say, in order."""
-    if rollout.state != "running":
-        return RolloutDecision(rollout)
-    if rollout.step == REHEARSAL:
-        return _rehearsal(rollout, rules, group.nodes, now)
-    return _step(rollout, rules, rules.steps[rollout.step - 1], group, gates, now)
+    if position.state != "running":
+        return RolloutDecision(position)
+    if position.step == REHEARSAL:
+        return _rehearsal(position, rules, group.nodes, now)
+    return _step(position, rules, rules.steps[position.step - 1], group, gates, now)
 
 
-def first(rules: Rules, *, rehearse: bool, rehearsal_only: bool, now: datetime) -> Position:
+def first(rules: Rules, *, rehearse: bool, rehearsal_only: bool, now: datetime) -> RolloutPosition:
     """Return a rollout at its beginning."""
-    begun = Position("running", REHEARSAL, now, "rehearsal", now, "", rehearsal_only, 0, now)
+    begun = RolloutPosition("running", REHEARSAL, now, "rehearsal", now, "", rehearsal_only, 0, now)
     return begun if rehearse or rehearsal_only else next_step(begun, rules, 0, now)
 
 
-def next_step(rollout: Position, rules: Rules, failed: int, now: datetime) -> Position:
+def next_step(position: RolloutPosition, rules: Rules, failed: int, now: datetime) -> RolloutPosition:
     """Return the rollout at the step after its present one; done, if that was the last.
 
     It goes on with `failed` failed nodes (`failed_nodes`), which don't count for the next step.
     """
-    if rollout.step == len(rules.steps):
-        return replace(rollout, state="done", waits_for="", waits_since=now, reason="")
+    if position.step == len(rules.steps):
+        return replace(position, state="done", waits_for="", waits_since=now, reason="")
     return replace(
-        rollout,
+        position,
         state="running",
-        step=rollout.step + 1,
+        step=position.step + 1,
         step_since=now,
         waits_for="",
         waits_since=now,
@@ -165,80 +165,87 @@ def next_step(rollout: Position, rules: Rules, failed: int, now: datetime) -> Po
     )
 
 
-def paused(rollout: Position, said: str, now: datetime) -> Position:
+def paused(position: RolloutPosition, said: str, now: datetime) -> RolloutPosition:
     """Return a running rollout that an operator has paused."""
-    return replace(rollout, state="paused", waits_for="operator", waits_since=now, reason=said)
+    return replace(position, state="paused", waits_for="operator", waits_since=now, reason=said)
 
 
-def resumed(rollout: Position, rules: Rules, failed: int, now: datetime) -> Position:
+def resumed(position: RolloutPosition, rules: Rules, failed: int, now: datetime) -> RolloutPosition:
     """Return a paused rollout that goes on: its `failed` failed nodes (`failed_nodes`) are accepted, and its step's
     gates, bake and pause are measured from now. What a rehearsal has found is accepted: the first step begins."""
-    if rollout.step == REHEARSAL and rollout.waits_for != "operator":
-        return promoted(rollout, rules, failed, now, everything=False)
+    if position.step == REHEARSAL and position.waits_for != "operator":
+        return promoted(position, rules, failed, now, everything=False)
     return replace(
-        rollout, state="running", waits_for="", waits_since=now, reason="", forgiven=failed, measured_from=now
+        position, state="running", waits_for="", waits_since=now, reason="", forgiven=failed, measured_from=now
     )
 
 
-def promoted(rollout: Position, rules: Rules, failed: int, now: datetime, *, everything: bool) -> Position:
+def promoted(
+    position: RolloutPosition, rules: Rules, failed: int, now: datetime, *, everything: bool
+) -> RolloutPosition:
     """Return an open rollout without the rest of its step; with `everything`, without all steps but the last one."""
     last = len(rules.steps)
-    if everything and rollout.step < last:
-        rollout = replace(rollout, step=last - 1)
-    return next_step(replace(rollout, rehearsal_only=False), rules, failed, now)
+    if everything and position.step < last:
+        position = replace(position, step=last - 1)
+    return next_step(replace(position, rehearsal_only=False), rules, failed, now)
 
 
-def rehearsal_left(rollout: Position, rules: Rules, now: datetime) -> timedelta:
+def rehearsal_left(position: RolloutPosition, rules: Rules, now: datetime) -> timedelta:
     """Return how long nodes may still take for a rehearsal. Its time begins when one of them is online."""
-    if rollout.state == "running" and rollout.waits_for == "unknown":
+    if position.state == "running" and position.waits_for == "unknown":
         return rules.rehearsal_time
-    return rollout.measured_from + rules.rehearsal_time - now
+    return position.measured_from + rules.rehearsal_time - now
 
 
-def _rehearsal(rollout: Position, rules: Rules, nodes: Sequence[GroupNode], now: datetime) -> RolloutDecision:
+def _rehearsal(position: RolloutPosition, rules: Rules, nodes: Sequence[GroupNode], now: datetime) -> RolloutDecision:
     if nodes and not any(node.online or node.rehearsed is not None for node in nodes):
         # Nobody could get the release now, so nothing is held up by waiting for one that can try it.
-        return _waiting(rollout, "unknown", "all nodes of the group are offline: the first ones back rehearse it", now)
-    if rollout.waits_for == "unknown":
-        rollout = replace(rollout, measured_from=now)
+        return _waiting(position, "unknown", "all nodes of the group are offline: the first ones back rehearse it", now)
+    if position.waits_for == "unknown":
+        position = replace(position, measured_from=now)
     able = [node for node in nodes if node.online and node.rehearses]
     left = [node for node in able if node.rehearsed is None]
-    if left and rehearsal_left(rollout, rules, now) > timedelta(0):
-        return _waiting(rollout, "rehearsal", f"it waits for {_count(left)} to rehearse it", now)
+    if left and rehearsal_left(position, rules, now) > timedelta(0):
+        return _waiting(position, "rehearsal", f"it waits for {_count(left)} to rehearse it", now)
     failed = sum(node.rehearsed == "failed" for node in nodes)
     passed = sum(node.rehearsed == "passed" for node in nodes)
     unknown = len(nodes) - failed - passed
     if failed:
         said = f"the rehearsal failed on {counted(failed, 'node')} of {len(nodes)}"
-        return _paused(rollout, "failed", said, now) if rules.on_failure == "pause" else _aborted(rollout, said, now)
+        return _paused(position, "failed", said, now) if rules.on_failure == "pause" else _aborted(position, said, now)
     if unknown > rules.max_unknown.down(len(nodes)):
         said = f"the outcome is unknown on {counted(unknown, 'node')} of {len(nodes)}, more than max_unknown allows"
-        return _paused(rollout, "unknown", said, now)
+        return _paused(position, "unknown", said, now)
     if able and not passed:
         # Offline and older nodes may be missing. Where others could have tried, silence isn't an answer.
-        return _paused(rollout, "unknown", f"the rehearsal passed on none of {_count(able)} that could try it", now)
-    if rollout.rehearsal_only and not passed:
-        return _paused(rollout, "unknown", f"none of {_count(nodes)} could try it", now)
-    if rollout.rehearsal_only:
+        return _paused(position, "unknown", f"the rehearsal passed on none of {_count(able)} that could try it", now)
+    if position.rehearsal_only and not passed:
+        return _paused(position, "unknown", f"none of {_count(nodes)} could try it", now)
+    if position.rehearsal_only:
         said = f"it was rehearsed: it passed on {counted(passed, 'node')} of {len(nodes)}"
-        return _paused(rollout, "rehearsed", said, now)
-    return RolloutDecision(next_step(rollout, rules, failed_nodes(nodes), now))
+        return _paused(position, "rehearsed", said, now)
+    return RolloutDecision(next_step(position, rules, failed_nodes(nodes), now))
 
 
 def _step(
-    rollout: Position, rules: Rules, step: PolicyStep, group: GroupNodes, gates: Sequence[Outcome], now: datetime
+    position: RolloutPosition,
+    rules: Rules,
+    step: PolicyStep,
+    group: GroupNodes,
+    gates: Sequence[Outcome],
+    now: datetime,
 ) -> RolloutDecision:
     started = [node for node in group.nodes if node.step is not None]
-    mine = [node for node in started if node.step == rollout.step]
+    mine = [node for node in started if node.step == position.step]
     failed = failed_nodes(started)
     # Where an accepted node has recovered or left, it excuses no other.
-    rollout = replace(rollout, forgiven=min(rollout.forgiven, failed))
-    if failed - rollout.forgiven > rules.max_failed.down(len(mine)):
-        said = f"{counted(failed - rollout.forgiven, 'node')} failed in this step, which has started {len(mine)}"
-        return _stopped(rollout, rules, said, now)
+    position = replace(position, forgiven=min(position.forgiven, failed))
+    if failed - position.forgiven > rules.max_failed.down(len(mine)):
+        said = f"{counted(failed - position.forgiven, 'node')} failed in this step, which has started {len(mine)}"
+        return _stopped(position, rules, said, now)
     if "failed" in gates:
-        return _stopped(rollout, rules, f"{_gates(gates, 'failed')} failed", now)
-    begun = rollout.measured_from
+        return _stopped(position, rules, f"{_gates(gates, 'failed')} failed", now)
+    begun = position.measured_from
     if step.until is not None:
         wanted = len(group.nodes) if step.whole else step.until.up(len(group.nodes)) - group.started
         free = [node for node in group.nodes if node.step is None and node.online]
@@ -248,18 +255,18 @@ def _step(
                 said = f"it starts {count} when the window opens"
                 if rules.window.zone is None:
                     said = "control's machine doesn't know the window's time zone: install its package tzdata"
-                return _waiting(rollout, "window", said, now)
+                return _waiting(position, "window", said, now)
             order = in_order(group.nodes, group.rollout_id)
             start = tuple(node.id for node in order if node.step is None and node.online)[:wanted]
-            return replace(_waiting(rollout, "nodes", f"it has started {count}", now), start=start)
+            return replace(_waiting(position, "nodes", f"it has started {count}", now), start=start)
         left = [node for node in started if node.online and node.reached is None and not node.failed]
         if left:
-            return _waiting(rollout, "nodes", f"it waits for {_count(left)} to reach the release", now)
+            return _waiting(position, "nodes", f"it waits for {_count(left)} to reach the release", now)
         begun = max([begun, *(node.reached for node in mine if node.reached is not None)]) + rules.bake
         if now < begun:
-            return _waiting(rollout, "baking", f"it bakes until {_text(begun)}", now)
+            return _waiting(position, "baking", f"it bakes until {_text(begun)}", now)
     if step.pause is not None and now < begun + step.pause:
-        return _waiting(rollout, "pause", f"it pauses until {_text(begun + step.pause)}", now)
+        return _waiting(position, "pause", f"it pauses until {_text(begun + step.pause)}", now)
     if step.until is not None:
         # After the last step nothing starts that could go wrong as well: one silent node there blocks nothing.
         seen = started if step.whole else mine or started
@@ -267,40 +274,40 @@ def _step(
             said = "no node that was started is known to run it"
             if wanted > 0 and not started:
                 said = "all nodes of the group are offline: they are started when they are back"
-            return _waiting(rollout, "unknown", said, now)
+            return _waiting(position, "unknown", said, now)
         # What an approval has been asked for with isn't asked again.
-        if "unknown" in gates and rollout.waits_for != "approval":
-            waiting = _waiting(rollout, "unknown", f"{_gates(gates, 'unknown')} can't say yet", now)
-            if rules.on_unknown == "rollback" and now - waiting.rollout.waits_since >= ANSWERS_TAKE:
-                return _rolled_back(rollout, waiting.rollout.reason, now)
+        if "unknown" in gates and position.waits_for != "approval":
+            waiting = _waiting(position, "unknown", f"{_gates(gates, 'unknown')} can't say yet", now)
+            if rules.on_unknown == "rollback" and now - waiting.position.waits_since >= ANSWERS_TAKE:
+                return _rolled_back(position, waiting.position.reason, now)
             return waiting
     if step.approval:
-        return _waiting(rollout, "approval", f"it waits for an operator with the role {step.role}", now)
-    return RolloutDecision(next_step(rollout, rules, failed, now))
+        return _waiting(position, "approval", f"it waits for an operator with the role {step.role}", now)
+    return RolloutDecision(next_step(position, rules, failed, now))
 
 
-def _stopped(rollout: Position, rules: Rules, said: str, now: datetime) -> RolloutDecision:
+def _stopped(position: RolloutPosition, rules: Rules, said: str, now: datetime) -> RolloutDecision:
     if rules.on_failure == "rollback":
-        return _rolled_back(rollout, said, now)
-    return _paused(rollout, "failed", said, now)
+        return _rolled_back(position, said, now)
+    return _paused(position, "failed", said, now)
 
 
-def _waiting(rollout: Position, waits: Waits, said: str, now: datetime) -> RolloutDecision:
-    since = rollout.waits_since if rollout.waits_for == waits else now
-    return RolloutDecision(replace(rollout, waits_for=waits, waits_since=since, reason=said))
+def _waiting(position: RolloutPosition, waits: Waits, said: str, now: datetime) -> RolloutDecision:
+    since = position.waits_since if position.waits_for == waits else now
+    return RolloutDecision(replace(position, waits_for=waits, waits_since=since, reason=said))
 
 
-def _paused(rollout: Position, waits: Waits, said: str, now: datetime) -> RolloutDecision:
-    return RolloutDecision(replace(rollout, state="paused", waits_for=waits, waits_since=now, reason=said))
+def _paused(position: RolloutPosition, waits: Waits, said: str, now: datetime) -> RolloutDecision:
+    return RolloutDecision(replace(position, state="paused", waits_for=waits, waits_since=now, reason=said))
 
 
-def _rolled_back(rollout: Position, said: str, now: datetime) -> RolloutDecision:
-    ended = replace(rollout, state="rolled_back", waits_for="", waits_since=now, reason=said)
+def _rolled_back(position: RolloutPosition, said: str, now: datetime) -> RolloutDecision:
+    ended = replace(position, state="rolled_back", waits_for="", waits_since=now, reason=said)
     return RolloutDecision(ended, roll_back=True)
 
 
-def _aborted(rollout: Position, said: str, now: datetime) -> RolloutDecision:
-    return RolloutDecision(replace(rollout, state="aborted", waits_for="", waits_since=now, reason=said))
+def _aborted(position: RolloutPosition, said: str, now: datetime) -> RolloutDecision:
+    return RolloutDecision(replace(position, state="aborted", waits_for="", waits_since=now, reason=said))
 
 
 def _mark(rollout_id: str, what: str) -> bytes:

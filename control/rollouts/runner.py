@@ -21,7 +21,7 @@ from control.protocol import faults
 from control.rollouts import acts, rules, store
 from control.rollouts.gates import GateVerdict
 from control.rollouts.measuring import Measuring
-from control.rollouts.rules import Position
+from control.rollouts.rules import RolloutPosition
 from control.rollouts.store import StoredRollout
 from control.storage import events
 from control.storage.announcements import Changed
@@ -142,7 +142,7 @@ class RolloutRunner:
         if stored is None or not stored.open:
             return
         running = stored.row.state == "running"
-        if not running and not _tells(stored, stored.rollout, self._clock.now()):
+        if not running and not _tells(stored, stored.position, self._clock.now()):
             return
         verdicts = await self._measuring.measure(stored) if running else []
         decided = await self._db.transaction(partial(self._decide, stored, verdicts, held))
@@ -157,12 +157,12 @@ class RolloutRunner:
     ) -> WrittenDecision:
         """Decide about a rollout and write that. `held`: start no node."""
         stored = await store.locked(conn, seen.row.release_id)
-        if stored is None or stored.rollout != seen.rollout or stored.row.attempt != seen.row.attempt:
+        if stored is None or stored.position != seen.position or stored.row.attempt != seen.row.attempt:
             return WrittenDecision()  # an operator, or another replica, was faster
         now = self._clock.now()
         fleet = await store.fleet(conn, stored)
-        decided = rules.decide(stored.rollout, stored.rules, fleet, [each.outcome for each in verdicts], now)
-        changed, going = Changed(), decided.rollout
+        decided = rules.decide(stored.position, stored.rules, fleet, [each.outcome for each in verdicts], now)
+        changed, going = Changed(), decided.position
         await self._measuring.save(conn, stored, verdicts, now)
         if decided.start and held:
             going = replace(going, reason=HELD)
@@ -198,21 +198,21 @@ class RolloutRunner:
         if stored is None or stored.row.state != "running":
             return
         said = f"it can't do what its policy says: {problem.detail}; resume, abort or roll it back"
-        stopped = replace(stored.rollout, state="paused", waits_for="failed", waits_since=now, reason=said)
+        stopped = replace(stored.position, state="paused", waits_for="failed", waits_since=now, reason=said)
         await self._save(conn, stored, stopped, now)
         log.warning("rollout %s is paused: %s", stored.name, said)
 
-    async def _save(self, conn: Connection, stored: StoredRollout, going: Position, now: datetime) -> None:
+    async def _save(self, conn: Connection, stored: StoredRollout, going: RolloutPosition, now: datetime) -> None:
         """Write where it stands, and tell somebody that it waits: at once, and again after `unknown_after`."""
         tells = _tells(stored, going, now)
-        if going == stored.rollout and not tells:
+        if going == stored.position and not tells:
             return
         saved = await store.save(conn, stored, going, now, told_at=now if tells else None)
         if tells:
             await events.record(conn, now, "rollout.paused", [acts.event_item(saved)])
 
 
-def _tells(stored: StoredRollout, going: Position, now: datetime) -> bool:
+def _tells(stored: StoredRollout, going: RolloutPosition, now: datetime) -> bool:
     """Return whether it is time to tell somebody that a rollout waits, which goes on to `going`."""
     if going.state == "running" and going.waits_for == "unknown" and now - going.waits_since < rules.ANSWERS_TAKE:
         return False  # an answer may be on its way

@@ -12,7 +12,7 @@ from control.protocol import wire
 from control.protocol.wire import RehearsalResult
 from control.rollouts import rules
 from control.rollouts.policy import Policy, Rules, rules_of
-from control.rollouts.rules import GroupNode, GroupNodes, Outcome, Position, State, Waits
+from control.rollouts.rules import GroupNode, GroupNodes, Outcome, RolloutPosition, State, Waits
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync.node_state import clean
@@ -92,10 +92,10 @@ class StoredRollout:
     rules: Rules
 
     @property
-    def rollout(self) -> Position:
+    def position(self) -> RolloutPosition:
         """Return where it stands."""
         row = self.row
-        return Position(
+        return RolloutPosition(
             state=row.state,
             step=row.step,
             step_since=row.step_since,
@@ -216,7 +216,7 @@ async def gates(conn: Connection, release_id: UUID) -> list[GateRow]:
 
 
 async def add(
-    conn: Connection, release_id: UUID, group_id: UUID, policy: Policy, begun: Position, now: datetime
+    conn: Connection, release_id: UUID, group_id: UUID, policy: Policy, begun: RolloutPosition, now: datetime
 ) -> None:
     """Write a new rollout."""
     await conn.execute(
@@ -240,7 +240,7 @@ async def add(
 async def save(
     conn: Connection,
     stored: StoredRollout,
-    rollout: Position,
+    position: RolloutPosition,
     now: datetime,
     *,
     attempt: int | None = None,
@@ -248,19 +248,19 @@ async def save(
 ) -> StoredRollout:
     """Write where a rollout stands now, and return it. `told_at`: when somebody is told that it waits, if now."""
     row = stored.row
-    if told_at is None and rollout.waits_for == row.waits_for:
+    if told_at is None and position.waits_for == row.waits_for:
         told_at = row.told_at
-    ended = None if rollout.state in rules.OPEN else row.ended_at or now
+    ended = None if position.state in rules.OPEN else row.ended_at or now
     saved = row._replace(
-        state=rollout.state,
-        step=rollout.step,
-        step_since=rollout.step_since,
-        waits_for=rollout.waits_for,
-        waits_since=rollout.waits_since,
-        reason=rollout.reason,
-        rehearsal_only=rollout.rehearsal_only,
-        forgiven=rollout.forgiven,
-        measured_from=rollout.measured_from,
+        state=position.state,
+        step=position.step,
+        step_since=position.step_since,
+        waits_for=position.waits_for,
+        waits_since=position.waits_since,
+        reason=position.reason,
+        rehearsal_only=position.rehearsal_only,
+        forgiven=position.forgiven,
+        measured_from=position.measured_from,
         attempt=row.attempt if attempt is None else attempt,
         told_at=told_at,
         ended_at=ended,

@@ -34,9 +34,9 @@ def test_rollouts_keep_their_promises(first: int) -> None:
 
 def test_all_ends_come_about_and_a_seed_is_the_same_run_each_time() -> None:
     worlds = [simulated_rollouts.run(seed) for seed in range(100)]
-    assert {world.rollout.state for world in worlds} == {"done", "aborted", "rolled_back", "superseded"}
+    assert {world.position.state for world in worlds} == {"done", "aborted", "rolled_back", "superseded"}
     again = [simulated_rollouts.run(seed) for seed in range(100)]
-    assert [(world.rollout, list(world.trace)) for world in worlds] == [(w.rollout, list(w.trace)) for w in again]
+    assert [(world.position, list(world.trace)) for world in worlds] == [(w.position, list(w.trace)) for w in again]
 
 
 BROKEN: dict[str, tuple[str, str, str]] = {
@@ -56,10 +56,10 @@ BROKEN: dict[str, tuple[str, str, str]] = {
         "start before",
     ),
     "the window is ignored": ("if rules.window is not None and", "if False and", "outside of the window"),
-    "failed nodes are forgotten": ("if failed - rollout.forgiven >", "if 0 >", "after a failure"),
+    "failed nodes are forgotten": ("if failed - position.forgiven >", "if 0 >", "after a failure"),
     "one failed node more than may fail": (
-        "if failed - rollout.forgiven > rules",
-        "if failed - rollout.forgiven > 1 + rules",
+        "if failed - position.forgiven > rules",
+        "if failed - position.forgiven > 1 + rules",
         "after a failure",
     ),
     "what may fail is rounded up": ("rules.max_failed.down(len(mine))", "rules.max_failed.up(len(mine))", "after a"),
@@ -69,7 +69,7 @@ BROKEN: dict[str, tuple[str, str, str]] = {
         "after a failure",
     ),
     "an accepted node that recovered excuses another": (
-        "rollout = replace(rollout, forgiven=min(rollout.forgiven, failed))",
+        "position = replace(position, forgiven=min(position.forgiven, failed))",
         "",
         "after a failure",
     ),
@@ -81,8 +81,8 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "the pause is left out": ("if step.pause is not None and", "if False and", "before its time is over"),
     "an approval isn't waited for": ("if step.approval:", "if False:", "nobody has approved"),
     "nodes on their way aren't waited for": (
-        'if left:\n            return _waiting(rollout, "nodes"',
-        'if False:\n            return _waiting(rollout, "nodes"',
+        'if left:\n            return _waiting(position, "nodes"',
+        'if False:\n            return _waiting(position, "nodes"',
         "on its way",
     ),
     "offline nodes are waited for": (
@@ -99,12 +99,12 @@ BROKEN: dict[str, tuple[str, str, str]] = {
         "if False and rehearsal_left(",
         "while nodes rehearse",
     ),
-    "a rehearsal alone goes on": ("if rollout.rehearsal_only:", "if False:", "or one alone"),
-    "paused rollouts go on": ('if rollout.state != "running":', "if False:", "that is"),
+    "a rehearsal alone goes on": ("if position.rehearsal_only:", "if False:", "or one alone"),
+    "paused rollouts go on": ('if position.state != "running":', "if False:", "that is"),
     "a rollback doesn't stop": ('state="rolled_back", waits_for=""', 'waits_for=""', "after a failure"),
     "the last step is another one's": (
-        "if rollout.step == len(rules.steps):",
-        "if rollout.step + 1 == len(rules.steps):",
+        "if position.step == len(rules.steps):",
+        "if position.step + 1 == len(rules.steps):",
         "followed",
     ),
     "resuming accepts nothing": ("forgiven=failed, measured_from=now\n", "measured_from=now\n", "nothing failed"),
@@ -123,7 +123,7 @@ def broken_rules(old: str, new: str) -> ModuleType:
     finally:
         del sys.modules[made.__name__]
     # What is compared with values that the right ones make.
-    for name in ("Position", "GroupNode", "GroupNodes", "RolloutDecision"):
+    for name in ("RolloutPosition", "GroupNode", "GroupNodes", "RolloutDecision"):
         made.__dict__[name] = getattr(rules, name)
     return made
 

@@ -19,7 +19,7 @@ import msgspec
 
 from control.rollouts import rules as program
 from control.rollouts.policy import Policy, Rules, rules_of
-from control.rollouts.rules import GroupNode, GroupNodes, Outcome, Position
+from control.rollouts.rules import GroupNode, GroupNodes, Outcome, RolloutPosition
 
 LONGEST_CALM = 400
 """Ticks within which a rollout has ended once nothing goes wrong any more."""
@@ -85,7 +85,7 @@ class World:
         self.steps: dict[str, int] = {}
         """By node that the rollout has ever started: the step that did it."""
         self.attempt = 1
-        self.rollout: Position = rules.first(
+        self.position: RolloutPosition = rules.first(
             self.policy, rehearse=self.policy.rehearse, rehearsal_only=draw.random() < 0.1, now=self.now
         )
         self.stopped = False
@@ -145,7 +145,7 @@ class World:
             for at in range(len(self.gates)):
                 if draw.random() < 0.3:
                     self.gates[at] = draw.choices(OUTCOMES, (6, 1, 3))[0]
-            if draw.random() < (0.3 if self.rollout.state == "paused" else 0.1):
+            if draw.random() < (0.3 if self.position.state == "paused" else 0.1):
                 self._operator()
         self._replicas()
 
@@ -160,7 +160,7 @@ class World:
             node.failed = node.failed or (node.own and not node.told and draw.random() < 0.3)
         if not node.online:
             return
-        asked = self.rollout.state == "running" and self.rollout.step == 0 and node.rehearses
+        asked = self.position.state == "running" and self.position.step == 0 and node.rehearses
         if asked and node.rehearsed is None and draw.random() < node.speed:
             node.rehearsed = "failed" if node.bad else draw.choice(("passed", "passed", "passed", "unknown"))
         target = "new" if node.own else self.group_runs
@@ -213,20 +213,20 @@ class World:
     def _replicas(self) -> None:
         """One or both replicas look; what one has seen may be an old story when it writes."""
         draw = self.random
-        if self.rollout.state != "running" and draw.random() < 0.8:
+        if self.position.state != "running" and draw.random() < 0.8:
             return
         seen = [
-            (self.rollout, self.attempt, tuple(self.gates)) for _ in range(1 if self.calm else draw.choice((1, 1, 2)))
+            (self.position, self.attempt, tuple(self.gates)) for _ in range(1 if self.calm else draw.choice((1, 1, 2)))
         ]
-        for rollout, attempt, gates in seen:
+        for position, attempt, gates in seen:
             if not self.calm and draw.random() < 0.1:
                 self._operator()
-            if (rollout, attempt) == (self.rollout, self.attempt):
+            if (position, attempt) == (self.position, self.attempt):
                 self._decides(gates, killed=not self.calm and draw.random() < 0.2)
 
     def _decides(self, gates: tuple[Outcome, ...], *, killed: bool) -> None:
         """A transaction of a replica; one that is killed before its end has written nothing."""
-        before, group = self.rollout, self._seen()
+        before, group = self.position, self._seen()
         decision = self.rules.decide(before, self.policy, group, gates, self.now)
         if self.rules.decide(before, self.policy, group, gates, self.now) != decision:
             self.broken("the same was decided otherwise")
@@ -242,15 +242,15 @@ class World:
             node = self.group[id]
             self._disown(node)
             node.own = True
-        self._write(decision.rollout)
+        self._write(decision.position)
         if decision.start:
             self.trace.append(f"{self.now:%a %H:%M} step {before.step} starts {len(decision.start)} nodes")
-            again = self.rules.decide(decision.rollout, self.policy, self._seen(), gates, self.now)
+            again = self.rules.decide(decision.position, self.policy, self._seen(), gates, self.now)
             if again.start and not returned:
                 self.broken(f"the step was full, and {len(again.start)} nodes more start")
 
-    def _write(self, after: Position) -> None:
-        before, self.rollout = self.rollout, after
+    def _write(self, after: RolloutPosition) -> None:
+        before, self.position = self.position, after
         if (before.state, before.step) != (after.state, after.step):
             self.trace.append(f"{self.now:%a %H:%M} step {after.step}, {after.state}: {after.reason}")
         if after.state == "done":
@@ -276,7 +276,7 @@ class World:
         return sum(node.own and node.failed for node in self.group.values())
 
     def _operator(self) -> None:
-        draw, before, failed = self.random, self.rollout, self.rules.failed_nodes(self._seen().nodes)
+        draw, before, failed = self.random, self.position, self.rules.failed_nodes(self._seen().nodes)
         act = draw.choice(("pause", "resume", "resume", "promote", "promote", "all", "abort", "retry", "newer", "back"))
         if act == "pause" and before.state == "running":
             after = self.rules.paused(before, "an operator", self.now)
@@ -327,8 +327,8 @@ class World:
             f" SKERRY_TEST_SEED={self.seed} just test tests/simulation/test_rollout_fleets.py"
         )
 
-    def _check(self, before: Position, decision: program.RolloutDecision, gates: tuple[Outcome, ...]) -> None:
-        after, nodes = decision.rollout, list(self.group.values())
+    def _check(self, before: RolloutPosition, decision: program.RolloutDecision, gates: tuple[Outcome, ...]) -> None:
+        after, nodes = decision.position, list(self.group.values())
         if before.state != "running" and (after != before or decision.start):
             self.broken(f"something was decided about a rollout that is {before.state}")
         if before.state != "running":
@@ -360,7 +360,7 @@ class World:
                 self._check_step_over(before, gates, text, mine)
 
     def _check_starts(
-        self, before: Position, after: Position, decision: program.RolloutDecision, text: str | None
+        self, before: RolloutPosition, after: RolloutPosition, decision: program.RolloutDecision, text: str | None
     ) -> None:
         if self.stopped or after.state != "running" or before.step == 0 or after.step != before.step:
             self.broken(f"nodes start in step {before.step} while it is {after.state}")
@@ -384,7 +384,7 @@ class World:
             if begun != free[: len(begun)]:
                 self.broken(f"{begun} start before {free[0]}")
 
-    def _check_rehearsal_passed(self, before: Position) -> None:
+    def _check_rehearsal_passed(self, before: RolloutPosition) -> None:
         outcomes = [node.rehearsed for node in self.group.values()]
         unknown = len(outcomes) - outcomes.count("passed")
         if "failed" in outcomes or before.rehearsal_only:
@@ -398,7 +398,7 @@ class World:
             self.broken("the first step begins while nodes rehearse")
 
     def _check_step_over(
-        self, before: Position, gates: tuple[Outcome, ...], text: str | None, mine: list[SimulatedNode]
+        self, before: RolloutPosition, gates: tuple[Outcome, ...], text: str | None, mine: list[SimulatedNode]
     ) -> None:
         step = self.fields["steps"][before.step - 1]
         pause = step.get("pause") if isinstance(step, dict) else None
@@ -450,47 +450,47 @@ class World:
             # Some are away until it has ended: they block nothing.
             node.away_for, node.online = 0, self.random.random() < 0.8
         self.gates = ["passed" for _ in self.gates]
-        ended, before = self.rollout.state in ENDED, self.rollout
+        ended, before = self.position.state in ENDED, self.position
         targets = {node.id: "new" if node.own else self.group_runs for node in self.group.values()}
         for _ in range(LONGEST_CALM):
-            if self.rollout.state in ENDED:
+            if self.position.state in ENDED:
                 break
             self._looked_after()
             self.tick()
         else:
-            self.broken(f"it doesn't end: step {self.rollout.step} waits for {self.rollout.waits_for}")
+            self.broken(f"it doesn't end: step {self.position.step} waits for {self.position.waits_for}")
         for node in self.group.values():
             node.online = True
         for _ in range(10):
             self.tick()
-        if ended and self.rollout != before:
-            self.broken(f"it was {before.state}, and is {self.rollout.state}")
+        if ended and self.position != before:
+            self.broken(f"it was {before.state}, and is {self.position.state}")
         self._settled(targets if ended else None)
 
     def _looked_after(self) -> None:
         """Do what nothing but an operator does."""
-        waits, step = self.rollout.waits_for, self.rollout.step
-        if self.rollout.state == "paused" and step == 0 and waits == "failed":
-            self._write(replace(self.rollout, state="aborted", waits_for="", reason="an operator"))
-        elif self.rollout.state == "paused":
+        waits, step = self.position.waits_for, self.position.step
+        if self.position.state == "paused" and step == 0 and waits == "failed":
+            self._write(replace(self.position, state="aborted", waits_for="", reason="an operator"))
+        elif self.position.state == "paused":
             failed = self.rules.failed_nodes(self._seen().nodes)
-            self._write(self.rules.resumed(self.rollout, self.policy, failed, self.now))
+            self._write(self.rules.resumed(self.position, self.policy, failed, self.now))
             self._decided_anew()
         elif waits == "approval" or (waits == "unknown" and self._silent()):
             failed = self.rules.failed_nodes(self._seen().nodes)
-            self._write(self.rules.promoted(self.rollout, self.policy, failed, self.now, everything=False))
-        while self.rollout.waits_for == "window" and not self._window_open():
+            self._write(self.rules.promoted(self.position, self.policy, failed, self.now, everything=False))
+        while self.position.waits_for == "window" and not self._window_open():
             self.now += 30 * MINUTE
 
     def _silent(self) -> bool:
         """Whether each node that could show that the release runs is away or has left."""
         own = [node for node in self.group.values() if node.own]
-        mine = [node for node in own if self.steps[node.id] == self.rollout.step]
-        whole = self._until(self.rollout.step) == "100%"
+        mine = [node for node in own if self.steps[node.id] == self.position.step]
+        whole = self._until(self.position.step) == "100%"
         return not any(node.told for node in (own if whole or not mine else mine))
 
     def _settled(self, targets: dict[str, str] | None) -> None:
-        state = self.rollout.state
+        state = self.position.state
         for node in self.group.values():
             expected = {"done": "new", "rolled_back": "old"}.get(state) or ("new" if node.own else "old")
             if node.runs != expected:

@@ -166,7 +166,7 @@ async def test_a_rollout_that_waits_or_has_ended_is_told(replica: Replica, recei
         stored = await store.by_release(conn, UUID(rollout.id))
         assert stored is not None
         now = clock.now()
-        waits = replace(stored.rollout, state="paused", waits_for="failed", reason="gate 1 failed")
+        waits = replace(stored.position, state="paused", waits_for="failed", reason="gate 1 failed")
         saved = await store.save(conn, stored, waits, now, told_at=now)
         await events.record(conn, now, "rollout.paused", [acts.event_item(saved)])
 
