@@ -287,7 +287,7 @@ async def roll_back(
     elif group.open_number not in (None, stored.row.number):
         why = f"that of release {group.open_number} is open: `skerry rollout rollback {name}` rolls that one back"
     elif not stored.open and stored.row.state != "aborted":
-        why = f"it is {stored.row.state.replace('_', ' ')}: `skerry rollback --group {name}` goes back from release "
+        why = f"it is {stored.row.state.replace('_', ' ')}: `skerry rollback {name}` goes back from release "
         why += f"{group.own_number}, which is the group's"
     elif group.own_number > stored.row.number:
         why = f"the group's release is {group.own_number}, which has taken its place"

@@ -547,9 +547,7 @@ async def test_there_may_be_nothing_to_roll_back_to(control_site: Site) -> None:
         said = await why("/v1/rollouts/default/4/rollback")
         assert "release 5 is open: `skerry rollout rollback default` rolls that one back" in said
         await act(replica, 5, "rollback")
-        assert "`skerry rollback --group default` goes back from release 6" in await why(
-            "/v1/rollouts/default/4/rollback"
-        )
+        assert "`skerry rollback default` goes back from release 6" in await why("/v1/rollouts/default/4/rollback")
 
 
 async def test_the_runner_rolls_back_in_the_name_of_control(control_site: Site) -> None:
