@@ -332,8 +332,6 @@ def _check_way(body: release_bodies.NewRelease) -> None:
             rules_of(body.rollout)
         except ProblemError as wrong:
             raise ProblemError(wrong.code, wrong.detail, field=f"rollout.{wrong.field}") from None
-    if body.rollback and (body.rollout is not None or body.rehearsal_only):
-        raise ProblemError("invalid_body", "a rollback goes to all nodes at once: send no rollout", field="rollback")
 
 
 def _way(body: release_bodies.NewRelease, group: GroupToRelease, *, has_nodes: bool, changes_schema: bool) -> Way:

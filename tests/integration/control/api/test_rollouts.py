@@ -133,7 +133,6 @@ async def test_a_policy_that_means_nothing_is_refused_before_anything_is_written
         assert (await items(replica, "/v1/groups"))[0]["policy"] is None
         assert await refused(replica, now=True, rollout={}) == "invalid_body"
         assert await refused(replica, now=True, rehearsal_only=True) == "invalid_body"
-        assert await refused(replica, rollback=True, rollout={}) == "invalid_body"
 
 
 async def test_the_groups_policy(control_site: Site) -> None:
@@ -304,6 +303,24 @@ async def test_a_rollback_during_a_rollout_goes_back_to_the_groups_release(contr
         await ok(replica, "PUT", "/v1/groups/default/policy", POLICY)
         assert (await made(replica, rollback_to=2))["rollout"]["steps"] == STEPS
         assert (await made(replica, rollback_to=1))["rollout"] is None
+
+
+async def test_a_rollback_goes_out_in_steps_if_it_is_given_a_policy(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        nodes = await first(replica, "a", "b")
+        await made(replica, functions={"hello": 2}, rollout=POLICY)
+        await (await rollout(replica, 2)).start(replica, nodes[:1])
+        await nodes[0].sync()
+        body = {"rollback": True, "rollout": {**POLICY, "rehearse": False}}
+        planned = await ok(replica, "POST", "/v1/releases?plan=true", body)
+        assert (planned["rollback_to"], planned["rollout"]["steps"]) == (1, STEPS)
+        release = await made(replica, **body, plan_digest=planned["plan_digest"])
+        assert (release["rollback_to"], release["rollout"]["state"], await own(replica)) == (1, "running", 1)
+        assert (await shown(replica, 2))["state"] == "superseded"
+        # A node runs the other release until a step starts it.
+        assert (await nodes[0].poll()).status == 204
+        await (await rollout(replica, 3)).start(replica, nodes[:1])
+        assert (await nodes[0].sync()).functions[0].version == 1
 
 
 async def test_what_is_shown_of_nodes_steps_and_gates(control_site: Site) -> None:
