@@ -37,6 +37,7 @@ class GateResult(Struct):
     before: float | None
     calls: int
     at_least_calls: int
+    """0 for a webhook, which judges by itself."""
     why: str
     """What it saw, in a sentence; for people."""
     measured_at: datetime | None

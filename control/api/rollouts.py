@@ -433,10 +433,10 @@ def _rehearsing(stored: StoredRollout) -> bool:
 
 
 def _gate(gate: Gate, said: GateRow | None) -> rollout_bodies.GateResult:
-    text = gates.in_words(gate)
+    text, least = gates.in_words(gate), gate.at_least_calls if gate.webhook is None else 0
     if said is None:
         why = "it wasn't measured yet"
-        return rollout_bodies.GateResult(text, "unknown", None, None, None, 0, gate.at_least_calls, why, None)
+        return rollout_bodies.GateResult(text, "unknown", None, None, None, 0, least, why, None)
     return rollout_bodies.GateResult(
         gate=text,
         outcome=said.outcome,
@@ -444,7 +444,7 @@ def _gate(gate: Gate, said: GateRow | None) -> rollout_bodies.GateResult:
         allowed=said.allowed,
         before=said.before,
         calls=said.calls,
-        at_least_calls=gate.at_least_calls,
+        at_least_calls=least,
         why=said.why,
         measured_at=said.measured_at,
     )

@@ -328,7 +328,8 @@ async def test_what_is_shown_of_nodes_steps_and_gates(control_site: Site) -> Non
         names = ["at", "fails", "gone", "late", "offline", "waits"]
         at, fails, gone, late, offline, _ = await first(replica, *names)
         gate = {"metric": "error_ratio", "function": "hello", "than_before": "1.2x", "at_least_calls": 200}
-        await made(replica, functions={"hello": 2}, rollout={**POLICY, "gate": [gate]})
+        webhook = {"webhook": "https://checks.example/ready"}
+        await made(replica, functions={"hello": 2}, rollout={**POLICY, "gate": [gate, webhook]})
         started = await rollout(replica, 2)
         await started.start(replica, [at, gone], 1)
         await started.at(replica, step=2)
@@ -372,7 +373,8 @@ async def test_what_is_shown_of_nodes_steps_and_gates(control_site: Site) -> Non
         ]
         assert whole["plan"][0]["nodes"] == {**none, "at_target": 1, "left": 1}
         assert whole["plan"][1]["nodes"] == {**none, "failed": 1, "syncing": 1, "offline": 1}
-        [shown_gate] = whole["plan"][1]["gates"]
+        shown_gate, asked = whole["plan"][1]["gates"]
+        assert (asked["gate"], asked["at_least_calls"]) == ("webhook at checks.example", 0)
         assert (shown_gate["gate"], shown_gate["outcome"]) == (
             "error_ratio of hello at most 1.2x of before",
             "unknown",
@@ -382,9 +384,12 @@ async def test_what_is_shown_of_nodes_steps_and_gates(control_site: Site) -> Non
             now = replica.services.clock.now()
             values = (2, 0, "failed", 0.5, 0.12, 0.1, 300, "too many", now, now)
             await conn.execute(queries.load("gates")["save"], started.id, *values)
+            answered = (2, 1, "passed", None, None, None, 300, "it answered 200", now, now)
+            await conn.execute(queries.load("gates")["save"], started.id, *answered)
 
         await replica.services.db.transaction(measured)
-        [shown_gate] = (await shown(replica, 2))["plan"][1]["gates"]
+        shown_gate, asked = (await shown(replica, 2))["plan"][1]["gates"]
+        assert (asked["outcome"], asked["calls"], asked["at_least_calls"]) == ("passed", 300, 0)
         values = [shown_gate[name] for name in ("outcome", "measured", "allowed", "before", "calls", "at_least_calls")]
         assert (values, shown_gate["why"]) == (["failed", 0.5, 0.12, 0.1, 300, 200], "too many")
 
