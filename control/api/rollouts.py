@@ -219,7 +219,7 @@ async def pause(call: ApiCall, body: rollout_bodies.Act) -> Reply:
 
 @act_operation("resume", "Let a paused rollout go on")
 async def resume(call: ApiCall, body: rollout_bodies.Act) -> Reply:
-    """Go on: what has failed so far is accepted, and gates are measured from now on."""
+    """Go on: gates are measured from now on, and what had stopped it is accepted, such as nodes that have failed."""
     return await _act(call, "resume", body, acts.resume)
 
 

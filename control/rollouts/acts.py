@@ -49,8 +49,8 @@ async def pause(conn: Connection, now: datetime, stored: StoredRollout, reason: 
 
 
 async def resume(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
-    """Let a paused rollout go on: its nodes that have failed are accepted, gates are measured from now on, and
-    what its rehearsal has found is accepted. Raises: ProblemError rollout_not_possible."""
+    """Let a paused rollout go on: gates are measured from now on, and what had stopped it is accepted, if an operator
+    hasn't paused it. Raises: ProblemError rollout_not_possible."""
     if stored.row.state != "paused":
         raise _not_possible(stored, "only a paused rollout can be resumed")
     failed = rules.failed_nodes((await store.fleet(conn, stored)).nodes)

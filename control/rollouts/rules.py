@@ -171,12 +171,16 @@ def paused(position: RolloutPosition, said: str, now: datetime) -> RolloutPositi
 
 
 def resumed(position: RolloutPosition, rules: Rules, failed: int, now: datetime) -> RolloutPosition:
-    """Return a paused rollout that goes on: its `failed` failed nodes (`failed_nodes`) are accepted, and its step's
-    gates, bake and pause are measured from now. What a rehearsal has found is accepted: the first step begins."""
+    """Return a paused rollout that goes on: its step's gates, bake and pause are measured from now.
+
+    What had stopped it is accepted: its `failed` failed nodes (`failed_nodes`), or what a rehearsal has found, so that
+    the first step begins. Of one that an operator had paused, nothing is.
+    """
     if position.step == REHEARSAL and position.waits_for != "operator":
         return promoted(position, rules, failed, now, everything=False)
+    forgiven = position.forgiven if position.waits_for == "operator" else failed
     return replace(
-        position, state="running", waits_for="", waits_since=now, reason="", forgiven=failed, measured_from=now
+        position, state="running", waits_for="", waits_since=now, reason="", forgiven=forgiven, measured_from=now
     )
 
 

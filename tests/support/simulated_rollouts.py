@@ -282,7 +282,8 @@ class World:
             after = self.rules.paused(before, "an operator", self.now)
         elif act == "resume" and before.state == "paused":
             after = self.rules.resumed(before, self.policy, failed, self.now)
-            self._decided_anew()
+            if before.waits_for != "operator":
+                self._decided_anew()
         elif act in ("promote", "all") and before.state in self.rules.OPEN:
             after = self.rules.promoted(before, self.policy, failed, self.now, everything=act == "all")
         elif act == "abort" and before.state in self.rules.OPEN:
@@ -475,7 +476,8 @@ class World:
         elif self.position.state == "paused":
             failed = self.rules.failed_nodes(self._seen().nodes)
             self._write(self.rules.resumed(self.position, self.policy, failed, self.now))
-            self._decided_anew()
+            if waits != "operator":
+                self._decided_anew()
         elif waits == "approval" or (waits == "unknown" and self._silent()):
             failed = self.rules.failed_nodes(self._seen().nodes)
             self._write(self.rules.promoted(self.position, self.policy, failed, self.now, everything=False))

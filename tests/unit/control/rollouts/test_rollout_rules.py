@@ -291,6 +291,17 @@ def test_a_failed_node_that_somebody_has_accepted_doesnt_count_again() -> None:
     assert decide(going, policy(), [*there, node(3, step=1, failed=True)]).position.state == "paused"
 
 
+def test_who_ends_a_pause_of_their_own_accepts_no_failed_node() -> None:
+    there = [node(1, step=1, failed=True), node(2, step=1, failed=True), node(3, **flipped())]
+    position = rules.paused(at_step(1, forgiven=1), "lunch", NOW)
+    going = rules.resumed(position, policy(), rules.failed_nodes(there), NOW)
+    assert (going.state, going.forgiven, going.measured_from) == ("running", 1, NOW)
+    stopped = decide(going, policy(), there).position
+    assert (stopped.state, stopped.waits_for) == ("paused", "failed")
+    # Now somebody has seen it.
+    assert rules.resumed(stopped, policy(), rules.failed_nodes(there), NOW).forgiven == 2
+
+
 def test_an_accepted_node_that_recovers_excuses_no_other() -> None:
     """Also where it has left the group."""
     before = at_step(1, forgiven=1)
