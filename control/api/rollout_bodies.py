@@ -98,6 +98,8 @@ class Rollout(Struct):
     """Nodes of the group that aren't revoked."""
     offline: int
     """Those of them that are offline now, whether the rollout has started them or not."""
+    newest: int
+    """The number of the group's newest release: an aborted rollout of an earlier one can't begin again."""
     made_by: str
     made_at: datetime
     ended_at: datetime | None

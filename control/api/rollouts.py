@@ -27,12 +27,14 @@ from control.storage.connection import Connection
 
 
 class RolloutSize(NamedTuple):
-    """How many nodes a rollout has started, how many its group has, and how many of those are offline."""
+    """How many nodes a rollout has started, how many its group has, how many of those are offline, and the number of
+    the group's newest release."""
 
     release_id: UUID
     started: int
     nodes: int
     offline: int
+    newest: int
 
 
 class RehearsalCount(NamedTuple):
@@ -383,6 +385,7 @@ def _fields(stored: StoredRollout, sizes: dict[UUID, RolloutSize]) -> dict[str, 
         "started": size.started,
         "nodes": size.nodes,
         "offline": size.offline,
+        "newest": size.newest,
         "made_by": row.created_by,
         "made_at": row.made_at,
         "ended_at": row.ended_at,

@@ -249,11 +249,14 @@ class RolloutView:
         rollout = self.rollout
         reason = rollout.reason[:1].upper() + rollout.reason[1:]
         if rollout.state == "aborted":
+            again = f"Release {rollout.newest} is a newer one, so this one can't begin again."
+            if self._is_newest:
+                again = "Retry begins again at the rehearsal."
             return (
                 "off",
                 f"Aborted: {rollout.reason}" if rollout.reason else "Aborted",
                 f"Nodes that run release {rollout.number} keep it until the next release; all others run"
-                f" {self._earlier}. Retry begins again at the rehearsal.",
+                f" {self._earlier}. {again}",
             )
         if rollout.state == "rolled_back":
             return (
@@ -296,6 +299,10 @@ class RolloutView:
         return "info", reason or "It goes on", ""
 
     @property
+    def _is_newest(self) -> bool:
+        return self.rollout.newest == self.rollout.number
+
+    @property
     def _earlier(self) -> str:
         return "no release" if self.group_release is None else f"release {self.group_release}"
 
@@ -304,7 +311,7 @@ class RolloutView:
         """What can be done with it as it is."""
         rollout, waits = self.rollout, self.rollout.waits_for
         if rollout.state == "aborted":
-            return [RolloutAct("retry", "Retry …", "deploy", "middle"), *self._back()]
+            return [RolloutAct("retry", "Retry …", "deploy", "middle"), *self._back()] if self._is_newest else []
         if not self.open:
             return []
         found = []

@@ -1,7 +1,7 @@
 -- What is shown of rollouts, besides their rows.
 
--- How many nodes each of these rollouts ($1) has started, how many nodes its group has that aren't revoked, and how many
--- of those are offline.
+-- How many nodes each of these rollouts ($1) has started, how many nodes its group has that aren't revoked, how many of
+-- those are offline, and the group's newest release.
 -- name: sizes
 SELECT o.release_id,
     (SELECT count(*) FROM rollout_nodes AS k WHERE k.release_id = o.release_id) AS started,
@@ -9,7 +9,8 @@ SELECT o.release_id,
         WHERE n.group_id = o.group_id AND n.removed_at IS NULL AND n.state <> 'revoked') AS nodes,
     (SELECT count(*) FROM nodes AS n
         WHERE n.group_id = o.group_id AND n.removed_at IS NULL AND n.state NOT IN ('online', 'syncing', 'revoked')
-    ) AS offline
+    ) AS offline,
+    (SELECT max(r.number) FROM releases AS r WHERE r.group_id = o.group_id) AS newest
 FROM rollouts AS o WHERE o.release_id = ANY($1::text[]::uuid[]);
 
 -- The nodes of a rollout ($1) by name, after a name ($2); with an outcome ($3), if given. A node whose target is the release

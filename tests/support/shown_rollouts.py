@@ -61,6 +61,7 @@ def rollout(state: str = "running", waits_for: str = "", step: int = 1, **more: 
         "started": 50,
         "nodes": 1000,
         "offline": 12,
+        "newest": 7,
         "made_by": "ana",
         "made_at": NOW - timedelta(hours=3),
         "ended_at": None,

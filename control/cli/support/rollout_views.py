@@ -77,7 +77,8 @@ def onward(rollout: Json, number: int | None = None) -> str:
             return f"it goes on by itself; {commands['promote']} doesn't wait, {commands['pause']} holds it"
         case "running", _:
             return f"it goes on by itself; {commands['pause']} holds it"
-        case "aborted", _:
+        # An older control doesn't say which one is the newest.
+        case "aborted", _ if rollout.get("newest", rollout["number"]) == rollout["number"]:
             return f"{commands['retry']} begins again, with the rehearsal"
     return ""
 
@@ -159,7 +160,8 @@ def drawn(rollout: Json, number: int | None = None) -> RenderableType:
     parts: list[RenderableType] = [output.drawn_pairs(_head(rollout)), Text()]
     shown = [outcome for outcome in OUTCOMES if outcome != "superseded" or rollout["counts"].get(outcome)]
     columns = (*STEPS, *(word(outcome).upper() for outcome in shown))
-    parts.append(output.drawn_table(columns, [_step(step, shown) for step in rollout["plan"]]))
+    now = "stopped" if rollout["state"] in ENDED else "now"
+    parts.append(output.drawn_table(columns, [_step(step, shown, now) for step in rollout["plan"]]))
     gates = [(step, gate) for step in rollout["plan"] for gate in step["gates"]]
     if gates:
         parts += [Text(), output.drawn_table(GATES, [_gate(step, gate) for step, gate in gates])]
@@ -193,11 +195,11 @@ OUTCOMES = tuple(outcome for outcome in NODE_COUNTS if outcome != "waiting")
 """The outcomes of nodes that a step has started; one that only ended rollouts have is a column where there are such."""
 
 
-def _step(step: Json, shown: Sequence[str]) -> tuple[object, ...]:
-    nodes = step["nodes"]
+def _step(step: Json, shown: Sequence[str], now: str) -> tuple[object, ...]:
+    nodes, state = step["nodes"], now if step["state"] == "now" else word(step["state"])
     started = sum(nodes.get(outcome, 0) for outcome in OUTCOMES)
     counted_nodes = (nodes.get(outcome) or "" for outcome in shown)
-    return (step["number"] or "rehearsal", step["text"], word(step["state"]), started or "", *counted_nodes)
+    return (step["number"] or "rehearsal", step["text"], state, started or "", *counted_nodes)
 
 
 GATES = ("STEP", "GATE", "OUTCOME", "MEASURED", "ALLOWED", "BEFORE", "CALLS", "WHY")

@@ -227,7 +227,8 @@ async def test_the_next_release_builds_on_the_open_rollouts(control_site: Site) 
         assert ([f["name"] for f in release["changes"]["add"]], release["changes"]["change"]) == (["other"], [])
         assert {f["name"]: f["version"] for f in release["functions"]} == {"hello": 2, "other": 1}
         assert release["rollout"]["steps"] == STEPS
-        assert [r["state"] for r in await items(replica, "/v1/rollouts")] == ["running", "superseded"]
+        states = [(r["state"], r["newest"]) for r in await items(replica, "/v1/rollouts")]
+        assert states == [("running", 3), ("superseded", 3)]
         assert (await ok(replica, "GET", "/v1/releases/default/3"))["changes"] == release["changes"]
         # After an abort, it is the group's again.
         await act(replica, 3, "abort")
@@ -466,7 +467,7 @@ async def test_what_operators_do(control_site: Site) -> None:
         await (await rollout(replica, 2)).start(replica, nodes, 2)
         await nodes[0].sync()
         aborted = await act(replica, 2, "abort", reason="no")
-        assert (aborted["state"], aborted["reason"]) == ("aborted", "no")
+        assert (aborted["state"], aborted["reason"], aborted["newest"]) == ("aborted", "no", 2)
         assert aborted["ended_at"] is not None
         # One runs it and keeps it, and the other goes back.
         assert (aborted["counts"]["at_target"], aborted["counts"]["waiting"]) == (1, 1)

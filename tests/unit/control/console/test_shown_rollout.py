@@ -35,7 +35,7 @@ def view(state: str = "running", waits_for: str = "", step: int = 2, **more: Any
     fields: dict[str, Any] = {
         **{"group": "shops", "number": 7, "state": state, "step": step, "steps": len(TEXTS), "waits_for": waits_for},
         **{"waits_since": NOW, "reason": "gate 1 failed", "attempt": 1, "started": 50, "nodes": 1000, "offline": 12},
-        **{"made_by": "ci", "made_at": NOW, "ended_at": None},
+        **{"newest": 7, "made_by": "ci", "made_at": NOW, "ended_at": None},
         **{"policy": POLICY, "rehearsal": RehearsalCounts(passed=1000), "plan": plan, "counts": counts},
         **more,
     }
@@ -105,6 +105,8 @@ def test_what_can_be_done_is_what_control_would_do() -> None:
     assert names(view()) == ["pause", "promote", "abort", "rollback"]
     assert names(view("paused", "failed")) == ["resume", "promote", "abort", "rollback"]
     assert names(view("aborted")) == ["retry", "rollback"]
+    assert names(view("aborted", newest=8)) == [], "control would refuse both"
+    assert "Release 8 is a newer one" in view("aborted", newest=8).waits[2]
     assert names(view("done")) == names(view("superseded")) == names(view("rolled_back")) == []
     assert names(view(step=0, started=0)) == ["pause", "promote", "abort"], "nothing to take back"
     assert names(view(group_release=None)) == ["pause", "promote", "abort"], "nothing to go back to"

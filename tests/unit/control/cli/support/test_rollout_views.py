@@ -42,7 +42,8 @@ def test_only_of_an_ended_rollout_superseded_nodes_have_a_column(capsys: pytest.
     for pattern in (
         r"outcomes +950 waiting, 49 superseded, 1 left",
         r"STEP +UNTIL +STATE +STARTED +AT TARGET +SYNCING +FAILED +OFFLINE +SUPERSEDED +LEFT",
-        r"2 +5% +now +50 +- +- +- +- +49 +1",
+        r"1 +1 +passed +1 +1 +- +- +- +- +-",
+        r"2 +5% +stopped +50 +- +- +- +- +49 +1",
     ):
         assert re.search(pattern, shown), (pattern, shown)
     # An older control doesn't know them.
@@ -84,6 +85,10 @@ def test_each_standing_says_why_and_what_goes_on(
     assert bool(goes_on) == bool(onward)
     named = rollout_views.onward(found, 7)
     assert ("shops --number 7`" in named) == bool(goes_on)
+
+
+def test_of_an_aborted_rollout_with_a_newer_release_no_retry_is_told() -> None:
+    assert rollout_views.onward(rollout("aborted", newest=8)) == ""
 
 
 @pytest.mark.parametrize(
