@@ -115,11 +115,11 @@ async def test_steps_gates_and_rehearsal_show_their_values(control_site: Site) -
         assert "gated-01" in shown.part("failing")
         shown = await page(replica, "/releases/rehearsed/2")
         told = shown.part("rehearsal")
-        assert "passed 37 nodes would fail 2 nodes unknown 1 node Schema c0ffeec0ffee on 37 nodes" in told
+        assert "passed 37 nodes failed 2 nodes unknown 1 node Schema c0ffeec0ffee on 37 nodes" in told
         assert "1 totals 45,658 rows on 37 nodes, 800 ms at most; writers wait 40.0 ms at most" in told
         assert "2 n 0 rows on 37 nodes, 0 ms at most; writers wait 0 ms at most" in told
         why = shown.part("would-fail")
-        assert "would fail 2 nodes schema_change_failed" in why
+        assert "failed 2 nodes schema_change_failed" in why
         assert "rehearsed-01 row orders id=1 , rehearsed-02 row orders id=2" in why
         assert "unknown 1 node offline rehearsed-40" in why
         assert "No step has begun" in shown.part("gates")
