@@ -58,8 +58,8 @@ class NewRelease(Body, frozen=True):
     reason: Text = ""
     rollout: Policy | None = None
     """How it goes out; if not given, as the open rollout that it supersedes, or else as the group's policy says, or,
-    without one, at once, after a rehearsal if it raises the group's floor. If it isn't given, a rollback to what once was
-    the group's goes at once."""
+    without one, at once, after a rehearsal if it raises the group's floor. A rollback to what once was the group's goes
+    at once if it isn't given."""
     now: bool = False
     """Send it to all nodes at once, without a rehearsal and steps; the audit log says so."""
     rehearsal_only: bool = False
