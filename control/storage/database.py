@@ -349,7 +349,8 @@ async def connect(
             },
         )
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise ProblemError("database_unavailable", f"the metadata database can't be reached: {error}") from error
+        text = f"the metadata database can't be reached: {_cause(error)}"
+        raise ProblemError("database_unavailable", text) from error
     return Database(
         pool, Share(connections, "everything", clock or SystemClock(), times), outages or Outages(), on_retry
     )

@@ -26,7 +26,7 @@ from edge_runtime.sync.agent import Agent
 from edge_runtime.sync.control_client import ControlClient
 from edge_runtime.sync.join import join
 from edge_runtime.wasmedge import QUICK
-from tests.support import moved_clock
+from tests.support import moved_clock, replica
 from tests.support.deadlines import deadline
 from tests.support.ports import free_port
 from tests.support.services import admin_of
@@ -106,24 +106,12 @@ class Control:
 
     async def start(self) -> None:
         """Start the server (again), on the port that it had."""
-        self.server, self.task = await start(self.settings)
+        self.server, self.task = await replica.start(self.settings)
 
     async def stop(self) -> None:
         """End the server in order, and wait for its end."""
         self.server.should_exit = True
         await self.task
-
-
-async def start(settings: ControlSettings) -> tuple[ControlServer, asyncio.Task[None]]:
-    """Start a control with these settings in this loop, and wait until it serves; the caller ends the task."""
-    server = ControlServer(settings)
-    task = asyncio.ensure_future(server._serve())
-    async with deadline(DEADLINE):
-        while not server.started:
-            if task.done():
-                task.result()
-            await asyncio.sleep(0.01)
-    return server, task
 
 
 @asynccontextmanager
@@ -139,7 +127,7 @@ async def running_control(database_url: str, bucket_url: str, pki: Pki, **more: 
         **more,
     )
     token = await admin_of(database_url)
-    server, task = await start(settings)
+    server, task = await replica.start(settings)
     tls = ssl.create_default_context(cafile=str(pki.ca))
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as http:
         control = Control(settings, pki, token, http, server, task)

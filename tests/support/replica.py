@@ -19,6 +19,7 @@ import pytest
 from control.api.services import Services
 from control.clock import Clock
 from control.local.pki import Pki
+from control.problems import ProblemError
 from control.protocol import wire
 from control.settings import ControlSettings
 from control.storage import connection_quotas
@@ -275,18 +276,38 @@ class Site:
 @asynccontextmanager
 async def running(settings: ControlSettings, *, clock: Clock | None = None) -> AsyncIterator[ControlServer]:
     """Run a replica with these settings until the block ends. Raises: what keeps it from starting."""
-    server = ControlServer(settings, clock=clock)
-    task = asyncio.create_task(server._serve())
+    server, task = await start(settings, clock=clock)
     try:
-        async with deadline(60):
-            while not server.started and not task.done():
-                await asyncio.sleep(0.005)
-        if task.done():
-            await task
         yield server
     finally:
         server.should_exit = True
         await task
+
+
+async def start(settings: ControlSettings, *, clock: Clock | None = None) -> tuple[ControlServer, asyncio.Task[None]]:
+    """Start a replica in this loop, and wait until it serves; the caller ends the task.
+
+    On a busy machine, PostgreSQL may take longer to answer than control waits, and control starts again, as it does by
+    systemd. Raises: what keeps it from starting.
+    """
+    async with deadline(60):
+        while True:
+            server = ControlServer(settings, clock=clock)
+            task = asyncio.create_task(server._serve())
+            try:
+                while not server.started and not task.done():
+                    await asyncio.sleep(0.005)
+            except BaseException:
+                server.should_exit = True
+                await asyncio.wait({task})
+                raise
+            try:
+                if task.done():
+                    await task
+                return server, task
+            except ProblemError as problem:
+                if problem.code != "database_unavailable" or not isinstance(problem.__cause__, TimeoutError):
+                    raise
 
 
 async def prepare(database_url: str, bucket_url: str, pki: Pki, spool: Path) -> Site:

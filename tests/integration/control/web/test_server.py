@@ -21,6 +21,8 @@ from cryptography import x509
 
 from control.local.pki import Pki
 from control.local.process import port_is_free
+from control.problems import ProblemError
+from control.storage import database
 from control.sync import fleet_cache
 from control.web.server import ControlServer, StartError
 from tests.support import seeds
@@ -179,6 +181,18 @@ async def test_a_start_that_waits_ends_at_once(control_site: Site) -> None:
     assert serving.returncode == 0
     assert b"control has ended before it was up" in said
     assert b"Traceback" not in said
+
+
+async def test_a_database_that_is_late_is_named_and_a_replica_of_tests_starts_again(control_site: Site) -> None:
+    async with cutting(control_site.settings.metadata_url) as cutter:
+        cutter.frozen = True
+        late = asyncio.create_task(database.connect(cutter.url))
+        # When both have given up.
+        asyncio.get_running_loop().call_later(database.CONNECT_TIMEOUT + 1, setattr, cutter, "frozen", False)
+        async with running(replace(control_site.settings, metadata_url=cutter.url)) as server:
+            assert server.started
+        with pytest.raises(ProblemError, match="can't be reached: no answer in time"):
+            await late
 
 
 async def test_it_ends_while_the_database_stands(control_site: Site) -> None:
