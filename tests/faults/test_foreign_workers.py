@@ -150,9 +150,9 @@ async def test_a_node_whose_workers_are_in_the_hands_of_others_serves_everybody_
                 if headers.get("content-type") == "application/problem+json":
                     assert orjson.loads(body)["code"] in CODES, f"at_random {seed}"
                 assert 200 <= status <= 599, f"at_random {seed}"
-            await until(lambda: len(edge.workers()) == 3)
+            # On a busy machine a call may take as long as an attack.
+            await until(lambda: len(edge.workers()) == 3 and answered > ATTACKS)
             over = True
-        assert answered > ATTACKS
         assert lost <= 1 + ATTACKS // 100
         for page in ("status", "metrics"):
             async with edge.http.get(f"/_skerry/{page}") as got:
