@@ -14,12 +14,14 @@ import msgspec
 import orjson
 from msgspec import Meta, Struct
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the nodes' protocol. A node sends its version, and control answers with messages that the node knows."""
 WATCH_PROTOCOL = 2
 """The first version whose nodes know `Watch`. A node of version 1 sends no version."""
 REHEARSAL_PROTOCOL = 3
 """The first version whose nodes know `Rehearse`."""
+BACKUP_PROTOCOL = 4
+"""The first version whose nodes know `BackUp` and `Restore`."""
 LINES_OF_CALL = 20
 """The most lines of its log that a node sends with the record of a call."""
 
@@ -71,6 +73,15 @@ EventKind = Literal[
 ]
 """An event's type, the `type` of webhook messages. docs/how-to/send-events.md explains each."""
 EVENT_KINDS: tuple[EventKind, ...] = get_args(EventKind)
+
+
+Lineage = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$(?!\n)")]
+"""The random id of one unbroken history of one database on one disk. A node makes it when it begins to back up a
+database, and another one for another disk, a restored database, and a copy."""
+Transaction = Annotated[int, Meta(ge=0, lt=2**63)]
+"""A place in such a history: the number of a shipment, from 1 on; 0 before the first."""
+MOST_UPLOADS = 64
+"""The most files for which a node asks for URLs at once."""
 
 
 class Message(Struct, omit_defaults=True):
@@ -157,6 +168,10 @@ class Poll(Message):
     """The id of the last `Rehearse` that the node has taken up; '' if it has taken up none since its start."""
     numbers: bytes = b""
     """What was counted since the previous numbers: `Numbers` in msgpack, or empty."""
+    backup: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    """The interval in seconds of the last `BackUp` that the node has taken up; 0 if it backs nothing up."""
+    restore: Annotated[str, Meta(max_length=64)] = ""
+    """The id of the last `Restore` that the node has carried out or failed; '' if none."""
 
 
 class FunctionNumbers(Struct, array_like=True):
@@ -170,6 +185,20 @@ class FunctionNumbers(Struct, array_like=True):
     """Pairs of an index in `OUTCOMES` and the number of calls with that outcome; successful calls aren't included."""
     seconds: Annotated[bytes, Meta(max_length=64)]
     """The times of all calls from arrival to end (`histogram.pack`); the sum of its counts is the number of calls."""
+
+
+class BackupState(Struct, array_like=True):
+    """How far the backup of the node's database has come."""
+
+    lineage: Lineage
+    reached: Transaction = 0
+    """The last transaction of which the store has all."""
+    reached_at: Count = 0
+    """Unix seconds when the database had nothing newer than that: a lost disk loses what was written since."""
+    pending: Count = 0
+    """Bytes that wait on the node's disk."""
+    error: Annotated[str, Meta(max_length=500)] = ""
+    """Why it doesn't go on, or which history was given up; '' if all is well."""
 
 
 class NodeNumbers(Struct, array_like=True):
@@ -200,6 +229,8 @@ class NodeNumbers(Struct, array_like=True):
     '' from a version that doesn't say."""
     trust_ends: Count = 0
     """Unix seconds when the last of these CAs ends; 0 if unknown."""
+    backup: BackupState | None = None
+    """None if the node backs nothing up."""
 
 
 class Numbers(Struct, array_like=True):
@@ -313,6 +344,85 @@ class RehearsalResult(Message):
     """Bytes of the copy."""
 
 
+class BackUp(Message, tag="back_up"):
+    """From now on the node's database is backed up like this."""
+
+    interval: Annotated[float, Meta(ge=0, le=86_400)]
+    """Seconds between two uploads while somebody writes; 0 to end the backup."""
+
+
+class Position(Message):
+    """A place in the history of a node's database."""
+
+    lineage: Lineage
+    transaction: Transaction
+
+
+class UploadsWanted(Message):
+    """``POST /v1/nodes/self/backup/uploads``: asks for URLs at which files of the backup may be put, once each."""
+
+    lineage: Lineage
+    names: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(min_length=1, max_length=MOST_UPLOADS)]
+    """Of each file its level, a slash and its name (`ltx.name`): `0/…` what was written, `9/…` a snapshot."""
+
+
+class Uploads(Message):
+    """The answer to `UploadsWanted`."""
+
+    urls: list[str]
+    """Presigned for PUT with the header `If-None-Match: *`, or relative to control if the store is private."""
+    seconds: float
+    """How long they are valid."""
+
+
+class UploadedFile(Message):
+    """``GET /v1/nodes/self/backup/uploads/{lineage}/{level}/{name}``: what the store has under that name."""
+
+    size: int
+    md5: str
+    """In hexadecimal; '' if the store doesn't say it."""
+
+
+class Restore(Message, tag="restore"):
+    """The node's database is to be brought back: get ``/v1/nodes/self/restores/{id}``, and go on polling."""
+
+    id: Annotated[str, Meta(max_length=64)]
+
+
+class RestoreFile(Message):
+    """A file of a backup: the first one is a snapshot, and each other one follows the one before it."""
+
+    name: str
+    size: int
+    url: str
+    """Presigned, or relative to control if the store is private."""
+
+
+class RestoreOrder(Message):
+    """``GET /v1/nodes/self/restores/{id}``, and for a node that joins again ``GET /v1/nodes/self/backup/latest``."""
+
+    position: Position
+    """What the files come to."""
+    at: datetime
+    """When that was the state of the database, by the node's clock of then."""
+    files: list[RestoreFile]
+
+
+class RestoreResult(Message):
+    """``PUT /v1/nodes/self/restores/{id}``: the node has the restored database, or the one that it had."""
+
+    outcome: Literal["done", "failed"]
+    code: Annotated[str, Meta(max_length=64)] = ""
+    message: Text = ""
+    """Why it failed; nothing was changed then."""
+    release: Count = 0
+    """The number of the release that the database has now; 0 for none."""
+    kept: Text = ""
+    """Where on the node the database of before is."""
+    before: Position | None = None
+    """What that one had come to, with all of it at the store; None if it wasn't backed up that far."""
+
+
 class Question(Message):
     """What an operator wants to see of a node's records: new ones as they arrive, and those that exist.
 
@@ -360,7 +470,7 @@ class BatchTaken(Message):
     """Records per second that the node may send for this watch from now on."""
 
 
-Answer = Plan | Report | Watch | Renamed | Rehearse
+Answer = Plan | Report | Watch | Renamed | Rehearse | BackUp | Restore
 
 
 class HourBefore(Struct, array_like=True):
@@ -391,6 +501,8 @@ class SyncUpdate(Message):
     """With `succeeded` and `failed`: what the node now runs."""
     before: bytes = b""
     """With `succeeded`: `HourBefore` in msgpack, or empty."""
+    boundary: Position | None = None
+    """With `succeeded`: the last transaction before the release's, if the database is backed up."""
 
 
 class SyncState(Message):
