@@ -43,10 +43,14 @@ CONNECT_TIMEOUT = 5.0
 READ_BYTES = 256 * 1024
 SMALL = 64 * 1024
 """Bytes of the largest object that is read whole; for a larger one, one more byte is read to show its size."""
+BINARY = "application/octet-stream"
 MISSING = {"404", "NoSuchKey", "NotFound"}
 NO_BUCKET = {"NoSuchBucket"}
 NO_CONDITIONS = {"501", "NotImplemented"}
 CONDITION_FAILED = {"409", "412", "PreconditionFailed", "ConditionalRequestConflict"}
+
+AFTER_BACKUPS = owner_mark.BACKUPS[:-1] + chr(ord("/") + 1)
+"""Sorts behind all keys of backups."""
 
 _KEY = re.compile(r"[0-9a-f]{64}/([0-9a-f-]{36})")
 
@@ -75,12 +79,23 @@ def object_key(sha256: str, artifact_id: str) -> str:
 
 
 def _artifacts(page: Any) -> list[StoredObject]:
-    """Return the objects on a page of a listing, except control's own."""
-    return [
-        StoredObject(item["Key"], item["LastModified"], item["Size"])
-        for item in page.get("Contents", ())
-        if not item["Key"].startswith(owner_mark.PREFIX)
-    ]
+    """Return the objects on a page of a listing, except control's own and backups."""
+    return [item for item in _listed(page) if not item.key.startswith((owner_mark.PREFIX, owner_mark.BACKUPS))]
+
+
+def _listed(page: Any) -> list[StoredObject]:
+    """Return the objects on a page of a listing."""
+    return [StoredObject(item["Key"], item["LastModified"], item["Size"]) for item in page.get("Contents", ())]
+
+
+def _end(page: Any) -> str | None:
+    """Return the key after which the next page of artifacts begins: the last of this one, or all backups, of which
+    there may be millions. None if it is the bucket's last page."""
+    listed = page.get("Contents", ())
+    if not listed or not page.get("IsTruncated"):
+        return None
+    last = str(listed[-1]["Key"])
+    return AFTER_BACKUPS if last.startswith(owner_mark.BACKUPS) else last
 
 
 def artifact_id_of(key: str) -> str:
@@ -126,6 +141,52 @@ class Store:
         async with self._progressing(file), self._uploads.one():
             # In one piece, so a crash leaves no parts behind; the file is read in threads during the upload.
             await self._client.put_object(Bucket=self.bucket, Key=key, Body=file, ContentType="application/wasm")
+
+    async def put_new(self, key: str, file: BinaryIO) -> None:
+        """Upload the contents of `file` from its start as a backup's object, if there is none with this key.
+
+        Raises: WriteConflict, when there is one.
+        """
+        file.seek(0)
+        asked = {"Bucket": self.bucket, "Key": key, "Body": file, "ContentType": BINARY, "IfNoneMatch": "*"}
+        async with self._progressing(file), self._uploads.one():
+            try:
+                await self._client.put_object(**asked)
+            except ClientError as error:
+                if code_of(error) in CONDITION_FAILED:
+                    raise WriteConflict from error
+                raise
+
+    async def upload_url(self, key: str, seconds: int) -> str:
+        """Return a URL at which an object can be put for some seconds, by a PUT with `If-None-Match: *` alone: the
+        store refuses it without that header, and where there is an object already."""
+        params = {"Bucket": self.bucket, "Key": key, "IfNoneMatch": "*"}
+        url: str = await self._signer.generate_presigned_url("put_object", Params=params, ExpiresIn=seconds)
+        return url
+
+    async def download_url(self, key: str, seconds: int) -> str:
+        """Return a URL at which an object can be read for some seconds."""
+        params = {"Bucket": self.bucket, "Key": key}
+        url: str = await self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=seconds)
+        return url
+
+    async def beginning(self, key: str, count: int) -> bytes | None:
+        """Return the first `count` bytes of an object, or fewer if it is smaller; None if there is none."""
+        async with self._limited(GET.of(key)):
+            try:
+                answer = await self._client.get_object(Bucket=self.bucket, Key=key, Range=f"bytes=0-{count - 1}")
+            except ClientError as error:
+                if code_of(error) in MISSING:
+                    return None
+                if code_of(error) in ("InvalidRange", "416"):
+                    return b""
+                raise
+            data = b""
+            async with answer["Body"] as body:
+                # A store that ignores the range isn't read to its end.
+                while len(data) < count and (piece := await body.content.read(count - len(data))):
+                    data += piece
+            return data
 
     async def head(self, key: str) -> int | None:
         """Return the object's size, or None if there is none."""
@@ -218,25 +279,32 @@ class Store:
                 await self._client.put_object(**asked)
 
     async def objects(self) -> AsyncIterator[list[StoredObject]]:
-        """Yield all objects except control's own, a page at a time."""
-        more: dict[str, str] = {}
-        while True:
-            async with self._limited(LIST):
-                page = await self._client.list_objects_v2(Bucket=self.bucket, **more)
-            yield _artifacts(page)
-            token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated") or not token or token == more.get("ContinuationToken"):
-                return
-            more = {"ContinuationToken": token}
+        """Yield all objects except control's own and backups, a page at a time."""
+        after: str | None = ""
+        while after is not None:
+            page, after = await self.page(after)
+            yield page
 
     async def page(self, after: str) -> tuple[list[StoredObject], str | None]:
-        """Return a page of all objects except control's own, by key, after the key `after`; and the last key that was
-        read, None if it is the bucket's last.
+        """Return a page of all objects except control's own and backups, by key, after the key `after`; and the key
+        after which the next page begins, None if it is the bucket's last.
         """
         async with self._limited(LIST):
             page = await self._client.list_objects_v2(Bucket=self.bucket, StartAfter=after)
-        listed = page.get("Contents", ())
-        return _artifacts(page), str(listed[-1]["Key"]) if listed and page.get("IsTruncated") else None
+        end = _end(page)
+        # A store that begins again would never end.
+        return _artifacts(page), end if end is None or end > after else None
+
+    async def under(self, prefix: str) -> AsyncIterator[list[StoredObject]]:
+        """Yield all objects whose keys begin with `prefix`, by key, a page at a time."""
+        after, more = "", True
+        while more:
+            async with self._limited(LIST):
+                page = await self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, StartAfter=after)
+            listed = _listed(page)
+            yield listed
+            more = bool(page.get("IsTruncated")) and bool(listed) and listed[-1].key > after
+            after = listed[-1].key if listed else after
 
     async def keys(self, prefix: str, after: str) -> tuple[list[str], bool]:
         """Return a page of the keys that begin with `prefix`, sorted, after `after`; and whether there are more."""

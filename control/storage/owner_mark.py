@@ -19,6 +19,8 @@ from control.protocol import wire
 PREFIX = "skerry/"
 """Key prefix of control's own objects, which aren't artifacts."""
 KEY = f"{PREFIX}owner.json"
+BACKUPS = "backups/"
+"""Key prefix of the backups of nodes' databases, which aren't artifacts either."""
 MOST = 2**62
 """The highest counter of a mark, since the metadata continue from it."""
 ANEW = 2**60
