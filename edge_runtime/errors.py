@@ -204,6 +204,7 @@ CODES: Final[dict[str, ErrorCode]] = {
     "database_missing": ErrorCode(0, "The state directory has no database"),
     "database_unknown": ErrorCode(0, "The file isn't a node's database, or not one that this version knows"),
     "database_damaged": ErrorCode(0, "The database isn't whole"),
+    "backup_damaged": ErrorCode(0, "Files of a backup don't make a database"),
     "copy_failed": ErrorCode(0, "The database couldn't be copied"),
     "backup_target_unfit": ErrorCode(0, "The backup can't be written to this file"),
     "restore_failed": ErrorCode(0, "The backup couldn't be put in the database's place"),

@@ -132,10 +132,13 @@ def write(file: BinaryIO, header: Header, pages: Iterable[tuple[int, bytes]]) ->
 
 def read_header(file: BinaryIO) -> Header:
     """Read the beginning of a file. Raises: LtxError."""
-    return _header(_exactly(file, HEADER_BYTES))
+    return parse_header(_exactly(file, HEADER_BYTES))
 
 
-def _header(data: bytes) -> Header:
+def parse_header(data: bytes) -> Header:
+    """Read the beginning of a file of its first `HEADER_BYTES`. Raises: LtxError."""
+    if len(data) != HEADER_BYTES:
+        raise LtxError("it ends too early")
     magic, flags, page, pages, first, last, at_ms, _, offset, size, salt, _ = _HEADER.unpack(data)
     if magic != _MAGIC:
         raise LtxError("it doesn't begin like an LTX file")
@@ -155,7 +158,7 @@ class Reader:
         """Read the beginning. Raises: LtxError."""
         self._file = file
         data = _exactly(file, HEADER_BYTES)
-        self.header = _header(data)
+        self.header = parse_header(data)
         self._hash = _Hash()
         self._hash.add(data)
 

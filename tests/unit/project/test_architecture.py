@@ -84,7 +84,7 @@ PURE = (
     *("control.protocol.histogram", "control.protocol.findings"),
     *("control.sync.plan", "control.sync.requirements", "control.sync.standing", "control.storage.owner_mark"),
     *("control.rollouts.policy", "control.rollouts.rules"),
-    *("control.backups.objects", "control.backups.chain"),
+    *("control.backups.objects", "control.backups.chain", "control.backups.retention"),
     *("edge_runtime.dispatch.breaker", "edge_runtime.sync.plan_check", "edge_runtime.sync.retries"),
     *("edge_runtime.web.routes", "edge_runtime.web.site_policy", "edge_runtime.disk_space"),
     *("edge_runtime.token_bucket", "edge_runtime.cli.doctor.running_node"),

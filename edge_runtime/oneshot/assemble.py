@@ -1,0 +1,202 @@
+"""`python -m edge_runtime.oneshot.assemble FOLDER [--bytes MOST]`: makes a database of a backup's files, and checks it;
+or, with `--merge`, one file of them.
+
+FOLDER is a private folder with nothing but LTX files, named as at the store, of which the first is a snapshot and each
+other one follows the one before it. The database is `FOLDER/skerry.db` afterwards, on disk, without a log. The files
+may be hostile: what reads them, and the database that comes out, are children behind the fence, one after the other.
+With `--merge` the first needn't be a snapshot, and the file is `FOLDER/merged`.
+
+It prints one JSON object, `Assembled` or `Made`, or `{"ok": false, "code": …, "message": …}`, and exits with
+status 0 for both. Status 2 is a wrong command line; any other status means that it couldn't do its work at all.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from control.protocol import ltx
+from edge_runtime import wal
+from edge_runtime.errors import CodedError
+from edge_runtime.ipc.frames import Stored
+from edge_runtime.oneshot.database_report import LIMIT, DatabaseUnread, report
+from edge_runtime.oneshot.forked import run_forked
+from edge_runtime.sandbox import fence
+from edge_runtime.sandbox.allowlists import RANDOM, WRITE
+
+DATABASE: Final = "skerry.db"
+MERGED: Final = "merged"
+TOGETHER: Final = 100
+"""Files that are merged at once: each is open and has a page in memory."""
+
+
+class Made(Struct, frozen=True):
+    """What files came to."""
+
+    ok: bool
+    transaction: int
+    at_ms: int
+    """Unix milliseconds of when the last file was made."""
+    bytes: int
+    """Of the database, or of the file that was merged."""
+
+
+class Assembled(Struct, frozen=True):
+    """The database that was made, and what was found in it."""
+
+    ok: bool
+    transaction: int
+    at_ms: int
+    bytes: int
+    findings: list[str]
+    """What is wrong with it, one sentence each; empty if it is whole."""
+    schema_digest: str
+    stored: Stored
+    """The release that it records."""
+
+
+class NotAssembled(CodedError):
+    """The files make no database."""
+
+
+def assemble(folder: Path, most: int) -> Assembled:
+    """Make a database of the files in a folder, and check it. The caller must have only one thread.
+
+    Raises: NotAssembled; DatabaseUnread, when what comes out is no node's database.
+    """
+    path = folder / DATABASE
+    made = _forked(lambda: _apply(folder, path, most))
+    try:
+        found = report(path, Path("the database"))
+    finally:
+        for beside in (wal.log_of(path), wal.index_of(path)):
+            beside.unlink(missing_ok=True)
+    return Assembled(
+        ok=True,
+        transaction=made.transaction,
+        at_ms=made.at_ms,
+        bytes=made.bytes,
+        findings=found.findings(),
+        schema_digest=found.schema_digest,
+        stored=found.stored,
+    )
+
+
+def merge(folder: Path, most: int) -> Made:
+    """Make one file of the files in a folder. The caller must have only one thread. Raises: NotAssembled."""
+    return _forked(lambda: _merge(folder, most))
+
+
+def _forked(make: Callable[[], Made]) -> Made:
+    """Have a child make something. Raises: NotAssembled."""
+
+    def work() -> bytes:
+        try:
+            return msgspec.json.encode(make())
+        except NotAssembled as failed:
+            return msgspec.json.encode([failed.code, failed.message])
+
+    try:
+        answer, status = run_forked(work, LIMIT)
+    except TimeoutError:
+        raise NotAssembled("backup_damaged", f"The files weren't applied after {LIMIT:g} s.") from None
+    if not answer:
+        text = f"The process that applied the files ended before it was done (status {status})."
+        raise NotAssembled("backup_damaged", text)
+    made = msgspec.json.decode(answer, type=Made | list[str])
+    if isinstance(made, list):
+        raise NotAssembled(*made)
+    return made
+
+
+def _enclose(folder: Path, most: int) -> list[str]:
+    """Enter the fence; return the names of the folder's files, in the order of their transactions."""
+    names = sorted(name for name in os.listdir(folder) if ltx.transactions(name) is not None)
+    fence.enclose([(folder, WRITE), RANDOM])
+    fence.limit_files(most)
+    fence.seal("worker")
+    return names
+
+
+def _apply(folder: Path, path: Path, most: int) -> Made:
+    """Apply the files in this process, behind the fence. Raises: NotAssembled."""
+    names = _enclose(folder, most)
+    before: ltx.Header | None = None
+    name = ""
+    try:
+        with path.open("xb") as target:
+            for name in names:
+                with (folder / name).open("rb") as file:
+                    reader = ltx.Reader(file)
+                    _check(name, before, reader.header, most)
+                    ltx.apply(reader, target)
+                    before = reader.header
+            target.flush()
+            os.fsync(target.fileno())
+    except ltx.LtxError as error:
+        raise NotAssembled("backup_damaged", f"The file {name} can't be applied: {error}.") from None
+    except OSError as error:
+        raise NotAssembled("disk_failed", f"The database can't be written: {error}.") from None
+    if before is None:
+        raise NotAssembled("backup_damaged", f"The folder {folder} has no file of a backup.")
+    return Made(True, before.last, before.at_ms, before.pages * before.page_bytes)
+
+
+def _merge(folder: Path, most: int) -> Made:
+    """Merge the files in this process, behind the fence. Raises: NotAssembled."""
+    paths = [folder / name for name in _enclose(folder, most)]
+    target, part = folder / MERGED, folder / f"{MERGED}.part"
+    if not paths:
+        raise NotAssembled("backup_damaged", f"The folder {folder} has no file of a backup.")
+    try:
+        while paths:
+            with contextlib.ExitStack() as stack:
+                readers = [ltx.Reader(stack.enter_context(path.open("rb"))) for path in paths[:TOGETHER]]
+                written = ltx.merge(readers, stack.enter_context(part.open("xb")))
+            part.replace(target)
+            # A long list is merged in rounds: what came out is the first file of the next one.
+            paths = [target, *paths[TOGETHER:]] if paths[TOGETHER:] else []
+    except ltx.LtxError as error:
+        raise NotAssembled("backup_damaged", f"Files of the backup can't be merged: {error}.") from None
+    except OSError as error:
+        raise NotAssembled("disk_failed", f"The merged file can't be written: {error}.") from None
+    return Made(True, readers[-1].header.last, readers[-1].header.at_ms, written)
+
+
+def _check(name: str, before: ltx.Header | None, header: ltx.Header, most: int) -> None:
+    """Check that a file is the one that its name says, and can be applied next. Raises: LtxError; NotAssembled."""
+    if ltx.name(header.first, header.last) != name:
+        raise ltx.LtxError(f"it has the transactions {header.first} to {header.last}")
+    if before is None and header.first != 1:
+        raise ltx.LtxError("it is no snapshot, and no file comes before it")
+    if before is not None:
+        ltx.check_order([before, header])
+    if header.pages * header.page_bytes > most:
+        text = f"The database has {header.pages * header.page_bytes} bytes, and may have {most}."
+        raise NotAssembled("disk_full", text)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m edge_runtime.oneshot.assemble")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--bytes", type=int, default=fence.FILE_BYTES, help="that the database may have (%(default)s)")
+    parser.add_argument("--merge", action="store_true", help="make one file of them, and no database")
+    options = parser.parse_args(argv)
+    make = merge if options.merge else assemble
+    fence.lower_priority()
+    try:
+        answer = msgspec.json.encode(make(options.folder.absolute(), options.bytes))
+    except (NotAssembled, DatabaseUnread) as failed:
+        answer = msgspec.json.encode({"ok": False, "code": failed.code, "message": failed.message})
+    sys.stdout.buffer.write(answer + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
