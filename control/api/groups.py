@@ -1,11 +1,11 @@
 """Groups of nodes: created, listed, and deleted when nothing needs them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID, uuid4
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from control.api import node_views, pagination, release_bodies
 from control.api.operations import ApiCall, Reply, operation
@@ -30,6 +30,15 @@ class GroupRelease(Struct):
     functions: list[release_bodies.ReleaseFunction]
 
 
+class GroupBackup(Body, frozen=True):
+    """How the databases of a group's nodes are backed up."""
+
+    interval: Annotated[float, Meta(ge=1, le=86_400)] = 10.0
+    """Seconds between two uploads of a node while somebody writes."""
+    retention: Annotated[int, Meta(ge=3_600, le=10 * 365 * 86_400)] = 30 * 86_400
+    """Seconds for which each state can be brought back."""
+
+
 class Group(Struct):
     name: str
     generation: int
@@ -37,6 +46,8 @@ class Group(Struct):
     nodes: int
     policy: Policy | None
     """How its releases go out; null: to all nodes at once."""
+    backup: GroupBackup | None
+    """How its nodes' databases are backed up; null: they aren't."""
 
 
 class GroupListRow(NamedTuple):
@@ -49,6 +60,7 @@ class GroupListRow(NamedTuple):
     schema_floor: int | None
     nodes: int
     policy: dict[str, Any] | None
+    backup: dict[str, Any] | None
 
 
 class PolicyRow(NamedTuple):
@@ -58,9 +70,17 @@ class PolicyRow(NamedTuple):
     policy: dict[str, Any] | None
 
 
+class BackupRow(NamedTuple):
+    """A group that is locked, and how its nodes are backed up."""
+
+    id: UUID
+    backup: dict[str, Any] | None
+
+
 SQL = queries.load("groups")
 GROUPS = SQL.rows("groups", GroupListRow)
 POLICY = SQL.rows("policy", PolicyRow)
+BACKUP = SQL.rows("backup", BackupRow)
 NODES = SQL.value("nodes", str)
 JOIN_TOKENS = SQL.value("join_tokens", str)
 OPERATORS = SQL.value("operators", str)
@@ -92,7 +112,8 @@ async def list_groups(call: ApiCall, query: pagination.Paging) -> Reply:
                 listed = functions.get(row.release_id, [])
                 release = GroupRelease(row.number, row.generation, row.schema_floor, listed)
             policy = None if row.policy is None else msgspec.convert(row.policy, Policy)
-            items.append(Group(row.name, row.generation, release, row.nodes, policy))
+            backup = None if row.backup is None else msgspec.convert(row.backup, GroupBackup)
+            items.append(Group(row.name, row.generation, release, row.nodes, policy, backup))
         return items
 
     async def work(conn: Connection) -> pagination.Page[Group]:
@@ -117,7 +138,7 @@ async def create_group(call: ApiCall, body: NewGroup) -> Reply:
             raise ProblemError("name_taken", f"there is a group {name} already", field="name")
         await conn.execute(SQL["add"], uuid4(), name, call.services.clock.now())
         await call.audit(conn, "group.create", name)
-        return Group(name, 0, None, 0, None)
+        return Group(name, 0, None, 0, None, None)
 
     return await call.write(work)
 
@@ -174,6 +195,53 @@ async def _write_policy(call: ApiCall, conn: Connection, name: str, policy: Poli
     new = None if policy is None else msgspec.to_builtins(policy)
     await conn.execute(SQL["set_policy"], row.id, new)
     await call.audit(conn, "group.policy", name, before={"policy": row.policy}, after={"policy": new})
+
+
+@operation(
+    "PUT",
+    "/v1/groups/{group}/backup",
+    "Back up the databases of a group's nodes",
+    role="deploy",
+    everywhere=False,
+    answers={200: GroupBackup},
+    errors=("unknown_group",),
+)
+async def set_backup(call: ApiCall, body: GroupBackup) -> Reply:
+    """Nodes begin, or take another interval, with their next poll."""
+    name = _deployed(call)
+
+    async def work(conn: Connection, changed: Changed) -> GroupBackup:
+        await _write_backup(call, conn, changed, name, body)
+        return body
+
+    return await call.write(work, status=200)
+
+
+@operation(
+    "DELETE",
+    "/v1/groups/{group}/backup",
+    "Back up the databases of a group's nodes no more",
+    role="deploy",
+    everywhere=False,
+    answers={204: None},
+    errors=("unknown_group",),
+)
+async def delete_backup(call: ApiCall) -> Reply:
+    """What is at the store stays there and can be brought back; it isn't swept any more."""
+    name = _deployed(call)
+    return await call.write(lambda conn, changed: _write_backup(call, conn, changed, name, None), status=204)
+
+
+async def _write_backup(
+    call: ApiCall, conn: Connection, changed: Changed, name: str, backup: GroupBackup | None
+) -> None:
+    row = await conn.fetchrow(BACKUP, name)
+    if row is None:
+        raise node_views.unknown_group(name)
+    new = None if backup is None else msgspec.to_builtins(backup)
+    await conn.execute(SQL["set_backup"], row.id, new)
+    changed.groups.add(str(row.id))
+    await call.audit(conn, "group.backup", name, before={"backup": row.backup}, after={"backup": new})
 
 
 @operation(

@@ -155,6 +155,9 @@ class PollEndpoint:
             if group.rehearsal != poll.rehearsal and poll.protocol >= wire.REHEARSAL_PROTOCOL:
                 self._metrics.poll("rehearse")
                 return operations.json_reply(200, msgspec.json.encode(wire.Rehearse(group.rehearsal)))
+            if group.backup != poll.backup and poll.protocol >= wire.BACKUP_PROTOCOL:
+                self._metrics.poll("back_up")
+                return operations.json_reply(200, msgspec.json.encode(wire.BackUp(group.backup)))
             ended = HoldEnd.END
             if until and until > (time := clock.monotonic()):
                 ended = await self._hold(credential, max(limit - time, 0.01), receive)

@@ -9,7 +9,7 @@ from control.cli.releases import reason
 from control.cli.support import options, output, releasing, rollout_policy
 from control.cli.support.client import Client, Json, path
 from control.cli.support.lists import list_command
-from control.protocol.command_line import CommandGroup
+from control.protocol.command_line import CommandGroup, DurationType
 from control.sync.standing import STANDINGS
 
 
@@ -113,6 +113,47 @@ async def _policy(control: Client, name: str) -> Json | None:
     found = {group["name"]: group["policy"] for group in await control.items(path("groups"))}
     policy: Json | None = found.get(name)
     return policy
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@click.option(
+    "--interval",
+    type=DurationType(least=1, most=86_400),
+    help="Upload so often while somebody writes, such as 10s or 1m.",
+)
+@click.option("--retention", type=DurationType(least=3600, whole=True), help="Keep each state so long, such as 30d.")
+@click.option("--off", is_flag=True, help="Upload nothing any more; what is at the store stays there.")
+@options.json_option
+@options.asynchronous
+async def backup(name: str, interval: float | None, retention: float | None, off: bool, as_json: bool) -> None:
+    """Show how the databases of a group's nodes are backed up, or set it.
+
+    What isn't given stays as it is; at first a node uploads every 10 seconds, and each state is kept for 30 days.
+    """
+    given: Json = {}
+    if interval is not None:
+        given["interval"] = interval
+    if retention is not None:
+        given["retention"] = int(retention)
+    if off and given:
+        raise click.UsageError("--off ends the backups: give nothing else with it")
+    where = path("groups", name, "backup")
+    async with options.client() as control:
+        if off:
+            await control.delete(where)
+            found = None
+        else:
+            await releasing.floor_of(control, name)
+            groups = {group["name"]: group["backup"] for group in await control.items(path("groups"))}
+            found = groups.get(name)
+            if given:
+                found = await control.put(where, {**(found or {}), **given})
+    text = f"the databases of group {name} aren't backed up"
+    if found is not None:
+        interval_text, kept = output.span(found["interval"]), output.span(found["retention"])
+        text = f"the databases of group {name} are backed up every {interval_text}, and each state is kept for {kept}"
+    output.answered({"group": name, "backup": found}, text, as_json=as_json)
 
 
 @command.command()

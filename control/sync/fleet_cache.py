@@ -48,6 +48,8 @@ class CachedGroup:
     """The number of its newest release, also of one that only some of its nodes have got; 0 without one."""
     rehearsal: str = ""
     """The id of the rehearsal that its nodes do now (`wire.Rehearse`); empty if there is none."""
+    backup: float = 0.0
+    """The interval of its nodes' backups in seconds (`wire.BackUp`); 0 if they aren't backed up."""
 
 
 @dataclass(slots=True)

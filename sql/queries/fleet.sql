@@ -31,11 +31,13 @@ SELECT (SELECT coalesce(max(g.epoch), 0) FROM groups AS g) AS groups,
     (SELECT coalesce(max(o.epoch), 0) FROM operators AS o) AS operators,
     EXISTS (SELECT 1 FROM watches) AS watched;
 
--- Groups that changed after an epoch; with the rehearsal that their nodes do now, as the release's id and the attempt.
+-- Groups that changed after an epoch; with the rehearsal that their nodes do now, as the release's id and the attempt,
+-- and the interval of their nodes' backups.
 -- name: groups_since
 SELECT g.id::text AS id, g.name, g.release_id::text AS release_id, g.generation, r.number AS release_number,
     (SELECT coalesce(max(x.number), 0) FROM releases AS x WHERE x.group_id = g.id) AS newest_number,
-    coalesce(o.release_id::text || '.' || o.attempt::text, '') AS rehearsal
+    coalesce(o.release_id::text || '.' || o.attempt::text, '') AS rehearsal,
+    coalesce((g.backup ->> 'interval')::float8, 0) AS backup
 FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id
     LEFT JOIN rollouts AS o ON o.group_id = g.id AND o.state = 'running' AND o.step = 0
 WHERE g.epoch > $1;
@@ -44,7 +46,8 @@ WHERE g.epoch > $1;
 -- name: groups_by_id
 SELECT g.id::text AS id, g.name, g.release_id::text AS release_id, g.generation, r.number AS release_number,
     (SELECT coalesce(max(x.number), 0) FROM releases AS x WHERE x.group_id = g.id) AS newest_number,
-    coalesce(o.release_id::text || '.' || o.attempt::text, '') AS rehearsal
+    coalesce(o.release_id::text || '.' || o.attempt::text, '') AS rehearsal,
+    coalesce((g.backup ->> 'interval')::float8, 0) AS backup
 FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id
     LEFT JOIN rollouts AS o ON o.group_id = g.id AND o.state = 'running' AND o.step = 0
 WHERE g.id = ANY($1::text[]::uuid[]);

@@ -5,7 +5,7 @@ INSERT INTO groups (id, name, created_at) VALUES ($1, $2, $3);
 -- Groups with their release and the number of their nodes, by name, after a name; of these names ($2), if given.
 -- name: groups
 SELECT g.name, g.generation, g.release_id, r.number, r.schema_floor,
-    (SELECT count(*) FROM nodes n WHERE n.group_id = g.id AND n.removed_at IS NULL) AS nodes, g.policy
+    (SELECT count(*) FROM nodes n WHERE n.group_id = g.id AND n.removed_at IS NULL) AS nodes, g.policy, g.backup
 FROM groups g LEFT JOIN releases r ON r.id = g.release_id
 WHERE g.deleted_at IS NULL AND g.name > $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[]))
 ORDER BY g.name LIMIT $3;
@@ -17,6 +17,14 @@ SELECT id, policy FROM groups WHERE name = $1 AND deleted_at IS NULL FOR NO KEY 
 -- Set the policy of a group; NULL: it has none.
 -- name: set_policy
 UPDATE groups SET policy = $2 WHERE id = $1;
+
+-- Lock a group, and read how its nodes are backed up.
+-- name: backup
+SELECT id, backup FROM groups WHERE name = $1 AND deleted_at IS NULL FOR NO KEY UPDATE;
+
+-- Set how the nodes of a group are backed up; NULL: they aren't.
+-- name: set_backup
+UPDATE groups SET backup = $2 WHERE id = $1;
 
 -- Some nodes of a group.
 -- name: nodes

@@ -66,6 +66,12 @@ RULES: dict[tuple[str, str], Rule] = {
     ("DELETE", "/v1/groups/{group}/policy"): Rule(
         "deploy", "group", lambda g, n: f"/v1/groups/{g}/policy", hidden=True
     ),
+    ("PUT", "/v1/groups/{group}/backup"): Rule(
+        "deploy", "group", lambda g, n: f"/v1/groups/{g}/backup", lambda g, n: {"interval": 5}, hidden=True
+    ),
+    ("DELETE", "/v1/groups/{group}/backup"): Rule(
+        "deploy", "group", lambda g, n: f"/v1/groups/{g}/backup", hidden=True
+    ),
     ("GET", "/v1/rollouts"): Rule("read", "group", lambda g, n: f"/v1/rollouts?group={g}", hidden=True),
     ("GET", "/v1/rollouts/{group}/{number}"): Rule("read", "group", lambda g, n: f"/v1/rollouts/{g}/1", hidden=True),
     ("GET", "/v1/rollouts/{group}/{number}/nodes"): Rule(

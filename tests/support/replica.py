@@ -170,6 +170,7 @@ class TestNode:
     protocol: int = 1
     watching: str = ""
     rehearsal: str = ""
+    backup: float = 0.0
     boot_id: str = ""
     """Of its process; '' where it doesn't say."""
 
@@ -190,6 +191,7 @@ class TestNode:
             protocol=self.protocol,
             watching=self.watching,
             rehearsal=self.rehearsal,
+            backup=self.backup,
             boot_id=self.boot_id,
         )
         return await self.replica.call("POST", "/v1/poll", poll, token=self.credential)

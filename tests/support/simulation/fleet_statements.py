@@ -30,7 +30,7 @@ def _group(t: Tables, row: dict[str, Any]) -> Row:
     release = t["releases"].get(row["release_id"])
     number = None if release is None else release["number"]
     newest = newest_number(t, row["id"])
-    return Row(pick(row, *_GROUP).items(), release_number=number, newest_number=newest, rehearsal="")
+    return Row(pick(row, *_GROUP).items(), release_number=number, newest_number=newest, rehearsal="", backup=0.0)
 
 
 def _node(t: Tables, row: dict[str, Any]) -> Row:

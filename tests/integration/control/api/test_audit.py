@@ -118,6 +118,8 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
             for deed in ("pause", "resume", "promote", "abort", "retry", "rollback")
         },
         ("DELETE", "/v1/groups/{group}/policy"): lambda: call("DELETE", "/v1/groups/default/policy"),
+        ("PUT", "/v1/groups/{group}/backup"): lambda: call("PUT", "/v1/groups/default/backup", {"interval": 5}),
+        ("DELETE", "/v1/groups/{group}/backup"): lambda: call("DELETE", "/v1/groups/default/backup"),
         ("POST", "/v1/nodes/{node}/labels"): lambda: call("POST", "/v1/nodes/n/labels", {"set": {"till": "2"}}),
         ("POST", "/v1/nodes/{node}/rename"): lambda: call("POST", "/v1/nodes/n/rename", {"name": "m"}),
         ("POST", "/v1/nodes/{node}/revoke"): lambda: call("POST", "/v1/nodes/m/revoke"),

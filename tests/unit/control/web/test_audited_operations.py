@@ -30,6 +30,8 @@ AUDITED = frozenset(
         ("POST", "/v1/releases/{group}/{number}/retry"),
         ("DELETE", "/v1/groups/{group}/policy"),
         ("PUT", "/v1/groups/{group}/policy"),
+        ("DELETE", "/v1/groups/{group}/backup"),
+        ("PUT", "/v1/groups/{group}/backup"),
         ("POST", "/v1/rollouts/{group}/{number}/abort"),
         ("POST", "/v1/rollouts/{group}/{number}/pause"),
         ("POST", "/v1/rollouts/{group}/{number}/promote"),
