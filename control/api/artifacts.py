@@ -27,6 +27,7 @@ from control.access import auth
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import faults, wire
+from control.settings import ControlSettings
 from control.storage import bucket_owner, object_store, queries
 from control.storage.artifact_deletions import GIVE_UP, RELEASE_UNUSED, ArtifactKey
 from control.storage.connection import Connection
@@ -94,12 +95,12 @@ async def upload(call: ApiCall) -> Reply:
 
 async def _upload(call: ApiCall) -> Reply:
     folder = call.services.settings.spool
-    with _spool_failures(folder):
+    with spool_failures(folder):
         # A file without a name, so that a kill leaves nothing behind.
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     try:
-        with _spool_failures(folder):
-            size, digest = await _spool(call, file)
+        with spool_failures(folder):
+            size, digest = await spool(call, file, call.services.settings.artifact_limit)
         if digest != call.path["sha256"]:
             raise ProblemError(
                 "digest_mismatch",
@@ -203,16 +204,15 @@ async def release_unused(conn: Connection, artifact_ids: list[str], now: datetim
     return released
 
 
-async def _spool(call: ApiCall, file: BinaryIO) -> tuple[int, str]:
-    """Write the request's body to `file`; return its size and sha256.
+async def spool(call: ApiCall, file: BinaryIO, limit: int) -> tuple[int, str]:
+    """Write the request's body, of at most `limit` bytes, to `file`; return its size and sha256.
 
     Raises: ProblemError, when the body ends early, or is too large or too slow.
     """
     settings = call.services.settings
-    limit = settings.artifact_limit
     for name, value in call.scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise _too_large(limit)
+            raise _too_large(settings, limit)
     digest = hashlib.sha256()
     waiting: list[bytes] = []
     waits = size = 0
@@ -236,7 +236,7 @@ async def _spool(call: ApiCall, file: BinaryIO) -> tuple[int, str]:
                 waits += len(part)
                 size += len(part)
                 if size > limit:
-                    raise _too_large(limit)
+                    raise _too_large(settings, limit)
                 if waits >= CHUNK or not more:
                     await asyncio.to_thread(write, waiting)
                     waiting, waits = [], 0
@@ -344,7 +344,7 @@ def _unknown(sha256: str) -> ProblemError:
 
 
 @contextlib.contextmanager
-def _spool_failures(folder: Path) -> Iterator[None]:
+def spool_failures(folder: Path) -> Iterator[None]:
     """Turn disk errors of uploads into problems."""
     try:
         yield
@@ -360,5 +360,7 @@ def _spool_failures(folder: Path) -> Iterator[None]:
         raise problem from error
 
 
-def _too_large(limit: int) -> ProblemError:
+def _too_large(settings: ControlSettings, limit: int) -> ProblemError:
+    if limit != settings.artifact_limit:
+        return ProblemError("body_too_large", f"a file of a backup may have {limit} bytes")
     return ProblemError("artifact_too_large", f"an artifact may have {limit} bytes (SKERRY_ARTIFACT_LIMIT)")

@@ -141,6 +141,11 @@ class PathTypes(msgspec.Struct):
     id: wire.Uuid
     rehearsal: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{36}\.[1-9][0-9]{0,8}$(?!\n)")]
     """The id of a rehearsal: its release's and the attempt."""
+    lineage: wire.Lineage
+    level: Annotated[str, msgspec.Meta(pattern=r"^[0-9]$(?!\n)")]
+    """The level of a file of a backup."""
+    file: Annotated[str, msgspec.Meta(max_length=64)]
+    """The name of a file of a backup, without its level."""
 
 
 @cache

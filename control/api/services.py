@@ -11,6 +11,7 @@ from control.access.openid_provider import Provider
 from control.access.rate_limits import NodeLimits
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
+from control.backups.grants import Grants
 from control.clock import Clock
 from control.edge_check import Checks
 from control.live_settings import LiveSettings
@@ -85,6 +86,8 @@ class Services:
     join_tokens: JoinTokens
     failures: AuthFailures
     node_limits: NodeLimits
+    grants: Grants
+    """What nodes may put at the store."""
     fleet: FleetCache
     heartbeats: Heartbeats
     decisions: WriteBatches[NodeRequest, Decision]

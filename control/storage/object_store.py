@@ -198,6 +198,18 @@ class Store:
                     raise
                 return None
 
+    async def tagged(self, key: str) -> tuple[int, str] | None:
+        """Return the object's size and its tag, which most stores make of the MD5 of what was put in one piece; None if
+        there is none."""
+        async with self._limited(GET):
+            try:
+                answer = await self._client.head_object(Bucket=self.bucket, Key=key)
+            except ClientError as error:
+                if code_of(error) not in MISSING:
+                    raise
+                return None
+            return int(answer["ContentLength"]), str(answer.get("ETag", ""))
+
     async def delete(self, key: str) -> None:
         """Delete an object; a missing one is no error."""
         self._urls.pop(artifact_id_of(key), None)

@@ -19,6 +19,7 @@ from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.api import rollouts
 from control.api.services import Databases, Services
+from control.backups.grants import Grants
 from control.clock import Clock, ClockError, SystemClock
 from control.edge_check import Checks
 from control.live_settings import LiveSettings
@@ -168,6 +169,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             join_tokens=join_tokens,
             failures=failures,
             node_limits=NodeLimits(clock.monotonic),
+            grants=Grants(databases.joins, databases.writes, clock),
             fleet=fleet,
             heartbeats=heartbeats,
             decisions=decisions,

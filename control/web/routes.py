@@ -16,6 +16,7 @@ from control.api import (
     join_tokens,
     logs,
     metadata_recovery,
+    node_backups,
     node_views,
     nodes,
     operators,
@@ -45,7 +46,7 @@ def _description() -> bytes:
 
 OPERATIONS: tuple[Operation, ...] = declared(
     *(artifacts, artifact_store, functions, releases, rollouts, groups, schema),
-    *(nodes, node_views, join_tokens, syncs, rehearsals, logs),
+    *(nodes, node_views, join_tokens, syncs, rehearsals, node_backups, logs),
     *(fleet, replicas, probes, audit, metadata_recovery),
     *(operators, webhooks, sys.modules[__name__]),
 )

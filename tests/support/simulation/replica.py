@@ -11,6 +11,7 @@ from control.access.certificates import ControlCertificates
 from control.access.rate_limits import NodeLimits
 from control.access.sessions import Sessions
 from control.api.services import Databases, Services
+from control.backups.grants import Grants
 from control.live_settings import LiveSettings
 from control.metrics import ControlMetrics
 from control.reread_files import RereadFiles
@@ -121,6 +122,7 @@ class Replica:
             sessions=Sessions(fleet, clock, operators, db, db, db, SETTINGS),
             failures=AuthFailures(db, clock),
             node_limits=NodeLimits(clock.monotonic),
+            grants=Grants(db, db, clock),
             fleet=fleet,
             heartbeats=heartbeats,
             decisions=WriteBatches(*written, reconciler.write, fault="control.poll", finish=reconciler.finish),

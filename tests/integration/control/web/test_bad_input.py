@@ -25,6 +25,7 @@ from tests.support.services import ServerUrls
 PATH = {"name": "hello", "version": "1", "number": "1", "group": "default", "node": "n1", "sha256": "0" * 64}
 PATH["id"] = "00000000-0000-0000-0000-000000000000"
 PATH["rehearsal"] = f"{PATH['id']}.1"
+PATH |= {"lineage": "0" * 32, "level": "0", "file": f"{1:016x}-{1:016x}.ltx"}
 JSON = {"content-type": "application/json"}
 TABLES = ("epochs", "generations", "groups", "nodes", "credentials", "join_tokens", "operators", "artifacts")
 TABLES += ("functions", "function_versions", "schema_changes", "releases", "release_functions", "syncs", "audit")

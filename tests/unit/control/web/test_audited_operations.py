@@ -61,6 +61,8 @@ LOGGED_ELSEWHERE = frozenset(
         ("PUT", "/v1/syncs/{id}"),
         ("PUT", "/v1/nodes/self/rehearsals/{rehearsal}"),
         ("PUT", "/v1/nodes/self/row-counts"),
+        ("POST", "/v1/nodes/self/backup/uploads"),
+        ("PUT", "/v1/nodes/self/backup/uploads/{lineage}/{level}/{file}"),
         ("POST", "/v1/nodes/self/watches/{id}"),
         ("POST", "/v1/logins"),
     }
