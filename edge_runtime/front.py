@@ -123,6 +123,7 @@ class Front:
         self.hooks.damaged = self.manager.damaged
         self.manager.committing = self.checkpoints.before_release
         self.manager.committed = self.checkpoints.after_release
+        self.manager.finish_log = self.checkpoints.finish
         self.verification = IntegrityCheck(self.manager, self.compiler, self.processes, state.artifacts)
         self.agent = make_agent(self.manager, self.compiler) if make_agent is not None else None
         asks = settings.tls_client_ca is not None

@@ -1,16 +1,13 @@
 """`skerry-edge restore`: replaces a stopped node's database with a backup."""
 
-import ctypes
-import os
 import shutil
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import click
 
 from control.protocol import faults
-from edge_runtime import database_users, files, wal
+from edge_runtime import database_exchange, database_users, files, wal
 from edge_runtime.cli.backup import is_database, release_of, release_text
 from edge_runtime.cli.support import JSON, STATE, check_owner, fail, show
 from edge_runtime.state import State, StateUnfit
@@ -19,8 +16,6 @@ STOP_WAIT: Final = 5.0
 """Seconds to wait for the processes of a node that is stopping."""
 _PREPARED: Final = "db.new"
 """Folder in the state directory in which the backup is prepared."""
-_AT_CWD: Final = -100
-_RENAME_EXCHANGE: Final = 2
 
 
 @click.command()
@@ -81,7 +76,7 @@ def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
         witness = Witness(state.path)
         witness.announce_restore(found.stored)
         faults.reach("edge.restore.announced")
-        kept = _exchange(state, prepared)
+        kept = database_exchange.exchange(state.path, prepared)
     except (CopyFailed, DatabaseUnread) as failed:
         raise fail(failed.code, f"{failed.message} Nothing was changed.", as_json) from None
     except OSError as error:
@@ -111,28 +106,3 @@ def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
         click.echo(f"The database that was there is kept as {old}; remove its folder when you need it no more.")
     for finding in findings:
         click.echo(f"Warning: {finding}", err=True)
-
-
-def _exchange(state: State, prepared: Path) -> Path:
-    """Exchange the database's folder with the prepared one, in one step; return where the old one is.
-
-    Raises: OSError, when the file system can't; both are then unchanged.
-    """
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    # It has that name for a moment before it is exchanged, so that no name ever means two things: `db.new` may be
-    # removed, `db.before-…` never is.
-    kept = state.path / f"db.before-{moment}"
-    prepared.rename(kept)
-    try:
-        _rename_exchange(kept, state.database)
-    except OSError:
-        kept.rename(prepared)
-        raise
-    return kept
-
-
-def _rename_exchange(one: Path, other: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _RENAME_EXCHANGE):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(one), None, str(other))

@@ -24,7 +24,9 @@ STUCK: Final = "stuck"
 HELD: Final = "database_held"
 FOREIGN: Final = "foreign"
 """The worker said or did something that no honest worker does."""
-KILL_CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE, HELD)
+REPLACED: Final = "release_changing"
+"""Another database takes the place of the one that the worker has open."""
+KILL_CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE, HELD, REPLACED)
 """Reasons that are also the code of the refusal that the worker's call gets."""
 
 
@@ -127,6 +129,8 @@ def of_death(
         )
     if why == CLIENT_GONE:
         return client_gone()
+    if why == REPLACED:
+        return release_changing(f"Another database took the place of the one that {name} ran on. Nothing was changed")
     if why == FOREIGN:
         text = f"The process that ran {name} did what none of the node's does, and was ended: its log says what."
         return refused("worker_crashed", text)

@@ -565,6 +565,14 @@ class Pool:
         self._refuse_unknown()
         self.feed()
 
+    def serve_nothing(self) -> None:
+        """Dispatch no call from now on: the database has no release."""
+        self.serial, self.release = 0, None
+        self.functions = self.queues.serve(frames.LocalRelease("", 0, 0, 0, []), self.tallies)
+        for link in self.links:
+            self._placement.place(link, 0)
+        self._refuse_unknown()
+
     def holds(self, served: ServedFunction | None) -> bool:
         """Return whether calls of a function stay in their queue."""
         if served is None or self.hold is Hold.ALL:

@@ -1,4 +1,4 @@
-"""Which running calls a change of the node's release waits for."""
+"""Which running calls a change of the node's release, or of its database, waits for."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -27,6 +27,14 @@ async def settled(pool: Pool, limit: float) -> None:
             return
         with suppress(TimeoutError):
             async with clock.timeout(left if sent else None):
+                await pool.change()
+
+
+async def ended(pool: Pool, limit: float) -> None:
+    """Wait until no worker has a call, for `limit` seconds at most. All calls must be held, so that no more start."""
+    with suppress(TimeoutError):
+        async with clock.timeout(limit):
+            while any(isinstance(job, Call) for link in pool.links for job in link.jobs):
                 await pool.change()
 
 

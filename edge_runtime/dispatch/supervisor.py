@@ -190,6 +190,12 @@ class Supervisor:
         self._pool.serve(serial, self._loads[serial].release)
         self.forget(old)
 
+    def swap_to_nothing(self) -> None:
+        """From now on, serve no function."""
+        old = self._pool.serial
+        self._pool.serve_nothing()
+        self.forget(old)
+
     def forget(self, serial: int) -> None:
         """Have each worker unload a set of modules after the calls that it has."""
         if self._loads.pop(serial, None) is None:

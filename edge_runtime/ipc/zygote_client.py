@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Set
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -57,8 +57,9 @@ class NotBorn(ConnectionError):
 class Child:
     """A process that the zygote has forked for the front."""
 
-    def __init__(self, number: int, slot: int, sock: socket.socket) -> None:
+    def __init__(self, number: int, slot: int, sock: socket.socket, kind: ChildKind = "worker") -> None:
         self.id = number
+        self.kind = kind
         self.slot = slot
         self.sock = sock
         """The front's end, not blocking."""
@@ -173,6 +174,10 @@ class ZygoteClient:
         """The time limit of the current step of a zygote's start."""
         self._start_limit = START_LIMIT
         self._children: dict[int, Child] = {}
+        self._refused: Set[ChildKind] = frozenset()
+        """The kinds of which no child is started now."""
+        self._admits = asyncio.Event()
+        self._admits.set()
         self._next = 0
         self.pid = 0
         """Process id of the zygote, 0 while there is none."""
@@ -184,6 +189,36 @@ class ZygoteClient:
         """Why workers run plain calls in Python; empty if they run them in C."""
         self.lacking: tuple[str, ...] = ()
         """The parts of the children's fence that this machine lacks, in words."""
+
+    @contextlib.asynccontextmanager
+    async def without(self, *kinds: ChildKind) -> AsyncIterator[None]:
+        """Have no child of these kinds until the block ends: those that exist are killed, and have exited when it
+        begins; others that are asked for meanwhile are started after it. Blocks may be nested."""
+        before, self._refused = self._refused, self._refused | set(kinds)
+        self._admits.clear()
+        try:
+            for child in list(self._children.values()):
+                if child.kind in kinds:
+                    with contextlib.suppress(NotBorn):
+                        await asyncio.shield(child.born)
+                    child.kill()
+                    await asyncio.shield(child.exited)
+            yield
+        finally:
+            self._refused = before
+            self._admits.set()
+
+    async def replace_zygote(self) -> None:
+        """Have another zygote: the fence of this one, and of its children, is bound to the folders as it found them.
+        All children are killed; returns once the zygote is gone."""
+        before = self.pid
+        if not before:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            # It is this process's child, and is waited for by `run` alone: the id is its own until `pid` changes.
+            os.kill(before, signal.SIGKILL)
+        while self.pid == before:  # noqa: ASYNC110
+            await asyncio.sleep(GONE_PAUSE)
 
     def knows(self, pid: int) -> bool:
         """Return whether a process is a requested child that hasn't exited, or may be one that is being forked."""
@@ -218,6 +253,9 @@ class ZygoteClient:
 
         Raises: NotBorn, when none has started after that time.
         """
+        while kind in self._refused:
+            self._admits.clear()
+            await self._admits.wait()
         end = clock.monotonic() + patience
         delay = BACKOFF
         while True:
@@ -232,6 +270,8 @@ class ZygoteClient:
     async def _birth(self, kind: ChildKind, slot: int, background: bool) -> Child:
         """Ask the zygote once for a child. Raises: NotBorn."""
         await self._up.wait()
+        if kind in self._refused:
+            raise NotBorn("the node's database is being replaced")
         assert self._control is not None  # noqa: S101
         try:
             ours, theirs = socket.socketpair()
@@ -242,7 +282,7 @@ class ZygoteClient:
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
             self._next += 1
-            child = Child(self._next, slot, ours)
+            child = Child(self._next, slot, ours, kind)
             message = frames.encode_json(births.Birth(child.id, kind, slot, background))
             self._children[child.id] = child
             try:

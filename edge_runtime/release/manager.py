@@ -11,16 +11,18 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import msgspec
 
 from control.protocol import faults, wire
-from edge_runtime import clock
+from edge_runtime import clock, database_exchange, database_users, files, wal
+from edge_runtime.dispatch.outcomes import REPLACED
 from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.release_gate import settled
+from edge_runtime.dispatch.release_gate import ended, settled
 from edge_runtime.dispatch.supervisor import LoadFailed, Supervisor
 from edge_runtime.dispatch.trial_load import ReleaseApplier
 from edge_runtime.errors import SyncFailed
@@ -45,8 +47,26 @@ SECRETS_PAUSE: Final = 2.0
 """Seconds between two checks of the secrets file."""
 SECRETS_AGAIN: Final = 60.0
 """Seconds until new secret values with which functions couldn't be loaded are tried again."""
+USERS_LIMIT: Final = 10.0
+"""Seconds that replacing the database waits for other programs that have it open."""
+USERS_PAUSE: Final = 0.1
 COMMIT_LIMIT: Final = 30.0
 """Seconds for a COMMIT; after that the applier is killed, and the file shows whether it was committed."""
+
+
+async def _nothing() -> None:
+    """Do nothing: there is no log to finish."""
+
+
+class PreparedDatabase(NamedTuple):
+    """A whole database that may take the place of the node's."""
+
+    folder: Path
+    """A folder in the state directory with nothing but the file, which has the name of the node's, and is on disk."""
+    stored: frames.Stored
+    """What the file says."""
+    functions: list[LocalFunction]
+    """The functions of its release, with their code."""
 
 
 class ReleaseManager:
@@ -84,6 +104,11 @@ class ReleaseManager:
         """The same failure, until it has been reported to control."""
         self.less = asyncio.Event()
         """Set when `inventory` has lost a function."""
+        self.finish_log: Callable[[], Awaitable[None]] = _nothing
+        """Moves the log into the database's file, once no worker has it open."""
+        self.exchanged: Callable[[], None] = lambda: None
+        """Called when another database has taken the place of the node's, before a process opens it."""
+        self._rehearsing: asyncio.Future[wire.RehearsalResult] | None = None
         self.committing: Callable[[], None] = lambda: None
         """Called before a release's COMMIT."""
         self.committed: Callable[[], None] = lambda: None
@@ -222,7 +247,16 @@ class ReleaseManager:
             settings.wal_limit,
             seconds,
         )
-        return await RehearsalProcess(self._processes).run(task)
+        running = self._rehearsing = asyncio.ensure_future(RehearsalProcess(self._processes).run(task))
+        try:
+            return await running
+        except asyncio.CancelledError:
+            if (current := asyncio.current_task()) is not None and not current.cancelling():
+                text = "The node's database was replaced meanwhile."
+                raise SyncFailed("rehearsal_impossible", text) from None
+            raise
+        finally:
+            self._rehearsing = None
 
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Move to the plan's release; `functions` are all its functions with their code. Return the resulting
@@ -236,6 +270,109 @@ class ReleaseManager:
                 return await self._apply(plan, functions, applier)
             finally:
                 applier.close()
+
+    async def replace_database(self, prepared: PreparedDatabase) -> Path:
+        """Serve another database instead of the node's, with the release that it names; return the folder in which the
+        one of before is. Calls wait meanwhile; one that still runs after the flip limit is ended.
+
+        Killed at any moment, the node has the one database or the other, whole.
+
+        Raises: SyncFailed, when that can't be done; the database of before is then served on.
+        """
+        async with self._one:
+            serial = 0
+            if (release := prepared.stored.release) is not None:
+                self._secrets.look()
+                release = msgspec.structs.replace(release, functions=prepared.functions)
+                try:
+                    # Also in the workers of now, so that a function that can't be loaded changes nothing.
+                    serial = await self._load(release)
+                except LoadFailed as failed:
+                    raise SyncFailed(failed.code, failed.message) from None
+            if self._rehearsing is not None:
+                # It reads the files that are about to change their names.
+                self._rehearsing.cancel()
+                await asyncio.wait([self._rehearsing])
+            # A database that is no longer there must not be looked at: cancelled, this is done before it ends.
+            replacing = asyncio.ensure_future(self._replace(prepared, release, serial))
+            try:
+                return await asyncio.shield(replacing)
+            except asyncio.CancelledError:
+                await asyncio.wait([replacing])
+                raise
+
+    async def _replace(self, prepared: PreparedDatabase, release: LocalRelease | None, serial: int) -> Path:
+        """Raises: SyncFailed."""
+        path = Path(self._processes.settings.state)
+        try:
+            if self._forged is None:
+                self._pool.hold_writes(self._flip_limit)
+            self._pool.hold_all()
+            await settled(self._pool, self._flip_limit)
+            await ended(self._pool, self._flip_limit)
+            faults.reach("edge.replace.held")
+            for link in self._pool.links:
+                link.kill(REPLACED)
+            async with self._processes.without("worker", "applier", "repeater"):
+                # The log's rest belongs to the database of before, and its backup.
+                await self.finish_log()
+                async with self._processes.without("checkpointer"):
+                    kept = await self._exchange(path, prepared)
+                    self.exchanged()
+                    # The fence lets this zygote's children use the folder that is kept now, and no other.
+                    await self._processes.replace_zygote()
+            faults.reach("edge.replace.exchanged")
+        except BaseException:
+            self._supervisor.forget(serial)
+            if self._forged is None:
+                self._pool.let_go()
+            raise
+        in_file = await stored_release.until_answered(self._processes, self._pool.named)
+        # The witness was told of it: anything else is a fault of the disk or of this program, and nothing is served.
+        try:
+            self._believe(in_file)
+        except SyncFailed:
+            self._supervisor.forget(serial)
+            raise
+        await asyncio.to_thread(self._witness.settle, in_file)
+        self._forged = self._untold = None
+        if release is None:
+            self._supervisor.swap_to_nothing()
+            self._stored = in_file
+        else:
+            self._swap(serial, frames.Stored(release, in_file.inventory, in_file.durable))
+            self._compiler.lost.difference_update({f.sha256 for f in release.functions})
+        if in_file.unfinished:
+            self.steps.unfinished.set()
+        self._pool.let_go()
+        self._changed.set()
+        # A poll that is held says what the node had before.
+        self.less.set()
+        log.warning("the node has another database, of release %d", 0 if release is None else release.number)
+        return kept
+
+    async def _exchange(self, path: Path, prepared: PreparedDatabase) -> Path:
+        """Raises: SyncFailed, when the database can't be exchanged; it is then as it was."""
+        database = path / wal.FILE
+        until = clock.monotonic() + USERS_LIMIT
+        while used := await asyncio.to_thread(database_users.users, database):
+            if clock.monotonic() > until:
+                text = f"{database} is in use by {database_users.told(used)}: end it first, then restore again"
+                raise SyncFailed("database_in_use", text)
+            await clock.sleep(USERS_PAUSE)
+        try:
+            await asyncio.to_thread(self._witness.announce_restore, prepared.stored)
+            faults.reach("edge.replace.announced")
+            kept = await asyncio.to_thread(database_exchange.exchange, path, prepared.folder)
+        except OSError as error:
+            text = f"The restored database can't be put in the place of {database}, and nothing was changed: {error}"
+            raise SyncFailed("restore_failed", text) from None
+        try:
+            await asyncio.to_thread(files.sync_folder, path)
+        except OSError as error:
+            # The witness has both digests, so the node trusts either.
+            log.error("the database was replaced, but a loss of power may undo that: %s", error)
+        return kept
 
     async def _apply(self, plan: wire.Plan, functions: list[LocalFunction], applier: ReleaseApplier) -> wire.Inventory:
         """Raises: SyncFailed."""
