@@ -351,7 +351,7 @@ class BackUp(Message, tag="back_up"):
     """Seconds between two uploads while somebody writes; 0 to end the backup."""
 
 
-class Position(Message):
+class BackupPosition(Message):
     """A place in the history of a node's database."""
 
     lineage: Lineage
@@ -401,7 +401,7 @@ class RestoreFile(Message):
 class RestoreOrder(Message):
     """``GET /v1/nodes/self/restores/{id}``, and for a node that joins again ``GET /v1/nodes/self/backup/latest``."""
 
-    position: Position
+    position: BackupPosition
     """What the files come to."""
     at: datetime
     """When that was the state of the database, by the node's clock of then."""
@@ -419,7 +419,7 @@ class RestoreResult(Message):
     """The number of the release that the database has now; 0 for none."""
     kept: Text = ""
     """Where on the node the database of before is."""
-    before: Position | None = None
+    before: BackupPosition | None = None
     """What that one had come to, with all of it at the store; None if it wasn't backed up that far."""
 
 
@@ -501,7 +501,7 @@ class SyncUpdate(Message):
     """With `succeeded` and `failed`: what the node now runs."""
     before: bytes = b""
     """With `succeeded`: `HourBefore` in msgpack, or empty."""
-    boundary: Position | None = None
+    boundary: BackupPosition | None = None
     """With `succeeded`: the last transaction before the release's, if the database is backed up."""
 
 
