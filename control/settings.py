@@ -105,8 +105,19 @@ class ControlSettings:
     spool: Path = field(
         default_factory=_temporary_folder,
         metadata=about(
-            "Folder where uploads wait until their digest is known.", default="the system's folder for temporary files"
+            "Folder where uploads wait until their digest is known, and where databases of backups are made.",
+            default="the system's folder for temporary files",
         ),
+    )
+    backup_limit: int = setting(
+        16 * 1024**3,
+        "Bytes of the largest database that control makes of a backup, to prove it or to give it to an operator; its "
+        "files and the database are in the spool meanwhile.",
+    )
+    backup_drill_bytes: int = setting(
+        200 * 1024**3,
+        "Bytes a day that control reads from the store to prove backups, those whose proof is oldest "
+        "first. `skerry data list` says which weren't reached.",
     )
     artifact_limit: int = setting(64 * 1024 * 1024, "Bytes that an artifact may have.")
     body_limit: int = setting(

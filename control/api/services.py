@@ -11,7 +11,9 @@ from control.access.openid_provider import Provider
 from control.access.rate_limits import NodeLimits
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
+from control.backups.builder import Builder
 from control.backups.grants import Grants
+from control.backups.targets import StateFinder
 from control.clock import Clock
 from control.edge_check import Checks
 from control.live_settings import LiveSettings
@@ -88,6 +90,10 @@ class Services:
     node_limits: NodeLimits
     grants: Grants
     """What nodes may put at the store."""
+    builder: Builder
+    """Makes databases of backups."""
+    states: StateFinder
+    """Finds states of nodes' databases in their backups."""
     fleet: FleetCache
     heartbeats: Heartbeats
     decisions: WriteBatches[NodeRequest, Decision]

@@ -53,8 +53,8 @@ class BuiltDatabase:
     """The release and the inventory that it records."""
 
 
-class _Gone(Exception):
-    """A file isn't at the store any more."""
+class FileGone(Exception):
+    """A file isn't at the store any more: it was merged, or swept."""
 
 
 class Builder:
@@ -121,7 +121,7 @@ class Builder:
             try:
                 await self._check_room(folder, node, lineage, files)
                 await self._fetch_all(folder, node, lineage, files)
-            except _Gone:
+            except FileGone:
                 await asyncio.to_thread(_empty, folder)
                 continue
             return sum(file.size for file in files)
@@ -130,7 +130,7 @@ class Builder:
     async def _check_room(self, folder: Path, node: str, lineage: str, files: list[BackupFile]) -> None:
         header = await self.header(node, lineage, files[-1])
         if header is None:
-            raise _Gone
+            raise FileGone
         self._check_sizes(folder, sum(file.size for file in files), header.pages * header.page_bytes)
 
     def _check_sizes(self, folder: Path, needed: int, database: int) -> None:
@@ -152,7 +152,7 @@ class Builder:
         self._check_sizes(folder, sum(file.size for file in files), sum(file.size for file in files))
         try:
             await self._fetch_all(folder, node, lineage, files)
-        except _Gone:
+        except FileGone:
             raise ProblemError("backup_incomplete", "files of the backup were deleted while they were read") from None
         await self._assemble(folder, "--merge")
         return folder / MERGED
@@ -163,7 +163,7 @@ class Builder:
             async with asyncio.TaskGroup() as group:
                 for file in files:
                     group.create_task(self._fetch(folder, node, lineage, file, places))
-        except* (_Gone, ProblemError) as failed:
+        except* (FileGone, ProblemError) as failed:
             raise failed.exceptions[0] from None
 
     async def _fetch(self, folder: Path, node: str, lineage: str, file: BackupFile, places: asyncio.Semaphore) -> None:
@@ -173,7 +173,7 @@ class Builder:
                 _answer, pieces = await self._store.open(objects.key(node, lineage, file))
             except ProblemError as error:
                 if error.code == "unknown_artifact":
-                    raise _Gone from None
+                    raise FileGone from None
                 raise
             size = 0
             with (folder / ltx.name(file.first, file.last)).open("xb") as target:

@@ -60,6 +60,11 @@ def prefix(node: str, lineage: str = "") -> str:
     return f"{BACKUPS}{node}/{lineage}/ltx/" if lineage else f"{BACKUPS}{node}/"
 
 
+def is_lineage(text: str) -> bool:
+    """Return whether a text is the id of a lineage, as nodes make it."""
+    return _LINEAGE.fullmatch(text) is not None
+
+
 def key(node: str, lineage: str, file: BackupFile) -> str:
     """Return the key of a file. Raises: ValueError, as `prefix` does."""
     return prefix(node, lineage) + file.name

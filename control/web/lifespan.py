@@ -19,7 +19,9 @@ from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.api import rollouts
 from control.api.services import Databases, Services
+from control.backups.builder import Builder
 from control.backups.grants import Grants
+from control.backups.targets import StateFinder
 from control.clock import Clock, ClockError, SystemClock
 from control.edge_check import Checks
 from control.live_settings import LiveSettings
@@ -57,6 +59,8 @@ TIME = queries.load("database").value("time", datetime)
 
 RESTART_PAUSE = 1.0
 """Seconds after which a failed background task starts again."""
+BUILD_LIMIT = 3600.0
+"""Seconds that making a database of a backup's files may take, once they are downloaded."""
 STORE_PATIENCE = 3.0
 """Seconds that a start waits for the artifact store; nodes are served even without it."""
 LISTS_PATIENCE = 30.0
@@ -143,6 +147,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         stack.push_async_callback(sessions.stop)
         sign_ins = SignIns(sessions, clock, databases.cache, databases.writes)
         stack.push_async_callback(sign_ins.stop)
+        builder = Builder(store, settings.spool, settings.backup_limit, BUILD_LIMIT)
         provider = _provider(settings, clock)
         if provider is not None:
             stack.push_async_callback(provider.close)
@@ -170,6 +175,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             failures=failures,
             node_limits=NodeLimits(clock.monotonic),
             grants=Grants(databases.joins, databases.writes, clock),
+            builder=builder,
+            states=StateFinder(databases.lists, builder, clock),
             fleet=fleet,
             heartbeats=heartbeats,
             decisions=decisions,

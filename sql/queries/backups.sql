@@ -15,3 +15,15 @@ UPDATE backups SET ended_at = $2 WHERE node_id = $1 AND ended_at IS NULL;
 -- Begin a history of a node.
 -- name: begin
 INSERT INTO backups (node_id, lineage, begun_at, told_at) VALUES ($1, $2, $3, $3);
+
+-- The histories of a node, the newest one first.
+-- name: lineages
+SELECT lineage FROM backups WHERE node_id = $1 ORDER BY begun_at DESC, lineage;
+
+-- A release of a node's group, by its number.
+-- name: release_of_node
+SELECT r.id FROM nodes AS n JOIN releases AS r ON r.group_id = n.group_id WHERE n.id = $1 AND r.number = $2;
+
+-- The last transaction before a node's flip to a release.
+-- name: boundary
+SELECT lineage, transaction_id FROM boundaries WHERE node_id = $1 AND release_id = $2;

@@ -104,9 +104,11 @@ class Replica:
                 (
                     "ownership",
                     "access",
+                    "builder",
                     "deletions",
                     "checks",
                     "readiness",
+                    "states",
                     "join_tokens",
                     "watching",
                     "sign_ins",
