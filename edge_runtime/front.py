@@ -83,6 +83,7 @@ class Front:
             settings.fence,
             code_memory=settings.code_memory,
             wal_limit=settings.wal_limit,
+            backup_limit=settings.backup_limit,
         )
         self.processes = ZygoteClient(children, state.lock)
         self.fetches = RequestsInFlight(HttpClient(settings.networks))
@@ -121,6 +122,7 @@ class Front:
             self.processes, self.pool, state.path / wal.FILE, settings.wal_limit, most
         )
         self.hooks.damaged = self.manager.damaged
+        self.manager.before_commit = self.checkpoints.before_commit
         self.manager.committing = self.checkpoints.before_release
         self.manager.committed = self.checkpoints.after_release
         self.manager.finish_log = self.checkpoints.finish

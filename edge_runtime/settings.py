@@ -171,6 +171,15 @@ class EdgeSettings:
         least=32 * MIB,
         most=64 * GIB,
     )
+    backup_limit: int = setting(
+        4 * GIB,
+        "Bytes that files of the database's backup may take that aren't at the store yet.",
+        "They are in `backup/` of the state directory. While the store is away, those that wait are merged once they "
+        "take half of it. If that isn't enough, the backup pauses, says so, and goes on with a snapshot once they are "
+        "at the store. A snapshot must fit, which is smaller than the database.",
+        least=64 * MIB,
+        most=1024 * GIB,
+    )
     synchronous: Literal["FULL", "NORMAL"] = setting(
         "FULL",
         "`FULL`: a call's writes are on disk before it is answered. `NORMAL`: a power failure may undo the last calls.",

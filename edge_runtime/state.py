@@ -58,7 +58,8 @@ class State:
         try:
             if self.path.exists() and (found := closed(self.path, to_serve=True)):
                 raise StateUnfit("{}: {}".format(*found))
-            for folder in (self.path, self.aot, self.artifacts, self.database, self.temporary):
+            backup = self.path / wal.BACKUP
+            for folder in (self.path, self.aot, self.artifacts, self.database, self.temporary, backup):
                 files.make_folder(folder)
                 if folder.stat().st_mode & 0o077:
                     # Whoever can write here controls which code this machine runs.
@@ -140,7 +141,7 @@ def closed(state: Path, *, to_serve: bool) -> tuple[str, str] | None:
     # Other files are replaced, not written to.
     written, read = [state / "lock", *database.glob("*")], [state / "witness.json", *aot.glob("*")]
     if not to_serve:
-        folders += [state / name for name in ("artifacts", "outbox", "telemetry")]
+        folders += [state / name for name in ("artifacts", "outbox", "telemetry", wal.BACKUP)]
         read += [state / "ca.pem", *(state / "artifacts").glob("*")]
     for paths, mode in ((folders, os.R_OK | os.W_OK | os.X_OK), (written, os.R_OK | os.W_OK), (read, os.R_OK)):
         for path in paths:

@@ -9,6 +9,7 @@ cut off. Formats: https://www.sqlite.org/walformat.html
 import errno
 import os
 import struct
+import time
 from enum import Enum
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,16 +20,23 @@ FILE: Final = Path("db", "skerry.db")
 """The path of the libsql file in the state directory."""
 TEMPORARY: Final = Path("temp")
 """The folder in the state directory for temporary files of statements."""
+BACKUP: Final = Path("backup")
+"""The folder in the state directory for files of the backup that aren't at the store yet."""
 HEADER_BYTES: Final = 32
 """Bytes of the log before its first frame."""
-_FRAME_HEADER_BYTES: Final = 24
+FRAME_HEADER_BYTES: Final = 24
 INDEX_BYTES: Final = 136
 """Bytes of the index before its hash tables."""
 _FILE_HEADER_BYTES: Final = 100
 """Bytes of the file's header: https://www.sqlite.org/fileformat.html#the_database_header"""
 _VERSION: Final = 3_007_000
 _COPY: Final = struct.Struct("=III??HII24x")
+_PAGES_AT: Final = 20
+_SALTS_AT: Final = 32
 _BACKFILLED_AT: Final = 96
+_TRIES: Final = 1000
+_TRY_PAUSE: Final = 0.001
+"""How often an index is read that a process is writing, and the seconds between two times."""
 
 _kept: Final[dict[tuple[int, int], int]] = {}
 """Open descriptors of index files, by device and inode. They are never closed: closing any descriptor of a file
@@ -58,6 +66,20 @@ class Index(NamedTuple):
     def bytes(self) -> int:
         """Return the bytes of the log up to its last committed frame."""
         return HEADER_BYTES + self.frames * self.frame_bytes if self.frames else 0
+
+
+class LogState(NamedTuple):
+    """The log at one moment, for a process with a connection."""
+
+    frames: int
+    """Committed frames from the start of the log."""
+    moved: int
+    """Those whose pages are in the database file."""
+    page_bytes: int
+    pages: int
+    """Pages of the database after the last frame; 0 if the log is empty and nobody has written since it was opened."""
+    salt: bytes
+    """Which log it is: one that begins anew has the next number in its first four bytes, unless it was emptied."""
 
 
 class DatabaseSizes(NamedTuple):
@@ -107,8 +129,13 @@ def sizes(database: Path) -> DatabaseSizes:
         return DatabaseSizes(0, 0, 0, room)
     if len(header) < _FILE_HEADER_BYTES:
         return DatabaseSizes(size, 0, log, room)
+    return DatabaseSizes(size, int.from_bytes(header[36:40], "big") * _page_bytes(header), log, room)
+
+
+def _page_bytes(header: bytes) -> int:
+    """Return the bytes of a page, of the file's header; 0 of an empty file."""
     page = int.from_bytes(header[16:18], "big")
-    return DatabaseSizes(size, int.from_bytes(header[36:40], "big") * (65_536 if page == 1 else page), log, room)
+    return 65_536 if page == 1 else page
 
 
 def parse(data: bytes) -> Index | None:
@@ -120,7 +147,7 @@ def parse(data: bytes) -> Index | None:
     if version != _VERSION or not initialized:
         return None
     (backfilled,) = struct.unpack_from("=I", data, _BACKFILLED_AT)
-    return Index(frames, backfilled, _FRAME_HEADER_BYTES + (65_536 if page == 1 else page))
+    return Index(frames, backfilled, FRAME_HEADER_BYTES + (65_536 if page == 1 else page))
 
 
 def read(database: Path) -> Index | None:
@@ -145,7 +172,7 @@ def cut(database: Path) -> None:
 
     Raises: OSError, when that fails: connections see nothing after the end, but a power loss may bring it back.
     """
-    index = parse(os.pread(_keep(index_of(database)), INDEX_BYTES, 0))
+    index = parse(os.pread(keep(index_of(database)), INDEX_BYTES, 0))
     if index is None:
         raise OSError(errno.EIO, "the write-ahead log's index can't be read", str(index_of(database)))
     end = HEADER_BYTES + index.frames * index.frame_bytes
@@ -158,12 +185,26 @@ def cut(database: Path) -> None:
         os.close(descriptor)
 
 
+def state(database: Path) -> LogState:
+    """Return the state of the log, for a process with a connection. Raises: OSError, when the index can't be read."""
+    for _ in range(_TRIES):
+        data = os.pread(keep(index_of(database)), INDEX_BYTES, 0)
+        if (index := parse(data)) is not None:
+            (pages,) = struct.unpack_from("=I", data, _PAGES_AT)
+            salt = data[_SALTS_AT : _SALTS_AT + 8]
+            # The index of a log that nobody has written to doesn't say it.
+            page = index.frame_bytes - FRAME_HEADER_BYTES or _page_bytes(os.pread(keep(database), 18, 0))
+            return LogState(index.frames, index.backfilled, page, pages, salt)
+        time.sleep(_TRY_PAUSE)
+    raise OSError(errno.EIO, "the write-ahead log's index can't be read", str(index_of(database)))
+
+
 def committed(database: Path) -> int:
     """Return the bytes of the log up to its last committed frame, for a process with a connection.
 
     Raises: OSError, when the index can't be read.
     """
-    index = parse(os.pread(_keep(index_of(database)), INDEX_BYTES, 0))
+    index = parse(os.pread(keep(index_of(database)), INDEX_BYTES, 0))
     return 0 if index is None else index.bytes
 
 
@@ -172,11 +213,12 @@ def uncommitted(database: Path) -> int:
 
     This is about as much as the open transaction has written there. Raises: OSError, when the files can't be read.
     """
-    index = parse(os.pread(_keep(index_of(database)), INDEX_BYTES, 0))
+    index = parse(os.pread(keep(index_of(database)), INDEX_BYTES, 0))
     return 0 if index is None else max(0, log_of(database).stat().st_size - index.bytes)
 
 
-def _keep(path: Path) -> int:
+def keep(path: Path) -> int:
+    """Return a descriptor of the database file or the log's index that is never closed (`_kept`). Raises: OSError."""
     stat = path.stat()
     key = (stat.st_dev, stat.st_ino)
     if key not in _kept:

@@ -21,6 +21,8 @@ import apsw
 import msgspec
 
 from edge_runtime import database_users, wal
+from edge_runtime.backup.local_files import LocalFiles
+from edge_runtime.backup.shipper import Exchanged, Shipper
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
@@ -49,6 +51,7 @@ _UNREAD_IN_CHECKPOINT: Final = (
 """Extended codes of such errors in the checkpoint that follows, which reads the log again."""
 
 _decode_checkpoint: Final = msgspec.json.Decoder(frames.Checkpoint).decode
+_decode_ship: Final = msgspec.json.Decoder(frames.Ship).decode
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
@@ -64,12 +67,24 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     fence.seal("checkpointer", lock.fileno())
     frames.send(sock, 0, frames.READY)
     reader = FrameReader(sock)
+    state, shipper = Path(settings.state), None
     while (frame := reader.next()) is not None and frame.kind != frames.CLOSE:
         try:
             match frame.kind:
                 case frames.CHECKPOINT:
-                    done = checkpoint(opened, lock, _decode_checkpoint(frame.body))
+                    order = _decode_checkpoint(frame.body)
+                    if shipper is None and LocalFiles(state).is_on:
+                        try:
+                            shipper = _shipper(settings)
+                        except (apsw.Error, OSError):
+                            if not order.unshipped:
+                                raise
+                    done = checkpoint(opened, lock, order, shipper)
                     frames.send_json(sock, frame.request, frames.CHECKPOINTED, done)
+                case frames.SHIP:
+                    if shipper is None:
+                        shipper = _shipper(settings)
+                    frames.send_json(sock, frame.request, frames.SHIPPED, shipper.ship(_decode_ship(frame.body)))
                 case frames.SETTLE:
                     settle(opened, lock, path)
                     frames.send(sock, frame.request, frames.DONE)
@@ -78,23 +93,43 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
         except (apsw.Error, OSError) as error:
             failure = frames.ChildFailure(code_of(str(error), "disk_failed"), str(error))
             frames.send_json(sock, frame.request, frames.FAILED, failure)
+            if isinstance(error, Exchanged):
+                break
+    if shipper is not None:
+        shipper.close()
     opened.close()
     if frame is not None:
         # The file is closed: the last connection to be closed has removed the log.
         frames.send(sock, frame.request, frames.DONE)
 
 
-def checkpoint(opened: FileAndLog, lock: WriterLock, order: frames.Checkpoint) -> frames.Checkpointed:
-    """Move what can be moved. Raises: apsw.Error, when the disk fails."""
+def _shipper(settings: frames.ChildSettings) -> Shipper:
+    return Shipper(Path(settings.state), settings.backup_limit, settings.wal_limit, PATIENCE)
+
+
+def checkpoint(
+    opened: FileAndLog, lock: WriterLock, order: frames.Checkpoint, shipper: Shipper | None = None
+) -> frames.Checkpointed:
+    """Move what can be moved; if the database is backed up, that is what is shipped, which all is before.
+
+    Raises: apsw.Error, OSError, when the disk fails.
+    """
+    ships = shipper is not None and shipper.before_checkpoint(unshipped=order.unshipped)
     if order.mode == "passive":
         return frames.Checkpointed(opened.checkpoint(order.mode) is None)
     lock.acquire()
     try:
         opened.wait_for_locks(order.patience_ms / 1000)
-        return frames.Checkpointed(opened.checkpoint(order.mode) is None)
+        if ships and shipper is not None:
+            busy = shipper.last_step(opened, order.mode)
+        else:
+            busy = opened.checkpoint(order.mode) is None
     finally:
         opened.wait_for_locks(PATIENCE)
         lock.release()
+    if ships and shipper is not None:
+        shipper.after_last_step(busy=busy)
+    return frames.Checkpointed(busy)
 
 
 def settle(opened: FileAndLog, lock: WriterLock, path: Path) -> None:
@@ -116,13 +151,13 @@ def is_left(database: Path) -> bool:
     return wal.has_log(database) and not database_users.is_open(database)
 
 
-def recover(database: Path) -> None:
+def recover(settings: frames.ChildSettings) -> None:
     """Recover the log in a child of this process, which has one thread, and wait for it however long it takes.
 
     Raises: Unreadable, when the log can't be read, and the child has said on stderr which error it was; or when there
         is no process for it.
     """
-    parent = os.getpid()
+    parent, database = os.getpid(), Path(settings.state, wal.FILE)
     try:
         pid = os.fork()
     except OSError as error:
@@ -132,7 +167,7 @@ def recover(database: Path) -> None:
         try:
             fence.die_with_parent(parent)
             fence.enter("checkpointer")
-            _recover_here(database)
+            _recover_here(database, settings)
             code = 0
         except apsw.Error as error:
             print(f"{wal.log_of(database)}: {error} ({name_of(error)})", file=sys.stderr)
@@ -149,9 +184,9 @@ def recover(database: Path) -> None:
         )
 
 
-def _recover_here(database: Path) -> None:
+def _recover_here(database: Path, settings: frames.ChildSettings) -> None:
     """Recover the log in this process. Raises: apsw.Error, when it can't be read; OSError."""
-    opened = FileAndLog(database, PATIENCE, create=True)
+    opened, shipper = FileAndLog(database, PATIENCE, create=True), None
     fence.seal("checkpointer")
     try:
         try:
@@ -164,12 +199,24 @@ def _recover_here(database: Path) -> None:
             # libsql will find anything else that is wrong with the file.
             print(f"{database}: its log stays as it is: {error}", file=sys.stderr)
             return
+        if LocalFiles(Path(settings.state)).is_on:
+            try:
+                shipper = _shipper(settings)
+            except (apsw.Error, OSError) as error:
+                print(f"{database}: its log is moved without a backup of it: {error}", file=sys.stderr)
         try:
-            opened.checkpoint("truncate")
+            if shipper is not None and shipper.before_checkpoint(unshipped=True):
+                shipper.after_last_step(busy=shipper.last_step(opened, "truncate"))
+            else:
+                opened.checkpoint("truncate")
+        except OSError as error:
+            print(f"{database}: its log isn't in the backup: {error}", file=sys.stderr)
         except apsw.Error as error:
             if result_of(error) in _UNREAD_IN_CHECKPOINT:
                 raise
             # A write has failed: a full disk, for example, can still be read.
             print(f"{database}: its log stays as it is: {error} ({name_of(error)})", file=sys.stderr)
     finally:
+        if shipper is not None:
+            shipper.close()
         opened.close()

@@ -194,7 +194,7 @@ class Zygote:
         try:
             if checkpointer.is_left(self._database):
                 self._control.send(frames.encode_json(Recovering()))
-                checkpointer.recover(self._database)
+                checkpointer.recover(self._arguments.settings)
         except (BrokenPipeError, ConnectionResetError):
             raise
         except (checkpointer.Unreadable, OSError) as error:

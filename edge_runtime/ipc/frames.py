@@ -73,6 +73,8 @@ SETTLE: Final = 11
 """Undo the remains of a process that was killed in a COMMIT; answered by DONE or FAILED."""
 CLOSE: Final = 12
 """Close the file and exit; answered by DONE."""
+SHIP: Final = 45
+"""`Ship`: put what was committed into files of the backup; answered by SHIPPED (`Shipped`) or FAILED."""
 
 # From a child. A kind of 200 or more is the HTTP status of a guest's answer: the head is its header lines as they are
 # sent (`name: value`, each ended by CR LF; none about the connection, or about the length if there is a body), and the
@@ -108,6 +110,7 @@ TIMES: Final = 41
 """Where the call's time went: `call_times.CallTimes` in msgpack; comes before the answer of a call that was slow or
 failed, or that the front asked about."""
 CHECKPOINTED: Final = 34
+SHIPPED: Final = 46
 DAMAGED: Final = 37
 """The function's compiled code is damaged, and it runs on the interpreter; comes before the call's answer."""
 NEWLY_LOADED: Final = 44
@@ -238,11 +241,38 @@ class Checkpoint(Struct, frozen=True):
     """SQLite's mode of a checkpoint; for all but `passive` the writer lock is taken."""
     patience_ms: int = 0
     """Milliseconds to wait for readers while the writer lock is held."""
+    unshipped: bool = False
+    """Move also what can't be put into files of the backup, which then goes on with a snapshot."""
 
 
 class Checkpointed(Struct, frozen=True):
     busy: bool
     """Whether readers, or frames that came meanwhile, keep the log from restarting."""
+
+
+class Ship(Struct, frozen=True):
+    """The database is backed up, from now on if it wasn't."""
+
+    afresh: bool = False
+    """Begin another history, and drop the files of the one of now that aren't at the store."""
+    whole: bool = True
+    """Make a snapshot if nothing else can follow what was shipped; that takes as long as the disk needs."""
+
+
+class Shipped(Struct, frozen=True):
+    """How far the backup of the database has come, on the node's disk."""
+
+    lineage: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$(?!\n)")]
+    last: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    """The last transaction that is in a file."""
+    at_ms: Annotated[int, Meta(ge=0)]
+    """Unix milliseconds: the database had nothing newer then."""
+    pending: Annotated[int, Meta(ge=0)]
+    """Bytes of the files that aren't at the store yet."""
+    error: Annotated[str, Meta(max_length=FAILURE_TEXT)] = ""
+    """Which part of the history was lost, and why; '' once the snapshot that follows it is at the store."""
+    whole: bool = True
+    """Whether everything that was committed is in files; if not, a snapshot follows later."""
 
 
 class Counted(Struct, frozen=True):
@@ -350,6 +380,8 @@ class ChildSettings(Struct, frozen=True):
     """Bytes that a worker's loaded functions may take, together with everything else that it has allocated."""
     wal_limit: int = 256 * 1024 * 1024
     """Bytes of the write-ahead log from which on nothing more should be written to it."""
+    backup_limit: int = 4 * 1024**3
+    """Bytes that files of the backup may take that aren't at the store yet."""
 
 
 class ChildGone(ConnectionError):

@@ -3,18 +3,23 @@
 
 A checkpointer process moves the log into the database file while calls go on. Once little is left, it makes writers
 wait for a moment and moves the rest, and the log restarts, unless a reader still reads from it.
+
+If the database is backed up, the same process first puts what it moves into files (docs/adr/0074).
 """
 
 import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
+from control.protocol import wire
 from edge_runtime import clock, wal
+from edge_runtime.backup.local_files import LocalFiles, NotShipped
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient
@@ -53,11 +58,25 @@ REMOVE_LIMIT: Final = 2.0
 SETTLE_LIMIT: Final = 2.0
 """Seconds that a client waits for `settle`."""
 
+TURN_LIMIT: Final = 5.0
+"""Seconds that a release waits for a checkpoint that is being made, and for what was written before to be shipped,
+while calls go on."""
+BOUNDARY_LIMIT: Final = 1.0
+"""Seconds for which a release's COMMIT waits for what was written since, while calls wait."""
+
+FindPosition = Callable[[], Awaitable[wire.BackupPosition | None]]
+"""Returns the last transaction before a release's, once nobody else can commit; None if it isn't known."""
+
+_decode_shipped: Final = msgspec.json.Decoder(frames.Shipped).decode
 _decode_done: Final = msgspec.json.Decoder(frames.Checkpointed).decode
 
 
 class _Failed(Exception):
     """The checkpointer couldn't do what it was asked to; the message says why."""
+
+
+async def no_position() -> None:
+    """Return the position of a database that isn't backed up."""
 
 
 def pressure(size: int, limit: int, before: Pressure, waited: float) -> Pressure:
@@ -110,6 +129,13 @@ class CheckpointSchedule:
         self._warned = False
         self._unsettled = False
         """The remains of a COMMIT that was cut off may still come back."""
+        self._turn = asyncio.Lock()
+        """Held by what asks the checkpointer, which does one thing at a time."""
+        self._local = LocalFiles(database.parent.parent)
+        self._ships = self._local.is_on
+        """Whether the database is backed up: then the checkpointer stays, and holds back what isn't shipped."""
+        self.backup_error = ""
+        """Which part of the backup's history was lost, and why, as in `frames.Shipped`."""
         pool.worker_deaths.settle_commit = self.settle
 
     @property
@@ -149,6 +175,93 @@ class CheckpointSchedule:
         finally:
             self._end_child()
 
+    async def ship(self, *, afresh: bool = False) -> frames.Shipped:
+        """Put everything that is committed now into files of the backup (`backup.local_files`), which begins if the
+        database wasn't backed up. With `afresh` another history begins.
+
+        A snapshot, which comes first in a history and where a part was lost, takes as long as the disk needs.
+
+        Raises: NotShipped; what was shipped before stays.
+        """
+        self._ships = True
+        async with self._turn:
+            return await self._ship(frames.Ship(afresh))
+
+    async def end_backup(self) -> None:
+        """Ship nothing from now on, and remove all files of the backup. Raises: OSError."""
+        async with self._turn:
+            self._ships = False
+            if (child := self._child) is not None:
+                child.kill()
+                await asyncio.shield(child.exited)
+            self._end_child()
+            self.backup_error = ""
+            await asyncio.to_thread(self._local.end)
+
+    @contextlib.asynccontextmanager
+    async def before_commit(self) -> AsyncIterator[FindPosition]:
+        """Keep the checkpointer free until the block ends, in which a release is committed; enter it before calls are
+        held. What it returns never fails, and takes `BOUNDARY_LIMIT` seconds at most."""
+        free = self._ships and await self._take_turn()
+        try:
+            yield self._position if free else no_position
+        finally:
+            if free:
+                self._turn.release()
+
+    async def _take_turn(self) -> bool:
+        """Wait until nothing else asks the checkpointer, then ship most of what will have to be; return whether that
+        was possible."""
+        try:
+            async with clock.timeout(TURN_LIMIT):
+                await self._turn.acquire()
+        except TimeoutError:
+            log.warning("the backup can't tell where a release begins: the checkpointer is busy")
+            return False
+        try:
+            async with clock.timeout(TURN_LIMIT):
+                await self._ship(frames.Ship(whole=False))
+        except (NotShipped, TimeoutError) as error:
+            log.warning("the backup can't tell where a release begins: %s", str(error) or "the disk is slow")
+            self._turn.release()
+            return False
+        except BaseException:
+            self._turn.release()
+            raise
+        return True
+
+    async def _position(self) -> wire.BackupPosition | None:
+        try:
+            async with clock.timeout(BOUNDARY_LIMIT):
+                shipped = await self._ship(frames.Ship(whole=False))
+        except (NotShipped, TimeoutError) as error:
+            log.warning("the backup can't tell where a release begins: %s", str(error) or "the disk is slow")
+            return None
+        return wire.BackupPosition(shipped.lineage, shipped.last) if shipped.whole else None
+
+    async def _ship(self, order: frames.Ship) -> frames.Shipped:
+        """Ask for a shipment. Raises: NotShipped."""
+        try:
+            child = self._child = self._child or await self._new()
+            reply = await child.ask(frames.SHIP, order, None)
+            if reply.kind == frames.FAILED:
+                raise NotShipped(frames.decode_failure(reply.body).message)
+            shipped = frames.told(reply, frames.SHIPPED, _decode_shipped)
+        except NotShipped:
+            # It still holds back what isn't shipped.
+            raise
+        except (frames.ChildGone, NotBorn, TimeoutError, _Failed) as error:
+            self._end_child()
+            raise NotShipped(str(error) or "the checkpointer didn't open the file in time") from None
+        except BaseException:
+            self._end_child()
+            raise
+        if shipped.error != self.backup_error:
+            self.backup_error = shipped.error
+            if shipped.error:
+                log.error("the backup's history is interrupted: %s", shipped.error)
+        return shipped
+
     def before_release(self) -> None:
         """Note that a release's transaction is about to be committed: its bytes in the log don't count."""
         self.look()
@@ -183,9 +296,9 @@ class CheckpointSchedule:
         path = wal.log_of(self._database)
         began = clock.monotonic()
         try:
-            async with clock.timeout(FINISH_LIMIT):
+            async with clock.timeout(FINISH_LIMIT), self._turn:
                 while path.exists() and (path.stat().st_size or clock.monotonic() - began < REMOVE_LIMIT):
-                    child = await self._new()
+                    child, self._child = self._child or await self._new(), None
                     with contextlib.closing(child):
                         await self._ask(child, frames.Checkpoint("truncate", LARGE_PATIENCE_MS))
                         await child.ask(frames.CLOSE, None, None)
@@ -223,7 +336,15 @@ class CheckpointSchedule:
             self._needed.set()
         elif self.error and not self._unsettled and self.size < START:
             self._is_well()
-        self._press(index.bytes if index.bytes >= self._most else max(0, index.bytes - self._exempt))
+        self._press(self._counted(index))
+
+    def _counted(self, index: Index) -> int:
+        """Return the bytes of the log that count for its limit."""
+        return index.bytes if index.bytes >= self._most else max(0, index.bytes - self._exempt)
+
+    def _is_long(self, index: Index) -> bool:
+        """Return whether the log is so long that a backup which fails must not hold it back any more."""
+        return self._ships and self._counted(index) >= self.limit // 2
 
     @property
     def _due(self) -> bool:
@@ -253,10 +374,11 @@ class CheckpointSchedule:
         failures = 0
         while True:
             try:
-                async with clock.timeout(IDLE if self._child is not None else None):
+                async with clock.timeout(IDLE if self._child is not None and not self._ships else None):
                     await self._needed.wait()
             except TimeoutError:
-                self._end_child()
+                if not self._ships:
+                    self._end_child()
                 continue
             self._needed.clear()
             try:
@@ -269,7 +391,8 @@ class CheckpointSchedule:
                 if self.error:
                     self._is_well()
             except (frames.ChildGone, NotBorn, TimeoutError, _Failed) as error:
-                self._end_child()
+                if not (self._ships and isinstance(error, _Failed)):
+                    self._end_child()
                 failures += 1
                 why = str(error) or "the checkpointer didn't open the file in time"
                 if why != self.error:
@@ -290,14 +413,15 @@ class CheckpointSchedule:
         """
         pause = PERIOD
         while self._due:
-            child = self._child = self._child or await self._new()
+            async with self._turn:
+                self._child = self._child or await self._new()
             # The earlier reading may be older than a checkpoint by another process.
             self.look()
             before = self._index
             assert before is not None  # noqa: S101
             started = time.monotonic()
             if may_move(before):
-                await self._ask(child, frames.Checkpoint("passive"))
+                await self._order(frames.Checkpoint("passive", unshipped=self._is_long(before)))
             took = time.monotonic() - started
             self.look()
             index = self._index
@@ -306,7 +430,8 @@ class CheckpointSchedule:
             if may_step(index, max(0, moved) / max(took, 1e-4)):
                 large = index.bytes >= self.limit // LARGE
                 patience = LARGE_PATIENCE_MS if large else PATIENCE_MS
-                done = await self._ask(child, frames.Checkpoint("truncate" if large else "restart", patience))
+                mode: Literal["truncate", "restart"] = "truncate" if large else "restart"
+                done = await self._order(frames.Checkpoint(mode, patience, self._is_long(index)))
                 if not done.busy:
                     self.made += 1
                     self.look()
@@ -330,6 +455,11 @@ class CheckpointSchedule:
             child.close()
             raise
         return child
+
+    async def _order(self, order: frames.Checkpoint) -> frames.Checkpointed:
+        async with self._turn:
+            child = self._child = self._child or await self._new()
+            return await self._ask(child, order)
 
     async def _ask(self, child: Child, order: frames.Checkpoint) -> frames.Checkpointed:
         """Ask for a checkpoint, without a time limit: it takes as long as the disk needs."""

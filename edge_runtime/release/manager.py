@@ -11,7 +11,8 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -32,6 +33,7 @@ from edge_runtime.ipc.rehearsal_messages import RehearsalTask
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.release import applier_process, stored_release
 from edge_runtime.release.applier_process import StepRunner, has_steps
+from edge_runtime.release.checkpoint_schedule import FindPosition, no_position
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.rehearsal_process import RehearsalProcess
 from edge_runtime.release.secrets import Secrets
@@ -56,6 +58,11 @@ COMMIT_LIMIT: Final = 30.0
 
 async def _nothing() -> None:
     """Do nothing: there is no log to finish."""
+
+
+@contextlib.asynccontextmanager
+async def _without_backup() -> AsyncIterator[FindPosition]:
+    yield no_position
 
 
 class PreparedDatabase(NamedTuple):
@@ -109,6 +116,11 @@ class ReleaseManager:
         self.exchanged: Callable[[], None] = lambda: None
         """Called when another database has taken the place of the node's, before a process opens it."""
         self._rehearsing: asyncio.Future[wire.RehearsalResult] | None = None
+        self.before_commit: Callable[[], AbstractAsyncContextManager[FindPosition]] = _without_backup
+        """Entered before calls are held for a release, and left after its COMMIT."""
+        self.boundary: wire.BackupPosition | None = None
+        """The last transaction before the release that was applied last, in the backup of the database; None if that
+        isn't known."""
         self.committing: Callable[[], None] = lambda: None
         """Called before a release's COMMIT."""
         self.committed: Callable[[], None] = lambda: None
@@ -409,7 +421,8 @@ class ReleaseManager:
         self, plan: wire.Plan, release: LocalRelease, serial: int, tried_in: ReleaseApplier
     ) -> wire.Inventory:
         """Prepare, commit, swap. After an error calls may still be held."""
-        async with applier_process.started(tried_in.take()) as applier:
+        self.boundary = None
+        async with applier_process.started(tried_in.take()) as applier, self.before_commit() as find_position:
             await self._compiler.on_disk({f.sha256 for f in release.functions})
             faults.reach("edge.sync.prepare.before")
             if self._forged is None:
@@ -425,9 +438,14 @@ class ReleaseManager:
                     await asyncio.gather(announcing, return_exceptions=True)
                 raise
             faults.reach("edge.sync.prepare.after")
+            # The applier holds the writer lock: nobody else commits before it does.
+            finding = asyncio.ensure_future(find_position())
             try:
                 await (announcing or self._announce(stored))
+                self.boundary = await finding
             except BaseException:
+                finding.cancel()
+                await asyncio.gather(finding, return_exceptions=True)
                 await applier_process.abort(applier)
                 raise
             self._pool.hold_at_commit()

@@ -49,6 +49,7 @@ _BUILDING: Final = (
     "landlock_create_ruleset", "landlock_restrict_self", "mkdir", "mkdirat", "rmdir", "set_tid_address",
     "sysinfo", "uname",
 )  # fmt: skip
+_FOLDERS: Final = ("getdents64", "mkdir", "mkdirat", "rmdir")
 _NEVER: Final = (
     "accept", "accept4", "bind", "bpf", "connect", "execve", "execveat", "fork", "init_module", "finit_module",
     "io_uring_setup", "kexec_load", "listen", "mount", "open_by_handle_at", "perf_event_open", "pidfd_getfd",
@@ -73,7 +74,7 @@ def files(kind: ProcessKind, state: Path) -> list[tuple[Path, Access]]:
             # Later, when it knows its own folder in `aot`, the compiler narrows this to that folder.
             return [(state / "artifacts", READ), (state / aot_cache.FOLDER, REBUILD), PROCESSOR]
         case "checkpointer":
-            return [(state / "db", WRITE), RANDOM]
+            return [(state / "db", WRITE), (state / wal.BACKUP, REBUILD), RANDOM]
         case "repeater":
             return [(state / "artifacts", READ), RANDOM]
         case _:
@@ -96,6 +97,8 @@ def rules(kind: ProcessKind) -> list[Rule]:
         Rule("clone3", action=libseccomp.fail(errno.ENOSYS)),
         *(Rule(name, action=libseccomp.KILL) for name in _NEVER),
     ]
+    if kind == "checkpointer":
+        names += _FOLDERS
     if kind == "compiler":
         names += _BUILDING
         commands += (_F_DUPFD_CLOEXEC,)

@@ -14,10 +14,11 @@ from typing import Any, Final, Literal, cast
 
 import apsw
 
-CheckpointMode = Literal["passive", "restart", "truncate"]
+CheckpointMode = Literal["passive", "full", "restart", "truncate"]
 
 _MODES: Final[dict[CheckpointMode, int]] = {
     "passive": apsw.SQLITE_CHECKPOINT_PASSIVE,
+    "full": apsw.SQLITE_CHECKPOINT_FULL,
     "restart": apsw.SQLITE_CHECKPOINT_RESTART,
     "truncate": apsw.SQLITE_CHECKPOINT_TRUNCATE,
 }
@@ -54,9 +55,21 @@ class FileAndLog:
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Read the file as it is now until the block ends."""
-        self._connection.execute("BEGIN")
-        self.look()
+        self.begin_reading()
         yield
+        self.end_reading()
+
+    def begin_reading(self) -> None:
+        """Read the file as it is now until `end_reading`."""
+        self._connection.execute("BEGIN")
+        try:
+            self.look()
+        except apsw.Error:
+            self.end_reading()
+            raise
+
+    def end_reading(self) -> None:
+        """End what `begin_reading` began."""
         self._connection.execute("ROLLBACK")
 
     @property

@@ -150,7 +150,9 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
         raise DatabaseOpenError("database_unfit", text)
     lock = WriterLock.open(path.with_name(LOCK_NAME))
     try:
-        path.touch(mode=0o600)
+        # One that is there keeps its time, by which a backup knows that nothing was moved into it.
+        with contextlib.suppress(FileExistsError):
+            path.touch(mode=0o600, exist_ok=False)
         connection = open_file(path)
         database = LibsqlDatabase(connection, lock, path)
         database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")

@@ -38,6 +38,11 @@ class Runtime(Protocol):
     def inventory(self) -> wire.Inventory: ...
 
     @property
+    def boundary(self) -> wire.BackupPosition | None:
+        """The last transaction before the release that was applied last, in the backup of the database."""
+        ...
+
+    @property
     def less(self) -> asyncio.Event:
         """Set when `inventory` has lost a function."""
         ...

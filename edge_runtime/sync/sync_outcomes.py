@@ -89,7 +89,10 @@ class SyncOutcomes:
         if error is None:
             self.failed = None
             inventory = self._runtime.inventory
-            update = wire.SyncUpdate(status="succeeded", step="report", inventory=inventory, before=before)
+            boundary = self._runtime.boundary
+            update = wire.SyncUpdate(
+                status="succeeded", step="report", inventory=inventory, before=before, boundary=boundary
+            )
             log.info("release %d serves: %s", plan.release_number, listed(plan.functions))
         else:
             update = self._failure_update(self._fail(plan, error, client.now()))

@@ -154,6 +154,7 @@ class SimulatedRuntime:
         self._node = node
         self._process = process
         self.less = asyncio.Event()
+        self.boundary: wire.BackupPosition | None = None
 
     @property
     def release(self) -> LocalRelease | None:

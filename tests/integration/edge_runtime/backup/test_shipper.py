@@ -1,0 +1,349 @@
+"""The shipper beside writers of other processes, with `litestream restore` as the judge of what it writes."""
+
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from control.protocol import ltx
+from edge_runtime import wal
+from edge_runtime.backup.local_files import SHIPMENTS, SNAPSHOTS
+from tests.support.shipping import World, Writer
+
+pytestmark = pytest.mark.never_retry
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.end()
+
+
+def files(world: World, level: int) -> list[str]:
+    return sorted(path.name for path in (world.replica() / "ltx" / str(level)).glob("*"))
+
+
+def test_what_is_committed_is_shipped_across_checkpoints(world: World) -> None:
+    first = world.shipper.ship()
+    assert (first.last, first.whole, first.error) == (1, True, "")
+    at = {}
+    for number in range(1, 25):
+        world.writer.insert(number)
+        if number % 3 == 0:
+            assert world.shipper.checkpoint("passive")
+        if number % 4 == 0:
+            assert world.shipper.checkpoint(("restart", "truncate")[number % 8 // 4])
+        if number % 5 < 2:
+            found = world.shipper.ship()
+            assert found.whole
+            at[found.last] = number
+    before = world.shipper.ship()
+    again = world.shipper.ship()
+    assert again.last == before.last, "nobody has written since"
+    assert again.at_ms >= before.at_ms
+    assert again.pending == sum(one.size for one in world.local.waiting())
+    world.upload()
+    assert len(files(world, SNAPSHOTS)) == 1
+    assert world.restore() == list(range(1, 25))
+    for last, number in at.items():
+        assert world.restore(last) == list(range(1, number + 1))
+    assert world.shipper.ship().pending == 0
+
+
+def test_pages_that_a_database_loses_are_gone(world: World) -> None:
+    world.shipper.ship()
+    for number in range(1, 40):
+        world.writer.insert(number)
+    large = world.shipper.ship()
+    world.writer.do("DELETE FROM notes WHERE id > 3")
+    world.writer.do("VACUUM")
+    world.shipper.ship()
+    assert world.restored() == [1, 2, 3]
+    small = world.out.stat().st_size
+    assert world.restore(large.last) == list(range(1, 40))
+    assert small < world.out.stat().st_size
+
+
+def test_nothing_is_moved_that_is_not_shipped(world: World) -> None:
+    world.shipper.ship()
+    stranger = Writer(world.database, patience=0.02)
+    try:
+        for number in range(1, 5):
+            stranger.insert(number)
+            stranger.do("PRAGMA wal_checkpoint(PASSIVE)")
+        log = wal.state(world.database)
+        assert log.moved < log.frames
+        # The rest is moved, and the log begins anew, once that is shipped.
+        assert world.shipper.ship().whole
+        stranger.do("PRAGMA wal_checkpoint(RESTART)")
+        stranger.insert(5)
+        stranger.do("PRAGMA wal_checkpoint(RESTART)")
+        stranger.insert(6)
+    finally:
+        stranger.kill()
+    found = world.shipper.ship()
+    assert found.whole
+    assert world.restored() == [1, 2, 3, 4, 5, 6]
+    assert files(world, SNAPSHOTS) == [ltx.name(1, 1)]
+
+
+@pytest.mark.parametrize("writes", ["once", "often"])
+@pytest.mark.parametrize("mode", ["RESTART", "TRUNCATE"])
+def test_a_stranger_that_checkpoints_all_the_time_makes_no_gap(world: World, mode: str, writes: str) -> None:
+    world.shipper.ship()
+    stranger, number, snapshots = Writer(world.database, patience=0.02), 0, 0
+    try:
+        for turn in range(12):
+            for _ in range(1 if writes == "once" else 4):
+                number += 1
+                stranger.insert(number)
+                stranger.do(f"PRAGMA wal_checkpoint({mode})")
+            if turn % 2:
+                world.shipper.checkpoint("restart" if turn % 4 == 1 else "truncate")
+                stranger.do(f"PRAGMA wal_checkpoint({mode})")
+            found = world.shipper.ship()
+            while not found.whole:
+                # An emptied log gets any salts: that may need a snapshot.
+                assert found.error
+                world.upload()
+                found, snapshots = world.shipper.ship(), snapshots + 1
+            assert world.restored(found.last) == list(range(1, number + 1))
+    finally:
+        stranger.kill()
+    assert snapshots == 0 or mode == "TRUNCATE"
+
+
+@pytest.mark.parametrize("between", ["nothing", "writes", "moved", "anew", "twice", "emptied", "closed"])
+def test_one_that_was_killed_goes_on_or_a_snapshot_follows(world: World, between: str) -> None:
+    world.shipper.ship()
+    world.writer.insert(1)
+    first = world.shipper.ship()
+    if between in ("anew", "twice"):
+        assert world.shipper.checkpoint("restart")
+    world.shipper.kill()
+    number = 1
+    if between != "nothing":
+        number += 1
+        world.writer.insert(number)
+    lost = between in ("twice", "emptied", "closed")
+    match between:
+        case "moved":
+            world.writer.do("PRAGMA wal_checkpoint(PASSIVE)")
+        case "twice":
+            world.writer.do("PRAGMA wal_checkpoint(RESTART)")
+            number += 1
+            world.writer.insert(number)
+        case "emptied":
+            world.writer.do("PRAGMA wal_checkpoint(TRUNCATE)")
+        case "closed":
+            world.writer.kill()
+            other = Writer(world.database)
+            other.do("PRAGMA wal_checkpoint(TRUNCATE)")
+            other.close()
+            assert not wal.has_log(world.database)
+            world.start_writer()
+    world.start()
+    world.upload()
+    found = world.shipper.ship()
+    assert found.whole
+    assert found.last == first.last + (between != "nothing")
+    assert bool(found.error) == lost
+    assert world.restored() == list(range(1, number + 1))
+    assert len(files(world, SNAPSHOTS)) == (2 if lost else 1)
+    assert world.restore(first.last) == [1]
+    if lost:
+        assert not world.shipper.ship().error, "the snapshot is at the store"
+
+
+def test_after_a_gap_a_snapshot_waits_for_what_waits(world: World) -> None:
+    """While the store is away, one snapshot once it is back is enough."""
+    world.shipper.ship()
+    world.writer.insert(1)
+    world.shipper.ship()
+    world.shipper.kill()
+    world.writer.insert(2)
+    world.writer.do("PRAGMA wal_checkpoint(TRUNCATE)")
+    world.start()
+    for _ in range(2):
+        found = world.shipper.ship()
+        assert (found.whole, found.last) == (False, 2)
+        assert "after transaction 2" in found.error
+        # Nothing is held back meanwhile.
+        assert world.shipper.checkpoint("truncate")
+    world.upload()
+    assert world.restore() == [1]
+    found = world.shipper.ship()
+    assert (found.whole, found.last) == (True, 3)
+    assert found.error
+    assert world.restored() == [1, 2]
+    assert not world.shipper.ship().error
+
+
+def test_frames_that_were_written_anew_are_no_continuation(world: World) -> None:
+    """As after a loss of power with SQLite's `synchronous` NORMAL: the log has its salts, and other frames."""
+    world.shipper.ship()
+    world.writer.insert(1)
+    first = world.shipper.ship()
+    world.shipper.kill()
+    log = wal.log_of(world.database)
+    data, file = log.read_bytes(), world.database.read_bytes()
+    size = wal.FRAME_HEADER_BYTES + wal.state(world.database).page_bytes
+    world.writer.kill()
+    starts = range(wal.HEADER_BYTES, len(data) - size + 1, size)
+    ends = [start + size for start in starts if struct.unpack_from(">I", data, start + 4)[0]]
+    wal.index_of(world.database).unlink()
+    log.write_bytes(data[: ends[-2]])
+    assert world.database.read_bytes() == file
+    world.start_writer()
+    world.writer.insert(2)
+    world.start()
+    world.upload()
+    found = world.shipper.ship()
+    assert (found.whole, found.last) == (True, first.last + 1)
+    assert found.error
+    assert world.restored() == [2]
+    assert world.restore(first.last) == [1]
+
+
+def test_what_was_never_committed_is_not_shipped(world: World) -> None:
+    """Frames with a commit mark behind the log's end, as a COMMIT whose sync failed leaves them."""
+    world.shipper.ship()
+    world.writer.insert(1)
+    log = wal.state(world.database)
+    with wal.log_of(world.database).open("r+b") as file:
+        file.seek(wal.HEADER_BYTES + log.frames * (wal.FRAME_HEADER_BYTES + log.page_bytes))
+        file.write(struct.pack(">II8sQ", 1, log.pages, log.salt, 7) + bytes(log.page_bytes))
+    world.shipper.ship()
+    assert world.restored() == [1]
+
+
+@pytest.mark.parametrize("way", ["shipped", "unshipped", "empty"])
+def test_a_recovery_ships_before_it_moves_the_log(world: World, way: str) -> None:
+    world.shipper.ship()
+    world.writer.insert(1)
+    world.shipper.ship()
+    if way == "empty":
+        assert world.shipper.checkpoint("truncate")
+    world.writer.insert(2)
+    if way == "shipped":
+        world.shipper.ship()
+    world.end()
+    world.recover()
+    assert not wal.has_log(world.database)
+    world.start_writer()
+    world.writer.insert(3)
+    world.start()
+    found = world.shipper.ship()
+    assert (found.whole, found.error) == (True, "")
+    assert world.restored() == [1, 2, 3]
+    assert len(files(world, SNAPSHOTS)) == 1
+
+
+def test_another_database_begins_another_history(world: World) -> None:
+    """An exchanged file, and a copy of the whole state directory, begin their own; what is at the store stays."""
+    world.writer.insert(1)
+    world.shipper.ship()
+    world.upload()
+    before = world.lineage
+    copy = world.database.with_name("copy")
+    world.end()
+    copy.write_bytes(world.database.read_bytes())
+    copy.replace(world.database)
+    wal.log_of(world.database).unlink(missing_ok=True)
+    world.start_writer()
+    world.writer.do("CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, data BLOB)")
+    world.writer.insert(7)
+    world.start()
+    found = world.shipper.ship()
+    assert (found.last, found.whole, found.error) == (1, True, "")
+    assert found.lineage > before
+    world.upload()
+    assert world.restore() == [7]
+    assert world.restore(lineage=before) == [1]
+
+
+def test_a_file_that_is_exchanged_under_it_ends_the_shipper(world: World) -> None:
+    world.shipper.ship()
+    copy = world.database.with_name("copy")
+    shutil.copyfile(world.database, copy)
+    copy.replace(world.database)
+    with pytest.raises(OSError, match="taken the place"):
+        world.shipper.ship()
+    with pytest.raises(OSError, match="taken the place"):
+        world.shipper.checkpoint("truncate", unshipped=True)
+
+
+def test_a_twin_that_was_found_out_begins_afresh(world: World) -> None:
+    world.writer.insert(1)
+    first = world.shipper.ship()
+    second = world.shipper.ship(afresh=True)
+    assert second.lineage != first.lineage
+    assert (second.last, second.whole) == (1, True)
+    assert {one.lineage for one in world.local.waiting()} == {second.lineage}
+    world.writer.insert(2)
+    assert world.shipper.ship().last == 2
+    assert world.restored() == [1, 2]
+
+
+def test_there_is_one_shipper_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_runtime.backup.shipper import Shipper
+
+    world.shipper.ship()
+    with pytest.raises(OSError, match="another process ships"):
+        Shipper(world.state, 1 << 20, 1 << 20, 0.1)
+
+
+def test_files_that_wait_are_merged_and_then_the_backup_pauses(tmp_path: Path) -> None:
+    world = World(tmp_path, limit=2 << 20)
+    try:
+        world.writer.do("CREATE TABLE large (id INTEGER PRIMARY KEY, data BLOB)")
+        assert world.shipper.ship().last == 1
+        at, merged = {1: 0}, False
+        # The same rows again and again: of merged files little is left.
+        for number in range(1, 25):
+            world.writer.do("REPLACE INTO large VALUES (1, randomblob(100000))")
+            world.writer.insert(number)
+            found = world.shipper.ship()
+            assert found.whole
+            assert found.pending <= 2 << 20
+            at[found.last] = number
+            merged = merged or any(one.first != one.last for one in world.local.waiting() if one.level == SHIPMENTS)
+        assert merged
+        for number in range(25, 60):
+            world.writer.do(f"REPLACE INTO large VALUES ({number}, randomblob(100000))")
+            world.writer.insert(number)
+            found = world.shipper.ship()
+            assert found.pending <= 2 << 20
+            if not found.whole:
+                break
+            at[found.last] = number
+        assert not found.whole
+        assert "SKERRY_EDGE_BACKUP_LIMIT" in found.error
+        assert f"after transaction {max(at)}" in found.error
+        # Nothing is held back: the log begins anew, and calls go on.
+        assert world.shipper.checkpoint("truncate")
+        world.upload()
+        assert world.restore() == list(range(1, at[max(at)] + 1))
+        after = world.shipper.ship()
+        assert (after.whole, after.last) == (True, max(at) + 1)
+        assert world.restored() == list(range(1, number + 1))
+    finally:
+        world.end()
+
+
+def test_a_snapshot_that_does_not_fit_is_said_and_holds_nothing_back(tmp_path: Path) -> None:
+    world = World(tmp_path, limit=64 << 10)
+    try:
+        world.writer.do("CREATE TABLE large (data BLOB)")
+        world.writer.do("INSERT INTO large VALUES (randomblob(200000))")
+        found = world.shipper.ship()
+        assert (found.whole, found.last) == (False, 0)
+        assert "SKERRY_EDGE_BACKUP_LIMIT" in found.error
+        assert world.shipper.checkpoint("truncate")
+        assert world.local.waiting() == []
+        assert not list(world.local.folder.glob("*/*/*"))
+    finally:
+        world.end()
