@@ -13,22 +13,25 @@ _AT_CWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
 
-def exchange(state: Path, prepared: Path) -> Path:
-    """Exchange the folder of a node's database with the prepared one; return where the old one is.
+def new_place(state: Path) -> Path:
+    """Return where the node's present database may be kept."""
+    return state / f"db.before-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S.%fZ')}"
+
+
+def exchange(state: Path, prepared: Path, kept: Path) -> None:
+    """Exchange the folder of a node's database with the prepared one; the old one is `kept` from then on, a folder that
+    doesn't exist yet.
 
     Nobody may have either of the databases open. Raises: OSError, when the file system can't; both are then unchanged.
     """
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    # It has that name for a moment before it is exchanged, so that no name ever means two things: the name of what is
-    # prepared may be removed, `db.before-…` never is.
-    kept = state / f"db.before-{moment}"
+    # The prepared one has the name `kept` for a moment before it is exchanged, so that no name ever means two things:
+    # the name of what is prepared may be removed, `db.before-…` isn't.
     prepared.rename(kept)
     try:
         _rename_exchange(kept, state / wal.FILE.parent)
     except OSError:
         kept.rename(prepared)
         raise
-    return kept
 
 
 def _rename_exchange(one: Path, other: Path) -> None:

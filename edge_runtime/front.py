@@ -125,7 +125,6 @@ class Front:
         self.manager.before_commit = self.checkpoints.before_commit
         self.manager.committing = self.checkpoints.before_release
         self.manager.committed = self.checkpoints.after_release
-        self.manager.finish_log = self.checkpoints.finish
         self.verification = IntegrityCheck(self.manager, self.compiler, self.processes, state.artifacts)
         self.agent = make_agent(self.manager, self.compiler) if make_agent is not None else None
         asks = settings.tls_client_ca is not None

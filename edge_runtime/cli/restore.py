@@ -76,7 +76,8 @@ def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
         witness = Witness(state.path)
         witness.announce_restore(found.stored)
         faults.reach("edge.restore.announced")
-        kept = database_exchange.exchange(state.path, prepared)
+        kept = database_exchange.new_place(state.path)
+        database_exchange.exchange(state.path, prepared, kept)
     except (CopyFailed, DatabaseUnread) as failed:
         raise fail(failed.code, f"{failed.message} Nothing was changed.", as_json) from None
     except OSError as error:

@@ -175,9 +175,11 @@ class ZygoteClient:
         self._start_limit = START_LIMIT
         self._children: dict[int, Child] = {}
         self._refused: Set[ChildKind] = frozenset()
-        """The kinds of which no child is started now."""
+        """The kinds of which no child is started before `_admits` is set."""
         self._admits = asyncio.Event()
         self._admits.set()
+        self._life = asyncio.Lock()
+        """Held from before a zygote is started until it has exited."""
         self._next = 0
         self.pid = 0
         """Process id of the zygote, 0 while there is none."""
@@ -192,9 +194,9 @@ class ZygoteClient:
 
     @contextlib.asynccontextmanager
     async def without(self, *kinds: ChildKind) -> AsyncIterator[None]:
-        """Have no child of these kinds until the block ends: those that exist are killed, and have exited when it
-        begins; others that are asked for meanwhile are started after it. Blocks may be nested."""
-        before, self._refused = self._refused, self._refused | set(kinds)
+        """Have no child of these kinds until the block ends: those that exist have been killed and have exited when it
+        begins, and those that are asked for meanwhile are started after it. Blocks can't be nested."""
+        self._refused = frozenset(kinds)
         self._admits.clear()
         try:
             for child in list(self._children.values()):
@@ -205,20 +207,19 @@ class ZygoteClient:
                     await asyncio.shield(child.exited)
             yield
         finally:
-            self._refused = before
+            self._refused = frozenset()
             self._admits.set()
 
-    async def replace_zygote(self) -> None:
-        """Have another zygote: the fence of this one, and of its children, is bound to the folders as it found them.
-        All children are killed; returns once the zygote is gone."""
-        before = self.pid
-        if not before:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            # It is this process's child, and is waited for by `run` alone: the id is its own until `pid` changes.
-            os.kill(before, signal.SIGKILL)
-        while self.pid == before:  # noqa: ASYNC110
-            await asyncio.sleep(GONE_PAUSE)
+    @contextlib.asynccontextmanager
+    async def down(self) -> AsyncIterator[None]:
+        """Have no zygote, and so no child at all, until the block ends. The fence of those that come after it is bound
+        to the folders that they find; that of the ones before was bound to those of before, by whatever name."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                # It is this process's child, and `run` alone waits for it: the id is its own until `pid` changes.
+                os.kill(self.pid, signal.SIGKILL)
+        async with self._life:
+            yield
 
     def knows(self, pid: int) -> bool:
         """Return whether a process is a requested child that hasn't exited, or may be one that is being forked."""
@@ -231,7 +232,8 @@ class ZygoteClient:
             while True:
                 started = clock.monotonic()
                 try:
-                    await self._one()
+                    async with self._life:
+                        await self._one()
                 except OSError as error:
                     log.error("a zygote can't be started: %s", error)
                 failures = 0 if clock.monotonic() - started > BACKOFF_CAP else failures + 1
@@ -253,9 +255,6 @@ class ZygoteClient:
 
         Raises: NotBorn, when none has started after that time.
         """
-        while kind in self._refused:
-            self._admits.clear()
-            await self._admits.wait()
         end = clock.monotonic() + patience
         delay = BACKOFF
         while True:
@@ -270,8 +269,9 @@ class ZygoteClient:
     async def _birth(self, kind: ChildKind, slot: int, background: bool) -> Child:
         """Ask the zygote once for a child. Raises: NotBorn."""
         await self._up.wait()
-        if kind in self._refused:
-            raise NotBorn("the node's database is being replaced")
+        while kind in self._refused:
+            await self._admits.wait()
+            await self._up.wait()
         assert self._control is not None  # noqa: S101
         try:
             ours, theirs = socket.socketpair()

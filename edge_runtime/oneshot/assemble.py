@@ -1,5 +1,5 @@
-"""`python -m edge_runtime.oneshot.assemble FOLDER [--bytes MOST]`: makes a database of a backup's files, and checks it;
-or, with `--merge`, one file of them.
+"""`python -m edge_runtime.oneshot.assemble FOLDER [--bytes MOST] [--parent PID]`: makes a database of a backup's files,
+and checks it; or, with `--merge`, one file of them.
 
 FOLDER is a private folder with nothing but LTX files, named as at the store, of which the first is a snapshot and each
 other one follows the one before it. The database is `FOLDER/skerry.db` afterwards, on disk, without a log. The files
@@ -24,7 +24,7 @@ from msgspec import Struct
 from control.protocol import ltx
 from edge_runtime import wal
 from edge_runtime.errors import CodedError
-from edge_runtime.ipc.frames import Stored
+from edge_runtime.ipc.restore_messages import Assembled
 from edge_runtime.oneshot.database_report import LIMIT, DatabaseUnread, report
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
@@ -45,20 +45,6 @@ class Made(Struct, frozen=True):
     """Unix milliseconds of when the last file was made."""
     bytes: int
     """Of the database, or of the file that was merged."""
-
-
-class Assembled(Struct, frozen=True):
-    """The database that was made, and what was found in it."""
-
-    ok: bool
-    transaction: int
-    at_ms: int
-    bytes: int
-    findings: list[str]
-    """What is wrong with it, one sentence each; empty if it is whole."""
-    schema_digest: str
-    stored: Stored
-    """The release that it records."""
 
 
 class NotAssembled(CodedError):
@@ -187,7 +173,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bytes", type=int, default=fence.FILE_BYTES, help="that the database may have (%(default)s)")
     parser.add_argument("--merge", action="store_true", help="make one file of them, and no database")
+    parser.add_argument("--parent", type=int, help="id of the process with which this one ends")
     options = parser.parse_args(argv)
+    if options.parent is not None:
+        fence.die_with_parent(options.parent)
     make = merge if options.merge else assemble
     fence.lower_priority()
     try:

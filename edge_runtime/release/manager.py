@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -30,12 +30,12 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.rehearsal_messages import RehearsalTask
+from edge_runtime.ipc.restore_messages import PreparedDatabase, Replaced
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
-from edge_runtime.release import applier_process, stored_release
+from edge_runtime.release import applier_process, rehearsal_process, stored_release
 from edge_runtime.release.applier_process import StepRunner, has_steps
 from edge_runtime.release.checkpoint_schedule import FindPosition, no_position
 from edge_runtime.release.compiler import Compiler
-from edge_runtime.release.rehearsal_process import RehearsalProcess
 from edge_runtime.release.secrets import Secrets
 from edge_runtime.release.witness import Witness, after
 
@@ -49,6 +49,8 @@ SECRETS_PAUSE: Final = 2.0
 """Seconds between two checks of the secrets file."""
 SECRETS_AGAIN: Final = 60.0
 """Seconds until new secret values with which functions couldn't be loaded are tried again."""
+BACKUP_LIMIT: Final = 15.0
+"""Seconds that calls wait for the backup of the database that is about to be replaced."""
 USERS_LIMIT: Final = 10.0
 """Seconds that replacing the database waits for other programs that have it open."""
 USERS_PAUSE: Final = 0.1
@@ -56,24 +58,14 @@ COMMIT_LIMIT: Final = 30.0
 """Seconds for a COMMIT; after that the applier is killed, and the file shows whether it was committed."""
 
 
-async def _nothing() -> None:
-    """Do nothing: there is no log to finish."""
-
-
 @contextlib.asynccontextmanager
 async def _without_backup() -> AsyncIterator[FindPosition]:
     yield no_position
 
 
-class PreparedDatabase(NamedTuple):
-    """A whole database that may take the place of the node's."""
-
-    folder: Path
-    """A folder in the state directory with nothing but the file, which has the name of the node's, and is on disk."""
-    stored: frames.Stored
-    """What the file says."""
-    functions: list[LocalFunction]
-    """The functions of its release, with their code."""
+async def _no_backup() -> wire.BackupPosition | None:
+    """Return no position: the database isn't backed up."""
+    return None
 
 
 class ReleaseManager:
@@ -95,6 +87,7 @@ class ReleaseManager:
         self._supervisor = supervisor
         self._compiler = compiler
         self._processes = processes
+        self._state = Path(processes.settings.state)
         self._secrets = secrets
         self._witness = witness
         self._flip_limit = flip_limit
@@ -111,16 +104,15 @@ class ReleaseManager:
         """The same failure, until it has been reported to control."""
         self.less = asyncio.Event()
         """Set when `inventory` has lost a function."""
-        self.finish_log: Callable[[], Awaitable[None]] = _nothing
-        """Moves the log into the database's file, once no worker has it open."""
-        self.exchanged: Callable[[], None] = lambda: None
-        """Called when another database has taken the place of the node's, before a process opens it."""
-        self._rehearsing: asyncio.Future[wire.RehearsalResult] | None = None
         self.before_commit: Callable[[], AbstractAsyncContextManager[FindPosition]] = _without_backup
         """Entered before calls are held for a release, and left after its COMMIT."""
         self.boundary: wire.BackupPosition | None = None
         """The last transaction before the release that was applied last, in the backup of the database; None if that
         isn't known."""
+        self.finish_backup: Callable[[], Awaitable[wire.BackupPosition | None]] = _no_backup
+        """Brings all that was committed to the database's backup, and returns the position there; None if there is no
+        backup, or it can't be brought there now. Called while nobody writes, before another database takes its
+        place."""
         self.committing: Callable[[], None] = lambda: None
         """Called before a release's COMMIT."""
         self.committed: Callable[[], None] = lambda: None
@@ -139,6 +131,11 @@ class ReleaseManager:
         if not lost:
             return inventory
         return msgspec.structs.replace(inventory, functions=[f for f in inventory.functions if f.sha256 not in lost])
+
+    @property
+    def lock(self) -> int:
+        """Descriptor of the state directory's lock, for programs that run beside the calls."""
+        return self._processes.lock
 
     def error(self) -> dict[str, str] | None:
         """Return, for the node's status, why nothing is served; None if something is."""
@@ -259,16 +256,7 @@ class ReleaseManager:
             settings.wal_limit,
             seconds,
         )
-        running = self._rehearsing = asyncio.ensure_future(RehearsalProcess(self._processes).run(task))
-        try:
-            return await running
-        except asyncio.CancelledError:
-            if (current := asyncio.current_task()) is not None and not current.cancelling():
-                text = "The node's database was replaced meanwhile."
-                raise SyncFailed("rehearsal_impossible", text) from None
-            raise
-        finally:
-            self._rehearsing = None
+        return await rehearsal_process.rehearse(task, self.lock)
 
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Move to the plan's release; `functions` are all its functions with their code. Return the resulting
@@ -283,15 +271,20 @@ class ReleaseManager:
             finally:
                 applier.close()
 
-    async def replace_database(self, prepared: PreparedDatabase) -> Path:
-        """Serve another database instead of the node's, with the release that it names; return the folder in which the
-        one of before is. Calls wait meanwhile; one that still runs after the flip limit is ended.
+    async def replace_database(
+        self, prepared: PreparedDatabase, note: Callable[[Replaced], None] = lambda _: None
+    ) -> Replaced:
+        """Serve another database instead of the node's, with the release that it names. Calls wait meanwhile; one that
+        still runs after the flip limit is ended. No rehearsal may be going on.
 
-        Killed at any moment, the node has the one database or the other, whole.
+        Killed at any moment, the node has the one database or the other, whole. `note` is called in a thread just
+        before the exchange; if it raises an OSError, there is none.
 
         Raises: SyncFailed, when that can't be done; the database of before is then served on.
         """
         async with self._one:
+            # Before any call waits for it.
+            await self._unused(besides=self._processes.knows)
             serial = 0
             if (release := prepared.stored.release) is not None:
                 self._secrets.look()
@@ -301,47 +294,37 @@ class ReleaseManager:
                     serial = await self._load(release)
                 except LoadFailed as failed:
                     raise SyncFailed(failed.code, failed.message) from None
-            if self._rehearsing is not None:
-                # It reads the files that are about to change their names.
-                self._rehearsing.cancel()
-                await asyncio.wait([self._rehearsing])
-            # A database that is no longer there must not be looked at: cancelled, this is done before it ends.
-            replacing = asyncio.ensure_future(self._replace(prepared, release, serial))
+            # Nothing may look for a database that isn't there any more: a cancelled replacement is done first.
+            replacing = asyncio.ensure_future(self._replace(prepared, release, serial, note))
             try:
                 return await asyncio.shield(replacing)
             except asyncio.CancelledError:
-                await asyncio.wait([replacing])
+                with contextlib.suppress(TimeoutError):
+                    async with clock.timeout(COMMIT_LIMIT):
+                        await asyncio.wait({replacing})
+                replacing.cancel()
                 raise
 
-    async def _replace(self, prepared: PreparedDatabase, release: LocalRelease | None, serial: int) -> Path:
+    async def _replace(
+        self,
+        prepared: PreparedDatabase,
+        release: LocalRelease | None,
+        serial: int,
+        note: Callable[[Replaced], None],
+    ) -> Replaced:
         """Raises: SyncFailed."""
-        path = Path(self._processes.settings.state)
         try:
-            if self._forged is None:
-                self._pool.hold_writes(self._flip_limit)
-            self._pool.hold_all()
-            await settled(self._pool, self._flip_limit)
-            await ended(self._pool, self._flip_limit)
-            faults.reach("edge.replace.held")
-            for link in self._pool.links:
-                link.kill(REPLACED)
-            async with self._processes.without("worker", "applier", "repeater"):
-                # The log's rest belongs to the database of before, and its backup.
-                await self.finish_log()
-                async with self._processes.without("checkpointer"):
-                    kept = await self._exchange(path, prepared)
-                    self.exchanged()
-                    # The fence lets this zygote's children use the folder that is kept now, and no other.
-                    await self._processes.replace_zygote()
-            faults.reach("edge.replace.exchanged")
-        except BaseException:
+            replaced = await self._exchange_held(prepared, note)
+        except BaseException as error:
             self._supervisor.forget(serial)
             if self._forged is None:
                 self._pool.let_go()
+                if isinstance(error, SyncFailed) and self._stored.durable:
+                    await asyncio.to_thread(self._witness.settle, self._stored)
             raise
         in_file = await stored_release.until_answered(self._processes, self._pool.named)
-        # The witness was told of it: anything else is a fault of the disk or of this program, and nothing is served.
         try:
+            # The witness was told of it: anything else is a fault of the disk or of this program.
             self._believe(in_file)
         except SyncFailed:
             self._supervisor.forget(serial)
@@ -361,30 +344,69 @@ class ReleaseManager:
         # A poll that is held says what the node had before.
         self.less.set()
         log.warning("the node has another database, of release %d", 0 if release is None else release.number)
-        return kept
+        return replaced
 
-    async def _exchange(self, path: Path, prepared: PreparedDatabase) -> Path:
-        """Raises: SyncFailed, when the database can't be exchanged; it is then as it was."""
-        database = path / wal.FILE
+    async def _exchange_held(self, prepared: PreparedDatabase, note: Callable[[Replaced], None]) -> Replaced:
+        """Exchange the databases while no process has the node's open; calls are held from then on.
+
+        Raises: SyncFailed, when that can't be done; the node's is then as it was.
+        """
+        if self._forged is None:
+            self._pool.hold_writes(self._flip_limit)
+        self._pool.hold_all()
+        await settled(self._pool, self._flip_limit)
+        await ended(self._pool, self._flip_limit)
+        faults.reach("edge.replace.held")
+        for link in self._pool.links:
+            link.kill(REPLACED)
+        async with self._processes.without("worker", "applier", "repeater"):
+            position = await self._finished_backup()
+            async with self._processes.down():
+                await self._unused()
+                replaced = Replaced(database_exchange.new_place(self._state), position)
+                await self._exchange(prepared, replaced, note)
+        faults.reach("edge.replace.exchanged")
+        return replaced
+
+    async def _finished_backup(self) -> wire.BackupPosition | None:
+        try:
+            async with clock.timeout(BACKUP_LIMIT):
+                return await self.finish_backup()
+        except TimeoutError:
+            log.error("the last of what is replaced wasn't backed up in %.0f s: it is only on the disk", BACKUP_LIMIT)
+            return None
+
+    async def _unused(self, besides: Callable[[int], bool] = lambda _: False) -> None:
+        """Wait until no other process has the database open, but those of which `besides` says so by their ids.
+
+        Raises: SyncFailed, when one still has after `USERS_LIMIT` seconds.
+        """
+        database = self._state / wal.FILE
         until = clock.monotonic() + USERS_LIMIT
-        while used := await asyncio.to_thread(database_users.users, database):
+        while True:
+            found = await asyncio.to_thread(database_users.users, database)
+            if not (used := [user for user in found if not besides(user.pid)]):
+                return
             if clock.monotonic() > until:
                 text = f"{database} is in use by {database_users.told(used)}: end it first, then restore again"
                 raise SyncFailed("database_in_use", text)
             await clock.sleep(USERS_PAUSE)
+
+    async def _exchange(self, prepared: PreparedDatabase, replaced: Replaced, note: Callable[[Replaced], None]) -> None:
+        """Raises: SyncFailed."""
         try:
             await asyncio.to_thread(self._witness.announce_restore, prepared.stored)
+            await asyncio.to_thread(note, replaced)
             faults.reach("edge.replace.announced")
-            kept = await asyncio.to_thread(database_exchange.exchange, path, prepared.folder)
+            await asyncio.to_thread(database_exchange.exchange, self._state, prepared.folder, replaced.folder)
         except OSError as error:
-            text = f"The restored database can't be put in the place of {database}, and nothing was changed: {error}"
+            text = f"The restored database can't be put in the place of the node's, and nothing was changed: {error}"
             raise SyncFailed("restore_failed", text) from None
         try:
-            await asyncio.to_thread(files.sync_folder, path)
+            await asyncio.to_thread(files.sync_folder, self._state)
         except OSError as error:
             # The witness has both digests, so the node trusts either.
             log.error("the database was replaced, but a loss of power may undo that: %s", error)
-        return kept
 
     async def _apply(self, plan: wire.Plan, functions: list[LocalFunction], applier: ReleaseApplier) -> wire.Inventory:
         """Raises: SyncFailed."""

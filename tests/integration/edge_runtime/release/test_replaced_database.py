@@ -11,15 +11,18 @@ import msgspec
 import orjson
 import pytest
 
+from control.protocol import wire
 from edge_runtime import wal
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.restore_messages import PreparedDatabase, Replaced
 from edge_runtime.release import stored_release
-from edge_runtime.release.manager import PreparedDatabase
+from edge_runtime.release.manager import BACKUP_LIMIT
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_node import command
 from tests.support.deadlines import deadline
 from tests.support.edge import Node, node, until
+from tests.support.moved_clock import MovedClock
 
 pytestmark = pytest.mark.never_retry
 
@@ -31,7 +34,7 @@ from pathlib import Path
 import msgspec
 from edge_runtime import front as fronts
 from edge_runtime.ipc import frames
-from edge_runtime.release.manager import PreparedDatabase
+from edge_runtime.ipc.restore_messages import PreparedDatabase
 from edge_runtime.settings import EdgeSettings
 
 state, kept = Path(sys.argv[1]), []
@@ -72,8 +75,8 @@ async def prepared(edge: Node) -> PreparedDatabase:
     status, _, errors = await command("backup", str(folder / wal.FILE.name), "--state", str(edge.state.path))
     assert status == 0, errors
     stored = await stored_release.stored(edge.front.processes, edge.front.pool.named)
-    assert stored.release is not None
-    return PreparedDatabase(folder, stored, await edge.front.compiler.available(stored.release.functions))
+    functions = [] if stored.release is None else stored.release.functions
+    return PreparedDatabase(folder, stored, await edge.front.compiler.available(functions))
 
 
 async def test_a_node_serves_the_database_and_release_of_before(tmp_path: Path) -> None:
@@ -85,7 +88,7 @@ async def test_a_node_serves_the_database_and_release_of_before(tmp_path: Path) 
         await write(edge, "late")
         old = edge.workers() | edge.spares()
         async with deadline(60):
-            kept = await edge.front.manager.replace_database(copy)
+            kept, position = await edge.front.manager.replace_database(copy)
         assert await texts(edge) == ["early"]
         await write(edge, "after")
         assert await texts(edge) == ["early", "after"]
@@ -94,8 +97,7 @@ async def test_a_node_serves_the_database_and_release_of_before(tmp_path: Path) 
         assert (release.number, edge.front.manager.inventory.schema_version) == (1, 1)
         assert "loop" in edge.front.pool.functions
         assert not old & (edge.workers() | edge.spares())
-        # Whole without a log beside it.
-        assert not (kept / "skerry.db-wal").exists()
+        assert position is None
         assert rows(kept / wal.FILE.name) == ["early", "late"]
         assert not copy.folder.exists()
     # What it serves is what it was told to: the witness believes it at the next start.
@@ -137,7 +139,7 @@ async def test_calls_under_load_all_end_and_none_is_on_both(tmp_path: Path) -> N
 
         clients = [asyncio.ensure_future(client(number)) for number in range(6)]
         await until(lambda: len(acknowledged) > 50)
-        kept = await edge.front.manager.replace_database(copy)
+        kept, _ = await edge.front.manager.replace_database(copy)
         so_far = len(acknowledged)
         await until(lambda: len(acknowledged) > so_far + 50)
         stopped = True
@@ -160,14 +162,90 @@ async def test_another_program_that_has_the_file_open_is_named(tmp_path: Path) -
         assert other.stdin is not None
         assert other.stdout is not None
         await other.stdout.readline()
+        replacing = asyncio.ensure_future(edge.front.manager.replace_database(copy))
+        # Calls needn't wait for a program that may go on for hours.
+        assert await texts(edge) == ["late"]
         with pytest.raises(SyncFailed, match=f"process {other.pid}") as failed:
-            await edge.front.manager.replace_database(copy)
+            await replacing
         assert failed.value.code == "database_in_use"
         assert await texts(edge) == ["late"]
         other.stdin.close()
         await other.wait()
         await edge.front.manager.replace_database(copy)
         assert await texts(edge) == []
+
+
+async def test_a_node_goes_back_to_when_it_had_no_release(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        empty = await prepared(edge)
+        await edge.release(FUNCTIONS, [NOTES])
+        await write(edge, "late")
+        assert empty.stored.release is None
+        await edge.front.manager.replace_database(empty)
+        assert await edge.problem("sql") == (404, "function_unknown")
+        assert edge.front.manager.release is None
+        edge.changes.clear()
+        await edge.release(FUNCTIONS, [NOTES])
+        assert await texts(edge) == []
+
+
+async def test_the_backup_is_finished_once_nobody_writes(tmp_path: Path) -> None:
+    position = wire.BackupPosition("ab" * 16, 7)
+    async with node(tmp_path / "state") as edge:
+        await edge.release(FUNCTIONS, [NOTES])
+        copy = await prepared(edge)
+        await write(edge, "late")
+        seen: list[list[str]] = []
+
+        async def finish() -> wire.BackupPosition:
+            # Nobody has it open: no call, and no step of a schema change.
+            assert not edge.workers() | edge.spares()
+            assert edge.front.pool.hold.name == "ALL"
+            seen.append(rows(edge.state.path / wal.FILE))
+            return position
+
+        edge.front.manager.finish_backup = finish
+        assert (await edge.front.manager.replace_database(copy)).position == position
+        assert seen == [["late"]]
+
+
+async def test_a_backup_that_cant_be_finished_is_left_behind(tmp_path: Path, clock: MovedClock) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(FUNCTIONS, [NOTES])
+        copy = await prepared(edge)
+
+        begun = asyncio.Event()
+
+        async def never() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        edge.front.manager.finish_backup = never
+        replacing = asyncio.ensure_future(edge.front.manager.replace_database(copy))
+        await until(begun.is_set)
+        await clock.move(BACKUP_LIMIT)
+        clock.go()
+        assert (await replacing).position is None
+        assert await texts(edge) == []
+
+
+async def test_what_cant_be_noted_changes_nothing(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(FUNCTIONS, [NOTES])
+        copy = await prepared(edge)
+        await write(edge, "late")
+
+        def note(_: Replaced) -> None:
+            raise OSError(28, "No space left on device")
+
+        with pytest.raises(SyncFailed, match="nothing was changed") as failed:
+            await edge.front.manager.replace_database(copy, note)
+        assert failed.value.code == "restore_failed"
+        assert await texts(edge) == ["late"]
+        await write(edge, "later")
+        assert not list(edge.state.path.glob("db.before-*"))
+    async with node(tmp_path / "state") as edge:
+        assert await texts(edge) == ["late", "later"]
 
 
 @pytest.mark.parametrize(("point", "found"), [("held", "late"), ("announced", "late"), ("exchanged", "early")])
