@@ -49,6 +49,8 @@ class BuiltDatabase:
     findings: list[str]
     """What is wrong with it, one sentence each; empty if it is whole."""
     schema_digest: str
+    rows: dict[str, int]
+    """How many rows its tables have, by their names in lower case."""
     stored: dict[str, Any]
     """The release and the inventory that it records."""
 
@@ -106,6 +108,7 @@ class Builder:
                 read=read,
                 findings=answer["findings"],
                 schema_digest=answer["schema_digest"],
+                rows=answer["rows"],
                 stored=answer["stored"],
             )
 

@@ -20,6 +20,8 @@ class Assembled(Struct, frozen=True):
     findings: list[str]
     """What is wrong with it, one sentence each; empty if it is whole."""
     schema_digest: str
+    rows: dict[str, int]
+    """How many rows its tables have, by their names in lower case."""
     stored: Stored
     """The release that it records."""
 

@@ -59,7 +59,7 @@ def assemble(folder: Path, most: int) -> Assembled:
     path = folder / DATABASE
     made = _forked(lambda: _apply(folder, path, most))
     try:
-        found = report(path, Path("the database"))
+        found = report(path, Path("the database"), rows=True)
     finally:
         for beside in (wal.log_of(path), wal.index_of(path)):
             beside.unlink(missing_ok=True)
@@ -70,6 +70,7 @@ def assemble(folder: Path, most: int) -> Assembled:
         bytes=made.bytes,
         findings=found.findings(),
         schema_digest=found.schema_digest,
+        rows=found.rows,
         stored=found.stored,
     )
 

@@ -54,6 +54,8 @@ class DatabaseReport(Struct, frozen=True):
     release."""
     tables: list[tuple[str, int]]
     """Tables and indexes with their bytes, the largest first; empty unless asked for."""
+    rows: dict[str, int]
+    """How many rows tables have, as `schema.row_counts` says; empty unless asked for."""
 
     def findings(self) -> list[str]:
         """Return what is wrong, one sentence each; empty if the file is intact."""
@@ -70,7 +72,12 @@ class DatabaseUnread(CodedError):
 
 
 def report(
-    path: Path, called: Path, begun: Callable[[], None] = lambda: None, *, sizes: bool = False
+    path: Path,
+    called: Path,
+    begun: Callable[[], None] = lambda: None,
+    *,
+    sizes: bool = False,
+    rows: bool = False,
 ) -> DatabaseReport:
     """Check a file as it is at one moment, in a separate process behind the fence; others may use the file meanwhile.
     `begun` is called once that moment is past. The caller must have only one thread, and ensure that the file's log was
@@ -87,7 +94,7 @@ def report(
             out.flush()
 
         try:
-            tell(msgspec.json.encode(_report(path, called, sizes, lambda: tell(_BEGUN))))
+            tell(msgspec.json.encode(_report(path, called, sizes, rows, lambda: tell(_BEGUN))))
         except DatabaseUnread as unread:
             tell(msgspec.json.encode([unread.code, unread.message]))
         except ValueError as error:
@@ -110,7 +117,7 @@ def report(
     return found
 
 
-def _report(path: Path, called: Path, sizes: bool, begun: Callable[[], None]) -> DatabaseReport:
+def _report(path: Path, called: Path, sizes: bool, rows: bool, begun: Callable[[], None]) -> DatabaseReport:
     """Check the file in this process. Raises: DatabaseUnread; ValueError, when SQLite can't read the file."""
     opened = LibsqlDatabase(open_file(path), WriterLock(os.memfd_create("writer.lock")), path)
     fence.seal("worker")
@@ -139,6 +146,7 @@ def _report(path: Path, called: Path, sizes: bool, begun: Callable[[], None]) ->
         added=differences.added,
         recorded=schema.is_recorded(opened),
         tables=[(row.name, row.bytes) for row in opened.read(SizeRow, _SIZES)] if sizes else [],
+        rows=schema.row_counts(opened, None) if rows else {},
         schema_digest=schema.digest(schema.digests(opened)),
         page_bytes=opened.read(NumberRow, "PRAGMA page_size")[0].value,
         pages=opened.read(NumberRow, "PRAGMA page_count")[0].value,

@@ -136,14 +136,15 @@ def tables(opened: LibsqlDatabase) -> list[str]:
     return [table.name for table in opened.read(TableRow, _TABLES)]
 
 
-def row_counts(opened: LibsqlDatabase) -> dict[str, int]:
+def row_counts(opened: LibsqlDatabase, most: int | None = MOST_ROWS) -> dict[str, int]:
     """Return the number of rows by table name, in lower case, for the first `MOST_TABLES` tables, counting at most
-    `MOST_ROWS` each. A table that can't be read, such as a virtual table whose shadow tables are damaged, is left
+    `most` each; None: all. A table that can't be read, such as a virtual table whose shadow tables are damaged, is left
     out."""
     counts: dict[str, int] = {}
+    limit = "" if most is None else f" LIMIT {most}"
     for table in tables(opened)[:MOST_TABLES]:
         try:
-            query = f"SELECT count(*) FROM (SELECT 1 FROM {quoted(table)} LIMIT {MOST_ROWS})"  # noqa: S608
+            query = f"SELECT count(*) FROM (SELECT 1 FROM {quoted(table)}{limit})"  # noqa: S608
             counts[table.lower()[:200]] = opened.read(NumberRow, query)[0].value
         except ValueError:
             continue

@@ -55,6 +55,7 @@ def test_what_files_come_to_is_the_database_byte_for_byte(made: list[bytes], tmp
         "findings": [],
     }
     assert answer["stored"]["release"] is None
+    assert answer["rows"] == {"orders": 12}
     assert len(answer["schema_digest"]) == 64
     assert (folder / "skerry.db").read_bytes() == made[-1]
     assert sorted(folder.iterdir()) == sorted([*paths, folder / "skerry.db"]), "it has no log"
