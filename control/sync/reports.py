@@ -1,8 +1,9 @@
 """The last step of a sync: what its node reports about it (R 6.1 to 6.4), a batch of reports in one transaction.
 
 The transaction for a result writes what the node runs now, when it last synced, the line in the log of syncs, and the
-node's state; for a node that a rollout has started, also its calls of the hour before. An open sync has a lease. When
-the lease ends, the sync expires, which counts as a failure, and a result that is reported later is recorded as late.
+node's state; for a node that a rollout has started, also its calls of the hour before, and for one that is backed up
+the last transaction before the release. An open sync has a lease. When the lease ends, the sync expires, which counts
+as a failure, and a result that is reported later is recorded as late.
 """
 
 import asyncio
@@ -40,6 +41,7 @@ class ReportedSync(NamedTuple):
 SQL = queries.load("syncs")
 SYNCS = SQL.rows("syncs", ReportedSync)
 STORE_HOURS = queries.load("gates")["store_hours"]
+WRITE_BOUNDARIES = queries.load("backups")["write_boundaries"]
 
 log = logging.getLogger("skerry.syncs")
 
@@ -96,6 +98,8 @@ class _ReportBatch:
     """Nodes whose rows must be written."""
     hours: list[tuple[str, str, str]] = field(default_factory=list)
     """Releases, the nodes that flipped to them, and their calls of the hour before, in hexadecimal."""
+    boundaries: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """Nodes, the releases that they flipped to, and the lineages and transactions of just before that."""
     counted: list[str] = field(default_factory=list)
     """For metrics: the status of each sync that ended, or `late`."""
 
@@ -146,6 +150,9 @@ class _ReportBatch:
             node.synced_at = self.now
             self.changes.reached.add(sync.release_id)
             self._take_hour(node, sync, update.before)
+            if update.boundary is not None:
+                before = update.boundary
+                self.boundaries.append((node.id, sync.release_id, before.lineage, str(before.transaction)))
         elif not late:
             node.fail(error.code, error.message, self.now, sync.generation)
             if sync.generation >= node.target_generation:
@@ -181,6 +188,8 @@ class _ReportBatch:
         await self.changes.save(conn)
         if self.hours:
             await conn.execute(STORE_HOURS, *map(list, zip(*self.hours, strict=True)))
+        if self.boundaries:
+            await conn.execute(WRITE_BOUNDARIES, *map(list, zip(*self.boundaries, strict=True)), self.now)
         await node_state.save(conn, [self.nodes[node_id] for node_id in self.changed])
 
     def committed(self) -> Committed:

@@ -1,8 +1,10 @@
-"""The state of nodes, as they report it. The database has each node's newest report, at most one per minute."""
+"""The state of nodes and of their backups, as they report it. The database has each node's newest report, at most one
+per minute."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from control.clock import Clock
@@ -56,6 +58,7 @@ class GroupToldRow(NamedTuple):
 SQL = queries.load("numbers")
 OF_NODE = SQL.rows("of_node", NodeTold)
 OF_GROUPS = SQL.rows("of_groups", GroupToldRow)
+BACKUPS = queries.load("backups")
 
 
 @dataclass(slots=True)
@@ -107,11 +110,19 @@ class NodeHealthStore:
                 )
                 for id, (group_id, n) in part.items()
             ]
-            columns = [list(column) for column in zip(*rows, strict=True)]
             now = self._clock.now()
+            columns, backups = _columns(rows), _columns(_backups(part, now))
 
-            async def work(conn: Connection, columns: list[list[str]] = columns, now: datetime = now) -> None:
+            async def work(
+                conn: Connection,
+                columns: list[list[str]] = columns,
+                backups: list[list[str]] = backups,
+                now: datetime = now,
+            ) -> None:
                 await conn.execute(SQL["write_nodes"], *columns, now)
+                if backups:
+                    await conn.execute(BACKUPS["tell"], *backups, now)
+                    await conn.execute(BACKUPS["tell_first"], *backups, now)
 
             await self._db.transaction(work)
             for id, told in part.items():
@@ -123,3 +134,21 @@ class NodeHealthStore:
         """Return recent reports of each group's nodes, by version of the edge. Raises: ProblemError."""
         since = self._clock.now() - LATELY
         return await self._db.read(lambda conn: conn.fetch(OF_GROUPS, since))
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[list[str]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _backups(told: Mapping[str, tuple[str, wire.NodeNumbers]], now: datetime) -> list[tuple[str, ...]]:
+    """Return the rows of what nodes say of their backups, by node; '' for a time that isn't known."""
+    rows: list[tuple[str, ...]] = []
+    for id, (_, numbers) in told.items():
+        state = numbers.backup
+        if state is not None:
+            # A node may send any number; of a clock that is ahead, now is the most that can be true.
+            reached_at = datetime.fromtimestamp(min(state.reached_at, now.timestamp()), UTC)
+            reached_text = reached_at.isoformat() if state.reached_at else ""
+            texts = str(state.reached), reached_text, str(state.pending), clean(state.error)
+            rows.append((id, state.lineage, *texts))
+    return rows

@@ -171,6 +171,7 @@ class TestNode:
     watching: str = ""
     rehearsal: str = ""
     backup: float = 0.0
+    restore: str = ""
     boot_id: str = ""
     """Of its process; '' where it doesn't say."""
 
@@ -192,6 +193,7 @@ class TestNode:
             watching=self.watching,
             rehearsal=self.rehearsal,
             backup=self.backup,
+            restore=self.restore,
             boot_id=self.boot_id,
         )
         return await self.replica.call("POST", "/v1/poll", poll, token=self.credential)

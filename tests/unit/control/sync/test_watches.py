@@ -66,4 +66,4 @@ def test_an_edge_without_a_version_is_of_version_1() -> None:
     # Both versions leave out what is at its default, so the default must stay what the first one had.
     poll = msgspec.json.decode(b'{"generation":0,"digest":"%s"}' % (b"0" * 64), type=wire.Poll)
     assert poll.protocol == 1
-    assert b'"protocol":3' in msgspec.json.encode(wire.Poll(0, "0" * 64, protocol=wire.PROTOCOL))
+    assert b'"protocol":4' in msgspec.json.encode(wire.Poll(0, "0" * 64, protocol=wire.PROTOCOL))
