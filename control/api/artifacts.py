@@ -184,10 +184,18 @@ async def download(call: ApiCall) -> Reply:
         raise _unknown(sha256)
     if services.settings.artifacts_delivery == "presigned":
         return Reply(307, b"", ((b"location", (await services.store.location(sha256, id)).encode()),))
+    return await passed_on(call, object_key(sha256, id), "application/wasm")
+
+
+async def passed_on(call: ApiCall, key: str, media: str) -> Reply:
+    """Reply with an object of the store, or with the part of it that the call's range names.
+
+    Raises: ProblemError, as `Store.open` does.
+    """
     wanted = next((value.decode("latin-1") for name, value in call.scope["headers"] if name == b"range"), "")
-    stored, pieces = await services.store.open(object_key(sha256, id), wanted if _RANGE.fullmatch(wanted) else None)
+    stored, pieces = await call.services.store.open(key, wanted if _RANGE.fullmatch(wanted) else None)
     headers = [
-        (b"content-type", b"application/wasm"),
+        (b"content-type", media.encode()),
         (b"content-length", str(stored["ContentLength"]).encode()),
         (b"accept-ranges", b"bytes"),
     ]

@@ -65,6 +65,8 @@ class Node(Struct):
     at_target: bool
     standing: Standing
     """Its standing in one word: the first of these that applies."""
+    held: bool
+    """Whether it is to bring data back, or has, and gets no release until somebody resumes it."""
     schema_version: int
     target_schema: int
     functions: list[release_bodies.ReleaseFunction]
@@ -154,6 +156,7 @@ class NodeListRow:
     error_at: datetime | None
     retry_at: datetime | None
     version: str
+    held: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,7 +440,8 @@ def _node(
         generation=row.confirmed_generation,
         target_generation=row.target_generation,
         at_target=at_target,
-        standing=standing(row.state, at_target=at_target, error_code=row.error_code),
+        standing=standing(row.state, at_target=at_target, error_code=row.error_code, held=row.held),
+        held=row.held,
         schema_version=row.schema_version,
         target_schema=target_schema,
         functions=[release_bodies.ReleaseFunction(f.name, f.version, f.sha256) for f in runs],

@@ -119,8 +119,12 @@ class PollEndpoint:
                 self._heartbeats.seen(node.id, now, poll.boot_id)
                 self._metrics.poll("renamed")
                 return operations.json_reply(200, msgspec.json.encode(wire.Renamed(node.name)))
-            kind, limit = "at_target", until
-            if not fleet.at_target(node, poll):
+            if node.restore_id not in ("", poll.restore) and poll.protocol >= wire.BACKUP_PROTOCOL:
+                self._heartbeats.seen(node.id, now, poll.boot_id)
+                self._metrics.poll("restore")
+                return operations.json_reply(200, msgspec.json.encode(wire.Restore(node.restore_id)))
+            kind, limit = "held" if node.restore_id else "at_target", until
+            if not (fleet.nothing_new(node, poll) if node.restore_id else fleet.at_target(node, poll)):
                 self._heartbeats.seen(node.id, now, poll.boot_id)
                 decision = await self._decisions.ask(
                     NodeRequest(
@@ -147,12 +151,14 @@ class PollEndpoint:
                     continue
             if kind == "at_target":
                 self._heartbeats.confirmed(node.id, now, poll.boot_id)
+            elif kind == "held":
+                self._heartbeats.seen(node.id, now, poll.boot_id)
             if (poll.watching or fleet.watches.alive) and poll.protocol >= wire.WATCH_PROTOCOL:
                 told = fleet.watches.answer(node, poll.watching)
                 if told is not None:
                     self._metrics.poll("watch")
                     return operations.json_reply(200, told)
-            if group.rehearsal != poll.rehearsal and poll.protocol >= wire.REHEARSAL_PROTOCOL:
+            if group.rehearsal != poll.rehearsal and not node.restore_id and poll.protocol >= wire.REHEARSAL_PROTOCOL:
                 self._metrics.poll("rehearse")
                 return operations.json_reply(200, msgspec.json.encode(wire.Rehearse(group.rehearsal)))
             if group.backup != poll.backup and poll.protocol >= wire.BACKUP_PROTOCOL:

@@ -13,6 +13,7 @@ from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.backups.builder import Builder
 from control.backups.grants import Grants
+from control.backups.losses import RowComparison
 from control.backups.targets import StateFinder
 from control.clock import Clock
 from control.edge_check import Checks
@@ -92,6 +93,8 @@ class Services:
     """What nodes may put at the store."""
     builder: Builder
     """Makes databases of backups."""
+    comparison: RowComparison
+    """Counts the rows that restores would lose."""
     states: StateFinder
     """Finds states of nodes' databases in their backups."""
     fleet: FleetCache

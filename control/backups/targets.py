@@ -186,7 +186,8 @@ class StateFinder:
         if isinstance(target, AtTransaction):
             return target.transaction
         if isinstance(target, Latest):
-            return max((file.last for file in files), default=None)
+            # A history whose first snapshot isn't there yet has no state; a gap in one is told.
+            return max((file.last for file in files), default=None) if restorable(files) else None
 
         async def made_ms(file: BackupFile) -> int:
             return (await self._header(node_id, lineage, file)).at_ms

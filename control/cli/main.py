@@ -34,6 +34,7 @@ VERBS = {
     "rollout": "control.cli.rollouts:command",
     "rollback": "control.cli.releases:rollback",
     "group": "control.cli.groups:command",
+    "data": "control.cli.data:command",
     "operator": "control.cli.operators:command",
     "invoke": "control.cli.invoke:command",
     "webhook": "control.cli.webhooks:command",

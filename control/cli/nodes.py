@@ -112,6 +112,9 @@ def _details(node: Json) -> list[tuple[str, object]]:
         *_numbers(node.get("numbers")),
         *_capabilities(node.get("capabilities") or {}, node.get("protocol")),
     ]
+    if node.get("held"):  # which an older control doesn't return
+        text = f"it gets no release until `skerry data resume {node['name']}`; `skerry data list` shows its restore"
+        rows.append(("held", text))
     if sync:
         rows.append(("sync", f"{sync['status']}, step {sync['step'] or '-'}, started {output.ago(sync['started_at'])}"))
     if error:

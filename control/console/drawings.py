@@ -10,6 +10,7 @@ CELLS = {
     "off": '<path class="k-syncbg" d="M0,0h6v6h-6z"/><path class="k-off" d="M1,1h4v4h-4z"/>',
     "rev": '<path class="k-syncbg" d="M0,0h6v6h-6z"/><path class="k-rev" d="M1,1l4,4M5,1l-4,4"/>',
     "sync": '<path class="k-syncbg" d="M0,0h6v6h-6z"/><path class="k-sync" d="M.3,5.7v-5.4l5.4,5.4z"/>',
+    "held": '<path class="k-waitbg" d="M0,0h6v6h-6z"/><path class="k-wait" d="M1,.5h1.5v5h-1.5zM3.5,.5h1.5v5h-1.5z"/>',
     "wait": '<path class="k-waitbg" d="M0,0h6v6h-6z"/><path class="k-wait" d="M.5,3.2h5v2.3h-5z"/>',
 }
 LEAST = 0.35

@@ -24,6 +24,7 @@ KINDS: dict[Standing, str] = {
     "failing": "fail",
     "offline": "off",
     "syncing": "sync",
+    "held": "held",
     "behind": "wait",
     "at_target": "ok",
 }

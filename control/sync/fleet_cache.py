@@ -79,6 +79,9 @@ class CachedNode:
     release_number: int | None
     moved_generation: int
     """Generation of the node's last move."""
+    restore_id: str = ""
+    """The restore that the node carries out (`wire.Restore`), or is held at: it gets no plan meanwhile; empty without
+    one."""
 
 
 class Target(NamedTuple):
@@ -292,6 +295,10 @@ class FleetCache:
         if node.confirmed_generation >= target:
             return True
         return group.release_id is None and (node.release_id is None or node.generation <= group.generation)
+
+    def nothing_new(self, node: CachedNode, poll: Poll) -> bool:
+        """Return whether the poll of a held node contains nothing new."""
+        return node.digest == poll.digest and poll.capabilities_digest in ("", node.capabilities_digest)
 
     def confirm(self, row: NodeRow) -> None:
         """Store what a transaction wrote about a node, unless a later announcement of it has been read meanwhile."""

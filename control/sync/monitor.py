@@ -47,7 +47,7 @@ class OverdueNode(NamedTuple):
     id: str
     confirmed_at: datetime
     gone: bool
-    """Whether it was removed or revoked, so that nothing is expected of it."""
+    """Whether it was removed or revoked, or is held at a restore, so that nothing is expected of it."""
 
 
 SQL = queries.load("monitor")

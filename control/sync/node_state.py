@@ -66,6 +66,8 @@ class NodeRow:
     epoch: int
     release_id: str | None
     target_generation: int
+    held: bool
+    """Whether it carries out a restore, or stays at one until somebody resumes it."""
     reported: wire.Inventory | None = None
     """Set by `report`: the inventory to store."""
     capabilities: dict[str, Any] | None = None

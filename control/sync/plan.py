@@ -1,7 +1,8 @@
 """What a node must do to reach its target: pure rules over values, without I/O.
 
 A node is at its target when its functions are those of the release and its schema version is at least the release's
-floor (R 4.3). A node's schema version never goes down.
+floor (R 4.3). No plan lowers a node's schema version: only a restore of the database brings an earlier one back, and
+the next plan then has the changes after it.
 """
 
 from collections.abc import Mapping, Sequence

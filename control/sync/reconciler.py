@@ -83,7 +83,7 @@ class OpenedSync:
 class Decision:
     """The answer to a poll. `kind` is what metrics count it as."""
 
-    kind: Literal["at_target", "waits", "report", "plan"]
+    kind: Literal["at_target", "held", "waits", "report", "plan"]
     until: datetime | None = None
     """With `waits`: the node failed this target and tries again then."""
     message: wire.Plan | wire.Report | None = None
@@ -93,6 +93,7 @@ class Decision:
 
 
 AT_TARGET = Decision("at_target")
+HELD = Decision("held")
 REPORT_WANTED = Decision("report", message=wire.Report())
 
 Outcome = Decision | ProblemError
@@ -259,6 +260,8 @@ class _PollBatch:
             self.changes.expire(open_sync, node)
             self.changed.add(node.id)
             open_sync = None
+        if node.held:
+            return self._hold(node, open_sync)
         if node.release_id is None:
             return self._confirm(node, open_sync)
         release = self.releases[node.release_id]
@@ -308,6 +311,15 @@ class _PollBatch:
         node.confirm(node.target_generation)
         self.changed.add(node.id)
         return AT_TARGET
+
+    def _hold(self, node: NodeRow, open_sync: RunningSync | None) -> Decision:
+        """Let a node stay where a restore brings it: what it has counts as neither its target nor a failure."""
+        if open_sync is not None:
+            self.changes.end(open_sync.id, "superseded")
+        if node.state == "syncing":
+            node.enter("online", self.now)
+            self.changed.add(node.id)
+        return HELD
 
     def _refuse(self, node: NodeRow, open_sync: RunningSync | None, mismatch: str) -> ProblemError:
         """Refuse a node for which no plan can be right, and record the failure once for each target."""

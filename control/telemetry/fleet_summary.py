@@ -47,6 +47,8 @@ class CountRow(NamedTuple):
     error_code: str
     own_release: int | None
     """The number of their own release, if that is their target; what is earlier is then their group's."""
+    held: bool
+    """Whether they carry out a restore or stay at one; they are counted among the others, too."""
     nodes: int
 
     def runs(self, group: TargetedGroup) -> int | None:
@@ -295,7 +297,7 @@ async def _count(conn: Connection, read_at: datetime, groups: list[TargetedGroup
     counts = await conn.fetch(COUNTS)
     overdue = await conn.fetch(OVERDUE)
     cloned = {row.group_id: row.nodes for row in await conn.fetch(CLONED)}
-    failing = [row for row in counts if _standing(row) == "failing"]
+    failing = [row for row in counts if not row.held and _standing(row) == "failing"]
     failing.sort(key=lambda row: (-row.nodes, row.group_id, row.error_code))
     causes = dict.fromkeys((row.group_id, row.error_code) for row in failing)
     asked = list(causes)[:MOST_CAUSES]
@@ -304,8 +306,8 @@ async def _count(conn: Connection, read_at: datetime, groups: list[TargetedGroup
     return _summary(read_at, groups, counts, overdue, examples, cloned)
 
 
-def _standing(row: CountRow) -> Standing:
-    return standing(row.state, at_target=row.at_target, error_code=row.error_code)
+def _standing(row: CountRow, *, held: bool = False) -> Standing:
+    return standing(row.state, at_target=row.at_target, error_code=row.error_code, held=held)
 
 
 def _by_standing(counts: Iterable[tuple[tuple[Standing, int | None], int]]) -> dict[Standing, int]:
@@ -313,6 +315,20 @@ def _by_standing(counts: Iterable[tuple[tuple[Standing, int | None], int]]) -> d
     for (stands, _), nodes in counts:
         found[stands] += nodes
     return found
+
+
+def _move(
+    counts: dict[tuple[Standing, int | None], int],
+    from_: tuple[Standing, int | None],
+    to: tuple[Standing, int | None],
+    nodes: int,
+) -> None:
+    """Count nodes as something else."""
+    if nodes:
+        counts[to] = counts.get(to, 0) + nodes
+        counts[from_] -= nodes
+        if not counts[from_]:
+            del counts[from_]
 
 
 def _merged(one: Cause, other: Cause) -> Cause:
@@ -335,10 +351,14 @@ def _summary(
     late: dict[str, dict[Standing, int]] = {group.id: {} for group in groups}
     shown: dict[tuple[str, str], list[ExampleRow]] = {}
     known = {group.id: group for group in groups}
-    for row in counts:
+    # Held nodes come last, since they take themselves out of what they were counted as.
+    for row in sorted(counts, key=lambda row: row.held):
         stands, group = _standing(row), known[row.group_id]
         release = row.runs(group)
         mine = by_group[row.group_id]
+        if row.held:
+            _move(mine, (stands, release), ("held", release), row.nodes if _standing(row, held=True) == "held" else 0)
+            continue
         mine[stands, release] = mine.get((stands, release), 0) + row.nodes
         if stands == "failing":
             cause = row.group_id, row.error_code

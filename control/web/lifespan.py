@@ -21,6 +21,7 @@ from control.api import rollouts
 from control.api.services import Databases, Services
 from control.backups.builder import Builder
 from control.backups.grants import Grants
+from control.backups.losses import RowComparison
 from control.backups.targets import StateFinder
 from control.clock import Clock, ClockError, SystemClock
 from control.edge_check import Checks
@@ -176,6 +177,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             node_limits=NodeLimits(clock.monotonic),
             grants=Grants(databases.joins, databases.writes, clock),
             builder=builder,
+            comparison=RowComparison(builder, clock),
             states=StateFinder(databases.lists, builder, clock),
             fleet=fleet,
             heartbeats=heartbeats,

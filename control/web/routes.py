@@ -10,6 +10,7 @@ from control.api import (
     artifact_store,
     artifacts,
     audit,
+    backups,
     fleet,
     functions,
     groups,
@@ -46,7 +47,7 @@ def _description() -> bytes:
 
 OPERATIONS: tuple[Operation, ...] = declared(
     *(artifacts, artifact_store, functions, releases, rollouts, groups, schema),
-    *(nodes, node_views, join_tokens, syncs, rehearsals, node_backups, logs),
+    *(nodes, node_views, join_tokens, syncs, rehearsals, node_backups, backups, logs),
     *(fleet, replicas, probes, audit, metadata_recovery),
     *(operators, webhooks, sys.modules[__name__]),
 )

@@ -9,14 +9,14 @@ FROM groups AS g JOIN releases AS r ON r.id = g.release_id
 WHERE r.arrived_at IS NULL;
 
 -- How many nodes a group has, how many run its target, and of the others: how many have failed since its release was
--- made ($2), and how many are offline.
+-- made ($2), and how many are offline or held.
 -- name: standing
 SELECT count(*) AS nodes,
     count(*) FILTER (WHERE n.confirmed_generation >= GREATEST(n.generation, g.generation)) AS arrived,
     count(*) FILTER (WHERE n.confirmed_generation < GREATEST(n.generation, g.generation)
         AND n.error_code <> '' AND n.error_at >= $2) AS failed,
     count(*) FILTER (WHERE n.confirmed_generation < GREATEST(n.generation, g.generation)
-        AND (n.error_code = '' OR n.error_at < $2) AND n.state = 'offline') AS away
+        AND (n.error_code = '' OR n.error_at < $2) AND (n.state = 'offline' OR n.restore_id IS NOT NULL)) AS away
 FROM groups AS g JOIN nodes AS n ON n.group_id = g.id
 WHERE g.id = $1::text::uuid AND n.removed_at IS NULL AND n.state <> 'revoked'
     AND (n.release_id IS NULL OR n.generation <= g.generation);

@@ -57,7 +57,7 @@ WHERE g.id = ANY($1::text[]::uuid[]);
 SELECT n.id::text AS id, n.name, n.group_id::text AS group_id, n.epoch, n.generation, n.confirmed_generation, n.digest,
     n.capabilities_digest, n.ran_generation, n.removed_at IS NOT NULL AS removed, n.state = 'revoked' AS revoked,
     n.release_id::text AS release_id, r.number AS release_number,
-    coalesce(n.moved_generation, n.generation) AS moved_generation
+    coalesce(n.moved_generation, n.generation) AS moved_generation, coalesce(n.restore_id::text, '') AS restore_id
 FROM nodes AS n LEFT JOIN releases AS r ON r.id = n.release_id WHERE n.epoch > $1;
 
 -- Nodes by id.
@@ -65,7 +65,7 @@ FROM nodes AS n LEFT JOIN releases AS r ON r.id = n.release_id WHERE n.epoch > $
 SELECT n.id::text AS id, n.name, n.group_id::text AS group_id, n.epoch, n.generation, n.confirmed_generation, n.digest,
     n.capabilities_digest, n.ran_generation, n.removed_at IS NOT NULL AS removed, n.state = 'revoked' AS revoked,
     n.release_id::text AS release_id, r.number AS release_number,
-    coalesce(n.moved_generation, n.generation) AS moved_generation
+    coalesce(n.moved_generation, n.generation) AS moved_generation, coalesce(n.restore_id::text, '') AS restore_id
 FROM nodes AS n LEFT JOIN releases AS r ON r.id = n.release_id WHERE n.id = ANY($1::text[]::uuid[]);
 
 -- Credentials that changed after an epoch, with revoked ones: a held poll may use one.

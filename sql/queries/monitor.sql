@@ -89,7 +89,8 @@ SELECT node_id::text AS id FROM node_presence WHERE overdue = true AND confirmed
 -- Lock the presence of nodes that don't count as overdue and weren't confirmed since a time, and the nodes, to which
 -- warnings refer, where no other transaction has locked them.
 -- name: lock_overdue
-SELECT p.node_id::text AS id, p.confirmed_at, n.removed_at IS NOT NULL OR n.state = 'revoked' AS gone
+SELECT p.node_id::text AS id, p.confirmed_at,
+    n.removed_at IS NOT NULL OR n.state = 'revoked' OR n.restore_id IS NOT NULL AS gone
 FROM node_presence AS p JOIN nodes AS n ON n.id = p.node_id
 WHERE p.node_id = ANY($1::text[]::uuid[]) AND p.overdue = false AND p.confirmed_at < $2
 FOR NO KEY UPDATE OF p, n SKIP LOCKED;

@@ -20,7 +20,7 @@ SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.j
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
     greatest(n.generation, g.generation) AS target_generation, n.schema_version, r.id AS release_id, r.schema_floor, n.failures,
     n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at,
-    left(coalesce(n.capabilities ->> 'version', ''), 64) AS version
+    left(coalesce(n.capabilities ->> 'version', ''), 64) AS version, n.restore_id IS NOT NULL AS held
 FROM nodes n JOIN groups g ON g.id = n.group_id
     LEFT JOIN releases r ON r.id = coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)
     LEFT JOIN node_presence p ON p.node_id = n.id
@@ -30,6 +30,7 @@ WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = A
         WHEN n.error_code <> '' AND r.id IS NOT NULL
             AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'failing'
         WHEN n.state <> 'online' THEN n.state
+        WHEN n.restore_id IS NOT NULL THEN 'held'
         WHEN r.id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'behind'
         ELSE 'at_target'
     END)
@@ -45,7 +46,7 @@ WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = A
             SELECT max(x.number) FROM releases x WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
                 AND NOT EXISTS (SELECT 1 FROM rollouts w WHERE w.release_id = x.id AND w.state <> 'done')
         ))))
-    AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked'))
+    AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked' AND n.restore_id IS NULL))
     AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
     AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
 ORDER BY n.name LIMIT $13;
@@ -55,13 +56,13 @@ ORDER BY n.name LIMIT $13;
 -- name: nodes_in_order
 SELECT id, name, group_name, labels, state, state_since, joined_at, last_seen_at, last_sync_at, confirmed_generation,
     target_generation, schema_version, release_id, schema_floor, failures, syncs_folded, error_code, error_message, error_at,
-    retry_at, version, place
+    retry_at, version, held, place
 FROM (
     SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
         greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
         greatest(n.generation, g.generation) AS target_generation, n.schema_version, r.id AS release_id, r.schema_floor, n.failures,
         n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at,
-        left(coalesce(n.capabilities ->> 'version', ''), 64) AS version,
+        left(coalesce(n.capabilities ->> 'version', ''), 64) AS version, n.restore_id IS NOT NULL AS held,
         CASE
             WHEN $13 = 'seen' THEN (extract(epoch FROM coalesce(p.last_seen_at, n.joined_at)) * 1000000)::int8
             WHEN n.state = 'revoked' THEN 0
@@ -69,8 +70,9 @@ FROM (
                 AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 1
             WHEN n.state = 'offline' THEN 2
             WHEN n.state = 'syncing' THEN 3
-            WHEN r.id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 4
-            ELSE 5
+            WHEN n.restore_id IS NOT NULL THEN 4
+            WHEN r.id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 5
+            ELSE 6
         END AS place
     FROM nodes n JOIN groups g ON g.id = n.group_id
         LEFT JOIN releases r ON r.id = coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)
@@ -81,6 +83,7 @@ FROM (
             WHEN n.error_code <> '' AND r.id IS NOT NULL
                 AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'failing'
             WHEN n.state <> 'online' THEN n.state
+            WHEN n.restore_id IS NOT NULL THEN 'held'
             WHEN r.id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'behind'
             ELSE 'at_target'
         END)
@@ -97,7 +100,7 @@ FROM (
                 WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
                     AND NOT EXISTS (SELECT 1 FROM rollouts w WHERE w.release_id = x.id AND w.state <> 'done')
             ))))
-        AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked'))
+        AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked' AND n.restore_id IS NULL))
         AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
         AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
 ) AS found
@@ -110,7 +113,7 @@ SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.j
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
     greatest(n.generation, g.generation) AS target_generation, n.schema_version, r.id AS release_id, r.schema_floor, n.failures,
     n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at,
-    left(coalesce(n.capabilities ->> 'version', ''), 64) AS version, n.capabilities, n.protocol, n.schema_changes
+    left(coalesce(n.capabilities ->> 'version', ''), 64) AS version, n.restore_id IS NOT NULL AS held, n.capabilities, n.protocol, n.schema_changes
 FROM nodes n JOIN groups g ON g.id = n.group_id
     LEFT JOIN releases r ON r.id = coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)
     LEFT JOIN node_presence p ON p.node_id = n.id

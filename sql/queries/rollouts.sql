@@ -55,9 +55,9 @@ UPDATE rollouts SET state = $2, step = $3, step_since = $4, waits_for = $5, wait
 WHERE release_id = $1;
 
 -- The nodes of a group ($1) as a rollout ($2) sees them: with the values of a label ($3), whether their version knows
--- rehearsals ($4), and this attempt's ($5) rehearsals.
+-- rehearsals ($4), and this attempt's ($5) rehearsals. Held nodes get no release now, as offline ones.
 -- name: fleet
-SELECT n.id::text AS id, coalesce(n.labels ->> $3::text, '') AS label, n.state IN ('online', 'syncing') AS online,
+SELECT n.id::text AS id, coalesce(n.labels ->> $3::text, '') AS label, n.state IN ('online', 'syncing') AND n.restore_id IS NULL AS online,
     n.protocol >= $4::int8 AS rehearses, h.outcome AS rehearsed,
     CASE WHEN n.release_id = $2::uuid THEN k.step END AS step, k.started_at, n.synced_at,
     n.confirmed_generation >= n.generation AS reached, n.error_code, n.error_at

@@ -7,7 +7,7 @@ SELECT n.id::text AS id, n.removed_at IS NOT NULL AS removed, n.state, n.state_s
     n.error_code, n.error_message, n.error_at, n.synced_at,
     n.capabilities_digest, n.protocol, n.syncs_folded, n.ran_generation, n.epoch,
     coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)::text AS release_id,
-    GREATEST(n.generation, g.generation) AS target_generation
+    GREATEST(n.generation, g.generation) AS target_generation, n.restore_id IS NOT NULL AS held
 FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
 WHERE n.id = ANY($1::text[]::uuid[]);
 

@@ -46,11 +46,17 @@ CREATE TABLE IF NOT EXISTS boundaries (
     PRIMARY KEY (node_id, release_id)
 );
 
--- A restore of a node: to a transaction of a lineage. before_release: the release before which that is. hold: whether the
--- node stays there until somebody resumes it. undo_id: one id for the restores of one `rollback --data`.
+-- The nodes that bring something back, or are held, for counts: see nodes_by_standing.
+CREATE INDEX IF NOT EXISTS nodes_held ON nodes (group_id, error_code, state, confirmed_generation, generation)
+WHERE restore_id IS NOT NULL;
+
+-- A restore of a node: to a transaction of a lineage, which is that of from_node_id, or the node's own if that is NULL.
+-- before_release: the release before which that is. hold: whether the node stays there until somebody resumes it.
+-- undo_id: one id for the restores of one `rollback --data`. release_number: of the database that the node has then.
 CREATE TABLE IF NOT EXISTS restores (
     id UUID PRIMARY KEY,
     node_id UUID NOT NULL,
+    from_node_id UUID,
     lineage TEXT NOT NULL,
     transaction_id INT8 NOT NULL,
     state_at TIMESTAMPTZ NOT NULL,
@@ -60,7 +66,7 @@ CREATE TABLE IF NOT EXISTS restores (
     state TEXT NOT NULL CHECK (state IN ('ordered', 'held', 'done', 'failed', 'cancelled')),
     code TEXT NOT NULL DEFAULT '',
     message TEXT NOT NULL DEFAULT '',
-    lost JSONB NOT NULL DEFAULT '{}',
+    release_number INT8,
     kept TEXT NOT NULL DEFAULT '',
     kept_lineage TEXT NOT NULL DEFAULT '',
     kept_transaction INT8 NOT NULL DEFAULT 0,

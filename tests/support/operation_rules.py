@@ -115,6 +115,17 @@ RULES: dict[tuple[str, str], Rule] = {
     ),
     ("POST", "/v1/nodes/{node}/revoke"): Rule("admin", "group", lambda g, n: f"/v1/nodes/{n.name}/revoke", hidden=True),
     ("POST", "/v1/nodes/{node}/retry"): Rule("deploy", "group", lambda g, n: f"/v1/nodes/{n.name}/retry", hidden=True),
+    ("GET", "/v1/backups"): Rule("read", "group", lambda g, n: f"/v1/backups?group={g}", hidden=True),
+    ("GET", "/v1/nodes/{node}/backup"): Rule("read", "group", lambda g, n: f"/v1/nodes/{n.name}/backup", hidden=True),
+    ("GET", "/v1/nodes/{node}/restores"): Rule(
+        "read", "group", lambda g, n: f"/v1/nodes/{n.name}/restores", hidden=True
+    ),
+    ("POST", "/v1/nodes/{node}/restores"): Rule(
+        "deploy", "group", lambda g, n: f"/v1/nodes/{n.name}/restores", lambda g, n: {"to": "latest"}, hidden=True
+    ),
+    ("POST", "/v1/nodes/{node}/resume"): Rule(
+        "deploy", "group", lambda g, n: f"/v1/nodes/{n.name}/resume", hidden=True
+    ),
     ("GET", "/v1/join-tokens"): Rule("admin", "any"),
     ("POST", "/v1/join-tokens"): Rule("admin", "group", body=lambda g, n: {"group": g}),
     ("DELETE", "/v1/join-tokens/{id}"): Rule("admin", "any", lambda g, n: f"/v1/join-tokens/{uuid4()}"),

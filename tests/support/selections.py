@@ -8,11 +8,13 @@ from typing import Final
 
 METADATA: Final = (
     "tests/acceptance",
+    "tests/integration/control/backups",
     "tests/integration/control/rollouts",
     "tests/integration/control/storage",
     "tests/integration/control/sync",
     "tests/integration/control/access/test_operator_rights.py",
     "tests/integration/control/api/test_audit.py",
+    "tests/integration/control/api/test_group_backups.py",
     "tests/integration/control/api/test_join_tokens.py",
     "tests/integration/control/api/test_losses.py",
     "tests/integration/control/api/test_recovery.py",

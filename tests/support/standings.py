@@ -1,6 +1,7 @@
 """Groups and nodes as rows of the metadata, in whatever way they stand; no node of them asks control."""
 
 from typing import Any
+from uuid import uuid4
 
 from tests.support.replica import Replica
 
@@ -35,13 +36,15 @@ async def node(replica: Replica, name: str, group: str, **columns: Any) -> None:
     async def work(conn: Any) -> None:
         await conn.execute(
             "INSERT INTO nodes (name, group_id, labels, generation, state, state_since, joined_at,"
-            " confirmed_generation, error_code, error_message, error_at, removed_at, release_id, moved_generation)"
+            " confirmed_generation, error_code, error_message, error_at, removed_at, release_id, moved_generation,"
+            " restore_id)"
             " SELECT $1, id, $2, $3, $4, $5, $5, $6, $7, $8, $9, $10,"
             " (SELECT r.id FROM releases AS r WHERE r.group_id = g.id AND r.number = $12),"
-            " CASE WHEN $12::int8 IS NOT NULL THEN 0 END FROM groups AS g WHERE g.name = $11",
+            " CASE WHEN $12::int8 IS NOT NULL THEN 0 END, $13 FROM groups AS g WHERE g.name = $11",
             *(name, {"site": columns.get("site", "")}, columns.get("generation", 0), state, now, confirmed),
             *(code, f"{name} failed" if code else "", now if code else None),
             *(now if columns.get("removed") else None, group, columns.get("own")),
+            uuid4() if columns.get("held") else None,
         )
         await conn.execute(
             "INSERT INTO node_presence (node_id, last_seen_at, confirmed_at, overdue)"

@@ -20,7 +20,8 @@ PAUSE = 0.25
 CURE = "`skerry status` says what each node runs and why it is late"
 LATER = (
     "offline nodes get the release when they are back (--wait-for-offline waits for them); a revoked node gets none "
-    "until it has joined again (`skerry node token --rejoin NAME`), or `skerry node delete NAME` removes it"
+    "until it has joined again (`skerry node token --rejoin NAME`), or `skerry node delete NAME` removes it; a held "
+    "one gets it after `skerry data resume NAME`"
 )
 
 
@@ -224,7 +225,7 @@ def _text(item: object) -> str:
 
 class FollowedRelease(NamedTuple):
     """The outcome of a release: the group's nodes, the names of those that run it, failed, were late, or weren't waited
-    for because they are offline or revoked, and its rollout, as it was seen last."""
+    for because they are offline, revoked or held, and its rollout, as it was seen last."""
 
     nodes: list[Json]
     arrived: list[str]
@@ -232,6 +233,7 @@ class FollowedRelease(NamedTuple):
     late: list[str]
     offline: list[str]
     revoked: list[str]
+    held: list[str]
     rollout: Json | None = None
 
     def document(self) -> Json:
@@ -252,6 +254,7 @@ class FollowedRelease(NamedTuple):
         told = [f"{name} failed" + (f": {_error(by_name[name])}" if quiet else "") for name in self.failed]
         told += [f"{name} ({by_name[name]['state']}) didn't arrive in {output.span(within)}" for name in self.late]
         away = [f"{name} is offline" for name in self.offline] + [f"{name} is revoked" for name in self.revoked]
+        away += [f"{name} is held at a restore" for name in self.held]
         what = f"release {release['number']} of group {release['group']} isn't everywhere: "
         if told:
             raise NotConverged(what + "; ".join(told + away), code="not_converged", cure=CURE)
@@ -262,12 +265,15 @@ class FollowedRelease(NamedTuple):
 def progress(node: Json, generation: int, since: str) -> str:
     """Return what a node has done with the release of `generation`.
 
-    That is ``revoked``, ``arrived``, ``failed``, ``offline`` or ``waiting``. A node at a newer target has arrived too.
+    That is ``revoked``, ``held``, ``arrived``, ``failed``, ``offline`` or ``waiting``. A node at a newer target has
+    arrived too.
     A node has failed if its error isn't older than `since`. Control refuses a revoked node, so what it ran before is no
     longer significant.
     """
     if node["state"] == "revoked":
         return "revoked"
+    if node.get("held"):  # which an older control doesn't return
+        return "held"
     if node["at_target"] and node["generation"] >= generation:
         return "arrived"
     error = node.get("error")
@@ -318,7 +324,14 @@ async def follow(control: Client, release: Json, within: float, *, offline_too: 
 
             away = () if offline_too else ("offline",)
             return FollowedRelease(
-                nodes, names("arrived"), names("failed"), names(*waited), names(*away), names("revoked"), rollout
+                nodes,
+                names("arrived"),
+                names("failed"),
+                names(*waited),
+                names(*away),
+                names("revoked"),
+                names("held"),
+                rollout,
             )
         await asyncio.sleep(PAUSE)
 
@@ -332,7 +345,9 @@ async def _unfinished(control: Client, rollout: Json) -> FollowedRelease:
     def names(outcome: str) -> list[str]:
         return [node["name"] for node in found if node["outcome"] == outcome]
 
-    return FollowedRelease(nodes, names("at_target"), names("failed"), names("syncing"), names("offline"), [], rollout)
+    return FollowedRelease(
+        nodes, names("at_target"), names("failed"), names("syncing"), names("offline"), [], [], rollout
+    )
 
 
 def _tell(node: Json, what: str, release: Json, seconds: float, offline_too: bool) -> None:
@@ -348,6 +363,9 @@ def _tell(node: Json, what: str, release: Json, seconds: float, offline_too: boo
             output.say(f"  {since}" + ("" if offline_too else ": it isn't waited for"), style="yellow")
         case "revoked":
             output.say(f"  {name} is revoked: it gets no release", style="yellow")
+        case "held":
+            text = f"is held at a restore: it gets no release until `skerry data resume {name}`"
+            output.say(f"  {name} {text}", style="yellow")
 
 
 def _error(node: Json) -> str:

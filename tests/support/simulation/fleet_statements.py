@@ -43,6 +43,7 @@ def _node(t: Tables, row: dict[str, Any]) -> Row:
         release_id=row["release_id"],
         release_number=None if own is None else own["number"],
         moved_generation=row["generation"] if row["moved_generation"] is None else row["moved_generation"],
+        restore_id="",
     )
 
 

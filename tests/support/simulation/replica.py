@@ -109,6 +109,7 @@ class Replica:
                     "checks",
                     "readiness",
                     "states",
+                    "comparison",
                     "join_tokens",
                     "watching",
                     "sign_ins",

@@ -126,6 +126,7 @@ def _nodes(t: Tables, ids: Sequence[str]) -> Rows:
                 **rest,
                 release_id=own or group["release_id"],
                 target_generation=max(n["generation"], group["generation"]),
+                held=False,
             )
         )
     return found

@@ -1,11 +1,15 @@
 """The audit log on real servers: a row for each change, with its actor, address, call id, and what it changed."""
 
 import hashlib
+import io
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
-from tests.support.control import Control, Reply, module, until
+from control.backups import objects
+from control.backups.objects import BackupFile
+from control.protocol import ltx, wire
+from tests.support.control import Control, Joined, Reply, module, until
 from tests.unit.control.web.test_audited_operations import AUDITED
 
 POLICY = {"steps": ["1", "100%"]}
@@ -120,6 +124,8 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
         ("DELETE", "/v1/groups/{group}/policy"): lambda: call("DELETE", "/v1/groups/default/policy"),
         ("PUT", "/v1/groups/{group}/backup"): lambda: call("PUT", "/v1/groups/default/backup", {"interval": 5}),
         ("DELETE", "/v1/groups/{group}/backup"): lambda: call("DELETE", "/v1/groups/default/backup"),
+        ("POST", "/v1/nodes/{node}/restores"): lambda: restore(control, node),
+        ("POST", "/v1/nodes/{node}/resume"): lambda: call("POST", "/v1/nodes/shop-1/resume"),
         ("POST", "/v1/nodes/{node}/labels"): lambda: call("POST", "/v1/nodes/n/labels", {"set": {"till": "2"}}),
         ("POST", "/v1/nodes/{node}/rename"): lambda: call("POST", "/v1/nodes/n/rename", {"name": "m"}),
         ("POST", "/v1/nodes/{node}/revoke"): lambda: call("POST", "/v1/nodes/m/revoke"),
@@ -157,6 +163,18 @@ async def act(control: Control, deed: str) -> Reply:
     if not await control.items("/v1/rollouts"):
         assert (await control.ok("POST", "/v1/releases", {"reason": "in steps"}))["number"] == 2
     return await control.call("POST", f"/v1/rollouts/default/2/{deed}", {})
+
+
+async def restore(control: Control, node: Joined) -> Reply:
+    """Order a restore of a node to the one state that is at the store."""
+    await control.services.db.transaction(
+        lambda conn: conn.execute("UPDATE nodes SET protocol = $2 WHERE id = $1", node.id, wire.PROTOCOL)
+    )
+    lineage, out = uuid4().hex, io.BytesIO()
+    ltx.write(out, ltx.Header(512, 1, 1, 1, 1_700_000_000_000), [(1, bytes(512))])
+    key = objects.key(node.id, lineage, BackupFile(objects.SNAPSHOT, 1, 1))
+    await control.services.store.put_new(key, out)
+    return await control.call("POST", "/v1/nodes/shop-1/restores", {"to": f"{lineage}/1"})
 
 
 async def delete_function(control: Control) -> Reply:

@@ -16,9 +16,14 @@ from tests.support.standings import group, node
 
 
 async def listed(replica: Replica, query: str = "") -> list[Any]:
-    answer = await replica.call("GET", f"/v1/nodes?limit=1000{query}")
-    assert answer.status == 200, answer.body
-    return list(answer.json()["items"])
+    found, after = [], ""
+    while True:
+        answer = await replica.call("GET", f"/v1/nodes?limit=1000{query}{after}")
+        assert answer.status == 200, answer.body
+        found += answer.json()["items"]
+        if answer.json()["next"] is None:
+            return found
+        after = f"&cursor={answer.json()['next']}"
 
 
 async def test_list_filter_counts_and_grid_agree_on_each_combination(control_site: Site) -> None:
@@ -27,9 +32,10 @@ async def test_list_filter_counts_and_grid_agree_on_each_combination(control_sit
         await group(replica, "idle", 0, own=1)
         codes, confirmed = ("", "disk_full", "compile_failed"), (0, 10, 20)
         states = ("online", "offline", "syncing", "revoked")
-        kinds = list(product(("shops", "idle"), states, codes, confirmed, (False, True), (None, 25, 15)))
-        for number, (where, state, code, generation, overdue, own) in enumerate(kinds):
-            more: Any = {"state": state, "code": code, "confirmed": generation, "overdue": overdue}
+        both = False, True
+        kinds = list(product(("shops", "idle"), states, codes, confirmed, both, (None, 25, 15), both))
+        for number, (where, state, code, generation, overdue, own, held) in enumerate(kinds):
+            more: Any = {"state": state, "code": code, "confirmed": generation, "overdue": overdue, "held": held}
             if own is not None:
                 # An own release, which some of the nodes run; the group's newer one overrides it in one of the groups.
                 reached = own if generation == 20 else generation
@@ -55,8 +61,8 @@ async def test_list_filter_counts_and_grid_agree_on_each_combination(control_sit
         assert [n["name"] for n in await listed(replica, "&sort=standing")] == [n["name"] for n in ordered]
         failing = [n for n in found if n["standing"] == "failing" and n["error"]["code"] == "disk_full"]
         assert [n["name"] for n in await listed(replica, "&error=disk_full")] == [n["name"] for n in failing]
-        # Nothing is expected of a revoked node.
-        late = {f"n{number}" for number, kind in enumerate(kinds) if kind[4] and kind[1] != "revoked"}
+        # Nothing is expected of a revoked node, nor of a held one.
+        late = {f"n{number}" for number, kind in enumerate(kinds) if kind[4] and kind[1] != "revoked" and not kind[6]}
         assert summary.overdue == len(late)
         assert {n["name"] for n in await listed(replica, "&overdue=true")} == late
         by_name = {n["name"]: n["standing"] for n in found}
@@ -79,9 +85,14 @@ async def test_releases_are_counted_by_the_number_that_nodes_run(control_site: S
         await node(replica, "long-ago", "shops", confirmed=10)
         await node(replica, "moved-and-there", "shops", confirmed=31, generation=31)
         await node(replica, "moved-and-not-there", "shops", confirmed=29, generation=31)
+        await node(replica, "held-there", "shops", confirmed=30, held=True)
+        await node(replica, "held-before", "shops", confirmed=20, held=True)
         (shops,) = (await replica.services.standings.summary()).of(["shops"]).groups
         assert shops.release == 3
-        assert shops.counts == {("at_target", 3): 2, ("behind", 2): 1, ("behind", None): 2}
+        assert shops.counts == {
+            **{("at_target", 3): 2, ("behind", 2): 1, ("behind", None): 2},
+            **{("held", 3): 1, ("held", 2): 1},
+        }
         # Nodes that a rollout has started with a release of their own.
         await group(replica, "kiosks", 2, own=1)
         await node(replica, "there", "kiosks", confirmed=40, generation=40, own=3)

@@ -32,6 +32,8 @@ AUDITED = frozenset(
         ("PUT", "/v1/groups/{group}/policy"),
         ("DELETE", "/v1/groups/{group}/backup"),
         ("PUT", "/v1/groups/{group}/backup"),
+        ("POST", "/v1/nodes/{node}/restores"),
+        ("POST", "/v1/nodes/{node}/resume"),
         ("POST", "/v1/rollouts/{group}/{number}/abort"),
         ("POST", "/v1/rollouts/{group}/{number}/pause"),
         ("POST", "/v1/rollouts/{group}/{number}/promote"),
@@ -63,6 +65,7 @@ LOGGED_ELSEWHERE = frozenset(
         ("PUT", "/v1/nodes/self/row-counts"),
         ("POST", "/v1/nodes/self/backup/uploads"),
         ("PUT", "/v1/nodes/self/backup/uploads/{lineage}/{level}/{file}"),
+        ("PUT", "/v1/nodes/self/restores/{id}"),
         ("POST", "/v1/nodes/self/watches/{id}"),
         ("POST", "/v1/logins"),
     }

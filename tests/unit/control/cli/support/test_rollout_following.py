@@ -154,7 +154,8 @@ async def test_a_rollout_that_pauses_ends_the_wait_and_says_what_goes_on() -> No
         fleet=[in_fleet("a"), in_fleet("b", arrived=False)],
     )
     followed = await released(control)
-    assert followed.document() == {"arrived": ["a"], "failed": ["b"], "late": [], "offline": ["d"], "revoked": []}
+    expected = {"arrived": ["a"], "failed": ["b"], "late": [], "offline": ["d"], "revoked": [], "held": []}
+    assert followed.document() == expected
     with pytest.raises(NotConverged, match="paused at step 1 of 3: 1 node of the 2") as caught:
         followed.check(RELEASE, 60.0, quiet=False)
     assert (caught.value.exit_code, caught.value.code) == (5, "rollout_not_done")

@@ -1,0 +1,33 @@
+"""Backups of nodes in a test's store, as nodes put them there and tell of them."""
+
+import io
+from collections.abc import Mapping
+from datetime import datetime
+from uuid import uuid4
+
+from control.backups import objects
+from control.backups.objects import BackupFile
+from control.protocol import wire
+from tests.support import numbers
+from tests.support.replica import Replica, TestNode
+
+
+async def ship(replica: Replica, node: TestNode, files: Mapping[BackupFile, bytes], lineage: str = "") -> str:
+    """Put files of a history of a node at the store, which goes on from now on; return the history's id."""
+    lineage = lineage or uuid4().hex
+    await replica.services.grants.check(node.id, lineage)
+    for file, data in files.items():
+        await replica.services.store.put_new(objects.key(node.id, lineage, file), io.BytesIO(data))
+    return lineage
+
+
+async def tell(
+    node: TestNode, lineage: str, reached: int, at: datetime | None = None, *, sequence: int = 1, error: str = ""
+) -> None:
+    """Have a node tell how far its backup is, and control write it."""
+    replica = node.replica
+    reached_at = int((at or replica.services.clock.now()).timestamp())
+    state = wire.BackupState(lineage, reached, reached_at, 0, error)
+    told = numbers.message([], sequence=sequence, node=wire.NodeNumbers(backup=state))
+    assert (await numbers.tell(node, told)).status in (200, 204)
+    await replica.services.numbers.nodes.write()
