@@ -307,9 +307,9 @@ class Store:
         # A store that begins again would never end.
         return _artifacts(page), end if end is None or end > after else None
 
-    async def under(self, prefix: str) -> AsyncIterator[list[StoredObject]]:
-        """Yield all objects whose keys begin with `prefix`, by key, a page at a time."""
-        after, more = "", True
+    async def under(self, prefix: str, after: str = "") -> AsyncIterator[list[StoredObject]]:
+        """Yield all objects whose keys begin with `prefix` and come after `after`, by key, a page at a time."""
+        more = True
         while more:
             async with self._limited(LIST):
                 page = await self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, StartAfter=after)

@@ -1,12 +1,13 @@
 """`python -m edge_runtime.oneshot.assemble FOLDER [--bytes MOST] [--parent PID]`: makes a database of a backup's files,
-and checks it; or, with `--merge`, one file of them.
+and checks it; or, with `--merge NAME…`, fewer files of them.
 
 FOLDER is a private folder with nothing but LTX files, named as at the store, of which the first is a snapshot and each
 other one follows the one before it. The database is `FOLDER/skerry.db` afterwards, on disk, without a log. The files
 may be hostile: what reads them, and the database that comes out, are children behind the fence, one after the other.
-With `--merge` the first needn't be a snapshot, and the file is `FOLDER/merged`.
+With `--merge` the first needn't be a snapshot. Each NAME is the name of a file with the transactions that it shall
+have, of which there is then one in `FOLDER/merged`; files that no NAME needs aren't read.
 
-It prints one JSON object, `Assembled` or `Made`, or `{"ok": false, "code": …, "message": …}`, and exits with
+It prints one JSON object, `Assembled` or `{"ok": true}`, or `{"ok": false, "code": …, "message": …}`, and exits with
 status 0 for both. Status 2 is a wrong command line; any other status means that it couldn't do its work at all.
 """
 
@@ -16,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -30,6 +31,8 @@ from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, WRITE
 
+R = TypeVar("R")
+
 DATABASE: Final = "skerry.db"
 MERGED: Final = "merged"
 TOGETHER: Final = 100
@@ -39,12 +42,11 @@ TOGETHER: Final = 100
 class Made(Struct, frozen=True):
     """What files came to."""
 
-    ok: bool
     transaction: int
     at_ms: int
     """Unix milliseconds of when the last file was made."""
     bytes: int
-    """Of the database, or of the file that was merged."""
+    """Of the database."""
 
 
 class NotAssembled(CodedError):
@@ -75,12 +77,16 @@ def assemble(folder: Path, most: int) -> Assembled:
     )
 
 
-def merge(folder: Path, most: int) -> Made:
-    """Make one file of the files in a folder. The caller must have only one thread. Raises: NotAssembled."""
-    return _forked(lambda: _merge(folder, most))
+def merge(folder: Path, most: int, wanted: Sequence[str]) -> None:
+    """Make files with these names of the files in a folder. The caller must have only one thread.
+
+    Raises: NotAssembled.
+    """
+
+    _forked(lambda: _merge(folder, most, wanted))
 
 
-def _forked(make: Callable[[], Made]) -> Made:
+def _forked(make: Callable[[], R]) -> R:
     """Have a child make something. Raises: NotAssembled."""
 
     def work() -> bytes:
@@ -96,10 +102,10 @@ def _forked(make: Callable[[], Made]) -> Made:
     if not answer:
         text = f"The process that applied the files ended before it was done (status {status})."
         raise NotAssembled("backup_damaged", text)
-    made = msgspec.json.decode(answer, type=Made | list[str])
+    made = msgspec.json.decode(answer, type=Made | list[str] | None)
     if isinstance(made, list):
         raise NotAssembled(*made)
-    return made
+    return cast(R, made)
 
 
 def _enclose(folder: Path, most: int) -> list[str]:
@@ -132,28 +138,46 @@ def _apply(folder: Path, path: Path, most: int) -> Made:
         raise NotAssembled("disk_failed", f"The database can't be written: {error}.") from None
     if before is None:
         raise NotAssembled("backup_damaged", f"The folder {folder} has no file of a backup.")
-    return Made(True, before.last, before.at_ms, before.pages * before.page_bytes)
+    return Made(before.last, before.at_ms, before.pages * before.page_bytes)
 
 
-def _merge(folder: Path, most: int) -> Made:
+def _merge(folder: Path, most: int, wanted: Sequence[str]) -> None:
     """Merge the files in this process, behind the fence. Raises: NotAssembled."""
-    paths = [folder / name for name in _enclose(folder, most)]
-    target, part = folder / MERGED, folder / f"{MERGED}.part"
+    made = folder / MERGED
+    made.mkdir()
+    spans = [(span, folder / name) for name in _enclose(folder, most) if (span := ltx.transactions(name))]
+    for name in wanted:
+        whole = ltx.transactions(name)
+        if whole is None:
+            raise NotAssembled("backup_damaged", f"{name} is no name of a file.")
+        paths = [path for span, path in spans if whole[0] <= span[0] and span[1] <= whole[1]]
+        try:
+            header = _merge_one(paths, made / name)
+            if ltx.name(header.first, header.last) != name:
+                raise ltx.LtxError(f"what there is has the transactions {header.first} to {header.last}")
+        except ltx.LtxError as error:
+            raise NotAssembled("backup_damaged", f"The file {name} can't be merged: {error}.") from None
+        except OSError as error:
+            raise NotAssembled("disk_failed", f"The file {name} can't be written: {error}.") from None
+
+
+def _merge_one(paths: list[Path], target: Path) -> ltx.Header:
+    """Merge files that follow each other; return the header of what comes of them. Raises: LtxError; OSError."""
     if not paths:
-        raise NotAssembled("backup_damaged", f"The folder {folder} has no file of a backup.")
-    try:
-        while paths:
-            with contextlib.ExitStack() as stack:
-                readers = [ltx.Reader(stack.enter_context(path.open("rb"))) for path in paths[:TOGETHER]]
-                written = ltx.merge(readers, stack.enter_context(part.open("xb")))
-            part.replace(target)
-            # A long list is merged in rounds: what came out is the first file of the next one.
-            paths = [target, *paths[TOGETHER:]] if paths[TOGETHER:] else []
-    except ltx.LtxError as error:
-        raise NotAssembled("backup_damaged", f"Files of the backup can't be merged: {error}.") from None
-    except OSError as error:
-        raise NotAssembled("disk_failed", f"The merged file can't be written: {error}.") from None
-    return Made(True, readers[-1].header.last, readers[-1].header.at_ms, written)
+        raise ltx.LtxError("there is no file for it")
+    part = target.with_suffix(".part")
+    header = None
+    while paths:
+        with contextlib.ExitStack() as stack:
+            readers = [ltx.Reader(stack.enter_context(path.open("rb"))) for path in paths[:TOGETHER]]
+            ltx.merge(readers, stack.enter_context(part.open("wb")))
+            ends = readers[0].header, readers[-1].header
+        part.replace(target)
+        header = ends[1]._replace(first=ends[0].first)
+        # A long list is merged in rounds: what came out is the first file of the next one.
+        paths = [target, *paths[TOGETHER:]] if paths[TOGETHER:] else []
+    assert header is not None  # noqa: S101
+    return header
 
 
 def _check(name: str, before: ltx.Header | None, header: ltx.Header, most: int) -> None:
@@ -173,15 +197,18 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m edge_runtime.oneshot.assemble")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bytes", type=int, default=fence.FILE_BYTES, help="that the database may have (%(default)s)")
-    parser.add_argument("--merge", action="store_true", help="make one file of them, and no database")
+    parser.add_argument("--merge", nargs="+", metavar="NAME", help="make files of these names, and no database")
     parser.add_argument("--parent", type=int, help="id of the process with which this one ends")
     options = parser.parse_args(argv)
     if options.parent is not None:
         fence.die_with_parent(options.parent)
-    make = merge if options.merge else assemble
     fence.lower_priority()
     try:
-        answer = msgspec.json.encode(make(options.folder.absolute(), options.bytes))
+        if options.merge:
+            merge(options.folder.absolute(), options.bytes, options.merge)
+            answer = b'{"ok":true}'
+        else:
+            answer = msgspec.json.encode(assemble(options.folder.absolute(), options.bytes))
     except (NotAssembled, DatabaseUnread) as failed:
         answer = msgspec.json.encode({"ok": False, "code": failed.code, "message": failed.message})
     sys.stdout.buffer.write(answer + b"\n")

@@ -1,5 +1,6 @@
 """`python -m edge_runtime.oneshot.assemble`: the database of a backup's files, or why there is none."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,17 +103,38 @@ def test_files_are_merged_into_one_that_comes_to_the_same(made: list[bytes], tmp
     [snapshot, *later] = put(tmp_path / "files", files)
     data = snapshot.read_bytes()
     snapshot.unlink()
-    answer = assemble(tmp_path / "files", "--merge")
-    assert answer == {"ok": True, "transaction": 4, "at_ms": BEGUN_MS + 4 * EVERY_MS, "bytes": answer["bytes"]}
-    merged = (tmp_path / "files" / "merged").read_bytes()
-    assert len(merged) == answer["bytes"] < sum(path.stat().st_size for path in later)
-    put(tmp_path / "both", {BackupFile(9, 1, 1): data, BackupFile(1, 2, 4): merged})
+    assert assemble(tmp_path / "files", "--merge", ltx.name(2, 4), ltx.name(3, 4)) == {"ok": True}
+    some, merged = sorted((tmp_path / "files" / "merged").iterdir(), reverse=True)
+    assert (some.name, merged.name) == (ltx.name(3, 4), ltx.name(2, 4))
+    assert merged.stat().st_size < sum(path.stat().st_size for path in later)
+    with some.open("rb") as file:
+        assert ltx.read_header(file)[2:5] == (3, 4, BEGUN_MS + 4 * EVERY_MS)
+    data_of_all = merged.read_bytes()
+    put(tmp_path / "both", {BackupFile(9, 1, 1): data, BackupFile(1, 2, 4): data_of_all})
     assert assemble(tmp_path / "both")["ok"]
     assert (tmp_path / "both" / "skerry.db").read_bytes() == made[-1]
 
 
 def test_files_with_a_gap_are_not_merged(made: list[bytes], tmp_path: Path) -> None:
     put(tmp_path / "files", {file: data for file, data in history(made).items() if file.first != 3})
-    answer = assemble(tmp_path / "files", "--merge")
-    assert (answer["ok"], answer["code"]) == (False, "backup_damaged")
-    assert "some are missing" in answer["message"]
+    for name, text in {
+        ltx.name(2, 4): "some are missing",
+        ltx.name(1, 3): "what there is has the transactions 1 to 2",
+        ltx.name(3, 3): "there is no file for it",
+        "../skerry.db": "is no name of a file",
+    }.items():
+        answer = assemble(tmp_path / "files", "--merge", name)
+        assert (answer["ok"], answer["code"]) == (False, "backup_damaged")
+        assert text in answer["message"]
+        shutil.rmtree(tmp_path / "files" / "merged")
+
+
+def test_more_files_than_are_open_at_once_are_merged(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    made = states(tmp_path / "source", 230)
+    put(tmp_path / "files", history(made))
+    assert assemble(tmp_path / "files", "--merge", ltx.name(1, 230)) == {"ok": True}
+    [merged] = (tmp_path / "files" / "merged").iterdir()
+    put(tmp_path / "whole", {BackupFile(9, 1, 230): merged.read_bytes()})
+    assert assemble(tmp_path / "whole")["transaction"] == 230
+    assert (tmp_path / "whole" / "skerry.db").read_bytes() == made[-1]
