@@ -128,7 +128,7 @@ class NodeBackup(Struct):
     """The node's last restore, or the one that it carries out or is held at."""
 
 
-class History(Struct):
+class BackupHistory(Struct):
     """One unbroken history of a database of a node on one disk."""
 
     lineage: str
@@ -150,7 +150,7 @@ class History(Struct):
 
 
 class DetailedBackup(NodeBackup):
-    histories: list[History]
+    histories: list[BackupHistory]
     """The newest one first."""
 
 
@@ -182,7 +182,7 @@ class FoundRelease(NamedTuple):
 
 SQL = queries.load("restores")
 BACKUPS = SQL.rows("backups", NodeBackupRow)
-HISTORIES = SQL.rows("histories", History)
+HISTORIES = SQL.rows("histories", BackupHistory)
 LAST_OF = SQL.rows("last_of", RestoreRow)
 OF_NODE = SQL.rows("of_node", RestoreRow)
 ARRIVALS = SQL.rows("arrivals", Arrival)

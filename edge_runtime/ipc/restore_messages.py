@@ -37,7 +37,7 @@ class PreparedDatabase(NamedTuple):
     """The functions of its release, with their code."""
 
 
-class Replaced(NamedTuple):
+class ReplacedDatabase(NamedTuple):
     """The database that was the node's before another one took its place."""
 
     folder: Path

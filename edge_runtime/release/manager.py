@@ -30,7 +30,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.rehearsal_messages import RehearsalTask
-from edge_runtime.ipc.restore_messages import PreparedDatabase, Replaced
+from edge_runtime.ipc.restore_messages import PreparedDatabase, ReplacedDatabase
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.release import applier_process, rehearsal_process, stored_release
 from edge_runtime.release.applier_process import StepRunner, has_steps
@@ -272,8 +272,8 @@ class ReleaseManager:
                 applier.close()
 
     async def replace_database(
-        self, prepared: PreparedDatabase, note: Callable[[Replaced], None] = lambda _: None
-    ) -> Replaced:
+        self, prepared: PreparedDatabase, note: Callable[[ReplacedDatabase], None] = lambda _: None
+    ) -> ReplacedDatabase:
         """Serve another database instead of the node's, with the release that it names. Calls wait meanwhile; one that
         still runs after the flip limit is ended. No rehearsal may be going on.
 
@@ -310,8 +310,8 @@ class ReleaseManager:
         prepared: PreparedDatabase,
         release: LocalRelease | None,
         serial: int,
-        note: Callable[[Replaced], None],
-    ) -> Replaced:
+        note: Callable[[ReplacedDatabase], None],
+    ) -> ReplacedDatabase:
         """Raises: SyncFailed."""
         try:
             replaced = await self._exchange_held(prepared, note)
@@ -346,7 +346,9 @@ class ReleaseManager:
         log.warning("the node has another database, of release %d", 0 if release is None else release.number)
         return replaced
 
-    async def _exchange_held(self, prepared: PreparedDatabase, note: Callable[[Replaced], None]) -> Replaced:
+    async def _exchange_held(
+        self, prepared: PreparedDatabase, note: Callable[[ReplacedDatabase], None]
+    ) -> ReplacedDatabase:
         """Exchange the databases while no process has the node's open; calls are held from then on.
 
         Raises: SyncFailed, when that can't be done; the node's is then as it was.
@@ -363,7 +365,7 @@ class ReleaseManager:
             position = await self._finished_backup()
             async with self._processes.down():
                 await self._unused()
-                replaced = Replaced(database_exchange.new_place(self._state), position)
+                replaced = ReplacedDatabase(database_exchange.new_place(self._state), position)
                 await self._exchange(prepared, replaced, note)
         faults.reach("edge.replace.exchanged")
         return replaced
@@ -392,7 +394,9 @@ class ReleaseManager:
                 raise SyncFailed("database_in_use", text)
             await clock.sleep(USERS_PAUSE)
 
-    async def _exchange(self, prepared: PreparedDatabase, replaced: Replaced, note: Callable[[Replaced], None]) -> None:
+    async def _exchange(
+        self, prepared: PreparedDatabase, replaced: ReplacedDatabase, note: Callable[[ReplacedDatabase], None]
+    ) -> None:
         """Raises: SyncFailed."""
         try:
             await asyncio.to_thread(self._witness.announce_restore, prepared.stored)

@@ -15,7 +15,7 @@ from control.protocol import wire
 from edge_runtime import wal
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.restore_messages import PreparedDatabase, Replaced
+from edge_runtime.ipc.restore_messages import PreparedDatabase, ReplacedDatabase
 from edge_runtime.release import stored_release
 from edge_runtime.release.manager import BACKUP_LIMIT
 from tests.guests.build import guest
@@ -235,7 +235,7 @@ async def test_what_cant_be_noted_changes_nothing(tmp_path: Path) -> None:
         copy = await prepared(edge)
         await write(edge, "late")
 
-        def note(_: Replaced) -> None:
+        def note(_: ReplacedDatabase) -> None:
             raise OSError(28, "No space left on device")
 
         with pytest.raises(SyncFailed, match="nothing was changed") as failed:
