@@ -16,6 +16,7 @@ from edge_runtime import wal
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.restore_messages import PreparedDatabase, ReplacedDatabase
+from edge_runtime.ipc.zygote_client import Child
 from edge_runtime.release import stored_release
 from edge_runtime.release.manager import BACKUP_LIMIT
 from tests.guests.build import guest
@@ -196,9 +197,14 @@ async def test_the_backup_is_finished_once_nobody_writes(tmp_path: Path) -> None
         copy = await prepared(edge)
         await write(edge, "late")
         seen: list[list[str]] = []
+        appliers: list[asyncio.Future[Child]] = []
 
         async def finish() -> wire.BackupPosition:
-            # Nobody has it open: no call, and no step of a schema change.
+            # No call writes, and no step of a schema change; the checkpointer can ship what they wrote.
+            appliers.append(asyncio.ensure_future(edge.front.processes.birth("applier")))
+            await asyncio.sleep(0)  # so that it is asked for first
+            (await edge.front.processes.birth("checkpointer")).close()
+            assert not appliers[0].done()
             assert not edge.workers() | edge.spares()
             assert edge.front.pool.hold.name == "ALL"
             seen.append(rows(edge.state.path / wal.FILE))
@@ -207,6 +213,7 @@ async def test_the_backup_is_finished_once_nobody_writes(tmp_path: Path) -> None
         edge.front.manager.finish_backup = finish
         assert (await edge.front.manager.replace_database(copy)).position == position
         assert seen == [["late"]]
+        (await appliers[0]).close()
 
 
 async def test_a_backup_that_cant_be_finished_is_left_behind(tmp_path: Path, clock: MovedClock) -> None:
