@@ -171,7 +171,7 @@ class Poll(Message):
     backup: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
     """The interval in seconds of the last `BackUp` that the node has taken up; 0 if it backs nothing up."""
     restore: Annotated[str, Meta(max_length=64)] = ""
-    """The id of the last `Restore` that the node has carried out or failed; '' if none."""
+    """The id of the last `Restore` that the node has taken up since its start; '' if none."""
 
 
 class FunctionNumbers(Struct, array_like=True):
@@ -384,9 +384,12 @@ class UploadedFile(Message):
 
 
 class Restore(Message, tag="restore"):
-    """The node's database is to be brought back: get ``/v1/nodes/self/restores/{id}``, and go on polling."""
+    """The node's database is to be brought back: get ``/v1/nodes/self/restores/{id}``, and go on polling.
 
-    id: Annotated[str, Meta(max_length=64)]
+    A node that has done so, or has failed to, tells the result again.
+    """
+
+    id: Uuid
 
 
 class RestoreFile(Message):

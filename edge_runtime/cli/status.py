@@ -164,6 +164,7 @@ def render(document: dict[str, Any]) -> str:
         step = f", step {sync['step']}" if sync.get("step") else ""
         lines.append(f"sync       to release {sync['release']}{step}, since {sync['started_at']}")
     lines += _rehearsal_lines(document.get("rehearsal") or {})
+    lines += _restore_lines(document.get("restore") or {})
     for error in {
         e["code"]: e for e in (document.get("error"), (document.get("control") or {}).get("error")) if e
     }.values():
@@ -206,6 +207,23 @@ def _rehearsal_lines(rehearsal: dict[str, Any]) -> list[str]:
     if rehearsal["code"]:
         told += f", {rehearsal['code']}: {rehearsal['message']}"
     return [told + (f" Row: {rehearsal['row']}" if rehearsal["row"] else "")]
+
+
+def _restore_lines(restore: dict[str, Any]) -> list[str]:
+    """Return how far the node's database has been brought back, or how that ended last."""
+    if not restore:
+        return []
+    if restore["outcome"] is None:
+        of = f" of {restore['at']}" if restore["at"] else ""
+        had = f", {restore['fetched'] >> 20} of {restore['bytes'] >> 20} MiB fetched" if restore["bytes"] else ""
+        trouble = f": {restore['trouble']}" if restore["trouble"] else ""
+        return [f"restore    the database{of}, step {restore['step']}{had}, since {restore['started_at']}{trouble}"]
+    if restore["outcome"] == "failed":
+        why = f"{restore['code']}: {restore['message']}"
+        return [f"restore    failed at {restore['ended_at']}, and nothing was changed, {why}"]
+    release = f"release {restore['release']}" if restore["release"] else "no release"
+    kept = f"; the one of before is kept as {restore['kept']}" if restore["kept"] else ""
+    return [f"restored   to the database of {restore['at']}, with {release}, at {restore['ended_at']}{kept}"]
 
 
 def _database_ails(document: dict[str, Any]) -> bool:

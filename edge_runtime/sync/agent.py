@@ -25,6 +25,7 @@ from edge_runtime.sync.credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.node_agent import AgentFacts
 from edge_runtime.sync.rehearsals import Rehearsals
+from edge_runtime.sync.restores import Restores
 from edge_runtime.sync.sql_runs import SqlRunReports
 from edge_runtime.sync.sync_outcomes import SyncOutcomes
 from edge_runtime.sync.watch_answers import WatchAnswers
@@ -70,6 +71,7 @@ class Agent:
         self._outcomes = SyncOutcomes(state, runtime, jitter)
         self._sql_runs = SqlRunReports(state)
         self._rehearsals = Rehearsals(runtime, compiler, self._artifacts, lambda: self._client)
+        self._restores = Restores(state, runtime, compiler, self._artifacts, self._rehearsals, lambda: self._client)
         self._earlier: set[str] = set()
         """sha256 of the artifacts of the release before the present one."""
         self._client: ControlClient
@@ -103,6 +105,7 @@ class Agent:
     async def run(self) -> None:
         """Poll and sync until cancelled."""
         await self._outcomes.look_back(self._generation)
+        await self._restores.look_back()
         self._earlier = await asyncio.to_thread(self._artifacts.earlier)
         try:
             while True:
@@ -116,6 +119,7 @@ class Agent:
                     self._client = client
                     await self._run_as_this_node()
         finally:
+            await self._restores.end()
             await self._rehearsals.end()
 
     async def _run_as_this_node(self) -> None:
@@ -150,9 +154,12 @@ class Agent:
         if await self._outcomes.deliver(self._client):
             self._at_target = True
         await self._sql_runs.deliver(self._client)
-        if self._rehearsals.untidy:
-            self._rehearsals.untidy = False
+        if self._restores.replaced is not None:
+            replaced, self._restores.replaced = self._restores.replaced, None
+            await self._note_earlier(replaced)
+        elif self._rehearsals.untidy:
             await self._tidy()
+        self._rehearsals.untidy = False
         if self._heard_at is not None:  # else control's time isn't known, and ours may be wrong
             await self._credential.rotate_when_old(self._client)
         answer, took, waits = await self._poll()
@@ -161,6 +168,7 @@ class Agent:
         self._report_wanted = isinstance(answer, wire.Report)
         match answer:
             case wire.Plan():
+                await self._restores.tidy()
                 self._at_target, self._confirmed = False, None
                 if answer.generation == self._generation:
                     # That generation was already completed: whatever control lacks now, this must not be a hot loop.
@@ -175,11 +183,15 @@ class Agent:
             case wire.Rehearse():
                 self._rehearsals.begin(answer.id)
                 await self._breathe(took)
+            case wire.Restore():
+                self._restores.begin(answer.id)
+                await self._breathe(took)
             case wire.Renamed():
                 await self._credential.rename(answer.name, self._client)
                 self.renamed(answer.name)
                 await self._breathe(took)
             case None:
+                await self._restores.tidy()
                 # If it waits, control may have answered 204 only for that reason.
                 if not waits:
                     self._outcomes.failed = None
@@ -212,6 +224,7 @@ class Agent:
             watching=self.watched.digest,
             name=self._who.name,
             rehearsal=self._rehearsals.id,
+            restore=self._restores.id,
             numbers=numbers,
         )
         started = clock.monotonic()
@@ -274,16 +287,21 @@ class Agent:
         if await self._outcomes.report(self._client, plan, error, hour):
             self._at_target = True
         if flipped and before is not None:
-            self._earlier = {f.sha256 for f in before.functions}
-            await asyncio.to_thread(self._artifacts.note_earlier, self._earlier)
-            await self._tidy()
+            await self._note_earlier({f.sha256 for f in before.functions})
+
+    async def _note_earlier(self, earlier: set[str]) -> None:
+        """Keep the artifacts of the release before the present one, and remove what is left of others."""
+        self._earlier = earlier
+        await asyncio.to_thread(self._artifacts.note_earlier, earlier)
+        await self._tidy()
 
     async def _tidy(self) -> None:
-        """Remove the artifacts and compiled code of other releases than the present one, the one before it, and the one
-        that is being rehearsed."""
+        """Remove the artifacts and compiled code of other releases than the present one, the one before it, and those
+        that are being rehearsed or brought back."""
         release = self._runtime.release
         present = set() if release is None else {f.sha256 for f in release.functions}
-        await asyncio.to_thread(self._collect, present | self._earlier | self._rehearsals.keeps)
+        keep = present | self._earlier | self._rehearsals.keeps | self._restores.keeps
+        await asyncio.to_thread(self._collect, keep)
 
     def _collect(self, keep: set[str]) -> None:
         try:
@@ -372,6 +390,7 @@ class Agent:
             "confirmed": self._confirmed and self._confirmed._asdict(),
             "sync": self._sync.status() if self._sync is not None else None,
             "rehearsal": self._rehearsals.status(),
+            "restore": self._restores.status(),
             "error": error,
             "failed_generation": failed.generation if failed else None,
             "attempts": failed.attempts if failed else 0,

@@ -14,14 +14,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-import aiohttp
 import msgspec
 
 from control.protocol import wire
 from edge_runtime import clock, files
 from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import plan_check
-from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
+from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer, continues
 
 log = logging.getLogger("skerry.artifacts")
 
@@ -58,7 +57,7 @@ class Artifacts:
     async def fetch(
         self, client: ControlClient, functions: Collection[wire.PlannedFunction], trusted: Collection[str]
     ) -> None:
-        """Fetch every missing artifact of a plan.
+        """Fetch every missing artifact of a plan; control is asked for sizes that are 0.
 
         `trusted` are the sha256 of the artifacts that are served now; other present ones are verified again.
         Raises: SyncFailed, when an artifact can't be fetched or kept.
@@ -67,7 +66,8 @@ class Artifacts:
         todo = [f for f in wanted.values() if not (f.sha256 in trusted and self.path(f.sha256).exists())]
         if not todo:
             return
-        missing = await asyncio.to_thread(self._missing, todo)
+        missing = [await self._sized(client, function) for function in await asyncio.to_thread(self._missing, todo)]
+        await asyncio.to_thread(self._check_space, missing)
         slots = asyncio.Semaphore(PARALLEL)
 
         async def one(function: wire.PlannedFunction) -> None:
@@ -116,7 +116,7 @@ class Artifacts:
     def _missing(self, functions: Collection[wire.PlannedFunction]) -> list[wire.PlannedFunction]:
         """Return the functions whose artifacts are missing; remove files that no longer have the artifact's bytes.
 
-        Raises: SyncFailed, when the disk has no space for what is missing, or can't be written.
+        Raises: SyncFailed, when the disk can't be written.
         """
         missing = []
         for function in functions:
@@ -133,11 +133,25 @@ class Artifacts:
             except OSError as error:
                 raise _disk(error, file) from error
             missing.append(function)
+        return missing
+
+    def _check_space(self, missing: Collection[wire.PlannedFunction]) -> None:
+        """Raises: SyncFailed, when the disk has no space for what is missing."""
         present = {f.sha256: _size(self._part(f.sha256)) for f in missing}
         plan_check.check_space(
             plan_check.space_needed(missing, present), files.free_bytes(self.folder), str(self.folder)
         )
-        return missing
+
+    async def _sized(self, client: ControlClient, function: wire.PlannedFunction) -> wire.PlannedFunction:
+        """Return a function with the size of its artifact. Raises: SyncFailed."""
+        if function.size:
+            return function
+        try:
+            return msgspec.structs.replace(function, size=await client.artifact_size(function.sha256))
+        except (NoAnswer, ControlRefused) as error:
+            code = "artifact_unreachable" if isinstance(error, NoAnswer) else "artifact_refused"
+            text = f"artifact {function.sha256} of function {function.name} can't be fetched: {error.message}"
+            raise SyncFailed(code, text) from None
 
     def _part(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.part"
@@ -182,7 +196,7 @@ class Artifacts:
             file, digest = await asyncio.to_thread(_open, part, start)
             with file:
                 async with client.open_artifact(url, start) as response:
-                    if start and not _continues(response, start):
+                    if start and not continues(response, start):
                         start = 0
                         digest = await asyncio.to_thread(_begin, file, start)
                     size = start
@@ -250,11 +264,6 @@ def _begin(file: BinaryIO, start: int) -> _Digest:
 def _take(file: BinaryIO, digest: _Digest, chunk: bytes) -> None:
     file.write(chunk)
     digest.update(chunk)
-
-
-def _continues(response: aiohttp.ClientResponse, start: int) -> bool:
-    """Return whether the answer begins at `start`: a server may ignore Range and send everything."""
-    return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
 
 
 def _sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ from control.protocol.trace_context import Place
 from edge_runtime import clock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.restore_messages import PreparedDatabase, ReplacedDatabase
 from edge_runtime.sync import plan_check, retries
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
@@ -49,6 +50,17 @@ class Runtime(Protocol):
 
     def forged(self) -> SyncFailed | None:
         """Return, once, the failure that tells control that the libsql file can't be trusted."""
+        ...
+
+    @property
+    def lock(self) -> int:
+        """Descriptor of the state directory's lock, for programs that run beside the calls."""
+        ...
+
+    async def replace_database(
+        self, prepared: PreparedDatabase, note: Callable[[ReplacedDatabase], None] = ...
+    ) -> ReplacedDatabase:
+        """Serve another database. Raises: SyncFailed, when that fails; the one of before then continues to serve."""
         ...
 
     async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:

@@ -7,11 +7,12 @@ is sent only to control, never with a redirect or to a presigned URL, which has 
 import asyncio
 import errno
 import ipaddress
+import logging
 import re
 import ssl
 import urllib.request
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -27,7 +28,7 @@ from control.protocol import version, wire
 from control.protocol.bounded_http_client import BoundedConnector
 from edge_runtime import clock
 from edge_runtime.errors import CodedError, SyncFailed
-from edge_runtime.sync import authorities
+from edge_runtime.sync import authorities, retries
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for opening a TCP connection."""
@@ -50,6 +51,12 @@ PACKED_FROM = 2048
 """Bytes of records from which they are compressed."""
 PACKED = b"\x78\x01"
 """The beginning of compressed records, which no record has."""
+
+PAUSE = 1.0
+PAUSE_CAP = 30.0
+"""Seconds between two attempts of `until_answered`: the first pause, which doubles each time up to the cap."""
+
+log = logging.getLogger("skerry.agent")
 
 T = TypeVar("T")
 
@@ -161,6 +168,24 @@ class ControlClient:
         """Tell control how a rehearsal went."""
         await self._call("PUT", f"/v1/nodes/self/rehearsals/{rehearsal_id}", result)
 
+    async def restore_order(self, restore_id: str) -> wire.RestoreOrder:
+        """Return what the node's database is to be brought back to."""
+        return await self._typed("GET", f"/v1/nodes/self/restores/{restore_id}", None, wire.RestoreOrder)
+
+    async def tell_restore(self, restore_id: str, result: wire.RestoreResult) -> None:
+        """Tell control how a restore went."""
+        await self._call("PUT", f"/v1/nodes/self/restores/{restore_id}", result)
+
+    async def latest_backup(self) -> wire.RestoreOrder | None:
+        """Return the latest state of the node's database that its backup has; None if it has none."""
+        try:
+            return await self._typed("GET", "/v1/nodes/self/backup/latest", None, wire.RestoreOrder)
+        except ControlRefused as refusal:
+            # A version of control that knows no backups doesn't know the path either.
+            if refusal.status == 404:
+                return None
+            raise
+
     async def tell_rows(self, counts: wire.Message) -> None:
         """Send `PUT /v1/nodes/self/row-counts`."""
         await self._call("PUT", "/v1/nodes/self/row-counts", counts)
@@ -236,6 +261,11 @@ class ControlClient:
             502, "redirected", f"{_shown(target)} sends on again instead of answering with the artifact"
         )
 
+    async def artifact_size(self, sha256: str) -> int:
+        """Return the bytes of an artifact that control would give the node."""
+        async with self.open_artifact(f"/v1/artifacts/{sha256}", 0) as response:
+            return response.content_length or 0
+
     async def _typed(self, method: str, path: str, message: wire.Message | bytes | None, kind: type[T]) -> T:
         status, body = await self._call(method, path, message)
         try:
@@ -308,6 +338,26 @@ class ControlClient:
         except ValueError:
             return
         self.skew = clock_skew(theirs, sent, datetime.now(UTC))
+
+
+async def until_answered(ask: Callable[[], Awaitable[T]], what: str) -> T | None:
+    """Ask control, again and again where it can't be reached; None if it refuses for good: it no longer wants `what`,
+    as the log says then."""
+    pause = PAUSE
+    while True:
+        try:
+            return await ask()
+        except (NoAnswer, ControlRefused) as error:
+            if isinstance(error, ControlRefused) and retries.final(error.status):
+                log.info("control no longer wants %s: %s", what, error.message)
+                return None
+        await clock.sleep(pause)
+        pause = min(PAUSE_CAP, 2 * pause)
+
+
+def continues(response: aiohttp.ClientResponse, start: int) -> bool:
+    """Return whether the answer begins at `start`: a server may ignore Range and send everything."""
+    return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
 
 
 def told_release(header: str) -> ToldRelease | None:

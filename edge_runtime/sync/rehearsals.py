@@ -8,9 +8,9 @@ after a restart control asks again.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
@@ -18,18 +18,13 @@ from control.protocol import wire
 from edge_runtime import clock
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.sync import plan_check, retries
+from edge_runtime.sync import plan_check
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, text
-from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
+from edge_runtime.sync.control_client import ControlClient, until_answered
 
 log = logging.getLogger("skerry.agent")
 
-T = TypeVar("T")
-
-PAUSE: Final = 1.0
-PAUSE_CAP: Final = 30.0
-"""Seconds between two attempts to reach control: the first pause, which doubles each time up to the cap."""
 SHARE: Final = 0.95
 """Share of the time that is left which the program of the rehearsal gets: then it can still say what took so long."""
 SHOWN: Final = 2000
@@ -152,14 +147,14 @@ class Rehearsals:
             if before is not None:
                 # They would have the same folder.
                 await asyncio.wait([before])
-            order = await self._until_answered(lambda: self._client().rehearsal(rehearsal_id))
+            order = await until_answered(lambda: self._client().rehearsal(rehearsal_id), "the rehearsal")
             if order is None:
                 return
             while (result := await self._rehearse(order)) is None:
                 # A node that tries again and again to reach a release must be able to rehearse the one that cures it.
                 self._step = "waits"
                 await self._may_work.wait()
-                order = await self._until_answered(lambda: self._client().rehearsal(rehearsal_id))
+                order = await until_answered(lambda: self._client().rehearsal(rehearsal_id), "the rehearsal")
                 if order is None:
                     return
             self._result, self._ended, self._step = result, clock.now(), "reports"
@@ -170,7 +165,7 @@ class Rehearsals:
                 result.outcome,
                 f" ({result.code}): {result.message}" if result.code else "",
             )
-            await self._until_answered(lambda: self._client().tell_rehearsal(rehearsal_id, result))
+            await until_answered(lambda: self._client().tell_rehearsal(rehearsal_id, result), "the rehearsal")
         except Exception:
             # A bug here must not end the agent.
             log.exception("a rehearsal failed in a way that nobody foresaw")
@@ -181,7 +176,7 @@ class Rehearsals:
     async def _end_if_unwanted(self, task: asyncio.Task[None], rehearsal_id: str) -> None:
         """Cancel the task of a rehearsal if control refuses the order: then it would refuse the result, too."""
         try:
-            if await self._until_answered(lambda: self._client().rehearsal(rehearsal_id)) is None:
+            if await until_answered(lambda: self._client().rehearsal(rehearsal_id), "the rehearsal") is None:
                 task.cancel()
         except Exception:
             log.exception("whether a rehearsal is over couldn't be asked")
@@ -246,16 +241,3 @@ class Rehearsals:
             log.exception("a rehearsal failed in a way that nobody foresaw")
             result = wire.RehearsalResult("unknown", "internal", f"The edge runtime made a mistake: {error!r}"[:SHOWN])
         return msgspec.structs.replace(result, seconds=round(clock.monotonic() - began, 3))
-
-    async def _until_answered(self, ask: Callable[[], Awaitable[T]]) -> T | None:
-        """Ask control, again and again where it can't be reached; None if it refuses for good."""
-        pause = PAUSE
-        while True:
-            try:
-                return await ask()
-            except (NoAnswer, ControlRefused) as error:
-                if isinstance(error, ControlRefused) and retries.final(error.status):
-                    log.info("control no longer wants the rehearsal: %s", error.message)
-                    return None
-            await clock.sleep(pause)
-            pause = min(PAUSE_CAP, 2 * pause)
