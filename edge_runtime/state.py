@@ -29,6 +29,8 @@ NOTE_BYTES: Final = 16
 """Bytes of the lock file's content, always the same number: overwriting the old content needs no space on the disk."""
 REHEARSAL: Final = "rehearsal"
 """The folder of a release's rehearsal, with a copy of the database; it is there only while one runs."""
+DATA_AWAITED: Final = "data-awaited"
+"""The file that is there while a node that has joined again must get its database back before it serves."""
 RESERVE: Final = "reserve"
 RESERVE_BYTES: Final = 1 << 20
 """The size of the reserve. A disk with less free space counts as full."""

@@ -21,7 +21,7 @@ from edge_runtime import logs
 from edge_runtime.cli.support import told_owner
 from edge_runtime.files import FileUnfit
 from edge_runtime.settings import LISTEN, EdgeSettings, EdgeSettingsError
-from edge_runtime.state import StateUnfit
+from edge_runtime.state import DATA_AWAITED, StateUnfit
 from edge_runtime.sync import identity
 from edge_runtime.web import socket_activation
 
@@ -132,6 +132,11 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
             if refusal := told_owner(state):
                 raise StateUnfit(refusal)
         who = identity.read(state)
+        if (state / DATA_AWAITED).exists():
+            raise StateUnfit(
+                f"the database of {who.name} isn't back from its backup yet: run `skerry-edge join` as before, which "
+                "goes on where it was, or with --without-data to begin with an empty database"
+            )
         logs.name_node(who.name)
         # Imported here, because they take a while to import, and the other commands need neither.
         from edge_runtime import front

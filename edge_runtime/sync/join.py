@@ -26,6 +26,7 @@ from control.protocol import wire
 from control.protocol.bounded_http_client import BoundedConnector
 from edge_runtime import files
 from edge_runtime.errors import CodedError
+from edge_runtime.state import DATA_AWAITED
 from edge_runtime.sync import authorities, capabilities, control_client, identity
 from edge_runtime.sync.identity import Identity
 
@@ -56,12 +57,14 @@ async def join(
     *,
     ca: Path | None = None,
     again: bool = False,
+    await_data: bool = False,
     pause: float = 1.0,
 ) -> Identity:
     """Join control with a one-time token, and store the identity in `state`.
 
     `ca` is a PEM file for verifying control, if the token has no fingerprint and the system's CAs don't know control.
-    `again` replaces an existing identity once the new one has been issued. Raises: JoinFailed.
+    `again` replaces an existing identity once the new one has been issued. `await_data`: the node must get its database
+    back before it serves. Raises: JoinFailed.
     """
     match = _TOKEN.fullmatch(token.strip())
     if match is None:
@@ -88,6 +91,8 @@ async def join(
         files.write(state / "ca.pem", trusted.read_bytes(), 0o644)
     else:
         files.remove(state / "ca.pem")
+    if await_data:
+        files.write(state / DATA_AWAITED, b"")
     identity.write(state, made)
     # Last, because until the identity is on disk, the same attempt can get another credential.
     shutil.rmtree(work)
