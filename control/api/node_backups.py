@@ -33,6 +33,7 @@ SIGNED = 16
 PATH = "/v1/nodes/self/backup/uploads/{lineage}/{level}/{file}"
 HISTORIES = queries.load("backups").value("lineages", str)
 _MD5 = re.compile("[0-9a-f]{32}")
+_MD5_IN_BASE64 = re.compile("[A-Za-z0-9+/]{22}==")
 _passing: Counter[str] = Counter()
 """The nodes whose files go through this process now."""
 
@@ -81,7 +82,7 @@ async def grant_uploads(call: ApiCall, body: wire.UploadsWanted) -> Reply:
     media="application/octet-stream",
 )
 async def put_upload(call: ApiCall) -> Reply:
-    """Pass a file on to the store, where there may be none yet."""
+    """Pass a file on to the store, where there may be none yet; its Content-MD5, too, which the store compares."""
     services, lineage = call.services, call.path["lineage"]
     if services.settings.artifacts_delivery != "control":
         raise ProblemError("no_such_path", "files of backups go to the store by the URLs that control has signed")
@@ -89,13 +90,13 @@ async def put_upload(call: ApiCall) -> Reply:
     file = grants.file_of(f"{call.path['level']}/{call.path['file']}", "file")
     services.grants.count(call.node_id, 1)
     await services.grants.check(call.node_id, lineage)
-    folder = services.settings.spool
+    folder, md5 = services.settings.spool, _content_md5(call)
     with _one_at_once(call.node_id), artifacts.spool_failures(folder):
         # Without a name, so that a kill leaves nothing behind.
         spooled = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         try:
             await artifacts.spool(call, spooled, MOST_BYTES)
-            await services.store.put_new(objects.key(call.node_id, lineage, file), spooled)
+            await services.store.put_new(objects.key(call.node_id, lineage, file), spooled, md5)
         except WriteConflict:
             text = f"there is a file {file.name} of the history {lineage} already; compare it with this one"
             raise ProblemError("backup_file_exists", text, field="file") from None
@@ -244,6 +245,15 @@ def _on(call: ApiCall) -> None:
     if group is None or not group.backup:
         name = "" if group is None else f" {group.name}"
         raise ProblemError("backup_off", f"the group{name} isn't backed up; poll to hear when it is")
+
+
+def _content_md5(call: ApiCall) -> str:
+    """Return the header of this name; '' if there is none. Raises: ProblemError invalid_parameter."""
+    value = next((value for name, value in call.scope["headers"] if name == b"content-md5"), b"").decode("latin-1")
+    if value and not _MD5_IN_BASE64.fullmatch(value):
+        text = "the header Content-MD5 isn't 16 bytes in base64"
+        raise ProblemError("invalid_parameter", text, field="Content-MD5")
+    return value
 
 
 @contextmanager

@@ -142,13 +142,16 @@ class Store:
             # In one piece, so a crash leaves no parts behind; the file is read in threads during the upload.
             await self._client.put_object(Bucket=self.bucket, Key=key, Body=file, ContentType="application/wasm")
 
-    async def put_new(self, key: str, file: BinaryIO) -> None:
+    async def put_new(self, key: str, file: BinaryIO, md5: str = "") -> None:
         """Upload the contents of `file` from its start as a backup's object, if there is none with this key.
 
-        Raises: WriteConflict, when there is one.
+        The store compares the MD5 of what comes with `md5` (in base64), if that is given. Raises: WriteConflict, when
+        there is one.
         """
         file.seek(0)
         asked = {"Bucket": self.bucket, "Key": key, "Body": file, "ContentType": BINARY, "IfNoneMatch": "*"}
+        if md5:
+            asked["ContentMD5"] = md5
         async with self._progressing(file), self._uploads.one():
             try:
                 await self._client.put_object(**asked)

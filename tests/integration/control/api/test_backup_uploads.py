@@ -1,6 +1,8 @@
 """Where a node may put files of its backup: under its own prefix, in the history that goes on, and once each."""
 
+import base64
 import hashlib
+import io
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,6 +22,9 @@ SECOND = f"0/{2:016x}-{2:016x}.ltx"
 SNAPSHOT = f"9/{1:016x}-{2:016x}.ltx"
 ONLY_NEW = {"If-None-Match": "*"}
 UPLOADS = "/v1/nodes/self/backup/uploads"
+MD5_OF_ROWS, MD5_OF_OTHERS = (
+    base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode() for data in (b"rows", b"others")
+)
 
 
 @pytest.fixture
@@ -149,6 +154,12 @@ async def test_a_private_store_gets_files_through_control(control_site: Site) ->
         assert found is not None
         assert found.data == b"rows"
         assert (await state(node, lineage, FIRST)).json()["size"] == 4
+        for md5, told in ((MD5_OF_ROWS[::-1], "invalid_parameter"), (MD5_OF_OTHERS, "store_unavailable")):
+            headers = {"authorization": f"Bearer {node.credential}", "content-md5": md5}
+            url = f"{replica.url}{UPLOADS}/{lineage}/{SECOND}"
+            async with replica.session.put(url, data=io.BytesIO(b"rows"), headers=headers) as answer:
+                assert (await answer.json(content_type=None))["code"] == told
+            assert (await state(node, lineage, SECOND)).status == 404
         assert await send(f"{UPLOADS}/{lineage}/1/{FIRST[2:]}", b"x") == (422, "invalid_parameter")
         await urls(node, uuid4().hex, FIRST)
         assert await send(f"{UPLOADS}/{lineage}/{SECOND}", b"x") == (409, "backup_ended")
