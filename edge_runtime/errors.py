@@ -32,7 +32,7 @@ CODES: Final[dict[str, ErrorCode]] = {
     "artifact_refused": ErrorCode(0, "The artifact store refused the presigned URL, also a fresh one"),
     "artifact_mismatch": ErrorCode(0, "The bytes that came don't have the sha256 that was asked for"),
     "artifact_lost": ErrorCode(0, "The artifact to compile isn't on the node's disk any more, or isn't what it was"),
-    "artifact_url_refused": ErrorCode(0, "Control named a plain http URL for an artifact"),
+    "artifact_url_refused": ErrorCode(0, "Control named a plain http URL for an artifact or a file of a backup"),
     "disk_full": ErrorCode(507, "The disk of the state directory is full, or would be"),
     "disk_failed": ErrorCode(507, "The state directory can't be written, or the disk failed a COMMIT"),
     # A sync: compiling and loading

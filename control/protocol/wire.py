@@ -78,6 +78,8 @@ EVENT_KINDS: tuple[EventKind, ...] = get_args(EventKind)
 Lineage = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$(?!\n)")]
 """The random id of one unbroken history of one database on one disk. A node makes it when it begins to back up a
 database, and another one for another disk, a restored database, and a copy."""
+NO_LINEAGE = "0" * 32
+"""What a node says that has begun none yet."""
 Transaction = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 """A place in such a history: the number of a shipment, from 1 on; 0 before the first."""
 MOST_UPLOADS = 64

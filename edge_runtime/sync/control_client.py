@@ -1,10 +1,11 @@
-"""The node's HTTPS client, for control's operations and the bytes of artifacts.
+"""The node's HTTPS client, for control's operations, the bytes of artifacts and the files of backups.
 
 Control is verified with the node's CA (the system's CAs if it has none), the artifact store with both. The credential
 is sent only to control, never with a redirect or to a presigned URL, which has its own signature.
 """
 
 import asyncio
+import base64
 import errno
 import ipaddress
 import logging
@@ -12,7 +13,7 @@ import re
 import ssl
 import urllib.request
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -40,6 +41,8 @@ ANSWER_LIMIT = 64 * 1024 * 1024
 """The most bytes of an answer of control."""
 PROBLEM_LIMIT = 64 * 1024
 """The most bytes of an error of the artifact store."""
+POLL = "/v1/poll"
+BACKUP_UPLOADS = "/v1/nodes/self/backup/uploads"
 TRUST_HEADER = "X-Skerry-Trust"
 """In the answer to a poll with nothing to do: which CAs control distributes, as in `authorities.digest`."""
 RELEASE_HEADER = "X-Skerry-Release"
@@ -143,7 +146,7 @@ class ControlClient:
     async def poll(self, poll: wire.Poll) -> wire.Answer | None:
         """Poll control, which holds the poll for up to `poll.wait` seconds; return None if there is nothing to do
         (204)."""
-        status, body = await self._call("POST", "/v1/poll", poll, wait=poll.wait)
+        status, body = await self._call("POST", POLL, poll, wait=poll.wait)
         if status == 204:
             return None
         try:
@@ -243,7 +246,7 @@ class ControlClient:
         target = self._base.join(URL(url, encoded=True)) if own else URL(url, encoded=True)
         headers = {"Range": f"bytes={start}-"} if start else {}
         for _ in range(2):
-            _refuse_plain(target)
+            _refuse_plain(target, "an artifact")
             extra = self._own_headers() if own else {}
             async with self._request(
                 "GET", target, headers | extra, None, ANSWER_TIMEOUT, self._control_tls if own else self._store_tls
@@ -265,6 +268,48 @@ class ControlClient:
         """Return the bytes of an artifact that control would give the node."""
         async with self.open_artifact(f"/v1/artifacts/{sha256}", 0) as response:
             return response.content_length or 0
+
+    async def backup_places(self, lineage: str, names: Sequence[str]) -> wire.Uploads:
+        """Return URLs at which files of the node's backup may be put, in the order of their names."""
+        wanted = wire.UploadsWanted(lineage, list(names))
+        uploads = await self._typed("POST", BACKUP_UPLOADS, wanted, wire.Uploads)
+        if len(uploads.urls) != len(names):
+            text = f"control gave {len(uploads.urls)} places for {len(names)} files of a backup"
+            raise ControlRefused(200, "answer_unknown", text)
+        return uploads
+
+    async def backed_up(self, lineage: str, name: str) -> wire.UploadedFile | None:
+        """Return what the store has under the name of a file of the node's backup; None if it has nothing."""
+        try:
+            return await self._typed("GET", f"{BACKUP_UPLOADS}/{lineage}/{name}", None, wire.UploadedFile)
+        except ControlRefused as refused:
+            if refused.code == "unknown_backup_file":
+                return None
+            raise
+
+    async def put_backup(self, url: str, body: AsyncIterator[bytes], size: int, md5: bytes, wait: float) -> None:
+        """Put a file of the node's backup, of `size` bytes with this MD5, where there is nothing yet.
+
+        `url` is from `backup_places`: absolute and presigned, or a path of control. The answer may take `wait` seconds
+        after the last byte was sent. Raises: SyncFailed, when the URL isn't one that is followed.
+        """
+        own = not URL(url, encoded=True).absolute
+        target = self._base.join(URL(url, encoded=True)) if own else URL(url, encoded=True)
+        _refuse_plain(target, "a file of the backup")
+        headers = {
+            "If-None-Match": "*",
+            # The store compares it before there is an object. The ETag says it afterwards, and not at every store.
+            "Content-MD5": base64.b64encode(md5).decode(),
+            "Content-Length": str(size),
+            "Content-Type": "application/octet-stream",
+        }
+        if own:
+            headers |= self._own_headers()
+        tls = self._control_tls if own else self._store_tls
+        async with self._request("PUT", target, headers, body, wait, tls) as response:
+            told = await read_limited(response, PROBLEM_LIMIT)
+            if response.status not in (200, 201, 204):
+                raise refusal(response, told, own)
 
     async def _typed(self, method: str, path: str, message: wire.Message | bytes | None, kind: type[T]) -> T:
         status, body = await self._call(method, path, message)
@@ -292,7 +337,7 @@ class ControlClient:
         async with self._request(method, url, headers, body, wait + ANSWER_TIMEOUT, self._control_tls) as response:
             data = await read_limited(response, ANSWER_LIMIT)
             self._note_date(response.headers.get("Date"), sent)
-            if not isinstance(message, bytes):  # records are sent in parallel with polls
+            if path == POLL:  # other requests are made in parallel with polls
                 self.release = told_release(response.headers.get(RELEASE_HEADER, ""))
                 self.trust = response.headers.get(TRUST_HEADER, self.trust)
             if response.status >= 300:
@@ -301,7 +346,13 @@ class ControlClient:
 
     @asynccontextmanager
     async def _request(
-        self, method: str, url: URL, headers: dict[str, str], body: bytes | None, read: float, tls: ssl.SSLContext
+        self,
+        method: str,
+        url: URL,
+        headers: dict[str, str],
+        body: bytes | AsyncIterator[bytes] | None,
+        read: float,
+        tls: ssl.SSLContext,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         assert self._session is not None, "the client is not open"  # noqa: S101
         timeout = aiohttp.ClientTimeout(connect=2 * CONNECT_TIMEOUT, sock_connect=CONNECT_TIMEOUT, sock_read=read)
@@ -389,11 +440,11 @@ def control_base(url: str) -> URL:
     return base.origin()
 
 
-def _refuse_plain(url: URL) -> None:
+def _refuse_plain(url: URL, what: str) -> None:
     if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.host)):
         raise SyncFailed(
             "artifact_url_refused",
-            f"control names {_shown(url)} for an artifact, and only https is followed beyond this machine; "
+            f"control names {_shown(url)} for {what}, and only https is followed beyond this machine; "
             "set SKERRY_ARTIFACTS_PUBLIC_URL at control to the store's https address",
         )
 
