@@ -35,6 +35,10 @@ class StoreProxy:
     """Bytes of an answer that are passed on at once, at most."""
     pace: float = 0.0
     """Seconds that each piece of a request, of 64 KiB at most, takes."""
+    cut: Callable[[str], bool] = never
+    """Tells by a request's first line whether to pass it on, and to close the connection in place of the answer."""
+    change: Callable[[bytes], bytes] = bytes
+    """Returns what to pass on of a piece of a request."""
     answer: bytes = b""
     """Sent instead of the store's answer."""
     connections: int = 0
@@ -68,9 +72,10 @@ async def store_proxy(url: str) -> AsyncIterator[StoreProxy]:
         server: asyncio.StreamWriter | None = None
         try:
             server_reader, server = await asyncio.open_connection(parts.hostname, parts.port)
+            asked = [""]
             async with asyncio.TaskGroup() as group:
-                group.create_task(_up(found, client_reader, client, server))
-                group.create_task(_down(found, server_reader, client))
+                group.create_task(_up(found, client_reader, client, server, asked))
+                group.create_task(_down(found, server_reader, client, asked))
         except* ConnectionError:
             pass
         finally:
@@ -98,11 +103,18 @@ async def store_proxy(url: str) -> AsyncIterator[StoreProxy]:
 
 
 async def _up(
-    proxy: StoreProxy, reader: asyncio.StreamReader, client: asyncio.StreamWriter, server: asyncio.StreamWriter
+    proxy: StoreProxy,
+    reader: asyncio.StreamReader,
+    client: asyncio.StreamWriter,
+    server: asyncio.StreamWriter,
+    asked: list[str],
 ) -> None:
+    """Pass requests on; the last one's first line is in `asked`."""
     while data := await reader.read(65536):
         line = data.partition(b"\r\n")[0].decode("latin-1")
         proxy.requests.append(line)
+        if line.endswith("HTTP/1.1"):
+            asked[0] = line
         while proxy.silent(line):
             # The client's leaving isn't seen while nothing is read: it shows in the socket's state.
             await asyncio.sleep(0.02)
@@ -116,13 +128,17 @@ async def _up(
             await client.wait_closed()
             break
         await asyncio.sleep(proxy.pace)
-        server.write(data)
+        server.write(proxy.change(data))
         await server.drain()
     raise ConnectionResetError
 
 
-async def _down(proxy: StoreProxy, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+async def _down(
+    proxy: StoreProxy, reader: asyncio.StreamReader, client: asyncio.StreamWriter, asked: list[str]
+) -> None:
     while data := await reader.read(proxy.piece):
+        if proxy.cut(asked[0]):
+            break
         while proxy.deaf:
             await asyncio.sleep(0.02)
         await asyncio.sleep(proxy.delay)
