@@ -15,6 +15,7 @@ import uvloop
 from control.protocol import version
 from control.protocol.service_manager import ServiceManager
 from edge_runtime import clock, logs, process_memory, threads, wal
+from edge_runtime.backup.uploader import Uploader
 from edge_runtime.built import parts
 from edge_runtime.dispatch import resource_watchdog
 from edge_runtime.dispatch.foreign_lock import ForeignLock
@@ -132,11 +133,18 @@ class Front:
         self.tls_files: TlsFiles | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self.tls_files = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        self.backup: Uploader | None = None
         if self.agent is not None:
-            own = NodeHealth(self.pool, self.checkpoints, self.agent, self.tls_files)
+            if self.agent.watched is not None:  # otherwise there is no control
+                self.backup = Uploader(state.path, self.checkpoints, settings.backup_bandwidth)
+                self.agent.backup = self.backup
+                self.manager.finish_backup = self.backup.finish
+            own = NodeHealth(self.pool, self.checkpoints, self.agent, self.tls_files, self.backup)
             self.agent.renamed = self._renamed
             hour = HourOfCalls(self.pool.tallies.values)
             self.agent.numbers = PollReport(self.pool.counted, self.pool.release_number, own.measure, hour)
+            if self.backup is not None:
+                self.backup.tell_soon = self.agent.numbers.tell_node_soon
         metrics = EdgeMetrics(
             self.pool,
             self.processes,
@@ -145,6 +153,7 @@ class Front:
             agent=self.agent,
             tls_files=self.tls_files,
             ring=self.ring,
+            backup=self.backup,
         )
         self.app = EdgeApp(settings, self.pool, self.status, metrics.text, self.callers)
         self.spans = span_sender.of_settings(settings, node) if settings.otlp_url else None
@@ -170,6 +179,7 @@ class Front:
             self.tls_files,
             self.token_file,
             self.ring,
+            self.backup,
         )
         self.node_socket = NodeSocket(state.path, {"status": self.status})
         self.handed: socket.socket | None = None
@@ -286,6 +296,8 @@ class Front:
                 self.agent.watched.ring = self.ring
                 self.agent.watched.functions = self._status.counts
                 works.append(self.agent.watched.run)
+        if self.backup is not None:
+            works.append(self.backup.run)
         async with asyncio.TaskGroup() as group:
             for work in works:
                 group.create_task(_kept_up(work))

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from control.protocol import version
 from control.protocol.histogram import FOLDED, fold
 from edge_runtime import clock
+from edge_runtime.backup.uploader import Uploader
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.logs import dropped
@@ -36,11 +37,13 @@ class PoolCollector(Collector):
         agent: NodeAgent | None = None,
         tls_files: TlsFiles | None = None,
         ring: Ring | None = None,
+        backup: Uploader | None = None,
     ) -> None:
         self._callers = callers
         self._agent = agent
         self._tls_files = tls_files
         self._ring = ring
+        self._backup = backup
         self._started = clock.monotonic()
         self._pool = pool
         self._processes = processes
@@ -120,6 +123,8 @@ class PoolCollector(Collector):
         yield GaugeMetricFamily(
             "skerry_edge_database_held", "1 while another program holds the database", value=int(bool(pool.held_by))
         )
+        if self._backup is not None and self._backup.interval:
+            yield from _backup(self._backup)
         if pool.release is not None:
             yield GaugeMetricFamily(
                 "skerry_edge_release", "Number of the release that is served", value=pool.release.number
@@ -201,6 +206,28 @@ class PoolCollector(Collector):
         return waiting, running, is_open, opened
 
 
+def _backup(backup: Uploader) -> Iterable[Metric]:
+    """Return the metrics of the node's backup, while there is one."""
+    yield GaugeMetricFamily(
+        "skerry_edge_backup_lag_seconds", "Time since when the store lacks what was written", value=backup.lag()
+    )
+    yield GaugeMetricFamily(
+        "skerry_edge_backup_pending_bytes", "Files that wait on the node's disk for the store", value=backup.pending
+    )
+    yield GaugeMetricFamily(
+        "skerry_edge_backup_interval_seconds", "Time between two uploads while somebody writes", value=backup.interval
+    )
+    yield GaugeMetricFamily(
+        "skerry_edge_backup_failing",
+        "1 while it doesn't go on, or its history was interrupted",
+        value=int(backup.fails),
+    )
+    yield CounterMetricFamily("skerry_edge_backup_uploads", "Files that the store has got", value=backup.uploads)
+    yield CounterMetricFamily(
+        "skerry_edge_backup_failures", "Attempts to make or to upload a file that failed", value=backup.failures
+    )
+
+
 class EdgeMetrics:
     def __init__(
         self,
@@ -212,10 +239,13 @@ class EdgeMetrics:
         agent: NodeAgent | None = None,
         tls_files: TlsFiles | None = None,
         ring: Ring | None = None,
+        backup: Uploader | None = None,
     ) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(
-            PoolCollector(pool, processes, checkpoints, callers, agent=agent, tls_files=tls_files, ring=ring)
+            PoolCollector(
+                pool, processes, checkpoints, callers, agent=agent, tls_files=tls_files, ring=ring, backup=backup
+            )
         )
 
     def text(self) -> bytes:

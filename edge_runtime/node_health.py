@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from control.protocol import version, wire
+from edge_runtime.backup.uploader import Uploader
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.logs import dropped
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
@@ -17,12 +18,18 @@ _PROC = Path("/proc")
 
 class NodeHealth:
     def __init__(
-        self, pool: Pool, checkpoints: CheckpointSchedule, agent: NodeAgent, tls_files: TlsFiles | None
+        self,
+        pool: Pool,
+        checkpoints: CheckpointSchedule,
+        agent: NodeAgent,
+        tls_files: TlsFiles | None,
+        backup: Uploader | None = None,
     ) -> None:
         self._pool = pool
         self._checkpoints = checkpoints
         self._agent = agent
         self._tls_files = tls_files
+        self._backup = backup
 
     async def measure(self) -> wire.NodeNumbers:
         """Return the node's state now, with the counts since the start."""
@@ -42,6 +49,7 @@ class NodeHealth:
             failed_syncs=facts.failed_syncs,
             trust=facts.trust,
             trust_ends=max(0, int(facts.trust_ends or 0)),
+            backup=self._backup.state() if self._backup is not None else None,
         )
 
 

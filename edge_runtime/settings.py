@@ -197,6 +197,13 @@ class EdgeSettings:
         least=128 * MIB,
         most=1024 * GIB,
     )
+    backup_bandwidth: int = setting(
+        0,
+        "Bytes a second that the node's backup may send to the store; 0 means no limit.",
+        "A limit below what is written makes the [backup](operations.md#a-nodes-backup) fall behind.",
+        least=0,
+        most=GIB,
+    )
     records_limit: int = setting(
         64 * MIB,
         "Bytes that the files with the logs of functions and the node may take.",

@@ -10,6 +10,7 @@ import msgspec
 from control.protocol import version, wire
 from control.protocol.histogram import quantile
 from edge_runtime import clock
+from edge_runtime.backup.uploader import Uploader
 from edge_runtime.built import parts
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.served_functions import Tally
@@ -51,6 +52,7 @@ class NodeStatus:
     tls_files: TlsFiles | None
     token_file: TokenFile | None
     ring: Ring
+    backup: Uploader | None = None
     since: str = field(default_factory=lambda: records.time_text(time.time()))
     """The time since which calls are counted."""
 
@@ -98,6 +100,7 @@ class NodeStatus:
             own["tls"] = self.tls_files.status()
         if self.token_file is not None:
             own["token"] = self.token_file.status()
+        own["backup"] = self.backup.status() if self.backup is not None else None
         own["records"] = {"dropped": self.ring.lost, "error": self.ring.trouble or None}
         own["database"] = self.checkpoints.status()
         steps = self.manager.steps

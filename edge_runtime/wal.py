@@ -165,6 +165,22 @@ def read(database: Path) -> Index | None:
         os.close(descriptor)
 
 
+def stamp(database: Path) -> bytes:
+    """Return bytes that another COMMIT, of whatever process, makes others, without a connection to the database: the
+    header of the log's index. Empty if there is no index: no process has the database open.
+
+    Raises: OSError, when it can't be read.
+    """
+    try:
+        descriptor = os.open(index_of(database), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        return os.pread(descriptor, _COPY.size, 0)
+    finally:
+        os.close(descriptor)
+
+
 def cut(database: Path) -> None:
     """Cut off everything after the log's end, and write the rest to disk.
 

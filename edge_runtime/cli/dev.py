@@ -39,7 +39,7 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import FILE
 from edge_runtime.settings import EdgeSettings
-from edge_runtime.sync.node_agent import AgentFacts
+from edge_runtime.sync.node_agent import AgentFacts, Backup
 from edge_runtime.sync.plan_check import parse_manifest
 from edge_runtime.telemetry.poll_report import PollReport
 from edge_runtime.telemetry.spans import TraceSpan
@@ -139,6 +139,7 @@ class Driver:
         self.renamed: Callable[[str], None] = lambda name: None
         self.numbers = PollReport()
         self.watched = None
+        self.backup: Backup | None = None
 
     def status(self) -> dict[str, Any]:
         return {}

@@ -53,8 +53,8 @@ def status(listen: str, state: Path | None, tls_cert: Path | None, as_json: bool
     caller with `pages = true`.
 
     Exits 0 if all is well, 1 if the node is not at its target, control can't be reached, its database takes no writes,
-    its file of callers or its certificate can't be used or the certificate has ended or ends within 30 days, 3 if it
-    doesn't run.
+    its backup fails, its file of callers or its certificate can't be used or the certificate has ended or ends within
+    30 days, 3 if it doesn't run.
     """
     try:
         if state is not None:
@@ -87,7 +87,8 @@ def status(listen: str, state: Path | None, tls_cert: Path | None, as_json: bool
     trust = (document.get("control") or {}).get("trust") or {}
     if trust.get("error") or trust.get("ends_soon"):
         sys.exit(1)
-    if document.get("error") or away or _database_ails(document) or _callers_lines(document):
+    fails = (document.get("backup") or {}).get("error")
+    if document.get("error") or away or fails or _database_ails(document) or _callers_lines(document):
         sys.exit(1)
 
 
@@ -176,6 +177,7 @@ def render(document: dict[str, Any]) -> str:
     lines += _end_lines(document.get("tls") or {}) + _callers_lines(document)
     if "bytes" in document.get("database", {}) or _database_ails(document):
         lines.append(_database(document["database"]))
+    lines += _backup_lines(document.get("backup") or {})
     lines += [f"built      {parts.told(name, part)}" for name, part in document.get("built", {}).items()]
     if unfenced := (document.get("workers") or {}).get("unfenced"):
         lines.append(f"unfenced   workers lack of their fence: {', '.join(unfenced)}")
@@ -249,6 +251,19 @@ def _database(database: dict[str, Any]) -> str:
     full = "; its disk is full (disk_full): calls that write fail, until rows are deleted" if _is_full(database) else ""
     log = f"its write-ahead log has {mib('wal_bytes')} MiB of {mib('wal_limit')}"
     return f"database   {size}{log}{full}{refused}{failed}{held}"
+
+
+def _backup_lines(backup: dict[str, Any]) -> list[str]:
+    """Return how far the store is behind the database, and why it doesn't come nearer."""
+    if not backup:
+        return []
+    every, lag, waits = f"every {backup['interval']:g} s", backup["lag_seconds"], backup["pending_bytes"]
+    behind = f"it lacks what was written in the last {lag:.0f} s" if lag >= 1 else "it has everything"
+    if not backup["reached"]:
+        behind = f"it has nothing yet, after {lag:.0f} s"
+    history = f", history {backup['lineage']} at {backup['reached']}" if backup["lineage"] else ""
+    lines = [f"backup     to the store {every}: {behind}; {counted(waits, 'byte')} wait here{history}"]
+    return lines + ([f"backup     {backup['error']}"] if backup["error"] else [])
 
 
 def _function(function: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAn
 from edge_runtime.sync.control_trust import DROP_AFTER, ControlTrust
 from edge_runtime.sync.credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.identity import Identity
-from edge_runtime.sync.node_agent import AgentFacts
+from edge_runtime.sync.node_agent import AgentFacts, Backup
 from edge_runtime.sync.rehearsals import Rehearsals
 from edge_runtime.sync.restores import Restores
 from edge_runtime.sync.sql_runs import SqlRunReports
@@ -99,6 +99,7 @@ class Agent:
         self.put_span: Callable[[TraceSpan], None] | None = None
         self.renamed: Callable[[str], None] = lambda name: None
         """Called with the node's name when that has changed."""
+        self.backup: Backup | None = None
         self.numbers = PollReport()
         """What polls report about the node's calls and the node itself."""
 
@@ -117,6 +118,8 @@ class Agent:
                     continue
                 async with client:
                     self._client = client
+                    if self.backup is not None:
+                        self.backup.use(client, who.node_id)
                     await self._run_as_this_node()
         finally:
             await self._restores.end()
@@ -186,6 +189,11 @@ class Agent:
             case wire.Restore():
                 self._restores.begin(answer.id)
                 await self._breathe(took)
+            case wire.BackUp():
+                if self.backup is not None:
+                    await self.backup.take(answer.interval)
+                    self.numbers.tell_node_soon()
+                await self._breathe(took)
             case wire.Renamed():
                 await self._credential.rename(answer.name, self._client)
                 self.renamed(answer.name)
@@ -226,6 +234,7 @@ class Agent:
             rehearsal=self._rehearsals.id,
             restore=self._restores.id,
             numbers=numbers,
+            backup=0.0 if self.backup is None else self.backup.interval,
         )
         started = clock.monotonic()
         try:

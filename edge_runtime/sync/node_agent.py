@@ -1,13 +1,16 @@
 """What the front knows about the agent that keeps the node at its target."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from control.protocol import wire
 from edge_runtime.telemetry.poll_report import PollReport
 from edge_runtime.telemetry.ring import Ring
 from edge_runtime.telemetry.search import FoundLines
 from edge_runtime.telemetry.spans import TraceSpan
+
+if TYPE_CHECKING:
+    from edge_runtime.sync.control_client import ControlClient
 
 
 class AgentFacts(NamedTuple):
@@ -40,6 +43,20 @@ class RecordSender(Protocol):
     async def run(self) -> None: ...
 
 
+class Backup(Protocol):
+    """Backs the node's database up, as control says it: `backup.uploader.Uploader`."""
+
+    @property
+    def interval(self) -> float:
+        """Return the seconds between two uploads; 0 if there is no backup."""
+
+    def use(self, client: "ControlClient", node_id: str) -> None:
+        """Use this session from now on, which is one of the node with this id."""
+
+    async def take(self, interval: float) -> None:
+        """Back up each `interval` seconds from now on, also after a restart; 0 to end the backup."""
+
+
 class NodeAgent(Protocol):
     """Keeps the node at its target: the sync agent, or the driver of `skerry-edge dev`."""
 
@@ -49,6 +66,8 @@ class NodeAgent(Protocol):
     """Takes the spans of syncs, if the node sends traces."""
     renamed: Callable[[str], None]
     """Called with the node's name after it was renamed."""
+    backup: Backup | None
+    """Backs the node's database up; None where nothing does."""
 
     @property
     def watched(self) -> RecordSender | None:

@@ -92,7 +92,8 @@ def nodes() -> str:
     agent: Any = SimpleNamespace(facts=lambda: AgentFacts(at_target=True, credential_ends=2.0, trust_ends=4.0))
     tls_files: Any = SimpleNamespace(expires=3.0)
     ring: Any = SimpleNamespace(lost=1, trouble="")
-    registry.register(PoolCollector(pool, *counts, agent=agent, tls_files=tls_files, ring=ring))
+    backup: Any = SimpleNamespace(interval=10.0, lag=lambda: 5.0, pending=1, fails=True, uploads=2, failures=3)
+    registry.register(PoolCollector(pool, *counts, agent=agent, tls_files=tls_files, ring=ring, backup=backup))
     return generate_latest(registry).decode()
 
 
