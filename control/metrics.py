@@ -172,8 +172,8 @@ class ControlMetrics:
         self._unfit.labels(what).set_function(unfit)
 
     def poll(self, answer: str) -> None:
-        """Count a poll: `at_target`, `plan`, `report`, `watch`, `rehearse`, `back_up`, `renamed`, or `waits` (until it
-        retries a failed target)."""
+        """Count a poll: `at_target`, `plan`, `report`, `watch`, `rehearse`, `back_up`, `restore`, `renamed`, `held` (at
+        a restore), or `waits` (until it retries a failed target)."""
         self._counts.polls[answer] += 1
 
     def sync(self, status: str, count: int = 1) -> None:

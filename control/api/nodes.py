@@ -101,6 +101,7 @@ FIND_BY_NAME = SQL.optional("find_by_name", UUID)
 NAME_AND_GROUP = SQL.rows("name_and_group", JoinedNode)
 LOCK = SQL.value("lock", UUID)
 LABELS = SQL.value("labels", dict[str, str])
+ABANDON = queries.load("restores")["abandon"]
 IS_CLONED = SQL.optional("is_cloned", bool)
 
 
@@ -476,6 +477,7 @@ async def remove(call: ApiCall) -> Reply:
         await join_tokens.end_for_node(conn, node.id, now)
         await conn.execute(SQL["end_syncs"], node.id, now)
         await conn.execute(SQL["clear_warnings"], node.id, now)
+        await conn.execute(ABANDON, node.id, now)
         await conn.execute(SQL["remove"], node.id, now)
         await access_changes.record(conn, now, "node-removed", node.id)
         changed.nodes.add(str(node.id))

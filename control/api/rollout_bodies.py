@@ -9,10 +9,10 @@ from control.protocol.wire import Body, RehearsedChange, Text
 from control.rollouts.policy import Policy
 from control.rollouts.rules import Outcome, State, Waits
 
-NodeOutcome = Literal["at_target", "syncing", "failed", "offline", "waiting", "superseded", "left"]
+NodeOutcome = Literal["at_target", "syncing", "failed", "offline", "held", "waiting", "superseded", "left"]
 """A node in a rollout: it runs the release; it was started and is on its way; its last sync failed; it was started and
-is offline; it wasn't started yet; the rollout has ended, and a newer release has taken this one's place on it, such as
-the one of a rollback; it was started, and has left the group since."""
+is offline; it was started and is held at a restore; it wasn't started yet; the rollout has ended, and a newer release
+has taken this one's place on it, such as the one of a rollback; it was started, and has left the group since."""
 
 
 class Act(Body, frozen=True):
@@ -50,6 +50,7 @@ class NodeCounts(Struct):
     syncing: int = 0
     failed: int = 0
     offline: int = 0
+    held: int = 0
     waiting: int = 0
     superseded: int = 0
     left: int = 0
@@ -134,7 +135,8 @@ class NodeRehearsal(Struct):
     name: str
     outcome: Outcome
     code: str
-    """Why it didn't pass: an error's code, or `offline`, `too_old`, `no_answer`; `pending` if it may still report."""
+    """Why it didn't pass: an error's code, or `offline`, `held`, `too_old`, `no_answer`; `pending` if it may still
+    report."""
     message: str
     row: str
     """The row that made a schema change fail, as `table key=value`; '' if that isn't known."""

@@ -34,6 +34,7 @@ OUTCOMES: dict[Outcome, str] = {"passed": "ok", "failed": "fail", "unknown": "in
 NODE_KINDS = {
     "failed": ("fail", "failing"),
     "offline": ("off", "offline"),
+    "held": ("held", "held"),
     "syncing": ("sync", "syncing"),
     "waiting": ("todo", "not begun"),
     "superseded": ("past", "superseded"),
@@ -427,7 +428,7 @@ class RolloutView:
         counts = self.rollout.counts
         match act.name:
             case "abort":
-                return counts.syncing + counts.failed + counts.offline
+                return counts.syncing + counts.failed + counts.offline + counts.held
             case "rollback":
                 return started(counts) - counts.superseded - counts.left
             case "promote":
@@ -472,7 +473,8 @@ def is_held(rollout: Rollout) -> bool:
 
 def started(counts: NodeCounts) -> int:
     """Return how many nodes of these counts were started, with those that have left since."""
-    return counts.at_target + counts.syncing + counts.failed + counts.offline + counts.superseded + counts.left
+    on_its_way = counts.syncing + counts.failed + counts.offline + counts.held
+    return counts.at_target + on_its_way + counts.superseded + counts.left
 
 
 def said(counts: NodeCounts) -> str:

@@ -74,7 +74,8 @@ UPDATE nodes SET retry_at = NULL, failed_generation = 0 WHERE id = $1;
 
 -- Remove a node; its name can be used again.
 -- name: remove
-UPDATE nodes SET removed_at = $2, name = name || '~' || id::text, state = 'offline', state_since = $2, release_id = NULL
+UPDATE nodes SET removed_at = $2, name = name || '~' || id::text, state = 'offline', state_since = $2, release_id = NULL,
+    restore_id = NULL
 WHERE id = $1;
 
 -- Record that no credential of a node is valid any more.

@@ -25,6 +25,10 @@ UPDATE nodes SET restore_id = NULL WHERE id = $1 AND restore_id = $2 RETURNING i
 -- name: expect
 UPDATE node_presence SET confirmed_at = greatest(confirmed_at, $2), overdue = false WHERE node_id = $1;
 
+-- Cancel the restore of a node that is removed.
+-- name: abandon
+UPDATE restores SET state = 'cancelled', ended_at = $2 WHERE node_id = $1 AND state IN ('ordered', 'held');
+
 -- End a restore.
 -- name: end
 UPDATE restores SET state = $2, ended_at = $3 WHERE id = $1;

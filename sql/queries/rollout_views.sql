@@ -20,7 +20,7 @@ FROM rollouts AS o WHERE o.release_id = ANY($1::text[]::uuid[]);
 WITH seen AS (
     SELECT n.name, k.step, k.started_at, n.synced_at, n.error_code, n.error_message,
         n.group_id <> o.group_id OR n.removed_at IS NOT NULL OR n.state = 'revoked' AS gone,
-        n.state IN ('online', 'syncing') AS online,
+        n.state IN ('online', 'syncing') AS online, n.restore_id IS NOT NULL AS held,
         coalesce(CASE WHEN n.generation > g.generation THEN coalesce(n.release_id, g.release_id) ELSE g.release_id END
             = o.release_id, false) AS meant,
         n.confirmed_generation >= greatest(n.generation, g.generation) AS reached,
@@ -37,6 +37,7 @@ WITH seen AS (
         CASE WHEN meant AND NOT reached AND failing THEN error_message ELSE '' END AS error_message,
         CASE
             WHEN gone THEN 'left'
+            WHEN meant AND held THEN 'held'
             WHEN meant AND reached THEN 'at_target'
             WHEN meant AND failing THEN 'failed'
             WHEN meant AND NOT online THEN 'offline'
@@ -53,7 +54,7 @@ FROM shown WHERE name > $2 AND ($3::text IS NULL OR outcome = $3) ORDER BY name 
 -- name: counts
 WITH seen AS (
     SELECT k.step, n.group_id <> o.group_id OR n.removed_at IS NOT NULL OR n.state = 'revoked' AS gone,
-        n.state IN ('online', 'syncing') AS online,
+        n.state IN ('online', 'syncing') AS online, n.restore_id IS NOT NULL AS held,
         coalesce(CASE WHEN n.generation > g.generation THEN coalesce(n.release_id, g.release_id) ELSE g.release_id END
             = o.release_id, false) AS meant,
         n.confirmed_generation >= greatest(n.generation, g.generation) AS reached,
@@ -68,6 +69,7 @@ WITH seen AS (
     SELECT coalesce(step, 0) AS step,
         CASE
             WHEN gone THEN 'left'
+            WHEN meant AND held THEN 'held'
             WHEN meant AND reached THEN 'at_target'
             WHEN meant AND failing THEN 'failed'
             WHEN meant AND NOT online THEN 'offline'
@@ -88,6 +90,7 @@ WITH told AS (
         CASE
             WHEN h.outcome IS NOT NULL THEN h.code
             WHEN n.state NOT IN ('online', 'syncing') THEN 'offline'
+            WHEN n.restore_id IS NOT NULL THEN 'held'
             WHEN n.protocol < $7::int8 THEN 'too_old'
             WHEN $6::bool THEN 'pending'
             ELSE 'no_answer'
@@ -108,7 +111,7 @@ SELECT t.outcome, count(*) AS nodes
 FROM (
     SELECT CASE
         WHEN h.outcome IS NOT NULL THEN h.outcome
-        WHEN $3::bool AND n.state IN ('online', 'syncing') AND n.protocol >= $4::int8 THEN 'pending'
+        WHEN $3::bool AND n.state IN ('online', 'syncing') AND n.restore_id IS NULL AND n.protocol >= $4::int8 THEN 'pending'
         ELSE 'unknown'
     END AS outcome
     FROM rollouts AS o JOIN nodes AS n ON n.group_id = o.group_id AND n.removed_at IS NULL AND n.state <> 'revoked'

@@ -22,11 +22,11 @@ async def ship(replica: Replica, node: TestNode, files: Mapping[BackupFile, byte
 
 
 async def tell(
-    node: TestNode, lineage: str, reached: int, at: datetime | None = None, *, sequence: int = 1, error: str = ""
+    node: TestNode, lineage: str, reached: int, at: datetime | int, *, sequence: int = 1, error: str = ""
 ) -> None:
-    """Have a node tell how far its backup is, and control write it."""
+    """Have a node tell how far its backup is, at a time or Unix second, and control write it."""
     replica = node.replica
-    reached_at = int((at or replica.services.clock.now()).timestamp())
+    reached_at = at if isinstance(at, int) else int(at.timestamp())
     state = wire.BackupState(lineage, reached, reached_at, 0, error)
     told = numbers.message([], sequence=sequence, node=wire.NodeNumbers(backup=state))
     assert (await numbers.tell(node, told)).status in (200, 204)

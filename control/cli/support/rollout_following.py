@@ -13,6 +13,7 @@ PATIENCE = 300.0
 """Seconds for which a rollout is followed although control can't be reached: its replicas may be restarted."""
 UNTOLD = {
     "offline": "it is offline",
+    "held": "it is held at a restore",
     "too_old": "its version can't rehearse",
     "pending": "it hasn't told yet",
     "no_answer": "it didn't answer in time",

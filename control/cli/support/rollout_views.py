@@ -12,7 +12,7 @@ from control.cli.support import output
 from control.cli.support.client import Json
 from control.protocol.counts import counted
 
-NODE_COUNTS = ("at_target", "syncing", "failed", "offline", "waiting", "superseded", "left")
+NODE_COUNTS = ("at_target", "syncing", "failed", "offline", "held", "waiting", "superseded", "left")
 """The outcomes of nodes, as `NodeCounts` has them."""
 ASKED_ABOVE = 100
 """The most nodes that are started at once without a question."""
@@ -91,7 +91,8 @@ def would(act: str, rollout: Json, *, everything: bool = False) -> str:
     found, number, where = rollout["counts"], rollout["number"], place(rollout)
     waiting = counted(found["waiting"], "node that wasn't started yet", "nodes that weren't started yet")
     run = f"{counted(found['at_target'], 'node that runs', 'nodes that run')} release {number}"
-    others = counted(sum(found[outcome] for outcome in ("syncing", "failed", "offline")), "other started node")
+    on_their_way = ("syncing", "failed", "offline", "held")  # an older control doesn't know the last
+    others = counted(sum(found.get(outcome, 0) for outcome in on_their_way), "other started node")
     match act:
         case "pause":
             return f"no further node is started; {waiting} wait"
@@ -158,7 +159,7 @@ def drawn(rollout: Json, number: int | None = None) -> RenderableType:
     `number`: as for `onward`.
     """
     parts: list[RenderableType] = [output.drawn_pairs(_head(rollout)), Text()]
-    shown = [outcome for outcome in OUTCOMES if outcome != "superseded" or rollout["counts"].get(outcome)]
+    shown = [outcome for outcome in OUTCOMES if outcome not in RARE or rollout["counts"].get(outcome)]
     columns = (*STEPS, *(word(outcome).upper() for outcome in shown))
     now = "stopped" if rollout["state"] in ENDED else "now"
     parts.append(output.drawn_table(columns, [_step(step, shown, now) for step in rollout["plan"]]))
@@ -192,7 +193,9 @@ def _head(rollout: Json) -> Iterator[tuple[str, object]]:
 
 STEPS = ("STEP", "UNTIL", "STATE", "STARTED")
 OUTCOMES = tuple(outcome for outcome in NODE_COUNTS if outcome != "waiting")
-"""The outcomes of nodes that a step has started; one that only ended rollouts have is a column where there are such."""
+"""The outcomes of nodes that a step has started."""
+RARE = ("held", "superseded")
+"""Those that are a column only where there are such."""
 
 
 def _step(step: Json, shown: Sequence[str], now: str) -> tuple[object, ...]:

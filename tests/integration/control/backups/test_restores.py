@@ -287,9 +287,11 @@ async def test_who_can_not_be_brought_back(replica: Replica, made: list[bytes]) 
 
 async def test_another_nodes_database_is_adopted_only_knowingly(replica: Replica, made: list[bytes]) -> None:
     node, other = await at_release(replica), await joined_behind(replica, "shop-2")
-    await other.sync()
     files = history(made)
     lineage = await ship(replica, other, files)
+    going = await other.plan()
+    other.apply(going)
+    await other.report(going.sync_id, "succeeded", boundary=wire.BackupPosition(lineage, 2))
     assert await refused(replica, "shop-1", f"{lineage}/3") == "backup_incomplete"
     for wrong in ({"from": "shop-2"}, {"adopt": True}, {"adopt": True, "from": "shop-1"}):
         assert await refused(replica, "shop-1", "latest", **wrong) == "invalid_body"
@@ -303,7 +305,7 @@ async def test_another_nodes_database_is_adopted_only_knowingly(replica: Replica
     answer = await replica.call("POST", "/v1/nodes/shop-1/restores", wanted, token=deployer)
     assert code(answer) == "role_insufficient"
     ordered = await order(replica, "shop-1", f"{lineage}/2", adopt=True, **{"from": "shop-2"})
-    assert ordered["from_node"] == "shop-2"
+    assert (ordered["from_node"], ordered["before_release"]) == ("shop-2", 1)
     told_order = (await got(node, ordered["id"])).json()
     assert len(told_order["files"]) == 2
     for file in told_order["files"]:
@@ -443,9 +445,11 @@ async def test_what_nodes_tell_is_kept(replica: Replica, made: list[bytes]) -> N
     history_one = (await ok(replica, "GET", "/v1/nodes/shop-1/backup"))["histories"][0]
     assert (history_one["reached"], history_one["error"]) == (5, "the folder is full")
     assert datetime.fromisoformat(history_one["reached_at"]) >= (now - timedelta(seconds=31)).replace(microsecond=0)
-    for ahead in (datetime(9000, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)):
-        await tell(node, lineage, 6, ahead, sequence=3 + (ahead.year == 9999))
-    assert (await listed(replica))["lag"] == 0.0
+    for sequence, ahead in enumerate((int(now.timestamp()) + 86_400, 2**53), start=3):
+        await tell(node, lineage, 6, ahead, sequence=sequence)
+        found = await listed(replica)
+        assert found["lag"] == 0.0
+        assert datetime.fromisoformat(found["reached_at"]) <= replica.services.clock.now()
     # A node that has got no place for a file yet says why.
     await tell(quiet, uuid4().hex, 0, now, error="the database can't be read")
     assert (await listed(replica, "shop-2"))["error"] == "the database can't be read"
