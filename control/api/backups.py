@@ -29,7 +29,7 @@ class NewRestore(Body, frozen=True):
     adopt: bool = False
     """Bring the database of another node back, `from`; the node goes on with it as its own."""
     from_: Annotated[str, Meta(max_length=63)] = field(default="", name="from")
-    """The name or id of that node."""
+    """The name or id of that node; the id, if it was removed."""
     reason: Text = ""
 
 
@@ -187,6 +187,7 @@ LAST_OF = SQL.rows("last_of", RestoreRow)
 OF_NODE = SQL.rows("of_node", RestoreRow)
 ARRIVALS = SQL.rows("arrivals", Arrival)
 RELEASE = SQL.rows("release", FoundRelease)
+REMOVED = SQL.rows("removed", node_views.FoundNode)
 NEWEST_AT = SQL.optional("newest_at", datetime)
 
 STATE_ERRORS = ("unknown_release", "backup_incomplete", "backup_damaged", *artifacts.STORE_ERRORS)
@@ -283,7 +284,7 @@ async def restore_node(call: ApiCall, body: NewRestore, query: RestoreQuery) -> 
         node = await node_views.find(conn, call.operator, "deploy", call.path["node"])
         if not body.adopt:
             return node, node
-        return node, await node_views.find(conn, call.operator, "deploy", body.from_, "from")
+        return node, await _source(conn, call, body.from_)
 
     node, source = await services.db.read(find)
     adopted = None if source.id == node.id else source
@@ -313,6 +314,23 @@ async def restore_node(call: ApiCall, body: NewRestore, query: RestoreQuery) -> 
         return made
 
     return await call.write(work)
+
+
+async def _source(conn: Connection, call: ApiCall, name: str) -> node_views.FoundNode:
+    """Find the node whose database is adopted; a removed one by its id, since its backup outlives it for a while.
+
+    Raises: as `node_views.find`.
+    """
+    try:
+        return await node_views.find(conn, call.operator, "deploy", name, "from")
+    except ProblemError as problem:
+        try:
+            removed = await conn.fetchrow(REMOVED, UUID(name))
+        except ValueError:
+            removed = None
+        if removed is None or not call.operator.rights.allows("deploy", removed.group_name):
+            raise problem from None
+        return removed
 
 
 class RestoreList(pagination.Paging, forbid_unknown_fields=True):

@@ -90,6 +90,11 @@ ORDER BY at DESC, release_id LIMIT 1;
 -- name: newest_at
 SELECT max(reached_at) FROM backups WHERE node_id = $1;
 
+-- A node that was removed, by its id.
+-- name: removed
+SELECT n.id, n.name, n.group_id, g.name AS group_name FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
+WHERE n.id = $1 AND n.removed_at IS NOT NULL;
+
 -- A release, by its id.
 -- name: release
 SELECT g.name AS group_name, x.number FROM releases AS x JOIN groups AS g ON g.id = x.group_id WHERE x.id = $1;

@@ -313,6 +313,16 @@ async def test_another_nodes_database_is_adopted_only_knowingly(replica: Replica
         assert found is not None
         assert await fetched(file["url"]) == files[found]
     assert code(await got(other, ordered["id"])) == "unknown_restore"
+    await told(node, ordered["id"], "failed")
+    # The backup of a node that was removed is there for a while.
+    await ok(replica, "DELETE", "/v1/nodes/shop-2")
+    assert await refused(replica, "shop-1", "latest", adopt=True, **{"from": "shop-2"}) == "unknown_node"
+    wanted["from"] = other.id
+    answer = await replica.call("POST", "/v1/nodes/shop-1/restores", wanted, token=deployer)
+    assert code(answer) == "unknown_node"
+    ordered = await order(replica, "shop-1", "latest", adopt=True, **{"from": other.id})
+    assert ordered["position"] == f"{lineage}/{COUNT}"
+    assert len((await got(node, ordered["id"])).json()["files"]) == COUNT
 
 
 async def test_a_private_store_gives_files_through_control(control_site: Site, made: list[bytes]) -> None:
@@ -355,6 +365,7 @@ async def test_a_node_that_joins_again_gets_its_last_state(replica: Replica, mad
     # A newer history whose snapshot never came to its end has no state yet.
     unfinished = {file: data for file, data in files.items() if file.level == objects.SHIPMENT}
     new = await ship(replica, node, unfinished)
+    assert (await plan(replica, "shop-1", "latest"))["position"] == f"{old}/{COUNT}"
     assert (await latest()).json()["position"] == {"lineage": old, "transaction": COUNT}
     snapshot = {file: data for file, data in files.items() if file.level == objects.SNAPSHOT}
     await ship(replica, node, snapshot, new)
