@@ -12,6 +12,7 @@ from control.access.rate_limits import NodeLimits
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.backups.builder import Builder
+from control.backups.drills import Drills
 from control.backups.grants import Grants
 from control.backups.losses import RowComparison
 from control.backups.targets import StateFinder
@@ -95,6 +96,8 @@ class Services:
     """Makes databases of backups."""
     comparison: RowComparison
     """Counts the rows that restores would lose."""
+    drills: Drills
+    """Proves backups."""
     states: StateFinder
     """Finds states of nodes' databases in their backups."""
     fleet: FleetCache

@@ -79,7 +79,7 @@ class Builder:
         """`most`: bytes that the files of a database, and the database itself, may have. `deadline`: seconds for making
         one of files that are there."""
         self._store = store
-        self._folder = folder
+        self.folder = folder
         self._most = most
         self._deadline = deadline
         self.read = 0
@@ -125,7 +125,7 @@ class Builder:
         Raises: ProblemError backup_incomplete, when no files lead there; backup_damaged, when what does isn't whole;
         spool_full, when that would take more room than there is, or than it may have; and as `Store` does.
         """
-        with tempfile.TemporaryDirectory(prefix="skerry-backup-", dir=self._folder) as made:
+        with tempfile.TemporaryDirectory(prefix="skerry-backup-", dir=self.folder) as made:
             folder = Path(made)
             with _disk_failures(folder):
                 files = await self._download(folder, node, lineage, to)

@@ -19,9 +19,12 @@ from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.api import rollouts
 from control.api.services import Databases, Services
-from control.backups.builder import Builder
+from control.backups.builder import Builder, private_folder
+from control.backups.drills import Drills
 from control.backups.grants import Grants
+from control.backups.keeper import BackupKeeper
 from control.backups.losses import RowComparison
+from control.backups.merging import Merger
 from control.backups.targets import StateFinder
 from control.clock import Clock, ClockError, SystemClock
 from control.edge_check import Checks
@@ -148,7 +151,12 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         stack.push_async_callback(sessions.stop)
         sign_ins = SignIns(sessions, clock, databases.cache, databases.writes)
         stack.push_async_callback(sign_ins.stop)
-        builder = Builder(store, settings.spool, settings.backup_limit, BUILD_LIMIT)
+        folder = stack.enter_context(private_folder(settings.spool))
+        checks = Checks(settings.checks_at_once, settings.check_timeout)
+        builder = Builder(store, folder, settings.backup_limit, BUILD_LIMIT)
+        merger = Merger(store, builder, ownership, folder)
+        drills = Drills(background, store, builder, merger, checks, clock, folder)
+        keeper = BackupKeeper(background, builder, merger, drills, clock, settings.backup_drill_bytes)
         provider = _provider(settings, clock)
         if provider is not None:
             stack.push_async_callback(provider.close)
@@ -165,7 +173,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             ownership=ownership,
             access=access,
             deletions=deletions,
-            checks=Checks(settings.checks_at_once, settings.check_timeout),
+            checks=checks,
             readiness=readiness,
             auth=authenticator,
             sessions=sessions,
@@ -178,6 +186,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             grants=Grants(databases.joins, databases.writes, clock),
             builder=builder,
             comparison=RowComparison(builder, clock),
+            drills=drills,
             states=StateFinder(databases.lists, builder, clock),
             fleet=fleet,
             heartbeats=heartbeats,
@@ -217,6 +226,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             "uses of tokens": uses.run,
             "files": services.reread.run,
             "live records": services.watching.run,
+            "backups": keeper.run,
             "monitor": services.monitor().run,
             "rollouts": rollout_runner.run,
             "webhooks": webhooks.run,

@@ -18,6 +18,7 @@ from control.api import (
     logs,
     metadata_recovery,
     node_backups,
+    node_data,
     node_views,
     nodes,
     operators,
@@ -47,7 +48,7 @@ def _description() -> bytes:
 
 OPERATIONS: tuple[Operation, ...] = declared(
     *(artifacts, artifact_store, functions, releases, rollouts, groups, schema),
-    *(nodes, node_views, join_tokens, syncs, rehearsals, node_backups, backups, logs),
+    *(nodes, node_views, join_tokens, syncs, rehearsals, node_backups, backups, node_data, logs),
     *(fleet, replicas, probes, audit, metadata_recovery),
     *(operators, webhooks, sys.modules[__name__]),
 )

@@ -4,6 +4,7 @@ because its input is hostile.
     module FILE [--size-limit BYTES] [--memory-pages PAGES]
     schema                                                 (see check_schema.py)
     probes                                                 (see check_probes.py)
+    restored                                               (see check_restored.py)
 
 It prints one JSON object, `{"ok": true, …}` or `{"ok": false, "code": …, "message": …}`, and exits with status 0 for
 both; `unfenced` in the object lists the parts of the fence that this machine lacks. Status 2 is a wrong command line;
@@ -98,6 +99,10 @@ def main(argv: Sequence[str]) -> int:
         from edge_runtime.oneshot import check_probes
 
         return _check_request(argv, check_probes.ProbesCheckRequest, check_probes.answer)
+    if argv[:1] == ["restored"]:
+        from edge_runtime.oneshot import check_restored
+
+        return _check_request(argv, check_restored.RestoredCheckRequest, check_restored.answer)
     parser = argparse.ArgumentParser(prog="python -m edge_runtime.oneshot.check")
     module = parser.add_subparsers(required=True).add_parser("module", help="a module that a node can run?")
     module.add_argument("file", type=Path)

@@ -108,7 +108,7 @@ def check(opened: LibsqlDatabase, change: SchemaCheckRequest, probed: ProbedFunc
     except (WasmEdgeError, OSError) as error:
         return f"the function can't be loaded: {error}"
     opened.rows("BEGIN IMMEDIATE")
-    if _probe(opened, function, manifest):
+    if run_probe(opened, function, manifest):
         return ""
     if not opened.in_transaction:
         return ""
@@ -117,10 +117,10 @@ def check(opened: LibsqlDatabase, change: SchemaCheckRequest, probed: ProbedFunc
     except SchemaChangeRefused:
         # It fails on the generated rows: that was reported.
         return ""
-    return _probe(opened, function, manifest)
+    return run_probe(opened, function, manifest)
 
 
-def _probe(opened: LibsqlDatabase, function: guest.LoadedFunction, manifest: Manifest) -> str:
+def run_probe(opened: LibsqlDatabase, function: guest.LoadedFunction, manifest: Manifest) -> str:
     """Run the probe in the open transaction, and undo its writes; return why it failed, or ''."""
     probe = manifest.probe
     assert probe is not None  # noqa: S101

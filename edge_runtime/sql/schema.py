@@ -179,17 +179,21 @@ def digest(schema: SchemaDigests) -> str:
 
 
 def shape_digest(opened: LibsqlDatabase) -> str:
-    """Return a sha256 that two files share if their schemas mean the same, whatever led to them.
+    """Return a sha256 that two files share if their schemas mean the same, whatever led to them."""
+    return _sha256([[*key, *shape] for key, shape in sorted(shapes(opened).items())])
+
+
+def shapes(opened: LibsqlDatabase) -> dict[tuple[str, str], list[object]]:
+    """Return the table and the meaning of each definition, by its type and name, in lower case.
 
     Tables of virtual tables' own (shadow tables) are left out: other versions of a module may make others.
     """
     shadows = {row.name for row in opened.read(NameRow, _SHADOWS)}
-    rows = [
-        [row.type, row.name.lower(), row.tbl_name.lower(), _shape(row)]
+    return {
+        (row.type, row.name.lower()): [row.tbl_name.lower(), _shape(row)]
         for row in definitions(opened)
         if row.tbl_name.lower() not in shadows
-    ]
-    return _sha256(sorted(rows, key=lambda row: row[:3]))
+    }
 
 
 def _shape(row: DefinitionRow) -> list[object]:

@@ -58,3 +58,74 @@ SELECT u.node_id::uuid, u.release_id::uuid, u.lineage, u.transaction_id::int8, $
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS u (node_id, release_id, lineage, transaction_id)
 ON CONFLICT (node_id, release_id) DO UPDATE
 SET lineage = excluded.lineage, transaction_id = excluded.transaction_id, at = excluded.at;
+
+-- The history of a node that goes on and of which the store has something.
+-- name: open_history
+SELECT lineage FROM backups WHERE node_id = $1 AND ended_at IS NULL;
+
+-- Histories with shipments that weren't merged, which weren't looked at since $1.
+-- name: merge_due
+SELECT b.node_id::text AS node_id, b.lineage, b.merged, coalesce(p.last_seen_at, b.begun_at) AS seen_at
+FROM backups AS b LEFT JOIN node_presence AS p ON p.node_id = b.node_id
+WHERE b.ended_at IS NULL AND b.reached > b.merged AND (b.merged_at IS NULL OR b.merged_at < $1)
+ORDER BY b.merged_at IS NOT NULL, b.merged_at LIMIT $2;
+
+-- Note that a history was looked at, and that its shipments up to a transaction were merged.
+-- name: note_merged
+UPDATE backups SET merged_at = $3, merged = greatest(merged, $4) WHERE node_id = $1 AND lineage = $2;
+
+-- The transactions of a history before releases.
+-- name: cuts
+SELECT transaction_id FROM boundaries WHERE node_id = $1 AND lineage = $2;
+
+-- Histories whose retention wasn't looked at since $1.
+-- name: sweep_due
+SELECT b.node_id::text AS node_id, b.lineage, coalesce(b.ended_at, n.removed_at) AS ended_at,
+    (g.backup ->> 'retention')::int8 AS retention,
+    n.id IS NULL OR n.removed_at IS NOT NULL OR EXISTS (
+        SELECT 1 FROM backups AS o
+        WHERE o.node_id = b.node_id AND o.ended_at IS NULL AND o.lineage <> b.lineage AND o.proven > 0
+    ) AS replaced
+FROM backups AS b LEFT JOIN nodes AS n ON n.id = b.node_id LEFT JOIN groups AS g ON g.id = n.group_id
+WHERE b.swept_at IS NULL OR b.swept_at < $1
+ORDER BY b.swept_at IS NOT NULL, b.swept_at LIMIT $2;
+
+-- Note that the retention of a history was looked at, and how many bytes the store has of it.
+-- name: note_swept
+UPDATE backups SET swept_at = $3, at_store = $4 WHERE node_id = $1 AND lineage = $2;
+
+-- Forget the boundaries in a history of which the store has nothing any more.
+-- name: forget_boundaries
+DELETE FROM boundaries WHERE node_id = $1 AND lineage = $2;
+
+-- Forget such a history.
+-- name: forget
+DELETE FROM backups WHERE node_id = $1 AND lineage = $2;
+
+-- The history that was tried longest ago: not since $1, or not since $2 if nothing has come to it.
+-- name: drill_due
+SELECT b.node_id::text AS node_id, b.lineage
+FROM backups AS b JOIN nodes AS n ON n.id = b.node_id
+WHERE b.ended_at IS NULL AND n.removed_at IS NULL AND b.reached > 0 AND (
+    b.drilled_at IS NULL OR b.drilled_at < $2
+    OR (b.drilled_at < $1 AND (b.reached > b.proven OR b.drill_error <> ''))
+)
+ORDER BY b.drilled_at IS NOT NULL, b.drilled_at LIMIT 1;
+
+-- Keep what a drill has found: the last transaction that was restored and works (0: none is), and what was wrong.
+-- name: keep_drill
+UPDATE backups SET drilled_at = $3, drill_error = $5,
+    proven = CASE WHEN $4::int8 > 0 THEN $4::int8 ELSE proven END,
+    proven_at = CASE WHEN $4::int8 > 0 THEN $3::timestamptz ELSE proven_at END
+WHERE node_id = $1 AND lineage = $2;
+
+-- Those of these versions of functions that have a probe.
+-- name: probed
+SELECT v.name, v.version, v.sha256, v.size, v.artifact_id::text AS artifact_id, v.manifest
+FROM unnest($1::text[], $2::text[]::int8[]) AS f (name, version)
+    JOIN function_versions AS v ON v.name = f.name AND v.version = f.version
+WHERE v.manifest ->> 'probe' IS NOT NULL ORDER BY v.name, v.version;
+
+-- All revisions of these schema changes.
+-- name: changes
+SELECT number, checksum, sql FROM schema_changes WHERE number = ANY($1::text[]::int8[]);

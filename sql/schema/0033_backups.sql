@@ -8,9 +8,10 @@ ALTER TABLE nodes ADD COLUMN IF NOT EXISTS restore_id UUID;
 
 -- One unbroken history of one database on one disk: what a node has said of it, and what control has found at the
 -- store. reached: the last transaction at the store; reached_at: when the node's disk had nothing newer than that.
--- pending: bytes that wait on the node. error: why it doesn't go on. at_store: bytes. merged: the last transaction that
--- was merged. proven: the last transaction of which a restore was tried and worked. drilled_at: the last attempt;
--- drill_error: why that failed; '' if it worked. ended_at: when another history took its place.
+-- pending: bytes that wait on the node. error: why it doesn't go on. at_store: bytes. merged: the transaction up to which
+-- shipments were merged; merged_at, swept_at: when control looked for some, and for what the retention doesn't need.
+-- proven: the last transaction of which a restore was tried and worked. drilled_at: the last attempt; drill_error: why
+-- that failed; '' if it worked. ended_at: when another history took its place.
 CREATE TABLE IF NOT EXISTS backups (
     node_id UUID NOT NULL,
     lineage TEXT NOT NULL,
@@ -23,6 +24,7 @@ CREATE TABLE IF NOT EXISTS backups (
     error TEXT NOT NULL DEFAULT '',
     at_store INT8 NOT NULL DEFAULT 0,
     merged INT8 NOT NULL DEFAULT 0,
+    merged_at TIMESTAMPTZ,
     swept_at TIMESTAMPTZ,
     proven INT8 NOT NULL DEFAULT 0,
     proven_at TIMESTAMPTZ,

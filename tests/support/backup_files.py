@@ -25,15 +25,15 @@ def states(folder: Path, count: int) -> list[bytes]:
     return found
 
 
-def history(states: list[bytes]) -> dict[BackupFile, bytes]:
-    """Return a snapshot of the first state, and a shipment for each other one."""
+def history(states: list[bytes], every_ms: int = EVERY_MS) -> dict[BackupFile, bytes]:
+    """Return a snapshot of the first state, and a shipment for each other one, so many milliseconds apart."""
     found, before = {}, b""
     for number, state in enumerate(states, start=1):
         size = int.from_bytes(state[16:18], "big")
         pages = {at // size + 1: state[at : at + size] for at in range(0, len(state), size)}
         wrote = {page: data for page, data in pages.items() if before[(page - 1) * size : page * size] != data}
         out = io.BytesIO()
-        header = ltx.Header(size, len(pages), number, number, BEGUN_MS + number * EVERY_MS)
+        header = ltx.Header(size, len(pages), number, number, BEGUN_MS + number * every_ms)
         written = ltx.write(out, header, sorted(wrote.items()))
         found[BackupFile(9 if number == 1 else 0, number, number, written)] = out.getvalue()
         before = state

@@ -110,6 +110,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/nodes/{node}/rename"): Rule(
         "admin", "group", lambda g, n: f"/v1/nodes/{n.name}/rename", lambda g, n: {"name": n.name}, hidden=True
     ),
+    ("POST", "/v1/nodes/{node}/drill"): Rule("deploy", "group", lambda g, n: f"/v1/nodes/{n.name}/drill", hidden=True),
+    ("GET", "/v1/nodes/{node}/data"): Rule("admin", "group", lambda g, n: f"/v1/nodes/{n.name}/data", hidden=True),
     ("POST", "/v1/nodes/{node}/labels"): Rule(
         "deploy", "group", lambda g, n: f"/v1/nodes/{n.name}/labels", lambda g, n: {"remove": ["none"]}, hidden=True
     ),

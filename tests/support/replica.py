@@ -50,6 +50,7 @@ def deaf() -> SetClock:
 
 UNASKED: Final = {
     "access lists",
+    "backups",
     "bucket's owner",
     "heartbeats",
     "monitor",

@@ -106,6 +106,7 @@ class Replica:
                     "access",
                     "builder",
                     "deletions",
+                    "drills",
                     "checks",
                     "readiness",
                     "states",

@@ -68,10 +68,12 @@ LOGGED_ELSEWHERE = frozenset(
         ("PUT", "/v1/nodes/self/restores/{id}"),
         ("POST", "/v1/nodes/self/watches/{id}"),
         ("POST", "/v1/logins"),
+        ("POST", "/v1/nodes/{node}/drill"),
     }
 )
-"""What nodes report of themselves: the log of syncs, the state of a node, and records of its own log. And a login that
-somebody begins, who isn't known yet: it has a row when it is answered."""
+"""What nodes report of themselves: the log of syncs, the state of a node, and records of its own log. A login that
+somebody begins, who isn't known yet: it has a row when it is answered. And a drill, which needs a backup:
+`tests/integration/control/backups/test_drills.py` looks for its row."""
 
 
 def test_every_operation_that_writes_is_tried_or_has_another_log() -> None:
