@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 import click
 
+from control.cli.data_copies import copy, drill
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
 from control.cli.support.lists import ago, list_command
+from control.cli.support.states import second, wire_target
 from control.protocol.command_line import CommandGroup
 from control.protocol.counts import counted
 
@@ -24,7 +26,7 @@ def _lag(backup: Json) -> str:
 
 
 def _reached(backup: Json) -> str:
-    return "nothing yet" if backup["reached_at"] is None else _second(backup["reached_at"])
+    return "nothing yet" if backup["reached_at"] is None else second(backup["reached_at"])
 
 
 def _state(backup: Json) -> str:
@@ -32,7 +34,7 @@ def _state(backup: Json) -> str:
     restore = backup["restore"]
     if restore is None or restore["state"] in ("done", "cancelled"):
         return "" if backup["interval"] else "not backed up any more"
-    at = _second(restore["at"])
+    at = second(restore["at"])
     return {"ordered": f"goes to {at}", "held": f"held at {at}", "failed": f"failed to go to {at}"}[restore["state"]]
 
 
@@ -88,7 +90,7 @@ async def restore(node: str, to: str, adopt: str | None, reason: str, plan: bool
     What would be gone is shown before you are asked. The node keeps its database of now in a folder, answers calls
     again after some seconds, and is held at what it has then until `skerry data resume`: it gets no release meanwhile.
     """
-    body: Json = {"to": _target(to)}
+    body: Json = {"to": wire_target(to)}
     if adopt is not None:
         body |= {"adopt": True, "from": adopt}
     where = path("nodes", node, "restores")
@@ -101,33 +103,25 @@ async def restore(node: str, to: str, adopt: str | None, reason: str, plan: bool
             output.document(planned)
         if plan:
             return
-        second = _second(planned["at"])
-        options.confirm(f"Bring {output.clean(planned['node'])} back to {second}?", yes)
+        options.confirm(f"Bring {output.clean(planned['node'])} back to {second(planned['at'])}?", yes)
         # Exactly the state that was shown.
         ordered = await control.post(where, {**body, "to": planned["position"], "reason": reason})
     line = (
-        f"{ordered['node']} goes to {_second(ordered['at'])} with its next poll, and is held there: `skerry data list` "
+        f"{ordered['node']} goes to {second(ordered['at'])} with its next poll, and is held there: `skerry data list` "
         f"shows it, `skerry data resume {ordered['node']}` lets it go on"
     )
     output.answered({**ordered, "plan": planned} if as_json else ordered, line, as_json=as_json)
 
 
-def _target(text: str) -> str:
-    """Return a state as control takes it: a time of this machine, or how long ago it was, becomes one in UTC."""
-    if text == "latest" or text.startswith("before:") or "/" in text:
-        return text
-    return output.rfc3339(options.TIME.convert(text, None, None))
-
-
 def _plan(planned: Json) -> Iterator[tuple[str, str | None]]:
     """Return the lines of a plan, each with its style."""
     whose = f" of node {planned['from_node']}" if planned["from_node"] else ""
-    yield f"{planned['node']} would go to its state{whose} at {_second(planned['at'])} ({planned['position']})", None
+    yield f"{planned['node']} would go to its state{whose} at {second(planned['at'])} ({planned['position']})", None
     release = planned["release"]
     yield f"  release there: {_release(release) if release else 'not known, or none'}", None
     for each in planned["undone"]:
         yield f"  - release {_release(each)} is undone", "red"
-    newer, newest = output.span(planned["newer"]), _second(planned["newest_at"])
+    newer, newest = output.span(planned["newer"]), second(planned["newest_at"])
     yield f"  - what was written since is gone: {newer} up to {newest}", "red"
     tables = planned["tables"]
     if tables is None:
@@ -172,6 +166,5 @@ async def resume(node: str, as_json: bool) -> None:
     output.answered(ended, f"{ended['node']}: {what}", as_json=as_json)
 
 
-def _second(time: str) -> str:
-    """Return a time from control to the second, in UTC."""
-    return f"{output.when(time):%Y-%m-%d %H:%M:%S} UTC"
+command.add_command(drill)
+command.add_command(copy)

@@ -5,7 +5,9 @@ once even if an answer is lost.
 """
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import os
 import random
 import re
@@ -35,6 +37,8 @@ TLS_END = 0.25
 """Seconds to wait for the end of a TLS connection that control closes; aiohttp doesn't wait."""
 READ_SECONDS, UPLOAD_SECONDS = 90.0, 300.0
 """Seconds without a byte of an answer until a call is retried; an upload waits for its turn to be checked."""
+BACKUP_SECONDS = 3600.0
+"""Seconds likewise for what control makes of a backup: it may read gigabytes before it answers."""
 CHUNK = 1024 * 1024
 """Bytes of a file that are read and sent at a time."""
 HOME_FILE = "cli.json"
@@ -253,6 +257,36 @@ class Client:
         """PUT a file; `sent` gets the size of each piece, and the negated sum when the upload starts over."""
         return await self.call("PUT", where, file=file, sent=sent)
 
+    async def download(self, where: str, target: Path, **query: str | int | None) -> dict[str, str]:
+        """GET a file that is new here, with the size and the digest that control says; it is on disk then. Return the
+        answer's headers, by their names in lower case.
+
+        Raises: RequestRefused and Unreachable, as `call`; Failure, when there is a file, its bytes didn't arrive, or
+        the disk takes none.
+        """
+        import aiohttp
+
+        if os.path.lexists(target):
+            raise Failure(f"{target} is there already", cure="give the name of a new file")
+        headers = {"authorization": f"Bearer {self._to.token}"} if self._to.token else {}
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=BACKUP_SECONDS)
+        parameters = {name: str(value) for name, value in query.items() if value is not None}
+        asked = {"params": parameters, "headers": headers, "timeout": limits, "allow_redirects": False}
+        try:
+            async with self._open().get(self._to.url + where, **asked) as response:
+                if response.status != 200:
+                    kind = Unreachable if response.status == 503 else RequestRefused
+                    raise problem_of(kind, "GET", where, response.status, await response.read())
+                found = {name.lower(): value for name, value in response.headers.items()}
+                await _write_new(target, response.content.iter_chunked(CHUNK), found)
+                return found
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+            raise self.untrusted(error) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self.unreachable(error) from error
+        except OSError as error:
+            raise Failure(f"{target} can't be written: {error.strerror}") from error
+
     async def call(
         self,
         method: str,
@@ -262,6 +296,7 @@ class Client:
         query: dict[str, str | int | None] | None = None,
         file: Path | None = None,
         sent: Callable[[int], None] | None = None,
+        seconds: float = READ_SECONDS,
     ) -> Json:
         """Make a call, retrying while control can't be reached or answers 503, and return the JSON object answered.
 
@@ -281,7 +316,7 @@ class Client:
         if file is not None:
             # With these, control refuses a size or a token before the bytes are sent.
             headers |= {"content-type": "application/wasm", "content-length": str(file.stat().st_size)}
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=UPLOAD_SECONDS if file else READ_SECONDS)
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=UPLOAD_SECONDS if file else seconds)
         parameters = {name: str(value) for name, value in (query or {}).items() if value is not None}
         for attempt in range(1, ATTEMPTS + 1):
             pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.25)  # noqa: S311
@@ -361,6 +396,37 @@ async def _pieces(file: Path, sent: Callable[[int], None] | None) -> AsyncIterat
     finally:
         if gone and sent is not None:
             sent(-gone)
+
+
+async def _write_new(target: Path, pieces: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+    """Write a new file, which is whole and on disk once it has its name.
+
+    Raises: Failure, when it hasn't the size and the digest in the headers, or there is one; OSError.
+    """
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    digest, size = hashlib.sha256(), 0
+    try:
+        with part.open("xb") as file:
+            async for piece in pieces:
+                digest.update(piece)
+                size += len(piece)
+                await asyncio.to_thread(file.write, piece)
+            file.flush()
+            await asyncio.to_thread(os.fsync, file.fileno())
+        said = headers.get("content-length"), headers.get("repr-digest")
+        if said != (str(size), f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"):
+            raise Failure(f"what arrived for {target} isn't what control has sent", cure="run it again")
+        try:
+            os.link(part, target)
+        except FileExistsError:
+            raise Failure(f"{target} is there already", cure="give the name of a new file") from None
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        await asyncio.to_thread(os.fsync, folder)
+    finally:
+        os.close(folder)
 
 
 def answer_of(method: str, where: str, status: int, content: bytes) -> Json:
