@@ -19,6 +19,7 @@ from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.api import rollouts
 from control.api.services import Databases, Services
+from control.backups.backup_metrics import BackupMetrics
 from control.backups.builder import Builder, private_folder
 from control.backups.drills import Drills
 from control.backups.grants import Grants
@@ -120,7 +121,10 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         stack.push_async_callback(recent_calls.stop)
         rollout_metrics = RolloutMetrics(databases.lists, clock)
         stack.push_async_callback(rollout_metrics.stop)
-        fleet_metrics = FleetMetrics(standings, numbers, fleet, clock, [rollout_metrics.text])
+        backup_metrics = BackupMetrics(databases.lists, clock)
+        stack.push_async_callback(backup_metrics.stop)
+        more = [rollout_metrics.text, backup_metrics.text]
+        fleet_metrics = FleetMetrics(standings, numbers, fleet, clock, more)
         stack.push_async_callback(fleet_metrics.stop)
         targets = Targets()
         traces = Tracing(settings, fleet.mark.name) if settings.otlp_url else None

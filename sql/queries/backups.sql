@@ -129,3 +129,21 @@ WHERE v.manifest ->> 'probe' IS NOT NULL ORDER BY v.name, v.version;
 -- All revisions of these schema changes.
 -- name: changes
 SELECT number, checksum, sql FROM schema_changes WHERE number = ANY($1::text[]::int8[]);
+
+-- The backups of each group whose nodes are backed up: counts of nodes and the worst values, at the time $1; a history
+-- that wasn't proven since $2 is late.
+-- name: of_groups
+SELECT g.name AS group_name, count(b.node_id) AS nodes, count(*) - count(b.node_id) AS missing,
+    count(CASE WHEN b.error <> '' THEN 1 END) AS failing,
+    greatest(0, coalesce(
+        extract(epoch FROM max(b.told_at - coalesce(b.reached_at, b.begun_at))), 0
+    ))::float8 AS lag,
+    coalesce(max(b.pending), 0)::int8 AS pending, coalesce(sum(b.at_store), 0)::int8 AS at_store,
+    greatest(0, coalesce(
+        extract(epoch FROM max($1::timestamptz - coalesce(b.proven_at, b.begun_at))), 0
+    ))::float8 AS unproven,
+    count(CASE WHEN coalesce(b.proven_at, b.begun_at) < $2 THEN 1 END) AS late,
+    count(CASE WHEN b.drill_error <> '' THEN 1 END) AS failed_drills
+FROM groups AS g JOIN nodes AS n ON n.group_id = g.id LEFT JOIN backups AS b ON b.node_id = n.id AND b.ended_at IS NULL
+WHERE g.backup IS NOT NULL AND n.removed_at IS NULL AND n.state <> 'revoked'
+GROUP BY g.name ORDER BY g.name;

@@ -28,7 +28,7 @@ LAW: dict[str, set[str]] = {
     "control.access": {"storage", "sync"},
     "control.telemetry": {"storage", "sync"},
     "control.rollouts": {"storage", "sync", "telemetry"},
-    "control.backups": {"access", "storage", "sync"},
+    "control.backups": {"access", "storage", "sync", "telemetry"},
     "control.api": {"access", "backups", "rollouts", "storage", "sync", "telemetry"},
     "control.local": set(),
     "control.console": {"access", "api", "rollouts", "storage", "sync", "telemetry"},

@@ -14,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from control.metrics import ControlMetrics
 from control.protocol.histogram import FOLDED
 from control.protocol.manifest import Manifest
+from control.backups import backup_metrics
+from control.backups.backup_metrics import GroupBackups
 from control.rollouts import rollout_metrics
 from control.rollouts.rollout_metrics import OpenRow, ReadRollouts, SaidRow, StateCount
 from control.telemetry import fleet_metrics
@@ -59,6 +61,7 @@ def fleet() -> str:
         rollout_metrics.text(
             ReadRollouts([StateCount("paused", 1, 1)], [rollout], [said], {UUID(int=1): {"failed": 1}})
         ),
+        backup_metrics.text([GroupBackups("g", 1, 1, 1, 1.0, 1, 1, 1.0, 1, 1)]),
         *fleet_metrics.calls_text([fleet_metrics.call_outcomes(calls)], [fleet_metrics.call_seconds(calls)]),
     ]
     return "".join(texts)
