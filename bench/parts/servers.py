@@ -32,6 +32,7 @@ from . import cpu
 LIMIT = 120.0
 """Seconds within which any awaited state must be reached, even on a busy machine."""
 NODE = "edge-1"
+GROUP = "default"
 
 
 class Broken(Exception):
@@ -237,12 +238,12 @@ class Edge:
 
 
 @asynccontextmanager
-async def edge(site: Site, cores: set[int], **settings: str) -> AsyncIterator[Edge]:
-    """Run a node of this control on these cores; `settings` are its environment variables."""
-    token = (await site.call("POST", "/v1/join-tokens", {}))["token"]
-    state = site.folder / "edge"
-    await join(state, site.url, token, NODE, {})
-    async with started(site.folder, "edge", cores, **settings) as node:
+async def edge(site: Site, cores: set[int], *, group: str = GROUP, **settings: str) -> AsyncIterator[Edge]:
+    """Run a node of this control on these cores, the first of its group; `settings` are its environment variables."""
+    token = (await site.call("POST", "/v1/join-tokens", {"group": group}))["token"]
+    where, name = (site.folder, NODE) if group == GROUP else (site.folder / group, f"{group}-1")
+    await join(where / "edge", site.url, token, name, {})
+    async with started(where, "edge", cores, **settings) as node:
         yield node
 
 
