@@ -153,6 +153,9 @@ class Shipper:
         """
         try:
             self._keep()
+            if self._kept and self._history is not None and self._history.moved:
+                # From here on the file has more than that, which its time doesn't show on disk yet.
+                self._count(msgspec.structs.replace(self._history, moved=[]))
             opened.checkpoint("full")
             faults.reach("edge.backup.step.moved")
             # What is held then is of the file: it is in the way of further moves, but not of a log that begins anew.

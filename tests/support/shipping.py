@@ -131,7 +131,10 @@ class OtherShipper(Program):
 class World:
     """A state directory whose database is shipped."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None, *, limit: int = LIMIT) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str] | None = None, *, limit: int = LIMIT, runs: bool = True
+    ) -> None:
+        """If it doesn't `runs`, there is nothing but what is in the folder."""
         self.state = folder / "state"
         self.store = folder / "store"
         self.out = folder / "restored.db"
@@ -141,6 +144,8 @@ class World:
         self.database.parent.mkdir(parents=True, exist_ok=True)
         (self.state / wal.BACKUP).mkdir(exist_ok=True)
         self.local = LocalFiles(self.state)
+        if not runs:
+            return
         self.start_writer()
         self.writer.do("PRAGMA journal_mode = WAL")
         self.writer.do("CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, data BLOB)")

@@ -35,6 +35,8 @@ FUNCTIONS = {
     "plain": guest("sql"),
 }
 NOTES = ["CREATE TABLE notes (id INTEGER PRIMARY KEY, data BLOB)"]
+also_backed_up = pytest.mark.parametrize("backed_up", [False, True], ids=["", "backed up"])
+"""What holds of a node's log holds also while the database is backed up, which keeps a reader in it."""
 FILE = "/db/skerry.db"
 READER = """
 import sqlite3, sys
@@ -55,9 +57,11 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FailingCalls:
 
 
 @contextlib.asynccontextmanager
-async def notes(path: Path, **settings: Any) -> AsyncIterator[Node]:
+async def notes(path: Path, *, backed_up: bool = False, **settings: Any) -> AsyncIterator[Node]:
     async with node(path / "state", workers=4, **settings) as edge:
         await edge.release(FUNCTIONS, NOTES)
+        if backed_up:
+            assert (await edge.front.checkpoints.ship()).whole
         yield edge
 
 
@@ -83,9 +87,10 @@ def checkpointer(edge: Node) -> Child | None:
     return edge.front.checkpoints._child
 
 
-async def test_a_slow_disk_holds_up_no_commit(tmp_path: Path, failing: FailingCalls) -> None:
+@also_backed_up
+async def test_a_slow_disk_holds_up_no_commit(tmp_path: Path, failing: FailingCalls, backed_up: bool) -> None:
     """Each page that is moved takes 20 ms here, so a checkpoint inside a COMMIT would take 20 s."""
-    async with notes(tmp_path) as edge:
+    async with notes(tmp_path, backed_up=backed_up) as edge:
         slow = failing.delay("pwrite", FILE, 0.02)
         assert [await write(edge) for _ in range(8)] == [(200, "")] * 8
         await until(lambda: slow.concerned > 0)
@@ -95,10 +100,13 @@ async def test_a_slow_disk_holds_up_no_commit(tmp_path: Path, failing: FailingCa
         await until(lambda: edge.front.checkpoints.made > 0)
 
 
-async def test_the_log_begins_anew_while_calls_read_and_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@also_backed_up
+async def test_the_log_begins_anew_while_calls_read_and_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backed_up: bool
+) -> None:
     # Where the checkpointer gets no processor in between, calls wait for it at the limit, as long as it takes.
     monkeypatch.setattr(checkpoint_schedule, "READERS_WAIT", 60.0)
-    async with notes(tmp_path, wal_limit=32 << 20) as edge:
+    async with notes(tmp_path, backed_up=backed_up, wal_limit=32 << 20) as edge:
         written = 0
         while edge.front.checkpoints.made < 3:
             assert (await asyncio.gather(write(edge), count(edge), write(edge)))[::2] == [(200, "")] * 2
@@ -111,8 +119,11 @@ async def test_the_log_begins_anew_while_calls_read_and_write(tmp_path: Path, mo
     assert found == (written,)
 
 
-async def test_a_checkpointer_that_was_killed_comes_back(tmp_path: Path, failing: FailingCalls) -> None:
-    async with notes(tmp_path) as edge:
+@also_backed_up
+async def test_a_checkpointer_that_was_killed_comes_back(
+    tmp_path: Path, failing: FailingCalls, backed_up: bool
+) -> None:
+    async with notes(tmp_path, backed_up=backed_up) as edge:
         slow = failing.delay("pwrite", FILE, 0.02)
         for _ in range(6):
             assert await write(edge) == (200, "")
@@ -127,8 +138,11 @@ async def test_a_checkpointer_that_was_killed_comes_back(tmp_path: Path, failing
         assert await count(edge) == 7
 
 
-async def test_a_disk_that_fails_the_checkpointer_fails_no_call(tmp_path: Path, failing: FailingCalls) -> None:
-    async with notes(tmp_path) as edge:
+@also_backed_up
+async def test_a_disk_that_fails_the_checkpointer_fails_no_call(
+    tmp_path: Path, failing: FailingCalls, backed_up: bool
+) -> None:
+    async with notes(tmp_path, backed_up=backed_up) as edge:
         rules = [failing.fail(call, FILE, errno.EIO, times=ALWAYS) for call in ("fsync", "fdatasync")]
         for _ in range(6):
             assert await write(edge) == (200, "")
@@ -173,9 +187,12 @@ async def test_one_that_has_nothing_to_do_is_ended(tmp_path: Path, clock: MovedC
             await clock.until(lambda: checkpointer(edge) is None, checkpoint_schedule.IDLE)
 
 
-async def test_readers_cannot_have_the_log_grow_without_bound(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@also_backed_up
+async def test_readers_cannot_have_the_log_grow_without_bound(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, backed_up: bool
+) -> None:
     """At the limit readers wait a moment, then writes are refused, until the log is short again."""
-    async with notes(tmp_path, wal_limit=16 << 20) as edge:
+    async with notes(tmp_path, backed_up=backed_up, wal_limit=16 << 20) as edge:
         reading = True
 
         async def read() -> None:
@@ -204,12 +221,13 @@ async def test_readers_cannot_have_the_log_grow_without_bound(tmp_path: Path, ca
         await asyncio.gather(*readers)
 
 
-async def test_a_release_may_write_more_than_the_limit(tmp_path: Path) -> None:
+@also_backed_up
+async def test_a_release_may_write_more_than_the_limit(tmp_path: Path, backed_up: bool) -> None:
     many = (
         "INSERT INTO notes (data) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 24) "
         "SELECT zeroblob(1048576) FROM n"
     )
-    async with notes(tmp_path, wal_limit=16 << 20) as edge:
+    async with notes(tmp_path, backed_up=backed_up, wal_limit=16 << 20) as edge:
         # The reader needs the log as it is.
         async with standing_reader(tmp_path):
             await edge.release(FUNCTIONS, [many])
@@ -220,7 +238,8 @@ async def test_a_release_may_write_more_than_the_limit(tmp_path: Path) -> None:
         assert await count(edge) == 25
 
 
-async def test_a_change_in_batches_leaves_half_of_the_log_to_calls(tmp_path: Path) -> None:
+@also_backed_up
+async def test_a_change_in_batches_leaves_half_of_the_log_to_calls(tmp_path: Path, backed_up: bool) -> None:
     """It waits there, and goes on once the log is short."""
     fill = [
         "CREATE TABLE items (id INTEGER PRIMARY KEY, data BLOB, done INTEGER DEFAULT 0)",
@@ -231,7 +250,7 @@ async def test_a_change_in_batches_leaves_half_of_the_log_to_calls(tmp_path: Pat
         "-- skerry: batch items by id\n"
         "UPDATE items SET done = done + 1, data = zeroblob(8001) WHERE id > :after AND id <= :upto"
     )
-    async with notes(tmp_path, wal_limit=16 << 20) as edge:
+    async with notes(tmp_path, backed_up=backed_up, wal_limit=16 << 20) as edge:
         await edge.release(FUNCTIONS, fill)
         await until(lambda: edge.front.checkpoints.size < 1 << 20)
         plan, _ = edge.plan(FUNCTIONS, [change])
@@ -281,9 +300,12 @@ async def test_what_the_command_sql_writes_counts_for_the_limit(tmp_path: Path) 
         assert (await command(*mend, SKERRY_EDGE_WAL_LIMIT=str(16 << 20)))[0] == 0
 
 
-async def test_a_node_that_was_stopped_has_all_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@also_backed_up
+async def test_a_node_that_was_stopped_has_all_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backed_up: bool
+) -> None:
     monkeypatch.setattr(checkpoint_schedule, "REMOVE_LIMIT", 30.0)
-    async with notes(tmp_path) as edge:
+    async with notes(tmp_path, backed_up=backed_up) as edge:
         for _ in range(3):
             assert await write(edge) == (200, "")
     folder = tmp_path / "state" / "db"
@@ -302,11 +324,12 @@ async def kill_in_commit(edge: Node, failing: FailingCalls) -> None:
     assert await writing == (502, "commit_unknown")
 
 
+@also_backed_up
 async def test_a_commit_whose_worker_was_killed_in_it_does_not_come_back(
-    tmp_path: Path, failing: FailingCalls, clock: MovedClock
+    tmp_path: Path, failing: FailingCalls, clock: MovedClock, backed_up: bool
 ) -> None:
     """Its frames are in the log, its end isn't in the index: a recovery would take it for committed."""
-    async with notes(tmp_path) as edge:
+    async with notes(tmp_path, backed_up=backed_up) as edge:
         # The client is kept waiting as long as it takes.
         clock.stand()
         await kill_in_commit(edge, failing)
