@@ -232,14 +232,15 @@ class Shipper:
             )
             if found or self._kept:
                 history = msgspec.structs.replace(history, last=history.last + 1, at_ms=now)
-                self._make_room(history)
+                room = self._make_room(history)
                 header = ltx.Header(log.page_bytes, pages, history.last, history.last, now)
 
                 def contents() -> Iterator[tuple[int, bytes]]:
                     for number in numbers:
                         yield number, self._page(found[number], log) if number in found else self._kept[number]
 
-                self._put(history, SHIPMENTS, history.last, lambda file: ltx.write(file, header, contents()))
+                path = self._local.level(history.lineage, SHIPMENTS) / ltx.name(history.last, history.last)
+                self._write(path, room, lambda file: ltx.write(file, header, contents()))
             if history != self._history:
                 self._count(history)
             self._place = place
@@ -331,7 +332,9 @@ class Shipper:
                 moved=moved,
             )
             contents = self._all_pages(pages, found, log)
-            self._put(after, SNAPSHOTS, 1, lambda file: ltx.write(file, header, contents))
+            path = self._local.level(after.lineage, SNAPSHOTS) / ltx.name(1, after.last)
+            room = self._limit - sum(one.size for one in self._local.waiting())
+            self._write(path, room, lambda file: ltx.write(file, header, contents))
             self._count(after)
         except BaseException as error:
             self._let_go()
@@ -361,33 +364,38 @@ class Shipper:
                 # A file that ends before has free pages there.
                 yield number, os.pread(file, log.page_bytes, (number - 1) * log.page_bytes).ljust(log.page_bytes, b"\0")
 
-    def _make_room(self, history: History) -> None:
-        """Merge shipments that wait if they take half of the room, or are too many. Raises: Broken, when that isn't
-        enough."""
+    def _make_room(self, history: History) -> int:
+        """Merge shipments that wait if they take half of the room, or are too many; return the bytes that are left.
+
+        Raises: Broken, when that isn't enough.
+        """
         waiting = self._local.waiting()
         shipments = [one for one in waiting if one.lineage == history.lineage and one.level == SHIPMENTS]
         size = sum(one.size for one in shipments)
+        left = self._limit - sum(one.size for one in waiting)
         # The other half is for merging.
-        room = (self._limit - sum(one.size for one in waiting) + size) // 2
-        if size <= room and len(shipments) <= MOST_FILES:
-            return
+        half = (left + size) // 2
+        if size <= half and len(shipments) <= MOST_FILES:
+            return left
         try:
             while len(shipments) > 1:
-                shipments[:MERGED_AT_ONCE] = [self._merge(shipments[:MERGED_AT_ONCE])]
+                shipments[:MERGED_AT_ONCE] = [self._merge(shipments[:MERGED_AT_ONCE], left)]
         except FileNotFoundError:
             # One has come to the store meanwhile: there will be room.
-            return
-        if sum(one.size for one in shipments) > room * 3 // 4:
+            return left
+        merged = sum(one.size for one in shipments)
+        if merged > half * 3 // 4:
             raise Broken("the files that wait for the store have reached SKERRY_EDGE_BACKUP_LIMIT")
+        return left + size - merged
 
-    def _merge(self, merged: list[WaitingFile]) -> WaitingFile:
-        """Put one file in the place of files that follow each other."""
+    def _merge(self, merged: list[WaitingFile], room: int) -> WaitingFile:
+        """Put one file of at most `room` bytes in the place of files that follow each other."""
         first, last = merged[0].first, merged[-1].last
         path = merged[0].path.with_name(ltx.name(first, last))
         try:
             with ExitStack() as stack:
                 readers = [ltx.Reader(stack.enter_context(one.path.open("rb", _BUFFER))) for one in merged]
-                self._write(path, lambda file: ltx.merge(readers, file))
+                self._write(path, room, lambda file: ltx.merge(readers, file))
         except ltx.LtxError as error:
             raise OSError(errno.EIO, f"files of the backup are damaged: {error}", str(path)) from None
         faults.reach("edge.backup.merged")
@@ -395,17 +403,13 @@ class Shipper:
             one.path.unlink(missing_ok=True)
         return WaitingFile(path, SHIPMENTS, first, last, path.stat().st_size)
 
-    def _put(self, history: History, level: int, first: int, make: Callable[[BinaryIO], object]) -> None:
-        """Write a file that ends at `history.last`, which isn't counted yet."""
-        self._write(self._local.level(history.lineage, level) / ltx.name(first, history.last), make)
-
-    def _write(self, path: Path, make: Callable[[BinaryIO], object]) -> None:
-        """Write a file that appears whole. Nothing is left of one that fails. Raises: Broken, when it doesn't fit."""
+    def _write(self, path: Path, room: int, make: Callable[[BinaryIO], object]) -> None:
+        """Write a file of at most `room` bytes, which appears whole, and isn't counted yet. Nothing is left of one that
+        fails. Raises: Broken, when it doesn't fit."""
         part = path.with_name(f"{path.name}.part")
         faults.reach("edge.backup.write")
         try:
             with part.open("wb", _BUFFER) as file:
-                room = self._limit - sum(one.size for one in self._local.waiting())
                 free = files.free_bytes(path.parent) - DISK_RESERVE
                 make(cast(BinaryIO, _Bounded(file, room, free)))
                 file.flush()

@@ -457,21 +457,22 @@ class ReleaseManager:
             stored = frames.Stored(release, after(self._stored.inventory, plan))
             # In parallel with the applier, unless the last COMMIT is in doubt: then the applier settles that first.
             announcing = asyncio.ensure_future(self._announce(stored)) if self._stored.durable else None
+            # So that little is left to be shipped once nobody else can commit.
+            shipping = asyncio.ensure_future(find_position())
             try:
                 await self._prepare(applier, plan, release.functions, stored.inventory)
             except BaseException:
-                if announcing is not None:
-                    await asyncio.gather(announcing, return_exceptions=True)
+                begun = [shipping] if announcing is None else [announcing, shipping]
+                await asyncio.gather(*begun, return_exceptions=True)
                 raise
             faults.reach("edge.sync.prepare.after")
-            # The applier holds the writer lock: nobody else commits before it does.
-            finding = asyncio.ensure_future(find_position())
             try:
                 await (announcing or self._announce(stored))
-                self.boundary = await finding
+                if await shipping is not None:
+                    # The applier holds the writer lock: nobody else commits before it does.
+                    self.boundary = await find_position()
             except BaseException:
-                finding.cancel()
-                await asyncio.gather(finding, return_exceptions=True)
+                await asyncio.gather(shipping, return_exceptions=True)
                 await applier_process.abort(applier)
                 raise
             self._pool.hold_at_commit()
