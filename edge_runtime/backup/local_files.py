@@ -60,6 +60,8 @@ class History(Struct, frozen=True):
     """Frames of it that are in files."""
     checksum: str = ""
     """That of the last of them, in hexadecimal, which is one of all frames up to it; '' if it isn't known."""
+    ends: list[Transaction] = []
+    """Transactions after which a file must end, as a release begins there; older ones are left out."""
     moved: list[int] = []
     """Numbers of the database file (`identity`) since all of these frames are in it; empty if they may not be."""
 

@@ -36,6 +36,8 @@ MOST_FILES: Final = 1000
 """Shipments that may wait; more are merged."""
 MERGED_AT_ONCE: Final = 64
 """Files that one merge reads."""
+MOST_ENDS: Final = 100
+"""Boundaries that merging leaves as they are: those of so many releases."""
 MOST_KEPT: Final = 4096
 """Pages that are kept in memory while writers wait, instead of being put on disk there."""
 GROWTH: Final = 4
@@ -105,14 +107,14 @@ class Shipper:
         at_ms, whole = _now_ms(), True
         if not history.broken:
             try:
-                history = self._ship()
+                history = self._ship(boundary=order.boundary)
             except Broken as broken:
                 history = self._break(str(broken))
         if history.broken:
             at_ms, whole = history.at_ms, False
             # Where files wait the store is away, and one snapshot once it is back is enough.
             waits = any(one.lineage == history.lineage for one in self._local.waiting())
-            if order.whole and not waits and time.monotonic() >= self._not_before:
+            if not order.boundary and not waits and time.monotonic() >= self._not_before:
                 at_ms, history = _now_ms(), self._snapshot(history)
                 whole = not history.broken
         waiting = self._local.waiting()
@@ -213,7 +215,7 @@ class Shipper:
         self._history = history
         return history
 
-    def _ship(self, *, moved: bool = False) -> History:
+    def _ship(self, *, moved: bool = False, boundary: bool = False) -> History:
         """Put what was committed since the last time into a file. Raises: Broken."""
         history = self._history
         assert history is not None  # noqa: S101
@@ -241,6 +243,8 @@ class Shipper:
 
                 path = self._local.level(history.lineage, SHIPMENTS) / ltx.name(history.last, history.last)
                 self._write(path, room, lambda file: ltx.write(file, header, contents()))
+            if boundary and history.last not in history.ends:
+                history = msgspec.structs.replace(history, ends=[*history.ends[1 - MOST_ENDS :], history.last])
             if history != self._history:
                 self._count(history)
             self._place = place
@@ -377,13 +381,15 @@ class Shipper:
         half = (left + size) // 2
         if size <= half and len(shipments) <= MOST_FILES:
             return left
+        merged = 0
         try:
-            while len(shipments) > 1:
-                shipments[:MERGED_AT_ONCE] = [self._merge(shipments[:MERGED_AT_ONCE], left)]
+            for part in _parts(shipments, history.ends):
+                while len(part) > 1:
+                    part[:MERGED_AT_ONCE] = [self._merge(part[:MERGED_AT_ONCE], left)]
+                merged += sum(one.size for one in part)
         except FileNotFoundError:
             # One has come to the store meanwhile: there will be room.
             return left
-        merged = sum(one.size for one in shipments)
         if merged > half * 3 // 4:
             raise Broken("the files that wait for the store have reached SKERRY_EDGE_BACKUP_LIMIT")
         return left + size - merged
@@ -531,6 +537,16 @@ class _Bounded:
         if self._free < 0:
             raise OSError(errno.ENOSPC, "the disk has no room for the backup's files beside its reserve")
         return self._file.write(data)
+
+
+def _parts(shipments: list[WaitingFile], ends: list[int]) -> list[list[WaitingFile]]:
+    """Return files that follow each other in groups, of which all but the last one end at one of these transactions."""
+    groups: list[list[WaitingFile]] = [[]]
+    for one in shipments:
+        groups[-1].append(one)
+        if one.last in ends:
+            groups.append([])
+    return groups
 
 
 def _followed(place: _Place, log: LogState) -> _Place:

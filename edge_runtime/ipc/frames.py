@@ -255,8 +255,8 @@ class Ship(Struct, frozen=True):
 
     afresh: bool = False
     """Begin another history, and drop the files of the one of now that aren't at the store."""
-    whole: bool = True
-    """Make a snapshot if nothing else can follow what was shipped; that takes as long as the disk needs."""
+    boundary: bool = False
+    """A release is about to begin: what is shipped stays apart from what follows, and no snapshot is made."""
 
 
 class Shipped(Struct, frozen=True):

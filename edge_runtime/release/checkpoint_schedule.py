@@ -220,7 +220,7 @@ class CheckpointSchedule:
             return False
         try:
             async with clock.timeout(TURN_LIMIT):
-                await self._ship(frames.Ship(whole=False))
+                await self._ship(frames.Ship(boundary=True))
         except (NotShipped, TimeoutError) as error:
             log.warning("the backup can't tell where a release begins: %s", str(error) or "the disk is slow")
             self._turn.release()
@@ -233,7 +233,7 @@ class CheckpointSchedule:
     async def _position(self) -> wire.BackupPosition | None:
         try:
             async with clock.timeout(BOUNDARY_LIMIT):
-                shipped = await self._ship(frames.Ship(whole=False))
+                shipped = await self._ship(frames.Ship(boundary=True))
         except (NotShipped, TimeoutError) as error:
             log.warning("the backup can't tell where a release begins: %s", str(error) or "the disk is slow")
             return None

@@ -114,9 +114,10 @@ class OtherShipper(Program):
     ) -> None:
         super().__init__("-m", "tests.support.shipping", state, str(limit), work, environment=environment)
 
-    def ship(self, *, afresh: bool = False) -> frames.Shipped:
+    def ship(self, *, afresh: bool = False, boundary: bool = False) -> frames.Shipped:
         """Raises: Killed; OSError, when it failed."""
-        return msgspec.json.decode(self._told("afresh" if afresh else "ship"), type=frames.Shipped)
+        line = "afresh" if afresh else "boundary" if boundary else "ship"
+        return msgspec.json.decode(self._told(line), type=frames.Shipped)
 
     def checkpoint(self, mode: str, *, unshipped: bool = False) -> bool:
         """Whether the log was moved, and for all modes but passive may begin anew. Raises: Killed; OSError."""
@@ -236,11 +237,12 @@ def _main(state: Path, limit: int, work: str) -> None:
     for line in sys.stdin:
         mode, *more = line.split()
         try:
-            if mode in ("ship", "afresh"):
-                print(msgspec.json.encode(shipper.ship(frames.Ship(mode == "afresh"))).decode(), flush=True)
+            if mode in ("ship", "afresh", "boundary"):
+                order = frames.Ship(mode == "afresh", mode == "boundary")
+                print(msgspec.json.encode(shipper.ship(order)).decode(), flush=True)
             else:
-                order = frames.Checkpoint(mode, 5, "unshipped" in more)  # type: ignore[arg-type]
-                done = checkpointer.checkpoint(opened, lock, order, shipper)
+                asked = frames.Checkpoint(mode, 5, "unshipped" in more)  # type: ignore[arg-type]
+                done = checkpointer.checkpoint(opened, lock, asked, shipper)
                 print("true" if done.busy else "false", flush=True)
         except Exception as error:
             print(f"error: {error}".replace("\n", " "), flush=True)

@@ -1,5 +1,6 @@
 """The shipper beside writers of other processes, with `litestream restore` as the judge of what it writes."""
 
+import errno
 import shutil
 import struct
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ import pytest
 from control.protocol import ltx
 from edge_runtime import wal
 from edge_runtime.backup.local_files import SHIPMENTS, SNAPSHOTS
-from tests.support.shipping import World, Writer
+from tests.support.failing_calls import ALWAYS, FailingCalls
+from tests.support.shipping import World, Writer, insertion
 
 pytestmark = pytest.mark.never_retry
 
@@ -306,12 +308,16 @@ def test_files_that_wait_are_merged_and_then_the_backup_pauses(tmp_path: Path) -
         for number in range(1, 25):
             world.writer.do("REPLACE INTO large VALUES (1, randomblob(100000))")
             world.writer.insert(number)
-            found = world.shipper.ship()
+            found = world.shipper.ship(boundary=number == 9)
             assert found.whole
             assert found.pending <= 2 << 20
             at[found.last] = number
             merged = merged or any(one.first != one.last for one in world.local.waiting() if one.level == SHIPMENTS)
         assert merged
+        # A release begins after the ninth: its boundary stays.
+        (boundary,) = [last for last, number in at.items() if number == 9]
+        assert boundary in {one.last for one in world.local.waiting()}
+        assert boundary < max(at) - 9
         for number in range(25, 60):
             world.writer.do(f"REPLACE INTO large VALUES ({number}, randomblob(100000))")
             world.writer.insert(number)
@@ -327,6 +333,7 @@ def test_files_that_wait_are_merged_and_then_the_backup_pauses(tmp_path: Path) -
         assert world.shipper.checkpoint("truncate")
         world.upload()
         assert world.restore() == list(range(1, at[max(at)] + 1))
+        assert world.restore(boundary) == list(range(1, 10))
         after = world.shipper.ship()
         assert (after.whole, after.last) == (True, max(at) + 1)
         assert world.restored() == list(range(1, number + 1))
@@ -345,5 +352,88 @@ def test_a_snapshot_that_does_not_fit_is_said_and_holds_nothing_back(tmp_path: P
         assert world.shipper.checkpoint("truncate")
         assert world.local.waiting() == []
         assert not list(world.local.folder.glob("*/*/*"))
+    finally:
+        world.end()
+
+
+FAILURES = [
+    *(("fsync", "/backup/", errno.EIO), ("write", "/backup/", errno.ENOSPC), ("read", "/db/skerry.db-wal", errno.EIO)),
+    ("fsync", "/backup/lineage.json.new", errno.EIO),
+]
+
+
+@pytest.mark.parametrize(("call", "path", "error"), FAILURES, ids=["sync", "full", "read", "count"])
+def test_a_shipment_that_fails_is_not_counted_and_nothing_is_moved_without_it(
+    tmp_path: Path, call: str, path: str, error: int
+) -> None:
+    failing = FailingCalls(tmp_path / "failing")
+    world = World(tmp_path, failing.environment)
+    stranger = Writer(world.database, patience=0.02)
+    try:
+        world.shipper.ship()
+        world.writer.insert(1)
+        before = world.shipper.ship()
+        world.writer.insert(2)
+        rule = failing.fail(call, path, error, times=ALWAYS)
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"error|space|I/O"):
+                world.shipper.ship()
+            for mode in ("passive", "restart", "truncate"):
+                with pytest.raises(OSError, match=r"error|space|I/O"):
+                    world.shipper.checkpoint(mode)
+        assert rule.concerned
+        stranger.do("PRAGMA wal_checkpoint(TRUNCATE)")
+        log = wal.state(world.database)
+        assert log.moved < log.frames
+        assert world.restored() == [1]
+        rule.end()
+        found = world.shipper.ship()
+        assert (found.last, found.whole, found.error) == (before.last + 1, True, "")
+        assert world.restored() == [1, 2]
+        assert world.shipper.checkpoint("truncate")
+    finally:
+        stranger.kill()
+        world.end()
+
+
+def test_a_history_is_given_up_where_the_log_would_get_too_long(tmp_path: Path) -> None:
+    failing = FailingCalls(tmp_path / "failing")
+    world = World(tmp_path, failing.environment)
+    try:
+        world.shipper.ship()
+        world.writer.insert(1)
+        before = world.shipper.ship()
+        world.upload()
+        world.writer.insert(2)
+        rule = failing.fail("fsync", "/backup/", errno.EIO, times=ALWAYS)
+        assert world.shipper.checkpoint("truncate", unshipped=True)
+        world.writer.insert(3)
+        rule.end()
+        found = world.shipper.ship()
+        assert (found.last, found.whole) == (before.last + 1, True)
+        assert f"after transaction {before.last}" in found.error
+        assert world.restored() == [1, 2, 3]
+        assert world.restore(before.last) == [1]
+        assert not world.shipper.ship().error
+    finally:
+        world.end()
+
+
+def test_a_commit_whose_sync_failed_is_in_no_file(tmp_path: Path) -> None:
+    failing = FailingCalls(tmp_path / "failing")
+    world = World(tmp_path, failing.environment)
+    try:
+        world.shipper.ship()
+        world.writer.insert(1)
+        failing.fail("fsync", "/db/skerry.db-wal", errno.EIO)
+        failing.fail("fdatasync", "/db/skerry.db-wal", errno.EIO)
+        assert world.writer.ask(insertion(2)) == "disk I/O error"
+        one = world.shipper.ship()
+        assert world.restored() == [1]
+        failing.clear()
+        world.writer.insert(3)
+        world.shipper.ship()
+        assert world.restored() == [1, 3]
+        assert world.restore(one.last) == [1]
     finally:
         world.end()
