@@ -11,11 +11,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from control.backups import backup_metrics
+from control.backups.backup_metrics import GroupBackups
 from control.metrics import ControlMetrics
 from control.protocol.histogram import FOLDED
 from control.protocol.manifest import Manifest
-from control.backups import backup_metrics
-from control.backups.backup_metrics import GroupBackups
 from control.rollouts import rollout_metrics
 from control.rollouts.rollout_metrics import OpenRow, ReadRollouts, SaidRow, StateCount
 from control.telemetry import fleet_metrics
