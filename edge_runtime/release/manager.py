@@ -50,7 +50,7 @@ SECRETS_PAUSE: Final = 2.0
 SECRETS_AGAIN: Final = 60.0
 """Seconds until new secret values with which functions couldn't be loaded are tried again."""
 BACKUP_LIMIT: Final = 15.0
-"""Seconds that calls wait for the backup of the database that is about to be replaced."""
+"""Seconds that the backup of the database that is about to be replaced is waited for, and calls wait as long again."""
 USERS_LIMIT: Final = 10.0
 """Seconds that replacing the database waits for other programs that have it open."""
 USERS_PAUSE: Final = 0.1
@@ -111,8 +111,8 @@ class ReleaseManager:
         isn't known."""
         self.finish_backup: Callable[[], Awaitable[wire.BackupPosition | None]] = _no_backup
         """Brings all that was committed to the database's backup, and returns the position there; None if there is no
-        backup, or it can't be brought there now. Called while nobody writes, before another database takes its
-        place."""
+        backup, or it can't be brought there now. Called before another database takes its place: while calls go on,
+        and again once nobody writes."""
         self.committing: Callable[[], None] = lambda: None
         """Called before a release's COMMIT."""
         self.committed: Callable[[], None] = lambda: None
@@ -283,8 +283,9 @@ class ReleaseManager:
         Raises: SyncFailed, when that can't be done; the database of before is then served on.
         """
         async with self._one:
-            # Before any call waits for it.
+            # Before any call waits for them: another program to end, and most of what isn't in the backup yet.
             await self._unused(besides=self._processes.knows)
+            await self._finished_backup()
             serial = 0
             if (release := prepared.stored.release) is not None:
                 self._secrets.look()
@@ -375,7 +376,7 @@ class ReleaseManager:
             async with clock.timeout(BACKUP_LIMIT):
                 return await self.finish_backup()
         except TimeoutError:
-            log.error("the last of what is replaced wasn't backed up in %.0f s: it is only on the disk", BACKUP_LIMIT)
+            log.warning("what the database has that is replaced isn't all in its backup after %.0f s", BACKUP_LIMIT)
             return None
 
     async def _unused(self, besides: Callable[[int], bool] = lambda _: False) -> None:
