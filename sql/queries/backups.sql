@@ -74,9 +74,11 @@ ORDER BY b.merged_at IS NOT NULL, b.merged_at LIMIT $2;
 -- name: note_merged
 UPDATE backups SET merged_at = $3, merged = greatest(merged, $4) WHERE node_id = $1 AND lineage = $2;
 
--- The transactions of a history before releases.
+-- The transactions of a history before releases, and those to which nodes are to be brought back.
 -- name: cuts
-SELECT transaction_id FROM boundaries WHERE node_id = $1 AND lineage = $2;
+SELECT transaction_id FROM boundaries WHERE node_id = $1 AND lineage = $2
+UNION ALL
+SELECT transaction_id FROM restores WHERE lineage = $2 AND state = 'ordered';
 
 -- Histories whose retention wasn't looked at since $1.
 -- name: sweep_due

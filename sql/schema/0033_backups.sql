@@ -80,4 +80,6 @@ CREATE TABLE IF NOT EXISTS restores (
 
 CREATE INDEX IF NOT EXISTS restores_by_node ON restores (node_id, made_at);
 
+CREATE INDEX IF NOT EXISTS restores_ordered ON restores (lineage) WHERE state = 'ordered';
+
 CREATE INDEX IF NOT EXISTS restores_by_undo ON restores (undo_id) WHERE undo_id IS NOT NULL;

@@ -231,6 +231,13 @@ async def test_shipments_are_merged_once_the_node_has_told_of_what_came_after(sh
     release = await fetch(control, "SELECT id FROM releases")
     told = "INSERT INTO boundaries VALUES ($1::text::uuid, $2, $3, 5, $4)"
     await execute(control, told, shop.node.id, release["id"], shop.lineage, control.clock.now())
+    ordered = (
+        "INSERT INTO restores (id, node_id, lineage, transaction_id, state_at, hold, state, made_by, made_at)"
+        " VALUES ($1, $2::text::uuid, $3, $4, $6, true, $5, 'test', $6)"
+    )
+    for transaction, state in ((6, "ordered"), (8, "done")):
+        given = uuid4(), shop.node.id, shop.lineage, transaction, state, control.clock.now()
+        await execute(control, ordered, *given)
     await keeper(control).tick()
     assert not [file for file in await shop.files() if file.level == MERGED], "they aren't an hour old"
     control.clock.advance(2 * 3600)
@@ -241,7 +248,7 @@ async def test_shipments_are_merged_once_the_node_has_told_of_what_came_after(sh
     await keeper(control).tick()
     files = await shop.files()
     minutes = {(BEGUN_MS + at * 20_000) // 60_000: at for at in range(1, 10)}
-    assert {file.last for file in restorable(files)} == {1, 5, *minutes.values()}
+    assert {file.last for file in restorable(files)} == {1, 5, 6, *minutes.values()}
     assert [file for file in files if file.level == MERGED]
     assert (await shop.row())["merged"] == 9
     assert not await keeper(control)._merge_some(), "nothing is left to merge"
