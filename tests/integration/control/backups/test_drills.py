@@ -10,6 +10,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from control.api import node_data
 from control.backups import drills, objects
 from control.backups.chain import restorable
 from control.backups.keeper import BackupKeeper
@@ -23,6 +24,7 @@ from edge_runtime.sql.database import LibsqlDatabase
 from tests.guests.version import version
 from tests.support.backup_files import BEGUN_MS, history
 from tests.support.control import Control
+from tests.support.programs import skerry
 from tests.support.replica import Replica, TestNode
 
 DAY_MS = 86_400_000
@@ -95,7 +97,9 @@ async def shop(control: Control, tmp_path: Path) -> Any:
     await control.push("afar", version(3), http={"hosts": ["example.org"]}, probe={"path": "/"})
     joined = await control.join("shop-1")
     await control.release(functions={"asks": 1, "afar": 1}, allow_unfit=True)
-    replica = Replica(control.server, control.url, Path(), control.session, control.token)
+    authority = control.services.settings.ca_cert
+    assert authority is not None
+    replica = Replica(control.server, control.url, authority, control.session, control.token)
     node = TestNode(replica, joined.id, joined.credential)
     plan = await node.plan()
     (tmp_path / "node").mkdir()
@@ -352,3 +356,39 @@ async def test_a_copy_of_the_data_is_what_it_was(shop: Shop) -> None:
         await control.call("GET", "/v1/nodes/shop-1/data", token=await control.operator("o", "deploy"))
     ).status == 403
     assert list(control.services.builder.folder.iterdir()) == []
+
+
+async def test_the_commands_prove_a_backup_and_copy_it(shop: Shop, tmp_path: Path) -> None:
+    to, file = shop.node.replica, tmp_path / "copy.db"
+    shop.write("INSERT INTO generation VALUES (2)")
+    await shop.ship()
+    done = await skerry(to, "data", "drill", "shop-1")
+    assert (done.status, b"it is whole, has release 1, and 1 probe passed" in done.out) == (0, True), done
+    assert b"as of 2023-11-14 22:14:00 UTC" in done.out
+    done = await skerry(to, "data", "copy", "shop-1", "--at", "2023-11-14T22:13:50Z", file, "--json")
+    assert done.status == 0, done
+    assert file.read_bytes() == shop.states[0]
+    said = {"file": str(file), "bytes": len(shop.states[0]), "position": f"{shop.lineage}/1", "findings": ""}
+    assert done.json() == {**said, "at": "2023-11-14T22:13:40.000Z"}
+    # A file that is there stays as it is.
+    done = await skerry(to, "data", "copy", "shop-1", file)
+    assert (done.status, "is there already" in done.err) == (1, True), done
+    assert file.read_bytes() == shop.states[0]
+    done = await skerry(to, "data", "copy", "shop-1", tmp_path / "other.db", "--at", "before:1")
+    assert (done.status, "[backup_incomplete]" in done.err) == (3, True), done
+    assert sorted(path.name for path in tmp_path.glob("*.db")) == ["copy.db"]
+    assert not list(tmp_path.glob(".*.part"))
+    await broken_probe(shop)
+    await shop.ship()
+    done = await skerry(to, "data", "drill", "shop-1")
+    assert (done.status, "the backup of shop-1 doesn't work: The probe of asks@1 fails" in done.err) == (1, True), done
+
+
+async def test_a_copy_that_arrives_otherwise_is_no_file(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shop.ship()
+    monkeypatch.setattr(node_data, "_sha256", lambda path: bytes(32))
+    done = await skerry(shop.node.replica, "data", "copy", "shop-1", tmp_path / "copy.db")
+    assert (done.status, "isn't what control has sent" in done.err) == (1, True), done
+    assert not list(tmp_path.glob("*.db")) + list(tmp_path.glob(".*.part"))
