@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from control.protocol import ltx
 from edge_runtime import wal
 from edge_runtime.backup.local_files import LocalFiles
 from edge_runtime.backup.shipper import Shipper
@@ -182,6 +183,9 @@ class World:
     def upload(self) -> None:
         """Put all files that wait at the store, which takes no other content for a name that it has."""
         for one in self.local.waiting():
+            with one.path.open("rb") as file:
+                for _ in ltx.Reader(file).pages():
+                    pass
             there = self.replica(one.lineage) / "ltx" / str(one.level) / one.path.name
             there.parent.mkdir(parents=True, exist_ok=True)
             if there.exists():
@@ -189,6 +193,9 @@ class World:
             else:
                 shutil.copyfile(one.path, there)
             self.local.uploaded(one)
+            snapshots = {path.name[17:] for path in self.replica(one.lineage).glob("ltx/9/*")}
+            twice = [path for path in self.replica(one.lineage).glob("ltx/0/*") if path.name[17:] in snapshots]
+            assert not twice, f"a transaction is a shipment and a snapshot: {twice}"
 
     def restore(self, at: int | None = None, lineage: str = "") -> list[int]:
         """Return the numbers of the notes of what Litestream restores from the store."""

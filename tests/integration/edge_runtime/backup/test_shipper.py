@@ -3,6 +3,7 @@
 import errno
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,41 @@ from control.protocol import ltx
 from edge_runtime import wal
 from edge_runtime.backup.local_files import SHIPMENTS, SNAPSHOTS
 from tests.support.failing_calls import ALWAYS, FailingCalls
-from tests.support.shipping import World, Writer, insertion
+from tests.support.shipping import Program, World, Writer, insertion
 
 pytestmark = pytest.mark.never_retry
+
+WRITES = """
+import select, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
+db.execute("PRAGMA wal_autocheckpoint = 0")
+number = 0
+while True:
+    number += 1
+    db.execute("INSERT INTO notes VALUES (?, zeroblob(? * 977 % 20000))", (number, number))
+    if select.select([sys.stdin], [], [], 0)[0]:
+        if not (line := sys.stdin.readline()):
+            break
+        print(number, flush=True)
+        if line == "stop\\n":
+            break
+"""
+MOVES = """
+import select, sys
+from pathlib import Path
+from edge_runtime.sql.current_sqlite import FileAndLog
+opened, number = FileAndLog(Path(sys.argv[1]), 0.001), 0
+opened.look()
+while True:
+    for mode in sys.argv[2:]:
+        number += opened.checkpoint(mode) is not None
+    # Others need the lock too.
+    if select.select([sys.stdin], [], [], 0.005)[0]:
+        if not sys.stdin.readline():
+            break
+        print(number, flush=True)
+"""
+"""By a current SQLite, as older ones may lose what a log has that begins anew."""
 
 
 @pytest.fixture
@@ -116,6 +149,42 @@ def test_a_stranger_that_checkpoints_all_the_time_makes_no_gap(world: World, mod
     finally:
         stranger.kill()
     assert snapshots == 0 or mode == "TRUNCATE"
+
+
+@pytest.mark.parametrize("mode", ["restart", "truncate"])
+def test_strangers_at_full_speed_make_no_gap(world: World, mode: str) -> None:
+    """One writes and one checkpoints all the time, neither under the writer lock; no snapshot is needed."""
+    world.shipper.ship()
+    # A writer that never restarted the log itself gives random salts to one that was emptied.
+    theirs = ("passive", "restart") if mode == "restart" else ("passive",)
+    writing, moving = Program("-c", WRITES, world.database), Program("-c", MOVES, world.database, *theirs)
+    at, modes = {}, ("passive", mode, mode)
+    try:
+        began = time.monotonic()
+        turn = 0
+        while time.monotonic() - began < 2.0 or turn < 30:
+            turn += 1
+            if turn % 4:
+                world.shipper.checkpoint(modes[turn % 3])
+            else:
+                # Between two answers nobody knows what is committed: at least what was told before.
+                before = int(writing.ask("how many?"))
+                found = world.shipper.ship()
+                assert (found.whole, found.error) == (True, "")
+                at[found.last] = before, int(writing.ask("how many?"))
+        moves = int(moving.ask("how many?"))
+        written = int(writing.ask("stop"))
+    finally:
+        moving.kill()
+        writing.kill()
+    world.shipper.ship()
+    assert world.restored() == list(range(1, written + 1))
+    assert moves > 10
+    assert len(files(world, SNAPSHOTS)) == 1
+    for last, (least, most) in list(at.items())[:: max(1, len(at) // 4)]:
+        found_then = world.restore(last)
+        assert found_then == list(range(1, len(found_then) + 1))
+        assert least <= len(found_then) <= most
 
 
 @pytest.mark.parametrize("between", ["nothing", "writes", "moved", "anew", "twice", "emptied", "closed"])
