@@ -153,6 +153,7 @@ class Shipper:
         What was written since `before_checkpoint` is kept in memory: if the process is killed before
         `after_last_step`, a snapshot follows.
         """
+        faults.reach("edge.backup.step.locked")
         try:
             self._keep()
             if self._kept and self._history is not None and self._history.moved:
@@ -178,6 +179,7 @@ class Shipper:
         """Put on disk what was kept in memory, and if nobody was `busy`, that all of the log is in the file."""
         if self._held is None:
             return
+        faults.reach("edge.backup.step.unlocked")
         try:
             self._ship(moved=not busy)
         except Broken as broken:

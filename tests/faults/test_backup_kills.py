@@ -19,7 +19,7 @@ ROUNDS = int(os.environ.get("SKERRY_TEST_KILLS", "12"))
 SEED = int(os.environ.get("SKERRY_TEST_SEED") or random.SystemRandom().randrange(1_000_000))
 POINTS = (
     *("edge.backup.write", "edge.backup.sync", "edge.backup.rename", "edge.backup.count", "edge.backup.counted"),
-    *("edge.backup.step.moved", "edge.backup.step.anew"),
+    *("edge.backup.step.locked", "edge.backup.step.moved", "edge.backup.step.anew"),
 )
 ACTS = ("insert", "insert", "ship", "passive", "restart", "truncate")
 

@@ -5,6 +5,7 @@ The shipper's process does what a checkpointer's does, without its fence. `lites
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import sqlite3
@@ -74,6 +75,10 @@ class Program:
         if not (line := self.process.stdout.readline()).endswith("\n"):
             raise Killed
         return line[:-1]
+
+    def answered(self) -> bool:
+        """Whether an answer waits."""
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
 
     def ask(self, line: str) -> str:
         """Raises: Killed."""

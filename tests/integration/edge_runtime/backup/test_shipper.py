@@ -187,6 +187,69 @@ def test_strangers_at_full_speed_make_no_gap(world: World, mode: str) -> None:
         assert least <= len(found_then) <= most
 
 
+@pytest.mark.parametrize("mode", ["restart", "truncate"])
+def test_a_stranger_between_the_steps_of_a_checkpoint_makes_no_gap(tmp_path: Path, mode: str) -> None:
+    """It writes and checkpoints after what was written before is shipped, once that is moved, and once the log may
+    begin anew."""
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    world = World(tmp_path, {"SKERRY_FAULTS": str(folder)})
+    stranger, number = Writer(world.database, patience=0.02), 0
+    try:
+        world.shipper.ship()
+        for _ in range(2):
+            number += 1
+            stranger.insert(number)
+            points = [f"edge.backup.step.{step}" for step in ("locked", "moved", "anew")]
+            for point in points:
+                (folder / point).write_text("hold")
+            world.shipper.tell(mode)
+            for point in points:
+                held = folder / f"{point}.held"
+                # After the step "moved" it may be busy.
+                while not held.exists() and not world.shipper.answered():
+                    time.sleep(0.005)
+                number += 1
+                stranger.insert(number)
+                stranger.do("PRAGMA wal_checkpoint(RESTART)")
+                held.unlink(missing_ok=True)
+            assert world.shipper.answer() in ("true", "false")
+            for point in points:
+                (folder / point).unlink(missing_ok=True)
+            found = world.shipper.ship()
+            assert (found.whole, found.error) == (True, "")
+            assert world.restored() == list(range(1, number + 1))
+    finally:
+        stranger.kill()
+        world.end()
+    assert len(files(world, SNAPSHOTS)) == 1
+
+
+@pytest.mark.parametrize("mode", ["restart", "truncate"])
+def test_a_writer_that_comes_once_the_log_may_begin_anew_is_followed(tmp_path: Path, mode: str) -> None:
+    """A log that was emptied gets random salts by one that never had it begin anew."""
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    world = World(tmp_path, {"SKERRY_FAULTS": str(folder)})
+    try:
+        world.shipper.ship()
+        world.writer.insert(1)
+        (folder / "edge.backup.step.unlocked").write_text("hold")
+        world.shipper.tell(mode)
+        held = folder / "edge.backup.step.unlocked.held"
+        while not held.exists():
+            time.sleep(0.005)
+        world.writer.insert(2)
+        held.unlink()
+        assert world.shipper.answer() == "false"
+        found = world.shipper.ship()
+        assert (found.whole, found.error) == (True, "")
+        assert world.restored() == [1, 2]
+    finally:
+        world.end()
+    assert len(files(world, SNAPSHOTS)) == 1
+
+
 @pytest.mark.parametrize("between", ["nothing", "writes", "moved", "anew", "twice", "emptied", "closed"])
 def test_one_that_was_killed_goes_on_or_a_snapshot_follows(world: World, between: str) -> None:
     world.shipper.ship()
