@@ -111,7 +111,7 @@ async def _up(
 ) -> None:
     """Pass requests on; the last one's first line is in `asked`."""
     while data := await reader.read(65536):
-        line = data.partition(b"\r\n")[0].decode("latin-1")
+        line = data[:4096].partition(b"\r\n")[0].decode("latin-1")
         proxy.requests.append(line)
         if line.endswith("HTTP/1.1"):
             asked[0] = line

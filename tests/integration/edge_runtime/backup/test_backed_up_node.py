@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -14,6 +15,7 @@ from edge_runtime.backup.local_files import LocalFiles
 from edge_runtime.cli.status import render
 from edge_runtime.sync.control_client import ControlClient
 from tests.guests.build import guest
+from tests.integration.edge_runtime.release.test_replaced_database import prepared
 from tests.support import lost_writes
 from tests.support.agents import Control, Edge, edge, joined
 from tests.support.deadlines import deadline, scaled
@@ -127,6 +129,7 @@ async def test_a_node_without_a_network_goes_on_after_a_restart(control: Control
         await write(node, "meanwhile")
         found = await node.until(lambda s: s["backup"] and s["backup"]["pending_bytes"] and s["backup"]["error"])
         assert "no connection to" in found["backup"]["error"]
+        assert f"\nbackup     {found['backup']['error']}\n" in render(found)
         assert found["backup"]["lineage"] == lineage
         await node.until(lambda s: s["backup"]["lag_seconds"] > 1)
     async with edge(tmp_path) as node:
@@ -137,6 +140,28 @@ async def test_a_node_without_a_network_goes_on_after_a_restart(control: Control
         assert (told["lineage"], told["error"]) == (lineage, None)
         made = await restored(await files(control, node, lineage), tmp_path / "restored")
     assert texts(made) == ["before", "meanwhile", "after"]
+
+
+async def test_another_database_is_another_history_and_the_last_of_this_one_is_at_the_store(
+    control: Control, backed: Edge, tmp_path: Path
+) -> None:
+    await back_up(control, 600.0)
+    await write(backed, "early")
+    await backed.until(lambda s: s["backup"] and s["backup"]["reached"])
+    edge: Any = SimpleNamespace(front=backed.front, state=SimpleNamespace(path=tmp_path))
+    copy = await prepared(edge)
+    await write(backed, "late")
+    _, position = await backed.front.manager.replace_database(copy)
+    assert position is not None
+    before = await files(control, backed, position.lineage)
+    assert max(file.last for file in before) == position.transaction
+    assert texts(await restored(before, tmp_path / "before")) == ["early", "late"]
+    await write(backed, "after")
+    await back_up(control, 1.0)
+    told = (await backed.until(lambda s: is_whole(s) and s["backup"]["lineage"] != position.lineage))["backup"]
+    assert told["error"] is None
+    after = await files(control, backed, told["lineage"])
+    assert texts(await restored(after, tmp_path / "after")) == ["early", "after"]
 
 
 async def test_an_end_leaves_nothing_on_the_node(control: Control, backed: Edge, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import shutil
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from tests.support.store_proxy import StoreProxy, always, never, store_proxy
 from tests.support.stored_backups import restored, stored
 
 INTERVAL = 0.05
+DEADLINE = 60
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ class Backed:
     uploader: Uploader
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        async with deadline(60):
+        async with deadline(DEADLINE):
             while not condition():
                 await asyncio.sleep(0.01)
 
@@ -395,6 +398,74 @@ async def test_a_file_that_no_store_takes_in_one_piece_is_named(
     assert told is not None
     assert "is too large to be backed up like this" in told.error
     assert backed.puts == []
+
+
+@pytest.fixture
+def large(backed: Backed, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The size of all files that are made from now on, of which the rest is zeros."""
+    real = backed.commits._write
+
+    def write(lineage: str, *given: Any) -> None:
+        real(lineage, *given)
+        for file in LocalFiles(backed.state).folder.glob(f"{lineage}/*/*.ltx"):
+            os.truncate(file, 64 << 20)
+
+    monkeypatch.setattr(backed.commits, "_write", write)
+    return 64 << 20
+
+
+async def test_a_large_file_is_never_in_memory(backed: Backed, large: int) -> None:
+    tracemalloc.start()
+    try:
+        async with running(backed.uploader):
+            await backed.until(lambda: not backed.behind())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < large / 2
+    (key,) = [item.key async for page in backed.replica.services.store.under("backups/") for item in page]
+    assert await backed.replica.services.store.head(key) == large
+
+
+async def test_an_upload_that_stands_still_is_made_again(
+    backed: Backed, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploader, "STALL", 0.3)
+    backed.proxy.silent = lambda line: line.startswith("PUT ")
+    async with running(backed.uploader):
+        await backed.until(lambda: backed.uploader.failures >= 2)
+        told = backed.uploader.state()
+        assert told is not None
+        assert "was taken for 0.3 s" in told.error
+        monkeypatch.setattr(uploader, "STALL", 30.0)
+        backed.proxy.silent = never
+        await backed.until(lambda: not backed.behind())
+    assert large
+
+
+async def test_a_store_that_never_answers_is_asked_again(backed: Backed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploader, "ANSWER_TIMEOUT", 0.3)
+    async with running(backed.uploader):
+        await backed.caught_up()
+        backed.proxy.deaf = True
+        backed.commits.commit()
+        await backed.until(lambda: backed.uploader.failures)
+        backed.proxy.deaf = False
+        await backed.caught_up()
+    assert set(backed.commits.asked) == {False}
+
+
+async def test_what_waits_is_brought_to_the_store_before_its_time(backed: Backed) -> None:
+    await backed.uploader.take(600.0)
+    async with running(backed.uploader):
+        await backed.caught_up()
+        backed.commits.commit()
+        position = await backed.uploader.finish()
+        assert position == wire.BackupPosition(backed.lineage, 2)
+        assert not backed.behind()
+        backed.proxy.answers(503, "SlowDown")
+        backed.commits.commit()
+        assert await backed.uploader.finish() is None
 
 
 async def test_an_end_drops_what_waits_and_leaves_nothing(backed: Backed) -> None:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from control.local.pki import Pki, ensure
 from control.protocol import wire
+from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import control_client
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from tests.support.certificates import Authority
@@ -207,3 +208,43 @@ def test_a_file_that_is_no_authority_is_said_to_be_that(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("hello")
     with pytest.raises(ValueError, match="holds no PEM certificate"):
         ControlClient("https://control", tmp_path / "ca.pem", "x")
+
+
+async def pieces() -> AsyncIterator[bytes]:
+    yield b"ro"
+    yield b"ws"
+
+
+async def put(control: FileServer, pki: Pki, url: str) -> None:
+    async with ControlClient(control.url, pki.ca, "skn_secret") as session:
+        await session.put_backup(url, pieces(), 4, bytes(16), 30.0)
+
+
+async def test_a_file_of_a_backup_goes_to_a_store_through_the_proxy_and_without_the_credential(
+    control: FileServer, named: Pki, proxy: Proxy
+) -> None:
+    answering(control, web.Response(), "/bucket/key?sig=%2F")
+    await put(control, named, f"https://{NAME}:8443/bucket/key?sig=%2F")
+    ((_, headers),) = control.requests
+    assert len(proxy.heads) == 1
+    assert "authorization" not in headers
+    told = headers["if-none-match"], headers["content-md5"], headers["content-length"]
+    assert told == ("*", "AAAAAAAAAAAAAAAAAAAAAA==", "4")
+    assert "transfer-encoding" not in headers
+
+
+async def test_a_file_of_a_backup_goes_to_control_with_the_credential(control: FileServer, named: Pki) -> None:
+    answering(control, web.Response(status=201), "/v1/file")
+    await put(control, named, "/v1/file")
+    assert control.requests[0][1]["authorization"] == "Bearer skn_secret"
+
+
+async def test_no_file_of_a_backup_goes_in_the_clear_or_where_a_redirect_leads(control: FileServer, named: Pki) -> None:
+    with pytest.raises(SyncFailed, match="for a file of the backup") as refused:
+        await put(control, named, f"http://{NAME}/bucket/key")
+    assert refused.value.code == "artifact_url_refused"
+    control.redirect["/key"] = f"{control.url}/other"
+    with pytest.raises(ControlRefused) as redirected:
+        await put(control, named, f"{control.url}/key")
+    assert redirected.value.status == 307
+    assert [path for path, _ in control.requests] == ["/key"]
