@@ -16,7 +16,7 @@ from edge_runtime.errors import CodedError
 from edge_runtime.ipc.restore_messages import Assembled
 from edge_runtime.release.witness import Witness
 from edge_runtime.state import DATA_AWAITED, State
-from edge_runtime.sync import backup_files, identity
+from edge_runtime.sync import backup_files, identity, retries
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.backup_files import RestoreFailed
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
@@ -60,12 +60,14 @@ async def bring_back(state: Path, who: Identity) -> BroughtBack | None:
     used.
     """
     database = state / wal.FILE
-    if database.exists() and (record := RestoreRecord.kept(state)) is not None:
-        # An earlier attempt was killed after the exchange.
+    if database.exists():
+        # An earlier attempt was killed after the exchange, or a person has restored another backup.
         give_up(state)
+        if (record := RestoreRecord.kept(state)) is None:
+            return None
         return BroughtBack(record.at, database.stat().st_size, record.result.release, "")
     async with ControlClient(who.control_url, identity.ca_path(state), who.credential) as client:
-        if await client.latest_backup() is not None:
+        if await _latest(client) is not None:
             with State(state, STOP_WAIT) as opened:
                 return await _bring_back(opened, client)
     give_up(state)
@@ -90,11 +92,23 @@ async def _bring_back(state: State, client: ControlClient) -> BroughtBack:
     database_exchange.exchange(state.path, place, kept)
     files.sync_folder(state.path)
     faults.reach("edge.join.exchanged")
-    # There was no database in it.
-    shutil.rmtree(kept, ignore_errors=True)
+    if not (kept / wal.FILE.name).exists():
+        shutil.rmtree(kept, ignore_errors=True)
     shutil.rmtree(state.path / FOLDER, ignore_errors=True)
     give_up(state.path)
     return BroughtBack(order.at, made.bytes, release, lacking)
+
+
+async def _latest(client: ControlClient) -> wire.RestoreOrder | None:
+    """Return the latest state that the backup has; None if there is none. Raises: NoAnswer; ControlRefused."""
+    for attempt in range(TRIES):
+        try:
+            return await client.latest_backup()
+        except (NoAnswer, ControlRefused) as error:
+            if attempt == TRIES - 1 or (isinstance(error, ControlRefused) and retries.final(error.status)):
+                raise
+        await asyncio.sleep(PAUSE * 2**attempt)
+    raise AssertionError  # The last attempt above returns or raises.
 
 
 async def _fetch(client: ControlClient, folder: Path) -> wire.RestoreOrder:
@@ -108,7 +122,7 @@ async def _fetch(client: ControlClient, folder: Path) -> wire.RestoreOrder:
     while True:
         before = fetched
         try:
-            order = await client.latest_backup()
+            order = await _latest(client)
             if order is None:
                 raise RestoreFailed("restore_failed", "The node's backup went away while it was fetched.")
             await backup_files.fetch(client, order, folder, told)

@@ -1,7 +1,9 @@
 """`skerry-edge join` on an empty disk: the node has its data before it serves, or a person says that it needn't."""
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +148,28 @@ async def test_a_person_may_begin_empty(
     assert not (joining.state / DATA_AWAITED).exists()
     assert not (joining.state / wal.FILE).exists()
     assert not stand.asked
+
+
+async def test_a_database_that_a_person_has_put_there_stays(
+    stand: RestoringControl, backup: dict[BackupFile, bytes], joining: Joining, tmp_path: Path
+) -> None:
+    stand.order(backup, "latest")
+    stand.refuse["GET /v1/nodes/self/backup/latest"] = 409
+    assert (await joining.run())[0] == 1
+    other = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(tmp_path / "made.db")) as made:
+        made.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)")
+        made.execute("INSERT INTO notes (text) VALUES ('mine')")
+        made.commit()
+        made.execute("VACUUM INTO ?", (str(other),))
+    (joining.state / wal.FILE).parent.mkdir(exist_ok=True)
+    shutil.copy(other, joining.state / wal.FILE)
+    stand.refuse.clear()
+    status, out, errors = await joining.run()
+    assert status == 0, errors
+    assert "Its database is back" not in out
+    assert rows(joining.state / wal.FILE) == ["mine"]
+    assert not (joining.state / DATA_AWAITED).exists()
 
 
 async def test_a_download_that_breaks_off_goes_on(
