@@ -55,7 +55,9 @@ DELETE FROM artifacts WHERE id = $1 AND state = 'deleting';
 SELECT id::text AS id FROM artifacts WHERE id = ANY($1::text[]::uuid[]);
 
 -- The artifact, for a node whose target has it, or its group's open rollout, or for which a sync with it was ever opened:
--- what the node says that it runs gives it nothing.
+-- what the node says that it runs gives it nothing. Of a database that is brought back, the release may be older than the
+-- log of syncs, or another group's: so a node that has a backup gets what releases of its group had, and one that is to
+-- adopt a database, those of its group of then.
 -- name: for_node
 SELECT a.id::text AS id FROM artifacts a WHERE a.sha256 = $1 AND a.state = 'ready' AND (
     EXISTS (
@@ -71,6 +73,13 @@ SELECT a.id::text AS id FROM artifacts a WHERE a.sha256 = $1 AND a.state = 'read
     OR EXISTS (
         SELECT 1 FROM release_functions f
         WHERE f.release_id IN (SELECT s.release_id FROM syncs s WHERE s.node_id = $2) AND f.sha256 = $1
+    )
+    OR EXISTS (
+        SELECT 1 FROM nodes n LEFT JOIN restores o ON o.id = n.restore_id AND o.state = 'ordered'
+            JOIN nodes m ON m.id = coalesce(o.from_node_id, n.id) JOIN releases r ON r.group_id = m.group_id
+            JOIN release_functions f ON f.release_id = r.id
+        WHERE n.id = $2 AND f.sha256 = $1 AND r.reached_at IS NOT NULL
+            AND EXISTS (SELECT 1 FROM backups b WHERE b.node_id = m.id)
     )
 );
 

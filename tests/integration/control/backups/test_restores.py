@@ -397,6 +397,41 @@ async def test_an_order_stays_for_a_node_that_joins_again(replica: Replica, made
     assert (await node.poll()).json() == {"type": "restore", "id": ordered["id"]}
 
 
+async def test_a_node_gets_the_functions_of_what_it_brings_back(replica: Replica, made: list[bytes]) -> None:
+    await ok(replica, "POST", "/v1/groups", {"name": "east"})
+    node, other = await at_release(replica), await replica.join("shop-2", "east")
+    await seeds.function(replica, "far")
+    await seeds.release(replica, "east", functions={"far": 1})
+    await other.sync()
+    await seeds.function(replica, "hello")
+    await seeds.release(replica, functions={"hello": 2})
+    await node.sync()
+
+    async def forget_syncs(conn: Any) -> None:
+        await conn.execute("DELETE FROM syncs")
+
+    await replica.services.db.transaction(forget_syncs)
+
+    async def gets(function: str, version: int) -> bool:
+        path = f"/v1/artifacts/{wire.schema_checksum(f'{function} {version}')}"
+        answer = await replica.call("GET", path, token=node.credential)
+        assert answer.status in (307, 404)
+        return answer.status == 307
+
+    assert [await gets("hello", 2), await gets("hello", 1), await gets("far", 1)] == [True, False, False]
+    await ship(replica, node, history(made))
+    assert [await gets("hello", 1), await gets("far", 1)] == [True, False]
+    await ship(replica, other, history(made))
+    ordered = await order(replica, "shop-1", "latest", adopt=True, **{"from": "shop-2"})
+    assert await gets("far", 1)
+    # What no node has run is nobody's.
+    await seeds.function(replica, "far")
+    await seeds.release(replica, "east", functions={"far": 2})
+    assert not await gets("far", 2)
+    await told(node, ordered["id"], "failed")
+    assert not await gets("far", 1)
+
+
 async def test_the_plan_says_what_would_be_gone(replica: Replica, made: list[bytes]) -> None:
     node = await at_release(replica)
     files = history(made)
