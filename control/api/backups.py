@@ -77,7 +77,7 @@ class NodeRestore(Struct):
     from_node: str | None
     """The node whose database it is; null: its own."""
     position: str
-    """The state, as LINEAGE/TRANSACTION."""
+    """The state, as LINEAGE/TRANSACTION; '' if it couldn't go back with a rollback."""
     at: datetime
     """When that was the state of the database, by the node's clock of then."""
     before_release: int | None
@@ -442,7 +442,7 @@ def restore(row: RestoreRow) -> NodeRestore:
         id=str(row.id),
         node=row.node,
         from_node=row.from_node,
-        position=_position(row.lineage, row.transaction_id),
+        position=_position(row.lineage, row.transaction_id) if row.lineage else "",
         at=row.state_at,
         before_release=row.before_release,
         hold=row.hold,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
+from control.backups.losses import DifferingRows
 from control.protocol import wire
 from control.protocol.wire import MOST_FUNCTIONS, Body, Name, Number, Sha256, Text
 from control.rollouts.policy import Policy
@@ -49,6 +50,9 @@ class NewRelease(Body, frozen=True):
     failed."""
     rollback_to: Number | None = None
     """The number of an earlier release of the group, whose functions and floor the new one gets."""
+    data: bool = False
+    """With a rollback: nodes' data go back too, on each node to where they were before the first of the releases after
+    that one. Nodes that can't go back keep theirs, and are named."""
     allow_unfit: bool = False
     """Make it even if nodes of the group can't run it: those refuse it and continue serving their old release."""
     allow_loss: bool = False
@@ -154,6 +158,67 @@ class PlannedRefusal(Struct):
     """The field of the request that allows it."""
 
 
+class NodeGoingBack(Struct):
+    """A node whose data an undo takes back."""
+
+    id: str
+    node: str
+    release: int
+    """The number of the first release that is undone on it."""
+    position: str
+    """The state to which it goes, as LINEAGE/TRANSACTION."""
+    at: datetime
+    """When the node reported that release, just after that state."""
+    newest_at: datetime | None
+    """The last moment of its data that is at the store."""
+    newer: float
+    """By how many seconds that is newer than the state: what was written in them is gone."""
+    tables: list[DifferingRows] | None
+    """Tables that have another number of rows there than in the last state at the store; null if that isn't known."""
+    tables_unknown: str
+    """Why it isn't known."""
+
+
+class NodeLeft(Struct):
+    """A node that an undo leaves as it is."""
+
+    node: str
+    release: int | None
+    """The number of the first of the releases on it, if that is known."""
+    code: str
+    why: str
+
+
+class UndoPlan(Struct):
+    """What a rollback does to nodes' data."""
+
+    above: int
+    """The number of the release to which the group goes back: nodes go to before the first one after it."""
+    back: int
+    """How many nodes go back."""
+    left: int
+    """How many nodes can't go back: they get the release of the rollback, and keep their data and their schema."""
+    nodes: list[NodeGoingBack]
+    """Nodes that go back, by name; the first thousand."""
+    left_nodes: list[NodeLeft]
+    """Nodes that can't, by name; the first thousand."""
+
+
+class UndoCounts(Struct):
+    """How far an undo has come: how many nodes' data have gone back, or not."""
+
+    release: int
+    """The number of the rollback's release."""
+    ordered: int = 0
+    """Nodes that haven't told yet."""
+    done: int = 0
+    failed: int = 0
+    """Nodes that tried: they keep their data."""
+    cancelled: int = 0
+    left: int = 0
+    """Nodes that couldn't go back from the beginning."""
+
+
 class MadeRelease(DetailedRelease):
     held_below: int | None
     """The number of the newest schema change, if the floor stays lower because somebody lowered it."""
@@ -162,6 +227,8 @@ class MadeRelease(DetailedRelease):
     """What nodes can lose because of its schema changes."""
     stalls: list[ExpectedStall]
     """Which of its schema changes block nodes' writers for more than 0.1 s."""
+    undo: UndoPlan | None
+    """What it does to nodes' data; null if they stay."""
     plan_digest: wire.Sha256
     """What a request can send as its `plan_digest`, so that exactly this is done, or nothing."""
     refusals: list[PlannedRefusal]

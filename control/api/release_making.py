@@ -10,6 +10,7 @@ import msgspec
 from control import manifest_rules, tracing
 from control.api import release_bodies
 from control.api.node_views import unknown_group
+from control.backups import undo
 from control.problems import ProblemError
 from control.protocol import wire
 from control.protocol.manifest import Route
@@ -161,6 +162,8 @@ Manifests = dict[str, dict[str, Any]]
 
 MANIFEST_BYTES = 4 * wire.MIB
 """The most bytes of the manifests of a release's functions together."""
+MOST_NAMED = 1000
+"""The most nodes of an undo that a plan names."""
 ANY_SIZE = 2**62
 """The same limit for existing releases."""
 
@@ -179,18 +182,21 @@ async def make(
     keep_floor: bool = False,
     with_change: bool = False,
     has_nodes: bool = False,
+    refused: undo.Refused | None = None,
 ) -> tuple[release_bodies.MadeRelease, Way]:
     """Make a release, or with `plan` only return what it would be, and how it goes out.
 
     `capabilities`: those of the group's nodes. `found`: what schema changes can do to them. `stall_limit`: the seconds
     for which it may block a node's writers. If `body` names no floor, it is the newest schema change, or the previous
     floor with `keep_floor` or after that was lowered, unless a schema change is made `with_change`. `has_nodes`:
-    whether there are nodes to which it could go in steps.
+    whether there are nodes to which it could go in steps. `refused`: which nodes can't go back, by what is at the
+    store, if it is a rollback with data.
 
     Raises: ProblemError, when the release can't be made, or differs from the plan that `body` names, or a node can't
     run it, can lose rows or would block its writers, and `body` doesn't allow that.
     """
     _check_way(body)
+    _check_data(body)
     group = await to_release(conn, body.group)
     before, old_floor = await _functions(conn, group.release_id), group.schema_floor
     held_below, goes_back = None, False
@@ -218,7 +224,13 @@ async def make(
     effects = await change_effects.of_floors(conn, found, group.own_floor, floor)
     changes = await _changes(conn, before, functions, old_floor, floor, versions)
     number = group.next_number
-    digest = _digest(body.group, number, functions, floor, changes, unfit, effects, way)
+    undone = None
+    if body.data and body.rollback_to is not None:
+        if not goes_back:
+            text = f"release {body.rollback_to} wasn't the group's, so there is no state of nodes' data that it left"
+            raise ProblemError("release_not_possible", text, field="data")
+        undone = await undo.read(conn, group.id, body.rollback_to, refused or {})
+    digest = _digest(body.group, number, functions, floor, changes, unfit, effects, way, undone)
     what = f"this release of group {body.group}"
     refusals = [] if body.allow_unfit else compatibility.refusals(unfit, body.group)
     refusals += change_effects.refusals(effects, what, stall_limit, body.allow_loss, body.allow_stall)
@@ -232,6 +244,8 @@ async def make(
     else:
         # Before the generation is taken, so that waiting for a locked group delays no other decision.
         await lock(conn, group.id)
+        if undone is not None:
+            await undo.order(conn, changed, now, by, release_id, undone)
         if way.policy is None and group.open_number is not None:
             await _end_open(conn, changed, now, group, body)
         row = release_id, group.id, number, floor, body.rollback_to, body.reason, by, now, tracing.current()
@@ -262,6 +276,7 @@ async def make(
         unfit=unfit,
         losses=effects.losses,
         stalls=effects.stalls,
+        undo=None if undone is None else undo_plan(undone),
         plan_digest=digest,
         refusals=[release_bodies.PlannedRefusal(each.code, each.detail, each.field) for each in refusals],
     )
@@ -269,14 +284,39 @@ async def make(
 
 
 async def roll_back(
-    conn: Connection, changed: Changed, now: datetime, by: str, stored: StoredRollout, reason: str
+    conn: Connection,
+    changed: Changed,
+    now: datetime,
+    by: str,
+    stored: StoredRollout,
+    reason: str,
+    refused: undo.Refused | None = None,
 ) -> tuple[release_bodies.MadeRelease, Way]:
     """Make the release that brings a rollout's nodes back to what the group's own release has, and end the rollout.
+
+    With `refused`, nodes' data go back too, but for those nodes.
 
     Raises: ProblemError rollout_not_possible, when it has ended otherwise than by an abort, or there is nothing to go
     back to.
     """
     name, group = stored.row.group_name, await to_release(conn, stored.row.group_name)
+    to = rolls_back_to(stored, group)
+    with_data = refused is not None
+    body = release_bodies.NewRelease(name, rollback_to=to, reason=reason, data=with_data)
+    made, way = await make(conn, changed, now, by, body, refused=refused)
+    if not stored.open:
+        said = f"release {made.number} goes back to release {to}"
+        await acts.end(conn, changed, now, stored, "rolled_back", said)
+    return made, way
+
+
+def rolls_back_to(stored: StoredRollout, group: GroupToRelease) -> int:
+    """Return the number of the release to which a rollout is rolled back.
+
+    Raises: ProblemError rollout_not_possible, when it has ended otherwise than by an abort, or there is nothing to go
+    back to.
+    """
+    name = stored.row.group_name
     why = ""
     if group.own_number is None:
         why = "the group has no release yet to go back to: "
@@ -291,14 +331,9 @@ async def roll_back(
         why += f"{group.own_number}, which is the group's"
     elif group.own_number > stored.row.number:
         why = f"the group's release is {group.own_number}, which has taken its place"
-    if why:
+    if why or group.own_number is None:
         raise ProblemError("rollout_not_possible", f"the rollout of release {stored.name} can't be rolled back: {why}")
-    body = release_bodies.NewRelease(name, rollback_to=group.own_number, reason=reason)
-    made, way = await make(conn, changed, now, by, body)
-    if not stored.open:
-        said = f"release {made.number} goes back to release {group.own_number}"
-        await acts.end(conn, changed, now, stored, "rolled_back", said)
-    return made, way
+    return group.own_number
 
 
 async def refuse_deleted(conn: Connection, release_id: UUID, name: str) -> None:
@@ -332,6 +367,39 @@ def _check_way(body: release_bodies.NewRelease) -> None:
             rules_of(body.rollout)
         except ProblemError as wrong:
             raise ProblemError(wrong.code, wrong.detail, field=f"rollout.{wrong.field}") from None
+
+
+def _check_data(body: release_bodies.NewRelease) -> None:
+    """Check what a request says about nodes' data. Raises: ProblemError invalid_body."""
+    if body.data and not body.rollback and body.rollback_to is None:
+        text = "nodes' data go back with a rollback alone: send rollback or rollback_to with it"
+        raise ProblemError("invalid_body", text, field="data")
+    if body.data and (body.rollout is not None or body.rehearsal_only):
+        text = "a rollback with data goes to all nodes at once: it has no rollout and no rehearsal"
+        raise ProblemError("invalid_body", text, field="data")
+
+
+def undo_plan(undone: undo.Undo) -> release_bodies.UndoPlan:
+    """Describe what an undo does; rows by table aren't known yet."""
+    back = [
+        release_bodies.NodeGoingBack(
+            id=node.id,
+            node=node.name,
+            release=first.number,
+            position=f"{first.lineage}/{first.transaction_id}",
+            at=first.at,
+            newest_at=node.newest_at,
+            newer=0.0 if node.newest_at is None else max(0.0, (node.newest_at - first.at).total_seconds()),
+            tables=None,
+            tables_unknown=f"`skerry data restore {node.name} --to before:{first.number} --plan` compares them",
+        )
+        for node, first in undone.back[:MOST_NAMED]
+    ]
+    left = [
+        release_bodies.NodeLeft(each.node.name, None if each.first is None else each.first.number, each.code, each.why)
+        for each in undone.left[:MOST_NAMED]
+    ]
+    return release_bodies.UndoPlan(undone.above, len(undone.back), len(undone.left), back, left)
 
 
 def _way(body: release_bodies.NewRelease, group: GroupToRelease, *, has_nodes: bool, changes_schema: bool) -> Way:
@@ -370,9 +438,12 @@ def _digest(
     unfit: compatibility.Unfit,
     effects: change_effects.ChangeEffects,
     way: Way,
+    undone: undo.Undo | None,
 ) -> str:
     """Return the digest of what a plan of a release shows but the generation, which other groups' releases take too."""
     parts = group, number, sorted(functions.items()), floor, changes, unfit.count, way.policy, way.rehearsal_only
+    if undone is not None:
+        parts = *parts, undone.parts()
     return change_effects.plan_digest(effects, *parts)
 
 

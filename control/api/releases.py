@@ -11,7 +11,7 @@ from msgspec.structs import asdict
 
 from control.access.auth import Principal
 from control.access.rights import Grant
-from control.api import pagination, release_bodies
+from control.api import pagination, release_bodies, undo
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Audit, Reply, operation
 from control.api.release_making import (
@@ -25,6 +25,7 @@ from control.api.release_making import (
     rollback_target,
     to_release,
 )
+from control.backups.undo import Refused
 from control.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.protocol import wire
@@ -40,6 +41,8 @@ class ShownRelease(release_bodies.DetailedRelease):
     rolls_back_to: int | None
     """The number of the release that a rollback goes to; null if this isn't the group's newest, or there is none. A
     release that is only rehearsed isn't its newest."""
+    undo: release_bodies.UndoCounts | None
+    """How far nodes' data have gone back with it; null if it isn't a rollback with data."""
 
 
 class ReleaseRetry(Struct):
@@ -81,13 +84,23 @@ class PlanQuery(Struct, forbid_unknown_fields=True):
 )
 async def create(call: ApiCall, body: release_bodies.NewRelease, query: PlanQuery) -> Reply:
     call.operator.need("push", body.group, ())
+    refused: Refused | None = None
+    if body.data:
+        call.operator.need("deploy", body.group)
+        if not query.plan and (kept := await call.replayed()):
+            return kept
+        refused = await undo.refused(call.services, body.group, body.rollback_to)
     known = await _known(call, body.group)
 
     async def work(conn: Connection, changed: Changed) -> release_bodies.MadeRelease:
-        return await _make(call, conn, changed, body, known, plan=query.plan)
+        return await _make(call, conn, changed, body, known, plan=query.plan, refused=refused)
 
     if query.plan:
-        return await call.read(lambda conn: work(conn, Changed()))
+        if not body.data:
+            return await call.read(lambda conn: work(conn, Changed()))
+        planned = await call.services.db.read(lambda conn: work(conn, Changed()))
+        await undo.compare(call.services, planned.undo)
+        return Reply(200, planned)
     return await call.write(work)
 
 
@@ -195,6 +208,7 @@ async def _make(
     *,
     plan: bool,
     with_change: bool = False,
+    refused: Refused | None = None,
 ) -> release_bodies.MadeRelease:
     """Make or plan a release, and record a made one in the audit log.
 
@@ -215,6 +229,7 @@ async def _make(
         keep_floor=not deploys,
         with_change=with_change,
         has_nodes=known.has_nodes,
+        refused=refused,
     )
     if not deploys:
         _refuse_more(operator, made, way)
@@ -254,6 +269,8 @@ async def record(audit: Audit, conn: Connection, made: release_bodies.MadeReleas
         details["rehearsal_only"] = True
     if way.left_out:
         details["now"] = True
+    if made.undo is not None:
+        details["data"] = {"back": made.undo.back, "left": made.undo.left}
     changes = made.changes
     before = {item.name: item.version for item in changes.remove} | {item.name: item.from_ for item in changes.change}
     after = {item.name: item.version for item in changes.add} | {item.name: item.to for item in changes.change}
@@ -308,7 +325,10 @@ async def get_release(call: ApiCall) -> Reply:
         next_one = await to_release(conn, group)
         back = await rollback_target(conn, next_one) if row.id == next_one.release_id else None
         found = (await _with_functions(conn, [row]))[0]
-        return ShownRelease(**asdict(found), floor_before=floor_before, changes=changes, rolls_back_to=back)
+        undone = await undo.counts(conn, row.id, row.number)
+        return ShownRelease(
+            **asdict(found), floor_before=floor_before, changes=changes, rolls_back_to=back, undo=undone
+        )
 
     return await call.read(work)
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from control.api.release_bodies import UndoCounts
 from control.protocol.wire import Body, RehearsedChange, Text
 from control.rollouts.policy import Policy
 from control.rollouts.rules import Outcome, State, Waits
@@ -21,6 +22,8 @@ class Act(Body, frozen=True):
     reason: Text = ""
     all: bool = False
     """With `promote`: leave out all steps that are left, and not just the rest of the present one."""
+    data: bool = False
+    """With `rollback`: nodes' data go back too, on each node to where they were before it got the release."""
     step: Annotated[int, Meta(ge=0)] | None = None
     """The step that whoever acts has seen: the act is refused if the rollout is at another one by now."""
 
@@ -114,6 +117,8 @@ class ShownRollout(Rollout):
     """Null if there was none."""
     plan: list[RolloutStep]
     counts: NodeCounts
+    undo: UndoCounts | None
+    """How far nodes' data have gone back with its rollback; null if that left them."""
 
 
 class RolloutNode(Struct):

@@ -9,9 +9,11 @@ import msgspec
 from msgspec import Struct
 
 from control.access.rights import ROLES, Role
-from control.api import pagination, release_making, releases, rollout_bodies
+from control.api import artifacts, pagination, release_bodies, release_making, releases, rollout_bodies, undo
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Audit, Handler, Reply, operation
+from control.backups.undo import Refused
+from control.backups.undo import read as read_undo
 from control.clock import Clock
 from control.problems import ProblemError
 from control.protocol import faults, wire
@@ -258,12 +260,53 @@ async def retry(call: ApiCall, body: rollout_bodies.Act) -> Reply:
 
 @act_operation("rollback", "Bring the nodes of a rollout back to their group's release")
 async def rollback(call: ApiCall, body: rollout_bodies.Act) -> Reply:
-    """Make a release with what the group's has, for all nodes at once, and end the rollout. The schema stays."""
+    """Make a release with what the group's has, for all nodes at once, and end the rollout. The schema stays, but on
+    nodes whose data go back too."""
+    if body.data and (kept := await call.replayed(200)):
+        return kept
+    refused = await _refused(call) if body.data else None
 
     async def work(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
-        return await _roll_back(conn, changed, now, call.operator.name, stored, body.reason, call.audit)
+        return await _roll_back(conn, changed, now, call.operator.name, stored, body.reason, call.audit, refused)
 
     return await _act(call, "rollback", body, work)
+
+
+@operation(
+    "GET",
+    "/v1/rollouts/{group}/{number}/undo",
+    "What a rollback of a rollout with data would do to nodes' data",
+    role="deploy",
+    everywhere=False,
+    answers={200: release_bodies.UndoPlan},
+    errors=("unknown_group", "unknown_rollout", "rollout_not_possible", *artifacts.STORE_ERRORS),
+)
+async def plan_undo(call: ApiCall) -> Reply:
+    refused = await _refused(call)
+
+    async def work(conn: Connection) -> release_bodies.UndoPlan:
+        stored = await _named(call, conn)
+        group = await release_making.to_release(conn, stored.row.group_name)
+        above = release_making.rolls_back_to(stored, group)
+        return release_making.undo_plan(await read_undo(conn, group.id, above, refused))
+
+    planned = await call.services.db.read(work)
+    await undo.compare(call.services, planned)
+    return Reply(200, planned)
+
+
+async def _refused(call: ApiCall) -> Refused:
+    """Look up at the store which nodes can't go back with the rollback of a rollout.
+
+    Raises: ProblemError, when there is no such rollout, or it can't be rolled back; AuthError; and as `Store` does.
+    """
+    call.operator.need("deploy", call.path["group"])
+
+    async def read(conn: Connection) -> int:
+        stored = await _named(call, conn)
+        return release_making.rolls_back_to(stored, await release_making.to_release(conn, stored.row.group_name))
+
+    return await undo.refused(call.services, call.path["group"], await call.services.db.read(read))
 
 
 def roll_back(clock: Clock) -> Callable[[Connection, Changed, StoredRollout, str], Awaitable[None]]:
@@ -282,9 +325,16 @@ def roll_back(clock: Clock) -> Callable[[Connection, Changed, StoredRollout, str
 
 
 async def _roll_back(
-    conn: Connection, changed: Changed, now: datetime, by: str, stored: StoredRollout, reason: str, audit: Audit
+    conn: Connection,
+    changed: Changed,
+    now: datetime,
+    by: str,
+    stored: StoredRollout,
+    reason: str,
+    audit: Audit,
+    refused: Refused | None = None,
 ) -> StoredRollout:
-    made, way = await release_making.roll_back(conn, changed, now, by, stored, reason)
+    made, way = await release_making.roll_back(conn, changed, now, by, stored, reason, refused)
     await releases.record(audit, conn, made, way)
     return await store.by_release(conn, stored.row.release_id) or stored
 
@@ -314,6 +364,8 @@ async def _act(call: ApiCall, name: str, body: rollout_bodies.Act, do: ActWork, 
         details: dict[str, Any] = {"reason": body.reason}
         if body.all:
             details["all"] = True
+        if body.data:
+            details["data"] = True
         await _record(call.audit, conn, name, stored, after, details)
         shown = await _shown(conn, after)
         faults.reach("control.rollout.act.before")
@@ -411,12 +463,16 @@ async def _shown(conn: Connection, stored: StoredRollout) -> rollout_bodies.Show
         ]
         counts = by_step.get(number, rollout_bodies.NodeCounts())
         plan.append(rollout_bodies.RolloutStep(number, step.text, state, counts, results))  # type: ignore[arg-type]
+    undone = None
+    if stored.row.state == "rolled_back":
+        undone = await undo.counts_of_undone(conn, stored.row.group_id, stored.row.number)
     return rollout_bodies.ShownRollout(
         **_fields(stored, await _sizes(conn, [stored])),
         policy=stored.policy,
         rehearsal=await _rehearsal_counts(conn, stored),
         plan=plan,
         counts=everywhere,
+        undo=undone,
     )
 
 

@@ -29,6 +29,7 @@ from control.api import (
     rollouts,
     schema,
     syncs,
+    undo,
     webhooks,
 )
 from control.api.operations import ApiCall, Operation, Reply, declared, encode, operation
@@ -47,7 +48,7 @@ def _description() -> bytes:
 
 
 OPERATIONS: tuple[Operation, ...] = declared(
-    *(artifacts, artifact_store, functions, releases, rollouts, groups, schema),
+    *(artifacts, artifact_store, functions, releases, undo, rollouts, groups, schema),
     *(nodes, node_views, join_tokens, syncs, rehearsals, node_backups, backups, node_data, logs),
     *(fleet, replicas, probes, audit, metadata_recovery),
     *(operators, webhooks, sys.modules[__name__]),
