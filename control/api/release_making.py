@@ -442,9 +442,7 @@ def _digest(
 ) -> str:
     """Return the digest of what a plan of a release shows but the generation, which other groups' releases take too."""
     parts = group, number, sorted(functions.items()), floor, changes, unfit.count, way.policy, way.rehearsal_only
-    if undone is not None:
-        parts = *parts, undone.parts()
-    return change_effects.plan_digest(effects, *parts)
+    return change_effects.plan_digest(effects, *parts, *([] if undone is None else undone.parts()))
 
 
 async def lock(conn: Connection, group_id: UUID) -> None:

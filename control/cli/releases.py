@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from control.cli.support import options, output, rehearsals, releasing, rollout_following, rollout_views
+from control.cli.support import options, output, rehearsals, releasing, rollout_following, rollout_views, undoing
 from control.cli.support.client import Json, path
 from control.cli.support.lists import ago, list_command
 from control.protocol.command_line import CommandGroup
@@ -73,6 +73,7 @@ def _details(release: Json) -> list[tuple[str, object]]:
         ("created", f"{output.ago(release['created_at'])} by {release['created_by']}"),
         ("reason", reason(release)),
         *((("rollout", rollout_state(release)),) if release.get("rollout") else ()),
+        *((("data", undoing.counts(release["undo"])),) if release.get("undo") else ()),
         *(("function", f"{f['name']}@{f['version']} {f['sha256'][:12]}") for f in release["functions"]),
         # An earlier version of control doesn't return them.
         *(("change", line) for line, _ in releasing.changes(release.get("changes", {}))),
@@ -231,10 +232,14 @@ async def rehearse(
 @click.command()
 @click.argument("group", type=options.NAME, default="default")
 @options.release_options
+@undoing.data_option
+@options.yes_option
 @options.json_option
 @options.asynchronous
 async def rollback(
     group: str,
+    data: bool,
+    yes: bool,
     plan: bool,
     allowed: Json,
     rollout: Json,
@@ -245,9 +250,11 @@ async def rollback(
     """Roll GROUP (default) back to its last release that some node ran and on which none failed.
 
     What that changes is shown first. A second rollback goes further back. To a release of your choice:
-    `skerry release create --rollback-to N`.
+    `skerry release create --rollback-to N`. With --data, rows that were written since are gone, and you are asked.
     """
     body = {"group": group, "reason": reason, "rollback": True, **allowed, **rollout}
+    if data:
+        body["data"] = True
     async with options.client() as control:
         planned = await control.post(path("releases"), body, plan="true")
         if not as_json:
@@ -255,6 +262,10 @@ async def rollback(
         elif plan:
             output.document(planned)
         if not plan:
+            if data and planned["undo"]["back"]:
+                nodes = counted(planned["undo"]["back"], "node")
+                question = f"Roll group {group} back to release {planned['rollback_to']}, and the data of {nodes}?"
+                options.confirm(question, yes)
             # Exactly what was shown, or nothing.
             release = await control.post(path("releases"), {**body, "plan_digest": planned["plan_digest"]})
             await releasing.finish(control, release, waited, shown=True, as_json=as_json)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.live import Live
 
-from control.cli.support import options, output, rehearsals, rollout_following, rollout_views
+from control.cli.support import options, output, rehearsals, rollout_following, rollout_views, undoing
 from control.cli.support.client import Client, Json, path
 from control.cli.support.lists import ago, list_command
 from control.protocol.command_line import CommandGroup
@@ -162,18 +162,23 @@ def act_command(act: str, text: str, *more: Callable[..., Any]) -> click.Command
         as_json: bool,
         yes: bool = True,
         everything: bool = False,
+        data: bool = False,
     ) -> None:
         async with options.client() as control:
             release = number or await rollout_following.newest(control, group)
             rollout = await control.get(path("rollouts", group, release))
             would = rollout_views.would(act, rollout, everything=everything)
+            undo = await control.get(path("rollouts", group, release, "undo")) if data else None
+            if undo is not None and not as_json:
+                undoing.show(undo)
             if plan:
-                output.answered({"act": act, "would": would, "rollout": rollout}, would, as_json=as_json)
+                planned = {"act": act, "would": would, "rollout": rollout} | ({} if undo is None else {"undo": undo})
+                output.answered(planned, would, as_json=as_json)
                 return
             if rollout_views.is_asked(act, rollout, everything=everything):
                 verb = "Roll back" if act == "rollback" else act.capitalize()
                 options.confirm(f"{verb} {rollout_views.name(rollout)}, so that {would}?", yes)
-            body: Json = {"reason": reason} | ({"all": True} if everything else {})
+            body: Json = {"reason": reason} | ({"all": True} if everything else {}) | ({"data": True} if data else {})
             if act == "promote" and not everything:
                 # Nobody has confirmed the step after this one.
                 body["step"] = rollout["step"]
@@ -228,7 +233,8 @@ command.add_command(
     act_command(
         "rollback",
         "Take all nodes back, at once, to the functions that the group had before: a new release, as `skerry rollback` "
-        "makes it. The schema and the rows that functions have written stay.",
+        "makes it. The schema and the rows that functions have written stay, unless --data takes them back too.",
+        undoing.data_option,
         options.yes_option,
     )
 )

@@ -9,7 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 from control import manifest_rules
-from control.cli.support import output, rollout_following, rollout_views
+from control.cli.support import output, rollout_following, rollout_views, undoing
 from control.cli.support.client import Client, Json, NotConverged, NotReached, path
 from control.cli.support.options import ReleaseWait
 
@@ -97,6 +97,8 @@ def show(release: Json, *, planned: bool = False) -> None:
         output.say("  nothing changes")
     if "rollout" in release:  # which an older control doesn't return
         output.say(f"  it {rollout_views.going_out(release['rollout'])}")
+    if release.get("undo") is not None:
+        undoing.show(release["undo"])
     found = losses(release.get("losses") or []), stalls(release.get("stalls") or []), unfit(release.get("unfit") or {})
     for line in itertools.chain(*found):
         output.say(f"  {line}", style="red")
@@ -292,6 +294,7 @@ async def follow(control: Client, release: Json, within: float, *, offline_too: 
     began = time.monotonic()
     rollout: Json | None = None
     told: set[tuple[str, str]] = set()
+    back = {node["id"] for node in (release.get("undo") or {"nodes": ()})["nodes"]}
     if release.get("rollout") is not None:
         progress_of = rollout_following.RolloutProgress(control, quiet=quiet)
         where = release["group"], release["number"]
@@ -308,6 +311,9 @@ async def follow(control: Client, release: Json, within: float, *, offline_too: 
     while True:
         nodes = await control.items(path("nodes"), group=release["group"])
         stand = {node["id"]: progress(node, release["generation"], release["created_at"]) for node in nodes}
+        for id in back & stand.keys():
+            # It isn't held, but goes on to this release.
+            stand[id] = "waiting" if stand[id] == "held" else stand[id]
         for node in nodes:
             what = stand[node["id"]]
             if what != "waiting" and (node["name"], what) not in told:

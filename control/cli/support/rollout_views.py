@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from control.cli.support import output
+from control.cli.support import output, undoing
 from control.cli.support.client import Json
 from control.protocol.counts import counted
 
@@ -186,6 +186,8 @@ def _head(rollout: Json) -> Iterator[tuple[str, object]]:
     away = f", {rollout['offline']:,} of them offline" if rollout["offline"] else ""
     yield "nodes", f"{rollout['nodes']:,} in the group{away}; {rollout['started']:,} started"
     yield "outcomes", counts(rollout["counts"])
+    if rollout.get("undo"):
+        yield "data", f"{undoing.counts(rollout['undo'])} (back with release {rollout['undo']['release']})"
     if rollout["policy"].get("rehearse", True) or rollout["rehearsal"]:
         yield "rehearsal", rehearsal(rollout["rehearsal"])
     yield "made", f"{output.ago(rollout['made_at'])} by {rollout['made_by']}"

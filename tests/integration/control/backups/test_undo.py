@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from control.protocol import wire
-from tests.support import seeds
+from tests.support import programs, seeds
 from tests.support.backup_files import history, states
 from tests.support.backup_store import ship
 from tests.support.deploy import code, items, ok
@@ -247,6 +247,48 @@ async def test_who_can_not_go_back_now_is_named(replica: Replica, made: list[byt
     assert "skerry data resume busy" in left["busy"][1]
     assert f"{lineages['gap']}/{COUNT}" in left["gap"][1]
     assert "before:2" in left["going"][1]
+
+
+async def test_the_command_shows_what_is_gone_and_asks(replica: Replica, made: list[bytes]) -> None:
+    await base(replica)
+    node, bare = await joined(replica, "node"), await joined(replica, "bare")
+    for each in (node, bare):
+        await each.sync()
+    had = node.inventory, node.generation
+    lineage = await ship(replica, node, history(made))
+    await seeds.release(replica, functions={"hello": 2})
+    await goes(node, wire.BackupPosition(lineage, 4))
+    await goes(bare, None)
+    shown = await said(replica, "rollback", "--data", "--plan")
+    for text in (
+        "data go back on 1 node",
+        "node: to before release 2",
+        "table orders: 12 rows, now 18",
+        "= bare: it wa",
+    ):
+        assert text in shown, shown
+    asked = await programs.skerry(replica, "rollback", "--data")
+    assert asked.status != 0
+    assert "and the data of 1 node?" in asked.err
+    assert (await ok(replica, "GET", "/v1/releases?limit=1"))["items"][0]["number"] == 2
+    await said(replica, "rollback", "--data", "--yes")
+    assert "1 on the way, 1 can't" in await said(replica, "release", "show", "3")
+    await brought_back(node, had)
+    assert "1 done, 1 can't" in await said(replica, "release", "show", "3")
+
+    rollout = await open_rollout(replica, functions={"hello": 2}, schema_floor=1)
+    await rollout.start(replica, [node])
+    again = await ship(replica, node, history(made))
+    await goes(node, wire.BackupPosition(again, 2))
+    assert "node: to before release 4" in await said(replica, "rollout", "rollback", "--data", "--plan")
+    await said(replica, "rollout", "rollback", "--data", "--yes")
+    assert "1 on the way (back with release 5)" in await said(replica, "rollout", "status")
+
+
+async def said(replica: Replica, *arguments: str) -> str:
+    done = await programs.skerry(replica, *arguments)
+    assert done.status == 0, done
+    return done.out.decode()
 
 
 async def test_data_go_back_with_a_rollback_alone(replica: Replica, made: list[bytes]) -> None:
