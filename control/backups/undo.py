@@ -44,7 +44,7 @@ class NodeToUndo(NamedTuple):
     """The last moment of its data that is at the store."""
 
 
-class Reached(NamedTuple):
+class ReachedRelease(NamedTuple):
     """When a node came to a release."""
 
     node_id: str
@@ -72,7 +72,7 @@ class Left(NamedTuple):
     """A node that can't go back."""
 
     node: NodeToUndo
-    first: Reached | None
+    first: ReachedRelease | None
     """None if it isn't known which of the releases it had first."""
     code: str
     why: str
@@ -83,7 +83,7 @@ class Undo(NamedTuple):
 
     above: int
     """The number of the release to which the group goes back: all later ones are undone."""
-    back: list[tuple[NodeToUndo, Reached]]
+    back: list[tuple[NodeToUndo, ReachedRelease]]
     """Nodes that go back, by name."""
     left: list[Left]
     """Nodes that stay as they are, by name."""
@@ -113,7 +113,7 @@ Refused = Mapping[tuple[str, str, int], ProblemError]
 
 SQL = queries.load("undo")
 NODES = SQL.rows("nodes", NodeToUndo)
-REACHED = SQL.rows("reached", Reached)
+REACHED = SQL.rows("reached", ReachedRelease)
 RESTORED = SQL.rows("restored", Restored)
 LOCK = SQL.value("lock", str)
 OF_RELEASE = SQL.rows("of_release", UndoOfRelease)
@@ -122,13 +122,13 @@ RESTORES = SQL.rows("restores", RestoreRow)
 CLEAR_WARNINGS = queries.load("monitor")["clear_warnings"]
 
 
-def first_reached(reached: Iterable[Reached], restored: Collection[Restored]) -> Reached | None:
+def first_reached(reached: Iterable[ReachedRelease], restored: Collection[Restored]) -> ReachedRelease | None:
     """Return by which of its releases a node's data have come to differ; None if all of them are undone already."""
     standing = [each for each in reached if not any(_undid(restore, each) for restore in restored)]
     return min(standing, key=lambda each: (each.at, each.number), default=None)
 
 
-def _undid(restore: Restored, reached: Reached) -> bool:
+def _undid(restore: Restored, reached: ReachedRelease) -> bool:
     """Return whether a restore went back to before a release. In the same history that is exact; of another one, only
     the times are known."""
     if restore.told_at < reached.at:
@@ -141,7 +141,7 @@ def _undid(restore: Restored, reached: Reached) -> bool:
 def decide(
     above: int,
     nodes: Sequence[NodeToUndo],
-    reached: Iterable[Reached],
+    reached: Iterable[ReachedRelease],
     restored: Iterable[Restored],
     refused: Refused,
 ) -> Undo:
@@ -166,7 +166,7 @@ def decide(
     return undo
 
 
-def _why_not(node: NodeToUndo, first: Reached | None, refused: Refused) -> tuple[str, str] | None:
+def _why_not(node: NodeToUndo, first: ReachedRelease | None, refused: Refused) -> tuple[str, str] | None:
     """Return the code and the reason why a node can't go back; None if it can."""
     if first is None and node.going is not None:
         text = (
