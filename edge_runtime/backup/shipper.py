@@ -223,8 +223,9 @@ class Shipper:
         assert history is not None  # noqa: S101
         before = self._hold()
         try:
-            log, place, found, pages = self._new_frames(history)
+            # Before the log's end is read: a file has all that was committed by its time.
             now = _now_ms()
+            log, place, found, pages = self._new_frames(history)
             numbers = sorted(number for number in {*found, *self._kept} if number <= pages)
             if moved and log.moved >= log.frames:
                 # The transaction that was held before is one of the file: nothing is moved meanwhile.
@@ -316,8 +317,8 @@ class Shipper:
         self._place = None
         self._hold()
         try:
-            log = wal.state(self._database)
             now = _now_ms()
+            log = wal.state(self._database)
             # Where all is moved, what is held is of the file, and the log may begin anew at any time.
             inside = log.moved < log.frames
             found = self._last_versions(0, log)[0] if inside else {}

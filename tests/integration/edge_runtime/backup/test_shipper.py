@@ -12,8 +12,10 @@ import pytest
 from control.protocol import ltx
 from edge_runtime import wal
 from edge_runtime.backup.local_files import SHIPMENTS, SNAPSHOTS
+from edge_runtime.backup.shipper import Shipper
+from edge_runtime.ipc import frames
 from tests.support.failing_calls import ALWAYS, FailingCalls
-from tests.support.shipping import Program, World, Writer, insertion
+from tests.support.shipping import LIMIT, PATIENCE, Program, World, Writer, insertion
 
 pytestmark = pytest.mark.never_retry
 
@@ -86,6 +88,38 @@ def test_what_is_committed_is_shipped_across_checkpoints(world: World) -> None:
     for last, number in at.items():
         assert world.restore(last) == list(range(1, number + 1))
     assert world.shipper.ship().pending == 0
+
+
+@pytest.mark.parametrize("afresh", [False, True], ids=["shipment", "snapshot"])
+def test_a_file_has_all_that_was_acknowledged_by_its_time(
+    world: World, monkeypatch: pytest.MonkeyPatch, afresh: bool
+) -> None:
+    world.shipper.ship()
+    world.shipper.close()
+    world.writer.insert(1)
+    shipper = Shipper(world.state, LIMIT, LIMIT, PATIENCE)
+    acknowledged: list[int] = []
+    state = wal.state
+
+    def late(database: Path) -> wal.LogState:
+        found = state(database)
+        world.writer.insert(len(acknowledged) + 2)
+        acknowledged.append(time.time_ns() // 1_000_000)
+        time.sleep(0.01)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(wal, "state", late)
+        shipped = shipper.ship(frames.Ship(afresh))
+    shipper.close()
+    assert acknowledged
+    newest = world.local.waiting()[-1]
+    assert newest.last == shipped.last
+    with newest.path.open("rb") as opened:
+        at = ltx.read_header(opened).at_ms
+    world.upload()
+    rows = set(world.restore())
+    assert not [number for number, ms in enumerate(acknowledged, 2) if ms < at and number not in rows]
 
 
 def test_pages_that_a_database_loses_are_gone(world: World) -> None:
