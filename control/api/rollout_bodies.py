@@ -117,7 +117,7 @@ class ShownRollout(Rollout):
     """Null if there was none."""
     plan: list[RolloutStep]
     counts: NodeCounts
-    undo: UndoCounts | None
+    undo: UndoCounts | None = None
     """How far nodes' data have gone back with its rollback; null if that left them."""
 
 

@@ -300,6 +300,8 @@ async def _refused(call: ApiCall) -> Refused:
 
     Raises: ProblemError, when there is no such rollout, or it can't be rolled back; AuthError; and as `Store` does.
     """
+    if not call.operator.rights.allows("read", call.path["group"]):
+        raise unknown_group(call.path["group"])
     call.operator.need("deploy", call.path["group"])
 
     async def read(conn: Connection) -> int:

@@ -92,6 +92,12 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/releases"): Rule("read", "group", lambda g, n: f"/v1/releases?group={g}", hidden=True),
     ("POST", "/v1/releases"): Rule("push", "group", body=lambda g, n: {"group": g, "functions": {"orders": 99}}),
     ("GET", "/v1/releases/{group}/{number}"): Rule("read", "group", lambda g, n: f"/v1/releases/{g}/1", hidden=True),
+    ("GET", "/v1/releases/{group}/{number}/restores"): Rule(
+        "read", "group", lambda g, n: f"/v1/releases/{g}/1/restores", hidden=True
+    ),
+    ("GET", "/v1/rollouts/{group}/{number}/undo"): Rule(
+        "deploy", "group", lambda g, n: f"/v1/rollouts/{g}/1/undo", hidden=True
+    ),
     ("POST", "/v1/releases/{group}/{number}/retry"): Rule(
         "deploy", "group", lambda g, n: f"/v1/releases/{g}/1/retry", hidden=True
     ),
