@@ -81,6 +81,7 @@ class _Process:
         self.watching = self.rehearsal = ""
         self.report = False
         """Whether control wants inventory and capabilities."""
+        self.backup = 0.0
         self.sequence = 0
         self.message = b""
         """Numbers that no answered poll has carried yet."""
@@ -170,6 +171,9 @@ class SimulatedNode:
             await self._sync(process, answer)
         elif isinstance(answer, wire.Watch):
             process.watching = answer.digest
+        elif isinstance(answer, wire.BackUp):
+            # It is taken up, but nothing is written here that could be backed up.
+            process.backup = answer.interval
         elif isinstance(answer, wire.Renamed):
             self.name = answer.name
         return answer
@@ -190,6 +194,7 @@ class SimulatedNode:
             name=self.name,
             rehearsal=process.rehearsal,
             numbers=process.message,
+            backup=process.backup,
         )
         if self.failed is not None:
             left = (self.failed.retry_at - datetime.now(UTC)).total_seconds()
