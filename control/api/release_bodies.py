@@ -168,7 +168,8 @@ class NodeGoingBack(Struct):
     position: str
     """The state to which it goes, as LINEAGE/TRANSACTION."""
     at: datetime
-    """When the node reported that release, just after that state."""
+    """When that was the state of its database. If there was no time to look that up at the store, when the node
+    reported the release, just after it."""
     newest_at: datetime | None
     """The last moment of its data that is at the store."""
     newer: float

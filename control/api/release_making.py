@@ -182,14 +182,14 @@ async def make(
     keep_floor: bool = False,
     with_change: bool = False,
     has_nodes: bool = False,
-    refused: undo.Refused | None = None,
+    at_store: undo.AtStore | None = None,
 ) -> tuple[release_bodies.MadeRelease, Way]:
     """Make a release, or with `plan` only return what it would be, and how it goes out.
 
     `capabilities`: those of the group's nodes. `found`: what schema changes can do to them. `stall_limit`: the seconds
     for which it may block a node's writers. If `body` names no floor, it is the newest schema change, or the previous
     floor with `keep_floor` or after that was lowered, unless a schema change is made `with_change`. `has_nodes`:
-    whether there are nodes to which it could go in steps. `refused`: which nodes can't go back, by what is at the
+    whether there are nodes to which it could go in steps. `at_store`: which nodes can't go back, by what is at the
     store, if it is a rollback with data.
 
     Raises: ProblemError, when the release can't be made, or differs from the plan that `body` names, or a node can't
@@ -229,7 +229,7 @@ async def make(
         if not goes_back:
             text = f"release {body.rollback_to} wasn't the group's, so there is no state of nodes' data that it left"
             raise ProblemError("release_not_possible", text, field="data")
-        undone = await undo.read(conn, group.id, body.rollback_to, refused or {})
+        undone = await undo.read(conn, group.id, body.rollback_to, at_store or {})
     digest = _digest(body.group, number, functions, floor, changes, unfit, effects, way, undone)
     what = f"this release of group {body.group}"
     refusals = [] if body.allow_unfit else compatibility.refusals(unfit, body.group)
@@ -290,20 +290,20 @@ async def roll_back(
     by: str,
     stored: StoredRollout,
     reason: str,
-    refused: undo.Refused | None = None,
+    at_store: undo.AtStore | None = None,
 ) -> tuple[release_bodies.MadeRelease, Way]:
     """Make the release that brings a rollout's nodes back to what the group's own release has, and end the rollout.
 
-    With `refused`, nodes' data go back too, but for those nodes.
+    With `at_store`, nodes' data go back too, but for those nodes.
 
     Raises: ProblemError rollout_not_possible, when it has ended otherwise than by an abort, or there is nothing to go
     back to.
     """
     name, group = stored.row.group_name, await to_release(conn, stored.row.group_name)
     to = rolls_back_to(stored, group)
-    with_data = refused is not None
+    with_data = at_store is not None
     body = release_bodies.NewRelease(name, rollback_to=to, reason=reason, data=with_data)
-    made, way = await make(conn, changed, now, by, body, refused=refused)
+    made, way = await make(conn, changed, now, by, body, at_store=at_store)
     if not stored.open:
         said = f"release {made.number} goes back to release {to}"
         await acts.end(conn, changed, now, stored, "rolled_back", said)

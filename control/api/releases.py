@@ -25,7 +25,7 @@ from control.api.release_making import (
     rollback_target,
     to_release,
 )
-from control.backups.undo import Refused
+from control.backups.undo import AtStore
 from control.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.protocol import wire
@@ -84,16 +84,16 @@ class PlanQuery(Struct, forbid_unknown_fields=True):
 )
 async def create(call: ApiCall, body: release_bodies.NewRelease, query: PlanQuery) -> Reply:
     call.operator.need("push", body.group, ())
-    refused: Refused | None = None
+    at_store: AtStore | None = None
     if body.data:
         call.operator.need("deploy", body.group)
         if not query.plan and (kept := await call.replayed()):
             return kept
-        refused = await undo.refused(call.services, body.group, body.rollback_to)
+        at_store = await undo.at_store(call.services, body.group, body.rollback_to)
     known = await _known(call, body.group)
 
     async def work(conn: Connection, changed: Changed) -> release_bodies.MadeRelease:
-        return await _make(call, conn, changed, body, known, plan=query.plan, refused=refused)
+        return await _make(call, conn, changed, body, known, plan=query.plan, at_store=at_store)
 
     if query.plan:
         if not body.data:
@@ -208,7 +208,7 @@ async def _make(
     *,
     plan: bool,
     with_change: bool = False,
-    refused: Refused | None = None,
+    at_store: AtStore | None = None,
 ) -> release_bodies.MadeRelease:
     """Make or plan a release, and record a made one in the audit log.
 
@@ -229,7 +229,7 @@ async def _make(
         keep_floor=not deploys,
         with_change=with_change,
         has_nodes=known.has_nodes,
-        refused=refused,
+        at_store=at_store,
     )
     if not deploys:
         _refuse_more(operator, made, way)

@@ -12,7 +12,7 @@ from control.access.rights import ROLES, Role
 from control.api import artifacts, pagination, release_bodies, release_making, releases, rollout_bodies, undo
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Audit, Handler, Reply, operation
-from control.backups.undo import Refused
+from control.backups.undo import AtStore
 from control.backups.undo import read as read_undo
 from control.clock import Clock
 from control.problems import ProblemError
@@ -264,10 +264,10 @@ async def rollback(call: ApiCall, body: rollout_bodies.Act) -> Reply:
     nodes whose data go back too."""
     if body.data and (kept := await call.replayed(200)):
         return kept
-    refused = await _refused(call) if body.data else None
+    at_store = await _at_store(call) if body.data else None
 
     async def work(conn: Connection, changed: Changed, now: datetime, stored: StoredRollout) -> StoredRollout:
-        return await _roll_back(conn, changed, now, call.operator.name, stored, body.reason, call.audit, refused)
+        return await _roll_back(conn, changed, now, call.operator.name, stored, body.reason, call.audit, at_store)
 
     return await _act(call, "rollback", body, work)
 
@@ -282,20 +282,20 @@ async def rollback(call: ApiCall, body: rollout_bodies.Act) -> Reply:
     errors=("unknown_group", "unknown_rollout", "rollout_not_possible", *artifacts.STORE_ERRORS),
 )
 async def plan_undo(call: ApiCall) -> Reply:
-    refused = await _refused(call)
+    at_store = await _at_store(call)
 
     async def work(conn: Connection) -> release_bodies.UndoPlan:
         stored = await _named(call, conn)
         group = await release_making.to_release(conn, stored.row.group_name)
         above = release_making.rolls_back_to(stored, group)
-        return release_making.undo_plan(await read_undo(conn, group.id, above, refused))
+        return release_making.undo_plan(await read_undo(conn, group.id, above, at_store))
 
     planned = await call.services.db.read(work)
     await undo.compare(call.services, planned)
     return Reply(200, planned)
 
 
-async def _refused(call: ApiCall) -> Refused:
+async def _at_store(call: ApiCall) -> AtStore:
     """Look up at the store which nodes can't go back with the rollback of a rollout.
 
     Raises: ProblemError, when there is no such rollout, or it can't be rolled back; AuthError; and as `Store` does.
@@ -308,7 +308,7 @@ async def _refused(call: ApiCall) -> Refused:
         stored = await _named(call, conn)
         return release_making.rolls_back_to(stored, await release_making.to_release(conn, stored.row.group_name))
 
-    return await undo.refused(call.services, call.path["group"], await call.services.db.read(read))
+    return await undo.at_store(call.services, call.path["group"], await call.services.db.read(read))
 
 
 def roll_back(clock: Clock) -> Callable[[Connection, Changed, StoredRollout, str], Awaitable[None]]:
@@ -334,9 +334,9 @@ async def _roll_back(
     stored: StoredRollout,
     reason: str,
     audit: Audit,
-    refused: Refused | None = None,
+    at_store: AtStore | None = None,
 ) -> StoredRollout:
-    made, way = await release_making.roll_back(conn, changed, now, by, stored, reason, refused)
+    made, way = await release_making.roll_back(conn, changed, now, by, stored, reason, at_store)
     await releases.record(audit, conn, made, way)
     return await store.by_release(conn, stored.row.release_id) or stored
 

@@ -15,7 +15,7 @@ SECONDS = 20.0
 """For how long a plan compares rows, one node after the other."""
 
 
-async def refused(services: Services, group: str, above: int | None = None) -> undo.Refused:
+async def at_store(services: Services, group: str, above: int | None = None) -> undo.AtStore:
     """Look up at the store which nodes of a group can't go back; `above`: the number of the release to which the group
     goes, that of a rollback if not given.
 
@@ -47,7 +47,8 @@ async def compare(services: Services, plan: release_bodies.UndoPlan | None) -> N
             each.tables_unknown = problem.detail
             continue
         compared = await services.comparison.compare(each.id, then, each.id, newest)
-        each.at = then.at
+        each.at, each.newest_at = then.at, newest.at
+        each.newer = max(0.0, (newest.at - then.at).total_seconds())
         each.tables, each.tables_unknown = compared.tables, compared.unknown
 
 

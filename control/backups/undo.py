@@ -108,8 +108,9 @@ class UndoCount(NamedTuple):
     nodes: int
 
 
-Refused = Mapping[tuple[str, str, int], ProblemError]
-"""Why nodes can't be brought to a transaction of a lineage, as far as that was looked up at the store."""
+AtStore = Mapping[tuple[str, str, int], datetime | ProblemError]
+"""When nodes' databases were at a transaction of a lineage, or why they can't be brought there, as far as that was
+looked up at the store."""
 
 SQL = queries.load("undo")
 NODES = SQL.rows("nodes", NodeToUndo)
@@ -143,7 +144,7 @@ def decide(
     nodes: Sequence[NodeToUndo],
     reached: Iterable[ReachedRelease],
     restored: Iterable[Restored],
-    refused: Refused,
+    at_store: AtStore,
 ) -> Undo:
     """Return which nodes go back, and which can't. Nodes that no release has reached are in neither list."""
     reached_by, restored_by = defaultdict(list), defaultdict(list)
@@ -158,15 +159,17 @@ def decide(
             continue
         if first is None and not node.runs and node.going is None:
             continue
-        problem = _why_not(node, first, refused)
+        problem = _why_not(node, first, at_store)
         if problem is not None:
             undo.left.append(Left(node, first, *problem))
         elif first is not None:
-            undo.back.append((node, first))
+            found = at_store.get((node.id, first.lineage, first.transaction_id))
+            # The node tells of a release once it is there, so its state of before is older than that.
+            undo.back.append((node, first._replace(at=found) if isinstance(found, datetime) else first))
     return undo
 
 
-def _why_not(node: NodeToUndo, first: ReachedRelease | None, refused: Refused) -> tuple[str, str] | None:
+def _why_not(node: NodeToUndo, first: ReachedRelease | None, at_store: AtStore) -> tuple[str, str] | None:
     """Return the code and the reason why a node can't go back; None if it can."""
     if first is None and node.going is not None:
         text = (
@@ -185,30 +188,31 @@ def _why_not(node: NodeToUndo, first: ReachedRelease | None, refused: Refused) -
         return "backup_incomplete", "it isn't known what it had before these releases: it had no backup then"
     if not first.lineage:
         return "backup_incomplete", f"it wasn't backed up when it went to release {first.number}"
-    problem = refused.get((node.id, first.lineage, first.transaction_id))
-    return None if problem is None else (problem.code, problem.detail)
+    found = at_store.get((node.id, first.lineage, first.transaction_id))
+    return (found.code, found.detail) if isinstance(found, ProblemError) else None
 
 
-async def read(conn: Connection, group_id: UUID, above: int, refused: Refused) -> Undo:
+async def read(conn: Connection, group_id: UUID, above: int, at_store: AtStore) -> Undo:
     """Find out which nodes of a group go back if its releases above a number are undone, and which can't."""
     nodes = await conn.fetch(NODES, group_id, above)
     reached = await conn.fetch(REACHED, group_id, above)
-    return decide(above, nodes, reached, await conn.fetch(RESTORED, group_id), refused)
+    return decide(above, nodes, reached, await conn.fetch(RESTORED, group_id), at_store)
 
 
-async def look_up(states: StateFinder, clock: Clock, undo: Undo) -> Refused:
+async def look_up(states: StateFinder, clock: Clock, undo: Undo) -> AtStore:
     """Look up at the store whether nodes can go back, within a time. Raises: as `Store` and `Database` do."""
-    refused: dict[tuple[str, str, int], ProblemError] = {}
+    at_store: dict[tuple[str, str, int], datetime | ProblemError] = {}
     waiting = iter(undo.back)
 
     async def work() -> None:
         for node, first in waiting:
+            key = node.id, first.lineage, first.transaction_id
             try:
-                await states.find(node.id, AtTransaction(first.lineage, first.transaction_id))
+                at_store[key] = (await states.find(node.id, AtTransaction(first.lineage, first.transaction_id))).at
             except ProblemError as problem:
                 if problem.status >= 500:
                     raise
-                refused[node.id, first.lineage, first.transaction_id] = problem
+                at_store[key] = problem
 
     try:
         async with clock.timeout(SECONDS), asyncio.TaskGroup() as tasks:
@@ -218,7 +222,7 @@ async def look_up(states: StateFinder, clock: Clock, undo: Undo) -> Refused:
         pass
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    return refused
+    return at_store
 
 
 async def order(conn: Connection, changed: Changed, now: datetime, by: str, undo_id: UUID, undo: Undo) -> None:

@@ -97,6 +97,8 @@ async def test_a_bad_release_is_undone_with_its_data_and_the_next_one_is_for_all
     (one,) = undo["nodes"]
     assert (one["node"], one["release"], one["position"]) == ("back", 2, f"{lineage}/4")
     assert one["tables"] == [{"table": "orders", "then": 12, "now": 18}]
+    state = await ok(replica, "POST", "/v1/nodes/back/restores?plan=true", {"to": "before:2"})
+    assert (one["at"], one["newest_at"], one["newer"]) == (state["at"], state["newest_at"], state["newer"])
     assert [(each["node"], each["code"]) for each in undo["left_nodes"]] == [
         ("bare", "backup_incomplete"),
         ("old", "restore_not_possible"),
@@ -117,6 +119,8 @@ async def test_a_bad_release_is_undone_with_its_data_and_the_next_one_is_for_all
     assert (shown["standing"], shown["schema_version"], shown["held"]) == ("at_target", 1, False)
     assert await undo_of(replica, 3) == {"release": 3, "done": 1, "left": 2}
     found = {each["node"]: each for each in await items(replica, "/v1/releases/default/3/restores")}
+    # It is of the time of that state, not of when the node came to the release.
+    assert found["back"]["at"] == state["at"]
     assert {name: (each["state"], each["position"], each["before_release"]) for name, each in found.items()} == {
         "back": ("done", f"{lineage}/4", 2),
         "bare": ("failed", "", 2),
