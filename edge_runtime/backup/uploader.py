@@ -47,6 +47,8 @@ TOLD: Final = 3600.0
 AFRESH_EVERY: Final = 600.0
 """The fewest seconds from one history that was given up to the next: each costs a snapshot of the whole database."""
 
+FINISH_ROUNDS: Final = 3
+"""How many times what was written meanwhile is brought to the store, too, while somebody waits for that."""
 FINISH_PAUSE: Final = 0.02
 """Seconds between two looks whether the store has everything, while somebody waits for that."""
 
@@ -122,6 +124,8 @@ class Uploader:
         """Set when the interval is another one."""
         self._look = asyncio.Event()
         """Set when a shipment must be made before its time."""
+        self._begun = self._looked = 0
+        """How many times it was looked whether there is something to ship, and which of them was done last."""
         self._something = asyncio.Event()
         """Set when files may wait."""
         self.tell_soon: Callable[[], None] = lambda: None
@@ -188,13 +192,22 @@ class Uploader:
         self._look.set()
 
     async def finish(self) -> wire.BackupPosition | None:
-        """Bring all that was committed to the store, while nobody writes; return the position there. None if there is
-        no backup, or the store doesn't take it now. The caller limits the time."""
-        self._look.set()
-        while self.interval and not self._not_shipped and not self._not_put:
+        """Bring all that was committed until now to the store; return the position there. None if others write on,
+        there is no backup, or the store doesn't take it now. The caller limits the time."""
+        for _ in range(FINISH_ROUNDS):
+            # What is under way may have begun before.
+            wanted, aim = self._begun + 1, None
+            self._look.set()
+            while aim is None or self._reached < (aim.lineage, aim.last):
+                if not self.interval or self._not_shipped or self._not_put:
+                    return None
+                if self._has_all():
+                    break
+                await clock.sleep(FINISH_PAUSE)
+                if aim is None and self._looked >= wanted:
+                    aim = self._shipped
             if self._has_all():
                 return wire.BackupPosition(*self._reached)
-            await clock.sleep(FINISH_PAUSE)
         return None
 
     def state(self) -> wire.BackupState | None:
@@ -273,8 +286,10 @@ class Uploader:
         while True:
             began = clock.monotonic()
             self._look.clear()
+            self._begun += 1
             try:
                 await self._ship_what_is_new()
+                self._looked = self._begun
             except (NotShipped, OSError) as error:
                 self._note_not_shipped(str(error))
             left = self.interval - (clock.monotonic() - began)

@@ -93,6 +93,32 @@ async def test_what_was_written_is_restored_by_litestream(control: Control, back
     assert float(metrics["skerry_edge_backup_uploads_total"]) == told["uploads"] >= 2
 
 
+async def test_what_was_written_is_brought_to_the_store_while_others_write_on(control: Control, backed: Edge) -> None:
+    await back_up(control, 3600.0)
+    await backed.until(lambda s: s["backup"] and s["backup"]["interval"] == 3600.0)
+    backup = backed.front.backup
+    assert backup is not None
+    async with deadline(60):
+        await backup.finish()
+    before = backup.uploads
+
+    async def write_on() -> None:
+        while True:
+            await write(backed, "more")
+
+    await write(backed, "order")
+    writing = asyncio.create_task(write_on())
+    async with deadline(60):
+        assert await backup.finish() is None
+    assert backup.uploads > before
+    writing.cancel()
+    await asyncio.wait([writing])
+    async with deadline(60):
+        position = await backup.finish()
+    assert position is not None
+    assert is_whole(await backed.status())
+
+
 async def test_control_is_told_once_by_each_side(control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     polls: list[wire.Poll] = []
     answers: list[wire.BackUp] = []
