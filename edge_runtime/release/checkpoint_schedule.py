@@ -242,8 +242,7 @@ class CheckpointSchedule:
     async def _ship(self, order: frames.Ship) -> frames.Shipped:
         """Ask for a shipment. Raises: NotShipped."""
         try:
-            child = self._child = self._child or await self._new()
-            reply = await child.ask(frames.SHIP, order, None)
+            reply = await self._asked_to_ship(order)
             if reply.kind == frames.FAILED:
                 raise NotShipped(frames.decode_failure(reply.body).message)
             shipped = frames.told(reply, frames.SHIPPED, _decode_shipped)
@@ -261,6 +260,17 @@ class CheckpointSchedule:
             if shipped.error:
                 log.error("the backup's history is interrupted: %s", shipped.error)
         return shipped
+
+    async def _asked_to_ship(self, order: frames.Ship) -> frames.Frame:
+        """Return the checkpointer's answer. Raises: ChildGone, NotBorn, TimeoutError, _Failed."""
+        if (child := self._child) is not None:
+            try:
+                return await child.ask(frames.SHIP, order, None)
+            except frames.ChildGone:
+                # It has ended since the last time: with all others when the database was exchanged, for instance.
+                self._end_child()
+        child = self._child = await self._new()
+        return await child.ask(frames.SHIP, order, None)
 
     def before_release(self) -> None:
         """Note that a release's transaction is about to be committed: its bytes in the log don't count."""

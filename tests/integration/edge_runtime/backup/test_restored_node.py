@@ -93,6 +93,7 @@ async def test_a_node_goes_back_to_before_a_release_and_forth_again(control: Con
         await write(node, "since")
         after = (await whole(node))["backup"]
         assert after["lineage"] != before["lineage"]
+        assert (after["failures"], after["error"]) == (0, None)
         assert (await control.node())["schema_version"] == 1
         # Forth, to what was there before it went back.
         await control.call("POST", "nodes/edge-1/resume")
