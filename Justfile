@@ -22,6 +22,10 @@ demo *ARGS: (setup "run")
 demo-fleet *ARGS: setup
     @exec .venv/bin/python -m scripts.demo_fleet "$@"
 
+# a shop's data on a node that is backed up: its disk is lost, then a bad release is undone with its data; a minute
+demo-data *ARGS: setup
+    @exec .venv/bin/python -m scripts.demo_data "$@"
+
 # what the tests need besides: a browser
 [private]
 browser: setup

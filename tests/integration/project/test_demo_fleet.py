@@ -2,63 +2,19 @@
 
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support.deadlines import scaled
-from tests.support.environment import without_settings
-
-ROOT = Path(__file__).parents[3]
-LIMIT = 400.0
-"""Seconds for all of it on a busy machine."""
-
-
-class DemoRun:
-    """A running demo, and what it has said."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        with log.open("wb") as output:
-            self.process = psutil.Popen(
-                [sys.executable, "-m", "scripts.demo_fleet", "--nodes", "9"],
-                cwd=ROOT,
-                env=without_settings(),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        self.family: set[psutil.Process] = set()
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text("utf-8")
-
-    def wait(self, text: str) -> None:
-        """Wait until it says that, or ends; and see its processes meanwhile."""
-        end = time.monotonic() + scaled(LIMIT)
-        while text not in self.output and self.process.poll() is None:
-            assert time.monotonic() < end, self.output
-            self.family |= set(self.process.children(recursive=True))
-            time.sleep(0.1)
-
-    def gone(self) -> bool:
-        """Whether no process of it is left."""
-        _, alive = psutil.wait_procs(self.family, timeout=scaled(30))
-        return not alive
+from tests.support.demo_runs import LIMIT, DemoRun
 
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[DemoRun]:
-    made = DemoRun(tmp_path / "demo.log")
-    yield made
-    if made.process.poll() is None:
-        made.process.kill()
-        made.process.wait()
+    with DemoRun.of("scripts.demo_fleet", "--nodes", "9", log=tmp_path / "demo.log") as made:
+        yield made
 
 
 @pytest.mark.timeout(int(LIMIT * 8))
