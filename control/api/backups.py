@@ -1,5 +1,6 @@
 """Operators' side of nodes' backups: how far they have come, and bringing a node's data back."""
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, NamedTuple
@@ -19,6 +20,7 @@ from control.protocol.wire import Body, Text
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
+from control.sync import change_effects
 
 
 class NewRestore(Body, frozen=True):
@@ -31,6 +33,8 @@ class NewRestore(Body, frozen=True):
     from_: Annotated[str, Meta(max_length=63)] = field(default="", name="from")
     """The name or id of that node; the id, if it was removed."""
     reason: Text = ""
+    plan_digest: wire.Sha256 | None = None
+    """The digest of a plan: exactly that is done, or nothing."""
 
 
 class NamedRelease(Struct):
@@ -67,6 +71,9 @@ class RestorePlan(Struct):
     """Why it isn't known."""
     findings: list[str]
     """What is wrong with the state, one sentence each."""
+    plan_digest: str
+    """What an order can send as its `plan_digest`. It is of the state, the releases that are undone, and the restore at
+    which the node is held, but not of rows, which change all the time."""
 
 
 class NodeRestore(Struct):
@@ -107,6 +114,8 @@ class NodeBackup(Struct):
     group: str
     interval: float
     """Seconds between two uploads while somebody writes; 0: the node's group isn't backed up."""
+    retention: int
+    """Seconds for which each state can be brought back; 0: the node's group isn't backed up."""
     lineage: str
     """The history that goes on; '' if none does."""
     reached_at: datetime | None
@@ -151,7 +160,7 @@ class BackupHistory(Struct):
 
 class DetailedBackup(NodeBackup):
     histories: list[BackupHistory]
-    """The newest one first."""
+    """The newest ones first, 100 at most."""
 
 
 class NodeBackupRow(NamedTuple):
@@ -161,6 +170,7 @@ class NodeBackupRow(NamedTuple):
     name: str
     group_name: str
     interval: float
+    retention: int
     lineage: str | None
     reached: int | None
     reached_at: datetime | None
@@ -189,7 +199,9 @@ ARRIVALS = SQL.rows("arrivals", Arrival)
 RELEASE = SQL.rows("release", FoundRelease)
 REMOVED = SQL.rows("removed", node_views.FoundNode)
 NEWEST_AT = SQL.optional("newest_at", datetime)
+HELD_FOR = SQL.optional("held_for", UUID)
 
+MOST_HISTORIES = 100
 STATE_ERRORS = ("unknown_release", "backup_incomplete", "backup_damaged", *artifacts.STORE_ERRORS)
 
 
@@ -250,7 +262,7 @@ async def get_backup(call: ApiCall) -> Reply:
         if not rows:
             raise unknown_backup(node.name)
         last = await conn.fetch(LAST_OF, [str(node.id)])
-        histories = await conn.fetch(HISTORIES, node.id)
+        histories = await conn.fetch(HISTORIES, node.id, MOST_HISTORIES)
         return DetailedBackup(**structs.asdict(_backup(rows[0], last[0] if last else None)), histories=histories)
 
     return await call.read(work)
@@ -268,7 +280,7 @@ class RestoreQuery(Struct, forbid_unknown_fields=True):
     role="deploy",
     everywhere=False,
     answers={200: RestorePlan, 201: NodeRestore},
-    errors=("unknown_node", "unknown_backup", "restore_not_possible", *STATE_ERRORS),
+    errors=("unknown_node", "unknown_backup", "restore_not_possible", "plan_changed", *STATE_ERRORS),
 )
 async def restore_node(call: ApiCall, body: NewRestore, query: RestoreQuery) -> Reply:
     """Have a node bring its data, schema and functions back together. It is held there until somebody resumes it."""
@@ -297,6 +309,12 @@ async def restore_node(call: ApiCall, body: NewRestore, query: RestoreQuery) -> 
     async def work(conn: Connection, changed: Changed) -> NodeRestore:
         found = await node_views.find(conn, call.operator, "deploy", str(node.id))
         now = services.clock.now()
+        if body.plan_digest is not None:
+            await conn.fetchrow(restores.LOCK_NODE, found.id)
+            undone = restores.undone([] if adopted else await conn.fetch(ARRIVALS, source.id), state)
+            what = f"a restore of node {found.name}"
+            digest = await _digest(conn, found.id, source.id, state, undone)
+            change_effects.refuse_other_plan(body.plan_digest, digest, what)
         row = await restores.order(
             conn,
             changed,
@@ -398,16 +416,17 @@ async def _plan(
     else:
         compared = await services.comparison.compare(str(source.id), state, str(node.id), newest)
 
-    async def read(conn: Connection) -> tuple[NamedRelease | None, list[Arrival], datetime | None]:
+    async def read(conn: Connection) -> tuple[NamedRelease | None, list[Arrival], datetime | None, str]:
         arrivals = await conn.fetch(ARRIVALS, source.id)
         there = restores.had(arrivals, state)
         found: NamedRelease | None = None if there is None else NamedRelease(there.group_name, there.number)
         if compared.release_id is not None:
             found = await _named(conn, compared.release_id)
-        own = arrivals if node.id == source.id else []
-        return found, restores.undone(own, state), await conn.fetchval(NEWEST_AT, node.id)
+        undone = restores.undone(arrivals if node.id == source.id else [], state)
+        digest = await _digest(conn, node.id, source.id, state, undone)
+        return found, undone, await conn.fetchval(NEWEST_AT, node.id), digest
 
-    release, undone, told = await services.db.read(read)
+    release, undone, told, digest = await services.db.read(read)
     newest_at = max(at for at in (told, newest.at if newest else None, state.at) if at is not None)
     return RestorePlan(
         node=node.name,
@@ -424,7 +443,17 @@ async def _plan(
         tables=compared.tables,
         tables_unknown=compared.unknown,
         findings=list(compared.findings),
+        plan_digest=digest,
     )
+
+
+async def _digest(
+    conn: Connection, node_id: UUID, source_id: UUID, state: RestorableState, undone: Sequence[Arrival]
+) -> str:
+    """Return the sha256 of what a restore would do, in hex."""
+    held_for = await conn.fetchval(HELD_FOR, node_id)
+    what = str(node_id), str(source_id), _position(state.lineage, state.transaction), str(held_for or "")
+    return hashlib.sha256(wire.canonical((*what, [str(each.release_id) for each in undone]))).hexdigest()
 
 
 async def _named(conn: Connection, release_id: str) -> NamedRelease | None:
@@ -471,6 +500,7 @@ def _backup(row: NodeBackupRow, last: RestoreRow | None) -> NodeBackup:
         node=row.name,
         group=row.group_name,
         interval=row.interval,
+        retention=row.retention,
         lineage=row.lineage or "",
         reached_at=row.reached_at,
         lag=lag,

@@ -104,8 +104,9 @@ async def restore(node: str, to: str, adopt: str | None, reason: str, plan: bool
         if plan:
             return
         options.confirm(f"Bring {output.clean(planned['node'])} back to {second(planned['at'])}?", yes)
-        # Exactly the state that was shown.
-        ordered = await control.post(where, {**body, "to": planned["position"], "reason": reason})
+        # Exactly what was shown, or nothing.
+        exactly = {"to": planned["position"], "plan_digest": planned["plan_digest"]}
+        ordered = await control.post(where, {**body, **exactly, "reason": reason})
     line = (
         f"{ordered['node']} goes to {second(ordered['at'])} with its next poll, and is held there: `skerry data list` "
         f"shows it, `skerry data resume {ordered['node']}` lets it go on"

@@ -95,6 +95,10 @@ SELECT max(reached_at) FROM backups WHERE node_id = $1;
 SELECT n.id, n.name, n.group_id, g.name AS group_name FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
 WHERE n.id = $1 AND n.removed_at IS NOT NULL;
 
+-- The restore that a node carries out, or at which it is held; NULL if there is none.
+-- name: held_for
+SELECT restore_id FROM nodes WHERE id = $1;
+
 -- A release, by its id.
 -- name: release
 SELECT g.name AS group_name, x.number FROM releases AS x JOIN groups AS g ON g.id = x.group_id WHERE x.id = $1;
@@ -103,7 +107,7 @@ SELECT g.name AS group_name, x.number FROM releases AS x JOIN groups AS g ON g.i
 -- on, the last proven restore, and when their group's interval is 0: it isn't backed up.
 -- name: backups
 SELECT n.id, n.name, g.name AS group_name, coalesce((g.backup ->> 'interval')::float8, 0) AS interval,
-    b.lineage, b.reached, b.reached_at, b.told_at, coalesce(b.pending, 0) AS pending, coalesce(b.error, '') AS error,
+    coalesce((g.backup ->> 'retention')::int8, 0) AS retention, b.lineage, b.reached, b.reached_at, b.told_at, coalesce(b.pending, 0) AS pending, coalesce(b.error, '') AS error,
     p.proven_at, p.drilled_at, coalesce(b.drill_error, '') AS drill_error, coalesce(p.at_store, 0)::int8 AS at_store
 FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
     LEFT JOIN backups AS b ON b.node_id = n.id AND b.ended_at IS NULL
@@ -116,8 +120,8 @@ WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = A
     AND ($3::uuid IS NULL OR n.id = $3) AND (g.backup IS NOT NULL OR p.histories > 0)
 ORDER BY n.name LIMIT $4;
 
--- The histories of a node's databases, the newest first.
+-- The histories of a node's databases, the newest first; $2 at most.
 -- name: histories
 SELECT lineage, begun_at, ended_at, reached, reached_at, told_at, pending, error, at_store, proven, proven_at, drilled_at,
     drill_error
-FROM backups WHERE node_id = $1 ORDER BY begun_at DESC, lineage;
+FROM backups WHERE node_id = $1 ORDER BY begun_at DESC, lineage LIMIT $2;
