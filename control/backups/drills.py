@@ -42,6 +42,8 @@ PASSING: Final = frozenset(
     {"store_unavailable", "store_refused", "bucket_missing", "store_not_owned", "deletions_held"}
 )
 """Codes of problems, beside those of the metadata database, that all histories have at once and none has caused."""
+UNTRIED: Final = "not tried: "
+"""How the error of a drill begins that says nothing of the backup."""
 ERROR: Final = 500
 """Characters of an error that are kept."""
 CALLER: Final = "control:backups"
@@ -142,7 +144,7 @@ class Drills:
                     drilled = Drilled(history.lineage, 0, None, 0, 0, 0, 0, [problem.detail])
                 else:
                     if not passes(problem):
-                        await self._keep(history, 0, f"not tried: {problem.detail} [{problem.code}]")
+                        await self._keep(history, 0, f"{UNTRIED}{problem.detail} [{problem.code}]")
                     raise
             await self._keep(history, 0 if drilled.findings else drilled.transaction, " ".join(drilled.findings))
         if drilled.findings:

@@ -10,7 +10,7 @@ import jinja2
 
 from control import manifest_rules
 from control.api.operations import Reply
-from control.console import assets, drawings, explanations, fleet_grid, formats, shown_rollout
+from control.console import assets, drawings, explanations, fleet_grid, formats, shown_backup, shown_rollout
 from control.rollouts import gates
 from control.sync import change_effects
 
@@ -36,9 +36,11 @@ def _environment() -> jinja2.Environment:
     made.filters["in_words"] = gates.in_words
     made.filters["nodes_said"] = shown_rollout.said
     made.filters["rollout_verdict"] = shown_rollout.verdict
+    made.filters["restore_said"] = shown_backup.said
     made.tests["held"] = shown_rollout.is_held
     made.tests["explained"] = explanations.is_explained
     made.globals |= {"asset": assets.address, "shown": manifest_rules.shown, "NODE_KINDS": shown_rollout.NODE_KINDS}
+    made.globals["RESTORE_KINDS"] = shown_backup.RESTORE_KINDS
     return made
 
 

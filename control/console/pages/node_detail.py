@@ -9,12 +9,18 @@ from control.api.request_input import path_value
 from control.console import rendering
 from control.console.hub import Make, Parts
 from control.console.node_functions import ToldFunctions
+from control.console.pages import node_data
+from control.console.pages.node_data import NodeData
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
 SYNCS = 20
 """Syncs that are shown."""
-PARTS = ("state", "trouble", "facts", "target", "syncs", "numbers")
+BACK = ("restore", "resume", "cancel")
+"""What is done with a node's data."""
+RESTORES = 5
+"""Restores that are shown."""
+PARTS = ("state", "trouble", "facts", "target", "syncs", "numbers", "backup", "restores")
 """The parts of the page that change while it is open, besides the calls of its functions."""
 
 
@@ -51,6 +57,8 @@ class NodePage:
     more_syncs: bool
     told: ToldFunctions
     """What the node reported of its functions' calls."""
+    data: NodeData
+    """Its backup and its newest restores."""
 
 
 async def show(visit: Visit) -> Reply:
@@ -61,7 +69,7 @@ async def show(visit: Visit) -> Reply:
         shown = replace(shown, told=told)
     may = {role: visit.rights.allows(role, shown.node.group) for role in ("deploy", "admin")}
     done = visit.query.get("done", "")
-    done = done if done in ("retry", "move", "revoke", "rename", "label") else ""
+    done = done if done in ("retry", "move", "revoke", "rename", "label", *BACK) else ""
     return await visit.html("node_detail.html", kind="node", shown=shown, may=may, done=done)
 
 
@@ -100,7 +108,13 @@ async def _read(visit: Visit) -> NodePage:
     query = syncs.SyncFilter(limit=SYNCS, node=node.id)
     logged, more = await visit.items(syncs.list_syncs, syncs.Sync, query)
     return NodePage(
-        node, number, _compared(node.functions, wanted), logged, more is not None, visit.node_functions.known(node)
+        node,
+        number,
+        _compared(node.functions, wanted),
+        logged,
+        more is not None,
+        visit.node_functions.known(node),
+        await node_data.of_node(visit, node, RESTORES),
     )
 
 

@@ -31,7 +31,7 @@ LAW: dict[str, set[str]] = {
     "control.backups": {"access", "storage", "sync", "telemetry"},
     "control.api": {"access", "backups", "rollouts", "storage", "sync", "telemetry"},
     "control.local": set(),
-    "control.console": {"access", "api", "rollouts", "storage", "sync", "telemetry"},
+    "control.console": {"access", "api", "backups", "rollouts", "storage", "sync", "telemetry"},
     "control.web": {"access", "api", "backups", "console", "rollouts", "storage", "sync", "telemetry"},
     "control.cli": {"access", "api", "console", "local", "rollouts", "storage", "sync", "telemetry", "web"},
     "edge_runtime": {"built"},
