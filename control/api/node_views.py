@@ -13,6 +13,7 @@ from control.access.auth import Principal
 from control.access.rights import Role
 from control.api import pagination, release_bodies
 from control.api.operations import ApiCall, Reply, operation
+from control.backups.faults import LATE_INTERVALS, LEAST_LATE, PROVEN_LATE, Fault
 from control.problems import ProblemError
 from control.protocol import wire
 from control.settings import ControlSettings
@@ -254,6 +255,8 @@ class NodeFilter(pagination.Paging, forbid_unknown_fields=True):
     """Only nodes that are overdue."""
     unseen: Annotated[int, Meta(ge=1, le=10 * 365 * 86400)] | None = None
     """The fewest seconds since a node last polled."""
+    backup: Fault | None = None
+    """Only nodes that should be backed up, and whose backup has this fault."""
     names: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,63}(,[a-z0-9-]{1,63}){0,999}$(?!\n)")] | None = None
     """Only the nodes with these names, at most 1,000, separated by commas."""
     sort: Literal["name", "standing", "seen"] = "name"
@@ -279,6 +282,7 @@ async def list_nodes(call: ApiCall, query: NodeFilter) -> Reply:
             raise unknown_group(query.group)
         groups = [query.group]
     key, is_pair, value = (query.label or "").partition("=")
+    now = call.services.clock.now()
     filters = (
         groups,
         query.state,
@@ -289,8 +293,9 @@ async def list_nodes(call: ApiCall, query: NodeFilter) -> Reply:
         query.find,
         query.release,
         query.overdue,
-        None if query.unseen is None else call.services.clock.now() - timedelta(seconds=query.unseen),
+        None if query.unseen is None else now - timedelta(seconds=query.unseen),
         None if query.names is None else query.names.split(","),
+        *(query.backup, now - PROVEN_LATE, LEAST_LATE, LATE_INTERVALS),
     )
 
     async def work(conn: Connection) -> pagination.Page[Node]:

@@ -11,6 +11,7 @@ from control.access.openid_provider import Provider
 from control.access.rate_limits import NodeLimits
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
+from control.backups.backup_metrics import BackupMetrics
 from control.backups.builder import Builder
 from control.backups.drills import Drills
 from control.backups.grants import Grants
@@ -98,6 +99,8 @@ class Services:
     """Counts the rows that restores would lose."""
     drills: Drills
     """Proves backups."""
+    backup_counts: BackupMetrics
+    """How many nodes' backups have a fault, by group."""
     states: StateFinder
     """Finds states of nodes' databases in their backups."""
     fleet: FleetCache

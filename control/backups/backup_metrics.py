@@ -4,9 +4,9 @@ They are the same at every replica, like the fleet's (`control.telemetry.fleet_m
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Final, NamedTuple
 
+from control.backups.faults import LATE_INTERVALS, LEAST_LATE, PROVEN_LATE
 from control.clock import Clock
 from control.storage import queries
 from control.storage.database import Database
@@ -15,8 +15,6 @@ from control.telemetry.shared_reading import SharedReading
 
 READ_EVERY: Final = 15.0
 """Seconds between two readings."""
-PROVEN_LATE: Final = timedelta(days=3)
-"""How long after its last proof, or its beginning, a history counts as not proven: control proves each daily."""
 
 
 class GroupBackups(NamedTuple):
@@ -40,6 +38,8 @@ class GroupBackups(NamedTuple):
     """Nodes of which no restore was proven for `PROVEN_LATE`."""
     failed_drills: int
     """Nodes whose last drill found a fault."""
+    behind: int
+    """Nodes that the store is too far behind, by `late_after`."""
 
 
 SQL = queries.load("backups")
@@ -47,7 +47,7 @@ GROUPS = SQL.rows("of_groups", GroupBackups)
 
 
 class BackupMetrics:
-    """Reads backups for scrapes, for all of them once."""
+    """Reads backups for scrapes and pages, for all of them once."""
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
@@ -56,7 +56,14 @@ class BackupMetrics:
 
     async def text(self) -> str:
         """Return the metrics as text. Raises: ProblemError, when the database doesn't answer."""
-        return text(await self._reading.get())
+        return text(await self.get())
+
+    async def get(self) -> Sequence[GroupBackups]:
+        """Return the backups of groups that are backed up, read about `READ_EVERY` ago.
+
+        Raises: ProblemError, when the database doesn't answer.
+        """
+        return await self._reading.get()
 
     async def stop(self) -> None:
         """Cancel the running read."""
@@ -64,7 +71,7 @@ class BackupMetrics:
 
     async def _read(self) -> Sequence[GroupBackups]:
         now = self._clock.now()
-        return await self._db.read(lambda conn: conn.fetch(GROUPS, now, now - PROVEN_LATE))
+        return await self._db.read(lambda conn: conn.fetch(GROUPS, now, now - PROVEN_LATE, LEAST_LATE, LATE_INTERVALS))
 
 
 def text(groups: Sequence[GroupBackups]) -> str:
@@ -79,6 +86,7 @@ def text(groups: Sequence[GroupBackups]) -> str:
         + gauge("skerry_backup_missing_nodes", "Nodes that should have one", [each.missing for each in groups])
         + gauge("skerry_backup_failing_nodes", "Nodes that can't back up", [each.failing for each in groups])
         + gauge("skerry_backup_lag_seconds", "How far the store is behind, worst node", [each.lag for each in groups])
+        + gauge("skerry_backup_late_nodes", "Nodes that the store is too far behind", [each.behind for each in groups])
         + gauge("skerry_backup_pending_bytes", "Bytes waiting on the worst node", [each.pending for each in groups])
         + gauge("skerry_backup_store_bytes", "Size of backups at the store", [each.at_store for each in groups])
         + gauge("skerry_backup_unproven_seconds", "Time since the oldest proof", [each.unproven for each in groups])

@@ -1,10 +1,11 @@
 """`skerry node`: the edge locations."""
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from control import tokens
+from control.backups.faults import Fault
 from control.cli import status
 from control.cli.support import options, output, record_stream, releasing
 from control.cli.support.client import Json, connection_settings, path
@@ -45,6 +46,7 @@ def command() -> None:
 @click.option("--find", metavar="TEXT", help="Only the nodes with this in their names.")
 @click.option("--release", type=click.IntRange(1), metavar="N", help="Only the nodes that run their group's release N.")
 @click.option("--overdue", is_flag=True, help="Only the nodes that are overdue.")
+@click.option("--backup", type=click.Choice(get_args(Fault)), help="Only the nodes whose backup has this fault.")
 @click.option("--unseen", type=UNSEEN, help="Only the nodes unseen for so long: 5m.")
 @click.option(
     "--sort",

@@ -40,7 +40,7 @@ def _environment() -> jinja2.Environment:
     made.tests["held"] = shown_rollout.is_held
     made.tests["explained"] = explanations.is_explained
     made.globals |= {"asset": assets.address, "shown": manifest_rules.shown, "NODE_KINDS": shown_rollout.NODE_KINDS}
-    made.globals["RESTORE_KINDS"] = shown_backup.RESTORE_KINDS
+    made.globals |= {"RESTORE_KINDS": shown_backup.RESTORE_KINDS, "BACKUP_WORDS": shown_backup.WORDS}
     return made
 
 

@@ -1,27 +1,21 @@
 """What the console says of a node's backup: how it is in a word, what is wrong and what to do, and its restores."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Final, Literal, NamedTuple
 
 from control.api.backups import BackupHistory, DetailedBackup, NodeRestore
-from control.backups.backup_metrics import PROVEN_LATE
+from control.backups.backup_metrics import GroupBackups
 from control.backups.drills import UNTRIED
+from control.backups.faults import PROVEN_LATE, Fault, late_after
 from control.protocol import wire
 from control.protocol.counts import counted
 
-LATE_INTERVALS: Final = 3
-"""By how many of its intervals the store may be behind a node before that is late; half of that while all is well."""
-LEAST_LATE: Final = 300.0
-"""Seconds by which it may be behind in any case."""
-
-Fault = Literal["missing", "failing", "late", "drill", "unproven"]
-
 RESTORE_KINDS: Final = {"ordered": "sync", "held": "held", "done": "ok", "failed": "fail", "cancelled": "past"}
 """The kind of status of each state of a restore."""
-WORDS: Final[dict["Fault", str]] = {
+WORDS: Final[dict[Fault, str]] = {
     "missing": "nothing yet",
     "failing": "failing",
     "late": "the store is behind",
@@ -29,6 +23,52 @@ WORDS: Final[dict["Fault", str]] = {
     "unproven": "not proven",
 }
 """A word for each fault."""
+
+
+class FaultyBackups(NamedTuple):
+    """How many nodes' backups have the same fault."""
+
+    fault: Fault
+    groups: dict[str, int]
+    """How many, by group: the most first."""
+
+    @property
+    def nodes(self) -> int:
+        """How many in all groups."""
+        return sum(self.groups.values())
+
+
+class CountedBackups(NamedTuple):
+    """The backups of a fleet."""
+
+    nodes: int
+    """Nodes with a backup that goes on."""
+    wanted: int
+    """Nodes that should have one."""
+    faults: list[FaultyBackups]
+    """Those that some have, the worst first."""
+
+    def count(self, fault: Fault) -> int:
+        """Return how many nodes' backups have a fault."""
+        return next((found.nodes for found in self.faults if found.fault == fault), 0)
+
+
+def counted_backups(groups: Iterable[GroupBackups], names: Collection[str] | None) -> CountedBackups:
+    """Return the backups of the groups with these names; None: of all."""
+    mine = [group for group in groups if names is None or group.group_name in names]
+    by_fault: dict[Fault, dict[str, int]] = {
+        "failing": {group.group_name: group.failing for group in mine},
+        "drill": {group.group_name: group.failed_drills for group in mine},
+        "late": {group.group_name: group.behind for group in mine},
+        "missing": {group.group_name: group.missing for group in mine},
+        "unproven": {group.group_name: group.late for group in mine},
+    }
+    faults = [
+        FaultyBackups(fault, dict(sorted(((name, n) for name, n in counts.items() if n), key=lambda one: -one[1])))
+        for fault, counts in by_fault.items()
+    ]
+    nodes = sum(group.nodes for group in mine)
+    return CountedBackups(nodes, nodes + sum(group.missing for group in mine), [one for one in faults if one.groups])
 
 
 class Trouble(NamedTuple):
@@ -159,11 +199,6 @@ class ShownBackup:
             yield Trouble(
                 "unproven", "warn", f"No restore of it was proven for {counted(PROVEN_LATE.days, 'day')}", "", cure
             )
-
-
-def late_after(interval: float) -> float:
-    """Return by how many seconds the store may be behind a node that uploads each `interval` seconds."""
-    return max(LEAST_LATE, LATE_INTERVALS * interval)
 
 
 def said(restore: NodeRestore) -> str:

@@ -191,6 +191,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             builder=builder,
             comparison=RowComparison(builder, clock),
             drills=drills,
+            backup_counts=backup_metrics,
             states=StateFinder(databases.lists, builder, clock),
             fleet=fleet,
             heartbeats=heartbeats,

@@ -133,7 +133,7 @@ WHERE v.manifest ->> 'probe' IS NOT NULL ORDER BY v.name, v.version;
 SELECT number, checksum, sql FROM schema_changes WHERE number = ANY($1::text[]::int8[]);
 
 -- The backups of each group whose nodes are backed up: counts of nodes and the worst values, at the time $1; a history
--- that wasn't proven since $2 is late.
+-- that wasn't proven since $2 is late; the store may be behind a node by $3 seconds and $4 intervals.
 -- name: of_groups
 SELECT g.name AS group_name, count(b.node_id) AS nodes, count(*) - count(b.node_id) AS missing,
     count(CASE WHEN b.error <> '' THEN 1 END) AS failing,
@@ -145,7 +145,11 @@ SELECT g.name AS group_name, count(b.node_id) AS nodes, count(*) - count(b.node_
         extract(epoch FROM max($1::timestamptz - coalesce(b.proven_at, b.begun_at))), 0
     ))::float8 AS unproven,
     count(CASE WHEN coalesce(b.proven_at, b.begun_at) < $2 THEN 1 END) AS late,
-    count(CASE WHEN b.drill_error <> '' THEN 1 END) AS failed_drills
+    count(CASE WHEN b.drill_error <> '' THEN 1 END) AS failed_drills,
+    count(
+        CASE WHEN extract(epoch FROM b.told_at - coalesce(b.reached_at, b.begun_at))::float8
+            > greatest($3::float8, $4::float8 * (g.backup ->> 'interval')::float8) THEN 1 END
+    ) AS behind
 FROM groups AS g JOIN nodes AS n ON n.group_id = g.id LEFT JOIN backups AS b ON b.node_id = n.id AND b.ended_at IS NULL
 WHERE g.backup IS NOT NULL AND n.removed_at IS NULL AND n.state <> 'revoked'
 GROUP BY g.name ORDER BY g.name;

@@ -14,7 +14,8 @@ WHERE n.name = $1 AND n.removed_at IS NULL;
 
 -- Nodes by name, after a name; of some groups ($2), in one state ($3), of one standing ($4), failing with one code ($5),
 -- with a label ($6) of one value ($7), with a part of the name ($8), that run their group's release of a number ($9), that
--- are overdue ($10), that weren't seen since a time ($11), with one of these names ($12), if given.
+-- are overdue ($10), that weren't seen since a time ($11), with one of these names ($12), whose backup has
+-- a fault ($13): not proven since $14, or the store behind by more than $15 seconds and $16 intervals; if given.
 -- name: nodes
 SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
@@ -49,10 +50,20 @@ WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = A
     AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked' AND n.restore_id IS NULL))
     AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
     AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
-ORDER BY n.name LIMIT $13;
+    AND ($13::text IS NULL OR (g.backup IS NOT NULL AND n.state <> 'revoked' AND ($13::text = 'missing') <> EXISTS (
+        SELECT 1 FROM backups AS b WHERE b.node_id = n.id AND b.ended_at IS NULL AND CASE $13::text
+            WHEN 'missing' THEN true
+            WHEN 'failing' THEN b.error <> ''
+            WHEN 'drill' THEN b.drill_error <> ''
+            WHEN 'unproven' THEN coalesce(b.proven_at, b.begun_at) < $14::timestamptz
+            ELSE extract(epoch FROM b.told_at - coalesce(b.reached_at, b.begun_at))::float8
+                > greatest($15::float8, $16::float8 * (g.backup ->> 'interval')::float8)
+        END
+    )))
+ORDER BY n.name LIMIT $17;
 
--- The same in another order ($13): by their standing, the worst first, or, where it is `seen`, by when they were last seen,
--- the longest ago first; after a place in it ($14) and a name.
+-- The same in another order ($17): by their standing, the worst first, or, where it is `seen`, by when they were last seen,
+-- the longest ago first; after a place in it ($18) and a name.
 -- name: nodes_in_order
 SELECT id, name, group_name, labels, state, state_since, joined_at, last_seen_at, last_sync_at, confirmed_generation,
     target_generation, schema_version, release_id, schema_floor, failures, syncs_folded, error_code, error_message, error_at,
@@ -64,7 +75,7 @@ FROM (
         n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at,
         left(coalesce(n.capabilities ->> 'version', ''), 64) AS version, n.restore_id IS NOT NULL AS held,
         CASE
-            WHEN $13 = 'seen' THEN (extract(epoch FROM coalesce(p.last_seen_at, n.joined_at)) * 1000000)::int8
+            WHEN $17 = 'seen' THEN (extract(epoch FROM coalesce(p.last_seen_at, n.joined_at)) * 1000000)::int8
             WHEN n.state = 'revoked' THEN 0
             WHEN n.error_code <> '' AND r.id IS NOT NULL
                 AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 1
@@ -103,9 +114,19 @@ FROM (
         AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked' AND n.restore_id IS NULL))
         AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
         AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
+        AND ($13::text IS NULL OR (g.backup IS NOT NULL AND n.state <> 'revoked' AND ($13::text = 'missing') <> EXISTS (
+            SELECT 1 FROM backups AS b WHERE b.node_id = n.id AND b.ended_at IS NULL AND CASE $13::text
+                WHEN 'missing' THEN true
+                WHEN 'failing' THEN b.error <> ''
+                WHEN 'drill' THEN b.drill_error <> ''
+                WHEN 'unproven' THEN coalesce(b.proven_at, b.begun_at) < $14::timestamptz
+                ELSE extract(epoch FROM b.told_at - coalesce(b.reached_at, b.begun_at))::float8
+                    > greatest($15::float8, $16::float8 * (g.backup ->> 'interval')::float8)
+            END
+        )))
 ) AS found
-WHERE (place, name) > ($14::int8, $1)
-ORDER BY place, name LIMIT $15;
+WHERE (place, name) > ($18::int8, $1)
+ORDER BY place, name LIMIT $19;
 
 -- One node.
 -- name: node

@@ -25,7 +25,20 @@ LIMIT = 50
 """Nodes per page."""
 MOST_GONE = 100
 """Maximum nodes that have left a live list and are still updated."""
-SHOWN = ("find", "group", "standing", "error", "label", "release", "overdue", "unseen", "state", "block", "sort")
+SHOWN = (
+    "find",
+    "group",
+    "standing",
+    "error",
+    "label",
+    "release",
+    "overdue",
+    "unseen",
+    "state",
+    "backup",
+    "block",
+    "sort",
+)
 """The filters of a URL, in the order in which they are shown, and the sort order of the list."""
 _FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(NodeFilter))
 
@@ -157,7 +170,8 @@ def _url(fields: Mapping[str, str]) -> str:
 
 def _command(query: NodeFilter) -> str:
     options = {
-        name: getattr(query, name) for name in ("group", "standing", "error", "label", "find", "release", "state")
+        name: getattr(query, name)
+        for name in ("group", "standing", "error", "label", "find", "release", "state", "backup")
     }
     words = [f"--{name} {value}" for name, value in options.items() if value is not None]
     words += [f"--sort {query.sort}"] if query.sort != "name" else []

@@ -14,11 +14,13 @@ from control.api import audit, release_bodies, releases, syncs
 from control.api.operations import Reply
 from control.api.rollout_bodies import Rollout
 from control.audit_chain import AuditEntry
+from control.backups.faults import Fault
 from control.console import fleet_grid, rendering, shown_rollout
 from control.console.fleet_grid import GroupBlocks
 from control.console.formats import num, plural
 from control.console.hub import Make, Parts
 from control.console.pages import rollout_pages
+from control.console.shown_backup import CountedBackups, counted_backups
 from control.console.visits import ConsolePage, Visit
 from control.telemetry.call_history import CallTally
 from control.telemetry.fleet_summary import FleetGrid, FleetSummary, GroupSummary
@@ -72,6 +74,7 @@ class Overview:
     """Where more than `MOST_FAILED` of the calls fail, the most failures first."""
     rollouts: list[Rollout]
     """Those that haven't ended, the held ones first."""
+    backups: CountedBackups
 
     @property
     def kind(self) -> str:
@@ -93,6 +96,10 @@ class Overview:
             return ", ".join([*said, *held])
         if self.failing_calls:
             said.append(f"calls fail in {plural(len({found.group for found in self.failing_calls}), 'group')}")
+        failing: tuple[tuple[Fault, str], ...] = (("failing", "backup"), ("drill", "restore drill"))
+        for fault, what in failing:
+            if nodes := self.backups.count(fault):
+                said.append(f"{plural(nodes, what)} failing")
         text = ", ".join([*said, *held])
         return text[:1].upper() + text[1:] if text else "Nothing is wrong"
 
@@ -128,7 +135,7 @@ async def _read(visit: Visit) -> Overview:
     summary, grid = await services.standings.both()
     fleet = summary.of(groups)
     if not fleet.nodes:
-        return Overview(fleet, {}, [], [], CallTally(), [], [])
+        return Overview(fleet, {}, [], [], CallTally(), [], [], counted_backups([], None))
     going = sorted(await rollout_pages.open_ones(visit), key=lambda one: not shown_rollout.is_held(one))
     in_steps = {rollout.group for rollout in going}
     in_flight = [group for group in fleet.groups if _in_flight(group) and group.name not in in_steps]
@@ -143,7 +150,8 @@ async def _read(visit: Visit) -> Overview:
         calls.add(found.tally.outcomes, found.tally.times)
     failing = [found for found in by_release if found.tally.errors > max(LEAST_FAILED, MOST_FAILED * found.tally.calls)]
     failing.sort(key=lambda found: found.tally.errors, reverse=True)
-    return Overview(fleet, _draw(grid, groups), in_flight, await _happened(visit), calls, failing, going)
+    backups = counted_backups(await services.backup_counts.get(), groups)
+    return Overview(fleet, _draw(grid, groups), in_flight, await _happened(visit), calls, failing, going, backups)
 
 
 _drawn: tuple[FleetGrid, dict[str, GroupBlocks]] | None = None

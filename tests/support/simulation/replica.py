@@ -107,6 +107,7 @@ class Replica:
                     "builder",
                     "deletions",
                     "drills",
+                    "backup_counts",
                     "checks",
                     "readiness",
                     "states",

@@ -33,7 +33,7 @@ LAW: dict[str, set[str]] = {
     "control.local": set(),
     "control.console": {"access", "api", "backups", "rollouts", "storage", "sync", "telemetry"},
     "control.web": {"access", "api", "backups", "console", "rollouts", "storage", "sync", "telemetry"},
-    "control.cli": {"access", "api", "console", "local", "rollouts", "storage", "sync", "telemetry", "web"},
+    "control.cli": {"access", "api", "backups", "console", "local", "rollouts", "storage", "sync", "telemetry", "web"},
     "edge_runtime": {"built"},
     "edge_runtime.built": {"native"},
     "edge_runtime.ipc": set(),

@@ -61,7 +61,7 @@ def fleet() -> str:
         rollout_metrics.text(
             ReadRollouts([StateCount("paused", 1, 1)], [rollout], [said], {UUID(int=1): {"failed": 1}})
         ),
-        backup_metrics.text([GroupBackups("g", 1, 1, 1, 1.0, 1, 1, 1.0, 1, 1)]),
+        backup_metrics.text([GroupBackups("g", 1, 1, 1, 1.0, 1, 1, 1.0, 1, 1, 1)]),
         *fleet_metrics.calls_text([fleet_metrics.call_outcomes(calls)], [fleet_metrics.call_seconds(calls)]),
     ]
     return "".join(texts)

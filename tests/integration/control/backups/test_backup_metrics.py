@@ -11,7 +11,7 @@ from tests.support.control import Control
 NONE = dict.fromkeys(
     (
         *("nodes", "missing_nodes", "failing_nodes", "lag_seconds", "pending_bytes", "store_bytes", "unproven_seconds"),
-        *("unproven_nodes", "failed_drills"),
+        *("unproven_nodes", "failed_drills", "late_nodes"),
     ),
     0.0,
 )
@@ -67,8 +67,10 @@ async def test_backups_in_metrics(control: Control) -> None:
         "store_bytes": 2000,
         "unproven_nodes": 1,
         "failed_drills": 1,
+        "late_nodes": 0,
     }
     await execute("UPDATE backups SET reached_at = NULL, proven_at = NULL WHERE ended_at IS NULL")
     found = (await scraped(control))["default"]
     assert found["lag_seconds"] >= 9 * 86_400
     assert found["unproven_nodes"] == 2
+    assert found["late_nodes"] == 2

@@ -1,5 +1,6 @@
 """The pages of a node's data on a real control and store: its backup, a restore by its plan, letting it go on."""
 
+import json
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ import pytest
 
 from control.protocol import wire
 from control.storage.connection import Connection
-from tests.support import deploy, seeds
+from tests.support import deploy, programs, seeds
 from tests.support.backup_files import BEGUN_MS, EVERY_MS, history, states
 from tests.support.backup_store import ship, tell
 from tests.support.console import MARKUP, ShownPage, live, page, send
@@ -292,3 +293,82 @@ async def test_restores_have_pages(replica: Replica, made: list[bytes], monkeypa
     (following,) = re.findall(r'<a href="([^"]+)" rel="next"', first.text)
     rest = await page(replica, unescape(following))
     assert [first.words.count("disk_full"), rest.words.count("disk_full")] == [2, 1]
+
+
+BACKUP = """
+INSERT INTO backups (node_id, lineage, begun_at, told_at, reached, reached_at, error, proven, proven_at, drill_error)
+SELECT id, repeat('a', 32), $2, $3, 5, $4, $5, 1, $6, $7 FROM nodes WHERE name = $1
+"""
+
+
+async def faulty(replica: Replica) -> None:
+    """Have nodes of a group each of whose backups has another fault, one that has none, and one that has two."""
+    now, day = replica.services.clock.now(), timedelta(days=1)
+    await deploy.ok(replica, "PUT", "/v1/groups/default/backup", {"interval": 200})
+    of: dict[str, dict[str, Any]] = {
+        "good": {},
+        "failing": {"error": "the disk failed"},
+        "late": {"reached_at": now - timedelta(seconds=601)},
+        "drill": {"drill_error": "3 rows break a foreign key"},
+        "unproven": {"proven_at": None},
+        "both": {"error": "the disk failed", "reached_at": now - day},
+        # Not yet: it may be behind by three intervals.
+        "slow": {"reached_at": now - timedelta(seconds=599)},
+    }
+    for name, has in of.items():
+        await replica.join(name)
+        row = {"reached_at": now, "error": "", "proven_at": now - day, "drill_error": "", **has}
+
+        async def write(conn: Connection, name: str = name, row: dict[str, Any] = row) -> None:
+            times = now - 10 * day, now, row["reached_at"]
+            await conn.execute(BACKUP, name, *times, row["error"], row["proven_at"], row["drill_error"])
+
+        await replica.services.db.transaction(write)
+    await replica.join("missing")
+    # One that isn't backed up has no fault.
+    await deploy.ok(replica, "POST", "/v1/groups", {"name": "east"})
+    await replica.join("off", "east")
+
+
+async def test_lists_find_the_nodes_whose_backup_has_a_fault(replica: Replica) -> None:
+    await faulty(replica)
+    for fault, expected in {
+        "failing": ["both", "failing"],
+        "late": ["both", "late"],
+        "drill": ["drill"],
+        "unproven": ["unproven"],
+        "missing": ["missing"],
+    }.items():
+        for sort in ("name", "seen", "standing"):
+            shown = await page(replica, f"/nodes?backup={fault}&sort={sort}")
+            found = re.findall(r'<th scope="row"><a href="/nodes/([^"]+)"', shown.text)
+            assert sorted(found) == expected, (fault, sort)
+        assert f"--backup {fault}" in shown.words
+        out = (await programs.skerry(replica, "node", "list", "--backup", fault, "--json")).out
+        assert [node["name"] for node in json.loads(out)] == expected
+    assert (await page(replica, "/nodes?backup=good")).status == 422
+    await deploy.ok(replica, "POST", "/v1/nodes/missing/revoke")
+    assert await deploy.items(replica, "/v1/nodes?backup=missing") == [], "nothing is expected of it"
+
+
+async def test_the_overview_says_what_is_wrong_with_backups(replica: Replica) -> None:
+    await faulty(replica)
+    shown = await page(replica, "/")
+    said = words(shown)
+    for text in (
+        "2 backups failing, 1 restore drill failing",
+        "2 nodes The backup doesn't go on",
+        "1 node A restore drill failed",
+        "2 nodes The store is behind the node",
+        "1 node Nothing is at the store yet",
+        "1 node No restore was proven",
+        "Backed up 7 1 off",
+    ):
+        assert text in said, (text, said)
+    assert 'href="/nodes?backup=late&amp;group=default"' in shown.text
+    grants = [{"role": "read", "group": "east"}]
+    other = (await deploy.ok(replica, "POST", "/v1/operators", {"name": "eve", "grants": grants}))["token"]
+    await deploy.ok(replica, "GET", "/v1/groups", token=other)
+    shown = await page(replica, "/", token=other)
+    assert "Nothing is wrong" in shown.words
+    assert "Backed up" not in shown.words

@@ -71,7 +71,7 @@ MAIN: dict[tuple[str, str], tuple[Any, ...]] = {
     ("syncs", "syncs"): (IDS,),
     ("compatibility", "next_capabilities"): (IDS[0], ""),
     ("compatibility", "with_digest"): (IDS[0], "c", 20),
-    ("node_views", "nodes"): ("n1", *(None,) * 8, False, None, None, 100),
+    ("node_views", "nodes"): ("n1", *(None,) * 8, False, None, None, None, NOW, 300.0, 3.0, 100),
     ("node_views", "functions"): (IDS,),
     ("node_views", "warnings"): (IDS,),
     ("node_views", "open_syncs"): (IDS,),

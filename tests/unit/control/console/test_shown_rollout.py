@@ -37,6 +37,7 @@ def view(state: str = "running", waits_for: str = "", step: int = 2, **more: Any
         **{"waits_since": NOW, "reason": "gate 1 failed", "attempt": 1, "started": 50, "nodes": 1000, "offline": 12},
         **{"newest": 7, "made_by": "ci", "made_at": NOW, "ended_at": None},
         **{"policy": POLICY, "rehearsal": RehearsalCounts(passed=1000), "plan": plan, "counts": counts},
+        "undo": None,
         **more,
     }
     return RolloutView(
