@@ -206,8 +206,8 @@ class TestNode:
             answer = await self.ask(wait, report=True)
         return answer
 
-    async def plan(self, wait: float = 0.0) -> wire.Plan:
-        """Poll for a plan, which there must be."""
+    async def plan(self, wait: float = 5.0) -> wire.Plan:
+        """Poll for a plan, which there must be, or come: a replica may read what was announced half a second later."""
         answer = await self.poll(wait)
         assert answer.status == 200, answer
         return plan_of(answer)
