@@ -123,7 +123,7 @@ class Restores:
 
     async def tidy(self) -> None:
         """Remove what an earlier process has left of a restore, unless one has been taken up: control wants none."""
-        if self._untidy and self._task is None:
+        if self._untidy and self._task is None and (self._state / FOLDER).exists():
             await asyncio.to_thread(shutil.rmtree, self._state / FOLDER, ignore_errors=True)
         self._untidy = False
 

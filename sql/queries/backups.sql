@@ -68,7 +68,7 @@ SELECT lineage FROM backups WHERE node_id = $1 AND ended_at IS NULL;
 SELECT b.node_id::text AS node_id, b.lineage, b.merged, coalesce(p.last_seen_at, b.begun_at) AS seen_at
 FROM backups AS b LEFT JOIN node_presence AS p ON p.node_id = b.node_id
 WHERE b.ended_at IS NULL AND b.reached > b.merged AND (b.merged_at IS NULL OR b.merged_at < $1)
-ORDER BY b.merged_at IS NOT NULL, b.merged_at LIMIT $2;
+ORDER BY coalesce(b.merged_at, '2000-01-01T00:00:00Z'::timestamptz) LIMIT $2;
 
 -- Note that a history was looked at, and that its shipments up to a transaction were merged.
 -- name: note_merged
@@ -90,7 +90,7 @@ SELECT b.node_id::text AS node_id, b.lineage, coalesce(b.ended_at, n.removed_at)
     ) AS replaced
 FROM backups AS b LEFT JOIN nodes AS n ON n.id = b.node_id LEFT JOIN groups AS g ON g.id = n.group_id
 WHERE b.swept_at IS NULL OR b.swept_at < $1
-ORDER BY b.swept_at IS NOT NULL, b.swept_at LIMIT $2;
+ORDER BY coalesce(b.swept_at, '2000-01-01T00:00:00Z'::timestamptz) LIMIT $2;
 
 -- Note that the retention of a history was looked at, and how many bytes the store has of it.
 -- name: note_swept
@@ -112,7 +112,7 @@ WHERE b.ended_at IS NULL AND n.removed_at IS NULL AND b.reached > 0 AND (
     b.drilled_at IS NULL OR b.drilled_at < $2
     OR (b.drilled_at < $1 AND (b.reached > b.proven OR b.drill_error <> ''))
 )
-ORDER BY b.drilled_at IS NOT NULL, b.drilled_at LIMIT 1;
+ORDER BY coalesce(b.drilled_at, '2000-01-01T00:00:00Z'::timestamptz) LIMIT 1;
 
 -- Keep what a drill has found: the last transaction that was restored and works (0: none is), and what was wrong.
 -- name: keep_drill

@@ -70,6 +70,7 @@ USER: Final = (
     "tests/security/test_guest_sandbox.py",
     # Owners and modes of files, sockets and folders.
     "tests/integration/control/access/test_certificates.py",
+    "tests/integration/control/backups/test_builder.py",
     "tests/integration/control/cli/test_dev.py",
     "tests/integration/control/cli/test_signing_in_commands.py",
     "tests/integration/edge_runtime/egress/test_grants.py",
@@ -81,6 +82,7 @@ USER: Final = (
     "tests/integration/edge_runtime/test_full_disk.py",
     "tests/integration/edge_runtime/test_shortage.py",
     "tests/integration/edge_runtime/web",
+    "tests/unit/control/backups",
     "tests/unit/control/cli/project",
     "tests/unit/control/cli/support",
     "tests/unit/control/local",

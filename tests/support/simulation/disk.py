@@ -49,6 +49,9 @@ class DiskPath:
     def parent(self) -> "DiskPath":
         return DiskPath(self._disk, self._process, self._name.rpartition("/")[0])
 
+    def absolute(self) -> "DiskPath":
+        return self
+
     def glob(self, _pattern: str) -> list["DiskPath"]:
         """Nobody runs SQL on a node by hand in a run, so its folder of such records is empty."""
         return []

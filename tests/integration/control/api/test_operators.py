@@ -289,7 +289,7 @@ async def test_refusals_are_counted_by_minute_and_never_hold_the_secret(control:
 
 async def test_groups(control: Control) -> None:
     made = await control.ok("POST", "/v1/groups", {"name": "east"})
-    assert made == {"name": "east", "generation": 0, "release": None, "nodes": 0, "policy": None}
+    assert made == {"name": "east", "generation": 0, "release": None, "nodes": 0, "policy": None, "backup": None}
     assert (await control.call("POST", "/v1/groups", {"name": "east"})).code == "name_taken"
     assert [g["name"] for g in await control.items("/v1/groups?limit=1")] == ["default", "east"]
 

@@ -24,7 +24,7 @@ async def test_the_fleet_by_group(control_site: Site) -> None:
         found = await ask(replica, "/v1/fleet")
         assert [g["name"] for g in found["groups"]] == ["default", "shops"]
         shops = found["groups"][1]
-        away = {"revoked": 0, "offline": 0, "syncing": 0}
+        away = {"revoked": 0, "offline": 0, "syncing": 0, "held": 0}
         assert shops["standings"] == {**away, "failing": 1, "behind": 1, "at_target": 1}
         assert (shops["nodes"], shops["release"], shops["overdue"], shops["elsewhere"]) == (3, 2, 1, 1)
         assert [(r["release"], r["nodes"], r["calls"], r["p99"]) for r in shops["releases"]] == [

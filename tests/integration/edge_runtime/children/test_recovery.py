@@ -191,7 +191,7 @@ def test_a_left_log_is_read_before_the_first_order(tmp_path: Path, monkeypatch: 
     database = tmp_path / wal.FILE
     database.parent.mkdir()
     subprocess.run([sys.executable, "-c", LEFT, str(database)], check=True)
-    recovered: list[Path] = []
+    recovered: list[frames.ChildSettings] = []
     monkeypatch.setattr(checkpointer, "recover", recovered.append)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
@@ -200,7 +200,7 @@ def test_a_left_log_is_read_before_the_first_order(tmp_path: Path, monkeypatch: 
         ours.shutdown(socket.SHUT_WR)
         Zygote(theirs, births.Arguments(theirs.fileno(), 0, os.getpid(), settings), {}).run()
         assert births.decode_news(ours.recv(births.MESSAGE_BYTES)) == births.Recovering()
-    assert recovered == [database]
+    assert recovered == [settings]
 
 
 async def test_a_file_that_cannot_be_written_is_served_for_reading(node: NodeProcess, failing: FailingCalls) -> None:
