@@ -166,17 +166,18 @@ def read(database: Path) -> Index | None:
 
 
 def stamp(database: Path) -> bytes:
-    """Return bytes that another COMMIT, of whatever process, makes others, without a connection to the database: the
-    header of the log's index. Empty if there is no index: no process has the database open.
+    """Return bytes that another COMMIT, of whatever process, makes others, and another file in the database's place,
+    without a connection to it: the file's inode and the header of the log's index, if a process has the database open.
 
     Raises: OSError, when it can't be read.
     """
+    inode = database.stat().st_ino.to_bytes(8)
     try:
         descriptor = os.open(index_of(database), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return b""
+        return inode
     try:
-        return os.pread(descriptor, _COPY.size, 0)
+        return inode + os.pread(descriptor, _COPY.size, 0)
     finally:
         os.close(descriptor)
 

@@ -2,9 +2,9 @@
 that must not be (`just demo-data`).
 
 A control plane with PostgreSQL and SeaweedFS, and a node whose group is backed up, on which a shop takes orders without
-a pause. Its disk is lost, and it joins again; then a release spoils its orders, and is undone together with its data.
-Each order that was acknowledged is counted afterwards, in the node's database. The commands are those that a user
-types. Everything listens on 127.0.0.1, and is gone afterwards, also after Ctrl-C.
+a pause. Its disk is lost, and it joins again; then a release spoils its orders, is undone together with its data, and
+comes back mended. Each order that was acknowledged is counted afterwards, in the node's database. The commands are
+those that a user types. Everything listens on 127.0.0.1, and is gone afterwards, also after Ctrl-C.
 """
 
 import argparse
@@ -56,9 +56,11 @@ CENTS = {"milk": 149, "bread": 389, "coffee": 1_295}
 BACK = re.compile(r"^Its database is back as it was at (\S+): ", re.MULTILINE)
 FILES = {
     "orders.sql": "CREATE TABLE orders (number INTEGER PRIMARY KEY, item TEXT NOT NULL, cents INTEGER NOT NULL);",
-    # Who wrote it thought of whole euros: 149 becomes 1.
-    "euros.sql": "UPDATE orders SET cents = cents / 100;",
+    # It fills the wrong column: 149 cents become 1.
+    "euros.sql": "ALTER TABLE orders ADD COLUMN euros REAL; UPDATE orders SET cents = cents / 100;",
+    "mended.sql": "ALTER TABLE orders ADD COLUMN euros REAL; UPDATE orders SET euros = cents / 100.0;",
 }
+EUROS = "SELECT count(euros) AS with_euros, coalesce(sum(euros <> cents / 100.0), 0) AS wrong FROM orders"
 SUMMARY = "SELECT item, count(*), min(cents), max(cents) FROM orders GROUP BY item"
 BINARIES = Path(sys.executable).parent
 
@@ -246,6 +248,7 @@ class Demo:
             async with self._customers.ordering():
                 await self._lose_the_disk(node)
                 await self._spoil_and_undo()
+                await self._release_mended()
                 await asyncio.sleep(GOES_ON)
             await self._count_the_last()
         self._show()
@@ -337,6 +340,20 @@ class Demo:
 
         await shop.until(f"{SHOP} has its data of before", done)
         return _seconds(restore["at"])
+
+    async def _release_mended(self) -> None:
+        """Have the release come back without its fault."""
+        shop = self._shop
+        say("\n# It comes back mended")
+        before = list(self._customers.acknowledged)
+        await shop.typed("skerry schema amend 2 mended.sql --wait")
+        printed = await shop.typed(f"skerry-edge sql --state {SHOP} --csv {shlex.quote(EUROS)}")
+        ((filled, wrong),) = list(csv.reader(printed.splitlines()))[1:]
+        kept = [order for order in before if order.number not in self._lost | self._undone]
+        self._line("with the right price in euros by the mended release", int(filled) - int(wrong))
+        must(
+            wrong == "0" and int(filled) >= len(kept), f"of {len(kept)} orders, {filled} have euros, {wrong} wrong ones"
+        )
 
     async def _count_the_last(self) -> None:
         """Count all orders, once nobody orders any more."""

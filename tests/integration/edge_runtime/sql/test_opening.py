@@ -266,3 +266,16 @@ def test_a_process_that_ends_leaves_the_log_to_others(tmp_path: Path) -> None:
     path = tmp_path / "skerry.db"
     subprocess.run([sys.executable, "-c", UNTIL_EXIT, str(path)], check=True)
     assert wal.has_log(path)
+
+
+def test_a_database_that_takes_the_place_of_another_one_has_another_stamp(tmp_path: Path) -> None:
+    """Also where neither has a log: the indexes of two empty logs are the same bytes."""
+    stamps = set[bytes]()
+    for name in ("first", "second"):
+        with contextlib.closing(sqlite3.connect(tmp_path / name)) as made:
+            made.executescript("PRAGMA journal_mode = WAL; CREATE TABLE written (x)")
+        (tmp_path / name).replace(tmp_path / "database")
+        with contextlib.closing(sqlite3.connect(tmp_path / "database")) as reading:
+            reading.execute("SELECT count(*) FROM written").fetchall()
+            stamps.add(wal.stamp(tmp_path / "database"))
+    assert len(stamps) == 2
