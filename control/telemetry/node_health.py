@@ -61,6 +61,14 @@ OF_GROUPS = SQL.rows("of_groups", GroupToldRow)
 BACKUPS = queries.load("backups")
 
 
+class Report(NamedTuple):
+    """What a node has reported about itself, and isn't written yet."""
+
+    group_id: str
+    numbers: wire.NodeNumbers
+    told_at: datetime
+
+
 @dataclass(slots=True)
 class Events:
     """What happened on the nodes of a group since this replica's start."""
@@ -76,15 +84,15 @@ class NodeHealthStore:
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
-        self._latest: dict[str, tuple[str, wire.NodeNumbers]] = {}
-        """By node: its group and its report."""
+        self._latest: dict[str, Report] = {}
+        """By node."""
         self._due = 0.0
         self.events: dict[str, Events] = {}
         """By group."""
 
     def take(self, node: CachedNode, numbers: wire.NodeNumbers) -> None:
         """Take a node's report."""
-        self._latest[node.id] = node.group_id, numbers
+        self._latest[node.id] = Report(node.group_id, numbers, self._clock.now())
         if numbers.worker_deaths or numbers.log_dropped or numbers.failed_syncs:
             events = self.events.setdefault(node.group_id, Events())
             events.worker_deaths += min(numbers.worker_deaths, MOST_EVENTS)
@@ -106,23 +114,19 @@ class NodeHealthStore:
                 (
                     *(id, group_id, str(n.database), str(n.wal), str(n.disk_free), str(n.memory)),
                     *(str(n.certificate_ends), str(n.credential_ends), clean(n.edge)),
-                    *(clean(n.trust), str(n.trust_ends)),
+                    *(clean(n.trust), str(n.trust_ends), told_at.isoformat()),
                 )
-                for id, (group_id, n) in part.items()
+                for id, (group_id, n, told_at) in part.items()
             ]
-            now = self._clock.now()
-            columns, backups = _columns(rows), _columns(_backups(part, now))
+            columns, backups = _columns(rows), _columns(_backups(part))
 
             async def work(
-                conn: Connection,
-                columns: list[list[str]] = columns,
-                backups: list[list[str]] = backups,
-                now: datetime = now,
+                conn: Connection, columns: list[list[str]] = columns, backups: list[list[str]] = backups
             ) -> None:
-                await conn.execute(SQL["write_nodes"], *columns, now)
+                await conn.execute(SQL["write_nodes"], *columns)
                 if backups:
-                    await conn.execute(BACKUPS["tell"], *backups, now)
-                    await conn.execute(BACKUPS["tell_first"], *backups, now)
+                    await conn.execute(BACKUPS["tell"], *backups)
+                    await conn.execute(BACKUPS["tell_first"], *backups)
 
             await self._db.transaction(work)
             for id, told in part.items():
@@ -140,15 +144,15 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[list[str]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _backups(told: Mapping[str, tuple[str, wire.NodeNumbers]], now: datetime) -> list[tuple[str, ...]]:
+def _backups(told: Mapping[str, Report]) -> list[tuple[str, ...]]:
     """Return the rows of what nodes say of their backups, by node; '' for a time that isn't known."""
     rows: list[tuple[str, ...]] = []
-    for id, (_, numbers) in told.items():
+    for id, (_, numbers, told_at) in told.items():
         state = numbers.backup
         if state is not None:
-            # A node may send any number; of a clock that is ahead, now is the most that can be true.
-            reached_at = datetime.fromtimestamp(min(state.reached_at, now.timestamp()), UTC)
+            # A node may send any number; of a clock that is ahead, this is the most that can be true.
+            reached_at = datetime.fromtimestamp(min(state.reached_at, told_at.timestamp()), UTC)
             reached_text = reached_at.isoformat() if state.reached_at else ""
             texts = str(state.reached), reached_text, str(state.pending), clean(state.error)
-            rows.append((id, state.lineage, *texts))
+            rows.append((id, state.lineage, *texts, told_at.isoformat()))
     return rows

@@ -28,23 +28,25 @@ SELECT r.id FROM nodes AS n JOIN releases AS r ON r.group_id = n.group_id WHERE 
 -- name: boundary
 SELECT lineage, transaction_id AS transaction FROM boundaries WHERE node_id = $1 AND release_id = $2;
 
--- Write how far the histories of nodes have come, as they tell, one element of each array for each node, at one time; ''
+-- Write how far the histories of nodes have come, as they tell, one element of each array for each node; ''
 -- leaves a time as it was. What was reached doesn't go back: an older report may come late.
 -- name: tell
 UPDATE backups AS b
 SET reached = greatest(b.reached, u.reached::int8),
     reached_at = greatest(b.reached_at, nullif(u.reached_at, '')::timestamptz),
-    pending = u.pending::int8, error = u.error, told_at = $7
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-    AS u (node_id, lineage, reached, reached_at, pending, error)
+    pending = u.pending::int8, error = u.error,
+    told_at = greatest(b.told_at, u.told_at::timestamptz)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+    AS u (node_id, lineage, reached, reached_at, pending, error, told_at)
 WHERE b.node_id = u.node_id::uuid AND b.lineage = u.lineage;
 
 -- Add the same for nodes without any history that goes on, which have got no place for a file yet.
 -- name: tell_first
 INSERT INTO backups (node_id, lineage, begun_at, reached, reached_at, pending, error, told_at)
-SELECT n.id, u.lineage, $7, u.reached::int8, nullif(u.reached_at, '')::timestamptz, u.pending::int8, u.error, $7
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-    AS u (node_id, lineage, reached, reached_at, pending, error)
+SELECT n.id, u.lineage, u.told_at::timestamptz, u.reached::int8, nullif(u.reached_at, '')::timestamptz,
+    u.pending::int8, u.error, u.told_at::timestamptz
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+    AS u (node_id, lineage, reached, reached_at, pending, error, told_at)
     JOIN nodes AS n ON n.id = u.node_id::uuid
 WHERE n.removed_at IS NULL AND NOT EXISTS (
     SELECT 1 FROM backups AS b WHERE b.node_id = n.id AND (b.ended_at IS NULL OR b.lineage = u.lineage)

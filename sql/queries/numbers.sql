@@ -47,17 +47,17 @@ DELETE FROM group_minutes WHERE (group_id, minute, replica) IN
 DELETE FROM group_hours WHERE (group_id, hour) IN
     (SELECT h.group_id, h.hour FROM group_hours AS h WHERE h.group_id = $1 AND h.hour < $2 LIMIT $3);
 
--- Write what nodes told of themselves, one element of each array for each node, at one time. A node that is gone is left
--- out.
+-- Write what nodes told of themselves, one element of each array for each node. A node that is gone is left out.
 -- name: write_nodes
 INSERT INTO node_numbers (node_id, group_id, told_at, database_bytes, wal_bytes, disk_free_bytes, memory_bytes,
     certificate_ends, credential_ends, edge, trust, trust_ends)
-SELECT n.id, u.group_id::uuid, $12, u.database_bytes::int8, u.wal_bytes::int8, u.disk_free_bytes::int8,
-    u.memory_bytes::int8, u.certificate_ends::int8, u.credential_ends::int8, u.edge, u.trust, u.trust_ends::int8
+SELECT n.id, u.group_id::uuid, u.told_at::timestamptz, u.database_bytes::int8, u.wal_bytes::int8,
+    u.disk_free_bytes::int8, u.memory_bytes::int8, u.certificate_ends::int8, u.credential_ends::int8, u.edge, u.trust,
+    u.trust_ends::int8
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-    $10::text[], $11::text[])
+    $10::text[], $11::text[], $12::text[])
     AS u (node_id, group_id, database_bytes, wal_bytes, disk_free_bytes, memory_bytes, certificate_ends,
-        credential_ends, edge, trust, trust_ends)
+        credential_ends, edge, trust, trust_ends, told_at)
     JOIN nodes AS n ON n.id = u.node_id::uuid
 ON CONFLICT (node_id) DO UPDATE SET group_id = excluded.group_id, told_at = excluded.told_at,
     database_bytes = excluded.database_bytes, wal_bytes = excluded.wal_bytes,

@@ -12,7 +12,7 @@ from control.protocol import histogram, wire
 from control.telemetry import call_history, ingest
 from control.telemetry.call_history import Tallies
 from control.telemetry.node_health import OF_NODE
-from tests.support import numbers, seeds
+from tests.support import deploy, numbers, seeds
 from tests.support.clock import SetClock
 from tests.support.deadlines import deadline
 from tests.support.replica import Replica, Site, TestNode
@@ -280,6 +280,25 @@ async def test_the_monitor_looks_after_them(control_site: Site) -> None:
         await replica.services.numbers.write(clock.now())
         assert await replica.services.monitor().retention(clock.now())
         assert len(await stored(replica, "SELECT * FROM group_hours")) == 1
+
+
+async def test_what_is_written_late_was_told_before(control_site: Site) -> None:
+    """Reports are written once a minute: a backup that has come up to then isn't behind because of that."""
+    clock = SetClock(NOON)
+    async with control_site.running(clock=clock) as replica:
+        node = await replica.join("one")
+        await deploy.ok(replica, "PUT", "/v1/groups/default/backup", {"interval": 5})
+        for told_at in (NOON, NOON + timedelta(seconds=100)):
+            clock.advance((told_at - clock.now()).total_seconds())
+            reached = int(told_at.timestamp())
+            state = wire.BackupState("a" * 32, 7, reached, 0, "")
+            message = numbers.message([], sequence=reached, node=wire.NodeNumbers(1000, backup=state))
+            assert (await numbers.tell(node, message)).status in (200, 204)
+            clock.advance(55)
+            await replica.services.numbers.nodes.write()
+            backup = await deploy.ok(replica, "GET", "/v1/nodes/one/backup")
+            assert (backup["lag"], datetime.fromisoformat(backup["told_at"])) == (0, told_at)
+            assert datetime.fromisoformat((await replica.node("one"))["numbers"]["told_at"]) == told_at
 
 
 async def test_what_nodes_tell_of_themselves_is_kept(control_site: Site) -> None:
