@@ -57,7 +57,8 @@ class RestorePlan(Struct):
     undone: list[NamedRelease]
     """The releases to which the node has gone since."""
     newest_at: datetime
-    """The last moment of the node's present data that is at the store."""
+    """When the node last wrote something that is at the store; if the last state there can't be made out, until when
+    the store has everything."""
     newer: float
     """By how many seconds the node's present data is newer than the state, as far as it is at the store."""
     files: int
@@ -427,7 +428,7 @@ async def _plan(
         return found, undone, await conn.fetchval(NEWEST_AT, node.id), digest
 
     release, undone, told, digest = await services.db.read(read)
-    newest_at = max(at for at in (told, newest.at if newest else None, state.at) if at is not None)
+    newest_at = max(state.at, newest.at if newest is not None else told or state.at)
     return RestorePlan(
         node=node.name,
         from_node=None if node.id == source.id else source.name,

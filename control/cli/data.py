@@ -116,19 +116,20 @@ async def restore(node: str, to: str, adopt: str | None, reason: str, plan: bool
 
 def _plan(planned: Json) -> Iterator[tuple[str, str | None]]:
     """Return the lines of a plan, each with its style."""
-    whose = f" of node {planned['from_node']}" if planned["from_node"] else ""
-    yield f"{planned['node']} would go to its state{whose} at {second(planned['at'])} ({planned['position']})", None
+    node, other = planned["node"], planned["from_node"]
+    whose = f"the state of node {other}" if other else "its state"
+    yield f"{node} would go to {whose} at {second(planned['at'])} ({planned['position']})", None
     release = planned["release"]
     yield f"  release there: {_release(release) if release else 'not known, or none'}", None
     for each in planned["undone"]:
         yield f"  - release {_release(each)} is undone", "red"
-    newer, newest = output.span(planned["newer"]), second(planned["newest_at"])
-    yield f"  - what was written since is gone: {newer} up to {newest}", "red"
+    yield f"  - {_lost(planned)}", "red"
     tables = planned["tables"]
     if tables is None:
         yield f"  rows by table aren't known: {planned['tables_unknown']}", "yellow"
     else:
-        yield f"  {counted(len(tables), 'table has', 'tables have')} another number of rows there", None
+        number = counted(len(tables), "table has", "tables have") if tables else "no table has"
+        yield f"  {number} another number of rows there", None
         for table in tables[:SHOWN]:
             yield f"  {_rows(table)}", "red"
         if len(tables) > SHOWN:
@@ -137,6 +138,16 @@ def _plan(planned: Json) -> Iterator[tuple[str, str | None]]:
         yield f"  the state isn't whole: {finding}", "red"
     size, read = output.size(planned["size"]), output.size(planned["read"])
     yield f"  the node downloads {counted(planned['files'], 'file')} of {read}, for a database of {size}", None
+
+
+def _lost(planned: Json) -> str:
+    """Return what a node loses with a restore."""
+    if planned["from_node"]:
+        return f"all that {planned['node']} has now is gone, also what isn't at the store yet"
+    if planned["newer"]:
+        newer, newest = output.span(planned["newer"]), second(planned["newest_at"])
+        return f"what was written since is gone: {newer} up to {newest}, and what isn't at the store yet"
+    return "what isn't at the store yet is gone"
 
 
 def _release(release: Json) -> str:
