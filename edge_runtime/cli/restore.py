@@ -10,7 +10,7 @@ from control.protocol import faults
 from edge_runtime import database_exchange, database_users, files, wal
 from edge_runtime.cli.backup import is_database, release_of, release_text
 from edge_runtime.cli.support import JSON, STATE, check_owner, fail, show
-from edge_runtime.state import State, StateUnfit
+from edge_runtime.state import DATA_AWAITED, State, StateUnfit
 
 STOP_WAIT: Final = 5.0
 """Seconds to wait for the processes of a node that is stopping."""
@@ -87,7 +87,8 @@ def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
         shutil.rmtree(prepared, ignore_errors=True)
     faults.reach("edge.restore.exchanged")
     try:
-        files.sync_folder(state.path)
+        # The node has data, so it needn't wait any longer for those of its backup.
+        files.remove(state.path / DATA_AWAITED)
     except OSError as error:
         # The witness has both digests, so the node trusts either.
         text = (

@@ -34,6 +34,7 @@ CHECKS: Final = {
     "disk": "there is room on the disk of the state directory",
     "wal": "the database's write-ahead log is short",
     "database": "the database is whole, takes writes, and no other program holds it",
+    "backup": "the database's backup goes on, where there is one",
     "fence": "this machine has all that the workers' fence needs",
     "libraries": "WasmEdge, libsql and SQLite can be loaded, in the versions that this program works with",
     "memory": "there is memory for the workers",

@@ -21,6 +21,7 @@ def node_findings(status: dict[str, Any], version: str, state: str) -> list[Find
         *_functions(status, look),
         *_workers(status, look),
         *_database(status, look),
+        *_backup(status, look),
         *_files(status),
     ]
 
@@ -105,6 +106,15 @@ def _database(status: dict[str, Any], look: str) -> list[Finding]:
         text = f"artifacts were found damaged: {', '.join(map(str, verified['damaged']))}"
         found.append(Finding("database", "note", f"{text}; the node mends them", look))
     return found or [Finding("database", "ok", "the database takes writes")]
+
+
+def _backup(status: dict[str, Any], look: str) -> list[Finding]:
+    backup = status.get("backup")
+    if not backup:
+        return []
+    if backup["error"]:
+        return [Finding("backup", "wrong", f"the backup doesn't go on: {backup['error'].rstrip('.')}", look)]
+    return [Finding("backup", "ok", "the backup goes on")]
 
 
 def _files(status: dict[str, Any]) -> list[Finding]:

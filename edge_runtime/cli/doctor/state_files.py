@@ -10,7 +10,7 @@ from edge_runtime import database_users, wal
 from edge_runtime.cli.support import user_name
 from edge_runtime.disk_space import DISK_RESERVE
 from edge_runtime.settings import WAL_LIMIT
-from edge_runtime.state import closed
+from edge_runtime.state import DATA_AWAITED, closed
 from edge_runtime.sync import identity
 
 LOOKED_THROUGH: Final = 64 * 1024 * 1024
@@ -111,9 +111,13 @@ def log_findings(facts: StateFacts) -> list[Finding]:
 
 
 def database_findings(state: Path, sizes: wal.DatabaseSizes) -> list[Finding]:
-    """Check whether the database of a stopped node is intact, and not open in any program. The caller must have only
-    one thread."""
+    """Check whether the database of a stopped node is back, is intact, and isn't open in any program. The caller must
+    have only one thread."""
     database = state / wal.FILE
+    if (state / DATA_AWAITED).exists():
+        text = "the database isn't back from its backup yet, and the node doesn't start before"
+        again = f"skerry-edge join --state {state} with its other options as before, which goes on where it was"
+        return [Finding("database", "wrong", text, f"{again}, or with --without-data to begin with an empty database")]
     if not database.exists():
         return [Finding("database", "ok", "there is no database yet: the node makes it when it first runs")]
     if others := database_users.users(database):

@@ -1,6 +1,7 @@
 """`skerry-edge join` on an empty disk: the node has its data before it serves, or a person says that it needn't."""
 
 import contextlib
+import io
 import json
 import shutil
 import sqlite3
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from control.backups.objects import BackupFile
+from control.protocol import ltx
 from edge_runtime import wal
 from edge_runtime.state import DATA_AWAITED
 from edge_runtime.sync import identity
@@ -120,6 +122,9 @@ async def test_a_backup_that_is_damaged_keeps_the_node_from_starting_empty(
     status, _, errors = await command("run", "--state", str(joining.state), "--listen", "127.0.0.1:0")
     assert status == 1
     assert "the database of edge-1 isn't back from its backup yet: run `skerry-edge join` as before" in errors
+    status, found, _ = await command("doctor", "--state", str(joining.state))
+    assert status == 1
+    assert "database: the database isn't back from its backup yet, and the node doesn't start before. Do: " in found
     assert not (joining.state / wal.FILE).exists()
     # The same command goes on, though its token has been used.
     node_id = identity.read(joining.state).node_id
@@ -170,6 +175,21 @@ async def test_a_database_that_a_person_has_put_there_stays(
     assert "Its database is back" not in out
     assert rows(joining.state / wal.FILE) == ["mine"]
     assert not (joining.state / DATA_AWAITED).exists()
+
+
+async def test_a_person_may_restore_another_backup(
+    stand: RestoringControl, backup: dict[BackupFile, bytes], joining: Joining, tmp_path: Path
+) -> None:
+    stand.order(backup, "latest")
+    stand.refuse["GET /v1/nodes/self/backup/latest"] = 409
+    assert (await joining.run())[0] == 1
+    with (tmp_path / "other.db").open("w+b") as target:
+        for data in backup.values():
+            ltx.apply(ltx.Reader(io.BytesIO(data)), target)
+    status, _, errors = await command("restore", str(tmp_path / "other.db"), "--state", str(joining.state))
+    assert status == 0, errors
+    assert not (joining.state / DATA_AWAITED).exists(), "it starts with that"
+    assert rows(joining.state / wal.FILE) == ["early"]
 
 
 async def test_a_download_that_breaks_off_goes_on(

@@ -92,6 +92,15 @@ def test_a_database_that_cant_be_opened_on_a_full_disk_is_not_looked_into(
     assert cure in found.cure
 
 
+@pytest.mark.parametrize(
+    ("backup", "expected"),
+    [(None, {}), ({"error": None}, {"backup": "ok"}), ({"error": "no room"}, {"backup": "wrong"})],
+)
+def test_the_backup(backup: Any, expected: dict[str, str]) -> None:
+    found = levels(running_node.node_findings({**STATUS, "backup": backup}, "1", str(STATE)))
+    assert {check: level for check, level in found.items() if check == "backup"} == expected
+
+
 @pytest.mark.parametrize(("log", "level"), [(0, "ok"), (WAL_LIMIT // 2, "note"), (WAL_LIMIT, "wrong")])
 def test_the_write_ahead_log(log: int, level: str) -> None:
     assert levels(state_files.log_findings(state(sizes=DatabaseSizes(MIB, 0, log, MIB)))) == {"wal": level}
