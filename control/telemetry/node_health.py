@@ -61,7 +61,7 @@ OF_GROUPS = SQL.rows("of_groups", GroupToldRow)
 BACKUPS = queries.load("backups")
 
 
-class Report(NamedTuple):
+class NodeReport(NamedTuple):
     """What a node has reported about itself, and isn't written yet."""
 
     group_id: str
@@ -84,7 +84,7 @@ class NodeHealthStore:
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
-        self._latest: dict[str, Report] = {}
+        self._latest: dict[str, NodeReport] = {}
         """By node."""
         self._due = 0.0
         self.events: dict[str, Events] = {}
@@ -92,7 +92,7 @@ class NodeHealthStore:
 
     def take(self, node: CachedNode, numbers: wire.NodeNumbers) -> None:
         """Take a node's report."""
-        self._latest[node.id] = Report(node.group_id, numbers, self._clock.now())
+        self._latest[node.id] = NodeReport(node.group_id, numbers, self._clock.now())
         if numbers.worker_deaths or numbers.log_dropped or numbers.failed_syncs:
             events = self.events.setdefault(node.group_id, Events())
             events.worker_deaths += min(numbers.worker_deaths, MOST_EVENTS)
@@ -144,7 +144,7 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[list[str]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _backups(told: Mapping[str, Report]) -> list[tuple[str, ...]]:
+def _backups(told: Mapping[str, NodeReport]) -> list[tuple[str, ...]]:
     """Return the rows of what nodes say of their backups, by node; '' for a time that isn't known."""
     rows: list[tuple[str, ...]] = []
     for id, (_, numbers, told_at) in told.items():
