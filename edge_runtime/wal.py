@@ -27,6 +27,10 @@ HEADER_BYTES: Final = 32
 FRAME_HEADER_BYTES: Final = 24
 INDEX_BYTES: Final = 136
 """Bytes of the index before its hash tables."""
+FEW: Final = 16
+"""Frames that may be moved while writers wait, however slow the disk is."""
+STEP: Final = 0.02
+"""Seconds that writers may wait for the last frames, as estimated from the speed of the pass before."""
 _FILE_HEADER_BYTES: Final = 100
 """Bytes of the file's header: https://www.sqlite.org/fileformat.html#the_database_header"""
 _VERSION: Final = 3_007_000
@@ -91,6 +95,12 @@ class DatabaseSizes(NamedTuple):
     log: int
     """The file of the write-ahead log, which is longer than the log in it once the log has restarted."""
     disk_free: int
+
+
+def may_step(left: int, moved: int, took: float) -> bool:
+    """Return whether so few frames are left to move that writers can wait for that, after a pass that moved so many in
+    `took` seconds."""
+    return left <= max(FEW, max(0, moved) / max(took, 1e-4) * STEP)
 
 
 def log_of(database: Path) -> Path:

@@ -5,6 +5,9 @@ checkpoint, whoever makes it, moves a frame that isn't shipped, and the log can 
 all of it was: at most once between two shipments, and then its first salt is one more. Frames are read up to the
 index's committed end only, so nothing that was never committed is shipped.
 
+A snapshot takes a while, and the log must be able to begin anew meanwhile. Then the pages that it has read are of
+several moments, and what was written since, shipped into files that nobody counts, makes them those of one.
+
 After a process that was killed, the log must still have the frames that were shipped last, or have followed them while
 the database file stayed as it was. Otherwise something may be missing: the history is broken, and goes on with a
 snapshot under a number of its own, so that no restore goes across what is missing.
@@ -41,7 +44,10 @@ MOST_ENDS: Final = 100
 MOST_KEPT: Final = 4096
 """Pages that are kept in memory while writers wait, instead of being put on disk there."""
 GROWTH: Final = 4
-"""A snapshot is given up once the log has grown by its limit divided by this, as it can't begin anew meanwhile."""
+"""While a snapshot is made the log begins anew once it has grown by its limit divided by this; the snapshot is given up
+at twice that, where readers keep the log from it."""
+TRIES: Final = 8
+"""Attempts between the two."""
 AGAIN: Final = 10.0
 AGAIN_CAP: Final = 600.0
 """Seconds until a snapshot that failed is tried again: the first pause, which doubles each time up to the cap."""
@@ -53,6 +59,8 @@ _READ_FRAMES: Final = 256
 """Frames that are read at once."""
 _LOOK_PAGES: Final = 1024
 """Pages of a snapshot between two looks at the log's length."""
+_SINCE: Final = ".since"
+"""Suffix of files with what was written while a snapshot is made, which belong to none yet."""
 _BUFFER: Final = 256 * 1024
 
 
@@ -71,6 +79,28 @@ class _Place(NamedTuple):
     frames: int
     checksum: bytes
     """Of the last frame; empty without frames, or if it isn't known."""
+
+
+class _Making:
+    """A snapshot that is being made."""
+
+    def __init__(self, shorten: Callable[[], None], frames: int, growth: int) -> None:
+        self.shorten = shorten
+        """Moves the log, and lets it begin anew if that is possible."""
+        self.large: list[Path] = []
+        """Files with what was written since the first page was read, in order: many that were merged each."""
+        self.small: list[Path] = []
+        """Those after them."""
+        self.growth = growth
+        """By how many frames the log may grow."""
+        self.due = frames + growth
+        """Frames of the log at which it is to begin anew, and at which the snapshot is given up."""
+        self.most = frames + 2 * growth
+
+    def take_since(self) -> list[Path]:
+        """Return all files with what was written since, which this one has no more."""
+        taken, self.large, self.small = self.large + self.small, [], []
+        return taken
 
 
 class Shipper:
@@ -98,11 +128,15 @@ class Shipper:
         """Pages that are shipped as far as the log goes, and not yet in a file."""
         self._kept_pages = 0
         """The database's pages after them."""
+        self._making: _Making | None = None
         self._failures = 0
         self._not_before = 0.0
 
-    def ship(self, order: frames.Ship) -> frames.Shipped:
-        """Put what was committed into files, as a snapshot where nothing else can follow what was shipped before."""
+    def ship(self, order: frames.Ship, shorten: Callable[[], None]) -> frames.Shipped:
+        """Put what was committed into files, as a snapshot where nothing else can follow what was shipped before.
+
+        `shorten` is called now and then while that takes long: it moves the log by means of the methods below.
+        """
         history = self._current(order.afresh)
         at_ms, whole = _now_ms(), True
         if not history.broken:
@@ -115,7 +149,7 @@ class Shipper:
             # Where files wait the store is away, and one snapshot once it is back is enough.
             waits = any(one.lineage == history.lineage for one in self._local.waiting())
             if not order.boundary and not waits and time.monotonic() >= self._not_before:
-                at_ms, history = _now_ms(), self._snapshot(history)
+                at_ms, history = _now_ms(), self._snapshot(history, shorten)
                 whole = not history.broken
         waiting = self._local.waiting()
         if whole and history.error and not any(one.level == SNAPSHOTS for one in waiting):
@@ -237,15 +271,16 @@ class Shipper:
             )
             if found or self._kept:
                 history = msgspec.structs.replace(history, last=history.last + 1, at_ms=now)
-                room = self._make_room(history)
+                path, room = self._next_file(history)
                 header = ltx.Header(log.page_bytes, pages, history.last, history.last, now)
 
                 def contents() -> Iterator[tuple[int, bytes]]:
                     for number in numbers:
                         yield number, self._page(found[number], log) if number in found else self._kept[number]
 
-                path = self._local.level(history.lineage, SHIPMENTS) / ltx.name(history.last, history.last)
                 self._write(path, room, lambda file: ltx.write(file, header, contents()))
+                if self._making is not None:
+                    self._making.small.append(path)
             if boundary and history.last not in history.ends:
                 history = msgspec.structs.replace(history, ends=[*history.ends[1 - MOST_ENDS :], history.last])
             if history != self._history:
@@ -310,25 +345,27 @@ class Shipper:
             return _followed(place, log)
         raise Broken("the database was written, or restored, while nothing shipped it")
 
-    def _snapshot(self, history: History) -> History:
-        """Write all pages as of now under a number of its own; nothing keeps writers waiting."""
+    def _snapshot(self, history: History, shorten: Callable[[], None]) -> History:
+        """Write all pages under a number of its own; nothing keeps writers waiting for long."""
         self._let_go()
         self._kept.clear()
         self._place = None
+        folder = self._local.level(history.lineage, SNAPSHOTS)
+        begun = folder / f"{ltx.name(1, history.last + 1)}.part"
         self._hold()
         try:
             now = _now_ms()
             log = wal.state(self._database)
-            # Where all is moved, what is held is of the file, and the log may begin anew at any time.
-            inside = log.moved < log.frames
-            found = self._last_versions(0, log)[0] if inside else {}
             checksum = self._checksum(log.frames, log) if log.frames else b""
             pages = log.pages or self._database.stat().st_size // max(1, log.page_bytes)
             if not pages:
                 raise Broken("the database is empty")
-            moved = [] if inside else identity(self._database)
-            header = ltx.Header(log.page_bytes, pages, 1, history.last + 1, now)
-            after = msgspec.structs.replace(
+            # Where all is moved, what is held is of the file, and the log may begin anew at any time.
+            moved = [] if log.moved < log.frames else identity(self._database)
+            growth = self._log_limit // GROWTH // log.page_bytes
+            self._making = making = _Making(shorten, log.frames, growth)
+            self._place = _Place(log.salt, log.frames, checksum)
+            self._history = msgspec.structs.replace(
                 history,
                 last=history.last + 1,
                 at_ms=now,
@@ -338,12 +375,26 @@ class Shipper:
                 checksum=checksum.hex(),
                 moved=moved,
             )
-            contents = self._all_pages(pages, found, log)
-            path = self._local.level(after.lineage, SNAPSHOTS) / ltx.name(1, after.last)
-            room = self._limit - sum(one.size for one in self._local.waiting())
-            self._write(path, room, lambda file: ltx.write(file, header, contents))
-            self._count(after)
+            header = ltx.Header(log.page_bytes, pages, 1, self._history.last, now)
+            contents = self._all_pages(pages, log)
+            faults.reach("edge.backup.write")
+            self._fill(begun, self._left(), lambda file: ltx.write(file, header, contents))
+            if making.large or making.small:
+                last = self._ship().last
+                self._join_parts([begun, *making.take_since()], folder / ltx.name(1, last))
+                self._make_shipments(making.take_since())
+            else:
+                self._put(begun, folder / ltx.name(1, self._history.last))
+            self._making = None
+            after = self._count(self._history)
         except BaseException as error:
+            self._making = None
+            self._history = history
+            for path in folder.glob(f"*{_SINCE}"):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                begun.unlink(missing_ok=True)
             self._let_go()
             self._failures += 1
             self._not_before = time.monotonic() + min(AGAIN_CAP, AGAIN * 2.0 ** min(self._failures - 1, 10))
@@ -351,25 +402,79 @@ class Shipper:
                 return self._break(str(error))
             raise
         self._failures = 0
-        self._place = _Place(log.salt, log.frames, checksum)
         return after
 
-    def _all_pages(self, pages: int, found: dict[int, int], log: LogState) -> Iterator[tuple[int, bytes]]:
-        """Raises: Broken, when the log has grown too much meanwhile."""
+    def _all_pages(self, pages: int, log: LogState) -> Iterator[tuple[int, bytes]]:
+        """Yield the content of each page, now or later; `_look` is why later. Raises: Broken."""
         lock_page = ltx.lock_page(log.page_bytes)
         # SQLite has locks on the file, which closing a descriptor would release.
         file = wal.keep(self._database)
-        most = wal.state(self._database).frames + self._log_limit // GROWTH // log.page_bytes
+        found = self._in_log(log)
         for number in range(1, pages + 1):
-            if number % _LOOK_PAGES == 0:
-                now = wal.state(self._database)
-                if now.frames > most:
-                    raise Broken("a snapshot takes so long that the write-ahead log gets too long: it is tried again")
+            if number % _LOOK_PAGES == 0 and self._look():
+                log = wal.state(self._database)
+                found = self._in_log(log)
             if number in found:
                 yield number, self._page(found[number], log)
             elif number != lock_page:
                 # A file that ends before has free pages there.
                 yield number, os.pread(file, log.page_bytes, (number - 1) * log.page_bytes).ljust(log.page_bytes, b"\0")
+
+    def _in_log(self, log: LogState) -> dict[int, int]:
+        """Return where the last versions are of pages that aren't moved, all of them where some aren't."""
+        return self._last_versions(0, log)[0] if log.moved < log.frames else {}
+
+    def _look(self) -> bool:
+        """Have the log begin anew if it has grown much while a snapshot is made; return whether that was tried.
+
+        Raises: Broken, when it gets too long.
+        """
+        making = self._making
+        assert making is not None  # noqa: S101
+        before = wal.state(self._database)
+        if before.frames <= making.due or before.moved >= before.frames:
+            return False
+        making.shorten()
+        if len(making.small) >= MERGED_AT_ONCE:
+            merged, making.small = making.small, []
+            spans = [ltx.transactions(path.name.removesuffix(_SINCE)) or (0, 0) for path in (merged[0], merged[-1])]
+            making.large.append(merged[0].with_name(f"{ltx.name(spans[0][0], spans[1][1])}{_SINCE}"))
+            self._join_parts(merged, making.large[-1])
+        log = wal.state(self._database)
+        if log.salt != before.salt or log.moved >= log.frames:
+            making.due, making.most = making.growth, 2 * making.growth
+        elif log.frames > making.most:
+            raise Broken("calls read all the time, and the write-ahead log gets too long: it is tried again")
+        else:
+            making.due = log.frames + making.growth // TRIES
+        return True
+
+    def _next_file(self, history: History) -> tuple[Path, int]:
+        """Return where the next shipment is put, and how many bytes it may have. Raises: Broken."""
+        name = ltx.name(history.last, history.last)
+        if self._making is None:
+            return self._local.level(history.lineage, SHIPMENTS) / name, self._make_room(history)
+        return self._local.level(history.lineage, SNAPSHOTS) / f"{name}{_SINCE}", self._left()
+
+    def _left(self) -> int:
+        """Return how many bytes files may take beside those that wait and those of a snapshot that is being made."""
+        waiting = sum(one.size for one in self._local.waiting())
+        made = [] if self._making is None else self._making.large + self._making.small
+        return self._limit - waiting - sum(path.stat().st_size for path in made if path.exists())
+
+    def _join_parts(self, parts: list[Path], path: Path) -> None:
+        """Put one file in the place of parts of a snapshot that follow each other. Raises: Broken."""
+        room = self._left() - sum(part.stat().st_size for part in parts)
+        self._join(parts, path, room, self._look)
+        for part in parts:
+            part.unlink()
+
+    def _make_shipments(self, since: list[Path]) -> None:
+        """Make shipments of files with what was written after a snapshot that is there now."""
+        for path in since:
+            place = self._local.level(path.parents[1].name, SHIPMENTS)
+            path.replace(place / path.name.removesuffix(_SINCE))
+            files.sync_folder(place)
 
     def _make_room(self, history: History) -> int:
         """Merge shipments that wait if they take half of the room, or are too many; return the bytes that are left.
@@ -401,41 +506,68 @@ class Shipper:
         """Put one file of at most `room` bytes in the place of files that follow each other."""
         first, last = merged[0].first, merged[-1].last
         path = merged[0].path.with_name(ltx.name(first, last))
-        try:
-            with ExitStack() as stack:
-                readers = [ltx.Reader(stack.enter_context(one.path.open("rb", _BUFFER))) for one in merged]
-                self._write(path, room, lambda file: ltx.merge(readers, file))
-        except ltx.LtxError as error:
-            raise OSError(errno.EIO, f"files of the backup are damaged: {error}", str(path)) from None
+        self._join([one.path for one in merged], path, room)
         faults.reach("edge.backup.merged")
         for one in merged:
             one.path.unlink(missing_ok=True)
         return WaitingFile(path, SHIPMENTS, first, last, path.stat().st_size)
 
-    def _write(self, path: Path, room: int, make: Callable[[BinaryIO], object]) -> None:
-        """Write a file of at most `room` bytes, which appears whole, and isn't counted yet. Nothing is left of one that
-        fails. Raises: Broken, when it doesn't fit."""
+    def _join(self, parts: list[Path], path: Path, room: int, look: Callable[[], object] = lambda: None) -> None:
+        """Write one file of at most `room` bytes with what files have that follow each other."""
+        try:
+            with ExitStack() as stack:
+                readers = [ltx.Reader(stack.enter_context(part.open("rb", _BUFFER))) for part in parts]
+                self._write(path, room, lambda file: ltx.merge(readers, file), look)
+        except ltx.LtxError as error:
+            raise OSError(errno.EIO, f"files of the backup are damaged: {error}", str(path)) from None
+
+    def _write(
+        self,
+        path: Path,
+        room: int,
+        make: Callable[[BinaryIO], object],
+        look: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Write a file of at most `room` bytes, which appears whole, and isn't counted yet; `look` is called now and
+        then. Nothing is left of one that fails. Raises: Broken, when it doesn't fit."""
         part = path.with_name(f"{path.name}.part")
         faults.reach("edge.backup.write")
         try:
-            with part.open("wb", _BUFFER) as file:
-                free = files.free_bytes(path.parent) - DISK_RESERVE
-                make(cast(BinaryIO, _Bounded(file, room, free)))
-                file.flush()
-                faults.reach("edge.backup.sync")
-                os.fsync(file.fileno())
-            faults.reach("edge.backup.rename")
-            part.replace(path)
-            files.sync_folder(path.parent)
+            self._fill(part, room, make, look)
+            self._put(part, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
             raise
+
+    def _fill(
+        self,
+        part: Path,
+        room: int,
+        make: Callable[[BinaryIO], object],
+        look: Callable[[], object] = lambda: None,
+    ) -> None:
+        with part.open("wb", _BUFFER) as file:
+            free = files.free_bytes(part.parent) - DISK_RESERVE
+            make(cast(BinaryIO, _Bounded(file, room, free, look)))
+            file.flush()
+            faults.reach("edge.backup.sync")
+            os.fsync(file.fileno())
+
+    def _put(self, part: Path, path: Path) -> None:
+        """Give a whole file its name."""
+        faults.reach("edge.backup.rename")
+        part.replace(path)
+        files.sync_folder(path.parent)
         faults.reach("edge.backup.count")
 
     def _count(self, history: History) -> History:
         """Write how far the history has come; if that fails, the disk knows how far that is."""
+        if self._making is not None:
+            # Nothing of it counts before the snapshot does.
+            self._history = history
+            return history
         self._history = None
         self._local.write(history)
         self._history = history
@@ -443,7 +575,9 @@ class Shipper:
         return history
 
     def _break(self, why: str) -> History:
-        """Note that a snapshot must follow: nothing is held until then."""
+        """Note that a snapshot must follow: nothing is held until then. Raises: Broken, while one is being made."""
+        if self._making is not None:
+            raise Broken(why)
         history = self._history or self._local.lineage()
         self._let_go()
         self._place = None
@@ -525,14 +659,19 @@ class Shipper:
 
 
 class _Bounded:
-    """A file that takes only so many bytes."""
+    """A file that takes only so many bytes, and looks now and then."""
 
-    def __init__(self, file: BinaryIO, room: int, free: int) -> None:
+    def __init__(self, file: BinaryIO, room: int, free: int, look: Callable[[], object]) -> None:
         self._file = file
         self._room = room
         self._free = free
+        self._look = look
+        self._writes = 0
 
     def write(self, data: bytes) -> int:
+        self._writes += 1
+        if self._writes % _LOOK_PAGES == 0:
+            self._look()
         self._room -= len(data)
         self._free -= len(data)
         if self._room < 0:

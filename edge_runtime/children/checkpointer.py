@@ -14,6 +14,8 @@ first one anyway, since all others have just been killed, nothing is lost: it re
 import os
 import socket
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +35,10 @@ from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
 
 PATIENCE: Final = BUSY_MS / 1000
 """Seconds to wait for locks of processes that don't use the writer lock, or that are about to exit."""
+PASSES: Final = 5
+"""How often the log is moved before writers wait for the rest, while a snapshot is made."""
+SHORT_PATIENCE_MS: Final = 5
+"""Milliseconds that they wait for readers then."""
 _UNREAD: Final = (
     apsw.SQLITE_IOERR,
     apsw.SQLITE_CANTOPEN,
@@ -84,7 +90,9 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                 case frames.SHIP:
                     if shipper is None:
                         shipper = _shipper(settings)
-                    frames.send_json(sock, frame.request, frames.SHIPPED, shipper.ship(_decode_ship(frame.body)))
+                    shorten = partial(shorten_log, opened, lock, path, shipper)
+                    shipped = shipper.ship(_decode_ship(frame.body), shorten)
+                    frames.send_json(sock, frame.request, frames.SHIPPED, shipped)
                 case frames.SETTLE:
                     settle(opened, lock, path)
                     frames.send(sock, frame.request, frames.DONE)
@@ -130,6 +138,20 @@ def checkpoint(
     if ships and shipper is not None:
         shipper.after_last_step(busy=busy)
     return frames.Checkpointed(busy)
+
+
+def shorten_log(opened: FileAndLog, lock: WriterLock, path: Path, shipper: Shipper) -> None:
+    """Move the log while the shipper makes a snapshot, and let it begin anew if nobody is in the way: otherwise the
+    front asks for that (`release.checkpoint_schedule`). Raises: apsw.Error, OSError."""
+    for _ in range(PASSES):
+        before, began = wal.state(path), time.monotonic()
+        if before.moved < before.frames:
+            checkpoint(opened, lock, frames.Checkpoint("passive"), shipper)
+        log, took = wal.state(path), time.monotonic() - began
+        if wal.may_step(log.frames - log.moved, log.moved - before.moved, took):
+            break
+    # Where they write faster than that they wait for more, as the snapshot would never be made otherwise.
+    checkpoint(opened, lock, frames.Checkpoint("restart", SHORT_PATIENCE_MS), shipper)
 
 
 def settle(opened: FileAndLog, lock: WriterLock, path: Path) -> None:

@@ -31,10 +31,6 @@ PERIOD: Final = 0.1
 """Seconds between two checks of the log's size."""
 START: Final = 4 * 1024 * 1024
 """Bytes of the log from which it is moved into the database file."""
-FEW: Final = 16
-"""Frames that may be moved while writers wait, however slow the disk is."""
-STEP: Final = 0.02
-"""Seconds that writers may wait for the last frames, as estimated from the speed of the pass before."""
 PATIENCE_MS: Final = 5
 """Milliseconds that writers wait for readers that keep the log from restarting."""
 LARGE_PATIENCE_MS: Final = 100
@@ -84,11 +80,6 @@ def pressure(size: int, limit: int, before: Pressure, waited: float) -> Pressure
     if size < (limit if before is Pressure.NONE else limit // 2):
         return Pressure.NONE
     return Pressure.REFUSE if before is Pressure.REFUSE or waited >= READERS_WAIT else Pressure.WAIT
-
-
-def may_step(index: Index, frames_a_second: float) -> bool:
-    """Return whether so little is left to move that writers can wait for it."""
-    return index.frames - index.backfilled <= max(FEW, frames_a_second * STEP)
 
 
 def may_move(index: Index) -> bool:
@@ -437,7 +428,7 @@ class CheckpointSchedule:
             index = self._index
             assert index is not None  # noqa: S101
             moved = index.backfilled - before.backfilled
-            if may_step(index, max(0, moved) / max(took, 1e-4)):
+            if wal.may_step(index.frames - index.backfilled, moved, took):
                 large = index.bytes >= self.limit // LARGE
                 patience = LARGE_PATIENCE_MS if large else PATIENCE_MS
                 mode: Literal["truncate", "restart"] = "truncate" if large else "restart"

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,9 +117,16 @@ class OtherShipper(Program):
     """A shipper in a process of its own."""
 
     def __init__(
-        self, state: Path, environment: Mapping[str, str] | None = None, *, limit: int = LIMIT, work: str = "serve"
+        self,
+        state: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        limit: int = LIMIT,
+        log_limit: int = LIMIT,
+        work: str = "serve",
     ) -> None:
-        super().__init__("-m", "tests.support.shipping", state, str(limit), work, environment=environment)
+        arguments = (str(limit), str(log_limit), work)
+        super().__init__("-m", "tests.support.shipping", state, *arguments, environment=environment)
 
     def ship(self, *, afresh: bool = False, boundary: bool = False) -> frames.Shipped:
         """Raises: Killed; OSError, when it failed."""
@@ -139,7 +147,13 @@ class World:
     """A state directory whose database is shipped."""
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str] | None = None, *, limit: int = LIMIT, runs: bool = True
+        self,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        limit: int = LIMIT,
+        log_limit: int = LIMIT,
+        runs: bool = True,
     ) -> None:
         """If it doesn't `runs`, there is nothing but what is in the folder."""
         self.state = folder / "state"
@@ -148,6 +162,7 @@ class World:
         self.database = self.state / wal.FILE
         self.environment = environment
         self.limit = limit
+        self.log_limit = log_limit
         self.database.parent.mkdir(parents=True, exist_ok=True)
         (self.state / wal.BACKUP).mkdir(exist_ok=True)
         self.local = LocalFiles(self.state)
@@ -159,7 +174,7 @@ class World:
         self.start()
 
     def start(self) -> None:
-        self.shipper = OtherShipper(self.state, self.environment, limit=self.limit)
+        self.shipper = OtherShipper(self.state, self.environment, limit=self.limit, log_limit=self.log_limit)
 
     def start_writer(self) -> None:
         self.writer = Writer(self.database, self.environment)
@@ -232,8 +247,8 @@ def notes(database: Path) -> list[int]:
     return [number for number, _ in found]
 
 
-def _main(state: Path, limit: int, work: str) -> None:
-    settings = frames.ChildSettings(str(state), "FULL", wal_limit=LIMIT, backup_limit=limit)
+def _main(state: Path, limit: int, log_limit: int, work: str) -> None:
+    settings = frames.ChildSettings(str(state), "FULL", wal_limit=log_limit, backup_limit=limit)
     path = state / wal.FILE
     if work == "recover":
         nothing: Any = lambda *_: None  # noqa: E731
@@ -245,13 +260,14 @@ def _main(state: Path, limit: int, work: str) -> None:
     lock = WriterLock.open(path.with_name(LOCK_NAME))
     opened = FileAndLog(path, PATIENCE)
     opened.look()
-    shipper = Shipper(state, limit, LIMIT, PATIENCE)
+    shipper = Shipper(state, limit, log_limit, PATIENCE)
     for line in sys.stdin:
         mode, *more = line.split()
         try:
             if mode in ("ship", "afresh", "boundary"):
                 order = frames.Ship(mode == "afresh", mode == "boundary")
-                print(msgspec.json.encode(shipper.ship(order)).decode(), flush=True)
+                shipped = shipper.ship(order, partial(checkpointer.shorten_log, opened, lock, path, shipper))
+                print(msgspec.json.encode(shipped).decode(), flush=True)
             else:
                 asked = frames.Checkpoint(mode, 5, "unshipped" in more)  # type: ignore[arg-type]
                 done = checkpointer.checkpoint(opened, lock, asked, shipper)
@@ -263,4 +279,4 @@ def _main(state: Path, limit: int, work: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    _main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -15,18 +15,28 @@ from edge_runtime.backup.local_files import SHIPMENTS, SNAPSHOTS
 from edge_runtime.backup.shipper import Shipper
 from edge_runtime.ipc import frames
 from tests.support.failing_calls import ALWAYS, FailingCalls
-from tests.support.shipping import LIMIT, PATIENCE, Program, World, Writer, insertion
+from tests.support.shipping import LIMIT, PATIENCE, Killed, Program, World, Writer, insertion
 
 pytestmark = pytest.mark.never_retry
 
 WRITES = """
-import select, sqlite3, sys
+import select, sqlite3, sys, time
+from pathlib import Path
+from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
+lock = WriterLock.open(Path(sys.argv[1]).with_name(LOCK_NAME)) if len(sys.argv) > 2 else None
 db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
 db.execute("PRAGMA wal_autocheckpoint = 0")
+if lock:
+    db.execute("PRAGMA synchronous = OFF")
 number = 0
 while True:
     number += 1
+    if lock:
+        lock.acquire()
     db.execute("INSERT INTO notes VALUES (?, zeroblob(? * 977 % 20000))", (number, number))
+    if lock:
+        lock.release()
+        time.sleep(0.001)
     if select.select([sys.stdin], [], [], 0)[0]:
         if not (line := sys.stdin.readline()):
             break
@@ -110,7 +120,7 @@ def test_a_file_has_all_that_was_acknowledged_by_its_time(
 
     with monkeypatch.context() as patched:
         patched.setattr(wal, "state", late)
-        shipped = shipper.ship(frames.Ship(afresh))
+        shipped = shipper.ship(frames.Ship(afresh), lambda: None)
     shipper.close()
     assert acknowledged
     newest = world.local.waiting()[-1]
@@ -219,6 +229,64 @@ def test_strangers_at_full_speed_make_no_gap(world: World, mode: str) -> None:
         found_then = world.restore(last)
         assert found_then == list(range(1, len(found_then) + 1))
         assert least <= len(found_then) <= most
+
+
+@pytest.mark.parametrize("way", ["whole", "killed", "read"])
+def test_a_large_database_under_steady_load_gets_its_snapshot(tmp_path: Path, way: str) -> None:
+    """The log grows by many times of what it may while the snapshot is made, and begins anew meanwhile."""
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    world = World(tmp_path, {"SKERRY_FAULTS": str(folder)}, limit=1 << 30, log_limit=1 << 20)
+    others: list[Program] = []
+    try:
+        world.writer.do("CREATE TABLE large (data BLOB)")
+        for _ in range(4):
+            world.writer.do("INSERT INTO large VALUES (randomblob(10000000))")
+            assert world.shipper.checkpoint("truncate")
+        others.append(writing := Program("-c", WRITES, world.database, "as workers do"))
+        before = int(writing.ask("how many?"))
+        if way == "killed":
+            (folder / "edge.backup.step.locked").write_text("kill")
+            with pytest.raises(Killed):
+                world.shipper.ship()
+            assert list(world.local.folder.glob("*/9/*.since"))
+            world.shipper.kill()
+            world.start()
+        if way == "read":
+            others.append(reading := Writer(world.database))
+            reading.do("BEGIN")
+            reading.do("SELECT count(*) FROM notes")
+            found = world.shipper.ship()
+            assert (found.whole, found.last) == (False, 0)
+            assert "calls read all the time" in found.error
+            reading.kill()
+            # It is tried again after a pause.
+            world.shipper.kill()
+            world.start()
+        salt = wal.state(world.database).salt
+        found = world.shipper.ship()
+        after = int(writing.ask("how many?"))
+        assert found.whole
+        assert len(list(world.local.folder.glob("*/9/*"))) == 1
+        if way == "whole":
+            assert found.last > 3
+            times = struct.unpack_from(">I", wal.state(world.database).salt)[0] - struct.unpack_from(">I", salt)[0]
+            assert times >= 2, "the log began anew"
+        world.upload()
+        last = world.shipper.ship()
+        written = int(writing.ask("stop"))
+        assert not last.error
+        world.shipper.ship()
+        assert world.restored() == list(range(1, written + 1))
+        for at, most in ((found.last, after), (last.last, written)):
+            there = world.restore(at)
+            assert there == list(range(1, len(there) + 1))
+            assert before <= len(there) <= most
+    finally:
+        for other in others:
+            other.kill()
+        world.end()
+    assert len(files(world, SNAPSHOTS)) == 1
 
 
 @pytest.mark.parametrize("mode", ["restart", "truncate"])

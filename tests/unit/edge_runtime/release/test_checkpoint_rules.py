@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edge_runtime import wal
 from edge_runtime.ipc import frames
 from edge_runtime.release import checkpoint_schedule
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule, may_move
@@ -15,7 +16,7 @@ from edge_runtime.wal import Index, Pressure
 FRAME_BYTES = 24 + 4096
 FRAMES = checkpoint_schedule.START // FRAME_BYTES + 1
 """So many that the log is due."""
-SIZES = [0, 1, 2, checkpoint_schedule.FEW, FRAMES, 2 * FRAMES, 2**32 - 1]
+SIZES = [0, 1, 2, wal.FEW, FRAMES, 2 * FRAMES, 2**32 - 1]
 
 
 @pytest.mark.parametrize(("size", "left"), list(product(SIZES, [0, 1, 2, FRAMES])))
