@@ -1,7 +1,8 @@
 """Which files of a lineage lead to a transaction, and which transaction was the last at a time. Pure.
 
-A state of the database is a snapshot and files that follow it, each from the transaction after the one before it. It is
-there at the end of a file only: inside a file that was merged there are no states any more.
+A state of the database is a snapshot and files that follow it without a gap. It is there at the end of a file only:
+inside a file that was merged there are no states any more. Files may overlap, since a file has whole pages as of its
+end: a node whose upload had no answer merges it with those after it, and puts them together.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -30,28 +31,29 @@ def chain(files: Iterable[BackupFile], to: int | None = None) -> list[BackupFile
     start = max((file for file in fitting if file.whole), key=lambda file: (file.last, file.level), default=None)
     if start is None:
         raise ChainError(f"no snapshot up to transaction {aim} is at the store", 0)
-    ways = _ways([start, *(file for file in fitting if file.first > start.last)])
-    if aim not in ways:
-        raise _missing(files, ways, aim)
-    found = []
-    at = aim
-    while at > 0:
-        file = ways[at][1]
-        found.append(file)
-        at = file.first - 1
-    return found[::-1]
+    later = sorted((file for file in fitting if file.last > start.last), key=lambda file: file.first)
+    found, best, at = [start], start, 0
+    while found[-1].last < aim:
+        reached = found[-1].last
+        while at < len(later) and later[at].first <= reached + 1:
+            # Of those with the same transactions, the one of the higher level: the other one may be deleted now.
+            best = max(best, later[at], key=lambda file: (file.last, file.level, -file.first))
+            at += 1
+        if best.last <= reached:
+            raise _missing(files, reached, aim)
+        found.append(best)
+    return found
 
 
 def restorable(files: Iterable[BackupFile]) -> list[BackupFile]:
     """Return a file for each transaction to which `chain` finds a way, which that file ends with, in their order."""
-    files = sorted(files, key=lambda file: (file.last, file.level))
-    snapshots = {file.last: file for file in files if file.whole}
-    begins = sorted(snapshots)
+    # The widest one of those with the same end needs the least before it.
+    widest = {file.last: file for file in sorted(files, key=lambda file: (-file.first, file.level))}
     found: list[BackupFile] = []
-    for at, end in zip(begins, [*begins, None][1:], strict=True):
-        within = [file for file in files if file.first > at and (end is None or file.last < end)]
-        ways = _ways([snapshots[at], *within])
-        found += (ways[last][1] for last in sorted(ways))
+    for last in sorted(widest):
+        file = widest[last]
+        if file.whole or (found and file.first <= found[-1].last + 1):
+            found.append(file)
     return found
 
 
@@ -71,22 +73,9 @@ async def last_at(
     return ends[low - 1] if low else None
 
 
-def _ways(files: Iterable[BackupFile]) -> dict[int, tuple[int, BackupFile]]:
-    """Return, for each transaction to which files lead from the whole ones among them, how many files lead there and
-    the last of these."""
-    ways: dict[int, tuple[int, BackupFile]] = {}
-    # What leads to the beginning of a file ends before it, so it comes earlier in this order.
-    for file in sorted(files, key=lambda file: (file.first, file.last, -file.level)):
-        before = (0, file) if file.whole else ways.get(file.first - 1)
-        if before is not None and (file.last not in ways or before[0] + 1 < ways[file.last][0]):
-            ways[file.last] = before[0] + 1, file
-    return ways
-
-
-def _missing(files: Sequence[BackupFile], ways: Iterable[int], aim: int) -> ChainError:
-    """Return why no files lead to a transaction."""
-    reached = max(ways)
-    across = min((file for file in files if file.first == reached + 1 and file.last > aim), default=None)
+def _missing(files: Sequence[BackupFile], reached: int, aim: int) -> ChainError:
+    """Return why no files lead to a transaction, but only to one before it."""
+    across = min((file for file in files if file.first <= reached + 1 and file.last > aim), default=None)
     if across is not None:
         text = f"transaction {aim} is inside a file of transactions {across.first} to {across.last}"
         return ChainError(f"{text}: only {reached} and {across.last} can be brought back", reached)

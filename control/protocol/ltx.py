@@ -194,10 +194,12 @@ class Reader:
 
 
 def check_order(headers: Sequence[Header]) -> None:
-    """Check that files can be applied one after the other. Raises: LtxError."""
+    """Check that files can be applied one after the other; they may overlap. Raises: LtxError."""
     for one, other in itertools.pairwise(headers):
-        if other.first != one.last + 1:
+        if other.first > one.last + 1:
             raise LtxError(f"after transaction {one.last} comes {other.first}: some are missing")
+        if other.last <= one.last:
+            raise LtxError(f"after transaction {one.last} comes {other.last}, which isn't newer")
         if other.page_bytes != one.page_bytes:
             raise LtxError(f"the pages of transaction {other.first} have another size")
 

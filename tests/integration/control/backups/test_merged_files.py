@@ -159,6 +159,37 @@ async def test_litestream_restores_each_boundary_and_minute_of_what_was_merged_a
             assert built.path.read_bytes() == made[to - 1]
 
 
+async def test_a_file_that_was_put_alone_and_with_those_after_it_breaks_no_chain(
+    store: Store, merger: Merger, builder: Builder, made: list[bytes], tmp_path: Path
+) -> None:
+    """A node whose upload had no answer merges it with what it writes until the store is there again."""
+    files = history(made)
+    alone = next(file for file in files if file.first == 4)
+    together = [data for file, data in files.items() if 4 <= file.first <= 7]
+    out = io.BytesIO()
+    size = ltx.merge([ltx.Reader(io.BytesIO(data)) for data in together], out)
+    kept = {file: data for file, data in files.items() if not 5 <= file.first <= 7}
+    await replace(store, {file: data for file, data in kept.items() if file.first <= 4})
+    # While the node was away, that file was the last one: it became a part of a minute, and was proven.
+    await merger.merge(NODE, LINEAGE, shipments(file for file in kept if file.first <= 4), ())
+    assert alone not in await builder.files(NODE, LINEAGE)
+    async with builder.built(NODE, LINEAGE) as built:
+        assert await merger.snapshot(NODE, LINEAGE, built.path.parent, 4) is not None
+    await ship(store, {BackupFile(0, 4, 7, size): out.getvalue()})
+    await ship(store, {file: data for file, data in kept.items() if file.first > 7})
+    for _ in range(2):
+        there = await builder.files(NODE, LINEAGE)
+        for to in (4, 7, COUNT):
+            async with builder.built(NODE, LINEAGE, to) as built:
+                assert built.path.read_bytes() == made[to - 1], to
+            assert await restored(store, tmp_path, to) == made[to - 1], to
+        await merger.merge(NODE, LINEAGE, shipments(there), {4, 7})
+    await store.delete(objects.key(NODE, LINEAGE, BackupFile(9, 1, 4)))
+    async with builder.built(NODE, LINEAGE) as built:
+        assert built.path.read_bytes() == made[-1]
+    assert await restored(store, tmp_path, COUNT) == made[-1]
+
+
 async def test_no_kill_loses_a_state(
     store: Store, merger: Merger, builder: Builder, made: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

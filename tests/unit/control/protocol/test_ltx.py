@@ -68,6 +68,11 @@ def test_merged_files_are_the_files_one_after_the_other(files: list[bytes]) -> N
         later = io.BytesIO()
         ltx.merge([reader(file) for file in files[1:]], later)
         assert applied([files[0], later.getvalue()]) == applied(files)
+        # Put before it was merged with those after it, as by a node whose upload had no answer.
+        assert applied([*files[:2], later.getvalue()]) == applied(files)
+        again = io.BytesIO()
+        ltx.merge([reader(file) for file in (*files[:2], later.getvalue())], again)
+        assert again.getvalue() == target.getvalue()
 
 
 @given(histories(), st.data())
@@ -85,9 +90,10 @@ def test_no_broken_file_passes(files: list[bytes], data: st.DataObject) -> None:
 
 
 def test_files_that_dont_follow_each_other_arent_merged() -> None:
-    one, other = made(1, 3, 1, {1: bytes(PAGE)}), made(5, 5, 1, {1: bytes(PAGE)})
-    with pytest.raises(ltx.LtxError, match="some are missing"):
-        ltx.merge([reader(one), reader(other)], io.BytesIO())
+    one = made(1, 3, 1, {1: bytes(PAGE)})
+    for first, last, text in ((5, 5, "some are missing"), (2, 3, "isn't newer"), (2, 2, "isn't newer")):
+        with pytest.raises(ltx.LtxError, match=text):
+            ltx.merge([reader(one), reader(made(first, last, 1, {1: bytes(PAGE)}))], io.BytesIO())
 
 
 @pytest.mark.parametrize(
