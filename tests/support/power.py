@@ -26,8 +26,8 @@ class Record(NamedTuple):
     """One operation of the recorded run."""
 
     kind: str
-    """C: file created; W: written; T: cut to a size; S: synced; R: renamed; U: removed; D: folder created; A: an
-    answer that the test has seen."""
+    """C: file created; W: written; T: cut to a size; S: synced; R: renamed; X: exchanged with another name;
+    U: removed; D: folder created; A: an answer that the test has seen."""
     inode: int
     number: int
     path: str
@@ -107,20 +107,20 @@ class Folder:
     """A folder's names on disk (each with its file's number), and what was done to them since it was last synced."""
 
     durable: dict[str, int] = field(default_factory=dict)
-    pending: list[tuple[str, int | None]] = field(default_factory=list)
-    """A name and its file's number, None where the name was taken away."""
+    pending: list[list[tuple[str, int | None]]] = field(default_factory=list)
+    """Steps: names and their files' numbers, None where the name was taken away."""
 
     def sync(self) -> None:
-        for name, number in self.pending:
-            _name(self.durable, name, number)
+        for step in self.pending:
+            _name(self.durable, step)
         self.pending.clear()
 
     def left(self, choice: random.Random) -> dict[str, int]:
         """Return what a power failure leaves of it: changes of names reach the disk in their order."""
         names = dict(self.durable)
         count = len(self.pending)
-        for name, number in self.pending[: choice.choice((0, choice.randint(0, count), count))]:
-            _name(names, name, number)
+        for step in self.pending[: choice.choice((0, choice.randint(0, count), count))]:
+            _name(names, step)
         return names
 
 
@@ -160,6 +160,19 @@ class Disk:
                 if os.path.dirname(new) != os.path.dirname(record.path):
                     self._change(record.path, None)
                 self._link(new, number)
+            case "X":
+                one, other = record.path, record.data.decode()
+                moved = {
+                    path: at for path, at in self._paths.items() if f"{path}/".startswith((f"{one}/", f"{other}/"))
+                }
+                for path in moved:
+                    del self._paths[path]
+                for path, at in moved.items():
+                    old, new = (one, other) if f"{path}/".startswith(f"{one}/") else (other, one)
+                    self._paths[new + path.removeprefix(old)] = at
+                folder, name = os.path.split(one)
+                step = [(name, self._paths[one]), (os.path.basename(other), self._paths[other])]
+                self.folders[self._paths[folder]].pending.append(step)
             case "U":
                 # Where a process is killed between making a file and telling of it, nothing has told of that file.
                 if self._paths.pop(record.path, None) is not None:
@@ -186,18 +199,19 @@ class Disk:
 
     def _change(self, path: str, number: int | None) -> None:
         folder, name = os.path.split(path)
-        self.folders[self._paths[folder]].pending.append((name, number))
+        self.folders[self._paths[folder]].pending.append([(name, number)])
 
 
-def _name(names: dict[str, int], name: str, number: int | None) -> None:
-    """Give a name to a file, or take the name away."""
-    if number is None:
-        names.pop(name, None)
-        return
-    # A rename is one step: the name that the file had goes when it gets the other one.
-    for other in [known for known, found in names.items() if found == number]:
-        del names[other]
-    names[name] = number
+def _name(names: dict[str, int], step: list[tuple[str, int | None]]) -> None:
+    """Give names to files, or take names away, in one step."""
+    for name, number in step:
+        if number is None:
+            names.pop(name, None)
+            continue
+        # The name that the file had goes when it gets the other one.
+        for other in [known for known, found in names.items() if found == number]:
+            del names[other]
+        names[name] = number
 
 
 def _apply(content: bytearray, record: Record, torn: random.Random | None = None) -> None:

@@ -238,6 +238,20 @@ int renameat(int from_at, const char *from, int to_at, const char *to) {
 
 int rename(const char *old, const char *new) { return renameat(AT_FDCWD, old, AT_FDCWD, new); }
 
+int renameat2(int from_at, const char *from, int to_at, const char *to, unsigned flags) {
+  char from_room[PATH_MAX], to_room[PATH_MAX];
+  const char *old = absolute(from_at, from, from_room), *new = absolute(to_at, to, to_room);
+  if (log_fd < 0 || !below(new)) return REAL(renameat2)(from_at, from, to_at, to, flags);
+  if (flags != RENAME_EXCHANGE) abort();
+  lock();
+  int result = REAL(renameat2)(from_at, from, to_at, to, flags);
+  int saved = errno;
+  if (!result) record('X', 0, 0, old, new, strlen(new));
+  unlock();
+  errno = saved;
+  return result;
+}
+
 int unlinkat(int at, const char *path, int flags) {
   char made[PATH_MAX];
   const char *whole = absolute(at, path, made);
