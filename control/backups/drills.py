@@ -226,14 +226,18 @@ class Drills:
         """Make a snapshot of what was proven, if the newest one is old; return whether one was made."""
         if len(built.files) < 2:
             return False
-        newest = await self._builder.header(*history, built.files[0])
-        if newest is None or newest.at_ms > built.at_ms - SNAPSHOT_EVERY_MS:
+        # By when the store got it: the node's clock may have been years ahead once.
+        newest = built.files[0]
+        stored = await self._builder.listed(*history, (newest.level,))
+        if newest not in stored or stored[newest] > self._clock.now().timestamp() * 1000 - SNAPSHOT_EVERY_MS:
             return False
         try:
             made = await self._merger.snapshot(*history, built.path.parent, built.transaction)
         except ProblemError as problem:
             log.warning("no snapshot of node %s (history %s) could be made: %s", *history, problem.detail)
             return False
+        if made is None:
+            log.warning("no snapshot of node %s (history %s) is made: no store takes one so large", *history)
         return made is not None
 
 

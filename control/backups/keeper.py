@@ -39,6 +39,8 @@ PROVE_EVERY: Final = timedelta(days=1)
 """How often a history is proven that has gone on, or whose drill failed."""
 PROVE_AGAIN: Final = timedelta(days=7)
 """How often one is proven to which nothing has come."""
+PASSED: Final = 3600.0
+"""Seconds after which a history is tried again at which the store, or the metadata database, failed."""
 RETENTION: Final = 30 * 86_400
 """Seconds of history that are kept of a node whose group doesn't say it."""
 SLACK: Final = 4
@@ -100,6 +102,8 @@ class BackupKeeper:
         self._outage = Outage(log, "backups can't be kept, and are tried again")
         # A replica that starts again and again reads an hour's share each time.
         self._left = Allowance(bytes_a_day, DAY, bytes_a_day / 24, clock.monotonic())
+        self._passed: dict[HistoryToDrill, float] = {}
+        """Histories at which the store or the metadata database failed, and until when others are tried first."""
 
     async def run(self) -> None:
         """Keep backups until cancelled."""
@@ -169,7 +173,11 @@ class BackupKeeper:
         if self._left.refill(self._clock.monotonic()) <= 0 or self._drills.busy:
             return False
         now = self._clock.now()
-        due = await self._db.read(lambda conn: conn.fetchrow(DRILL_DUE, now - PROVE_EVERY, now - PROVE_AGAIN))
+        passed = self._clock.monotonic()
+        self._passed = {history: until for history, until in self._passed.items() if until > passed}
+        asked = now - PROVE_EVERY, now - PROVE_AGAIN, len(self._passed) + 1
+        found = await self._db.read(lambda conn: conn.fetch(DRILL_DUE, *asked))
+        due = next((history for history in found if history not in self._passed), None)
         if due is None:
             return False
         before = self._builder.read
@@ -177,6 +185,8 @@ class BackupKeeper:
             await self._drills.drill(due)
         except ProblemError as problem:
             if passes(problem):
+                # It may be one object that the store can't read.
+                self._passed[due] = self._clock.monotonic() + PASSED
                 raise
         finally:
             self._left.count -= self._builder.read - before
@@ -199,10 +209,8 @@ class BackupKeeper:
         history, now = (due.node_id, due.lineage), self._clock.now()
         await self._db.transaction(lambda conn: conn.execute(SQL["note_merged"], *history, now, 0))
         listed = await self._builder.listed(*history, (SHIPMENT, MERGED), due.merged)
-        snapshots = await self._builder.listed(*history, (SNAPSHOT,))
         # Read after the listing: whatever is due was shipped before the node told of its last release.
-        cuts = {*await self._db.read(lambda conn: conn.column(CUTS, *history)), *(file.last for file in snapshots)}
-        left = merging.covered(listed, cuts)
+        left = merging.covered(listed, await self._cuts(history))
         await self._merger.finish(*history, left)
         gone = {file for some in left.values() for file in some}
         before = (min(now, due.seen_at) - AGE).timestamp() * 1000
@@ -212,9 +220,17 @@ class BackupKeeper:
             if file.level == SHIPMENT and not file.whole and at <= before and file not in gone
         )
         for some in _rounds(shipments):
+            # A long history takes a while, and a restore to one of its states may be ordered meanwhile.
+            cuts = await self._cuts(history)
             await self._merger.merge(*history, [file for file in some if file.size < LARGE], cuts)
             last = some[-1].last
             await self._db.transaction(lambda conn, last=last: conn.execute(SQL["note_merged"], *history, now, last))  # type: ignore[misc]
+
+    async def _cuts(self, history: tuple[str, str]) -> set[int]:
+        """Return the transactions whose states must stay."""
+        snapshots = await self._builder.listed(*history, (SNAPSHOT,))
+        told = await self._db.read(lambda conn: conn.column(CUTS, *history))
+        return {*told, *(file.last for file in snapshots)}
 
     async def _sweep(self, due: SweepDue) -> None:
         history, now = (due.node_id, due.lineage), self._clock.now()
@@ -231,13 +247,13 @@ class BackupKeeper:
                 log.info("node %s: deleted the history %s, which ended at %s", *history, due.ended_at.isoformat())
             return
         since_ms = int(since.timestamp() * 1000)
-        oldest = retention.oldest_needed(await self._made_ms(history, listed), since_ms)
+        now_ms = int(now.timestamp() * 1000)
+        oldest = retention.oldest_needed(await self._made_ms(history, listed, now_ms), since_ms)
         unneeded = retention.unneeded(listed, oldest)
         late = since_ms - seconds * 1000 // SLACK
         if oldest is None or not any(listed[file] <= late for file in unneeded):
             return
-        if self._left.refill(self._clock.monotonic()) <= 0:
-            return
+        # Drills wait for what this reads, or else those that use up the budget would keep everything from being swept.
         before = self._builder.read
         try:
             await self._merger.sweep(*history, oldest, unneeded)
@@ -247,12 +263,15 @@ class BackupKeeper:
             "node %s: deleted %d files of before the retention (history %s)", history[0], len(unneeded), history[1]
         )
 
-    async def _made_ms(self, history: tuple[str, str], listed: dict[BackupFile, int]) -> dict[BackupFile, int]:
-        """Return when each snapshot was made: by the node's clock, or when the store got it, if that is later."""
+    async def _made_ms(
+        self, history: tuple[str, str], listed: dict[BackupFile, int], now_ms: int
+    ) -> dict[BackupFile, int]:
+        """Return when each snapshot was made: by the node's clock, or when the store got it, if that is later, or if
+        the node's clock was ahead of what it is now."""
         found = {}
         for file, at in listed.items():
             if file.whole and (header := await self._builder.header(*history, file)) is not None:
-                found[file] = max(at, header.at_ms)
+                found[file] = max(at, header.at_ms) if header.at_ms <= now_ms else at
         return found
 
 

@@ -82,7 +82,7 @@ SELECT transaction_id FROM boundaries WHERE node_id = $1 AND lineage = $2
 UNION ALL
 SELECT transaction_id FROM restores WHERE lineage = $2 AND state = 'ordered';
 
--- Histories whose retention wasn't looked at since $1.
+-- Histories whose retention wasn't looked at since $1; none of which a node is to bring something back.
 -- name: sweep_due
 SELECT b.node_id::text AS node_id, b.lineage, coalesce(b.ended_at, n.removed_at) AS ended_at,
     (g.backup ->> 'retention')::int8 AS retention,
@@ -91,7 +91,8 @@ SELECT b.node_id::text AS node_id, b.lineage, coalesce(b.ended_at, n.removed_at)
         WHERE o.node_id = b.node_id AND o.ended_at IS NULL AND o.lineage <> b.lineage AND o.proven > 0
     ) AS replaced
 FROM backups AS b LEFT JOIN nodes AS n ON n.id = b.node_id LEFT JOIN groups AS g ON g.id = n.group_id
-WHERE b.swept_at IS NULL OR b.swept_at < $1
+WHERE (b.swept_at IS NULL OR b.swept_at < $1)
+    AND NOT EXISTS (SELECT 1 FROM restores AS r WHERE r.lineage = b.lineage AND r.state = 'ordered')
 ORDER BY coalesce(b.swept_at, '2000-01-01T00:00:00Z'::timestamptz) LIMIT $2;
 
 -- Note that the retention of a history was looked at, and how many bytes the store has of it.
@@ -106,7 +107,7 @@ DELETE FROM boundaries WHERE node_id = $1 AND lineage = $2;
 -- name: forget
 DELETE FROM backups WHERE node_id = $1 AND lineage = $2;
 
--- The history that was tried longest ago: not since $1, or not since $2 if nothing has come to it.
+-- Histories that weren't tried since $1, or not since $2 if nothing has come to them: first those of long ago.
 -- name: drill_due
 SELECT b.node_id::text AS node_id, b.lineage
 FROM backups AS b JOIN nodes AS n ON n.id = b.node_id
@@ -114,7 +115,7 @@ WHERE b.ended_at IS NULL AND n.removed_at IS NULL AND b.reached > 0 AND (
     b.drilled_at IS NULL OR b.drilled_at < $2
     OR (b.drilled_at < $1 AND (b.reached > b.proven OR b.drill_error <> ''))
 )
-ORDER BY coalesce(b.drilled_at, '2000-01-01T00:00:00Z'::timestamptz) LIMIT 1;
+ORDER BY coalesce(b.drilled_at, '2000-01-01T00:00:00Z'::timestamptz) LIMIT $3;
 
 -- Keep what a drill has found: the last transaction that was restored and works (0: none is), and what was wrong.
 -- name: keep_drill

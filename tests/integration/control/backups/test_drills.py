@@ -16,6 +16,7 @@ from control.backups.chain import restorable
 from control.backups.keeper import BackupKeeper
 from control.backups.merging import Merger
 from control.backups.objects import MERGED, SNAPSHOT, BackupFile
+from control.problems import ProblemError
 from control.protocol.manifest import Manifest, completed
 from edge_runtime.children import release_transaction
 from edge_runtime.ipc.frames import LocalFunction
@@ -206,13 +207,16 @@ async def test_a_backup_that_cannot_be_restored_is_said(shop: Shop) -> None:
     assert (await shop.row())["drill_error"] == found["findings"][0]
 
 
-async def test_what_was_proven_becomes_a_snapshot_a_day_later(shop: Shop) -> None:
+@pytest.mark.parametrize("every_ms", [20_000, 30 * 365 * DAY_MS])
+async def test_what_was_proven_becomes_a_snapshot_a_day_later(shop: Shop, every_ms: int) -> None:
+    """A day of control's: the node's clock may be anywhere."""
     shop.write("INSERT INTO generation VALUES (2)")
-    await shop.ship(DAY_MS // 2)
+    await shop.ship(every_ms)
     assert (await drill(shop))["proven"]
     assert [file.last for file in await shop.files() if file.level == SNAPSHOT] == [1]
     shop.write("INSERT INTO generation VALUES (3)")
-    await shop.ship(DAY_MS // 2)
+    await shop.ship(every_ms)
+    shop.control.clock.advance(86_400 + 60)
     assert (await drill(shop))["proven"]
     assert sorted(file.last for file in await shop.files() if file.level == SNAPSHOT) == [1, 3]
     async with shop.control.services.builder.built(shop.node.id, shop.lineage) as built:
@@ -222,7 +226,8 @@ async def test_what_was_proven_becomes_a_snapshot_a_day_later(shop: Shop) -> Non
     await broken_probe(shop)
     for _ in range(3):
         shop.write("INSERT INTO generation VALUES (0)")
-    await shop.ship(DAY_MS // 2)
+    await shop.ship(every_ms)
+    shop.control.clock.advance(86_400 + 60)
     assert not (await drill(shop))["proven"]
     assert sorted(file.last for file in await shop.files() if file.level == SNAPSHOT) == [1, 3]
 
@@ -284,6 +289,37 @@ async def test_histories_are_proven_in_turn_within_the_budget(shop: Shop) -> Non
     assert await keeper(control)._drill_one(), "it is proven again, all the same"
 
 
+async def test_a_history_that_the_store_cannot_read_keeps_no_other_from_being_proven(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, tried = shop.control, list[str]()
+    await shop.ship()
+    joined = await control.join("shop-2")
+    other = uuid4().hex
+    await control.services.grants.check(joined.id, other)
+    await execute(control, "UPDATE backups SET reached = 1")
+    await shop.tell(drilled_at=control.clock.now() - timedelta(days=9))
+    await execute(
+        control, "UPDATE backups SET drilled_at = $2 WHERE lineage = $1", other, control.clock.now() - timedelta(days=8)
+    )
+
+    async def drill(history: drills.HistoryToDrill) -> None:
+        tried.append(history.lineage)
+        raise ProblemError("store_unavailable", "the store answered 500")
+
+    kept = keeper(control)
+    monkeypatch.setattr(kept._drills, "drill", drill)
+    for _ in range(2):
+        with pytest.raises(ProblemError):
+            await kept._drill_one()
+    assert tried == [shop.lineage, other]
+    assert not await kept._drill_one()
+    kept._passed = dict.fromkeys(kept._passed, 0.0)
+    with pytest.raises(ProblemError):
+        await kept._drill_one()
+    assert tried[2] == shop.lineage
+
+
 async def test_one_replica_at_a_time_keeps_backups(shop: Shop) -> None:
     await shop.ship()
     one, other = keeper(shop.control), keeper(shop.control)
@@ -295,13 +331,17 @@ async def test_one_replica_at_a_time_keeps_backups(shop: Shop) -> None:
     assert await other.tick()
 
 
-async def test_the_retention_sweeps_what_no_state_needs(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("every_ms", [20_000, 30 * 365 * DAY_MS])
+async def test_the_retention_sweeps_what_no_state_needs(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, every_ms: int
+) -> None:
+    """Also of a node whose clock was ahead, and where drills use up the budget."""
     control = shop.control
     monkeypatch.setattr(drills, "SNAPSHOT_EVERY_MS", 0)
     await control.ok("PUT", "/v1/groups/default/backup", {"interval": 10, "retention": 8 * 86_400})
     for number in range(2, 6):
         shop.write(f"INSERT INTO generation VALUES ({number})")
-    await shop.ship()
+    await shop.ship(every_ms)
     assert (await drill(shop))["proven"]
     before = set(await shop.files())
     control.clock.advance(9 * 86_400)
@@ -309,7 +349,9 @@ async def test_the_retention_sweeps_what_no_state_needs(shop: Shop, monkeypatch:
     assert set(await shop.files()) >= before, "the sweep waits for more"
     control.clock.advance(2 * 86_400)
     await execute(control, "UPDATE node_presence SET last_seen_at = $1", control.clock.now())
-    await keeper(control)._sweep_some()
+    poor = keeper(control, 1)
+    poor._left.count = -1.0
+    await poor._sweep_some()
     left = await shop.files()
     assert {file.last for file in left} == {5}
     async with control.services.builder.built(shop.node.id, shop.lineage) as built:
@@ -330,6 +372,14 @@ async def test_a_history_that_ended_goes_once_another_one_is_proven(shop: Shop) 
     await new.ship()
     assert await keeper(control)._drill_one()
     control.clock.advance(86_401)
+    ordered = (
+        "INSERT INTO restores (id, node_id, lineage, transaction_id, state_at, hold, state, made_by, made_at)"
+        " VALUES ($1, $2::text::uuid, $3, 1, $4, true, 'ordered', 'test', $4)"
+    )
+    await execute(control, ordered, uuid4(), shop.node.id, old, control.clock.now())
+    await keeper(control)._sweep_some()
+    assert await shop.files(), "a node that is offline is to bring it back"
+    await execute(control, "UPDATE restores SET state = 'done'")
     await keeper(control)._sweep_some()
     assert await shop.files() == []
     assert await shop.row() is None
