@@ -55,7 +55,7 @@ async def grant_uploads(call: ApiCall, body: wire.UploadsWanted) -> Reply:
     _on(call)
     files = [grants.file_of(name, "names") for name in body.names]
     services.grants.count(call.node_id, len(files))
-    await services.grants.check(call.node_id, body.lineage)
+    await services.grants.check(call.node_id, body.lineage, call.credential_id)
     seconds = min(services.settings.presigned_life, LIFE)
     if services.settings.artifacts_delivery == "control":
         urls = [f"/v1/nodes/self/backup/uploads/{body.lineage}/{file.name}" for file in files]
@@ -89,7 +89,7 @@ async def put_upload(call: ApiCall) -> Reply:
     _on(call)
     file = grants.file_of(f"{call.path['level']}/{call.path['file']}", "file")
     services.grants.count(call.node_id, 1)
-    await services.grants.check(call.node_id, lineage)
+    await services.grants.check(call.node_id, lineage, call.credential_id)
     folder, md5 = services.settings.spool, _content_md5(call)
     with _one_at_once(call.node_id), artifacts.spool_failures(folder):
         # Without a name, so that a kill leaves nothing behind.

@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+from control.access import auth
 from control.access.rate_limits import HOUR, Allowance
 from control.backups import objects
 from control.backups.objects import BackupFile
@@ -48,24 +49,27 @@ class Grants:
         """Count files for which a node wants places. Raises: ProblemError too_many_acts."""
         self._take(node_id, FILES, files, "files of a backup")
 
-    async def check(self, node_id: str, lineage: str) -> None:
-        """Check that a history of a node goes on; a new one ends the one before it.
+    async def check(self, node_id: str, lineage: str, credential_id: str = "") -> None:
+        """Check that a history of a node goes on; a new one ends the one before it, with a credential that is valid in
+        the database, too: a disk that was replaced just now doesn't end the new one's.
 
         Raises: ProblemError backup_ended, when another one has taken its place; too_many_acts, when the node has begun
-        too many.
+        too many; AuthError.
         """
         ended = await self._reads.read(lambda conn: conn.fetchval(ENDED, node_id, lineage))
         if ended is None:
-            ended = await self._begin(node_id, lineage)
+            ended = await self._begin(node_id, lineage, credential_id)
         if ended:
             text = f"the history {lineage} has ended, because this node has begun another one; begin a new one"
             raise ProblemError("backup_ended", text, field="lineage")
 
-    async def _begin(self, node_id: str, lineage: str) -> bool:
+    async def _begin(self, node_id: str, lineage: str, credential_id: str) -> bool:
         """Begin a history; return whether it has ended meanwhile."""
         self._take(node_id, LINEAGES, 1, "histories of its database")
 
         async def work(conn: Connection) -> bool:
+            if credential_id:
+                await auth.refuse_revoked(conn, credential_id)
             if await conn.fetchval(LOCK_NODE, node_id) is None:
                 raise ProblemError("unknown_node", "this node was removed; join again")
             ended = await conn.fetchval(ENDED, node_id, lineage)

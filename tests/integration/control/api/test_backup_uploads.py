@@ -112,6 +112,17 @@ async def test_a_new_history_ends_the_one_before_it(replica: Replica) -> None:
     await urls(twin, old, SECOND)
 
 
+async def test_a_disk_that_was_replaced_just_now_ends_no_history(replica: Replica) -> None:
+    """This replica hasn't heard yet that its credential was revoked."""
+    node, lineage = await replica.join("shop-1"), uuid4().hex
+    await urls(node, lineage, FIRST)
+    revoke = "UPDATE credentials SET revoked_at = now() WHERE node_id = $1::text::uuid"
+    await replica.services.db.transaction(lambda conn: conn.execute(revoke, node.id))
+    assert (await ask(node, uuid4().hex, FIRST)).status == 401
+    ended = await replica.services.db.read(lambda conn: conn.fetchval(grants.ENDED, node.id, lineage))
+    assert ended is False
+
+
 async def test_nothing_without_a_backup_of_the_group(replica: Replica) -> None:
     node = await replica.join("shop-1")
     await ok(replica, "DELETE", "/v1/groups/default/backup")
