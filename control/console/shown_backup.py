@@ -149,7 +149,8 @@ class ShownBackup:
             return "todo", "off"
         for trouble in self.troubles:
             return trouble.kind, WORDS[trouble.fault]
-        return "ok", "good"
+        # As after a restore: the history that goes on has still to get its snapshot to the store.
+        return ("wait", WORDS["missing"]) if self.backup.reached_at is None else ("ok", "good")
 
     def _troubles(self) -> Iterator[Trouble]:
         backup = self.backup

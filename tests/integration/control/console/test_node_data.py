@@ -156,6 +156,8 @@ async def test_a_restore_does_what_its_plan_shows(replica: Replica, made: list[b
             "Type shop-1",
         ):
             assert text in words(shown), (query, shown.words)
+    shown = await page(replica, f"{AT}/restore?to=latest")
+    assert "Loses what isn't at the store yet ~ Goes back" in words(shown), shown.words
     # A time without an offset is in UTC.
     shown = await page(replica, f"{AT}/restore?do=plan&way=time&at=2023-11-14T22:14:25")
     assert f"{lineage}/3" in shown.words

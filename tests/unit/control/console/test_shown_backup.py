@@ -52,6 +52,11 @@ def test_all_is_well() -> None:
     assert (shown().verdict, shown().troubles) == (("ok", "good"), [])
 
 
+def test_a_history_that_has_just_begun_is_not_good_yet() -> None:
+    begun = shown(history(begun_at=NOW, reached=0, reached_at=None), history(ended_at=NOW), reached_at=None)
+    assert (begun.verdict, begun.troubles, begun.has_data) == (("wait", "nothing yet"), [], True)
+
+
 def test_no_backup_is_off_and_nothing_is_wrong_with_it() -> None:
     none = ShownBackup("oslo", "shops", wire.PROTOCOL, None, None, NOW)
     for off in (none, shown(history(reached_at=NOW - DAY), interval=0.0, retention=0, error="old")):
