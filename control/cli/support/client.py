@@ -280,12 +280,20 @@ class Client:
                 found = {name.lower(): value for name, value in response.headers.items()}
                 await _write_new(target, response.content.iter_chunked(CHUNK), found)
                 return found
+        except RequestRefused as refused:
+            await self._suggest(refused)
+            raise
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise self.untrusted(error) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self.unreachable(error) from error
         except OSError as error:
             raise Failure(f"{target} can't be written: {error.strerror}") from error
+
+    async def _suggest(self, refused: RequestRefused) -> None:
+        """Name the intended thing in a refusal, if control doesn't know one."""
+        with contextlib.suppress(Failure):  # the refusal matters more
+            refused.cure = refused.cure or await _cure_of_name(refused.code, str(refused), self.items)
 
     async def call(
         self,
@@ -346,8 +354,7 @@ class Client:
                     try:
                         return answer_of(method, where, response.status, content)
                     except RequestRefused as refused:
-                        with contextlib.suppress(Failure):  # the refusal matters more
-                            refused.cure = refused.cure or await _cure_of_name(refused.code, str(refused), self.items)
+                        await self._suggest(refused)
                         raise
                 if attempt == ATTEMPTS:
                     raise problem_of(Unreachable, method, where, response.status, content)

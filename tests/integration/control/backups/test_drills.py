@@ -426,6 +426,8 @@ async def test_the_commands_prove_a_backup_and_copy_it(shop: Shop, tmp_path: Pat
     assert file.read_bytes() == shop.states[0]
     done = await skerry(to, "data", "copy", "shop-1", tmp_path / "other.db", "--at", "before:1")
     assert (done.status, "[backup_incomplete]" in done.err) == (3, True), done
+    done = await skerry(to, "data", "copy", "shop-2", tmp_path / "other.db")
+    assert (done.status, "is shop-1 meant?" in done.err) == (3, True), done
     assert sorted(path.name for path in tmp_path.glob("*.db")) == ["copy.db"]
     assert not list(tmp_path.glob(".*.part"))
     await broken_probe(shop)
