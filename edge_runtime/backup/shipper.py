@@ -55,6 +55,8 @@ _LOCK: Final = "lock"
 _LOCK_PAUSE: Final = 0.02
 _FRAME: Final = struct.Struct(">II8s8s")
 """Page, the database's pages if it ends a transaction, the log's salts, and the checksum up to the frame."""
+_BEGINNINGS: Final = slice(12, 16)
+"""Where the log's header says how often it has begun anew."""
 _READ_FRAMES: Final = 256
 """Frames that are read at once."""
 _LOOK_PAGES: Final = 1024
@@ -340,7 +342,12 @@ class Shipper:
             # The checksum is one of all frames before: these are those that were shipped.
             if place.frames <= log.frames and self._checksum(place.frames, log) == place.checksum != b"":
                 return place
-        elif history.moved and history.moved == identity(self._database):
+        elif (
+            history.moved
+            and history.moved == identity(self._database)
+            # A loss of power may take a stranger's later time from the file: after an emptied log this is the first.
+            and (place.frames or not log.frames or self._is_first())
+        ):
             # All of that log is in the file, and nothing else was moved since: this log followed it.
             return _followed(place, log)
         raise Broken("the database was written, or restored, while nothing shipped it")
@@ -388,8 +395,9 @@ class Shipper:
             self._making = None
             after = self._count(self._history)
         except BaseException as error:
-            self._making = None
-            self._history = history
+            if self._making is not None:
+                # Else it is unknown whether it counts.
+                self._making, self._history = None, history
             for path in folder.glob(f"*{_SINCE}"):
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
@@ -620,6 +628,11 @@ class Shipper:
                 os.close(self._log)
             self._log = os.open(wal.log_of(self._database), os.O_RDONLY | os.O_CLOEXEC)
         return self._log
+
+    def _is_first(self) -> bool:
+        """Return whether the log hasn't begun anew since its file was made or emptied."""
+        header = os.pread(self._open_log(), wal.HEADER_BYTES, 0)
+        return header[_BEGINNINGS] == bytes(4)
 
     def _page(self, at: int, log: LogState) -> bytes:
         data = os.pread(self._log, log.page_bytes, at)

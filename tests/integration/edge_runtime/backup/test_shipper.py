@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from control.protocol import ltx
 from edge_runtime import wal
-from edge_runtime.backup.local_files import SHIPMENTS, SNAPSHOTS
+from edge_runtime.backup.local_files import SHIPMENTS, SNAPSHOTS, identity
 from edge_runtime.backup.shipper import Shipper
 from edge_runtime.ipc import frames
 from tests.support.failing_calls import ALWAYS, FailingCalls
@@ -392,6 +393,36 @@ def test_one_that_was_killed_goes_on_or_a_snapshot_follows(world: World, between
     assert world.restore(first.last) == [1]
     if lost:
         assert not world.shipper.ship().error, "the snapshot is at the store"
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_loss_of_power_that_takes_a_strangers_time_from_the_file_makes_no_gap(world: World, anew: bool) -> None:
+    """The node was stopped, and pages that were moved are on the disk, but not yet the file's time."""
+    world.shipper.ship()
+    world.writer.insert(1)
+    world.shipper.ship()
+    assert world.shipper.checkpoint("truncate")
+    world.shipper.close()
+    world.writer.close()
+    assert not wal.has_log(world.database)
+    before = world.local.lineage()
+    assert before is not None
+    assert before.moved
+    world.start_writer()
+    for number in (2, 3):
+        world.writer.insert(number)
+        if anew and number == 2:
+            world.writer.do("PRAGMA wal_checkpoint(RESTART)")
+    world.writer.kill()
+    wal.index_of(world.database).unlink()
+    world.local.write(msgspec.structs.replace(before, moved=identity(world.database)))
+    world.upload()
+    world.start_writer()
+    world.start()
+    found = world.shipper.ship()
+    assert found.whole
+    assert bool(found.error) is anew
+    assert world.restored() == [1, 2, 3]
 
 
 def test_after_a_gap_a_snapshot_waits_for_what_waits(world: World) -> None:
