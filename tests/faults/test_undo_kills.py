@@ -1,4 +1,4 @@
-"""Both replicas are killed before or after the COMMIT of a rollback with data, and the node while it goes back.
+"""Both replicas are killed before or after the COMMIT of a rollback with data, and the node at a step of going back.
 
 Whatever is killed, there is one release of the rollback and one restore of each node, the node has the rows, schema and
 functions of before, and the same bad release can come and go again, beside nodes that had to stay. SKERRY_TEST_KILLS
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.faults.test_rollout_kills import LIMIT, answered, seed
+from tests.integration.edge_runtime.sync.test_restores import POINTS
 from tests.support.fleet import Fleet, fleet
 
 KILLS = int(os.environ.get("SKERRY_TEST_KILLS", "4"))
@@ -37,9 +38,23 @@ async def test_a_release_is_undone_once_whatever_is_killed() -> None:
             await undone(made, moment, chance if number % 4 > 1 else None)
 
 
+async def backed_up(made: Fleet) -> None:
+    """Wait until the store has all that the node has: it can't go back to when it had no backup."""
+    (edge,) = made.edges.values()
+    seen: list[Any] = [None]
+
+    async def there() -> bool:
+        async with made.session.get(f"{edge.url}/_skerry/status") as answer:
+            seen[0] = backup = (await answer.json())["backup"]
+        return bool(backup and backup["reached"] and backup["lag_seconds"] == 0)
+
+    await made.until("the node has a backup", there, lambda: seen[0], limit=LIMIT)
+
+
 async def undone(made: Fleet, moment: str, chance: random.Random | None) -> None:
     """Release version 2 with schema change 2, and undo it; with `chance`, the node is killed too."""
     (edge,) = made.edges.values()
+    await backed_up(made)
     bad = await made.release({"version": 2}, schema=2, rollout=POLICY)
     where = f"/v1/rollouts/default/{bad}"
     seen: list[Any] = [None]
@@ -58,10 +73,16 @@ async def undone(made: Fleet, moment: str, chance: random.Random | None) -> None
         await made.reached(point)
     finally:
         made.disarm()
+    step = chance.choice((*POINTS, "")) if chance is not None else ""
+    if step:
+        made.arm(step, "kill")
     for replica in made.replicas:
         replica.kill()
     shown = await asking
-    if chance is not None:
+    if step:
+        print(f"     the node at {step}")
+        await made.reached(step)
+    elif chance is not None:
         await asyncio.sleep(chance.uniform(0, 1))
         edge.program.kill()
     assert shown["state"] == "rolled_back"
