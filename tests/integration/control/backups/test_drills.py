@@ -17,6 +17,7 @@ from control.backups.keeper import BackupKeeper
 from control.backups.merging import Merger
 from control.backups.objects import MERGED, SNAPSHOT, BackupFile
 from control.problems import ProblemError
+from control.protocol import wire
 from control.protocol.manifest import Manifest, completed
 from edge_runtime.children import release_transaction
 from edge_runtime.ipc.frames import LocalFunction
@@ -150,6 +151,10 @@ async def test_a_backup_that_works_is_proven(shop: Shop) -> None:
     assert (row["proven"], row["drill_error"], row["proven_at"] == row["drilled_at"]) == (2, "", True)
     [audited, *_] = await control.items("/v1/audit?limit=5")
     assert (audited["action"], audited["target"]) == ("node.drill", "shop-1")
+    shop.node.protocol, shop.node.capabilities = wire.PROTOCOL, {}
+    await shop.node.poll()
+    planned = await control.ok("POST", "/v1/nodes/shop-1/restores?plan=true", {"to": "latest"})
+    assert planned["release"] == {"group": "default", "number": 1}
 
 
 async def broken_probe(shop: Shop) -> None:
