@@ -108,7 +108,7 @@ def names_to_ask(waiting: Sequence[WaitingName], interval: float, life: float) -
     newest = max(file.last for file in waiting)
     if len(waiting) > wire.MOST_UPLOADS or interval <= 0:
         return names
-    coming = min(wire.MOST_UPLOADS - len(names), int(max(0.0, life - RENEWED) / interval))
+    coming = int(min(wire.MOST_UPLOADS - len(names), max(0.0, life - RENEWED) / interval))
     return names + [f"{SHIPMENT}/{ltx.name(newest + at, newest + at)}" for at in range(1, coming + 1)]
 
 
