@@ -178,10 +178,14 @@ def read(database: Path) -> Index | None:
 def stamp(database: Path) -> bytes:
     """Return bytes that another COMMIT, of whatever process, makes others, and another file in the database's place,
     without a connection to it: the file's inode and the header of the log's index, if a process has the database open.
+    Empty if there is no database.
 
     Raises: OSError, when it can't be read.
     """
-    inode = database.stat().st_ino.to_bytes(8)
+    try:
+        inode = database.stat().st_ino.to_bytes(8)
+    except FileNotFoundError:
+        return b""
     try:
         descriptor = os.open(index_of(database), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

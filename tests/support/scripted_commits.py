@@ -20,6 +20,7 @@ class ScriptedCommits:
         self._states = states
         self._index = wal.index_of(state / wal.FILE)
         self._index.parent.mkdir(parents=True, exist_ok=True)
+        (state / wal.FILE).touch()
         self._at = 0
         self._shipped = -1
         """The state that is in files."""
