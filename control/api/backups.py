@@ -97,6 +97,8 @@ class NodeRestore(Struct):
     """Why it failed."""
     release: int | None
     """The number of the release that the node's database has then; null if it isn't known, or it has none."""
+    release_group: str | None
+    """The group whose release that is; null if that isn't known."""
     kept: str
     """Where on the node the database of before is."""
     kept_position: str
@@ -480,6 +482,7 @@ def restore(row: RestoreRow) -> NodeRestore:
         code=row.code,
         message=row.message,
         release=row.release_number or None,
+        release_group=row.release_group,
         kept=row.kept,
         kept_position=_position(row.kept_lineage, row.kept_transaction) if row.kept_lineage else "",
         made_by=row.made_by,

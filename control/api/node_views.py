@@ -57,7 +57,8 @@ class Node(Struct):
     last_seen_at: datetime | None
     last_sync_at: datetime | None
     release: int | None
-    """The number of its group's release that it runs; null if it hasn't run any of that group yet."""
+    """The number of its group's release that it runs, or at which it is held; null if it hasn't run any of that group
+    yet."""
     target_release: int | None
     """The number of its group's newest release, which it should run; null if there is none."""
     generation: int

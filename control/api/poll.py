@@ -28,6 +28,7 @@ COUNTED = Reply(204, b"", ((b"connection", b"close"),))
 KEPT_ANSWERS = 1000
 """How many answers to nodes at their targets are kept, for as many groups and generations."""
 RELEASE_HEADER = b"x-skerry-release"
+HELD_HEADER = b"x-skerry-held"
 """In the answer to a node at its target: the release's group, number and generation, separated by spaces."""
 TRUST_HEADER = b"x-skerry-trust"
 """In each answer to a node with nothing to do: which CAs control distributes (`Trust.digest`)."""
@@ -82,6 +83,7 @@ class PollEndpoint:
         self._trust = ((TRUST_HEADER, digest.encode()),) if digest else ()
         # The answer if there is nothing to do, or nothing yet.
         self._nothing = Reply(204, b"", self._trust)
+        self._held = Reply(204, b"", ((HELD_HEADER, b"1"), *self._trust))
         self._told.clear()
 
     async def answer(self, scope: Scope, receive: Receive) -> Reply | None:
@@ -171,6 +173,8 @@ class PollEndpoint:
                 return None
             if ended is HoldEnd.END:
                 self._metrics.poll(kind)
+                if kind == "held":
+                    return self._held
                 _id, number, generation = fleet.target(node)
                 if kind != "at_target" or number is None:
                     return self._nothing

@@ -43,6 +43,8 @@ class RestoreRow(NamedTuple):
     message: str
     release_number: int | None
     """Of the database that the node has then; None if it isn't known, 0 for none."""
+    release_group: str | None
+    """The group whose release that is; None if there is none, or it isn't known."""
     kept: str
     kept_lineage: str
     kept_transaction: int
@@ -191,6 +193,7 @@ async def tell(
         *(restore_id, state, None if state == "held" else now, now, result.code, message),
         *(result.release if done else None, result.kept),
         *(("", 0) if before is None else (before.lineage, before.transaction)),
+        _id(result.release_id) if done else None,
     )
     if state != "held":
         await _let_go(conn, changed, now, node_id, restore_id)
@@ -215,6 +218,13 @@ async def _let_go(conn: Connection, changed: Changed, now: datetime, node_id: UU
     if await conn.fetchval(LET_GO, node_id, restore_id) is not None:
         await conn.execute(SQL["expect"], node_id, now)
         changed.nodes.add(str(node_id))
+
+
+def _id(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 async def _locked(conn: Connection, node_id: UUID) -> LockedNode:

@@ -422,6 +422,8 @@ class RestoreResult(Message):
     """Why it failed; nothing was changed then."""
     release: Count = 0
     """The number of the release that the database has now; 0 for none."""
+    release_id: Annotated[str, Meta(max_length=64)] = ""
+    """The same release; '' for none."""
     kept: Text = ""
     """Where on the node the database of before is."""
     before: BackupPosition | None = None

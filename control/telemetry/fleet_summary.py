@@ -49,6 +49,8 @@ class CountRow(NamedTuple):
     """The number of their own release, if that is their target; what is earlier is then their group's."""
     held: bool
     """Whether they carry out a restore or stay at one; they are counted among the others, too."""
+    restored: int | None
+    """Of held ones: the number of the release of their group that they have brought back."""
     nodes: int
 
     def runs(self, group: TargetedGroup) -> int | None:
@@ -133,7 +135,7 @@ class GroupSummary:
     """The number of the group's release; None if it has none."""
     counts: dict[tuple[Standing, int | None], int]
     """How many nodes there are, by standing and by the number of the release that they run. The number is known if they
-    run their own release, the group's, or the one before that; None: another one, none, or unknown."""
+    run their own release, the group's, or the one before that, or are held; None: another one, none, or unknown."""
     overdue: dict[Standing, int]
     """How many of them are overdue, by standing."""
     causes: tuple[Cause, ...]
@@ -357,7 +359,8 @@ def _summary(
         release = row.runs(group)
         mine = by_group[row.group_id]
         if row.held:
-            _move(mine, (stands, release), ("held", release), row.nodes if _standing(row, held=True) == "held" else 0)
+            moved = row.nodes if _standing(row, held=True) == "held" else 0
+            _move(mine, (stands, release), ("held", row.restored if release is None else release), moved)
             continue
         mine[stands, release] = mine.get((stands, release), 0) + row.nodes
         if stands == "failing":

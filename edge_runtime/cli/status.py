@@ -22,6 +22,7 @@ from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
 STATUS_TIMEOUT = 5.0
 NOT_RUNNING = 3
 """Exit status if the node isn't running."""
+HELD = "no: the node is held at what it brought back, until `skerry data resume`"
 
 
 @click.command()
@@ -155,10 +156,14 @@ def render(document: dict[str, Any]) -> str:
             answers = "refuses this node's credential"
         lines.append(f"control    {control['url']} {answers}{heard}")
         lines += _trust_lines(control.get("trust") or {})
-    lines.append(f"release    {_release(document.get('release'), document.get('confirmed'))}")
+    held = bool(document.get("held"))
+    lines.append(f"release    {_release(document.get('release'), document.get('confirmed'), held=held)}")
     if "at_target" in document:
         unknown = "not known while control refuses the node" if refused else "not known yet"
         at = {True: "yes", False: "no", None: unknown}[document["at_target"]]
+        if held:
+            brings = (document.get("restore") or {}).get("step")
+            at = "no: the database is being brought back" if brings else HELD
         lines.append(f"at target  {at}")
     lines.append(f"schema     {document.get('schema_version', 0)}")
     if sync := document.get("sync"):
@@ -185,12 +190,13 @@ def render(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _release(applied: dict[str, Any] | None, confirmed: dict[str, Any] | None) -> str:
+def _release(applied: dict[str, Any] | None, confirmed: dict[str, Any] | None, *, held: bool) -> str:
     """Return the release by control's number. A later one with the same functions and schema changes nothing here."""
     if confirmed is None:
         if applied is None:
-            return "none yet"
-        return f"{applied['number']} (generation {applied['generation']}), which control hasn't confirmed yet"
+            return "none" if held else "none yet"
+        told = f"{applied['number']} (generation {applied['generation']})"
+        return told if held else f"{told}, which control hasn't confirmed yet"
     told = f"{confirmed['number']} of group {confirmed['group']} (generation {confirmed['generation']})"
     if applied is None or applied["generation"] == confirmed["generation"]:
         return told

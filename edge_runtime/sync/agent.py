@@ -90,6 +90,8 @@ class Agent:
         self._refused = False
         """Whether control's last answer refused the node's credential."""
         self._at_target: bool | None = None
+        self._held = False
+        """Whether control last said that the node stays at what it brought back."""
         self._confirmed: ToldRelease | None = None
         """The release that the node is at according to control, since the start and the last plan."""
         self._sync: SyncAttempt | None = None
@@ -172,7 +174,7 @@ class Agent:
         match answer:
             case wire.Plan():
                 await self._restores.tidy()
-                self._at_target, self._confirmed = False, None
+                self._at_target, self._confirmed, self._held = False, None, False
                 if answer.generation == self._generation:
                     # That generation was already completed: whatever control lacks now, this must not be a hot loop.
                     await self._breathe(took)
@@ -200,8 +202,11 @@ class Agent:
                 await self._breathe(took)
             case None:
                 await self._restores.tidy()
+                self._held = self._client.held
+                if self._held:
+                    self._at_target, self._confirmed = False, None
                 # If it waits, control may have answered 204 only for that reason.
-                if not waits:
+                elif not waits:
                     self._outcomes.failed = None
                     self._at_target, self._confirmed = True, self._client.release
                 await self._breathe(took)
@@ -350,7 +355,7 @@ class Agent:
         if status in (401, 403) and error.code != EXPIRED:
             message = self._credential.refused(error.code, error.message)
             # Control no longer says anything about the node's target.
-            self._refused, self._at_target = True, None
+            self._refused, self._at_target, self._held = True, None, False
         if error.code == "tls_untrusted":
             message = self._trust.cure(error.message)
         pause = retries.pause_after(status, retry_after, self._troubles, self._jitter())
@@ -372,7 +377,7 @@ class Agent:
         if not await self._credential.joined_again() and not trusts_others:
             return False
         self._problem = self._confirmed = None
-        self._refused, self._joined_again = False, True
+        self._refused, self._held, self._joined_again = False, False, True
         self.renamed(self._who.name)
         return True
 
@@ -396,6 +401,7 @@ class Agent:
                 "trust": self._trust.status(),
             },
             "at_target": self._at_target,
+            "held": self._held,
             "confirmed": self._confirmed and self._confirmed._asdict(),
             "sync": self._sync.status() if self._sync is not None else None,
             "rehearsal": self._rehearsals.status(),

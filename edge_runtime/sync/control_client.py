@@ -47,6 +47,8 @@ TRUST_HEADER = "X-Skerry-Trust"
 """In the answer to a poll with nothing to do: which CAs control distributes, as in `authorities.digest`."""
 RELEASE_HEADER = "X-Skerry-Release"
 """In the answer to a poll of a node at its target: the release's group, number and generation."""
+HELD_HEADER = "X-Skerry-Held"
+"""In the answer to a poll of a node that stays at what it brought back, with nothing to do."""
 
 NO_ARTIFACT = "0" * 64
 """A digest that no artifact has."""
@@ -115,6 +117,8 @@ class ControlClient:
         """The `traceparent` of requests to control while a sync is traced."""
         self.release: ToldRelease | None = None
         """The release that the node is at, if the last answer said it."""
+        self.held = False
+        """Whether the last answer said that the node stays at what it brought back."""
         self.trust = ""
         """Which CAs control distributes, as it last said; '' if it never did."""
 
@@ -339,6 +343,7 @@ class ControlClient:
             self._note_date(response.headers.get("Date"), sent)
             if path == POLL:  # other requests are made in parallel with polls
                 self.release = told_release(response.headers.get(RELEASE_HEADER, ""))
+                self.held = HELD_HEADER in response.headers
                 self.trust = response.headers.get(TRUST_HEADER, self.trust)
             if response.status >= 300:
                 raise refusal(response, data, True)

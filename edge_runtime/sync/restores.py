@@ -264,7 +264,8 @@ class Restores:
         release, present = made.stored.release, self._runtime.release
         inode = (await asyncio.to_thread((place / wal.FILE.name).stat)).st_ino
         record = RestoreRecord(restore_id, order.at, clock.now(), wire.RestoreResult("done"), inode)
-        record.result.release = 0 if release is None else release.number
+        if release is not None:
+            record.result.release, record.result.release_id = release.number, release.release_id
 
         def note(replaced: ReplacedDatabase) -> None:
             record.result.kept, record.result.before = str(replaced.folder / wal.FILE.name), replaced.position

@@ -11,7 +11,8 @@ WHERE g.deleted_at IS NULL;
 -- Nodes by group, state, whether they are at their target, whether they run the release before that, the code of their
 -- last sync's error, and the number of their own release, if that is their target; the release before it is then their
 -- group's. All columns of nodes are in the index nodes_by_standing, and they are counted before they are joined: that
--- takes a third of the time. Held nodes are counted once more, by an index of theirs (nodes_held), and say so. A generation that gives nodes their own release gives it to no others. A release before it
+-- takes a third of the time. Held nodes are counted once more, by an index of theirs (nodes_held), and say so, with the
+-- number of the release that they have brought back. A generation that gives nodes their own release gives it to no others. A release before it
 -- that never was the group's, since its rollout wasn't done, tells nothing of what nodes run.
 -- name: counts
 SELECT n.group_id::text AS group_id, n.state,
@@ -22,15 +23,26 @@ SELECT n.group_id::text AS group_id, n.state,
             WHEN o.number IS NOT NULL THEN g.release_id IS NOT NULL AND n.confirmed_generation >= g.generation
             WHEN e.number IS NOT NULL THEN n.confirmed_generation >= greatest(n.generation, e.generation)
         END, false
-    ) AS at_earlier, n.error_code, o.number AS own_release, n.held, sum(n.nodes)::int8 AS nodes
+    ) AS at_earlier, n.error_code, o.number AS own_release, n.held, n.restored, sum(n.nodes)::int8 AS nodes
 FROM (
-    SELECT m.group_id, m.error_code, m.state, m.confirmed_generation, m.generation, false AS held, count(*) AS nodes
+    SELECT m.group_id, m.error_code, m.state, m.confirmed_generation, m.generation, false AS held, NULL::int8 AS restored,
+        count(*) AS nodes
     FROM nodes AS m WHERE m.removed_at IS NULL
     GROUP BY m.group_id, m.error_code, m.state, m.confirmed_generation, m.generation
     UNION ALL
-    SELECT m.group_id, m.error_code, m.state, m.confirmed_generation, m.generation, true AS held, count(*) AS nodes
-    FROM nodes AS m WHERE m.removed_at IS NULL AND m.restore_id IS NOT NULL
-    GROUP BY m.group_id, m.error_code, m.state, m.confirmed_generation, m.generation
+    SELECT h.group_id, h.error_code, h.state, h.confirmed_generation, h.generation, true AS held, h.restored,
+        count(*) AS nodes
+    FROM (
+        SELECT m.group_id, m.error_code, m.state, m.confirmed_generation, m.generation, (
+            SELECT x.number FROM releases AS x WHERE x.group_id = m.group_id AND x.id = (
+                SELECT w.release_id FROM restores AS w
+                WHERE w.node_id = m.id AND w.state IN ('held', 'done') AND w.told_at >= coalesce(m.synced_at, w.told_at)
+                ORDER BY w.made_at DESC, w.id DESC LIMIT 1
+            )
+        ) AS restored
+        FROM nodes AS m WHERE m.removed_at IS NULL AND m.restore_id IS NOT NULL
+    ) AS h
+    GROUP BY h.group_id, h.error_code, h.state, h.confirmed_generation, h.generation, h.restored
 ) AS n JOIN groups AS g ON g.id = n.group_id LEFT JOIN releases AS r ON r.id = g.release_id
     LEFT JOIN (
         SELECT x.group_id, x.number, x.generation
@@ -42,7 +54,7 @@ FROM (
         FROM (SELECT DISTINCT m.release_id, m.generation FROM nodes AS m WHERE m.release_id IS NOT NULL) AS s
             JOIN releases AS y ON y.id = s.release_id
     ) AS o ON o.group_id = n.group_id AND o.generation = n.generation AND n.generation > g.generation
-GROUP BY 1, 2, 3, 4, 5, 6, 7;
+GROUP BY 1, 2, 3, 4, 5, 6, 7, 8;
 
 -- Overdue nodes, by the same. Of a revoked node nothing is expected, nor of a held one.
 -- name: overdue

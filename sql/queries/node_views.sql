@@ -39,14 +39,25 @@ WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = A
         AND n.confirmed_generation < greatest(n.generation, g.generation)))
     AND ($6::text IS NULL OR (n.labels ->> $6 IS NOT NULL AND ($7::text IS NULL OR n.labels ->> $6 = $7)))
     AND ($8::text IS NULL OR strpos(n.name, $8) > 0)
-    AND ($9::int8 IS NULL OR (n.confirmed_generation >= coalesce(n.moved_generation, n.generation) AND $9 = coalesce(
-        (
-            SELECT max(x.number) FROM rollout_nodes w JOIN releases x ON x.id = w.release_id
-            WHERE w.node_id = n.id AND w.generation = n.confirmed_generation AND x.group_id = n.group_id
-        ), (
-            SELECT max(x.number) FROM releases x WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
-                AND NOT EXISTS (SELECT 1 FROM rollouts w WHERE w.release_id = x.id AND w.state <> 'done')
-        ))))
+    AND ($9::int8 IS NULL OR $9 = coalesce(
+        CASE WHEN n.confirmed_generation >= coalesce(n.moved_generation, n.generation) THEN coalesce(
+            (
+                SELECT max(x.number) FROM rollout_nodes w JOIN releases x ON x.id = w.release_id
+                WHERE w.node_id = n.id AND w.generation = n.confirmed_generation AND x.group_id = n.group_id
+            ), (
+                SELECT max(x.number) FROM releases x
+                WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
+                    AND NOT EXISTS (SELECT 1 FROM rollouts w WHERE w.release_id = x.id AND w.state <> 'done')
+            )
+        ) END,
+        CASE WHEN n.restore_id IS NOT NULL THEN (
+            SELECT x.number FROM releases AS x WHERE x.group_id = n.group_id AND x.id = (
+                SELECT w.release_id FROM restores AS w
+                WHERE w.node_id = n.id AND w.state IN ('held', 'done') AND w.told_at >= coalesce(n.synced_at, w.told_at)
+                ORDER BY w.made_at DESC, w.id DESC LIMIT 1
+            )
+        ) END
+    ))
     AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked' AND n.restore_id IS NULL))
     AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
     AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
@@ -102,15 +113,25 @@ FROM (
             AND n.confirmed_generation < greatest(n.generation, g.generation)))
         AND ($6::text IS NULL OR (n.labels ->> $6 IS NOT NULL AND ($7::text IS NULL OR n.labels ->> $6 = $7)))
         AND ($8::text IS NULL OR strpos(n.name, $8) > 0)
-        AND ($9::int8 IS NULL OR (n.confirmed_generation >= coalesce(n.moved_generation, n.generation) AND $9 = coalesce(
-            (
-                SELECT max(x.number) FROM rollout_nodes w JOIN releases x ON x.id = w.release_id
-                WHERE w.node_id = n.id AND w.generation = n.confirmed_generation AND x.group_id = n.group_id
-            ), (
-                SELECT max(x.number) FROM releases x
-                WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
-                    AND NOT EXISTS (SELECT 1 FROM rollouts w WHERE w.release_id = x.id AND w.state <> 'done')
-            ))))
+        AND ($9::int8 IS NULL OR $9 = coalesce(
+            CASE WHEN n.confirmed_generation >= coalesce(n.moved_generation, n.generation) THEN coalesce(
+                (
+                    SELECT max(x.number) FROM rollout_nodes w JOIN releases x ON x.id = w.release_id
+                    WHERE w.node_id = n.id AND w.generation = n.confirmed_generation AND x.group_id = n.group_id
+                ), (
+                    SELECT max(x.number) FROM releases x
+                    WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
+                        AND NOT EXISTS (SELECT 1 FROM rollouts w WHERE w.release_id = x.id AND w.state <> 'done')
+                )
+            ) END,
+            CASE WHEN n.restore_id IS NOT NULL THEN (
+                SELECT x.number FROM releases AS x WHERE x.group_id = n.group_id AND x.id = (
+                    SELECT w.release_id FROM restores AS w
+                    WHERE w.node_id = n.id AND w.state IN ('held', 'done') AND w.told_at >= coalesce(n.synced_at, w.told_at)
+                    ORDER BY w.made_at DESC, w.id DESC LIMIT 1
+                )
+            ) END
+        ))
         AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked' AND n.restore_id IS NULL))
         AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
         AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
@@ -151,19 +172,29 @@ WHERE node_id = ANY($1::text[]::uuid[]) ORDER BY node_id, name;
 
 -- The numbers of the releases that nodes run and should run. Of its group's a node runs none, null, until it has been
 -- confirmed at one since it came to the group. At the generation by which a rollout has started it, it runs that one's
--- release; at any other, the group's of then: those of rollouts that weren't done never were that.
+-- release; at any other, the group's of then: those of rollouts that weren't done never were that. A held node that
+-- wasn't confirmed since a restore runs the release that it brought back, if that is of its group.
 -- name: releases
 SELECT n.id AS node_id, r.number AS target,
-    CASE WHEN n.confirmed_generation >= coalesce(n.moved_generation, n.generation) THEN coalesce(
-        (
-            SELECT max(x.number) FROM rollout_nodes AS w JOIN releases AS x ON x.id = w.release_id
-            WHERE w.node_id = n.id AND w.generation = n.confirmed_generation AND x.group_id = n.group_id
-        ), (
-            SELECT max(x.number) FROM releases AS x
-            WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
-                AND NOT EXISTS (SELECT 1 FROM rollouts AS w WHERE w.release_id = x.id AND w.state <> 'done')
-        )
-    ) END AS runs
+    coalesce(
+        CASE WHEN n.confirmed_generation >= coalesce(n.moved_generation, n.generation) THEN coalesce(
+            (
+                SELECT max(x.number) FROM rollout_nodes AS w JOIN releases AS x ON x.id = w.release_id
+                WHERE w.node_id = n.id AND w.generation = n.confirmed_generation AND x.group_id = n.group_id
+            ), (
+                SELECT max(x.number) FROM releases AS x
+                WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation
+                    AND NOT EXISTS (SELECT 1 FROM rollouts AS w WHERE w.release_id = x.id AND w.state <> 'done')
+            )
+        ) END,
+        CASE WHEN n.restore_id IS NOT NULL THEN (
+            SELECT x.number FROM releases AS x WHERE x.group_id = n.group_id AND x.id = (
+                SELECT w.release_id FROM restores AS w
+                WHERE w.node_id = n.id AND w.state IN ('held', 'done') AND w.told_at >= coalesce(n.synced_at, w.told_at)
+                ORDER BY w.made_at DESC, w.id DESC LIMIT 1
+            )
+        ) END
+    ) AS runs
 FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
     LEFT JOIN releases AS r ON r.id = coalesce(CASE WHEN n.generation > g.generation THEN n.release_id END, g.release_id)
 WHERE n.id = ANY($1::text[]::uuid[]);

@@ -36,37 +36,43 @@ UPDATE restores SET state = $2, ended_at = $3 WHERE id = $1;
 -- Write what a node has told ($4) of a restore; an end ($3) is NULL for one that goes on.
 -- name: tell
 UPDATE restores SET state = $2, ended_at = $3, told_at = $4, code = $5, message = $6, release_number = $7, kept = $8,
-    kept_lineage = $9, kept_transaction = $10
+    kept_lineage = $9, kept_transaction = $10, release_id = (SELECT x.id FROM releases AS x WHERE x.id = $11)
 WHERE id = $1;
 
 -- A restore.
 -- name: restore
 SELECT r.id, n.name AS node, f.name AS from_node, r.node_id, r.from_node_id, r.lineage, r.transaction_id, r.state_at,
-    x.number AS before_release, r.undo_id, r.hold, r.state, r.code, r.message, r.release_number, r.kept, r.kept_lineage,
+    x.number AS before_release, r.undo_id, r.hold, r.state, r.code, r.message, r.release_number,
+    y.name AS release_group, r.kept, r.kept_lineage,
     r.kept_transaction, r.made_by, r.made_at, r.told_at, r.ended_at
 FROM restores AS r JOIN nodes AS n ON n.id = r.node_id LEFT JOIN nodes AS f ON f.id = r.from_node_id
-    LEFT JOIN releases AS x ON x.id = r.before_release
+    LEFT JOIN releases AS x ON x.id = r.before_release LEFT JOIN releases AS z ON z.id = r.release_id
+    LEFT JOIN groups AS y ON y.id = z.group_id
 WHERE r.id = $1;
 
 -- The restores of a node, the newest first, before a time and id ($2, $3), if given.
 -- name: of_node
 SELECT r.id, n.name AS node, f.name AS from_node, r.node_id, r.from_node_id, r.lineage, r.transaction_id, r.state_at,
-    x.number AS before_release, r.undo_id, r.hold, r.state, r.code, r.message, r.release_number, r.kept, r.kept_lineage,
+    x.number AS before_release, r.undo_id, r.hold, r.state, r.code, r.message, r.release_number,
+    y.name AS release_group, r.kept, r.kept_lineage,
     r.kept_transaction, r.made_by, r.made_at, r.told_at, r.ended_at
 FROM restores AS r JOIN nodes AS n ON n.id = r.node_id LEFT JOIN nodes AS f ON f.id = r.from_node_id
-    LEFT JOIN releases AS x ON x.id = r.before_release
+    LEFT JOIN releases AS x ON x.id = r.before_release LEFT JOIN releases AS z ON z.id = r.release_id
+    LEFT JOIN groups AS y ON y.id = z.group_id
 WHERE r.node_id = $1 AND ($2::timestamptz IS NULL OR (r.made_at, r.id) < ($2, $3::uuid))
 ORDER BY r.made_at DESC, r.id DESC LIMIT $4;
 
 -- The last restore of each of these nodes.
 -- name: last_of
 SELECT r.id, n.name AS node, f.name AS from_node, r.node_id, r.from_node_id, r.lineage, r.transaction_id, r.state_at,
-    x.number AS before_release, r.undo_id, r.hold, r.state, r.code, r.message, r.release_number, r.kept, r.kept_lineage,
+    x.number AS before_release, r.undo_id, r.hold, r.state, r.code, r.message, r.release_number,
+    y.name AS release_group, r.kept, r.kept_lineage,
     r.kept_transaction, r.made_by, r.made_at, r.told_at, r.ended_at
 FROM unnest($1::text[]) AS u (id), LATERAL (
         SELECT o.id FROM restores AS o WHERE o.node_id = u.id::uuid ORDER BY o.made_at DESC, o.id DESC LIMIT 1
     ) AS l JOIN restores AS r ON r.id = l.id JOIN nodes AS n ON n.id = r.node_id
-    LEFT JOIN nodes AS f ON f.id = r.from_node_id LEFT JOIN releases AS x ON x.id = r.before_release;
+    LEFT JOIN nodes AS f ON f.id = r.from_node_id LEFT JOIN releases AS x ON x.id = r.before_release
+    LEFT JOIN releases AS z ON z.id = r.release_id LEFT JOIN groups AS y ON y.id = z.group_id;
 
 -- The releases that a node has gone to, each with the last transaction before that; and with '' and 0 for those, restores
 -- after which it had one.
@@ -76,9 +82,7 @@ FROM boundaries AS b JOIN releases AS x ON x.id = b.release_id JOIN groups AS g 
 WHERE b.node_id = $1
 UNION ALL
 SELECT x.id AS release_id, g.name AS group_name, x.number, '' AS lineage, 0 AS transaction_id, r.told_at AS at
-FROM restores AS r JOIN nodes AS n ON n.id = r.node_id
-    JOIN releases AS x ON x.group_id = n.group_id AND x.number = r.release_number
-    JOIN groups AS g ON g.id = x.group_id
+FROM restores AS r JOIN releases AS x ON x.id = r.release_id JOIN groups AS g ON g.id = x.group_id
 WHERE r.node_id = $1 AND r.state IN ('held', 'done') AND r.told_at IS NOT NULL;
 
 -- The release to which a node went right after a transaction of a lineage.

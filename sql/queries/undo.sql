@@ -85,9 +85,10 @@ FROM restores WHERE undo_id = $1 GROUP BY 1;
 -- The restores of an undo ($1) by node, after a node's name ($2).
 -- name: restores
 SELECT r.id, n.name AS node, NULL::text AS from_node, r.node_id, r.from_node_id, r.lineage, r.transaction_id, r.state_at,
-    x.number AS before_release, r.undo_id, r.hold, r.state, r.code, r.message, r.release_number, r.kept, r.kept_lineage,
-    r.kept_transaction, r.made_by, r.made_at, r.told_at, r.ended_at
+    x.number AS before_release, r.undo_id, r.hold, r.state, r.code, r.message, r.release_number,
+    y.name AS release_group, r.kept, r.kept_lineage, r.kept_transaction, r.made_by, r.made_at, r.told_at, r.ended_at
 FROM restores AS r JOIN nodes AS n ON n.id = r.node_id LEFT JOIN releases AS x ON x.id = r.before_release
+    LEFT JOIN releases AS z ON z.id = r.release_id LEFT JOIN groups AS y ON y.id = z.group_id
 WHERE r.undo_id = $1 AND n.name > $2 ORDER BY n.name LIMIT $3;
 
 -- The number of the newest rollback of a group that took nodes' data back from a release with a number, and its id.

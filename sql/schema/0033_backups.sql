@@ -54,7 +54,8 @@ WHERE restore_id IS NOT NULL;
 
 -- A restore of a node: to a transaction of a lineage, which is that of from_node_id, or the node's own if that is NULL.
 -- before_release: the release before which that is. hold: whether the node stays there until somebody resumes it.
--- undo_id: one id for the restores of one `rollback --data`. release_number: of the database that the node has then.
+-- undo_id: one id for the restores of one `rollback --data`. release_number: of the database that the node has then;
+-- release_id: the same release, which may be of another group; NULL if it has none, or one that isn't known here.
 CREATE TABLE IF NOT EXISTS restores (
     id UUID PRIMARY KEY,
     node_id UUID NOT NULL,
@@ -69,6 +70,7 @@ CREATE TABLE IF NOT EXISTS restores (
     code TEXT NOT NULL DEFAULT '',
     message TEXT NOT NULL DEFAULT '',
     release_number INT8,
+    release_id UUID,
     kept TEXT NOT NULL DEFAULT '',
     kept_lineage TEXT NOT NULL DEFAULT '',
     kept_transaction INT8 NOT NULL DEFAULT 0,

@@ -31,3 +31,16 @@ async def tell(
     told = numbers.message([], sequence=sequence, node=wire.NodeNumbers(backup=state))
     assert (await numbers.tell(node, told)).status in (200, 204)
     await replica.services.numbers.nodes.write()
+
+
+async def release_id(replica: Replica, number: int, group: str = "default") -> str:
+    """The id of a group's release, as a database records it; '' for 0."""
+    if not number:
+        return ""
+    found = await replica.services.db.read(
+        lambda conn: conn.fetch(  # type: ignore[arg-type]
+            "SELECT r.id FROM releases AS r JOIN groups AS g ON g.id = r.group_id WHERE g.name = $1 AND r.number = $2",
+            *(group, number),
+        )
+    )
+    return str(found[0]["id"])

@@ -39,6 +39,8 @@ def _target(status: dict[str, Any], look: str) -> list[Finding]:
     if not found and control and status.get("at_target") is not True:
         syncing = status.get("sync")
         text = "the node is on its way to its target" if syncing else "it isn't known whether the node is at its target"
+        if status.get("held"):
+            text = "the node is held at the database that was brought back, and gets no release until it is resumed"
         found.append(Finding("target", "note", text, look))
     trust = (control.get("trust") or {}).get("error")
     if trust:

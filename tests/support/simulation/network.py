@@ -15,6 +15,7 @@ import msgspec
 
 from edge_runtime.sync.control_client import (
     ANSWER_TIMEOUT,
+    HELD_HEADER,
     RELEASE_HEADER,
     ControlClient,
     NoAnswer,
@@ -197,6 +198,7 @@ class NodeClient(ControlClient):
         answer = await self._network.ask(self._process, method, path, self.credential, body, wait + ANSWER_TIMEOUT)
         self.skew = clock_skew(answer.date.replace(microsecond=0), sent, NodeTime.now(UTC))
         self.release = told_release(answer.headers.get(RELEASE_HEADER, ""))
+        self.held = HELD_HEADER in answer.headers
         if answer.status >= 300:
             raise refusal(answer, answer.body, True)  # type: ignore[arg-type]
         return answer.status, answer.body

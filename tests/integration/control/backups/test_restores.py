@@ -13,12 +13,13 @@ from yarl import URL
 
 from control.backups import losses, objects
 from control.protocol import wire
+from control.telemetry.fleet_summary import FleetReader
 from tests.support import programs, seeds
 from tests.support.asked_statements import asking
 from tests.support.backup_files import BEGUN_MS, EVERY_MS, history, states
-from tests.support.backup_store import ship, tell
+from tests.support.backup_store import release_id, ship, tell
 from tests.support.deadlines import deadline
-from tests.support.deploy import code, ok
+from tests.support.deploy import code, items, ok
 from tests.support.replica import Answered, Replica, Site, TestNode
 
 HOLD = 50.0
@@ -88,6 +89,7 @@ async def got(node: TestNode, id: str) -> Answered:
 
 async def told(node: TestNode, id: str, outcome: str = "done", **more: Any) -> None:
     node.restore = id
+    more.setdefault("release_id", await release_id(node.replica, more.get("release", 0)))
     result = wire.RestoreResult(outcome, **more)  # type: ignore[arg-type]
     answer = await node.replica.call("PUT", f"{SELF}/restores/{id}", result, token=node.credential)
     assert answer.status == 204, answer
@@ -188,6 +190,35 @@ async def test_a_restored_node_has_a_lower_schema_and_gets_the_changes_after_it(
     assert (await node.poll()).status == 204
     shown = await replica.node("shop-1")
     assert (shown["schema_version"], shown["standing"]) == (1, "held")
+    # Everywhere it runs the release that it brought back, also while it is to go somewhere else from there.
+    other = await joined_behind(replica, "shop-2")
+    await other.sync()
+    for goes_on in (False, True):
+        if goes_on:
+            ordered = await order(replica, "shop-1", when(2))
+        shown = await replica.node("shop-1")
+        assert (shown["release"], shown["target_release"]) == (1, 2)
+        for sort in ("name", "standing"):
+            names = {
+                number: [one["name"] for one in await items(replica, f"/v1/nodes?release={number}&sort={sort}")]
+                for number in (1, 2)
+            }
+            assert names == {1: ["shop-1"], 2: ["shop-2"]}
+        reader = FleetReader(replica.services.db, replica.services.clock)
+        (group,) = (await reader.summary()).groups
+        await reader.stop()
+        assert group.counts == {("held", 1): 1, ("at_target", 2): 1}
+        assert "1 → 2" in (await programs.skerry(replica, "status")).out.decode()
+    await told(node, ordered["id"], release=1)
+    # Of another group's releases it has run none, and the restore says whose it has.
+    await ok(replica, "POST", "/v1/groups", {"name": "others"})
+    await seeds.release(replica, functions={"hello": 1}, schema=2, group="others")
+    await ok(replica, "POST", "/v1/nodes/shop-1/move", {"group": "others"})
+    shown = await replica.node("shop-1")
+    assert (shown["standing"], shown["release"], shown["target_release"]) == ("held", None, 1)
+    last = (await items(replica, "/v1/nodes/shop-1/restores"))[0]
+    assert (last["release"], last["release_group"]) == (1, "default")
+    await ok(replica, "POST", "/v1/nodes/shop-1/move", {"group": "default"})
 
     # The change was mended meanwhile: the node gets its newest text, and is at the target then.
     await seeds.schema_change(replica, 2, "CREATE TABLE t2 (x, y)", revision=2)

@@ -8,7 +8,7 @@ import pytest
 from control.protocol import wire
 from tests.support import programs, seeds
 from tests.support.backup_files import history, states
-from tests.support.backup_store import ship
+from tests.support.backup_store import release_id, ship
 from tests.support.deploy import code, items, ok
 from tests.support.replica import Replica, Site, TestNode
 from tests.support.rollouts import open_rollout
@@ -51,7 +51,7 @@ async def brought_back(node: TestNode, had: tuple[wire.Inventory, int], release:
     assert (await node.replica.call("GET", f"{SELF}/restores/{answer['id']}", token=node.credential)).status == 200
     node.inventory, node.generation = had
     node.restore = answer["id"]
-    result = wire.RestoreResult("done", release=release)
+    result = wire.RestoreResult("done", release=release, release_id=await release_id(node.replica, release))
     told = await node.replica.call("PUT", f"{SELF}/restores/{answer['id']}", result, token=node.credential)
     assert told.status == 204
 

@@ -13,7 +13,7 @@ from control.protocol import wire
 from control.storage.connection import Connection
 from tests.support import deploy, programs, seeds
 from tests.support.backup_files import BEGUN_MS, EVERY_MS, history, states
-from tests.support.backup_store import ship, tell
+from tests.support.backup_store import release_id, ship, tell
 from tests.support.console import MARKUP, ShownPage, live, page, send
 from tests.support.replica import Replica, Site, TestNode
 
@@ -75,6 +75,7 @@ async def restores(replica: Replica) -> list[Any]:
 async def told(node: TestNode, outcome: str = "done", **more: Any) -> None:
     id = (await deploy.items(node.replica, "/v1/nodes/shop-1/restores"))[0]["id"]
     node.restore = id
+    more.setdefault("release_id", await release_id(node.replica, more.get("release", 0)))
     result = wire.RestoreResult(outcome, **more)  # type: ignore[arg-type]
     answer = await node.replica.call("PUT", f"/v1/nodes/self/restores/{id}", result, token=node.credential)
     assert answer.status == 204, answer

@@ -87,8 +87,12 @@ async def test_a_node_goes_back_to_before_a_release_and_forth_again(control: Con
         # All that it had is at the store, by the position that brings it back.
         assert told["kept_position"] == f"{before['lineage']}/{before['reached']}"
         # It is held: its group's release isn't planned over what was restored.
-        own = await node.until(lambda s: s["restore"]["step"] is None)
-        assert (own["release"]["number"], own["schema_version"]) == (1, 1)
+        own = await node.until(lambda s: s["restore"]["step"] is None and s["held"])
+        assert (own["release"]["number"], own["schema_version"], own["at_target"]) == (1, 1, False)
+        assert "\nrelease    1 (generation " in render(own)
+        assert "\nat target  no: the node is held at what it brought back" in render(own)
+        shown = await control.node()
+        assert (shown["standing"], shown["release"], shown["target_release"]) == ("held", 1, 2)
         assert "restored   to the database of " in render(own)
         await write(node, "since")
         after = (await whole(node))["backup"]
@@ -104,6 +108,7 @@ async def test_a_node_goes_back_to_before_a_release_and_forth_again(control: Con
         assert await texts(node) == ["spoilt", "late"]
         await control.call("POST", "nodes/edge-1/resume")
         await control.until(lambda n: n["at_target"])
+        await node.until(lambda s: s["at_target"] and not s["held"])
         await write(node, "at last")
     assert len(list(state.glob("db.before-*"))) == 2
 

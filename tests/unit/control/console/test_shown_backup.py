@@ -42,7 +42,8 @@ def shown(*histories: BackupHistory, protocol: int = wire.PROTOCOL, **more: Any)
 def restore(state: RestoreState, **more: Any) -> NodeRestore:
     fields: dict[str, Any] = {
         **{"id": "1", "node": "oslo", "from_node": None, "position": f"{LINEAGE}/7", "at": NOW, "before_release": None},
-        **{"hold": True, "state": state, "code": "", "message": "", "release": 1, "kept": "", "kept_position": ""},
+        **{"hold": True, "state": state, "code": "", "message": "", "release": 1, "release_group": "shops"},
+        **{"kept": "", "kept_position": ""},
         **{"made_by": "ada", "made_at": NOW, "told_at": None, "ended_at": None, **more},
     }
     return NodeRestore(**fields)

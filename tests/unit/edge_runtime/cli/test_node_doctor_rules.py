@@ -147,6 +147,7 @@ def test_the_credential() -> None:
         ({}, "", ""),
         ({"version": "2"}, "version", "note"),
         ({"at_target": False}, "target", "note"),
+        ({"at_target": False, "held": True}, "target", "note"),
         ({"error": {"code": "out_of_disk", "message": "no room"}}, "target", "wrong"),
         ({"control": {"error": {"code": "unreachable", "message": "no"}}}, "target", "wrong"),
         ({"control": {"trust": {"error": "no"}}}, "trust", "wrong"),
