@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import errno
+import filecmp
 import sqlite3
+import time
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -14,6 +17,7 @@ from edge_runtime import wal
 from edge_runtime.backup.local_files import SNAPSHOTS, LocalFiles, NotShipped
 from edge_runtime.release import checkpoint_schedule
 from tests.guests.build import guest
+from tests.support.deadlines import scaled
 from tests.support.edge import Node, node, until
 from tests.support.failing_calls import ALWAYS, FailingCalls
 from tests.support.shipping import restore
@@ -25,6 +29,13 @@ FUNCTIONS = {
     "reader": (guest("sql"), {"sql": "read", "time_limit_ms": 8000, "concurrency": 4}),
 }
 NOTES = ["CREATE TABLE notes (id INTEGER PRIMARY KEY, data BLOB)"]
+NOTED = "SELECT id, hex(substr(data, 1, 16)) AS begins, length(data) AS bytes FROM notes"
+SEEN = f"CREATE TABLE seen AS {NOTED}"
+"""Keeps, in a release, what there was at its beginning."""
+LARGE = (
+    "CREATE TABLE large AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200) "
+    "SELECT randomblob(1048576) AS data FROM n"
+)
 FOLDER = "/backup/"
 LOG = "/db/skerry.db-wal"
 
@@ -78,6 +89,15 @@ def dumped(database: Path) -> list[str]:
     """All that a database says, also of its release."""
     with contextlib.closing(sqlite3.connect(database)) as opened:
         return list(opened.iterdump())
+
+
+def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        return opened.execute(query).fetchall()
+
+
+def other_than_notes(database: Path) -> list[str]:
+    return [line for line in dumped(database) if not line.startswith('INSERT INTO "notes"')]
 
 
 async def write(edge: Node, size: int = 1000) -> tuple[int, str]:
@@ -206,6 +226,76 @@ async def test_a_release_says_where_it_begins(tmp_path: Path) -> None:
         store.restored(boundary.transaction + 1)
         assert f"CREATE TABLE seen{number}" in "\n".join(dumped(store.out))
     assert store.restored() == written
+
+
+async def test_a_large_release_says_where_it_begins_while_readers_overlap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No call fails or is forgotten, and the log, which has the release's 200 MB, is short again while calls go on."""
+    for name in ("READERS_WAIT", "TURN_LIMIT", "BOUNDARY_LIMIT"):
+        monkeypatch.setattr(checkpoint_schedule, name, 60.0)
+    store, longest = Store(tmp_path), 0.0
+    limit = 16 << 20
+    async with node(tmp_path / "state", workers=4, wal_limit=limit) as edge:
+        checkpoints = edge.front.checkpoints
+        await edge.release(FUNCTIONS, NOTES)
+        await checkpoints.ship()
+        stopping, read, written = False, 0, 0
+
+        async def call(path: str, statement: str) -> None:
+            nonlocal longest
+            began = time.monotonic()
+            status, _, body = await edge.call(path, orjson.dumps({"sql": statement}))
+            assert status == 200, body
+            longest = max(longest, time.monotonic() - began)
+
+        async def reads() -> None:
+            nonlocal read
+            while not stopping:
+                await call("reader?sleep=100", "SELECT count(*) FROM notes")
+                read += 1
+
+        async def writes() -> None:
+            nonlocal written
+            while not stopping:
+                await call("sql", "INSERT INTO notes (data) VALUES (randomblob(50000))")
+                written += 1
+
+        loads = [asyncio.ensure_future(load()) for load in (reads, reads, reads, writes, writes)]
+
+        def failed() -> bool:
+            return any(load.done() for load in loads)
+
+        await until(lambda: failed() or (read > 5 and written > 20))
+        earlier = await checkpoints.ship()
+        await edge.release(FUNCTIONS, [SEEN, LARGE])
+        boundary = edge.front.manager.boundary
+        made, before = checkpoints.made, (read, written)
+        await until(lambda: failed() or (checkpoints.made > made and checkpoints.size < limit))
+        assert read > before[0]
+        assert written > before[1]
+        stopping = True
+        await asyncio.gather(*loads)
+        end = await checkpoints.ship()
+        assert end.whole
+        assert longest < scaled(60.0)
+    assert isinstance(boundary, wire.BackupPosition)
+    assert boundary.lineage == store.lineage == earlier.lineage
+    assert store.restored() == written
+    assert store.snapshots() == 1
+    database = tmp_path / "state" / wal.FILE
+    assert filecmp.cmp(store.out, database, shallow=False)
+    seen = rows(database, "SELECT id, begins, bytes FROM seen ORDER BY id")
+    assert rows(database, "SELECT count(*), sum(length(data)) FROM large") == [(200, 200 << 20)]
+    # The last one before the release: all of those notes, and else what there was before it.
+    assert store.restored(boundary.transaction) == len(seen)
+    assert rows(store.out, f"{NOTED} ORDER BY id") == seen
+    others = other_than_notes(store.out)
+    store.restored(earlier.last)
+    assert others == other_than_notes(store.out)
+    # The next one has all of the release, and nothing else.
+    assert store.restored(boundary.transaction + 1) == len(seen)
+    assert rows(store.out, "SELECT count(*), sum(length(data)) FROM large") == [(200, 200 << 20)]
 
 
 async def test_a_release_goes_on_where_its_boundary_cannot_be_shipped(
