@@ -13,7 +13,7 @@ from control.access.auth import Principal
 from control.access.rights import Role
 from control.api import pagination, release_bodies
 from control.api.operations import ApiCall, Reply, operation
-from control.backups.faults import LATE_INTERVALS, LEAST_LATE, PROVEN_LATE, Fault
+from control.backups.backup_faults import LATE_INTERVALS, LEAST_LATE, PROVEN_LATE, Fault
 from control.problems import ProblemError
 from control.protocol import wire
 from control.settings import ControlSettings

@@ -6,7 +6,7 @@ They are the same at every replica, like the fleet's (`control.telemetry.fleet_m
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from control.backups.faults import LATE_INTERVALS, LEAST_LATE, PROVEN_LATE
+from control.backups.backup_faults import LATE_INTERVALS, LEAST_LATE, PROVEN_LATE
 from control.clock import Clock
 from control.storage import queries
 from control.storage.database import Database
@@ -34,11 +34,11 @@ class GroupBackups(NamedTuple):
     at_store: int
     unproven: float
     """Seconds since the oldest proof."""
-    late: int
+    unproven_nodes: int
     """Nodes of which no restore was proven for `PROVEN_LATE`."""
     failed_drills: int
     """Nodes whose last drill found a fault."""
-    behind: int
+    late: int
     """Nodes that the store is too far behind, by `late_after`."""
 
 
@@ -86,10 +86,10 @@ def text(groups: Sequence[GroupBackups]) -> str:
         + gauge("skerry_backup_missing_nodes", "Nodes that should have one", [each.missing for each in groups])
         + gauge("skerry_backup_failing_nodes", "Nodes that can't back up", [each.failing for each in groups])
         + gauge("skerry_backup_lag_seconds", "How far the store is behind, worst node", [each.lag for each in groups])
-        + gauge("skerry_backup_late_nodes", "Nodes that the store is too far behind", [each.behind for each in groups])
+        + gauge("skerry_backup_late_nodes", "Nodes that the store is too far behind", [each.late for each in groups])
         + gauge("skerry_backup_pending_bytes", "Bytes waiting on the worst node", [each.pending for each in groups])
         + gauge("skerry_backup_store_bytes", "Size of backups at the store", [each.at_store for each in groups])
         + gauge("skerry_backup_unproven_seconds", "Time since the oldest proof", [each.unproven for each in groups])
-        + gauge("skerry_backup_unproven_nodes", "Nodes not proven in three days", [each.late for each in groups])
+        + gauge("skerry_backup_unproven_nodes", "Nodes not proven in 3 days", [each.unproven_nodes for each in groups])
         + gauge("skerry_backup_failed_drills", "Nodes whose last drill failed", [each.failed_drills for each in groups])
     )

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import click
 
 from control import tokens
-from control.backups.faults import Fault
+from control.backups.backup_faults import Fault
 from control.cli import status
 from control.cli.support import options, output, record_stream, releasing
 from control.cli.support.client import Json, connection_settings, path

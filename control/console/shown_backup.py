@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Final, Literal, NamedTuple
 
 from control.api.backups import BackupHistory, DetailedBackup, NodeRestore
+from control.backups.backup_faults import PROVEN_LATE, Fault, late_after
 from control.backups.backup_metrics import GroupBackups
 from control.backups.drills import UNTRIED
-from control.backups.faults import PROVEN_LATE, Fault, late_after
 from control.protocol import wire
 from control.protocol.counts import counted
 
@@ -59,9 +59,9 @@ def counted_backups(groups: Iterable[GroupBackups], names: Collection[str] | Non
     by_fault: dict[Fault, dict[str, int]] = {
         "failing": {group.group_name: group.failing for group in mine},
         "drill": {group.group_name: group.failed_drills for group in mine},
-        "late": {group.group_name: group.behind for group in mine},
+        "late": {group.group_name: group.late for group in mine},
         "missing": {group.group_name: group.missing for group in mine},
-        "unproven": {group.group_name: group.late for group in mine},
+        "unproven": {group.group_name: group.unproven_nodes for group in mine},
     }
     faults = [
         FaultyBackups(fault, dict(sorted(((name, n) for name, n in counts.items() if n), key=lambda one: -one[1])))

@@ -147,12 +147,12 @@ SELECT g.name AS group_name, count(b.node_id) AS nodes, count(*) - count(b.node_
     greatest(0, coalesce(
         extract(epoch FROM max($1::timestamptz - coalesce(b.proven_at, b.begun_at))), 0
     ))::float8 AS unproven,
-    count(CASE WHEN coalesce(b.proven_at, b.begun_at) < $2 THEN 1 END) AS late,
+    count(CASE WHEN coalesce(b.proven_at, b.begun_at) < $2 THEN 1 END) AS unproven_nodes,
     count(CASE WHEN b.drill_error <> '' THEN 1 END) AS failed_drills,
     count(
         CASE WHEN extract(epoch FROM b.told_at - coalesce(b.reached_at, b.begun_at))::float8
             > greatest($3::float8, $4::float8 * (g.backup ->> 'interval')::float8) THEN 1 END
-    ) AS behind
+    ) AS late
 FROM groups AS g JOIN nodes AS n ON n.group_id = g.id LEFT JOIN backups AS b ON b.node_id = n.id AND b.ended_at IS NULL
 WHERE g.backup IS NOT NULL AND n.removed_at IS NULL AND n.state <> 'revoked'
 GROUP BY g.name ORDER BY g.name;

@@ -14,7 +14,7 @@ from control.api import audit, release_bodies, releases, syncs
 from control.api.operations import Reply
 from control.api.rollout_bodies import Rollout
 from control.audit_chain import AuditEntry
-from control.backups.faults import Fault
+from control.backups.backup_faults import Fault
 from control.console import fleet_grid, rendering, shown_rollout
 from control.console.fleet_grid import GroupBlocks
 from control.console.formats import num, plural

@@ -6,8 +6,8 @@ from typing import Any, get_args
 import pytest
 
 from control.api.backups import BackupHistory, DetailedBackup, NodeRestore
+from control.backups.backup_faults import LEAST_LATE, PROVEN_LATE
 from control.backups.drills import UNTRIED
-from control.backups.faults import LEAST_LATE, PROVEN_LATE
 from control.backups.restores import RestoreState
 from control.console import shown_backup
 from control.console.shown_backup import RESTORE_KINDS, ShownBackup
