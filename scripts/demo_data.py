@@ -30,14 +30,13 @@ from typing import Any
 import aiohttp
 import orjson
 
+from scripts.demos import Wrong, must, run, say
 from tests.guests.build import guest
 from tests.support.environment import without_settings
 from tests.support.fleet import Fleet, FleetEdge, fleet
 from tests.support.ports import free_port
 from tests.support.supervised import Supervised
 
-LIMIT = 600.0
-"""Seconds after which the demo has failed."""
 WAIT = 120.0
 """Seconds for anything that must come to be."""
 SHOP = "oslo"
@@ -63,22 +62,6 @@ FILES = {
 EUROS = "SELECT count(euros) AS with_euros, coalesce(sum(euros <> cents / 100.0), 0) AS wrong FROM orders"
 SUMMARY = "SELECT item, count(*), min(cents), max(cents) FROM orders GROUP BY item"
 BINARIES = Path(sys.executable).parent
-
-
-class Wrong(Exception):
-    """The demo didn't go as it must; the message says how it went."""
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def must(good: object, text: str) -> None:
-    """Raise Wrong with this text, unless `good`."""
-    if not good:
-        raise Wrong(text)
 
 
 @dataclass(frozen=True)
@@ -412,29 +395,12 @@ def _text(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%H:%M:%S} UTC"
 
 
-async def main() -> int:
-    """Run the demo; return its exit status."""
-    running = asyncio.current_task()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if running is not None:
-            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
-    began = time.monotonic()
-    try:
-        async with asyncio.timeout(LIMIT), fleet(replicas=1) as made:
-            await Demo(made).run()
-    except (AssertionError, TimeoutError, ExceptionGroup, Wrong) as error:
-        errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]
-        for each in errors:
-            say(f"failed: {each or type(each).__name__}")
-        return 1
-    say(f"\nno order was lost that must not be, in {time.monotonic() - began:.0f} s; everything has ended")
-    return 0
+async def main() -> None:
+    """Run the demo. Raises: Wrong."""
+    async with fleet(replicas=1) as made:
+        await Demo(made).run()
 
 
 if __name__ == "__main__":
     argparse.ArgumentParser(prog="just demo-data", description=(__doc__ or "").partition("\n\n")[0]).parse_args()
-    try:
-        sys.exit(asyncio.run(main()))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        say("everything has ended")
-        sys.exit(130)
+    sys.exit(run(main, "no order was lost that must not be"))

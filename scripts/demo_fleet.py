@@ -8,22 +8,21 @@ goes out while the replicas are killed. Everything listens on 127.0.0.1, and is 
 import argparse
 import asyncio
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
 
+from scripts.demos import Wrong, must, run, say
 from tests.guests.build import EXAMPLES, wat
 from tests.support.fleet import Fleet, FleetEdge, fleet
 from tests.support.simulated_nodes import Nature
 
-LIMIT = 600.0
-"""Seconds after which the demo has failed."""
 WAIT = 180.0
 """Seconds for a rollout to come to where it must."""
 EDGES, SIMULATED = 3, 300
@@ -56,10 +55,6 @@ PRICE = """
     (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))))
 """
 """A function that answers a price after some work."""
-
-
-class Wrong(Exception):
-    """A release didn't go as it must; the message says how it went."""
 
 
 @dataclass
@@ -215,18 +210,6 @@ class Demo:
             say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
-def must(good: object, text: str) -> None:
-    """Raise Wrong with this text, unless `good`."""
-    if not good:
-        raise Wrong(text)
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
 @contextlib.contextmanager
 def step(name: str) -> Iterator[list[str]]:
     """Run a step and print its line: its time, its name, and the texts that it appends to the list."""
@@ -258,35 +241,19 @@ async def calling(made: Fleet) -> AsyncIterator[None]:
             task.cancel()
 
 
-async def main(simulated: int) -> int:
-    """Run the demo with so many simulated nodes; return its exit status."""
-    running = asyncio.current_task()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if running is not None:
-            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+async def main(simulated: int) -> None:
+    """Run the demo with so many simulated nodes. Raises: Wrong."""
     began = time.monotonic()
-    try:
-        async with asyncio.timeout(LIMIT), fleet(edges=EDGES, nature=Nature(calls=CALLS)) as made:
-            say(f"{time.monotonic() - began:7.2f} s  two replicas of control, {EDGES} edges")
-            with step("nodes join") as told:
-                await made.add_simulated([f"shop-{number:03}" for number in range(1, simulated + 1)])
-                told.append(f"{simulated} simulated nodes")
-            await Demo(made, EDGES + simulated).run()
-    except (AssertionError, TimeoutError, ExceptionGroup, Wrong) as error:
-        errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]
-        for each in errors:
-            say(f"failed: {each or type(each).__name__}")
-        return 1
-    say(f"\nall releases went as they must, in {time.monotonic() - began:.0f} s; everything has ended")
-    return 0
+    async with fleet(edges=EDGES, nature=Nature(calls=CALLS)) as made:
+        say(f"{time.monotonic() - began:7.2f} s  two replicas of control, {EDGES} edges")
+        with step("nodes join") as told:
+            await made.add_simulated([f"shop-{number:03}" for number in range(1, simulated + 1)])
+            told.append(f"{simulated} simulated nodes")
+        await Demo(made, EDGES + simulated).run()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="just demo-fleet", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--nodes", type=int, default=SIMULATED, help="simulated nodes (default: %(default)s)")
     given = parser.parse_args()
-    try:
-        sys.exit(asyncio.run(main(given.nodes)))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        say("everything has ended")
-        sys.exit(130)
+    sys.exit(run(partial(main, given.nodes), "all releases went as they must"))

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -16,7 +15,7 @@ from control.protocol import wire
 from control.telemetry.fleet_summary import FleetReader
 from tests.support import programs, seeds
 from tests.support.asked_statements import asking
-from tests.support.backup_files import BEGUN_MS, EVERY_MS, history, states
+from tests.support.backup_files import BEGUN_MS, EVERY_MS, history
 from tests.support.backup_store import release_id, ship, tell
 from tests.support.deadlines import deadline
 from tests.support.deploy import code, items, ok
@@ -27,17 +26,6 @@ SELF = "/v1/nodes/self"
 OURS = ("ControlApp.__call__", "WriteBatches.run")
 COUNT = 6
 """States of the database, one a transaction."""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    return states(tmp_path_factory.mktemp("source"), COUNT)
-
-
-@pytest.fixture
-async def replica(control_site: Site) -> AsyncIterator[Replica]:
-    async with control_site.running() as replica:
-        yield replica
 
 
 async def joined(replica: Replica, name: str = "shop-1") -> TestNode:

@@ -1,33 +1,19 @@
 """Rollbacks with data: who goes back and who can't, what they have then, and what the next releases are for them."""
 
-from collections.abc import AsyncIterator
 from typing import Any
-
-import pytest
 
 from control.protocol import wire
 from tests.support import programs, seeds
-from tests.support.backup_files import history, states
+from tests.support.backup_files import history
 from tests.support.backup_store import release_id, ship
 from tests.support.deploy import code, items, ok
-from tests.support.replica import Replica, Site, TestNode
+from tests.support.replica import Replica, TestNode
 from tests.support.rollouts import open_rollout
 
 SELF = "/v1/nodes/self"
 COUNT = 6
 """States of the database, one a transaction."""
 ROLLBACK = {"rollback": True, "data": True}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    return states(tmp_path_factory.mktemp("source"), COUNT)
-
-
-@pytest.fixture
-async def replica(control_site: Site) -> AsyncIterator[Replica]:
-    async with control_site.running() as replica:
-        yield replica
 
 
 async def joined(replica: Replica, name: str, protocol: int = wire.PROTOCOL) -> TestNode:

@@ -68,17 +68,23 @@ async def restored(control: Control, state: str) -> Any:
             await asyncio.sleep(0.05)
 
 
+async def spoilt(control: Control, node: Edge) -> Any:
+    """Write on a node before and after a release that spoils it; return its status once the store has all of it."""
+    await control.until(lambda n: n["at_target"])
+    await write(node, "early")
+    await whole(node)
+    await control.call("POST", "schema-changes", {"name": "more", "sql": MORE})
+    await control.release(functions={}, now=True)
+    await control.until(lambda n: n["at_target"] and n["schema_version"] == 2)
+    await write(node, "late")
+    found = await whole(node)
+    assert await texts(node) == ["spoilt", "late"]
+    return found
+
+
 async def test_a_node_goes_back_to_before_a_release_and_forth_again(control: Control, state: Path) -> None:
     async with edge(state) as node:
-        await control.until(lambda n: n["at_target"])
-        await write(node, "early")
-        await whole(node)
-        await control.call("POST", "schema-changes", {"name": "more", "sql": MORE})
-        await control.release(functions={}, now=True)
-        await control.until(lambda n: n["at_target"] and n["schema_version"] == 2)
-        await write(node, "late")
-        before = (await whole(node))["backup"]
-        assert await texts(node) == ["spoilt", "late"]
+        before = (await spoilt(control, node))["backup"]
         made = await control.call("POST", "nodes/edge-1/restores", {"to": "before:2"})
         told = await restored(control, "held")
         assert told["id"] == made["id"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.edge_runtime.backup.test_restored_node import MORE, rows, state, texts, whole, write
+from tests.integration.edge_runtime.backup.test_restored_node import rows, spoilt, state, texts, write
 from tests.support.agents import Control, edge
 from tests.support.deadlines import deadline
 
@@ -17,15 +17,7 @@ MENDED = "ALTER TABLE notes ADD COLUMN more TEXT; UPDATE notes SET more = text"
 
 async def test_a_bad_release_is_undone_with_its_data(control: Control, state: Path) -> None:
     async with edge(state) as node:
-        await control.until(lambda n: n["at_target"])
-        await write(node, "early")
-        await whole(node)
-        await control.call("POST", "schema-changes", {"name": "more", "sql": MORE})
-        await control.release(functions={}, now=True)
-        await control.until(lambda n: n["at_target"] and n["schema_version"] == 2)
-        await write(node, "late")
-        await whole(node)
-        assert await texts(node) == ["spoilt", "late"]
+        await spoilt(control, node)
 
         made = await control.call("POST", "releases", {"rollback": True, "data": True})
         assert (made["undo"]["back"], made["undo"]["left"]) == (1, 0)
