@@ -39,6 +39,8 @@ MOST_FILES: Final = 1000
 """Shipments that may wait; more are merged."""
 MERGED_AT_ONCE: Final = 64
 """Files that one merge reads."""
+MOST_GATHERED: Final = 32 * 1024 * 1024
+"""Bytes of files that are merged before each upload: more aren't worth the time."""
 MOST_ENDS: Final = 100
 """Boundaries that merging leaves as they are: those of so many releases."""
 MOST_KEPT: Final = 4096
@@ -126,6 +128,8 @@ class Shipper:
         """What is on disk; None if that isn't known."""
         self._place: _Place | None = None
         """None if it isn't known."""
+        self._ordered: tuple[str, int] | None = None
+        """Lineage and transaction up to which the last order shipped; None before the first."""
         self._kept: dict[int, bytes] = {}
         """Pages that are shipped as far as the log goes, and not yet in a file."""
         self._kept_pages = 0
@@ -153,6 +157,9 @@ class Shipper:
             if not order.boundary and not waits and time.monotonic() >= self._not_before:
                 at_ms, history = _now_ms(), self._snapshot(history, shorten)
                 whole = not history.broken
+        if whole and not order.boundary:
+            self._merge_since_last_order(history)
+        self._ordered = history.lineage, history.last
         waiting = self._local.waiting()
         if whole and history.error and not any(one.level == SNAPSHOTS for one in waiting):
             history = self._count(msgspec.structs.replace(history, error=""))
@@ -500,15 +507,35 @@ class Shipper:
         merged = 0
         try:
             for part in _parts(shipments, history.ends):
-                while len(part) > 1:
-                    part[:MERGED_AT_ONCE] = [self._merge(part[:MERGED_AT_ONCE], left)]
-                merged += sum(one.size for one in part)
+                merged += self._merge_all(part, left)
         except FileNotFoundError:
             # One has come to the store meanwhile: there will be room.
             return left
         if merged > half * 3 // 4:
             raise Broken("the files that wait for the store have reached SKERRY_EDGE_BACKUP_LIMIT")
         return left + size - merged
+
+    def _merge_since_last_order(self, history: History) -> None:
+        """Merge what checkpoints have shipped since the last order with what this one has: one upload is cheaper, and
+        most of the pages are the same."""
+        if self._ordered is None or self._ordered[0] != history.lineage:
+            return
+        after = self._ordered[1]
+        since = [one for one in self._local.waiting() if one.lineage == history.lineage and one.first > after]
+        size, left = sum(one.size for one in since), self._left()
+        if any(one.level == SNAPSHOTS for one in since) or size > min(MOST_GATHERED, left // 2):
+            return
+        for part in _parts(since, history.ends):
+            # Where that fails, they go to the store one by one.
+            with contextlib.suppress(OSError, Broken):
+                self._merge_all(part, left)
+
+    def _merge_all(self, part: list[WaitingFile], room: int) -> int:
+        """Put one file in the place of files that follow each other, each time of at most `room` bytes; return the
+        bytes of what there is then."""
+        while len(part) > 1:
+            part[:MERGED_AT_ONCE] = [self._merge(part[:MERGED_AT_ONCE], room)]
+        return sum(one.size for one in part)
 
     def _merge(self, merged: list[WaitingFile], room: int) -> WaitingFile:
         """Put one file of at most `room` bytes in the place of files that follow each other."""

@@ -102,11 +102,13 @@ def names_to_ask(waiting: Sequence[WaitingName], interval: float, life: float) -
     """Return the names of files to ask places for: those that wait, then the shipments to come while places are valid.
 
     `waiting` are files of one history in order, at least one; `life` is how long the last places were valid, 0 if there
-    were none yet. A node that ships every ten seconds so asks every ten minutes.
+    were none yet. A node that ships every ten seconds so asks every ten minutes. One that writes so much that
+    checkpoints ship meanwhile has merged files, whose names nobody knows beforehand: it asks each time.
     """
     names = [name_of(file) for file in waiting[: wire.MOST_UPLOADS]]
     newest = max(file.last for file in waiting)
-    if len(waiting) > wire.MOST_UPLOADS or interval <= 0:
+    merged = any(file.level == 0 and file.first < file.last for file in waiting)
+    if merged or len(waiting) > wire.MOST_UPLOADS or interval <= 0:
         return names
     coming = int(min(wire.MOST_UPLOADS - len(names), max(0.0, life - RENEWED) / interval))
     return names + [f"{SHIPMENT}/{ltx.name(newest + at, newest + at)}" for at in range(1, coming + 1)]

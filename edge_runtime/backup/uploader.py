@@ -355,6 +355,9 @@ class Uploader:
             shipped = self._shipped
             waiting = await asyncio.to_thread(self._files.waiting)
             self._pending = sum(file.size for file in waiting)
+            if shipped is not None:
+                # What checkpoints have shipped since is merged with the next shipment.
+                waiting = [file for file in waiting if file.lineage != shipped.lineage or file.last <= shipped.last]
             if not waiting:
                 if shipped is not None and shipped.whole:
                     self._reached, self._reached_at = (shipped.lineage, shipped.last), shipped.at_ms / 1000
@@ -449,7 +452,8 @@ class Uploader:
         self._life = given.seconds
         until = upload_rules.valid_until(asked, given.seconds)
         places = [UploadPlace(url, until) for url in given.urls]
-        self._places = {(file.lineage, name): place for name, place in zip(names, places, strict=True)}
+        self._places = {key: place for key, place in self._places.items() if asked < place.until}
+        self._places |= {(file.lineage, name): place for name, place in zip(names, places, strict=True)}
         return places[0]
 
     async def _send(self, client: ControlClient, url: str, file: WaitingFile, measured: Measured) -> None:

@@ -31,6 +31,11 @@ PERIOD: Final = 0.1
 """Seconds between two checks of the log's size."""
 START: Final = 4 * 1024 * 1024
 """Bytes of the log from which it is moved into the database file."""
+SHIPPED_TIMES: Final = 4
+"""By how much that is more for a database that is backed up: moving the log then costs files, too, and most of the
+pages in them are the same."""
+SHIPPED_PART: Final = 8
+"""It is at most the log's limit divided by this."""
 PATIENCE_MS: Final = 5
 """Milliseconds that writers wait for readers that keep the log from restarting."""
 LARGE_PATIENCE_MS: Final = 100
@@ -80,6 +85,11 @@ def pressure(size: int, limit: int, before: Pressure, waited: float) -> Pressure
     if size < (limit if before is Pressure.NONE else limit // 2):
         return Pressure.NONE
     return Pressure.REFUSE if before is Pressure.REFUSE or waited >= READERS_WAIT else Pressure.WAIT
+
+
+def start(limit: int, *, ships: bool) -> int:
+    """Return from how many bytes on the log is moved, if that is its limit; `ships`: whether it is backed up."""
+    return max(START, min(START * SHIPPED_TIMES, limit // SHIPPED_PART)) if ships else START
 
 
 def may_move(index: Index) -> bool:
@@ -335,7 +345,7 @@ class CheckpointSchedule:
             self._begun = None
         if self._due:
             self._needed.set()
-        elif self.error and not self._unsettled and self.size < START:
+        elif self.error and not self._unsettled and self.size < start(self.limit, ships=self._ships):
             self._is_well()
         self._press(self._counted(index))
 
@@ -349,7 +359,7 @@ class CheckpointSchedule:
 
     @property
     def _due(self) -> bool:
-        return self.size >= START and self._begun is None
+        return self.size >= start(self.limit, ships=self._ships) and self._begun is None
 
     def _press(self, size: int) -> None:
         mib = size >> 20

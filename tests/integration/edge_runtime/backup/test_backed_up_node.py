@@ -13,6 +13,7 @@ import pytest
 from control.protocol import wire
 from edge_runtime.backup.local_files import LocalFiles
 from edge_runtime.cli.status import render
+from edge_runtime.release import checkpoint_schedule
 from edge_runtime.sync.control_client import ControlClient
 from tests.guests.build import guest
 from tests.integration.edge_runtime.release.test_replaced_database import prepared
@@ -117,6 +118,30 @@ async def test_what_was_written_is_brought_to_the_store_while_others_write_on(co
         position = await backup.finish()
     assert position is not None
     assert is_whole(await backed.status())
+
+
+async def test_what_checkpoints_ship_between_two_uploads_is_put_as_one_file(
+    control: Control, backed: Edge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await back_up(control, 3600.0)
+    await backed.until(lambda s: s["backup"] and s["backup"]["interval"] == 3600.0)
+    backup, checkpoints = backed.front.backup, backed.front.checkpoints
+    assert backup is not None
+    async with deadline(60):
+        await backup.finish()
+    monkeypatch.setattr(checkpoint_schedule, "START", 32 * 1024)
+    local, before, made = LocalFiles(tmp_path), backup.uploads, checkpoints.made
+    written = []
+    async with deadline(60):
+        while checkpoints.made < made + 3 or len(local.waiting()) < 3:
+            written.append(f"{len(written)}: " + 20_000 * "o")
+            await write(backed, written[-1])
+    assert backup.uploads == before
+    async with deadline(60):
+        assert await backup.finish() is not None
+    assert (backup.uploads, backup.failures, local.waiting()) == (before + 1, 0, [])
+    lineage = (await backed.status())["backup"]["lineage"]
+    assert texts(await restored(await files(control, backed, lineage), tmp_path / "restored")) == written
 
 
 async def test_control_is_told_once_by_each_side(control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,38 @@ def test_what_is_committed_is_shipped_across_checkpoints(world: World) -> None:
     assert world.shipper.ship().pending == 0
 
 
+def test_what_checkpoints_ship_between_two_orders_becomes_one_file_up_to_a_boundary(world: World) -> None:
+    def spans() -> list[tuple[int, int]]:
+        return [(one.first, one.last) for one in world.local.waiting() if one.level == SHIPMENTS]
+
+    def write(*numbers: int) -> None:
+        for number in numbers:
+            world.writer.insert(number)
+            assert world.shipper.checkpoint("restart")
+
+    write(1)
+    first = world.shipper.ship()
+    world.upload()
+    write(2, 3, 4)
+    assert len(spans()) == 3
+    world.writer.insert(5)
+    second = world.shipper.ship()
+    assert spans() == [(first.last + 1, second.last)]
+    write(6)
+    boundary = world.shipper.ship(boundary=True)
+    write(7, 8)
+    third = world.shipper.ship()
+    assert third.last == boundary.last + 2
+    assert spans() == [
+        (first.last + 1, second.last),
+        (second.last + 1, boundary.last),
+        (boundary.last + 1, third.last),
+    ]
+    assert world.restored() == list(range(1, 9))
+    assert world.restore(second.last) == [1, 2, 3, 4, 5]
+    assert world.restore(boundary.last) == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("afresh", [False, True], ids=["shipment", "snapshot"])
 def test_a_file_has_all_that_was_acknowledged_by_its_time(
     world: World, monkeypatch: pytest.MonkeyPatch, afresh: bool

@@ -56,6 +56,12 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FailingCalls:
     return made
 
 
+@pytest.fixture(autouse=True)
+def moved_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log is moved from 4 MiB on, backed up or not."""
+    monkeypatch.setattr(checkpoint_schedule, "SHIPPED_TIMES", 1)
+
+
 @contextlib.asynccontextmanager
 async def notes(path: Path, *, backed_up: bool = False, **settings: Any) -> AsyncIterator[Node]:
     async with node(path / "state", workers=4, **settings) as edge:

@@ -61,6 +61,9 @@ def test_places_are_asked_for_shipments_to_come_as_far_as_they_are_of_use() -> N
     assert len(upload_rules.names_to_ask([shipment], 60, 300)) == 1 + 4
     assert upload_rules.names_to_ask([shipment], 3600, 3600) == names[1:]
     assert upload_rules.names_to_ask([shipment], 0, 3600) == names[1:]
+    # What is merged next has a name that nobody knows.
+    merged = waiting(8, 10)
+    assert upload_rules.names_to_ask([snapshot, merged], 10, 3600) == [names[0], f"0/{8:016x}-{10:016x}.ltx"]
 
 
 @given(st.integers(1, 200), st.floats(0, 86_400), st.floats(0, 3600))

@@ -24,6 +24,17 @@ def test_passive_is_asked_for_only_while_frames_are_left_to_be_moved(size: int, 
     assert may_move(Index(size, max(0, size - left), FRAME_BYTES)) is (size > 0 and left > 0)
 
 
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(("limit", "backed_up"), [(16, 4), (32, 4), (64, 8), (128, 16), (256, 16), (4096, 16)])
+def test_the_log_of_a_database_that_is_backed_up_is_moved_later_but_long_before_its_limit(
+    limit: int, backed_up: int
+) -> None:
+    assert checkpoint_schedule.start(limit * MIB, ships=True) == backed_up * MIB
+    assert checkpoint_schedule.start(limit * MIB, ships=False) == 4 * MIB
+
+
 async def _asked(monkeypatch: pytest.MonkeyPatch, indices: list[Index], busy: list[bool]) -> list[str]:
     """The modes that a schedule asks for, as the log's index says `indices`, the last one for ever."""
     asked: list[str] = []
