@@ -335,8 +335,11 @@ async def test_a_damaged_aot_file_is_made_again(tmp_path: Path) -> None:
             # In a new file: the one that workers have mapped must stay as it is.
             path.unlink()
             path.write_bytes(b"damaged")
-        for pid in edge.workers() | edge.spares():
+        killed = edge.workers() | edge.spares()
+        for pid in killed:
             os.kill(pid, 9)
+        # A call that the front has sent before it sees that gets 502.
+        await until(lambda: killed.isdisjoint(edge.workers() | edge.spares()))
         async with deadline(BACKGROUND):
             while edge.front.pool.serial == 2:
                 status, _, body = await edge.call("echo", b"again")
