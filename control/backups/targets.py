@@ -154,7 +154,10 @@ class StateFinder:
         """Find the state before the node went to a release, by the release's id. Raises: as `find`."""
         position = await self._reads.read(lambda conn: conn.fetchrow(BOUNDARY, node_id, release_id))
         if position is None:
-            text = f"this node hasn't gone to release {name}, or wasn't backed up when it went: that state is unknown"
+            text = (
+                f"the state of this node before release {name} is unknown: it hasn't gone to it, wasn't backed up when "
+                "it went, or was killed just then. `--to TIME` brings back a state of before, if there is one"
+            )
             raise ProblemError("backup_incomplete", text)
         return replace(await self.find(node_id, position), before_release=release_id)
 

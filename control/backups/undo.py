@@ -187,7 +187,8 @@ def _why_not(node: NodeToUndo, first: ReachedRelease | None, at_store: AtStore) 
     if first is None:
         return "backup_incomplete", "it isn't known what it had before these releases: it had no backup then"
     if not first.lineage:
-        return "backup_incomplete", f"it wasn't backed up when it went to release {first.number}"
+        text = f"it wasn't backed up when it went to release {first.number}, or was killed just then"
+        return "backup_incomplete", text
     found = at_store.get((node.id, first.lineage, first.transaction_id))
     return (found.code, found.detail) if isinstance(found, ProblemError) else None
 
