@@ -74,6 +74,7 @@ typedef struct {
     uint32_t stop, exit_code;
 } Call;
 #define CLOSED_STREAM 3
+#define LOST_LINE 96 /* more than the bytes of the line that ends a log of which something was left out */
 
 /* Header lines of an answer that were checked: as a guest wrote them, and as they are sent. */
 typedef struct {

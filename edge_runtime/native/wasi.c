@@ -199,7 +199,7 @@ static bool log_add(Loop *loop, const uint8_t *bytes, uint32_t size) {
 void log_close(Loop *loop) {
     unsigned long long lost = loop->call.log_lost;
     if (!lost) return;
-    char line[96];
+    char line[LOST_LINE];
     bool whole = !loop->log.size || loop->log.bytes[loop->log.size - 1] == '\n';
     int size = snprintf(line, sizeof line, "\n<4>[skerry: %llu bytes of this log were left out here]\n", lost);
     output_add(&loop->log, (const uint8_t *)line + whole, (uint64_t)size - whole);
