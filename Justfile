@@ -135,7 +135,7 @@ bindings: setup
     @.venv/bin/python -m scripts.bindings
 
 # the C library under the checks that only clang has: ASan and UBSan, libFuzzer for 10 s, static analysis
-test-native *ARGS: setup
+test-native *ARGS: compile
     @scripts/native-tools
     @SKERRY_TEST_FUZZ_SECONDS=10 exec {{ pytest }} --numprocesses=2 tests/faults/test_native_checks.py "$@"
 

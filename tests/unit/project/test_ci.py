@@ -41,7 +41,7 @@ def test_ci_runs_selections_and_everything_all_tests() -> None:
     assert '"") faults=test-native metadata=test-metadata uncompiled=test-uncompiled goes_on= ;;' in SCRIPT
     assert "everything) faults=faults metadata=test-cockroachdb uncompiled=test-pure goes_on=yes ;;" in SCRIPT
     recipes = (ROOT / "Justfile").read_text()
-    assert "\ntest-native *ARGS: setup\n" in recipes
+    assert "\ntest-native *ARGS: compile\n" in recipes
     for name in ("test-metadata", "test-uncompiled", "faults *ARGS", "test-cockroachdb *ARGS", "test-pure *ARGS"):
         assert f"\n{name}: browser\n" in recipes
 
