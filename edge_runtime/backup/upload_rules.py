@@ -107,7 +107,7 @@ def names_to_ask(waiting: Sequence[WaitingName], interval: float, life: float) -
     """
     names = [name_of(file) for file in waiting[: wire.MOST_UPLOADS]]
     newest = max(file.last for file in waiting)
-    merged = any(file.level == 0 and file.first < file.last for file in waiting)
+    merged = any(file.level == SHIPMENT and file.first < file.last for file in waiting)
     if merged or len(waiting) > wire.MOST_UPLOADS or interval <= 0:
         return names
     coming = int(min(wire.MOST_UPLOADS - len(names), max(0.0, life - RENEWED) / interval))

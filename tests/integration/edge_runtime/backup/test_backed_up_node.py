@@ -123,15 +123,27 @@ async def test_what_was_written_is_brought_to_the_store_while_others_write_on(co
 async def test_what_checkpoints_ship_between_two_uploads_is_put_as_one_file(
     control: Control, backed: Edge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[int] = []
+    real = ControlClient.backup_places
+
+    async def counted(self: ControlClient, lineage: str, names: list[str]) -> wire.Uploads:
+        asked.append(len(names))
+        return await real(self, lineage, names)
+
+    await caught_up(backed)
+    # With this one, places are asked for those to come.
+    written = ["the first"]
+    await write(backed, written[0])
+    await caught_up(backed)
     await back_up(control, 3600.0)
     await backed.until(lambda s: s["backup"] and s["backup"]["interval"] == 3600.0)
     backup, checkpoints = backed.front.backup, backed.front.checkpoints
     assert backup is not None
     async with deadline(60):
         await backup.finish()
+    monkeypatch.setattr(ControlClient, "backup_places", counted)
     monkeypatch.setattr(checkpoint_schedule, "START", 32 * 1024)
     local, before, made = LocalFiles(tmp_path), backup.uploads, checkpoints.made
-    written = []
     async with deadline(60):
         while checkpoints.made < made + 3 or len(local.waiting()) < 3:
             written.append(f"{len(written)}: " + 20_000 * "o")
@@ -140,6 +152,12 @@ async def test_what_checkpoints_ship_between_two_uploads_is_put_as_one_file(
     async with deadline(60):
         assert await backup.finish() is not None
     assert (backup.uploads, backup.failures, local.waiting()) == (before + 1, 0, [])
+    assert asked == [1], "nobody has known its name"
+    written.append("the last")
+    await write(backed, written[-1])
+    async with deadline(60):
+        assert await backup.finish() is not None
+    assert asked == [1], "the places of before are forgotten"
     lineage = (await backed.status())["backup"]["lineage"]
     assert texts(await restored(await files(control, backed, lineage), tmp_path / "restored")) == written
 
