@@ -155,8 +155,8 @@ class StateFinder:
         position = await self._reads.read(lambda conn: conn.fetchrow(BOUNDARY, node_id, release_id))
         if position is None:
             text = (
-                f"the state of this node before release {name} is unknown: it hasn't gone to it, wasn't backed up when "
-                "it went, or was killed just then. `--to TIME` brings back a state of before, if there is one"
+                f"this node hasn't gone to release {name}, wasn't backed up when it went, or was killed just then: "
+                "that state is unknown. `--to TIME` brings back an earlier one, if there is any"
             )
             raise ProblemError("backup_incomplete", text)
         return replace(await self.find(node_id, position), before_release=release_id)
