@@ -142,10 +142,13 @@ CODES: Final[dict[str, ErrorCode]] = {
     # A module
     "module_too_large": ErrorCode(0, "The module is too large"),
     "module_invalid": ErrorCode(0, "The module isn't valid"),
+    "module_source": ErrorCode(0, "It is a text, and no module"),
     "module_component": ErrorCode(0, "The module is a component, which WasmEdge can't run"),
+    "module_gc": ErrorCode(0, "The module has types of WebAssembly's garbage collection"),
     "module_too_complex": ErrorCode(0, "The module has more local variables, parameters or results than it may"),
     "module_native": ErrorCode(0, "The module brings machine code in a custom section"),
     "abi_unknown": ErrorCode(0, "The module exports nothing that a call could start"),
+    "abi_other_host": ErrorCode(0, "The module is made for another host"),
     "abi_wasi_http": ErrorCode(0, "The module is made for wasi:http"),
     "abi_wapc": ErrorCode(0, "The module is a waPC guest"),
     "abi_proxy_wasm": ErrorCode(0, "The module is a proxy-wasm filter"),

@@ -183,7 +183,9 @@ def _modules(
         if manifest is not None:
             raise click.UsageError("a project's manifest is in its function.toml: --manifest goes with NAME FILE")
         if not Path(what[0]).is_dir():
-            raise click.UsageError(f"{what[0]} is no folder: push takes a project's FOLDER, or NAME FILE")
+            raise click.UsageError(
+                f"{what[0]} is no folder: push takes a project's FOLDER (`skerry function new` makes one), or NAME FILE"
+            )
         found = project_files.read(Path(what[0]))
         return found, [(source.name, source.module, source.manifest) for source in found.functions]
     if len(what) != 2:

@@ -19,6 +19,8 @@ KINDS = ("function", "table", "memory", "global", "tag")
 
 _TYPES, _IMPORTS, _FUNCTIONS, _TABLES, _MEMORIES, _EXPORTS, _START, _CODE = 1, 2, 3, 4, 5, 7, 8, 10
 _VALUE_TYPES = {0x7F: "i", 0x7E: "I", 0x7D: "f", 0x7C: "F", 0x7B: "v", 0x70: "r", 0x6F: "e"}
+_GC_FORMS = (0x4E, 0x4F, 0x50, 0x5E, 0x5F)
+"""A recursive group, a subtype, final or not, an array, and a struct."""
 _CUSTOM = 0
 _MOST_SECTIONS = 10_000
 """The most sections of a module, custom ones included: each costs the loader a hundred bytes."""
@@ -32,6 +34,10 @@ Signature = tuple[str, str]
 
 class Malformed(ValueError):
     """The bytes aren't a core module; the message says where they are wrong."""
+
+
+class GarbageCollected(Malformed):
+    """The module has types of the garbage collection proposal."""
 
 
 @dataclass(frozen=True)
@@ -199,10 +205,10 @@ class _SectionReader:
 
     def signature(self) -> Signature:
         form = self.byte()
+        if form in _GC_FORMS:
+            raise GarbageCollected(f"the type form {form:#x} is one of the garbage collection proposal")
         if form != 0x60:
-            raise Malformed(
-                f"the type form {form:#x} is unknown or of a proposal that nodes don't run (garbage collection)"
-            )
+            raise Malformed(f"the type form {form:#x} is unknown or of a proposal that nodes don't run")
         parameters = "".join([self.value_type() for _ in range(self.count())])
         return parameters, "".join([self.value_type() for _ in range(self.count())])
 

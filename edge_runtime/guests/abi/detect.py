@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge_runtime.errors import CodedError
-from edge_runtime.guests.abi import binary, direct, extism
+from edge_runtime.guests.abi import binary, direct, extism, other_hosts
 from edge_runtime.guests.abi.binary import FUNCTION, MEMORY, Import, Shape
 from edge_runtime.guests.abi.imports import OFFERED, SKERRY, WASI
 
@@ -51,15 +51,20 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
     if len(wasm) > size_limit:
         raise ModuleRefused("module_too_large", f"It has {len(wasm)} bytes; {size_limit} are allowed.")
     if wasm[:8] == binary.MAGIC + binary.COMPONENT_VERSION:
-        raise ModuleRefused(
-            "module_component",
-            "It is a component (component model), which WasmEdge can't run: build a core module for WASI preview 1, "
-            "as with the target wasm32-wasip1.",
-        )
+        raise ModuleRefused("module_component", other_hosts.component(wasm))
+    if wasm[:4] != binary.MAGIC and (told := other_hosts.text(wasm)):
+        raise ModuleRefused("module_source", told)
     try:
         shape = binary.read(wasm)
         exported = {name: shape.export_signature(name) for name in ("_start", *direct.SIGNATURES)}
         entries = extism.entries(shape)
+    except binary.GarbageCollected:
+        raise ModuleRefused(
+            "module_gc",
+            "It has types of WebAssembly's garbage collection, as what Kotlin, Dart or Java compile to, and nodes "
+            "don't run these: write the function in another language "
+            f"({other_hosts.LANGUAGES}), `skerry function new NAME`.",
+        ) from None
     except binary.Malformed as error:
         raise ModuleRefused("module_invalid", f"It is no valid module: {error}.") from None
     if shape.native:
@@ -94,6 +99,8 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
 def _refuse_other_abis(shape: Shape) -> None:
     modules = {each.module for each in shape.imports}
     functions = {each.name for each in shape.imports if each.module == "env"} | set(shape.exports)
+    if told := other_hosts.recognized(shape):
+        raise ModuleRefused("abi_other_host", told)
     if any(module.startswith("wasi:http/") for module in modules):
         raise ModuleRefused(
             "abi_wasi_http",

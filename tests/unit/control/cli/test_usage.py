@@ -68,7 +68,10 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["node", "move", "a", "Not A Name"], "lower case"),
         (["function", "push", "f", "FILE", "--wait", "--no-release"], "--no-release"),
         (["function", "push", "f", "/no/such/file"], "does not exist"),
-        (["function", "push", "module.wasm"], "module.wasm is no folder: push takes a project's FOLDER, or NAME FILE"),
+        (
+            ["function", "push", "shop.ts"],
+            "shop.ts is no folder: push takes a project's FOLDER (`skerry function new` makes one), or NAME FILE",
+        ),
         (["function", "push"], ". is no function's project"),
         (["function", "push", "f", "FILE", "--time-limit", "5"], "time_limit_ms"),
         (["function", "push", "f", "FILE", "--config", "novalue"], "KEY=VALUE"),

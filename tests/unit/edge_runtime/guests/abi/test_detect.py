@@ -218,11 +218,94 @@ REFUSED = {
         "101000 parameters and results in all",
     ),
     "a component": (wat("(component)"), "module_component", "wasm32-wasip1"),
-    "text": (b"(module)", "module_invalid", "don't begin with those of a WebAssembly module"),
+    "JavaScript as a component": (
+        wat("(component)") + b"\0\x0f\x0eStarlingMonkey",
+        "module_component",
+        "JavaScript program as a component .* --lang ts`",
+    ),
+    "Python as a component": (
+        wat("(component)") + b"\0\x10\x0fcomponentize-py",
+        "module_component",
+        "Python program as a component .*don't run Python",
+    ),
+    "the text format": (b"\n(module)", "module_source", "wat2wasm"),
+    "a program's source": (b"export default {}", "module_source", "built first.*TypeScript.*don't run Python"),
+    "a long source": ("x = '\u00e9\u00e9'\n".encode() * 2000, "module_source", "built first"),
+    "bytes": (b"\x7fELF\2\1\1\0", "module_invalid", "don't begin with those of a WebAssembly module"),
+    "bytes that aren't UTF-8": (b"\xff\xd8", "module_invalid", "don't begin with those of a WebAssembly module"),
+    "garbage collection": (b"\0asm\1\0\0\0\1\2\1\x4e", "module_gc", "Kotlin.*write the function in another"),
     "nothing at all": (b"", "module_invalid", "don't begin"),
     "another version": (b"\0asm\2\0\0\0", "module_invalid", "version is 02 00 00 00"),
     "cut off": (guest("echo")[:100], "module_invalid", "cut off"),
 }
+
+
+def exported(*names):
+    return " ".join(f'(func (export "{name}"))' for name in names)
+
+
+# What each toolchain's modules import and export, beside WASI.
+OTHER_HOSTS = {
+    "Javy": (imported("javy_quickjs_provider_v3", "invoke"), "built by Javy.*--lang ts"),
+    "Javy with a newer plug-in": (imported("javy-default-plugin-v1", "invoke"), "built by Javy.*--lang ts"),
+    "Javy's plug-in itself": (exported("initialize-runtime", "compile-src", "invoke"), "built by Javy"),
+    "componentize-js": (
+        imported("wasi:http/types@0.2.10", "[constructor]fields") + exported("wizer-initialize", "coreabi_sample_i32"),
+        "StarlingMonkey.*--lang ts",
+    ),
+    "Pyodide": (
+        imported("env", "emscripten_date_now") + exported("__wasm_call_ctors", "PyObject_GetAttrString"),
+        "CPython.*don't run Python: .*TypeScript",
+    ),
+    "wasm-bindgen before its tool": (
+        imported("__wbindgen_placeholder__", "__wbindgen_describe"),
+        "wasm-bindgen.*--lang rust.*--lang ts",
+    ),
+    "wasm-bindgen for the web": (imported("wbg", "__wbg_log_3f"), "wasm-bindgen"),
+    "wasm-bindgen for bundlers": (imported("./shop_bg.js", "__wbg_log_3f"), "wasm-bindgen"),
+    "wasm-bindgen without imports": (exported("add", "__wbindgen_malloc"), "wasm-bindgen"),
+    "Go for a browser": (imported("gojs", "runtime.wasmExit"), "Go program for a JavaScript host.*GOOS=wasip1"),
+    "Go before 1.21": (imported("go", "runtime.wasmExit"), "GOOS=wasip1"),
+    "AssemblyScript": (
+        imported("env", "abort", "(func (param i32 i32 i32 i32))"),
+        "AssemblyScript.*--use abort=skerry/abort",
+    ),
+    "a Node.js add-on": (imported("env", "napi_create_function"), "Node.js"),
+    "Emscripten": (imported("env", "emscripten_resize_heap") + exported("__wasm_call_ctors"), "Emscripten.*--lang c"),
+    "Emscripten's system calls": (imported("env", "__syscall_openat"), "Emscripten"),
+    "Emscripten's exceptions": (imported("env", "invoke_vii"), "Emscripten"),
+    "Emscripten with short names": (imported("a", "a") + imported("a", "b$") + exported("P", "R"), "Emscripten"),
+    "Fastly": (imported("fastly_http_req", "body_downstream_get"), "Fastly.*--lang ts"),
+    "Spin": (imported("fermyon:spin/key-value@2.0.0", "open"), "Spin.*--lang ts"),
+    "Spin 1": (exported("handle-http-request"), "Spin"),
+    "WASIX": (imported("wasix_32v1", "thread_spawn_v2"), "WASIX.*preview 1"),
+}
+
+
+@pytest.mark.parametrize(("fields", "message"), OTHER_HOSTS.values(), ids=OTHER_HOSTS)
+def test_a_module_for_another_host_is_told_what_to_do(fields, message):
+    with pytest.raises(ModuleRefused, match=message) as refused:
+        detect(module(fields, MEMORY))
+    assert refused.value.code == "abi_other_host"
+    assert str(refused.value)[-1] == "."
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # A program is judged by its imports, and one that Javy linked whole is a program.
+        exported("initialize-runtime", "PyObject_Call"),
+        exported("__wbindgen_malloc", "spin-sdk-version"),
+    ],
+)
+def test_a_program_s_other_exports_do_not_matter(fields):
+    assert detect(module(fields, MEMORY, ENTRY)).abi == "wagi"
+
+
+def test_one_import_that_looks_short_is_not_taken_for_emscripten():
+    with pytest.raises(ModuleRefused) as refused:
+        detect(module(imported("a", "a"), imported("mine", "own"), MEMORY, exported("P")))
+    assert refused.value.code != "abi_other_host"
 
 
 @pytest.mark.parametrize(("wasm", "code", "message"), REFUSED.values(), ids=REFUSED)
@@ -249,7 +332,7 @@ def test_limits_are_the_callers():
     ("section", "message"),
     [
         (b"\1\4\1\x60\1\x05", "value type 0x5"),
-        (b"\1\2\1\x5f", "type form 0x5f"),
+        (b"\1\2\1\x5d", "type form 0x5d"),
         (b"\1\6\xff\xff\xff\xff\xff\x01", "more than 32 bits"),
         (b"\1\5\xff\xff\xff\xff\x7f", "more than 32 bits"),
         (b"\1\4\xff\xff\xff\x01", "4194303 entries"),
