@@ -124,7 +124,7 @@ async def test_what_is_refused_leaves_nothing(control: Control) -> None:
     text = b"no module"
     refused = await control.call("PUT", f"/v1/artifacts/{hashlib.sha256(text).hexdigest()}", data=text)
     assert (refused.status, refused.code) == (422, "module_refused")
-    assert "module_invalid" in refused.body["detail"]
+    assert "module_source" in refused.body["detail"]
     component = b"\0asm\x0d\0\1\0"
     refused = await control.call("PUT", f"/v1/artifacts/{hashlib.sha256(component).hexdigest()}", data=component)
     assert "component" in refused.body["detail"]

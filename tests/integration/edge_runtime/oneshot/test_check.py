@@ -57,7 +57,7 @@ def test_a_good_module(file):
 @pytest.mark.parametrize(
     ("wasm", "code"),
     [
-        (b"#!/bin/sh", "module_invalid"),
+        (b"#!/bin/sh", "module_source"),
         (wat("(component)"), "module_component"),
         (wat('(module (memory (export "memory") 1))'), "abi_unknown"),
         (
