@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from control.protocol import cron
 from control.protocol.manifest import READ_ONLY_METHODS, Cors, HttpGrant, Manifest, Route, completed, sql_grant
 
 OWN_PATHS: Final = ("functions", "_skerry")
@@ -22,8 +23,11 @@ CGI_NAMES: Final = frozenset(
 CGI_PREFIXES: Final = ("HTTP_", "PATH_PARAM_")
 TUNNELS: Final = ("CONNECT", "TRACE")
 """Methods that a node doesn't use for a function's requests."""
-GRANTS: Final = ("route", "sql", "read_only_methods", "cors", "navigation", "http", "secrets", "config")
-"""Fields of a manifest that let a function use something beyond its memory: a release shows changes to them."""
+GRANTS: Final = (
+    "route", "sql", "read_only_methods", "cors", "navigation", "http", "secrets", "config", "schedule", "on_release"
+)  # fmt: skip
+"""Fields of a manifest that let a function use something beyond its memory, or run by itself: a release shows changes
+to them."""
 
 
 class ManifestUnfit(ValueError):
@@ -50,6 +54,7 @@ def check(manifest: Manifest) -> None:
         _check_route(manifest.route)
     if manifest.cors is not None:
         _check_cors(manifest.cors)
+    _check_schedule(manifest)
     for method in READ_ONLY_METHODS:
         if manifest.navigation and sql_grant(completed(manifest), method) == "write":
             raise ManifestUnfit(
@@ -114,6 +119,34 @@ def _check_cors(cors: Cors) -> None:
             raise ManifestUnfit("cors.origins", f"{origin} names the port {port}; the highest is 65535")
         if (scheme, port) in (("http", "80"), ("https", "443")):
             raise ManifestUnfit("cors.origins", f"browsers leave {port} out of {origin}, as it is the port of {scheme}")
+
+
+def _check_schedule(manifest: Manifest) -> None:
+    if manifest.abi == "extism" and (manifest.schedule or manifest.on_release) and not manifest.entry:
+        raise ManifestUnfit("entry", "a plug-in that the node calls by itself needs entry, the export that it calls")
+    if not manifest.schedule:
+        for field, default in (("timezone", "UTC"), ("jitter_seconds", 0), ("missed", "skip")):
+            if getattr(manifest, field) != default:
+                raise ManifestUnfit(
+                    field, f"{field} is about schedule, which is empty: add a cron line, or leave it out"
+                )
+    for line in manifest.schedule:
+        try:
+            cron.check(line)
+        except cron.CronUnfit as error:
+            raise ManifestUnfit("schedule", str(error)) from None
+        if manifest.jitter_seconds >= (gap := cron.shortest_gap(line)):
+            raise ManifestUnfit(
+                "jitter_seconds", f"{line} is due each {gap:.0f} s, so jitter_seconds must be less than that"
+            )
+    if len(set(manifest.schedule)) < len(manifest.schedule):
+        raise ManifestUnfit("schedule", "schedule has a line twice")
+    try:
+        cron.zone(manifest.timezone)
+    except cron.CronUnfit as error:
+        raise ManifestUnfit("timezone", str(error)) from None
+    if manifest.missed_most != 100 and manifest.missed != "all":
+        raise ManifestUnfit("missed_most", f'missed_most is about missed = "all", and missed is "{manifest.missed}"')
 
 
 def _check_route(route: Route) -> None:
@@ -202,6 +235,8 @@ def shown(grant: str, value: Any) -> str:
         return f"{'|'.join(shared.methods)} from {', '.join(shared.origins)}{credentials}"
     if grant == "navigation":
         return "links of other sites"
+    if grant == "on_release":
+        return "after each release with another version"
     if grant == "config":
         return ", ".join(f"{name}={text}" for name, text in sorted(value.items()))
     return ", ".join(value) if isinstance(value, list) else str(value)

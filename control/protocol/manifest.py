@@ -53,6 +53,10 @@ Origin = Annotated[
 ]
 """A web page's origin as browsers write it: ``https://shop.example:8443``, in lower case; ``*`` is every page, ``null``
 a page of a file or in a sandbox."""
+CronLine = Annotated[str, Meta(max_length=100)]
+"""A cron line of five fields, by the rules of `cron.check`."""
+ZoneName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$(?!\n)", max_length=64)]
+"""A time zone's IANA name."""
 HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$(?!\n)")]
 
 _SHAPES = {
@@ -65,6 +69,7 @@ _SHAPES = {
         (ConfigName, "a name of letters, digits, `_`, `-` and `.` that begins with a letter, 63 at most"),
         (Origin, "an origin as https://shop.example (no path, in lower case), `null` or `*`"),
         (HeaderName, "the name of a header"),
+        (ZoneName, "a time zone's IANA name, as Europe/Berlin"),
         (RoutePath, "a path as /orders/{id} or /files/{rest...}"),
         (LabelKey, "a label's key of letters and digits, with . _ / or - between them, 63 at most"),
         (LabelValue, "a line of text"),
@@ -158,6 +163,9 @@ def _parts(found: Any, name: str) -> Iterator[Any]:
 
 
 SqlGrant = Literal["none", "read", "write"]
+TICK_HEADERS: Final = ("skerry-event", "skerry-scheduled-at", "skerry-cron")
+"""Headers of calls that the node makes by itself, which no client can send: `schedule` or `release`; when the tick was
+due (RFC 3339, UTC); and the cron line, which a release's call lacks."""
 READ_ONLY_METHODS: Final = ("GET", "HEAD")
 """Methods that by HTTP's rules change nothing: browsers send them for any web page, without asking first."""
 
@@ -244,6 +252,18 @@ class Manifest(Body, frozen=True, omit_defaults=True):
     queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     """Calls that may wait for a worker; 0: the node's setting."""
     probe: Probe | None = None
+    schedule: Annotated[list[CronLine], Meta(max_length=16)] = field(default_factory=list)
+    """When the node calls the function by itself, as POST /, once for each tick of each line."""
+    timezone: ZoneName = "UTC"
+    """The time zone of `schedule`."""
+    jitter_seconds: Annotated[int, Meta(ge=0, le=3_600)] = 0
+    """The most seconds by which a tick is late on purpose, a random number, so that nodes don't all act at once."""
+    missed: Literal["skip", "once", "all"] = "skip"
+    """Which of a line's ticks run that were missed while the node was off: none, the last one, or all."""
+    missed_most: Annotated[int, Meta(ge=1, le=1_000)] = 100
+    """With `missed` "all": the most ticks of a line that are made up for, the newest of them."""
+    on_release: bool = False
+    """The node calls the function, as POST /, after each release that brings it in another version."""
     trace_headers: bool = False
     """Calls get the headers X-Request-Id (the call's id, chosen by the node if the client sent none) and traceparent.
     The heads of calls then differ, which costs each call about 15 µs."""

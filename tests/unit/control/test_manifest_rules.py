@@ -53,6 +53,17 @@ def manifest(**fields: Any) -> Manifest:
         ({"route": {"path": "/a/../b"}}, "route.path"),
         ({"route": {"path": "/{a}/{a}"}}, "route.path"),
         ({"route": {"path": "/{a}/{a...}"}}, "route.path"),
+        ({"schedule": ["0 3 * *"]}, "schedule"),
+        ({"schedule": ["0 3 * * *", "0 3 * * *"]}, "schedule"),
+        ({"schedule": ["0 3 * * *"], "timezone": "Europe/Atlantis"}, "timezone"),
+        ({"schedule": ["0 3 * * *"], "timezone": "/etc/passwd"[1:]}, "timezone"),
+        ({"schedule": ["*/5 * * * *"], "jitter_seconds": 300}, "jitter_seconds"),
+        ({"schedule": ["0 3 * * *"], "missed_most": 7}, "missed_most"),
+        ({"timezone": "Europe/Berlin"}, "timezone"),
+        ({"jitter_seconds": 1}, "jitter_seconds"),
+        ({"missed": "all", "on_release": True}, "missed"),
+        ({"abi": "extism", "schedule": ["0 3 * * *"]}, "entry"),
+        ({"abi": "extism", "on_release": True}, "entry"),
     ],
 )
 def test_a_manifest_is_refused_and_the_field_named(fields, field):
@@ -135,6 +146,9 @@ def test_a_manifest_of_another_form_is_refused(fields):
         {"route": {"path": "/a.b/~c/"}},
         {"route": {"path": "/", "hosts": ["shop.example", "*.shop.example", "xn--kln-sna.example", "10.0.0.7"]}},
         {"route": {"path": "/", "hosts": ["till", "localhost"]}},
+        {"schedule": ["*/5 * * * *", "0 3 * * SUN"], "timezone": "Europe/Berlin", "jitter_seconds": 299},
+        {"schedule": ["0 3 * * *"], "missed": "all", "missed_most": 7, "on_release": True},
+        {"abi": "extism", "entry": "run", "schedule": ["0 3 * * *"]},
     ],
 )
 def test_a_manifest_is_taken(fields):

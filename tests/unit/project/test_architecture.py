@@ -77,6 +77,7 @@ BEHIND = (
 PURE = (
     *(
         "control.audit_chain",
+        "control.protocol.cron",
         "control.protocol.manifest",
         "control.manifest_rules",
         "control.protocol.wire",
