@@ -64,6 +64,7 @@ CODES: Final[dict[str, ErrorCode]] = {
     "apply_timeout": ErrorCode(0, "Schema changes and probes took longer than SKERRY_EDGE_APPLY_LIMIT together"),
     "applier_died": ErrorCode(0, "The process that applied the release ended"),
     "commit_failed": ErrorCode(502, "The COMMIT failed"),
+    "tick_done": ErrorCode(409, "The tick has ended before, and its effect is there"),
     "database_unfit": ErrorCode(0, "The libsql file can't be used"),
     "database_unverified": ErrorCode(0, "The libsql file's record of the release isn't what the node has committed"),
     # A rehearsal that says nothing about its release

@@ -36,6 +36,7 @@ from edge_runtime.release.integrity_check import IntegrityCheck
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import FILE, Secrets
 from edge_runtime.release.witness import Witness
+from edge_runtime.schedules.scheduler import Scheduler
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State, make_reserve
 from edge_runtime.status import NodeStatus
@@ -122,6 +123,7 @@ class Front:
         self.checkpoints = CheckpointSchedule(
             self.processes, self.pool, state.path / wal.FILE, settings.wal_limit, most
         )
+        self.scheduler = Scheduler(self.pool)
         self.hooks.damaged = self.manager.damaged
         self.manager.before_commit = self.checkpoints.before_commit
         self.manager.committing = self.checkpoints.before_release
@@ -154,6 +156,7 @@ class Front:
             tls_files=self.tls_files,
             ring=self.ring,
             backup=self.backup,
+            scheduler=self.scheduler,
         )
         self.app = EdgeApp(settings, self.pool, self.status, metrics.text, self.callers)
         self.spans = span_sender.of_settings(settings, node) if settings.otlp_url else None
@@ -179,6 +182,7 @@ class Front:
             self.tls_files,
             self.token_file,
             self.ring,
+            self.scheduler,
             self.backup,
         )
         self.node_socket = NodeSocket(state.path, {"status": self.status})
@@ -290,6 +294,7 @@ class Front:
         log.info("serving on %s port %d", self.settings.address[0], self.port)
         self.ready.set()
         works = [self.manager.improve, self.manager.watch, self.manager.steps.run, self.verification.run]
+        works.append(self.scheduler.run)
         if self.agent is not None:
             works += [self.agent.run, self._tell_rows]
             if self.agent.watched is not None:

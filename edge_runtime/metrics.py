@@ -16,6 +16,7 @@ from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.logs import dropped
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
+from edge_runtime.schedules.scheduler import Scheduler
 from edge_runtime.sync.node_agent import NodeAgent
 from edge_runtime.telemetry.ring import Ring
 from edge_runtime.web.callers import Callers
@@ -38,12 +39,14 @@ class PoolCollector(Collector):
         tls_files: TlsFiles | None = None,
         ring: Ring | None = None,
         backup: Uploader | None = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self._callers = callers
         self._agent = agent
         self._tls_files = tls_files
         self._ring = ring
         self._backup = backup
+        self._scheduler = scheduler
         self._started = clock.monotonic()
         self._pool = pool
         self._processes = processes
@@ -90,6 +93,8 @@ class PoolCollector(Collector):
             text = "1 while its records can't be written"
             yield GaugeMetricFamily("skerry_edge_records_failing", text, value=int(bool(self._ring.trouble)))
         yield from self._functions()
+        if self._scheduler is not None:
+            yield from _schedules(self._scheduler)
         yield from self._node()
         if self._callers is not None:
             yield self._calls_of(self._callers)
@@ -198,12 +203,35 @@ class PoolCollector(Collector):
             "skerry_edge_circuit_opened", "Times that the function was cut off", labels=["function"]
         )
         for name, served in self._pool.functions.items():
+            if name != served.function.name:
+                continue
             queue = self._pool.queues.of(name)
             waiting.add_metric([name], len(queue.calls))
             running.add_metric([name], sum(queue.links.values()))
             is_open.add_metric([name], int(not served.breaker.closed))
             opened.add_metric([name], served.breaker.opened)
         return waiting, running, is_open, opened
+
+
+def _schedules(scheduler: Scheduler) -> Iterable[Metric]:
+    """Return the metrics of functions' schedules; `cron` is empty for calls after releases."""
+    labels = ["function", "cron"]
+    last = GaugeMetricFamily("skerry_edge_schedule_last_run_timestamp_seconds", "When it last ran", labels=labels)
+    following = GaugeMetricFamily("skerry_edge_schedule_next_run_timestamp_seconds", "When it is due", labels=labels)
+    late = GaugeMetricFamily(
+        "skerry_edge_schedule_late_seconds", "How late it is, or its last run began", labels=labels
+    )
+    failed = CounterMetricFamily("skerry_edge_schedule_failures", "Ticks that failed", labels=labels)
+    now = clock.now().timestamp()
+    for line in scheduler.lines():
+        key = [line.function, line.cron]
+        if line.last_run is not None:
+            last.add_metric(key, line.last_run)
+        if (due := line.next_run) is not None:
+            following.add_metric(key, due)
+        late.add_metric(key, line.overdue(now))
+        failed.add_metric(key, line.failures)
+    return last, following, late, failed
 
 
 def _backup(backup: Uploader) -> Iterable[Metric]:
@@ -240,11 +268,20 @@ class EdgeMetrics:
         tls_files: TlsFiles | None = None,
         ring: Ring | None = None,
         backup: Uploader | None = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(
             PoolCollector(
-                pool, processes, checkpoints, callers, agent=agent, tls_files=tls_files, ring=ring, backup=backup
+                pool,
+                processes,
+                checkpoints,
+                callers,
+                agent=agent,
+                tls_files=tls_files,
+                ring=ring,
+                backup=backup,
+                scheduler=scheduler,
             )
         )
 

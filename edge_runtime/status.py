@@ -22,6 +22,7 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.integrity_check import IntegrityCheck
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import Secrets
+from edge_runtime.schedules.scheduler import Scheduler
 from edge_runtime.telemetry import records
 from edge_runtime.telemetry.call_counts import CallCounts
 from edge_runtime.telemetry.ring import Ring
@@ -52,6 +53,7 @@ class NodeStatus:
     tls_files: TlsFiles | None
     token_file: TokenFile | None
     ring: Ring
+    scheduler: Scheduler
     backup: Uploader | None = None
     since: str = field(default_factory=lambda: records.time_text(time.time()))
     """The time since which calls are counted."""
@@ -128,6 +130,7 @@ class NodeStatus:
             "calls": tally.outcomes,
             "releases": [_calls(counts) for counts in reversed(tally.counts.values())],
             "denied": dict(tally.denied),
+            "schedule": self.scheduler.status(name),
             "error": msgspec.to_builtins(lacking) if lacking is not None else None,
         }
         if served is not None:

@@ -55,6 +55,7 @@ OUTCOMES = (
     *("disk_failed", "secret_missing", "secrets_unfit", "function_uncompiled", "function_unloadable"),
     *("request_unfit", "head_too_large", "queue_full", "queue_timeout", "circuit_open", "wal_full"),
     *("release_changing", "release_changed", "node_stopping", "client_gone", "internal", "function_unknown"),
+    "tick_done",
 )
 """How a call can end other than "ok", by its number in `FunctionNumbers`: the node's error codes, `answer_5xx` (its
 function answered with a status of 500 or more), and the rest. New entries are only added at the end."""

@@ -48,7 +48,14 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                 case frames.APPLY:
                     order = _decode_apply(frame.body)
                     prepared = release_transaction.prepare(
-                        opened, order.plan, order.functions, order.secrets, tell, tried, afresh=order.afresh
+                        opened,
+                        order.plan,
+                        order.functions,
+                        order.secrets,
+                        tell,
+                        tried,
+                        afresh=order.afresh,
+                        at=order.at,
                     )
                     frames.send_json(sock, frame.request, frames.PREPARED, prepared)
                 case frames.ADVANCE:

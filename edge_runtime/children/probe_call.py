@@ -68,7 +68,7 @@ class ProbeSql(CallSql):
         if statement.writes:
             self._ended = why
 
-    def commit(self) -> None:
+    def commit(self, *, done: bool = True) -> None:
         raise RuntimeError("a probe is never kept")
 
     def rollback(self) -> None:

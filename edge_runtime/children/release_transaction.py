@@ -14,15 +14,16 @@ from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
 from edge_runtime.files import free_bytes
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.sql import database, schema
+from edge_runtime.sql import database, schema, ticks
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import LibsqlDatabase
-from edge_runtime.sql.queries import NumberRow, load
+from edge_runtime.sql.queries import FunctionRow, NumberRow, load
 from edge_runtime.sql.session import failed_commit
 
 NONE: Final[Mapping[str, Mapping[str, str]]] = {}
 _INSERT_CHANGE: Final = load("insert_change")
 _DELETE_FUNCTIONS: Final = load("delete_functions")
+_READ_FUNCTIONS: Final = load("read_functions")
 _INSERT_FUNCTION: Final = load("insert_function")
 _WRITE_RELEASE: Final = load("write_release")
 
@@ -41,12 +42,13 @@ def prepare(
     *,
     afresh: bool = False,
     around: Around = apply_changes.around_nothing,
+    at: float = 0.0,
 ) -> wire.Inventory:
     """Bring the file to the plan's release, except for the COMMIT; return the inventory that the node then has.
 
-    `secrets` and `afresh` are as in `frames.Apply`; `opened` has foreign_keys OFF; `tell` is called with what is about
-    to be done, for people; `tried` has functions that are already loaded; `around` is entered around each change. The
-    writer lock is held until `commit` or `undo`.
+    `secrets`, `afresh` and `at` are as in `frames.Apply`; `opened` has foreign_keys OFF; `tell` is called with what is
+    about to be done, for people; `tried` has functions that are already loaded; `around` is entered around each change.
+    The writer lock is held until `commit` or `undo`.
 
     Raises: SyncFailed, when the release can't be applied; everything is then undone.
     """
@@ -61,6 +63,8 @@ def prepare(
         before = schema.definitions(opened)
         apply_changes.undo_given_up(opened, plan)
         _apply(opened, changes, tell, around)
+        versions = {row.name: row.version for row in opened.read(FunctionRow, _READ_FUNCTIONS)}
+        ticks.follow(opened, functions, versions, at)
         _record(opened, plan, changes, functions)
         if changes:
             tell("the check of foreign keys")

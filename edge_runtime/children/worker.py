@@ -22,7 +22,7 @@ from edge_runtime.ipc import frames, progress_page, request_head
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
-from edge_runtime.sql import database
+from edge_runtime.sql import database, ticks
 from edge_runtime.sql.session import Session
 
 AT_ONCE: Final = 4
@@ -35,6 +35,7 @@ _KEPT_HEAD: Final = 2048
 
 _decode_load: Final = msgspec.json.Decoder(frames.Load).decode
 _decode_preload: Final = msgspec.json.Decoder(frames.Preload).decode
+_decode_notes: Final = msgspec.json.Decoder(frames.TickNotes).decode
 _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
 
 
@@ -114,7 +115,7 @@ class Worker:
         take, end = self._claims.take, self._mark.end
         while (frame := next_frame()) is not None:
             request = frame.request
-            if frame.kind == frames.CALL or frame.kind == frames.CALL_TIMED:
+            if frame.kind in (frames.CALL, frames.CALL_TIMED, frames.CALL_TICK):
                 # Otherwise the front has taken the call back.
                 if take(request):
                     self.call(request, frame)
@@ -133,6 +134,13 @@ class Worker:
                 case frames.FORGET:
                     self._forget(_decode_keep(frame.body))
                     frames.send(self._sock, request, frames.DONE)
+                case frames.TICKS:
+                    notes = _decode_notes(frame.body).notes
+                    faults.reach("edge.ticks.before")
+                    noted = not notes or ticks.note(self._database, notes)
+                    frames.send_json(
+                        self._sock, request, frames.TICKED, frames.StoredTicks(ticks.read(self._database), noted)
+                    )
                 case frames.QUERY_RELEASE:
                     self._database.rows(f"PRAGMA busy_timeout = {database.BUSY_MS}")
                     frames.send_json(self._sock, request, frames.RELEASE_IS, database.settled(self._database))
@@ -164,7 +172,7 @@ class Worker:
         if timed:
             ends.steps.clear()
             if rights.grant != "none":
-                sql = ends.sql(rights)
+                sql = ends.sql(rights, _tick_of(entry, key) if frame.kind == frames.CALL_TICK else None)
             sending = None if sql is None else sql.sending
             http = (
                 denials.http
@@ -259,3 +267,8 @@ class Worker:
             del self._releases[serial]
         self._changed()
         self._functions.keep(entry for release in self._releases.values() for entry in release.functions)
+
+
+def _tick_of(entry: Entry, head: bytes) -> ticks.Tick:
+    """Return the tick that makes a call, by the call's head."""
+    return ticks.of_headers(entry.local.name, request_head.decode_block(request_head.decode_head(head).block).headers)

@@ -22,6 +22,7 @@ from edge_runtime.ipc.http_messages import NotFetched
 from edge_runtime.ipc.progress_page import Mark
 from edge_runtime.sql.call_sql import CallSql, CommitFailed, DatabaseHeld, StaleRelease, WriteHeld
 from edge_runtime.sql.session import Session
+from edge_runtime.sql.ticks import Tick
 from edge_runtime.sql.tokenizer import without_values
 
 KINDS: Final = {"not_granted": "sql", "sql_not_allowed": "sql_statement", "sql_closed": "sql_closed"}
@@ -148,19 +149,19 @@ class CallEnds:
         self.steps = call_times.StepClock()
         """The steps of the running call. The code that runs it clears them first."""
 
-    def sql(self, rights: CallRights) -> CallSql:
-        """Return the database as the running call sees it."""
+    def sql(self, rights: CallRights, tick: Tick | None = None) -> CallSql:
+        """Return the database as the running call sees it; `tick` is as in `CallSql`."""
         entry, generation, grant, read_only = rights
-        return CallSql(self._session, grant, generation, self._mark, entry.sql, read_only, self.steps)
+        return CallSql(self._session, grant, generation, self._mark, entry.sql, read_only, self.steps, tick)
 
     @staticmethod
     def settle(sql: CallSql, status: int) -> None:
         """Commit what a call wrote, or undo it if its guest answered that it failed.
 
-        Raises: CommitFailed.
+        Raises: CommitFailed, and for a tick's call also what `CallSql.commit` says.
         """
         if status < 500:
-            sql.commit()
+            sql.commit(done=status < 300)
         else:
             sql.rollback()
 

@@ -22,6 +22,8 @@ from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
 STATUS_TIMEOUT = 5.0
 NOT_RUNNING = 3
 """Exit status if the node isn't running."""
+LATE = 60.0
+"""Seconds from which on a tick is shown as late."""
 HELD = "no: the node is held at what it brought back, until `skerry data resume`"
 
 
@@ -293,8 +295,23 @@ def _function(function: dict[str, Any]) -> str:
         until = f"for {max(1.0, left):.0f} s" if left else "until its next call ends well"
         notes += f" (cut off {until}: its calls ended their processes)"
     told = [f"function   {function['name']} version {function['version']}{notes}"]
+    told += [_schedule_line(line) for line in function.get("schedule", [])]
     told += [_release_calls(release) for release in function.get("releases", []) if release["calls"]]
     return "\n".join(told)
+
+
+def _schedule_line(line: dict[str, Any]) -> str:
+    """Return what is known of a line of a function's schedule, or of its calls after releases."""
+    told = f"             {line['cron'] or 'after releases'}: "
+    if line["last_run"] is None:
+        told += "hasn't run yet"
+    else:
+        told += f"ran {line['last_run']}, {line['last_status']}"
+    if line["late_seconds"] >= LATE:
+        told += f", {line['late_seconds']:.0f} s late"
+    if line["failures"]:
+        told += f", {counted(line['failures'], 'failure')} since the start"
+    return told + (f"; next {line['next_run']}" if line["next_run"] is not None else "")
 
 
 def _release_calls(release: dict[str, Any]) -> str:

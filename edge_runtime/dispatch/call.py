@@ -14,13 +14,18 @@ Body = bytes | list[bytes | bytearray]
 """The body of a request, whole or in pieces: a large one isn't copied just to join its pieces."""
 
 
+def tick_key(name: str) -> str:
+    """Return what names a function's ticks, which no function's name can be."""
+    return f"{name}/schedule"
+
+
 class Call:
     """A request to a function. It always ends exactly once, with an `Outcome`."""
 
     __slots__ = (
-        "attempts", "began", "body", "client", "deadline", "deaths", "done", "ended", "gone", "head", "headers", "host",
-        "id", "method", "name", "params", "path", "query", "request_id", "route", "script", "sent", "served", "short",
-        "timed", "times", "traced", "via",
+        "attempts", "began", "body", "client", "deadline", "deaths", "done", "ended", "generation", "gone", "head",
+        "headers", "host", "id", "key", "method", "name", "params", "path", "query", "request_id", "route", "script",
+        "sent", "served", "short", "timed", "times", "traced", "via",
     )  # fmt: skip
 
     def __init__(
@@ -39,6 +44,7 @@ class Call:
         via: Via = PLAIN,
         request_id: bytes = b"",
         host: str = "",
+        generation: int = 0,
     ) -> None:
         """`done` is called with the outcome, from within the dispatch: it must not raise. An empty `script` is
         /functions/NAME. The rest is as in `request_head.RequestTexts`."""
@@ -60,6 +66,10 @@ class Call:
         unless the manifest asks for it: calls with the same head share what a worker made of it."""
         self.host = host
         """The host of the route that it came by, as written in the manifest; empty if the route is for every host."""
+        self.generation = generation
+        """For a call that a tick makes: the release's generation, as it runs on no other; else 0."""
+        self.key = tick_key(name) if generation else name
+        """Names its queue, and the function as it is served there: ticks have their own of both."""
         self.traced: CallTrace | Passed | None = None
         """Its place in a trace, if it has one."""
         self.id = 0

@@ -19,7 +19,7 @@ from typing import Final
 from edge_runtime import clock
 from edge_runtime.dispatch import outcomes
 from edge_runtime.dispatch.breaker import Breaker
-from edge_runtime.dispatch.call import Call, Job
+from edge_runtime.dispatch.call import Call, Job, tick_key
 from edge_runtime.dispatch.outcomes import Refusal, refused
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.dispatch.worker_deaths import WorkerDeaths
@@ -110,7 +110,10 @@ class Queues:
         return queue
 
     def serve(self, release: frames.LocalRelease, tallies: dict[str, Tally]) -> dict[str, ServedFunction]:
-        """Return the functions of a new release by name, which their queues serve now; a version keeps its breaker."""
+        """Return the functions of a new release by name, and by `tick_key`, which their queues serve now.
+
+        A version keeps its breakers.
+        """
         settings = self._settings
         made = {}
         places = {name: place for place, name in enumerate(sorted(f.name for f in release.functions))}
@@ -131,12 +134,33 @@ class Queues:
                 manifest.read_only_methods or (),
                 places[f.name],
             )
+            if manifest.schedule or manifest.on_release:
+                made[tick_key(f.name)] = self._serve_ticks(made[f.name])
         for name, queue in list(self._queues.items()):
             if name not in made:
                 queue.served = None
                 if not queue.calls and not queue.links:
                     del self._queues[name]
         return made
+
+    def _serve_ticks(self, served: ServedFunction) -> ServedFunction:
+        """Return a function as its ticks are served: one at a time, with a queue and a breaker of their own."""
+        queue = self.of(tick_key(served.function.name))
+        before, queue.capacity = queue.served, 1
+        kept = before is not None and _same(before.function, served.function)
+        breaker = before.breaker if before is not None and kept else Breaker()
+        queue.served = ServedFunction(
+            served.index,
+            served.function,
+            served.tally,
+            breaker,
+            served.writes,
+            served.limit,
+            served.release,
+            served.read_only,
+            served.place,
+        )
+        return queue.served
 
     def add(self, queue: FunctionQueue, call: Call) -> None:
         """Put a call at the end of its queue."""
@@ -154,8 +178,8 @@ class Queues:
 
     def hold(self, call: Call, most: int) -> bool:
         """Keep a call that would write, if fewer than `most` are kept; return whether it was kept."""
-        queue = self.of(call.name)
-        mine = sum(other.name == call.name for other in self.held)
+        queue = self.of(call.key)
+        mine = sum(other.key == call.key for other in self.held)
         if len(self.held) >= most or mine >= queue.capacity:
             return False
         self.held.append(call)
@@ -293,7 +317,7 @@ class Pool:
         self.serial = 0
         """Serial number of the set of modules that is served."""
         self.functions: dict[str, ServedFunction] = {}
-        """The functions of the release, by name."""
+        """The functions of the release, by name, and by `tick_key` for calls that ticks make."""
         self.queues = Queues(settings)
         self.hold = Hold.ALL
         self.applying = False
@@ -329,16 +353,16 @@ class Pool:
     def submit(self, call: Call) -> None:
         """Accept a call. It always gets an outcome."""
         call.began = time.monotonic()
-        served = self.functions.get(call.name)
+        served = self.functions.get(call.key)
         if served is None:
             if self.hold is Hold.ALL:
-                self._wait(call, self.queues.of(call.name))
+                self._wait(call, self.queues.of(call.key))
             else:
                 self.refuse(call, outcomes.unknown(call.name))
             return
         if not served.breaker.closed and self._cut_off(call, served):
             return
-        queue = self.queues.of(call.name)
+        queue = self.queues.of(call.key)
         if not self.queues.turns and self.hold is Hold.NOTHING and self.pressure is not Pressure.WAIT:
             link = self._placement.pick(queue, spreads=queue.spreads, short=served.tally.short)
             if link is not None:
@@ -367,7 +391,7 @@ class Pool:
         if call.gone or call.ended:
             return
         call.gone = True
-        if not call.id and self.queues.drop(self.queues.of(call.name), call):
+        if not call.id and self.queues.drop(self.queues.of(call.key), call):
             self.refuse(call, outcomes.client_gone())
             self.feed()
 
@@ -408,6 +432,9 @@ class Pool:
             text = "The node's release changed while the call waited, and with it the function's route"
             self.refuse(call, outcomes.release_changing(text))
             return
+        if call.generation and (self.release is None or self.release.generation != call.generation):
+            self.refuse(call, outcomes.release_changing("The node's release changed while the tick waited"))
+            return
         if self.pressure is Pressure.REFUSE and call.writes:
             self.refuse(call, outcomes.log_full())
             return
@@ -429,7 +456,7 @@ class Pool:
         if self.held_by and refusal.code in ("queue_full", "queue_timeout"):
             # The workers wait for that process.
             refusal = outcomes.database_held(self.held_by, "Calls wait for it.")
-        served = self.functions.get(call.name)
+        served = self.functions.get(call.key)
         if served is None and call.attempts:
             served = call.served
         if served is None:
@@ -466,7 +493,7 @@ class Pool:
         """Take the next call for a worker that has done its first job."""
         self._placement.place(link, self.serial)
         if isinstance(job, Call):
-            self.queues.of(job.name).left(link)
+            self.queues.of(job.key).left(link)
         if self.queues.turns:
             self.feed()
         if stale and isinstance(job, Call):
@@ -478,7 +505,7 @@ class Pool:
     def requeue(self, link: WorkerLink, calls: list[Call]) -> None:
         """Put calls that were taken back from a worker back into their queues."""
         for call in calls:
-            self.queues.of(call.name).left(link)
+            self.queues.of(call.key).left(link)
             # Nothing happened to the call that may end.
             call.attempts -= 1
         self._placement.place(link, self.serial)
@@ -492,9 +519,9 @@ class Pool:
         self.deaths += 1
         self._placement.place(link, self.serial)
         for call in waiting:
-            self.queues.of(call.name).left(link)
+            self.queues.of(call.key).left(link)
         if running is not None:
-            self.queues.of(running.name).left(link)
+            self.queues.of(running.key).left(link)
         self.worker_deaths.add(link, running, seen, idle=not waiting)
         self.again(waiting)
         self.changed()
@@ -509,7 +536,7 @@ class Pool:
             self.hold = Hold.ALL
         # The call has run: its waiting time before that doesn't count.
         call.deadline = 0.0
-        if self.holds(call.served) or self.functions.get(call.name) is not call.served:
+        if self.holds(call.served) or self.functions.get(call.key) is not call.served:
             # Once the front knows of the release, or at once, if it has heard of it since.
             self.again([call])
         else:
@@ -537,7 +564,7 @@ class Pool:
         """Put calls that can't have run back to the front of their queues."""
         for call in reversed(calls):
             call.id = 0
-            served = self.functions.get(call.name)
+            served = self.functions.get(call.key)
             if call.gone:
                 self.refuse(call, outcomes.client_gone())
             elif served is None and self.hold is not Hold.ALL:
@@ -547,7 +574,7 @@ class Pool:
                 self.refuse(call, outcomes.release_changing(text))
             elif served is None or served.breaker.closed or not self._cut_off(call, served):
                 call.deadline = call.deadline or clock.monotonic() + self.settings.queue_wait
-                self.queues.put_back(self.queues.of(call.name), call)
+                self.queues.put_back(self.queues.of(call.key), call)
         self.feed()
 
     # Releases

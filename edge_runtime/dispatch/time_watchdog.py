@@ -119,7 +119,7 @@ class Watchdog:
         pool = self._pool
         expired = False
         for call in [call for call in pool.queues.held if call.deadline < now]:
-            pool.queues.drop(pool.queues.of(call.name), call)
+            pool.queues.drop(pool.queues.of(call.key), call)
             pool.refuse(call, writes_held(pool.hold_left))
         for queue in list(pool.queues.turns):
             while queue.calls and queue.calls[0].deadline < now:

@@ -150,7 +150,7 @@ class WorkerLink:
         """Queue a call in the worker, after the jobs that it has."""
         self._give(call)
         self._claims.offer(call.id)
-        self._outgoing.send(call.id, frames.CALL_TIMED if call.timed else frames.CALL, head, call.body)
+        self._outgoing.send(call.id, _kind(call), head, call.body)
 
     def order(self, kind: int, body: bytes) -> Order:
         """Queue an order in the worker, after the jobs that it has."""
@@ -425,6 +425,13 @@ class WorkerLink:
         """Return whether the worker is heard; for use where a frame may have changed it: mypy, and so compiled code,
         assumes that a call changes nothing."""
         return self._listens
+
+
+def _kind(call: Call) -> int:
+    """Return the kind of a call's frame."""
+    if call.generation:
+        return frames.CALL_TICK
+    return frames.CALL_TIMED if call.timed else frames.CALL
 
 
 def _may(call: Call, state: int) -> bool:

@@ -50,6 +50,7 @@ _MOST: Final = {
     frames.STALE: 0,
     frames.HELD: 0,
     frames.LOADED: 16 << 20,
+    frames.TICKED: 64 << 20,
     frames.DONE: 0,
     frames.LOG: 1 << 20,
     frames.HTTP: LONGEST,
@@ -63,6 +64,7 @@ _ORDERS: Final = {
     frames.RELEASE: (frames.LOADED,),
     frames.FORGET: (frames.DONE,),
     frames.PRELOAD: (frames.DONE, frames.DAMAGED),
+    frames.TICKS: (frames.TICKED,),
 }
 """The kinds of frames that answer orders, by the orders' kinds."""
 

@@ -35,6 +35,10 @@ QUERY_RELEASE: Final = 4
 """Tell which release the libsql file holds; answered by RELEASE_IS (`Stored`) or FAILED."""
 CALL_TIMED: Final = 18
 """Like CALL, but the front wants to know where the time goes: TIMES comes before the answer."""
+CALL_TICK: Final = 50
+"""Like CALL, for a call that a tick makes: if the function may write, its transaction notes the tick as done."""
+TICKS: Final = 51
+"""`TickNotes`: note ticks that have ended, and tell which the libsql file knows; answered by TICKED (`StoredTicks`)."""
 PRELOAD: Final = 19
 """`Preload`, to a spare worker; answered by DONE, or by DAMAGED if the function is now interpreted."""
 # To a repeater
@@ -116,6 +120,7 @@ DAMAGED: Final = 37
 NEWLY_LOADED: Final = 44
 """The worker has loaded the call's function, which none of its calls had needed before; comes before the call's
 answer."""
+TICKED: Final = 52
 TRIED: Final = 35
 VERIFIED: Final = 36
 COUNTED: Final = 40
@@ -206,6 +211,43 @@ class Stored(Struct, frozen=True):
     """Whether there are steps of schema changes that come after their flips."""
 
 
+class TickNote(Struct, frozen=True):
+    """A tick that has ended, and that no function's transaction has noted."""
+
+    function: str
+    cron: str
+    tick: int
+    done: bool
+    """Whether it ended well."""
+
+
+class TickNotes(Struct, frozen=True):
+    notes: list[TickNote]
+
+
+UnixSeconds = Annotated[int, Meta(ge=0, le=253_402_300_799)]
+"""Up to the year 9999."""
+
+
+class StoredTick(Struct, frozen=True):
+    """A tick that the libsql file knows."""
+
+    function: str
+    cron: str
+    """Empty for the call that follows a release."""
+    tick: UnixSeconds
+    state: Literal["since", "due", "done", "failed"]
+    """`since`: no tick, but when the release came that brought the line; `due`: a release's call that hasn't ended."""
+    at: UnixSeconds
+    """When the row was written."""
+
+
+class StoredTicks(Struct, frozen=True):
+    ticks: list[StoredTick]
+    noted: bool
+    """Whether the notes are in the file."""
+
+
 class Apply(Struct, frozen=True):
     """A release to be prepared."""
 
@@ -216,6 +258,8 @@ class Apply(Struct, frozen=True):
     """The secrets as in `Load`, for the probes."""
     afresh: bool = False
     """The libsql file's own record of its release must not be trusted."""
+    at: float = 0.0
+    """The time of day, in Unix seconds: since then the lines of schedules count that the release brings."""
 
     def __repr__(self) -> str:
         return f"Apply({self.plan.sync_id}, release {self.plan.release_number})"

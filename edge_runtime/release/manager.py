@@ -540,7 +540,8 @@ class ReleaseManager:
         self, applier: Child, plan: wire.Plan, functions: list[LocalFunction], wanted: wire.Inventory
     ) -> None:
         """Do everything except the COMMIT, which must lead to the inventory `wanted`. Raises: SyncFailed."""
-        order = frames.Apply(plan, functions, self._secrets.of(functions), afresh=self._forged is not None)
+        secrets, at = self._secrets.of(functions), clock.now().timestamp()
+        order = frames.Apply(plan, functions, secrets, afresh=self._forged is not None, at=at)
         if wanted != await applier_process.prepare(applier, order, self._apply_limit, self._pool.named):
             text = "The libsql file would not hold what the plan says. Was it changed meanwhile, or by others?"
             raise SyncFailed("database_unverified", text)

@@ -21,11 +21,12 @@ from edge_runtime.errors import CodedError
 from edge_runtime.ipc import call_times
 from edge_runtime.ipc.call_times import StepClock
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
-from edge_runtime.sql import values
+from edge_runtime.sql import ticks, values
 from edge_runtime.sql.database import LOCKED
 from edge_runtime.sql.libsql_connection import LibsqlCursor, is_panic
 from edge_runtime.sql.queries import GenerationRow, load
 from edge_runtime.sql.session import PreparedStatement, Session, SqlError, code_of, code_of_error, failed_commit
+from edge_runtime.sql.ticks import Tick
 from edge_runtime.sql.values import Row
 from edge_runtime.sql.writer_lock import WriteProgress
 
@@ -83,10 +84,13 @@ class CallSql:
         limits: SqlLimits = SqlLimits(),
         method: str = "",
         steps: StepClock | None = None,
+        tick: Tick | None = None,
     ) -> None:
         """`method`: the call's method, if that is why a function that may write has the grant `read`; else empty.
-        `steps` notes how long each statement, each wait and the COMMIT takes."""
+        `steps` notes how long each statement, each wait and the COMMIT takes. `tick`: the tick that makes the
+        call, if one does."""
         self._session = session
+        self._tick = tick
         self._database = session.database
         self._grant = grant
         self._generation = generation
@@ -155,11 +159,15 @@ class CallSql:
             with contextlib.suppress(SqlError):
                 self._begin()
 
-    def commit(self) -> None:
-        """Commit what the call wrote.
+    def commit(self, *, done: bool = True) -> None:
+        """Commit what the call wrote, and that its tick has ended, if a tick makes the call and it may write; `done`:
+        the tick ended well.
 
-        Raises: CommitFailed, when SQLite refuses or has already ended the transaction.
+        Raises: CommitFailed, when SQLite refuses or has already ended the transaction, or the tick has ended before;
+        WriteHeld, when the tick can't be written while a release is applied; DatabaseHeld, StaleRelease.
         """
+        if self._tick is not None and self._grant == "write" and not self._ended:
+            self._end_tick(self._tick, done)
         if not self._begun:
             return
         if self._ended:
@@ -200,6 +208,25 @@ class CallSql:
             self._database.rollback()
             if self._watch is not None and self._writes:
                 self._watch.running()
+
+    def _end_tick(self, tick: Tick, done: bool) -> None:
+        try:
+            if not self._begun:
+                self._begin()
+        except SqlError as error:
+            raise CommitFailed(error.code, str(error)) from None
+        if not self._writes:
+            self._hold()
+        try:
+            new = ticks.end(self._database, tick, done=done)
+        except ValueError as error:
+            self.rollback()
+            code = code_of_error(self._database, error, "commit_failed")
+            raise CommitFailed(code, f"That the tick has ended can't be written: {error}.") from None
+        if not new:
+            self.rollback()
+            text = "The tick has ended before, and what it wrote was kept. This time nothing was changed."
+            raise CommitFailed("tick_done", text)
 
     def _read(self, request: bytes) -> tuple[str, list[Any]]:
         if self._grant == "none":

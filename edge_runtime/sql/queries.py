@@ -140,6 +140,16 @@ class StepRow(NamedTuple):
     done: int
 
 
+class TickRow(NamedTuple):
+    """`read_ticks`: a tick of a schedule, as in `frames.StoredTick`."""
+
+    function: str
+    cron: str
+    tick: int
+    state: str
+    at: int
+
+
 class SizeRow(NamedTuple):
     """`sizes`: a table or an index."""
 

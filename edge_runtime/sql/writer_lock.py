@@ -2,11 +2,15 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Final, Protocol, Self
 
 LOCK_NAME: Final = "writer.lock"
 """The lock's file, beside the libsql file."""
+
+
+_PAUSE: Final = 0.005
 
 
 class WriteProgress(Protocol):
@@ -69,6 +73,20 @@ class WriterLock:
         if watch is not None:
             watch.writing()
         return True
+
+    def acquire_within(self, seconds: float) -> bool:
+        """Try to get the lock for a while, and return whether this process now holds it."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    return False
+                time.sleep(_PAUSE)
+            else:
+                self._held = True
+                return True
 
     def release(self) -> None:
         """Release the lock, if this process holds it."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from control.protocol import wire
+from control.protocol import cron, wire
 from control.protocol.manifest import Manifest
 from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
@@ -29,7 +29,8 @@ def check_plan(plan: wire.Plan, generation: int) -> dict[str, Manifest]:
     for function in plan.functions:
         if function.name in manifests:
             raise SyncFailed("plan_invalid", f"the plan has function {function.name} twice; report this as a defect")
-        manifests[function.name] = parse_manifest(function.name, function.manifest)
+        manifest = manifests[function.name] = parse_manifest(function.name, function.manifest)
+        check_schedule(function.name, manifest)
     return manifests
 
 
@@ -41,11 +42,25 @@ def parse_manifest(name: str, manifest: Mapping[str, Any]) -> Manifest:
     try:
         return msgspec.convert(manifest, Manifest)
     except msgspec.ValidationError as error:
-        raise SyncFailed(
-            "manifest_unknown",
-            f"the manifest of function {name} is not one that this node understands ({error}); "
-            "upgrade the node's edge runtime, or release a version of the function without that field",
-        ) from None
+        raise _not_understood(name, error) from None
+
+
+def check_schedule(name: str, manifest: Manifest) -> None:
+    """Check the schedule of a function. Raises: SyncFailed, when this node can't tell its times."""
+    try:
+        for line in manifest.schedule:
+            cron.check(line)
+        cron.zone(manifest.timezone)
+    except cron.CronUnfit as error:
+        raise _not_understood(name, error) from None
+
+
+def _not_understood(name: str, error: Exception) -> SyncFailed:
+    return SyncFailed(
+        "manifest_unknown",
+        f"the manifest of function {name} is not one that this node understands ({error}); "
+        "upgrade the node's edge runtime, or release a version of the function without that field",
+    )
 
 
 def space_needed(functions: Collection[wire.PlannedFunction], present: Mapping[str, int]) -> int:

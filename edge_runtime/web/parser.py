@@ -20,6 +20,7 @@ from httptools import (
     parse_url,
 )
 
+from control.protocol.manifest import TICK_HEADERS
 from edge_runtime.dispatch.outcomes import Refusal, refused
 from edge_runtime.web.connection_memory import BodyMemory
 
@@ -37,12 +38,19 @@ TRACE: Final = frozenset((REQUEST_ID, b"traceparent"))
 """The headers that differ from request to request. Functions get them if their manifests ask for them: calls with the
 same head, byte for byte, share what a worker has made of it."""
 
+TICK: Final = frozenset(
+    "".join(letters).encode()
+    for name in TICK_HEADERS
+    for letters in itertools.product(*(("-", "_") if letter == "-" else letter for letter in name))
+)
+"""Headers that only calls have that the node makes by itself, also as WAGI's variables would have them from others."""
+
 _CLIENTS_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 """The form that a client's own request id may have."""
 _ID_PREFIX: Final = secrets.token_hex(4).encode()
 _numbers: Final = itertools.count(1)
 _MATTER: Final = TRACE.union(
-    (b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect", b"origin", b"sec-fetch-site")
+    TICK, (b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect", b"origin", b"sec-fetch-site")
 )
 """The headers that the node itself looks at."""
 
@@ -250,7 +258,7 @@ class Requests:
         exchange.keep = parser.should_keep_alive()
         old = exchange.old = version == "1.0"
         hosts = 0
-        chunked = False
+        chunked = claims = False
         for name, value in headers:
             if name not in _MATTER:
                 continue
@@ -275,6 +283,8 @@ class Requests:
                 exchange.traced = True
                 if name == REQUEST_ID and not exchange.request_id and _CLIENTS_ID.fullmatch(value):
                     exchange.request_id = value
+            elif name in TICK:
+                claims = True
             elif name == b"expect":
                 exchange.expects = not old and value.lower() == b"100-continue"
             elif chunked or old or value.lower() != b"chunked":
@@ -292,6 +302,8 @@ class Requests:
         if chunked:
             # The function gets the body without chunks: this header would make it expect them.
             exchange.headers = [header for header in headers if header[0] != b"transfer-encoding"]
+        if claims:
+            exchange.headers = [header for header in exchange.headers if header[0] not in TICK]
         if not url.startswith(b"/"):
             self._read_absolute(exchange, url)
         return exchange

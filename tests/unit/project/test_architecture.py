@@ -50,6 +50,7 @@ LAW: dict[str, set[str]] = {
     "edge_runtime.dispatch": {"ipc", "telemetry"},
     "edge_runtime.web": {"dispatch", "ipc", "telemetry"},
     "edge_runtime.egress": {"dispatch", "ipc", "telemetry"},
+    "edge_runtime.schedules": {"dispatch", "ipc", "telemetry"},
     "edge_runtime.release": {"backup", "dispatch", "ipc", "telemetry"},
     "edge_runtime.cli": {
         *("built", "children", "dispatch", "egress", "guests", "ipc", "oneshot", "release"),
@@ -64,6 +65,7 @@ FRONT = (
     "edge_runtime.dispatch",
     "edge_runtime.egress",
     "edge_runtime.release",
+    "edge_runtime.schedules",
     "edge_runtime.telemetry",
     "edge_runtime.front",
 )
@@ -89,6 +91,7 @@ PURE = (
     *("control.backups.objects", "control.backups.chain", "control.backups.retention"),
     "edge_runtime.backup.upload_rules",
     *("edge_runtime.dispatch.breaker", "edge_runtime.sync.plan_check", "edge_runtime.sync.retries"),
+    "edge_runtime.schedules.tick_rules",
     *("edge_runtime.web.routes", "edge_runtime.web.site_policy", "edge_runtime.disk_space"),
     *("edge_runtime.token_bucket", "edge_runtime.cli.doctor.running_node"),
     *("edge_runtime.ipc.request_head", "edge_runtime.ipc.http_messages", "edge_runtime.guests.http_json"),

@@ -28,6 +28,7 @@ from edge_runtime.dispatch.pool import FunctionQueue
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.ipc import frames
 from edge_runtime.metrics import PoolCollector
+from edge_runtime.schedules.tick_rules import Line
 from edge_runtime.sync.node_agent import AgentFacts
 from edge_runtime.wal import DatabaseSizes
 from edge_runtime.web.callers import Callers
@@ -96,7 +97,10 @@ def nodes() -> str:
     tls_files: Any = SimpleNamespace(expires=3.0)
     ring: Any = SimpleNamespace(lost=1, trouble="")
     backup: Any = SimpleNamespace(interval=10.0, lag=lambda: 5.0, pending=1, fails=True, uploads=2, failures=3)
-    registry.register(PoolCollector(pool, *counts, agent=agent, tls_files=tls_files, ring=ring, backup=backup))
+    line = Line("f", "0 3 * * *", last_run=1.0, look=2.0)
+    scheduler: Any = SimpleNamespace(lines=lambda: [line])
+    more = {"ring": ring, "backup": backup, "scheduler": scheduler}
+    registry.register(PoolCollector(pool, *counts, agent=agent, tls_files=tls_files, **more))
     return generate_latest(registry).decode()
 
 

@@ -29,6 +29,7 @@ QUERIES: list[tuple[type[NamedTuple], str, tuple[Value, ...]]] = [
     (queries.ReferenceRow, load("foreign_keys"), ()),
     (queries.DefinitionRow, load("schema"), ()),
     (queries.StepRow, load("read_steps"), ()),
+    (queries.TickRow, load("read_ticks"), ()),
     (queries.SizeRow, load("sizes"), ()),
     (queries.SchemaRecordRow, load("read_schema_record"), ()),
     (queries.ViolationRow, "PRAGMA foreign_key_check", ()),
@@ -55,6 +56,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibsqlDatabase]
         opened.rows(load("insert_change"), (1, 1, "0" * 64, "first", "2026-01-01"))
         opened.rows(load("insert_function"), ("f", 1, "0" * 64, "{}", "0" * 64))
         schema.record(opened)
+        opened.rows(load("make_ticks"))
+        opened.rows(load("insert_tick"), ("f", "0 3 * * *", "4000000000", "since"))
         opened.rows(load("make_steps"))
         opened.rows(load("insert_step"), (1, 1, "first", "0" * 64, "before", "parent", "a", "SELECT 1"))
         yield opened

@@ -45,7 +45,13 @@ def test_the_manifests_of_a_plan_are_typed() -> None:
     assert plan_check.check_plan(plan(functions=[function]), 0) == {"hello": Manifest(sql="read", time_limit_ms=50)}
 
 
-@pytest.mark.parametrize("manifest", [{"grant_network": True}, {"sql": "admin"}, {"time_limit_ms": "5"}])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *({"grant_network": True}, {"sql": "admin"}, {"time_limit_ms": "5"}),
+        *({"schedule": ["0 0 L * *"]}, {"schedule": ["0 3 * * *"], "timezone": "Europe/Atlantis"}),
+    ],
+)
 def test_a_manifest_that_the_node_does_not_understand_fails_the_sync_by_name(manifest: dict[str, Any]) -> None:
     with pytest.raises(SyncFailed, match="function hello") as caught:
         plan_check.check_plan(plan(functions=[planned(manifest=manifest)]), 0)

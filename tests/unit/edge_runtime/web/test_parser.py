@@ -156,6 +156,15 @@ def test_white_space_around_a_value_is_none_of_it() -> None:
     assert len(found) == 2
 
 
+@pytest.mark.parametrize(
+    "name", ["Skerry-Event", "skerry_event", "SKERRY-CRON", "Skerry-Scheduled_At", "skerry_scheduled_at"]
+)
+def test_no_client_says_that_the_node_makes_its_call(name: str) -> None:
+    head = b"GET / HTTP/1.1\r\n%b%b: schedule\r\nskerry-other: x\r\n\r\n" % (HOST, name.encode())
+    found, _ = read(head)
+    assert found[0].headers == [(b"host", b"localhost"), (b"skerry-other", b"x")]
+
+
 @pytest.mark.parametrize("pieces", [1, 2, 3])
 def test_a_head_behind_another_request_has_the_same_limit(pieces: int) -> None:
     small = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"

@@ -1,0 +1,1 @@
+DELETE FROM _skerry_ticks WHERE function = ? AND state = 'due'
