@@ -5,6 +5,10 @@ In: `{"functions": [{"name", "module", "manifest"}], "changes": [{"number", "nam
 Out, by `event`: `ready`, `serving` (seconds it took, schema), `failed` (code, message), `outdated` (message: an applied
 schema change is now different, so the database must be recreated), `log` (text), `call` (method, path, status, seconds,
 code, message).
+
+A `POST /functions/NAME/_skerry/tick` starts a tick by hand, an ordinary call with the headers of one, by the query
+`cron` (the line, if there are several), `at` (when it is due, RFC 3339; without it now) and `event` (`release` for a
+call after a release). A node has no such path: there, nobody but the node says that it calls by itself.
 """
 
 import asyncio
@@ -17,20 +21,22 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import parse_qsl
 from uuid import uuid4
 
 import msgspec
 import orjson
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from control.protocol import wire
+from control.protocol import ticks, wire
 from control.protocol.manifest import completed, manifest_digest
 from edge_runtime import files, front
 from edge_runtime.aot_cache import QUICK
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.outcomes import Answer, Outcome
+from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal, refused
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.ipc import frames
@@ -44,6 +50,8 @@ from edge_runtime.sync.plan_check import parse_manifest
 from edge_runtime.telemetry.poll_report import PollReport
 from edge_runtime.telemetry.spans import TraceSpan
 
+TICK_PATH = "/_skerry/tick"
+"""Below a function's own path."""
 LINE_LIMIT = 64 * 1024 * 1024
 """Bytes of a line on stdin, which has the whole schema in it."""
 
@@ -66,6 +74,14 @@ class Wanted(Struct):
 
     functions: list[WantedFunction]
     changes: list[WantedChange] = []
+
+
+class _TickQuery(Struct, forbid_unknown_fields=True):
+    """The query of a request for a tick."""
+
+    event: ticks.Event = "schedule"
+    cron: str = ""
+    at: Annotated[datetime, Meta(tz=True)] | None = None
 
 
 class Outdated(Exception):
@@ -102,7 +118,8 @@ class _GuestLog(logging.Handler):
 
 
 def _watch(made: front.Front) -> None:
-    """Report each call when it ends; and don't compile at the best level, since no version lasts long enough."""
+    """Report each call when it ends, and make ticks of those that ask for one; and don't compile at the best level,
+    since no version lasts long enough."""
     made.compiler.best = QUICK
     submit = made.app.submit
 
@@ -118,9 +135,31 @@ def _watch(made: front.Front) -> None:
             tell("call", method=call.method, path=path, status=outcome.status, seconds=took, code=code, message=message)
 
         call.done = ended
-        submit(call)
+        if call.path == TICK_PATH and (refusal := _make_tick(call, made.manager.release)) is not None:
+            call.end(refusal)
+        else:
+            submit(call)
 
     made.app.submit = submitted
+
+
+def _make_tick(call: Call, release: frames.LocalRelease | None) -> Refusal | None:
+    """Make a tick of a call that asks for one; return why there is no such tick, if there is none."""
+    if call.method != "POST":
+        return refused("method_unknown", "A tick is started by POST.", allow="POST")
+    manifest = next((f.manifest for f in release.functions if f.name == call.name), None) if release else None
+    if manifest is None:
+        return None
+    try:
+        asked = msgspec.convert(dict(parse_qsl(call.query.decode("latin-1"))), _TickQuery)
+        cron = ticks.chosen(call.name, manifest, asked.event, asked.cron)
+    except (msgspec.ValidationError, ticks.TickUnfit) as unfit:
+        return refused("request_unfit", f"{unfit}.")
+    at = time.time() if asked.at is None else asked.at.timestamp()
+    call.path, call.query, call.body = "/", b"", b""
+    headers = [("host", "localhost"), ("content-length", "0"), *ticks.headers(cron, at)]
+    call.headers = [(name.encode(), value.encode()) for name, value in headers]
+    return None
 
 
 class Driver:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec import Struct, structs
 
-from control.protocol.manifest import Manifest, SqlGrant, sql_grant
+from control.protocol.manifest import TICK_HEADERS, Manifest, SqlGrant, sql_grant
 from edge_runtime.guests.invocation import Request, SingleCallResult
 from edge_runtime.ipc.request_head import RequestUnfit
 from edge_runtime.web.routes import Match, Table
@@ -75,6 +75,9 @@ def made_request(method: str, path: str, query: str, headers: Iterable[tuple[str
     for name, value in headers:
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise RequestUnfit(f"{f'{name}: {value}'[:80]!r} is no header")
+        if name.lower().replace("_", "-") in TICK_HEADERS:
+            # A node takes them from no client.
+            continue
         # As it comes over the network: one byte per character.
         sent.append((name.lower(), value.encode().decode("latin-1")))
     hosts = sum(name == "host" for name, _ in sent)
@@ -133,6 +136,8 @@ class FreshCall(Struct):
     routed: bool = False
     query: str = ""
     headers: list[tuple[str, str]] = []
+    tick: list[tuple[str, str]] = []
+    """If the node makes the call by itself: the headers that say so, which no client can send."""
     body: bytes = b""
     secrets: dict[str, str] = {}
     before: str = ""

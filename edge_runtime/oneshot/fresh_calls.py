@@ -155,6 +155,7 @@ class _Ready:
             manifest = completed(msgspec.convert(asked.manifest, Manifest))
             http = made_request(asked.method, asked.path, asked.query, asked.headers, asked.body)
             http = by_route(http, manifest) if asked.routed else http
+            http = msgspec.structs.replace(http, headers=[*http.headers, *asked.tick])
         except (msgspec.ValidationError, RequestUnfit) as unfit:
             raise CodedError("request_unfit", f"{unfit}.") from None
         missing = [name for name in manifest.secrets if name not in asked.secrets]

@@ -10,11 +10,11 @@ import itertools
 import logging
 import secrets
 from collections.abc import Coroutine
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
+from control.protocol import ticks
 from control.protocol.cron import CronUnfit
 from edge_runtime import clock
 from edge_runtime.dispatch.call import Call
@@ -81,9 +81,9 @@ class Scheduler:
         return [
             {
                 "cron": line.cron,
-                "last_run": _text(line.last_run),
+                "last_run": None if line.last_run is None else ticks.time_text(line.last_run),
                 "last_status": line.last_status or None,
-                "next_run": _text(line.next_run),
+                "next_run": None if line.next_run is None else ticks.time_text(line.next_run),
                 "late_seconds": round(line.overdue(now), 3),
                 "failures": line.failures,
             }
@@ -237,14 +237,8 @@ class Scheduler:
             if not ended.done():
                 ended.set_result(outcome)
 
-        headers = [
-            (b"host", b"localhost"),
-            (b"content-length", b"0"),
-            (b"skerry-event", b"schedule" if line.cron else b"release"),
-            (b"skerry-scheduled-at", (_text(float(tick)) or "").encode()),
-        ]
-        if line.cron:
-            headers.append((b"skerry-cron", line.cron.encode()))
+        headers = [(b"host", b"localhost"), (b"content-length", b"0")]
+        headers += [(name.encode(), value.encode()) for name, value in ticks.headers(line.cron, tick)]
         identity = f"{self._seed}-{next(self._numbers)}".encode()
         self._pool.submit(
             Call(
@@ -278,11 +272,4 @@ def _noted(outcome: Outcome) -> bool:
 def _name(line: Line, tick: int) -> str:
     """Return what the log calls a tick."""
     which = f"the tick of {line.cron}" if line.cron else "the call after the release"
-    return f"{line.function}: {which} at {_text(float(tick))}"
-
-
-def _text(seconds: float | None) -> str | None:
-    """Return a time as RFC 3339, in UTC and whole seconds."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")
+    return f"{line.function}: {which} at {ticks.time_text(tick)}"

@@ -10,13 +10,18 @@ status = 201                        without it 200
 headers = { content-type = "application/json" }
 json = { id = 1 }                   or body = "…"
 sql_after = { sql = "SELECT …", rows = [[1, "milk"]] }          or a list of these
+event = "schedule"                  instead of `request`: a tick of the schedule; "release": a call after a release
+cron = "0 3 * * *"                  whose tick it is, if the schedule has several lines
+at = 2026-01-01T03:00:00Z           when the tick is due
 
 TOML has no null: if `json` or `rows` is a string, it is parsed as JSON.
 """
 
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +31,8 @@ from msgspec import UNSET, Meta, UnsetType, field
 
 from control.cli.project.project_files import TESTS, FunctionSource, Project, ProjectInvalid
 from control.cli.support.client import Json
-from control.protocol.manifest import unknown_field
+from control.protocol import ticks
+from control.protocol.manifest import Manifest, unknown_field
 
 CASE = re.compile(r"^[ \t]*\[\[[ \t]*case[ \t]*\]\]", re.MULTILINE)
 
@@ -63,6 +69,9 @@ class CaseTable(msgspec.Struct, forbid_unknown_fields=True):
     body: str | UnsetType = UNSET
     json: Any = UNSET
     sql_after: CaseRows | list[CaseRows] = field(default_factory=list)
+    event: ticks.Event | None = None
+    cron: str = ""
+    at: Annotated[datetime, Meta(tz=True)] = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class CaseFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -93,6 +102,8 @@ class TestCase:
     """UNSET: any."""
     after: list[CaseRows]
     """Their rows are lists."""
+    tick: Sequence[tuple[str, str]] = ()
+    """The headers of a tick; none for a call of a client."""
 
     @property
     def title(self) -> str:
@@ -111,6 +122,7 @@ class TestCase:
             "routed": bool(self.request.route),
             "query": query,
             "headers": list(self.request.headers.items()),
+            "tick": self.tick,
             "body": msgspec.to_builtins(body),
             "secrets": self.secrets,
             "before": self.before,
@@ -171,11 +183,12 @@ def _case(file: Path, table: dict[str, Any], whole: CaseFile, found: Project, on
     if path and path[0] not in "/?":
         raise ValueError(f"request.path is what comes behind the function's name, so {path!r} must begin with / or ?")
     after = given.sql_after if isinstance(given.sql_after, list) else [given.sql_after]
+    function = _function(given.function or whole.function, found, only)
     return TestCase(
         file,
         given.name,
-        _function(given.function or whole.function, found, only),
-        given.request,
+        function,
+        given.request if given.event is None else CaseRequest("POST", "/", headers={"content-length": "0"}),
         whole.secrets,
         given.sql_before,
         given.status,
@@ -183,7 +196,20 @@ def _case(file: Path, table: dict[str, Any], whole: CaseFile, found: Project, on
         None if isinstance(given.body, UnsetType) else given.body,
         UNSET if given.json is UNSET else _json("json", given.json),
         [CaseRows(each.sql, _rows(each.rows)) for each in after],
+        _tick(table, given, function),
     )
+
+
+def _tick(table: dict[str, Any], given: CaseTable, function: FunctionSource) -> list[tuple[str, str]]:
+    """Return the headers of a tick; none if the case isn't one. Raises: ValueError, when the function has no such."""
+    if given.event is None:
+        if wrong := [key for key in ("cron", "at") if key in table]:
+            raise ValueError(f'{wrong[0]} is of a tick: say event = "schedule", too')
+        return []
+    if "request" in table:
+        raise ValueError("the request of a tick is the node's own, POST / without a body: leave request out")
+    manifest = msgspec.convert(function.manifest, Manifest)
+    return ticks.headers(ticks.chosen(function.name, manifest, given.event, given.cron), given.at.timestamp())
 
 
 def _function(name: str, found: Project, only: FunctionSource | None) -> FunctionSource:

@@ -126,11 +126,17 @@ class LocalEdge:
         for url in others:
             output.say(url, "green")
         output.say(f"{last} {told}", "green")
+        for source in found.functions:
+            if source.manifest.get("schedule"):
+                output.note(f"  a tick of {source.name}, by hand: curl -X POST {self._own_url(source)}/_skerry/tick")
+
+    def _own_url(self, source: FunctionSource) -> str:
+        return f"http://{self._listen}/functions/{source.name}"
 
     def _url(self, source: FunctionSource) -> str:
         route = source.manifest.get("route") or {}
         also = ", ".join(f"{host}{route['path']}" for host in route.get("hosts") or [""]) if route else ""
-        return f"http://{self._listen}/functions/{source.name}" + (f" (and {also})" if also else "")
+        return self._own_url(source) + (f" (and {also})" if also else "")
 
     async def _ask(self, wanted: Json) -> Json:
         if not self._ready:

@@ -81,6 +81,7 @@ PURE = (
         "control.audit_chain",
         "control.protocol.cron",
         "control.protocol.manifest",
+        "control.protocol.ticks",
         "control.manifest_rules",
         "control.protocol.wire",
         "control.problems",

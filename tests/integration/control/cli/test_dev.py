@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiohttp
@@ -298,6 +299,40 @@ async def test_all_functions_of_a_project_are_served(tmp_path: Path) -> None:
         async with aiohttp.ClientSession() as http, http.get(f"{running.url}/functions/stock") as answer:
             assert answer.status == 404
         assert builds()[1] == 2
+
+
+async def test_a_tick_is_started_by_hand(tmp_path: Path) -> None:
+    folder = prebuilt(tmp_path / "project", "nightly", 'schedule = ["0 3 * * *"]\ntimezone = "Europe/Berlin"')
+    (folder / "function.wasm").write_bytes(guest("tick"))
+
+    async def text(url: str, method: str = "POST") -> tuple[int, str]:
+        async with aiohttp.ClientSession() as http, http.request(method, url, data=b"body") as answer:
+            return answer.status, await answer.text()
+
+    async with dev(folder) as running:
+        await running.said("a tick of nightly, by hand: curl -X POST http://")
+        found = re.search(r"curl -X POST (http://\S+)", running.text)
+        assert found is not None
+        now = datetime.now(UTC)
+        status, said = await text(found[1])
+        event, at, cron = said.split("|")
+        assert (status, event, cron) == (200, "schedule", "0 3 * * *")
+        assert abs(datetime.fromisoformat(at) - now) < timedelta(seconds=scaled(30))
+        given = f"{found[1]}?cron=0+3+*+*+*&at=2026-03-29T05:00:00%2B02:00"
+        assert await text(given) == (200, "schedule|2026-03-29T03:00:00Z|0 3 * * *")
+        await running.said(r"POST /functions/nightly/  200", 2)
+        # What the function doesn't have isn't called.
+        for query, told in (
+            ("?cron=*+*+*+*+*", "nightly's schedule has no line * * * * *, only 0 3 * * *."),
+            ("?event=release", "its manifest has no on_release = true"),
+            ("?at=yesterday", "Invalid RFC3339"),
+            ("?crom=x", "unknown field `crom`"),
+        ):
+            status, said = await text(found[1] + query)
+            assert status == 400
+            assert told in said
+        assert (await text(found[1], "GET"))[0] == 405
+        assert (await text(found[1].replace("nightly", "other")))[0] == 404
 
 
 async def test_an_address_that_is_taken_ends_it(tmp_path: Path) -> None:

@@ -219,6 +219,45 @@ async def test_a_case_by_a_route_for_a_host(tmp_path: Path, cache: Path) -> None
     assert "the route is for shop.example, and the request for localhost" in done.out.decode()
 
 
+async def test_a_case_that_is_a_tick(tmp_path: Path, cache: Path) -> None:
+    project = Folder(tmp_path, cache)
+    manifest = 'sql = "write"\nschedule = ["0 3 * * *", "*/5 * * * *"]\non_release = true\nconfig = { SQL = "1" }'
+    project.function("nightly", guest("tick"), manifest, top='schema = "schema"')
+    project.schema("CREATE TABLE ran (event TEXT, at TEXT, cron TEXT);")
+    ran = "sql_after = { sql = 'SELECT * FROM ran', rows"
+    project.cases(
+        f"""
+[[case]]
+name = "a tick of a line"
+event = "schedule"
+cron = "0 3 * * *"
+at = 2026-03-29T05:00:00.5+02:00
+{ran} = [["schedule", "2026-03-29T03:00:00Z", "0 3 * * *"]] }}
+
+[[case]]
+name = "a call after a release"
+event = "release"
+body = "release|2026-01-01T00:00:00Z|"
+
+[[case]]
+name = "what a client says of itself isn't passed on"
+request = {{ method = "POST", headers = {{ Skerry-Event = "schedule", skerry_cron = "0 3 * * *" }} }}
+{ran} = [["", "", ""]] }}
+"""
+    )
+    done = await project.test()
+    assert (done.status, done.err) == (0, ""), done
+    assert b"3 passed" in done.out
+    for line, told in (
+        ("", "nightly's schedule has several lines: say which (there are 0 3 * * *; */5 * * * *)"),
+        ('cron = "5 3 * * *"', "nightly's schedule has no line 5 3 * * * (there are "),
+    ):
+        project.cases(f'[[case]]\nname = "a"\nevent = "schedule"\n{line}')
+        done = await project.test()
+        assert done.status == 2
+        assert told in done.err
+
+
 async def test_many_cases(project: Folder) -> None:
     """One process makes them all."""
     text = sent("INSERT INTO notes (author) VALUES (1)")
