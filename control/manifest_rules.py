@@ -24,8 +24,9 @@ CGI_PREFIXES: Final = ("HTTP_", "PATH_PARAM_")
 TUNNELS: Final = ("CONNECT", "TRACE")
 """Methods that a node doesn't use for a function's requests."""
 GRANTS: Final = (
-    "route", "sql", "read_only_methods", "cors", "navigation", "http", "secrets", "config", "schedule", "on_release"
-)  # fmt: skip
+    *("route", "sql", "read_only_methods", "cors", "navigation", "http", "secrets", "config"),
+    *("schedule", "timezone", "missed", "on_release"),
+)
 """Fields of a manifest that let a function use something beyond its memory, or run by itself: a release shows changes
 to them."""
 
@@ -237,6 +238,8 @@ def shown(grant: str, value: Any) -> str:
         return "links of other sites"
     if grant == "on_release":
         return "after each release with another version"
+    if grant == "schedule":
+        return "; ".join(value)
     if grant == "config":
         return ", ".join(f"{name}={text}" for name, text in sorted(value.items()))
     return ", ".join(value) if isinstance(value, list) else str(value)

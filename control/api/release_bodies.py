@@ -97,7 +97,7 @@ class ChangedGrant(Struct):
 
     name: str
     grant: str
-    """The grant: `route`, `sql`, `http`, `secrets` or `config`."""
+    """The grant: a field of the manifest, as `sql` or `schedule`."""
     from_: Any = field(name="from")
     to: Any
 

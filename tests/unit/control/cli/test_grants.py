@@ -48,11 +48,17 @@ def test_what_a_new_version_wants_more_is_shown() -> None:
         {"name": "f", "grant": "sql", "from": "read", "to": "write"},
         {"name": "f", "grant": "http", "from": None, "to": {"hosts": ["a.example"]}},
         {"name": "f", "grant": "secrets", "from": ["A", "B"], "to": None},
+        {"name": "f", "grant": "schedule", "from": ["0 3 * * *"], "to": ["0 3 1,15 * *", "5 * * * *"]},
+        {"name": "f", "grant": "timezone", "from": None, "to": "Europe/Berlin"},
+        {"name": "f", "grant": "on_release", "from": None, "to": True},
         {"name": "f", "grant": "route", "from": {"path": "/a"}, "to": {"path": "/b", "methods": ["GET"]}},
     ]
     assert [line for line, _ in changes({"grants": grants})] == [
         "! f sql: write (was: read)",
         "! f http: GET|HEAD to a.example (5000 ms, 1048576 bytes out, 1048576 in)",
         "! f secrets: none (was: A, B)",
+        "! f schedule: 0 3 1,15 * *; 5 * * * * (was: 0 3 * * *)",
+        "! f timezone: Europe/Berlin",
+        "! f on_release: after each release with another version",
         "! f route: GET /b (was: ANY /a)",
     ]
