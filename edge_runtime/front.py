@@ -141,7 +141,7 @@ class Front:
                 self.backup = Uploader(state.path, self.checkpoints, settings.backup_bandwidth)
                 self.agent.backup = self.backup
                 self.manager.finish_backup = self.backup.finish
-            own = NodeHealth(self.pool, self.checkpoints, self.agent, self.tls_files, self.backup)
+            own = NodeHealth(self.pool, self.checkpoints, self.agent, self.tls_files, self.backup, self.scheduler)
             self.agent.renamed = self._renamed
             hour = HourOfCalls(self.pool.tallies.values)
             self.agent.numbers = PollReport(self.pool.counted, self.pool.release_number, own.measure, hour)

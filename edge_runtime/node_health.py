@@ -10,6 +10,7 @@ from edge_runtime.backup.uploader import Uploader
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.logs import dropped
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
+from edge_runtime.schedules.scheduler import Scheduler
 from edge_runtime.sync.node_agent import NodeAgent
 from edge_runtime.web.tls_files import TlsFiles
 
@@ -24,12 +25,14 @@ class NodeHealth:
         agent: NodeAgent,
         tls_files: TlsFiles | None,
         backup: Uploader | None = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self._pool = pool
         self._checkpoints = checkpoints
         self._agent = agent
         self._tls_files = tls_files
         self._backup = backup
+        self._scheduler = scheduler
 
     async def measure(self) -> wire.NodeNumbers:
         """Return the node's state now, with the counts since the start."""
@@ -50,6 +53,7 @@ class NodeHealth:
             trust=facts.trust,
             trust_ends=max(0, int(facts.trust_ends or 0)),
             backup=self._backup.state() if self._backup is not None else None,
+            schedules=self._scheduler.numbers() if self._scheduler is not None else [],
         )
 
 

@@ -1,11 +1,12 @@
-"""The state of the fleet: `GET /v1/fleet`, and calls by function: `GET /v1/fleet/calls`."""
+"""The state of the fleet: `GET /v1/fleet`, calls by function: `GET /v1/fleet/calls`, and functions' schedules: `GET
+/v1/fleet/schedules`."""
 
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from control.api.node_views import unknown_group
+from control.api.node_views import time_or_none, unknown_group
 from control.api.operations import ApiCall, Reply, operation
 from control.problems import ProblemError
 from control.protocol import wire
@@ -93,6 +94,34 @@ class FleetCalls(Struct):
     """By group, function and release."""
 
 
+class GroupSchedule(Struct):
+    """A line of a function's schedule on the nodes of a group, as those told of it in the last hour."""
+
+    group: str
+    function: str
+    cron: str
+    """Empty for calls after releases."""
+    nodes: int
+    """Nodes that have it."""
+    failing: int
+    """Nodes on which its last run failed."""
+    example: str | None
+    """The name of one of these."""
+    last_run_at: datetime | None
+    """The newest run of any node; null if there was none."""
+    next_run_at: datetime | None
+    """The first that is due; null if that isn't known."""
+    late_seconds: int
+    """By how much the node is late, or was with the last run, that is the latest."""
+    failures: int
+    """Ticks that failed since the nodes' starts."""
+
+
+class FleetSchedules(Struct):
+    schedules: list[GroupSchedule]
+    """By group, function and line."""
+
+
 LONGEST_OF_ALL = 24 * 60
 """How many past minutes are read at once for all groups: a group has at least 10 KB per hour."""
 MOST_FAILING = 20
@@ -112,6 +141,13 @@ class CallsFilter(Struct, forbid_unknown_fields=True):
     function: wire.Name | None = None
     minutes: Annotated[int, Meta(ge=1, le=90 * 24 * 60)] = 60
     """How far back calls are counted; beyond 90 minutes, by whole hours."""
+
+
+class SchedulesFilter(Struct, forbid_unknown_fields=True):
+    """Which schedules."""
+
+    group: wire.Name | None = None
+    function: wire.Name | None = None
 
 
 @operation(
@@ -185,6 +221,39 @@ async def calls(call: ApiCall, query: CallsFilter) -> Reply:
     ]
     begins = min((span.begins for span in spans), default=since)
     return Reply(200, FleetCalls(since=min(begins, since), until=now, calls=listed))
+
+
+@operation(
+    "GET",
+    "/v1/fleet/schedules",
+    "When functions started by themselves last, and start next, by group",
+    role="read",
+    everywhere=False,
+    answers={200: FleetSchedules},
+    errors=("unknown_group",),
+)
+async def schedules(call: ApiCall, query: SchedulesFilter) -> Reply:
+    """Show schedules in the groups that the operator may see."""
+    wanted = _groups(call, query.group)
+    if query.group is not None and not (await call.services.standings.summary()).of(wanted).groups:
+        raise unknown_group(query.group)
+    found = [
+        GroupSchedule(
+            line.group_name,
+            line.function,
+            line.cron,
+            line.nodes,
+            line.failing,
+            line.example,
+            time_or_none(line.last_run),
+            time_or_none(line.next_run),
+            line.late,
+            line.failures,
+        )
+        for line in await call.services.schedules.get()
+        if (wanted is None or line.group_name in wanted) and query.function in (None, line.function)
+    ]
+    return Reply(200, FleetSchedules(found))
 
 
 def _groups(call: ApiCall, group: str | None) -> list[str] | None:

@@ -94,6 +94,24 @@ class NodeCredential(Struct):
     """From then on it is invalid: the node must join again."""
 
 
+class ToldLine(Struct):
+    """A line of a function's schedule, as a node last reported it."""
+
+    function: str
+    cron: str
+    """Empty for calls after releases."""
+    last_run_at: datetime | None
+    """When the last run began; null if there was none."""
+    last_status: str | None
+    """How it ended: `ok`, `answer_404`, or an error's code; null if there was none."""
+    next_run_at: datetime | None
+    """When the next one is due; null if that isn't known."""
+    late_seconds: int
+    """By how much the tick is late that waits, or the last run was."""
+    failures: int
+    """Ticks that failed since the node's start."""
+
+
 class ToldNumbers(Struct):
     """A node's last report about itself, sent about once a minute."""
 
@@ -110,6 +128,8 @@ class ToldNumbers(Struct):
     """Its version of the edge runtime."""
     trust_ends_at: datetime | None
     """The end of the last CA by which it trusts control; null if it doesn't say."""
+    schedules: list[ToldLine]
+    """The lines of its functions' schedules, by function and line."""
 
 
 class DetailedNode(Node):
@@ -401,7 +421,24 @@ def _numbers(told: NodeTold) -> ToldNumbers:
         for ends in (told.certificate_ends, told.trust_ends)
     )
     sizes = told.database_bytes, told.wal_bytes, told.disk_free_bytes, told.memory_bytes
-    return ToldNumbers(told.told_at, *sizes, ends_at, told.edge, trust_ends_at)
+    lines = [
+        ToldLine(
+            line["function"],
+            line["cron"],
+            time_or_none(line["last_run"]),
+            line["last_status"] or None,
+            time_or_none(line["next_run"]),
+            line["late"],
+            line["failures"],
+        )
+        for line in sorted(told.schedules, key=lambda line: (line["function"], line["cron"]))
+    ]
+    return ToldNumbers(told.told_at, *sizes, ends_at, told.edge, trust_ends_at, lines)
+
+
+def time_or_none(seconds: int) -> datetime | None:
+    """Return a time in Unix seconds, of which 0 means none."""
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
 async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[Node]:

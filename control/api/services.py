@@ -41,6 +41,7 @@ from control.telemetry.fleet_metrics import FleetMetrics
 from control.telemetry.fleet_summary import FleetReader
 from control.telemetry.ingest import NumbersIngest
 from control.telemetry.recent_calls import RecentCallsReader
+from control.telemetry.schedules import ScheduleReader
 from control.telemetry.watching.watch_service import WatchService
 from control.tracing import Tracing
 
@@ -115,6 +116,7 @@ class Services:
     """Sums up stored calls, and deletes old ones."""
     recent_calls: RecentCallsReader
     """Calls of the last minutes, for views of the whole fleet."""
+    schedules: ScheduleReader
     fleet_metrics: FleetMetrics
     """The fleet's metrics, for Prometheus."""
     standings: FleetReader

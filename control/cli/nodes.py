@@ -139,7 +139,7 @@ def _credential(credential: Json | None) -> str:
 
 
 def _numbers(told: Json | None) -> list[tuple[str, object]]:
-    """Return the line with the numbers that the node last reported about itself."""
+    """Return lines with the numbers that the node last reported about itself, and with its functions' schedules."""
     if told is None:
         return []
     sizes = ", ".join(
@@ -151,7 +151,11 @@ def _numbers(told: Json | None) -> list[tuple[str, object]]:
             ("memory", "memory_bytes"),
         )
     )
-    return [("numbers", f"{sizes} (told {output.ago(told['told_at'])})")]
+    rows: list[tuple[str, object]] = [("numbers", f"{sizes} (told {output.ago(told['told_at'])})")]
+    for line in told.get("schedules", []):  # which an older control doesn't return
+        last = f"last run {output.ago(line['last_run_at'])} ({line['last_status']})" if line["last_run_at"] else ""
+        rows.append(("schedule", status.schedule_text(line, last)))
+    return rows
 
 
 def _told_edge(node: Json) -> str:

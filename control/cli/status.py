@@ -1,6 +1,7 @@
 """`skerry status`: who runs what, who is late or failing, and why."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import click
 
@@ -13,6 +14,10 @@ from control.sync.standing import STANDINGS
 
 MOST_NAMED = 20
 """Maximum nodes that an error names."""
+MOST_LINES = 10
+"""Maximum lines of schedules that are shown of a group."""
+LATE = 60
+"""Seconds from which on a tick is shown as late."""
 REVOKED = (
     "a revoked node: `skerry node delete NAME` takes it out for good; "
     "`skerry node token --rejoin NAME` lets it join again"
@@ -45,6 +50,7 @@ async def command(group: str | None, watch: bool, check: bool, limit: int, as_js
         groups = [g for g in await control.items(path("groups")) if group in (None, g["name"])]
         nodes = await control.items(path("nodes"), group=group)
         store, fleet = await _if_there(control, "artifact-store"), await _if_there(control, "fleet", group=group)
+        schedules = await _if_there(control, "fleet", "schedules", group=group)
         held = await _if_there(control, "certificates")
         # As many as groups, and few of those have one.
         found = await _if_there(control, "rollouts", group=group, open="true", limit="1000")
@@ -56,12 +62,13 @@ async def command(group: str | None, watch: bool, check: bool, limit: int, as_js
                 "nodes": nodes,
                 "artifact_store": store,
                 "fleet": fleet,
+                "schedules": [] if schedules is None else schedules["schedules"],
                 "certificates": held,
                 "rollouts": rollouts,
             }
         )
     else:
-        _show(groups, nodes, fleet, rollouts, limit)
+        _show(groups, nodes, fleet, schedules, rollouts, limit)
         if store is not None:
             for line in artifacts.trouble(store):
                 output.say(f"artifacts: {line}", style="red" if store["problem"] else "yellow")
@@ -79,10 +86,10 @@ async def command(group: str | None, watch: bool, check: bool, limit: int, as_js
         raise NotConverged(f"not well: {named}{more}", code="not_converged", cure=REVOKED if revoked else "")
 
 
-async def _if_there(control: Client, what: str, **query: str | None) -> Json | None:
+async def _if_there(control: Client, *what: str, **query: str | None) -> Json | None:
     """Return control's answer at a path; None if control is too old to have it."""
     try:
-        return await control.get(path(what), **query)
+        return await control.get(path(*what), **query)
     except RequestRefused as refused:
         if refused.code != "no_such_path":
             raise
@@ -147,8 +154,16 @@ def certificate_lines(held: Json) -> list[tuple[str, str | None]]:
     return [*lines, *((f"certificates: {note.removeprefix('certificates: ')}", "red") for note in held["notes"])]
 
 
-def _show(groups: list[Json], nodes: list[Json], fleet: Json | None, rollouts: list[Json], limit: int) -> None:
-    """Print groups, their open rollouts, and at most `limit` nodes, the worst ones; count the rest by standing."""
+def _show(
+    groups: list[Json],
+    nodes: list[Json],
+    fleet: Json | None,
+    schedules: Json | None,
+    rollouts: list[Json],
+    limit: int,
+) -> None:
+    """Print groups with their open rollouts and schedules, and at most `limit` nodes, the worst ones; count the rest by
+    standing."""
     shown = nodes
     if len(nodes) > limit:
         shown = sorted(nodes, key=lambda node: (well(node), STANDINGS.index(node["standing"]), node["name"]))[:limit]
@@ -176,9 +191,36 @@ def _show(groups: list[Json], nodes: list[Json], fleet: Json | None, rollouts: l
             output.say(f"  {_counted(others, bool(members))} (--limit shows more nodes)")
         for line in _releases(group["name"], fleet):
             output.say(f"  {line}")
+        for line, style in _schedules(group["name"], schedules):
+            output.say(f"  {line}", style=style)
         for node in members:
             for line in trouble(node):
                 output.say(f"  {node['name']}: {line}", style="red")
+
+
+def schedule_text(line: Json, last: str) -> str:
+    """Return a line about a line of a function's schedule; `last`: what is said of its last run, if there was one."""
+    facts = [last or "no run yet"]
+    if line["next_run_at"]:
+        facts.append(f"due {output.ago(line['next_run_at'])}")
+    if line["late_seconds"] >= LATE:
+        facts.append(f"late by {output.span(line['late_seconds'])}")
+    if line["failures"]:
+        facts.append(counted(line["failures"], "failure"))
+    return f"{line['function']} {line['cron'] or 'after releases'}: {', '.join(facts)}"
+
+
+def _schedules(group: str, found: Json | None) -> Iterator[tuple[str, str | None]]:
+    """Yield a line and its style for each line of a schedule on the group's nodes, those that failed first."""
+    lines = [] if found is None else [line for line in found["schedules"] if line["group"] == group]
+    lines.sort(key=lambda line: (not line["failing"], -line["late_seconds"]))
+    for line in lines[:MOST_LINES]:
+        last = f"last run {output.ago(line['last_run_at'])}" if line["last_run_at"] else ""
+        if line["failing"]:
+            last += f", which failed on {line['failing']:,} of {counted(line['nodes'], 'node')} (as {line['example']})"
+        yield f"schedule of {schedule_text(line, last)}", "red" if line["failing"] else None
+    if len(lines) > MOST_LINES:
+        yield f"and {counted(len(lines) - MOST_LINES, 'more line')} of schedules (--json has all)", None
 
 
 def _counted(nodes: list[Json], is_rest: bool) -> str:

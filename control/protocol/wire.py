@@ -83,6 +83,8 @@ NO_LINEAGE = "0" * 32
 """What a node says that has begun none yet."""
 Transaction = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 """A place in such a history: the number of a shipment, from 1 on; 0 before the first."""
+MOST_LINES = 100
+"""The most lines of schedules of which a node tells."""
 MOST_UPLOADS = 64
 """The most files for which a node asks for URLs at once."""
 
@@ -204,6 +206,24 @@ class BackupState(Struct, array_like=True):
     """Why it doesn't go on, or which history was given up; '' if all is well."""
 
 
+class LineNumbers(Struct, array_like=True):
+    """What a node knows of a line of a function's schedule, or of its calls after releases; times are Unix seconds."""
+
+    function: Name
+    cron: Annotated[str, Meta(max_length=100)] = ""
+    """Empty for calls after releases."""
+    last_run: Count = 0
+    """When the last run began; 0 if there was none."""
+    last_status: Annotated[str, Meta(max_length=64)] = ""
+    """How it ended: `ok`, `answer_404`, or an error's code; '' if there was none."""
+    next_run: Count = 0
+    """When the next one is due; 0 if that isn't known."""
+    late: Count = 0
+    """Seconds by which the tick is late that waits, or by which the last run was."""
+    failures: Count = 0
+    """Ticks that failed since the node's start."""
+
+
 class NodeNumbers(Struct, array_like=True):
     """The state of the node itself: current values, and from `worker_deaths` on, counts since the previous numbers."""
 
@@ -234,6 +254,8 @@ class NodeNumbers(Struct, array_like=True):
     """Unix seconds when the last of these CAs ends; 0 if unknown."""
     backup: BackupState | None = None
     """None if the node backs nothing up."""
+    schedules: Annotated[list[LineNumbers], Meta(max_length=MOST_LINES)] = []
+    """The lines of its functions' schedules; of too many, those that failed and those that are the latest."""
 
 
 class Numbers(Struct, array_like=True):

@@ -5,7 +5,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 from control.clock import Clock
 from control.protocol import wire
@@ -21,6 +23,8 @@ STATEMENT = 500
 """Nodes in one statement."""
 LATELY = timedelta(hours=1)
 """Older reports don't count for the groups: the node is away, or was removed."""
+LAST_TIME = 2**37
+"""Unix seconds that are in the range of the database, and of Python."""
 MOST_EVENTS = 1_000_000
 """The most worker deaths, dropped lines and failed syncs that one poll may report; more aren't trusted."""
 
@@ -37,6 +41,8 @@ class NodeTold(NamedTuple):
     credential_ends: int
     edge: str
     trust_ends: int
+    schedules: list[dict[str, Any]]
+    """Lines of its functions' schedules, each with the fields of `wire.LineNumbers`."""
 
 
 class GroupToldRow(NamedTuple):
@@ -114,7 +120,7 @@ class NodeHealthStore:
                 (
                     *(id, group_id, str(n.database), str(n.wal), str(n.disk_free), str(n.memory)),
                     *(str(n.certificate_ends), str(n.credential_ends), clean(n.edge)),
-                    *(clean(n.trust), str(n.trust_ends), told_at.isoformat()),
+                    *(clean(n.trust), str(n.trust_ends), _schedules(n.schedules), told_at.isoformat()),
                 )
                 for id, (group_id, n, told_at) in part.items()
             ]
@@ -142,6 +148,23 @@ class NodeHealthStore:
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[list[str]]:
     return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _schedules(lines: Sequence[wire.LineNumbers]) -> str:
+    """Return lines of schedules as JSON. A node may send any number; those that are no times are left out."""
+    told = [
+        {
+            "function": line.function,
+            "cron": clean(line.cron),
+            "last_run": line.last_run if line.last_run < LAST_TIME else 0,
+            "last_status": clean(line.last_status),
+            "next_run": line.next_run if line.next_run < LAST_TIME else 0,
+            "late": min(line.late, LAST_TIME),
+            "failures": min(line.failures, LAST_TIME),
+        }
+        for line in lines
+    ]
+    return msgspec.json.encode(told).decode()
 
 
 def _backups(told: Mapping[str, NodeReport]) -> list[tuple[str, ...]]:

@@ -55,6 +55,7 @@ from control.telemetry.fleet_metrics import FleetMetrics
 from control.telemetry.fleet_summary import FleetReader
 from control.telemetry.ingest import NumbersIngest
 from control.telemetry.recent_calls import RecentCallsReader
+from control.telemetry.schedules import ScheduleReader
 from control.telemetry.watching.watch_service import WatchService
 from control.telemetry.webhooks.webhook_client import WebhookClient
 from control.telemetry.webhooks.webhook_sender import WebhookSender
@@ -123,7 +124,9 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         stack.push_async_callback(rollout_metrics.stop)
         backup_metrics = BackupMetrics(databases.lists, clock)
         stack.push_async_callback(backup_metrics.stop)
-        more = [rollout_metrics.text, backup_metrics.text]
+        schedules = ScheduleReader(databases.lists, clock)
+        stack.push_async_callback(schedules.stop)
+        more = [rollout_metrics.text, backup_metrics.text, schedules.text]
         fleet_metrics = FleetMetrics(standings, numbers, fleet, clock, more)
         stack.push_async_callback(fleet_metrics.stop)
         targets = Targets()
@@ -200,6 +203,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             numbers=numbers,
             numbers_kept=CallHistoryKeeper(background, clock),
             recent_calls=recent_calls,
+            schedules=schedules,
             fleet_metrics=fleet_metrics,
             standings=standings,
             watching=WatchService(background, databases.writes, fleet, clock),

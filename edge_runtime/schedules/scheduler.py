@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from control.protocol import ticks
+from control.protocol import ticks, wire
 from control.protocol.cron import CronUnfit
 from edge_runtime import clock
 from edge_runtime.dispatch.call import Call
@@ -89,6 +89,23 @@ class Scheduler:
             }
             for line in self.lines()
             if line.function == function
+        ]
+
+    def numbers(self) -> list[wire.LineNumbers]:
+        """Return what polls tell of the lines: of too many, those that failed and those that are the latest."""
+        now = clock.now().timestamp()
+        lines = sorted(self.lines(), key=lambda line: (line.last_status in ("", "ok"), -line.overdue(now)))
+        return [
+            wire.LineNumbers(
+                line.function,
+                line.cron,
+                int(line.last_run or 0),
+                line.last_status[:64],
+                int(line.next_run or 0),
+                int(line.overdue(now)),
+                line.failures,
+            )
+            for line in lines[: wire.MOST_LINES]
         ]
 
     def lines(self) -> list[Line]:

@@ -50,20 +50,20 @@ DELETE FROM group_hours WHERE (group_id, hour) IN
 -- Write what nodes told of themselves, one element of each array for each node. A node that is gone is left out.
 -- name: write_nodes
 INSERT INTO node_numbers (node_id, group_id, told_at, database_bytes, wal_bytes, disk_free_bytes, memory_bytes,
-    certificate_ends, credential_ends, edge, trust, trust_ends)
+    certificate_ends, credential_ends, edge, trust, trust_ends, schedules)
 SELECT n.id, u.group_id::uuid, u.told_at::timestamptz, u.database_bytes::int8, u.wal_bytes::int8,
     u.disk_free_bytes::int8, u.memory_bytes::int8, u.certificate_ends::int8, u.credential_ends::int8, u.edge, u.trust,
-    u.trust_ends::int8
+    u.trust_ends::int8, u.schedules::jsonb
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-    $10::text[], $11::text[], $12::text[])
+    $10::text[], $11::text[], $12::text[], $13::text[])
     AS u (node_id, group_id, database_bytes, wal_bytes, disk_free_bytes, memory_bytes, certificate_ends,
-        credential_ends, edge, trust, trust_ends, told_at)
+        credential_ends, edge, trust, trust_ends, schedules, told_at)
     JOIN nodes AS n ON n.id = u.node_id::uuid
 ON CONFLICT (node_id) DO UPDATE SET group_id = excluded.group_id, told_at = excluded.told_at,
     database_bytes = excluded.database_bytes, wal_bytes = excluded.wal_bytes,
     disk_free_bytes = excluded.disk_free_bytes, memory_bytes = excluded.memory_bytes,
     certificate_ends = excluded.certificate_ends, credential_ends = excluded.credential_ends, edge = excluded.edge,
-    trust = excluded.trust, trust_ends = excluded.trust_ends;
+    trust = excluded.trust, trust_ends = excluded.trust_ends, schedules = excluded.schedules;
 
 -- What the nodes of each group reported since a time. The earliest ends are 0 if no node has one.
 -- name: of_groups
@@ -78,5 +78,5 @@ FROM node_numbers WHERE told_at >= $1 GROUP BY group_id, edge;
 -- A node's last report about itself.
 -- name: of_node
 SELECT told_at, database_bytes, wal_bytes, disk_free_bytes, memory_bytes, certificate_ends, credential_ends, edge,
-    trust_ends
+    trust_ends, schedules
 FROM node_numbers WHERE node_id = $1;

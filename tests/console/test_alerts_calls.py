@@ -45,6 +45,25 @@ async def test_a_function_kills_its_workers(watched: Watched) -> None:
         await watched.ends("SkerryEdgeCircuitOpen", "SkerryEdgeWorkersDie")
 
 
+async def test_a_function_fails_that_starts_by_itself(watched: Watched) -> None:
+    made = watched.cluster
+    number = await made.push("ticks", guest("tick"), on_release=True, config={"STATUS": "404"})
+    release = await made.call("POST", "/v1/releases", {"functions": {"ticks": number}, "now": True})
+    await made.converged(release["number"])
+
+    async def failed() -> bool:
+        functions = (await made.status() or {}).get("functions", [])
+        return any(line["last_status"] for function in functions for line in function["schedule"])
+
+    await made.until("the function was called after its release", failed, limit=scaled(LIMIT))
+    await watched.tell_now()
+    await watched.fires("SkerrySchedulesFail")
+    release = await made.call("POST", "/v1/releases", {"remove": ["ticks"], "now": True})
+    await made.converged(release["number"])
+    await watched.tell_now()
+    await watched.ends("SkerrySchedulesFail")
+
+
 def panels() -> Iterator[tuple[str, str]]:
     """Title and query of each panel of the dashboard, for all nodes and functions."""
     for panel in orjson.loads((ALERTS / "dashboard.json").read_bytes())["panels"]:

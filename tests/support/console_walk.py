@@ -5,8 +5,9 @@ There are one and many of most things, names of 63 characters, markup in texts, 
 
 from playwright.async_api import Page
 
+from control.protocol import wire
 from control.storage.connection import Connection
-from tests.support import seeds
+from tests.support import numbers, seeds
 from tests.support.console import MARKUP, fails, release
 from tests.support.console_browser import Look
 from tests.support.replica import Replica, TestNode
@@ -123,7 +124,17 @@ async def fill(replica: Replica, first: TestNode) -> None:
     await replica.call("POST", "/v1/releases", {"group": "shops", "now": True})
     await replica.call("POST", "/v1/groups", {"name": LONG})
     await seeds.release(replica, LONG, functions={LONG: await seeds.function(replica, LONG)})
-    await fails(await replica.join(LONG, LONG), "schema_change_failed", MARKUP)
+    await fails(long := await replica.join(LONG, LONG), "schema_change_failed", MARKUP)
+    now = int(replica.services.clock.now().timestamp())
+    schedules = [
+        wire.LineNumbers(
+            LONG, ",".join(map(str, range(36))), now - 90_000, "guest_response_invalid", now - 90, 90, 12_345
+        ),
+        wire.LineNumbers(LONG, "0 3 * * *", now - 60, "ok", now + 90_000),
+        wire.LineNumbers(LONG, "", now - 60, MARKUP[:64]),
+    ]
+    await numbers.tell(long, numbers.message([], node=wire.NodeNumbers(1, schedules=schedules)))
+    await replica.services.numbers.nodes.write()
     grants = [{"role": "deploy", "group": LONG}, {"role": "push", "group": LONG, "functions": [LONG]}]
     for name, expires_in in ((LONG, None), ("ending", 3600), ("ended", 3600)):
         made = await replica.call("POST", "/v1/operators", {"name": name, "grants": grants, "expires_in": expires_in})

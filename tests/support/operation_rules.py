@@ -103,6 +103,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ),
     ("GET", "/v1/fleet"): Rule("read", "group", lambda g, n: f"/v1/fleet?group={g}", hidden=True),
     ("GET", "/v1/fleet/calls"): Rule("read", "group", lambda g, n: f"/v1/fleet/calls?group={g}", hidden=True),
+    ("GET", "/v1/fleet/schedules"): Rule("read", "group", lambda g, n: f"/v1/fleet/schedules?group={g}", hidden=True),
     ("GET", "/metrics"): Rule("read", "all"),
     ("GET", "/v1/nodes"): Rule("read", "group", lambda g, n: f"/v1/nodes?group={g}", hidden=True),
     ("GET", "/v1/nodes/{node}"): Rule("read", "group", lambda g, n: f"/v1/nodes/{n.name}", hidden=True),

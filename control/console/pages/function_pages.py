@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from control import manifest_rules
 from control.api import functions, pagination
+from control.api.fleet import FleetSchedules, GroupSchedule, SchedulesFilter, schedules
 from control.api.functions import DetailedFunction, Function, Version
 from control.api.operations import Reply
 from control.console import drawings
@@ -129,7 +130,14 @@ async def show_one(visit: Visit) -> Reply:
         chosen_range=chosen_range,
         ranges=tuple(RANGES),
         standings={group.name: group for group in fleet.groups} if fleet else {},
+        schedules=await _schedules(visit, function.name),
     )
+
+
+async def _schedules(visit: Visit, function: str) -> list[GroupSchedule]:
+    """Return the lines of a function's schedule on nodes, those that failed first."""
+    found: FleetSchedules = await visit.ask(schedules, query=SchedulesFilter(function=function))
+    return sorted(found.schedules, key=lambda line: (not line.failing, -line.late_seconds))
 
 
 def _may(manifest: Manifest) -> str:

@@ -20,7 +20,7 @@ BACK = ("restore", "resume", "cancel")
 """What is done with a node's data."""
 RESTORES = 5
 """Restores that are shown."""
-PARTS = ("state", "trouble", "facts", "target", "syncs", "numbers", "backup", "restores")
+PARTS = ("state", "trouble", "facts", "target", "schedules", "syncs", "numbers", "backup", "restores")
 """The parts of the page that change while it is open, besides the calls of its functions."""
 
 

@@ -119,7 +119,7 @@ class Replica:
                 ),
                 nothing,
             ),
-            **dict.fromkeys(("standings", "numbers_kept", "recent_calls", "fleet_metrics"), nothing),
+            **dict.fromkeys(("standings", "numbers_kept", "recent_calls", "schedules", "fleet_metrics"), nothing),
             numbers=NumbersIngest(db, clock),
             store=store,
             provider=None,

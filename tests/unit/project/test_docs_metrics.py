@@ -18,10 +18,11 @@ from control.protocol.histogram import FOLDED
 from control.protocol.manifest import Manifest
 from control.rollouts import rollout_metrics
 from control.rollouts.rollout_metrics import OpenRow, ReadRollouts, SaidRow, StateCount
-from control.telemetry import fleet_metrics
+from control.telemetry import fleet_metrics, schedules
 from control.telemetry.call_history import CallTally
 from control.telemetry.fleet_summary import Cause, FleetSummary, GroupSummary
 from control.telemetry.node_health import Events, GroupToldRow
+from control.telemetry.schedules import GroupLine
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.dispatch.pool import FunctionQueue
@@ -62,6 +63,7 @@ def fleet() -> str:
         rollout_metrics.text(
             ReadRollouts([StateCount("paused", 1, 1)], [rollout], [said], {UUID(int=1): {"failed": 1}})
         ),
+        schedules.text([GroupLine("g", "f", "0 3 * * *", 1, 1, "n", 1, 1, 1, 1)]),
         backup_metrics.text([GroupBackups("g", 1, 1, 1, 1.0, 1, 1, 1.0, 1, 1, 1)]),
         *fleet_metrics.calls_text([fleet_metrics.call_outcomes(calls)], [fleet_metrics.call_seconds(calls)]),
     ]

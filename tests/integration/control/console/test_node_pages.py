@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from datetime import UTC, datetime
 from functools import partial
 from html import unescape
 
@@ -280,6 +281,43 @@ async def test_a_node_says_how_large_it_is(control_site: Site) -> None:
         assert "Certificate ends it has none" in shown.part("numbers")
         assert "<img" not in shown.text
         assert (await replica.node("edge-1"))["numbers"]["database_bytes"] == 412_000_000
+        assert shown.part("schedules") == ""
+
+
+async def test_when_functions_start_by_themselves_is_shown_of_a_node_and_of_a_group(control_site: Site) -> None:
+    clock = SetClock(datetime(2026, 12, 3, 12, tzinfo=UTC), timers="stand")
+    async with control_site.running(clock=clock) as replica:
+        await seeds.function(replica, "nightly")
+        now = int(clock.now().timestamp())
+        ok = wire.LineNumbers("nightly", "0 3 * * *", now - 7200, "ok", now + 7200, 3, 0)
+        failed = wire.LineNumbers("nightly", "0 3 * * *", now - 10_800, "time_limit", now - 240, 240, 2)
+        odd = wire.LineNumbers("other", MARKUP + "\0", 2**53, MARKUP, 2**53, 2**53, 2**53)
+        never = wire.LineNumbers("nightly")
+        for name, lines in (("edge-1", [ok]), ("edge-2", [failed, never]), ("edge-3", [odd]), ("edge-4", [])):
+            node = await replica.join(name)
+            await numbers.tell(node, numbers.message([], node=wire.NodeNumbers(1, schedules=lines)))
+        await replica.services.numbers.nodes.write()
+        lines = (await page(replica, "/nodes/edge-2")).part("schedules")
+        assert "nightly after releases none \u2013 \u2013 \u2013 0" in lines
+        assert "nightly 0 3 * * * 3 h ago failed time_limit 4 min ago 4 min 2" in lines
+        lines = (await page(replica, "/nodes/edge-1")).part("schedules")
+        assert "nightly 0 3 * * * 2 h ago ok in 2 h \u2013 0" in lines
+        assert "<img" not in (await page(replica, "/nodes/edge-3")).text
+        shown = await page(replica, "/functions/nightly")
+        assert "default 0 3 * * * 2 h ago 1 of 2 nodes as edge-2 4 min ago 4 min 2" in shown.words
+        assert "default after releases none none of 1 node \u2013 \u2013 0" in shown.words
+        found = (await replica.call("GET", "/v1/fleet/schedules?group=default&function=nightly")).json()["schedules"]
+        assert [(line["cron"], line["nodes"], line["failing"], line["example"]) for line in found] == [
+            ("", 1, 0, None),
+            ("0 3 * * *", 2, 1, "edge-2"),
+        ]
+        assert (found[1]["last_run_at"], found[1]["next_run_at"]) == ("2026-12-03T10:00:00Z", "2026-12-03T11:56:00Z")
+        assert (found[1]["late_seconds"], found[1]["failures"]) == (240, 2)
+        metrics = (await replica.call("GET", "/metrics")).body.decode()
+        assert 'skerry_group_failing_schedules{group="default"} 2\n' in metrics
+        # What was told long ago, and by a node that is gone, doesn't count.
+        clock.advance(3601)
+        assert (await replica.call("GET", "/v1/fleet/schedules")).json()["schedules"] == []
 
 
 async def test_what_a_node_logs_comes_as_it_is_and_without_markup(control_site: Site) -> None:

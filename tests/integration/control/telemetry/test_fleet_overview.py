@@ -35,7 +35,7 @@ async def test_the_fleet_by_group(control_site: Site) -> None:
         assert (cause["code"], cause["nodes"], cause["examples"]) == ("disk_full", 1, ["bad"])
         (only,) = (await ask(replica, "/v1/fleet?group=shops"))["groups"]
         assert only == shops
-        for path in ("/v1/fleet", "/v1/fleet/calls"):
+        for path in ("/v1/fleet", "/v1/fleet/calls", "/v1/fleet/schedules"):
             assert (await replica.call("GET", f"{path}?group=nowhere")).json()["code"] == "unknown_group"
         wide = await replica.call("GET", "/v1/fleet/calls?minutes=1441")
         assert (wide.status, wide.json()["field"]) == (422, "minutes")
@@ -84,7 +84,7 @@ async def test_an_operator_sees_its_groups_alone(control_site: Site) -> None:
         token = (await replica.call("POST", "/v1/operators", made)).json()["token"]
         found = await ask(replica, "/v1/fleet", token)
         assert [g["name"] for g in found["groups"]] == ["east"]
-        for path in ("/v1/fleet", "/v1/fleet/calls"):
+        for path in ("/v1/fleet", "/v1/fleet/calls", "/v1/fleet/schedules"):
             refused = await replica.call("GET", f"{path}?group=west", token=token)
             assert (refused.status, refused.json()["code"]) == (404, "unknown_group")
             assert (await replica.call("GET", path, token="")).status == 401

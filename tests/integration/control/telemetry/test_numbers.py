@@ -312,7 +312,7 @@ async def test_what_nodes_tell_of_themselves_is_kept(control_site: Site) -> None
         await nodes.write()
         found = await replica.services.db.read(lambda conn: conn.fetchrow(OF_NODE, node.id))
         assert found is not None
-        assert found[1:] == (1000, 200, 5_000_000, 77, 1_900_000_000, 0, "1.2.3", 1_950_000_000)
+        assert found[1:] == (1000, 200, 5_000_000, 77, 1_900_000_000, 0, "1.2.3", 1_950_000_000, [])
         (row,) = await nodes.of_groups()
         assert (row.nodes, row.database_max, row.certificate_ends_min, row.credential_ends_min) == (
             *(1, 1000),

@@ -1,6 +1,7 @@
 """A node's polls tell real control of its calls and of itself: soon after a release, once, and however late."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from control.protocol import histogram, wire
 from edge_runtime.cli.status import render
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.telemetry import poll_report
+from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.agents import DEADLINE, Control, Edge
 from tests.support.deadlines import deadline
@@ -88,6 +90,33 @@ async def test_control_is_told_of_each_call_soon_after_a_release(polls: Polls, c
     (release,) = told["releases"]
     assert (release["release"], release["calls"]) == (1, counted(node))
     assert 0 < release["p50_ms"] <= release["p99_ms"]
+
+
+@pytest.mark.background("numbers")
+async def test_control_is_told_when_functions_start_by_themselves(polls: Polls, control: Control, node: Edge) -> None:
+    asks = {"on_release": True, "schedule": ["0 3 1 1 *"], "config": {"STATUS": "404"}}
+    await control.release(functions={"f": await control.push("f", guest("tick"), asks)})
+    agent = node.front.agent
+    assert agent is not None
+
+    def lines(p: Polls) -> list[wire.LineNumbers]:
+        agent.numbers.tell_node_soon()
+        told = [n.node for n in p.answered.values() if n.node is not None]
+        return [line for line in told[-1].schedules if line.last_status] if told else []
+
+    await polls.until(lines)
+    (line,) = lines(polls)
+    assert (line.function, line.cron, line.last_status, line.failures) == ("f", "", "answer_404", 1)
+    assert abs(line.last_run - time.time()) < DEADLINE
+    # It writes what it has heard.
+    await control.stop()
+    await control.start()
+    told = (await control.node("edge-1"))["numbers"]["schedules"]
+    assert [(line["cron"], line["last_status"], line["next_run_at"] is None) for line in told] == [
+        ("", "answer_404", True),
+        ("0 3 1 1 *", None, False),
+    ]
+    assert told[1]["next_run_at"].endswith("-01-01T03:00:00Z")
 
 
 async def test_a_lost_answer_or_an_absent_control_loses_no_call(polls: Polls, control: Control, node: Edge) -> None:
