@@ -1,4 +1,4 @@
-"""Calls functions at the ticks of their schedules and after releases, by the ordinary way of calls (docs/adr/0076).
+"""Calls functions at the ticks of their schedules and after releases, by the ordinary way of calls (docs/adr/0075).
 
 A tick is claimed in memory. That it has ended is written by the function's own transaction, if the function may write;
 otherwise, and if it failed, this module has a worker note it afterwards. What the libsql file knows is read after each

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import orjson
 import pytest
+from aiohttp import web
 
 from control.protocol import cron
 from edge_runtime import wal
@@ -21,6 +22,7 @@ from edge_runtime.dispatch.outcomes import Outcome, name_of
 from edge_runtime.errors import SyncFailed
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
+from tests.support.gate import http_server
 from tests.support.moved_clock import MovedClock
 from tests.support.programs import Faults
 
@@ -134,14 +136,26 @@ async def test_a_worker_that_is_killed_beside_its_commit_leaves_the_effect_once(
     tmp_path: Path, clock: MovedClock, faults: Faults, point: str
 ):
     clock.set_day(DAY)
+    asked: list[int] = []
     async with node(tmp_path / "state") as edge:
-        await edge.release(functions(f=TICK), TABLES)
-        await known(edge, clock)
-        faults.arm(point, "kill")
-        await clock.move(1_800)
-        told = await ended(edge, clock)
+
+        async def answer(_: web.Request) -> web.Response:
+            # Others write while a tick asks.
+            asked.append((await edge.call("q", b'{"sql":"INSERT INTO ran (at) VALUES (0)"}'))[0])
+            if len(asked) == 1:
+                faults.arm(point, "kill")
+            return web.Response()
+
+        async with http_server("/", answer) as url:
+            asks = {"config": {"SQL": "1", "ASK": f'{{"url":"{url}"}}'}, "http": {"hosts": [url.rstrip("/")]}}
+            await edge.release(functions(f={**TICK, **asks}), TABLES)
+            await known(edge, clock)
+            await clock.move(1_800)
+            told = await ended(edge, clock)
         assert (told["last_status"], told["failures"]) == ("ok", 0)
-        assert await rows(edge) == ["2030-05-06T01:00:00Z"]
+        assert await rows(edge, "SELECT at FROM ran WHERE at <> '0'") == ["2030-05-06T01:00:00Z"]
+        # What it asks of others happens at least once.
+        assert asked == [200, 200]
         assert edge.front.pool.deaths == 1
 
 
