@@ -68,7 +68,7 @@ def skerry(context: click.Context) -> None:
 
 skerry.add_command(completion("skerry"))
 
-UNANSWERED = "nothing was changed: nobody answered the question, as in a script: give --yes there"
+UNANSWERED = "nothing was changed: nobody answered the question; in a script, give --yes, or what is asked for"
 
 
 def run(arguments: list[str]) -> int:

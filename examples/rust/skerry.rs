@@ -276,7 +276,8 @@ fn encode(bytes: &[u8]) -> String {
     out
 }
 
-fn decode(text: &str) -> Vec<u8> {
+/// The bytes of a text in base64; other characters are passed over.
+pub fn decode(text: &str) -> Vec<u8> {
     let mut out = Vec::new();
     let (mut bits, mut count) = (0usize, 0);
     for value in text.bytes().filter_map(|letter| ALPHABET.iter().position(|other| *other == letter)) {

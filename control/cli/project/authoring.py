@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import shutil
 import sqlite3
 import sys
@@ -16,11 +17,28 @@ from control.cli.support import options, output
 from control.cli.support.client import Failure, Json
 from control.protocol.counts import counted
 
-LANGUAGES = {"rust": "rustc", "c": "zig", "zig": "zig", "assemblyscript": "asc", "go": "go"}
-"""The languages of `--lang`, and the toolchain in the project's build command."""
+LANGUAGES = {"c": "zig", "zig": "zig", "rust": "rustc", "go": "go", "assemblyscript": "asc"}
+"""The languages of `--lang`, and the toolchain in the project's build command. The first is offered in a terminal."""
+TEMPLATES = {
+    "http": "keeps notes by author: POST adds one, GET lists them",
+    "crud": "creates, reads, replaces and deletes notes as JSON",
+    "cron": "starts by itself, by a schedule",
+    "webhook": "keeps signed events, each of them once",
+}
+"""The templates of `--template`, and what each one's function does. The first is the default, and all of it is in the
+language's own folder. A function of another is in that folder's `templates`; what goes with it, in `templates` beside
+the languages' folders."""
+DEFAULT_TEMPLATE = next(iter(TEMPLATES))
+TEMPLATE_FOLDER = "templates"
+"""The folder of all templates but the default, in each language's folder and beside them."""
+MANIFEST = "manifest.toml"
+"""What a template's function may do, to replace the default's from `MANIFEST_BEGIN` on."""
+MANIFEST_BEGIN = "# What the function may do"
+CALLS = "calls.txt"
+"""The calls that the README of a template's function shows, instead of the default's."""
 TEMPLATE_NAME = "notes"
 """The name of the function, and of its table, in the templates; both are replaced in a new project."""
-NAMED = [f"{before} {TEMPLATE_NAME}" for before in ("TABLE", "INTO", "FROM", "ON")] + [f"INDEX {TEMPLATE_NAME}_"]
+NAMED = [f"{word} {TEMPLATE_NAME}" for word in ("TABLE", "INTO", "FROM", "ON", "UPDATE")] + [f"INDEX {TEMPLATE_NAME}_"]
 """The places in the templates' SQL that name the table."""
 SCHEMA = "schema"
 """The folder of the schema in the templates."""
@@ -30,6 +48,7 @@ EDITORS_SCHEMA = "function.schema.json"
 """The JSON Schema with which editors check and complete function.toml."""
 CHECK_LIMIT = 120.0
 """Seconds that the check of a module may take."""
+_CALLS = re.compile(r"(?:    curl .*\n)+")
 
 
 def examples() -> Path:
@@ -41,7 +60,18 @@ def examples() -> Path:
 
 @click.command()
 @click.argument("name", type=options.NAME)
-@click.option("--lang", type=click.Choice(list(LANGUAGES)), required=True, help="The language that it is written in.")
+@click.option(
+    "--lang",
+    type=click.Choice(list(LANGUAGES)),
+    help="The language that it is written in; needed where nobody can be asked, as in a script.",
+)
+@click.option(
+    "--template",
+    type=click.Choice(list(TEMPLATES)),
+    help="What the function does: "
+    + "; ".join(f"{name} {does}" for name, does in TEMPLATES.items())
+    + f". Without it, {DEFAULT_TEMPLATE}, or your answer where you are asked for the language, too.",
+)
 @click.option(
     "--into",
     type=click.Path(file_okay=False, path_type=Path),
@@ -54,11 +84,12 @@ def examples() -> Path:
     help="Make it a function of the project in this folder, which shares its schema; the project is made where there "
     "is none.",
 )
-def new(name: str, lang: str, into: Path | None, several: Path | None) -> None:
-    """Write a small project: a function that reads the request, asks the database and answers JSON.
+def new(name: str, lang: str | None, template: str | None, into: Path | None, several: Path | None) -> None:
+    """Write a small project: a function with its table and its tests.
 
     The project can be built, run, tested and pushed as it is; docs/functions.md says what a function can do. Its table
-    is named after it, as all functions of a node share one database.
+    is named after it, as all functions of a node share one database. In a terminal, without --lang, it asks for the
+    language and the template.
     """
     if into is not None and several is not None:
         raise click.UsageError("--into and --project are one or the other")
@@ -67,16 +98,12 @@ def new(name: str, lang: str, into: Path | None, several: Path | None) -> None:
     folder = into or (several or Path()) / name
     if folder.exists() and any(folder.iterdir()):
         raise Failure(f"{folder} is there already and has files in it", cure="name another folder with --into")
+    if lang is None:
+        lang, template = _asked(template)
     number = 1 if several is None else _begin_project(several)
     table = table_of(name)
-    left = (*BUILD_FILES, toolchains.FLAGS, toolchains.RUST_PROJECT)
-    shutil.copytree(
-        examples() / lang,
-        folder,
-        ignore=lambda _, names: [n for n in names if n in left or (n.startswith(".") and n != ".gitignore")],
-        copy_function=shutil.copyfile,
-        dirs_exist_ok=True,
-    )
+    template = template or DEFAULT_TEMPLATE
+    _copy(lang, template, folder)
     for pattern in ("main.*", "schema/*.sql", f"{project_files.TESTS}/*.toml"):
         for path in folder.glob(pattern):
             _replace(path, *((before, before.replace(TEMPLATE_NAME, table)) for before in NAMED))
@@ -85,17 +112,61 @@ def new(name: str, lang: str, into: Path | None, several: Path | None) -> None:
     _replace(
         folder / "README.md",
         (f"# {TEMPLATE_NAME}\n", f"# {name}\n"),
-        (f"/functions/{TEMPLATE_NAME}?", f"/functions/{name}?"),
+        (f"/functions/{TEMPLATE_NAME}", f"/functions/{name}"),
     )
     if several is not None:
         _share_schema(folder, several, number)
     _write_editor_files(folder)
-    output.say(f"{folder} has a function in {lang}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+    files = ", ".join(sorted(path.name for path in folder.iterdir()))
+    output.say(f"{folder} has a function in {lang}, by the template {template}: {files}")
     lacking = toolchains.missing(LANGUAGES[lang], folder)
     if lacking:
         output.say(f"  first, {lacking}", style="yellow")
     output.say(f"  skerry dev {several or folder}   builds it, serves it here and follows your changes")
     output.say(f"  skerry test {several or folder}   runs its tests")
+
+
+def _asked(template: str | None) -> tuple[str, str]:
+    """Return the language and, unless it is given, the template that the person at the terminal chooses.
+
+    Raises: UsageError, when this is no terminal.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise click.UsageError(f"say in which language: --lang {'|'.join(LANGUAGES)}")
+    lang = click.prompt("Language", type=click.Choice(list(LANGUAGES)), default=next(iter(LANGUAGES)), err=True)
+    if template is None:
+        for each, does in TEMPLATES.items():
+            output.note(f"  {each:8} {does}")
+        template = click.prompt("Template", type=click.Choice(list(TEMPLATES)), default=DEFAULT_TEMPLATE, err=True)
+    return lang, template
+
+
+def _copy(lang: str, template: str, folder: Path) -> None:
+    """Copy the files of a template in a language to a project's folder."""
+    language, shared = examples() / lang, examples() / TEMPLATE_FOLDER / template
+    left = {TEMPLATE_FOLDER, *BUILD_FILES, toolchains.FLAGS, toolchains.RUST_PROJECT}
+    if template == DEFAULT_TEMPLATE:
+        _copy_folder(language, folder, left)
+        return
+    _copy_folder(language, folder, {SCHEMA, project_files.TESTS, *left})
+    _copy_folder(shared, folder, {MANIFEST, CALLS})
+    _copy_folder(language / TEMPLATE_FOLDER / template, folder, set())
+    file, readme = folder / project_files.FILE, folder / "README.md"
+    how_built = file.read_text("utf-8").partition(MANIFEST_BEGIN)[0]
+    file.write_text(how_built + (shared / MANIFEST).read_text("utf-8"), "utf-8")
+    said = readme.read_text("utf-8").replace(TEMPLATES[DEFAULT_TEMPLATE], TEMPLATES[template])
+    calls = (shared / CALLS).read_text("utf-8")
+    readme.write_text(_CALLS.sub(lambda _: calls, said), "utf-8")
+
+
+def _copy_folder(source: Path, folder: Path, left: set[str]) -> None:
+    shutil.copytree(
+        source,
+        folder,
+        ignore=lambda _, names: [n for n in names if n in left or (n.startswith(".") and n != ".gitignore")],
+        copy_function=shutil.copyfile,
+        dirs_exist_ok=True,
+    )
 
 
 def _write_editor_files(folder: Path) -> None:

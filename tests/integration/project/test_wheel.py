@@ -14,7 +14,7 @@ from zipfile import ZipFile
 import pytest
 
 from control.cli.project import project_files
-from control.cli.project.authoring import LANGUAGES
+from control.cli.project.authoring import LANGUAGES, TEMPLATES
 from control.protocol import version
 from tests.support.deadlines import scaled
 
@@ -76,11 +76,15 @@ def test_the_wheel_has_the_sql_and_finds_it_there(wheel, tmp_path):
 
     # So do the projects of `skerry function new`, without what a build may have left in the checkout.
     use = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\nfrom control.cli import main\n"
-    new = [["function", "new", "orders", "--lang", language, "--into", language] for language in LANGUAGES]
+    new = [
+        ["function", "new", "orders", "--lang", language, "--template", template, "--into", f"{language}-{template}"]
+        for language in LANGUAGES
+        for template in TEMPLATES
+    ]
     made = f"{use}sys.exit(any([main.run(each) for each in {new}]))"
     subprocess.run([sys.executable, "-c", made], check=True, cwd=tmp_path, timeout=scaled(60))
-    for language in LANGUAGES:
-        found = project_files.read(tmp_path / language)
+    for *_, folder in new:
+        found = project_files.read(tmp_path / folder)
         assert found.name == "orders"
         assert len(found.changes()) == 1
         assert not found.functions[0].module.exists()

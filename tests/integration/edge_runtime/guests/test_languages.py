@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
-from control.cli.project.authoring import LANGUAGES
+from control.cli import main as cli
+from control.cli.project.authoring import DEFAULT_TEMPLATE, LANGUAGES, TEMPLATES
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.release.compile_jobs import CompileJobs
 from tests.support import projects
@@ -64,6 +65,20 @@ async def test_the_example_reads_the_request_asks_the_database_and_answers_json(
         )
         assert await call("GET", "?author=x") == (500, {"error": "the database refused it"})
         assert await call("POST", "?author=x", b"y") == (500, {"error": "the database refused it"})
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_each_other_template_passes_its_own_tests(language: str, tmp_path: Path) -> None:
+    """All in one project, which takes a third of the processes."""
+    projects.needs(language)
+    shop = tmp_path / "shop"
+    for template in TEMPLATES.keys() - {DEFAULT_TEMPLATE}:
+        new = ["function", "new", f"my-{template}", "--lang", language, "--template", template, "--project", str(shop)]
+        assert cli.run(new) == 0
+    tested = await command("control.cli", "test", shop, limit=projects.COMPILERS)
+    cases = sum(file.read_text().count("[[case]]") for file in shop.glob("*/tests/*.toml"))
+    assert cases >= 3 * (len(TEMPLATES) - 1)
+    assert (tested.status, f"{cases} passed".encode() in tested.out) == (0, True), tested
 
 
 async def never(*_: Any) -> Any:

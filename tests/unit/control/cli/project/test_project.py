@@ -39,16 +39,23 @@ def refused(folder: Path) -> str:
     return str(error.value)
 
 
+@pytest.mark.parametrize("template", authoring.TEMPLATES)
 @pytest.mark.parametrize("language", authoring.LANGUAGES)
 def test_a_new_project_is_named_and_whole(
-    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    language: str, template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["function", "new", "my-orders", "--lang", language]) == 0
+    assert cli.run(["function", "new", "my-orders", "--lang", language, "--template", template]) == 0
     found = project_files.read(tmp_path / "my-orders")
     assert found.name == "my-orders"
     assert [change.number for change in found.changes()] == [1]
-    assert "/functions/my-orders?" in (found.folder / "README.md").read_text()
+    readme = (found.folder / "README.md").read_text()
+    assert "/functions/my-orders" in readme
+    assert "notes" not in re.findall(r"# (\w+)|/functions/(\w+)", readme)
+    assert f"that {authoring.TEMPLATES[template]}.\n\n`main." in readme
+    assert ("-d milk" in readme) == (template == "http")
+    assert bool(found.functions[0].manifest.get("schedule")) == (template == "cron")
+    assert bool(found.functions[0].manifest.get("secrets")) == (template == "webhook")
     helper = [file for file in found.folder.glob("skerry*") if file.is_file()]
     assert helper
     assert not {file.name for file in found.folder.iterdir()} & set(authoring.BUILD_FILES)
@@ -69,23 +76,29 @@ def sources(folder: Path) -> str:
 
 @pytest.mark.parametrize("language", authoring.LANGUAGES)
 @pytest.mark.parametrize(
-    ("name", "table"), [("my-orders", "my_orders"), ("notes", "notes"), ("order", "notes_order"), ("7up", "notes_7up")]
+    ("template", "name", "table"),
+    [
+        ("http", "my-orders", "my_orders"),
+        ("http", "notes", "notes"),
+        ("http", "7up", "notes_7up"),
+        *((template, "order", "notes_order") for template in authoring.TEMPLATES),
+    ],
 )
 def test_its_table_is_named_after_it(
-    language: str, name: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    language: str, template: str, name: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that two projects can share a database."""
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["function", "new", name, "--lang", language]) == 0
+    assert cli.run(["function", "new", name, "--lang", language, "--template", template]) == 0
     text = sources(tmp_path / name)
-    assert set(re.findall(r"\b(?:INTO|FROM|TABLE|ON) (\w+)", text)) == {table}
-    assert f"INDEX {table}_of_author ON {table} (" in text
+    assert set(re.findall(r"\b(?:INTO|FROM|TABLE|UPDATE|ON(?! CONFLICT)) (\w+)", text)) == {table}
+    assert (f"INDEX {table}_of_author ON {table} (" in text) == (template == "http")
     names = [path.name for path in (tmp_path / name).glob("*/*.*")]
     assert {f"0001_{table}.sql", f"{name}.toml"} <= set(names)
     with sqlite3.connect(":memory:") as opened:
         for language_too in ("other", name):
             if language_too != name:
-                cli.run(["function", "new", language_too, "--lang", language])
+                cli.run(["function", "new", language_too, "--lang", language, "--template", template])
             opened.executescript(project_files.read(tmp_path / language_too).changes()[0].sql)
     opened.close()
 
@@ -119,6 +132,60 @@ def test_a_project_has_several_functions_and_one_schema(
     assert cli.run(["function", "new", "third", "--lang", "c", "--project", "stock"]) == 2
     assert "is a project of one function" in capsys.readouterr().err
     assert cli.run(["function", "new", "third", "--lang", "c", "--project", "x", "--into", "y"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "typed", "says"),
+    [
+        ([], "cobol\nzig\ncrud\n", "a function in zig, by the template crud:"),
+        ([], "\n\n", "a function in c, by the template http:"),
+        (["--template", "cron"], "go\n", "a function in go, by the template cron:"),
+        (["--lang", "rust"], "", "a function in rust, by the template http:"),
+        ([], "rust\n\4", "nothing was changed"),
+    ],
+)
+def test_in_a_terminal_it_asks_for_what_is_not_given(
+    given: list[str],
+    typed: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ours, theirs = os.openpty()
+    os.write(ours, typed.encode())
+    with open(theirs) as stdin, open(theirs, "w", closefd=False) as stderr, monkeypatch.context() as terminal:
+        terminal.setattr(sys, "stdin", stdin)
+        terminal.setattr(sys, "stderr", stderr)
+        status = cli.run(["function", "new", "f", *given])
+        stderr.write("the end")
+        stderr.flush()
+        shown = ""
+        while not shown.endswith("the end"):
+            shown += os.read(ours, 8192).decode()
+    os.close(ours)
+    assert says in shown + capsys.readouterr().out
+    assert (tmp_path / "f").exists() == (status == 0)
+    assert ("Language (" in shown) == ("--lang" not in given)
+    assert ("Template (" in shown) == (not given)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "say in which language: --lang c|zig|"),
+        (["--lang", "cobol"], "'cobol' is not one of 'c', 'zig'"),
+        (["--lang", "c", "--template", "blog"], "'blog' is not one of 'http', 'crud', 'cron', 'webhook'"),
+    ],
+)
+def test_elsewhere_it_asks_nothing(
+    given: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["function", "new", "f", *given]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_which_functions_a_file_concerns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
