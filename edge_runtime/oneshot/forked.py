@@ -25,12 +25,12 @@ def run_forked(work: Callable[[], bytes], seconds: float) -> tuple[bytes, int]:
     """
     child, reading = _fork(lambda out: out.write(work()))
     deadline = time.monotonic() + seconds
-    answer = b""
+    answer = bytearray()
     try:
         while select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
             piece = os.read(reading, 65536)
             if not piece:
-                return answer, os.waitpid(child, 0)[1]
+                return bytes(answer), os.waitpid(child, 0)[1]
             answer += piece
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

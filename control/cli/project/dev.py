@@ -5,7 +5,8 @@ import contextlib
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -245,7 +246,7 @@ async def _follow(folder: Path, edge: LocalEdge, files: FollowedFiles, secrets: 
                 built -= {source.name for source in found.concerned(different - secrets)}
                 for source in found.functions:
                     if source.name not in built:
-                        took = await toolchains.build(source)
+                        took = await toolchains.build(source, _secrets(source, secrets))
                         built.add(source.name)
                         output.say(f"{source.name}: built in {output.span(took)}")
                 await edge.release(found)
@@ -257,3 +258,14 @@ async def _follow(folder: Path, edge: LocalEdge, files: FollowedFiles, secrets: 
             if edge.serves:
                 output.note("  the version before serves on")
         await files.changed()
+
+
+def _secrets(source: FunctionSource, files: Iterable[Path]) -> dict[str, str]:
+    """Return the function's secrets, which must not get into its module, as far as they can be read."""
+    found: dict[str, str] = {}
+    for file in files:
+        # The edge says what is wrong with the file.
+        with contextlib.suppress(OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, AttributeError):
+            table = tomllib.loads(file.read_text("utf-8")).get(source.name, {})
+            found |= {name: value for name, value in table.items() if isinstance(value, str)}
+    return found

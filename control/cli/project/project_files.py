@@ -6,6 +6,7 @@ name = "orders"                     the function's name
 build = "{zig} cc … main.c"         the command that makes the module, run in the folder; without it nothing is built
 module = "function.wasm"            the module that the build makes
 schema = "schema"                   optional: a folder of NNNN_name.sql files
+snapshot = { init = "warm" }        optional: an export that is run once, at build; the module begins as it has left it
 [manifest]                          what the function may do and how it is called: docs/functions.md
 
 A folder with `skerry.toml` is a project of several: each folder in it that has a `function.toml` is one of them.
@@ -18,13 +19,14 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from control import manifest_rules
+from control.cli.project.snapshots import Initialisation
 from control.cli.support.client import Failure, Json
 from control.protocol import wire
 from control.protocol.manifest import Manifest, unfit
@@ -34,6 +36,8 @@ SEVERAL = "skerry.toml"
 TESTS = "tests"
 """The folder, in a project or in one of its functions, with test cases."""
 SCHEMA = re.compile(r"(\d{1,9})_([^/]+)\.sql")
+SNAPSHOT = ".snapshot.wasm"
+"""What ends the name of a module's snapshot, in the place of `.wasm`."""
 CURE = f"`skerry function new NAME --lang LANGUAGE` writes a project; its {FILE} is described in docs/functions.md"
 
 Content = TypeVar("Content", bound=msgspec.Struct)
@@ -45,6 +49,14 @@ class ProjectInvalid(Failure):
     exit_code = 2
 
 
+class SnapshotTable(msgspec.Struct, forbid_unknown_fields=True):
+    """The table `snapshot` of function.toml, as in `snapshots.Initialisation`."""
+
+    init: str
+    renew: str = ""
+    allow: list[str] = []
+
+
 class FunctionFile(msgspec.Struct, forbid_unknown_fields=True):
     """The content of function.toml."""
 
@@ -52,6 +64,7 @@ class FunctionFile(msgspec.Struct, forbid_unknown_fields=True):
     module: str
     build: str = ""
     schema: str = ""
+    snapshot: SnapshotTable | None = None
     manifest: dict[str, Any] = {}
 
 
@@ -95,7 +108,11 @@ class FunctionSource:
     name: str
     build: str
     module: Path
+    """What is served and pushed: the snapshot, if there is one."""
     manifest: Json = field(default_factory=dict)
+    built: Path = Path()
+    """What the build makes, if `module` is its snapshot."""
+    snapshot: Initialisation | None = None
 
 
 @dataclass(frozen=True)
@@ -217,7 +234,11 @@ def _function(folder: Path) -> tuple[FunctionSource, str]:
         raise ProjectInvalid(f"{file} isn't valid: {unfit(error, Manifest)}", cure=CURE) from None
     except manifest_rules.ManifestUnfit as error:
         raise ProjectInvalid(f"{file} isn't valid: {error}", cure=CURE) from None
-    source = FunctionSource(folder, settings.name, settings.build, folder / settings.module, manifest=settings.manifest)
+    module = folder / settings.module
+    source = FunctionSource(folder, settings.name, settings.build, module, manifest=settings.manifest)
+    if (table := settings.snapshot) is not None:
+        how = Initialisation(table.init, table.renew, table.allow)
+        source = replace(source, module=module.with_suffix(SNAPSHOT), built=module, snapshot=how)
     return source, settings.schema
 
 

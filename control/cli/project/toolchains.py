@@ -15,14 +15,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 import control
+from control.cli.project import snapshots
 from control.cli.project.project_files import FunctionSource
 from control.cli.support import output
 from control.cli.support.client import Failure
+from control.protocol.manifest import Manifest
 
 FLAGS = "compile_flags.txt"
 """Lets clangd find Zig's C library for WASI. It names folders of this machine, so git ignores it."""
@@ -221,10 +225,11 @@ async def _say_that_it_builds(source: FunctionSource) -> None:
         output.note(f"building {source.name}{f' with {tools[0]}' if tools else ''} …{why}", style="dim")
 
 
-async def build(source: FunctionSource) -> float:
-    """Build the function's module; return how many seconds that took.
+async def build(source: FunctionSource, secrets: Mapping[str, str] | None = None) -> float:
+    """Build the function's module, with its snapshot if it has one; return how many seconds that took. `secrets` are
+    values that must not be in a snapshot.
 
-    Raises: BuildFailed, when the build fails or doesn't make the module.
+    Raises: BuildFailed, when the build fails or doesn't make the module; SnapshotFailed, when that has no snapshot.
     """
     began = time.monotonic()
     if source.build:
@@ -253,7 +258,15 @@ async def build(source: FunctionSource) -> float:
         if process.returncode:
             text = out.decode(errors="replace").strip()
             raise BuildFailed(f"the build of {source.name} ended with status {process.returncode}:\n{text}")
-    if not source.module.is_file():
+    built = source.module if source.snapshot is None else source.built
+    if not built.is_file():
         did = "its build didn't make it" if source.build else "its function.toml has no build command"
-        raise BuildFailed(f"the module of {source.name}, {source.module}, isn't there: {did}")
+        raise BuildFailed(f"the module of {source.name}, {built}, isn't there: {did}")
+    if source.snapshot is not None:
+        pages = msgspec.convert(source.manifest, Manifest).memory_pages
+        await snapshots.made(
+            built, source.module, source.snapshot, project=source.folder, memory_pages=pages, secrets=secrets
+        )
+    elif source.build:
+        await snapshots.joined(built)
     return time.monotonic() - began
