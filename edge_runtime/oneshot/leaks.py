@@ -58,7 +58,8 @@ def guarded(
     found.append(("PROJECT", "the path of the project's folder", project, False))
     if host != "localhost":
         found.append(("HOST", "this machine's name", host, False))
-    for name, what, value, secret in found:
+    # Of a value that has another one in it, the longer says more.
+    for name, what, value, secret in sorted(found, key=lambda each: -len(each[2])):
         if len(value) >= LEAST and name not in allowed:
             texts = (value.encode(errors="surrogateescape"), b""), (value.encode("utf-16-le", "replace"), b"\0")
             yield Guarded(name, what, texts, secret)

@@ -39,7 +39,6 @@ MANY: Final = 64
 """Data segments of a module that are joined: compilers make a handful, and Wizer up to 10,000. Each costs time in
 each instance."""
 
-_ZEROS: Final = bytes(BLOCK)
 _PAGE: Final = 65536
 _MOST_BYTES: Final = 1 << 30
 """Bytes of a memory's content that segments are joined in: the most that a node gives a function."""
@@ -153,7 +152,7 @@ def segments(memory: bytes) -> list[tuple[int, bytes]]:
     found: list[tuple[int, bytes]] = []
     start = None
     for at in range(0, len(memory) + BLOCK, BLOCK):
-        empty = at >= len(memory) or memory[at : at + BLOCK] == _ZEROS
+        empty = not memory[at : at + BLOCK].strip(b"\0")
         if empty and start is not None:
             data = memory[start:at].rstrip(b"\0")
             begins = len(data) - len(data := data.lstrip(b"\0"))
@@ -179,6 +178,8 @@ def _check(wasm: bytes, initialiser: str, renewer: str) -> None:
             raise SnapshotRefused(f"It exports no function {name} (it exports {', '.join(functions[:8]) or 'none'}).")
         if signature != ("", ""):
             raise SnapshotRefused(f"Its {name} takes or returns values; it must be a function without either.")
+    if not shape.functions:
+        raise SnapshotRefused("It has no function of its own.")
     code = dict(sections_of(wasm)).get(CODE, b"\0")
     if found := next(stateful(code), ""):
         raise SnapshotRefused(
