@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -52,7 +52,7 @@ class ProjectInvalid(Failure):
 class SnapshotTable(msgspec.Struct, forbid_unknown_fields=True):
     """The table `snapshot` of function.toml, as in `snapshots.Initialisation`."""
 
-    init: str
+    init: Annotated[str, msgspec.Meta(min_length=1)]
     renew: str = ""
     allow: list[str] = []
 

@@ -20,7 +20,7 @@ from tests.guests.build import guest
 from tests.support import projects
 from tests.support.deadlines import scaled
 from tests.support.ports import free_port
-from tests.support.programs import runs, until
+from tests.support.programs import command, runs, until
 from tests.support.projects import compilers
 
 pytestmark = [pytest.mark.usefixtures("compilers")]
@@ -252,6 +252,33 @@ async def test_a_file_of_secrets_is_read_when_it_is_mended(tmp_path: Path) -> No
         await running.said("serves it", 2)
         await until(lambda: is_value("third"), "the third value is served")
         assert running.text.count("built in") == 1
+
+
+async def test_a_snapshot_is_made_at_build_and_has_no_secret_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "source").write_bytes(guest("remembers"))
+    toml, secrets = folder / "function.toml", tmp_path / "secrets.toml"
+    toml.write_text(
+        'name = "f"\nmodule = "function.wasm"\nbuild = "cp source function.wasm"\n'
+        'snapshot = { init = "warm", renew = "anew" }\n[manifest]\nsecrets = ["WORD"]\n'
+    )
+    secrets.write_text('[f]\nWORD = "a line in the log"\n')
+    secrets.chmod(0o600)
+    async with dev(folder, "--secrets", secrets) as running:
+        await running.said("Its memory has the secret WORD in it")
+        secrets.write_text('[f]\nWORD = "what only calls have"\n')
+        toml.write_text(toml.read_text() + "# built again\n")
+        await running.said("serves it")
+        async with aiohttp.ClientSession() as http, http.get(f"{running.url}/functions/f") as answer:
+            assert re.search(
+                r"^stdin , 0 arguments, 0 variables,.* call 1;.* what only calls have ", await answer.text()
+            )
+    (folder / "tests" / "f.toml").write_text(
+        'secrets = { WORD = "x" }\n[[case]]\nname = "begins"\nrequest = { path = "/" }\nstatus = 200\n'
+    )
+    tested = await command("control.cli", "test", folder)
+    assert (tested.status, b"1 passed" in tested.out) == (0, True), tested
 
 
 async def test_secrets_without_a_file_are_told_with_the_cure(tmp_path: Path) -> None:

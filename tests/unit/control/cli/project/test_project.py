@@ -17,8 +17,13 @@ import pytest
 
 from control.cli import main as cli
 from control.cli.project import authoring, project_files, toolchains
+from control.cli.project.snapshots import SnapshotFailed
+from edge_runtime.guests.abi import binary
+from edge_runtime.guests.abi.snapshot import join_segments
+from tests.guests.build import wat
 from tests.support.deadlines import deadline, scaled
 from tests.support.programs import runs
+from tests.unit.edge_runtime.guests.abi.test_snapshot import many
 
 TOML = 'name = "f"\nmodule = "f.wasm"\n'
 
@@ -249,6 +254,9 @@ def test_what_is_wrong_with_a_project_of_several_is_named(files: dict[str, str],
         (TOML + "[manifest]\nsqll = 'read'", "sqll"),
         (TOML + "[manifest.route]\npath = '/functions/x'", "functions"),
         (TOML + "[manifest.route]\npath = '/x'\nhosts = ['shop.example:80']", "a host's name in lower case"),
+        (TOML + "snapshot = { renew = 'anew' }", "init"),
+        (TOML + "snapshot = { init = '' }", "init"),
+        (TOML + "snapshot = { init = 'warm', stdin = 'x' }", "stdin"),
         ("name = ", "can't be read"),
     ],
 )
@@ -285,6 +293,38 @@ async def test_a_build_runs_in_the_project_and_makes_its_module(folder: Path) ->
     found = project_files.read(folder)
     assert await toolchains.build(found.functions[0]) > 0
     assert found.functions[0].module.read_bytes() == b"\0asm"
+
+
+async def test_a_build_joins_many_data_segments(folder: Path) -> None:
+    wasm = many([])
+    (folder / "make.py").write_text(f"open('f.wasm', 'wb').write({wasm!r})")
+    await toolchains.build(project_files.read(folder).functions[0])
+    assert (folder / "f.wasm").read_bytes() == join_segments(wasm) != wasm
+
+
+async def test_a_module_without_a_build_stays_as_it_is(folder: Path) -> None:
+    (folder / project_files.FILE).write_text(TOML)
+    (folder / "f.wasm").write_bytes(wasm := many([]))
+    await toolchains.build(project_files.read(folder).functions[0])
+    assert (folder / "f.wasm").read_bytes() == wasm
+
+
+@pytest.mark.parametrize(("pages", "done"), [(8, True), (7, False)])
+async def test_a_snapshot_is_what_is_served(pages: int, *, done: bool, folder: Path) -> None:
+    grows = "(if (i32.eq (memory.grow (i32.const 7)) (i32.const -1)) (then unreachable))"
+    wasm = wat(f'(module (memory (export "memory") 1) (func (export "warm") {grows}))')
+    (folder / "make.py").write_text(f"open('f.wasm', 'wb').write({wasm!r})")
+    with (folder / project_files.FILE).open("a") as file:
+        file.write(f'snapshot = {{ init = "warm" }}\n[manifest]\nmemory_pages = {pages}\n')
+    source = project_files.read(folder).functions[0]
+    assert (source.module, source.built) == (folder / "f.snapshot.wasm", folder / "f.wasm")
+    if not done:
+        with pytest.raises(SnapshotFailed, match="Its warm failed: unreachable"):
+            await toolchains.build(source)
+    else:
+        await toolchains.build(source)
+        assert binary.read(source.module.read_bytes()).memories[0].minimum == 8
+    assert source.built.read_bytes() == wasm
 
 
 @pytest.mark.parametrize(

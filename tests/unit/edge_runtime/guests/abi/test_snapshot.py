@@ -217,9 +217,9 @@ def _quoted(data: bytes) -> str:
     return "".join([rf"\{byte:02x}" for byte in data])
 
 
-def many(pieces: Sequence[tuple[int, bytes]], more: str = "") -> bytes:
-    """A module with these data segments, and others that make them many."""
-    data = [*[(8 * number, b"x") for number in range(MANY)], *pieces]
+def many(pieces: Sequence[tuple[int, bytes]], more: str = "", *, fewer: int = 0) -> bytes:
+    """A module with these data segments, and others that make them many, or that many fewer."""
+    data = [*[(8 * number, b"x") for number in range(MANY - fewer)], *pieces]
     text = "".join([f'(data (i32.const {at}) "{_quoted(piece)}")' for at, piece in data])
     return wat(f'(module (memory (export "memory") 1) (func (export "f")) {text} {more})')
 
