@@ -90,7 +90,7 @@ class SnapshotDone(Struct):
     """Why there is no snapshot; '' if there is one."""
 
 
-class _Made(Struct):
+class MadeSnapshot(Struct):
     """What the child answers."""
 
     done: SnapshotDone
@@ -142,7 +142,7 @@ class BuildWasi(Wasi):
             )
 
 
-def make(wasm: bytes, order: SnapshotOrder, aot: AotFile | None, values: Collection[Guarded]) -> _Made:
+def make(wasm: bytes, order: SnapshotOrder, aot: AotFile | None, values: Collection[Guarded]) -> MadeSnapshot:
     """Initialise a module in this process, which is fenced, and return its snapshot. `aot` is the prepared module's
     machine code; None to interpret it. None of `values` may be in the snapshot's memory."""
     memory = Memory()
@@ -163,7 +163,7 @@ def make(wasm: bytes, order: SnapshotOrder, aot: AotFile | None, values: Collect
         message = f"Its {order.init} ended the program, with the exit code {ended.code}."
     except WasmEdgeError as error:
         message = f"Its {order.init} failed: {error}."
-    return _Made(SnapshotDone(wasi.stderr.decode(errors="replace"), message), made)
+    return MadeSnapshot(SnapshotDone(wasi.stderr.decode(errors="replace"), message), made)
 
 
 def _initialised(
@@ -200,7 +200,7 @@ def _refused(initialiser: str, name: str) -> HostFunction:
 
 def main() -> int:
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=SnapshotOrder)
-    made = _made(Path(order.module).read_bytes(), order)
+    made = carried_out(Path(order.module).read_bytes(), order)
     if made.wasm:
         out = Path(order.out)
         # A reader never sees half of it.
@@ -211,10 +211,10 @@ def main() -> int:
     return 0
 
 
-def _made(wasm: bytes, order: SnapshotOrder) -> _Made:
+def carried_out(wasm: bytes, order: SnapshotOrder) -> MadeSnapshot:
     """Have a child make what the order asks for."""
     if not order.init:
-        return _Made(SnapshotDone(), snapshots.join_segments(wasm))
+        return MadeSnapshot(SnapshotDone(), snapshots.join_segments(wasm))
     values = list(guarded(os.environ, order.secrets, order.project, socket.gethostname(), order.allow))
     check_address_space()
     check_refusals()
@@ -222,7 +222,7 @@ def _made(wasm: bytes, order: SnapshotOrder) -> _Made:
         prepared = snapshots.prepare(wasm, order.init, order.renew)
         aot = compiled(prepared.wasm, users_folder(), QUICK) if order.compiled else None
     except (SnapshotRefused, NotCompiled) as refused:
-        return _Made(SnapshotDone(message=str(refused)))
+        return MadeSnapshot(SnapshotDone(message=str(refused)))
 
     def work() -> bytes:
         fence.enclose([] if aot is None else [(aot.path, READ)])
@@ -232,11 +232,11 @@ def _made(wasm: bytes, order: SnapshotOrder) -> _Made:
     try:
         answer, status = run_forked(work, order.limit)
     except TimeoutError:
-        return _Made(SnapshotDone(message=f"Its {order.init} has not ended after {order.limit:g} s."))
+        return MadeSnapshot(SnapshotDone(message=f"Its {order.init} has not ended after {order.limit:g} s."))
     if not answer:
         ended = f"signal {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else "no answer"
-        return _Made(SnapshotDone(message=f"The process that ran its {order.init} ended with {ended}."))
-    return msgspec.msgpack.decode(answer, type=_Made)
+        return MadeSnapshot(SnapshotDone(message=f"The process that ran its {order.init} ended with {ended}."))
+    return msgspec.msgpack.decode(answer, type=MadeSnapshot)
 
 
 if __name__ == "__main__":

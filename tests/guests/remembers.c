@@ -10,7 +10,7 @@
 #include "skerry_direct.h"
 
 static char found[1024], given[64];
-static uint64_t built, drawn;
+static uint64_t built, second, drawn;
 static int calls;
 static char *big;
 
@@ -34,6 +34,7 @@ __attribute__((export_name("warm"))) void warm(void) {
   (void)!__wasi_environ_sizes_get(&variables, &size);
   int file = open("/etc/passwd", O_RDONLY), refused = errno;
   getentropy(&built, sizeof built);
+  getentropy(&second, sizeof second);
   snprintf(found, sizeof found, "stdin %.*s, %zu arguments, %zu variables, file %s, year %llu, clock %s", (int)length, text,
            (size_t)arguments, (size_t)variables, file < 0 && refused ? "refused" : "there",
            (unsigned long long)now(CLOCK_REALTIME), now(CLOCK_MONOTONIC) < 1000000 ? "begins" : "runs");
@@ -43,7 +44,7 @@ __attribute__((export_name("warm"))) void warm(void) {
 skerry_answer skerry_main(const skerry_request *request) {
   char text[2048];
   (void)request;
-  snprintf(text, sizeof text, "%s; big %d; call %d; built %llx; %s %llx", found, big[299999], ++calls,
-           (unsigned long long)built, given, (unsigned long long)drawn);
+  snprintf(text, sizeof text, "%s; big %d; call %d; built %llx %llx; %s %llx", found, big[299999], ++calls,
+           (unsigned long long)built, (unsigned long long)second, given, (unsigned long long)drawn);
   return skerry_respond_text(200, "Content-Type: text/plain\n", text);
 }

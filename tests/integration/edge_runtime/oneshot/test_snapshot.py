@@ -1,6 +1,8 @@
 """Snapshots as builds make them: in an empty environment, behind a fence, and refused where one would not be sound."""
 
 import re
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,11 @@ import pytest
 from control.cli.project import snapshots
 from control.cli.project.snapshots import Initialisation, SnapshotFailed
 from edge_runtime.guests.invocation import Request
+from edge_runtime.oneshot import snapshot
+from edge_runtime.oneshot.snapshot import MadeSnapshot, SnapshotDone, SnapshotOrder
 from tests.guests.build import CACHE, guest, wat
 from tests.support.functions import function
-from tests.unit.edge_runtime.guests.abi.test_snapshot import MANY, Running, count, many
+from tests.unit.edge_runtime.guests.abi.test_snapshot import MANY, MODULE, Running, count, many
 
 SECRET = "s3cret-of-this-machine"
 WASI = {
@@ -52,7 +56,7 @@ async def test_what_an_initialiser_finds_and_what_a_call_has(
     *, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("API_TOKEN", SECRET)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE / "users"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     how = Initialisation("warm", "anew", stdin=b"given", compiled=compiled)
     wasm = await made(guest("remembers"), tmp_path, how)
     assert await made(guest("remembers"), tmp_path, how) == wasm
@@ -61,14 +65,15 @@ async def test_what_an_initialiser_finds_and_what_a_call_has(
     answers = [loaded.call(Request(method="GET", path="/")).body.decode() for _ in range(2)]
     pattern = (
         r"stdin given, 0 arguments, 0 variables, file refused, year 0, clock begins; big 7; call 1; "
-        r"built ([0-9a-f]+); call's ([0-9a-f]+)"
+        r"built ([0-9a-f]+) ([0-9a-f]+); call's ([0-9a-f]+)"
     )
     found = [re.fullmatch(pattern, answer) for answer in answers]
     assert found[0], answers
     assert found[1], answers
-    assert found[0][1] == found[1][1]
-    assert len({found[0][1], found[0][2], found[1][2]}) == 3
+    assert found[0].groups()[:2] == found[1].groups()[:2]
+    assert len({*found[0].groups(), *found[1].groups()}) == 4
     assert count(wasm) < 20
+    assert len(list((tmp_path / "skerry").glob("aot/*.so"))) == compiled
 
 
 @pytest.mark.parametrize(
@@ -132,6 +137,23 @@ async def test_where_there_is_no_snapshot_it_is_said_why(
     assert [file.name for file in tmp_path.iterdir()] == ["in.wasm"]
 
 
+@pytest.mark.parametrize(
+    ("attempt", "end"),
+    [(Path("/etc/passwd").read_bytes, "PermissionError"), (socket.socket, "The process .* ended with signal SIGSYS.")],
+)
+def test_it_runs_behind_the_fence(attempt: Callable[[], object], end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(*_: object) -> MadeSnapshot:
+        try:
+            attempt()
+        except OSError as refused:
+            return MadeSnapshot(SnapshotDone(message=type(refused).__name__))
+        return MadeSnapshot(SnapshotDone())
+
+    monkeypatch.setattr(snapshot, "make", tried)
+    order = SnapshotOrder("in.wasm", "out.wasm", "warm")
+    assert re.fullmatch(end, snapshot.carried_out(warming(""), order).done.message)
+
+
 async def test_what_only_this_machine_has_may_be_allowed(tmp_path: Path) -> None:
     wasm = warming("", data=f"{tmp_path}/main.c")
     with pytest.raises(
@@ -149,6 +171,12 @@ async def test_what_an_initialiser_logs(tmp_path: Path) -> None:
     how = Initialisation("warm", "anew")
     log = await snapshots.made(tmp_path / "in.wasm", tmp_path / "out.wasm", how, project=tmp_path)
     assert log == "a line in the log\n"
+
+
+@pytest.mark.parametrize(("init", "counter"), [("init", 111), ("_initialize", 110)])
+async def test_a_librarys_own_initialiser_comes_first_or_is_the_one(init: str, counter: int, tmp_path: Path) -> None:
+    wasm = await made(wat(MODULE), tmp_path, Initialisation(init))
+    assert Running(wasm).call("handle") == counter
 
 
 @pytest.mark.parametrize(("fewer", "left"), [(0, 1), (1, MANY - 1)])

@@ -110,7 +110,7 @@ def test_globals_and_memory_are_what_the_initialiser_left(
 
 
 MODULE = """(module (memory (export "memory") 1) (global (export "counter") (mut i32) (i32.const 0))
- {} (start $start) (func $start (global.set 0 (i32.add (global.get 0) (i32.const 100))))
+ (start $start) (func $start (global.set 0 (i32.add (global.get 0) (i32.const 100))))
  (func (export "_initialize") (global.set 0 (i32.add (global.get 0) (i32.const 10))))
  (func (export "init") (global.set 0 (i32.add (global.get 0) (i32.const 1))))
  (func (export "again") (global.set 0 (i32.add (global.get 0) (i32.const 1000))))
@@ -122,7 +122,7 @@ MODULE = """(module (memory (export "memory") 1) (global (export "counter") (mut
     [("", {"memory", "counter", "again", "handle"}, 101), ("again", {"memory", "counter", "handle"}, 1101)],
 )
 def test_what_initialises_is_gone_and_what_renews_comes_first(renewer: str, exported: set[str], counter: int) -> None:
-    snapshot_ = made(wat(MODULE.format("")), renewer=renewer)
+    snapshot_ = made(wat(MODULE), renewer=renewer)
     shape = binary.read(snapshot_)
     assert set(shape.exports) == exported
     assert shape.start is bool(renewer)
@@ -130,7 +130,7 @@ def test_what_initialises_is_gone_and_what_renews_comes_first(renewer: str, expo
 
 
 def test_the_same_state_gives_the_same_bytes() -> None:
-    wasm = wat(MODULE.format(""))
+    wasm = wat(MODULE)
     assert made(wasm) == made(wasm)
 
 
@@ -184,7 +184,7 @@ def test_what_has_no_snapshot(text: str, why: str) -> None:
 
 def test_a_renewer_that_isnt_there() -> None:
     with pytest.raises(SnapshotRefused, match="It exports no function anew"):
-        prepare(wat(MODULE.format("")), "init", "anew")
+        prepare(wat(MODULE), "init", "anew")
 
 
 def test_what_is_no_module() -> None:
@@ -239,12 +239,14 @@ def test_joined_segments_write_the_same(pieces: list[tuple[int, bytes]]) -> None
         b"#!/bin/sh",
         wat('(module (memory (export "memory") 1) (data (i32.const 1) "a") (data (i32.const 9) "b"))'),
         many([], '(data "passive")'),
+        # Its length and its bytes could be a place and a shorter length.
+        many([], f'(data "{_quoted(bytes([0, 0x0B, 62]) + bytes(62))}")'),
         many([], '(data $p "p") (func (memory.init $p (i32.const 0) (i32.const 0) (i32.const 1)))'),
         many([], '(data $d (i32.const 8) "d") (func (data.drop $d))'),
         many([], '(global $g i32 (i32.const 8)) (data (global.get $g) "computed")'),
         many([(0, b"")] * 2, '(data (i32.const -4) "far")'),
     ],
-    ids=["no module", "few", "passive", "memory.init", "data.drop", "computed", "beyond"],
+    ids=["no module", "few", "passive", "passive, 65 bytes", "memory.init", "data.drop", "computed", "beyond"],
 )
 def test_segments_that_stay(wasm: bytes) -> None:
     assert join_segments(wasm) == wasm
