@@ -218,11 +218,12 @@ def carried_out(wasm: bytes, order: SnapshotOrder) -> MadeSnapshot:
     values = list(guarded(os.environ, order.secrets, order.project, socket.gethostname(), order.allow))
     check_address_space()
     check_refusals()
-    try:
-        prepared = snapshots.prepare(wasm, order.init, order.renew)
-        aot = compiled(prepared.wasm, users_folder(), QUICK) if order.compiled else None
-    except (SnapshotRefused, NotCompiled) as refused:
-        return MadeSnapshot(SnapshotDone(message=str(refused)))
+    aot = None
+    if order.compiled:
+        try:
+            aot = compiled(snapshots.prepare(wasm, order.init, order.renew).wasm, users_folder(), QUICK)
+        except (SnapshotRefused, NotCompiled) as refused:
+            return MadeSnapshot(SnapshotDone(message=str(refused)))
 
     def work() -> bytes:
         fence.enclose([] if aot is None else [(aot.path, READ)])

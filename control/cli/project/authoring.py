@@ -42,7 +42,7 @@ NAMED = [f"{word} {TEMPLATE_NAME}" for word in ("TABLE", "INTO", "FROM", "ON", "
 """The places in the templates' SQL that name the table."""
 SCHEMA = "schema"
 """The folder of the schema in the templates."""
-BUILD_FILES = ("node_modules", "package-lock.json", "function.wasm")
+BUILD_FILES = ("node_modules", "package-lock.json", "function.wasm", "function.snapshot.wasm")
 """Build files that a template in a checkout may contain; they aren't copied."""
 EDITORS_SCHEMA = "function.schema.json"
 """The JSON Schema with which editors check and complete function.toml."""
