@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from edge_runtime.code_section import Unknown, number
 from edge_runtime.guests.abi.binary import FUNCTION, Malformed, read
-from edge_runtime.guests.abi.code_section import Unknown, number
 from edge_runtime.guests.function_code import interpreted
 from edge_runtime.wasmedge.c_api import library
 

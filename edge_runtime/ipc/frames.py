@@ -151,7 +151,14 @@ class LocalFunction(Struct, frozen=True):
     aot_digest: str = ""
     """sha256 of the AOT file in hex, which is checked before each load."""
     wasm: str = ""
-    """Path of the artifact, which the interpreter runs if `aot` is empty or damaged."""
+    """Path of the artifact, which the interpreter runs if `aot` is empty or damaged. It never runs a snapshot that is
+    split: if there is an `image`, `aot` is the only code."""
+    image: str = ""
+    """Path of the image file of a snapshot, whose AOT file is then its engine's; empty for any other module."""
+    image_digest: str = ""
+    """sha256 of the image file in hex, which is checked before each mapping."""
+    image_pages: int = 0
+    """Pages of 64 KiB that the image has: those that the snapshot's memory starts with."""
 
     @property
     def code(self) -> tuple[str, str]:

@@ -8,7 +8,7 @@ format).
 import contextlib
 from dataclasses import dataclass, field
 
-from edge_runtime.guests.abi.code_section import grows_tables, local_variables
+from edge_runtime.code_section import grows_tables, local_variables
 
 MAGIC = b"\0asm"
 CORE_VERSION = b"\1\0\0\0"

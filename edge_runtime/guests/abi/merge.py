@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_runtime.code_section import CALL, REF_FUNC, Unknown, notable
 from edge_runtime.guests.abi import binary
 from edge_runtime.guests.abi.binary import Malformed
-from edge_runtime.guests.abi.code_section import TABLE_GROW, Unknown, notable
 from edge_runtime.guests.abi.extism import ENV
 from edge_runtime.guests.abi.sections import (
     CODE,
@@ -172,7 +172,7 @@ class _Merger:
         copied = at
         try:
             for opcode, place in notable(data, at, end):
-                if opcode != TABLE_GROW:
+                if opcode in (CALL, REF_FUNC):
                     reader = SectionCursor(data, place)
                     pieces += (data[copied:place], self._function(reader))
                     copied = reader.at

@@ -6,8 +6,8 @@ Source: WebAssembly Core Specification 2.0, chapter 5.
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from edge_runtime.code_section import NUMBER
 from edge_runtime.guests.abi.binary import Malformed
-from edge_runtime.guests.abi.code_section import NUMBER
 
 CUSTOM, TYPE, IMPORT, FUNCTION, TABLE, MEMORY, GLOBAL, EXPORT, START, ELEMENT, CODE, DATA, COUNT = range(13)
 ORDER = (TYPE, IMPORT, FUNCTION, TABLE, MEMORY, GLOBAL, EXPORT, START, ELEMENT, COUNT, CODE, DATA)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from edge_runtime.code_section import SEGMENTS, Unknown, stateful
 from edge_runtime.guests.abi import binary, extism
 from edge_runtime.guests.abi.binary import Malformed
-from edge_runtime.guests.abi.code_section import Unknown
 from edge_runtime.guests.abi.sections import (
     CODE,
     COUNT,
@@ -29,7 +29,6 @@ from edge_runtime.guests.abi.sections import (
     encoded_vector,
     sections_of,
 )
-from edge_runtime.guests.abi.stateful_code import SEGMENTS, stateful
 
 INITIALIZE: Final = "_initialize"
 """A library's own initialiser, which is called first, and isn't exported by the snapshot."""

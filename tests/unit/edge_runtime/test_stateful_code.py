@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.guests.abi.code_section import Unknown
+from edge_runtime.code_section import Unknown, stateful
 from edge_runtime.guests.abi.sections import CODE, sections_of
-from edge_runtime.guests.abi.stateful_code import stateful
-from tests.unit.edge_runtime.guests.abi.test_code_section import FORMS, GROW, module
+from tests.unit.edge_runtime.test_code_section import FORMS, GROW, module
 
 FOUND = {
     GROW: ["table.grow"],

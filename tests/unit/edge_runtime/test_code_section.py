@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.guests.abi.code_section import grows_tables
+from edge_runtime.code_section import grows_tables
 from edge_runtime.guests.abi.detect import ModuleRefused, detect
 from tests.guests.build import wat
 
