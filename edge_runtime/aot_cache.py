@@ -7,6 +7,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import os
 import platform
 import secrets
@@ -122,11 +123,17 @@ def verify(path: Path, digest: str) -> None:
 
     Raises: Damaged, when the file has another digest; OSError, when it can't be read.
     """
+    with path.open("rb", buffering=0) as file:
+        verify_open(file, path, digest)
+
+
+def verify_open(file: io.FileIO, path: Path, digest: str) -> None:
+    """Check the sha256 of a file that is open at its start, as `verify` does; `path` is its name in errors. Raises: as
+    `verify`."""
     sha256 = hashlib.sha256()
     # Not hashlib.file_digest: clearing its 256 KB buffer takes a tenth of a new worker's start.
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(_PIECE):
-            sha256.update(piece)
+    while piece := file.read(_PIECE):
+        sha256.update(piece)
     actual = sha256.hexdigest()
     if actual != digest:
         raise Damaged(f"{path} has the sha256 {actual}, and must have {digest}")

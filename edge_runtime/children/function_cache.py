@@ -9,7 +9,7 @@ import msgspec
 
 from edge_runtime import process_memory
 from edge_runtime.aot_cache import Damaged, memory_estimate
-from edge_runtime.guests import guest
+from edge_runtime.guests import function_code, guest
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.call_times import Slowest
 from edge_runtime.sql.call_sql import SqlLimits
@@ -21,7 +21,7 @@ log = logging.getLogger("skerry.loading")
 MOST: Final = 1000
 """The most functions that a worker has loaded at once: each takes memory mappings, which the kernel also limits."""
 
-Key = tuple[str, str, str, bytes, str]
+Key = tuple[str, str, str, str, bytes, str]
 
 
 class Entry:
@@ -65,7 +65,7 @@ class Functions:
         """Return the entry of a function; releases with the same function share it."""
         hashed = hashlib.sha256(frames.encode_json(secrets)).digest()
         why = "" if lacking is None else lacking.message
-        key = (local.name, local.code[1], local.manifest_digest, hashed, why)
+        key = (local.name, local.code[1], local.image_digest, local.manifest_digest, hashed, why)
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = Entry(key, local, secrets, lacking)
@@ -74,7 +74,8 @@ class Functions:
     def load(self, entry: Entry) -> guest.LoadedFunction | frames.ChildFailure:
         """Load a function, or return why it can't be called.
 
-        If its compiled code is damaged, it runs on the interpreter.
+        If its compiled code is damaged, it runs on the interpreter, unless it is a snapshot: that would take many
+        seconds to its first answer.
         """
         self.damaged = ""
         local = entry.local
@@ -83,11 +84,16 @@ class Functions:
         if not local.code[0]:
             text = f"The function {local.name} can't be run on this node: its artifact is lost or damaged."
             return frames.ChildFailure("function_uncompiled", text)
-        self._make_room(memory_estimate(local.code[0], compiled=bool(local.aot)))
+        if not local.image or not function_code.has_engine(*local.code):
+            self._make_room(memory_estimate(local.code[0], compiled=bool(local.aot)))
         try:
             try:
                 made = guest.LoadedFunction.load(local, entry.secrets)
             except (Damaged, WasmEdgeError, OSError) as error:
+                if local.image:
+                    log.error("the compiled engine or the image of %s can't be used: %s", local.name, error)
+                    self.damaged = local.sha256
+                    raise
                 if not local.aot or not local.wasm:
                     raise
                 log.error("the compiled code of %s can't be used, so it is interpreted: %s", local.name, error)

@@ -152,6 +152,7 @@ class PlainCalls:
         kept = [ffi.new("uint8_t[]", name), ffi.new("uint8_t[]", settings)]
         for field in ("executor", "store", "module", "memory", "base"):
             setattr(function, field, _pointer(getattr(loan, field)))
+        function.image, function.restored, function.hot_count = _pointer(loan.image), 0, 0
         function.pages, function.most, function.initializes = loan.pages, loan.most, loan.initializes
         function.wagi, function.sql = guest.WAGI, manifest.sql != "none"
         function.log_bytes, function.response_bytes = guest.limits.log_bytes, guest.limits.response_bytes

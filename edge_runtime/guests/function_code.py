@@ -3,10 +3,12 @@ Extism kernel merged in first."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
+from weakref import WeakValueDictionary
 
 from edge_runtime.guests.abi import binary, extism
 from edge_runtime.guests.abi.merge import merge
-from edge_runtime.wasmedge import AotFile, Config, LoadError, Module, compile_module
+from edge_runtime.wasmedge import AotFile, Config, LoadError, Module, compile_module, verify
 from edge_runtime.wasmedge.memory_imports import import_memories
 
 _PAGES = 65536
@@ -23,6 +25,29 @@ def compile_artifact(wasm: bytes, folder: Path, level: int, made: Callable[[AotF
     except binary.Malformed as error:
         raise LoadError(0, f"it is no valid module: {error}") from None
     return compile_module(wasm, folder, level, merged=_merged(wasm) if plugin else None, made=made)
+
+
+_engines: Final[WeakValueDictionary[tuple[str, str], Module]] = WeakValueDictionary()
+"""The engines that this process has loaded, by path and sha256 of the AOT file: each once for all its snapshots."""
+
+
+def load_engine(path: Path, digest: str, config: Config) -> Module:
+    """Return the engine of a snapshot from its AOT file, which is loaded once for all functions that have it.
+
+    Raises: Damaged, when the file isn't what was compiled; LoadError, when WasmEdge refuses it; OSError, when it can't
+    be read.
+    """
+    engine = _engines.get((str(path), digest))
+    if engine is None:
+        verify(path, digest)
+        engine = _engines[str(path), digest] = Module.from_file(path, config)
+        engine.shared = True
+    return engine
+
+
+def has_engine(path: str, digest: str) -> bool:
+    """Return whether the engine is loaded."""
+    return (path, digest) in _engines
 
 
 def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:

@@ -54,19 +54,23 @@ class LoadedFunction:
 
     @classmethod
     def load(cls, local: frames.LocalFunction, secrets: Mapping[str, str] | None = None) -> Self:
-        """Load what `function_code.compile_artifact` made, once its digest is checked. `secrets` are the values of the
-        secrets that the manifest names.
+        """Load what `function_code.compile_artifact` made, once its digest is checked, and map a snapshot's image.
+        `secrets` are the values of the secrets that the manifest names.
 
-        Raises: Damaged, when the file isn't what was compiled (compile it again); LoadError, when WasmEdge refuses it;
-        LinkError, when its imports or exports don't fit; OSError, when it can't be read.
+        Raises: Damaged, when a file isn't what was made (make it again); LoadError, when WasmEdge refuses it;
+        LinkError, when its imports or exports don't fit; OSError, when it can't be read; Unsafe, when no guest may run
+        here.
         """
         manifest = local.manifest
         path, digest = Path(local.code[0]), local.code[1]
-        verify(path, digest)
         limits = CallLimits(manifest.memory_pages, manifest.response_limit, manifest.log_bytes)
         abi = manifest.abi or "wagi"
         config = Config(memory_pages=limits.memory_pages, second_memory=abi == extism.ABI)
-        module = function_code.load(path, config, abi, compiled=bool(local.aot))
+        if local.image:
+            module = function_code.load_engine(path, digest, config)
+        else:
+            verify(path, digest)
+            module = function_code.load(path, config, abi, compiled=bool(local.aot))
         settings = {**manifest.config, **(secrets or {})}
         runner = RUNNERS[abi](local, module, config, limits, settings)
         if local.aot:

@@ -7,6 +7,7 @@ functions.
 
 import functools
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 import orjson
@@ -16,12 +17,14 @@ from edge_runtime.guests.abi.imports import OWN_SIGNATURES, SKERRY, WASI
 from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
 from edge_runtime.guests.wasi import FAULT, Exit, OutputTooLarge, Wasi
 from edge_runtime.ipc.answer_head import ResponseInvalid
+from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.native import library as native
 from edge_runtime.wasmedge import (
     Config,
     EntryPoint,
     HostFunction,
     HostModule,
+    Image,
     LinkError,
     Memory,
     Module,
@@ -146,18 +149,21 @@ class Guest:
         second_memory: str = "",
         *,
         initialize: bool = True,
+        image: Image | None = None,
     ) -> None:
         """Link the module. `imports` are the ABI's host modules in addition to WASI and `skerry`; for the rest see
-        `Program`.
+        `Program`. An image is mapped at once, so that a damaged one is found here.
 
-        Raises: LinkError, when the module's imports or exports don't fit.
+        Raises: LinkError, when the module's imports or exports don't fit; what `Program.reserve` raises.
         """
         self.name = name
         self.limits = limits
         self.host = host()
         self.program = Program(
-            module, config, (*self.host.imports, *imports), entries, second_memory, initialize=initialize
+            module, config, (*self.host.imports, *imports), entries, second_memory, initialize=initialize, image=image
         )
+        if image is not None:
+            self.program.reserve()
 
     def close(self) -> None:
         self.program.close()
@@ -190,6 +196,11 @@ class Guest:
         """Return the error for a body that is larger than the manifest allows. `size` says how large it is."""
         text = f"It answered {size}; its manifest's response_limit is {self.limits.response_bytes} bytes."
         return GuestFault("response_too_large", text)
+
+
+def image_of(local: LocalFunction) -> Image | None:
+    """Return the image of a snapshot that is split; None for any other module."""
+    return Image(Path(local.image), local.image_digest, local.image_pages) if local.image else None
 
 
 def request_unfit(error: Exception) -> GuestFault:

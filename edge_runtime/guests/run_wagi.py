@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Final
 
 from edge_runtime.guests.abi import wagi
-from edge_runtime.guests.host_functions import FAILURES, RecentCache, request_unfit
+from edge_runtime.guests.host_functions import FAILURES, RecentCache, image_of, request_unfit
 from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
 from edge_runtime.guests.plain_guest import CallEnd, PlainGuest, SeenLines, seen
 from edge_runtime.guests.wasi import Exit, Strings
@@ -28,7 +28,7 @@ class Wagi(PlainGuest):
 
         Raises: LinkError, when the module's imports or exports don't fit.
         """
-        super().__init__(local.name, module, config, limits, [START])
+        super().__init__(local.name, module, config, limits, [START], image=image_of(local))
         self.settings = dict(settings)
         self._recent = RecentCache[tuple[Strings, Strings]]()
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "parts.h"
 
@@ -42,7 +43,42 @@ static bool shrink(const Function *function, uint32_t pages) {
     return true;
 }
 
-/* Zeros the memory, and reduces it to the pages that it started with. Returns whether that was possible. */
+/* Notes the runs of pages that differ from the image, as `image.py` does. */
+static void look(Function *function, size_t size, size_t page) {
+    uint32_t runs = 0, hot = 0;
+    for (size_t start = 0; start < size; start += PAGE) {
+        if (!memcmp(function->base + start, function->image + start, PAGE)) continue;
+        for (size_t at = start; at < start + PAGE && hot < MOST_HOT; at += page) {
+            if (!memcmp(function->base + at, function->image + at, page)) continue;
+            uint32_t number = (uint32_t)(at / page);
+            if (runs && number - function->hot[runs - 1].end <= GAP) {
+                hot += number + 1 - function->hot[runs - 1].end;
+                function->hot[runs - 1].end = number + 1;
+            } else if (runs < MOST_RUNS) {
+                hot++;
+                function->hot[runs++] = (Run){number, number + 1};
+            }
+        }
+    }
+    function->hot_count = runs;
+}
+
+/* Makes the memory its image again: copies pages that calls were seen to write, and gives all others back. */
+static bool restore(Function *function, size_t size) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), at = 0;
+    uint32_t calls = ++function->restored;
+    if (calls >= FIRST_LOOK && !(calls & (calls - 1))) look(function, size, page);
+    for (uint32_t i = 0; i < function->hot_count; i++) {
+        size_t start = function->hot[i].start * page, end = function->hot[i].end * page;
+        if (start > at && madvise(function->base + at, start - at, MADV_DONTNEED)) return false;
+        memcpy(function->base + start, function->image + start, end - start);
+        at = end;
+    }
+    return at == size || madvise(function->base + at, size - at, MADV_DONTNEED) == 0;
+}
+
+/* Zeros the memory, or makes it its image again, and reduces it to the pages that it started with. Returns whether that
+   was possible. */
 bool memory_clear(Function *function, const Engine *engine) {
     uint32_t pages = memory_pages(function, engine);
     if (pages != function->pages) {
@@ -50,6 +86,7 @@ bool memory_clear(Function *function, const Engine *engine) {
         if (memory_pages(function, engine) != function->pages) return false;
     }
     size_t size = (size_t)function->pages * PAGE;
+    if (function->image) return restore(function, size);
     if (size <= SMALL) {
         memset(function->base, 0, size);
         return true;

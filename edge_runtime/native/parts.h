@@ -16,6 +16,10 @@ enum {
     TEXTS = 8,             /* texts of a request, in the order of `Text` */
     HEADER_BYTES = 12,     /* of a frame */
     PREFIX_BYTES = 12,     /* of a call's head, before the caller's name */
+    FIRST_LOOK = 4,        /* the call after which hot pages of an image are looked for first */
+    MOST_RUNS = 64,        /* runs of hot pages of a memory */
+    MOST_HOT = 512,        /* hot pages of a memory */
+    GAP = 2,               /* the most pages between two hot ones that are copied too */
     KEPT = 32,             /* header lines of answers that were checked */
     KEPT_BYTES = 1024,     /* bytes of such lines as the guest wrote them */
     KEPT_LINES = 1152,     /* and as they are sent */

@@ -10,6 +10,11 @@ typedef struct {
     uint8_t type_i32[8], type_i64[8];
 } Engine;
 
+/* Pages of the processor's: from the first to before the second. */
+typedef struct {
+    uint32_t start, end;
+} Run;
+
 /* A function that is loaded. What its fields point to is the caller's, and must outlive `ready`. */
 typedef struct {
     uint32_t ready;       /* 1: the loop may call it */
@@ -19,7 +24,11 @@ typedef struct {
     uint32_t initializes; /* 1: `_initialize` is called before anything else */
     void *executor, *store, *module, *memory;
     uint8_t *base;        /* where its memory begins */
+    const uint8_t *image; /* what its memory starts with; NULL: zeros */
     uint32_t pages, most; /* of the memory, 64 KiB each: at the start, and at most */
+    uint32_t restored;    /* how often the memory was made its image again; the caller sets it to 0 with `image` */
+    uint32_t hot_count;   /* likewise */
+    Run hot[64];          /* MOST_RUNS: what calls were seen to write, and is copied from the image */
     uint32_t log_bytes;
     uint64_t response_bytes;
     const uint8_t *name;

@@ -19,6 +19,7 @@ from edge_runtime.wasmedge.errors import (
     WasmEdgeError,
 )
 from edge_runtime.wasmedge.host import HostFunction, HostModule, Signature
+from edge_runtime.wasmedge.image import Image
 from edge_runtime.wasmedge.instance import EntryPoint, Program, failed
 from edge_runtime.wasmedge.memory import PAGE, Memory, check_address_space, check_refusals
 from edge_runtime.wasmedge.module import Config, MemoryExport, Module
@@ -36,6 +37,7 @@ __all__ = [
     "HandleClosed",
     "HostFunction",
     "HostModule",
+    "Image",
     "LibraryMissing",
     "LinkError",
     "LoadError",

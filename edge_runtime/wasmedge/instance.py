@@ -10,7 +10,8 @@ from typing import ClassVar, NamedTuple, Self
 from edge_runtime.wasmedge.c_api import VALUE_WORDS, CData, Handle, Name, address, check, ffi, library, message
 from edge_runtime.wasmedge.errors import LinkError, Unsafe, WasmEdgeError, failure
 from edge_runtime.wasmedge.host import HostModule, Signature, take_raised, unclaimed, value_types
-from edge_runtime.wasmedge.memory import Memory, ReservedMemories
+from edge_runtime.wasmedge.image import Image
+from edge_runtime.wasmedge.memory import LARGE, PAGE, Memory, ReservedMemories
 from edge_runtime.wasmedge.memory_imports import MODULE
 from edge_runtime.wasmedge.module import Config, Module
 
@@ -23,6 +24,8 @@ _find_function = library.WasmEdge_ModuleInstanceFindFunction
 KEPT = 32
 """The most programs that keep their memories reserved at the same time: each takes 12 GiB of the 128 TiB of
 addresses."""
+KEPT_BYTES = KEPT * LARGE
+"""The most bytes that kept memories start with, all together: they count towards RLIMIT_DATA, images too."""
 
 
 class Executor(Handle):
@@ -53,6 +56,8 @@ class Loan(NamedTuple):
     module: int
     memory: int
     base: int
+    image: int
+    """Where the image that the memory starts with is mapped once more, to be read; 0 if it starts with zeros."""
     pages: int
     """Pages that the memory starts with."""
     most: int
@@ -117,9 +122,11 @@ class Program:
         second_memory: str = "",
         *,
         initialize: bool = True,
+        image: Image | None = None,
     ) -> None:
         """Link `module` to `imports`. `second_memory` is the name under which the module exports another memory that
         the host reads and writes; empty if it has none. `initialize` says whether `open` calls its `_initialize`.
+        `image` is what the memory of a snapshot starts with; `module` is its engine then.
 
         Raises: LinkError, when `module` doesn't export exactly `memory` and `second_memory`, when `memory` starts with
         more pages than `config` allows, or when an entry point is missing.
@@ -131,7 +138,10 @@ class Program:
             raise LinkError(0x0301, f"a module must export exactly one memory, under the name `memory`{second}")
         if second_memory and exported[1].minimum < 1:
             raise LinkError(0x0301, f"the memory {second_memory} starts with no page")
-        minimum = exported[0].minimum
+        starts = [each.minimum for each in exported]
+        if image is not None:
+            starts[0] = image.pages
+        minimum = starts[0]
         if not 1 <= minimum <= config.memory_pages:
             raise LinkError(
                 0x0301, f"the module's memory starts with {minimum} pages; 1 to {config.memory_pages} are allowed"
@@ -140,7 +150,12 @@ class Program:
             # Otherwise the host would read and write a memory that isn't the guest's.
             raise LinkError(0x0301, "the module's memories aren't imported: it must come from `import_memories`")
         most = config.memory_pages
-        self._limits = [(each.minimum, most if each.maximum is None else min(most, each.maximum)) for each in exported]
+        self._limits = [
+            (start, most if each.maximum is None else min(most, each.maximum))
+            for start, each in zip(starts, exported, strict=True)
+        ]
+        self._image = image
+        self._bytes = sum(start for start, _ in self._limits) * PAGE
         self.functions = module.functions()
         """The functions that the module exports, with their signatures."""
         for entry in entries:
@@ -168,13 +183,13 @@ class Program:
         host functions find the guest's memory in `memory`, and the second one in `second`; afterwards both are empty.
 
         Raises: what a host function raised, unchanged; Trap, when the guest traps; LinkError, when it can't be
-        instantiated; Unsafe, when its memory can't be reserved (nothing of the guest has run then); HandleClosed, after
-        `close`.
+        instantiated; Unsafe, when its memory can't be reserved (nothing of the guest has run then); what `reserve`
+        raises; HandleClosed, after `close`.
         """
         if Program._live:
             raise Unsafe("this process already has a live instance; one at a time")
         executor, store, module = self._pointers or self._linked()
-        reserved = self._reserved or self._reserve()
+        reserved = self._reserved or self.reserve()
         new_instance = self._new_instance
         if unclaimed:
             take_raised()
@@ -224,15 +239,16 @@ class Program:
         self._pointers = self._executor.pointer, self._store.pointer, self._module.pointer
         return self._pointers
 
-    def _reserve(self) -> ReservedMemories:
-        """Reserve the memories, in place of another program's if necessary.
+    def reserve(self) -> ReservedMemories:
+        """Reserve the memories, in place of other programs' if necessary. `open` does so when it needs to.
 
-        Raises: Unsafe, when they can't be reserved.
+        Raises: Unsafe, when they can't be reserved; Damaged, when the image isn't what was made; OSError, when it can't
+        be read.
         """
         keeping = Program._keeping
-        while len(keeping) >= KEPT:
+        while len(keeping) >= KEPT or (keeping and sum(each._bytes for each in (self, *keeping)) > KEPT_BYTES):
             keeping[0].give_up()
-        reserved = ReservedMemories(self._limits)
+        reserved = ReservedMemories(self._limits, self._image)
         check(library.WasmEdge_ExecutorRegisterImport(self._executor.pointer, self._store.pointer, reserved.pointer))
         self._reserved = reserved
         keeping.append(self)
@@ -280,8 +296,17 @@ class Program:
             return None
         memory, (pages, most) = reserved.memories[0], self._limits[0]
         executor, store, module = map(address, self._linked())
+        image = 0 if memory.image is None else address(memory.image.source)
         return Loan(
-            executor, store, module, address(memory.pointer), address(memory.base), pages, most, self._initializes
+            executor,
+            store,
+            module,
+            address(memory.pointer),
+            address(memory.base),
+            image,
+            pages,
+            most,
+            self._initializes,
         )
 
     @staticmethod
@@ -289,7 +314,8 @@ class Program:
         raise take_raised() or failed(result)
 
     def close(self) -> None:
-        """Delete everything that the program made, and the module; the imports remain the caller's.
+        """Delete everything that the program made, and the module unless others have it; the imports remain the
+        caller's.
 
         Raises: Unsafe, when the program has an instance.
         """
@@ -299,7 +325,8 @@ class Program:
         self._store.close()
         self.give_up()
         self._executor.close()
-        self._module.close()
+        if not self._module.shared:
+            self._module.close()
 
 
 def failed(result: int) -> WasmEdgeError:

@@ -43,6 +43,9 @@ class Module(Handle):
 
     _delete = "WasmEdge_ASTModuleDelete"
 
+    shared: bool = False
+    """Whether several programs have it, so that it is deleted with the last of them."""
+
     def __init__(self, pointer: CData) -> None:
         self._own(pointer)
 

@@ -112,6 +112,7 @@ typedef struct { uint8_t kind; uint32_t pages; uint32_t most; uint8_t *base; } I
 void *mmap(void *, size_t, int, int, int, long);
 int munmap(void *, size_t);
 void *memset(void *, int, size_t);
+int memcmp(const void *, const void *, size_t);
 int madvise(void *, size_t, int);
 struct mallinfo2 {
     size_t arena; size_t ordblks; size_t smblks; size_t hblks; size_t hblkhd;

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "engine.h"
 
@@ -72,6 +73,37 @@ static void a_memory_is_cleared(void) {
         CHECK(!memory_clear(&fake->function, &fake_engine));
         fake_renew(fake);
     }
+}
+
+static void a_memory_is_its_image_again(void) {
+    fakes_reset();
+    Fake *fake = &fakes[3];
+    Function *function = &fake->function;
+    size_t size = (size_t)function->pages * PAGE, page = (size_t)sysconf(_SC_PAGESIZE);
+    uint8_t *base = fake->memory.base, *image = malloc(size);
+    CHECK(image);
+    for (size_t at = 0; at < size; at++) image[at] = (uint8_t)(at / page + at);
+    FILE *file = tmpfile();
+    CHECK(file && fwrite(image, 1, size, file) == size && !fflush(file));
+    int flags = MAP_PRIVATE | MAP_FIXED;
+    CHECK(mmap(base, size, PROT_READ | PROT_WRITE, flags, fileno(file), 0) == base);
+    function->image = image;
+    /* Every page, every third, the last, none, more runs than are kept, and others than were hot at the last look. */
+    static const size_t STEPS[] = {1, 3, 0, 2, 2, 5, 4, 96};
+    for (uint32_t call = 0; call < 40; call++) {
+        size_t step = STEPS[call % 8];
+        for (size_t at = 0; step && at < size; at += step * page) base[at] ^= 1, base[at + page - 1] ^= 1;
+        base[size - 1] ^= (uint8_t)(call & 1);
+        CHECK(!mprotect(base + size, PAGE, PROT_READ | PROT_WRITE));
+        fake->memory.pages++;
+        CHECK(memory_clear(function, &fake_engine));
+        CHECK(fake->memory.pages == function->pages && !memcmp(base, image, size));
+        CHECK(function->hot_count <= MOST_RUNS && (function->restored >= FIRST_LOOK) >= (function->hot_count != 0));
+    }
+    CHECK(function->restored == 40);
+    fclose(file);
+    free(image);
+    fake_renew(fake);
 }
 
 /* A head with these texts, whose last is the client's address. */
@@ -250,6 +282,7 @@ static void large_outputs(void) {
 void cases_run(void) {
     places_of_a_guest();
     a_memory_is_cleared();
+    a_memory_is_its_image_again();
     heads();
     frames();
     strings_of_a_call();

@@ -21,7 +21,7 @@ from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sql import database
 from edge_runtime.sql.queries import load
 from tests.support.deadlines import scaled
-from tests.support.functions import compiled, local
+from tests.support.functions import split_or_whole
 
 DEADLINE = 60.0
 SERIAL = 1
@@ -119,7 +119,7 @@ def worker(
     statements `schema` make."""
     (folder / "aot").mkdir(mode=0o700, exist_ok=True)
     compiled_ones = [
-        local(compiled(wasm, folder / "aot"), name, **manifest) for name, (wasm, manifest) in functions.items()
+        split_or_whole(wasm, folder / "aot", name, **manifest) for name, (wasm, manifest) in functions.items()
     ]
     release = frames.LocalRelease("r", 1, GENERATION, 0, compiled_ones)
     ours, theirs = socket.socketpair()

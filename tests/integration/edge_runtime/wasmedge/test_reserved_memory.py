@@ -95,7 +95,9 @@ def reserved(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The limits of each memory that is reserved."""
     made: list[object] = []
     reserve = instance.ReservedMemories
-    monkeypatch.setattr(instance, "ReservedMemories", lambda limits: made.append(limits) or reserve(limits))
+    monkeypatch.setattr(
+        instance, "ReservedMemories", lambda limits, image: made.append(limits) or reserve(limits, image)
+    )
     return made
 
 

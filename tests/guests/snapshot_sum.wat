@@ -1,0 +1,42 @@
+;; A function of the ABI `direct` that answers what it finds in all of its memory, before anything of the call is in it:
+;; the sum of its words, its pages, and how often it was called. Then it writes over it. The last 12 bytes of the request
+;; say how: how the call ends (1 trap, 2 exit; and 4: it grows its memory first), a seed, and how many words are written.
+(module
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (global $sum (mut i64) (i64.const 0))
+  (global $pages (mut i32) (i32.const 0))
+  (global $calls (mut i32) (i32.const 0))
+  (func (export "skerry_alloc") (param i32) (result i32) (local $at i32) (local $end i32)
+    (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+    (global.set $pages (memory.size))
+    (local.set $end (i32.mul (memory.size) (i32.const 65536)))
+    (loop $next
+      (global.set $sum (i64.add (i64.mul (global.get $sum) (i64.const 1099511628211)) (i64.load (local.get $at))))
+      (br_if $next (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 8))) (local.get $end))))
+    (i32.const 4096))
+  (func (export "skerry_handle") (param $at i32) (param $size i32) (result i64)
+    (local $mode i32) (local $seed i32) (local $count i32) (local $end i32)
+    (local.set $at (i32.add (local.get $at) (i32.sub (local.get $size) (i32.const 12))))
+    (local.set $mode (i32.load (local.get $at)))
+    (local.set $seed (i32.load offset=4 (local.get $at)))
+    (local.set $count (i32.load offset=8 (local.get $at)))
+    (if (i32.and (local.get $mode) (i32.const 4)) (then (drop (memory.grow (i32.const 3)))))
+    (local.set $end (i32.sub (i32.mul (memory.size) (i32.const 65536)) (i32.const 4)))
+    (block $written (loop $next
+      (br_if $written (i32.eqz (local.get $count)))
+      (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+      (local.set $seed (i32.add (i32.mul (local.get $seed) (i32.const 1664525)) (i32.const 1013904223)))
+      (i32.store (i32.rem_u (local.get $seed) (local.get $end)) (local.get $seed))
+      (br $next)))
+    (if (i32.eq (i32.and (local.get $mode) (i32.const 3)) (i32.const 1)) (then unreachable))
+    (if (i32.eq (i32.and (local.get $mode) (i32.const 3)) (i32.const 2)) (then (call $exit (i32.const 3))))
+    (i32.store (i32.const 2048) (i32.const 200))
+    (i32.store (i32.const 2052) (i32.const 18))
+    (i64.store (i32.const 2056) (i64.const 0x2d746e65746e6f63)) ;; content-type: a/b
+    (i64.store (i32.const 2064) (i64.const 0x2f61203a65707974))
+    (i32.store16 (i32.const 2072) (i32.const 0x0a62))
+    (i64.store (i32.const 2074) (global.get $sum))
+    (i32.store (i32.const 2082) (global.get $pages))
+    (i32.store (i32.const 2086) (global.get $calls))
+    (i64.const 0x000008000000002a)))
