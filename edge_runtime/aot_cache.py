@@ -1,5 +1,8 @@
 """The private cache of AOT files: `<key>.so`, with its sha256 in `<key>.sha256` beside it.
 
+A snapshot's artifact (docs/architecture.md) has no AOT file of its own: its memory is `<key>.image`, and `<key>.split`
+names the engine, whose AOT file it runs; `<sha256>.engine` is the engine itself, as a module.
+
 Nothing here imports WasmEdge, so that the front, which finds and checks AOT files, doesn't map its library.
 """
 
@@ -10,15 +13,16 @@ import hashlib
 import io
 import os
 import platform
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from edge_runtime.files import sync_folder
+from edge_runtime.files import sync_folder, write
 
 WASMEDGE: Final = "0.14.1"
 """The version of WasmEdge that compiles the code and runs it."""
@@ -35,6 +39,15 @@ FOLDER: Final = "aot"
 """The cache's name in a state directory."""
 TEMPORARY = ".compile-"
 """Prefix of the folders in which code is compiled; the process id follows."""
+SNAPSHOT_BYTES: Final = 256 * 1024
+"""Bytes of the smallest artifact that may be a snapshot: as much memory it has at least."""
+IMAGE: Final = "image"
+ENGINE: Final = "engine"
+"""Names of the files that the compiler makes of a snapshot in its work folder."""
+_SPLIT: Final = "split 1"
+"""A part of the names of what a snapshot is split into; its number is increased with each change of the split."""
+_RECORD: Final = re.compile(r"([0-9a-f]{64}) ([0-9a-f]{64}) ([0-9]{1,5})\n")
+_PAGE: Final = 65_536
 _PIECE = 65_536
 _COMPILED: Final = 0.5
 """Bytes of memory for each byte of an AOT file while it is loaded; a twentieth remains in use afterwards."""
@@ -47,10 +60,36 @@ class Damaged(Exception):
 
 
 @dataclass(frozen=True)
+class ImageFile:
+    """The memory of a snapshot's artifact, and its engine."""
+
+    engine: str
+    """sha256 of the engine's module, in hex."""
+    path: Path
+    digest: str
+    """The file's sha256, in hex."""
+    pages: int
+    """Its size, in pages of 64 KiB."""
+
+
+@dataclass(frozen=True)
 class AotFile:
     path: Path
     digest: str
     """The file's sha256, in hex."""
+    image: ImageFile | None = None
+    """The memory that it begins with, if it is a snapshot's engine."""
+
+
+class SplitRecord(NamedTuple):
+    """What a snapshot's artifact was split into."""
+
+    engine: str
+    """sha256 of the engine's module, in hex."""
+    digest: str
+    """sha256 of the image, in hex."""
+    pages: int
+    """Pages of 64 KiB that the image has."""
 
 
 def users_folder() -> Path:
@@ -70,44 +109,132 @@ def key(wasm_sha256: str, level: int) -> str:
 
 def find(folder: Path, wasm_sha256: str, level: int) -> AotFile | None:
     """Return the AOT file that was compiled earlier; None if there is none, or it is damaged."""
-    name = key(wasm_sha256, level)
-    path = folder / f"{name}.so"
+    aot = locate(folder, wasm_sha256, level)
     try:
-        digest = (folder / f"{name}.sha256").read_text("ascii").strip()
-        verify(path, digest)
-    except (OSError, UnicodeDecodeError, Damaged):
+        if aot is not None:
+            verify(aot.path, aot.digest)
+        if aot is not None and aot.image is not None:
+            verify(aot.image.path, aot.image.digest)
+    except (OSError, Damaged):
         return None
-    return AotFile(path, digest)
+    return aot
 
 
 def locate(folder: Path, wasm_sha256: str, level: int) -> AotFile | None:
-    """Do as `find` does, without checking the file's digest: loading checks it."""
-    name = key(wasm_sha256, level)
+    """Do as `find` does, without checking the file's digest: loading checks it. A snapshot has its engine's AOT file,
+    which is always at the best level."""
+    image = image_of(folder, wasm_sha256)
+    name = key(wasm_sha256, level) if image is None else key(image.engine, BEST)
     path = folder / f"{name}.so"
     try:
         digest = (folder / f"{name}.sha256").read_text("ascii").strip()
-        return AotFile(path, digest) if path.exists() else None
+        return AotFile(path, digest, image) if path.exists() else None
     except (OSError, UnicodeDecodeError):
         return None
 
 
+def image_of(folder: Path, wasm_sha256: str) -> ImageFile | None:
+    """Return the image of an artifact that was split earlier, without checking its digest; None if it isn't there as a
+    whole."""
+    record = _record(folder, wasm_sha256)
+    if record is None:
+        return None
+    path = folder / f"{_split_name(wasm_sha256)}.image"
+    with contextlib.suppress(OSError):
+        if path.stat().st_size == record.pages * _PAGE:
+            return ImageFile(record.engine, path, record.digest, record.pages)
+    return None
+
+
+def engine_file(folder: Path, engine: str) -> Path:
+    """Return the path of an engine's module (`engine` is its sha256)."""
+    return folder / f"{engine}.engine"
+
+
+def keep_split(work: Path, folder: Path, wasm_sha256: str, made: SplitRecord) -> ImageFile:
+    """Move what an artifact was split into from `work` to the cache, where it survives a power loss.
+
+    Raises: OSError, when a file is missing, isn't a regular file, or can't be moved or written.
+    """
+    name = _split_name(wasm_sha256)
+    image = folder / f"{name}.image"
+    moves = ((work / IMAGE, image), (work / ENGINE, engine_file(folder, made.engine)))
+    for path, _ in moves:
+        _must_be_file(path)
+    # The record comes first: `remove_others` keeps the engines that are named by one.
+    write(folder / f"{name}.split", f"{made.engine} {made.digest} {made.pages}\n".encode())
+    for path, target in moves:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        path.rename(target)
+    sync_folder(folder)
+    return ImageFile(made.engine, image, made.digest, made.pages)
+
+
+def forget_split(folder: Path, wasm_sha256: str) -> None:
+    """Remove an artifact's image and its record, if they exist."""
+    for suffix in (".split", ".image"):
+        (folder / f"{_split_name(wasm_sha256)}{suffix}").unlink(missing_ok=True)
+
+
+def _record(folder: Path, wasm_sha256: str) -> SplitRecord | None:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        found = _RECORD.fullmatch((folder / f"{_split_name(wasm_sha256)}.split").read_text("ascii"))
+        return None if found is None else SplitRecord(found[1], found[2], int(found[3]))
+    return None
+
+
+def _split_name(wasm_sha256: str) -> str:
+    return hashlib.sha256(f"{wasm_sha256}\n{_SPLIT}".encode()).hexdigest()
+
+
 def discard_damaged(folder: Path, wasm_sha256: str) -> bool:
-    """Remove the damaged AOT files of an artifact, and return whether there were any."""
+    """Remove the damaged AOT files of an artifact, its damaged image, and its engine's damaged files. Return whether
+    there were any."""
     removed = False
-    for level in LEVELS:
-        path = folder / f"{key(wasm_sha256, level)}.so"
-        if path.exists() and find(folder, wasm_sha256, level) is None:
+    image = image_of(folder, wasm_sha256)
+    names = [key(wasm_sha256, level) for level in LEVELS] + ([key(image.engine, BEST)] if image is not None else [])
+    for name in names:
+        path = folder / f"{name}.so"
+        if path.exists() and not _is_whole(path, _beside(path)):
             removed = True
             path.unlink()
             path.with_suffix(".sha256").unlink(missing_ok=True)
+    if image is not None:
+        if not _is_whole(image.path, image.digest):
+            removed = True
+            forget_split(folder, wasm_sha256)
+        module = engine_file(folder, image.engine)
+        if module.exists() and not _is_whole(module, image.engine):
+            removed = True
+            module.unlink()
     return removed
 
 
+def _is_whole(path: Path, digest: str) -> bool:
+    try:
+        verify(path, digest)
+    except (OSError, Damaged):
+        return False
+    return True
+
+
+def _beside(path: Path) -> str:
+    """Return the sha256 that a file must have; empty if it isn't known."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return path.with_suffix(".sha256").read_text("ascii").strip()
+    return ""
+
+
 def remove_others(folder: Path, kept: Iterable[str]) -> None:
-    """Remove the AOT files of all artifacts except `kept` (sha256), at the two levels of a node's functions."""
-    names = {key(sha256, level) for sha256 in kept for level in (QUICK, BEST)}
+    """Remove the files of all artifacts except `kept` (sha256): AOT files at the two levels of a node's functions,
+    images, and the engines that none of `kept` has."""
+    kept = set(kept)
+    engines = {record.engine for sha256 in kept if (record := _record(folder, sha256)) is not None}
+    names = {key(sha256, level) for sha256 in kept | engines for level in (QUICK, BEST)}
+    names |= {_split_name(sha256) for sha256 in kept} | engines
     for path in folder.iterdir():
-        if path.suffix in (".so", ".sha256") and path.stem not in names:
+        if path.suffix in (".so", ".sha256", ".split", ".image", ".engine") and path.stem not in names:
             path.unlink(missing_ok=True)
 
 
@@ -160,11 +287,16 @@ def install(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
     name = key(wasm_sha256, level)
     made = [work / f"{name}{suffix}" for suffix in (".so", ".sha256")]
     for path in made:
-        # A compromised compiler may have made a folder, which nobody could replace.
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise OSError(errno.EINVAL, "what the compiler made is no file", str(path))
+        _must_be_file(path)
     for path in made:
         path.rename(folder / path.name)
+
+
+def _must_be_file(path: Path) -> None:
+    """Raises: OSError, when it is missing or no regular file: a compromised compiler may have made a folder, which
+    nobody could replace."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "what the compiler made is no file", str(path))
 
 
 def put_on_disk(folder: Path, wasm_sha256: str, level: int) -> None:

@@ -39,7 +39,9 @@ CODES: Final[dict[str, ErrorCode]] = {
     "compile_failed": ErrorCode(0, "The compiler refused the module"),
     "compile_io": ErrorCode(0, "The compiler couldn't write its file"),
     "compile_crashed": ErrorCode(0, "The compiler's process died on this module"),
-    "compile_timeout": ErrorCode(0, "The compiler took longer than SKERRY_EDGE_COMPILE_LIMIT"),
+    "compile_timeout": ErrorCode(
+        0, "The compiler took longer than SKERRY_EDGE_COMPILE_LIMIT or SKERRY_EDGE_ENGINE_COMPILE_LIMIT"
+    ),
     "no_process": ErrorCode(0, "No process could be started to compile a module or to try it"),
     "function_uncompiled": ErrorCode(503, "The function has no compiled code on this node yet"),
     "function_unloadable": ErrorCode(503, "The function can't be loaded, neither compiled nor on the interpreter"),

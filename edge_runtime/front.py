@@ -107,6 +107,7 @@ class Front:
             settings.compile_limit,
             settings.compile_wait,
             settings.code_memory,
+            settings.engine_compile_limit,
         )
         self.manager = ReleaseManager(
             self.pool,

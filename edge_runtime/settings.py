@@ -155,6 +155,12 @@ class EdgeSettings:
     compile_wait: float = seconds(
         0.25, "Seconds that a new function waits for its compiled code before it starts on the interpreter."
     )
+    engine_compile_limit: float = seconds(
+        1800.0,
+        "Seconds that the compiler may take for the engine of a snapshot, such as JavaScript's, at the best level.",
+        "It is compiled once for all functions of the engine; the release that brings the first one waits for it. A "
+        "desktop takes 17 s for JavaScript's.",
+    )
     lock_wait: float = seconds(10.0, "Seconds that a call may wait for the writer lock.")
     lock_hold: float = seconds(5.0, "Seconds that a call may hold the writer lock.")
     wal_limit: int = setting(

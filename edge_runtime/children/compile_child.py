@@ -1,6 +1,6 @@
 """The compiler: a process that does one thing with code and exits, since hostile code may cost much time and memory.
 
-It compiles an artifact, or checks files by their sha256.
+It compiles an artifact, splits one into its engine and its memory's image, or checks files by their sha256.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import msgspec
 from control.protocol import faults
 from edge_runtime import process_memory
 from edge_runtime.aot_cache import AotFile, Damaged, verify
-from edge_runtime.guests.function_code import compile_artifact
+from edge_runtime.guests.function_code import compile_artifact, split_artifact
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frame_reader import FrameReader
 from edge_runtime.sandbox import fence
@@ -34,7 +34,7 @@ class Lost(Exception):
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
-    """Answer one COMPILE or VERIFY, and return."""
+    """Answer one COMPILE, SPLIT or VERIFY, and return."""
     fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
     frame = FrameReader(sock).next()
@@ -43,6 +43,8 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
     match frame.kind:
         case frames.COMPILE:
             _compile(sock, msgspec.json.decode(frame.body, type=frames.Compile))
+        case frames.SPLIT:
+            _split(sock, msgspec.json.decode(frame.body, type=frames.SplitOrder))
         case frames.VERIFY:
             _verify(sock, msgspec.json.decode(frame.body, type=frames.Verify))
         case _:
@@ -60,19 +62,12 @@ def _compile(sock: socket.socket, order: frames.Compile) -> None:
 
     failure = None
     try:
-        wasm = _read(order)
-        Path(order.folder).mkdir(0o700)
-        # Before the wasm is parsed, so that it can't touch the AOT files of others.
-        fence.narrow([(Path(order.folder), REBUILD), PROCESSOR])
+        wasm = _begin(order)
         faults.reach("edge.compile.before")
         process_memory.fill_heap(HEAP_BYTES)
         compile_artifact(wasm, Path(order.folder), order.level, made)
-    except Lost as lost:
-        failure = frames.ChildFailure("artifact_lost", str(lost))
-    except WasmEdgeError as error:
-        failure = frames.ChildFailure("compile_failed", str(error))
-    except OSError as error:
-        failure = frames.ChildFailure("compile_io", str(error))
+    except (Lost, WasmEdgeError, OSError) as error:
+        failure = _failure(error)
     if failure is not None and told:
         # The front already has its answer and its file.
         print(f"a compiler failed once its code was linked: {failure.message}", file=sys.stderr, flush=True)
@@ -80,7 +75,30 @@ def _compile(sock: socket.socket, order: frames.Compile) -> None:
         frames.send_json(sock, 0, frames.FAILED, failure)
 
 
-def _read(order: frames.Compile) -> bytes:
+def _split(sock: socket.socket, order: frames.SplitOrder) -> None:
+    try:
+        made = split_artifact(_begin(order), Path(order.folder))
+    except (Lost, WasmEdgeError, OSError) as error:
+        frames.send_json(sock, 0, frames.FAILED, _failure(error))
+    else:
+        frames.send_json(sock, 0, frames.SPLIT_UP, frames.SplitUp() if made is None else frames.SplitUp(*made))
+
+
+def _begin(order: frames.Compile | frames.SplitOrder) -> bytes:
+    """Make the child's own folder, and return the artifact. Raises: Lost; OSError."""
+    wasm = _read(order)
+    Path(order.folder).mkdir(0o700)
+    # Before the wasm is parsed, so that it can't touch the AOT files of others.
+    fence.narrow([(Path(order.folder), REBUILD), PROCESSOR])
+    return wasm
+
+
+def _failure(error: Exception) -> frames.ChildFailure:
+    code = "artifact_lost" if isinstance(error, Lost) else "compile_io" if isinstance(error, OSError) else ""
+    return frames.ChildFailure(code or "compile_failed", str(error))
+
+
+def _read(order: frames.Compile | frames.SplitOrder) -> bytes:
     """Return the artifact's bytes. Raises: Lost, when they can't be read or have another sha256."""
     try:
         wasm = Path(order.artifact).read_bytes()

@@ -21,7 +21,7 @@ log = logging.getLogger("skerry.loading")
 MOST: Final = 1000
 """The most functions that a worker has loaded at once: each takes memory mappings, which the kernel also limits."""
 
-Key = tuple[str, str, str, str, bytes, str]
+Key = tuple[str, str, str, int, str, bytes, str]
 
 
 class Entry:
@@ -65,7 +65,7 @@ class Functions:
         """Return the entry of a function; releases with the same function share it."""
         hashed = hashlib.sha256(frames.encode_json(secrets)).digest()
         why = "" if lacking is None else lacking.message
-        key = (local.name, local.code[1], local.image_digest, local.manifest_digest, hashed, why)
+        key = (local.name, local.code[1], local.image_digest, local.mended, local.manifest_digest, hashed, why)
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = Entry(key, local, secrets, lacking)
@@ -83,6 +83,8 @@ class Functions:
             return entry.lacking
         if not local.code[0]:
             text = f"The function {local.name} can't be run on this node: its artifact is lost or damaged."
+            if local.image:
+                text = f"The function {local.name} can't be called yet: this node still compiles its engine."
             return frames.ChildFailure("function_uncompiled", text)
         if not local.image or not function_code.has_engine(*local.code):
             self._make_room(memory_estimate(local.code[0], compiled=bool(local.aot)))

@@ -333,7 +333,7 @@ class Supervisor:
             return
         called = (served for served in pool.functions.values() if served.tally.recent)
         for served in heapq.nlargest(PRELOADED, called, key=lambda served: served.tally.all.calls):
-            name, code = served.function.name, served.function.code[1]
+            name, code = served.function.name, _code_of(served.function)
             if name not in link.preloaded and self._preload_crashes[code] < LOAD_TRIES:
                 link.preloaded.add(name)
                 order = self._order(link, frames.PRELOAD, frames.Preload(pool.serial, served.index))
@@ -345,7 +345,7 @@ class Supervisor:
     ) -> None:
         """Handle a spare worker's answer, once it has loaded a function or has died."""
         if answer.exception() is not None:
-            self._preload_crashes[local.code[1]] += order.crashed
+            self._preload_crashes[_code_of(local)] += order.crashed
             return
         if answer.result().kind == frames.DAMAGED:
             self._hooks.damaged(local.sha256)
@@ -404,3 +404,8 @@ async def _from_outside(link: WorkerLink) -> bool:
         return False
     status = await link.child.exited
     return status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+
+
+def _code_of(function: frames.LocalFunction) -> str:
+    """Return what names the files of a function's code: their sha256."""
+    return function.code[1] + function.image_digest

@@ -143,4 +143,4 @@ class TrialLoads:
 def _key(function: LocalFunction, secrets: Mapping[str, dict[str, str]]) -> tuple[str, ...]:
     """Return everything that decides whether a function can be loaded: functions with equal keys load alike."""
     values = hashlib.sha256(frames.encode_json(secrets.get(function.name, {}))).hexdigest()
-    return (function.name, function.code[1], function.manifest_digest, values)
+    return (function.name, function.code[1], function.image_digest, function.manifest_digest, values)

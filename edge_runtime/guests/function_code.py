@@ -1,16 +1,27 @@
 """The code that runs for an artifact: an AOT file, or the module itself on the interpreter. Extism plug-ins get the
 Extism kernel merged in first."""
 
+import contextlib
+import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
 
+from edge_runtime.aot_cache import ENGINE, IMAGE, SplitRecord
 from edge_runtime.guests.abi import binary, extism
 from edge_runtime.guests.abi.merge import merge
 from edge_runtime.wasmedge import AotFile, Config, LoadError, Module, compile_module, verify
 from edge_runtime.wasmedge.memory_imports import import_memories
+from edge_runtime.wasmedge.split import split
 
+IMAGE_PAGES: Final = 4096
+"""Pages of the largest image: its digest is checked before each load, which takes 0.2 s for as many."""
+SEGMENTS: Final = 20_000
+"""The most data segments that an image is made of: each may cost a block of the disk. Wizer leaves 10,000 at most."""
+INITIALISERS: Final = frozenset(("_start", "_initialize"))
+"""What a program or a library exports that isn't initialised."""
 _PAGES = 65536
 
 
@@ -20,15 +31,47 @@ def compile_artifact(wasm: bytes, folder: Path, level: int, made: Callable[[AotF
     Raises: LoadError, when the module is invalid; CompileError, when WasmEdge can't compile it; OSError, when a file
     can't be written.
     """
+    merged = _merged(wasm) if extism.is_plugin(_shape(wasm)) else None
+    return compile_module(wasm, folder, level, merged=merged, made=made)
+
+
+def _shape(wasm: bytes) -> binary.Shape:
+    """Raises: LoadError, when it is no module."""
     try:
-        plugin = extism.is_plugin(binary.read(wasm))
+        return binary.read(wasm)
     except binary.Malformed as error:
         raise LoadError(0, f"it is no valid module: {error}") from None
-    return compile_module(wasm, folder, level, merged=_merged(wasm) if plugin else None, made=made)
 
 
-_engines: Final[WeakValueDictionary[tuple[str, str], Module]] = WeakValueDictionary()
-"""The engines that this process has loaded, by path and sha256 of the AOT file: each once for all its snapshots."""
+def split_artifact(wasm: bytes, folder: Path) -> SplitRecord | None:
+    """Write a snapshot's image and its engine into `folder`, as `aot_cache.keep_split` takes them. Return None for an
+    artifact that stays whole. WasmEdge sees nothing of it, so that no artifact can pass for one of another engine.
+
+    A module that something must still initialise is no snapshot, however much data it has: a program in Go has a
+    megabyte. It would wait for its best code, which it shares with no other.
+
+    Raises: LoadError, when the module is invalid; OSError, when a file can't be written.
+    """
+    made = split(wasm)
+    if made is None or made.pages > IMAGE_PAGES or len(made.segments) > SEGMENTS:
+        return None
+    shape = _shape(wasm)
+    if extism.is_plugin(shape) or shape.exports.keys() & INITIALISERS:
+        return None
+    image = folder / IMAGE
+    with image.open("xb") as file:
+        made.write_image(file)
+    image.chmod(0o400)
+    with image.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    (folder / ENGINE).write_bytes(made.code)
+    (folder / ENGINE).chmod(0o400)
+    return SplitRecord(made.sha256, digest, made.pages)
+
+
+_engines: Final[WeakValueDictionary[tuple[str, str, int], Module]] = WeakValueDictionary()
+"""The engines that this process has loaded: each once for all its snapshots. By path and sha256 of the AOT file, and by
+its inode: one that was damaged on disk is loaded anew from the file in its place."""
 
 
 def load_engine(path: Path, digest: str, config: Config) -> Module:
@@ -37,17 +80,20 @@ def load_engine(path: Path, digest: str, config: Config) -> Module:
     Raises: Damaged, when the file isn't what was compiled; LoadError, when WasmEdge refuses it; OSError, when it can't
     be read.
     """
-    engine = _engines.get((str(path), digest))
+    name = str(path), digest, path.stat().st_ino
+    engine = _engines.get(name)
     if engine is None:
         verify(path, digest)
-        engine = _engines[str(path), digest] = Module.from_file(path, config)
+        engine = _engines[name] = Module.from_file(path, config)
         engine.shared = True
     return engine
 
 
 def has_engine(path: str, digest: str) -> bool:
     """Return whether the engine is loaded."""
-    return (path, digest) in _engines
+    with contextlib.suppress(OSError):
+        return (path, digest, os.stat(path).st_ino) in _engines
+    return False
 
 
 def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:

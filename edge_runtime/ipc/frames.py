@@ -64,6 +64,8 @@ TRY: Final = 13
 # To a compiler
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
+SPLIT: Final = 47
+"""`SplitOrder`; answered by SPLIT_UP (`SplitUp`) or FAILED."""
 VERIFY: Final = 14
 """`Verify`; answered by VERIFIED (`Verified`)."""
 # To a worker, in the middle of a call
@@ -103,6 +105,7 @@ PREPARED: Final = 27
 COMMITTED: Final = 28
 ABORTED: Final = 29
 COMPILED: Final = 30
+SPLIT_UP: Final = 48
 REPEATED: Final = 43
 LOG: Final = 31
 """The output of the call's guest to its log, as raw bytes; comes before the answer."""
@@ -139,7 +142,8 @@ COMMIT_UNKNOWN: Final = "commit_unknown"
 
 
 class LocalFunction(Struct, frozen=True):
-    """A version of a function on this node, with the code that it runs; without code if `aot` and `wasm` are empty."""
+    """A version of a function on this node, with the code that it runs; without code if `aot` and `wasm` are empty, or
+    `aot` alone where there is an `image`."""
 
     name: str
     version: int
@@ -152,18 +156,21 @@ class LocalFunction(Struct, frozen=True):
     """sha256 of the AOT file in hex, which is checked before each load."""
     wasm: str = ""
     """Path of the artifact, which the interpreter runs if `aot` is empty or damaged. It never runs a snapshot that is
-    split: if there is an `image`, `aot` is the only code."""
+    split: if there is an `image`, `aot` is the only code, and empty until the engine is compiled."""
     image: str = ""
     """Path of the image file of a snapshot, whose AOT file is then its engine's; empty for any other module."""
     image_digest: str = ""
     """sha256 of the image file in hex, which is checked before each mapping."""
     image_pages: int = 0
     """Pages of 64 KiB that the image has: those that the snapshot's memory starts with."""
+    mended: int = 0
+    """How often a snapshot's files were found damaged and made again since the node's start. What has a damaged one
+    mapped loads it anew."""
 
     @property
     def code(self) -> tuple[str, str]:
         """Path and sha256 of the file to load; an empty path if there is none."""
-        return (self.aot, self.aot_digest) if self.aot else (self.wasm, self.sha256)
+        return (self.aot, self.aot_digest) if self.aot or self.image else (self.wasm, self.sha256)
 
 
 class LocalRelease(Struct, frozen=True):
@@ -366,6 +373,24 @@ class Compile(Struct, frozen=True):
 class Compiled(Struct, frozen=True):
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     """sha256 of the AOT file in hex."""
+
+
+class SplitOrder(Struct, frozen=True):
+    """An artifact to be split into its engine and its memory's image, if it is a snapshot."""
+
+    artifact: str
+    """Path of the wasm."""
+    sha256: str
+    folder: str
+    """As in `Compile`."""
+
+
+class SplitUp(Struct, frozen=True):
+    """What was made of it, as in `aot_cache.SplitRecord`; all empty if the artifact stays whole."""
+
+    engine: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
+    digest: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
+    pages: Annotated[int, Meta(ge=0, le=65536)] = 0
 
 
 class Verify(Struct, frozen=True):

@@ -2,11 +2,16 @@
 
 Artifacts are compiled quickly first, so that all functions serve compiled code soon, and then in the background at the
 best level. A new function doesn't wait long for its AOT file: it starts on the interpreter.
+
+A snapshot (docs/adr/0075) is split. Its engine is compiled once for all of that engine, always at the best level, and a
+release waits for that: it is far too slow for the interpreter.
 """
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +21,13 @@ from edge_runtime import clock
 from edge_runtime.aot_cache import (
     BEST,
     QUICK,
+    SNAPSHOT_BYTES,
     AotFile,
     Damaged,
+    ImageFile,
     discard_damaged,
+    engine_file,
+    image_of,
     key,
     locate,
     memory_estimate,
@@ -28,7 +37,7 @@ from edge_runtime.aot_cache import (
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.zygote_client import ZygoteClient
-from edge_runtime.release.compile_jobs import CompileJobs
+from edge_runtime.release.compile_jobs import BEST_LIMIT, ENGINE_LIMIT, CompileJobs
 
 log = logging.getLogger("skerry.compiler")
 
@@ -53,6 +62,10 @@ _LASTING: Final = frozenset(
 """Codes of failures that are the artifact's fault. After other failures, of the disk or the machine, compiling is
 retried later."""
 
+Code = AotFile | ImageFile | Path
+"""What a function runs: an AOT file; the artifact on the interpreter; or nothing yet, of a snapshot whose engine isn't
+compiled."""
+
 
 class Compiler:
     """Knows the AOT files of the node's artifacts. `compilations.run` must be running."""
@@ -65,24 +78,30 @@ class Compiler:
         limit: float,
         wait: float,
         code_memory: int = 256 * 1024 * 1024,
+        engine_limit: float = BEST_LIMIT,
     ) -> None:
         """`folder`: the private cache of AOT files; `limit`: seconds for one artifact that somebody waits for; `wait`:
         seconds after which a new function starts on the interpreter; `code_memory`: bytes that a worker has for
-        functions."""
+        functions; `engine_limit`: seconds for a snapshot's engine that somebody waits for."""
         self._artifacts = artifacts
         self._folder = folder
         self._wait = wait
         self._code_memory = code_memory
         self._names: dict[str, str] = {}
         """By artifact that was last planned or served: the names of its functions."""
-        self.compilations = CompileJobs(artifacts, folder, processes, limit, self.named)
+        self.compilations = CompileJobs(artifacts, folder, processes, limit, self.named, engine_limit)
+        self._engine_limit = engine_limit
         self.best = BEST
         """The level to which functions are compiled in the background."""
         self._known: dict[tuple[str, int], AotFile] = {}
         """AOT files that were found or made since startup, by artifact and level. They are checked when they are
         loaded."""
+        self._snapshots: dict[str, bool] = {}
+        """By artifact: whether it is a snapshot that was split, as far as that was found out."""
         self._damaged: set[str] = set()
         """Artifacts with an AOT file that was found damaged and must be made again."""
+        self._mended: dict[str, int] = {}
+        """By snapshot's artifact: how often its files were found damaged and made again."""
         self._hopeless: set[str] = set()
         """Artifacts that couldn't be compiled at some level: they keep what they have until a sync or the next
         startup."""
@@ -103,14 +122,21 @@ class Compiler:
             self._known = {known: aot for known, aot in self._known.items() if known[0] not in wanted}
             raise
 
-    async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
+    async def functions(
+        self,
+        planned: list[LocalFunction],
+        compiled: Set[str] = frozenset(),
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> list[LocalFunction]:
         """Return `planned`, each with the code to start on.
 
-        Functions whose names are in `compiled` serve compiled code now and wait for their AOT files; the others wait
-        only a moment and may start on the interpreter. Raises: SyncFailed, when a function has no code.
+        Functions whose names are in `compiled` serve compiled code now and wait for their AOT files, and snapshots wait
+        for their engines', of which `tell` is told; the others wait only a moment and may start on the interpreter.
+        Raises: SyncFailed, when a function has no code.
         """
         self._released_at = clock.monotonic()
-        return await self._start(planned, {f.sha256 for f in planned if f.name in compiled}, lenient=False)
+        patient = {f.sha256 for f in planned if f.name in compiled}
+        return await self._start(planned, patient, tell, lenient=False)
 
     async def in_background(self, planned: list[LocalFunction]) -> list[LocalFunction]:
         """Return `planned`, each with compiled code, which is made in processes that let all others run first.
@@ -121,28 +147,70 @@ class Compiler:
         made = {}
         for sha256 in sorted({f.sha256 for f in planned}):
             made[sha256] = await self._find(sha256, BEST) or await self.compile(sha256, QUICK, background=True)
-        return [self._with_aot(f, made[f.sha256]) for f in planned]
+        return [self._on(f, made[f.sha256]) for f in planned]
 
     async def available(self, stored: list[LocalFunction]) -> list[LocalFunction]:
         """Return `stored`, each with the code to start on; those without any can't be called."""
-        return await self._start(stored, frozenset(), lenient=True)
+        return await self._start(stored, frozenset(), lambda _: None, lenient=True)
 
     def named(self, sha256: str) -> str:
         """Return the name of an artifact in the log and in errors: the function versions made from it."""
         return self._names.get(sha256) or f"artifact {sha256}"
 
-    async def compile(self, sha256: str, level: int, *, background: bool = False) -> AotFile:
-        """Find the AOT file of an artifact, or compile it in a child. Raises: SyncFailed."""
+    async def compile(
+        self, sha256: str, level: int, *, background: bool = False, tell: Callable[[str], None] = lambda _: None
+    ) -> AotFile:
+        """Find the AOT file of an artifact, or compile it in a child; a snapshot's is its engine's, at the best level.
+        `tell` is told if an engine must be compiled. Raises: SyncFailed."""
         aot = await self._find(sha256, level)
         if aot is None:
             try:
-                aot = await self.compilations.make(sha256, level, background=background)
+                image = await self._split(sha256, background)
+                if image is None:
+                    aot = await self.compilations.make(sha256, level, background=background)
+                else:
+                    aot = await self._with_engine(sha256, image, background, tell)
             except SyncFailed as failed:
                 if failed.code == "artifact_lost":
                     self.lost.add(sha256)
                 raise
             self._known[sha256, level] = aot
         return aot
+
+    async def _split(self, sha256: str, background: bool) -> ImageFile | None:
+        """Return a snapshot's image; None for an artifact that stays whole. Raises: SyncFailed."""
+        if self._snapshots.get(sha256) is False or not await asyncio.to_thread(self._is_large, sha256):
+            return None
+        image = await asyncio.to_thread(self._image, sha256)
+        if image is None:
+            image = await self.compilations.split(sha256, background=background)
+        self._snapshots[sha256] = image is not None
+        return image
+
+    def _is_large(self, sha256: str) -> bool:
+        with contextlib.suppress(OSError):
+            return (self._artifacts / f"{sha256}.wasm").stat().st_size >= SNAPSHOT_BYTES
+        return False
+
+    def _image(self, sha256: str) -> ImageFile | None:
+        """Return the image that was made earlier, if its engine's module is there too."""
+        image = image_of(self._folder, sha256)
+        return image if image is not None and engine_file(self._folder, image.engine).exists() else None
+
+    async def _with_engine(
+        self, sha256: str, image: ImageFile, background: bool, tell: Callable[[str], None]
+    ) -> AotFile:
+        """Return the AOT file of a snapshot's engine, with the image. Raises: SyncFailed."""
+        there = await asyncio.to_thread(locate, self._folder, image.engine, BEST)
+        if there is not None:
+            return dataclasses.replace(there, image=image)
+        name, began = self.named(sha256), clock.monotonic()
+        limit = "" if background else f"; that may take {self._engine_limit:g} s ({ENGINE_LIMIT})"
+        log.info("%s waits for its engine, which is compiled once for all functions of it%s", name, limit)
+        tell(f"the engine of {name}, once for all functions of it")
+        made = await self.compilations.make_engine(sha256, image, background=background)
+        log.info("%s has its engine, after %.1f s", name, clock.monotonic() - began)
+        return made
 
     async def improve(self, release: LocalRelease) -> list[LocalFunction] | None:
         """Return the release's functions, one artifact with better code; the same list if there is none better. None,
@@ -159,9 +227,9 @@ class Compiler:
                     log.error("%s can't be compiled again: %s", self.named(function.sha256), failed.message)
                     self.give_up({function.sha256}, failed.code)
                     continue
-                if _is_gone(function):
+                if _is_gone(function) or (function.image and self._on(function, better) != function):
                     return [self._on(f, better) if f.sha256 == function.sha256 else f for f in functions]
-        for level, now in ((QUICK, "on the interpreter"), (self.best, "at the quick level")):
+        for level in (QUICK, self.best):
             for function in functions:
                 if function.sha256 in self._hopeless | self.postponed or self.is_best(function):
                     continue
@@ -170,12 +238,15 @@ class Compiler:
                 if level != QUICK and not await self._calm():
                     return None
                 try:
-                    made = await self.compile(function.sha256, level, background=True)
+                    # A snapshot without its engine can't be called.
+                    made = await self.compile(function.sha256, level, background=not function.image)
                 except SyncFailed as failed:
+                    now = "at the quick level" if function.aot else "on the interpreter"
+                    now = "without compiled code" if function.image else now
                     log.warning("%s stays %s: %s", self.named(function.sha256), now, failed.message)
                     self.give_up({function.sha256}, failed.code)
                     continue
-                return [self._with_aot(f, made) if f.sha256 == function.sha256 else f for f in functions]
+                return [self._on(f, made) if f.sha256 == function.sha256 else f for f in functions]
         return functions
 
     async def _calm(self) -> bool:
@@ -203,28 +274,32 @@ class Compiler:
         # This runs in a thread while the event loop may add others.
         for known in [k for k in list(self._known) if k[0] not in keep]:
             self._known.pop(known, None)
-        for sha256 in [sha256 for sha256 in list(self._names) if sha256 not in keep]:
-            self._names.pop(sha256, None)
+        for sha256 in {*self._names, *self._snapshots, *self._mended} - keep:
+            for known_of in (self._names, self._snapshots, self._mended):
+                known_of.pop(sha256, None)
 
     def is_best(self, function: LocalFunction) -> bool:
         """Return whether a function runs code compiled at the best level."""
-        return function.sha256 not in self._damaged and function.aot == str(
-            self._folder / f"{key(function.sha256, self.best)}.so"
-        )
+        best = str(self._folder / f"{key(function.sha256, self.best)}.so")
+        if function.sha256 in self._damaged:
+            return False
+        return function.aot == best or bool(function.image and function.aot)
 
-    async def _start(self, planned: list[LocalFunction], patient: Set[str], *, lenient: bool) -> list[LocalFunction]:
+    async def _start(
+        self, planned: list[LocalFunction], patient: Set[str], tell: Callable[[str], None], *, lenient: bool
+    ) -> list[LocalFunction]:
         """Return `planned` with the code to start on. Artifacts in `patient` wait for their AOT files; with `lenient`,
         functions without any code are kept."""
         self._hopeless -= {f.sha256 for f in planned}
         self._name(planned)
         deadline = clock.monotonic() + self._wait
-        made: dict[str, AotFile | Path] = {}
+        made: dict[str, Code] = {}
         """The code to start on, by artifact."""
 
         async def one(sha256: str) -> None:
             try:
                 best = await self._find(sha256, BEST)
-                made[sha256] = best or await self._quickly(sha256, deadline, sha256 in patient, lenient)
+                made[sha256] = best or await self._quickly(sha256, deadline, sha256 in patient, tell, lenient=lenient)
             except SyncFailed as failed:
                 if not lenient:
                     raise
@@ -246,13 +321,20 @@ class Compiler:
         for sha256 in {f.sha256 for f in planned}:
             self._names[sha256] = ", ".join(sorted(f"{f.name}@{f.version}" for f in planned if f.sha256 == sha256))
 
-    async def _quickly(self, sha256: str, deadline: float, patient: bool, lenient: bool) -> AotFile | Path:
+    async def _quickly(
+        self, sha256: str, deadline: float, patient: bool, tell: Callable[[str], None], *, lenient: bool
+    ) -> Code:
         """Return an AOT file at the quick level, or the artifact itself if compiling takes longer than `deadline` and
-        the interpreter has room for it. Raises: SyncFailed."""
+        the interpreter has room for it. A snapshot waits for its engine; with `lenient`, it is returned without.
+        Raises: SyncFailed."""
         path = self._artifacts / f"{sha256}.wasm"
         too_large = memory_estimate(path, compiled=False) > self._code_memory
-        if patient or (too_large and not lenient):
-            return await self.compile(sha256, QUICK)
+        image = await self._split(sha256, background=False)
+        if image is not None and lenient:
+            log.warning("%s can't be called until its engine is compiled", self.named(sha256))
+            return image
+        if patient or image is not None or (too_large and not lenient):
+            return await self.compile(sha256, QUICK, tell=tell)
         try:
             async with clock.timeout(deadline - clock.monotonic()):
                 return await self.compile(sha256, QUICK)
@@ -275,16 +357,17 @@ class Compiler:
             raise SyncFailed("artifact_lost", str(error)) from None
         return path
 
-    async def _mend(self, sha256: str) -> AotFile | Path | None:
+    async def _mend(self, sha256: str) -> Code | None:
         """Remove the damaged AOT files of an artifact; return what to run meanwhile, None if the artifact is lost too.
 
         Raises: SyncFailed, when they can't be removed, or if the interpreter has no room for it and it can't be
         compiled now.
         """
-        for level in (QUICK, BEST):
-            self._known.pop((sha256, level), None)
+        # All, since functions of one engine have its AOT file.
+        self._known.clear()
         try:
-            if await asyncio.to_thread(discard_damaged, self._folder, sha256):
+            removed = await asyncio.to_thread(discard_damaged, self._folder, sha256)
+            if removed:
                 self._hopeless.discard(sha256)
         except OSError as error:
             raise SyncFailed("compile_io", f"its damaged code can't be removed: {error}; look at the disk") from None
@@ -294,6 +377,12 @@ class Compiler:
         except SyncFailed as failed:
             log.error("%s can't be served: %s", self.named(sha256), failed.message)
             return None
+        image = await self._split(sha256, background=False)
+        if image is not None:
+            found = await self._find(sha256, BEST)
+            if removed or found is None:
+                self._mended[sha256] = self._mended.get(sha256, 0) + 1
+            return found or image
         if memory_estimate(path, compiled=False) <= self._code_memory:
             return path
         return await self._find(sha256, BEST) or await self.compile(sha256, QUICK)
@@ -306,20 +395,27 @@ class Compiler:
                 self._known[sha256, level] = known
         return known
 
-    def _on(self, function: LocalFunction, code: AotFile | Path | None) -> LocalFunction:
-        """Return the function with its code: an AOT file, its artifact, or nothing."""
-        return self._with_aot(function, code) if isinstance(code, AotFile) else _on(function, code)
-
-    def _with_aot(self, function: LocalFunction, aot: AotFile) -> LocalFunction:
-        """Return the function with an AOT file, and with its artifact in case that is damaged."""
-        wasm = str(self._artifacts / f"{function.sha256}.wasm")
-        return msgspec.structs.replace(function, wasm=wasm, aot=str(aot.path), aot_digest=aot.digest)
+    def _on(self, function: LocalFunction, code: Code | None) -> LocalFunction:
+        """Return the function with its code, or without any."""
+        match code:
+            case AotFile(path, digest, image):
+                # With the artifact, in case the AOT file is damaged; but never for a snapshot.
+                wasm = "" if image is not None else str(self._artifacts / f"{function.sha256}.wasm")
+                function = msgspec.structs.replace(function, aot=str(path), aot_digest=digest, wasm=wasm)
+            case _:
+                wasm = str(code) if isinstance(code, Path) else ""
+                function = msgspec.structs.replace(function, aot="", aot_digest="", wasm=wasm)
+                image = code if isinstance(code, ImageFile) else None
+        return with_image(function, image, self._mended.get(function.sha256, 0))
 
 
 def _is_gone(function: LocalFunction) -> bool:
-    return bool(function.aot) and not Path(function.aot).exists()
+    return any(path and not Path(path).exists() for path in (function.aot, function.image))
 
 
-def _on(function: LocalFunction, wasm: Path | None) -> LocalFunction:
-    """Return the function on the interpreter, or without any code."""
-    return msgspec.structs.replace(function, wasm="" if wasm is None else str(wasm), aot="", aot_digest="")
+def with_image(function: LocalFunction, image: ImageFile | None, mended: int = 0) -> LocalFunction:
+    """Return the function with a snapshot's image, which was made again `mended` times, or without any."""
+    if image is None:
+        return msgspec.structs.replace(function, image="", image_digest="", image_pages=0, mended=0)
+    path, digest, pages = str(image.path), image.digest, image.pages
+    return msgspec.structs.replace(function, image=path, image_digest=digest, image_pages=pages, mended=mended)

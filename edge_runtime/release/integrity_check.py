@@ -1,5 +1,5 @@
-"""Checks the digests of the served release's artifacts and AOT files, at startup and once a day, in a child with idle
-priority. A damaged artifact is fetched again, a damaged AOT file is compiled again."""
+"""Checks the digests of the served release's artifacts, AOT files and images, at startup and once a day, in a child
+with idle priority. A damaged artifact is fetched again, a damaged AOT file or image is made again."""
 
 import contextlib
 import logging
@@ -52,27 +52,31 @@ class IntegrityCheck:
     async def check(self) -> None:
         """Check all files once. Raises: NotBorn, ChildGone, TimeoutError."""
         release = self._manager.release
-        artifacts, compiled, names = {}, {}, {}
+        artifacts, digests, names = {}, {}, {}
+        users: dict[str, set[str]] = {}
+        """By file that was made from artifacts: their sha256. Functions of one engine have its AOT file."""
         for function in release.functions if release is not None else []:
             artifacts[str(self._artifacts / f"{function.sha256}.wasm")] = function.sha256
             names[function.sha256] = f"{function.name}@{function.version}"
-            if function.aot:
-                compiled[function.aot] = function
-        files = [*artifacts.items(), *((path, function.aot_digest) for path, function in compiled.items())]
+            for path, digest in ((function.aot, function.aot_digest), (function.image, function.image_digest)):
+                if path:
+                    digests[path] = digest
+                    users.setdefault(path, set()).add(function.sha256)
+        files = [*artifacts.items(), *digests.items()]
         damaged: list[str] = []
         if files:
             child = await self._processes.birth("compiler", background=True)
             with contextlib.closing(child):
                 reply = await child.ask(frames.VERIFY, frames.Verify(files), LIMIT)
             told = frames.told(reply, frames.VERIFIED, _decode_verified).damaged
-            damaged = [path for path in told if path in compiled or path in artifacts]
+            damaged = [path for path in told if path in digests or path in artifacts]
         for path in damaged:
-            of = compiled[path].sha256 if path in compiled else artifacts[path]
-            again = "made" if path in compiled else "fetched"
-            log.error("%s: %s is damaged or gone: it is %s again", names[of], path, again)
+            of = ", ".join(sorted(names[sha256] for sha256 in users.get(path) or {artifacts[path]}))
+            again = "made" if path in digests else "fetched"
+            log.error("%s: %s is damaged or gone: it is %s again", of, path, again)
         # Another release may have come meanwhile and brought its own files.
         served = {f.sha256 for f in self._manager.release.functions} if self._manager.release is not None else set()
-        for sha256 in {compiled[path].sha256 for path in damaged if path in compiled} & served:
+        for sha256 in {sha256 for path in damaged for sha256 in users.get(path, ())} & served:
             self._manager.damaged(sha256)
         if lost := {artifacts[path] for path in damaged if path in artifacts} & served:
             self._compiler.lost |= lost

@@ -83,11 +83,12 @@ class ArtifactCompiler(Protocol):
     """Finds or makes the code that functions run: `release.compiler.Compiler`."""
 
     async def functions(
-        self, planned: list[frames.LocalFunction], compiled: Set[str] = ...
+        self, planned: list[frames.LocalFunction], compiled: Set[str] = ..., tell: Callable[[str], None] = ...
     ) -> list[frames.LocalFunction]:
         """Return `planned`, each with the code to start with.
 
-        Functions in `compiled` now serve compiled code, and wait for theirs. Raises: SyncFailed, when one has no code.
+        Functions in `compiled` now serve compiled code, and wait for theirs. `tell` is told what takes long. Raises:
+        SyncFailed, when one has no code.
         """
         ...
 
@@ -169,7 +170,7 @@ class SyncAttempt:
                 frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
                 for f in plan.functions
             ]
-            functions = await self._compiler.functions(planned, {f.name for f in served if f.aot})
+            functions = await self._compiler.functions(planned, {f.name for f in served if f.aot}, self._tell)
             self._end("compile")
 
             if plan.schema_changes:

@@ -200,7 +200,9 @@ class SimulatedCompiler:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
+    async def functions(
+        self, planned: list[LocalFunction], compiled: Set[str] = frozenset(), tell: Callable[[str], None] = print
+    ) -> list[LocalFunction]:
         await _step(self._node, "compile_failed")
         return [msgspec.structs.replace(f, wasm=f"/artifacts/{f.sha256}.wasm") for f in planned]
 

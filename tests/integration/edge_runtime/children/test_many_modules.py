@@ -48,7 +48,7 @@ async def test_functions_that_need_more_memory_than_there_is_all_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the interpreter, as on a node that has lost its compiled code; at a start, too."""
-    monkeypatch.setattr(CompileJobs, "_child", never)
+    monkeypatch.setattr(CompileJobs, "_compile", never)
     settings = {**LITTLE, "workers": 1, "compile_wait": 0.001}
     async with node(tmp_path / "state", **settings) as edge:
         await edge.release({f"m{n}": module(n, SIZE) for n in range(MANY)})
@@ -223,7 +223,7 @@ async def test_a_shortage_while_code_is_made_passes(
 ) -> None:
     """What can't be compiled for want of room or a process is compiled later."""
     monkeypatch.setattr(compile_jobs, "TRIES", 1)
-    real, tries, short = CompileJobs._child, 0, asyncio.Event()
+    real, tries, short = CompileJobs._compile, 0, asyncio.Event()
 
     async def child(self: CompileJobs, *given: Any) -> Any:
         nonlocal tries
@@ -233,7 +233,7 @@ async def test_a_shortage_while_code_is_made_passes(
         await short.wait()
         raise error
 
-    monkeypatch.setattr(CompileJobs, "_child", child)
+    monkeypatch.setattr(CompileJobs, "_compile", child)
     async with node(tmp_path / "state", compile_wait=0.001) as edge:
         await edge.release({"echo": guest("echo")})
         assert not served(edge)[0].aot

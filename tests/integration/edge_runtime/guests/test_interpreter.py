@@ -26,10 +26,10 @@ def may_compile(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """While it isn't set, `echo` isn't compiled: on a busy machine its code might be there before a test looks."""
     run, may_go_on, echo = CompileJobs._run, asyncio.Event(), hashlib.sha256(guest("echo")).hexdigest()
 
-    async def later(self: CompileJobs, job: Any, sha256: str, level: int) -> AotFile:
-        if sha256 == echo:
+    async def later(self: CompileJobs, job: Any, module: Any) -> AotFile:
+        if module.sha256 == echo:
             await may_go_on.wait()
-        return await run(self, job, sha256, level)
+        return await run(self, job, module)
 
     monkeypatch.setattr(CompileJobs, "_run", later)
     return may_go_on

@@ -110,7 +110,7 @@ async def test_its_standard_library_runs_on_the_edge(
     caplog.set_level("INFO", "skerry.guest")
     if language == "go":
         # Compiling Go takes long; it starts on the interpreter, as any new function would, and stays there.
-        monkeypatch.setattr(CompileJobs, "_child", never)
+        monkeypatch.setattr(CompileJobs, "_compile", never)
     async with node(tmp_path / "state", compile_wait=0.01 if language == "go" else 60.0) as edge:
         manifest = {"config": {"GREETING": "Hello"}, "memory_pages": 1024, "time_limit_ms": 60_000}
         await edge.release({"std": (project.functions[0].module.read_bytes(), manifest)})

@@ -1,13 +1,18 @@
 """Calls of snapshots, whose memory is an image that is mapped copy-on-write: each finds exactly the snapshot, whatever
 the calls before it have done to it, and answers what wasmtime's instance of the whole module answers."""
 
+import asyncio
 import hashlib
+import os
 import random
+import signal
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import orjson
 import pytest
 
 from edge_runtime.aot_cache import Damaged
@@ -23,6 +28,7 @@ from edge_runtime.wasmedge.split import Split, split
 from tests.guests.build import guest
 from tests.support import by_wasmtime
 from tests.support.both_ways import both_ways
+from tests.support.edge import node, until
 from tests.support.functions import split_local
 from tests.support.snapshots import snapshot
 from tests.support.worker_thread import WorkerThread, worker
@@ -97,6 +103,37 @@ def test_each_call_finds_the_snapshot_in_c_too(tmp_path: Path, expected: dict[st
     for path in made:
         written = path.read_bytes()
         assert any(written == image_of(parts(wasm)) for wasm, _ in FUNCTIONS.values())
+
+
+@pytest.mark.never_retry
+async def test_each_call_finds_the_snapshot_on_a_node_whatever_ends_its_workers(
+    tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    """Several at a time, and workers are killed in the midst of them."""
+    drawn, ended = random.Random(5), Counter[str]()
+    modes = {TRAP: "guest_trap", EXIT: "guest_exit"}
+
+    async def call(name: str, mode: int) -> None:
+        body = body_of(name, mode | drawn.choice([0, GROW]), drawn.getrandbits(32), drawn.choice([0, 5, 40, 3000]))
+        status, _, answer = await edge.call(name, body)
+        if status == 200:
+            assert (mode, answer) == (0, expected[name])
+        code = "answer" if status == 200 else orjson.loads(answer)["code"]
+        assert code in (modes.get(mode, "answer"), "worker_crashed", "circuit_open"), answer
+        ended[code] += 1
+
+    async with node(tmp_path / "state", workers=3) as edge:
+        await edge.release({name: FUNCTIONS[name] for name in ("few", "other")})
+        assert all(f.image for f in edge.front.pool.release.functions)
+        for batch in range(CALLS // 8):
+            async with asyncio.TaskGroup() as group:
+                for _ in range(8):
+                    group.create_task(call(drawn.choice(["few", "other"]), drawn.choice([0, 0, 0, TRAP, EXIT])))
+                if batch % 6 == 5:
+                    os.kill(drawn.choice(sorted(edge.workers())), signal.SIGKILL)
+            await until(lambda: len(edge.workers()) == 3)
+    assert ended.total() == CALLS
+    assert min(ended["answer"] / 2, ended["guest_trap"], ended["guest_exit"]) > CALLS / 16, ended
 
 
 def image_of(made: Split) -> bytes:
