@@ -36,7 +36,12 @@ KEPT = 64
 """Maximum answers of checks in the cache."""
 KEPT_BYTES = 8 * 1024 * 1024
 """Maximum total bytes of these answers."""
-ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
+ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "HOME", "XDG_CACHE_HOME")
+"""What checks have of control's environment; the last two say where the engines of snapshots are kept."""
+ENGINES_LIMIT = 3600.0
+"""Maximum seconds for compiling the engines of snapshots, which goes on when nobody waits any more."""
+SNAPSHOT_BYTES = 256 * 1024
+"""Bytes of the smallest artifact that may be a snapshot (edge_runtime.aot_cache)."""
 
 
 class CheckedChange(NamedTuple):
@@ -107,6 +112,7 @@ class OperatorChecks:
 
         `probed` has the name, version, manifest and artifact file of each function.
         """
+        await self._checks.engines([Path(each["file"]) for each in probed])
         asked = {"change": _asked(earlier, sql, amends), "probes": probed}
         answer = await self._checks.run(self._operator, ["probes"], orjson.dumps(asked), "check_unavailable")
         return [
@@ -144,6 +150,8 @@ class Checks:
         self._kept: OrderedDict[bytes, bytes] = OrderedDict()
         """Answers as JSON, by the sha256 of the question; the most recently used one is at the end."""
         self._warned = False
+        self._engines: asyncio.Task[None] | None = None
+        """What compiles engines of snapshots, one at a time."""
 
     def of(self, operator: str) -> OperatorChecks:
         """Return the checks of an operator, by its id."""
@@ -172,6 +180,26 @@ class Checks:
         except TooManyWaiting:
             raise _too_many("checks wait") from None
 
+    async def engines(self, files: list[Path]) -> None:
+        """Have the engines of snapshots among these artifacts compiled, for the checks that run probes: they don't try
+        a snapshot without its engine. Return when that is done, or after the deadline of a check; it then goes on."""
+        asked = [str(file) for file in files if file.stat().st_size >= SNAPSHOT_BYTES]
+        if asked and (self._engines is None or self._engines.done()):
+            self._engines = asyncio.create_task(self._compile_engines(asked))
+        if asked and self._engines is not None:
+            await asyncio.wait([self._engines], timeout=self._deadline)
+
+    async def _compile_engines(self, files: list[str]) -> None:
+        try:
+            answer = await self._child(
+                ["engines"], orjson.dumps({"files": files}), "check_unavailable", deadline=ENGINES_LIMIT
+            )
+        except ProblemError as problem:
+            log.warning("engines of snapshots couldn't be compiled for probes: %s", problem.detail)
+        else:
+            for failed in answer["failed"]:
+                log.warning("engines of snapshots couldn't be compiled for probes: %.1000s", failed)
+
     def _look_up(self, key: bytes) -> dict[str, Any] | None:
         kept = self._kept.get(key)
         if kept is None:
@@ -185,7 +213,10 @@ class Checks:
         while len(self._kept) > KEPT or sum(map(len, self._kept.values())) > KEPT_BYTES:
             self._kept.popitem(last=False)
 
-    async def _child(self, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
+    async def _child(
+        self, arguments: list[str], stdin: bytes, refused: str, deadline: float | None = None
+    ) -> dict[str, Any]:
+        deadline = self._deadline if deadline is None else deadline
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -198,11 +229,11 @@ class Checks:
             start_new_session=True,
         )
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(deadline):
                 out, err = await _communicate(child, stdin)
         except TimeoutError:
             raise ProblemError(
-                refused, f"its check took more than {self._deadline:.0f} s (SKERRY_CHECK_TIMEOUT), and was ended"
+                refused, f"its check took more than {deadline:.0f} s (SKERRY_CHECK_TIMEOUT), and was ended"
             ) from None
         finally:
             with contextlib.suppress(ProcessLookupError):

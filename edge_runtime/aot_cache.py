@@ -171,6 +171,19 @@ def keep_split(work: Path, folder: Path, wasm_sha256: str, made: SplitRecord) ->
     return ImageFile(made.engine, image, made.digest, made.pages)
 
 
+def copy_engines(source: Path, target: Path) -> None:
+    """Copy the compiled engines that `target` lacks, unless they are damaged. Raises: OSError."""
+    for path in source.glob("*.engine"):
+        name = key(path.stem, BEST)
+        if (target / path.name).exists() and locate(target, path.stem, BEST) is not None:
+            continue
+        if find(source, path.stem, BEST) is not None:
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # What the file's digest doesn't fit isn't loaded, whatever comes in between.
+            for file in (f"{name}.sha256", f"{name}.so", path.name):
+                write(target / file, (source / file).read_bytes())
+
+
 def forget_split(folder: Path, wasm_sha256: str) -> None:
     """Remove an artifact's image and its record, if they exist."""
     for suffix in (".split", ".image"):

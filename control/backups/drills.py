@@ -208,6 +208,7 @@ class Drills:
         with tempfile.TemporaryDirectory(prefix="skerry-probes-", dir=self._folder) as folder:
             probes = [await self._fetched(version, Path(folder)) for version in chosen]
             asked = {"database": str(built.path), "changes": changes, "probes": probes}
+            await self._checks.engines([Path(each["file"]) for each in probes])
             found = await self._checks.run(CALLER, ["restored"], orjson.dumps(asked), "check_unavailable")
         findings = [f"{text[0].upper()}{text[1:]}" for text in found["findings"]]
         untried += found["untried"]

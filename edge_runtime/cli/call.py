@@ -173,7 +173,7 @@ def call(
     limit = manifest.time_limit_ms / 1000
     try:
         result = _ask(single_call, limit, as_json)
-        if result.code == "guest_trap" and not interpret:
+        if result.code == "guest_trap" and not interpret and not result.snapshot:
             # Compiled code doesn't say where it trapped. The call has changed nothing, so it can be repeated.
             once_more = msgspec.structs.replace(single_call, cache="", places=True)
             result.place = _ask(once_more, max(limit, AGAIN), as_json).place

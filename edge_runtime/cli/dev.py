@@ -3,8 +3,8 @@ reports what happens as JSON lines on stdout, and exits when stdin ends.
 
 In: `{"functions": [{"name", "module", "manifest"}], "changes": [{"number", "name", "sql"}]}`, complete each time.
 Out, by `event`: `ready`, `serving` (seconds it took, schema), `failed` (code, message), `outdated` (message: an applied
-schema change is now different, so the database must be recreated), `log` (text), `call` (method, path, status, seconds,
-code, message).
+schema change is now different, so the database must be recreated), `compiling` (what: an engine that takes long), `log`
+(text), `call` (method, path, status, seconds, code, message).
 
 A `POST /functions/NAME/_skerry/tick` starts a tick by hand, an ordinary call with the headers of one, by the query
 `cron` (the line, if there are several), `at` (when it is due, RFC 3339; without it now) and `event` (`release` for a
@@ -34,7 +34,7 @@ from msgspec import Meta, Struct
 from control.protocol import ticks, wire
 from control.protocol.manifest import completed, manifest_digest
 from edge_runtime import files, front
-from edge_runtime.aot_cache import QUICK
+from edge_runtime.aot_cache import FOLDER, QUICK, copy_engines, users_folder
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal, refused
 from edge_runtime.errors import SyncFailed
@@ -168,6 +168,7 @@ class Driver:
     def __init__(self, state: Path, manager: ReleaseManager, compiler: Compiler, *, has_secrets: bool = False) -> None:
         """`has_secrets`: whether a file of secrets was named."""
         self._artifacts = state / "artifacts"
+        self._aot = state / FOLDER
         self._manager = manager
         self._compiler = compiler
         self._own_secrets = None if has_secrets else state / FILE
@@ -241,8 +242,22 @@ class Driver:
             functions=planned,
             remove=[f.name for f in serving.functions if f.name not in names] if serving is not None else [],
         )
-        await self._manager.apply(plan, await self._compiler.functions(functions))
+        await self._manager.apply(plan, await self._compiled(functions))
         self._collect({function.sha256 for function in functions})
+
+    async def _compiled(self, functions: list[frames.LocalFunction]) -> list[frames.LocalFunction]:
+        """Return the functions with their code. Engines of snapshots, which take long to compile, are taken from the
+        user's cache, and left there for the next `skerry dev`. Raises: SyncFailed."""
+
+        def copy(source: Path, target: Path) -> None:
+            with contextlib.suppress(OSError):
+                copy_engines(source, target)
+
+        await asyncio.to_thread(copy, users_folder(), self._aot)
+        made = await self._compiler.functions(functions, tell=lambda what: tell("compiling", what=what))
+        if any(function.image for function in made):
+            await asyncio.to_thread(copy, self._aot, users_folder())
+        return made
 
     def _check_secrets(self, functions: list[frames.LocalFunction]) -> None:
         """Check for secrets. Raises: SyncFailed, when functions need secrets and no file could have them: a node's own

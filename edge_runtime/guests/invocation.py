@@ -92,6 +92,8 @@ class SingleCallResult(Struct, omit_defaults=True):
     message: str = ""
     place: str = ""
     """The function of the module in which the guest trapped, if known."""
+    snapshot: bool = False
+    """Whether the module is a snapshot: those are too slow for the interpreter, which would know the place."""
     notes: list[str] = []
     """Errors that SQL and HTTP returned to the function, whether or not it mentioned them."""
 

@@ -3,6 +3,7 @@ because its input is hostile.
 
     module FILE [--size-limit BYTES] [--memory-pages PAGES]
     schema                                                 (see check_schema.py)
+    engines                                                (see check_engines.py)
     probes                                                 (see check_probes.py)
     restored                                               (see check_restored.py)
 
@@ -28,6 +29,8 @@ from edge_runtime.sandbox import fence
 R = TypeVar("R")
 
 CPU_SECONDS = 60
+ENGINE_CPU_SECONDS = 3600
+"""The same for the engines of snapshots, which are compiled at the best level."""
 FILE_BYTES = 256 * 1024 * 1024
 DATA_BYTES = 4 * 1024 * 1024 * 1024
 
@@ -77,11 +80,11 @@ def _validate(wasm: bytes, detected: Detected) -> None:
         raise ModuleRefused("module_invalid", f"WasmEdge finds it invalid: {error}.") from None
 
 
-def limit() -> None:
-    """Limit what this process can use. Its address space stays unlimited, which WasmEdge needs (see
-    wasmedge/memory.py)."""
+def limit(cpu_seconds: int = CPU_SECONDS) -> None:
+    """Limit what this process can use, and each of its children. The address space stays unlimited, which WasmEdge
+    needs (see wasmedge/memory.py)."""
     for kind, most in (
-        (resource.RLIMIT_CPU, CPU_SECONDS),
+        (resource.RLIMIT_CPU, cpu_seconds),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_DATA, DATA_BYTES),
         (resource.RLIMIT_CORE, 0),
@@ -90,7 +93,11 @@ def limit() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    limit()
+    limit(ENGINE_CPU_SECONDS if argv[:1] == ["engines"] else CPU_SECONDS)
+    if argv[:1] == ["engines"]:
+        from edge_runtime.oneshot import check_engines
+
+        return _check_request(argv, check_engines.EnginesRequest, check_engines.answer)
     if argv[:1] == ["schema"]:
         from edge_runtime.oneshot import check_schema
 

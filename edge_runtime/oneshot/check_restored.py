@@ -2,12 +2,11 @@
 
 It reads `{"database": PATH, "changes": [{"number", "sql"}, …], "probes": [{"name", "version", "manifest", "file"}, …]}`
 on stdin. It compares the database's schema with what the changes make of an empty one, and runs the functions' probes
-on it, each in its own child behind the fence of a worker, on the interpreter; what a probe writes is undone. It prints
-`{"ok": true, "findings": […], "untried": […]}`: what is wrong, and what couldn't be tried, one sentence each. The
-database's file isn't changed; its log is gone afterwards.
+on it, each in its own child behind the fence of a worker, as `check probes` does; what a probe writes is undone. It
+prints `{"ok": true, "findings": […], "untried": […]}`: what is wrong, and what couldn't be tried, one sentence each.
+The database's file isn't changed; its log is gone afterwards.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -17,16 +16,17 @@ from typing import Final
 import orjson
 from msgspec import Struct
 
-from control.protocol.manifest import manifest_digest
 from edge_runtime import wal
+from edge_runtime.aot_cache import AotFile, Damaged
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.guests import guest
-from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.oneshot.check_probes import ProbedFunction, run_probe
+from edge_runtime.guests.abi.detect import ModuleRefused
+from edge_runtime.oneshot.check_probes import ProbedFunction, code_of, loaded, run_probe
 from edge_runtime.oneshot.check_schema import RegisteredChange, SchemaCheckRequest, history
+from edge_runtime.oneshot.compiled_code import files_of
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.allowlists import RANDOM, READ, WRITE
+from edge_runtime.sandbox.allowlists import RANDOM, WRITE
 from edge_runtime.sql import database, schema
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import LibsqlDatabase
@@ -84,7 +84,13 @@ def answer(request: RestoredCheckRequest) -> bytes:
         guest.prepare()
         rehearse()
     for probed in request.probes:
-        run(f"the probe of {probed.name}@{probed.version}", lambda probed=probed: _probe(path, probed))  # type: ignore[misc]
+        what = f"the probe of {probed.name}@{probed.version}"
+        try:
+            code = code_of(probed)
+        except (ModuleRefused, OSError) as error:
+            untried.append(f"{what} wasn't tried: {error}")
+        else:
+            run(what, lambda probed=probed, code=code: _probe(path, probed, code))  # type: ignore[misc]
     return orjson.dumps({"ok": True, "findings": findings, "untried": untried})
 
 
@@ -107,20 +113,16 @@ def _compare(path: Path, changes: list[RegisteredChange]) -> bytes:
     return f"{text}\n".encode()
 
 
-def _probe(path: Path, probed: ProbedFunction) -> bytes:
+def _probe(path: Path, probed: ProbedFunction, code: AotFile | Path) -> bytes:
     """Run a probe on the database; return how it fails, a line break if it doesn't."""
-    artifact = Path(probed.file).absolute()
-    fence.enclose([(artifact, READ), (path.parent, WRITE), RANDOM])
+    fence.enclose([*files_of(code), (path.parent, WRITE)])
     opened = database.connect_until_exit(path, "NORMAL")
     fence.seal("worker", opened.lock.fileno())
     opened.rows("PRAGMA temp_store = MEMORY")
-    sha256 = hashlib.sha256(artifact.read_bytes()).hexdigest()
-    manifest = probed.manifest
-    local = LocalFunction(probed.name, probed.version, sha256, manifest, manifest_digest(manifest), wasm=probed.file)
     try:
-        function = guest.LoadedFunction.load(local)
-    except (WasmEdgeError, OSError) as error:
+        function = loaded(probed, code)
+    except (WasmEdgeError, Damaged, OSError) as error:
         return f"fails: the function can't be loaded: {error}".encode()
     opened.rows("BEGIN IMMEDIATE")
-    failure = run_probe(opened, function, manifest)
+    failure = run_probe(opened, function, probed.manifest)
     return (f"fails: {failure}" if failure else "").encode() + b"\n"

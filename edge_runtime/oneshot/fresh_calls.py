@@ -26,7 +26,7 @@ from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.guests.invocation import SingleCallResult
 from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.request_head import RequestUnfit
-from edge_runtime.oneshot import single_call
+from edge_runtime.oneshot import compiled_code, single_call
 from edge_runtime.oneshot.call_messages import (
     FreshCall,
     FreshCallDone,
@@ -40,7 +40,6 @@ from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.oneshot.single_call import CallCode
 from edge_runtime.oneshot.sql_command import shown_value
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.allowlists import RANDOM, READ
 from edge_runtime.settings import processors
 from edge_runtime.sql import run_change, schema_change
 from edge_runtime.sql.access import AccessRules
@@ -121,7 +120,7 @@ def main() -> int:
             running.append(_begin(asked.schema, *waiting.popleft()))
         for one, done in _ended(running):
             running.remove(one)
-            if done.result.code == "guest_trap" and one.trapped is None:
+            if done.result.code == "guest_trap" and one.trapped is None and not done.result.snapshot:
                 again = msgspec.structs.replace(one.call.request, cache="", places=True)
                 code = one.call.code._replace(aot=None)
                 waiting.appendleft((ReadyCall(done.number, one.call.asked, again, code), done))
@@ -288,7 +287,7 @@ def _work(schema: list[ProjectChange], call: ReadyCall, out: int) -> None:
 
     done = FreshCallDone(call.number, SingleCallResult(0))
     try:
-        fence.enclose([(request.path if code.aot is None else code.aot.path, READ), RANDOM])
+        fence.enclose(compiled_code.files_of(code.aot or request.path))
         written = single_call.before_seal(request)
         with _fresh_database(schema, asked.before) as database:
             database.set_query_only(request.grant == "read")

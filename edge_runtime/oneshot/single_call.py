@@ -11,8 +11,6 @@ then the `SingleCallResult` in one line.
 
 import hashlib
 import os
-import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,27 +22,26 @@ import msgspec
 import orjson
 
 from control.protocol.manifest import Manifest, manifest_digest
-from edge_runtime.aot_cache import QUICK, AotFile, find, install, make_work_folder, put_on_disk
-from edge_runtime.children.compile_child import DATA_BYTES
+from edge_runtime.aot_cache import AotFile
 from edge_runtime.children.probe_call import ProbeSql
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.errors import status_of
 from edge_runtime.guests import guest, trap_places
 from edge_runtime.guests.abi.detect import ModuleRefused
-from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.guests.host_functions import host as guest_host
 from edge_runtime.guests.host_functions import not_granted
 from edge_runtime.guests.invocation import SingleCallResult
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.answer_head import fields
+from edge_runtime.ipc.local_code import with_code
 from edge_runtime.ipc.progress_page import LogPage, open_slot
-from edge_runtime.oneshot import scratch_database
+from edge_runtime.oneshot import compiled_code, scratch_database
 from edge_runtime.oneshot.call_messages import SingleCallRequest
 from edge_runtime.oneshot.check import check_module
-from edge_runtime.oneshot.forked import run_forked
+from edge_runtime.oneshot.compiled_code import NotCompiled, files_of
 from edge_runtime.oneshot.scratch_database import DatabaseUnusable
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.allowlists import PROCESSOR, RANDOM, READ, REBUILD, WRITE
+from edge_runtime.sandbox.allowlists import WRITE
 from edge_runtime.sql.call_sql import CallSql, CommitFailed, SqlLimits
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.session import Session
@@ -55,8 +52,6 @@ NO_HTTP: Final = b'{"error":{"code":"http_failed","message":"No request was made
 NO_DATABASE: Final = orjson.dumps(
     {"error": {"code": "database_not_given", "message": "The call has no database: name one with --sql FILE."}}
 )
-LIMIT: Final = 3600.0
-"""Seconds for the compiler. The process that started this one has a shorter limit, and kills the compiler with it."""
 NOTES: Final = 20
 """Errors of SQL and HTTP that are reported with a call."""
 
@@ -163,11 +158,9 @@ def call(
 
     Raises: WasmEdgeError, when WasmEdge can't load the module; OSError, when a file can't be used.
     """
-    name, path = request.name or request.path.stem, str(request.path)
-    local = frames.LocalFunction(name, 1, code.sha256, manifest, manifest_digest(manifest), wasm=path)
-    if code.aot is not None:
-        local = msgspec.structs.replace(local, aot=str(code.aot.path), aot_digest=code.aot.digest)
-    function = guest.LoadedFunction.load(local, request.secrets)
+    name = request.name or request.path.stem
+    local = frames.LocalFunction(name, 1, code.sha256, manifest, manifest_digest(manifest))
+    function = guest.LoadedFunction.load(with_code(local, code.aot or request.path), request.secrets)
     notes: list[str] = []
     sql = None if opened is None else _sql(request, opened)
     services = guest.CallServices(
@@ -186,6 +179,7 @@ def call(
     except guest.GuestFault as fault:
         code_ = (sql.limit_code if sql is not None else "") or fault.code
         result = _failed(code_, str(fault), fault.log, time.monotonic() - began, notes)
+        result.snapshot = code.aot is not None and code.aot.image is not None
         if written >= 0 and fault.code == "guest_trap":
             result.place = trap_places.place(written, code.wasm, manifest.abi)
         return result
@@ -217,54 +211,20 @@ def _no_http(request: SingleCallRequest) -> _Service:
 
 
 def _compiled(request: SingleCallRequest, wasm: bytes) -> AotFile:
-    """Return the AOT file: the cached one, or a new one compiled by a fenced child, which can write nothing else.
+    """Return the AOT file: the cached one, or a new one.
 
     Raises: ModuleRefused, when the module can't be compiled; OSError, when a file can't be written.
     """
-    folder = Path(request.cache)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    sha256 = hashlib.sha256(wasm).hexdigest()
-    aot = find(folder, sha256, QUICK)
-    if aot is not None:
-        return aot
-    work_folder = make_work_folder(folder)
     try:
-        answer, status = run_forked(lambda: _compile(request, wasm, work_folder), LIMIT)
-        # A child that was killed leaves nothing in the cache.
-        result = (
-            msgspec.json.decode(answer, type=SingleCallResult)
-            if answer
-            else SingleCallResult(0, code="compile_crashed")
-        )
-        if not result.code:
-            install(work_folder, folder, sha256, QUICK)
-            put_on_disk(folder, sha256, QUICK)
-    finally:
-        shutil.rmtree(work_folder, ignore_errors=True)
-    if os.WIFSIGNALED(status):
-        # Exit the way the compiler did.
-        os.kill(os.getpid(), os.WTERMSIG(status))
-    if result.code:
-        raise ModuleRefused(result.code, result.message or "The compiler ended without an answer; it says why above.")
-    aot = find(folder, sha256, QUICK)
-    if aot is None:
-        raise OSError("the compiler left no usable AOT file")
-    return aot
-
-
-def _compile(request: SingleCallRequest, wasm: bytes, work_folder: Path) -> bytes:
-    fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
-    fence.enclose([(work_folder, REBUILD), PROCESSOR])
-    fence.seal("compiler")
-    result = SingleCallResult(200)
-    try:
-        checked(request, wasm)
-        compile_artifact(wasm, work_folder, QUICK)
-    except ModuleRefused as refused:
-        result = SingleCallResult(0, code=refused.code, message=str(refused))
-    except (WasmEdgeError, OSError) as error:
-        result = SingleCallResult(0, code="function_unloadable", message=f"{request.file} can't be compiled: {error}.")
-    return msgspec.json.encode(result)
+        return compiled_code.ready(Path(request.cache), wasm, lambda: checked(request, wasm))
+    except NotCompiled as failed:
+        if failed.number:
+            # Exit the way the compiler did.
+            os.kill(os.getpid(), failed.number)
+        message = str(failed)
+        if failed.code == "function_unloadable":
+            message = message.replace("It ", f"{request.file} ", 1)
+        raise ModuleRefused(failed.code, message) from None
 
 
 def main() -> int:
@@ -299,7 +259,7 @@ def run(request: SingleCallRequest, out: int) -> SingleCallResult:
     guest.prepare()
     rehearse()
     code = make_ready(request)
-    files = [(request.path if code.aot is None else code.aot.path, READ), RANDOM]
+    files = files_of(code.aot or request.path)
     if request.database:
         files += [(file, WRITE) for file in scratch_database.prepare(Path(request.database))]
     fence.enclose(files)

@@ -36,6 +36,7 @@ from edge_runtime.aot_cache import (
 )
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
+from edge_runtime.ipc.local_code import Code, with_code
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.release.compile_jobs import BEST_LIMIT, ENGINE_LIMIT, CompileJobs
 
@@ -61,10 +62,6 @@ _LASTING: Final = frozenset(
 )
 """Codes of failures that are the artifact's fault. After other failures, of the disk or the machine, compiling is
 retried later."""
-
-Code = AotFile | ImageFile | Path
-"""What a function runs: an AOT file; the artifact on the interpreter; or nothing yet, of a snapshot whose engine isn't
-compiled."""
 
 
 class Compiler:
@@ -397,25 +394,11 @@ class Compiler:
 
     def _on(self, function: LocalFunction, code: Code | None) -> LocalFunction:
         """Return the function with its code, or without any."""
-        match code:
-            case AotFile(path, digest, image):
-                # With the artifact, in case the AOT file is damaged; but never for a snapshot.
-                wasm = "" if image is not None else str(self._artifacts / f"{function.sha256}.wasm")
-                function = msgspec.structs.replace(function, aot=str(path), aot_digest=digest, wasm=wasm)
-            case _:
-                wasm = str(code) if isinstance(code, Path) else ""
-                function = msgspec.structs.replace(function, aot="", aot_digest="", wasm=wasm)
-                image = code if isinstance(code, ImageFile) else None
-        return with_image(function, image, self._mended.get(function.sha256, 0))
+        # With the artifact, in case the AOT file is damaged.
+        function = with_code(function, code, self._artifacts / f"{function.sha256}.wasm")
+        mended = self._mended.get(function.sha256, 0) if function.image else 0
+        return msgspec.structs.replace(function, mended=mended)
 
 
 def _is_gone(function: LocalFunction) -> bool:
     return any(path and not Path(path).exists() for path in (function.aot, function.image))
-
-
-def with_image(function: LocalFunction, image: ImageFile | None, mended: int = 0) -> LocalFunction:
-    """Return the function with a snapshot's image, which was made again `mended` times, or without any."""
-    if image is None:
-        return msgspec.structs.replace(function, image="", image_digest="", image_pages=0, mended=0)
-    path, digest, pages = str(image.path), image.digest, image.pages
-    return msgspec.structs.replace(function, image=path, image_digest=digest, image_pages=pages, mended=mended)

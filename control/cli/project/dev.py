@@ -94,6 +94,8 @@ class LocalEdge:
                     _show_call(told)
                 elif told["event"] == "log":
                     output.say(f"  | {told['text']}", style="dim")
+                elif told["event"] == "compiling":
+                    output.say(f"compiling {told['what']}; that takes a while", style="yellow")
                 else:
                     self._answers.put_nowait(told)
             status = await process.wait()

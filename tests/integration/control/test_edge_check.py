@@ -1,6 +1,7 @@
 """The edge's checks as control runs them: in a child, few at a time, never for ever, and without our secrets."""
 
 import asyncio
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ import uvloop
 from control import edge_check
 from control.edge_check import Checks
 from control.problems import ProblemError
+from tests.guests.build import wat
 from tests.support.control import module, until
-from tests.support.deadlines import deadline
+from tests.support.deadlines import deadline, scaled
+from tests.support.snapshots import snapshot
 
 FIRST = "CREATE TABLE a (id INTEGER);"
 
@@ -101,7 +104,9 @@ class CountedChecks(Checks):
         self.run_ones: list[str] = []
         self.go_on = asyncio.Semaphore(0)
 
-    async def _child(self, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
+    async def _child(
+        self, arguments: list[str], stdin: bytes, refused: str, deadline: float | None = None
+    ) -> dict[str, Any]:
         asked = orjson.loads(stdin or b"{}")
         self.run_ones.append(asked.get("sql") or f"{arguments[0]} {asked.get('reverse', '')}")
         await self.go_on.acquire()
@@ -232,3 +237,43 @@ async def test_what_the_fence_lacks_is_logged_once(
     assert [record.getMessage() for record in caplog.records if record.name == "skerry.checks"] == [
         "checks of uploads run without a part of their fence: ['Landlock: none']"
     ]
+
+
+ANSWERS = """(module (memory (export "memory") 1)
+  (func (export "skerry_alloc") (param i32) (result i32) (i32.const 4096))
+  (func (export "skerry_handle") (param i32 i32) (result i64) (i64.const 0x80000000018))
+  (data (i32.const 2048) "\\c8\\00\\00\\00\\10\\00\\00\\00content-type: x\\n"))"""
+
+
+async def test_the_probe_of_a_snapshot_is_tried_once_its_engine_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may take longer than one who asks waits for, and then goes on."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file, database = tmp_path / "f.wasm", tmp_path / "database" / "skerry.db"
+    file.write_bytes(snapshot(wat(ANSWERS), 9, [(70_000, bytes(range(256)) * 1200)]))
+    database.parent.mkdir()
+    sqlite3.connect(database).close()
+    manifest = {"abi": "direct", "sql": "none", "probe": {"path": "/", "status": 201}}
+    probed = {"name": "f", "version": 1, "manifest": manifest, "file": str(file)}
+    asked = orjson.dumps({"database": str(database), "changes": [], "probes": [probed]})
+    untried = "the probe of f@1 wasn't tried: its engine isn't compiled yet; try again in a minute"
+    checks = Checks(1, scaled(60))
+    assert (await checks.run("me", ["restored"], asked, "x"))["untried"] == [untried]
+
+    checks._deadline = 0.001
+    await checks.engines([file])
+    assert checks._engines is not None
+    assert not checks._engines.done()
+    checks._deadline = scaled(60)
+    await checks.engines([file])
+    assert (await checks.run("me", ["restored"], asked, "x")) == {
+        "ok": True,
+        "findings": ["the probe of f@1 fails: GET / answers 200 in place of 201:"],
+        "untried": [],
+    }
+    (engine,) = (tmp_path / "cache" / "skerry" / "aot").glob("*.so")
+    made = engine.stat().st_mtime_ns
+    # It fails before the change, too, so that nothing is told of it.
+    assert await checks.of("me").probes([], FIRST, None, [probed]) == []
+    assert engine.stat().st_mtime_ns == made
