@@ -3,7 +3,7 @@
 Artifacts are compiled quickly first, so that all functions serve compiled code soon, and then in the background at the
 best level. A new function doesn't wait long for its AOT file: it starts on the interpreter.
 
-A snapshot (docs/adr/0075) is split. Its engine is compiled once for all of that engine, always at the best level, and a
+A snapshot (docs/adr/0076) is split. Its engine is compiled once for all of that engine, always at the best level, and a
 release waits for that: it is far too slow for the interpreter.
 """
 

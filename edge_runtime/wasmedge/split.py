@@ -3,7 +3,7 @@
 A snapshot is a module made by running an initialiser and keeping its memory, so it has its state as active data
 segments. What they write is known before any code runs: instantiation copies them, in order, to constant places of a
 memory of zeros. So a memory that has these bytes already, and the module without the segments, are the same instance
-(docs/adr/0075). Source: WebAssembly Core Specification 2.0, chapters 4.5.4 and 5.5.
+(docs/adr/0076). Source: WebAssembly Core Specification 2.0, chapters 4.5.4 and 5.5.
 """
 
 import functools
