@@ -44,6 +44,8 @@ SNAPSHOT_BYTES: Final = 256 * 1024
 IMAGE: Final = "image"
 ENGINE: Final = "engine"
 """Names of the files that the compiler makes of a snapshot in its work folder."""
+ENGINE_SUFFIX: Final = ".engine"
+"""The end of the names of engines' modules in the cache."""
 _SPLIT: Final = "split 1"
 """A part of the names of what a snapshot is split into; its number is increased with each change of the split."""
 _RECORD: Final = re.compile(r"([0-9a-f]{64}) ([0-9a-f]{64}) ([0-9]{1,5})\n")
@@ -148,7 +150,7 @@ def image_of(folder: Path, wasm_sha256: str) -> ImageFile | None:
 
 def engine_file(folder: Path, engine: str) -> Path:
     """Return the path of an engine's module (`engine` is its sha256)."""
-    return folder / f"{engine}.engine"
+    return folder / f"{engine}{ENGINE_SUFFIX}"
 
 
 def keep_split(work: Path, folder: Path, wasm_sha256: str, made: SplitRecord) -> ImageFile:
@@ -173,7 +175,7 @@ def keep_split(work: Path, folder: Path, wasm_sha256: str, made: SplitRecord) ->
 
 def copy_engines(source: Path, target: Path) -> None:
     """Copy the compiled engines that `target` lacks, unless they are damaged. Raises: OSError."""
-    for path in source.glob("*.engine"):
+    for path in source.glob(f"*{ENGINE_SUFFIX}"):
         name = key(path.stem, BEST)
         if (target / path.name).exists() and locate(target, path.stem, BEST) is not None:
             continue
@@ -247,7 +249,7 @@ def remove_others(folder: Path, kept: Iterable[str]) -> None:
     names = {key(sha256, level) for sha256 in kept | engines for level in (QUICK, BEST)}
     names |= {_split_name(sha256) for sha256 in kept} | engines
     for path in folder.iterdir():
-        if path.suffix in (".so", ".sha256", ".split", ".image", ".engine") and path.stem not in names:
+        if path.suffix in (".so", ".sha256", ".split", ".image", ENGINE_SUFFIX) and path.stem not in names:
             path.unlink(missing_ok=True)
 
 

@@ -1,7 +1,8 @@
 """The artifacts on the node's disk: artifacts/<sha256>.wasm, each verified before it gets that name.
 
 A download resumes where it broke off (artifacts/<sha256>.part), even after the process was killed. The space that a
-release needs is checked before the first byte is fetched, so a full disk causes no traffic.
+release needs is checked before the first byte is fetched, so a full disk causes no traffic. Code that the node has, of
+an engine that other snapshots brought, isn't fetched again (`known_engines`).
 """
 
 import asyncio
@@ -18,8 +19,9 @@ import msgspec
 
 from control.protocol import wire
 from edge_runtime import clock, files
+from edge_runtime.aot_cache import ENGINE_SUFFIX, FOLDER, SNAPSHOT_BYTES
 from edge_runtime.errors import CodedError, SyncFailed
-from edge_runtime.sync import plan_check
+from edge_runtime.sync import known_engines, plan_check
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer, continues
 
 log = logging.getLogger("skerry.artifacts")
@@ -46,6 +48,7 @@ class Artifacts:
 
     def __init__(self, state: Path, *, pause: float = 0.2) -> None:
         self.folder = state / "artifacts"
+        self._engines = state / FOLDER
         self._earlier = state / "outbox" / "earlier.json"
         self._pause = pause
         files.make_folder(self.folder)
@@ -161,6 +164,8 @@ class Artifacts:
         part = self._part(function.sha256)
         url = function.url
         fruitless = 0
+        if not _size(part):
+            await self._begin_with_engine(client, function, url)
         while True:
             before = _size(part)
             try:
@@ -180,6 +185,24 @@ class Artifacts:
                     await clock.sleep(self._pause * 2 ** (fruitless - 1))
             except OSError as error:
                 raise _disk(error, part) from error
+
+    async def _begin_with_engine(self, client: ControlClient, function: wire.PlannedFunction, url: str) -> None:
+        """Begin the download of a snapshot with the code of its engine, if the node has that. Without success, nothing
+        is there yet, and the download begins as any other; it also notices code that isn't the artifact's."""
+        if function.size < SNAPSHOT_BYTES or not any(self._engines.glob(f"*{ENGINE_SUFFIX}")):
+            return
+        head = b""
+        with contextlib.suppress(NoAnswer, ControlRefused, OSError):
+            async with client.open_artifact(url, 0, known_engines.HEAD) as response:
+                while len(head) < known_engines.HEAD and (chunk := await response.content.read(known_engines.HEAD)):
+                    head += chunk
+            await asyncio.to_thread(self._write_begun, function, head[: known_engines.HEAD])
+
+    def _write_begun(self, function: wire.PlannedFunction, head: bytes) -> None:
+        """Write the first bytes of an artifact, with its code if an engine has that. Raises: OSError."""
+        engines = (path.read_bytes() for path in sorted(self._engines.glob(f"*{ENGINE_SUFFIX}")))
+        begun = known_engines.begun(head, function.size, engines)
+        self._part(function.sha256).write_bytes(head if begun is None else begun)
 
     async def _download(self, client: ControlClient, function: wire.PlannedFunction, url: str, start: int) -> None:
         part = self._part(function.sha256)

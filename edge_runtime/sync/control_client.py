@@ -241,14 +241,18 @@ class ControlClient:
         return await self._typed("POST", "/v1/nodes", join, wire.Joined)
 
     @asynccontextmanager
-    async def open_artifact(self, url: str, start: int) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Request an artifact's bytes from `start` on; the answer (200, or 206 if `start` > 0) is read as a stream.
+    async def open_artifact(
+        self, url: str, start: int, end: int | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Request an artifact's bytes from `start` on, or those before `end`; the answer (200, or 206 if that isn't
+        all of them) is read as a stream.
 
         `url` is from a plan: absolute and presigned, or a path of control, which may redirect to the store (307).
         """
         own = not URL(url, encoded=True).absolute
         target = self._base.join(URL(url, encoded=True)) if own else URL(url, encoded=True)
-        headers = {"Range": f"bytes={start}-"} if start else {}
+        last = "" if end is None else str(end - 1)
+        headers = {"Range": f"bytes={start}-{last}"} if start or last else {}
         for _ in range(2):
             _refuse_plain(target, "an artifact")
             extra = self._own_headers() if own else {}

@@ -31,6 +31,8 @@ class FileServer:
     most: int = 0
     """The most answers at once."""
     slow: float = 0.0
+    sent: int = 0
+    """Bytes of the files that were sent."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         path = request.path_qs
@@ -55,11 +57,13 @@ class FileServer:
         data, status, headers = self.files[path], 200, {}
         wanted = request.headers.get("Range", "")
         if wanted and not self.ignore_range:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last or len(data)), len(data) - 1) + 1
             if start >= len(data):
                 return web.Response(status=416)
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            data, status = data[start:], 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+            data, status = data[start:end], 206
+        self.sent += len(data)
         response = web.StreamResponse(status=status, headers=headers)
         response.content_length = len(data)
         await response.prepare(request)

@@ -92,6 +92,7 @@ PURE = (
     *("control.backups.objects", "control.backups.chain", "control.backups.retention"),
     "edge_runtime.backup.upload_rules",
     *("edge_runtime.dispatch.breaker", "edge_runtime.sync.plan_check", "edge_runtime.sync.retries"),
+    *("edge_runtime.sync.known_engines", "edge_runtime.code_section"),
     "edge_runtime.schedules.tick_rules",
     *("edge_runtime.web.routes", "edge_runtime.web.site_policy", "edge_runtime.disk_space"),
     *("edge_runtime.token_bucket", "edge_runtime.cli.doctor.running_node"),

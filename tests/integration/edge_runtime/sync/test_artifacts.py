@@ -17,7 +17,10 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import artifacts, control_client
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.control_client import ControlClient
+from edge_runtime.sync.known_engines import HEAD, code_place
+from tests.guests.build import guest
 from tests.support.file_server import FileServer, file_server
+from tests.support.snapshots import snapshot, with_sections
 
 DATA = random.Random(1).randbytes(700_000)
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -121,6 +124,67 @@ async def test_a_part_with_other_bytes_is_thrown_away_and_the_whole_fetched(
     (kept.folder / f"{SHA}.part").write_bytes(part)
     await kept.fetch(session, [planned(f"{store.url}/blob?sig=1")], set())
     assert kept.path(SHA).read_bytes() == DATA
+
+
+def with_code(draw: random.Random, code: bytes) -> bytes:
+    """A snapshot with this code section."""
+    module = with_sections(guest("snapshot_sum"), {10: code})
+    return snapshot(module, 9, [(5000, draw.randbytes(300_000))])
+
+
+CODE = random.Random(2).randbytes(200_000)
+OLD, NEW = (with_code(random.Random(seed), CODE) for seed in (3, 4))
+BEYOND = HEAD + 10_000
+OTHER = with_code(random.Random(5), CODE[:BEYOND] + b"!" + CODE[BEYOND + 1 :])
+"""Its code differs behind what is looked at."""
+_, END = code_place(NEW[:HEAD]) or (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("wasm", "trouble", "fetched"),
+    [
+        (NEW, "", HEAD + len(NEW) - END),
+        (NEW, "no engine", len(NEW)),
+        (NEW, "refused", len(NEW)),
+        (NEW, "whole", None),
+        (NEW, "damaged", HEAD + 2 * len(NEW) - END),
+        (OTHER, "", HEAD + 2 * len(OTHER) - END),
+        (with_code(random.Random(6), CODE[:-1]), "", len(NEW) - 1),
+        (DATA, "", len(DATA)),
+    ],
+    ids=["known", "no engine", "refused", "no range", "damaged", "other code", "other size", "no module"],
+)
+async def test_the_code_of_an_engine_that_is_there_is_not_fetched(
+    store: FileServer,
+    session: ControlClient,
+    kept: Artifacts,
+    tmp_path: Path,
+    wasm: bytes,
+    trouble: str,
+    fetched: int | None,
+) -> None:
+    code = with_sections(OLD, {11: None})
+    engine = tmp_path / "aot" / f"{hashlib.sha256(code).hexdigest()}.engine"
+    engine.parent.mkdir()
+    engine.write_bytes(code if trouble != "damaged" else code[:-9] + bytes(9))
+    if trouble == "no engine":
+        engine.unlink()
+    asked = []
+
+    def once(request: web.Request) -> web.Response:
+        asked.append(request)
+        del store.answer["/new"]
+        return web.Response(status=503)
+
+    store.files["/new"] = wasm
+    store.ignore_range = trouble == "whole"
+    if trouble == "refused":
+        store.answer["/new"] = once
+    await kept.fetch(session, [planned(f"{store.url}/new", wasm)], set())
+    assert kept.path(hashlib.sha256(wasm).hexdigest()).read_bytes() == wasm
+    assert len(asked) == (trouble == "refused")
+    if fetched is not None:
+        assert store.sent == fetched
 
 
 async def test_a_server_that_ignores_range_is_read_from_the_start(
