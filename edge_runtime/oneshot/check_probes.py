@@ -81,9 +81,10 @@ def _run(change: SchemaCheckRequest, probed: ProbedFunction, seconds: float) -> 
         return f"wasn't tried: all probes together took more than {SECONDS:.0f} s"
     try:
         code = code_of(probed)
-        answer, status = run_forked(lambda: _fenced(change, probed, code), seconds)
     except (ModuleRefused, OSError) as error:
         return f"wasn't tried: {error}"
+    try:
+        answer, status = run_forked(lambda: _fenced(change, probed, code), seconds)
     except TimeoutError:
         return f"wasn't tried to its end: it took more than {seconds:.0f} s, where it runs without being compiled"
     if os.WIFSIGNALED(status) or not answer:
