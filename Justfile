@@ -110,9 +110,10 @@ docs: setup
     .venv/bin/python -m sphinx -W --keep-going --quiet --fresh-env --builder html --doctree-dir .skerry/docs docs site
     @exec {{ pytest }} --quiet tests/docs
 
-# build the modules that the tree has in it, from the sources beside them: two examples and the Extism kernel
+# build the modules that the tree has in it, from the sources beside them: two examples, the Extism kernel, JavaScript's engine
 guests: setup
     @.venv/bin/python -m tests.guests.build
+    @.venv/bin/python -m scripts.javascript_engine
 
 # record the README's picture, docs/images/terminal.svg, again: real commands, on servers started for them
 picture: setup

@@ -12,12 +12,20 @@ import click
 import orjson
 
 import control
-from control.cli.project import project_files, toolchains
+from control.cli.project import project_files, script_modules, toolchains
 from control.cli.support import options, output
 from control.cli.support.client import Failure, Json
 from control.protocol.counts import counted
 
-LANGUAGES = {"c": "zig", "zig": "zig", "rust": "rustc", "go": "go", "assemblyscript": "asc"}
+LANGUAGES = {
+    "ts": "esbuild",
+    "js": "esbuild",
+    "c": "zig",
+    "zig": "zig",
+    "rust": "rustc",
+    "go": "go",
+    "assemblyscript": "asc",
+}
 """The languages of `--lang`, and the toolchain in the project's build command. The first is offered in a terminal."""
 TEMPLATES = {
     "http": "keeps notes by author: POST adds one, GET lists them",
@@ -144,7 +152,7 @@ def _asked(template: str | None) -> tuple[str, str]:
 def _copy(lang: str, template: str, folder: Path) -> None:
     """Copy the files of a template in a language to a project's folder."""
     language, shared = examples() / lang, examples() / TEMPLATE_FOLDER / template
-    left = {TEMPLATE_FOLDER, *BUILD_FILES, toolchains.FLAGS, toolchains.RUST_PROJECT}
+    left = {TEMPLATE_FOLDER, *BUILD_FILES, toolchains.FLAGS, toolchains.RUST_PROJECT, script_modules.TYPES}
     if template == DEFAULT_TEMPLATE:
         _copy_folder(language, folder, left)
         return
@@ -176,6 +184,8 @@ def _write_editor_files(folder: Path) -> None:
     (folder / project_files.FILE).write_text(told + (folder / project_files.FILE).read_text("utf-8"), "utf-8")
     for source in project_files.read(folder).functions:
         toolchains.write_editor_files(folder, source.build)
+        if source.script is not None:
+            script_modules.write_types(folder, source.manifest)
 
 
 def table_of(name: str) -> str:

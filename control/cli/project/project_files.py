@@ -6,6 +6,7 @@ name = "orders"                     the function's name
 build = "{zig} cc … main.c"         the command that makes the module, run in the folder; without it nothing is built
 module = "function.wasm"            the module that the build makes
 schema = "schema"                   optional: a folder of NNNN_name.sql files
+script = ".build/main.js"           optional: the ES module that the build makes; Skerry makes the module of it
 snapshot = { init = "warm" }        optional: an export that is run once, at build; the module begins as it has left it
 [manifest]                          what the function may do and how it is called: docs/functions.md
 
@@ -64,6 +65,7 @@ class FunctionFile(msgspec.Struct, forbid_unknown_fields=True):
     module: str
     build: str = ""
     schema: str = ""
+    script: str = ""
     snapshot: SnapshotTable | None = None
     manifest: dict[str, Any] = {}
 
@@ -113,6 +115,8 @@ class FunctionSource:
     built: Path = Path()
     """What the build makes, if `module` is its snapshot."""
     snapshot: Initialisation | None = None
+    script: Path | None = None
+    """What the build makes, if `module` is made of a script."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +240,10 @@ def _function(folder: Path) -> tuple[FunctionSource, str]:
         raise ProjectInvalid(f"{file} isn't valid: {error}", cure=CURE) from None
     module = folder / settings.module
     source = FunctionSource(folder, settings.name, settings.build, module, manifest=settings.manifest)
+    if settings.script:
+        if settings.snapshot is not None:
+            raise ProjectInvalid(f"{file} names a script and a snapshot: a script's module is a snapshot already")
+        source = replace(source, script=folder / settings.script)
     if (table := settings.snapshot) is not None:
         how = Initialisation(table.init, table.renew, table.allow)
         source = replace(source, module=module.with_suffix(SNAPSHOT), built=module, snapshot=how)

@@ -1,7 +1,8 @@
 """Finding the compilers of functions, and running a project's build command.
 
-A build command names its compiler as {zig}, {rustc}, {go} or {asc}. Each is replaced by the compiler found on this
-machine, with the options that it needs to build a module for WASI. The rest of the command is the project's own.
+A build command names its compiler as {zig}, {rustc}, {go}, {asc} or {esbuild}. Each is replaced by the compiler found
+on this machine, with the options that it needs to build a module for WASI, or the script of a module. The rest of the
+command is the project's own.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 import control
-from control.cli.project import snapshots
+from control.cli.project import script_modules, snapshots
 from control.cli.project.project_files import FunctionSource
 from control.cli.support import output
 from control.cli.support.client import Failure
@@ -39,7 +40,14 @@ FIRST_BUILDS = {
     "go": "the first build takes up to a minute, since Go compiles its libraries for WASI and keeps them",
 }
 """Why the first build takes much longer than others, for each such compiler."""
+SCRIPT = (
+    "--bundle", "--format=esm", "--platform=neutral", "--target=es2024", "--main-fields=module,main",
+    "--conditions=workerd,worker,import", '--define:process.env.NODE_ENV="production"', "--sourcemap=external",
+    "--sources-content=false", "--legal-comments=none", "--charset=utf8", "--log-level=warning",
+)  # fmt: skip
+"""Options with which esbuild makes the script of a function: one ES module, and its source map beside it."""
 _TOOL = re.compile(r"\{(\w+)\}")
+_LEVEL = re.compile(r"^<\d>")
 _EDITION = re.compile(r"--edition[= ](\d{4})\b")
 _RUST_FILE = re.compile(r"(\S+\.rs)(?:\s|$)")
 
@@ -89,11 +97,23 @@ def _go(_folder: Path) -> list[str] | None:
 
 
 def _asc(folder: Path) -> list[str] | None:
-    # A build runs in the project's folder, where the caller's relative paths don't apply.
-    own = folder.absolute() / "node_modules" / ".bin" / "asc"
-    brought = _checkout() / "lock" / "npm" / "node_modules" / ".bin" / "asc"
-    found = next((str(asc) for asc in (own, brought) if asc.exists()), shutil.which("asc"))
+    found = _of_npm("asc", folder)
     return [found] if found else None
+
+
+def _esbuild(folder: Path) -> list[str] | None:
+    found = _of_npm("esbuild", folder)
+    return [found, *SCRIPT] if found else None
+
+
+def _of_npm(name: str, folder: Path) -> str | None:
+    """Return the path of a program that npm has installed for the project in a folder, the checkout or the user."""
+    # A build runs in the project's folder, where the caller's relative paths don't apply. A project of several
+    # functions may have one node_modules for all.
+    above = folder.absolute()
+    own = [place / "node_modules" / ".bin" / name for place in (above, above.parent)]
+    brought = _checkout() / "lock" / "npm" / "node_modules" / ".bin" / name
+    return next((str(each) for each in (*own, brought) if each.exists()), shutil.which(name))
 
 
 def _checkout() -> Path:
@@ -107,6 +127,9 @@ def _ziglang() -> str:
         return f"just setup, in {_checkout()}"
     return f"{shlex.quote(sys.executable)} -m pip install ziglang"
 
+
+_TOOLCHAINS = f", or just toolchains, in {_checkout()}" if (_checkout() / "Justfile").is_file() else ""
+"""The other way of installing what npm brings."""
 
 TOOLCHAINS = {
     "zig": Toolchain(_zig, f"install Zig, which compiles C too: {_ziglang()}"),
@@ -123,7 +146,11 @@ TOOLCHAINS = {
     "asc": Toolchain(
         _asc,
         "install AssemblyScript: npm install, in the project's folder (npm itself: apt-get install nodejs npm)"
-        + (f", or just toolchains, in {_checkout()}" if (_checkout() / "Justfile").is_file() else ""),
+        + _TOOLCHAINS,
+    ),
+    "esbuild": Toolchain(
+        _esbuild,
+        "install esbuild: npm install, in the project's folder (npm itself: apt-get install nodejs npm)" + _TOOLCHAINS,
     ),
 }
 
@@ -232,6 +259,8 @@ async def build(source: FunctionSource, secrets: Mapping[str, str] | None = None
     Raises: BuildFailed, when the build fails or doesn't make the module; SnapshotFailed, when that has no snapshot.
     """
     began = time.monotonic()
+    if source.script is not None:
+        script_modules.write_types(source.folder, source.manifest)
     if source.build:
         words, environment = command(source)
         try:
@@ -258,11 +287,18 @@ async def build(source: FunctionSource, secrets: Mapping[str, str] | None = None
         if process.returncode:
             text = out.decode(errors="replace").strip()
             raise BuildFailed(f"the build of {source.name} ended with status {process.returncode}:\n{text}")
-    built = source.module if source.snapshot is None else source.built
+    built = source.script or (source.module if source.snapshot is None else source.built)
     if not built.is_file():
         did = "its build didn't make it" if source.build else "its function.toml has no build command"
-        raise BuildFailed(f"the module of {source.name}, {built}, isn't there: {did}")
-    if source.snapshot is not None:
+        what = "module" if source.script is None else "script"
+        raise BuildFailed(f"the {what} of {source.name}, {built}, isn't there: {did}")
+    if source.script is not None:
+        log = await script_modules.make(
+            source.script, source.module, source.manifest, project=source.folder, secrets=secrets
+        )
+        for line in log.splitlines():
+            output.note(f"  | {_LEVEL.sub('', line)}", style="dim")
+    elif source.snapshot is not None:
         pages = msgspec.convert(source.manifest, Manifest).memory_pages
         await snapshots.made(
             built, source.module, source.snapshot, project=source.folder, memory_pages=pages, secrets=secrets

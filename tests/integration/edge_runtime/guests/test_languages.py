@@ -33,10 +33,11 @@ async def test_the_example_reads_the_request_asks_the_database_and_answers_json(
     assert (tested.status, b"3 passed" in tested.out) == (0, True), tested
     wasm = project.functions[0].module.read_bytes()
     told = check_module(wasm)
-    assert (project.functions[0].name, told["abi"], told["sql"], told["start"]) == ("notes", "wagi", True, False)
+    abi = "wagi" if project.functions[0].script is None else "direct"
+    assert (project.functions[0].name, told["abi"], told["sql"], told["start"]) == ("notes", abi, True, False)
 
     async with node(tmp_path / "state", compile_wait=60.0) as edge:
-        function = (wasm, project.functions[0].manifest)
+        function = (wasm, project.functions[0].manifest | {"abi": abi})
         await edge.release({"notes": function}, projects.schema(project))
         await until(lambda: edge.front.manager.release.functions[0].aot, scaled(120.0))
 
@@ -59,7 +60,7 @@ async def test_the_example_reads_the_request_asks_the_database_and_answers_json(
         assert (await edge.call("notes?author=x", method="PUT"))[1]["allow"] == "GET, POST"
 
         # The database refuses what it doesn't understand: that is an answer too, and the reason is in the log.
-        without_probe = {**project.functions[0].manifest, "probe": None}
+        without_probe = {**function[1], "probe": None}
         await edge.release(
             {"notes": (function[0], without_probe)}, ["DROP TABLE notes; CREATE TABLE notes (author TEXT);"]
         )

@@ -61,7 +61,8 @@ def test_a_new_project_is_named_and_whole(
     assert ("-d milk" in readme) == (template == "http")
     assert bool(found.functions[0].manifest.get("schedule")) == (template == "cron")
     assert bool(found.functions[0].manifest.get("secrets")) == (template == "webhook")
-    helper = [file for file in found.folder.glob("skerry*") if file.is_file()]
+    # A script's helpers are in the engine, and what editors know of them beside it.
+    helper = [file for pattern in ("skerry*", "env.d.ts") for file in found.folder.glob(pattern) if file.is_file()]
     assert helper
     assert not {file.name for file in found.folder.iterdir()} & set(authoring.BUILD_FILES)
     assert authoring.LANGUAGES[language] in found.functions[0].build
@@ -374,6 +375,7 @@ async def test_a_build_command_that_cannot_run_is_named(command: str, told: str,
         ("rust", "apt-get install rustc libstd-rust-dev-wasm32"),
         ("go", "apt-get install golang-go"),
         ("assemblyscript", "npm install"),
+        ("ts", "install esbuild: npm install"),
         ("zig", f"just setup, in {Path(__file__).parents[5]}"),
         ("c", f"just setup, in {Path(__file__).parents[5]}"),
     ],
