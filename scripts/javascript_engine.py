@@ -32,7 +32,7 @@ _CPP = (*_TARGET, "-fno-exceptions", "-fno-rtti", "-std=c++20")
 _ZIG = ("-target", "wasm32-wasi", "-O", "ReleaseFast", "-fstrip")
 _STRICT = ("-std=gnu23", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
 # The C stack is longer than what the engine lets JavaScript take: an error comes first, which a program can catch.
-_LINKED = ("-s", "-mexec-model=reactor", "-nostartfiles", "-Wl,--no-entry", "-Wl,-z,stack-size=262144")
+_LINKED = ("-s", "-mexec-model=reactor", "-nostartfiles", "-Wl,--no-entry", "-Wl,-z,stack-size=655360")
 
 
 def sources() -> list[Path]:

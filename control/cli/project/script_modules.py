@@ -5,6 +5,7 @@ The script is one ES module, as esbuild makes of a function's sources, with its 
 
 import os
 import posixpath
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ INIT = "skerry_init"
 TYPES = "env.d.ts"
 """What editors and TypeScript need to know: the types of a handler's parameters, with the manifest's names."""
 _TEMPLATE = Path(__file__).parent / "javascript" / TYPES
+_PACKAGES = re.compile(r"^\.\./.*/node_modules/")
 _NAMES = {"    // CONFIG\n": "config", "    // SECRETS\n": "secrets"}
 """The lines of the template that stand for the manifest's names."""
 
@@ -64,7 +66,9 @@ def _source_map(script: Path, project: Path) -> Json:
         given = orjson.loads(script.with_name(f"{script.name}.map").read_bytes())
         folder = Path(os.path.relpath(script.parent, project)).as_posix()
         sources = [posixpath.normpath(posixpath.join(folder, source)) for source in given["sources"]]
-        return {"sources": sources, "mappings": given["mappings"]}
+        # Where a package outside of the project is on this machine is nobody's business.
+        named = [_PACKAGES.sub("node_modules/", source) for source in sources]
+        return {"sources": named, "mappings": given["mappings"]}
     except FileNotFoundError:
         return {"sources": [], "mappings": ""}
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -1026,7 +1026,7 @@ EXPORT(skerry_init) void skerry_init(void) {
   static const JSMallocFunctions functions = {m_calloc, m_malloc, m_free, m_realloc, m_size};
   __wasm_call_ctors();
   runtime = JS_NewRuntime2(&functions, NULL);
-  JS_SetMaxStackSize(runtime, 192 * 1024);
+  JS_SetMaxStackSize(runtime, 512 * 1024);
   JS_SetHostPromiseRejectionTracker(runtime, track, NULL);
   context = JS_NewContext(runtime);
   JS_AddIntrinsicDOMException(context);

@@ -55,10 +55,13 @@ async def test_a_script_or_map_that_cannot_be_read_is_named(map_text: str, tmp_p
 def test_sources_are_named_from_the_projects_folder(tmp_path: Path) -> None:
     script = tmp_path / ".build" / "main.js"
     script.parent.mkdir()
-    sources = ["../main.ts", "../node_modules/hono/x.js"]
+    sources = ["../main.ts", "../node_modules/hono/x.js", "../../../home/ada/node_modules/zod/z.js"]
     script.with_name("main.js.map").write_text(json.dumps({"sources": sources, "mappings": "AAAA", "names": ["x"]}))
     told = script_modules._source_map(script, tmp_path)
-    assert told == {"sources": ["main.ts", "node_modules/hono/x.js"], "mappings": "AAAA"}
+    assert told == {
+        "sources": ["main.ts", "node_modules/hono/x.js", "node_modules/zod/z.js"],
+        "mappings": "AAAA",
+    }
 
 
 def test_a_script_has_no_snapshot_of_its_own(tmp_path: Path) -> None:
