@@ -1,6 +1,6 @@
 // Notes by author: POST ?author=ada keeps the body as a note, GET ?author=ada lists ada's notes.
 
-/** @satisfies {Handlers} */
+/** @type {Handlers} */
 export default {
   async fetch(request, env) {
     const author = new URL(request.url).searchParams.get("author");

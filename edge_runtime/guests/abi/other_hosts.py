@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from edge_runtime.guests.abi.binary import Shape
 
-LANGUAGES = "C, Rust, Zig, Go and AssemblyScript"
+LANGUAGES = "TypeScript, JavaScript, C, Rust, Zig, Go and AssemblyScript"
 """The languages of `skerry function new`."""
 JAVASCRIPT = (
-    f"Nodes don't run JavaScript: write the function in another language ({LANGUAGES}), `skerry function new NAME`."
+    "For JavaScript and TypeScript, `skerry function new NAME --lang ts` (or js) makes a project, with an engine that "
+    "nodes run: move the program's sources there."
 )
 PYTHON = f"Nodes don't run Python: write the function in another language ({LANGUAGES}), `skerry function new NAME`."
 _OTHER = "`skerry function new NAME` makes a project that nodes can run."
@@ -111,7 +112,7 @@ def text(wasm: bytes) -> str:
     return (
         "It is a text and no WebAssembly module: the source of a program has to be built first. "
         f"`skerry function new NAME` makes a project with all that is needed for it, in {LANGUAGES}. "
-        "Nodes don't run JavaScript or Python."
+        "Nodes don't run Python."
     )
 
 

@@ -1,6 +1,6 @@
 // The node calls `scheduled` by the schedule in function.toml, and a tick is kept in the table. GET lists the last ten.
 
-/** @satisfies {Handlers} */
+/** @type {Handlers} */
 export default {
   async scheduled(controller, env) {
     const due = new Date(controller.scheduledTime).toISOString().replace(".000", "");

@@ -1,7 +1,7 @@
 // Notes as JSON: GET / lists them, POST / creates one; GET, PUT and DELETE /ID read, replace and delete one.
 // All SQL of one call is one transaction.
 
-/** @satisfies {Handlers} */
+/** @type {Handlers} */
 export default {
   async fetch(request, env) {
     const id = new URL(request.url).pathname.slice(1);

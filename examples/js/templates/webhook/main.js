@@ -1,7 +1,7 @@
 // Keeps events that are signed as https://www.standardwebhooks.com says. An event that comes again, from its sender or
 // from somebody who has seen it, is kept once, by its signed id: so there is no need to refuse one for its time.
 
-/** @satisfies {Handlers} */
+/** @type {Handlers} */
 export default {
   async fetch(request, env) {
     if (request.method !== "POST") {

@@ -138,3 +138,15 @@ def test_typescript_knows_assemblyscript(tmp_path: Path, monkeypatch: pytest.Mon
     # Without the file, nothing of AssemblyScript is known.
     (folder / "tsconfig.json").write_text("{}")
     assert "Cannot find name 'i64'." in typescript(folder)["skerry.ts"]
+
+
+@pytest.mark.skipif(not TSSERVER.exists(), reason="TypeScript isn't installed: just toolchains")
+def test_typescript_knows_what_handlers_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made("ts", tmp_path, monkeypatch)
+    fine: dict[str, list[str]] = {"env.d.ts": [], "main.ts": [], "tsconfig.json": []}
+    assert typescript(folder) == fine
+    replace(folder / "main.ts", "await list(env, author)", "await list(env.dbs, author)")
+    assert typescript(folder)["main.ts"] == ["Property 'dbs' does not exist on type 'Env'. Did you mean 'db'?"]
+    # Without the file, nothing of Skerry is known.
+    (folder / "env.d.ts").unlink()
+    assert "Cannot find name 'Handlers'." in typescript(folder)["main.ts"]

@@ -144,7 +144,7 @@ def test_a_project_has_several_functions_and_one_schema(
     ("given", "typed", "says"),
     [
         ([], "cobol\nzig\ncrud\n", "a function in zig, by the template crud:"),
-        ([], "\n\n", "a function in c, by the template http:"),
+        ([], "\n\n", "a function in ts, by the template http:"),
         (["--template", "cron"], "go\n", "a function in go, by the template cron:"),
         (["--lang", "rust"], "", "a function in rust, by the template http:"),
         ([], "rust\n\4", "nothing was changed"),

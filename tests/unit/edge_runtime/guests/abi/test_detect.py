@@ -221,7 +221,7 @@ REFUSED = {
     "JavaScript as a component": (
         wat("(component)") + b"\0\x0f\x0eStarlingMonkey",
         "module_component",
-        "JavaScript program as a component .* don't run JavaScript",
+        "JavaScript program as a component .* --lang ts",
     ),
     "Python as a component": (
         wat("(component)") + b"\0\x10\x0fcomponentize-py",
@@ -229,7 +229,11 @@ REFUSED = {
         "Python program as a component .*don't run Python",
     ),
     "the text format": (b"\n(module)", "module_source", "wat2wasm"),
-    "a program's source": (b"export default {}", "module_source", "built first.*don't run JavaScript or Python"),
+    "a program's source": (
+        b"export default {}",
+        "module_source",
+        "built first.*TypeScript, JavaScript, C.*don't run Python",
+    ),
     "a long source": ("x = '\u00e9\u00e9'\n".encode() * 2000, "module_source", "built first"),
     "bytes": (b"\x7fELF\2\1\1\0", "module_invalid", "don't begin with those of a WebAssembly module"),
     "bytes that aren't UTF-8": (b"\xff\xd8", "module_invalid", "don't begin with those of a WebAssembly module"),
@@ -246,12 +250,12 @@ def exported(*names):
 
 # What each toolchain's modules import and export, beside WASI.
 OTHER_HOSTS = {
-    "Javy": (imported("javy_quickjs_provider_v3", "invoke"), "built by Javy.*don't run JavaScript"),
-    "Javy with a newer plug-in": (imported("javy-default-plugin-v1", "invoke"), "built by Javy.*don't run JavaScript"),
+    "Javy": (imported("javy_quickjs_provider_v3", "invoke"), "built by Javy.*--lang ts"),
+    "Javy with a newer plug-in": (imported("javy-default-plugin-v1", "invoke"), "built by Javy.*--lang ts"),
     "Javy's plug-in itself": (exported("initialize-runtime", "compile-src", "invoke"), "built by Javy"),
     "componentize-js": (
         imported("wasi:http/types@0.2.10", "[constructor]fields") + exported("wizer-initialize", "coreabi_sample_i32"),
-        "StarlingMonkey.*don't run JavaScript",
+        "StarlingMonkey.*--lang ts",
     ),
     "Pyodide": (
         imported("env", "emscripten_date_now") + exported("__wasm_call_ctors", "PyObject_GetAttrString"),
@@ -259,7 +263,7 @@ OTHER_HOSTS = {
     ),
     "wasm-bindgen before its tool": (
         imported("__wbindgen_placeholder__", "__wbindgen_describe"),
-        "wasm-bindgen.*--lang rust.*don't run JavaScript",
+        "wasm-bindgen.*--lang rust.*--lang ts",
     ),
     "wasm-bindgen for the web": (imported("wbg", "__wbg_log_3f"), "wasm-bindgen"),
     "wasm-bindgen for bundlers": (imported("./shop_bg.js", "__wbg_log_3f"), "wasm-bindgen"),
@@ -275,8 +279,8 @@ OTHER_HOSTS = {
     "Emscripten's system calls": (imported("env", "__syscall_openat"), "Emscripten"),
     "Emscripten's exceptions": (imported("env", "invoke_vii"), "Emscripten"),
     "Emscripten with short names": (imported("a", "a") + imported("a", "b$") + exported("P", "R"), "Emscripten"),
-    "Fastly": (imported("fastly_http_req", "body_downstream_get"), "Fastly.*don't run JavaScript"),
-    "Spin": (imported("fermyon:spin/key-value@2.0.0", "open"), "Spin.*don't run JavaScript"),
+    "Fastly": (imported("fastly_http_req", "body_downstream_get"), "Fastly.*--lang ts"),
+    "Spin": (imported("fermyon:spin/key-value@2.0.0", "open"), "Spin.*--lang ts"),
     "Spin 1": (exported("handle-http-request"), "Spin"),
     "WASIX": (imported("wasix_32v1", "thread_spawn_v2"), "WASIX.*preview 1"),
 }
