@@ -121,6 +121,7 @@ def new(name: str, lang: str | None, template: str | None, into: Path | None, se
         folder / "README.md",
         (f"# {TEMPLATE_NAME}\n", f"# {name}\n"),
         (f"/functions/{TEMPLATE_NAME}", f"/functions/{name}"),
+        (f"[{TEMPLATE_NAME}]", f"[{name}]"),
     )
     if several is not None:
         _share_schema(folder, several, number)

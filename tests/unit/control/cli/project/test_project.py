@@ -18,6 +18,7 @@ import pytest
 from control.cli import main as cli
 from control.cli.project import authoring, project_files, toolchains
 from control.cli.project.snapshots import SnapshotFailed
+from control.telemetry.webhooks import webhook_signature
 from edge_runtime.guests.abi import binary
 from edge_runtime.guests.abi.snapshot import join_segments
 from tests.guests.build import wat
@@ -59,6 +60,7 @@ def test_a_new_project_is_named_and_whole(
     assert "notes" not in re.findall(r"# (\w+)|/functions/(\w+)", readme)
     assert f"that {authoring.TEMPLATES[template]}.\n\n`main." in readme
     assert ("-d milk" in readme) == (template == "http")
+    assert ("[my-orders]" in readme) == (template == "webhook")
     assert bool(found.functions[0].manifest.get("schedule")) == (template == "cron")
     assert bool(found.functions[0].manifest.get("secrets")) == (template == "webhook")
     # A script's helpers are in the engine, and what editors know of them beside it.
@@ -72,6 +74,14 @@ def test_a_new_project_is_named_and_whole(
     assert cli.run(["function", "new", "my-orders", "--lang", language]) == 1
     assert "is there already" in capsys.readouterr().err
     assert {file: file.stat().st_mtime_ns for file in found.folder.rglob("*")} == before
+
+
+def test_the_event_in_the_webhooks_readme_is_signed_by_the_secret_beside_it() -> None:
+    calls = (authoring.examples() / authoring.TEMPLATE_FOLDER / "webhook" / authoring.CALLS).read_text()
+    secret, body = (re.findall(pattern, calls)[0] for pattern in ('WEBHOOK_SECRET = "(.+)"', "-d '(.+?)'"))
+    sent = dict(re.findall(r"-H '([\w-]+): (.+?)'", calls))
+    signed = webhook_signature.headers(secret, sent["webhook-id"], int(sent["webhook-timestamp"]), body.encode())
+    assert sent == signed
 
 
 def sources(folder: Path) -> str:
