@@ -190,8 +190,8 @@ def test_in_a_terminal_it_asks_for_what_is_not_given(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ([], "say in which language: --lang c|zig|"),
-        (["--lang", "cobol"], "'cobol' is not one of 'c', 'zig'"),
+        ([], "say in which language: --lang ts|js|"),
+        (["--lang", "cobol"], "'cobol' is not one of 'ts', 'js'"),
         (["--lang", "c", "--template", "blog"], "'blog' is not one of 'http', 'crud', 'cron', 'webhook'"),
     ],
 )
