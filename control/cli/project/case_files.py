@@ -6,7 +6,7 @@ secrets = { KEY = "test" }          optional: values of the secrets that manifes
 name = "an order is kept"
 request = { method = "POST", path = "/7?x=1", headers = { … }, body = "…" }      or `route` instead of `path`
 sql_before = "INSERT INTO …;"
-status = 201                        without it 200
+status = 201                        without it 200, or for a tick any success
 headers = { content-type = "application/json" }
 json = { id = 1 }                   or body = "…"
 sql_after = { sql = "SELECT …", rows = [[1, "milk"]] }          or a list of these
@@ -64,7 +64,7 @@ class CaseTable(msgspec.Struct, forbid_unknown_fields=True):
     function: str = ""
     request: CaseRequest = field(default_factory=CaseRequest)
     sql_before: str = ""
-    status: Annotated[int, Meta(ge=200, le=599)] = 200
+    status: Annotated[int, Meta(ge=200, le=599)] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     body: str | UnsetType = UNSET
     json: Any = UNSET
@@ -94,7 +94,8 @@ class TestCase:
     request: CaseRequest
     secrets: dict[str, str]
     before: str
-    status: int
+    status: int | None
+    """None: any from 200 to 299, with which a tick has succeeded."""
     headers: dict[str, str]
     body: str | None
     """None: any."""
@@ -191,7 +192,7 @@ def _case(file: Path, table: dict[str, Any], whole: CaseFile, found: Project, on
         given.request if given.event is None else CaseRequest("POST", "/", headers={"content-length": "0"}),
         whole.secrets,
         given.sql_before,
-        given.status,
+        200 if given.status is None and given.event is None else given.status,
         given.headers,
         None if isinstance(given.body, UnsetType) else given.body,
         UNSET if given.json is UNSET else _json("json", given.json),

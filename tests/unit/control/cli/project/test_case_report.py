@@ -52,6 +52,15 @@ def test_what_is_the_same() -> None:
     assert same({"a": [1, {"b": None}], "c": True}, {"c": True, "a": [1.0, {"b": None}]})
 
 
+def test_a_tick_has_succeeded_with_any_status_of_success() -> None:
+    assert [compared(case(status=None), done(status=status)) for status in (200, 204, 299)] == [[], [], []]
+    (line,) = compared(case(status=None), done(status=300))
+    assert line.startswith("status: a status from 200 to 299 is expected, 300 ")
+    assert compared(case(status=None), done(status=502, code="guest_trap", message="x")) == [
+        "the call failed: x (guest_trap)"
+    ]
+
+
 def test_a_field_that_is_not_expected_is_different() -> None:
     assert compared(case(json={"a": 1}), done(b'{"a":1}')) == []
     lines = compared(case(json={"a": 1}), done(b'{"a":1,"b":2}'))
